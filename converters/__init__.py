@@ -1,0 +1,32 @@
+"""Model families: one short module each, named after its ``model_type``.
+
+Installed as ``ggext.converters``; import it under that name only. A new family is a module here and
+a line in ``_MODULES``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from ggext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ggext.checkpoint.config import Config
+    from ggext.converters.base import Family
+
+#: ``model_type`` of a config.json → the module that knows it.
+_MODULES = {"llama": "llama", "mistral": "mistral"}
+
+
+def family_of(config: Config) -> Family:
+    """The converter of a checkpoint. Raises ``CheckpointError`` naming the known families."""
+    model_type = config.string("model_type")
+    if model_type not in _MODULES:
+        raise CheckpointError(
+            f"{config.source}: model_type {model_type!r} is not a family that ggext converts; known: "
+            f"{', '.join(_MODULES)}; convert it with llama.cpp's own converter and give ggext the .gguf file"
+        )
+    module = import_module(f"ggext.converters.{_MODULES[model_type]}")
+    family: Family = module.FAMILY(config)
+    return family

@@ -1,0 +1,101 @@
+"""``config.json``, read through typed accessors: a missing value, a wrong type and a value out of range
+are three different messages."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggext.errors import CheckpointError
+
+_MAX_JSON_BYTES = 64 << 20
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Config:
+    """``values``: the parsed object. ``source``: what messages call the file."""
+
+    values: dict[str, Any]
+    source: str
+
+    def integer(self, *names: str, default: int | None = _MISSING, minimum: int = 1) -> Any:
+        """The first of ``names`` that is set, as an int of at least ``minimum``."""
+        value = self._first(names, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._wrong(names, value, "a whole number")
+        if not minimum <= value < 1 << 31:
+            raise self._wrong(names, value, f"between {minimum} and {(1 << 31) - 1}")
+        return value
+
+    def number(self, *names: str, default: float | None = _MISSING) -> Any:
+        value = self._first(names, default)
+        if value is default:
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self._wrong(names, value, "a number")
+        return float(value)
+
+    def string(self, *names: str, default: str | None = _MISSING) -> Any:
+        value = self._first(names, default)
+        if value is not default and not isinstance(value, str):
+            raise self._wrong(names, value, "a string")
+        return value
+
+    def flag(self, *names: str, default: bool = False) -> bool:
+        value = self._first(names, default)
+        if not isinstance(value, bool):
+            raise self._wrong(names, value, "true or false")
+        return value
+
+    def _first(self, names: tuple[str, ...], default: Any) -> Any:
+        for name in names:
+            if self.values.get(name) is not None:
+                return self.values[name]
+        if default is _MISSING:
+            raise CheckpointError(
+                f"{self.source}: {names[0]} is missing; the model cannot be built without it"
+            )
+        return default
+
+    def _wrong(self, names: tuple[str, ...], value: Any, wanted: str) -> CheckpointError:
+        name = next(n for n in names if self.values.get(n) is not None)
+        return CheckpointError(f"{self.source}: {name} is {_short(value)}; it must be {wanted}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ``CheckpointError`` for anything else."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise CheckpointError(
+                f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file"
+            )
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON ({str(error)[:80]}); download it again"
+        ) from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a JSON object")
+    return values
+
+
+def read_config(folder: Path) -> Config:
+    """The checkpoint's ``config.json``, or ``CheckpointError`` when ``folder`` is not a model's folder."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder or a .gguf file"
+        )
+    return Config(read_json(path), str(path))

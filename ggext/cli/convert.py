@@ -1,0 +1,134 @@
+"""``ggext convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggext.errors import UsageError
+
+if TYPE_CHECKING:
+    from ggext.convert import ConvertOptions, Plan
+    from ggext.rope.scaling import RopeScaling
+
+_METHODS = ("yarn", "linear", "ntk", "llama3")
+
+
+class _Number(click.ParamType):
+    """A finite float; ``nan`` and ``inf`` are usage errors, not numbers."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not abs(number) < float("inf"):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+NUMBER = _Number()
+
+
+@click.command(short_help="Bake a RoPE scaling into a GGUF file.")
+@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("out", required=False, type=click.Path(path_type=Path))
+@click.option("--yarn", type=NUMBER, metavar="F", help="YaRN: F times the trained context.")
+@click.option("--linear", type=NUMBER, metavar="F", help="Position interpolation by F.")
+@click.option("--ntk", type=NUMBER, metavar="F", help="NTK-aware base for F times the context.")
+@click.option("--llama3", type=NUMBER, metavar="F", help="Llama 3.1's scaling by F.")
+@click.option("--rope", type=click.Choice(["none", *_METHODS]), help="A method by name: none removes the "
+              "scaling; another takes its factor from --target-context.")  # fmt: skip
+@click.option("--target-context", type=click.IntRange(1, 1 << 30), metavar="N",
+              help="The smallest factor that reaches N tokens (YaRN if no method is named).")  # fmt: skip
+@click.option("--original-context", type=click.IntRange(1, 1 << 30), metavar="N",
+              help="Tokens that the unscaled model was trained for, if the model says otherwise.")  # fmt: skip
+@click.option("--attention-factor", type=NUMBER, metavar="M", help="Gain on cos and sin, in place of the method's.")
+@click.option("--beta-fast", type=NUMBER, metavar="R", help="YaRN: keep pairs with more than R turns [32].")
+@click.option("--beta-slow", type=NUMBER, metavar="R", help="YaRN: interpolate pairs with fewer than R turns [1].")
+@click.option("--type", "type_", default="auto", metavar="TYPE", show_default=True,
+              help="auto (as in the model), f32, f16, bf16, q8_0, or a K-quant such as Q4_K_M.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Replace an output that exists.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+def convert(model: Path, out: Path | None, **options: Any) -> None:
+    """Write MODEL (a Hugging Face folder or a .gguf file) as a GGUF file with a RoPE scaling in it.
+
+    Without a scaling option, what the checkpoint's own config says is baked. OUT defaults to the
+    model's name in the current folder.
+    """
+    from ggext.cli.progress import transfer
+    from ggext.convert import execute, plan
+
+    planned = plan(_options(model, out, options))
+    for line in describe(planned):
+        click.echo(line)
+    if options["dry_run"]:
+        click.echo("dry run: nothing was written")
+        return
+    with transfer(planned.nbytes, planned.out.name) as progress:
+        execute(planned, progress)
+    click.echo(f"wrote {planned.out} ({planned.out.stat().st_size:,} bytes)")
+
+
+def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
+    from ggext.convert import ConvertOptions
+
+    return ConvertOptions(
+        model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
+        type=options["type_"], force=options["force"],
+    )  # fmt: skip
+
+
+def _scaling(options: dict[str, Any]) -> RopeScaling | None:
+    """The request on the command line; ``None`` if it names no method."""
+    from ggext.rope.scaling import RopeScaling
+
+    chosen = [m for m in _METHODS if options[m] is not None]
+    if options["rope"] is not None:
+        chosen.append(options["rope"])
+    if len(chosen) > 1:
+        raise UsageError(f"--{' and --'.join(chosen)} are different scalings; choose one")
+    parameters = {
+        k: options[k]
+        for k in ("original_context", "attention_factor", "beta_fast", "beta_slow")
+        if options[k] is not None
+    }
+    if not chosen and options["target_context"] is None:
+        if parameters:
+            raise UsageError(f"--{next(iter(parameters)).replace('_', '-')} changes a scaling; name one, for example --yarn 4")
+        return None
+    method = chosen[0] if chosen else "yarn"
+    if method == "none" and options["target_context"] is not None:
+        raise UsageError("--rope none and --target-context exclude each other; give one")
+    factor = options.get(method)
+    if factor is not None and factor < 1:
+        raise UsageError(f"--{method} is {factor:g}; the factor multiplies the context and must be 1 or more")
+    if factor is None and method != "none" and options["target_context"] is None:
+        raise UsageError(f"--rope {method} needs --target-context N, or give the factor: --{method} F")
+    return RopeScaling(method=method, factor=factor, **parameters)
+
+
+def describe(plan: Plan) -> list[str]:
+    """The plan in words, a line a thing."""
+    source = plan.source
+    lines = [f"{source.path}: {source.arch}, {len(source.tensors)} tensors, {plan.nbytes:,} bytes to write"]
+    if plan.scaling is None or plan.encoding is None:
+        lines.append("rope: as in the file, unchanged")
+    else:
+        scaling, table = plan.scaling, plan.encoding
+        parameters = ", ".join(
+            f"{k.replace('_', ' ')} {v:g}" for k, v in scaling.given().items() if isinstance(v, (int, float))
+        )
+        lines.append(f"rope: {scaling.method}{' (' + parameters + ')' if parameters else ''}")
+        lines.append(f"context: {plan.geometry.trained_context:,} → {table.keys['context_length']:,} tokens")
+        lines.append(
+            f"encoding: {table.name}, worst frequency error {table.exactness.frequency_error:.1e}, "
+            f"gain error {table.exactness.gain_error:.1e}"
+        )
+    if plan.quantize_to:
+        lines.append(f"type: {plan.quantize_to} by llama.cpp's quantizer")
+    return lines + [f"note: {note}" for note in plan.notes]

@@ -1,0 +1,163 @@
+"""A checkpoint or a GGUF file goes in, a GGUF file with the chosen RoPE scaling in it comes out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ggext.errors import OutputError, RopeError, UsageError
+from ggext.gguf.types import Field
+from ggext.gguf.writer import TensorToWrite, check_output, replacing, write_gguf
+from ggext.quantize import FILE_TYPES, file_type_of, is_llama_cpp_type, planned_type, to_write
+from ggext.rope import methods
+from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, encode
+from ggext.rope.recipe import RECIPE_KEY, Recipe
+from ggext.rope.scaling import RopeGeometry, RopeScaling
+from ggext.sources import F32, ModelSource, open_source
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
+    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name."""
+
+    model: Path
+    out: Path | None = None
+    rope: RopeScaling | None = None
+    target_context: int | None = None
+    type: str = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
+    ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user."""
+
+    out: Path
+    source: ModelSource
+    encoding: Encoding | None
+    scaling: RopeScaling | None
+    geometry: RopeGeometry
+    fields: dict[str, Field]
+    tensors: list[TensorToWrite]
+    nbytes: int
+    quantize_to: str | None
+    notes: list[str] = field(default_factory=list)
+
+
+def convert(options: ConvertOptions, progress: Progress = lambda nbytes: None) -> Plan:
+    """Write the file that ``plan`` describes. Raises a ``GgextError``; the output is whole or absent."""
+    return execute(plan(options), progress)
+
+
+def plan(options: ConvertOptions) -> Plan:
+    """Everything that can be decided, and refused, from headers alone. Nothing is written."""
+    source = open_source(options.model)
+    notes = list(source.notes)
+    scaling, asked_by = resolve_scaling(options, source, notes)
+    fields, tensors = dict(source.fields), list(source.tensors)
+    encoding, geometry = None, source.geometry
+    if scaling is not None:
+        geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
+        encoding = encode(scaling, geometry, source.arch)
+        tensors = [t for t in tensors if t.name not in SCALING_TENSORS]
+        fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
+
+    wanted = options.type.lower()
+    by_llama_cpp = is_llama_cpp_type(wanted, source.is_gguf)
+    types = [planned_type(t, "auto" if by_llama_cpp else wanted, notes) for t in tensors]
+    written = [to_write(t, kind) for t, kind in zip(tensors, types, strict=True)]
+    if encoding is not None:
+        written += [_factors(name, values) for name, values in encoding.tensors.items()]
+    if not source.is_gguf:
+        fields["general.file_type"] = Field.of(FILE_TYPES[file_type_of(tensors, types)])
+        fields["general.quantization_version"] = Field.of(2)
+    out = options.out or Path(_default_name(source, scaling, wanted))
+    _check_not_input(out, source)
+    check_output(out, options.force)
+    nbytes = sum(t.nbytes for t in written)
+    return Plan(
+        out, source, encoding, scaling, geometry, fields, written, nbytes,
+        options.type if by_llama_cpp else None, notes,
+    )  # fmt: skip
+
+
+def execute(plan: Plan, progress: Progress = lambda nbytes: None) -> Plan:
+    if plan.quantize_to is None:
+        write_gguf(plan.out, plan.fields, plan.tensors, progress)
+        return plan
+    from ggext.runtime.llama import quantize
+
+    with replacing(plan.out) as unquantized, replacing(plan.out) as quantized:
+        write_gguf(unquantized, plan.fields, plan.tensors, progress)
+        quantize(unquantized, quantized, plan.quantize_to)
+        quantized.replace(unquantized)
+    return plan
+
+
+def resolve_scaling(
+    options: ConvertOptions, source: ModelSource, notes: list[str]
+) -> tuple[RopeScaling | None, str]:
+    """The request in full, and who made it. ``None``: a GGUF file stays as it is."""
+    asked = options.rope
+    if asked is None and options.target_context is not None:
+        asked = RopeScaling("yarn")
+    if asked is None:
+        return (None, "") if source.is_gguf else (source.scaling, "the checkpoint's config.json")
+    if asked.original_context is None and source.scaling is None:
+        raise RopeError(
+            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files do); a new scaling "
+            "replaces them, so say the context that they started from: --original-context (8192 for Llama 3.1 and 3.2)"
+        )
+    own = source.scaling
+    if own is None or own.method != "none":
+        words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
+        notes.append(f"the source's own {words} is replaced, not added to")
+    if asked.method == "none":
+        return asked, "the command line"
+    original = methods.original_context(asked, source.geometry)
+    if options.target_context is not None:
+        if asked.factor is not None:
+            raise UsageError("a factor and --target-context exclude each other; give one")
+        if options.target_context <= original:
+            notes.append(f"the model reaches {options.target_context} tokens without scaling; none is baked")
+            return RopeScaling(), "the command line"
+        asked = replace(asked, factor=options.target_context / original, context=options.target_context)
+    return replace(asked, original_context=original), "the command line"
+
+
+def _with_rope(fields: dict[str, Field], arch: str, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
+    """``fields`` with every trace of an earlier scaling gone and the new one in its place."""
+    stale = {f"{arch}.{key}" for key in SCALING_KEYS} | {RECIPE_KEY}
+    kept = {key: value for key, value in fields.items() if key not in stale}
+    new = {f"{arch}.{key}": Field.of(value) for key, value in encoding.keys.items()}
+    new[RECIPE_KEY] = Field.of(json.dumps(recipe.as_dict(), separators=(",", ":")))
+    return kept | new
+
+
+def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
+    import numpy as np
+
+    data = np.asarray(values, "<f4").tobytes()
+    return TensorToWrite(name, (len(values),), F32, len(data), lambda: [data])
+
+
+def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
+    stem = source.path.resolve().name if source.path.is_dir() else source.path.stem
+    parts = [stem or "model"]
+    if scaling is not None and scaling.method != "none":
+        parts.append(f"{scaling.method}{scaling.factor:g}")
+    if wanted != "auto":
+        parts.append(wanted)
+    return "-".join(parts) + ".gguf"
+
+
+def _check_not_input(out: Path, source: ModelSource) -> None:
+    inputs = {source.path} if source.is_gguf else set(source.path.glob("*"))
+    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        raise OutputError(f"{out} is the input itself; name another output")

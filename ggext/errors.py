@@ -1,0 +1,65 @@
+"""Every error that ggext raises on purpose.
+
+Library code raises; only ``ggext.cli`` prints a message and sets the exit code. A message is one
+line that names the object, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class GgextError(Exception):
+    """Base of all errors that a user or a host application can cause; ``exit_code`` is the CLI's."""
+
+    exit_code = 1
+
+
+class UsageError(GgextError):
+    """The request itself cannot be meant: an option out of range, two options that exclude each other."""
+
+    exit_code = 2
+
+
+class MissingExtraError(GgextError):
+    """An optional package is not installed. ``extra`` names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: "
+            f'pip install "ggext[{extra}]"'
+        )
+        self.package = package
+        self.extra = extra
+
+
+class CheckpointError(GgextError):
+    """A Hugging Face checkpoint is missing something, or something in it is malformed."""
+
+
+class GgufError(GgextError):
+    """A GGUF file is malformed, or says something that cannot be honoured."""
+
+
+class RopeError(GgextError):
+    """A RoPE configuration is unknown, incomplete, contradictory or not expressible."""
+
+
+class OutputError(GgextError):
+    """An output file cannot be written: it exists, its folder is missing, the disk is full."""
+
+
+class ModelError(GgextError):
+    """llama.cpp refused a model, a context or a batch."""
+
+
+class ContextFullError(ModelError):
+    """The prompt does not fit. Nothing was evaluated and nothing was dropped. All counts in tokens."""
+
+    def __init__(self, requested: int, used: int, available: int) -> None:
+        super().__init__(
+            f"the context is full: {requested} more tokens requested, {used} used, "
+            f"{available} of {used + available} left; start over with /clear, shorten the text, or "
+            "convert the model for a longer context (ggext convert MODEL --target-context N)"
+        )
+        self.requested = requested
+        self.used = used
+        self.available = available

@@ -1,0 +1,235 @@
+"""A GGUF header, read and bounds-checked before anything else looks at the file.
+
+No count or length from the file is trusted: each is checked against the bytes that are left, so
+nothing larger than the file is ever allocated, and every error says the byte offset.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import GgufError
+from ggext.gguf.types import (
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    MAX_DIMENSIONS,
+    STRUCT_CODE,
+    VERSIONS,
+    Field,
+    TensorInfo,
+    ValueType,
+    aligned,
+    tensor_nbytes,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_MAX_ARRAY_DEPTH = 4
+_SMALLEST_FIELD = 8 + 1 + 4 + 1  # key length, key, type, value
+_SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name, dimensions, one size, type, offset
+
+
+@dataclass(frozen=True)
+class GgufFile:
+    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start."""
+
+    path: Path
+    version: int
+    fields: dict[str, Field]
+    tensors: dict[str, TensorInfo]
+    alignment: int
+    data_offset: int
+    size: int
+
+    @property
+    def arch(self) -> str:
+        return str(self.fields["general.architecture"].value)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        field = self.fields.get(key)
+        return default if field is None else field.value
+
+    def arch_keys(self) -> dict[str, Any]:
+        """The architecture's own values, without its prefix."""
+        prefix = self.arch + "."
+        return {k.removeprefix(prefix): f.value for k, f in self.fields.items() if k.startswith(prefix)}
+
+    def tensor_data(self, name: str) -> memoryview:
+        """The raw bytes of a tensor, mapped from the file, not read."""
+        info = self.tensors[name]
+        start = self.data_offset + info.offset
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return memoryview(mapped)[start : start + info.nbytes]
+
+    def float_tensor(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """A float32 tensor's values, one-dimensional."""
+        import numpy as np
+
+        if self.tensors[name].type != 0:
+            raise GgufError(f"{self.path}: tensor {name!r} must be F32")
+        return np.frombuffer(self.tensor_data(name), dtype="<f4")
+
+
+def read_gguf(path: str | Path) -> GgufFile:
+    """Read and check a header. Raises ``GgufError`` (one line, with the byte offset) for a file that is
+    not GGUF, is truncated, or contradicts itself; ``OSError`` becomes ``GgufError`` too."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        if path.is_dir():
+            raise GgufError(f"{path} is a folder; name the .gguf file in it")
+        with path.open("rb") as file:
+            if size == 0:
+                raise GgufError(f"{path} is empty; it is not a GGUF file")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return _Parser(path, data).parse()
+    except OSError as error:
+        raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
+
+
+class _Parser:
+    def __init__(self, path: Path, data: mmap.mmap) -> None:
+        self.path, self.data, self.size, self.at = path, data, len(data), 0
+
+    def fail(self, message: str) -> GgufError:
+        return GgufError(f"{self.path}: {message} (at byte {self.at}); the file is damaged or not a GGUF file")
+
+    def unpack(self, code: str) -> Any:
+        length = struct.calcsize("<" + code)
+        if length > self.size - self.at:
+            raise self.fail("the file ends in the middle of its header")
+        (value,) = struct.unpack_from("<" + code, self.data, self.at)
+        self.at += length
+        return value
+
+    def string(self, what: str) -> str:
+        length = self.unpack("Q")
+        if length > self.size - self.at:
+            raise self.fail(f"{what} of {length} bytes reaches past the end of the file")
+        text = self.data[self.at : self.at + length].decode("utf-8", "surrogateescape")
+        self.at += length
+        return text
+
+    def parse(self) -> GgufFile:
+        if self.data[:4] != MAGIC:
+            raise self.fail(f"it starts with {bytes(self.data[:4])!r} instead of {MAGIC!r}")
+        self.at = 4
+        version = self.unpack("I")
+        if version not in VERSIONS:
+            swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+            reason = "is big-endian" if swapped in VERSIONS else f"has GGUF version {version}"
+            raise GgufError(f"{self.path} {reason}; ggext reads little-endian versions 2 and 3")
+        n_tensors, n_fields = self.count("tensors", _SMALLEST_TENSOR), self.count("keys", _SMALLEST_FIELD)
+        fields = dict(self.fields(n_fields))
+        alignment = self.alignment(fields)
+        tensors = {info.name: info for info in self.tensors(n_tensors)}
+        self.check_architecture(fields)
+        data_offset = aligned(self.at, alignment)
+        self.check_extents(tensors, data_offset, alignment)
+        return GgufFile(self.path, version, fields, tensors, alignment, data_offset, self.size)
+
+    def count(self, what: str, smallest: int) -> int:
+        count: int = self.unpack("Q")
+        if count > (self.size - self.at) // smallest:
+            raise self.fail(f"{count} {what} do not fit into {self.size} bytes")
+        return count
+
+    def fields(self, count: int) -> Iterator[tuple[str, Field]]:
+        seen = set()
+        for _ in range(count):
+            key = self.string("a key")
+            if not key:
+                raise self.fail("a key is empty")
+            if key in seen:
+                raise self.fail(f"the key {key!r} occurs twice")
+            seen.add(key)
+            yield key, self.field(self.value_type(key), key)
+
+    def value_type(self, key: str) -> ValueType:
+        number = self.unpack("I")
+        try:
+            return ValueType(number)
+        except ValueError:
+            raise self.fail(f"the key {key!r} has the unknown value type {number}") from None
+
+    def field(self, kind: ValueType, key: str, depth: int = 0) -> Field:
+        if kind is ValueType.STRING:
+            return Field(kind, self.string(f"the value of {key!r}"))
+        if kind is ValueType.ARRAY:
+            return self.array(key, depth)
+        if kind is ValueType.BOOL:
+            return Field(kind, self.unpack("B") != 0)
+        return Field(kind, self.unpack(STRUCT_CODE[kind]))
+
+    def array(self, key: str, depth: int) -> Field:
+        if depth >= _MAX_ARRAY_DEPTH:
+            raise self.fail(f"the value of {key!r} nests arrays deeper than {_MAX_ARRAY_DEPTH}")
+        item_type, count = self.value_type(key), self.unpack("Q")
+        smallest = {ValueType.STRING: 8, ValueType.ARRAY: 12}.get(item_type)
+        length = smallest or struct.calcsize("<" + STRUCT_CODE[item_type])
+        if count > (self.size - self.at) // length:
+            raise self.fail(f"{count} values of {key!r} do not fit into the file")
+        if item_type is ValueType.STRING:
+            values = [self.string(f"a value of {key!r}") for _ in range(count)]
+        elif item_type is ValueType.ARRAY:
+            values = [self.array(key, depth + 1) for _ in range(count)]
+        else:
+            code = "B" if item_type is ValueType.BOOL else STRUCT_CODE[item_type]
+            values = list(struct.unpack_from(f"<{count}{code}", self.data, self.at))
+            values = [v != 0 for v in values] if item_type is ValueType.BOOL else values
+            self.at += count * length
+        return Field(ValueType.ARRAY, values, item_type)
+
+    def alignment(self, fields: dict[str, Field]) -> int:
+        field = fields.get("general.alignment", Field(ValueType.UINT32, DEFAULT_ALIGNMENT))
+        value = field.value
+        if field.type is not ValueType.UINT32 or value < 1 or value & (value - 1) or value > 1 << 20:
+            raise self.fail(f"general.alignment is {value!r}; it must be a power of two (UINT32)")
+        return int(value)
+
+    def check_architecture(self, fields: dict[str, Field]) -> None:
+        field = fields.get("general.architecture")
+        if field is None or field.type is not ValueType.STRING or not field.value:
+            raise self.fail("general.architecture is missing or not a string")
+
+    def tensors(self, count: int) -> Iterator[TensorInfo]:
+        seen = set()
+        for _ in range(count):
+            name = self.string("a tensor's name")
+            if name in seen:
+                raise self.fail(f"the tensor {name!r} occurs twice")
+            seen.add(name)
+            dimensions = self.unpack("I")
+            if not 1 <= dimensions <= MAX_DIMENSIONS:
+                raise self.fail(f"tensor {name!r} has {dimensions} dimensions")
+            shape = tuple(self.unpack("Q") for _ in range(dimensions))
+            if not all(0 < n < 1 << 63 for n in shape) or math.prod(shape) >= 1 << 63:
+                raise self.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
+            kind, offset = self.unpack("I"), self.unpack("Q")
+            try:
+                nbytes = tensor_nbytes(name, shape, kind)
+            except GgufError as error:
+                raise self.fail(str(error)) from None
+            yield TensorInfo(name, shape, kind, offset, nbytes)
+
+    def check_extents(self, tensors: dict[str, TensorInfo], data_offset: int, alignment: int) -> None:
+        end = 0
+        for info in sorted(tensors.values(), key=lambda t: t.offset):
+            if info.offset % alignment:
+                raise self.fail(f"tensor {info.name!r} starts at {info.offset}, not a multiple of {alignment}")
+            if info.offset < end:
+                raise self.fail(f"tensor {info.name!r} overlaps the one before it")
+            end = info.offset + info.nbytes
+            if data_offset + end > self.size:
+                raise GgufError(
+                    f"{self.path}: tensor {info.name!r} ends at byte {data_offset + end} and the file has "
+                    f"{self.size}; the file is truncated: copy or download it again"
+                )

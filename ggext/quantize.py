@@ -1,0 +1,98 @@
+"""Tensor values from the type they have to the type that is written.
+
+f32, f16, bf16 and q8_0 are made here, piece by piece; everything else is llama.cpp's own quantizer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ggext.checkpoint.safetensors import CheckpointTensor
+from ggext.errors import CheckpointError, GgufError
+from ggext.gguf.types import tensor_nbytes
+from ggext.gguf.writer import TensorToWrite
+from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
+#: ggml type of most weights → general.file_type.
+FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}
+_Q8_0_BLOCK = 32
+
+
+def is_llama_cpp_type(name: str, is_gguf: bool) -> bool:
+    """Whether llama.cpp's quantizer makes it: K-quants, and every change of a file that is GGUF already."""
+    return name != "auto" and (is_gguf or name not in TYPES)
+
+
+def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
+    """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
+    if not isinstance(tensor.origin, CheckpointTensor):
+        return tensor.type
+    if len(tensor.shape) == 1:
+        return F32
+    if wanted == "auto":
+        return tensor.type
+    kind = TYPES[wanted]
+    if kind == Q8_0 and tensor.shape[0] % _Q8_0_BLOCK:
+        notes.append(
+            f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of {_Q8_0_BLOCK}: written as f16"
+        )
+        return F16
+    return kind
+
+
+def file_type_of(tensors: list[SourceTensor], types: list[int]) -> int:
+    """The type that holds most values."""
+    values: dict[int, int] = {}
+    for tensor, kind in zip(tensors, types, strict=True):
+        values[kind] = values.get(kind, 0) + tensor_nbytes(tensor.name, tensor.shape, F32)
+    return max(values, key=values.__getitem__)
+
+
+def to_write(tensor: SourceTensor, kind: int) -> TensorToWrite:
+    def chunks() -> Iterator[memoryview]:
+        for block in tensor.blocks():
+            converted = _converted(block, tensor, kind)
+            yield memoryview(converted.reshape(-1)).cast("B")
+
+    nbytes = tensor_nbytes(tensor.name, tensor.shape, kind)
+    return TensorToWrite(tensor.name, tensor.shape, kind, nbytes, chunks)
+
+
+def _converted(block: np.ndarray[Any, Any], tensor: SourceTensor, kind: int) -> np.ndarray[Any, Any]:
+    import numpy as np
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import quantize
+
+    if not isinstance(tensor.origin, CheckpointTensor):
+        if kind != tensor.type:
+            raise GgufError(f"tensor {tensor.name}: a GGUF tensor is copied, not changed")
+        return block
+    if kind == tensor.type and tensor.origin.dtype != "F64":
+        return np.ascontiguousarray(block)
+    values = _float32(block, tensor)
+    if kind == F32:
+        return values
+    if kind == F16:
+        with np.errstate(over="ignore"):
+            halves = values.astype("<f2")
+        if np.isinf(halves).any() and not np.isinf(values).any():
+            raise CheckpointError(
+                f"{tensor.origin.path}: tensor {tensor.origin.name} has the value {np.abs(values).max():g}, which "
+                "float16 cannot hold; choose --type bf16 or f32"
+            )
+        return halves
+    flat = values if values.ndim > 1 else values[None, :]
+    return np.ascontiguousarray(quantize(np.ascontiguousarray(flat), GGMLQuantizationType(kind)))
+
+
+def _float32(block: np.ndarray[Any, Any], tensor: SourceTensor) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    if tensor.type == BF16:  # bfloat16 is the upper half of a float32
+        return (block.astype("<u4") << 16).view("<f4")
+    return np.ascontiguousarray(block, dtype="<f4")

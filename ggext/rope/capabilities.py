@@ -1,0 +1,39 @@
+"""What llama.cpp's code for an architecture does with RoPE, where architectures differ.
+
+Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout and
+``load_arch_tensors`` for rope_freqs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggext.errors import RopeError
+from ggext.rope.scaling import Layout
+
+
+@dataclass(frozen=True)
+class RopeCapability:
+    """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one."""
+
+    layout: Layout
+    loads_rope_freqs: bool
+
+
+_CAPABILITIES = {
+    "llama": RopeCapability("norm", loads_rope_freqs=True),
+    "qwen2": RopeCapability("neox", loads_rope_freqs=False),
+    "qwen2moe": RopeCapability("neox", loads_rope_freqs=False),
+    "qwen3": RopeCapability("neox", loads_rope_freqs=False),
+    "qwen3moe": RopeCapability("neox", loads_rope_freqs=False),
+}
+
+
+def capability_of(arch: str) -> RopeCapability:
+    """Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+    if arch not in _CAPABILITIES:
+        raise RopeError(
+            f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; known: "
+            f"{', '.join(_CAPABILITIES)}"
+        )
+    return _CAPABILITIES[arch]

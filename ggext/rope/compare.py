@@ -1,0 +1,43 @@
+"""Two RoPE tables against each other, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggext.rope.scaling import RopeTable
+
+#: GGUF stores float32: a key or factor is off by up to 6e-8, a frequency by a few of these.
+EXACT_FREQUENCY = 1e-6
+EXACT_GAIN = 1e-6
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``frequency_error``: worst |effective/wanted - 1| over the pairs (absolute where wanted is 0), at
+    ``worst_pair``. ``gain_error``: |effective/wanted - 1| of the attention factor."""
+
+    frequency_error: float
+    worst_pair: int
+    gain_error: float
+
+    @property
+    def is_exact(self) -> bool:
+        return self.frequency_error <= EXACT_FREQUENCY and self.gain_error <= EXACT_GAIN
+
+
+def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
+    """Tables of different length compare as infinitely wrong."""
+    if len(wanted.inv_freq) != len(effective.inv_freq):
+        return Comparison(float("inf"), min(len(wanted.inv_freq), len(effective.inv_freq)), float("inf"))
+    errors = pair_errors(wanted, effective)
+    worst = max(range(len(errors)), key=errors.__getitem__)
+    gain = abs(effective.attention_factor / wanted.attention_factor - 1)
+    return Comparison(errors[worst], worst, gain)
+
+
+def pair_errors(wanted: RopeTable, effective: RopeTable) -> list[float]:
+    """Relative error of each pair's frequency; absolute where the wanted one is 0."""
+    return [
+        abs(e / w - 1) if w else abs(e)
+        for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)
+    ]

@@ -1,0 +1,123 @@
+"""GGUF keys and tensors → the RoPE table that llama.cpp computes from them.
+
+Follows llama.cpp 0c1e57098: ``load_hparams`` (keys), the context's constructor (gain) and
+``rope_yarn`` in the kernels. Values pass through float32 as they do there; the arithmetic on them
+is float64, so rounding inside the kernels is not part of this table (the kernel check measures it).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ggext.errors import RopeError
+from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
+from ggext.rope.scaling import Layout, RopeGeometry, RopeTable
+
+ROPE_FREQS = "rope_freqs.weight"
+_TYPES = ("none", "linear", "yarn", "longrope")
+
+
+def float32(value: float) -> float:
+    """``value`` as float32 stores it."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.inf
+
+
+def geometry_of(keys: Mapping[str, Any], layout: Layout) -> RopeGeometry:
+    """The unscaled geometry that a file states. ``keys`` without the architecture prefix."""
+    head_dim = keys.get("attention.key_length")
+    if head_dim is None and "embedding_length" in keys and _count(keys, "attention.head_count"):
+        head_dim = keys["embedding_length"] // keys["attention.head_count"]
+    n_rot = keys.get("rope.dimension_count", head_dim)
+    if not isinstance(n_rot, int):
+        raise RopeError("the file says neither rope.dimension_count nor the size of a head")
+    context = _count(keys, "context_length")
+    if not context:
+        raise RopeError("the file has no context_length")
+    return RopeGeometry(
+        n_rot=n_rot,
+        head_dim=head_dim if isinstance(head_dim, int) else n_rot,
+        base=float32(_real(keys, "rope.freq_base", 10000.0)),
+        layout=layout,
+        trained_context=_count(keys, "rope.scaling.original_context_length") or context,
+    )
+
+
+def decode(
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, Sequence[float]],
+    layout: Layout,
+    arch: str,
+) -> RopeTable:
+    """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
+    factor tensors that the file holds. Raises ``RopeError`` for what llama.cpp would refuse."""
+    geometry = geometry_of(keys, layout)
+    methods.check_geometry(geometry)
+    kind = scaling_type(keys)
+    scale = 1.0 if kind == "none" else _frequency_scale(keys)
+    inv_freq = methods.theta(geometry)
+    if ROPE_FREQS in tensors:
+        inv_freq = _divided(inv_freq, tensors[ROPE_FREQS], arch)
+    gain = float32(_real(keys, "rope.scaling.attn_factor", 1.0))
+    if kind == "yarn":
+        low, high = methods.yarn_correction_range(
+            methods.YARN_BETA_FAST, methods.YARN_BETA_SLOW, True, geometry.trained_context, geometry
+        )
+        # the kernel's own guard, which differs from the paper's where high ≤ low
+        ramp = [min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))]
+        inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
+        # context: get_mscale / (1 + 0.1 ln f); kernel: · (1 + 0.1 ln f); they leave get_mscale
+        gain *= methods.yarn_gain(1 / scale)
+    else:
+        inv_freq = [w * scale for w in inv_freq]
+    return RopeTable(tuple(inv_freq), gain, _count(keys, "context_length"))
+
+
+def scaling_type(keys: Mapping[str, Any]) -> str:
+    """``rope.scaling.type``; absent means linear, as in llama.cpp's loader."""
+    kind = keys.get("rope.scaling.type", "linear")
+    if kind not in _TYPES:
+        raise RopeError(f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}")
+    if kind == "longrope":
+        raise RopeError("rope.scaling.type is longrope, which has two tables; ggext does not read it yet")
+    for key in ("rope.scaling.yarn_log_multiplier",):
+        if _real(keys, key, 0.0) != 0.0:
+            raise RopeError(f"{key} is set; ggext does not read it yet")
+    return str(kind)
+
+
+def _frequency_scale(keys: Mapping[str, Any]) -> float:
+    factor = _real(keys, "rope.scaling.factor", _real(keys, "rope.scale_linear", 0.0))
+    if factor < 0 or not math.isfinite(factor):
+        raise RopeError(f"rope.scaling.factor is {factor}; it must be a number above 0")
+    return 1.0 / float32(factor) if factor else 1.0
+
+
+def _divided(inv_freq: Sequence[float], factors: Sequence[float], arch: str) -> list[float]:
+    if not capability_of(arch).loads_rope_freqs:
+        raise RopeError(f"the file holds {ROPE_FREQS}, which llama.cpp's architecture {arch} does not load")
+    if len(factors) != len(inv_freq):
+        raise RopeError(f"{ROPE_FREQS} has {len(factors)} values; the model rotates {len(inv_freq)} pairs")
+    if not all(math.isfinite(f) and f > 0 for f in factors):
+        raise RopeError(f"{ROPE_FREQS} holds a value that is not a number above 0")
+    return [w / float32(f) for w, f in zip(inv_freq, factors, strict=True)]
+
+
+def _count(keys: Mapping[str, Any], key: str) -> int:
+    value = keys.get(key, 0)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RopeError(f"{key} is {value!r}; it must be a whole number")
+    return value
+
+
+def _real(keys: Mapping[str, Any], key: str, default: float) -> float:
+    value = keys.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise RopeError(f"{key} is {value!r}; it must be a number")
+    return float(value)

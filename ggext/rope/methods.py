@@ -1,0 +1,195 @@
+"""Scaling method → RoPE table: the only place in the program that computes a frequency.
+
+All arithmetic is float64. Notation: d = ``n_rot``, i = 0 … d/2-1, θᵢ = base^(-2i/d), f = factor,
+L0 = original context. ``make_table`` checks every parameter first: one that the method does not
+use is an error, so nothing that a user or a checkpoint says is ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from ggext.errors import RopeError
+from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+
+_SCALED = frozenset({"factor", "original_context", "context", "attention_factor"})
+
+#: Method → the parameters it uses.
+USED_PARAMETERS: dict[str, frozenset[str]] = {
+    "none": frozenset({"context", "attention_factor"}),
+    "linear": _SCALED,
+    "ntk": _SCALED,
+    "yarn": _SCALED | {"beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"},
+    "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
+}
+
+#: Methods whose table depends on the length of the text: no single table stands for them.
+_LENGTH_DEPENDENT = {
+    "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
+    "mode; choose a fixed table: --ntk F, or --yarn F",
+    "longrope": "LongRoPE has one table for short and one for long texts; ggext does not bake it "
+    "yet; choose a single table: --yarn F",
+}
+
+#: Defaults of the YaRN paper (section 3.2) and of Llama 3.1.
+YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0
+LLAMA3_LOW_FREQ_FACTOR, LLAMA3_HIGH_FREQ_FACTOR = 1.0, 4.0
+
+
+def theta(geometry: RopeGeometry, base: float | None = None) -> list[float]:
+    """The unscaled frequencies θᵢ = base^(-2i/d), radians per token (RoFormer, eq. 15)."""
+    base = geometry.base if base is None else base
+    return [base ** (-2 * i / geometry.n_rot) for i in range(geometry.n_rot // 2)]
+
+
+def check(scaling: RopeScaling) -> None:
+    """Raise ``RopeError`` unless the request is one that a table can be made from."""
+    if scaling.method in _LENGTH_DEPENDENT:
+        raise RopeError(_LENGTH_DEPENDENT[scaling.method])
+    used = USED_PARAMETERS.get(scaling.method)
+    if used is None:
+        raise RopeError(f"rope type {scaling.method!r} is unknown; known: {', '.join(USED_PARAMETERS)}")
+    given = scaling.given()
+    unused = sorted(set(given) - used)
+    if unused:
+        raise RopeError(
+            f"rope type {scaling.method} does not use {', '.join(unused)}; leave it out, or choose "
+            "the method that it belongs to"
+        )
+    for name, value in given.items():
+        if name == "truncate":
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RopeError(f"rope parameter {name} is {value!r}; it must be a finite number")
+        if value <= 0 and name not in ("mscale", "mscale_all_dim"):
+            raise RopeError(f"rope parameter {name} is {value:g}; it must be above 0")
+    if "factor" in used and scaling.factor is None:
+        raise RopeError(f"rope type {scaling.method} needs a factor; give one (for example 4)")
+    if scaling.factor is not None and scaling.factor < 1:
+        raise RopeError(f"rope factor is {scaling.factor:g}; it must be 1 or more: it multiplies the context")
+
+
+def check_geometry(geometry: RopeGeometry) -> None:
+    if geometry.n_rot < 2 or geometry.n_rot % 2 or geometry.n_rot > geometry.head_dim:
+        raise RopeError(
+            f"{geometry.n_rot} rotated dimensions in a head of {geometry.head_dim}: it must be an "
+            "even number from 2 to the head's size"
+        )
+    if not (math.isfinite(geometry.base) and geometry.base > 1):
+        raise RopeError(f"rope base (rope_theta) is {geometry.base:g}; it must be a finite number above 1")
+    if geometry.trained_context < 1:
+        raise RopeError(f"the trained context is {geometry.trained_context} tokens; it must be at least 1")
+
+
+def make_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    """The table that ``scaling`` means for ``geometry``. Raises ``RopeError`` on a bad request."""
+    check(scaling)
+    check_geometry(geometry)
+    maker = {
+        "none": _none, "linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3,
+    }[scaling.method]  # fmt: skip
+    table = maker(scaling, geometry)
+    if scaling.attention_factor is not None:  # replaces the method's own gain, never multiplies it
+        table = replace(table, attention_factor=float(scaling.attention_factor))
+    return table
+
+
+def extended_context(scaling: RopeScaling, geometry: RopeGeometry) -> int:
+    """Tokens that the request is meant for: as given, else factor · original context, rounded down."""
+    if scaling.context is not None:
+        return scaling.context
+    # 1e-6 absorbs the rounding of factors that were made by dividing two contexts
+    return int((scaling.factor or 1.0) * original_context(scaling, geometry) + 1e-6)
+
+
+def original_context(scaling: RopeScaling, geometry: RopeGeometry) -> int:
+    return scaling.original_context or geometry.trained_context
+
+
+def _table(inv_freq: list[float], gain: float, scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    return RopeTable(tuple(inv_freq), gain, extended_context(scaling, geometry))
+
+
+def _none(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    return _table(theta(geometry), 1.0, scaling, geometry)
+
+
+def _linear(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    """Position interpolation (Chen et al. 2023): every frequency divided by the factor."""
+    factor = scaling.factor or 1.0
+    return _table([w / factor for w in theta(geometry)], 1.0, scaling, geometry)
+
+
+def ntk_base(factor: float, geometry: RopeGeometry) -> float:
+    """base · f^(d/(d-2)): the lowest frequency is interpolated by f, the highest kept (bloc97 2023)."""
+    if geometry.n_rot <= 2:
+        raise RopeError("NTK-aware scaling needs more than 2 rotated dimensions; use linear")
+    return geometry.base * float(factor) ** (geometry.n_rot / (geometry.n_rot - 2))
+
+
+def _ntk(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    base = ntk_base(scaling.factor or 1.0, geometry)
+    return _table(theta(geometry, base), 1.0, scaling, geometry)
+
+
+def yarn_correction_range(
+    beta_fast: float, beta_slow: float, truncate: bool, original: int, geometry: RopeGeometry
+) -> tuple[float, float]:
+    """Pair indices between which YaRN blends (YaRN, eq. 17 ff.): c(r) = d·ln(L0/2πr) / (2·ln base)."""
+
+    def pair_with_rotations(rotations: float) -> float:
+        scaled = math.log(original / (rotations * 2 * math.pi))
+        return geometry.n_rot * scaled / (2 * math.log(geometry.base))
+
+    low, high = pair_with_rotations(beta_fast), pair_with_rotations(beta_slow)
+    if truncate:
+        low, high = math.floor(low), math.ceil(high)
+    return max(low, 0), min(high, geometry.n_rot - 1)
+
+
+def yarn_ramp(low: float, high: float, pairs: int) -> list[float]:
+    """Share of interpolation of each pair: 0 up to ``low``, 1 from ``high``, linear between."""
+    if low == high:
+        high += 0.001  # the reference implementations avoid the division by zero so
+    return [min(1.0, max(0.0, (i - low) / (high - low))) for i in range(pairs)]
+
+
+def yarn_gain(factor: float, mscale: float = 1.0) -> float:
+    """0.1 · mscale · ln f + 1 (YaRN, eq. 22); 1 without extension."""
+    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _yarn(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    factor = scaling.factor or 1.0
+    low, high = yarn_correction_range(
+        scaling.beta_fast or YARN_BETA_FAST,
+        scaling.beta_slow or YARN_BETA_SLOW,
+        scaling.truncate is not False,
+        original_context(scaling, geometry),
+        geometry,
+    )
+    ramp = yarn_ramp(low, high, geometry.n_rot // 2)
+    inv_freq = [w / factor * r + w * (1 - r) for w, r in zip(theta(geometry), ramp, strict=True)]
+    if scaling.mscale and scaling.mscale_all_dim:
+        gain = yarn_gain(factor, scaling.mscale) / yarn_gain(factor, scaling.mscale_all_dim)
+    else:
+        gain = yarn_gain(factor)
+    return _table(inv_freq, gain, scaling, geometry)
+
+
+def _llama3(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    """Llama 3.1: kept, blended or divided by the wavelength's share of the original context."""
+    factor = scaling.factor or 1.0
+    low = scaling.low_freq_factor or LLAMA3_LOW_FREQ_FACTOR
+    high = scaling.high_freq_factor or LLAMA3_HIGH_FREQ_FACTOR
+    if high <= low:
+        raise RopeError(f"llama3 needs high_freq_factor above low_freq_factor; they are {high:g} and {low:g}")
+    original = original_context(scaling, geometry)
+
+    def scaled(w: float) -> float:
+        turns = original * w / (2 * math.pi)  # original context in wavelengths
+        smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
+        return (1 - smooth) * w / factor + smooth * w
+
+    return _table([scaled(w) for w in theta(geometry)], 1.0, scaling, geometry)

@@ -1,0 +1,76 @@
+"""The three types that everything about RoPE is said in: geometry, request, table.
+
+A RoPE table is all that rotary scaling comes to: one angular frequency for each rotated pair and
+one gain on cos and sin. ``RopeScaling`` is the request, ``RopeGeometry`` the model it applies to.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
+Layout = Literal["norm", "neox"]
+
+
+@dataclass(frozen=True)
+class RopeGeometry:
+    """The rotary side of a model, before any scaling.
+
+    ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``). ``base``: rope_theta.
+    ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or ``neox`` (i, i + n_rot/2).
+    ``trained_context``: tokens that the checkpoint was trained for, before any extension.
+    """
+
+    n_rot: int
+    head_dim: int
+    base: float
+    layout: Layout
+    trained_context: int
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """What is asked for: a method and its parameters; a parameter that is ``None`` was not given.
+
+    ``factor``: how many times the context grows. ``original_context``: tokens, the context that the
+    unscaled table was trained for. ``context``: tokens that the result is meant for, where that is
+    not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072). ``attention_factor``: the gain on cos and sin, replacing the
+    method's own. The others are the method's parameters under their names in the literature.
+    """
+
+    method: Method = "none"
+    factor: float | None = None
+    original_context: int | None = None
+    context: int | None = None
+    attention_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    short_factors: tuple[float, ...] | None = None
+    long_factors: tuple[float, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The parameters that were given, by name, without the method."""
+        return {k: v for k, v in asdict(self).items() if v is not None and k != "method"}
+
+
+@dataclass(frozen=True)
+class RopeTable:
+    """``inv_freq``: radians per token, float64, one for each rotated pair. ``attention_factor``: the
+    gain on both cos and sin. ``context``: tokens for which the table is meant.
+    """
+
+    inv_freq: tuple[float, ...]
+    attention_factor: float
+    context: int
+
+    @property
+    def wavelengths(self) -> tuple[float, ...]:
+        """Tokens for a full turn of each pair; infinite where the pair does not turn."""
+        return tuple(2 * math.pi / w if w else math.inf for w in self.inv_freq)

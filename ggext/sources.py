@@ -1,0 +1,163 @@
+"""What ``convert`` starts from: a Hugging Face checkpoint or a GGUF file, brought to one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggext.checkpoint.config import Config, read_config
+from ggext.checkpoint.safetensors import CheckpointTensor, read_tensors
+from ggext.checkpoint.tokenizer import read_vocabulary
+from ggext.converters import family_of
+from ggext.errors import CheckpointError, GgufError
+from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.types import Field
+from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
+from ggext.rope.recipe import RECIPE_KEY, parse_recipe
+from ggext.rope.scaling import RopeGeometry, RopeScaling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ggext.converters.base import TensorRule
+
+F32, F16, Q8_0, BF16 = 0, 1, 8, 30
+_GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
+_CHUNK_BYTES = 8 << 20
+#: Buffers that old checkpoints carry and the model does not need.
+_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    origin: CheckpointTensor | GgufFile
+    row_order: np.ndarray[Any, np.dtype[np.intp]] | None = None
+
+    def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
+        """Whole rows in writing order, some MB at a time: raw bytes (uint8) of a GGUF tensor, values of a
+        checkpoint's (bfloat16 as uint16 bits)."""
+        import numpy as np
+
+        if isinstance(self.origin, GgufFile):
+            data = np.frombuffer(self.origin.tensor_data(self.name), np.uint8)
+            yield from (data[i : i + _CHUNK_BYTES] for i in range(0, len(data), _CHUNK_BYTES))
+            return
+        values = self.origin.array()
+        step = max(1, _CHUNK_BYTES // max(1, values[0].nbytes))
+        for start in range(0, len(values), step):
+            if self.row_order is None:
+                yield values[start : start + step]
+            else:
+                yield values[self.row_order[start : start + step]]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
+    ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method."""
+
+    path: Path
+    arch: str
+    fields: dict[str, Field]
+    tensors: list[SourceTensor]
+    geometry: RopeGeometry
+    scaling: RopeScaling | None
+    is_gguf: bool
+    notes: list[str] = field(default_factory=list)
+
+
+def open_source(path: Path) -> ModelSource:
+    """A folder is read as a checkpoint, a file as GGUF."""
+    if path.is_dir():
+        return _from_checkpoint(path)
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; give a Hugging Face model's folder or a .gguf file")
+    if path.suffix in (".safetensors", ".json", ".bin"):
+        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent or '.'}")
+    return _from_gguf(path)
+
+
+def _from_checkpoint(folder: Path) -> ModelSource:
+    config = read_config(folder)
+    family = family_of(config)
+    rope = family.rope()
+    notes = list(rope.notes)
+    tensors = list(_mapped(family.tensors(), read_tensors(folder), config, notes))
+    vocabulary = read_vocabulary(folder, family.vocab_size)
+    values = {"general.architecture": family.arch, "general.type": "model", "general.name": _name(folder)}
+    values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
+    values |= vocabulary.metadata()
+    fields = {key: Field.of(value) for key, value in values.items()}
+    return ModelSource(
+        folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes
+    )
+
+
+def _name(folder: Path) -> str:
+    return folder.resolve().name or "model"
+
+
+def _mapped(
+    rules: Iterator[TensorRule], found: dict[str, CheckpointTensor], config: Config, notes: list[str]
+) -> Iterator[SourceTensor]:
+    """Apply the family's rules; every tensor is there with its shape, and what is left over is told."""
+    left_over = dict(found)
+    for rule in rules:
+        tensor = left_over.pop(rule.source, None)
+        if tensor is None:
+            if rule.optional:
+                continue
+            raise CheckpointError(f"{config.source}: the model needs the tensor {rule.source}, which is not there")
+        if tensor.shape != rule.shape:
+            raise CheckpointError(
+                f"{tensor.path}: tensor {rule.source} has the shape {list(tensor.shape)}; "
+                f"{config.source} implies {list(rule.shape)}"
+            )
+        if tensor.dtype not in _GGML_TYPE:
+            raise CheckpointError(
+                f"{tensor.path}: tensor {rule.source} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"
+            )
+        yield SourceTensor(rule.target, rule.shape[::-1], _GGML_TYPE[tensor.dtype], tensor, rule.row_order)
+    unknown = sorted(n for n in left_over if not n.endswith(_DERIVED_SUFFIXES))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
+
+
+def _from_gguf(path: Path) -> ModelSource:
+    gguf = read_gguf(path)
+    parts = gguf.get("split.count", 1)
+    if parts > 1:
+        raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
+    layout = capability_of(gguf.arch).layout
+    recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+    tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
+    return ModelSource(
+        path,
+        gguf.arch,
+        dict(gguf.fields),
+        tensors,
+        recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout),
+        recipe.scaling if recipe else _stated_scaling(gguf),
+        is_gguf=True,
+    )
+
+
+def _stated_scaling(gguf: GgufFile) -> RopeScaling | None:
+    """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown method."""
+    if ROPE_FREQS in gguf.tensors:
+        return None
+    keys = gguf.arch_keys()
+    kind = scaling_type(keys)
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    if kind == "none" or factor in (0.0, 1.0):
+        return RopeScaling()
+    return RopeScaling("yarn" if kind == "yarn" else "linear", factor=factor)
