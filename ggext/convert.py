@@ -13,7 +13,7 @@ from ggext.gguf.writer import TensorToWrite, check_output, replacing, write_gguf
 from ggext.quantize import FILE_TYPES, file_type_of, is_llama_cpp_type, planned_type, to_write
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, encode
-from ggext.rope.recipe import RECIPE_KEY, Recipe
+from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.sources import F32, ModelSource, open_source
 
@@ -108,7 +108,7 @@ def resolve_scaling(
     if asked is None and options.target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None:
-        return (None, "") if source.is_gguf else (source.scaling, "the checkpoint's config.json")
+        return (None, "") if source.is_gguf else (source.scaling, CHECKPOINT)
     if asked.original_context is None and source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files do); a new scaling "
@@ -119,16 +119,16 @@ def resolve_scaling(
         words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
         notes.append(f"the source's own {words} is replaced, not added to")
     if asked.method == "none":
-        return asked, "the command line"
+        return asked, COMMAND_LINE
     original = methods.original_context(asked, source.geometry)
     if options.target_context is not None:
         if asked.factor is not None:
             raise UsageError("a factor and --target-context exclude each other; give one")
         if options.target_context <= original:
             notes.append(f"the model reaches {options.target_context} tokens without scaling; none is baked")
-            return RopeScaling(), "the command line"
+            return RopeScaling(), COMMAND_LINE
         asked = replace(asked, factor=options.target_context / original, context=options.target_context)
-    return replace(asked, original_context=original), "the command line"
+    return replace(asked, original_context=original), COMMAND_LINE
 
 
 def _with_rope(fields: dict[str, Field], arch: str, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:

@@ -13,18 +13,24 @@ from ggext.rope import methods
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 RECIPE_KEY = "ggext.recipe"
+COMMAND_LINE = "the command line"
+CHECKPOINT = "the checkpoint's config.json"
 _MAX_RECIPE = 1 << 20
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``source``: who asked, for example "command line" or "config.json". ``encoding``: the form in the file."""
+    """``source``: who asked, ``COMMAND_LINE`` or ``CHECKPOINT``. ``encoding``: the form in the file."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
     encoding: str
     source: str
     ggext_version: str = __version__
+
+    @property
+    def by_checkpoint(self) -> bool:
+        return self.source == CHECKPOINT
 
     def table(self) -> RopeTable:
         return methods.make_table(self.scaling, self.geometry)

@@ -1,0 +1,107 @@
+"""``ggext inspect``."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ggext.inspect import Inspection, Pair
+
+_CHART_ROWS = 16
+_CHART_COLUMNS = 40
+_MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
+
+
+@click.command(short_help="Show what a GGUF file says, without loading it.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table.")
+def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
+    """Say what FILE is, how far it reaches, and what its RoPE scaling does to each frequency."""
+    from ggext.inspect import inspect as run
+
+    result = run(file)
+    if plot is not None:
+        from ggext.plot import plot_table
+
+        plot_table(result, plot)
+    click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
+    if plot is not None:
+        click.echo(f"wrote {plot}", err=True)
+
+
+def in_words(result: Inspection) -> str:
+    types = ", ".join(f"{name} ×{count}" for name, count in result.types.items())
+    lines = [
+        f"{result.path}: {result.name or 'no name'}",
+        f"architecture  {result.arch}, {_si(result.parameters)} parameters, {result.size:,} bytes",
+        f"tensors       {types}",
+        f"context       {result.context:,} tokens" + _extension(result),
+    ]
+    if result.rope is None or result.geometry is None:
+        return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
+    lines.append(
+        f"rope          {_method_words(result)}, base {result.geometry.base:g}, {result.geometry.n_rot} of "
+        f"{result.geometry.head_dim} dimensions, attention factor {result.rope.attention_factor:.6g}"
+    )
+    return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
+
+
+def _extension(result: Inspection) -> str:
+    if result.context == result.trained_context:
+        return ", as trained"
+    return f", extended from {result.trained_context:,} (×{result.context / result.trained_context:g})"
+
+
+def _method_words(result: Inspection) -> str:
+    if result.recipe is None or result.recipe.scaling.method == "none":
+        return {"none": "no scaling"}.get(result.method, result.method)
+    scaling, encoding = result.recipe.scaling, result.recipe.encoding
+    return f"{scaling.method} ×{scaling.factor:g} as {encoding} (asked by {result.recipe.source})"
+
+
+def _regions(pairs: list[Pair]) -> list[str]:
+    lines = []
+    for treatment, words in (
+        ("kept", "kept as trained"), ("blended", "blended"), ("interpolated", "interpolated"),
+    ):  # fmt: skip
+        chosen = [p for p in pairs if p.treatment == treatment]
+        if chosen:
+            span = f"pairs {chosen[0].index} to {chosen[-1].index}, wavelengths {_tokens(chosen[0])} to {_tokens(chosen[-1])}"
+            factor = f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
+            lines.append(f"  {_MARKS[treatment]} {words + factor}: {span} tokens")
+    return lines
+
+
+def _tokens(pair: Pair) -> str:
+    return "∞" if pair.wavelength == math.inf else f"{pair.wavelength:,.0f}"
+
+
+def _chart(result: Inspection) -> list[str]:
+    """Wavelength (log scale) against pair; the bar's mark says what became of the pair."""
+    finite = [p for p in result.pairs if p.wavelength < math.inf]
+    shown = finite[:: max(1, math.ceil(len(finite) / _CHART_ROWS))]
+    longest = max(max(p.wavelength for p in shown), result.context)
+
+    def column(tokens: float) -> int:
+        return max(0, round(_CHART_COLUMNS * math.log(max(1.0, tokens)) / math.log(longest)))
+
+    edge = column(result.trained_context)
+    lines = [f"pair  wavelength, tokens  ('|' is the trained context of {result.trained_context:,})"]
+    for pair in shown:
+        bar = (_MARKS[pair.treatment] * column(pair.wavelength)).ljust(_CHART_COLUMNS + 1)
+        bar = bar[:edge] + "|" + bar[edge + 1 :] if column(pair.wavelength) <= edge else bar
+        lines.append(f"{pair.index:4}  {_tokens(pair):>12}  {bar.rstrip()}")
+    return lines
+
+
+def _si(count: int) -> str:
+    for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= limit:
+            return f"{count / limit:.3g} {unit}"
+    return str(count)

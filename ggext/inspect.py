@@ -1,0 +1,113 @@
+"""What a GGUF file says of itself, from its header alone."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ggext.errors import RopeError
+from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.types import type_name
+from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
+from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
+from ggext.rope.scaling import RopeGeometry, RopeTable
+from ggext.verify import effective_table
+
+Treatment = Literal["kept", "blended", "interpolated"]
+_SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a frequency by far more
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One rotated pair: its ``wavelength`` in tokens, ``slowdown`` = unscaled / effective frequency."""
+
+    index: int
+    wavelength: float
+    slowdown: float
+    treatment: Treatment
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """``rope``: ``None`` with the reason in ``rope_unknown`` where ggext cannot read the file's scaling.
+    Contexts in tokens, ``size`` in bytes. ``method``: the recipe's, or what the keys say."""
+
+    path: str
+    name: str
+    arch: str
+    size: int
+    parameters: int
+    types: dict[str, int]
+    recipe: Recipe | None
+    method: str
+    trained_context: int
+    context: int
+    rope: RopeTable | None
+    geometry: RopeGeometry | None
+    rope_unknown: str = ""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        if self.rope is None or self.geometry is None:
+            return []
+        return compare_to_unscaled(self.rope, self.geometry)
+
+    def as_dict(self) -> dict[str, Any]:
+        recipe = self.recipe.as_dict() if self.recipe else None
+        return {**asdict(self), "recipe": recipe, "pairs": [asdict(pair) for pair in self.pairs]}
+
+
+def inspect(path: Path) -> Inspection:
+    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not raised."""
+    gguf = read_gguf(path)
+    recipe, table, geometry, unknown = None, None, None, ""
+    try:
+        recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+        table = effective_table(gguf)
+        geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), capability_of(gguf.arch).layout)
+    except RopeError as error:
+        unknown = str(error)
+    parameters = sum(math.prod(t.shape) for t in gguf.tensors.values())
+    context = gguf.arch_keys().get("context_length", 0)
+    return Inspection(
+        path=str(path), name=str(gguf.get("general.name", "")), arch=gguf.arch, size=gguf.size,
+        parameters=parameters, types=dict(Counter(type_name(t.type) for t in gguf.tensors.values()).most_common()),
+        recipe=recipe, method=_method(gguf, recipe, unknown),
+        trained_context=geometry.trained_context if geometry else context, context=context,
+        rope=table, geometry=geometry, rope_unknown=unknown,
+    )  # fmt: skip
+
+
+def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
+    if unknown:
+        return "unknown"
+    if recipe is not None:
+        return recipe.scaling.method
+    if ROPE_FREQS in gguf.tensors:
+        return "frequency factors"
+    keys = gguf.arch_keys()
+    kind = scaling_type(keys)
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    return "none" if kind != "yarn" and factor in (0.0, 1.0) else kind
+
+
+def compare_to_unscaled(table: RopeTable, geometry: RopeGeometry) -> list[Pair]:
+    """What became of each pair: kept, interpolated by the largest factor in the table, or in between."""
+    unscaled = methods.theta(geometry)
+    slowdowns = [t / w if w else math.inf for t, w in zip(unscaled, table.inv_freq, strict=True)]
+    most = max(slowdowns)
+    return [
+        Pair(i, wavelength, slowdown, _treatment(slowdown, most))
+        for i, (wavelength, slowdown) in enumerate(zip(table.wavelengths, slowdowns, strict=True))
+    ]
+
+
+def _treatment(slowdown: float, most: float) -> Treatment:
+    if slowdown <= 1 + _SAME:
+        return "kept"
+    return "interpolated" if slowdown >= most * (1 - _SAME) else "blended"

@@ -1,0 +1,101 @@
+"""The judge: what transformers computes from the checkpoint, with the same scaling in its own terms."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import CheckpointError, MissingExtraError
+from ggext.rope import methods
+from ggext.rope.scaling import RopeGeometry, RopeScaling
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ggext.runtime.engine import Model
+
+_NAMES = {
+    "factor": "factor",
+    "original_context": "original_max_position_embeddings",
+    "attention_factor": "attention_factor",
+    "beta_fast": "beta_fast",
+    "beta_slow": "beta_slow",
+    "truncate": "truncate",
+    "mscale": "mscale",
+    "mscale_all_dim": "mscale_all_dim",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+}
+
+
+def sample_tokens(model: Model, count: int) -> list[int]:
+    """``count`` tokens of the embedded document, repeated as often as it takes."""
+    ids = model.tokenize((files("ggext") / "data" / "document.txt").read_text("utf-8"))
+    return (ids * (count // len(ids) + 1))[:count]
+
+
+def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
+    """``rope_parameters`` as transformers spells the request. NTK-aware scaling is a larger ``rope_theta``."""
+    if scaling.method in ("none", "ntk"):
+        factor = scaling.factor or 1.0
+        return {"rope_type": "default", "rope_theta": geometry.base if factor == 1 else methods.ntk_base(factor, geometry)}
+    parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
+    parameters |= {_NAMES[k]: v for k, v in scaling.given().items() if k in _NAMES}
+    if scaling.method == "llama3":
+        parameters.setdefault("low_freq_factor", methods.LLAMA3_LOW_FREQ_FACTOR)
+        parameters.setdefault("high_freq_factor", methods.LLAMA3_HIGH_FREQ_FACTOR)
+    return parameters
+
+
+def transformers_logits(
+    folder: Path, scaling: RopeScaling, geometry: RopeGeometry, tokens: list[int]
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain attention."""
+    try:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "dev", "verify --reference") from None
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config.rope_parameters = rope_parameters(scaling, geometry)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        ).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
+    if scaling.attention_factor is not None:  # only yarn has a parameter for it
+        model.model.rotary_emb.attention_scaling = scaling.attention_factor
+    with torch.inference_mode():
+        logits = model(torch.tensor([tokens]), use_cache=False).logits
+    result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
+    return result
+
+
+def divergence(
+    expected: np.ndarray[Any, np.dtype[np.float32]], actual: np.ndarray[Any, np.dtype[np.float32]]
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
+    """KL(expected ‖ actual) of each row in nats, and the largest difference of a logit."""
+    import numpy as np
+
+    kl = np.array([_kl(p, q) for p, q in zip(expected, actual, strict=True)])
+    return kl, float(np.abs(expected - actual).max())
+
+
+def _kl(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
+    import numpy as np
+
+    log_p, log_q = (_log_softmax(row.astype(np.float64)) for row in (expected, actual))
+    return float(np.sum(np.exp(log_p) * (log_p - log_q)))
+
+
+def _log_softmax(row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    shifted = row - row.max()
+    result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
+    return result
