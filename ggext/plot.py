@@ -38,6 +38,7 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     if inspection.context != inspection.trained_context:
         axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
         axes.text(0, inspection.context, f"context {inspection.context:,}", va="bottom", fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(yscale="log", xlabel="rotary pair", ylabel="wavelength, tokens")
     gain = inspection.rope.attention_factor if inspection.rope else 1.0
     axes.set_title(f"{inspection.name or Path(inspection.path).name}: {inspection.method}, attention factor {gain:.4f}", fontsize=10)

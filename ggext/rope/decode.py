@@ -118,6 +118,6 @@ def _count(keys: Mapping[str, Any], key: str) -> int:
 
 def _real(keys: Mapping[str, Any], key: str, default: float) -> float:
     value = keys.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RopeError(f"{key} is {value!r}; it must be a number")
-    return float(value)
+    if not isinstance(value, float):  # llama.cpp refuses to load a file with a whole number here
+        raise RopeError(f"{key} is {value!r}; it must be a number of type FLOAT32")
+    return value

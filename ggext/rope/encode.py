@@ -66,8 +66,8 @@ _Written = tuple[dict[str, "str | int | float"], dict[str, tuple[float, ...]]]
 def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
-    method, factor = scaling.method, scaling.factor or 1.0
-    keys: dict[str, str | int | float] = {"rope.freq_base": geometry.base, "rope.scaling.type": "none"}
+    method, factor = scaling.method, float(scaling.factor or 1.0)
+    keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base), "rope.scaling.type": "none"}
     if method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if method == "ntk":
@@ -85,7 +85,7 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
     factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear."""
-    keys: dict[str, str | int | float] = {"rope.freq_base": geometry.base}
+    keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if wanted.attention_factor != 1.0:

@@ -1,0 +1,271 @@
+"""Tables against transformers' own, encodings against llama.cpp's reading, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ggext.errors import RopeError
+from ggext.rope.compare import compare
+from ggext.rope.config import read_rope
+from ggext.rope.decode import ROPE_FREQS, decode
+from ggext.rope.encode import encode
+from ggext.rope.methods import make_table, theta
+from ggext.rope.recipe import COMMAND_LINE, Recipe, parse_recipe
+from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+
+GEOMETRY = RopeGeometry(n_rot=64, head_dim=64, base=10000.0, layout="norm", trained_context=4096)
+
+
+def transformers_table(config: dict[str, Any]) -> tuple[list[float], float]:
+    pytest.importorskip("torch")
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    values = {k: v for k, v in config.items() if k != "model_type"}
+    parsed = AutoConfig.for_model(config["model_type"], **values)
+    kind = parsed.rope_parameters["rope_type"]
+    make = ROPE_INIT_FUNCTIONS.get(kind, LlamaRotaryEmbedding.compute_default_rope_parameters)
+    inv_freq, gain = make(parsed)
+    return inv_freq.double().tolist(), gain
+
+
+def assert_equals_transformers(config: dict[str, Any]) -> RopeTable:
+    rope = read_rope(config, "norm")
+    table = make_table(rope.scaling, rope.geometry)
+    inv_freq, gain = transformers_table(config)
+    assert table.inv_freq == pytest.approx(inv_freq, rel=1e-6, abs=0)
+    assert table.attention_factor == pytest.approx(gain, rel=1e-7)
+    return table
+
+
+CONTEXTS = {"Llama-3.2-1B.json": 131072, "vicuna-7b-v1.5-16k.json": 16384}
+
+
+@pytest.mark.shared("configs")
+@pytest.mark.parametrize("name", CONTEXTS)
+def test_real_llama_configs_equal_transformers(shared: Path, name: str) -> None:
+    config = json.loads((shared / "configs" / name).read_text())
+    assert assert_equals_transformers(config).context == CONTEXTS[name]
+
+
+@pytest.mark.shared("configs")
+def test_every_llama_config_is_covered(shared: Path) -> None:
+    found = {p.name for p in (shared / "configs").glob("*.json") if json.loads(p.read_text()).get("model_type") == "llama"}
+    assert found == set(CONTEXTS)
+
+
+def llama(**config: Any) -> dict[str, Any]:
+    return {
+        "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096,
+    } | config  # fmt: skip
+
+
+SCALINGS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "old-key": {"rope_scaling": {"type": "linear", "factor": 2.5}},
+    "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+    "yarn-untruncated": {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": False}},
+    "yarn-betas": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2}},
+    "yarn-equal-betas": {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1, "beta_slow": 1}},
+    "yarn-mscale": {"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.1}},
+    "yarn-mscale-zero": {"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.0}},
+    "yarn-gain": {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.9}},
+    "yarn-outside-wins": {
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+        "original_max_position_embeddings": 1024,
+    },
+    "theta-inside": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+    "head-dim": {"head_dim": 32, "rope_scaling": {"type": "yarn", "factor": 3.7}},
+    "llama3": {
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", SCALINGS.values(), ids=SCALINGS)
+def test_tables_equal_transformers(config: dict[str, Any]) -> None:
+    assert_equals_transformers(llama(**config))
+
+
+def test_table_by_hand() -> None:
+    """YaRN ×4 on d = 4, base 100, L0 = 256: θ = (1, 0.1); c(32) = 0.10 → 0, c(1) = 1.61 → 2; ramp (0, ½)."""
+    geometry = RopeGeometry(4, 4, 100.0, "norm", 256)
+    table = make_table(RopeScaling("yarn", factor=4), geometry)
+    assert table.inv_freq == pytest.approx((1.0, 0.1 / 4 * 0.5 + 0.1 * 0.5))
+    assert table.attention_factor == pytest.approx(1 + 0.1 * math.log(4))
+    assert table.context == 1024
+    assert table.wavelengths[0] == pytest.approx(2 * math.pi)
+
+
+def test_ntk_keeps_the_first_pair_and_interpolates_the_last() -> None:
+    table = make_table(RopeScaling("ntk", factor=8), GEOMETRY)
+    unscaled = theta(GEOMETRY)
+    assert table.inv_freq[0] == unscaled[0]
+    assert table.inv_freq[-1] == pytest.approx(unscaled[-1] / 8)
+
+
+@pytest.mark.parametrize(
+    ("rope_scaling", "message"),
+    [
+        ({"type": "magic", "factor": 2.0}, "'magic' is unknown; known: default"),
+        ({"type": "linear"}, "needs factor"),
+        ({"type": "linear", "factor": 0.5}, "must be 1 or more"),
+        ({"type": "linear", "factor": 0}, "must be above 0"),
+        ({"type": "linear", "factor": -2.0}, "must be above 0"),
+        ({"type": "linear", "factor": "4"}, "must be a number"),
+        ({"type": "linear", "factor": True}, "must be a number"),
+        ({"type": "linear", "factor": float("nan")}, "must be a finite number"),
+        ({"type": "linear", "factor": 10**400}, "too large"),
+        ({"type": "linear", "factor": 2.0, "attention_factor": 1.1}, "does not use attention_factor"),
+        ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, "different methods"),
+        ({"type": 7, "factor": 2.0}, "must be a string"),
+        ({"factor": 2.0}, "no rope_type"),
+        ({"type": "yarn", "factor": 4.0, "beta_fats": 3}, "does not use beta_fats"),
+        ({"type": "yarn", "factor": 4.0, "truncate": 0}, "true or false"),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12.5}, "whole number of tokens"),
+        ({"rope_type": "llama3", "factor": 8.0}, "needs low_freq_factor, high_freq_factor"),
+        ({"type": "dynamic", "factor": 2.0}, "llama.cpp has no such mode"),
+        ({"full_attention": {"rope_type": "default"}}, "separate settings for full_attention"),
+        ([1], "must be an object"),
+    ],
+)
+def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
+    with pytest.raises(RopeError, match=message):
+        rope = read_rope(llama(rope_scaling=rope_scaling), "norm")
+        make_table(rope.scaling, rope.geometry)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        (RopeScaling("yarn"), "needs a factor"),
+        (RopeScaling("linear", factor=2, beta_fast=3), "does not use beta_fast"),
+        (RopeScaling("yarn", factor=math.inf), "finite number"),
+        (RopeScaling("llama3", factor=8, low_freq_factor=4, high_freq_factor=1), "above low_freq_factor"),
+        (RopeScaling("none", factor=2), "does not use factor"),
+    ],
+)
+def test_bad_requests_are_refused(scaling: RopeScaling, message: str) -> None:
+    with pytest.raises(RopeError, match=message):
+        make_table(scaling, GEOMETRY)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "arch", "name"),
+    [
+        (RopeScaling(), "llama", "keys"),
+        (RopeScaling("linear", factor=3.3), "qwen2", "keys"),
+        (RopeScaling("ntk", factor=4), "llama", "keys"),
+        (RopeScaling("yarn", factor=4), "qwen2", "keys"),
+        (RopeScaling("yarn", factor=4, attention_factor=1.0), "qwen2", "keys"),
+        (RopeScaling("yarn", factor=4, beta_fast=16), "llama", "tensor"),
+        (RopeScaling("yarn", factor=32, truncate=False), "llama", "tensor"),
+        (RopeScaling("llama3", factor=8), "llama", "tensor"),
+    ],
+)
+def test_the_simplest_exact_encoding_is_chosen(scaling: RopeScaling, arch: str, name: str) -> None:
+    encoding = encode(scaling, GEOMETRY, arch)
+    assert encoding.name == name
+    assert encoding.exactness.is_exact
+
+
+def test_yarn_keys_are_what_llama_cpp_multiplies() -> None:
+    keys = encode(RopeScaling("yarn", factor=4, attention_factor=1.5), GEOMETRY, "llama").keys
+    assert keys == {
+        "rope.freq_base": 10000.0,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 4,
+        "rope.scaling.original_context_length": 4096,
+        "rope.scaling.attn_factor": pytest.approx(1.5 / (1 + 0.1 * math.log(4))),
+        "context_length": 16384,
+        "rope.dimension_count": 64,
+    }
+
+
+@pytest.mark.parametrize(
+    "scaling", [RopeScaling("yarn", factor=4, beta_fast=16), RopeScaling("llama3", factor=8)], ids=["betas", "llama3"]
+)
+def test_what_the_architecture_cannot_run_is_refused(scaling: RopeScaling) -> None:
+    """qwen2 loads no rope_freqs and reads no betas: never written silently."""
+    with pytest.raises(RopeError, match="qwen2 cannot run .* frequency error"):
+        encode(scaling, GEOMETRY, "qwen2")
+
+
+def test_an_unestablished_architecture_is_refused() -> None:
+    with pytest.raises(RopeError, match="'mamba' reads RoPE keys is not established"):
+        encode(RopeScaling("linear", factor=2), GEOMETRY, "mamba")
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        ({"rope.scaling.type": "magic"}, {}, "'magic'"),
+        ({"rope.scaling.factor": -4.0}, {}, "must be a number above 0"),
+        ({"rope.scaling.factor": "4"}, {}, "must be a number of type FLOAT32"),
+        ({"rope.freq_base": math.nan}, {}, "finite number above 1"),
+        ({"rope.dimension_count": 7}, {}, "even number"),
+        ({"context_length": 0}, {}, "no context_length"),
+        ({}, {ROPE_FREQS: [1.0] * 3}, "has 3 values"),
+        ({}, {ROPE_FREQS: [0.0] * 32}, "not a number above 0"),
+    ],
+)
+def test_bad_keys_are_refused(keys: dict[str, Any], tensors: dict[str, list[float]], message: str) -> None:
+    good = {"rope.dimension_count": 64, "rope.freq_base": 10000.0, "context_length": 4096}
+    with pytest.raises(RopeError, match=message):
+        decode(good | keys, tensors, "norm", "llama")
+
+
+def test_an_absent_type_means_linear() -> None:
+    keys = {"rope.dimension_count": 64, "context_length": 4096, "rope.scaling.factor": 4.0}
+    assert decode(keys, {}, "norm", "llama").inv_freq[0] == 0.25
+    assert decode(keys | {"rope.scaling.type": "none"}, {}, "norm", "llama").inv_freq[0] == 1.0
+
+
+factors = st.floats(1, 1000, allow_nan=False)
+
+
+@given(
+    factor=factors,
+    base=st.floats(100, 1e7),
+    context=st.integers(64, 1 << 20),
+    pairs=st.integers(2, 128),
+    gain=st.one_of(st.none(), st.floats(0.1, 10)),
+    method=st.sampled_from(["linear", "ntk", "yarn", "llama3"]),
+)
+def test_every_request_is_encoded_exactly_for_llama(
+    factor: float, base: float, context: int, pairs: int, gain: float | None, method: Any
+) -> None:
+    geometry = RopeGeometry(2 * pairs, 2 * pairs, base, "norm", context)
+    scaling = RopeScaling(method, factor=factor, attention_factor=gain)
+    assert encode(scaling, geometry, "llama").exactness.is_exact
+
+
+def test_tables_of_different_length_are_infinitely_wrong() -> None:
+    short = RopeTable((1.0,), 1.0, 8)
+    assert compare(short, RopeTable((1.0, 0.5), 1.0, 8)).frequency_error == math.inf
+
+
+def test_a_recipe_survives_the_file() -> None:
+    recipe = Recipe(RopeScaling("yarn", factor=4, beta_fast=16), GEOMETRY, "tensor", COMMAND_LINE)
+    assert parse_recipe(json.dumps(recipe.as_dict())) == recipe
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", "nul", '{"geometry": 3}', "[" * 100000,
+     json.dumps(Recipe(RopeScaling("yarn"), GEOMETRY, "keys", "x").as_dict()).replace("64", '"64"')],
+)  # fmt: skip
+def test_a_malformed_recipe_is_refused(text: str) -> None:
+    with pytest.raises(RopeError):
+        parse_recipe(text)

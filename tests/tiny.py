@@ -1,0 +1,58 @@
+"""Tiny random Llamas as Hugging Face checkpoints, made by transformers itself."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 320
+DOCUMENT = files("ggext") / "data" / "document.txt"
+
+
+@cache
+def _tokenizer_json() -> str:
+    """A byte-level BPE with GPT-2's pre-tokenizer, trained on the embedded document."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([DOCUMENT.read_text("utf-8")], trainer)
+    return str(tokenizer.to_str())
+
+
+def write_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text(_tokenizer_json())
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def make_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **config: Any) -> Path:
+    """A random Llama: 2 layers, 4 heads of 32 over 2 KV heads, context 64 unless ``config`` says otherwise.
+
+    The weights are large enough for attention to be far from uniform, so a wrong RoPE table shows.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+
+    values: dict[str, Any] = {
+        "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+        "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+    } | config  # fmt: skip
+    kind = MistralConfig if values.pop("model_type", "llama") == "mistral" else LlamaConfig
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(kind(**values)).to(getattr(torch, dtype))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
+    model.save_pretrained(folder, max_shard_size=shard)
+    write_tokenizer(folder)
+    return folder
