@@ -9,8 +9,15 @@ from pathlib import Path
 
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.gguf.types import Field
-from ggext.gguf.writer import TensorToWrite, check_output, replacing, write_gguf
-from ggext.quantize import FILE_TYPES, file_type_of, is_llama_cpp_type, planned_type, to_write
+from ggext.gguf.writer import TensorToWrite, check_output, temporary_beside, write_gguf
+from ggext.quantize import (
+    FILE_TYPES,
+    check_llama_cpp_type,
+    file_type_of,
+    is_llama_cpp_type,
+    planned_type,
+    to_write,
+)
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
@@ -70,6 +77,8 @@ def plan(options: ConvertOptions) -> Plan:
 
     wanted = options.type.lower()
     by_llama_cpp = is_llama_cpp_type(wanted, source.is_gguf)
+    if by_llama_cpp:
+        check_llama_cpp_type(wanted)
     types = [planned_type(t, "auto" if by_llama_cpp else wanted, notes) for t in tensors]
     written = [to_write(t, kind) for t, kind in zip(tensors, types, strict=True)]
     if encoding is not None:
@@ -93,10 +102,9 @@ def execute(plan: Plan, progress: Progress = lambda nbytes: None) -> Plan:
         return plan
     from ggext.runtime.llama import quantize
 
-    with replacing(plan.out) as unquantized, replacing(plan.out) as quantized:
+    with temporary_beside(plan.out) as unquantized:
         write_gguf(unquantized, plan.fields, plan.tensors, progress)
-        quantize(unquantized, quantized, plan.quantize_to)
-        quantized.replace(unquantized)
+        quantize(unquantized, plan.out, plan.quantize_to)
     return plan
 
 

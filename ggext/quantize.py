@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
-from ggext.errors import CheckpointError, GgufError
+from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.gguf.types import tensor_nbytes
 from ggext.gguf.writer import TensorToWrite
 from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor
@@ -26,6 +26,14 @@ _Q8_0_BLOCK = 32
 def is_llama_cpp_type(name: str, is_gguf: bool) -> bool:
     """Whether llama.cpp's quantizer makes it: K-quants, and every change of a file that is GGUF already."""
     return name != "auto" and (is_gguf or name not in TYPES)
+
+
+def check_llama_cpp_type(name: str) -> None:
+    from ggext.runtime.llama import quantization_names
+
+    names = quantization_names()
+    if name.upper() not in names:
+        raise UsageError(f"--type {name} is unknown; known: auto, {', '.join(TYPES)}, and llama.cpp's {', '.join(names)}")
 
 
 def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:

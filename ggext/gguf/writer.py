@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ggext.errors import GgextError, OutputError
+from ggext.errors import OutputError
 from ggext.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -118,6 +118,20 @@ def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
 @contextmanager
 def replacing(path: Path, size: int = 0) -> Iterator[Path]:
     """The path of a temporary file beside ``path``, renamed to it when the block ends well."""
+    with temporary_beside(path, size) as beside:
+        yield beside
+        umask = os.umask(0)
+        os.umask(umask)
+        try:
+            beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
+            beside.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+
+
+@contextmanager
+def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
+    """An empty file in the folder of ``path``, removed afterwards. ``size``: bytes that must be free."""
     folder = path.parent
     try:
         free = shutil.disk_usage(folder).free
@@ -132,14 +146,6 @@ def replacing(path: Path, size: int = 0) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
-        beside.replace(path)
-    except GgextError:
-        raise
-    except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
     finally:
         beside.unlink(missing_ok=True)
 

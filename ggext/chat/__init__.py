@@ -1,0 +1,1 @@
+"""Templates, turns, transcripts and the chat loop. Nothing here draws."""

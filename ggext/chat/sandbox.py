@@ -1,0 +1,234 @@
+"""A jinja2 environment for templates that came with a stranger's file.
+
+jinja2's own sandbox keeps a template from Python's insides and caps ``range``. What it does not cap
+is time and memory: here every loop runs against a deadline, and every operation that can blow up a
+text (``+ ~ * % **``, padding, ``replace``, ``join``) is checked before it is done.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import wraps
+from types import FrameType
+from typing import Any
+
+from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+# What chat templates use of jinja2's filters is less than this; these only pad, or draw HTML.
+_LEFT_OUT = ("center", "wordwrap", "format", "urlize", "xmlattr", "pprint")
+_MAX_PADDING = 1_000
+_PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
+_MAX_POWER = 64
+
+
+class LimitError(SecurityError):
+    """The template asked for more time or text than any chat needs."""
+
+
+class _GenerationTag(Extension):
+    """transformers' {% generation %} block: a mark for training, without effect on the text."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Generator(CodeGenerator):
+    """Compiles ``a ~ b`` to a call of the environment, which checks the length first."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.concatenated((")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment that transformers renders chat templates in, with limits.
+
+    ``max_text``: characters that any text inside the template may have; may be changed.
+    """
+
+    code_generator_class = _Generator
+    intercepted_binops = frozenset({"+", "*", "%", "**"})
+
+    def __init__(self, max_text: int) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+            finalize=self._printable,
+        )
+        self.max_text = max_text
+        for name in _LEFT_OUT:
+            del self.filters[name]
+        self.filters |= {
+            "tojson": self._tojson,
+            "indent": self._indent,
+            "replace": self._replaced,
+            "string": self._text,
+        }
+        self.filters = {name: self._bounded(filter_) for name, filter_ in self.filters.items()}
+        del self.globals["lipsum"]
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """The operators that can make a text or number too long, checked first."""
+        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= _MAX_POWER):
+            raise LimitError(f"the power {right!r}")
+        if operator == "%" and isinstance(left, str):
+            raise LimitError("the % operator on a text")
+        if operator == "*":
+            for items, times in ((left, right), (right, left)):
+                if isinstance(items, str | list | tuple) and isinstance(times, int):
+                    self._check(len(items) * times)
+        if operator == "+" and isinstance(left, str | list | tuple):
+            self._check(len(left) + len(right))
+        return super().call_binop(context, operator, left, right)
+
+    def concatenated(self, parts: tuple[Any, ...]) -> str:
+        """``a ~ b ~ ...``"""
+        return self._joined(parts, "")
+
+    def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """A call in the template; methods of texts are checked."""
+        text = getattr(function, "__self__", None)
+        if not isinstance(text, str):
+            return super().call(context, function, *args, **kwargs)
+        for name in ("_loop_vars", "_block_vars"):  # jinja2's own, for what takes a context
+            kwargs.pop(name, None)
+        name = function.__name__
+        if name in _PADDING:
+            _check_padding(*args, *kwargs.values())
+        if name == "replace":
+            return self._replaced(text, *args, **kwargs)
+        if name == "join":
+            return self._joined(args[0] if args else (), text)
+        return function(*args, **kwargs)
+
+    def wrap_str_format(self, value: Any) -> Any:
+        """Refuses ``str.format``, whose fields can pad without end."""
+        if getattr(value, "__name__", "") in ("format", "format_map"):
+            raise LimitError("the method format of a text")
+        return None
+
+    def _bounded(self, filter_: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(filter_)
+        def bounded(*args: Any, **kwargs: Any) -> Any:
+            result = filter_(*args, **kwargs)
+            if isinstance(result, str):
+                self._check(len(result))
+            return result
+
+        return bounded
+
+    def _printable(self, value: Any) -> Any:
+        self._weigh(value)
+        return value
+
+    def _text(self, value: Any) -> str:
+        self._weigh(value)
+        return str(value)
+
+    def _joined(self, items: Iterable[Any], separator: str) -> str:
+        texts = [self._text(item) for item in items]
+        self._check(sum(map(len, texts)) + len(texts) * len(separator))
+        return separator.join(texts)
+
+    def _replaced(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+        text = self._text(value)
+        self._check(len(text) + text.count(old) * len(new))
+        return text.replace(old, new, -1 if count is None else count)
+
+    def _indent(
+        self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
+    ) -> str:
+        _check_padding(width)
+        pad = width if isinstance(width, str) else " " * width
+        lines = self._text(value).split("\n")
+        self._check(sum(map(len, lines)) + len(lines) * (len(pad) + 1))
+        indented = [pad + line if line or blank else line for line in lines[1:]]
+        return "\n".join([pad + lines[0] if first else lines[0], *indented])
+
+    def _tojson(
+        self,
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: tuple[str, str] | None = None,
+        sort_keys: bool = False,
+    ) -> str:
+        self._weigh(value)
+        _check_padding(indent)
+        return json.dumps(
+            value,
+            ensure_ascii=ensure_ascii,
+            indent=indent,
+            separators=separators,
+            sort_keys=sort_keys,
+        )
+
+    def _weigh(self, value: Any) -> None:
+        """Counts what a list or dict holds: one that holds itself twice, many times, never ends."""
+        weight, waiting = 0, [value]
+        while waiting:
+            item = waiting.pop()
+            weight += len(item) if isinstance(item, str) else 1
+            self._check(weight)
+            if isinstance(item, dict):
+                waiting += [*item, *item.values()]
+            elif isinstance(item, list | tuple):
+                waiting += item
+
+    def _check(self, length: int) -> None:
+        if length > self.max_text:
+            raise LimitError(f"a text of {length} characters, more than {self.max_text}")
+
+
+def _check_padding(*values: Any) -> None:
+    if any(isinstance(value, int) and value > _MAX_PADDING for value in values):
+        raise LimitError(f"padding to more than {_MAX_PADDING} characters")
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Raises LimitError in the block's Python code once `seconds` have passed.
+
+    By a trace function, which sees every line that a template's loops execute; one built-in
+    operation is not interrupted, the sandbox bounds those by their size.
+    """
+    end = time.monotonic() + seconds
+
+    def trace(_frame: FrameType, _event: str, _argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise LimitError(f"more than {seconds:g} seconds")
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().astimezone().strftime(form)

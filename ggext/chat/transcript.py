@@ -1,0 +1,96 @@
+"""Turns, and the file that keeps them: JSON, checked when read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ggext.errors import GgextError, OutputError
+from ggext.runtime.sampling import Sampling
+
+Role = Literal["system", "user", "assistant"]
+_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+_FORMAT = "ggext chat"
+_VERSION = 1
+_MAX_BYTES = 256 << 20
+
+
+class TranscriptError(GgextError):
+    """A saved chat cannot be read, or is not one."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one side said."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """A chat as it is saved: ``model`` is the file's name, ``sampling`` what the answers used."""
+
+    model: str
+    sampling: Mapping[str, Any]
+    turns: tuple[Turn, ...]
+
+
+def save(path: Path, model: str, sampling: Sampling, turns: Sequence[Turn]) -> None:
+    """Writes the chat as JSON; only a whole new file replaces an old one. Raises OutputError."""
+    from ggext.gguf.writer import whole_file
+
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file")
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "model": model,
+        "sampling": asdict(sampling),
+        "turns": [asdict(turn) for turn in turns],
+    }
+    # ASCII, so that a lone surrogate from a model or a terminal cannot fail to be written.
+    data = json.dumps(document, indent=1).encode("ascii") + b"\n"
+    with whole_file(path, len(data)) as file:
+        file.write(data)
+
+
+def load(path: Path) -> Transcript:
+    """Reads a saved chat. Raises TranscriptError for anything else."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise TranscriptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise TranscriptError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TranscriptError(f"{path} is not a saved chat: it is not JSON") from error
+    return _checked(path, document)
+
+
+def _checked(path: Path, document: Any) -> Transcript:
+    if not isinstance(document, dict) or document.get("format") != _FORMAT:
+        raise TranscriptError(f"{path} is not a chat that ggext saved")
+    if document.get("version") != _VERSION:
+        raise TranscriptError(
+            f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}"
+        )
+    model, sampling = document.get("model"), document.get("sampling")
+    turns = document.get("turns")
+    if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):
+        raise TranscriptError(f"{path} lacks its model, sampling or turns, or they are malformed")
+    checked = tuple(_turn(path, number, turn) for number, turn in enumerate(turns, 1))
+    return Transcript(model, sampling, checked)
+
+
+def _turn(path: Path, number: int, turn: Any) -> Turn:
+    role = turn.get("role") if isinstance(turn, dict) else None
+    content = turn.get("content") if isinstance(turn, dict) else None
+    if role not in _ROLES or not isinstance(content, str):
+        raise TranscriptError(f"{path}: turn {number} is malformed")
+    if role == "system" and number != 1:
+        raise TranscriptError(f"{path}: turn {number} is a system prompt, which only turn 1 can be")
+    return Turn(role, content)

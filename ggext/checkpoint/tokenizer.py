@@ -1,0 +1,187 @@
+"""A checkpoint's vocabulary, in the words of GGUF.
+
+``read_vocabulary`` reads tokenizer.model (SentencePiece BPE) or tokenizer.json (byte-level BPE,
+or Llama 2's form of it) with the small files beside it, and gives what llama.cpp needs to make
+the same token ids. What it cannot make the same is refused, or said in ``Vocabulary.notes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ..errors import CheckpointError
+from .tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
+from .tokenizer_files import (
+    MAX_FILE_BYTES,
+    MAX_TOKENS,
+    USER_DEFINED,
+    JsonObject,
+    get,
+    read_file,
+    read_json,
+)
+from .tokenizer_special import (
+    SmallFiles,
+    add_listed_tokens,
+    added_around,
+    chat_templates,
+    special_ids,
+)
+from .tokenizer_spm import is_sentencepiece, read_sentencepiece
+
+# GGUF spells one of its keys so.
+_KEY_NAMES = {"separator": "seperator"}
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A vocabulary as a GGUF file holds it; the lists have one entry a token id."""
+
+    model: Literal["llama", "gpt2"]  # tokenizer.ggml.model
+    pre: str  # tokenizer.ggml.pre ("default" for SentencePiece)
+    tokens: tuple[str, ...]
+    scores: tuple[float, ...] | None  # SentencePiece
+    token_types: tuple[int, ...]  # gguf.TokenType
+    merges: tuple[str, ...] | None  # BPE, "a b"
+    special_ids: Mapping[str, int]  # bos, eos, unknown, padding, separator, mask, eot, eom
+    add_bos: bool | None
+    add_eos: bool | None
+    add_space_prefix: bool | None
+    chat_template: str | None
+    chat_templates: Mapping[str, str] = field(default_factory=dict)  # the other ones, by name
+    notes: tuple[str, ...] = ()  # on which texts llama.cpp's ids differ, one line each
+
+    def metadata(self) -> dict[str, object]:
+        """The GGUF keys. A list of int is an int32 array, of float a float32 array."""
+        out: dict[str, object] = {
+            "tokenizer.ggml.model": self.model,
+            "tokenizer.ggml.pre": self.pre,
+            "tokenizer.ggml.tokens": list(self.tokens),
+        }
+        if self.scores is not None:
+            out["tokenizer.ggml.scores"] = list(self.scores)
+        out["tokenizer.ggml.token_type"] = list(self.token_types)
+        if self.merges is not None:
+            out["tokenizer.ggml.merges"] = list(self.merges)
+        for role, number in self.special_ids.items():
+            out[f"tokenizer.ggml.{_KEY_NAMES.get(role, role)}_token_id"] = number
+        flags = {
+            "add_bos_token": self.add_bos,
+            "add_eos_token": self.add_eos,
+            "add_space_prefix": self.add_space_prefix,
+        }
+        for key, flag in flags.items():
+            if flag is not None:
+                out[f"tokenizer.ggml.{key}"] = flag
+        return out | self._template_metadata()
+
+    def _template_metadata(self) -> dict[str, object]:
+        out: dict[str, object] = {}
+        if self.chat_templates:
+            out["tokenizer.chat_templates"] = sorted(self.chat_templates)
+        for name, text in self.chat_templates.items():
+            out[f"tokenizer.chat_template.{name}"] = text
+        if self.chat_template is not None:
+            out["tokenizer.chat_template"] = self.chat_template
+        return out
+
+
+def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+    """Read a checkpoint folder's tokenizer; ``vocab_size`` is the model's, from config.json.
+
+    Raises CheckpointError, in one line, for files that are missing, malformed or too large, and
+    for a tokenizer that llama.cpp cannot do.
+    """
+    if not 0 < vocab_size <= MAX_TOKENS:
+        raise CheckpointError(
+            f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json"
+        )
+    files = SmallFiles.read(folder)
+    root = read_json(folder / "tokenizer.json", MAX_FILE_BYTES)
+    source = _read_source(folder, root, files)
+    add_listed_tokens(files, source.table)
+    ids = special_ids(files, source)
+    add_bos, add_eos = added_around(files, root, source, ids)
+    templates = chat_templates(files)
+    default = templates.pop("default", None)
+    rows = source.table.padded(vocab_size)
+    return Vocabulary(
+        model=source.model,
+        pre=source.pre,
+        tokens=tuple(token.text for token in rows),
+        scores=tuple(token.score for token in rows) if source.model == "llama" else None,
+        token_types=tuple(token.type for token in rows),
+        merges=None if source.merges is None else tuple(source.merges),
+        special_ids=ids,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        add_space_prefix=source.add_space_prefix,
+        chat_template=default,
+        chat_templates=templates,
+        notes=tuple(source.notes),
+    )
+
+
+def _read_source(folder: Path, root: JsonObject | None, files: SmallFiles) -> TokenSource:
+    """tokenizer.model if it is SentencePiece (Llama 3's is not), else tokenizer.json."""
+    path = folder / "tokenizer.model"
+    data = read_file(path)
+    if data is not None and (root is None or is_sentencepiece(data)):
+        source = _sentencepiece(data, str(path))
+        if root is not None:
+            add_tokens(root, source.table, str(folder / "tokenizer.json"))
+            source.notes += strip_notes(root)
+    elif root is not None:
+        source = read_tokenizer_json(root, str(folder / "tokenizer.json"))
+    else:
+        others = [n for n in ("tekken.json", "vocab.json", "spiece.model") if (folder / n).exists()]
+        found = f" (it has {', '.join(others)})" if others else ""
+        raise CheckpointError(
+            f"{folder} has neither tokenizer.model nor tokenizer.json{found}; save the tokenizer "
+            "with save_pretrained() of transformers' fast tokenizer"
+        )
+    _set_prefix(source, files.tokenizer_config, str(folder / "tokenizer_config.json"))
+    return source
+
+
+def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:
+    """What tokenizer_config.json says of the space before a text, and what GGUF cannot say."""
+    stated = get(config, "add_prefix_space", bool, where)
+    if source.model == "gpt2":
+        if stated:
+            source.notes.append(
+                "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"
+            )
+        return
+    if stated is not None:
+        source.add_space_prefix = stated
+    if source.add_space_prefix and get(config, "legacy", bool, where, True) is False:
+        source.notes.append(
+            "legacy is false: llama.cpp puts a space after a special token within a text, the "
+            "original does not"
+        )
+
+
+def _sentencepiece(data: bytes, where: str) -> TokenSource:
+    model = read_sentencepiece(data, where)
+    source = TokenSource("llama", model.table, roles=model.roles)
+    source.add_space_prefix = model.add_dummy_prefix
+    if model.charsmap:
+        source.notes.append(
+            "the SentencePiece model normalizes text (precompiled_charsmap), llama.cpp does not: "
+            "text in another Unicode form differs"
+        )
+    if model.remove_extra_whitespaces:
+        source.notes.append(
+            "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them "
+            "differs"
+        )
+    if model.add_dummy_prefix and any(token.type == USER_DEFINED for _, token in model.table):
+        source.notes.append(
+            "llama.cpp puts a space between a user-defined piece and the text after it, "
+            "SentencePiece does not"
+        )
+    return source

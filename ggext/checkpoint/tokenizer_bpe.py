@@ -1,0 +1,344 @@
+"""BPE vocabularies from a ``tokenizer.json``: byte-level ones, and Llama 2's SentencePiece form.
+
+llama.cpp has two tokenizers for the two: "gpt2" merges by the rank of a pair within words that a
+pre-tokenizer cut; "llama" merges, over the whole text, whichever two pieces form the token with
+the highest score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from ..errors import CheckpointError
+from . import pretokenizers
+from .tokenizer_files import (
+    BYTE,
+    NORMAL,
+    UNKNOWN,
+    JsonObject,
+    TokenTable,
+    get,
+    quote,
+)
+from .tokenizer_spm import check_bytes
+
+SPACE = "\u2581"
+Pair = tuple[str, str]
+
+
+@dataclass
+class TokenSource:
+    """A vocabulary as its main file states it, before special tokens, padding and templates."""
+
+    model: Literal["llama", "gpt2"]
+    table: TokenTable
+    pre: str = "default"
+    merges: list[str] | None = None
+    add_space_prefix: bool | None = None
+    roles: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
+    """Read a parsed tokenizer.json. Raises CheckpointError where llama.cpp cannot do the same."""
+    model = get(root, "model", dict, where, {})
+    kind = get(model, "type", str, where, "BPE")
+    if kind != "BPE":
+        raise CheckpointError(
+            f"{where} is a {quote(kind)} tokenizer; only BPE tokenizers (and SentencePiece BPE "
+            "models) can be converted for llama.cpp"
+        )
+    for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
+        if get(model, affix, str, where, ""):
+            raise CheckpointError(
+                f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE"
+            )
+    table = TokenTable(where)
+    vocab = _read_vocab(model, table)
+    merges = _read_merges(model, vocab, where)
+    add_tokens(root, table, where)
+    if get(model, "byte_fallback", bool, where, False):
+        return _sentencepiece_form(root, model, table, merges)
+    return _byte_level(root, model, table, merges)
+
+
+def _read_vocab(model: JsonObject, table: TokenTable) -> dict[str, int]:
+    vocab = get(model, "vocab", dict, table.where, {})
+    for text, number in vocab.items():
+        before = len(table.tokens)
+        table.put(number, text, NORMAL)
+        if len(table.tokens) == before:
+            raise CheckpointError(
+                f"{table.where}: the token {quote(text)} has the id {number}, which another token "
+                "has too; correct the file"
+            )
+    if not vocab:
+        raise CheckpointError(
+            f"{table.where} has an empty vocabulary; download the checkpoint again"
+        )
+    return vocab
+
+
+def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> list[Pair]:
+    """The merges in order of rank. A pair listed twice has its last rank, as in `tokenizers`."""
+    ranks: dict[Pair, int] = {}
+    for rank, item in enumerate(get(model, "merges", list, where, [])):
+        pair = item.split(" ") if isinstance(item, str) else item
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(part, str) and part for part in pair)
+        ):
+            raise CheckpointError(
+                f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it"
+            )
+        left, right = pair
+        for part in (left, right, left + right):
+            if part not in vocab:
+                raise CheckpointError(
+                    f"{where}: merge {rank} ({quote(left)} + {quote(right)}) names the token "
+                    f"{quote(part)}, which is not in the vocabulary; correct the file"
+                )
+        ranks[left, right] = rank
+    return sorted(ranks, key=ranks.__getitem__)
+
+
+def add_tokens(root: JsonObject, table: TokenTable, where: str) -> None:
+    """Put the ``added_tokens`` of a parsed tokenizer.json into the table."""
+    for item in get(root, "added_tokens", list, where, []):
+        if not isinstance(item, dict):
+            raise CheckpointError(f"{where}: an added token is no object; correct the file")
+        table.put_added(item.get("id"), item)
+
+
+def strip_notes(root: JsonObject) -> list[str]:
+    """What llama.cpp cannot say of an added token: that it takes the spaces around it along."""
+    names = [
+        item["content"]
+        for item in root.get("added_tokens") or ()
+        if any(item.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
+    ]
+    if not names:
+        return []
+    note = (
+        f"{len(names)} added tokens (first {quote(names[0])}) have lstrip, rstrip or single_word, "
+        "which a GGUF file cannot say: spaces beside them in a text stay tokens"
+    )
+    return [note]
+
+
+# byte-level BPE ---------------------------------------------------------------------------------
+
+
+def _byte_level(
+    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
+) -> TokenSource:
+    where = table.where
+    notes = _byte_level_normalizer(get(root, "normalizer", dict, where), where)
+    rows = pretokenizers.find(get(root, "pre_tokenizer", dict, where), where)
+    row = _choose(rows, get(model, "ignore_merges", bool, where, False), table, merges)
+    for left, right in merges:
+        if " " in left + right:
+            raise CheckpointError(
+                f"{where}: the merge {quote(left)} + {quote(right)} contains a space, which is no "
+                "symbol of byte-level BPE; correct the file"
+            )
+    notes += [f"pre-tokenizer {row.name}: {note}" for note in row.notes]
+    source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
+    source.notes += strip_notes(root)
+    return source
+
+
+def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
+    """The notes of a normalizer: none, or NFC, which llama.cpp does not do."""
+    if not node:
+        return []
+    kind = get(node, "type", str, where)
+    if kind == "Sequence":
+        children = get(node, "normalizers", list, where, [])
+        if all(isinstance(child, dict) and child.get("type") == "NFC" for child in children):
+            node, kind = {}, "NFC" if children else None
+    if kind is None:
+        return []
+    if kind != "NFC":
+        raise CheckpointError(
+            f"{where}: the normalizer {quote(repr(dict(node)), 200)} has no equal in llama.cpp's "
+            "byte-level BPE, which takes the text as it is"
+        )
+    return ["the tokenizer turns text into NFC, llama.cpp does not: text in another form differs"]
+
+
+def _choose(
+    rows: Sequence[pretokenizers.PreTokenizer],
+    ignore_merges: bool,
+    table: TokenTable,
+    merges: Sequence[Pair],
+) -> pretokenizers.PreTokenizer:
+    """The row that treats whole words as the checkpoint does.
+
+    Where llama.cpp has the expressions only with the other setting, the two are the same if
+    every token can be reached by merges, so that is checked.
+    """
+    for row in rows:
+        if row.ignore_merges == ignore_merges:
+            return row
+    unreachable = _unreachable(table, merges)
+    if unreachable:
+        raise CheckpointError(
+            f"{table.where} has ignore_merges={str(ignore_merges).lower()} and {len(unreachable)} "
+            f"tokens that merges cannot form (first {quote(unreachable[0])}), but llama.cpp's "
+            f"pre-tokenizer {rows[0].name} does the opposite: its token ids would differ"
+        )
+    return rows[0]
+
+
+def _unreachable(table: TokenTable, merges: Sequence[Pair]) -> list[str]:
+    """The normal tokens that merging their own symbols does not give."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    texts = [token.text for _, token in table if token.type == NORMAL]
+    return [text for text in texts if len(merge(text, ranks)) != 1]
+
+
+def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
+    """Byte-pair encoding of one word: the pair of lowest rank first, the leftmost of equals."""
+    symbols = list(word)
+    while len(symbols) > 1:
+        found = [
+            (rank, i)
+            for i, pair in enumerate(pairwise(symbols))
+            if (rank := ranks.get(pair)) is not None
+        ]
+        if not found:
+            break
+        at = min(found)[1]
+        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+    return symbols
+
+
+# Llama 2's form: BPE over text with U+2581 for spaces, and byte tokens ---------------------------
+
+
+def _sentencepiece_form(
+    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
+) -> TokenSource:
+    where = table.where
+    if get(model, "ignore_merges", bool, where, False):
+        raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
+    source = TokenSource("llama", table)
+    _mark_bytes_and_unknown(model, source)
+    check_bytes(table)
+    _set_spaces(root, source)
+    _set_scores(table, merges)
+    source.notes += strip_notes(root)
+    return source
+
+
+def _mark_bytes_and_unknown(model: JsonObject, source: TokenSource) -> None:
+    for byte in range(256):
+        number = source.table.find(f"<0x{byte:02X}>")
+        if number is not None:
+            source.table.tokens[number].type = BYTE
+    unknown = get(model, "unk_token", str, source.table.where)
+    number = source.table.find(unknown) if unknown else None
+    if number is not None:
+        source.table.tokens[number].type = UNKNOWN
+        source.roles["unknown"] = number
+
+
+def _set_spaces(root: JsonObject, source: TokenSource) -> None:
+    """Find out whether a space is put before the text, and check that spaces become U+2581."""
+    where = source.table.where
+    steps = _flat(get(root, "normalizer", dict, where), "normalizers", where)
+    steps += _flat(get(root, "pre_tokenizer", dict, where), "pretokenizers", where)
+    prefix = replaces = False
+    for step in steps:
+        kind = step.get("type")
+        if kind == "Prepend" and step.get("prepend") == SPACE and not replaces:
+            prefix = True
+        elif kind == "Replace" and step.get("content") == SPACE and not replaces:
+            replaces = step.get("pattern") == {"String": " "}
+        elif kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1:
+            replaces = True
+            prefix = _metaspace(step, source)
+        else:
+            replaces = False
+            break
+    if not replaces:
+        raise CheckpointError(
+            f"{where}: the steps {quote(repr([dict(step) for step in steps]), 300)} before the BPE "
+            "are not those of a Llama tokenizer (Prepend and Replace with U+2581, or Metaspace)"
+        )
+    source.add_space_prefix = prefix
+
+
+def _flat(node: JsonObject | None, children: str, where: str) -> list[JsonObject]:
+    if not node:
+        return []
+    if get(node, "type", str, where) != "Sequence":
+        return [node]
+    items = get(node, children, list, where, [])
+    if not all(isinstance(item, dict) for item in items):
+        raise CheckpointError(f"{where}: a step in {children} is no object; correct the file")
+    return items
+
+
+def _metaspace(step: JsonObject, source: TokenSource) -> bool:
+    where = source.table.where
+    scheme = get(step, "prepend_scheme", str, where)
+    if scheme is None:
+        scheme = "always" if get(step, "add_prefix_space", bool, where, True) else "never"
+    if get(step, "split", bool, where, True):
+        inner = [t.text for _, t in source.table if t.type == NORMAL and SPACE in t.text[1:]]
+        if inner:
+            raise CheckpointError(
+                f"{where}: Metaspace splits words but {len(inner)} tokens (first "
+                f"{quote(inner[0])}) cross a space, which llama.cpp would merge: its token ids "
+                "would differ"
+            )
+    if scheme != "never":
+        source.notes.append(
+            f"Metaspace with prepend_scheme {quote(scheme)}: llama.cpp puts a space before a text "
+            "that begins with one, and after a special token, also where the original does not"
+        )
+    return scheme != "never"
+
+
+def _set_scores(table: TokenTable, merges: Sequence[Pair]) -> None:
+    """Scores that make llama.cpp's merging by score the same as merging by rank.
+
+    A token's score is minus its place in the order of merges. The two agree when the merges of
+    a token (one for each way to cut it into two tokens) follow each other, and when no two tokens
+    can meet that form a token without a merge. Both are checked.
+    """
+    first: dict[str, int] = {}
+    previous = None
+    for rank, (left, right) in enumerate(merges):
+        text = left + right
+        if text != previous and text in first:
+            raise CheckpointError(
+                f"{table.where}: the merges of the token {quote(text)} are not next to each other, "
+                "so no SentencePiece scores say the same; add the original tokenizer.model"
+            )
+        first.setdefault(text, rank)
+        previous = text
+    order = {text: place for place, text in enumerate(first)}
+    pairs = set(merges)
+    mergeable = {token.text for _, token in table if token.type in (NORMAL, UNKNOWN)}
+    for _, token in table:
+        if token.type == NORMAL:
+            token.score = -float(order.get(token.text, len(order)))
+            _check_cuts(token.text, mergeable, pairs, table.where)
+
+
+def _check_cuts(text: str, tokens: set[str], pairs: set[Pair], where: str) -> None:
+    for cut in range(1, len(text)):
+        pair = text[:cut], text[cut:]
+        if pair not in pairs and pair[0] in tokens and pair[1] in tokens:
+            raise CheckpointError(
+                f"{where}: llama.cpp would merge {quote(pair[0])} + {quote(pair[1])}, for which "
+                "there is no merge: these are no SentencePiece merges; add the original "
+                "tokenizer.model"
+            )

@@ -1,0 +1,211 @@
+"""SentencePiece models (``tokenizer.model``): a bounds-checked reader of the few fields we need.
+
+The file is a protocol-buffer message, ``ModelProto`` of sentencepiece_model.proto. Reading it
+here needs neither the sentencepiece nor the protobuf package, and a hostile file meets Python,
+not C++. Field numbers are those of the .proto file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from ..errors import CheckpointError
+from .tokenizer_files import BYTE, CONTROL, MAX_TOKENS, UNKNOWN, USER_DEFINED, TokenTable, quote
+
+MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
+
+# ModelProto
+_PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
+# SentencePiece
+_TEXT, _SCORE, _TYPE = 1, 2, 3
+# TrainerSpec
+_MODEL_TYPE, _SUFFIX, _BOS, _EOS, _PAD = 3, 24, 46, 47, 48
+# NormalizerSpec
+_CHARSMAP, _PREFIX, _EXTRA_SPACES, _ESCAPE = 2, 3, 4, 5
+
+Value = int | bytes
+
+_RANKS = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\n")  # the first line of a tiktoken file
+
+
+class WireError(ValueError):
+    """The bytes are not a protocol-buffer message."""
+
+
+@dataclass
+class SentencePieceModel:
+    """What a ``tokenizer.model`` says. The defaults are those of the .proto file."""
+
+    table: TokenTable
+    model_type: int = 1
+    whitespace_as_suffix: bool = False
+    charsmap: bool = False
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+    escape_whitespaces: bool = True
+    roles: dict[str, int] = field(default_factory=dict)
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(data):
+            raise WireError("it ends within a number")
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at
+    raise WireError("a number has more than 10 bytes")
+
+
+def fields(data: bytes) -> Iterator[tuple[int, int, Value]]:
+    """(field number, wire type, value) of a message: int for varints, bytes for all others."""
+    at = 0
+    while at < len(data):
+        key, at = _varint(data, at)
+        number, wire = key >> 3, key & 7
+        if wire == 0:
+            value, at = _varint(data, at)
+            yield number, wire, value
+            continue
+        if wire == 2:
+            size, at = _varint(data, at)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise WireError(f"wire type {wire} is unknown")
+        if number == 0 or size > len(data) - at:
+            raise WireError(f"field {number} with {size} bytes passes the end")
+        yield number, wire, data[at : at + size]
+        at += size
+
+
+def _last(data: bytes) -> dict[tuple[int, int], Value]:
+    """The fields of a message by (number, wire type); the last one of each wins."""
+    return {(number, wire): value for number, wire, value in fields(data)}
+
+
+def _text(value: Value | None) -> str | None:
+    if value is None:
+        return None
+    try:
+        return value.decode("utf-8") if isinstance(value, bytes) else None
+    except UnicodeDecodeError as error:
+        raise WireError("a piece is not UTF-8") from error
+
+
+def _piece(data: bytes) -> tuple[str, int, float]:
+    message = _last(data)
+    raw = message.get((_SCORE, 5), b"\0\0\0\0")
+    (score,) = struct.unpack("<f", raw) if isinstance(raw, bytes) else (math.nan,)
+    kind = message.get((_TYPE, 0), 1)
+    if not isinstance(kind, int) or not 1 <= kind <= BYTE:
+        raise WireError(f"a piece has the type {kind}")
+    if not math.isfinite(score):
+        raise WireError("a piece's score is not a finite number")
+    return _text(message.get((_TEXT, 2))) or "", kind, float(score)
+
+
+def _read_messages(data: bytes, where: str) -> SentencePieceModel:
+    model = SentencePieceModel(TokenTable(where))
+    trainer: dict[tuple[int, int], Value] = {}
+    normalizer: dict[tuple[int, int], Value] = {}
+    count = 0
+    for number, wire, value in fields(data):
+        if wire != 2 or not isinstance(value, bytes):
+            continue
+        if number == _PIECES:
+            if count >= MAX_TOKENS:
+                raise WireError(f"it has more than {MAX_TOKENS} pieces")
+            text, kind, score = _piece(value)
+            # A user-defined piece is matched in the raw text, before spaces become U+2581.
+            text = text.replace("\u2581", " ") if kind == USER_DEFINED else text
+            model.table.put(count, text, kind, score)
+            count += 1
+        elif number == _TRAINER:
+            trainer.update(_last(value))
+        elif number == _NORMALIZER:
+            normalizer.update(_last(value))
+    _set_trainer(model, trainer)
+    model.charsmap = bool(normalizer.get((_CHARSMAP, 2)))
+    model.add_dummy_prefix = bool(normalizer.get((_PREFIX, 0), 1))
+    model.remove_extra_whitespaces = bool(normalizer.get((_EXTRA_SPACES, 0), 1))
+    model.escape_whitespaces = bool(normalizer.get((_ESCAPE, 0), 1))
+    return model
+
+
+def _set_trainer(model: SentencePieceModel, trainer: dict[tuple[int, int], Value]) -> None:
+    kind = trainer.get((_MODEL_TYPE, 0), 1)
+    model.model_type = kind if isinstance(kind, int) else 0
+    model.whitespace_as_suffix = bool(trainer.get((_SUFFIX, 0), 0))
+    names = {"bos": (_BOS, "<s>"), "eos": (_EOS, "</s>"), "padding": (_PAD, "<pad>")}
+    controls = {token.text: i for i, token in model.table if token.type == CONTROL}
+    for role, (number, default) in names.items():
+        piece = _text(trainer.get((number, 2))) or default
+        if piece in controls:
+            model.roles[role] = controls[piece]
+    for i, token in model.table:
+        if token.type == UNKNOWN:
+            model.roles.setdefault("unknown", i)
+
+
+def is_sentencepiece(data: bytes) -> bool:
+    """Whether the file begins as a SentencePiece model does (Llama 3's is a list of ranks)."""
+    try:
+        number, wire, value = next(fields(data))
+        return number == _PIECES and wire == 2 and isinstance(value, bytes) and bool(_last(value))
+    except (WireError, StopIteration):
+        return False
+
+
+def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
+    """Read a ``tokenizer.model``; refuses what llama.cpp's "llama" tokenizer does not do.
+
+    Raises CheckpointError for bytes that are no such model, for Unigram, word and character
+    models, and for a vocabulary without the 256 byte tokens (llama.cpp throws through its C
+    interface, which ends the process, at the first character that needs one).
+    """
+    try:
+        model = _read_messages(data, where)
+    except WireError as error:
+        if _RANKS.match(data):
+            raise CheckpointError(
+                f"{where} is a list of tiktoken ranks, which says nothing of words and special "
+                "tokens; put the tokenizer.json of the Hugging Face release beside it"
+            ) from error
+        raise CheckpointError(
+            f"{where} is not a SentencePiece model: {error}; download the checkpoint again"
+        ) from error
+    if not model.table.tokens:
+        raise CheckpointError(f"{where} holds no pieces; download the checkpoint again")
+    if model.model_type != 2:
+        name = MODEL_TYPES.get(model.model_type, f"type {model.model_type}")
+        raise CheckpointError(
+            f"{where} is a SentencePiece {name} model, and llama.cpp's tokenizer for Llama merges "
+            "as BPE does: its token ids would differ; only BPE models can be converted"
+        )
+    for wrong, flag in (
+        (model.whitespace_as_suffix, "treat_whitespace_as_suffix"),
+        (not model.escape_whitespaces, "escape_whitespaces=false"),
+    ):
+        if wrong:
+            raise CheckpointError(f"{where} has {flag}, which llama.cpp's tokenizer cannot do")
+    check_bytes(model.table)
+    return model
+
+
+def check_bytes(table: TokenTable) -> None:
+    """Refuse an SPM vocabulary that lacks one of ``<0x00>`` ... ``<0xFF>`` as a byte token."""
+    present = {token.text for _, token in table if token.type == BYTE}
+    missing = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in present]
+    if missing:
+        raise CheckpointError(
+            f"{table.where} lacks {len(missing)} of the 256 byte tokens (first "
+            f"{quote(missing[0])}), without which llama.cpp ends the process on characters that no "
+            "piece has; train with byte_fallback"
+        )

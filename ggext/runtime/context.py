@@ -1,0 +1,112 @@
+"""A llama.cpp context: how long, how many threads, which attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ggext.errors import ModelError, UsageError
+from ggext.runtime import capacity, llama
+from ggext.runtime.model import Model
+
+_BATCH_CPU = 128
+_BATCH_GPU = 512
+# Flash attention is slower on a CPU as long as the score matrix is small.
+_MAX_SCORE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """How a context is made.
+
+    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
+    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128
+    on a CPU, 512 on a GPU. ``kv_type`` f16, bf16 or f32. ``flash_attention`` None: off on a CPU
+    while its score matrix is small, else as llama.cpp chooses. ``eval_callback`` sees every node of
+    the graph (a ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    """
+
+    n_ctx: int | None = None
+    threads: int | None = None
+    n_batch: int | None = None
+    kv_type: str = "f16"
+    flash_attention: bool | None = None
+    eval_callback: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_ctx", "threads", "n_batch"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value < 2**31:
+                raise UsageError(f"{name} is {value}, but must be at least 1")
+        if self.kv_type not in capacity.KV_TYPES:
+            known = ", ".join(capacity.KV_TYPES)
+            raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """A llama.cpp context, its length and batch in tokens, and what the user should know of it."""
+
+    handle: Any
+    n_ctx: int
+    n_batch: int
+    notices: tuple[str, ...]
+
+
+def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: int) -> Context:
+    """Makes a context, which the caller frees. RoPE is left as the file says.
+
+    `abort` and `abort_data` are an abort callback and the address that it reads. Raises ModelError
+    when the memory does not suffice or the model keeps no tokens.
+    """
+    module = llama.lib()
+    n_batch = options.n_batch or (_BATCH_GPU if model.offloads else _BATCH_CPU)
+    n_ctx, notices = _length(model, options, n_batch)
+    n_batch = min(n_batch, n_ctx)
+    params = module.llama_context_default_params()
+    params.n_ctx = n_ctx
+    params.n_batch = params.n_ubatch = n_batch
+    params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
+    params.type_k = params.type_v = getattr(module, f"GGML_TYPE_{options.kv_type.upper()}")
+    scores = capacity.attention_bytes(model, n_ctx, n_batch)
+    params.flash_attn_type = _flash_attention(module, options, model.offloads, scores)
+    params.abort_callback = abort
+    params.abort_callback_data = abort_data
+    if options.eval_callback is not None:
+        params.cb_eval = options.eval_callback
+    llama.clear_log()
+    handle = module.llama_init_from_model(model.open_handle(), params)
+    if not handle:
+        raise llama.failure(f"a context of {n_ctx} tokens cannot be made (try --ctx with less)")
+    if not module.llama_get_memory(handle):
+        module.llama_free(handle)
+        raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    return Context(handle, n_ctx, n_batch, tuple(notices))
+
+
+def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, list[str]]:
+    trained = model.n_ctx_train
+    asked = options.n_ctx or trained
+    largest = capacity.largest_context(model, options.kv_type, n_batch)
+    if largest is not None and asked > largest:
+        size = asked * capacity.kv_bytes_per_token(model, options.kv_type) / 2**30
+        short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"
+        if options.n_ctx is not None or largest < capacity.STEP:
+            raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
+        return largest, [f"{short}: the context is {largest} tokens"]
+    if asked > trained:
+        notice = (
+            f"the context of {asked} tokens is longer than the {trained} that the file is made "
+            "for: what stands past those will be misread; bake a longer one with ggext convert"
+        )
+        return asked, [notice]
+    return asked, []
+
+
+def _flash_attention(module: Any, options: SessionOptions, offloads: bool, scores: int) -> int:
+    if options.flash_attention is None:
+        small = not offloads and scores <= _MAX_SCORE_BYTES
+        name = "DISABLED" if small else "AUTO"
+    else:
+        name = "ENABLED" if options.flash_attention else "DISABLED"
+    return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

@@ -1,0 +1,163 @@
+"""The only door to llama.cpp.
+
+The package is imported here and nowhere else, at the first use. One version is accepted, because
+ctypes lays out llama.cpp's structs by hand: another version would read other bytes. Whatever
+llama.cpp logs is collected instead of printed, so that an error can quote the line that says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import MissingExtraError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from ggext.gguf.reader import GgufFile
+
+VERSION = "0.3.36"
+
+_LOG_ERROR = 4
+_LOG_CONTINUED = 5
+# Lines that only say that something failed, after the line that says why.
+_EMPTY_PHRASES = ("failed to load model", "failed to quantize:", "failed to decode, ret")
+
+_lock = Lock()
+_module: Any = None
+
+
+class _Log:
+    """The last lines that llama.cpp logged, as (level, text)."""
+
+    def __init__(self) -> None:
+        self.lines: deque[tuple[int, str]] = deque(maxlen=400)
+
+    def write(self, level: int, text: bytes, _user_data: object) -> None:
+        line = text.decode("utf-8", "replace")
+        if level == _LOG_CONTINUED and self.lines:
+            level, start = self.lines.pop()
+            line = start + line
+        self.lines.append((level, line))
+
+    def reason(self) -> str:
+        """The first error since the last `clear` (the cause precedes its consequences)."""
+        errors = [text.strip() for level, text in self.lines if level == _LOG_ERROR]
+        telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
+        line = (telling or errors or ["it gave no reason"])[0]
+        function, colon, rest = line.partition(": ")
+        return rest if colon and " " not in function else line
+
+
+_log = _Log()
+
+
+def lib(purpose: str = "running a model") -> Any:
+    """The module llama_cpp, imported silently, its version checked, its backend started once.
+
+    Raises MissingExtraError without llama-cpp-python, ModelError for another version.
+    """
+    global _module
+    with _lock:
+        if _module is None:
+            _module = _start(purpose)
+        return _module
+
+
+def _start(purpose: str) -> Any:
+    try:
+        import llama_cpp
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] == "llama_cpp":
+            raise MissingExtraError("llama-cpp-python", "run", purpose) from error
+        raise ModelError(f"llama-cpp-python needs the package {error.name}") from error
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"llama-cpp-python does not load its library: {error}") from error
+    if llama_cpp.__version__ != VERSION:
+        raise ModelError(
+            f"llama-cpp-python {llama_cpp.__version__} is installed, but ggext is written for "
+            f'{VERSION}: pip install "llama-cpp-python=={VERSION}"'
+        )
+    module: Any = llama_cpp.llama_cpp
+    # The callback object must live as long as the library may log.
+    _log.callback = module.llama_log_callback(_log.write)  # type: ignore[attr-defined]
+    module.llama_log_set(_log.callback, None)  # type: ignore[attr-defined]
+    module.llama_backend_init()
+    return module
+
+
+def clear_log() -> None:
+    """Forgets what was logged, so that `failure` speaks of the call that follows."""
+    _log.lines.clear()
+
+
+def failure(message: str) -> ModelError:
+    """A ModelError: `message`, then llama.cpp's own reason."""
+    return ModelError(f"{message}: llama.cpp says: {_log.reason()}")
+
+
+def abort_flag() -> tuple[ctypes.Array[ctypes.c_char], Any]:
+    """A two-byte flag and the abort callback that reads it: set byte 0 to 1 to stop a computation.
+
+    The callback is libc's strlen: of b"\\0" it returns 0 (go on), of b"\\1\\0" it returns 1 (stop).
+    llama.cpp asks before every node of the graph, and a callback into Python needs the
+    interpreter's lock each time: measured on a 5-layer model, 4400 tokens a second fall to 4000,
+    and to 750 while another Python thread is busy.
+    """
+    flag = ctypes.create_string_buffer(2)
+    libc = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
+    address = ctypes.cast(libc.strlen, ctypes.c_void_p).value
+    return flag, lib().ggml_abort_callback(address)
+
+
+def quantization_names() -> tuple[str, ...]:
+    """The quantizations that llama.cpp can write: Q4_K_M, Q6_K, ..."""
+    return tuple(_quantizations())
+
+
+def _quantizations() -> dict[str, int]:
+    prefix = "LLAMA_FTYPE_MOSTLY_"
+    module = lib("naming llama.cpp's quantizations")
+    names = (name for name in dir(module) if name.startswith(prefix))
+    types = {name.removeprefix(prefix): int(getattr(module, name)) for name in names}
+    return dict(sorted(types.items(), key=lambda item: item[1]))
+
+
+def quantize(src: Path, dst: Path, type_name: str, threads: int | None = None) -> None:
+    """Writes the GGUF file `src` quantized to `type_name` (see `quantization_names`) as `dst`.
+
+    `dst` appears only when whole, and replaces what was there. Raises UsageError for an unknown
+    type, GgufError for a malformed `src`, ModelError when llama.cpp refuses, OutputError when `dst`
+    cannot be written.
+    """
+    from ggext.gguf.writer import replacing
+
+    module = lib("quantizing with llama.cpp")
+    types = _quantizations()
+    if type_name.upper() not in types:
+        raise UsageError(f"unknown quantization {type_name!r}: choose one of {', '.join(types)}")
+    check_gguf(src)
+    params = module.llama_model_quantize_default_params()
+    params.ftype = types[type_name.upper()]
+    params.nthread = threads or 0
+    with replacing(dst) as beside:
+        clear_log()
+        status = module.llama_model_quantize(
+            os.fsencode(src), os.fsencode(beside), ctypes.byref(params)
+        )
+        if status != 0:
+            raise failure(f"{src} cannot be quantized to {type_name}")
+
+
+def check_gguf(path: Path) -> GgufFile:
+    """The header, bounds-checked before llama.cpp sees the file: it aborts on some malformed ones.
+
+    Raises GgufError.
+    """
+    from ggext.gguf.reader import read_gguf
+
+    return read_gguf(path)

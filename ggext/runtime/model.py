@@ -1,0 +1,221 @@
+"""A loaded GGUF file: its facts and its vocabulary."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
+
+from ggext.errors import ModelError
+from ggext.runtime import llama
+
+if TYPE_CHECKING:
+    from ggext.gguf.reader import GgufFile
+    from ggext.runtime.engine import Session
+
+LoadProgress = Callable[[float], bool]
+
+
+class CancelledError(ModelError):
+    """A load or a call of `Session.logits` was cancelled; nothing is left of it."""
+
+
+class Model:
+    """A model's weights and vocabulary in memory. Threads may share it; close it when done.
+
+    ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
+    made for, an extended context included), ``n_vocab``, ``n_params``, ``size`` (bytes of the
+    weights), ``n_gpu_layers`` (None: as many as the library can).
+    """
+
+    def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
+        self._lib = llama.lib()
+        self.path = path
+        self.header = header
+        self.n_gpu_layers = gpu_layers
+        self._handle = handle
+        self._vocab = self._lib.llama_model_get_vocab(handle)
+        self.sessions: WeakSet[Session] = WeakSet()
+        self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
+        self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
+        self.n_params = int(self._lib.llama_model_n_params(handle))
+        self.size = int(self._lib.llama_model_size(handle))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        gpu_layers: int | None = None,
+        progress: LoadProgress | None = None,
+    ) -> Model:
+        """Loads a GGUF file. `gpu_layers` None offloads whatever the library can.
+
+        `progress` is called with 0.0 to 1.0 and cancels the load by returning False. Raises
+        GgufError for a malformed file, ModelError when llama.cpp refuses it, CancelledError.
+        """
+        path = Path(path)
+        header = llama.check_gguf(path)
+        module = llama.lib()
+        params = module.llama_model_default_params()
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
+        loading = _Loading(progress)
+        callback = module.llama_progress_callback(loading)
+        params.progress_callback = callback
+        llama.clear_log()
+        handle = module.llama_model_load_from_file(os.fsencode(path), params)
+        if loading.error is not None:
+            raise loading.error
+        if not handle:
+            if loading.cancelled:
+                raise CancelledError(f"loading {path} was cancelled")
+            raise llama.failure(f"{path} cannot be loaded")
+        if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
+            module.llama_model_free(handle)
+            raise ModelError(f"{path} ({header.arch}) is not a model that continues text")
+        return cls(path, header, handle, gpu_layers)
+
+    def close(self) -> None:
+        """Frees the model, after its sessions. Further calls do nothing."""
+        for session in list(self.sessions):
+            session.close()
+        handle, self._handle = self._handle, None
+        if handle:
+            self._lib.llama_model_free(handle)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def offloads(self) -> bool:
+        """Whether layers of the model are on a GPU."""
+        return self.n_gpu_layers != 0 and bool(self._lib.llama_supports_gpu_offload())
+
+    @property
+    def architecture(self) -> str:
+        """The architecture's name in the file, such as ``llama``."""
+        return self.header.arch
+
+    @property
+    def description(self) -> str:
+        """llama.cpp's short description, such as ``llama 7B Q4_K - Medium``."""
+        buffer = ctypes.create_string_buffer(256)
+        self._lib.llama_model_desc(self.open_handle(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace")
+
+    @property
+    def chat_template(self) -> str | None:
+        """The file's chat template, as it stands there."""
+        template = self.header.get("tokenizer.chat_template")
+        return template if isinstance(template, str) and template.strip() else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether the vocabulary wants its BOS in front of every text."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._checked_vocab())) and self.bos >= 0
+
+    @property
+    def bos(self) -> int:
+        """The begin-of-text token, -1 when there is none."""
+        return int(self._lib.llama_vocab_bos(self._checked_vocab()))
+
+    @property
+    def eos(self) -> int:
+        """The end-of-text token, -1 when there is none."""
+        return int(self._lib.llama_vocab_eos(self._checked_vocab()))
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
+
+        `parse_special`: spellings of control tokens in the text become those tokens; only for
+        text that the caller wrote.
+        """
+        data = text.encode("utf-8", "replace")
+        vocab, room = self._checked_vocab(), len(data) + 4
+        for _ in range(2):
+            tokens = (ctypes.c_int32 * room)()
+            count = self._lib.llama_tokenize(
+                vocab, data, len(data), tokens, room, add_special, parse_special
+            )
+            if count >= 0:
+                return list(tokens[:count])
+            room = -count
+        raise ModelError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+
+    def token_to_piece(self, token: int) -> bytes:
+        """The bytes that a token stands for, empty for control tokens; UTF-8 only when joined."""
+        size = 64
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            count = self._lib.llama_token_to_piece(
+                self._checked_vocab(), self._checked_token(token), buffer, size, 0, False
+            )
+            if count >= 0:
+                return buffer.raw[:count]
+            size = -count
+
+    def token_text(self, token: int) -> str:
+        """How the vocabulary spells a token, control tokens included: ``<s>``."""
+        text = self._lib.llama_vocab_get_text(self._checked_vocab(), self._checked_token(token))
+        return bytes(text).decode("utf-8", "replace")
+
+    def is_eog(self, token: int) -> bool:
+        """Whether the token ends a generation (EOS, end of turn, ...)."""
+        vocab = self._checked_vocab()
+        return bool(self._lib.llama_vocab_is_eog(vocab, self._checked_token(token)))
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token is a control token, which no ordinary text becomes."""
+        vocab = self._checked_vocab()
+        return bool(self._lib.llama_vocab_is_control(vocab, self._checked_token(token)))
+
+    def open_handle(self) -> Any:
+        """llama.cpp's pointer to the model. Raises ModelError once closed."""
+        if not self._handle:
+            raise ModelError(f"{self.path} is closed")
+        return self._handle
+
+    def _checked_vocab(self) -> Any:
+        self.open_handle()
+        # llama.cpp aborts the process when a file without a vocabulary is asked for tokens.
+        if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:
+            raise ModelError(f"{self.path} has no vocabulary; convert it again with its tokenizer")
+        return self._vocab
+
+    def _checked_token(self, token: int) -> int:
+        if not 0 <= token < self.n_vocab:
+            raise ModelError(f"token {token} is not in the vocabulary of {self.n_vocab} tokens")
+        return token
+
+
+class _Loading:
+    """llama.cpp's progress callback; an error inside cancels the load and is kept."""
+
+    def __init__(self, progress: LoadProgress | None) -> None:
+        self.progress = progress
+        self.cancelled = False
+        self.error: BaseException | None = None
+
+    def __call__(self, fraction: float, _user_data: object) -> bool:
+        if self.progress is None:
+            return True
+        try:
+            self.cancelled = not self.progress(fraction)
+        except BaseException as error:  # noqa: BLE001 - `Model.open` raises it; ctypes would not
+            self.error = error
+            self.cancelled = True
+        return not self.cancelled

@@ -1,0 +1,58 @@
+#include "parallel.h"
+
+#include <pthread.h>
+#include <stdbool.h>
+
+/* Starting a thread costs some 20 us; this much work takes about as long. */
+static const size_t elements_worth_a_thread = 1 << 15;
+
+struct job {
+    ggext_slice slice;
+    void *context;
+    size_t part;
+    size_t begin;
+    size_t end;
+};
+
+static void *run_job(void *argument)
+{
+    const struct job *job = argument;
+    job->slice(job->context, job->part, job->begin, job->end);
+    return NULL;
+}
+
+/* Returns how many parts the work is worth: 1 ... threads, and not more than there are rows. */
+static size_t parts_for(size_t n_rows, size_t row_cost, size_t threads)
+{
+    size_t rows_worth = row_cost >= elements_worth_a_thread ? 1 : elements_worth_a_thread / (row_cost + 1) + 1;
+    size_t parts = n_rows / rows_worth;
+    if (parts > threads)
+        parts = threads;
+    if (parts > GGEXT_MAX_THREADS)
+        parts = GGEXT_MAX_THREADS;
+    return parts > 0 ? parts : 1;
+}
+
+size_t ggext_parallel(size_t n_rows, size_t row_cost, size_t threads, ggext_slice slice, void *context)
+{
+    struct job jobs[GGEXT_MAX_THREADS];
+    pthread_t ids[GGEXT_MAX_THREADS];
+    bool started[GGEXT_MAX_THREADS] = {false};
+    size_t parts = parts_for(n_rows, row_cost, threads);
+    size_t share = n_rows / parts;
+    size_t extra = n_rows % parts; /* the first `extra` parts get one row more */
+
+    for (size_t i = 0; i < parts; i++) {
+        size_t begin = i * share + (i < extra ? i : extra);
+        jobs[i] = (struct job){slice, context, i, begin, begin + share + (i < extra)};
+    }
+    for (size_t i = 1; i < parts; i++)
+        started[i] = pthread_create(&ids[i], NULL, run_job, &jobs[i]) == 0;
+    for (size_t i = 0; i < parts; i++)
+        if (!started[i])
+            run_job(&jobs[i]);
+    for (size_t i = 1; i < parts; i++)
+        if (started[i])
+            pthread_join(ids[i], NULL);
+    return parts;
+}

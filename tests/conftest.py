@@ -1,0 +1,51 @@
+"""What every test gets: no user state, no network by accident, and ``shared`` where it exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent"
+    )
+
+
+def _require_shared(*paths: str) -> None:
+    for path in paths or (".",):
+        if not (SHARED / path).exists():
+            pytest.skip(f"{Path('../shared', path)} is not here: a user's clone does not have it")
+
+
+@pytest.fixture(autouse=True)
+def _isolated_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """The test runs as a user who has never run anything; the real one's files stay untouched."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for variable, folder in {
+        "XDG_CACHE_HOME": ".cache",
+        "XDG_CONFIG_HOME": ".config",
+        "XDG_DATA_HOME": ".local/share",
+        "XDG_STATE_HOME": ".local/state",
+        "HF_HOME": ".cache/huggingface",
+    }.items():
+        monkeypatch.setenv(variable, str(home / folder))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for variable in ("HF_TOKEN", "NO_COLOR", "FORCE_COLOR", "COLUMNS"):
+        monkeypatch.delenv(variable, raising=False)
+    for mark in request.node.iter_markers("shared"):
+        _require_shared(*mark.args)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """../shared: real configs, tokenizers, texts, a small model. A user's clone has none."""
+    _require_shared()
+    return SHARED

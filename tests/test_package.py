@@ -1,0 +1,183 @@
+"""What the package promises as a whole: cheap to import, layered, complete without its extras."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import metadata, resources
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXTRAS = ("jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "torch", "transformers")
+
+# The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
+# row. What is not named here is a verb, like convert and verify.
+ROWS = (
+    {"cli", "terminal"},
+    {"convert", "verify", "plan", "chat"},
+    {"converters", "checkpoint", "gguf", "runtime"},
+    {"rope"},
+    {"native", "_native"},
+    {"errors"},
+)
+VERBS = 1
+# Stricter than the rows: these import nothing of ggext but themselves and what is named.
+ONLY = {"rope": {"errors", "native"}, "gguf": {"errors", "native"}}
+# Packages that only the named parts import.
+KEPT_IN = {
+    "llama_cpp": {"runtime", "verify"},
+    "torch": {"checkpoint", "reference"},  # pickles, and the judge of verify --reference
+    "transformers": {"reference"},
+    "rich": {"terminal"},
+}
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def sources() -> Iterator[tuple[str, Path]]:
+    """Every module of the package: its part (the first name after ggext) and its file."""
+    for path in sorted((ROOT / "ggext").rglob("*.py")):
+        yield path.relative_to(ROOT / "ggext").parts[0].removesuffix(".py"), path
+    for path in sorted((ROOT / "converters").rglob("*.py")):
+        yield "converters", path
+
+
+def imported(path: Path, package: str) -> Iterator[tuple[int, str]]:
+    """Line and absolute name of everything that a file imports, at any depth.
+
+    ``package``: the dotted name that a relative import starts from.
+    """
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split(".")
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            # `from ggext import native` names the part in the alias, not in the module.
+            if name == "ggext":
+                yield from ((node.lineno, f"ggext.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, name
+
+
+def package_of(path: Path) -> str:
+    inside = path.relative_to(ROOT)
+    names = inside.parent.parts if inside.parts[0] == "ggext" else ("ggext", *inside.parent.parts)
+    return ".".join(names)
+
+
+def is_part(name: str) -> bool:
+    """Whether ggext.NAME is a module and not an attribute such as __version__."""
+    inside = ROOT / "ggext"
+    return (
+        name in ("converters", "_native")
+        or (inside / name).is_dir()
+        or (inside / f"{name}.py").is_file()
+    )
+
+
+def inner_imports() -> Iterator[tuple[str, str, str]]:
+    """Part, imported part, and where, for every import of ggext inside ggext."""
+    for part, path in sources():
+        if part == "__init__":  # the lazy public names
+            continue
+        for line, name in imported(path, package_of(path)):
+            if name.startswith("ggext.") and is_part(name.split(".")[1]):
+                yield part, name.split(".")[1], f"{path.relative_to(ROOT)}:{line}"
+
+
+def row_of(part: str) -> int:
+    return next((i for i, row in enumerate(ROWS) if part in row), VERBS)
+
+
+def test_importing_ggext_is_cheap() -> None:
+    heavy = ("numpy", "gguf", "torch", "llama_cpp", "transformers", "click", "rich", "jinja2")
+    code = f"import ggext, sys; print([m for m in {heavy!r} if m in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["cli", "convert", "plan", "verify", "checkpoint", "converters", "gguf", "rope", "native"],
+)
+def test_without_extras_it_can_be_imported(module: str) -> None:
+    run_python(
+        f"import sys\n"
+        f"sys.modules.update(dict.fromkeys({EXTRAS!r}))\n"  # None: importing it raises
+        f"import ggext.{module}"
+    )
+
+
+def test_imports_go_one_way() -> None:
+    wrong = [
+        f"{where}: {part} imports {target}"
+        for part, target, where in inner_imports()
+        if part != target and row_of(part) > row_of(target)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_rope_and_gguf_stand_alone() -> None:
+    wrong = [
+        f"{where}: {part} imports {target}"
+        for part, target, where in inner_imports()
+        if part in ONLY and target not in ONLY[part] | {part}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_parts_do_not_import_each_other_in_circles() -> None:
+    graph: dict[str, set[str]] = {}
+    for part, target, _ in inner_imports():
+        if part != target:
+            graph.setdefault(part, set()).add(target)
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_heavy_packages_stay_where_they_belong() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {part} imports {name}"
+        for part, path in sources()
+        for line, name in imported(path, package_of(path))
+        if part not in KEPT_IN.get(name.split(".")[0], {part})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("folder", ["ggext", "converters", "tests", "tools", "benchmarks"])
+def test_nothing_imports_a_second_copy_of_converters(folder: str) -> None:
+    """`import converters` would load the family modules twice, under two names."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, name in imported(path, package_of(path))
+        if name.split(".")[0] == "converters"
+    ]
+    assert not wrong, wrong
+
+
+def test_converters_are_installed_inside_ggext() -> None:
+    import ggext.converters
+
+    assert ggext.converters.__name__ == "ggext.converters"
+    assert "converters" not in sys.modules
+
+
+def test_version_and_data_are_the_distribution_s() -> None:
+    import ggext
+
+    assert ggext.__version__ == metadata.version("ggext")
+    assert resources.files("ggext").joinpath("py.typed").is_file()
+    assert resources.files("ggext").joinpath("data").is_dir()
