@@ -156,8 +156,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 
 
 def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
-    stem = source.path.resolve().name if source.path.is_dir() else source.path.stem
-    parts = [stem or "model"]
+    parts = [source.path.stem if source.is_gguf else str(source.fields["general.name"].value)]
     if scaling is not None and scaling.method != "none":
         parts.append(f"{scaling.method}{scaling.factor:g}")
     if wanted != "auto":

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 F32, F16, Q8_0, BF16 = 0, 1, 8, 30
 _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 _CHUNK_BYTES = 8 << 20
+#: The checkpoint of the project's own chat model, installed with the package.
+DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"
 #: Buffers that old checkpoints carry and the model does not need.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
@@ -74,8 +76,14 @@ class ModelSource:
     notes: list[str] = field(default_factory=list)
 
 
+def named_model(path: Path) -> Path:
+    """``path``, or the embedded model's folder where it is the word ``demo`` and nothing has that name."""
+    return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
+
+
 def open_source(path: Path) -> ModelSource:
-    """A folder is read as a checkpoint, a file as GGUF."""
+    """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model."""
+    path = named_model(path)
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():
@@ -102,7 +110,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
 
 
 def _name(folder: Path) -> str:
-    return folder.resolve().name or "model"
+    return "demo" if folder == DEMO_MODEL else folder.resolve().name or "model"
 
 
 def _mapped(

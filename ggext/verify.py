@@ -20,6 +20,7 @@ from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
 from ggext.rope.decode import ROPE_FREQS, decode, geometry_of
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.sources import named_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,6 +94,7 @@ def verify(
 
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
+    reference = named_model(reference) if reference is not None else None
     gguf = read_gguf(path)
     effective = effective_table(gguf)
     wanted = what_is_wanted(gguf, reference)

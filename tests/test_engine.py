@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SHARED
@@ -60,7 +60,7 @@ def story(model: Model) -> list[int]:
     return model.tokenize(text)[:501]
 
 
-def last_logits(session: Session) -> np.ndarray:
+def last_logits(session: Session) -> Any:
     pointer = session._lib.llama_get_logits_ith(session._context, -1)
     return np.ctypeslib.as_array(pointer, (session.model.n_vocab,)).copy()
 
@@ -399,9 +399,7 @@ def test_a_refusal_quotes_llama_cpps_reason(stories_gguf: Path, tmp_path: Path) 
     other.write_bytes(
         stories_gguf.read_bytes().replace(b"blk.4.attn_norm.weight", b"blk.4.attn_nork.weight")
     )
-    with pytest.raises(
-        ModelError, match=r"llama\.cpp says: .*'blk\.4\.attn_norm\.weight' not found"
-    ):
+    with pytest.raises(ModelError, match=r"llama\.cpp says: .*attn_norm\.weight' not found"):
         Model.open(other)
 
 
@@ -447,11 +445,14 @@ def test_a_context_beyond_the_trained_one_is_allowed_and_noted(model: Model) -> 
 
 
 def test_rope_is_left_as_the_file_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+    seen: list[Any] = []
     init = llama.lib().llama_init_from_model
-    monkeypatch.setattr(
-        llama.lib(), "llama_init_from_model", lambda m, p: seen.append(p) or init(m, p)
-    )
+
+    def watched(handle: Any, params: Any) -> Any:
+        seen.append(params)
+        return init(handle, params)
+
+    monkeypatch.setattr(llama.lib(), "llama_init_from_model", watched)
     with Session(model):
         pass
     given, default = seen[0], llama.lib().llama_context_default_params()
@@ -480,19 +481,21 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
     small, out = tmp_path / "small.gguf", tmp_path / "q.gguf"
     llama.quantize(stories_gguf, small, "Q8_0")
     out.write_text("old")
-    with pytest.raises(ModelError, match="llama.cpp says: .*requantizing from type q8_0"):
+    with pytest.raises(ModelError, match=r"llama\.cpp says: .*requantizing from type q8_0"):
         llama.quantize(small, out, "Q4_0")
     assert {path.name for path in tmp_path.iterdir()} == {"home", "small.gguf", "q.gguf"}
     assert out.read_text() == "old"
 
 
 def test_batches_are_bounded(model: Model, story: list[int]) -> None:
-    sizes = []
+    sizes: list[int] = []
     with Session(model, SessionOptions(n_batch=64)) as session:
         decode = session._decode
-        session._decode = lambda t, every_logit=False: (  # type: ignore[method-assign]
-            sizes.append(len(t)) or decode(t, every_logit)
-        )
+
+        def watched(tokens: list[int], every_logit: bool = False) -> bool:
+            sizes.append(len(tokens))
+            return decode(tokens, every_logit)
+
+        session._decode = watched  # type: ignore[method-assign]
         session.evaluate(story)
-    assert max(sizes) == 64
-    assert all(a >= b for a, b in pairwise(sizes))
+    assert sizes == [64] * 7 + [53]

@@ -15,11 +15,15 @@ from typing import Literal
 from ..errors import CheckpointError
 from .tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
 from .tokenizer_files import (
+    CONTROL,
     MAX_FILE_BYTES,
     MAX_TOKENS,
+    NORMAL,
     USER_DEFINED,
     JsonObject,
+    Token,
     get,
+    quote,
     read_file,
     read_json,
 )
@@ -108,6 +112,8 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     templates = chat_templates(files)
     default = templates.pop("default", None)
     rows = source.table.padded(vocab_size)
+    if source.model == "llama":
+        source.notes += _merged_control_notes(rows)
     return Vocabulary(
         model=source.model,
         pre=source.pre,
@@ -123,6 +129,24 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         chat_templates=templates,
         notes=tuple(source.notes),
     )
+
+
+def _merged_control_notes(rows: list[Token]) -> list[str]:
+    """Control tokens that llama.cpp's merging forms from plain text, as SentencePiece never does."""
+    pieces = {token.text for token in rows if token.type == NORMAL}
+    controls = [token.text for token in rows if token.type == CONTROL]
+    formed = [
+        text
+        for text in controls
+        if any(text[:k] in pieces and text[k:] in pieces for k in range(1, len(text)))
+    ]
+    if not formed:
+        return []
+    note = (
+        f"llama.cpp merges plain text into {len(formed)} control tokens (first {quote(formed[0])}), "
+        "also where special tokens are not to be parsed"
+    )
+    return [note]
 
 
 def _read_source(folder: Path, root: JsonObject | None, files: SmallFiles) -> TokenSource:

@@ -56,11 +56,11 @@ def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
             raise CheckpointError(
                 f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE"
             )
-    table = TokenTable(where)
+    table = TokenTable(where, get(model, "byte_fallback", bool, where, False))
     vocab = _read_vocab(model, table)
     merges = _read_merges(model, vocab, where)
     add_tokens(root, table, where)
-    if get(model, "byte_fallback", bool, where, False):
+    if table.escapes_spaces:
         return _sentencepiece_form(root, model, table, merges)
     return _byte_level(root, model, table, merges)
 
@@ -147,9 +147,23 @@ def _byte_level(
                 "symbol of byte-level BPE; correct the file"
             )
     notes += [f"pre-tokenizer {row.name}: {note}" for note in row.notes]
+    missing = [symbol for symbol in byte_symbols() if table.find(symbol) is None]
+    if missing and model.get("unk_token") is not None:
+        notes.append(
+            f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives "
+            "the unknown token"
+        )
     source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
     source.notes += strip_notes(root)
     return source
+
+
+def byte_symbols() -> list[str]:
+    """GPT-2's printable stand-in of each byte that UTF-8 text can contain."""
+    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    spare = iter(range(256, 512))
+    symbols = [chr(byte) if byte in plain else chr(next(spare)) for byte in range(256)]
+    return symbols[:0xC0] + symbols[0xC2:0xF5]
 
 
 def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:

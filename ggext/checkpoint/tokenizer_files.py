@@ -133,9 +133,13 @@ class Token:
 
 @dataclass
 class TokenTable:
-    """Tokens by id, while a vocabulary is being read; ``where`` names the file in errors."""
+    """Tokens by id, while a vocabulary is being read; ``where`` names the file in errors.
+
+    ``escapes_spaces``: in this vocabulary U+2581 stands for a space (SentencePiece's form).
+    """
 
     where: str
+    escapes_spaces: bool = False
     tokens: dict[int, Token] = field(default_factory=dict)
     _ids: dict[str, int] = field(default_factory=dict)
 
@@ -156,7 +160,7 @@ class TokenTable:
         """Set an added token: a special one is a control token, another is user-defined.
 
         A control, unknown or byte token that is there already keeps its type. User-defined ones
-        are matched in the raw text, before spaces become U+2581.
+        are matched in the raw text, before its spaces become U+2581.
         """
         special = get(item, "special", bool, self.where, False)
         text = check_text(item.get("content"), f"{self.where}: an added token")
@@ -166,7 +170,8 @@ class TokenTable:
         if special:
             self.put(token_id, text, CONTROL, ADDED_SCORE)
         else:
-            self.put(token_id, text.replace("\u2581", " "), USER_DEFINED, ADDED_SCORE)
+            text = text.replace("\u2581", " ") if self.escapes_spaces else text
+            self.put(token_id, text, USER_DEFINED, ADDED_SCORE)
 
     def find(self, text: str) -> int | None:
         """The id of a token's text."""

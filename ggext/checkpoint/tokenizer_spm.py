@@ -112,7 +112,7 @@ def _piece(data: bytes) -> tuple[str, int, float]:
 
 
 def _read_messages(data: bytes, where: str) -> SentencePieceModel:
-    model = SentencePieceModel(TokenTable(where))
+    model = SentencePieceModel(TokenTable(where, escapes_spaces=True))
     trainer: dict[tuple[int, int], Value] = {}
     normalizer: dict[tuple[int, int], Value] = {}
     count = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 from collections import deque
 from pathlib import Path
@@ -26,6 +27,8 @@ _LOG_ERROR = 4
 _LOG_CONTINUED = 5
 # Lines that only say that something failed, after the line that says why.
 _EMPTY_PHRASES = ("failed to load model", "failed to quantize:", "failed to decode, ret")
+
+_RULER = re.compile("={4,}")  # llama.cpp frames some errors
 
 _lock = Lock()
 _module: Any = None
@@ -49,6 +52,7 @@ class _Log:
         errors = [text.strip() for level, text in self.lines if level == _LOG_ERROR]
         telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
         line = (telling or errors or ["it gave no reason"])[0]
+        line = " ".join(_RULER.sub(" ", line).split())
         function, colon, rest = line.partition(": ")
         return rest if colon and " " not in function else line
 

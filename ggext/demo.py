@@ -1,0 +1,166 @@
+"""What context extension does, measured on the embedded model through llama.cpp.
+
+The model was trained on 256 tokens. For each method and length a file is baked, verified and asked for
+facts in texts that fill the length; perplexity by position stands beside it. Every figure is measured in
+the run that prints it.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggext.convert import ConvertOptions, convert
+from ggext.data import demo_language as language
+from ggext.errors import ModelError
+from ggext.rope.scaling import Method, RopeScaling
+from ggext.sources import DEMO_MODEL
+from ggext.verify import verify
+
+TRAINED = 256
+LENGTHS = (256, 512, 1024, 2048)
+METHODS: tuple[Method, ...] = ("none", "linear", "ntk", "yarn")
+_LONGEST_ANSWER = 12
+_PERPLEXITY_TEXTS = 12
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recall:
+    """``correct`` of ``asked`` answers were right to the letter at ``length`` tokens."""
+
+    method: Method
+    length: int
+    correct: int
+    asked: int
+
+    @property
+    def share(self) -> float:
+        return self.correct / self.asked
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """``values``: one for each ``TRAINED`` tokens of position, mean over texts."""
+
+    method: Method
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One question at four times the trained context, and what both files answer."""
+
+    question: str
+    right: str
+    answers: dict[Method, str]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    recalls: list[Recall]
+    perplexities: list[Perplexity]
+    example: Example
+    files: int
+
+    def recall(self, method: Method, length: int) -> float:
+        return next(r.share for r in self.recalls if (r.method, r.length) == (method, length))
+
+
+def bake(folder: Path, method: Method, length: int) -> Path:
+    """The embedded model for ``length`` tokens, held to its recipe before it is used."""
+    factor = length / TRAINED
+    path = folder / f"demo-{method}-{length}.gguf"
+    if factor == 1 or method == "none":
+        rope = RopeScaling("none", context=length)  # the file admits the length and scales nothing
+    else:
+        rope = RopeScaling(method, factor=factor)
+    convert(ConvertOptions(DEMO_MODEL, path, rope, force=True))
+    report = verify(path)
+    if not report.passed:
+        raise ModelError(f"{path} does not do what was asked: {report.checks}")
+    return path
+
+
+def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = lambda line: None) -> DemoResult:
+    """Bake, verify and measure. ``texts``: questions asked for each figure. Needs the extra ``run``."""
+    recalls, perplexities, answers = [], [], {}
+    samples = {length: list(_samples(seed, length, texts)) for length in LENGTHS}
+    for method in METHODS:
+        for length in LENGTHS:
+            if length == TRAINED and method != "none":
+                recalls.append(Recall(method, length, recalls[0].correct, texts))  # factor 1 is the same file
+                continue
+            progress(f"{method} at {length} tokens: {texts} questions")
+            said = list(_ask(bake(folder, method, length), samples[length]))
+            right = [answer == sample.answer for answer, sample in zip(said, samples[length], strict=True)]
+            recalls.append(Recall(method, length, sum(right), texts))
+            if length == 4 * TRAINED:
+                answers[method] = said
+    for method in ("none", "yarn"):
+        progress(f"{method}: perplexity by position")
+        path = bake(folder, method, LENGTHS[-1])
+        perplexities.append(Perplexity(method, measure_perplexity(path, LENGTHS[-1], seed)))
+    example = _example(samples[4 * TRAINED], answers)
+    return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
+
+
+def _samples(seed: int, length: int, count: int) -> Iterator[language.RecallSample]:
+    rng = random.Random(f"recall {seed} {length}")
+    return (language.recall_sample(rng, length) for _ in range(count))
+
+
+def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
+    """The greedy answers, by the same way that ``ggext chat`` takes."""
+    from ggext.chat.conversation import Conversation
+    from ggext.runtime.engine import Model, Sampling, Session
+
+    with Model.open(path) as model, Session(model) as session:
+        conversation = Conversation(model, session, Sampling(temperature=0.0), max_tokens=_LONGEST_ANSWER)
+        for sample in samples:
+            conversation.clear()
+            yield "".join(conversation.ask(language.opening(sample))).strip()
+
+
+def _example(samples: list[language.RecallSample], answers: dict[Method, list[str]]) -> Example:
+    """The first question that tells the two files apart, or simply the first."""
+    right = [sample.answer for sample in samples]
+    apart = (i for i, answer in enumerate(right) if answers["yarn"][i] == answer != answers["none"][i])
+    index = next(apart, 0)
+    said: dict[Method, str] = {method: answers[method][index] for method in ("none", "yarn")}
+    return Example(samples[index].question, right[index], said)
+
+
+def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
+    """exp of the mean negative log-likelihood of the next token, by position in steps of ``TRAINED``."""
+    import numpy as np
+
+    from ggext.runtime.engine import Model, Session
+
+    rng = random.Random(f"perplexity {seed}")
+    losses = np.zeros((_PERPLEXITY_TEXTS, length - 1))
+    with Model.open(path) as model, Session(model) as session:
+        for row in losses:
+            text = language.document(rng, language.facts(rng, language.RECALL_FACTS), length - 2)
+            prompt = f"{language.BOS}{language.USER}{text}"
+            tokens = model.tokenize(prompt, add_special=False, parse_special=True)
+            if len(tokens) != length:
+                raise ModelError(f"{path} makes {len(tokens)} tokens of a text of {length}")
+            row[:] = _losses(session.logits(tokens), tokens)
+    steps = range(0, length, TRAINED)
+    return tuple(math.exp(losses[:, start : start + TRAINED].mean()) for start in steps)
+
+
+def _losses(logits: Any, tokens: list[int]) -> Any:
+    """-log p of each token after the first, natural logarithm."""
+    import numpy as np
+
+    rows = logits[:-1].astype(np.float64)
+    rows -= rows.max(axis=1, keepdims=True)
+    chosen = rows[np.arange(len(rows)), tokens[1:]]
+    return np.log(np.exp(rows).sum(axis=1)) - chosen
