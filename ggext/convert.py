@@ -27,6 +27,10 @@ from ggext.sources import F32, ModelSource, open_source
 Progress = Callable[[int], None]
 
 
+def silent(_: object) -> None:
+    """A progress that nobody watches."""
+
+
 @dataclass(frozen=True)
 class ConvertOptions:
     """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
@@ -57,7 +61,7 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
-def convert(options: ConvertOptions, progress: Progress = lambda nbytes: None) -> Plan:
+def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
     """Write the file that ``plan`` describes. Raises a ``GgextError``; the output is whole or absent."""
     return execute(plan(options), progress)
 
@@ -96,7 +100,7 @@ def plan(options: ConvertOptions) -> Plan:
     )  # fmt: skip
 
 
-def execute(plan: Plan, progress: Progress = lambda nbytes: None) -> Plan:
+def execute(plan: Plan, progress: Progress = silent) -> Plan:
     if plan.quantize_to is None:
         write_gguf(plan.out, plan.fields, plan.tensors, progress)
         return plan

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggext.convert import ConvertOptions, convert
+from ggext.convert import ConvertOptions, convert, silent
 from ggext.data import demo_language as language
 from ggext.errors import ModelError
 from ggext.rope.scaling import Method, RopeScaling
@@ -87,9 +87,11 @@ def bake(folder: Path, method: Method, length: int) -> Path:
     return path
 
 
-def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = lambda line: None) -> DemoResult:
+def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = silent) -> DemoResult:
     """Bake, verify and measure. ``texts``: questions asked for each figure. Needs the extra ``run``."""
-    recalls, perplexities, answers = [], [], {}
+    recalls: list[Recall] = []
+    perplexities: list[Perplexity] = []
+    answers: dict[Method, list[str]] = {}
     samples = {length: list(_samples(seed, length, texts)) for length in LENGTHS}
     for method in METHODS:
         for length in LENGTHS:

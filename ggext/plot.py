@@ -21,6 +21,7 @@ def plot_table(inspection: Inspection, path: Path) -> None:
         raise OutputError(f"{inspection.path} has no RoPE table to draw: {inspection.rope_unknown}")
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise MissingExtraError("matplotlib", "plot", "inspect --plot") from None
 
@@ -38,10 +39,11 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     if inspection.context != inspection.trained_context:
         axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
         axes.text(0, inspection.context, f"context {inspection.context:,}", va="bottom", fontsize=8)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(yscale="log", xlabel="rotary pair", ylabel="wavelength, tokens")
     gain = inspection.rope.attention_factor if inspection.rope else 1.0
-    axes.set_title(f"{inspection.name or Path(inspection.path).name}: {inspection.method}, attention factor {gain:.4f}", fontsize=10)
+    title = inspection.name or Path(inspection.path).name
+    axes.set_title(f"{title}: {inspection.method}, attention factor {gain:.4f}", fontsize=10)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     with replacing(path) as beside:
         figure.savefig(beside, format=_FORMATS[path.suffix.lower()], dpi=150)

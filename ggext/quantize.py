@@ -33,7 +33,9 @@ def check_llama_cpp_type(name: str) -> None:
 
     names = quantization_names()
     if name.upper() not in names:
-        raise UsageError(f"--type {name} is unknown; known: auto, {', '.join(TYPES)}, and llama.cpp's {', '.join(names)}")
+        raise UsageError(
+            f"--type {name} is unknown; known: auto, {', '.join(TYPES)}, and llama.cpp's {', '.join(names)}"
+        )
 
 
 def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
@@ -64,8 +66,7 @@ def file_type_of(tensors: list[SourceTensor], types: list[int]) -> int:
 def to_write(tensor: SourceTensor, kind: int) -> TensorToWrite:
     def chunks() -> Iterator[memoryview]:
         for block in tensor.blocks():
-            converted = _converted(block, tensor, kind)
-            yield memoryview(converted.reshape(-1)).cast("B")
+            yield _converted(block, tensor, kind).reshape(-1).view("u1").data
 
     nbytes = tensor_nbytes(tensor.name, tensor.shape, kind)
     return TensorToWrite(tensor.name, tensor.shape, kind, nbytes, chunks)

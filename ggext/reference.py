@@ -38,8 +38,8 @@ def sample_tokens(model: Model, count: int) -> list[int]:
 def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
     """``rope_parameters`` as transformers spells the request. NTK-aware scaling is a larger ``rope_theta``."""
     if scaling.method in ("none", "ntk"):
-        factor = scaling.factor or 1.0
-        return {"rope_type": "default", "rope_theta": geometry.base if factor == 1 else methods.ntk_base(factor, geometry)}
+        base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
+        return {"rope_type": "default", "rope_theta": base}
     parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
     parameters |= {_NAMES[k]: v for k, v in scaling.given().items() if k in _NAMES}
     if scaling.method == "llama3":

@@ -89,7 +89,7 @@ def open_source(path: Path) -> ModelSource:
     if not path.exists():
         raise CheckpointError(f"{path} does not exist; give a Hugging Face model's folder or a .gguf file")
     if path.suffix in (".safetensors", ".json", ".bin"):
-        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent or '.'}")
+        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent}")
     return _from_gguf(path)
 
 
@@ -100,7 +100,8 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     notes = list(rope.notes)
     tensors = list(_mapped(family.tensors(), read_tensors(folder), config, notes))
     vocabulary = read_vocabulary(folder, family.vocab_size)
-    values = {"general.architecture": family.arch, "general.type": "model", "general.name": _name(folder)}
+    notes += vocabulary.notes
+    values: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model", "general.name": _name(folder)}
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     values |= vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}

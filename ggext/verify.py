@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
-from ggext.rope.decode import ROPE_FREQS, decode, geometry_of
+from ggext.rope.decode import ROPE_FREQS, decode
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 from ggext.sources import named_model
@@ -87,7 +87,7 @@ def verify(
     reference: Path | None = None,
     tokens: int | None = None,
     tolerance: float | None = None,
-    progress: Callable[[str], None] = lambda line: None,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Check ``path``. ``reference``: the checkpoint it was made from. ``tokens``: how many are evaluated for
     the logits. ``tolerance``: mean KL in nats, in place of the weight type's own.
@@ -98,7 +98,7 @@ def verify(
     gguf = read_gguf(path)
     effective = effective_table(gguf)
     wanted = what_is_wanted(gguf, reference)
-    checks = check_table(wanted.table, effective) + [check_kernel(effective, wanted.geometry)]
+    checks = [*check_table(wanted.table, effective), check_kernel(effective, wanted.geometry)]
     notes: list[str] = []
     if reference is None:
         notes.append("logits: not measured; give --reference CHECKPOINT to compare with transformers")
@@ -131,8 +131,6 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
 
 
 def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
-    from dataclasses import replace
-
     from ggext.checkpoint.config import read_config
     from ggext.converters import family_of
 

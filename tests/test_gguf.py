@@ -182,7 +182,7 @@ def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, fli
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(GgufError, match=r"none.gguf: No such file"):
+    with pytest.raises(GgufError, match=r"none\.gguf: No such file"):
         read_gguf(tmp_path / "none.gguf")
     with pytest.raises(GgufError, match="is a folder"):
         read_gguf(tmp_path)
@@ -199,13 +199,13 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told_before_writing(tmp_path: Path) -> None:
-    huge = TensorToWrite("t", (1 << 50,), F32, 1 << 52, lambda: [])
-    with pytest.raises(OutputError, match="the disk has .* free; free some"):
+    huge = TensorToWrite("t", (1 << 50,), F32, 1 << 52, list)
+    with pytest.raises(OutputError, match=r"the disk has .* free; free some"):
         write_gguf(tmp_path / "x.gguf", {"general.architecture": Field.of("x")}, [huge])
 
 
 def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(descriptor: int) -> None:
+    def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ggext.gguf.writer.os.fsync", full)

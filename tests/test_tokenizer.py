@@ -7,7 +7,6 @@ the strings are restricted, and the reason stands beside the restriction.
 from __future__ import annotations
 
 import base64
-import ctypes
 import json
 import random
 import shutil
@@ -20,8 +19,9 @@ import pytest
 
 from ggext.checkpoint import pretokenizers
 from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
-from ggext.checkpoint.tokenizer_files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
+from ggext.checkpoint.files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from ggext.errors import CheckpointError
+from ggext.runtime.llama import lib
 
 gguf = pytest.importorskip("gguf")
 DEMO_MODEL = Path(__file__).parents[1] / "ggext/data/demo-model"
@@ -69,10 +69,9 @@ class LlamaCpp:
     """llama.cpp's tokenizer, of a vocabulary-only GGUF file."""
 
     def __init__(self, vocabulary: Vocabulary, path: Path) -> None:
-        self.lib = pytest.importorskip("llama_cpp")
+        pytest.importorskip("llama_cpp")
+        self.lib = lib()
         write_gguf(vocabulary, path)
-        self.silence = self.lib.llama_log_callback(lambda _level, _text, _data: None)
-        self.lib.llama_log_set(self.silence, ctypes.c_void_p(0))
         params = self.lib.llama_model_default_params()
         params.vocab_only = True
         self.model = self.lib.llama_model_load_from_file(str(path).encode(), params)

@@ -13,8 +13,7 @@ from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
 
 _FINISHES = {
     "length": "the answer was stopped at its longest length (--max-tokens)",
-    "context": "the context is full: the answer stops here, nothing was dropped; /save FILE keeps "
-    "the chat, /clear starts over",
+    "context": "the context is full: the answer stops here, nothing was dropped",
     "cancelled": "stopped",
 }
 _WITHDRAWN = "stopped before the answer: the turn was taken back"
@@ -115,6 +114,8 @@ class Chat:
             self._documents.clear()
         if (notice := describe(outcome)) is not None:
             self.screen.notice(notice)
+        if outcome.finish == "context":
+            self.screen.notice("/save FILE keeps the chat, /clear starts over")
         self.screen.status(status(self.conversation, outcome))
 
     def _help(self, _: str) -> bool:

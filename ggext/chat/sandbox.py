@@ -28,7 +28,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 _LEFT_OUT = ("center", "wordwrap", "format", "urlize", "xmlattr", "pprint")
 _MAX_PADDING = 1_000
 _PADDING = ("center", "ljust", "rjust", "zfill", "expandtabs")
-_MAX_POWER = 64
+_MAX_BITS = 4096
 
 
 class LimitError(SecurityError):
@@ -88,8 +88,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """The operators that can make a text or number too long, checked first."""
-        if operator == "**" and not (isinstance(right, int | float) and abs(right) <= _MAX_POWER):
-            raise LimitError(f"the power {right!r}")
+        if isinstance(left, int) and isinstance(right, int):
+            bits = left.bit_length() * right if operator == "**" else left.bit_length()
+            if operator in ("*", "**") and bits + right.bit_length() > _MAX_BITS:
+                raise LimitError(f"a number of more than {_MAX_BITS} bits")
         if operator == "%" and isinstance(left, str):
             raise LimitError("the % operator on a text")
         if operator == "*":

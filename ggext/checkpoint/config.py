@@ -3,14 +3,13 @@ are three different messages."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
-_MAX_JSON_BYTES = 64 << 20
 _MISSING: Any = object()
 
 
@@ -72,25 +71,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ``CheckpointError`` for anything else."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(
-                f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB; it is not a model's JSON file"
-            )
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} is not valid JSON ({str(error)[:80]}); download it again"
-        ) from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds a {type(values).__name__}; it must be a JSON object")
-    return values
-
-
 def read_config(folder: Path) -> Config:
     """The checkpoint's ``config.json``, or ``CheckpointError`` when ``folder`` is not a model's folder."""
     path = folder / "config.json"
@@ -98,4 +78,4 @@ def read_config(folder: Path) -> Config:
         raise CheckpointError(
             f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder or a .gguf file"
         )
-    return Config(read_json(path), str(path))
+    return Config(dict(read_json(path) or {}), str(path))

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.config import read_json
+from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
 
+_MAX_INDEX = 128 << 20
 _MAX_HEADER = 100 << 20  # the safetensors package's own limit
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -72,7 +73,7 @@ def read_tensors(folder: Path) -> dict[str, CheckpointTensor]:
 
 
 def _indexed(folder: Path, index: Path) -> dict[str, CheckpointTensor]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = (read_json(index, _MAX_INDEX) or {}).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
     tensors: dict[str, CheckpointTensor] = {}

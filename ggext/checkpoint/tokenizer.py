@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..errors import CheckpointError
-from .tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
-from .tokenizer_files import (
+from ggext.errors import CheckpointError
+from ggext.checkpoint.tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
+from ggext.checkpoint.files import (
     CONTROL,
     MAX_FILE_BYTES,
     MAX_TOKENS,
@@ -27,14 +27,14 @@ from .tokenizer_files import (
     read_file,
     read_json,
 )
-from .tokenizer_special import (
+from ggext.checkpoint.tokenizer_special import (
     SmallFiles,
     add_listed_tokens,
     added_around,
     chat_templates,
     special_ids,
 )
-from .tokenizer_spm import is_sentencepiece, read_sentencepiece
+from ggext.checkpoint.tokenizer_spm import is_sentencepiece, read_sentencepiece
 
 # GGUF spells one of its keys so.
 _KEY_NAMES = {"separator": "seperator"}
@@ -132,7 +132,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
 
 def _merged_control_notes(rows: list[Token]) -> list[str]:
-    """Control tokens that llama.cpp's merging forms from plain text, as SentencePiece never does."""
+    """Control tokens that llama.cpp's merging forms from plain text; SentencePiece does not."""
     pieces = {token.text for token in rows if token.type == NORMAL}
     controls = [token.text for token in rows if token.type == CONTROL]
     formed = [
@@ -143,8 +143,8 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
     if not formed:
         return []
     note = (
-        f"llama.cpp merges plain text into {len(formed)} control tokens (first {quote(formed[0])}), "
-        "also where special tokens are not to be parsed"
+        f"llama.cpp merges plain text into {len(formed)} control tokens (first "
+        f"{quote(formed[0])}), also where special tokens are not to be parsed"
     )
     return [note]
 

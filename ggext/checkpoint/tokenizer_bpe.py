@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from ..errors import CheckpointError
+from ggext.errors import CheckpointError
 from . import pretokenizers
-from .tokenizer_files import (
+from ggext.checkpoint.files import (
     BYTE,
     NORMAL,
     UNKNOWN,
@@ -23,7 +23,7 @@ from .tokenizer_files import (
     get,
     quote,
 )
-from .tokenizer_spm import check_bytes
+from ggext.checkpoint.tokenizer_spm import check_bytes
 
 SPACE = "\u2581"
 Pair = tuple[str, str]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import CheckpointError
-from .tokenizer_bpe import TokenSource
-from .tokenizer_files import (
+from ggext.errors import CheckpointError
+from ggext.checkpoint.tokenizer_bpe import TokenSource
+from ggext.checkpoint.files import (
     ADDED_SCORE,
     CONTROL,
     NORMAL,

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..errors import CheckpointError
-from .tokenizer_files import BYTE, CONTROL, MAX_TOKENS, UNKNOWN, USER_DEFINED, TokenTable, quote
+from ggext.errors import CheckpointError
+from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, UNKNOWN, USER_DEFINED, TokenTable, quote
 
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
@@ -105,7 +105,7 @@ def _piece(data: bytes) -> tuple[str, int, float]:
     (score,) = struct.unpack("<f", raw) if isinstance(raw, bytes) else (math.nan,)
     kind = message.get((_TYPE, 0), 1)
     if not isinstance(kind, int) or not 1 <= kind <= BYTE:
-        raise WireError(f"a piece has the type {kind}")
+        raise WireError(f"a piece has the type {kind!r}")
     if not math.isfinite(score):
         raise WireError("a piece's score is not a finite number")
     return _text(message.get((_TEXT, 2))) or "", kind, float(score)

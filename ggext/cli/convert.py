@@ -11,12 +11,12 @@ from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.convert import ConvertOptions, Plan
-    from ggext.rope.scaling import RopeScaling
+    from ggext.rope.scaling import Method, RopeScaling
 
-_METHODS = ("yarn", "linear", "ntk", "llama3")
+_METHODS: tuple[Method, ...] = ("yarn", "linear", "ntk", "llama3")
 
 
-class _Number(click.ParamType):
+class _Number(click.ParamType[float]):
     """A finite float; ``nan`` and ``inf`` are usage errors, not numbers."""
 
     name = "number"
@@ -87,7 +87,7 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
     """The request on the command line; ``None`` if it names no method."""
     from ggext.rope.scaling import RopeScaling
 
-    chosen = [m for m in _METHODS if options[m] is not None]
+    chosen: list[Method] = [m for m in _METHODS if options[m] is not None]
     if options["rope"] is not None:
         chosen.append(options["rope"])
     if len(chosen) > 1:
@@ -99,7 +99,8 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
     }
     if not chosen and options["target_context"] is None:
         if parameters:
-            raise UsageError(f"--{next(iter(parameters)).replace('_', '-')} changes a scaling; name one, for example --yarn 4")
+            option = next(iter(parameters)).replace("_", "-")
+            raise UsageError(f"--{option} changes a scaling; name one, for example --yarn 4")
         return None
     method = chosen[0] if chosen else "yarn"
     if method == "none" and options["target_context"] is not None:

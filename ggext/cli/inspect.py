@@ -72,7 +72,8 @@ def _regions(pairs: list[Pair]) -> list[str]:
     ):  # fmt: skip
         chosen = [p for p in pairs if p.treatment == treatment]
         if chosen:
-            span = f"pairs {chosen[0].index} to {chosen[-1].index}, wavelengths {_tokens(chosen[0])} to {_tokens(chosen[-1])}"
+            first, last = chosen[0], chosen[-1]
+            span = f"pairs {first.index} to {last.index}, wavelengths {_tokens(first)} to {_tokens(last)}"
             factor = f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
             lines.append(f"  {_MARKS[treatment]} {words + factor}: {span} tokens")
     return lines

@@ -7,8 +7,12 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def transfer(nbytes: int, name: str) -> Iterator[Callable[[int], object]]:
+def transfer(nbytes: int, name: str) -> Iterator[Callable[[int], None]]:
     from tqdm import tqdm
 
     with tqdm(total=nbytes, unit="B", unit_scale=True, desc=name, disable=None, leave=False) as bar:
-        yield bar.update
+
+        def advance(written: int) -> None:
+            bar.update(written)
+
+        yield advance

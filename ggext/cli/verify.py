@@ -42,7 +42,7 @@ def as_table(report: Report) -> str:
         rows.append((c.level, c.quantity, f"{c.value:.2g}", f"{c.tolerance:.2g}", verdict, c.detail))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [f"{report.file}: {report.scaling['method']}, context {report.context:,}, held to the {report.wanted_from}"]
-    lines += ["  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[5]]).rstrip() for row in rows]
+    lines += ["  ".join([*map(str.ljust, row, widths), row[5]]).rstrip() for row in rows]
     lines += [f"note: {note}" for note in report.notes]
     lines.append("all within tolerance" if report.passed else "NOT within tolerance")
     return "\n".join(lines)

@@ -177,6 +177,7 @@ class _Parser:
         length = smallest or struct.calcsize("<" + STRUCT_CODE[item_type])
         if count > (self.size - self.at) // length:
             raise self.fail(f"{count} values of {key!r} do not fit into the file")
+        values: list[Any]
         if item_type is ValueType.STRING:
             values = [self.string(f"a value of {key!r}") for _ in range(count)]
         elif item_type is ValueType.ARRAY:

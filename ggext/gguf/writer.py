@@ -46,7 +46,7 @@ def write_gguf(
     path: Path,
     fields: Mapping[str, Field],
     tensors: Sequence[TensorToWrite],
-    progress: Callable[[int], None] = lambda written: None,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece.
 

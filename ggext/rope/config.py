@@ -168,23 +168,24 @@ def _scaling(
     original = values.setdefault("original_context", max_position)
     if "factor" not in values:
         values["factor"] = max_position / original
-    return RopeScaling(method=method, **values, **_context(method, values, max_position, notes))
+    values["context"] = _context(method, values, max_position, notes)
+    return RopeScaling(method=method, **values)
 
 
 def _context(
     method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]
-) -> dict[str, int]:
+) -> int | None:
     """The context that the checkpoint claims. An author who wrote max_position_embeddings above the
-    original context meant it; otherwise (vicuna, Qwen2.5) the factor tells."""
+    original context meant it; otherwise (vicuna, Qwen2.5) the factor tells, and this is ``None``."""
     original, factor = values["original_context"], values["factor"]
     if max_position <= original:
-        return {}
+        return None
     if method in ("yarn", "longrope") and abs(max_position / original - factor) > 1e-6 * factor:
         notes.append(
             f"factor {factor:g} and max_position_embeddings / original context "
             f"{max_position / original:g} disagree; the factor makes the table"
         )
-    return {"context": max_position}
+    return max_position
 
 
 def _typed(key: str, value: Any, source: str) -> Any:

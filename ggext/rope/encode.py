@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 
 from ggext.errors import RopeError
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
 from ggext.rope.decode import ROPE_FREQS, decode
-from ggext.rope.capabilities import capability_of
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 

@@ -125,7 +125,7 @@ def ntk_base(factor: float, geometry: RopeGeometry) -> float:
     """base · f^(d/(d-2)): the lowest frequency is interpolated by f, the highest kept (bloc97 2023)."""
     if geometry.n_rot <= 2:
         raise RopeError("NTK-aware scaling needs more than 2 rotated dimensions; use linear")
-    return geometry.base * float(factor) ** (geometry.n_rot / (geometry.n_rot - 2))
+    return geometry.base * math.pow(factor, geometry.n_rot / (geometry.n_rot - 2))
 
 
 def _ntk(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:

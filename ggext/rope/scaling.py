@@ -36,8 +36,9 @@ class RopeScaling:
 
     ``factor``: how many times the context grows. ``original_context``: tokens, the context that the
     unscaled table was trained for. ``context``: tokens that the result is meant for, where that is
-    not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072). ``attention_factor``: the gain on cos and sin, replacing the
-    method's own. The others are the method's parameters under their names in the literature.
+    not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
+    ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
+    method's parameters under their names in the literature.
     """
 
     method: Method = "none"

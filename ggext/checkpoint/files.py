@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
-from ..errors import CheckpointError
+from ggext.errors import CheckpointError
 
 # tokenizer.ggml.token_type: the numbers are GGUF's, and SentencePiece's own.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
