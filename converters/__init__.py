@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from ggext.checkpoint.config import Config
     from ggext.converters.base import Family
+
+    from ggext.checkpoint.config import Config
 
 #: ``model_type`` of a config.json → the module that knows it.
 _MODULES = {"llama": "llama", "mistral": "mistral"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ggext.converters.llama import Llama
+
 from ggext.errors import CheckpointError
 
 

@@ -82,7 +82,7 @@ def plan(options: ConvertOptions) -> Plan:
     wanted = options.type.lower()
     by_llama_cpp = is_llama_cpp_type(wanted, source.is_gguf)
     if by_llama_cpp:
-        check_llama_cpp_type(wanted)
+        check_llama_cpp_type(wanted, tensors)
     types = [planned_type(t, "auto" if by_llama_cpp else wanted, notes) for t in tensors]
     written = [to_write(t, kind) for t, kind in zip(tensors, types, strict=True)]
     if encoding is not None:
@@ -112,9 +112,7 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
     return plan
 
 
-def resolve_scaling(
-    options: ConvertOptions, source: ModelSource, notes: list[str]
-) -> tuple[RopeScaling | None, str]:
+def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[str]) -> tuple[RopeScaling | None, str]:
     """The request in full, and who made it. ``None``: a GGUF file stays as it is."""
     asked = options.rope
     if asked is None and options.target_context is not None:

@@ -23,10 +23,7 @@ class MissingExtraError(GgextError):
     """An optional package is not installed. ``extra`` names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: "
-            f'pip install "ggext[{extra}]"'
-        )
+        super().__init__(f'{purpose} needs the package {package}, which is not installed: pip install "ggext[{extra}]"')
         self.package = package
         self.extra = extra
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError, GgufError, UsageError
-from ggext.gguf.types import tensor_nbytes
+from ggext.gguf.types import tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
 from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor
 
@@ -28,13 +28,20 @@ def is_llama_cpp_type(name: str, is_gguf: bool) -> bool:
     return name != "auto" and (is_gguf or name not in TYPES)
 
 
-def check_llama_cpp_type(name: str) -> None:
+def check_llama_cpp_type(name: str, tensors: list[SourceTensor]) -> None:
+    """Raise ``UsageError`` for a type that llama.cpp's quantizer would not make of these tensors."""
     from ggext.runtime.llama import quantization_names
 
     names = quantization_names()
     if name.upper() not in names:
+        known = ", ".join(dict.fromkeys(("auto", *TYPES, *names)))
+        raise UsageError(f"--type {name} is unknown; known: {known}")
+    quantized = {t.type for t in tensors} - {F32, F16, BF16}
+    if quantized:
+        kinds = ", ".join(sorted(type_name(kind) for kind in quantized))
         raise UsageError(
-            f"--type {name} is unknown; known: auto, {', '.join(TYPES)}, and llama.cpp's {', '.join(names)}"
+            f"--type {name}: the file is quantized already ({kinds}) and would lose more; "
+            "start from the checkpoint or an f16 file, or leave --type out"
         )
 
 

@@ -101,13 +101,15 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     tensors = list(_mapped(family.tensors(), read_tensors(folder), config, notes))
     vocabulary = read_vocabulary(folder, family.vocab_size)
     notes += vocabulary.notes
-    values: dict[str, Any] = {"general.architecture": family.arch, "general.type": "model", "general.name": _name(folder)}
+    values: dict[str, Any] = {
+        "general.architecture": family.arch,
+        "general.type": "model",
+        "general.name": _name(folder),
+    }
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     values |= vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}
-    return ModelSource(
-        folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes
-    )
+    return ModelSource(folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes)
 
 
 def _name(folder: Path) -> str:

@@ -95,9 +95,7 @@ def test_original_context_moves_the_table(checkpoint: Path, tmp_path: Path) -> N
     assert gguf.get("llama.context_length") == 128
 
 
-@pytest.mark.parametrize(
-    ("name", "bound"), [("f32", 0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)]
-)
+@pytest.mark.parametrize(("name", "bound"), [("f32", 0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)])
 def test_types(checkpoint: Path, tmp_path: Path, name: str, bound: float) -> None:
     """Every value is the nearest that the type holds (the gguf library decodes them)."""
     from gguf.constants import GGMLQuantizationType
@@ -145,7 +143,18 @@ def test_k_quants_through_llama_cpp(tmp_path: Path) -> None:
     assert "ggext.recipe" in gguf.fields
     assert not list(tmp_path.glob(".*.part"))
     assert_refused(ggext("convert", folder, tmp_path / "x.gguf", "--type", "Q4_X"), "Q4_X", 2)
+    again = ggext("convert", tmp_path / "out.gguf", tmp_path / "x.gguf", "--type", "q8_0")
+    assert_refused(again, "the file is quantized already", 2)
     assert not (tmp_path / "x.gguf").exists()
+
+
+def test_the_type_of_a_gguf_file_is_changed_by_llama_cpp(checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    bake(checkpoint, tmp_path / "f32.gguf", "--yarn", 4)
+    gguf = bake(tmp_path / "f32.gguf", tmp_path / "q8.gguf", "--type", "q8_0", "--yarn", 2)
+    assert type_name(gguf.tensors["blk.0.attn_q.weight"].type) == "Q8_0"
+    assert gguf.get("llama.context_length") == 128
+    assert ggext("verify", tmp_path / "q8.gguf").exit_code == 0
 
 
 def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:

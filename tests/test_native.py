@@ -61,9 +61,7 @@ def exact_cos_sin(position: int, inv_freq: float) -> tuple[float, float]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-@pytest.mark.parametrize(
-    ("dim", "n_rot"), [(128, 128), (96, 32), (64, 64), (8, 8), (3, 2), (300, 260)]
-)
+@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (64, 64), (8, 8), (3, 2), (300, 260)])
 def test_rotate_matches_float64(layout, inverse, dtype, dim, n_rot) -> None:
     positions = np.array([0, 1, 17, 4095, 131_071, 1_000_000, 10_000_000, -5], dtype=dtype)
     rows, inv_freq = random_rows(len(positions), 3, dim), frequencies(n_rot)
@@ -80,9 +78,7 @@ def test_literal_quarter_turn() -> None:
     assert rotate(rows, position, quarter, 1.0, "norm").tolist() == [[[-2, 1, 3, 4, 5]]]
     assert rotate(rows, position, quarter, 1.0, "neox").tolist() == [[[-3, 2, 1, 4, 5]]]
     assert rotate(rows, position, quarter, 2.0, "norm").tolist() == [[[-4, 2, 6, 8, 5]]]
-    assert rotate(rows, position, quarter, 2.0, "norm", inverse=True).tolist() == [
-        [[1, -0.5, 1.5, 2, 5]]
-    ]
+    assert rotate(rows, position, quarter, 2.0, "norm", inverse=True).tolist() == [[[1, -0.5, 1.5, 2, 5]]]
 
 
 @pytest.mark.parametrize("base", [10_000.0, 1e6, 150_000.0])
@@ -111,9 +107,9 @@ def test_threads_change_no_bit(layout) -> None:
     one = rotate(rows, positions, inv_freq, 1.5, layout, threads=1)
     for threads in (0, 2, 3, 7, 300, 2**40):
         assert np.array_equal(one, rotate(rows, positions, inv_freq, 1.5, layout, threads=threads))
-        assert worst_error(
-            one, rows, positions, inv_freq, 1.5, layout, threads=threads
-        ) == worst_error(one, rows, positions, inv_freq, 1.5, layout, threads=1)
+        assert worst_error(one, rows, positions, inv_freq, 1.5, layout, threads=threads) == worst_error(
+            one, rows, positions, inv_freq, 1.5, layout, threads=1
+        )
     long_positions = np.arange(5000)
     for a, b in zip(
         cos_sin(long_positions, inv_freq, 1.0, threads=1),
@@ -141,9 +137,9 @@ def test_input_is_not_changed_and_no_rows_are_fine() -> None:
 
 # Properties
 
-arrays = st.tuples(
-    st.integers(1, 5), st.integers(1, 3), st.integers(2, 20), st.integers(0, 2**32 - 1)
-).map(lambda t: random_rows(*t))
+arrays = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(2, 20), st.integers(0, 2**32 - 1)).map(
+    lambda t: random_rows(*t)
+)
 layouts = st.sampled_from(LAYOUTS)
 gains = st.floats(0.25, 4.0)
 
@@ -197,9 +193,7 @@ def test_rotations_add_up(case, shift) -> None:
     frequency=st.floats(),
     position=st.integers(-(2**63), 2**63 - 1),
 )
-def test_any_arguments_work_or_raise(
-    shape, n_positions, n_pairs, gain, threads, frequency, position
-) -> None:
+def test_any_arguments_work_or_raise(shape, n_positions, n_pairs, gain, threads, frequency, position) -> None:
     rows, positions = np.zeros(shape, np.float32), np.full(n_positions, position)
     inv_freq = np.full(n_pairs, frequency)
     try:
@@ -243,9 +237,7 @@ def test_equal_errors_name_the_first_place() -> None:
     out[[100, 500], 1, 40] = 1.0
     out[100, 1, 20] = -1.0
     for threads in (1, 2):
-        worst = worst_error(
-            out, rows, np.arange(600), frequencies(64), 1.0, "neox", threads=threads
-        )
+        worst = worst_error(out, rows, np.arange(600), frequencies(64), 1.0, "neox", threads=threads)
         assert worst == (1.0, 100, 1, 20)
 
 

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 from conftest import SHARED
 
 from ggext import terminal
 from ggext.terminal import PlainScreen, on_interrupt, shown
+
+if TYPE_CHECKING:
+    from ggext.gguf.writer import TensorToWrite
 
 pytest.importorskip("llama_cpp")
 STORIES = SHARED / "models/stories260K"
@@ -40,7 +47,7 @@ def slow_gguf(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The small model's vocabulary over 25 million zeros: large enough to be caught computing."""
     from ggext.gguf.reader import read_gguf
     from ggext.gguf.types import Field
-    from ggext.gguf.writer import TensorToWrite, write_gguf
+    from ggext.gguf.writer import write_gguf
 
     width, inner, layers = 512, 1376, 8
     header = read_gguf(stories_gguf)
@@ -65,13 +72,15 @@ def slow_gguf(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
             shapes[f"blk.{layer}.{name}.weight"] = (width, inner)
         shapes[f"blk.{layer}.ffn_down.weight"] = (inner, width)
     out = tmp_path_factory.mktemp("slow") / "slow.gguf"
-    write_gguf(out, fields, [_zeros(TensorToWrite, name, shape) for name, shape in shapes.items()])
+    write_gguf(out, fields, [_zeros(name, shape) for name, shape in shapes.items()])
     return out
 
 
-def _zeros(kind: type, name: str, shape: tuple[int, ...]) -> object:
+def _zeros(name: str, shape: tuple[int, ...]) -> TensorToWrite:
+    from ggext.gguf.writer import TensorToWrite
+
     size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
-    return kind(name, shape, 0, size, lambda: [bytes(size)])
+    return TensorToWrite(name, shape, 0, size, lambda: [bytes(size)])
 
 
 def interrupt_after(seconds: float) -> threading.Timer:
@@ -86,7 +95,12 @@ def test_ctrl_c_reaches_a_prefill_inside_llama_cpp(slow_gguf: Path) -> None:
     with Model.open(slow_gguf) as model, Session(model, SessionOptions(n_batch=4096)) as session:
         session.evaluate([1])
         sent: list[float] = []
-        timer = threading.Timer(0.1, lambda: (sent.append(time.monotonic()), _interrupt()))
+
+        def interrupt() -> None:
+            sent.append(time.monotonic())
+            _interrupt()
+
+        timer = threading.Timer(0.1, interrupt)
         timer.start()
         with on_interrupt(session.cancel):
             prefill = session.evaluate([1] * 4096)
@@ -160,10 +174,11 @@ def test_an_encoding_that_lacks_a_character_gets_a_question_mark(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    terminal.write("Zoë ☃")
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", file)
+        terminal.write("Zoë ☃")
     assert raw.getvalue() == b"Zo? ?"
-    sys.stdout.detach()
 
 
 class Terminal(io.StringIO):
@@ -299,3 +314,139 @@ def test_ctrl_c_ends_a_question_at_once(slow_gguf: Path) -> None:
         _, error = process.communicate(timeout=20)
     assert process.returncode == 130
     assert error.decode().splitlines()[-1] == "stopped"
+
+
+# Makes the terminal on its standard input its controlling one, whose Ctrl-C is a signal to it.
+TAKE_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, sys.argv[1:])"
+)
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+class Keyboard:
+    """ggext chat in a terminal of its own: keys in, the text on the screen out."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        import pty
+
+        self.side, far = pty.openpty()
+        command = [sys.executable, "-c", TAKE_TERMINAL, *GGEXT, *map(str, arguments)]
+        environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=far, stdout=far, stderr=far, start_new_session=True, env=environment
+        )
+        os.close(far)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        os.write(self.side, text.encode())
+
+    def wait_for(self, text: str, seconds: float = 30) -> str:
+        """What came up to and with `text`, terminal control left out."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            left = end - time.monotonic()
+            assert left > 0, f"{text!r} did not come within {seconds} s after {self.seen!r}"
+            if select.select([self.side], [], [], left)[0]:
+                new = os.read(self.side, 4096).decode("utf-8", "replace")
+                self.seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", self.seen + new)
+        before, found, self.seen = self.seen.partition(text)
+        return before + found
+
+    def leave(self) -> int:
+        """Ctrl-D, and the exit code."""
+        self.type(CTRL_D)
+        code = self.process.wait(30)
+        os.close(self.side)
+        return code
+
+
+@pytest.fixture
+def keyboard() -> Iterator[Callable[..., Keyboard]]:
+    opened: list[Keyboard] = []
+
+    def open_one(*arguments: str | Path) -> Keyboard:
+        opened.append(Keyboard(*arguments))
+        opened[0].wait_for("Ctrl-D leaves")
+        opened[0].wait_for("> ")
+        return opened[0]
+
+    yield open_one
+    for one in opened:
+        one.process.kill()
+        one.process.wait()
+
+
+needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty module")
+
+
+@needs_pty
+def test_a_chat_in_a_terminal(
+    keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
+) -> None:
+    chat = keyboard(stories_gguf, *GREEDY)
+    chat.type("Once upon a time,\r")
+    assert LILY.decode() in chat.wait_for("wrote 12")
+    chat.type(f"/save {tmp_path}/chat.json\r")
+    chat.wait_for("saved 2 turns")
+    chat.type(CTRL_C)
+    chat.wait_for("Ctrl-D or /exit leaves")
+    chat.type("/clear\r")
+    chat.wait_for("the chat starts over")
+    chat.type(f"/load {tmp_path}/chat.json\r")
+    chat.wait_for("loaded 2 turns")
+    chat.type("Tim\r")
+    chat.wait_for("wrote 12")
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_ctrl_c_in_an_answer_keeps_the_chat(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path
+) -> None:
+    chat = keyboard(slow_gguf, "--seed", "1")
+    chat.type("Once\r")
+    time.sleep(1)
+    for _ in range(2):  # the second finds the prompt, or the same answer
+        chat.type(CTRL_C)
+    chat.wait_for("stopped", seconds=2)
+    chat.wait_for("context: ")
+    chat.type("/help\r")
+    chat.wait_for("/exit ")
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_ctrl_c_in_a_prefill_keeps_the_chat(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
+    chat = keyboard(slow_gguf, "--max-tokens", "5")
+    chat.type(f"/file {tmp_path}/long.txt\r")
+    chat.wait_for("go into the next turn")
+    chat.type("Why?\r")
+    chat.wait_for("reading")
+    time.sleep(0.3)
+    chat.type(CTRL_C)
+    chat.wait_for("the turn was taken back", seconds=2)
+    chat.type("/clear\r")
+    chat.wait_for("the chat starts over")
+    chat.type("Who?\r")
+    chat.wait_for("wrote 5")
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_a_pasted_block_is_one_turn(
+    keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
+) -> None:
+    chat = keyboard(stories_gguf, *GREEDY)
+    chat.type("\x1b[200~one\ntwo\x1b[201~")
+    chat.wait_for("two")
+    chat.type("\r")
+    chat.wait_for("wrote 12")
+    chat.type(f"/save {tmp_path}/chat.json\r")
+    chat.wait_for("saved 2 turns")
+    assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
+    assert chat.leave() == 0

@@ -78,9 +78,7 @@ class LlamaCpp:
         assert self.model, "llama.cpp refused the vocabulary"
         self.vocab = self.lib.llama_model_get_vocab(self.model)
 
-    def encode(
-        self, text: str, add_special: bool = False, parse_special: bool = False
-    ) -> list[int]:
+    def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         data = text.encode()
         room = len(data) + 8
         ids = (self.lib.llama_token * room)()
@@ -150,17 +148,14 @@ def byte_symbols() -> list[str]:
 
 def split_steps(*regexes: str) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False}
-        for r in regexes
+        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in regexes
     ]
     return {"type": "Sequence", "pretokenizers": [*steps, BYTE_LEVEL | {"use_regex": False}]}
 
 
 def added(first: int, *texts: str, special: bool = True) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return [
-        {"id": first + i, "content": t, "special": special, **flags} for i, t in enumerate(texts)
-    ]
+    return [{"id": first + i, "content": t, "special": special, **flags} for i, t in enumerate(texts)]
 
 
 def tokenizer_json(
@@ -223,9 +218,7 @@ def crossing() -> tuple[dict[str, int], list[list[str]]]:
 # SentencePiece ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("folder", "size"), [("tokenizers/llama2", 32000), ("models/stories260K", 512)]
-)
+@pytest.mark.parametrize(("folder", "size"), [("tokenizers/llama2", 32000), ("models/stories260K", 512)])
 def test_sentencepiece_ids(shared: Path, load: Load, folder: str, size: int) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     original = sentencepiece.SentencePieceProcessor(str(shared / folder / "tokenizer.model"))
@@ -256,9 +249,7 @@ def train_sentencepiece(folder: Path, **options: Any) -> Any:
     return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
 
 
-def test_sentencepiece_without_prefix_and_with_user_defined_pieces(
-    tmp_path: Path, load: Load
-) -> None:
+def test_sentencepiece_without_prefix_and_with_user_defined_pieces(tmp_path: Path, load: Load) -> None:
     original = train_sentencepiece(
         tmp_path,
         user_defined_symbols=["[INST]", "\u2581\u2581\u2581"],
@@ -296,9 +287,7 @@ def test_sentencepiece_that_normalizes_says_so(tmp_path: Path) -> None:
     ],
     ids=["unigram", "no-bytes", "suffix"],
 )
-def test_sentencepiece_that_llama_cpp_cannot_do(
-    tmp_path: Path, options: dict[str, Any], message: str
-) -> None:
+def test_sentencepiece_that_llama_cpp_cannot_do(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     train_sentencepiece(tmp_path, **options)
     with pytest.raises(CheckpointError, match=message):
         read_vocabulary(tmp_path, 1000)
@@ -470,9 +459,7 @@ def test_each_pre_tokenizer(
     load: Load,
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    root = tokenizer_json(
-        *crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges}
-    )
+    root = tokenizer_json(*crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
     assert vocabulary.pre == row.name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -487,9 +474,7 @@ def test_the_noted_difference_of_case_is_real(
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     row = next(row for row in pretokenizers.TABLE if row.name == name)
-    root = tokenizer_json(
-        *crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges}
-    )
+    root = tokenizer_json(*crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert differences(original, load(vocabulary), ["e\u0301"]) == ["e\u0301"] * 2
@@ -524,9 +509,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
     ],
     ids=["gpt2", "digits", "gpt2-split", "llama3-merging", "qwen2-ignoring", "tekken-merging"],
 )
-def test_pre_tokenizer_name(
-    tmp_path: Path, pre_tokenizer: object, ignore_merges: bool, name: str
-) -> None:
+def test_pre_tokenizer_name(tmp_path: Path, pre_tokenizer: object, ignore_merges: bool, name: str) -> None:
     root = tiny(model={"ignore_merges": ignore_merges}) | {"pre_tokenizer": pre_tokenizer}
     assert read_vocabulary(save(tmp_path, root), 258).pre == name
 
@@ -676,9 +659,7 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str | 
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_missing_or_too_large(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path
-) -> None:
+def test_files_that_are_missing_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
     with pytest.raises(CheckpointError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         read_vocabulary(tmp_path, 10)
     with pytest.raises(CheckpointError, match="is a list of tiktoken ranks"):
@@ -718,9 +699,7 @@ def test_llama_form_that_scores_cannot_say(tmp_path: Path) -> None:
         (good[:3], "would merge 'a' \\+ 'bc', for which there is no merge"),
         ([good[2], good[0], good[3], good[1]], "are not next to each other"),
     ):
-        root = tokenizer_json(
-            vocab, merges, None, normalizer=replace, model={"byte_fallback": True}
-        )
+        root = tokenizer_json(vocab, merges, None, normalizer=replace, model={"byte_fallback": True})
         save(tmp_path, root)
         if message is None:
             vocabulary = read_vocabulary(tmp_path, len(vocab) + 1)

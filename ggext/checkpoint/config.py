@@ -56,9 +56,7 @@ class Config:
             if self.values.get(name) is not None:
                 return self.values[name]
         if default is _MISSING:
-            raise CheckpointError(
-                f"{self.source}: {names[0]} is missing; the model cannot be built without it"
-            )
+            raise CheckpointError(f"{self.source}: {names[0]} is missing; the model cannot be built without it")
         return default
 
     def _wrong(self, names: tuple[str, ...], value: Any, wanted: str) -> CheckpointError:

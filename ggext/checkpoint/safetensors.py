@@ -81,9 +81,7 @@ def _indexed(folder: Path, index: Path) -> dict[str, CheckpointTensor]:
         if Path(name).name != name:
             raise CheckpointError(f"{index} names the file {name!r}; shards must lie beside it")
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder / name} is missing and {index.name} names it; download it"
-            )
+            raise CheckpointError(f"{folder / name} is missing and {index.name} names it; download it")
         for tensor in read_header(folder / name):
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in two shards of {index}; keep one")
@@ -103,9 +101,7 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise CheckpointError(
-                    f"{path} has {size} bytes; it is not a safetensors file: download it again"
-                )
+                raise CheckpointError(f"{path} has {size} bytes; it is not a safetensors file: download it again")
             (length,) = struct.unpack("<Q", prefix)
             if length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(
@@ -130,9 +126,7 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> Ch
     except (TypeError, KeyError, ValueError):
         whole, dtype, shape, start, end = False, None, [], 0, 0
     if not whole or not isinstance(dtype, str):
-        raise CheckpointError(
-            f"{path}: the header entry of tensor {name!r} is malformed; download it again"
-        )
+        raise CheckpointError(f"{path}: the header entry of tensor {name!r} is malformed; download it again")
     if end < start or data_start + end > size:
         raise CheckpointError(
             f"{path}: tensor {name} lies at bytes {start} to {end} of {size - data_start} bytes of data; "

@@ -100,9 +100,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     for a tokenizer that llama.cpp cannot do.
     """
     if not 0 < vocab_size <= MAX_TOKENS:
-        raise CheckpointError(
-            f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json"
-        )
+        raise CheckpointError(f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json")
     files = SmallFiles.read(folder)
     root = read_json(folder / "tokenizer.json", MAX_FILE_BYTES)
     source = _read_source(folder, root, files)
@@ -135,11 +133,7 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
     """Control tokens that llama.cpp's merging forms from plain text; SentencePiece does not."""
     pieces = {token.text for token in rows if token.type == NORMAL}
     controls = [token.text for token in rows if token.type == CONTROL]
-    formed = [
-        text
-        for text in controls
-        if any(text[:k] in pieces and text[k:] in pieces for k in range(1, len(text)))
-    ]
+    formed = [text for text in controls if any(text[:k] in pieces and text[k:] in pieces for k in range(1, len(text)))]
     if not formed:
         return []
     note = (
@@ -176,16 +170,13 @@ def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:
     stated = get(config, "add_prefix_space", bool, where)
     if source.model == "gpt2":
         if stated:
-            source.notes.append(
-                "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"
-            )
+            source.notes.append("add_prefix_space is set, which llama.cpp's BPE cannot do: left out")
         return
     if stated is not None:
         source.add_space_prefix = stated
     if source.add_space_prefix and get(config, "legacy", bool, where, True) is False:
         source.notes.append(
-            "legacy is false: llama.cpp puts a space after a special token within a text, the "
-            "original does not"
+            "legacy is false: llama.cpp puts a space after a special token within a text, the original does not"
         )
 
 
@@ -200,12 +191,10 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
         )
     if model.remove_extra_whitespaces:
         source.notes.append(
-            "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them "
-            "differs"
+            "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them differs"
         )
     if model.add_dummy_prefix and any(token.type == USER_DEFINED for _, token in model.table):
         source.notes.append(
-            "llama.cpp puts a space between a user-defined piece and the text after it, "
-            "SentencePiece does not"
+            "llama.cpp puts a space between a user-defined piece and the text after it, SentencePiece does not"
         )
     return source

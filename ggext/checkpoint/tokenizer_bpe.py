@@ -53,9 +53,7 @@ def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
         )
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if get(model, affix, str, where, ""):
-            raise CheckpointError(
-                f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE"
-            )
+            raise CheckpointError(f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE")
     table = TokenTable(where, get(model, "byte_fallback", bool, where, False))
     vocab = _read_vocab(model, table)
     merges = _read_merges(model, vocab, where)
@@ -76,9 +74,7 @@ def _read_vocab(model: JsonObject, table: TokenTable) -> dict[str, int]:
                 "has too; correct the file"
             )
     if not vocab:
-        raise CheckpointError(
-            f"{table.where} has an empty vocabulary; download the checkpoint again"
-        )
+        raise CheckpointError(f"{table.where} has an empty vocabulary; download the checkpoint again")
     return vocab
 
 
@@ -87,14 +83,8 @@ def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> lis
     ranks: dict[Pair, int] = {}
     for rank, item in enumerate(get(model, "merges", list, where, [])):
         pair = item.split(" ") if isinstance(item, str) else item
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(part, str) and part for part in pair)
-        ):
-            raise CheckpointError(
-                f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it"
-            )
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise CheckpointError(f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it")
         left, right = pair
         for part in (left, right, left + right):
             if part not in vocab:
@@ -133,9 +123,7 @@ def strip_notes(root: JsonObject) -> list[str]:
 # byte-level BPE ---------------------------------------------------------------------------------
 
 
-def _byte_level(
-    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
-) -> TokenSource:
+def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]) -> TokenSource:
     where = table.where
     notes = _byte_level_normalizer(get(root, "normalizer", dict, where), where)
     rows = pretokenizers.find(get(root, "pre_tokenizer", dict, where), where)
@@ -150,8 +138,7 @@ def _byte_level(
     missing = [symbol for symbol in byte_symbols() if table.find(symbol) is None]
     if missing and model.get("unk_token") is not None:
         notes.append(
-            f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives "
-            "the unknown token"
+            f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives the unknown token"
         )
     source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
     source.notes += strip_notes(root)
@@ -220,11 +207,7 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
     """Byte-pair encoding of one word: the pair of lowest rank first, the leftmost of equals."""
     symbols = list(word)
     while len(symbols) > 1:
-        found = [
-            (rank, i)
-            for i, pair in enumerate(pairwise(symbols))
-            if (rank := ranks.get(pair)) is not None
-        ]
+        found = [(rank, i) for i, pair in enumerate(pairwise(symbols)) if (rank := ranks.get(pair)) is not None]
         if not found:
             break
         at = min(found)[1]
@@ -235,9 +218,7 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
 # Llama 2's form: BPE over text with U+2581 for spaces, and byte tokens ---------------------------
 
 
-def _sentencepiece_form(
-    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
-) -> TokenSource:
+def _sentencepiece_form(root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]) -> TokenSource:
     where = table.where
     if get(model, "ignore_merges", bool, where, False):
         raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")

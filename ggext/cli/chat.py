@@ -68,9 +68,7 @@ class _Request:
     metavar="N",
     help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
 )
-@click.option(
-    "--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat."
-)
+@click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat.")
 def chat(**options: Any) -> None:
     """Chat with the model in FILE (.gguf), or ask it one question.
 
@@ -144,9 +142,7 @@ def _open(request: _Request, screen: Screen, stack: ExitStack) -> Conversation:
     stack.enter_context(model)
     options = SessionOptions(n_ctx=request.ctx, threads=request.threads)
     session = stack.enter_context(Session(model, options))
-    conversation = Conversation(
-        model, session, request.sampling, request.system, request.max_tokens
-    )
+    conversation = Conversation(model, session, request.sampling, request.system, request.max_tokens)
     for notice in session.notices:
         screen.notice(notice)
     if conversation.template is None:

@@ -129,9 +129,7 @@ def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
     except (ValueError, KeyError):
         raise GgufError(f"tensor {name!r} has the unknown type {ggml_type}") from None
     if shape[0] % block:
-        raise GgufError(
-            f"tensor {name!r} has rows of {shape[0]} values, which are not whole blocks of {block}"
-        )
+        raise GgufError(f"tensor {name!r} has rows of {shape[0]} values, which are not whole blocks of {block}")
     count = 1
     for size in shape:
         count *= size

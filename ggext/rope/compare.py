@@ -37,7 +37,4 @@ def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
 
 def pair_errors(wanted: RopeTable, effective: RopeTable) -> list[float]:
     """Relative error of each pair's frequency; absolute where the wanted one is 0."""
-    return [
-        abs(e / w - 1) if w else abs(e)
-        for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)
-    ]
+    return [abs(e / w - 1) if w else abs(e) for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)]

@@ -40,14 +40,11 @@ _KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
     "none": frozenset(),
     "linear": frozenset({"factor", "original_max_position_embeddings"}),
     "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(_PARAMETER_OF_KEY)
-    - {"low_freq_factor", "high_freq_factor", "short_factor", "long_factor"},
+    "yarn": frozenset(_PARAMETER_OF_KEY) - {"low_freq_factor", "high_freq_factor", "short_factor", "long_factor"},
     "longrope": frozenset(
         {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
     ),
-    "llama3": frozenset(
-        {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
-    ),
+    "llama3": frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}),
 }
 _REQUIRED_KEYS: dict[Method, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -108,9 +105,7 @@ def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
                 "converted with one RoPE table for all layers"
             )
     if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
-        raise RopeError(
-            f"{source}: rope_parameters and rope_scaling are both there and differ; remove the wrong one"
-        )
+        raise RopeError(f"{source}: rope_parameters and rope_scaling are both there and differ; remove the wrong one")
     return cast(Mapping[str, Any], next(iter(found.values()), {}))
 
 
@@ -134,9 +129,7 @@ def _refuse_unknown_keys(parameters: Mapping[str, Any], method: Method, source: 
     given = {k for k, v in parameters.items() if v is not None}
     left_over = sorted(given - _KEYS_OF_METHOD[method] - _INFORMATIVE_KEYS)
     if left_over:
-        raise RopeError(
-            f"{source}: rope type {method} does not use {', '.join(left_over)}; remove what is not meant"
-        )
+        raise RopeError(f"{source}: rope type {method} does not use {', '.join(left_over)}; remove what is not meant")
     missing = [k for k in _REQUIRED_KEYS.get(method, ()) if parameters.get(k) is None]
     if missing:
         raise RopeError(f"{source}: rope type {method} needs {', '.join(missing)}; add what is missing")
@@ -172,9 +165,7 @@ def _scaling(
     return RopeScaling(method=method, **values)
 
 
-def _context(
-    method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]
-) -> int | None:
+def _context(method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]) -> int | None:
     """The context that the checkpoint claims. An author who wrote max_position_embeddings above the
     original context meant it; otherwise (vicuna, Qwen2.5) the factor tells, and this is ``None``."""
     original, factor = values["original_context"], values["factor"]

@@ -57,9 +57,7 @@ def parse_recipe(text: str) -> Recipe:
         if type(geometry.base) not in (int, float) or geometry.layout not in ("norm", "neox"):
             raise TypeError("base or layout")
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
-        recipe = Recipe(
-            scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"])
-        )
+        recipe = Recipe(scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"]))
         recipe.table()
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise RopeError(f"{RECIPE_KEY} in the file is malformed ({error}); bake the file again") from None

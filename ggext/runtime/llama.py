@@ -128,6 +128,7 @@ def _quantizations() -> dict[str, int]:
     module = lib("naming llama.cpp's quantizations")
     names = (name for name in dir(module) if name.startswith(prefix))
     types = {name.removeprefix(prefix): int(getattr(module, name)) for name in names}
+    types["F32"] = int(module.LLAMA_FTYPE_ALL_F32)
     return dict(sorted(types.items(), key=lambda item: item[1]))
 
 
