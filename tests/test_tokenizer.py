@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from ggext.checkpoint import pretokenizers
-from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from ggext.checkpoint.files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
+from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from ggext.errors import CheckpointError
 from ggext.runtime.llama import lib
 

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ggext.errors import CheckpointError
-from ggext.checkpoint.tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
 from ggext.checkpoint.files import (
     CONTROL,
     MAX_FILE_BYTES,
@@ -27,6 +25,7 @@ from ggext.checkpoint.files import (
     read_file,
     read_json,
 )
+from ggext.checkpoint.tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
 from ggext.checkpoint.tokenizer_special import (
     SmallFiles,
     add_listed_tokens,
@@ -35,6 +34,7 @@ from ggext.checkpoint.tokenizer_special import (
     special_ids,
 )
 from ggext.checkpoint.tokenizer_spm import is_sentencepiece, read_sentencepiece
+from ggext.errors import CheckpointError
 
 # GGUF spells one of its keys so.
 _KEY_NAMES = {"separator": "seperator"}

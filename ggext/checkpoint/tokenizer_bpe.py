@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from ggext.errors import CheckpointError
-from . import pretokenizers
 from ggext.checkpoint.files import (
     BYTE,
     NORMAL,
@@ -24,6 +22,9 @@ from ggext.checkpoint.files import (
     quote,
 )
 from ggext.checkpoint.tokenizer_spm import check_bytes
+from ggext.errors import CheckpointError
+
+from . import pretokenizers
 
 SPACE = "\u2581"
 Pair = tuple[str, str]

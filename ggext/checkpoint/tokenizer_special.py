@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggext.errors import CheckpointError
-from ggext.checkpoint.tokenizer_bpe import TokenSource
 from ggext.checkpoint.files import (
     ADDED_SCORE,
     CONTROL,
@@ -22,6 +20,8 @@ from ggext.checkpoint.files import (
     read_json,
     read_text,
 )
+from ggext.checkpoint.tokenizer_bpe import TokenSource
+from ggext.errors import CheckpointError
 
 # Our names (tokenizer.ggml.NAME_token_id) by the names in Hugging Face's files.
 ROLES = {

@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ggext.errors import CheckpointError
 from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, UNKNOWN, USER_DEFINED, TokenTable, quote
+from ggext.errors import CheckpointError
 
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 

@@ -1,0 +1,74 @@
+"""The embedded model shows what context extension does: the figures that the README speaks of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from ggext.cli import main
+from ggext.demo import DemoResult, run
+from ggext.sources import DEMO_MODEL
+from ggext.verify import verify
+
+pytest.importorskip("llama_cpp")
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
+    return run(tmp_path_factory.mktemp("demo"), texts=60)
+
+
+def test_recall_at_the_trained_context(result: DemoResult) -> None:
+    assert result.recall("none", 256) >= 0.98
+
+
+def test_recall_at_four_times_the_trained_context(result: DemoResult) -> None:
+    assert result.recall("yarn", 1024) >= 0.95
+    assert result.recall("none", 1024) <= 0.5
+
+
+def test_recall_at_eight_times_the_trained_context(result: DemoResult) -> None:
+    assert result.recall("yarn", 2048) >= 0.9
+    assert result.recall("none", 2048) <= 0.1
+
+
+def test_perplexity_beyond_the_window(result: DemoResult) -> None:
+    """YaRN stays level to the end; without scaling the last quarter is far worse than the first."""
+    values = {p.method: p.values for p in result.perplexities}
+    assert len(values["none"]) == len(values["yarn"]) == 8
+    assert max(values["yarn"]) < 1.5 * values["yarn"][0]
+    assert values["none"][-1] > 2 * values["none"][0]
+    assert values["none"][0] < 1.2 * values["yarn"][0]
+
+
+def test_the_example_is_what_the_files_said(result: DemoResult) -> None:
+    assert result.example.answers["yarn"] == result.example.right != result.example.answers["none"]
+
+
+def test_the_checkpoint_is_small_and_ordinary() -> None:
+    sizes = {p.name: p.stat().st_size for p in DEMO_MODEL.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "CARD.md"} <= set(sizes)
+    assert sum(sizes.values()) <= 4 << 20
+    config = json.loads((DEMO_MODEL / "config.json").read_text())
+    assert (config["model_type"], config["head_dim"], config["max_position_embeddings"]) == ("llama", 32, 256)
+    assert config["num_key_value_heads"] < config["num_attention_heads"]
+
+
+def test_the_word_demo_names_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["convert", "demo", "--yarn", "4"]).exit_code == 0
+    report = verify(Path("demo-yarn4.gguf"), Path("demo"))
+    assert report.passed
+    assert max(c.value for c in report.checks if c.level == "logits") <= 1e-6
+
+
+def test_the_command_prints_what_it_measured() -> None:
+    """Few questions: the figures are the other tests' matter."""
+    outcome = CliRunner().invoke(main, ["demo", "--texts", "2"])
+    assert outcome.exit_code == 0, outcome.output
+    for line in ("Answers that are exact", "no scaling", "YaRN", "Perplexity by position", "each was verified"):
+        assert line in outcome.stdout
