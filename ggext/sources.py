@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.safetensors import CheckpointTensor, read_tensors
+from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.checkpoint.tokenizer import read_vocabulary
+from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.reader import GgufFile, read_gguf

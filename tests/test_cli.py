@@ -81,7 +81,8 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
         "    sys.modules[name] = None\n"
         "from ggext.cli import main\n"
         f"out = {str(tmp_path / 'out.gguf')!r}\n"
-        "for arguments in (['convert', 'demo', out, '--yarn', '4', '--type', 'q8_0'], ['inspect', out], ['verify', out]):\n"
+        "bake = ['convert', 'demo', out, '--yarn', '4', '--type', 'q8_0']\n"
+        "for arguments in (bake, ['inspect', out], ['verify', out]):\n"
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert not end.code, (arguments, end.code)\n"
     )

@@ -329,8 +329,10 @@ class Keyboard:
 
     def __init__(self, *arguments: str | Path) -> None:
         import pty
+        import termios
 
         self.side, far = pty.openpty()
+        termios.tcsetwinsize(far, (40, 120))
         command = [sys.executable, "-c", TAKE_TERMINAL, *GGEXT, *map(str, arguments)]
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(

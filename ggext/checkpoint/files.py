@@ -41,7 +41,8 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
         if not path.is_file():
             return None
         with path.open("rb") as stream:
-            data = stream.read(limit + 1)
+            # read() allocates all that it is asked for, so not the limit itself
+            data = stream.read(min(limit, path.stat().st_size) + 1)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; check the file") from error
     if len(data) > limit:

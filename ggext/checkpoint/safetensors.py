@@ -1,4 +1,4 @@
-"""Safetensors files, one or an index of shards: headers checked, tensors mapped, nothing copied.
+"""Safetensors files: headers checked, tensors mapped, nothing copied.
 
 Format: u64 length of the header, JSON header {name: {dtype, shape, data_offsets}}, data. The
 ``safetensors`` package gives no NumPy arrays of bfloat16, and its errors do not name the tensor.
@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
 
-_MAX_INDEX = 128 << 20
 _MAX_HEADER = 100 << 20  # the safetensors package's own limit
 _ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -51,47 +49,6 @@ class CheckpointTensor:
         if not self.nbytes:
             return np.empty(self.shape, _NUMPY_TYPE[self.dtype])
         return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
-
-
-def read_tensors(folder: Path) -> dict[str, CheckpointTensor]:
-    """All tensors of a checkpoint by name. Raises ``CheckpointError`` naming file, tensor and remedy."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return _indexed(folder, index)
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return {t.name: t for t in read_header(single)}
-    pickled = sorted(folder.glob("pytorch_model*.bin"))
-    if pickled:
-        raise CheckpointError(
-            f"{pickled[0]} is a pickled checkpoint; convert it to model.safetensors first "
-            "(transformers: model.save_pretrained)"
-        )
-    raise CheckpointError(
-        f"{folder} has neither model.safetensors nor model.safetensors.index.json; download the weights"
-    )
-
-
-def _indexed(folder: Path, index: Path) -> dict[str, CheckpointTensor]:
-    weight_map = (read_json(index, _MAX_INDEX) or {}).get("weight_map")
-    if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
-    tensors: dict[str, CheckpointTensor] = {}
-    for name in sorted({str(v) for v in weight_map.values()}):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index} names the file {name!r}; shards must lie beside it")
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing and {index.name} names it; download it")
-        for tensor in read_header(folder / name):
-            if tensor.name in tensors:
-                raise CheckpointError(f"tensor {tensor.name} is in two shards of {index}; keep one")
-            tensors[tensor.name] = tensor
-    missing = sorted(set(weight_map) - set(tensors))
-    if missing:
-        raise CheckpointError(
-            f"{index} promises {len(missing)} tensors that no shard holds, first {missing[0]}; download again"
-        )
-    return tensors
 
 
 def read_header(path: Path) -> Iterator[CheckpointTensor]:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from ggext.errors import RopeError
 from ggext.rope.scaling import Layout
 
+#: Whose reading of the keys an encoding is made for.
+LLAMA_CPP = "0c1e57098"
+
 
 @dataclass(frozen=True)
 class RopeCapability:

@@ -10,6 +10,7 @@ from typing import Any
 from ggext import __version__
 from ggext.errors import RopeError
 from ggext.rope import methods
+from ggext.rope.capabilities import LLAMA_CPP
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 RECIPE_KEY = "ggext.recipe"
@@ -38,6 +39,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         return {
             "ggext": self.ggext_version,
+            "llama.cpp": LLAMA_CPP,
             "source": self.source,
             "encoding": self.encoding,
             "scaling": {"method": self.scaling.method, **self.scaling.given()},
