@@ -24,6 +24,7 @@ from ggext.verify import verify
 TRAINED = 256
 LENGTHS = (256, 512, 1024, 2048)
 METHODS: tuple[Method, ...] = ("none", "linear", "ntk", "yarn")
+QUESTIONS = 5
 _LONGEST_ANSWER = 12
 _PERPLEXITY_TEXTS = 12
 
@@ -87,8 +88,8 @@ def bake(folder: Path, method: Method, length: int) -> Path:
     return path
 
 
-def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = silent) -> DemoResult:
-    """Bake, verify and measure. ``texts``: questions asked for each figure. Needs the extra ``run``."""
+def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silent) -> DemoResult:
+    """Bake, verify and measure. ``texts``: read for each figure, ``QUESTIONS`` each. Needs the extra ``run``."""
     recalls: list[Recall] = []
     perplexities: list[Perplexity] = []
     answers: dict[Method, list[str]] = {}
@@ -96,12 +97,12 @@ def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = sile
     for method in METHODS:
         for length in LENGTHS:
             if length == TRAINED and method != "none":
-                recalls.append(Recall(method, length, recalls[0].correct, texts))  # factor 1 is the same file
+                recalls.append(Recall(method, length, recalls[0].correct, recalls[0].asked))  # the same file
                 continue
-            progress(f"{method} at {length} tokens: {texts} questions")
+            progress(f"{method} at {length} tokens: {len(samples[length])} questions")
             said = list(_ask(bake(folder, method, length), samples[length]))
             right = [answer == sample.answer for answer, sample in zip(said, samples[length], strict=True)]
-            recalls.append(Recall(method, length, sum(right), texts))
+            recalls.append(Recall(method, length, sum(right), len(right)))
             if length == 4 * TRAINED:
                 answers[method] = said
     for method in ("none", "yarn"):
@@ -112,9 +113,14 @@ def run(folder: Path, texts: int = 100, seed: int = 0, progress: Progress = sile
     return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
 
 
-def _samples(seed: int, length: int, count: int) -> Iterator[language.RecallSample]:
+def _samples(seed: int, length: int, texts: int) -> Iterator[language.RecallSample]:
+    """``QUESTIONS`` for each text: the session evaluates the text once and then only what differs."""
     rng = random.Random(f"recall {seed} {length}")
-    return (language.recall_sample(rng, length) for _ in range(count))
+    for _ in range(texts):
+        told = language.facts(rng, language.RECALL_FACTS)
+        text = language.document(rng, told, length - language.CHAT_TOKENS)
+        for fact in rng.sample(told, QUESTIONS):
+            yield language.RecallSample(text, language.question(fact.key), language.answer(fact.key, fact.place))
 
 
 def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:

@@ -18,7 +18,7 @@ pytest.importorskip("llama_cpp")
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return run(tmp_path_factory.mktemp("demo"), texts=60)
+    return run(tmp_path_factory.mktemp("demo"), texts=20)
 
 
 def test_recall_at_the_trained_context(result: DemoResult) -> None:
@@ -39,8 +39,8 @@ def test_perplexity_beyond_the_window(result: DemoResult) -> None:
     """YaRN stays level to the end; without scaling the last quarter is far worse than the first."""
     values = {p.method: p.values for p in result.perplexities}
     assert len(values["none"]) == len(values["yarn"]) == 8
-    assert max(values["yarn"]) < 1.5 * values["yarn"][0]
-    assert values["none"][-1] > 2 * values["none"][0]
+    assert max(values["yarn"]) < 1.15 * values["yarn"][0]
+    assert values["none"][-1] > 1.4 * values["none"][0]
     assert values["none"][0] < 1.2 * values["yarn"][0]
 
 
@@ -68,7 +68,7 @@ def test_the_word_demo_names_the_embedded_model(tmp_path: Path, monkeypatch: pyt
 
 def test_the_command_prints_what_it_measured() -> None:
     """Few questions: the figures are the other tests' matter."""
-    outcome = CliRunner().invoke(main, ["demo", "--texts", "2"])
+    outcome = CliRunner().invoke(main, ["demo", "--texts", "1"])
     assert outcome.exit_code == 0, outcome.output
     for line in ("Answers that are exact", "no scaling", "YaRN", "Perplexity by position", "each was verified"):
         assert line in outcome.stdout

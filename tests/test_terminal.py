@@ -344,7 +344,12 @@ class Keyboard:
     def type(self, text: str) -> None:
         os.write(self.side, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 30) -> str:
+    def say(self, line: str) -> None:
+        """Types a line once the prompt is there."""
+        self.wait_for(">")
+        self.type(line + "\r")
+
+    def wait_for(self, text: str, seconds: float = 15) -> str:
         """What came up to and with `text`, terminal control left out."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -358,6 +363,7 @@ class Keyboard:
 
     def leave(self) -> int:
         """Ctrl-D, and the exit code."""
+        self.wait_for(">")
         self.type(CTRL_D)
         code = self.process.wait(30)
         os.close(self.side)
@@ -371,7 +377,6 @@ def keyboard() -> Iterator[Callable[..., Keyboard]]:
     def open_one(*arguments: str | Path) -> Keyboard:
         opened.append(Keyboard(*arguments))
         opened[0].wait_for("Ctrl-D leaves")
-        opened[0].wait_for("> ")
         return opened[0]
 
     yield open_one
@@ -388,17 +393,18 @@ def test_a_chat_in_a_terminal(
     keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
 ) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
-    chat.type("Once upon a time,\r")
+    chat.say("Once upon a time,")
     assert LILY.decode() in chat.wait_for("wrote 12")
-    chat.type(f"/save {tmp_path}/chat.json\r")
+    chat.say(f"/save {tmp_path}/chat.json")
     chat.wait_for("saved 2 turns")
+    chat.wait_for(">")
     chat.type(CTRL_C)
     chat.wait_for("Ctrl-D or /exit leaves")
-    chat.type("/clear\r")
+    chat.say("/clear")
     chat.wait_for("the chat starts over")
-    chat.type(f"/load {tmp_path}/chat.json\r")
+    chat.say(f"/load {tmp_path}/chat.json")
     chat.wait_for("loaded 2 turns")
-    chat.type("Tim\r")
+    chat.say("Tim")
     chat.wait_for("wrote 12")
     assert chat.leave() == 0
 
@@ -408,13 +414,12 @@ def test_ctrl_c_in_an_answer_keeps_the_chat(
     keyboard: Callable[..., Keyboard], slow_gguf: Path
 ) -> None:
     chat = keyboard(slow_gguf, "--seed", "1")
-    chat.type("Once\r")
+    chat.say("Once")
     time.sleep(1)
-    for _ in range(2):  # the second finds the prompt, or the same answer
-        chat.type(CTRL_C)
+    chat.type(CTRL_C)
     chat.wait_for("stopped", seconds=2)
     chat.wait_for("context: ")
-    chat.type("/help\r")
+    chat.say("/help")
     chat.wait_for("/exit ")
     assert chat.leave() == 0
 
@@ -425,16 +430,16 @@ def test_ctrl_c_in_a_prefill_keeps_the_chat(
 ) -> None:
     (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
     chat = keyboard(slow_gguf, "--max-tokens", "5")
-    chat.type(f"/file {tmp_path}/long.txt\r")
+    chat.say(f"/file {tmp_path}/long.txt")
     chat.wait_for("go into the next turn")
-    chat.type("Why?\r")
+    chat.say("Why?")
     chat.wait_for("reading")
     time.sleep(0.3)
     chat.type(CTRL_C)
     chat.wait_for("the turn was taken back", seconds=2)
-    chat.type("/clear\r")
+    chat.say("/clear")
     chat.wait_for("the chat starts over")
-    chat.type("Who?\r")
+    chat.say("Who?")
     chat.wait_for("wrote 5")
     assert chat.leave() == 0
 
@@ -444,11 +449,9 @@ def test_a_pasted_block_is_one_turn(
     keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
 ) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
-    chat.type("\x1b[200~one\ntwo\x1b[201~")
-    chat.wait_for("two")
-    chat.type("\r")
+    chat.say("\x1b[200~one\ntwo\x1b[201~")
     chat.wait_for("wrote 12")
-    chat.type(f"/save {tmp_path}/chat.json\r")
+    chat.say(f"/save {tmp_path}/chat.json")
     chat.wait_for("saved 2 turns")
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
     assert chat.leave() == 0
