@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import CheckpointError, MissingExtraError
 from ggext.rope import methods
+from ggext.rope.config import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
@@ -15,18 +16,7 @@ if TYPE_CHECKING:
 
     from ggext.runtime.engine import Model
 
-_NAMES = {
-    "factor": "factor",
-    "original_context": "original_max_position_embeddings",
-    "attention_factor": "attention_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-}
+_KEYS = {parameter: key for key, parameter in PARAMETER_OF_KEY.items()}
 
 
 def sample_tokens(model: Model, count: int) -> list[int]:
@@ -41,7 +31,7 @@ def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, A
         base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
         return {"rope_type": "default", "rope_theta": base}
     parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
-    parameters |= {_NAMES[k]: v for k, v in scaling.given().items() if k in _NAMES}
+    parameters |= {_KEYS[k]: v for k, v in scaling.given().items() if k in _KEYS}
     if scaling.method == "llama3":
         parameters.setdefault("low_freq_factor", methods.LLAMA3_LOW_FREQ_FACTOR)
         parameters.setdefault("high_freq_factor", methods.LLAMA3_HIGH_FREQ_FACTOR)

@@ -20,7 +20,7 @@ _METHOD_OF_TYPE: dict[str, Method] = {
 }  # fmt: skip
 
 #: Key in the checkpoint → our parameter, for all methods together.
-_PARAMETER_OF_KEY = {
+PARAMETER_OF_KEY = {
     "factor": "factor",
     "original_max_position_embeddings": "original_context",
     "attention_factor": "attention_factor",
@@ -40,7 +40,7 @@ _KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
     "none": frozenset(),
     "linear": frozenset({"factor", "original_max_position_embeddings"}),
     "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(_PARAMETER_OF_KEY) - {"low_freq_factor", "high_freq_factor", "short_factor", "long_factor"},
+    "yarn": frozenset(PARAMETER_OF_KEY) - {"low_freq_factor", "high_freq_factor", "short_factor", "long_factor"},
     "longrope": frozenset(
         {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
     ),
@@ -146,9 +146,9 @@ def _scaling(
     if method == "none":
         return RopeScaling()
     values: dict[str, Any] = {
-        _PARAMETER_OF_KEY[k]: _typed(k, v, source)
+        PARAMETER_OF_KEY[k]: _typed(k, v, source)
         for k, v in parameters.items()
-        if k in _PARAMETER_OF_KEY and v is not None
+        if k in PARAMETER_OF_KEY and v is not None
     }
     if config.get("original_max_position_embeddings") is not None:  # outside wins, as in transformers
         outside = _integer(config, "original_max_position_embeddings", source)
