@@ -36,9 +36,7 @@ class Letters:
         self.chat_template = chat_template
         self.adds_bos = adds_bos
 
-    def tokenize(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         tokens = [self.bos] if add_special and self.adds_bos else []
         pattern = "|".join(map(re.escape, CONTROL))
         for part in re.split(f"({pattern})", text) if parse_special else [text]:
@@ -57,10 +55,7 @@ class Letters:
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens as one line, control tokens in guillemets."""
         pieces = (
-            self.token_text(t).replace("<", "«").replace(">", "»").encode()
-            if t > 255
-            else bytes([t])
-            for t in tokens
+            self.token_text(t).replace("<", "«").replace(">", "»").encode() if t > 255 else bytes([t]) for t in tokens
         )
         return b"".join(pieces).decode("utf-8", "replace")
 
@@ -101,9 +96,7 @@ class QueuedEngine:
     def available(self) -> int:
         return self.n_ctx - self.used
 
-    def evaluate(
-        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
-    ) -> Prefill:
+    def evaluate(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefill:
         self.cancelled = False
         pairs = zip(self.tokens, tokens, strict=False)
         reused = next((i for i, (a, b) in enumerate(pairs) if a != b), len(self.tokens))
@@ -216,9 +209,7 @@ def test_a_chat() -> None:
 def test_the_prompt_is_the_template_over_all_turns_with_one_bos() -> None:
     engine = QueuedEngine("Hi!", "Well.")
     chat(engine, Script("Hello", "And?"), system="Be kind.")
-    assert Letters().text(engine.prompts[1]) == (
-        "«s»«|system|»Be kind.«|user|»Hello«|bot|»Hi!«/s»«|user|»And?«|bot|»"
-    )
+    assert Letters().text(engine.prompts[1]) == ("«s»«|system|»Be kind.«|user|»Hello«|bot|»Hi!«/s»«|user|»And?«|bot|»")
 
 
 def test_a_template_without_bos_gets_the_vocabularys() -> None:
@@ -339,9 +330,7 @@ def test_a_document_goes_into_the_next_turn_and_only_there(tmp_path: Path) -> No
     engine = QueuedEngine("1", "2")
     screen = Script(f"/file '{tmp_path}/a b.txt'", "What?", "Why?")
     conversation = chat(engine, screen)
-    assert screen.lines[1] == (
-        f"- '{tmp_path}/a b.txt': 6 tokens go into the next turn; 1,000 are available"
-    )
+    assert screen.lines[1] == (f"- '{tmp_path}/a b.txt': 6 tokens go into the next turn; 1,000 are available")
     assert [t.content for t in conversation.turns] == ["Facts.\nWhat?", "1", "Why?", "2"]
 
 
@@ -363,9 +352,7 @@ def test_a_document_ends_its_line() -> None:
     ("data", "message"),
     [(None, "cannot be read: No such file"), (b"caf\xe9", r"not UTF-8 text \(byte 3\)")],
 )
-def test_a_document_that_is_no_text_is_refused(
-    tmp_path: Path, data: bytes | None, message: str
-) -> None:
+def test_a_document_that_is_no_text_is_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
     if data is not None:
         (tmp_path / "doc").write_bytes(data)
     screen = Script(f"/file {tmp_path}/doc")
@@ -437,12 +424,8 @@ GOOD = {"format": "ggext chat", "version": 1, "model": "m", "sampling": {}, "tur
         pytest.param(json.dumps(GOOD | {"turns": [1]}), id="turn no object"),
         pytest.param(json.dumps(GOOD | {"turns": [{"role": "user"}]}), id="no content"),
         pytest.param(json.dumps(GOOD | {"turns": [{"role": [], "content": ""}]}), id="role a list"),
-        pytest.param(
-            json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}), id="unknown role"
-        ),
-        pytest.param(
-            json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}), id="two systems"
-        ),
+        pytest.param(json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}), id="unknown role"),
+        pytest.param(json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}), id="two systems"),
     ],
 )
 def test_a_file_that_is_no_chat_is_refused(tmp_path: Path, content: str) -> None:
@@ -485,23 +468,19 @@ HOSTILE = {
     "python's insides": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__.keys() }}",
     "change of the turns": "{{ messages.append(1) }}",
-    "endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}"
-    "{% endfor %}{% endfor %}",
+    "endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "long range": "{{ range(10**7) | list | length }}",
     "long text": "{{ 'a' * 10**9 }}",
     "long list": "{{ [1] * 10**9 }}",
     "large power": "{{ 9 ** 1000000000 }}",
-    "squares": "{% set n = namespace(s=9) %}{% for i in range(60) %}"
-    "{% set n.s = n.s * n.s %}{% endfor %}",
+    "squares": "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
     "padding": "{{ 'a'.center(10**9) }}",
     "padding by a filter": "{{ 'a' | center(10**9) }}",
     "padding by format": "{{ '{:>1000000000}'.format(1) }}",
     "padding by %": "{{ '%1000000000d' % 1 }}",
     "padding of JSON": "{{ [[1]] | tojson(indent=10**9) }}",
-    "doubling by ~": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
-    "{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "doubling by +": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
-    "{% set n.s = n.s + n.s %}{% endfor %}",
+    "doubling by ~": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling by +": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
     "doubling by replace": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
     "{% set n.s = n.s.replace('a', 'aa') %}{% endfor %}",
     "doubling by join": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
@@ -530,11 +509,8 @@ def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.Mo
 def test_a_list_that_holds_itself_sixty_times_over_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.5)
-    double = (
-        "{% set n = namespace(s=[1]) %}{% for i in range(60) %}"
-        "{% set n.s = [n.s, n.s] %}{% endfor %}"
-    )
+    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.1)
+    double = "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
     for use in ("{{ n.s }}", "{{ n.s | tojson }}", "{{ n.s | string }}", "{{ 'a' ~ n.s }}"):
         with pytest.raises(TemplateError):
             render(double + use)

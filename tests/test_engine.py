@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import pytest
 from conftest import SHARED
 
 from ggext.errors import ContextFullError, GgextError, GgufError, ModelError, UsageError
+from ggext.gguf.reader import read_gguf
+from ggext.gguf.types import Field, tensor_nbytes
+from ggext.gguf.writer import TensorToWrite, write_gguf
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -245,9 +251,7 @@ def test_cancelling_logits_raises(session: Session, story: list[int]) -> None:
     timer.join()
 
 
-def test_a_failed_progress_callback_leaves_the_session_right(
-    model: Model, story: list[int]
-) -> None:
+def test_a_failed_progress_callback_leaves_the_session_right(model: Model, story: list[int]) -> None:
     def fail(done: int, _total: int) -> None:
         if done:
             raise ZeroDivisionError
@@ -369,9 +373,7 @@ def test_a_model_says_what_it_is(model: Model) -> None:
     assert "llama" in model.description
 
 
-def test_nothing_of_llama_cpp_reaches_the_terminal(
-    stories_gguf: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_of_llama_cpp_reaches_the_terminal(stories_gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with Model.open(stories_gguf) as model, Session(model) as session:
         session.evaluate([1])
     assert capfd.readouterr() == ("", "")
@@ -396,9 +398,7 @@ def test_a_truncated_file_never_reaches_llama_cpp(stories_gguf: Path, tmp_path: 
 
 def test_a_refusal_quotes_llama_cpps_reason(stories_gguf: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
-    other.write_bytes(
-        stories_gguf.read_bytes().replace(b"blk.4.attn_norm.weight", b"blk.4.attn_nork.weight")
-    )
+    other.write_bytes(stories_gguf.read_bytes().replace(b"blk.4.attn_norm.weight", b"blk.4.attn_nork.weight"))
     with pytest.raises(ModelError, match=r"llama\.cpp says: .*attn_norm\.weight' not found"):
         Model.open(other)
 
@@ -416,9 +416,7 @@ def test_another_version_of_the_binding_is_refused(monkeypatch: pytest.MonkeyPat
         llama.lib()
 
 
-def test_a_default_context_is_capped_to_the_memory_and_says_so(
-    model: Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_default_context_is_capped_to_the_memory_and_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     per_token = capacity.kv_bytes_per_token(model)
     assert per_token == 5 * 4 * 8 * 2 * 2  # layers, KV heads, head dim, K and V, f16
     monkeypatch.setattr(capacity, "largest_context", lambda *_: 256)
@@ -499,3 +497,59 @@ def test_batches_are_bounded(model: Model, story: list[int]) -> None:
         session._decode = watched  # type: ignore[method-assign]
         session.evaluate(story)
     assert sizes == [64] * 7 + [53]
+
+
+def _zeros(size: int) -> list[bytes]:
+    return [bytes(size)]
+
+
+def damaged(source: Path, out: Path, fields: dict[str, Any], types: dict[str, int]) -> Path:
+    """A copy of a GGUF file with other values (in place of the old) and tensor types."""
+    header = read_gguf(source)
+    changed = {
+        key: replace(header.fields[key], value=value) if key in header.fields else Field.of(value)
+        for key, value in fields.items()
+    }
+    tensors = []
+    for name, info in header.tensors.items():
+        kind = types.get(name, info.type)
+        size = tensor_nbytes(name, info.shape, kind)
+        tensors.append(TensorToWrite(name, info.shape, kind, size, partial(_zeros, size)))
+    write_gguf(out, header.fields | changed, tensors)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("fields", "types", "problem"),
+    [
+        pytest.param({"llama.block_count": 0}, {}, "block_count is 0", id="no layers"),
+        pytest.param({"llama.block_count": 513}, {}, "block_count is 513", id="many layers"),
+        pytest.param({"llama.attention.layer_norm_rms_epsilon": -1.0}, {}, "epsilon is -1", id="epsilon"),
+        pytest.param({"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "epsilon is nan", id="nan"),
+        pytest.param({"llama.rope.scaling.type": "dynamic"}, {}, "scaling.type is 'dynamic'", id="scaling"),
+        pytest.param({"llama.expert_count": 8}, {}, "0 of 8 experts", id="experts"),
+        pytest.param({"llama.expert_used_count": 8}, {}, "8 of 0 experts", id="experts used"),
+        pytest.param({"tokenizer.ggml.tokens": ["a"] * 512}, {}, "511 tokens occur twice", id="same tokens"),
+        pytest.param({"tokenizer.ggml.tokens": [""] * 512}, {}, "lacks the byte token <0x00>", id="no bytes"),
+        pytest.param({"tokenizer.ggml.model": "bert"}, {}, "has byte tokens", id="bert with bytes"),
+        pytest.param({}, {"output_norm.weight": 1}, "not of type F32", id="f16 norm"),
+        pytest.param({}, {"blk.0.ffn_up.weight": 28}, "of type F64", id="f64 weight"),
+        pytest.param({}, {"token_embd.weight": 24}, "of type I8", id="i8 embedding"),
+    ],
+)
+def test_a_file_that_would_abort_llama_cpp_is_refused(
+    stories_gguf: Path,
+    tmp_path: Path,
+    fields: dict[str, Any],
+    types: dict[str, int],
+    problem: str,
+) -> None:
+    bad = damaged(stories_gguf, tmp_path / "bad.gguf", fields, types)
+    with pytest.raises(GgufError, match=f"{problem}.*would abort"):
+        Model.open(bad)
+
+
+def test_the_damage_itself_is_what_is_refused(stories_gguf: Path, tmp_path: Path) -> None:
+    same = damaged(stories_gguf, tmp_path / "same.gguf", {}, {})
+    with Model.open(same) as model, Session(model) as session:
+        assert session.evaluate([1]).evaluated == 1

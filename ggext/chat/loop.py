@@ -105,10 +105,7 @@ class Chat:
             outcome = ask(self.conversation, self.screen, question)
         except ContextFullError as error:
             self.screen.error(f"{error}. The turn was not sent, nothing was dropped")
-            if self._documents:
-                self.screen.notice(
-                    "the document still waits for the next turn; /clear takes it out"
-                )
+            self._remind()
             return
         if outcome.kept:
             self._documents.clear()
@@ -116,7 +113,12 @@ class Chat:
             self.screen.notice(notice)
         if outcome.finish == "context":
             self.screen.notice("/save FILE keeps the chat, /clear starts over")
+        self._remind()
         self.screen.status(status(self.conversation, outcome))
+
+    def _remind(self) -> None:
+        if self._documents:
+            self.screen.notice("the document still waits for the next turn; /clear takes it out")
 
     def _help(self, _: str) -> bool:
         for name, (usage, purpose, _command) in self._commands.items():
@@ -128,8 +130,7 @@ class Chat:
         self._documents.append(document)
         tokens = self.conversation.count(document)
         self.screen.notice(
-            f"{name}: {tokens:,} tokens go into the next turn; "
-            f"{self.conversation.engine.available:,} are available"
+            f"{name}: {tokens:,} tokens go into the next turn; {self.conversation.engine.available:,} are available"
         )
         return True
 

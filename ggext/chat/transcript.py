@@ -75,9 +75,7 @@ def _checked(path: Path, document: Any) -> Transcript:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise TranscriptError(f"{path} is not a chat that ggext saved")
     if document.get("version") != _VERSION:
-        raise TranscriptError(
-            f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}"
-        )
+        raise TranscriptError(f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}")
     model, sampling = document.get("model"), document.get("sampling")
     turns = document.get("turns")
     if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):

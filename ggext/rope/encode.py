@@ -77,7 +77,7 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
     gain = wanted.attention_factor
     if method == "yarn":
         gain /= methods.yarn_gain(factor)  # llama.cpp's kernel multiplies by it on its own
-    if method == "yarn" or gain != 1.0:
+    if method in ("linear", "yarn") or gain != 1.0:
         keys["rope.scaling.attn_factor"] = gain
     return keys, {}
 

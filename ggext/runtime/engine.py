@@ -200,9 +200,7 @@ class Session:
 
     def _check_logits(self) -> None:
         if not self._has_logits:
-            raise ModelError(
-                "there is nothing to continue: evaluate the tokens first, to their end"
-            )
+            raise ModelError("there is nothing to continue: evaluate the tokens first, to their end")
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         wanted = list(tokens)

@@ -136,9 +136,7 @@ class Model:
         """The end-of-text token, -1 when there is none."""
         return int(self._lib.llama_vocab_eos(self._checked_vocab()))
 
-    def tokenize(
-        self, text: str, *, add_special: bool = True, parse_special: bool = False
-    ) -> list[int]:
+    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
 
         `parse_special`: spellings of control tokens in the text become those tokens; only for
@@ -148,9 +146,7 @@ class Model:
         vocab, room = self._checked_vocab(), len(data) + 4
         for _ in range(2):
             tokens = (ctypes.c_int32 * room)()
-            count = self._lib.llama_tokenize(
-                vocab, data, len(data), tokens, room, add_special, parse_special
-            )
+            count = self._lib.llama_tokenize(vocab, data, len(data), tokens, room, add_special, parse_special)
             if count >= 0:
                 return list(tokens[:count])
             room = -count

@@ -58,9 +58,7 @@ def _samplers(module: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
     samplers = []
     if sampling.repeat_penalty != 1.0:
         penalty = sampling.repeat_penalty
-        samplers.append(
-            module.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0)
-        )
+        samplers.append(module.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0))
     if sampling.temperature == 0:
         return [*samplers, module.llama_sampler_init_greedy()]
     seed = module.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed

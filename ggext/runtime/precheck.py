@@ -1,0 +1,101 @@
+"""What llama.cpp asserts instead of refusing, refused first: an abort there kills the host program.
+
+Each rule was found by loading, tokenizing and decoding damaged files with llama-cpp-python 0.3.36
+(see ``tests/test_engine.py``); the comments name the assertion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import GgufError
+
+if TYPE_CHECKING:
+    from ggext.gguf.reader import GgufFile
+
+_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
+_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+_F32 = 0
+_NO_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
+_LOOKUP = "tid2eid"  # the one kind of tensor that holds integers
+_BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
+
+
+def refuse_what_aborts(header: GgufFile) -> None:
+    """Raises GgufError for a file that would abort the process in llama.cpp."""
+    for problem in _problems(header):
+        raise GgufError(f"{header.path}: {problem}; llama.cpp would abort the program on this file")
+
+
+def _problems(header: GgufFile) -> Iterator[str]:
+    keys = header.arch_keys()
+    yield from _shape(keys)
+    yield from _experts(keys)
+    yield from _tensors(header)
+    yield from _vocabulary(header)
+
+
+def _shape(keys: dict[str, Any]) -> Iterator[str]:
+    layers = keys.get("block_count", 1)
+    if isinstance(layers, int) and not 0 < layers <= _MAX_LAYERS:  # n_layer_all > 0 && <= ...
+        yield f"block_count is {layers}, not 1 to {_MAX_LAYERS}"
+    for name, value in keys.items():
+        if not (name.endswith("epsilon") and isinstance(value, float)):
+            continue
+        if not (value >= 0 and math.isfinite(value)):  # eps >= 0.0f
+            yield f"{name} is {value}"
+    scaling = keys.get("rope.scaling.type", "none")
+    if isinstance(scaling, str) and scaling not in _SCALING_TYPES:  # != ..._UNSPECIFIED
+        yield f"rope.scaling.type is {scaling!r:.40}, not one of {', '.join(_SCALING_TYPES)}"
+
+
+def _experts(keys: dict[str, Any]) -> Iterator[str]:
+    experts = keys.get("expert_count", 0)
+    used = keys.get("expert_used_count", 0)
+    most = max(used, default=0) if isinstance(used, list) else used
+    groups = keys.get("expert_group_count", 0)
+    chosen = keys.get("expert_group_used_count", 0)
+    if not all(isinstance(number, int) for number in (experts, most, groups, chosen)):
+        return
+    if experts > _MAX_EXPERTS or most > experts or (experts > 0 and most == 0):
+        yield f"{most} of {experts} experts are used"
+    if groups > 0 and groups >= experts:
+        yield f"{experts} experts are in {groups} groups"
+    if groups > 1 and (experts % groups or not 0 < chosen < groups):
+        yield f"{chosen} of {groups} groups of {experts} experts are used"
+
+
+def _tensors(header: GgufFile) -> Iterator[str]:
+    for name, info in header.tensors.items():
+        if info.type in _NO_WEIGHTS and _LOOKUP not in name:  # a segmentation fault
+            yield f"tensor {name!r:.80} is of type {_NO_WEIGHTS[info.type]}, which no weight is"
+        if len(info.shape) == 1 and info.type != _F32 and _LOOKUP not in name:
+            yield f"the vector {name!r:.80} is not of type F32"  # binary_op: unsupported types
+
+
+def _vocabulary(header: GgufFile) -> Iterator[str]:
+    tokens = header.get("tokenizer.ggml.tokens")
+    model = header.get("tokenizer.ggml.model")
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        return
+    named = {token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
+    if len(named) != len(tokens):  # id_to_token.size() == token_to_id.size()
+        yield f"{len(tokens) - len(named)} tokens occur twice in the vocabulary"
+    kinds = header.get("tokenizer.ggml.token_type")
+    kinds = kinds if isinstance(kinds, list) else []
+    if any(k == _BYTE and 0 < len(t) < 3 for t, k in zip(tokens, kinds, strict=False)):
+        yield "a byte token is not spelled <0xNN>"  # substr(3, 2) throws
+    if model == "bert" and _BYTE in kinds:  # token_to_byte: fatal error
+        yield "the tokenizer bert has byte tokens"
+    if model == "llama":
+        lacking = next((byte for byte in range(256) if not _is_spelled(byte, named)), None)
+        if lacking is not None:  # byte_to_token: unordered_map::at
+            yield f"the vocabulary lacks the byte token <0x{lacking:02X}>"
+
+
+def _is_spelled(byte: int, tokens: set[str]) -> bool:
+    by_itself = bytes([byte]).decode("utf-8", "surrogateescape")
+    return f"<0x{byte:02X}>" in tokens or by_itself in tokens
