@@ -45,3 +45,14 @@ def shared() -> Path:
     """../shared: real configs, tokenizers, texts, a small model. A user's clone has none."""
     _require_shared()
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real small Llama of ../shared as a float32 GGUF file."""
+    from ggext.convert import ConvertOptions, convert
+
+    _require_shared("models/stories260K")
+    out = tmp_path_factory.mktemp("models") / "stories.gguf"
+    convert(ConvertOptions(SHARED / "models" / "stories260K", out))
+    return out

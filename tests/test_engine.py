@@ -35,18 +35,6 @@ GREEDY = Sampling(temperature=0)
 CHECKPOINT = SHARED / "models/stories260K"
 
 
-# TEMPORARY until conftest.py has it.
-@pytest.fixture(scope="session")
-def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ggext.convert import ConvertOptions, convert
-
-    if not CHECKPOINT.is_dir():
-        pytest.skip("../shared/models/stories260K is not here: a user's clone does not have it")
-    out = tmp_path_factory.mktemp("models") / "stories.gguf"
-    convert(ConvertOptions(CHECKPOINT, out))
-    return out
-
-
 @pytest.fixture(scope="module")
 def model(stories_gguf: Path) -> Iterator[Model]:
     with Model.open(stories_gguf) as model:

@@ -32,18 +32,6 @@ pytest.importorskip("llama_cpp")
 STORIES = SHARED / "models/stories260K"
 
 
-# TEMPORARY until conftest.py has it.
-@pytest.fixture(scope="session")
-def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from ggext.convert import ConvertOptions, convert
-
-    if not STORIES.is_dir():
-        pytest.skip("../shared/models/stories260K is not here: a user's clone does not have it")
-    out = tmp_path_factory.mktemp("models") / "stories.gguf"
-    convert(ConvertOptions(STORIES, out))
-    return out
-
-
 @pytest.fixture(scope="session")
 def slow_gguf(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 25 million numbers, slow enough to be caught computing, that always says x."""
