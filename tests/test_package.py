@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "torch", "transformers")
+EXTRAS = ("jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
 
 NEED_EXTRAS = {"__init__", "chat"}  # chat templates are jinja2's; the others import extras on use
 
