@@ -16,7 +16,7 @@ from typing import Any
 
 from ggext.convert import ConvertOptions, convert, silent
 from ggext.data import demo_language as language
-from ggext.errors import ModelError
+from ggext.errors import ModelError, UsageError
 from ggext.rope.scaling import Method, RopeScaling
 from ggext.sources import DEMO_MODEL
 from ggext.verify import verify
@@ -111,6 +111,19 @@ def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silen
         perplexities.append(Perplexity(method, measure_perplexity(path, LENGTHS[-1], seed)))
     example = _example(samples[4 * TRAINED], answers)
     return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
+
+
+def sample_text(tokens: int, seed: int = 0) -> str:
+    """A text of exactly ``tokens`` in the model's little English, to ask it about.
+
+    Raises ``UsageError`` for fewer tokens than the facts in it take.
+    """
+    rng = random.Random(f"text {seed}")
+    try:
+        return language.document(rng, language.facts(rng, language.RECALL_FACTS), tokens)
+    except ValueError:
+        least = language.FACT_TOKENS * language.RECALL_FACTS
+        raise UsageError(f"--text {tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens") from None
 
 
 def _samples(seed: int, length: int, texts: int) -> Iterator[language.RecallSample]:

@@ -82,6 +82,11 @@ def named_model(path: Path) -> Path:
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
 
 
+def shown(path: Path) -> str:
+    """``path`` for a message: the embedded model under its name."""
+    return "demo" if path == DEMO_MODEL else str(path)
+
+
 def open_source(path: Path) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model."""
     path = named_model(path)

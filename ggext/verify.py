@@ -20,7 +20,7 @@ from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
 from ggext.rope.decode import ROPE_FREQS, decode
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
-from ggext.sources import named_model
+from ggext.sources import named_model, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,10 +136,10 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
 
     rope = family_of(read_config(reference)).rope()
     if recipe is None or recipe.by_checkpoint:
-        return Wanted(rope.scaling, rope.geometry, f"{reference}/config.json")
+        return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
-    return Wanted(recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {reference}/config.json")
+    return Wanted(recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}")
 
 
 def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:

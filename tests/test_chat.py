@@ -196,11 +196,11 @@ def test_a_chat() -> None:
         """
         > Hello
         < Hi!
-        = context: 20 used, 980 available, 2,000 trained; read 17 tokens, reused 0; wrote 3
+        = context: 20 used, 980 available, trained on 2,000; read 17 tokens, reused 0; wrote 3
         >
         > How are you?
         < Well.
-        = context: 40 used, 960 available, 2,000 trained; read 15 tokens, reused 20; wrote 5
+        = context: 40 used, 960 available, trained on 2,000; read 15 tokens, reused 20; wrote 5
         > ^D
         """
     ).replace(">\n", "> \n")
@@ -249,12 +249,12 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         f"""
         > Hello
         < Hi!
-        = context: 11 used, 29 available, 2,000 trained; read 8 tokens, reused 0; wrote 3
+        = context: 11 used, 29 available, trained on 2,000; read 8 tokens, reused 0; wrote 3
         > {"x" * 50}
         ! {ContextFullError(53, 11, 29)}. The turn was not sent, nothing was dropped
         > Ok?
         < Yes.
-        = context: 21 used, 19 available, 2,000 trained; read 6 tokens, reused 11; wrote 4
+        = context: 21 used, 19 available, trained on 2,000; read 6 tokens, reused 11; wrote 4
         > /save {tmp_path}/chat.json
         - saved 4 turns to {tmp_path}/chat.json
         > ^D

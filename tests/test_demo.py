@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from ggext.cli import main
+from ggext.data import demo_language as language
 from ggext.demo import DemoResult, run
 from ggext.sources import DEMO_MODEL
 from ggext.verify import verify
@@ -64,6 +65,12 @@ def test_the_word_demo_names_the_embedded_model(tmp_path: Path, monkeypatch: pyt
     report = verify(Path("demo-yarn4.gguf"), Path("demo"))
     assert report.passed
     assert max(c.value for c in report.checks if c.level == "logits") <= 1e-6
+
+
+def test_a_text_to_chat_about() -> None:
+    outcome = CliRunner().invoke(main, ["demo", "--text", "300"])
+    assert language.count_tokens(outcome.stdout.rstrip("\n")) == 300
+    assert CliRunner().invoke(main, ["demo", "--text", "100"]).exit_code == 2
 
 
 def test_the_command_prints_what_it_measured() -> None:

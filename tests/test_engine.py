@@ -424,6 +424,16 @@ def test_the_memory_for_a_context_is_counted(model: Model, monkeypatch: pytest.M
     assert capacity.largest_context(model, "f16", 128) == 0
 
 
+def test_trained_means_before_the_extension(tmp_path: Path) -> None:
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    convert(ConvertOptions(DEMO_MODEL, tmp_path / "x.gguf", RopeScaling("yarn", factor=4)))
+    with Model.open(tmp_path / "x.gguf") as model, Session(model) as session:
+        assert (session.trained, session.n_ctx, model.n_ctx_train) == (256, 1024, 1024)
+
+
 def test_a_context_beyond_the_trained_one_is_allowed_and_noted(model: Model) -> None:
     with Session(model, SessionOptions(n_ctx=1024)) as session:
         assert "longer than the 512" in session.notices[0]

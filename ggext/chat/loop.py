@@ -184,7 +184,7 @@ def status(conversation: Conversation, outcome: Outcome) -> str:
     engine, prefill = conversation.engine, outcome.prefill
     return (
         f"context: {engine.used:,} used, {engine.available:,} available, "
-        f"{engine.trained:,} trained; "
+        f"trained on {engine.trained:,}; "
         f"read {prefill.evaluated:,} tokens{_speed(prefill.evaluated, prefill.seconds)}, "
         f"reused {prefill.reused:,}; "
         f"wrote {outcome.generated:,}{_speed(outcome.generated, outcome.seconds)}"

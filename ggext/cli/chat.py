@@ -158,7 +158,7 @@ def _converse(request: _Request, conversation: Conversation, screen: Screen) -> 
     trained = conversation.engine.trained
     available = conversation.engine.available
     screen.notice(
-        f"{request.file.name}: {available:,} tokens of context, made for {trained:,}; "
+        f"{request.file.name}: {available:,} tokens of context, trained on {trained:,}; "
         "/help lists the commands, Ctrl-D leaves"
     )
     Chat(conversation, screen, request.file.name).run()

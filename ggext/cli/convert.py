@@ -115,8 +115,10 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
 
 def describe(plan: Plan) -> list[str]:
     """The plan in words, a line a thing."""
+    from ggext.sources import shown
+
     source = plan.source
-    lines = [f"{source.path}: {source.arch}, {len(source.tensors)} tensors, {plan.nbytes:,} bytes to write"]
+    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {plan.nbytes:,} bytes to write"]
     if plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:

@@ -19,19 +19,23 @@ _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": 
 @click.option("--texts", type=click.IntRange(1, 100_000), default=40, show_default=True, metavar="N",
               help="Texts read for each figure, 5 questions each.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts are made.")
-def demo(texts: int, seed: int) -> None:
+@click.option("--text", type=click.IntRange(1, 1_000_000), metavar="N",
+              help="Only print a text of N tokens, to chat about with the embedded model.")  # fmt: skip
+def demo(texts: int, seed: int, text: int | None) -> None:
     """Show what context extension does: a small model, trained on 256 tokens, asked at up to 2048.
 
     Everything printed is measured now, on this machine, through llama.cpp.
     """
-    from ggext.demo import run
+    from ggext.demo import run, sample_text
 
+    if text is not None:
+        click.echo(sample_text(text, seed))
+        return
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="ggext-demo-") as folder:
         result = run(Path(folder), texts, seed, progress=lambda line: click.echo(f"  {line}", err=True))
     click.echo(report(result))
-    click.echo(f"measured in {time.perf_counter() - start:.0f} s. Try it: ggext convert demo --yarn 4 "
-               "&& ggext chat demo-yarn4.gguf")  # fmt: skip
+    click.echo(f"measured in {time.perf_counter() - start:.0f} s")
 
 
 def report(result: DemoResult) -> str:

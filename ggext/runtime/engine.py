@@ -109,8 +109,8 @@ class Session:
 
     @property
     def trained(self) -> int:
-        """Tokens that the file says the model holds."""
-        return self.model.n_ctx_train
+        """Tokens that the model was trained on, before any extension."""
+        return self.model.n_ctx_original
 
     def cancel(self) -> None:
         """Stops the running call within one node of the graph (on a GPU: within one batch).
