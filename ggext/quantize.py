@@ -34,7 +34,7 @@ def check_llama_cpp_type(name: str, tensors: list[SourceTensor]) -> None:
 
     names = quantization_names()
     if name.upper() not in names:
-        known = ", ".join(dict.fromkeys(("auto", *TYPES, *names)))
+        known = ", ".join(["auto", *TYPES, *(n for n in names if n.lower() not in TYPES)])
         raise UsageError(f"--type {name} is unknown; known: {known}")
     quantized = {t.type for t in tensors} - {F32, F16, BF16}
     if quantized:

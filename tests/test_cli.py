@@ -42,7 +42,7 @@ def test_every_command_explains_itself(name: str) -> None:
 def test_unknown_command() -> None:
     result = CliRunner().invoke(main, ["bake"])
     assert result.exit_code == 2
-    assert "No such command 'bake'" in result.stderr
+    assert "No such command 'bake'; see" in result.stderr
 
 
 @pytest.mark.parametrize(

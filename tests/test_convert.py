@@ -48,9 +48,8 @@ def assert_refused(result: Result, message: str, code: int = 1) -> None:
     """One line on standard error, the exit code, and no traceback."""
     assert result.exit_code == code, result.output
     assert message in result.stderr
-    if code == 1 or result.stderr.startswith("ggext: "):
-        assert result.stderr.startswith("ggext: ")
-        assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("ggext: ")
+    assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
 
 
