@@ -43,7 +43,8 @@ class _Commands(click.Group):
             _fail(str(error), error.exit_code)
         except click.UsageError as error:  # click would print three lines
             command = error.ctx.command_path if error.ctx is not None else "ggext"
-            _fail(f"{error.format_message().rstrip(".")}; see {command} --help", 2)
+            message = error.format_message().rstrip(".")
+            _fail(f"{message}; see {command} --help", 2)
         except MemoryError:
             _fail("out of memory; choose a smaller model or context", 1)
         except BrokenPipeError:
