@@ -21,6 +21,7 @@ from ggext.checkpoint import pretokenizers
 from ggext.checkpoint.files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
 from ggext.errors import CheckpointError
+from ggext.gguf.reader import read_gguf
 from ggext.runtime.llama import lib
 
 gguf = pytest.importorskip("gguf")
@@ -72,9 +73,7 @@ class LlamaCpp:
         pytest.importorskip("llama_cpp")
         self.lib = lib()
         write_gguf(vocabulary, path)
-        params = self.lib.llama_model_default_params()
-        params.vocab_only = True
-        self.model = self.lib.llama_model_load_from_file(str(path).encode(), params)
+        self.model = self.lib.llama_model_load_from_file(str(path).encode(), vocabulary_only())
         assert self.model, "llama.cpp refused the vocabulary"
         self.vocab = self.lib.llama_model_get_vocab(self.model)
 
@@ -89,6 +88,12 @@ class LlamaCpp:
 
     def close(self) -> None:
         self.lib.llama_model_free(self.model)
+
+
+def vocabulary_only() -> Any:
+    params = lib().llama_model_default_params()
+    params.vocab_only = True
+    return params
 
 
 def write_gguf(vocabulary: Vocabulary, path: Path) -> None:
@@ -466,6 +471,26 @@ def test_each_pre_tokenizer(
     texts = restrict(row.name, strings(2600 if not row.notes else 4000, (EOS,), seed=3))
     assert len(texts) > 2000
     assert differences(original, load(vocabulary), texts) == []
+
+
+def test_a_long_run_does_not_end_the_process(crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path) -> None:
+    """llama.cpp's std::regex overflows the stack on 30,000 equal characters; the model cuts the run."""
+    from ggext.runtime.engine import Model
+
+    row = next(row for row in pretokenizers.TABLE if row.name == "tekken")
+    root = tokenizer_json(*crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
+    vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
+    path = tmp_path / "long.gguf"
+    write_gguf(vocabulary, path)
+    handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
+    model = Model(path, read_gguf(path), handle, None)
+    try:
+        text = "the " + "a" * 50_000 + " end " + "=" * 50_000 + EOS
+        tokens = model.tokenize(text, parse_special=True)
+        assert b"".join(map(model.token_to_piece, tokens)).decode() == text.removesuffix(EOS)
+        assert model.is_eog(tokens[-1])
+    finally:
+        model.close()
 
 
 @pytest.mark.parametrize("name", ["tekken", "gpt-4o"])

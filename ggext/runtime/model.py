@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from ggext.runtime.engine import Session
 
 LoadProgress = Callable[[float], bool]
+
+_HANDWRITTEN_SPLITTERS = ("gpt-2", "llama-bpe")
+# The tail that is left uncut keeps a marker behind the run whole.
+_LONG_RUN = re.compile(r"\w{1024}(?=\w{64})|[^\w\s]{1024}(?=[^\w\s]{64})|\s{1024}(?=\s{64})")
 
 
 class CancelledError(ModelError):
@@ -145,6 +151,29 @@ class Model:
         `parse_special`: spellings of control tokens in the text become those tokens; only for
         text that the caller wrote.
         """
+        pieces = self._pieces(text)
+        if len(pieces) == 1:
+            return self._tokenize(text, add_special, parse_special)
+        tokens = [t for piece in pieces for t in self._tokenize(piece, False, parse_special)]
+        if not add_special:
+            return tokens
+        around = self._tokenize("", True, False)
+        start = around[:1] if self.adds_bos else []
+        return [*start, *tokens, *around[len(start) :]]
+
+    def _pieces(self, text: str) -> list[str]:
+        """`text`, cut inside runs of one kind of character that would end the process.
+
+        llama.cpp splits most BPE vocabularies' text with std::regex, which recurses for every character of
+        such a run: 30,000 overflow the stack. Two of its splitters are written by hand and need no cut.
+        """
+        pre = self.header.get("tokenizer.ggml.pre")
+        if self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS:
+            return [text]
+        cuts = [match.end() for match in _LONG_RUN.finditer(text)]
+        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         vocab, room = self._checked_vocab(), len(data) + 4
         for _ in range(2):
