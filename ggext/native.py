@@ -1,4 +1,7 @@
-"""The compiled extension's Python face: rotary position embedding of query and key rows on the CPU.
+"""The compiled extension's Python face: rotary position embedding of query and key rows.
+
+It runs on the CPU, and on a CUDA device where ``device="cuda"`` asks for it and :func:`cuda_available`
+says yes: same arguments, same bits.
 
 Angles are float64 and reduced exactly, and each result is rounded to the type of the rows once: for
 float32 the error is half a unit in the last place (some 3e-8 of the pair's length) at any angle up
@@ -18,6 +21,8 @@ Conventions in all functions, and what they raise:
 - ``out``: where the result goes instead of a new array; it may be ``rows`` itself;
 - ``threads``: an upper limit, 0 for all cores that this process may use; results never depend on
   it;
+- ``device``: ``cpu``, or ``cuda`` for the current CUDA device; the rows go there and come back;
+  ``GgextError`` where there is none, or where it refuses;
 - ``TypeError`` for a wrong type of object or of items, ``ValueError`` for a wrong shape, order in
   memory, or value. Arrays are never converted or copied behind the caller's back.
 
@@ -26,16 +31,22 @@ The interpreter lock is released during the work.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ggext import _native
+from ggext.errors import GgextError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 Layout = Literal["norm", "neox"]
+Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Rows = TypeVar("Rows", NDArray[np.float32], NDArray[np.float16], NDArray[np.uint16])
 Positions = NDArray[np.integer[Any]]
@@ -76,6 +87,7 @@ def rotate(
     dtype: Dtype | None = None,
     out: Rows | None = None,
     threads: int = 0,
+    device: Device = "cpu",
 ) -> Rows:
     """The rows turned by their positions; with ``inverse``, what undoes that.
 
@@ -90,7 +102,7 @@ def rotate(
     """
     table = _table(Rotation(positions, inv_freq, attention_factor, offset))
     tables = (None, table) if inverse else (table, None)
-    return _rotate(rows, tables, layout, dtype, out, threads)
+    return _rotate(rows, tables, layout, dtype, out, threads, device)
 
 
 def rotate_between(
@@ -102,6 +114,7 @@ def rotate_between(
     dtype: Dtype | None = None,
     out: Rows | None = None,
     threads: int = 0,
+    device: Device = "cpu",
 ) -> Rows:
     """Rows that were rotated as ``before`` says, as if they had been rotated as ``after`` says.
 
@@ -115,7 +128,7 @@ def rotate_between(
     >>> rotate_between(rows, before, after, "norm").round(6).tolist()
     [[[-1.0, 0.0]]]
     """
-    return _rotate(rows, (_table(after), _table(before)), layout, dtype, out, threads)
+    return _rotate(rows, (_table(after), _table(before)), layout, dtype, out, threads, device)
 
 
 def cos_sin(
@@ -161,6 +174,36 @@ def worst_error(
     )
 
 
+def cuda_available() -> bool:
+    """Whether ``device="cuda"`` works here: the backend is built, and a driver and a device are there."""
+    try:
+        _cuda()
+    except GgextError:
+        return False
+    return True
+
+
+def cuda_seconds(
+    positions: Positions,
+    inv_freq: NDArray[np.float64] | Sequence[float],
+    layout: Layout,
+    heads: tuple[int, int],
+    dtype: Dtype,
+    *,
+    repeats: int = 20,
+) -> tuple[float, float]:
+    """The fastest rotation of such rows in device memory, and the fastest copy of the same bytes, in seconds.
+
+    ``heads``: their number and their dimensions. The gain is 1. For benchmarks.
+    """
+    table = _table(Rotation(positions, inv_freq))
+    try:
+        seconds: tuple[float, float] = _cuda().measure(_TYPE_NUMBERS[dtype], table, _neox(layout), *heads, repeats)
+    except RuntimeError as error:
+        raise GgextError(f"CUDA refused the measurement: {error}") from error
+    return seconds
+
+
 _Table = tuple[Positions, int, NDArray[np.float64], float]
 
 
@@ -171,13 +214,35 @@ def _rotate(
     dtype: str | None,
     out: Rows | None,
     threads: int,
+    device: str,
 ) -> Rows:
     """Tables: to which, from which; None is no rotation."""
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', not {device!r}")
     number = _type_number(rows, dtype)
     if out is None:
         out = np.empty_like(_contiguous(rows, "rows"), subok=False)
-    _native.rotate(rows, number, *tables, _neox(layout), _threads(threads), out)
+    module = _native if device == "cpu" else _cuda()
+    try:
+        module.rotate(rows, number, *tables, _neox(layout), _threads(threads), out)
+    except RuntimeError as error:  # only the device's
+        raise GgextError(f"CUDA refused the rotation of rows {rows.shape}: {error}") from error
     return out
+
+
+def _cuda() -> ModuleType:
+    """The CUDA backend, loaded on first use; GgextError where the build lacks it or no device can be used."""
+    try:
+        module = importlib.import_module("ggext._cuda")
+    except ImportError as error:
+        raise GgextError(
+            f"CUDA was asked for, but this build of ggext has no CUDA backend ({error}): "
+            "build it where nvcc is found, or use the CPU"
+        ) from error
+    n_devices, reason = module.devices()
+    if n_devices == 0:
+        raise GgextError(f"CUDA was asked for, but no CUDA device can be used ({reason}): use the CPU")
+    return module
 
 
 def _table(rotation: Rotation) -> _Table:

@@ -51,7 +51,7 @@ const Py_buffer *ggext_take_table(struct ggext_buffers *held, const struct ggext
 typedef const char *(*ggext_rotation)(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows,
                                       void *out, size_t threads);
 
-/* rotate(rows, type, to, from, neox, threads, out): None, or NULL with an exception set. */
+/* rotate(rows, kind, to, from, neox, threads, out): None, or NULL with an exception set. */
 PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation);
 
 #endif

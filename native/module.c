@@ -4,9 +4,9 @@
  * releases the GIL for the work, and raises TypeError or ValueError; none aborts. ggext/native.py is the public face. */
 #include "binding.h"
 
-PyDoc_STRVAR(rotate_doc, "rotate(rows, type, to, from, neox, threads, out, /)\n--\n\n"
+PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
                          "Write rows, turned from a table to another, to out, which may be rows itself. "
-                         "type: 0 float32, 1 float16, 2 bfloat16 as uint16. "
+                         "kind: 0 float32, 1 float16, 2 bfloat16 as uint16. "
                          "A table: " GGEXT_TABLE_ARGUMENT ".");
 
 static const char *rotate_on_cpu(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
@@ -57,7 +57,7 @@ static PyObject *py_cos_sin(PyObject *module, PyObject *arguments)
 }
 
 PyDoc_STRVAR(worst_error_doc,
-             "worst_error(actual, rows, type, to, from, neox, threads, /)\n--\n\n"
+             "worst_error(actual, rows, kind, to, from, neox, threads, /)\n--\n\n"
              "Return (error, row, head, dimension): the largest difference of actual from the rows turned in float64.");
 
 static PyObject *py_worst_error(PyObject *module, PyObject *arguments)

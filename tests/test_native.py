@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import doctest
+import importlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 import ggext.native
 from ggext import _native
+from ggext.errors import GgextError
 from ggext.native import Rotation, cos_sin, rotate, rotate_between, worst_error
 
 HALF_UNIT = 6.1e-8  # half a unit in the last place of a float32 in [1, 2), and some
@@ -375,6 +377,65 @@ def test_equal_errors_name_the_first_place() -> None:
         assert worst == (1.0, 100, 1, 20)
 
 
+# CUDA: compiled where a toolkit is found, run where a device is
+
+
+def test_cuda_is_offered_or_refused_in_one_clear_error() -> None:
+    if ggext.native.cuda_available():
+        assert importlib.import_module("ggext._cuda").devices()[0] >= 1
+        return
+    with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
+        rotate(**GOOD, device="cuda")
+    with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
+        ggext.native.cuda_seconds(POSITIONS, INV_FREQ, "norm", (2, 8), "float32")
+
+
+def test_cuda_backend_loads_without_a_device() -> None:
+    cuda = pytest.importorskip("ggext._cuda", reason="this build has no CUDA backend: no nvcc was found")
+    n_devices, reason = cuda.devices()
+    assert (n_devices == 0) == (reason is not None)
+    with pytest.raises(TypeError, match="rows must be float32"):
+        cuda.rotate(ROWS.astype(np.float64), 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+    with pytest.raises(ValueError, match="out of range"):
+        cuda.measure(0, (POSITIONS, 0, INV_FREQ, 1.0), False, 2, 7, 1)
+    if n_devices == 0:
+        with pytest.raises(RuntimeError):
+            cuda.rotate(ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+
+
+needs_cuda = pytest.mark.skipif(not ggext.native.cuda_available(), reason="no CUDA device, or no CUDA backend")
+
+
+@needs_cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260), (80, 48), (4120, 4120)])
+def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
+    rng = np.random.default_rng(3)
+    rows = as_type(dtype, random_rows(70, 19, dim))
+    positions, inv_freq = rng.integers(-(2**30), 2**30, 70), frequencies(n_rot)
+    for inverse in (False, True):
+        arguments = (rows, positions, inv_freq, 1.25, layout)
+        on_cuda = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="cuda")
+        on_cpu = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype)
+        assert np.array_equal(on_cuda, on_cpu)
+    before, after = Rotation(positions, inv_freq, 1.2), Rotation(np.arange(70, dtype=np.int32), inv_freq / 4, 1.1, 9)
+    assert np.array_equal(
+        rotate_between(rows, before, after, layout, dtype=dtype, device="cuda"),
+        rotate_between(rows, before, after, layout, dtype=dtype),
+    )
+
+
+@needs_cuda
+def test_cuda_takes_more_rows_than_a_slab_and_none() -> None:
+    rows, inv_freq = np.zeros((40_000, 16, 128), np.float32), frequencies(128)  # 312 MiB
+    rows[-1] = random_rows(1, 16, 128)
+    positions = np.arange(40_000)
+    assert np.array_equal(rotate(rows, positions, inv_freq, 1.0, "neox", device="cuda"),
+                          rotate(rows, positions, inv_freq, 1.0, "neox"))  # fmt: skip
+    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda").shape == (0, 16, 128)
+
+
 # Hostile callers
 
 GOOD: dict[str, Any] = {
@@ -448,6 +509,7 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("attention_factor", "1", TypeError, "must be real number"),
     ("layout", "neoX", ValueError, "layout must be 'norm' or 'neox'"),
     ("layout", 1, ValueError, "layout must be"),
+    ("device", "metal", ValueError, "device must be 'cpu' or 'cuda', not 'metal'"),
     ("threads", -1, ValueError, "threads must be"),
     ("threads", 1.5, TypeError, "integer"),
 ]
@@ -456,7 +518,7 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
 def takes(entry: str, row: tuple[str, Any, type[Exception], str]) -> bool:
     """cos_sin has no rows: what concerns them, or a fit to them, is nothing to it."""
     about_rows = row[0] in ("rows", "layout", "dtype") or "too small" in row[3] or "there are" in row[3]
-    return entry != "cos_sin" or not about_rows
+    return (entry != "cos_sin" or not about_rows) and (entry == "rotate" or row[0] != "device")
 
 
 @pytest.mark.parametrize(
