@@ -8,7 +8,7 @@ venv := .venv
 python := $(venv)/bin/python
 # A stamp is older than what it was made from, or of another place (the tree was moved): install again.
 place := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
-made_from := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.c native/*.h)
+made_from := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.c native/*.h native/*.cu)
 for_run := $(venv)/.installed-run-$(place)
 for_dev := $(venv)/.installed-dev-$(place)
 

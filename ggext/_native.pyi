@@ -6,35 +6,14 @@ from typing_extensions import Buffer
 
 # numpy says that its arrays are buffers only from Python 3.12 on.
 _Array: TypeAlias = NDArray[Any] | Buffer
+# (positions, offset, inv_freq, attention_factor)
+_Table: TypeAlias = tuple[_Array, int, _Array, float]
 
 def rotate(
-    rows: _Array,
-    positions: _Array,
-    inv_freq: _Array,
-    attention_factor: float,
-    neox: bool,
-    inverse: bool,
-    threads: int,
-    out: _Array,
-    /,
+    rows: _Array, kind: int, to: _Table | None, from_: _Table | None, neox: bool, threads: int, out: _Array, /
 ) -> None: ...
-def cos_sin(
-    positions: _Array,
-    inv_freq: _Array,
-    attention_factor: float,
-    threads: int,
-    cos_out: _Array,
-    sin_out: _Array,
-    /,
-) -> None: ...
+def cos_sin(to: _Table, threads: int, cos_out: _Array, sin_out: _Array, /) -> None: ...
 def worst_error(
-    actual: _Array,
-    rows: _Array,
-    positions: _Array,
-    inv_freq: _Array,
-    attention_factor: float,
-    neox: bool,
-    inverse: bool,
-    threads: int,
-    /,
+    actual: _Array, rows: _Array, kind: int, to: _Table | None, from_: _Table | None, neox: bool, threads: int, /
 ) -> tuple[float, int, int, int]: ...
+def use_vectors(allow: bool, /) -> bool: ...

@@ -1,11 +1,13 @@
 /* The scalar mathematics of rotary position embedding, stated once.
  *
- * Pure functions: no pointers, no state, small structs by value, so that one text serves C and any language that
- * is close to it. The including file defines GGEXT_FN, the qualifier of every function here, beforehand:
- * `static inline` in C.
+ * Pure functions: no pointers, no state, small structs by value, so that one text serves C, CUDA and any language that
+ * is close to them. The including file defines GGEXT_FN, the qualifier of every function here, beforehand:
+ * `static inline` in C, `__device__` in CUDA. It must be compiled without fast math and without contraction of a * b + c:
+ * then every operation here is exact or rounded once as IEEE 754 says, and all processors give the same bits.
  *
  * Everything is float64, because angles grow with position: at position 1 M a float32 angle has an error of 0.03 rad
- * before anything is computed with it. Results are cast to float32 once, at the end, by the caller.
+ * before anything is computed with it. Results are rounded to the type of the rows once, at the end, by the caller.
+ * There is no branch and no call but fma and rint, so that loops over these functions become vector instructions.
  */
 #ifndef GGEXT_ROPE_MATH_H
 #define GGEXT_ROPE_MATH_H
@@ -51,15 +53,48 @@ GGEXT_FN double ggext_reduced_angle(double position, double inv_freq)
     return fma(-turns, two_pi_low, angle) + product_low;
 }
 
-/* Returns the rotation by +angle with the gain, or what undoes it: by -angle and 1 / gain.
+/* Returns the rotation by the angle with the gain.
  *
- * Call it with a gain that is finite and above zero; the other bounds are those of ggext_reduced_angle. */
-GGEXT_FN struct ggext_turn ggext_turn_at(double position, double inv_freq, double gain, int inverse)
+ * Call it with an |angle| <= 10 rad, such as a reduced angle or the difference of two, and a finite gain above zero.
+ * The error is below 2e-16 * gain: what is left after quarter turns, |rest| <= pi / 4, goes into the Taylor series,
+ * whose first term left out is below 2e-18. */
+GGEXT_FN struct ggext_turn ggext_turn_by(double angle, double gain)
 {
-    double angle = ggext_reduced_angle(position, inv_freq);
+    const double quarter_high = 0x1.921fb544p+0; /* pi / 2 in 33 bits: times a small whole number it is exact */
+    const double quarter_low = 0x1.0b4611a626331p-34;
+    double quarters = rint(angle * 0x1.45f306dc9c883p-1);
+    double rest = (angle - quarters * quarter_high) - quarters * quarter_low;
+    double z = rest * rest;
+
+    double s = 1.0 / 355687428096000.0; /* 1 / 17! */
+    s = s * z - 1.0 / 1307674368000.0;
+    s = s * z + 1.0 / 6227020800.0;
+    s = s * z - 1.0 / 39916800.0;
+    s = s * z + 1.0 / 362880.0;
+    s = s * z - 1.0 / 5040.0;
+    s = s * z + 1.0 / 120.0;
+    s = s * z - 1.0 / 6.0;
+    s = rest + rest * (z * s);
+
+    double c = 1.0 / 20922789888000.0; /* 1 / 16! */
+    c = c * z - 1.0 / 87178291200.0;
+    c = c * z + 1.0 / 479001600.0;
+    c = c * z - 1.0 / 3628800.0;
+    c = c * z + 1.0 / 40320.0;
+    c = c * z - 1.0 / 720.0;
+    c = c * z + 1.0 / 24.0;
+    double half = 0.5 * z;
+    double one = 1.0 - half;
+    c = one + (((1.0 - one) - half) + z * z * c); /* the rounding of 1 - half is put back */
+
+    /* -2 ... 2; 2 and -2 are the same half turn. */
+    double phase = quarters - 4.0 * rint(quarters * 0.25);
+    double size = phase < 0.0 ? -phase : phase;
     struct ggext_turn turn;
-    turn.cos = inverse ? cos(angle) / gain : cos(angle) * gain;
-    turn.sin = inverse ? -sin(angle) / gain : sin(angle) * gain;
+    turn.cos = size == 1.0 ? s : c;
+    turn.sin = size == 1.0 ? c : s;
+    turn.cos *= phase == 1.0 || size == 2.0 ? -gain : gain;
+    turn.sin *= phase == -1.0 || size == 2.0 ? -gain : gain;
     return turn;
 }
 

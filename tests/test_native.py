@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import doctest
+import importlib
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 import ggext.native
 from ggext import _native
-from ggext.native import cos_sin, rotate, worst_error
+from ggext.errors import GgextError
+from ggext.native import Rotation, cos_sin, rotate, rotate_between, worst_error
 
 HALF_UNIT = 6.1e-8  # half a unit in the last place of a float32 in [1, 2), and some
 LAYOUTS = ("norm", "neox")
@@ -83,8 +85,8 @@ def test_literal_quarter_turn() -> None:
 
 @pytest.mark.parametrize("base", [10_000.0, 1e6, 150_000.0])
 def test_cos_sin_is_half_a_unit_off_at_any_position(base: float) -> None:
-    positions = np.array([0, 1, 4096, 999_999, 1_048_576, 9_999_991, 10**12 + 39, 2**53, -(2**53)])
-    inv_freq = frequencies(16, base)
+    positions = np.array([0, 1, 4096, 999_999, 1_048_576, 9_999_991, 10**9 + 7, 2**31, -(2**31)])
+    inv_freq = np.concatenate([frequencies(16, base), [-1.0, math.pi / 2, 1e3 / 3, 2.0**22]])  # up to an angle of 2^53
     cos, sin = cos_sin(positions, inv_freq, 1.0)
     for i, position in enumerate(positions.tolist()):
         for j, frequency in enumerate(inv_freq.tolist()):
@@ -122,7 +124,7 @@ def test_threads_change_no_bit(layout) -> None:
 def test_in_place_is_the_same() -> None:
     rows, positions, inv_freq = random_rows(4, 2, 10), np.arange(4), frequencies(8)
     out = rotate(rows, positions, inv_freq, 1.5, "neox")
-    _native.rotate(rows, positions, inv_freq, 1.5, True, False, 1, rows)
+    assert rotate(rows, positions, inv_freq, 1.5, "neox", out=rows) is rows
     assert np.array_equal(rows, out)
 
 
@@ -133,6 +135,140 @@ def test_input_is_not_changed_and_no_rows_are_fine() -> None:
     assert np.array_equal(rows, before)
     assert rotate(rows[:0], np.arange(0), inv_freq, 1.0, "norm").shape == (0, 2, 8)
     assert cos_sin(np.arange(0), inv_freq, 1.0)[0].shape == (0, 4)
+
+
+# Types of 16 bits, offsets, tables
+
+
+def bfloat16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
+    """The nearest bfloat16, ties to even, of finite float64 values: found in the sorted list of all."""
+    magnitudes = (np.arange(0x7F81, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    magnitudes[-1] = 2.0**128  # what infinity stands for in rounding
+    size = np.abs(values).astype(np.float64)
+    above = np.minimum(np.searchsorted(magnitudes, size), 0x7F80)
+    below = np.maximum(above - 1, 0)
+    down, up = size - magnitudes[below], magnitudes[above] - size
+    bits = np.where((up < down) | ((up == down) & (above % 2 == 0)), above, below).astype(np.uint16)
+    return bits | (np.signbit(values).astype(np.uint16) << 15)
+
+
+def bfloat16_values(bits: NDArray[np.uint16]) -> NDArray[np.float64]:
+    with np.errstate(invalid="ignore"):  # signalling NaN
+        return (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+
+def as_type(dtype: str, values: NDArray[Any]) -> NDArray[Any]:
+    with np.errstate(over="ignore"):
+        return bfloat16_bits(values) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def values_of(dtype: str, rows: NDArray[Any]) -> NDArray[np.float64]:
+    return bfloat16_values(rows) if dtype == "bfloat16" else rows.astype(np.float64)
+
+
+DTYPES = ("float32", "float16", "bfloat16")
+UNIT = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a value in [1, 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260)])
+def test_every_type_is_rounded_once(dtype, layout, inverse, dim, n_rot) -> None:
+    positions = np.array([0, 1, 17, 131_071, 1_000_000, -5])
+    rows, inv_freq = as_type(dtype, random_rows(len(positions), 3, dim)), frequencies(n_rot)
+    out = rotate(rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype)
+    expected = reference(values_of(dtype, rows), positions + 40, inv_freq, 1.25, layout, inverse)
+    assert out.dtype == rows.dtype
+    error = np.abs(values_of(dtype, out) - expected)
+    half_unit = UNIT[dtype] / 2 * np.maximum(2.0 ** np.floor(np.log2(np.abs(expected) + 1e-300)), 2.0**-14)
+    assert (error <= half_unit + 1e-9).all()
+    assert np.array_equal(out[..., n_rot:], rows[..., n_rot:])
+    worst = worst_error(out, rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype)
+    assert worst.error == pytest.approx(error.max(), rel=0, abs=1e-9)
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
+    """By angle 0 every value comes back; by a gain of 1/2 and 3/2, all roundings of ties and tiny values."""
+    bits = np.arange(2**16, dtype=np.uint16).reshape(256, 2, 128)
+    rows = bits if dtype == "bfloat16" else bits.view(np.float16)
+    values = values_of(dtype, rows)
+    keep, zeros = np.isfinite(values), np.zeros(256, np.int64)
+    before = _native.use_vectors(vectors)
+    try:
+        for gain in (1.0, 0.5, 1.5, 2.0**-10, 0.3):
+            out = rotate(rows, zeros, np.ones(64), gain, "neox", dtype=dtype)
+            expected = as_type(dtype, np.where(keep, values, 0.0) * gain)
+            # A pair with an infinity or NaN is NaN in both, since 0 · ∞ is.
+            clean = keep & np.roll(keep, 64, axis=2)
+            assert np.array_equal(values_of(dtype, out)[clean], values_of(dtype, expected)[clean])
+            assert np.isnan(values_of(dtype, out)[~keep & np.isnan(values)]).all()
+            assert not np.isfinite(values_of(dtype, out)[~keep]).any()
+    finally:
+        _native.use_vectors(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_vector_instructions_change_no_bit(dtype, layout) -> None:
+    rows = as_type(dtype, random_rows(40, 3, 150) * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)))
+    arguments = (np.arange(40) * 1001 - 20_000, frequencies(146), 1.25, layout)
+    results = []
+    for allow in (True, False):
+        before = _native.use_vectors(allow)
+        try:
+            results.append(rotate(rows, *arguments, dtype=dtype).tobytes())
+        finally:
+            _native.use_vectors(before)
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (300, 260)])
+def test_rotate_between_matches_float64(dtype, layout, dim, n_rot) -> None:
+    rng = np.random.default_rng(2)
+    old, new = rng.integers(0, 2_000_000, 6), rng.integers(0, 2_000_000, 6).astype(np.int32)
+    plain = random_rows(6, 3, dim)
+    old_freq, new_freq = frequencies(n_rot), frequencies(n_rot, 500_000.0) / 4
+    rows = as_type(dtype, reference(plain, old, old_freq, 1.25, layout))
+    out = rotate_between(
+        rows, Rotation(old - 7, old_freq, 1.25, offset=7), Rotation(new, new_freq, 1.1), layout, dtype=dtype
+    )
+    plain_again = reference(values_of(dtype, rows), old, old_freq, 1.25, layout, inverse=True)
+    expected = reference(plain_again, new, new_freq, 1.1, layout)
+    np.testing.assert_allclose(values_of(dtype, out), expected, rtol=0, atol=UNIT[dtype])
+    np.testing.assert_allclose(
+        values_of(dtype, out), reference(plain, new, new_freq, 1.1, layout), rtol=0, atol=3 * UNIT[dtype]
+    )
+
+
+def test_rotate_between_checks_both() -> None:
+    good = Rotation(POSITIONS, INV_FREQ)
+    for bad, message in [
+        (Rotation(np.arange(5), INV_FREQ), "same number of positions, not 5 and 4"),
+        (Rotation(POSITIONS, INV_FREQ[:3].copy()), "same number of frequencies, not 3 and 4"),
+        (Rotation(POSITIONS, [1.0, np.nan, 1.0, 1.0]), r"inv_freq\[1\] is not a finite number but nan"),
+        (Rotation(POSITIONS, INV_FREQ, 0.0), "attention_factor must be a finite number above 0, not 0.0"),
+        (Rotation(POSITIONS + 2**31, INV_FREQ), r"positions\[1\] is too large: 2147483649"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            rotate_between(ROWS, bad, good, "norm")
+    tiny, huge = Rotation(POSITIONS, INV_FREQ, 1e-200), Rotation(POSITIONS, INV_FREQ, 1e200)
+    with pytest.raises(ValueError, match="quotient of the attention factors must be a finite number above 0, not inf"):
+        rotate_between(ROWS, tiny, huge, "norm")
+
+
+def test_float64_tables() -> None:
+    positions, inv_freq = np.array([0, 1, 4096, 9_999_991]), frequencies(16)
+    cos, sin = cos_sin(positions, inv_freq, 1.0, offset=3, dtype="float64")
+    for i, position in enumerate(positions.tolist()):
+        for j, frequency in enumerate(inv_freq.tolist()):
+            assert (cos[i, j], sin[i, j]) == pytest.approx(exact_cos_sin(position + 3, frequency), rel=0, abs=1.5e-15)
+    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', not 'float16'"):
+        cos_sin(positions, inv_freq, 1.0, dtype="float16")  # type: ignore[arg-type]
 
 
 # Properties
@@ -241,6 +377,65 @@ def test_equal_errors_name_the_first_place() -> None:
         assert worst == (1.0, 100, 1, 20)
 
 
+# CUDA: compiled where a toolkit is found, run where a device is
+
+
+def test_cuda_is_offered_or_refused_in_one_clear_error() -> None:
+    if ggext.native.cuda_available():
+        assert importlib.import_module("ggext._cuda").devices()[0] >= 1
+        return
+    with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
+        rotate(**GOOD, device="cuda")
+    with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
+        ggext.native.cuda_seconds(POSITIONS, INV_FREQ, "norm", (2, 8), "float32")
+
+
+def test_cuda_backend_loads_without_a_device() -> None:
+    cuda = pytest.importorskip("ggext._cuda", reason="this build has no CUDA backend: no nvcc was found")
+    n_devices, reason = cuda.devices()
+    assert (n_devices == 0) == (reason is not None)
+    with pytest.raises(TypeError, match="rows must be float32"):
+        cuda.rotate(ROWS.astype(np.float64), 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+    with pytest.raises(ValueError, match="out of range"):
+        cuda.measure(0, (POSITIONS, 0, INV_FREQ, 1.0), False, 2, 7, 1)
+    if n_devices == 0:
+        with pytest.raises(RuntimeError):
+            cuda.rotate(ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+
+
+needs_cuda = pytest.mark.skipif(not ggext.native.cuda_available(), reason="no CUDA device, or no CUDA backend")
+
+
+@needs_cuda
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260), (80, 48), (4120, 4120)])
+def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
+    rng = np.random.default_rng(3)
+    rows = as_type(dtype, random_rows(70, 19, dim))
+    positions, inv_freq = rng.integers(-(2**30), 2**30, 70), frequencies(n_rot)
+    for inverse in (False, True):
+        arguments = (rows, positions, inv_freq, 1.25, layout)
+        on_cuda = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="cuda")
+        on_cpu = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype)
+        assert np.array_equal(on_cuda, on_cpu)
+    before, after = Rotation(positions, inv_freq, 1.2), Rotation(np.arange(70, dtype=np.int32), inv_freq / 4, 1.1, 9)
+    assert np.array_equal(
+        rotate_between(rows, before, after, layout, dtype=dtype, device="cuda"),
+        rotate_between(rows, before, after, layout, dtype=dtype),
+    )
+
+
+@needs_cuda
+def test_cuda_takes_more_rows_than_a_slab_and_none() -> None:
+    rows, inv_freq = np.zeros((40_000, 16, 128), np.float32), frequencies(128)  # 312 MiB
+    rows[-1] = random_rows(1, 16, 128)
+    positions = np.arange(40_000)
+    assert np.array_equal(rotate(rows, positions, inv_freq, 1.0, "neox", device="cuda"),
+                          rotate(rows, positions, inv_freq, 1.0, "neox"))  # fmt: skip
+    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda").shape == (0, 16, 128)
+
+
 # Hostile callers
 
 GOOD: dict[str, Any] = {
@@ -262,8 +457,9 @@ def unaligned(array: NDArray[Any]) -> NDArray[Any]:
 ROWS, POSITIONS, INV_FREQ = GOOD["rows"], GOOD["positions"], GOOD["inv_freq"]
 HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("rows", ROWS.astype(np.float64), TypeError, "rows must be float32"),
-    ("rows", ROWS.astype(np.float16), TypeError, "rows must be float32"),
-    ("rows", ROWS.astype(">f4"), TypeError, "rows must be float32 in native byte order"),
+    ("rows", ROWS.astype(np.uint16), TypeError, "rows must be float32, float16, or uint16 with dtype='bfloat16'"),
+    ("rows", ROWS.astype(">f4"), TypeError, "in native byte order, not >f4"),
+    ("rows", ROWS.astype(">f2"), TypeError, "in native byte order, not >f2"),
     ("rows", ROWS.view(np.int32), TypeError, "rows must be float32"),
     ("rows", ROWS.view(np.dtype([("a", "f4")])), TypeError, "rows must be float32"),
     ("rows", ROWS.astype(object), TypeError, "rows must be float32"),
@@ -287,24 +483,33 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("positions", POSITIONS[None], ValueError, "positions must have 1 dimension"),
     ("positions", np.arange(8)[::2], ValueError, "positions must be C-contiguous"),
     ("positions", np.arange(5), ValueError, "there are 5 positions"),
-    ("positions", np.array([0, 1, 2, 2**53 + 2]), ValueError, r"positions\[3\] is too large"),
-    ("positions", np.array([0, -(2**63), 2, 3]), ValueError, r"positions\[1\] is too large"),
+    ("positions", np.array([0, 1, 2, 2**31 + 1]), ValueError, r"positions\[3\] is too large: 2147483649 .* 2\*\*31"),
+    ("positions", np.array([0, 1, 2, 2**63 - 1]), ValueError, r"positions\[3\] is too large: 9223372036854775807 "),
+    ("positions", np.array([0, -(2**63), 2, 3]), ValueError, r"positions\[1\] is too large: -9223372036854775808 "),
+    ("offset", 2**31 - 2, ValueError, r"positions\[3\] is too large: 3 with the offset 2147483646 "),
+    ("offset", -(2**62), ValueError, r"positions\[0\] is too large: 0 with the offset -4611686018427387904 "),
+    ("offset", 2**70, ValueError, "offset must be at most .* not 1180591620717411303424"),
+    ("offset", 0.5, TypeError, "integer"),
+    ("dtype", "float64", ValueError, "dtype must be one of float32, float16, bfloat16, not 'float64'"),
+    ("dtype", "bfloat16", TypeError, "rows must be uint16 .the bits of bfloat16."),
+    ("dtype", "float16", TypeError, "rows must be float16"),
     ("inv_freq", INV_FREQ.astype(np.float32), TypeError, "inv_freq must be float64"),
     ("inv_freq", INV_FREQ[:0], ValueError, "inv_freq is empty"),
     ("inv_freq", INV_FREQ[None], ValueError, "inv_freq must have 1 dimension"),
     ("inv_freq", frequencies(16)[::2], ValueError, "inv_freq must be C-contiguous"),
     ("inv_freq", frequencies(10), ValueError, "too small for 5 rotated pairs"),
-    ("inv_freq", [1.0, np.nan, 1.0], ValueError, r"inv_freq\[1\] is not a finite"),
-    ("inv_freq", [1.0, 1.0, np.inf], ValueError, r"inv_freq\[2\] is not a finite"),
+    ("inv_freq", [1.0, np.nan, 1.0], ValueError, r"inv_freq\[1\] is not a finite number but nan"),
+    ("inv_freq", [1.0, 1.0, np.inf], ValueError, r"inv_freq\[2\] is not a finite number but inf"),
     ("inv_freq", [1e300], ValueError, r"positions\[1\] is too large"),
     ("inv_freq", 1.0, ValueError, "inv_freq must have 1 dimension"),
-    ("attention_factor", 0.0, ValueError, "attention_factor must be"),
-    ("attention_factor", -1.0, ValueError, "attention_factor must be"),
-    ("attention_factor", np.nan, ValueError, "attention_factor must be"),
-    ("attention_factor", np.inf, ValueError, "attention_factor must be"),
+    ("attention_factor", 0.0, ValueError, "attention_factor must be .* not 0.0"),
+    ("attention_factor", -1.0, ValueError, "attention_factor must be .* not -1.0"),
+    ("attention_factor", np.nan, ValueError, "attention_factor must be .* not nan"),
+    ("attention_factor", np.inf, ValueError, "attention_factor must be .* not inf"),
     ("attention_factor", "1", TypeError, "must be real number"),
     ("layout", "neoX", ValueError, "layout must be 'norm' or 'neox'"),
     ("layout", 1, ValueError, "layout must be"),
+    ("device", "metal", ValueError, "device must be 'cpu' or 'cuda', not 'metal'"),
     ("threads", -1, ValueError, "threads must be"),
     ("threads", 1.5, TypeError, "integer"),
 ]
@@ -312,8 +517,8 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
 
 def takes(entry: str, row: tuple[str, Any, type[Exception], str]) -> bool:
     """cos_sin has no rows: what concerns them, or a fit to them, is nothing to it."""
-    about_rows = row[0] in ("rows", "layout") or "too small" in row[3] or "there are" in row[3]
-    return entry != "cos_sin" or not about_rows
+    about_rows = row[0] in ("rows", "layout", "dtype") or "too small" in row[3] or "there are" in row[3]
+    return (entry != "cos_sin" or not about_rows) and (entry == "rotate" or row[0] != "device")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +557,7 @@ def test_worst_error_checks_actual() -> None:
 
 def native_rotate(rows: Any = ROWS, positions: Any = POSITIONS, out: Any = None) -> None:
     out = np.empty_like(ROWS) if out is None else out
-    _native.rotate(rows, positions, INV_FREQ, 1.0, False, False, 1, out)
+    _native.rotate(rows, 0, (positions, 0, INV_FREQ, 1.0), None, False, 1, out)
 
 
 def test_out_must_be_writable_and_fit() -> None:
@@ -367,9 +572,21 @@ def test_out_must_be_writable_and_fit() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             native_rotate(out=out)
+    both = random_rows(5, 2, 8)
+    with pytest.raises(ValueError, match="out overlaps rows"):
+        native_rotate(both[:4], out=both[1:])
+    with pytest.raises(ValueError, match="type must be 0, 1 or 2, not 3"):
+        _native.rotate(ROWS, 3, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+    with pytest.raises(TypeError, match="one table at least"):
+        _native.rotate(ROWS, 0, None, None, False, 1, ROWS.copy())
+    for table in (POSITIONS, (POSITIONS, 0, INV_FREQ), (POSITIONS, 0, INV_FREQ, 1.0, 2)):
+        with pytest.raises(TypeError, match="a table must be"):
+            _native.rotate(ROWS, 0, table, None, False, 1, ROWS.copy())
     table = np.empty((4, 4), np.float32)
     with pytest.raises(ValueError, match=r"sin_out must have shape \(4, 4\), not \(4, 3\)"):
-        _native.cos_sin(POSITIONS, INV_FREQ, 1.0, 1, table, table[:, :3].copy())
+        _native.cos_sin((POSITIONS, 0, INV_FREQ, 1.0), 1, table, table[:, :3].copy())
+    with pytest.raises(TypeError, match="cos_out and sin_out must have the same type"):
+        _native.cos_sin((POSITIONS, 0, INV_FREQ, 1.0), 1, table, table.astype(np.float64))
 
 
 def test_any_exporter_of_buffers_is_served() -> None:
