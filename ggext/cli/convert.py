@@ -52,6 +52,9 @@ NUMBER = _Number()
 @click.option("--beta-slow", type=NUMBER, metavar="R", help="YaRN: interpolate pairs with fewer than R turns [1].")
 @click.option("--type", "type_", default="auto", metavar="TYPE", show_default=True,
               help="auto (as in the model), f32, f16, bf16, q8_0, or a K-quant such as Q4_K_M.")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["auto", "keys", "tensor", "folded"]), default="auto", show_default=True,
+              help="How the scaling is written: metadata keys, frequency factors, or with the attention factor folded "
+              "into the query weights, which survives context shifts; auto is the simplest exact one.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
@@ -71,15 +74,19 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         return
     with transfer(planned.nbytes, planned.out.name) as progress:
         execute(planned, progress)
+    if planned.rounding.numbers:
+        click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
+                   f"{planned.rounding.worst:.1e}, relative")  # fmt: skip
     click.echo(f"wrote {planned.out} ({planned.out.stat().st_size:,} bytes)")
 
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
     from ggext.convert import ConvertOptions
 
+    encoding = None if options["encoding"] == "auto" else options["encoding"]
     return ConvertOptions(
         model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
-        type=options["type_"], force=options["force"],
+        type=options["type_"], encoding=encoding, force=options["force"],
     )  # fmt: skip
 
 
@@ -128,7 +135,7 @@ def describe(plan: Plan) -> list[str]:
         lines.append(f"context: {plan.geometry.trained_context:,} → {table.keys['context_length']:,} tokens")
         lines.append(
             f"encoding: {table.name}, worst frequency error {table.exactness.frequency_error:.1e}, "
-            f"gain error {table.exactness.gain_error:.1e}"
+            f"gain error {table.exactness.gain_error:.1e}, {'shift-safe' if table.shift_safe else 'not shift-safe'}"
         )
     if plan.quantize_to:
         lines.append(f"type: {plan.quantize_to} by llama.cpp's quantizer")

@@ -18,6 +18,9 @@ from ggext.rope.capabilities import capability_of
 from ggext.rope.scaling import Layout, RopeGeometry, RopeTable
 
 ROPE_FREQS = "rope_freqs.weight"
+#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
+#: not: the weights have it.
+QUERY_SCALE = "rope.ggext.query_scale"
 _TYPES = ("none", "linear", "yarn", "longrope")
 
 
@@ -56,7 +59,9 @@ def decode(
     arch: str,
 ) -> RopeTable:
     """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
-    factor tensors that the file holds. Raises ``RopeError`` for what llama.cpp would refuse."""
+    factor tensors that the file holds. Raises ``RopeError`` for what llama.cpp would refuse.
+
+    A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
     geometry = geometry_of(keys, layout)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
@@ -76,7 +81,16 @@ def decode(
         gain *= methods.yarn_gain(1 / scale)
     else:
         inv_freq = [w * scale for w in inv_freq]
+    gain *= math.sqrt(query_scale(keys))
     return RopeTable(tuple(inv_freq), gain, _count(keys, "context_length"))
+
+
+def query_scale(keys: Mapping[str, Any]) -> float:
+    """What the file's query weights are multiplied by; 1 where no gain is folded into them."""
+    scale = float32(_real(keys, QUERY_SCALE, 1.0))
+    if not (math.isfinite(scale) and scale > 0):
+        raise RopeError(f"{QUERY_SCALE} is {scale}; it must be a number above 0")
+    return scale
 
 
 def scaling_type(keys: Mapping[str, Any]) -> str:
