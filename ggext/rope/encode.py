@@ -23,6 +23,17 @@ EncodingName = Literal["keys", "tensor", "folded"]
 ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded")
 
 
+#: Methods whose table depends on the length of the text: no single table stands for them.
+_NOT_BAKED = {
+    "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
+    "mode; choose a fixed table: --ntk F, or --yarn F",
+    "longrope": "LongRoPE has one table for short and one for long texts; ggext does not bake it "
+    "yet; choose a single table: --yarn F",
+}
+#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter writes).
+_STANDS_STILL = 1e30
+
+
 @dataclass(frozen=True)
 class Encoding:
     """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int = u32,
@@ -52,6 +63,8 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
     A gain is folded only where that is asked for, since it changes weights; without a gain ``folded`` is what the
     simplest encoding is.
     """
+    if scaling.method in _NOT_BAKED:
+        raise RopeError(_NOT_BAKED[scaling.method])
     wanted = methods.make_table(scaling, geometry)
     if name == "folded" and wanted.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, wanted)
@@ -137,7 +150,7 @@ def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) 
     if wanted.attention_factor != 1.0:
         keys["rope.scaling.attn_factor"] = wanted.attention_factor
     unscaled = methods.theta(geometry)
-    factors = tuple(t / w for t, w in zip(unscaled, wanted.inv_freq, strict=True))
+    factors = tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, wanted.inv_freq, strict=True))
     return keys, {ROPE_FREQS: factors}
 
 
