@@ -18,7 +18,16 @@ from ggext.gguf.types import Field
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import ROPE_FREQS, decode, geometry_of, query_scale, scaling_type
+from ggext.rope.decode import (
+    FACTOR_TENSORS,
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    decode,
+    geometry_of,
+    query_scale,
+    scaling_type,
+)
 from ggext.rope.recipe import RECIPE_KEY, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
@@ -181,6 +190,8 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
         return None
     keys = gguf.arch_keys()
     kind = scaling_type(keys)
+    if kind == "longrope":
+        return _stated_longrope(gguf, geometry)
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "none" or factor in (0.0, 1.0):
         scaling = RopeScaling()
@@ -189,3 +200,23 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
     gain = decode(keys, {}, geometry.layout, gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
+
+
+def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:
+    keys = gguf.arch_keys()
+    tensors = factor_tensors(gguf)
+    table = decode(keys, tensors, geometry.layout, gguf.arch)
+    return RopeScaling(
+        "longrope",
+        factor=max(1.0, table.context / geometry.trained_context),
+        original_context=geometry.trained_context,
+        context=table.context,
+        attention_factor=table.attention_factor,
+        short_factors=tuple(tensors.get(ROPE_SHORT, ())),
+        long_factors=tuple(tensors.get(ROPE_LONG, ())),
+    )
+
+
+def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
+    """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
+    return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}

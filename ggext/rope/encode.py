@@ -16,7 +16,7 @@ from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
-from ggext.rope.decode import QUERY_SCALE, ROPE_FREQS, decode, float32
+from ggext.rope.decode import FACTOR_TENSORS, QUERY_SCALE, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, decode, float32
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 EncodingName = Literal["keys", "tensor", "folded"]
@@ -27,8 +27,6 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded")
 _NOT_BAKED = {
     "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
     "mode; choose a fixed table: --ntk F, or --yarn F",
-    "longrope": "LongRoPE has one table for short and one for long texts; ggext does not bake it "
-    "yet; choose a single table: --yarn F",
 }
 #: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter writes).
 _STANDS_STILL = 1e30
@@ -80,17 +78,36 @@ def _candidates(
     scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
 ) -> list[Encoding]:
     """The simplest first."""
-    if name == "tensor" and not capability_of(arch).loads_rope_freqs:
-        raise RopeError(f"llama.cpp's architecture {arch} does not load {ROPE_FREQS}; choose --encoding keys or folded")
+    capability = capability_of(arch)
+    needed = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
+    loads = capability.loads_rope_freqs if needed == ROPE_FREQS else capability.loads_rope_factors
+    if name == "tensor" and not loads:
+        raise RopeError(f"llama.cpp's architecture {arch} does not load {needed}; choose --encoding keys or folded")
     candidates = []
     for kind, encoder in _ENCODERS.items():
-        if (name is None or kind == name) and (kind != "tensor" or capability_of(arch).loads_rope_freqs):
+        if (name is None or kind == name) and (kind != "tensor" or loads):
             keys, tensors = encoder(scaling, geometry, wanted)
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
-            effective = decode(keys, tensors, geometry.layout, arch)
-            exactness = compare(wanted, effective)
-            candidates.append(Encoding(kind, keys, exactness, effective.attention_factor, tensors))
+            exactness = _exactness(scaling, geometry, arch, keys, tensors)
+            gain = decode(keys, tensors, geometry.layout, arch).attention_factor
+            candidates.append(Encoding(kind, keys, exactness, gain, tensors))
     return candidates
+
+
+def _exactness(
+    scaling: RopeScaling,
+    geometry: RopeGeometry,
+    arch: str,
+    keys: dict[str, str | int | float],
+    tensors: dict[str, tuple[float, ...]],
+) -> Comparison:
+    """The worst of all regimes."""
+    compared = [
+        compare(table, decode(keys, tensors, geometry.layout, arch, table.lengths[1] if table.lengths else None))
+        for table in methods.make_tables(scaling, geometry)
+    ]
+    worst = max(compared, key=lambda c: c.frequency_error)
+    return replace(worst, gain_error=max(c.gain_error for c in compared))
 
 
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
@@ -100,7 +117,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     except RopeError as error:
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
-    exactness = compare(wanted, decode(keys, carrier.tensors, geometry.layout, arch))
+    exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors)
     return Encoding("folded", keys, exactness, carrier.kernel_gain, carrier.tensors)
 
 
@@ -143,15 +160,23 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
 
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
-    factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear."""
+    factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear. LongRoPE has two
+    such tensors and its own type; a factor would divide the angles once more."""
     keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if wanted.attention_factor != 1.0:
         keys["rope.scaling.attn_factor"] = wanted.attention_factor
+    if scaling.method != "longrope":
+        return keys, {ROPE_FREQS: _factors(wanted, geometry)}
+    keys["rope.scaling.type"] = "longrope"
+    short, long = methods.make_table(scaling, geometry, 1), methods.make_table(scaling, geometry, 1 << 62)
+    return keys, {ROPE_LONG: _factors(long, geometry), ROPE_SHORT: _factors(short, geometry)}
+
+
+def _factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
     unscaled = methods.theta(geometry)
-    factors = tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, wanted.inv_freq, strict=True))
-    return keys, {ROPE_FREQS: factors}
+    return tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True))
 
 
 _ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
@@ -166,4 +191,4 @@ SCALING_KEYS = (
     "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
     "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier", QUERY_SCALE,
 )  # fmt: skip
-SCALING_TENSORS = (ROPE_FREQS,)
+SCALING_TENSORS = FACTOR_TENSORS
