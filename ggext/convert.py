@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggext.errors import OutputError, RopeError, UsageError
+from ggext.fold import Rounding, fold_query
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, check_output, temporary_beside, write_gguf
 from ggext.quantize import (
@@ -19,10 +20,10 @@ from ggext.quantize import (
     to_write,
 )
 from ggext.rope import methods
-from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, encode
+from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import F32, ModelSource, open_source
+from ggext.sources import F32, ModelSource, SourceTensor, open_source
 
 Progress = Callable[[int], None]
 
@@ -34,20 +35,23 @@ def silent(_: object) -> None:
 @dataclass(frozen=True)
 class ConvertOptions:
     """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
-    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name."""
+    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
+    ``encoding``: how the scaling is written, ``None`` for the simplest that is exact."""
 
     model: Path
     out: Path | None = None
     rope: RopeScaling | None = None
     target_context: int | None = None
     type: str = "auto"
+    encoding: EncodingName | None = None
     force: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
-    ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user."""
+    ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user.
+    ``rounding``: known after writing, what folding cost a GGUF file's query weights."""
 
     out: Path
     source: ModelSource
@@ -59,6 +63,7 @@ class Plan:
     nbytes: int
     quantize_to: str | None
     notes: list[str] = field(default_factory=list)
+    rounding: Rounding = field(default_factory=Rounding)
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -75,8 +80,8 @@ def plan(options: ConvertOptions) -> Plan:
     encoding, geometry = None, source.geometry
     if scaling is not None:
         geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
-        encoding = encode(scaling, geometry, source.arch)
-        tensors = [t for t in tensors if t.name not in SCALING_TENSORS]
+        encoding = encode(scaling, geometry, source.arch, options.encoding)
+        tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
         fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
     wanted = options.type.lower()
@@ -84,7 +89,8 @@ def plan(options: ConvertOptions) -> Plan:
     if by_llama_cpp:
         check_llama_cpp_type(wanted, tensors)
     types = [planned_type(t, "auto" if by_llama_cpp else wanted, notes) for t in tensors]
-    written = [to_write(t, kind) for t, kind in zip(tensors, types, strict=True)]
+    rounding = Rounding()
+    written = [to_write(t, kind, rounding) for t, kind in zip(tensors, types, strict=True)]
     if encoding is not None:
         written += [_factors(name, values) for name, values in encoding.tensors.items()]
     if not source.is_gguf:
@@ -96,7 +102,7 @@ def plan(options: ConvertOptions) -> Plan:
     nbytes = sum(t.nbytes for t in written)
     return Plan(
         out, source, encoding, scaling, geometry, fields, written, nbytes,
-        options.type if by_llama_cpp else None, notes,
+        options.type if by_llama_cpp else None, notes, rounding,
     )  # fmt: skip
 
 
@@ -117,8 +123,10 @@ def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[st
     asked = options.rope
     if asked is None and options.target_context is not None:
         asked = RopeScaling("yarn")
+    if asked is None and source.is_gguf:
+        return (None, "") if options.encoding is None else (_own_scaling(source), COMMAND_LINE)
     if asked is None:
-        return (None, "") if source.is_gguf else (source.scaling, CHECKPOINT)
+        return source.scaling, CHECKPOINT
     if asked.original_context is None and source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files do); a new scaling "
@@ -141,6 +149,21 @@ def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[st
     return replace(asked, original_context=original), COMMAND_LINE
 
 
+def _own_scaling(source: ModelSource) -> RopeScaling:
+    """A GGUF file's scaling, to be written in another form."""
+    if source.scaling is None:
+        raise RopeError(
+            f"{source.path} has frequency factors baked in by an unknown method, which are not written in another "
+            "form; name the scaling and --original-context (Llama 3.1 and 3.2: --llama3 F --original-context 8192)"
+        )
+    context = source.fields[f"{source.arch}.context_length"].value
+    if source.scaling.method == "none":
+        return replace(source.scaling, context=context)
+    return replace(
+        source.scaling, context=context, original_context=methods.original_context(source.scaling, source.geometry)
+    )
+
+
 def _with_rope(fields: dict[str, Field], arch: str, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
     """``fields`` with every trace of an earlier scaling gone and the new one in its place."""
     stale = {f"{arch}.{key}" for key in SCALING_KEYS} | {RECIPE_KEY}
@@ -148,6 +171,21 @@ def _with_rope(fields: dict[str, Field], arch: str, encoding: Encoding, recipe: 
     new = {f"{arch}.{key}": Field.of(value) for key, value in encoding.keys.items()}
     new[RECIPE_KEY] = Field.of(json.dumps(recipe.as_dict(), separators=(",", ":")))
     return kept | new
+
+
+def _with_query_scale(
+    tensors: list[SourceTensor], source: ModelSource, encoding: Encoding, notes: list[str]
+) -> list[SourceTensor]:
+    """The query weights with the new gain in them in place of the one that is folded there already."""
+    if source.query_scale != 1.0:
+        notes.append(f"the gain folded into the source's query weights is taken out again (÷ {source.query_scale:.6g})")
+    if encoding.query_scale == source.query_scale:
+        return tensors
+    heads, layers = (source.fields.get(f"{source.arch}.{key}") for key in ("attention.head_count", "block_count"))
+    return fold_query(
+        tensors, source.arch, source.geometry, heads and heads.value, layers and layers.value,
+        encoding.query_scale / source.query_scale,
+    )  # fmt: skip
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:

@@ -13,10 +13,10 @@ from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
+from ggext.rope.decode import ROPE_FREQS, decode, geometry_of, scaling_type
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
-from ggext.verify import effective_table
+from ggext.sources import factor_tensors
 
 Treatment = Literal["kept", "blended", "interpolated"]
 _SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a frequency by far more
@@ -34,7 +34,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``rope``: ``None`` with the reason in ``rope_unknown`` where ggext cannot read the file's scaling.
+    """``rope``: the table at the file's own context; ``short_rope``: another one in a context that is made for no
+    more than the trained length (LongRoPE). ``None`` with the reason in ``rope_unknown`` where ggext cannot read the
+    file's scaling.
     Contexts in tokens, ``size`` in bytes. ``method``: the recipe's, or what the keys say."""
 
     path: str
@@ -48,6 +50,7 @@ class Inspection:
     trained_context: int
     context: int
     rope: RopeTable | None
+    short_rope: RopeTable | None
     geometry: RopeGeometry | None
     rope_unknown: str = ""
 
@@ -65,10 +68,11 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not raised."""
     gguf = read_gguf(path)
-    recipe, table, geometry, unknown = None, None, None, ""
+    recipe, table, short, geometry, unknown = None, None, None, None, ""
     try:
         recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
         table = effective_table(gguf)
+        short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
         geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), capability_of(gguf.arch).layout)
     except RopeError as error:
         unknown = str(error)
@@ -79,8 +83,18 @@ def inspect(path: Path) -> Inspection:
         parameters=parameters, types=dict(Counter(type_name(t.type) for t in gguf.tensors.values()).most_common()),
         recipe=recipe, method=_method(gguf, recipe, unknown),
         trained_context=geometry.trained_context if geometry else context, context=context,
-        rope=table, geometry=geometry, rope_unknown=unknown,
+        rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown,
     )  # fmt: skip
+
+
+def effective_table(gguf: GgufFile, n_ctx: int | None = None) -> RopeTable:
+    """The table that llama.cpp computes from a file, in a context of ``n_ctx`` tokens (``None``: the file's own).
+    Raises ``RopeError`` where it, or ggext, cannot."""
+    layout = capability_of(gguf.arch).layout
+    try:
+        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx)
+    except RopeError as error:
+        raise RopeError(f"{gguf.path}: {error}") from None
 
 
 def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:

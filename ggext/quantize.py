@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError, GgufError, UsageError
+from ggext.fold import Rounding, scale_bytes, scale_values
 from ggext.gguf.types import tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
 from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor
@@ -70,27 +71,40 @@ def file_type_of(tensors: list[SourceTensor], types: list[int]) -> int:
     return max(values, key=values.__getitem__)
 
 
-def to_write(tensor: SourceTensor, kind: int) -> TensorToWrite:
+def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWrite:
+    """``rounding`` counts what scaled rows lose, where the file that they came from had them already rounded."""
+
     def chunks() -> Iterator[memoryview]:
+        row = 0
         for block in tensor.blocks():
-            yield _converted(block, tensor, kind).reshape(-1).view("u1").data
+            scale = None if tensor.row_scale is None else tensor.row_scale[row : row + len(block)]
+            row += len(block)
+            yield _converted(block, tensor, kind, scale, rounding).reshape(-1).view("u1").data
 
     nbytes = tensor_nbytes(tensor.name, tensor.shape, kind)
     return TensorToWrite(tensor.name, tensor.shape, kind, nbytes, chunks)
 
 
-def _converted(block: np.ndarray[Any, Any], tensor: SourceTensor, kind: int) -> np.ndarray[Any, Any]:
+def _converted(
+    block: np.ndarray[Any, Any],
+    tensor: SourceTensor,
+    kind: int,
+    scale: np.ndarray[Any, np.dtype[np.float64]] | None,
+    rounding: Rounding,
+) -> np.ndarray[Any, Any]:
     import numpy as np
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import quantize
 
     if not isinstance(tensor.origin, CheckpointTensor):
         if kind != tensor.type:
-            raise GgufError(f"tensor {tensor.name}: a GGUF tensor is copied, not changed")
-        return block
-    if kind == tensor.type and tensor.origin.dtype != "F64":
+            raise GgufError(f"tensor {tensor.name}: a GGUF tensor keeps its type")
+        return block if scale is None else scale_bytes(block, kind, scale, rounding)
+    if scale is None and kind == tensor.type and tensor.origin.dtype != "F64":
         return np.ascontiguousarray(block)
     values = _float32(block, tensor)
+    if scale is not None:
+        values = scale_values(values, scale)
     if kind == F32:
         return values
     if kind == F16:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,19 @@ from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
+from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
+from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.decode import (
+    FACTOR_TENSORS,
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    decode,
+    geometry_of,
+    query_scale,
+    scaling_type,
+)
 from ggext.rope.recipe import RECIPE_KEY, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
@@ -36,22 +47,28 @@ _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss."""
+    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss. ``row_scale``: for each
+    written row (each value of a one-dimensional tensor) what it is to be multiplied by, ``None`` for unchanged."""
 
     name: str
     shape: tuple[int, ...]
     type: int
     origin: CheckpointTensor | GgufFile
     row_order: np.ndarray[Any, np.dtype[np.intp]] | None = None
+    row_scale: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
-        """Whole rows in writing order, some MB at a time: raw bytes (uint8) of a GGUF tensor, values of a
-        checkpoint's (bfloat16 as uint16 bits)."""
+        """Whole rows in writing order, some MB at a time: raw bytes (uint8) of a GGUF tensor, in rows where they are
+        to be scaled; values of a checkpoint's (bfloat16 as uint16 bits)."""
         import numpy as np
 
         if isinstance(self.origin, GgufFile):
             data = np.frombuffer(self.origin.tensor_data(self.name), np.uint8)
-            yield from (data[i : i + _CHUNK_BYTES] for i in range(0, len(data), _CHUNK_BYTES))
+            step = _CHUNK_BYTES
+            if self.row_scale is not None:
+                data = data.reshape(len(self.row_scale), -1)
+                step = max(1, step // data.shape[1])
+            yield from (data[i : i + step] for i in range(0, len(data), step))
             return
         values = self.origin.array()
         step = max(1, _CHUNK_BYTES // max(1, values[0].nbytes))
@@ -65,7 +82,8 @@ class SourceTensor:
 @dataclass(frozen=True)
 class ModelSource:
     """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
-    ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method."""
+    ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method.
+    ``query_scale``: what its query weights were multiplied by, to fold a gain into them."""
 
     path: Path
     arch: str
@@ -75,6 +93,7 @@ class ModelSource:
     scaling: RopeScaling | None
     is_gguf: bool
     notes: list[str] = field(default_factory=list)
+    query_scale: float = 1.0
 
 
 def named_model(path: Path) -> Path:
@@ -156,25 +175,53 @@ def _from_gguf(path: Path) -> ModelSource:
         raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
     layout = capability_of(gguf.arch).layout
     recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout)
     tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
     return ModelSource(
         path,
         gguf.arch,
         dict(gguf.fields),
         tensors,
-        recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout),
-        recipe.scaling if recipe else _stated_scaling(gguf),
+        geometry,
+        recipe.scaling if recipe else _stated_scaling(gguf, geometry),
         is_gguf=True,
+        query_scale=query_scale(gguf.arch_keys()),
     )
 
 
-def _stated_scaling(gguf: GgufFile) -> RopeScaling | None:
+def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | None:
     """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown method."""
     if ROPE_FREQS in gguf.tensors:
         return None
     keys = gguf.arch_keys()
     kind = scaling_type(keys)
+    if kind == "longrope":
+        return _stated_longrope(gguf, geometry)
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "none" or factor in (0.0, 1.0):
-        return RopeScaling()
-    return RopeScaling("yarn" if kind == "yarn" else "linear", factor=factor)
+        scaling = RopeScaling()
+    else:
+        scaling = RopeScaling("yarn" if kind == "yarn" else "linear", factor=factor)
+    gain = decode(keys, {}, geometry.layout, gguf.arch).attention_factor
+    usual = methods.make_table(scaling, geometry).attention_factor
+    return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
+
+
+def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:
+    keys = gguf.arch_keys()
+    tensors = factor_tensors(gguf)
+    table = decode(keys, tensors, geometry.layout, gguf.arch)
+    return RopeScaling(
+        "longrope",
+        factor=max(1.0, table.context / geometry.trained_context),
+        original_context=geometry.trained_context,
+        context=table.context,
+        attention_factor=table.attention_factor,
+        short_factors=tuple(tensors.get(ROPE_SHORT, ())),
+        long_factors=tuple(tensors.get(ROPE_LONG, ())),
+    )
+
+
+def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
+    """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
+    return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}

@@ -143,6 +143,7 @@ def test_ntk_keeps_the_first_pair_and_interpolates_the_last() -> None:
 def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
     def read() -> RopeTable:
         rope = read_rope(llama(rope_scaling=rope_scaling), "norm")
+        encode(rope.scaling, rope.geometry, "llama")
         return make_table(rope.scaling, rope.geometry)
 
     with pytest.raises(RopeError, match=message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from ggext.rope.scaling import Method, RopeScaling
 
 _METHODS: tuple[Method, ...] = ("yarn", "linear", "ntk", "llama3")
+_PARAMETERS = (
+    "original_context", "attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim",
+    "low_freq_factor", "high_freq_factor",
+)  # fmt: skip
 
 
 class _Number(click.ParamType[float]):
@@ -50,8 +55,19 @@ NUMBER = _Number()
 @click.option("--attention-factor", type=NUMBER, metavar="M", help="Gain on cos and sin, in place of the method's.")
 @click.option("--beta-fast", type=NUMBER, metavar="R", help="YaRN: keep pairs with more than R turns [32].")
 @click.option("--beta-slow", type=NUMBER, metavar="R", help="YaRN: interpolate pairs with fewer than R turns [1].")
+@click.option("--truncate/--no-truncate", default=None, help="YaRN: round the range of blended pairs [truncate].")
+@click.option("--mscale", type=NUMBER, metavar="K", help="YaRN: the gain is g(K) / g(mscale-all-dim), where both are "
+              "given and g(K) = 0.1 K ln F + 1.")  # fmt: skip
+@click.option("--mscale-all-dim", type=NUMBER, metavar="K", help="YaRN: see --mscale.")
+@click.option("--low-freq-factor", type=NUMBER, metavar="R", help="Llama 3: interpolate under R turns [1].")
+@click.option("--high-freq-factor", type=NUMBER, metavar="R", help="Llama 3: keep pairs above R turns [4].")
+@click.option("--recipe", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE.toml",
+              help="Repeat the request in FILE; with a scaling option, write the request to FILE.")  # fmt: skip
 @click.option("--type", "type_", default="auto", metavar="TYPE", show_default=True,
               help="auto (as in the model), f32, f16, bf16, q8_0, or a K-quant such as Q4_K_M.")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["auto", "keys", "tensor", "folded"]), default="auto", show_default=True,
+              help="How the scaling is written: metadata keys, frequency factors, or with the attention factor folded "
+              "into the query weights, which survives context shifts; auto is the simplest exact one.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
@@ -63,7 +79,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
 
-    planned = plan(_options(model, out, options))
+    asked = _options(model, out, options)
+    planned = plan(asked)
     for line in describe(planned):
         click.echo(line)
     if options["dry_run"]:
@@ -71,16 +88,59 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         return
     with transfer(planned.nbytes, planned.out.name) as progress:
         execute(planned, progress)
+    if planned.rounding.numbers:
+        click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
+                   f"{planned.rounding.worst:.1e}, relative")  # fmt: skip
     click.echo(f"wrote {planned.out} ({planned.out.stat().st_size:,} bytes)")
+    _write_recipe(asked, options)
 
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
     from ggext.convert import ConvertOptions
 
-    return ConvertOptions(
+    encoding = None if options["encoding"] == "auto" else options["encoding"]
+    asked = ConvertOptions(
         model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
-        type=options["type_"], force=options["force"],
+        type=options["type_"], encoding=encoding, force=options["force"],
     )  # fmt: skip
+    if options["recipe"] is None:
+        return asked
+    from ggext.gguf.writer import check_output
+
+    if not _names_a_scaling(asked):
+        return _with_recipe(asked, options["recipe"])
+    check_output(options["recipe"], options["force"])
+    return asked
+
+
+def _names_a_scaling(asked: ConvertOptions) -> bool:
+    return asked.rope is not None or asked.target_context is not None
+
+
+def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
+    """The request in the file; an encoding or a type on the command line goes before it."""
+    from ggext.recipe_file import read_request
+
+    request = read_request(path)
+    return replace(
+        asked,
+        rope=request.rope,
+        target_context=request.target_context,
+        encoding=asked.encoding or request.encoding,
+        type=request.type if asked.type == "auto" else asked.type,
+    )
+
+
+def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
+    """Beside the model, where the command line names a scaling (else the recipe was read)."""
+    from ggext.recipe_file import Request, write_request
+    from ggext.rope.scaling import RopeScaling
+
+    named = options["target_context"] is not None or _scaling(options) is not None
+    if options["recipe"] is not None and named:
+        rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
+        write_request(options["recipe"], Request(rope, asked.target_context, asked.encoding, asked.type), asked.force)
+        click.echo(f"wrote {options['recipe']}")
 
 
 def _scaling(options: dict[str, Any]) -> RopeScaling | None:
@@ -92,11 +152,7 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
         chosen.append(options["rope"])
     if len(chosen) > 1:
         raise UsageError(f"--{' and --'.join(chosen)} are different scalings; choose one")
-    parameters = {
-        k: options[k]
-        for k in ("original_context", "attention_factor", "beta_fast", "beta_slow")
-        if options[k] is not None
-    }
+    parameters = {k: options[k] for k in _PARAMETERS if options[k] is not None}
     if not chosen and options["target_context"] is None:
         if parameters:
             option = next(iter(parameters)).replace("_", "-")
@@ -130,7 +186,7 @@ def describe(plan: Plan) -> list[str]:
         lines.append(f"context: {plan.geometry.trained_context:,} → {table.keys['context_length']:,} tokens")
         lines.append(
             f"encoding: {table.name}, worst frequency error {table.exactness.frequency_error:.1e}, "
-            f"gain error {table.exactness.gain_error:.1e}"
+            f"gain error {table.exactness.gain_error:.1e}, {'shift-safe' if table.shift_safe else 'not shift-safe'}"
         )
     if plan.quantize_to:
         lines.append(f"type: {plan.quantize_to} by llama.cpp's quantizer")

@@ -49,6 +49,11 @@ def in_words(result: Inspection) -> str:
         f"rope          {_method_words(result)}, base {result.geometry.base:g}, {result.geometry.n_rot} of "
         f"{result.geometry.head_dim} dimensions, attention factor {result.rope.attention_factor:.6g}"
     )
+    if result.short_rope is not None:
+        lines.append(
+            f"              another table in a context made for at most {result.trained_context:,} tokens (llama.cpp "
+            "picks by the context's size, not by the text's)"
+        )
     return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
 
 

@@ -17,18 +17,22 @@ LLAMA_CPP = "0c1e57098"
 
 @dataclass(frozen=True)
 class RopeCapability:
-    """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one."""
+    """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
+    ``loads_rope_factors``: with the scaling type longrope it accepts ``rope_factors_long.weight`` and ``_short``.
+    ``query_norm``: a norm of each head stands between the query's projection and its rotation."""
 
     layout: Layout
     loads_rope_freqs: bool
+    loads_rope_factors: bool = False
+    query_norm: bool = False
 
 
 _CAPABILITIES = {
-    "llama": RopeCapability("norm", loads_rope_freqs=True),
+    "llama": RopeCapability("norm", loads_rope_freqs=True, loads_rope_factors=True),
     "qwen2": RopeCapability("neox", loads_rope_freqs=False),
     "qwen2moe": RopeCapability("neox", loads_rope_freqs=False),
-    "qwen3": RopeCapability("neox", loads_rope_freqs=False),
-    "qwen3moe": RopeCapability("neox", loads_rope_freqs=False),
+    "qwen3": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
+    "qwen3moe": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
 }
 
 

@@ -8,15 +8,16 @@ what it would silently ignore is an error here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ggext.errors import RopeError
+from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
 _METHOD_OF_TYPE: dict[str, Method] = {
     "default": "none", "none": "none", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn",
-    "longrope": "longrope", "su": "longrope", "llama3": "llama3",
+    "longrope": "longrope", "su": "longrope", "llama3": "llama3", "proportional": "proportional",
 }  # fmt: skip
 
 #: Key in the checkpoint → our parameter, for all methods together.
@@ -33,14 +34,28 @@ PARAMETER_OF_KEY = {
     "high_freq_factor": "high_freq_factor",
     "short_factor": "short_factors",
     "long_factor": "long_factors",
+    "partial_rotary_factor": "proportion",
 }
 
 #: What transformers' function for a type reads; another key in the file would be ignored by it.
 _KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
     "none": frozenset(),
+    "ntk": frozenset({"factor", "original_max_position_embeddings"}),
+    "proportional": frozenset({"factor", "partial_rotary_factor"}),
     "linear": frozenset({"factor", "original_max_position_embeddings"}),
     "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(PARAMETER_OF_KEY) - {"low_freq_factor", "high_freq_factor", "short_factor", "long_factor"},
+    "yarn": frozenset(
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "truncate",
+            "mscale",
+            "mscale_all_dim",
+        }
+    ),
     "longrope": frozenset(
         {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
     ),
@@ -69,27 +84,120 @@ class CheckpointRope:
 def read_rope(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> CheckpointRope:
     """RoPE of a model with one table for all its layers.
 
-    ``config``: the parsed ``config.json`` (its text part). Raises ``RopeError`` naming the key, its
-    value and what would be accepted.
+    ``config``: the parsed ``config.json``. Raises ``RopeError`` naming the key, its value and what would be accepted.
     """
-    parameters = _parameters(config, source)
-    method = _method(parameters, source)
-    _refuse_unknown_keys(parameters, method, source)
-    max_position = _integer(config, "max_position_embeddings", source)
-    notes: list[str] = []
+    ropes = read_ropes(config, layout, source)
+    if set(ropes) != {ALL}:
+        raise RopeError(
+            f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this architecture is "
+            "converted with one RoPE table for all layers"
+        )
+    return ropes[ALL]
 
-    scaling = _scaling(parameters, config, method, max_position, source, notes)
-    head_dim = _head_dim(config, source)
-    partial = _number(parameters.get("partial_rotary_factor", config.get("partial_rotary_factor")), 1.0,
-                      "partial_rotary_factor", source)  # fmt: skip
-    geometry = RopeGeometry(
-        n_rot=int(head_dim * partial),
-        head_dim=head_dim,
-        base=_base(parameters, config, source, notes),
-        layout=layout,
-        trained_context=scaling.original_context or max_position,
-    )
-    return CheckpointRope(scaling, geometry, tuple(notes))
+
+def read_ropes(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> dict[str, CheckpointRope]:
+    """RoPE of each kind of layer that rotates: ``all``, or ``full_attention`` and ``sliding_attention``.
+
+    The text part is read where the file has parts. Raises ``RopeError`` as ``read_rope`` does.
+    """
+    text = config.get("text_config")
+    model_type = config.get("model_type", "")
+    if isinstance(text, Mapping):
+        config, model_type = text, text.get("model_type", model_type)
+    rule = FAMILY_RULES.get(str(model_type), FamilyRule())
+    values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
+    reader = _Reader(values, rule, layout, source)
+    notes = [] if not rule.read_as else [
+        f"transformers does not know model_type {model_type!r}; it is read as {rule.read_as}, which its own code copies"
+    ]  # fmt: skip
+    parameters = _parameters(values, source)
+    kinds = _by_kind(parameters, values, source)
+    if kinds:
+        return {kind: reader.read(kind, inner, [*notes], nested=True) for kind, inner in kinds.items()}
+    if rule.scaled_kind:
+        return {
+            kind: reader.read(kind, parameters if kind == rule.scaled_kind else {}, [*notes])
+            for kind in (FULL, SLIDING)
+        }
+    if rule.unrotated and values.get("sliding_window"):
+        notes.append(f"layers of the kind {', '.join(rule.unrotated)} do not rotate")
+        return {SLIDING: reader.read(SLIDING, parameters, notes)}
+    return {ALL: reader.read(ALL, parameters, notes)}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    config: Mapping[str, Any]
+    rule: FamilyRule
+    layout: Layout
+    source: str
+
+    def read(
+        self, kind: str, parameters: Mapping[str, Any], notes: list[str], *, nested: bool = False
+    ) -> CheckpointRope:
+        parameters = self._without_inert(self._without_sections(parameters, notes))
+        method = _method(parameters, self.source)
+        if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
+            method = "ntk"
+            parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {"factor": parameters["alpha"]}
+        _refuse_unknown_keys(parameters, method, self.source)
+        max_position = _integer(self.config, "max_position_embeddings", self.source)
+        outside = None if nested else self.config.get("original_max_position_embeddings")
+        scaling = _scaling(parameters, outside, method, max_position, self.source, notes)
+        if self.rule.final_maximum and method != "none":
+            scaling = replace(scaling, context=max_position)
+        head_dim = self._head_dim(kind)
+        partial = _number(parameters.get("partial_rotary_factor", self.config.get("partial_rotary_factor")), 1.0,
+                          "partial_rotary_factor", self.source)  # fmt: skip
+        if not 0 < partial <= 1:
+            raise RopeError(f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at most 1")
+        geometry = RopeGeometry(
+            n_rot=head_dim if method == "proportional" else int(head_dim * partial),
+            head_dim=head_dim,
+            base=self._base(kind, parameters, notes),
+            layout=self.layout,
+            trained_context=scaling.original_context or max_position,
+        )
+        return CheckpointRope(scaling, geometry, tuple(notes))
+
+    def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        inert = self.rule.inert
+        if self.rule.static_alpha and parameters.get("alpha") is None:
+            return parameters
+        return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}
+
+    def _without_sections(self, parameters: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
+        """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a text all
+        coordinates are the position, so the table is the one of the method itself."""
+        sections = parameters.get("mrope_section")
+        if sections is None:
+            return parameters
+        pairs = self._head_dim(ALL) // 2
+        if not isinstance(sections, list) or not all(type(n) is int and n >= 0 for n in sections) or (
+            sum(sections) != pairs
+        ):  # fmt: skip
+            raise RopeError(
+                f"{self.source}: mrope_section is {sections!r}; it must be whole numbers that add to {pairs}"
+            )
+        notes.append(f"mrope_section {sections}: the table holds for text; images turn each section by a coordinate")
+        kinds = {k: "default" if v == "mrope" else v for k, v in parameters.items() if k in ("type", "rope_type")}
+        return {k: v for k, v in parameters.items() if k != "mrope_section"} | kinds
+
+    def _head_dim(self, kind: str) -> int:
+        key = self.rule.head_dim_keys.get(kind, "head_dim")
+        if self.config.get(key) is not None:
+            return _integer(self.config, key, self.source)
+        heads = _integer(self.config, "num_attention_heads", self.source)
+        return _integer(self.config, "hidden_size", self.source) // heads
+
+    def _base(self, kind: str, parameters: Mapping[str, Any], notes: list[str]) -> float:
+        key = self.rule.base_keys.get(kind, "rope_theta")
+        inside, outside = parameters.get("rope_theta"), self.config.get(key)
+        if inside is not None and outside is not None and inside != outside:
+            notes.append(f"{key} is {outside} at the top level and {inside} in the rope parameters; "
+                         "the inner one is used")  # fmt: skip
+        default = self.rule.base_defaults.get(kind, 10000.0)
+        return _number(inside if inside is not None else outside, default, key, self.source)
 
 
 def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
@@ -98,15 +206,25 @@ def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
     for key, value in found.items():
         if not isinstance(value, Mapping):
             raise RopeError(f"{source}: {key} is {value!r}; it must be an object or null")
-        nested = sorted(k for k, v in value.items() if isinstance(v, Mapping))
-        if nested:
-            raise RopeError(
-                f"{source}: {key} has separate settings for {', '.join(nested)}; this architecture is "
-                "converted with one RoPE table for all layers"
-            )
     if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
         raise RopeError(f"{source}: rope_parameters and rope_scaling are both there and differ; remove the wrong one")
     return cast(Mapping[str, Any], next(iter(found.values()), {}))
+
+
+def _by_kind(parameters: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:
+    """Layer kind → its parameters where they are nested, without the kinds that are null (they do not rotate)."""
+    nested = {k: v for k, v in parameters.items() if isinstance(v, Mapping)}
+    if not nested:
+        return {}
+    layer_types = config.get("layer_types")
+    known = {FULL, SLIDING} | {k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)}
+    left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
+    if left_over:
+        raise RopeError(
+            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, which no kind of "
+            f"layer is; the kinds are {', '.join(sorted(known))}"
+        )
+    return nested
 
 
 def _method(parameters: Mapping[str, Any], source: str) -> Method:
@@ -137,7 +255,7 @@ def _refuse_unknown_keys(parameters: Mapping[str, Any], method: Method, source: 
 
 def _scaling(
     parameters: Mapping[str, Any],
-    config: Mapping[str, Any],
+    outside: Any,
     method: Method,
     max_position: int,
     source: str,
@@ -148,19 +266,22 @@ def _scaling(
     values: dict[str, Any] = {
         PARAMETER_OF_KEY[k]: _typed(k, v, source)
         for k, v in parameters.items()
-        if k in PARAMETER_OF_KEY and v is not None
+        if k in _KEYS_OF_METHOD[method] and v is not None
     }
-    if config.get("original_max_position_embeddings") is not None:  # outside wins, as in transformers
-        outside = _integer(config, "original_max_position_embeddings", source)
+    if outside is not None:  # it wins, as in transformers
+        outside = _integer({"original_max_position_embeddings": outside}, "original_max_position_embeddings", source)
         if values.get("original_context", outside) != outside:
             notes.append(
                 f"original_max_position_embeddings is {outside} at the top level and "
                 f"{values['original_context']} in the rope parameters; the top level wins"
             )
         values["original_context"] = outside
+    if method == "dynamic" and values.get("original_context", max_position) != max_position:
+        notes.append(f"dynamic starts from max_position_embeddings {max_position}, not from the original context")
+        values["original_context"] = max_position
     original = values.setdefault("original_context", max_position)
     if "factor" not in values:
-        values["factor"] = max_position / original
+        values["factor"] = 1.0 if method == "proportional" else max_position / original
     values["context"] = _context(method, values, max_position, notes)
     return RopeScaling(method=method, **values)
 
@@ -194,20 +315,6 @@ def _typed(key: str, value: Any, source: str) -> Any:
             raise RopeError(f"{source}: {key} is {value!r}; it must be a whole number of tokens")
         return int(number)
     return number
-
-
-def _base(parameters: Mapping[str, Any], config: Mapping[str, Any], source: str, notes: list[str]) -> float:
-    inside, outside = parameters.get("rope_theta"), config.get("rope_theta")
-    if inside is not None and outside is not None and inside != outside:
-        notes.append(f"rope_theta is {outside} at the top level and {inside} in the rope parameters; "
-                     "the inner one is used")  # fmt: skip
-    return _number(inside if inside is not None else outside, 10000.0, "rope_theta", source)
-
-
-def _head_dim(config: Mapping[str, Any], source: str) -> int:
-    if config.get("head_dim") is not None:
-        return _integer(config, "head_dim", source)
-    return _integer(config, "hidden_size", source) // _integer(config, "num_attention_heads", source)
 
 
 def _integer(config: Mapping[str, Any], key: str, source: str) -> int:

@@ -18,6 +18,12 @@ from ggext.rope.capabilities import capability_of
 from ggext.rope.scaling import Layout, RopeGeometry, RopeTable
 
 ROPE_FREQS = "rope_freqs.weight"
+ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
+#: Every tensor that ``decode`` looks at.
+FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
+#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
+#: not: the weights have it.
+QUERY_SCALE = "rope.ggext.query_scale"
 _TYPES = ("none", "linear", "yarn", "longrope")
 
 
@@ -54,16 +60,28 @@ def decode(
     tensors: Mapping[str, Sequence[float]],
     layout: Layout,
     arch: str,
+    n_ctx: int | None = None,
 ) -> RopeTable:
     """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
-    factor tensors that the file holds. Raises ``RopeError`` for what llama.cpp would refuse."""
+    factor tensors that the file holds. ``n_ctx``: tokens that the context has, by which llama.cpp picks one of
+    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own. Raises
+    ``RopeError`` for what llama.cpp would refuse.
+
+    A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
     geometry = geometry_of(keys, layout)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
     scale = 1.0 if kind == "none" else _frequency_scale(keys)
     inv_freq = methods.theta(geometry)
-    if ROPE_FREQS in tensors:
-        inv_freq = _divided(inv_freq, tensors[ROPE_FREQS], arch)
+    context = _count(keys, "context_length")
+    name, lengths = ROPE_FREQS, None
+    if kind == "longrope":
+        name, lengths = _regime(n_ctx or context, geometry.trained_context, context)
+    _refuse_unread(tensors, kind, arch)
+    if name in tensors:
+        inv_freq = _divided(inv_freq, tensors[name], name)
+    elif kind == "longrope":
+        raise RopeError(f"rope.scaling.type is longrope and there is no {name}; llama.cpp would not scale at all")
     gain = float32(_real(keys, "rope.scaling.attn_factor", 1.0))
     if kind == "yarn":
         low, high = methods.yarn_correction_range(
@@ -76,7 +94,34 @@ def decode(
         gain *= methods.yarn_gain(1 / scale)
     else:
         inv_freq = [w * scale for w in inv_freq]
-    return RopeTable(tuple(inv_freq), gain, _count(keys, "context_length"))
+    gain *= math.sqrt(query_scale(keys))
+    return RopeTable(tuple(inv_freq), gain, context, lengths)
+
+
+def _regime(n_ctx: int, original: int, context: int) -> tuple[str, tuple[int, int]]:
+    """LongRoPE's tensor in a context of ``n_ctx`` tokens, and the lengths of context that get the same."""
+    if n_ctx > original:
+        return ROPE_LONG, (original + 1, max(n_ctx, context))
+    return ROPE_SHORT, (1, original)
+
+
+def _refuse_unread(tensors: Mapping[str, Sequence[float]], kind: str, arch: str) -> None:
+    """A tensor that the loader does not create makes the load fail."""
+    capability = capability_of(arch)
+    for name in tensors:
+        loads = capability.loads_rope_freqs if name == ROPE_FREQS else capability.loads_rope_factors
+        if not loads:
+            raise RopeError(f"the file holds {name}, which llama.cpp's architecture {arch} does not load")
+        if (name == ROPE_FREQS) is (kind == "longrope"):
+            raise RopeError(f"the file holds {name}, which llama.cpp does not load with the scaling type {kind}")
+
+
+def query_scale(keys: Mapping[str, Any]) -> float:
+    """What the file's query weights are multiplied by; 1 where no gain is folded into them."""
+    scale = float32(_real(keys, QUERY_SCALE, 1.0))
+    if not (math.isfinite(scale) and scale > 0):
+        raise RopeError(f"{QUERY_SCALE} is {scale}; it must be a number above 0")
+    return scale
 
 
 def scaling_type(keys: Mapping[str, Any]) -> str:
@@ -84,8 +129,6 @@ def scaling_type(keys: Mapping[str, Any]) -> str:
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in _TYPES:
         raise RopeError(f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}")
-    if kind == "longrope":
-        raise RopeError("rope.scaling.type is longrope, which has two tables; ggext does not read it yet")
     for key in ("rope.scaling.yarn_log_multiplier",):
         if _real(keys, key, 0.0) != 0.0:
             raise RopeError(f"{key} is set; ggext does not read it yet")
@@ -99,13 +142,11 @@ def _frequency_scale(keys: Mapping[str, Any]) -> float:
     return 1.0 / float32(factor) if factor else 1.0
 
 
-def _divided(inv_freq: Sequence[float], factors: Sequence[float], arch: str) -> list[float]:
-    if not capability_of(arch).loads_rope_freqs:
-        raise RopeError(f"the file holds {ROPE_FREQS}, which llama.cpp's architecture {arch} does not load")
+def _divided(inv_freq: Sequence[float], factors: Sequence[float], name: str) -> list[float]:
     if len(factors) != len(inv_freq):
-        raise RopeError(f"{ROPE_FREQS} has {len(factors)} values; the model rotates {len(inv_freq)} pairs")
+        raise RopeError(f"{name} has {len(factors)} values; the model rotates {len(inv_freq)} pairs")
     if not all(math.isfinite(f) and f > 0 for f in factors):
-        raise RopeError(f"{ROPE_FREQS} holds a value that is not a number above 0")
+        raise RopeError(f"{name} holds a value that is not a number above 0")
     return [w / float32(f) for w, f in zip(inv_freq, factors, strict=True)]
 
 

@@ -9,49 +9,125 @@ function in ``_ENCODERS``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
-from ggext.rope.decode import ROPE_FREQS, decode
+from ggext.rope.decode import FACTOR_TENSORS, QUERY_SCALE, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, decode, float32
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+
+EncodingName = Literal["keys", "tensor", "folded"]
+ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded")
+
+
+#: Methods whose table depends on the length of the text: no single table stands for them.
+_NOT_BAKED = {
+    "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
+    "mode; choose a fixed table: --ntk F, or --yarn F",
+}
+#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter writes).
+_STANDS_STILL = 1e30
 
 
 @dataclass(frozen=True)
 class Encoding:
     """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int = u32,
     float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the wanted table
-    against what llama.cpp makes of these."""
+    against what llama.cpp makes of these. ``query_scale``: what the query weights must be multiplied by.
+    ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation."""
 
-    name: str
+    name: EncodingName
     keys: dict[str, str | int | float]
     exactness: Comparison
+    kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
+    @property
+    def query_scale(self) -> float:
+        return float(self.keys.get(QUERY_SCALE, 1.0))
 
-def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str) -> Encoding:
-    """The simplest exact encoding. Raises ``RopeError`` when llama.cpp cannot be made to do it."""
+    @property
+    def shift_safe(self) -> bool:
+        """Whether a context shift, which rotates the cached keys once more, leaves their length alone."""
+        return abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+
+
+def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None) -> Encoding:
+    """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be made to do it.
+
+    A gain is folded only where that is asked for, since it changes weights; without a gain ``folded`` is what the
+    simplest encoding is.
+    """
+    if scaling.method in _NOT_BAKED:
+        raise RopeError(_NOT_BAKED[scaling.method])
     wanted = methods.make_table(scaling, geometry)
+    if name == "folded" and wanted.attention_factor != 1.0:
+        return _folded(scaling, geometry, arch, wanted)
+    candidates = _candidates(scaling, geometry, arch, wanted, None if name == "folded" else name)
+    best = min(candidates, key=lambda c: (not c.exactness.is_exact, c.exactness.frequency_error))
+    exact = next((c for c in candidates if c.exactness.is_exact), None)
+    if exact is None:
+        raise RopeError(_inexact(best, scaling, arch, name))
+    return exact
+
+
+def _candidates(
+    scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
+) -> list[Encoding]:
+    """The simplest first."""
     capability = capability_of(arch)
-    best: Encoding | None = None
-    for name, encoder in _ENCODERS.items():
-        if name == "tensor" and not capability.loads_rope_freqs:
-            continue
-        keys, tensors = encoder(scaling, geometry, wanted)
-        keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
-        exactness = compare(wanted, decode(keys, tensors, geometry.layout, arch))
-        candidate = Encoding(name, keys, exactness, tensors)
-        if exactness.is_exact:
-            return candidate
-        if best is None or exactness.frequency_error < best.exactness.frequency_error:
-            best = candidate
-    assert best is not None
-    raise RopeError(
-        f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}: the nearest "
-        f"file has a frequency error of {best.exactness.frequency_error:.2g} and a gain error of "
-        f"{best.exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what its "
+    needed = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
+    loads = capability.loads_rope_freqs if needed == ROPE_FREQS else capability.loads_rope_factors
+    if name == "tensor" and not loads:
+        raise RopeError(f"llama.cpp's architecture {arch} does not load {needed}; choose --encoding keys or folded")
+    candidates = []
+    for kind, encoder in _ENCODERS.items():
+        if (name is None or kind == name) and (kind != "tensor" or loads):
+            keys, tensors = encoder(scaling, geometry, wanted)
+            keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
+            exactness = _exactness(scaling, geometry, arch, keys, tensors)
+            gain = decode(keys, tensors, geometry.layout, arch).attention_factor
+            candidates.append(Encoding(kind, keys, exactness, gain, tensors))
+    return candidates
+
+
+def _exactness(
+    scaling: RopeScaling,
+    geometry: RopeGeometry,
+    arch: str,
+    keys: dict[str, str | int | float],
+    tensors: dict[str, tuple[float, ...]],
+) -> Comparison:
+    """The worst of all regimes."""
+    compared = [
+        compare(table, decode(keys, tensors, geometry.layout, arch, table.lengths[1] if table.lengths else None))
+        for table in methods.make_tables(scaling, geometry)
+    ]
+    worst = max(compared, key=lambda c: c.frequency_error)
+    return replace(worst, gain_error=max(c.gain_error for c in compared))
+
+
+def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
+    """The simplest encoding of the same frequencies without a gain, and m² for the query weights."""
+    try:
+        carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
+    except RopeError as error:
+        raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
+    keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
+    exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors)
+    return Encoding("folded", keys, exactness, carrier.kernel_gain, carrier.tensors)
+
+
+def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) -> str:
+    exactness = best.exactness
+    return (
+        f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
+        f"{f' as {name}' if name else ''}: the nearest "
+        f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what its "
         "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
     )
 
@@ -84,18 +160,26 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
 
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
-    factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear."""
+    factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear. LongRoPE has two
+    such tensors and its own type; a factor would divide the angles once more."""
     keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if wanted.attention_factor != 1.0:
         keys["rope.scaling.attn_factor"] = wanted.attention_factor
+    if scaling.method != "longrope":
+        return keys, {ROPE_FREQS: _factors(wanted, geometry)}
+    keys["rope.scaling.type"] = "longrope"
+    short, long = methods.make_table(scaling, geometry, 1), methods.make_table(scaling, geometry, 1 << 62)
+    return keys, {ROPE_LONG: _factors(long, geometry), ROPE_SHORT: _factors(short, geometry)}
+
+
+def _factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
     unscaled = methods.theta(geometry)
-    factors = tuple(t / w for t, w in zip(unscaled, wanted.inv_freq, strict=True))
-    return keys, {ROPE_FREQS: factors}
+    return tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True))
 
 
-_ENCODERS: dict[str, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
+_ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
     "keys": _as_keys,
     "tensor": _as_tensor,
 }
@@ -105,6 +189,6 @@ SCALING_KEYS = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
     "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier",
+    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier", QUERY_SCALE,
 )  # fmt: skip
-SCALING_TENSORS = (ROPE_FREQS,)
+SCALING_TENSORS = FACTOR_TENSORS

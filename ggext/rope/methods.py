@@ -22,14 +22,9 @@ USED_PARAMETERS: dict[str, frozenset[str]] = {
     "ntk": _SCALED,
     "yarn": _SCALED | {"beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"},
     "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
-}
-
-#: Methods whose table depends on the length of the text: no single table stands for them.
-_LENGTH_DEPENDENT = {
-    "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-    "mode; choose a fixed table: --ntk F, or --yarn F",
-    "longrope": "LongRoPE has one table for short and one for long texts; ggext does not bake it "
-    "yet; choose a single table: --yarn F",
+    "dynamic": _SCALED,
+    "longrope": _SCALED | {"short_factors", "long_factors"},
+    "proportional": _SCALED | {"proportion"},
 }
 
 #: Defaults of the YaRN paper (section 3.2) and of Llama 3.1.
@@ -45,8 +40,6 @@ def theta(geometry: RopeGeometry, base: float | None = None) -> list[float]:
 
 def check(scaling: RopeScaling) -> None:
     """Raise ``RopeError`` unless the request is one that a table can be made from."""
-    if scaling.method in _LENGTH_DEPENDENT:
-        raise RopeError(_LENGTH_DEPENDENT[scaling.method])
     used = USED_PARAMETERS.get(scaling.method)
     if used is None:
         raise RopeError(f"rope type {scaling.method!r} is unknown; known: {', '.join(USED_PARAMETERS)}")
@@ -60,6 +53,9 @@ def check(scaling: RopeScaling) -> None:
     for name, value in given.items():
         if name == "truncate":
             continue
+        if name in ("short_factors", "long_factors"):
+            _check_factors(name, value)
+            continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise RopeError(f"rope parameter {name} is {value!r}; it must be a finite number")
         if value <= 0 and name not in ("mscale", "mscale_all_dim"):
@@ -68,6 +64,13 @@ def check(scaling: RopeScaling) -> None:
         raise RopeError(f"rope type {scaling.method} needs a factor; give one (for example 4)")
     if scaling.factor is not None and scaling.factor < 1:
         raise RopeError(f"rope factor is {scaling.factor:g}; it must be 1 or more: it multiplies the context")
+
+
+def _check_factors(name: str, factors: object) -> None:
+    values = factors if isinstance(factors, tuple) else ()
+    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf]
+    if wrong or not values:
+        raise RopeError(f"rope parameter {name} holds {(wrong or [factors])[0]!r}; it must be numbers above 0")
 
 
 def check_geometry(geometry: RopeGeometry) -> None:
@@ -82,17 +85,36 @@ def check_geometry(geometry: RopeGeometry) -> None:
         raise RopeError(f"the trained context is {geometry.trained_context} tokens; it must be at least 1")
 
 
-def make_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
-    """The table that ``scaling`` means for ``geometry``. Raises ``RopeError`` on a bad request."""
+def make_table(scaling: RopeScaling, geometry: RopeGeometry, length: int | None = None) -> RopeTable:
+    """The table that ``scaling`` means for ``geometry``. Raises ``RopeError`` on a bad request.
+
+    ``length``: tokens of the text, where the method looks at it; ``None`` is the context that it is meant for.
+    """
     check(scaling)
     check_geometry(geometry)
-    maker = {
-        "none": _none, "linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3,
-    }[scaling.method]  # fmt: skip
-    table = maker(scaling, geometry)
+    length = extended_context(scaling, geometry) if length is None else length
+    if scaling.method == "dynamic":
+        table = _dynamic(scaling, geometry, length)
+    elif scaling.method == "longrope":
+        table = _longrope(scaling, geometry, length)
+    else:
+        maker = {
+            "none": _none, "linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3,
+            "proportional": _proportional,
+        }[scaling.method]  # fmt: skip
+        table = maker(scaling, geometry)
     if scaling.attention_factor is not None:  # replaces the method's own gain, never multiplies it
         table = replace(table, attention_factor=float(scaling.attention_factor))
     return table
+
+
+def make_tables(scaling: RopeScaling, geometry: RopeGeometry) -> tuple[RopeTable, ...]:
+    """A table for each regime, from the shortest texts on: two for LongRoPE, else one. Dynamic NTK has one for
+    every length beyond the original context; its first and its last are given."""
+    last = make_table(scaling, geometry)
+    if last.lengths is None or last.lengths[0] == 1:
+        return (last,)
+    return make_table(scaling, geometry, 1), last
 
 
 def extended_context(scaling: RopeScaling, geometry: RopeGeometry) -> int:
@@ -131,6 +153,38 @@ def ntk_base(factor: float, geometry: RopeGeometry) -> float:
 def _ntk(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
     base = ntk_base(scaling.factor or 1.0, geometry)
     return _table(theta(geometry, base), 1.0, scaling, geometry)
+
+
+def _proportional(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+    """Gemma 4: only the first int(p·head_dim/2) pairs turn, as they would if all did; the others stand still."""
+    turning = int((scaling.proportion or 1.0) * geometry.head_dim // 2)
+    factor = scaling.factor or 1.0
+    return _table([w / factor if i < turning else 0.0 for i, w in enumerate(theta(geometry))], 1.0, scaling, geometry)
+
+
+def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
+    """NTK-aware with a factor that grows with the text: f·n/L - (f - 1) at n > L tokens (emozilla 2023)."""
+    original, factor = original_context(scaling, geometry), scaling.factor or 1.0
+    grown = max(length, original)
+    base = ntk_base(factor * grown / original - (factor - 1), geometry)
+    lengths = (1, original) if grown == original else (grown, grown)
+    return replace(_table(theta(geometry, base), 1.0, scaling, geometry), lengths=lengths)
+
+
+def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
+    """LongRoPE (Ding et al. 2024): searched factors for each pair, one set up to the original context, one beyond."""
+    original, factor = original_context(scaling, geometry), scaling.factor or 1.0
+    short = length <= original
+    short_factors, long_factors = scaling.short_factors or (), scaling.long_factors or ()
+    for name, values in (("short_factors", short_factors), ("long_factors", long_factors)):
+        if len(values) != geometry.n_rot // 2:
+            raise RopeError(
+                f"rope parameter {name} has {len(values)} values; the model rotates {geometry.n_rot // 2} pairs"
+            )
+    factors = short_factors if short else long_factors
+    gain = 1.0 if factor <= 1 or original <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    table = _table([w / f for w, f in zip(theta(geometry), factors, strict=True)], gain, scaling, geometry)
+    return replace(table, lengths=(1, original) if short else (original + 1, max(length, table.context)))
 
 
 def yarn_correction_range(

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3"]
+Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 Layout = Literal["norm", "neox"]
 
 
@@ -38,7 +38,8 @@ class RopeScaling:
     unscaled table was trained for. ``context``: tokens that the result is meant for, where that is
     not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
     ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
-    method's parameters under their names in the literature.
+    method's parameters under their names in the literature; ``proportion``: the share of the pairs that
+    turns at all (Gemma's proportional RoPE).
     """
 
     method: Method = "none"
@@ -55,6 +56,7 @@ class RopeScaling:
     high_freq_factor: float | None = None
     short_factors: tuple[float, ...] | None = None
     long_factors: tuple[float, ...] | None = None
+    proportion: float | None = None
 
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by name, without the method."""
@@ -64,12 +66,15 @@ class RopeScaling:
 @dataclass(frozen=True)
 class RopeTable:
     """``inv_freq``: radians per token, float64, one for each rotated pair. ``attention_factor``: the
-    gain on both cos and sin. ``context``: tokens for which the table is meant.
+    gain on both cos and sin. ``context``: tokens for which the table is meant. ``lengths``: the shortest and
+    longest text (tokens) that has this table, ``None`` where every length has it (all methods but dynamic NTK
+    and LongRoPE).
     """
 
     inv_freq: tuple[float, ...]
     attention_factor: float
     context: int
+    lengths: tuple[int, int] | None = None
 
     @property
     def wavelengths(self) -> tuple[float, ...]:

@@ -1,0 +1,169 @@
+"""A RoPE gain m folded into the weights: rotation leaves the keys' length alone, and the queries are m² longer.
+
+Attention sees q·k only, so m on both sides is m² on one. What a context shift does to the cached keys is then a
+pure rotation, where a gain in the kernel would be applied again at every shift. Float tensors are scaled in
+float64 and rounded once; of quantized ones the float16 scales of their blocks are scaled, and what that costs is
+measured (``Rounding``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import GgufError, RopeError
+from ggext.gguf.types import type_name
+from ggext.rope.capabilities import capability_of
+from ggext.rope.scaling import RopeGeometry
+from ggext.sources import BF16, F16, F32, SourceTensor
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+    _Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+#: Quantized type → where in a block its float16 scales stand (bytes). A block's values are linear in them.
+#: From ggml-common.h, structs block_q4_0 to block_iq4_xs.
+SCALES_OF_TYPE = {
+    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
+    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
+    "IQ4_NL": (0,), "IQ4_XS": (0,),
+}  # fmt: skip
+_PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
+
+
+@dataclass
+class Rounding:
+    """What storing the scaled numbers (values, or block scales of quantized tensors) lost, relative to them.
+
+    ``worst``: of a single number; ``rms``: of all of them, √(Σ error² / Σ number²).
+    """
+
+    worst: float = 0.0
+    numbers: int = 0
+    _errors: float = 0.0
+    _squares: float = 0.0
+
+    @property
+    def rms(self) -> float:
+        return math.sqrt(self._errors / self._squares) if self._squares else 0.0
+
+    def add(self, exact: _Floats, stored: _Floats) -> None:
+        import numpy as np
+
+        error = np.abs(stored - exact)
+        relative = error[exact != 0] / np.abs(exact[exact != 0])
+        self.worst = max(self.worst, float(relative.max(initial=0.0)))
+        self.numbers += exact.size
+        self._errors += float(np.sum(error * error))
+        self._squares += float(np.sum(exact * exact))
+
+
+def fold_query(
+    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, n_heads: object, n_layers: object, ratio: float
+) -> list[SourceTensor]:
+    """``tensors`` with ``ratio`` on the rotated query rows of every layer.
+
+    Raises ``RopeError`` where a layer's queries are made by tensors that are not known here.
+    """
+    if not isinstance(n_heads, int) or not isinstance(n_layers, int):
+        raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
+    names = ("attn_q_norm.weight",) if capability_of(arch).query_norm else _PROJECTIONS
+    wanted = {f"blk.{layer}.{name}" for layer in range(n_layers) for name in names}
+    folded = [_scaled(t, geometry, n_heads, ratio) if t.name in wanted else t for t in tensors]
+    reached = {t.name.split(".")[1] for t in folded if t.row_scale is not None and t.name.endswith(".weight")}
+    missing = next((layer for layer in range(n_layers) if str(layer) not in reached), None)
+    if missing is not None:
+        raise RopeError(
+            f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to fold the gain into; "
+            "choose --encoding keys"
+        )
+    return folded
+
+
+def _scaled(tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: float) -> SourceTensor:
+    """Rows of the query heads only (a fused tensor has the keys and values behind them), rotated dimensions only
+    (the first of a head, in either layout)."""
+    import numpy as np
+
+    rows = tensor.shape[-1]
+    per_head = tensor.name.endswith("attn_q_norm.weight")
+    heads = 1 if per_head else n_heads
+    if rows < heads * geometry.head_dim:
+        raise RopeError(f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more")
+    scale = np.ones(rows)
+    for head in range(heads):
+        scale[head * geometry.head_dim :][: geometry.n_rot] = ratio
+    return replace(tensor, row_scale=scale)
+
+
+def scale_values(values: np.ndarray[Any, Any], scale: _Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Rows of float values times their scale, rounded once to float32."""
+    import numpy as np
+
+    wide = values.astype(np.float64) * scale.reshape(-1, *[1] * (values.ndim - 1))
+    result: np.ndarray[Any, np.dtype[np.float32]] = wide.astype("<f4")
+    return result
+
+
+def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> _Bytes:
+    """Rows of a GGUF tensor (n_rows, bytes) with each row's values times its scale, in the same type.
+
+    Raises ``GgufError`` for a type whose blocks have no float16 scale, or a scale that float16 cannot hold.
+    """
+    if kind in (F32, F16, BF16):
+        return _scale_floats(rows, kind, scale, rounding)
+    offsets = SCALES_OF_TYPE.get(type_name(kind))
+    if offsets is None:
+        raise GgufError(
+            f"a tensor of the queries is {type_name(kind)}, whose scales are not float16 numbers: nothing can be "
+            "folded into it; choose --encoding keys, or start from a float file"
+        )
+    return _scale_blocks(rows, kind, offsets, scale, rounding)
+
+
+def _scale_blocks(rows: _Bytes, kind: int, offsets: tuple[int, ...], scale: _Floats, rounding: Rounding) -> _Bytes:
+    import numpy as np
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    _, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    blocks = rows.reshape(len(rows), -1, block_bytes).copy()
+    touched = scale != 1.0
+    for offset in offsets:
+        old = np.ascontiguousarray(blocks[touched, :, offset : offset + 2]).view("<f2")[..., 0]
+        exact = old.astype(np.float64) * scale[touched, None]
+        with np.errstate(over="ignore"):
+            new = exact.astype("<f2")
+        if np.isinf(new).any() and not np.isinf(old).any():
+            raise GgufError(
+                f"a block scale of {np.abs(old).max():g} times {scale.max():g} does not fit into float16; "
+                "choose --encoding keys, or start from a float file"
+            )
+        rounding.add(exact, new.astype(np.float64))
+        blocks[touched, :, offset : offset + 2] = new[..., None].view("u1")
+    return blocks.reshape(rows.shape)
+
+
+def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> _Bytes:
+    import numpy as np
+
+    if kind == BF16:
+        values = (np.ascontiguousarray(rows).view("<u2").astype("<u4") << 16).view("<f4")
+    else:
+        values = np.ascontiguousarray(rows).view("<f4" if kind == F32 else "<f2")
+    exact = values.astype(np.float64) * scale[:, None]
+    if kind == BF16:
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import quantize
+
+        stored = quantize(exact.astype("<f4"), GGMLQuantizationType.BF16).view("<u2")
+        rounding.add(exact, (stored.astype("<u4") << 16).view("<f4").astype(np.float64))
+    else:
+        with np.errstate(over="ignore"):
+            stored = exact.astype(values.dtype)
+        if not np.isfinite(stored).all() and np.isfinite(values).all():
+            raise GgufError(f"a query weight times {scale.max():g} does not fit into {type_name(kind)}; start from f32")
+        rounding.add(exact, stored.astype(np.float64))
+    return np.ascontiguousarray(stored).view("u1").reshape(rows.shape)

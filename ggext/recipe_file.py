@@ -1,0 +1,139 @@
+"""A request as a TOML file: what ``ggext convert`` was asked for, to be published and repeated.
+
+    format = 1
+    encoding = "folded"
+    target_context = 131072
+
+    [rope]
+    method = "yarn"
+    original_context = 32768
+    attention_factor = 1.1
+
+``[rope]`` has the parameters of ``RopeScaling`` under their own names. What is unknown, or of the wrong type, is an
+error: a recipe that is read differently from how it was meant is worse than none.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from ggext.errors import OutputError, RopeError
+from ggext.gguf.writer import check_output, replacing
+from ggext.rope import methods
+from ggext.rope.encode import ENCODINGS, EncodingName
+from ggext.rope.scaling import Method, RopeScaling
+
+_FORMAT = 1
+_MAX_BYTES = 1 << 20
+_INTEGERS = ("original_context", "context")
+_LISTS = ("short_factors", "long_factors")
+_VALUES_A_LINE = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest exact one;
+    ``type`` as ``convert --type``."""
+
+    rope: RopeScaling
+    target_context: int | None = None
+    encoding: EncodingName | None = None
+    type: str = "auto"
+
+
+def read_request(path: Path) -> Request:
+    """Raises ``RopeError`` naming the file, the key and what would be accepted."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RopeError(f"{path} has more than {_MAX_BYTES:,} bytes; a recipe is a short TOML file")
+        values = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise RopeError(f"{path} does not exist; name a scaling too, for example --yarn 4, to write it") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RopeError(f"{path} is not a TOML file that can be read: {str(error).splitlines()[0]}") from None
+    try:
+        return _request(values)
+    except RopeError as error:
+        raise RopeError(f"{path}: {error}") from None
+
+
+def _request(values: dict[str, Any]) -> Request:
+    if values.get("format") != _FORMAT:
+        raise RopeError(f"format is {values.get('format')!r}; this version reads {_FORMAT}")
+    _refuse_unknown(values, {"format", "rope", "target_context", "encoding", "type"}, "the recipe")
+    rope = values.get("rope")
+    if not isinstance(rope, dict):
+        raise RopeError("the table [rope] is missing; it names the method")
+    target, encoding, kind = values.get("target_context"), values.get("encoding"), values.get("type", "auto")
+    if target is not None and (type(target) is not int or target < 1):
+        raise RopeError(f"target_context is {target!r}; it must be a whole number of tokens")
+    if encoding is not None and encoding not in ENCODINGS:
+        raise RopeError(f"encoding is {encoding!r}; known: {', '.join(ENCODINGS)}")
+    if not isinstance(kind, str):
+        raise RopeError(f"type is {kind!r}; it must be a string such as q8_0")
+    scaling = _scaling(rope)
+    if target is not None and scaling.factor is not None:
+        raise RopeError("target_context and a factor exclude each other; keep one")
+    methods.check(replace(scaling, factor=1.0) if target is not None and scaling.method != "none" else scaling)
+    return Request(scaling, target, encoding, kind)
+
+
+def _scaling(values: dict[str, Any]) -> RopeScaling:
+    if values.get("method") not in get_args(Method):
+        raise RopeError(f"method is {values.get('method')!r}; known: {', '.join(get_args(Method))}")
+    _refuse_unknown(values, set(RopeScaling.__dataclass_fields__), "[rope]")
+    return RopeScaling(**{key: _typed(key, value) for key, value in values.items()})
+
+
+def _typed(key: str, value: Any) -> Any:
+    if key in _INTEGERS and type(value) is not int:
+        raise RopeError(f"{key} is {value!r}; it must be a whole number of tokens")
+    if key == "truncate" and not isinstance(value, bool):
+        raise RopeError(f"{key} is {value!r}; it must be true or false")
+    if key in _LISTS:
+        if not isinstance(value, list):
+            raise RopeError(f"{key} must be a list of numbers")
+        return tuple(value)
+    return value  # methods.check looks at the numbers
+
+
+def _refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise RopeError(f"{where} has the unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+
+
+def write_request(path: Path, request: Request, force: bool = False) -> None:
+    """Raises ``OutputError``; a file that exists is replaced only with ``force``."""
+    check_output(path, force)
+    with replacing(path) as beside:
+        try:
+            beside.write_text(to_toml(request), "utf-8")
+        except OSError as error:
+            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+
+
+def to_toml(request: Request) -> str:
+    top: dict[str, Any] = {"format": _FORMAT, "target_context": request.target_context, "encoding": request.encoding}
+    top["type"] = None if request.type == "auto" else request.type
+    rope = {"method": request.rope.method, **request.rope.given()}
+    lines = ["# ggext convert MODEL OUT --recipe THIS_FILE"]
+    lines += [f"{key} = {_value(value)}" for key, value in top.items() if value is not None]
+    lines += ["", "[rope]", *(f"{key} = {_value(value)}" for key, value in rope.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, tuple):
+        texts = [repr(v) for v in value]
+        rows = [", ".join(texts[i : i + _VALUES_A_LINE]) for i in range(0, len(texts), _VALUES_A_LINE)]
+        return "[\n    " + ",\n    ".join(rows) + ",\n]"
+    return repr(value)

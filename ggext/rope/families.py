@@ -1,0 +1,71 @@
+"""How a family's ``config.json`` says about RoPE what others say differently.
+
+Read from transformers 5.23 (the configuration and rotary classes of each ``model_type``); what is not listed here is
+the general rule of ``ggext.rope.config``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
+
+
+@dataclass(frozen=True)
+class FamilyRule:
+    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind → key of its head
+    size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base outside the rope parameters.
+    ``base_defaults``: the base where none is given. ``scaled_kind``: un-nested rope parameters concern this kind of
+    layer only, the other kind is not scaled. ``unrotated``: kinds without RoPE, where the file has a sliding window.
+    ``inert``: rope keys that change nothing while they have one of these values. ``static_alpha``: a ``dynamic`` with
+    ``alpha`` is a fixed NTK-aware table. ``final_maximum``: max_position_embeddings is the extended context already.
+    ``read_as``: transformers does not know the family; its own code is a copy of this one.
+    """
+
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    head_dim_keys: Mapping[str, str] = field(default_factory=dict)
+    base_keys: Mapping[str, str] = field(default_factory=dict)
+    base_defaults: Mapping[str, float] = field(default_factory=dict)
+    scaled_kind: str = ""
+    unrotated: tuple[str, ...] = ()
+    inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    static_alpha: bool = False
+    final_maximum: bool = False
+    read_as: str = ""
+
+
+_LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
+_HUNYUAN = FamilyRule(
+    static_alpha=True,
+    final_maximum=True,
+    inert={"factor": (1, 1.0), "mscale": (0, 1), "mscale_all_dim": (0, 1), "beta_fast": (32,), "beta_slow": (1,)},
+)
+_GEMMA3 = FamilyRule(
+    defaults={"head_dim": 256, "max_position_embeddings": 131072},
+    base_keys={FULL: "rope_theta", SLIDING: "rope_local_base_freq"},
+    base_defaults={FULL: 1e6, SLIDING: 1e4},
+    scaled_kind=FULL,
+    final_maximum=True,
+)
+
+FAMILY_RULES: Mapping[str, FamilyRule] = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT,
+    "kimi_k2": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"),
+    "exaone4": FamilyRule(unrotated=(FULL,)),
+    "gemma3_text": _GEMMA3,
+    "gemma4_text": FamilyRule(
+        defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
+        head_dim_keys={FULL: "global_head_dim"},
+    ),
+    "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
+    "hunyuan_v1_dense": _HUNYUAN,
+    "hunyuan_v1_moe": _HUNYUAN,
+    "internlm2": FamilyRule(read_as="llama"),
+    "minicpm": FamilyRule(read_as="llama"),
+    # llama_4_scaling_beta would make queries longer with their position, which is no RoPE table
+    "ministral3": FamilyRule(inert={"llama_4_scaling_beta": (0, 0.0)}),
+    "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),
+}
