@@ -99,13 +99,15 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
     """The reference has no scaling and the file has one: KL and table say so."""
     from dataclasses import replace
 
-    from ggext import verify as module
+    from ggext.gguf.reader import read_gguf
+    from ggext.proof import logits
+    from ggext.verify import what_is_wanted
 
     out = tmp_path / "out.gguf"
     convert(ConvertOptions(checkpoint, out, RopeScaling("yarn", factor=4, attention_factor=1.0)))
-    wanted = module.what_is_wanted(module.read_gguf(out), checkpoint)
+    wanted = what_is_wanted(read_gguf(out), checkpoint)
     wrong_gain = replace(wanted, scaling=replace(wanted.scaling, attention_factor=None))
-    checks = module.check_logits(module.read_gguf(out), checkpoint, wrong_gain, 128, None, [], print)
+    checks = logits.check_logits(read_gguf(out), checkpoint, wrong_gain, 128, None, [], print)
     assert [c.passed for c in checks] == [False, False]
     assert min(c.value for c in checks) > 1e-4
 
