@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.gguf.reader import GgufFile, read_gguf
-from ggext.proof.report import Check, KernelRow, PairRow, Report, ShiftRow, Wanted
+from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
 from ggext.proof.table import check_table, effective_table, what_is_wanted
 from ggext.rope.scaling import RopeTable
 from ggext.sources import named_model
@@ -109,6 +109,7 @@ class _Run:
         self.notes, self.progress = notes, progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
+        self.node_rows: list[NodeRow] = []
         self.kernel_rows: list[KernelRow] = []
         self.shifts: list[ShiftRow] = []
 
@@ -124,24 +125,24 @@ class _Run:
                 self._shift(model, require_shift_safe)
 
     def _graph(self, model: Model) -> None:
-        from ggext.proof.graph import check_graph, executed_by_node, observe
+        from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
         found = observe(model, self.wanted, self.effective.context)
         self.nodes = executed_by_node(found, self.wanted)
+        self.node_rows = node_rows(found, self.nodes, self.wanted)
         self.checks += check_graph(self.gguf, self.wanted, found, self.nodes, model.offloads)
 
     def _shift(self, model: Model, required: bool) -> None:
         from ggext.proof.shift import check_shift, measure_shifts
 
-        rows = measure_shifts(model)
-        if rows is not None:
-            self.shifts = rows
-            self.checks.append(check_shift(rows, required))
+        try:
+            self.shifts = measure_shifts(model)
+        except ModelError as error:  # a file is not wrong for being a kind that cannot be rolled, or not seen
+            if required:
+                raise
+            self.notes.append(f"shift: not measured; {error}")
             return
-        line = f"llama.cpp cannot shift the cache of {self.gguf.arch}"
-        if required:
-            self.checks.append(Check("shift", "context shift", float("inf"), 0, line))
-        self.notes.append(f"shift: not measured; {line}")
+        self.checks.append(check_shift(self.shifts, required))
 
     def kernels(self, with_ggml: bool) -> None:
         from ggext.proof.kernels import check_devices, check_kernel, measure_native
@@ -163,5 +164,6 @@ class _Run:
         return Report(
             str(self.gguf.path), self.wanted.source,
             {"method": self.wanted.scaling.method, **self.wanted.scaling.given()}, self.effective.context,
-            sorted(self.checks, key=lambda check: order[check.level]), self.notes, pairs, self.kernel_rows, self.shifts,
+            sorted(self.checks, key=lambda check: order[check.level]), self.notes,
+            pairs, self.node_rows, self.kernel_rows, self.shifts,
         )  # fmt: skip

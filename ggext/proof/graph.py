@@ -7,14 +7,14 @@ executed otherwise than asked fails here whatever the reason, and quantized weig
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
 from ggext.proof.float32 import OTHER_DEVICES, frequency_bound, pairs_of, turn_bound, turns
 from ggext.proof.reasons import frequency_reason, gain_reason
-from ggext.proof.report import Check, Wanted
+from ggext.proof.report import Check, NodeRow, Wanted
 from ggext.reference import sample_tokens
 from ggext.rope.compare import EXACT_GAIN
 
@@ -128,81 +128,109 @@ def _fit(seen: list[Turn], wanted: Wanted) -> Executed:
     return Executed(first.node, first.call, inv_freq, gains, reach)
 
 
-def check_graph(gguf: GgufFile, wanted: Wanted, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
-    slack = OTHER_DEVICES if gpu else 1.0
-    checks = [
-        _check_frequency(gguf, wanted, nodes, slack),
-        _check_gain(gguf, wanted, nodes, slack),
-    ]
-    return [_check_rotation(wanted, found, nodes, slack, told=not all(c.passed for c in checks)), *checks]
+def node_rows(found: list[Turn], nodes: list[Executed], wanted: Wanted) -> list[NodeRow]:
+    """Node by node, in the order in which llama.cpp computes them."""
+    errors: dict[str, float] = {}
+    for turn in found:
+        errors[turn.node] = max(errors.get(turn.node, 0.0), float(_known(turn.error).max()))
+    rows = []
+    for node in nodes:
+        parameters = {k: v for k, v in asdict(node.call).items() if k != "factors"}
+        frequency, gain = (float(error(node, wanted).max()) for error in (_frequency_error, _gain_error))
+        rows.append(NodeRow(node.node, parameters, errors[node.node], frequency, gain))
+    return rows
 
 
-def _check_rotation(wanted: Wanted, found: list[Turn], nodes: list[Executed], slack: float, told: bool) -> Check:
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 in place of what could not be measured."""
     import numpy as np
 
-    def excess(turn: Turn) -> NDArray[np.float64]:
-        bound = turn_bound(turn.positions, wanted.kernel_table, wanted.geometry, slack)
-        result: NDArray[np.float64] = np.nan_to_num(turn.error / bound, nan=0.0, posinf=np.inf)
-        return result
+    known: NDArray[np.float64] = np.nan_to_num(values, nan=0.0, posinf=np.inf)
+    return known
 
-    worst = max(found, key=lambda turn: float(excess(turn).max()))
-    row, pair = np.unravel_index(int(excess(worst).argmax()), worst.error.shape)
-    bound = turn_bound(worst.positions, wanted.kernel_table, wanted.geometry, slack)[row, pair]
-    where = f"{worst.node}, position {worst.positions[row]:,}, {_pair(wanted, int(pair))}"
-    unsaid = not told and not worst.error[row, pair] <= bound
-    why = f"the operation is {worst.call}, which is no rotation by the wanted table" if unsaid else ""
-    last = max(int(turn.positions[-1]) for turn in found)
+
+def _frequency_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+    """Relative, absolute where the pair shall not turn."""
+    import numpy as np
+
+    target = np.asarray(wanted.kernel_table.inv_freq)
+    return _known(np.abs(node.inv_freq - target) / np.where(target == 0, 1.0, target))
+
+
+def _frequency_tolerance(node: Executed, wanted: Wanted, slack: float) -> NDArray[np.float64]:
+    import numpy as np
+
+    target = np.asarray(wanted.kernel_table.inv_freq)
+    bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(1, node.reach)
+    return _known(bound / np.where(target == 0, 1.0, target))
+
+
+def _gain_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+    import numpy as np
+
+    return _known(np.abs(node.gain / wanted.kernel_table.attention_factor - 1))
+
+
+def check_graph(gguf: GgufFile, wanted: Wanted, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
+    slack = OTHER_DEVICES if gpu else 1.0
+    checks = [_check_frequency(gguf, wanted, nodes, slack), _check_gain(gguf, wanted, nodes, slack)]
+    told = not all(check.passed for check in checks)
+    return [_check_rotation(wanted, found, len(nodes), slack, told), *checks]
+
+
+def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float64]]) -> tuple[int, Any, int]:
+    """Which array holds the worst value, at which index, and how many arrays hold a failure. Of failures it is
+    the one that is most too large (the first of about equal ones), else the largest value."""
+    import numpy as np
+
+    excess = [float((error / tolerance).max()) for error, tolerance in zip(errors, tolerances, strict=True)]
+    failed = sum(value > 1 for value in excess)
+    ranks = excess if failed else [float(error.max()) for error in errors]
+    which = next(i for i, rank in enumerate(ranks) if rank >= 0.99 * max(ranks))
+    place = errors[which] / tolerances[which] if failed else errors[which]
+    return which, np.unravel_index(int(place.argmax()), place.shape), failed
+
+
+def _check_rotation(wanted: Wanted, found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
+    errors = [_known(turn.error) for turn in found]
+    bounds = [turn_bound(turn.positions, wanted.kernel_table, wanted.geometry, slack) for turn in found]
+    which, place, failed = _worst(errors, bounds)
+    turn, pair = found[which], int(place[1])
+    last = max(int(seen.positions[-1]) for seen in found)
+    why = f"the operation is {turn.call}, and does not turn by the wanted table" if failed and not told else ""
     return Check(
-        "graph", f"{len(nodes)} ROPE nodes, worst |Δ| / gain", float(worst.error[row, pair]), float(bound),
-        f"{where}; positions to {last:,}", why,
+        "graph", f"{nodes} ROPE nodes, worst |Δ| / gain", float(errors[which][place]), float(bounds[which][place]),
+        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, {_pair(wanted, pair)}", why,
     )  # fmt: skip
 
 
 def _check_frequency(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
-    import numpy as np
-
-    table = wanted.kernel_table
-    target = np.asarray(table.inv_freq)
-    bound = frequency_bound(table, wanted.geometry) * slack
-    scale = np.where(target == 0, 1.0, target)
-
-    def excess(node: Executed) -> NDArray[np.float64]:
-        off = np.abs(node.inv_freq - target) / (bound + _READING / max(1, node.reach))
-        result: NDArray[np.float64] = np.nan_to_num(off, nan=0.0)
-        return result
-
-    worst = max(nodes, key=lambda node: float(excess(node).max()))
-    pair = int(excess(worst).argmax())
-    value, tolerance = abs(worst.inv_freq - target)[pair], (bound[pair] + _READING / max(1, worst.reach))
-    off = int((excess(worst) > 1).sum())
-    detail = f"{worst.node}, {_pair(wanted, pair)}"
-    why = ""
-    if off:
-        ratio = worst.inv_freq[pair] / scale[pair]
-        detail += f": {target[pair]:.4g} rad a token wanted, {worst.inv_freq[pair]:.4g} executed (×{ratio:.4g})"
-        detail += f"; {off} of {len(target)} pairs are off"
-        why = frequency_reason(gguf, wanted, worst.call)
-    return Check(
-        "graph", "frequency executed, relative error", float(value / scale[pair]), float(tolerance / scale[pair]),
-        detail, why,
-    )  # fmt: skip
+    errors = [_frequency_error(node, wanted) for node in nodes]
+    tolerances = [_frequency_tolerance(node, wanted, slack) for node in nodes]
+    which, (pair,), failed = _worst(errors, tolerances)
+    node, off = nodes[which], int((errors[which] > tolerances[which]).sum())
+    detail, why = f"{node.node}, {_pair(wanted, int(pair))}", ""
+    if failed:
+        target, executed = wanted.table.inv_freq[pair], float(node.inv_freq[pair])
+        ratio = f" (×{executed / target:.4g})" if target else ""
+        detail += f": {target:.4g} rad a token wanted, {executed:.4g} executed{ratio}; {off} of {len(node.gain)} pairs"
+        detail += f" are off, in {failed} of {len(nodes)} nodes"
+        why = frequency_reason(gguf, wanted, node.call)
+    value, tolerance = float(errors[which][pair]), float(tolerances[which][pair])
+    return Check("graph", "frequency executed, relative error", value, tolerance, detail, why)
 
 
 def _check_gain(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
     import numpy as np
 
-    target = wanted.kernel_table.attention_factor
-
-    def error(node: Executed) -> NDArray[np.float64]:
-        off: NDArray[np.float64] = np.nan_to_num(np.abs(node.gain / target - 1), nan=0.0)
-        return off
-
-    worst = max(nodes, key=lambda node: float(error(node).max()))
-    pair = int(error(worst).argmax())
-    value, gain = float(error(worst)[pair]), float(worst.gain[pair])
-    detail = f"{worst.node}: wanted {target:.7g}, executed {gain:.7g}"
-    why = gain_reason(gguf, target, gain, worst.call) if value > EXACT_GAIN * slack else ""
-    return Check("graph", "gain executed, relative error", value, EXACT_GAIN * slack, detail, why)
+    target, tolerance = wanted.kernel_table.attention_factor, EXACT_GAIN * slack
+    errors = [_gain_error(node, wanted) for node in nodes]
+    which, (pair,), failed = _worst(errors, [np.full_like(error, tolerance) for error in errors])
+    node, gain = nodes[which], float(nodes[which].gain[pair])
+    detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
+    detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
+    why = gain_reason(gguf, target, gain, node.call) if failed else ""
+    return Check("graph", "gain executed, relative error", float(errors[which][pair]), tolerance, detail, why)
 
 
 def _pair(wanted: Wanted, pair: int) -> str:

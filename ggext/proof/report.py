@@ -41,6 +41,18 @@ class PairRow:
 
 
 @dataclass(frozen=True)
+class NodeRow:
+    """One ROPE operation of the live graph: its name, the parameters that it runs with, and its worst errors
+    over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
+
+    node: str
+    parameters: dict[str, float]
+    error: float
+    frequency_error: float
+    gain_error: float
+
+
+@dataclass(frozen=True)
 class KernelRow:
     """The worst |Δ| of cos and sin, divided by the gain, of one kernel at one position. ``bound``: what
     float32 angles explain; ``inside``: whether the file's context reaches the position."""
@@ -75,6 +87,7 @@ class Report:
     checks: list[Check]
     notes: list[str] = field(default_factory=list)
     pairs: list[PairRow] = field(default_factory=list)
+    nodes: list[NodeRow] = field(default_factory=list)
     kernels: list[KernelRow] = field(default_factory=list)
     shifts: list[ShiftRow] = field(default_factory=list)
 

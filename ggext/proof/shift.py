@@ -24,11 +24,10 @@ _CELLS = 256
 TOLERANCE = 1e-4
 
 
-def measure_shifts(model: Model) -> list[ShiftRow] | None:
-    """The cache of 48 tokens is moved three times by 16, and after each time one token is decoded; None
-    where llama.cpp cannot shift this model.
+def measure_shifts(model: Model) -> list[ShiftRow]:
+    """The cache of 48 tokens is moved three times by 16, and after each time one token is decoded.
 
-    Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
+    Raises ModelError where llama.cpp cannot shift this model, or does it unseen. Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
     same logits, and every difference is the shift's.
     """
     from ggext.runtime.probe import Probe
@@ -37,8 +36,6 @@ def measure_shifts(model: Model) -> list[ShiftRow] | None:
     norms = _KeyNorms()
     after = []
     with Probe(model, _CELLS, norms.see) as probe:
-        if not probe.can_shift:
-            return None
         start = SHIFTS * _DISTANCE
         probe.decode(tokens[:_TOKENS], start)
         for shift in range(SHIFTS):

@@ -162,9 +162,6 @@ class _Functions:
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
 
-    def __getattr__(self, name: str) -> Any:  # for mypy: the names are those of the table
-        raise AttributeError(name)
-
 
 def _more_libraries(folder: Path) -> Iterator[Any]:
     """On Windows a library's handle does not show the libraries that it needs itself."""
@@ -296,13 +293,15 @@ def _write(ggml: Any, address: int, values: NDArray[Any]) -> None:
     ggml.ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
 
 
-def _read(ggml: Any, address: int) -> NDArray[Any]:
+def _read(ggml: Any, address: int | None) -> NDArray[Any]:
     """The values of a tensor of up to three axes, from whatever device holds them, in numpy's order.
 
     Raises ModelError for a tensor whose sizes contradict each other, before a byte is read.
     """
     import numpy as np
 
+    if not address:
+        raise ModelError("llama.cpp's ROPE node lacks an input")
     tensor = Tensor.from_address(address)
     shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
     name = tensor.name.decode("utf-8", "replace")

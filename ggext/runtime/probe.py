@@ -56,7 +56,7 @@ class Probe:
     def shift(self, distance: int) -> None:
         """Marks all cached keys to move by ``distance`` tokens; the next `decode` does it."""
         if not self.can_shift:  # llama.cpp aborts the process
-            raise ModelError(f"llama.cpp cannot shift the cache of {self._model.path}")
+            raise ModelError(f"llama.cpp cannot shift the cache of the architecture {self._model.architecture}")
         self._lib.llama_memory_seq_add(self._memory, 0, 0, -1, distance)
 
     def decode(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
