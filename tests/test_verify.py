@@ -173,6 +173,41 @@ def test_far_positions_need_no_long_prefill(tmp_path: Path) -> None:
     assert " of 1,048,576," in of_level(report, "graph")[0].detail
 
 
+def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
+    """The embedded weights as a qwen2, which pairs dimensions half a head apart and has biases."""
+    import struct
+    from dataclasses import replace
+
+    from ggext.rope.encode import encode
+    from ggext.rope.recipe import COMMAND_LINE, Recipe
+
+    gguf = read_gguf(files["none"])
+    rope = RopeScaling("yarn", factor=4, original_context=256)
+    geometry = RopeGeometry(32, 32, 10000.0, "neox", 256)
+    encoding = encode(rope, geometry, "qwen2")
+    recipe = json.dumps(Recipe(rope, geometry, encoding.name, COMMAND_LINE).as_dict())
+    fields = {k.replace("llama.", "qwen2.", 1) if k.startswith("llama.") else k: f for k, f in gguf.fields.items()}
+    fields |= {f"qwen2.{k}": Field.of(v) for k, v in encoding.keys.items()}
+    fields |= {"general.architecture": Field.of("qwen2"), "ggext.recipe": Field.of(recipe)}
+    tensors = [as_written(gguf, name) for name in gguf.tensors]
+    for t in gguf.tensors.values():
+        if t.name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight")):
+            n = t.shape[1]
+            bias = struct.pack(f"<{n}f", *[0.1] * n)
+            name = t.name.replace("weight", "bias")
+            tensors.append(TensorToWrite(name, (n,), 0, len(bias), partial(lambda data: [data], bias)))
+    write_gguf(tmp_path / "qwen2.gguf", fields, tensors)
+    report = verify(tmp_path / "qwen2.gguf")
+    assert report.passed, report.checks
+    assert report.nodes[0].parameters["mode"] == 2
+    other = replace(geometry, layout="norm")
+    fields["ggext.recipe"] = Field.of(json.dumps(Recipe(rope, other, encoding.name, COMMAND_LINE).as_dict()))
+    write_gguf(tmp_path / "wrong.gguf", fields, tensors)
+    wrong = verify(tmp_path / "wrong.gguf")
+    assert not wrong.passed
+    assert "llama.cpp's qwen2 pairs dimensions as neox; norm is wanted" in " ".join(c.why for c in wrong.checks)
+
+
 def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Wanted, Any]:
     """A node as the CPU computes it, for shapes that the embedded model has not."""
     import numpy as np
@@ -265,6 +300,7 @@ def test_a_million_tokens_are_told_in_words() -> None:
     last = next(row for row in rows if row.position == 1 << 20)
     assert 0.03 < last.error < last.bound
     assert last.meaning.startswith("float32 angles: cos and sin of pair")
+    assert last.meaning.endswith("of a token's step: it hardly tells neighbouring tokens apart")
     assert all(check.passed for check in checks)
 
 

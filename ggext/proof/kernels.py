@@ -28,6 +28,8 @@ NATIVE = "ggext"
 _NEIGHBOURS = 16
 #: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds away.
 _F16, _BF16 = 2.0**-11, 2.0**-8
+#: Steps of a token by which a position may be off: a query's and a key's together come to half a step.
+_BLURRED = 0.25
 
 
 def check_kernel(table: RopeTable, geometry: RopeGeometry) -> Check:
@@ -164,7 +166,7 @@ def _meaning(error: float, pair: int, frequency: float) -> str:
         return "less than a bf16 cache rounds away"
     steps = error / frequency if frequency else 0.0
     off = f"float32 angles: cos and sin of pair {pair} are off by {error:.1g}, {steps:.1g} of a token's step"
-    return off + (": neighbouring tokens are no longer told apart by it" if steps >= 0.5 else "")
+    return off + (": it hardly tells neighbouring tokens apart" if steps >= _BLURRED else "")
 
 
 def _check(device: Device, rows: list[KernelRow]) -> Check:

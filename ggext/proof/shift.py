@@ -27,8 +27,9 @@ TOLERANCE = 1e-4
 def measure_shifts(model: Model) -> list[ShiftRow]:
     """The cache of 48 tokens is moved three times by 16, and after each time one token is decoded.
 
-    Raises ModelError where llama.cpp cannot shift this model, or does it unseen. Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
-    same logits, and every difference is the shift's.
+    Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
+    same logits, and every difference is the shift's. Raises ModelError where llama.cpp cannot shift this
+    model, or does it unseen.
     """
     from ggext.runtime.probe import Probe
 
