@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggext.errors import RopeError
+from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import ROPE_FREQS, decode, geometry_of, scaling_type
+from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
-from ggext.sources import factor_tensors
 
 Treatment = Literal["kept", "blended", "interpolated"]
 _SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a frequency by far more
@@ -85,16 +85,6 @@ def inspect(path: Path) -> Inspection:
         trained_context=geometry.trained_context if geometry else context, context=context,
         rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown,
     )  # fmt: skip
-
-
-def effective_table(gguf: GgufFile, n_ctx: int | None = None) -> RopeTable:
-    """The table that llama.cpp computes from a file, in a context of ``n_ctx`` tokens (``None``: the file's own).
-    Raises ``RopeError`` where it, or ggext, cannot."""
-    layout = capability_of(gguf.arch).layout
-    try:
-        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx)
-    except RopeError as error:
-        raise RopeError(f"{gguf.path}: {error}") from None
 
 
 def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:

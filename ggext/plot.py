@@ -1,29 +1,46 @@
-"""The RoPE table as a picture (PNG, SVG or PDF by the file's ending)."""
+"""RoPE tables and proofs as pictures (PNG, SVG or PDF by the file's ending)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggext.errors import MissingExtraError, OutputError, UsageError
 from ggext.gguf.writer import replacing
 from ggext.inspect import Inspection
+from ggext.proof.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 _COLOURS = {"kept": "#2a78a0", "blended": "#d18f1f", "interpolated": "#b8472f"}
 
 
-def plot_table(inspection: Inspection, path: Path) -> None:
-    """Wavelength of each pair, against the trained and the extended context."""
+def check_plot(path: Path, command: str) -> None:
+    """Raises UsageError for an ending that cannot be drawn, MissingExtraError without matplotlib."""
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--plot {path}: the file's ending must be one of {', '.join(_FORMATS)}")
+    try:
+        import matplotlib  # noqa: F401 - only whether it is there
+    except ImportError:
+        raise MissingExtraError("matplotlib", "plot", command) from None
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as beside:
+        figure.savefig(beside, format=_FORMATS[path.suffix.lower()], dpi=150)
+
+
+def plot_table(inspection: Inspection, path: Path) -> None:
+    """Wavelength of each pair, against the trained and the extended context."""
+    check_plot(path, "inspect --plot")
     pairs = [p for p in inspection.pairs if p.wavelength < float("inf")]
     if not pairs:
         raise OutputError(f"{inspection.path} has no RoPE table to draw: {inspection.rope_unknown}")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise MissingExtraError("matplotlib", "plot", "inspect --plot") from None
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -45,5 +62,47 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     title = inspection.name or Path(inspection.path).name
     axes.set_title(f"{title}: {inspection.method}, attention factor {gain:.4f}", fontsize=10)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
-    with replacing(path) as beside:
-        figure.savefig(beside, format=_FORMATS[path.suffix.lower()], dpi=150)
+    _save(figure, path)
+
+
+def plot_report(report: Report, path: Path) -> None:
+    """Frequencies wanted and effective, and the error of each kernel against the position."""
+    check_plot(path, "verify --plot")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _plot_frequencies(report, left)
+    _plot_kernels(report, right)
+    verdict = "within tolerance" if report.passed else "NOT within tolerance"
+    figure.suptitle(f"{Path(report.file).name}: {report.scaling['method']}, {verdict}", fontsize=11)
+    _save(figure, path)
+
+
+def _plot_frequencies(report: Report, axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    turning = [row for row in report.pairs if row.wanted > 0]
+    index = [row.pair for row in turning]
+    axes.plot(index, [row.wanted for row in turning], color="0.6", linewidth=4, label="wanted")
+    axes.plot(index, [row.file for row in turning], color=_COLOURS["kept"], linewidth=1.2, label="the file's")
+    executed = [(row.pair, row.executed) for row in turning if row.executed is not None]
+    if executed:
+        axes.plot(*zip(*executed, strict=True), ".", color=_COLOURS["interpolated"], markersize=5, label="executed")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(yscale="log", xlabel="rotary pair", ylabel="frequency, radians per token")
+    axes.legend(fontsize=8, frameon=False)
+
+
+def _plot_kernels(report: Report, axes: Axes) -> None:
+    names = list(dict.fromkeys(row.kernel for row in report.kernels))
+    for name, colour in zip(names, ("#2a78a0", "#b8472f", "#d18f1f", "#5b8c3a", "0.4"), strict=False):
+        rows = [row for row in report.kernels if row.kernel == name and row.position > 0]
+        axes.plot([row.position for row in rows], [max(row.error, 1e-9) for row in rows], ".-", color=colour,
+                  linewidth=1, markersize=4, label=name)  # fmt: skip
+    axes.axvline(report.context, color="0.3", linestyle="--", linewidth=1)
+    axes.text(report.context, 1, f" context {report.context:,}", rotation=90, va="top", ha="right", fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="position, tokens", ylabel="worst |Δ| of cos and sin / gain")
+    axes.set_ylim(1e-9, 3)
+    if names:
+        axes.legend(fontsize=8, frameon=False, loc="upper left")

@@ -13,13 +13,13 @@ from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError
+from ggext.file_rope import factor_tensors
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
-    FACTOR_TENSORS,
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
@@ -220,8 +220,3 @@ def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:
         short_factors=tuple(tensors.get(ROPE_SHORT, ())),
         long_factors=tuple(tensors.get(ROPE_LONG, ())),
     )
-
-
-def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
-    """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
-    return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}

@@ -1,85 +1,37 @@
 """What a file says, what the kernels do and what the authors meant, against each other in numbers.
 
-Three levels: ``table`` (the file as llama.cpp reads it against what was asked for), ``kernel`` (the native
-rotation against float64) and, with a reference checkpoint, ``logits`` (llama.cpp against transformers).
+Five levels, each a module of ``ggext.proof``: ``table`` (the file as llama.cpp reads it against what was
+asked for), ``kernel`` (the rotations against float64), ``graph`` (every ROPE operation that llama.cpp executes),
+``shift`` (whether the cache may roll) and, with a reference checkpoint, ``logits`` (against transformers).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ggext.errors import GgufError, RopeError, UsageError
+from ggext.errors import MissingExtraError, ModelError, UsageError
+from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile, read_gguf
-from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
-from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
-from ggext.rope.decode import ROPE_FREQS, decode
-from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
-from ggext.sources import named_model, shown
+from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
+from ggext.proof.table import check_table, what_is_wanted
+from ggext.rope.scaling import RopeTable
+from ggext.sources import named_model
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ggext.proof.graph import Executed
+    from ggext.runtime.model import Model
 
-#: float32 rounding of a rotation of values up to 1: three operations of 6e-8 each, and the gain.
-KERNEL_TOLERANCE = 1e-6
-#: Mean KL in nats that the weights' own rounding explains (measured on a Llama of 0.26 M parameters, see
-#: docs/verify.md); only float32 weights show the RoPE alone.
-KL_TOLERANCE = {"F32": 1e-6, "F16": 1e-5, "BF16": 1e-3, "Q8_0": 1e-2}
-KL_TOLERANCE_OTHER = 1.0
-DEFAULT_TOKENS = 2048
+__all__ = ["LEVELS", "Check", "Report", "Wanted", "effective_table", "verify", "what_is_wanted"]
 
+LEVELS = ("table", "kernel", "graph", "shift", "logits")
+_LIVE = {"graph", "shift"}  # levels that load the file into llama.cpp
+_NEED_LLAMA_CPP = _LIVE | {"kernel"}
 
-@dataclass(frozen=True)
-class Check:
-    """One number against its tolerance. ``detail``: where the worst value is, in words."""
-
-    level: str
-    quantity: str
-    value: float
-    tolerance: float
-    detail: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.value <= self.tolerance  # a NaN fails
-
-
-@dataclass(frozen=True)
-class Report:
-    """``wanted_from``: whose word the file was held to. ``notes``: what was not measured, and why."""
-
-    file: str
-    wanted_from: str
-    scaling: dict[str, Any]
-    context: int
-    checks: list[Check]
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        return all(check.passed for check in self.checks)
-
-    def as_dict(self) -> dict[str, Any]:
-        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
-        return {**asdict(self), "passed": self.passed, "checks": checks}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the file must do, and who says so."""
-
-    scaling: RopeScaling
-    geometry: RopeGeometry
-    source: str
-
-    @property
-    def table(self) -> RopeTable:
-        return methods.make_table(self.scaling, self.geometry)
+Progress = Callable[[str], None]
 
 
 def verify(
@@ -87,172 +39,137 @@ def verify(
     reference: Path | None = None,
     tokens: int | None = None,
     tolerance: float | None = None,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
+    *,
+    levels: Collection[str] | None = None,
+    require_shift_safe: bool = False,
 ) -> Report:
     """Check ``path``. ``reference``: the checkpoint it was made from. ``tokens``: how many are evaluated for
-    the logits. ``tolerance``: mean KL in nats, in place of the weight type's own.
+    the logits. ``tolerance``: mean KL in nats, in place of the weight type's own. ``levels``: some of
+    ``LEVELS``, None: all that the installation and the arguments allow.
 
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
     reference = named_model(reference) if reference is not None else None
+    chosen, notes = _chosen(levels, reference, require_shift_safe)
+    missing = _missing_runtime() if chosen & _NEED_LLAMA_CPP else None
+    if missing is not None:
+        if _LIVE & chosen and (levels is not None or require_shift_safe):
+            raise missing
+        chosen -= _LIVE
+        notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(path)
-    effective = effective_table(gguf)
-    wanted = what_is_wanted(gguf, reference)
-    checks = [*check_table(wanted.table, effective), check_kernel(effective, wanted.geometry)]
-    notes: list[str] = []
-    if reference is None:
+    run = _Run(gguf, effective_table(gguf), what_is_wanted(gguf, reference), notes, progress)
+    if "table" in chosen:
+        run.checks += check_table(run.wanted.table, run.effective)
+    if _LIVE & chosen:
+        run.live(chosen, require_shift_safe)
+    if "kernel" in chosen:
+        run.kernels(with_ggml=missing is None)
+    if "logits" in chosen and reference is not None:
+        from ggext.proof.logits import check_logits
+
+        run.checks += check_logits(gguf, reference, run.wanted, tokens, tolerance, notes, progress)
+    return run.report()
+
+
+def _chosen(
+    levels: Collection[str] | None, reference: Path | None, require_shift_safe: bool
+) -> tuple[set[str], list[str]]:
+    """The levels to run, and a line for each that is left out without having been asked for."""
+    unknown = set(levels or ()) - set(LEVELS)
+    if unknown:
+        raise UsageError(f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}")
+    chosen = set(LEVELS if levels is None else levels)
+    notes = []
+    if require_shift_safe:
+        chosen.add("shift")
+    if "logits" in chosen and reference is None:
+        if levels is not None:
+            raise UsageError("the level logits needs --reference CHECKPOINT to compare with transformers")
+        chosen.remove("logits")
         notes.append("logits: not measured; give --reference CHECKPOINT to compare with transformers")
-    else:
-        checks += check_logits(gguf, reference, wanted, tokens, tolerance, notes, progress)
-    scaling = {"method": wanted.scaling.method, **wanted.scaling.given()}
-    return Report(str(path), wanted.source, scaling, effective.context, checks, notes)
+    return chosen, notes
 
 
-def effective_table(gguf: GgufFile) -> RopeTable:
-    """The table that llama.cpp computes from a file. Raises ``RopeError`` where it, or ggext, cannot."""
-    layout = capability_of(gguf.arch).layout
-    tensors = {ROPE_FREQS: gguf.float_tensor(ROPE_FREQS).tolist()} if ROPE_FREQS in gguf.tensors else {}
+def _missing_runtime() -> MissingExtraError | ModelError | None:
+    from ggext.runtime.llama import lib
+
     try:
-        return decode(gguf.arch_keys(), tensors, layout, gguf.arch)
-    except RopeError as error:
-        raise RopeError(f"{gguf.path}: {error}") from None
+        lib("the proof of what llama.cpp executes")
+    except (MissingExtraError, ModelError) as error:
+        return error
+    return None
 
 
-def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
-    """The recipe in the file says what was asked; a reference checkpoint says of which model."""
-    recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
-    if reference is None:
-        if recipe is None:
-            raise UsageError(
-                f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference CHECKPOINT"
-            )
-        return Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})")
-    return _by_reference(recipe, reference)
+class _Run:
+    """One verification on its way: what is compared, and what was found so far."""
 
+    def __init__(
+        self, gguf: GgufFile, effective: RopeTable, wanted: Wanted, notes: list[str], progress: Progress
+    ) -> None:
+        self.gguf, self.effective, self.wanted = gguf, effective, wanted
+        self.notes, self.progress = notes, progress
+        self.checks: list[Check] = []
+        self.nodes: list[Executed] = []
+        self.node_rows: list[NodeRow] = []
+        self.kernel_rows: list[KernelRow] = []
+        self.shifts: list[ShiftRow] = []
 
-def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
-    from ggext.checkpoint.config import read_config
-    from ggext.converters import family_of
+    def live(self, chosen: set[str], require_shift_safe: bool) -> None:
+        """What llama.cpp does with the file."""
+        from ggext.runtime.model import Model
 
-    rope = family_of(read_config(reference)).rope()
-    if recipe is None or recipe.by_checkpoint:
-        return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
-    original = methods.original_context(recipe.scaling, rope.geometry)
-    geometry = replace(rope.geometry, trained_context=original)
-    return Wanted(recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}")
+        self.progress(f"llama.cpp: loading {self.gguf.path}")
+        with Model.open(self.gguf.path) as model:
+            if "graph" in chosen:
+                self._graph(model)
+            if "shift" in chosen:
+                self._shift(model, require_shift_safe)
 
+    def _graph(self, model: Model) -> None:
+        from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
-def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
-    result = compare(wanted, effective)
-    pairs = len(wanted.inv_freq)
-    where = f"pair {result.worst_pair} of {pairs}"
-    if len(effective.inv_freq) == pairs:
-        wrong = sum(error > EXACT_FREQUENCY for error in pair_errors(wanted, effective))
-        where += f"; {wrong} pairs are off" if wrong else ""
-    gains = f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
-    short = max(0, wanted.context - effective.context)
-    return [
-        Check("table", "frequency error, relative", result.frequency_error, EXACT_FREQUENCY, where),
-        Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
-        Check("table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"),
-    ]
+        found = observe(model, self.wanted, self.effective.context)
+        self.nodes = executed_by_node(found, self.wanted)
+        self.node_rows = node_rows(found, self.nodes, self.wanted)
+        self.checks += check_graph(self.gguf, self.wanted, found, self.nodes, model.offloads)
 
+    def _shift(self, model: Model, required: bool) -> None:
+        from ggext.proof.shift import check_shift, measure_shifts
 
-def check_kernel(table: RopeTable, geometry: RopeGeometry) -> Check:
-    """The native float32 rotation against NumPy's float64, at positions up to the target context."""
-    import numpy as np
+        try:
+            self.shifts = measure_shifts(model)
+        except ModelError as error:  # a file is not wrong for being a kind that cannot be rolled, or not seen
+            if required:
+                raise
+            self.notes.append(f"shift: not measured; {error}")
+            return
+        self.checks.append(check_shift(self.shifts, required))
 
-    from ggext import native
+    def kernels(self, with_ggml: bool) -> None:
+        from ggext.proof.kernels import check_devices, check_kernel, measure_native
 
-    positions = probe_positions(table.context, geometry.trained_context)
-    rows = np.random.default_rng(0).uniform(-1, 1, (len(positions), 2, geometry.head_dim)).astype("<f4")
-    turned = native.rotate(rows, positions, table.inv_freq, table.attention_factor, geometry.layout)
-    error = np.abs(turned - _rotated_float64(rows, positions, table, geometry)) / table.attention_factor
-    worst = np.unravel_index(int(error.argmax()), error.shape)
-    return Check(
-        "kernel", "native rotation against float64, worst |Δ| / gain", float(error.max()), KERNEL_TOLERANCE,
-        f"position {positions[worst[0]]}, {len(positions)} positions to {positions[-1]}",
-    )  # fmt: skip
+        geometry = self.wanted.geometry
+        # a gain that is folded into the query weights is not the kernels' to apply
+        gain = self.effective.attention_factor / math.sqrt(self.wanted.query_scale)
+        table = replace(self.effective, attention_factor=gain)
+        self.checks.append(check_kernel(table, geometry))
+        self.kernel_rows = measure_native(table, geometry)
+        if with_ggml:
+            call = self.nodes[0].call if self.nodes else None
+            checks, rows = check_devices(table, geometry, call)
+            self.checks += checks
+            self.kernel_rows += rows
 
-
-def probe_positions(context: int, trained: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions from 0 to the last of the context: dense at the ends and at the trained edge, log between."""
-    import numpy as np
-
-    spread = np.geomspace(1, max(2, context - 1), 64)
-    edges = [0, 1, 2, trained - 1, trained, trained + 1, context - 2, context - 1]
-    positions = np.unique(np.concatenate([spread, edges]).astype(np.int64))
-    return positions[(positions >= 0) & (positions < context)]
-
-
-def _rotated_float64(
-    rows: np.ndarray[Any, Any],
-    positions: np.ndarray[Any, np.dtype[np.int64]],
-    table: RopeTable,
-    geometry: RopeGeometry,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
-    import numpy as np
-
-    angles = positions[:, None, None] * np.asarray(table.inv_freq)
-    cos, sin = np.cos(angles) * table.attention_factor, np.sin(angles) * table.attention_factor
-    wide = rows.astype(np.float64)
-    half = geometry.n_rot // 2
-    if geometry.layout == "norm":
-        first, second = slice(0, geometry.n_rot, 2), slice(1, geometry.n_rot, 2)
-    else:
-        first, second = slice(0, half), slice(half, geometry.n_rot)
-    x, y = wide[..., first], wide[..., second]
-    result = wide.copy()
-    result[..., first], result[..., second] = x * cos - y * sin, x * sin + y * cos
-    return result
-
-
-def check_logits(
-    gguf: GgufFile,
-    reference: Path,
-    wanted: Wanted,
-    tokens: int | None,
-    tolerance: float | None,
-    notes: list[str],
-    progress: Callable[[str], None],
-) -> list[Check]:
-    """llama.cpp's logits against transformers' on the same tokens, inside the trained window and beyond."""
-    from ggext import reference as judge
-    from ggext.runtime.engine import Model, Session, SessionOptions
-
-    context = wanted.table.context
-    if tokens is not None and tokens > context:
-        raise UsageError(f"--tokens {tokens} is more than the context of {context}")
-    count = tokens or min(context, DEFAULT_TOKENS)
-    progress(f"llama.cpp: {count} tokens")
-    with Model.open(gguf.path) as model:
-        ids = judge.sample_tokens(model, count)
-        # 16-bit keys and values would be measured as if they were an error of the file
-        with Session(model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)) as session:
-            logits = session.logits(ids)
-    progress(f"transformers: {count} tokens")
-    expected = judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
-    if logits.shape != expected.shape:
-        raise GgufError(f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} {expected.shape[1]}")
-    weights = _weight_type(gguf)
-    limit = tolerance if tolerance is not None else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
-    window = wanted.geometry.trained_context
-    checks = []
-    for name, rows in (("in the trained window", slice(0, window)), ("beyond it", slice(window, None))):
-        if len(logits[rows]) == 0:
-            notes.append(f"logits {name}: not measured; {count} tokens do not pass {window}: raise --tokens")
-            continue
-        kl, difference = judge.divergence(expected[rows], logits[rows])
-        detail = f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL {kl.max():.1e}"
-        checks.append(Check("logits", f"mean KL {name}, nats", float(kl.mean()), limit, detail))
-    return checks
-
-
-def _weight_type(gguf: GgufFile) -> str:
-    """The type that holds most of the file's values."""
-    from ggext.gguf.types import type_name
-
-    values: dict[int, int] = {}
-    for tensor in gguf.tensors.values():
-        values[tensor.type] = values.get(tensor.type, 0) + math.prod(tensor.shape)
-    return type_name(max(values, key=values.__getitem__)) if values else "no"
+    def report(self) -> Report:
+        wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
+        executed = self.nodes[0].inv_freq.tolist() if self.nodes else [None] * len(wanted)
+        pairs = [PairRow(i, *row) for i, row in enumerate(zip(wanted, file, executed, strict=False))]
+        order = {level: i for i, level in enumerate(LEVELS)}
+        return Report(
+            str(self.gguf.path), self.wanted.source,
+            {"method": self.wanted.scaling.method, **self.wanted.scaling.given()}, self.effective.context,
+            sorted(self.checks, key=lambda check: order[check.level]), self.notes,
+            pairs, self.node_rows, self.kernel_rows, self.shifts,
+        )  # fmt: skip

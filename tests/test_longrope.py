@@ -124,7 +124,8 @@ def folded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> GgufFi
 @pytest.mark.parametrize("tokens", [100, 256, 257, 600])
 @pytest.mark.parametrize("name", ["baked", "folded"])
 def test_logits_equal_transformers(checkpoint: Path, name: str, tokens: int, request: pytest.FixtureRequest) -> None:
-    from ggext.verify import Wanted, check_logits
+    from ggext.proof.logits import check_logits
+    from ggext.verify import Wanted
 
     wanted = Wanted(LONGROPE, GEOMETRY, "")
     gguf = request.getfixturevalue(name)

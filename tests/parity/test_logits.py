@@ -99,15 +99,45 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
     """The reference has no scaling and the file has one: KL and table say so."""
     from dataclasses import replace
 
-    from ggext import verify as module
+    from ggext.gguf.reader import read_gguf
+    from ggext.proof import logits
+    from ggext.verify import what_is_wanted
 
     out = tmp_path / "out.gguf"
     convert(ConvertOptions(checkpoint, out, RopeScaling("yarn", factor=4, attention_factor=1.0)))
-    wanted = module.what_is_wanted(module.read_gguf(out), checkpoint)
+    wanted = what_is_wanted(read_gguf(out), checkpoint)
     wrong_gain = replace(wanted, scaling=replace(wanted.scaling, attention_factor=None))
-    checks = module.check_logits(module.read_gguf(out), checkpoint, wrong_gain, 128, None, [], print)
+    checks = logits.check_logits(read_gguf(out), checkpoint, wrong_gain, 128, None, [], print)
     assert [c.passed for c in checks] == [False, False]
     assert min(c.value for c in checks) > 1e-4
+
+
+def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -> None:
+    """It has no recipe, and the keys that llama.cpp's own converter writes: table, graph and logits all see it."""
+    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.types import Field
+    from ggext.gguf.writer import TensorToWrite, write_gguf
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+            "attention_factor": 1.0, "beta_fast": 16.0, "beta_slow": 2.0}  # fmt: skip
+    checkpoint = make_llama(tmp_path / "model", rope_parameters=yarn, max_position_embeddings=256)
+    right, wrong = tmp_path / "right.gguf", tmp_path / "wrong.gguf"
+    convert(ConvertOptions(checkpoint, right))
+    gguf = read_gguf(right)
+    keys = {"type": "yarn", "factor": 4.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}
+    fields = {k: f for k, f in gguf.fields.items() if k not in ("ggext.recipe", "llama.rope.scaling.attn_factor")}
+    fields |= {f"llama.rope.scaling.{k}": Field.of(v) for k, v in keys.items()}
+    tensors = [
+        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+        for t in gguf.tensors.values()
+        if t.name != "rope_freqs.weight"
+    ]
+    write_gguf(wrong, fields, tensors)
+    report = verify(wrong, checkpoint)
+    assert {check.level for check in report.checks if check.required and not check.passed} == {
+        "table", "graph", "logits",
+    }  # fmt: skip
+    assert "rope.scaling.yarn_attn_factor 1 is not read" in " ".join(check.why for check in report.checks)
 
 
 @pytest.mark.shared("models/stories260K")

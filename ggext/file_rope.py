@@ -1,0 +1,24 @@
+"""The RoPE table of a GGUF file, as llama.cpp computes it."""
+
+from __future__ import annotations
+
+from ggext.errors import RopeError
+from ggext.gguf.reader import GgufFile
+from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import FACTOR_TENSORS, decode
+from ggext.rope.scaling import RopeTable
+
+
+def effective_table(gguf: GgufFile, n_ctx: int | None = None) -> RopeTable:
+    """The table that llama.cpp computes from a file, in a context of ``n_ctx`` tokens (``None``: the file's own).
+    Raises ``RopeError`` where it, or ggext, cannot."""
+    layout = capability_of(gguf.arch).layout
+    try:
+        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx)
+    except RopeError as error:
+        raise RopeError(f"{gguf.path}: {error}") from None
+
+
+def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
+    """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
+    return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}

@@ -1,0 +1,1 @@
+"""One level of ``ggext verify`` a module; ``ggext.verify`` puts them together."""

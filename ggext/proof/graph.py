@@ -1,0 +1,243 @@
+"""Level ``graph``: every ROPE operation that llama.cpp executes on real tokens, against the wanted table.
+
+It looks at what goes into each operation and what comes out, not at what the file says, so a file that is
+executed otherwise than asked fails here whatever the reason, and quantized weights make no difference.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ModelError
+from ggext.gguf.reader import GgufFile
+from ggext.proof.float32 import OTHER_DEVICES, frequency_bound, pairs_of, turn_bound, turns
+from ggext.proof.reasons import frequency_reason, gain_reason
+from ggext.proof.report import Check, NodeRow, Wanted
+from ggext.reference import sample_tokens
+from ggext.rope.compare import EXACT_GAIN
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.runtime.ggml import RopeCall, RopeNode
+    from ggext.runtime.model import Model
+
+_FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
+_CELLS = 256
+#: Noise of an angle that is read from float32 rows, in radians.
+_READING = 5e-7
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What one node did to one span of positions. ``turn``: complex (n_positions, n_pairs), by what each
+    pair was multiplied; ``error``: |executed - wanted| / gain of the same shape."""
+
+    node: str
+    call: RopeCall
+    positions: NDArray[np.int64]
+    turn: NDArray[np.complex128]
+    error: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What one node did at all positions: ``inv_freq`` in radians per token and ``gain``, (n_pairs,)."""
+
+    node: str
+    call: RopeCall
+    inv_freq: NDArray[np.float64]
+    gain: NDArray[np.float64]
+    reach: int
+
+
+def spans(context: int, trained: int) -> list[range]:
+    """Positions to decode: the first, those around the trained edge, the last of the context."""
+    found = [range(min(_FIRST, context))]
+    for end in (trained + _EDGE // 2, context):
+        if found[-1].stop <= end - _EDGE and end <= context:
+            found.append(range(end - _EDGE, end))
+    return found
+
+
+def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
+    """Decodes tokens of the embedded document at those positions and reads every ROPE node.
+
+    Raises ModelError where llama.cpp refuses, or executes no ROPE at all.
+    """
+    from ggext.runtime.probe import Probe
+
+    found: list[Turn] = []
+    tokens = sample_tokens(model, _FIRST)
+    with Probe(model, _CELLS, lambda node: found.append(_turn(node, wanted))) as probe:
+        for span in spans(context, wanted.geometry.trained_context):
+            probe.clear()
+            probe.decode(tokens[: len(span)], span.start)
+    if not found:
+        raise ModelError(f"{model.path}: llama.cpp executed no ROPE operation that could be compared")
+    return found
+
+
+def _turn(node: RopeNode, wanted: Wanted) -> Turn:
+    import numpy as np
+
+    geometry, table = wanted.geometry, wanted.kernel_table
+    target = turns(node.positions, table)
+    if node.before.shape[-1] < geometry.n_rot:
+        return Turn(node.name, node.call, node.positions, np.full_like(target, np.nan), np.full(target.shape, np.inf))
+    before, after = (pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after))
+    energy = np.sum(np.abs(before) ** 2, axis=1)
+    energy[energy == 0] = np.nan  # nothing went in, nothing can be said
+    turn = np.sum(np.conj(before) * after, axis=1) / energy
+    missed = np.sum(np.abs(after - target[:, None, :] * before) ** 2, axis=1)
+    error = np.sqrt(missed / energy) / table.attention_factor
+    rest = np.abs(node.after - node.before)[..., geometry.n_rot :]
+    if rest.size and rest.max() > 0:  # dimensions that must stay as they are
+        error[:] = np.inf
+    return Turn(node.name, node.call, node.positions, turn, error)
+
+
+def executed_by_node(found: list[Turn], wanted: Wanted) -> list[Executed]:
+    """Frequencies and gains of each node, fitted to all positions at which it was seen."""
+    names = list(dict.fromkeys(turn.node for turn in found))
+    return [_fit([turn for turn in found if turn.node == name], wanted) for name in names]
+
+
+def _fit(seen: list[Turn], wanted: Wanted) -> Executed:
+    """The slope of the angle over the first positions, made precise at the far ones as long as the
+    number of whole turns until there is certain."""
+    import numpy as np
+
+    first, *far = seen
+    places = first.positions.astype(np.float64)[:, None]
+    angles = np.unwrap(np.angle(first.turn), axis=0)
+    angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
+    inv_freq = np.sum(places * angles, axis=0) / max(1.0, float(np.sum(places**2)))
+    unsure = frequency_bound(wanted.kernel_table, wanted.geometry) + _READING / max(1.0, float(places[-1, 0]))
+    reach = int(places[-1, 0])
+    for turn in far:
+        places = turn.positions.astype(np.float64)[:, None]
+        left = np.angle(np.nanmean(turn.turn * np.exp(-1j * places * inv_freq), axis=0))
+        certain = unsure * places[-1, 0] < 1.0
+        inv_freq = np.where(certain, inv_freq + left / places.mean(), inv_freq)
+        reach = int(places[-1, 0]) if certain.all() else reach
+    gains = np.sqrt(np.nanmean(np.abs(np.concatenate([turn.turn for turn in seen])) ** 2, axis=0))
+    return Executed(first.node, first.call, inv_freq, gains, reach)
+
+
+def node_rows(found: list[Turn], nodes: list[Executed], wanted: Wanted) -> list[NodeRow]:
+    """Node by node, in the order in which llama.cpp computes them."""
+    errors: dict[str, float] = {}
+    for turn in found:
+        errors[turn.node] = max(errors.get(turn.node, 0.0), float(_known(turn.error).max()))
+    rows = []
+    for node in nodes:
+        parameters = {k: v for k, v in asdict(node.call).items() if k != "factors"}
+        frequency, gain = (float(error(node, wanted).max()) for error in (_frequency_error, _gain_error))
+        rows.append(NodeRow(node.node, parameters, errors[node.node], frequency, gain))
+    return rows
+
+
+def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """0 in place of what could not be measured."""
+    import numpy as np
+
+    known: NDArray[np.float64] = np.nan_to_num(values, nan=0.0, posinf=np.inf)
+    return known
+
+
+def _frequency_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+    """Relative, absolute where the pair shall not turn."""
+    import numpy as np
+
+    target = np.asarray(wanted.kernel_table.inv_freq)
+    return _known(np.abs(node.inv_freq - target) / np.where(target == 0, 1.0, target))
+
+
+def _frequency_tolerance(node: Executed, wanted: Wanted, slack: float) -> NDArray[np.float64]:
+    import numpy as np
+
+    target = np.asarray(wanted.kernel_table.inv_freq)
+    bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(1, node.reach)
+    return _known(bound / np.where(target == 0, 1.0, target))
+
+
+def _gain_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+    import numpy as np
+
+    return _known(np.abs(node.gain / wanted.kernel_table.attention_factor - 1))
+
+
+def check_graph(gguf: GgufFile, wanted: Wanted, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
+    slack = OTHER_DEVICES if gpu else 1.0
+    checks = [_check_frequency(gguf, wanted, nodes, slack), _check_gain(gguf, wanted, nodes, slack)]
+    told = not all(check.passed for check in checks)
+    return [_check_rotation(wanted, found, len(nodes), slack, told), *checks]
+
+
+def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float64]]) -> tuple[int, Any, int]:
+    """Which array holds the worst value, at which index, and how many arrays hold a failure. Of failures it is
+    the one that is most too large (the first of about equal ones), else the largest value."""
+    import numpy as np
+
+    excess = [float((error / tolerance).max()) for error, tolerance in zip(errors, tolerances, strict=True)]
+    failed = sum(value > 1 for value in excess)
+    ranks = excess if failed else [float(error.max()) for error in errors]
+    which = next(i for i, rank in enumerate(ranks) if rank >= 0.99 * max(ranks))
+    place = errors[which] / tolerances[which] if failed else errors[which]
+    return which, np.unravel_index(int(place.argmax()), place.shape), failed
+
+
+def _check_rotation(wanted: Wanted, found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
+    errors = [_known(turn.error) for turn in found]
+    bounds = [turn_bound(turn.positions, wanted.kernel_table, wanted.geometry, slack) for turn in found]
+    which, place, failed = _worst(errors, bounds)
+    turn, pair = found[which], int(place[1])
+    last = max(int(seen.positions[-1]) for seen in found)
+    why = f"the operation is {turn.call}, and does not turn by the wanted table" if failed and not told else ""
+    return Check(
+        "graph", f"{nodes} ROPE nodes, worst |Δ| / gain", float(errors[which][place]), float(bounds[which][place]),
+        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, {_pair(wanted, pair)}", why,
+    )  # fmt: skip
+
+
+def _check_frequency(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
+    errors = [_frequency_error(node, wanted) for node in nodes]
+    tolerances = [_frequency_tolerance(node, wanted, slack) for node in nodes]
+    which, (pair,), failed = _worst(errors, tolerances)
+    node, off = nodes[which], int((errors[which] > tolerances[which]).sum())
+    detail, why = f"{node.node}, {_pair(wanted, int(pair))}", ""
+    if failed:
+        target, executed = wanted.table.inv_freq[pair], float(node.inv_freq[pair])
+        ratio = f" (×{executed / target:.4g})" if target else ""
+        detail += f": {target:.4g} rad a token wanted, {executed:.4g} executed{ratio}; {off} of {len(node.gain)} pairs"
+        detail += f" are off, in {failed} of {len(nodes)} nodes"
+        why = frequency_reason(gguf, wanted, node.call)
+    value, tolerance = float(errors[which][pair]), float(tolerances[which][pair])
+    return Check("graph", "frequency executed, relative error", value, tolerance, detail, why)
+
+
+def _check_gain(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
+    import numpy as np
+
+    target, tolerance = wanted.kernel_table.attention_factor, EXACT_GAIN * slack
+    errors = [_gain_error(node, wanted) for node in nodes]
+    which, (pair,), failed = _worst(errors, [np.full_like(error, tolerance) for error in errors])
+    node, gain = nodes[which], float(nodes[which].gain[pair])
+    detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
+    detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
+    why = gain_reason(gguf, target, gain, node.call) if failed else ""
+    return Check("graph", "gain executed, relative error", float(errors[which][pair]), tolerance, detail, why)
+
+
+def _pair(wanted: Wanted, pair: int) -> str:
+    """A pair in the user's terms: ``pair 7 of 16 (dimensions 14 and 15, wavelength 338 tokens)``."""
+    geometry = wanted.geometry
+    pairs = geometry.n_rot // 2
+    first, second = (2 * pair, 2 * pair + 1) if geometry.layout == "norm" else (pair, pair + pairs)
+    length = wanted.table.wavelengths[pair]
+    tokens = "never turns" if math.isinf(length) else f"wavelength {length:,.4g} tokens"
+    return f"pair {pair} of {pairs} (dimensions {first} and {second}, {tokens})"

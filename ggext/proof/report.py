@@ -1,0 +1,127 @@
+"""What a proof consists of: checks, and the figures behind them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ggext.rope import methods
+from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+
+#: The encoding in which the query weights hold the gain, so that the kernel must apply none.
+
+
+@dataclass(frozen=True)
+class Check:
+    """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``: the likely
+    reason of a failure; ``required``: whether a failure fails the file, or is only told."""
+
+    level: str
+    quantity: str
+    value: float
+    tolerance: float
+    detail: str = ""
+    why: str = ""
+    required: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return self.value <= self.tolerance  # a NaN fails
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One rotated pair: frequencies in radians per token, ``executed`` None where no graph was measured."""
+
+    pair: int
+    wanted: float
+    file: float
+    executed: float | None = None
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """One ROPE operation of the live graph: its name, the parameters that it runs with, and its worst errors
+    over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
+
+    node: str
+    parameters: dict[str, float]
+    error: float
+    frequency_error: float
+    gain_error: float
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """The worst |Δ| of cos and sin, divided by the gain, of one kernel at one position. ``bound``: what
+    float32 angles explain; ``inside``: whether the file's context reaches the position."""
+
+    kernel: str
+    position: int
+    error: float
+    bound: float
+    pair: int
+    inside: bool
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ShiftRow:
+    """After so many context shifts: the cached keys' norm against the first one (of the layer that changed
+    most), and the KL of the next token from a fresh evaluation, in nats."""
+
+    shifts: int
+    k_norm: float
+    kl: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """``wanted_from``: whose word the file was held to. ``notes``: what was not measured, and why."""
+
+    file: str
+    wanted_from: str
+    scaling: dict[str, Any]
+    context: int
+    checks: list[Check]
+    notes: list[str] = field(default_factory=list)
+    pairs: list[PairRow] = field(default_factory=list)
+    nodes: list[NodeRow] = field(default_factory=list)
+    kernels: list[KernelRow] = field(default_factory=list)
+    shifts: list[ShiftRow] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks if check.required)
+
+    @property
+    def shift_safe(self) -> bool | None:
+        """Whether the cache may roll; None where that was not measured."""
+        levels = [check.passed for check in self.checks if check.level == "shift"]
+        return all(levels) if levels else None
+
+    def as_dict(self) -> dict[str, Any]:
+        checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
+        return {**asdict(self), "passed": self.passed, "shift_safe": self.shift_safe, "checks": checks}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the file must do, and who says so. ``query_scale``: what the file's query weights are
+    multiplied by, the square of a gain that is folded into them."""
+
+    scaling: RopeScaling
+    geometry: RopeGeometry
+    source: str
+    query_scale: float = 1.0
+
+    @property
+    def table(self) -> RopeTable:
+        return methods.make_table(self.scaling, self.geometry)
+
+    @property
+    def kernel_table(self) -> RopeTable:
+        """The table that llama.cpp's ROPE operation itself must turn by."""
+        table = self.table
+        return replace(table, attention_factor=table.attention_factor / math.sqrt(self.query_scale))

@@ -1,0 +1,93 @@
+"""Level ``shift``: what moving the cached keys to other positions does to this file.
+
+A chat that rolls its context moves keys that are turned already. llama.cpp does that with the same ROPE
+operation, gain and all, so a gain other than 1 is applied again at each shift.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from ggext.errors import ModelError
+from ggext.proof.report import Check, ShiftRow
+from ggext.reference import divergence, sample_tokens
+
+if TYPE_CHECKING:
+    from ggext.runtime.ggml import RopeNode
+    from ggext.runtime.model import Model
+
+SHIFTS = 3
+_TOKENS, _DISTANCE = 48, 16
+_CELLS = 256
+#: Three rotations in float32 leave a norm as it was within some 1e-6.
+TOLERANCE = 1e-4
+
+
+def measure_shifts(model: Model) -> list[ShiftRow]:
+    """The cache of 48 tokens is moved three times by 16, and after each time one token is decoded.
+
+    Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
+    same logits, and every difference is the shift's. Raises ModelError where llama.cpp cannot shift this
+    model, or does it unseen.
+    """
+    from ggext.runtime.probe import Probe
+
+    tokens = sample_tokens(model, _TOKENS + SHIFTS)
+    norms = _KeyNorms()
+    after = []
+    with Probe(model, _CELLS, norms.see) as probe:
+        start = SHIFTS * _DISTANCE
+        probe.decode(tokens[:_TOKENS], start)
+        for shift in range(SHIFTS):
+            probe.shift(-_DISTANCE)
+            start -= _DISTANCE
+            place = _TOKENS + shift
+            after.append(probe.decode(tokens[place : place + 1], start + place)[0])
+        probe.clear()
+        fresh = probe.decode(tokens, 0)[_TOKENS:]
+    ratios = norms.ratios()
+    return [
+        ShiftRow(i + 1, ratios[i], float(divergence(fresh[i : i + 1], after[i][None])[0][0])) for i in range(SHIFTS)
+    ]
+
+
+class _KeyNorms:
+    """The norm of each layer's cached keys, read where the shift itself passes over the cache."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, float] = {}
+        self._after: dict[str, list[float]] = {}
+
+    def see(self, node: RopeNode) -> None:
+        import numpy as np
+
+        if not node.source.startswith("cache_k"):
+            return
+        cells = slice(0, _TOKENS)  # an empty cache is filled from its first cell on
+        if not (node.positions[cells] == -_DISTANCE).all():
+            raise ModelError("llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects")
+        before, after = (float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after))
+        self._first.setdefault(node.source, before)
+        self._after.setdefault(node.source, []).append(after)
+
+    def ratios(self) -> list[float]:
+        """After each shift, of the layer that changed most. Raises ModelError where no shift was seen."""
+        if not self._after or any(len(norms) != SHIFTS for norms in self._after.values()):
+            raise ModelError("llama.cpp shifted the cache without a ROPE operation that ggext can see")
+        by_layer = [[norm / self._first[name] for norm in norms] for name, norms in self._after.items()]
+        return max(by_layer, key=lambda ratios: abs(math.log(ratios[-1])))
+
+
+def check_shift(rows: list[ShiftRow], required: bool) -> Check:
+    """Informative unless ``required``: a file that is not safe to roll is right as long as nobody rolls it."""
+    change = max(abs(row.k_norm - 1) for row in rows)
+    norms = ", ".join(f"×{row.k_norm:.4f}" for row in rows)
+    divergences = ", ".join(f"{row.kl:.1e}" for row in rows)
+    safe = change <= TOLERANCE
+    verdict = "safe" if safe else "not safe"
+    why = "" if safe else "each shift applies the gain to the cached keys again: do not roll the context of this file"
+    return Check(
+        "shift", f"norm of cached keys after {len(rows)} shifts, change", change, TOLERANCE,
+        f"{verdict} to roll: {norms}; KL from a fresh evaluation {divergences} nats", why, required,
+    )  # fmt: skip

@@ -1,0 +1,57 @@
+"""Level ``table``: the file as llama.cpp reads it against what was asked for. Needs the header alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ggext.errors import UsageError
+from ggext.gguf.reader import GgufFile
+from ggext.proof.report import Check, Wanted
+from ggext.rope import methods
+from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
+from ggext.rope.decode import query_scale
+from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
+from ggext.rope.scaling import RopeTable
+from ggext.sources import shown
+
+
+def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
+    """The recipe in the file says what was asked; a reference checkpoint says of which model."""
+    recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+    scale = query_scale(gguf.arch_keys())
+    if reference is not None:
+        return replace(_by_reference(recipe, reference), query_scale=scale)
+    if recipe is None:
+        raise UsageError(
+            f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference CHECKPOINT"
+        )
+    return Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})", scale)
+
+
+def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
+    from ggext.checkpoint.config import read_config
+    from ggext.converters import family_of
+
+    rope = family_of(read_config(reference)).rope()
+    if recipe is None or recipe.by_checkpoint:
+        return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
+    original = methods.original_context(recipe.scaling, rope.geometry)
+    geometry = replace(rope.geometry, trained_context=original)
+    return Wanted(recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}")
+
+
+def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
+    result = compare(wanted, effective)
+    pairs = len(wanted.inv_freq)
+    where = f"pair {result.worst_pair} of {pairs}"
+    if len(effective.inv_freq) == pairs:
+        wrong = sum(error > EXACT_FREQUENCY for error in pair_errors(wanted, effective))
+        where += f"; {wrong} pairs are off" if wrong else ""
+    gains = f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
+    short = max(0, wanted.context - effective.context)
+    return [
+        Check("table", "frequency error, relative", result.frequency_error, EXACT_FREQUENCY, where),
+        Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
+        Check("table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"),
+    ]

@@ -1,0 +1,84 @@
+"""A context for measuring: tokens at any positions, whole-cache shifts, every ROPE node seen."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ggext.errors import ModelError
+from ggext.runtime import llama
+from ggext.runtime.context import SessionOptions, new_context
+from ggext.runtime.ggml import RopeNode, RopeWatcher
+from ggext.runtime.model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Probe:
+    """A context of ``n_ctx`` cells over a model, keys and values float32; ``sink`` gets the ROPE nodes.
+
+    A position may be larger than the number of cells: far positions need no long prefill.
+    """
+
+    def __init__(self, model: Model, n_ctx: int, sink: Callable[[RopeNode], None]) -> None:
+        self._lib = llama.lib()
+        self._model = model
+        self._watcher = RopeWatcher(sink)
+        self._flag, abort = llama.abort_flag()
+        # 16-bit keys would round what is measured; flash attention is a kernel of its own
+        options = SessionOptions(
+            n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", flash_attention=False, eval_callback=self._watcher.callback
+        )
+        self._context = new_context(model, options, abort, ctypes.addressof(self._flag)).handle
+        self._memory = self._lib.llama_get_memory(self._context)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lib.llama_free(self._context)
+
+    def clear(self) -> None:
+        """Empties the cache."""
+        self._lib.llama_memory_clear(self._memory, True)
+
+    @property
+    def can_shift(self) -> bool:
+        """Whether llama.cpp can move cached keys of this model to other positions."""
+        return bool(self._lib.llama_memory_can_shift(self._memory))
+
+    def shift(self, distance: int) -> None:
+        """Marks all cached keys to move by ``distance`` tokens; the next `decode` does it."""
+        if not self.can_shift:  # llama.cpp aborts the process
+            raise ModelError(f"llama.cpp cannot shift the cache of the architecture {self._model.architecture}")
+        self._lib.llama_memory_seq_add(self._memory, 0, 0, -1, distance)
+
+    def decode(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+        """Appends tokens at the positions from ``start`` on; the logits behind each, (n_tokens, n_vocab).
+
+        ``start`` is one after the last position in the cache, or anything in an empty one. Raises ModelError.
+        """
+        import numpy as np
+
+        count = len(tokens)
+        batch = self._lib.llama_batch()
+        sequence = ctypes.pointer(ctypes.c_int32(0))
+        batch.n_tokens = count
+        batch.token = (ctypes.c_int32 * count)(*tokens)
+        batch.pos = (ctypes.c_int32 * count)(*range(start, start + count))
+        batch.n_seq_id = (ctypes.c_int32 * count)(*[1] * count)
+        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * count)(*[sequence] * count)
+        batch.logits = (ctypes.c_int8 * count)(*[1] * count)
+        llama.clear_log()
+        status = self._lib.llama_decode(self._context, batch)
+        self._watcher.check()
+        if status != 0:
+            raise llama.failure(f"{count} tokens at position {start} cannot be evaluated")
+        pointer = self._lib.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, (count, self._model.n_vocab)).copy()
