@@ -164,6 +164,36 @@ def test_a_slow_pair_is_seen_at_the_end_of_the_context(files: dict[str, Path], t
     assert np.isfinite(frequency.tolerance)
 
 
+def with_first_query(source: Path, out: Path, value: float, count: int) -> Path:
+    """The file with ``count`` query weights of the first layer replaced."""
+    import numpy as np
+
+    gguf, name = read_gguf(source), "blk.0.attn_q.weight"
+    weights = gguf.float_tensor(name).copy()
+    weights[:count] = value
+    data = weights.tobytes()
+    changed = TensorToWrite(name, gguf.tensors[name].shape, 0, len(data), lambda: [data])
+    tensors = [changed if other == name else as_written(gguf, other) for other in gguf.tensors]
+    assert gguf.tensors[name].type == 0
+    assert np.prod(changed.shape) >= count
+    write_gguf(out, gguf.fields, tensors)
+    return out
+
+
+def test_a_layer_of_zeros_says_nothing(files: dict[str, Path], tmp_path: Path) -> None:
+    zeros = with_first_query(files["yarn"], tmp_path / "zeros.gguf", 0.0, 128 * 128)
+    report = verify(zeros, levels=["graph"])
+    assert report.passed, report.checks
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_numbers_that_are_none_fail(files: dict[str, Path], tmp_path: Path, value: float) -> None:
+    broken = with_first_query(files["yarn"], tmp_path / "broken.gguf", value, 1)
+    report = verify(broken, levels=["graph"])
+    assert not report.passed
+    assert of_level(report, "graph")[0].value == math.inf
+
+
 def test_far_positions_need_no_long_prefill(tmp_path: Path) -> None:
     """The last tokens of a million are decoded in a context of a few cells."""
     out = tmp_path / "far.gguf"

@@ -76,8 +76,8 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
-    if not found:
-        raise ModelError(f"{model.path}: llama.cpp executed no ROPE operation that could be compared")
+    if all(math.isnan(value) for turn in found for value in turn.error.flat):
+        raise ModelError(f"{model.path}: llama.cpp executed no ROPE operation, or only on zeros")
     return found
 
 
@@ -86,14 +86,17 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
 
     geometry, table = wanted.geometry, wanted.kernel_table
     target = turns(node.positions, table)
-    if node.before.shape[-1] < geometry.n_rot:
+    finite = np.isfinite(node.before).all() and np.isfinite(node.after).all()
+    if node.before.shape[-1] < geometry.n_rot or not finite:
         return Turn(node.name, node.call, node.positions, np.full_like(target, np.nan), np.full(target.shape, np.inf))
     before, after = (pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after))
     energy = np.sum(np.abs(before) ** 2, axis=1)
-    energy[energy == 0] = np.nan  # nothing went in, nothing can be said
-    turn = np.sum(np.conj(before) * after, axis=1) / energy
+    some = np.where(energy > 0, energy, 1.0)
+    turn = np.sum(np.conj(before) * after, axis=1) / some
     missed = np.sum(np.abs(after - target[:, None, :] * before) ** 2, axis=1)
-    error = np.sqrt(missed / energy) / table.attention_factor
+    error = np.sqrt(missed / some) / table.attention_factor
+    nothing = (energy == 0) & (missed == 0)  # zeros in and out: nothing can be said
+    turn[nothing], error[nothing] = np.nan, np.nan
     rest = np.abs(node.after - node.before)[..., geometry.n_rot :]
     if rest.size and rest.max() > 0:  # dimensions that must stay as they are
         error[:] = np.inf
@@ -120,11 +123,14 @@ def _fit(seen: list[Turn], wanted: Wanted) -> Executed:
     reach = int(places[-1, 0])
     for turn in far:
         places = turn.positions.astype(np.float64)[:, None]
-        left = np.angle(np.nanmean(turn.turn * np.exp(-1j * places * inv_freq), axis=0))
+        left = np.angle(np.nansum(turn.turn * np.exp(-1j * places * inv_freq), axis=0))
         certain = unsure * places[-1, 0] < 1.0
         inv_freq = np.where(certain, inv_freq + left / places.mean(), inv_freq)
         reach = int(places[-1, 0]) if certain.all() else reach
-    gains = np.sqrt(np.nanmean(np.abs(np.concatenate([turn.turn for turn in seen])) ** 2, axis=0))
+    turns_seen = np.concatenate([turn.turn for turn in seen])
+    known = np.maximum(1, np.isfinite(turns_seen).sum(axis=0))
+    gains = np.sqrt(np.nansum(np.abs(turns_seen) ** 2, axis=0) / known)
+    gains[~np.isfinite(turns_seen).any(axis=0)] = np.nan
     return Executed(first.node, first.call, inv_freq, gains, reach)
 
 
