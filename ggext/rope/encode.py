@@ -16,7 +16,18 @@ from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
-from ggext.rope.decode import FACTOR_TENSORS, QUERY_SCALE, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, decode, float32
+from ggext.rope.decode import (
+    BETA_FAST,
+    BETA_SLOW,
+    FACTOR_TENSORS,
+    LOG_MULTIPLIER,
+    QUERY_SCALE,
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    decode,
+    float32,
+)
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 EncodingName = Literal["keys", "tensor", "folded"]
@@ -87,6 +98,8 @@ def _candidates(
     for kind, encoder in _ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or loads):
             keys, tensors = encoder(scaling, geometry, wanted)
+            if kind == "keys" and capability.reads_betas:
+                keys |= _betas(scaling)
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(keys, tensors, geometry.layout, arch).attention_factor
@@ -158,6 +171,11 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
     return keys, {}
 
 
+def _betas(scaling: RopeScaling) -> dict[str, str | int | float]:
+    given = {BETA_FAST: scaling.beta_fast, BETA_SLOW: scaling.beta_slow}
+    return {key: float(value) for key, value in given.items() if value is not None}
+
+
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
     factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear. LongRoPE has two
@@ -188,7 +206,6 @@ _ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _
 SCALING_KEYS = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
-    "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier", QUERY_SCALE,
+    "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, QUERY_SCALE,
 )  # fmt: skip
 SCALING_TENSORS = FACTOR_TENSORS
