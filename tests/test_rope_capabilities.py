@@ -156,3 +156,86 @@ def test_beta_keys_are_the_tensor_of_the_same_table(tmp_path: Path, encoding: An
     convert(ConvertOptions(model, tmp_path / "b.gguf", rope, encoding="tensor"))
     kl, _ = divergence(logits(tmp_path / "a.gguf"), logits(tmp_path / "b.gguf"))
     assert kl.mean() <= 1e-6
+
+
+# context parameters, where neither a key nor a tensor is read
+
+
+def test_betas_for_our_own_contexts() -> None:
+    scaling = RopeScaling("yarn", factor=32, beta_fast=1, beta_slow=1, mscale=1.0, mscale_all_dim=1.0)
+    geometry = RopeGeometry(64, 64, 50000.0, "neox", 4096)  # Kimi-K2
+    encoding = encode(scaling, geometry, "qwen2", "runtime")
+    assert encoding.name == "runtime"
+    assert encoding.exactness.is_exact
+    assert encoding.elsewhere is not None
+    assert encoding.elsewhere.frequency_error == pytest.approx(0.87, abs=0.3)
+    assert encode(RopeScaling("yarn", factor=4), GEOMETRY, "qwen2", "runtime").name == "keys"
+    with pytest.raises(RopeError, match="cannot run llama3"):
+        encode(RopeScaling("llama3", factor=8), GEOMETRY, "qwen2", "runtime")
+
+
+def test_a_range_that_is_not_rounded_gets_the_nearest_bounds() -> None:
+    scaling = RopeScaling("yarn", factor=32, truncate=False)
+    geometry = RopeGeometry(64, 64, 150000.0, "neox", 4096)  # gpt-oss
+    encoding = encode(scaling, geometry, "qwen2", "runtime")
+    assert not encoding.exactness.is_exact
+    assert encoding.elsewhere is not None
+    assert encoding.elsewhere.frequency_error == pytest.approx(0.76, abs=0.01)
+    assert encoding.exactness.frequency_error == pytest.approx(0.324, abs=0.001)
+
+
+def last_logits(path: Path, parameters: dict[str, float]) -> np.ndarray[Any, Any]:
+    import ctypes
+
+    from ggext.runtime import llama
+    from ggext.runtime.engine import Model
+
+    lib = llama.lib()
+    with Model.open(path) as model:
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = 256
+        params.type_k = params.type_v = lib.GGML_TYPE_F32
+        params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        for name, value in parameters.items():
+            setattr(params, name, value)
+        context = lib.llama_init_from_model(model.open_handle(), params)
+        ids = (ctypes.c_int32 * len(TOKENS))(*TOKENS)
+        assert lib.llama_decode(context, lib.llama_batch_get_one(ids, len(TOKENS))) == 0
+        result = np.ctypeslib.as_array(lib.llama_get_logits(context), (model.n_vocab,)).copy()
+        lib.llama_free(context)
+    return result
+
+
+@pytest.mark.parametrize("betas", [(16.0, 2.0), (1.0, 1.0), (40.0, 0.01)])
+def test_a_context_with_the_parameters_computes_the_table(tmp_path: Path, betas: tuple[float, float]) -> None:
+    """The library with the betas of the runtime encoding, against rope_freqs with the same table."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.gguf.reader import read_gguf
+    from ggext.rope.decode import context_parameters
+
+    rope = RopeScaling("yarn", factor=4, beta_fast=betas[0], beta_slow=betas[1])
+    convert(ConvertOptions(write_random(tmp_path / "q.gguf", "qwen2"), tmp_path / "r.gguf", rope, encoding="runtime"))
+    parameters = context_parameters(read_gguf(tmp_path / "r.gguf").arch_keys())
+    assert set(parameters) == {"yarn_beta_fast", "yarn_beta_slow"}
+    model = write_random(tmp_path / "model.gguf", "llama")
+    convert(ConvertOptions(model, tmp_path / "tensor.gguf", rope, encoding="tensor"))
+    convert(ConvertOptions(model, tmp_path / "keys.gguf", RopeScaling("yarn", factor=4), encoding="keys"))
+    wanted = last_logits(tmp_path / "tensor.gguf", {})
+    assert np.abs(wanted - last_logits(tmp_path / "keys.gguf", parameters)).max() < 1e-3
+    assert np.abs(wanted - last_logits(tmp_path / "keys.gguf", {})).max() > 1e-2
+
+
+def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from ggext.cli import main
+
+    model = write_random(tmp_path / "model.gguf", "qwen2")
+    arguments = ["convert", str(model), str(tmp_path / "x.gguf"), "--yarn", "4", "--beta-slow", "0.1", "--dry-run"]
+    refused = CliRunner().invoke(main, arguments)
+    assert refused.exit_code == 1
+    told = CliRunner().invoke(main, [*arguments, "--encoding", "runtime"]).output
+    assert "encoding: runtime" in told
+    assert "in other programs: worst frequency error 0." in told
+    assert "not exact" not in told
+    assert "not exact" in CliRunner().invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"]).output

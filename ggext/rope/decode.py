@@ -26,6 +26,12 @@ LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
 #: not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
+#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's name of the
+#: context parameter. They work for every architecture.
+CONTEXT_PARAMETERS = {
+    "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
+    "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
+}
 _TYPES = ("none", "linear", "yarn", "longrope")
 
 
@@ -63,11 +69,14 @@ def decode(
     layout: Layout,
     arch: str,
     n_ctx: int | None = None,
+    *,
+    by_ggext: bool = False,
 ) -> RopeTable:
     """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
     factor tensors that the file holds. ``n_ctx``: tokens that the context has, by which llama.cpp picks one of
-    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own. Raises
-    ``RopeError`` for what llama.cpp would refuse.
+    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own.
+    ``by_ggext``: in a context with ``context_parameters``, which other programs do not set. Raises ``RopeError``
+    for what llama.cpp would refuse.
 
     A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
     geometry = geometry_of(keys, layout)
@@ -86,7 +95,7 @@ def decode(
         raise RopeError(f"rope.scaling.type is longrope and there is no {name}; llama.cpp would not scale at all")
     gain = float32(_real(keys, "rope.scaling.attn_factor", 1.0))
     if kind == "yarn":
-        fast, slow = _betas(keys, arch)
+        fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
         low, high = methods.yarn_correction_range(fast, slow, True, geometry.trained_context, geometry)
         # the kernel's own guard, which differs from the paper's where high ≤ low
         ramp = [min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))]
@@ -133,9 +142,21 @@ def scaling_type(keys: Mapping[str, Any]) -> str:
     return str(kind)
 
 
-def _betas(keys: Mapping[str, Any], arch: str) -> tuple[float, float]:
-    if not capability_of(arch).reads_betas:
-        return methods.YARN_BETA_FAST, methods.YARN_BETA_SLOW
+def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
+    """llama.cpp's context parameters that make a file exact whose architecture does not read the keys for it."""
+    parameters = {name: float32(_real(keys, key, 0.0)) for key, name in CONTEXT_PARAMETERS.items() if key in keys}
+    for name, value in parameters.items():
+        if not (math.isfinite(value) and value > 0):
+            raise RopeError(f"rope.ggext.{name} is {value}; it must be a number above 0")
+    return parameters
+
+
+def _betas(keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]) -> tuple[float, float]:
+    if parameters or not capability_of(arch).reads_betas:
+        return (
+            parameters.get("yarn_beta_fast", methods.YARN_BETA_FAST),
+            parameters.get("yarn_beta_slow", methods.YARN_BETA_SLOW),
+        )
     fast = _real(keys, BETA_FAST, methods.YARN_BETA_FAST)
     slow = _real(keys, BETA_SLOW, methods.YARN_BETA_SLOW)
     for key, value in ((BETA_FAST, fast), (BETA_SLOW, slow)):
