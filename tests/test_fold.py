@@ -173,8 +173,13 @@ def divergence(expected: Path, actual: Path) -> float:
     return float(kl.mean())
 
 
-@pytest.mark.parametrize(("arch", "fused"), [("llama", True), ("qwen2", False), ("qwen2", True), ("qwen3", False),
-                                             ("qwen3moe", False), ("qwen2moe", False)])  # fmt: skip
+FOLDED = [
+    ("llama", True), ("mistral3", False), ("qwen2", False), ("qwen2", True), ("qwen3", False), ("qwen3moe", False),
+    ("qwen2moe", False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arch", "fused"), FOLDED)
 def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arch: str, fused: bool) -> None:
     """Against the same model with the gain in its keys."""
     model = write_random(tmp_path / "model.gguf", arch, fused=fused)

@@ -65,9 +65,10 @@ NUMBER = _Number()
               help="Repeat the request in FILE; with a scaling option, write the request to FILE.")  # fmt: skip
 @click.option("--type", "type_", default="auto", metavar="TYPE", show_default=True,
               help="auto (as in the model), f32, f16, bf16, q8_0, or a K-quant such as Q4_K_M.")  # fmt: skip
-@click.option("--encoding", type=click.Choice(["auto", "keys", "tensor", "folded"]), default="auto", show_default=True,
-              help="How the scaling is written: metadata keys, frequency factors, or with the attention factor folded "
-              "into the query weights, which survives context shifts; auto is the simplest exact one.")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["auto", "keys", "tensor", "folded", "runtime"]), default="auto",
+              show_default=True, help="How the scaling is written: metadata keys; frequency factors; with the "
+              "attention factor folded into the query weights, which survives context shifts; or right in ggext "
+              "alone, where nothing else is exact. auto is the simplest exact one.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
@@ -188,6 +189,11 @@ def describe(plan: Plan) -> list[str]:
             f"encoding: {table.name}, worst frequency error {table.exactness.frequency_error:.1e}, "
             f"gain error {table.exactness.gain_error:.1e}, {'shift-safe' if table.shift_safe else 'not shift-safe'}"
         )
+        if table.elsewhere is not None:
+            lines.append(
+                f"in other programs: worst frequency error {table.elsewhere.frequency_error:.2g}"
+                + ("" if table.exactness.is_exact else "; in ggext it is the nearest that llama.cpp can do, not exact")
+            )
     if plan.quantize_to:
         lines.append(f"type: {plan.quantize_to} by llama.cpp's quantizer")
     return lines + [f"note: {note}" for note in plan.notes]

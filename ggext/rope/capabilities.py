@@ -1,7 +1,8 @@
 """What llama.cpp's code for an architecture does with RoPE, where architectures differ.
 
-Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout and
-``load_arch_tensors`` for rope_freqs.
+Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout,
+``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys. ``tests/test_rope_capabilities.py`` derives
+every entry again from what the installed library does with a tiny model of the architecture.
 """
 
 from __future__ import annotations
@@ -19,16 +20,23 @@ LLAMA_CPP = "0c1e57098"
 class RopeCapability:
     """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
     ``loads_rope_factors``: with the scaling type longrope it accepts ``rope_factors_long.weight`` and ``_short``.
+    ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
+    says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
     ``query_norm``: a norm of each head stands between the query's projection and its rotation."""
 
     layout: Layout
     loads_rope_freqs: bool
     loads_rope_factors: bool = False
+    reads_betas: bool = False
+    reads_log_multiplier: bool = False
     query_norm: bool = False
 
 
-_CAPABILITIES = {
+CAPABILITIES = {
     "llama": RopeCapability("norm", loads_rope_freqs=True, loads_rope_factors=True),
+    "mistral3": RopeCapability(
+        "norm", loads_rope_freqs=True, loads_rope_factors=True, reads_betas=True, reads_log_multiplier=True
+    ),
     "qwen2": RopeCapability("neox", loads_rope_freqs=False),
     "qwen2moe": RopeCapability("neox", loads_rope_freqs=False),
     "qwen3": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
@@ -38,9 +46,9 @@ _CAPABILITIES = {
 
 def capability_of(arch: str) -> RopeCapability:
     """Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
-    if arch not in _CAPABILITIES:
+    if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; known: "
-            f"{', '.join(_CAPABILITIES)}"
+            f"{', '.join(CAPABILITIES)}"
         )
-    return _CAPABILITIES[arch]
+    return CAPABILITIES[arch]

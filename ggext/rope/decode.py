@@ -21,9 +21,17 @@ ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 #: Every tensor that ``decode`` looks at.
 FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
+BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
+LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
 #: not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
+#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's name of the
+#: context parameter. They work for every architecture.
+CONTEXT_PARAMETERS = {
+    "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
+    "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
+}
 _TYPES = ("none", "linear", "yarn", "longrope")
 
 
@@ -61,11 +69,14 @@ def decode(
     layout: Layout,
     arch: str,
     n_ctx: int | None = None,
+    *,
+    by_ggext: bool = False,
 ) -> RopeTable:
     """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
     factor tensors that the file holds. ``n_ctx``: tokens that the context has, by which llama.cpp picks one of
-    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own. Raises
-    ``RopeError`` for what llama.cpp would refuse.
+    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own.
+    ``by_ggext``: in a context with ``context_parameters``, which other programs do not set. Raises ``RopeError``
+    for what llama.cpp would refuse.
 
     A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
     geometry = geometry_of(keys, layout)
@@ -84,14 +95,13 @@ def decode(
         raise RopeError(f"rope.scaling.type is longrope and there is no {name}; llama.cpp would not scale at all")
     gain = float32(_real(keys, "rope.scaling.attn_factor", 1.0))
     if kind == "yarn":
-        low, high = methods.yarn_correction_range(
-            methods.YARN_BETA_FAST, methods.YARN_BETA_SLOW, True, geometry.trained_context, geometry
-        )
+        fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
+        low, high = methods.yarn_correction_range(fast, slow, True, geometry.trained_context, geometry)
         # the kernel's own guard, which differs from the paper's where high ≤ low
         ramp = [min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))]
         inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
         # context: get_mscale / (1 + 0.1 ln f); kernel: · (1 + 0.1 ln f); they leave get_mscale
-        gain *= methods.yarn_gain(1 / scale)
+        gain *= methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, _log_multiplier(keys, arch))
     else:
         inv_freq = [w * scale for w in inv_freq]
     gain *= math.sqrt(query_scale(keys))
@@ -129,10 +139,38 @@ def scaling_type(keys: Mapping[str, Any]) -> str:
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in _TYPES:
         raise RopeError(f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}")
-    for key in ("rope.scaling.yarn_log_multiplier",):
-        if _real(keys, key, 0.0) != 0.0:
-            raise RopeError(f"{key} is set; ggext does not read it yet")
     return str(kind)
+
+
+def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
+    """llama.cpp's context parameters that make a file exact whose architecture does not read the keys for it."""
+    parameters = {name: float32(_real(keys, key, 0.0)) for key, name in CONTEXT_PARAMETERS.items() if key in keys}
+    for name, value in parameters.items():
+        if not (math.isfinite(value) and value > 0):
+            raise RopeError(f"rope.ggext.{name} is {value}; it must be a number above 0")
+    return parameters
+
+
+def _betas(keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]) -> tuple[float, float]:
+    if parameters or not capability_of(arch).reads_betas:
+        return (
+            parameters.get("yarn_beta_fast", methods.YARN_BETA_FAST),
+            parameters.get("yarn_beta_slow", methods.YARN_BETA_SLOW),
+        )
+    fast = _real(keys, BETA_FAST, methods.YARN_BETA_FAST)
+    slow = _real(keys, BETA_SLOW, methods.YARN_BETA_SLOW)
+    for key, value in ((BETA_FAST, fast), (BETA_SLOW, slow)):
+        if not (math.isfinite(value) and value > 0):
+            raise RopeError(f"{key} is {value}; it must be a number above 0")
+    return float32(fast), float32(slow)
+
+
+def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
+    """0 where the architecture does not read it: then nothing is divided."""
+    value = _real(keys, LOG_MULTIPLIER, 0.0) if capability_of(arch).reads_log_multiplier else 0.0
+    if not (math.isfinite(value) and value >= 0):
+        raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
+    return float32(value)
 
 
 def _frequency_scale(keys: Mapping[str, Any]) -> float:

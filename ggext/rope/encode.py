@@ -8,6 +8,7 @@ function in ``_ENCODERS``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,11 +17,23 @@ from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
-from ggext.rope.decode import FACTOR_TENSORS, QUERY_SCALE, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, decode, float32
+from ggext.rope.decode import (
+    BETA_FAST,
+    BETA_SLOW,
+    CONTEXT_PARAMETERS,
+    FACTOR_TENSORS,
+    LOG_MULTIPLIER,
+    QUERY_SCALE,
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    decode,
+    float32,
+)
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-EncodingName = Literal["keys", "tensor", "folded"]
-ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded")
+EncodingName = Literal["keys", "tensor", "folded", "runtime"]
+ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 
 
 #: Methods whose table depends on the length of the text: no single table stands for them.
@@ -37,13 +50,15 @@ class Encoding:
     """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int = u32,
     float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the wanted table
     against what llama.cpp makes of these. ``query_scale``: what the query weights must be multiplied by.
-    ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation."""
+    ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation. ``elsewhere``: against what programs
+    make of it that do not set ggext's context parameters, ``None`` where there are none."""
 
     name: EncodingName
     keys: dict[str, str | int | float]
     exactness: Comparison
     kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    elsewhere: Comparison | None = None
 
     @property
     def query_scale(self) -> float:
@@ -59,16 +74,19 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
     """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be made to do it.
 
     A gain is folded only where that is asked for, since it changes weights; without a gain ``folded`` is what the
-    simplest encoding is.
+    simplest encoding is. ``runtime`` is the simplest exact one too where there is one; else it is right in ggext's
+    own contexts alone, or as near as they can be (``exactness`` tells).
     """
     if scaling.method in _NOT_BAKED:
         raise RopeError(_NOT_BAKED[scaling.method])
     wanted = methods.make_table(scaling, geometry)
     if name == "folded" and wanted.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, wanted)
-    candidates = _candidates(scaling, geometry, arch, wanted, None if name == "folded" else name)
+    candidates = _candidates(scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name)
     best = min(candidates, key=lambda c: (not c.exactness.is_exact, c.exactness.frequency_error))
     exact = next((c for c in candidates if c.exactness.is_exact), None)
+    if exact is None and name == "runtime" and scaling.method == "yarn":
+        return _with_context_parameters(candidates[0], wanted, scaling, geometry, arch)
     if exact is None:
         raise RopeError(_inexact(best, scaling, arch, name))
     return exact
@@ -87,6 +105,8 @@ def _candidates(
     for kind, encoder in _ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or loads):
             keys, tensors = encoder(scaling, geometry, wanted)
+            if kind == "keys" and capability.reads_betas:
+                keys |= _betas(scaling)
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(keys, tensors, geometry.layout, arch).attention_factor
@@ -119,6 +139,35 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
     exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors)
     return Encoding("folded", keys, exactness, carrier.kernel_gain, carrier.tensors)
+
+
+def _with_context_parameters(
+    nearest: Encoding, wanted: RopeTable, scaling: RopeScaling, geometry: RopeGeometry, arch: str
+) -> Encoding:
+    """The standard keys, and the betas for ggext's own contexts.
+
+    llama.cpp floors and ceils the range of blended pairs whoever sets the betas: for a range that is not to be
+    rounded (``truncate: false``) the bounds with the smallest worst error are taken, which are not the next ones
+    (gpt-oss: 32 % with pairs 3 and 18, 57 % with those next to its 8.1 and 17.4). The betas lie in the middle between
+    two bounds, where float32 cannot round to the wrong one.
+    """
+    low, high = methods.yarn_correction_range(
+        scaling.beta_fast or methods.YARN_BETA_FAST, scaling.beta_slow or methods.YARN_BETA_SLOW,
+        scaling.truncate is not False, methods.original_context(scaling, geometry), geometry,
+    )  # fmt: skip
+    firsts, lasts = range(math.ceil(low) + 2), range(math.floor(high) - 1, math.ceil(high) + 8)
+    if scaling.truncate is not False:  # whole numbers already
+        firsts, lasts = range(round(low), round(low) + 1), range(round(high), round(high) + 1)
+    best: Encoding | None = None
+    for first in firsts:
+        for last in lasts:
+            betas = [methods.yarn_rotations(pair, scaling, geometry) for pair in (first + 0.5, last - 0.5)]
+            keys = nearest.keys | dict(zip(CONTEXT_PARAMETERS, betas, strict=True))
+            exactness = compare(wanted, decode(keys, {}, geometry.layout, arch, by_ggext=True))
+            if best is None or exactness.frequency_error < best.exactness.frequency_error:
+                best = Encoding("runtime", keys, exactness, nearest.kernel_gain, {}, elsewhere=nearest.exactness)
+    assert best is not None
+    return best
 
 
 def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) -> str:
@@ -158,6 +207,11 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
     return keys, {}
 
 
+def _betas(scaling: RopeScaling) -> dict[str, str | int | float]:
+    given = {BETA_FAST: scaling.beta_fast, BETA_SLOW: scaling.beta_slow}
+    return {key: float(value) for key, value in given.items() if value is not None}
+
+
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
     factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear. LongRoPE has two
@@ -188,7 +242,7 @@ _ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _
 SCALING_KEYS = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
-    "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
-    "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_log_multiplier", QUERY_SCALE,
+    "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, QUERY_SCALE,
+    *CONTEXT_PARAMETERS,
 )  # fmt: skip
 SCALING_TENSORS = FACTOR_TENSORS

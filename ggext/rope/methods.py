@@ -202,6 +202,12 @@ def yarn_correction_range(
     return max(low, 0), min(high, geometry.n_rot - 1)
 
 
+def yarn_rotations(pair: float, scaling: RopeScaling, geometry: RopeGeometry) -> float:
+    """The beta r whose c(r) is ``pair``: turns of that pair in the original context."""
+    turning = math.pow(geometry.base, -2 * pair / geometry.n_rot)
+    return original_context(scaling, geometry) * turning / (2 * math.pi)
+
+
 def yarn_ramp(low: float, high: float, pairs: int) -> list[float]:
     """Share of interpolation of each pair: 0 up to ``low``, 1 from ``high``, linear between."""
     if low == high:
