@@ -14,7 +14,7 @@ for_dev := $(venv)/.installed-dev-$(place)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test install lint format types c-strict wheel clean
+.PHONY: help demo test install lint format types c-strict sanitize wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -45,6 +45,9 @@ c-strict: $(python) ## build the C extension with all warnings as errors
 	@$(python) -m pip wheel . --no-deps --disable-pip-version-check --quiet --wheel-dir $(venv)/c-strict \
 	    --config-settings=cmake.define.GGEXT_WERROR=ON
 	@echo "C build with warnings as errors: clean"
+
+sanitize: $(for_dev) ## run the C extension's tests under the address and undefined-behaviour sanitizers
+	@.ci/sanitize $(python) $(venv)/sanitize
 
 wheel: $(python) ## build the wheel into dist/
 	$(python) -m pip wheel . --no-deps --disable-pip-version-check --wheel-dir dist
