@@ -107,8 +107,8 @@ def test_quantized_weights_make_no_difference(files: dict[str, Path], tmp_path: 
 def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream: Path) -> None:
     result = ggext("verify", upstream)
     assert result.exit_code == 1
-    assert "pair 6 of 16 (dimensions 12 and 13, wavelength 794.8 tokens)" in result.stdout
-    assert "0.007906 rad a token wanted, 0.01129 executed (×1.429); 6 of 16 pairs are off" in result.stdout
+    assert "pair 7 of 16 (dimensions 14 and 15, wavelength 516.1 tokens)" in result.stdout
+    assert "0.01217 rad a token wanted, 0.02029 executed (×1.667); 8 of 16 pairs are off" in result.stdout
     assert "wanted 1, executed 1.138629, in 6 of 6 nodes" in result.stdout
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in result.stdout
     unread = "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
@@ -124,7 +124,7 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
         ("yarn", "scaling.type", "linear", "the operation runs without it: rope.scaling.type must be yarn"),
         ("yarn", "scaling.original_context_length", 512, "original context 256 wanted, 512 executed"),
         ("linear", "scaling.type", "yarn", "linear is wanted, and the operation runs YaRN"),
-        ("linear", "freq_base", 500000.0, "base 10000 wanted, 500000 executed"),
+        ("linear", "freq_base", 500000.0, "base 1000 wanted, 500000 executed"),
         ("linear-gain", "scaling.attn_factor", 1.0, "attn_factor is 1; rope.scaling.attn_factor must be 1.2"),
         ("ntk", "freq_base", 10000.0, "10000 executed (rope.freq_base)"),
     ],

@@ -72,7 +72,9 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
 
     found: list[Turn] = []
     tokens = sample_tokens(model, _FIRST)
-    with Probe(model, _CELLS, lambda node: found.append(_turn(node, wanted))) as probe:
+    # LongRoPE's table goes by the cells that a context has
+    cells = max(_CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
+    with Probe(model, cells, lambda node: found.append(_turn(node, wanted))) as probe:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)

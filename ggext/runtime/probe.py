@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_BATCH = 256
+
+
 class Probe:
     """A context of ``n_ctx`` cells over a model, keys and values float32; ``sink`` gets the ROPE nodes.
 
@@ -31,7 +34,11 @@ class Probe:
         self._flag, abort = llama.abort_flag()
         # 16-bit keys would round what is measured; flash attention is a kernel of its own
         options = SessionOptions(
-            n_ctx=n_ctx, n_batch=n_ctx, kv_type="f32", flash_attention=False, eval_callback=self._watcher.callback
+            n_ctx=n_ctx,
+            n_batch=min(n_ctx, _BATCH),
+            kv_type="f32",
+            flash_attention=False,
+            eval_callback=self._watcher.callback,
         )
         self._context = new_context(model, options, abort, ctypes.addressof(self._flag)).handle
         self._memory = self._lib.llama_get_memory(self._context)
