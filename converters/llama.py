@@ -7,12 +7,24 @@ from typing import Any
 
 from ggext.converters.base import Family, TensorRule, half_split_to_adjacent
 
+from ggext.errors import CheckpointError
+from ggext.rope.config import CheckpointRope
+
 
 class Llama(Family):
     arch = "llama"
 
     def check(self) -> None:
         self.require("hidden_act", "silu", "llama.cpp's architecture llama uses silu; this model is another family")
+
+    def rope(self) -> CheckpointRope:
+        rope = super().rope()
+        if rope.geometry.n_rot != self.head_dim:
+            raise CheckpointError(
+                f"{self.config.source}: {rope.geometry.n_rot} of {self.head_dim} dimensions are rotated "
+                f"(partial_rotary_factor); llama.cpp's architecture {self.arch} rotates all"
+            )
+        return rope
 
     def metadata(self) -> dict[str, Any]:
         epsilon = self.config.number("rms_norm_eps", default=1e-6)

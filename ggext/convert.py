@@ -81,6 +81,8 @@ def plan(options: ConvertOptions) -> Plan:
     if scaling is not None:
         geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
         encoding = encode(scaling, geometry, source.arch, options.encoding)
+        if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
+            notes.append(f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says it all")
         tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
         fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 

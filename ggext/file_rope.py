@@ -9,12 +9,14 @@ from ggext.rope.decode import FACTOR_TENSORS, decode
 from ggext.rope.scaling import RopeTable
 
 
-def effective_table(gguf: GgufFile, n_ctx: int | None = None) -> RopeTable:
+def effective_table(gguf: GgufFile, n_ctx: int | None = None, *, by_ggext: bool = False) -> RopeTable:
     """The table that llama.cpp computes from a file, in a context of ``n_ctx`` tokens (``None``: the file's own).
-    Raises ``RopeError`` where it, or ggext, cannot."""
+
+    ``by_ggext``: in ggext's own contexts, which set what the file keeps for them (``context_parameters``). Raises
+    ``RopeError`` where llama.cpp, or ggext, cannot."""
     layout = capability_of(gguf.arch).layout
     try:
-        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx)
+        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx, by_ggext)
     except RopeError as error:
         raise RopeError(f"{gguf.path}: {error}") from None
 

@@ -9,6 +9,7 @@ measured (``Rounding``).
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,10 @@ def fold_query(
     if not isinstance(n_heads, int) or not isinstance(n_layers, int):
         raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
     names = ("attn_q_norm.weight",) if capability_of(arch).query_norm else _PROJECTIONS
-    wanted = {f"blk.{layer}.{name}" for layer in range(n_layers) for name in names}
-    folded = [_scaled(t, geometry, n_heads, ratio) if t.name in wanted else t for t in tensors]
+    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
+    folded = [_scaled(t, geometry, n_heads, ratio) if wanted.fullmatch(t.name) else t for t in tensors]
     reached = {t.name.split(".")[1] for t in folded if t.row_scale is not None and t.name.endswith(".weight")}
+    # the file's own count, which may be absurd: the loop ends at the first layer that is not there
     missing = next((layer for layer in range(n_layers) if str(layer) not in reached), None)
     if missing is not None:
         raise RopeError(

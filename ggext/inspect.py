@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,8 @@ from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import ROPE_FREQS, geometry_of, scaling_type
+from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.decode import ROPE_FREQS, context_parameters, decode, geometry_of, query_scale, scaling_type
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
@@ -36,7 +37,8 @@ class Pair:
 class Inspection:
     """``rope``: the table at the file's own context; ``short_rope``: another one in a context that is made for no
     more than the trained length (LongRoPE). ``None`` with the reason in ``rope_unknown`` where ggext cannot read the
-    file's scaling.
+    file's scaling. ``shift_safe``: whether the cached keys survive a context shift. ``context_parameters``: what
+    ggext makes its contexts with for this file and other programs do not.
     Contexts in tokens, ``size`` in bytes. ``method``: the recipe's, or what the keys say."""
 
     path: str
@@ -53,6 +55,8 @@ class Inspection:
     short_rope: RopeTable | None
     geometry: RopeGeometry | None
     rope_unknown: str = ""
+    shift_safe: bool = True
+    context_parameters: dict[str, float] = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -69,11 +73,14 @@ def inspect(path: Path) -> Inspection:
     """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not raised."""
     gguf = read_gguf(path)
     recipe, table, short, geometry, unknown = None, None, None, None, ""
+    shift_safe, parameters_of_context = True, {}
     try:
         recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
         table = effective_table(gguf)
         short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
         geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), capability_of(gguf.arch).layout)
+        shift_safe = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        parameters_of_context = context_parameters(gguf.arch_keys())
     except RopeError as error:
         unknown = str(error)
     parameters = sum(math.prod(t.shape) for t in gguf.tensors.values())
@@ -83,7 +90,8 @@ def inspect(path: Path) -> Inspection:
         parameters=parameters, types=dict(Counter(type_name(t.type) for t in gguf.tensors.values()).most_common()),
         recipe=recipe, method=_method(gguf, recipe, unknown),
         trained_context=geometry.trained_context if geometry else context, context=context,
-        rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown,
+        rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown, shift_safe=shift_safe,
+        context_parameters=parameters_of_context,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
-from ggext.proof.table import check_table, what_is_wanted
+from ggext.proof.table import check_table, in_other_programs, what_is_wanted
 from ggext.rope.scaling import RopeTable
 from ggext.sources import named_model
 
@@ -59,9 +59,10 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(path)
-    run = _Run(gguf, effective_table(gguf), what_is_wanted(gguf, reference), notes, progress)
+    run = _Run(gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress)
     if "table" in chosen:
         run.checks += check_table(run.wanted.table, run.effective)
+        notes += in_other_programs(gguf, run.wanted.table)
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)
     if "kernel" in chosen:

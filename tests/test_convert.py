@@ -344,6 +344,7 @@ def edit_config(folder: Path, **values: Any) -> None:
         ({"rope_parameters": None, "rope_scaling": {"type": "magic", "factor": 2}}, "rope type 'magic' is unknown"),
         ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, "factor is -1; it must be above 0"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "dynamic NTK"),
+        ({"partial_rotary_factor": 0.5}, "16 of 32 dimensions are rotated (partial_rotary_factor)"),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
         ({"model_type": "mistral", "sliding_window": 16}, "sliding_window is 16"),
         ({"vocab_size": 10}, "has the shape [320, 128]"),

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import make_llama
 from tiny_gguf import HEAD, N_HEADS, write_random
 
@@ -49,6 +51,14 @@ def test_the_kernel_has_no_gain_left(scaling: RopeScaling, arch: str, carried_by
     without = {k: v for k, v in encoding.keys.items() if k != QUERY_SCALE}
     kernel = decode(without, encoding.tensors, "norm", arch)
     assert kernel.attention_factor == pytest.approx(1.0, abs=2e-7)
+
+
+@given(gain=st.floats(0.1, 10), factor=st.floats(1, 64), beta=st.none() | st.floats(2, 64))
+def test_every_gain_can_be_folded(gain: float, factor: float, beta: float | None) -> None:
+    scaling = RopeScaling("yarn", factor=factor, beta_fast=beta, attention_factor=gain)
+    encoding = encode(scaling, GEOMETRY, "llama", "folded")
+    assert encoding.exactness.is_exact
+    assert encoding.shift_safe
 
 
 def test_which_encodings_are_shift_safe() -> None:
@@ -215,6 +225,8 @@ def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Pat
     assert scale.reshape(N_HEADS, HEAD).tolist() == [[1.3] * 8 + [1.0] * 8] * N_HEADS
     with pytest.raises(RopeError, match="layer 2 has none of"):
         fold_query(source.tensors, "qwen2", geometry, N_HEADS, 3, 1.3)
+    with pytest.raises(RopeError, match="layer 2 has none of"):  # at once, however many the file claims
+        fold_query(source.tensors, "qwen2", geometry, N_HEADS, 1 << 32, 1.3)
     with pytest.raises(RopeError, match="layers that are alike"):
         fold_query(source.tensors, "qwen2", geometry, [4, 2], 2, 1.3)
 
@@ -275,6 +287,7 @@ def test_quantized_files_are_folded_in_their_block_scales(tmp_path: Path, kind: 
     assert "folding: rounding of the query weights rms" in result.output
     cost, quantizing = divergence(keys.path, tmp_path / "f.gguf"), divergence(exact.path, keys.path)
     assert cost < quantizing / 10
+    assert divergence(exact.path, tmp_path / "f.gguf") < 1.2 * quantizing
 
 
 def test_a_checkpoint_is_folded_before_it_is_quantized(checkpoint: Path, tmp_path: Path) -> None:
@@ -352,5 +365,9 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     assert "encoding: folded" in run("--yarn", "4", "--encoding", "folded", "--dry-run")
     assert "not shift-safe" not in run("--yarn", "4", "--encoding", "folded", "--dry-run")
     assert "is not one of" in run("--yarn", "4", "--encoding", "magic")
+    assert "nothing for --encoding folded to do: keys says it all" in run("--linear", "4", "--encoding", "folded")
+    for encoding, words in (("folded", "attention factor 1.13863, shift-safe"), ("keys", "1.13863, not shift-safe")):
+        bake(checkpoint, tmp_path / f"{encoding}.gguf", YARN, encoding)  # type: ignore[arg-type]
+        assert words in CliRunner().invoke(main, ["inspect", str(tmp_path / f"{encoding}.gguf")]).output
     with pytest.raises(GgextError, match="cannot run yarn"):
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))

@@ -239,3 +239,7 @@ def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
     assert "in other programs: worst frequency error 0." in told
     assert "not exact" not in told
     assert "not exact" in CliRunner().invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"]).output
+    written = ["convert", str(model), str(tmp_path / "y.gguf"), "--yarn", "4", "--beta-slow", "0.1"]
+    assert CliRunner().invoke(main, [*written, "--encoding", "runtime"]).exit_code == 0
+    inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "y.gguf")]).output
+    assert "as other programs read it; ggext sets yarn_beta_fast" in inspected

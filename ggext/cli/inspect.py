@@ -47,8 +47,12 @@ def in_words(result: Inspection) -> str:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     lines.append(
         f"rope          {_method_words(result)}, base {result.geometry.base:g}, {result.geometry.n_rot} of "
-        f"{result.geometry.head_dim} dimensions, attention factor {result.rope.attention_factor:.6g}"
+        f"{result.geometry.head_dim} dimensions, attention factor {result.rope.attention_factor:.6g}, "
+        f"{'' if result.shift_safe else 'not '}shift-safe"
     )
+    if result.context_parameters:
+        values = ", ".join(f"{name} {value:.6g}" for name, value in result.context_parameters.items())
+        lines.append(f"              as other programs read it; ggext sets {values}")
     if result.short_rope is not None:
         lines.append(
             f"              another table in a context made for at most {result.trained_context:,} tokens (llama.cpp "

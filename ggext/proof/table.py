@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import UsageError
+from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile
 from ggext.proof.report import Check, Wanted
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
-from ggext.rope.decode import query_scale
+from ggext.rope.decode import context_parameters, query_scale
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
 from ggext.sources import shown
@@ -54,4 +55,15 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
         Check("table", "frequency error, relative", result.frequency_error, EXACT_FREQUENCY, where),
         Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
         Check("table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"),
+    ]
+
+
+def in_other_programs(gguf: GgufFile, wanted: RopeTable) -> list[str]:
+    """A line on what programs make of a file that is right in ggext's own contexts alone; else nothing."""
+    if not context_parameters(gguf.arch_keys()):
+        return []
+    elsewhere = compare(wanted, effective_table(gguf))
+    return [
+        f"other llama.cpp programs do not set the context parameters that ggext sets for this file: their frequencies "
+        f"are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"
     ]

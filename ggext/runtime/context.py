@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
+from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.model import Model
 
@@ -54,7 +55,7 @@ class Context:
 
 
 def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: int) -> Context:
-    """Makes a context, which the caller frees. RoPE is left as the file says.
+    """Makes a context, which the caller frees. RoPE is as the file says.
 
     `abort` and `abort_data` are an abort callback and the address that it reads. Raises ModelError
     when the memory does not suffice or the model keeps no tokens.
@@ -64,6 +65,8 @@ def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: i
     n_ctx, notices = _length(model, options, n_batch)
     n_batch = min(n_batch, n_ctx)
     params = module.llama_context_default_params()
+    for name, value in context_parameters(model.header.arch_keys()).items():
+        setattr(params, name, value)
     params.n_ctx = n_ctx
     params.n_batch = params.n_ubatch = n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
