@@ -95,17 +95,17 @@ static PyObject *py_worst_error(PyObject *module, PyObject *arguments)
                          (Py_ssize_t)worst.dimension);
 }
 
-PyDoc_STRVAR(use_vectors_doc, "use_vectors(allow, /)\n--\n\n"
-                              "Allow vector instructions beyond the build's own, or not: for tests and measurements. "
-                              "Return whether they were in use. No result depends on it.");
+PyDoc_STRVAR(use_vectors_doc, "use_vectors(level, /)\n--\n\n"
+                              "Allow vector instructions up to a level: 0 the build's own, 1 AVX2, 2 AVX-512. For tests "
+                              "and measurements: no result depends on it. Return the level in use before.");
 
 static PyObject *py_use_vectors(PyObject *module, PyObject *arguments)
 {
     (void)module;
-    int allow;
-    if (!PyArg_ParseTuple(arguments, "p:use_vectors", &allow))
+    int level;
+    if (!PyArg_ParseTuple(arguments, "i:use_vectors", &level))
         return NULL;
-    return PyBool_FromLong(ggext_use_vectors(allow != 0));
+    return PyLong_FromLong(ggext_use_vectors(level));
 }
 
 static PyMethodDef methods[] = {

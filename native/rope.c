@@ -18,48 +18,57 @@ enum { BLOCK = 64 };
 #define INDEPENDENT
 #endif
 
-/* A slice's function NAME is compiled twice where the build must also run on x86-64 processors of 2003: as
- * NAME_plain, and as NAME_wide with the instructions of 2013. CHOSEN(NAME) is what this processor has. */
+/* A slice's function NAME is compiled as NAME_0 for every processor of the build's kind and, since a build for x86-64
+ * must run on those of 2003 too, as NAME_1 for those of 2013 and NAME_2 for those of 2017. CHOSEN(NAME) is the best that
+ * this processor has and that is allowed. */
+#define COMPILE_ONE(name)                                                                                              \
+    (void *context, size_t part, size_t begin, size_t end)                                                             \
+    {                                                                                                                  \
+        name(context, part, begin, end);                                                                               \
+    }
 #if defined(__x86_64__) && defined(__GNUC__)
 #define COMPILE(name)                                                                                                  \
-    static void name##_plain(void *context, size_t part, size_t begin, size_t end)                                     \
-    {                                                                                                                  \
-        name(context, part, begin, end);                                                                               \
-    }                                                                                                                  \
-    __attribute__((target("avx2,fma"))) static void name##_wide(void *context, size_t part, size_t begin, size_t end)  \
-    {                                                                                                                  \
-        name(context, part, begin, end);                                                                               \
-    }
-#define CHOSEN(name) (has_vectors() ? name##_wide : name##_plain)
+    static void name##_0 COMPILE_ONE(name)                                                                             \
+    __attribute__((target("avx2,fma"))) static void name##_1 COMPILE_ONE(name)                                         \
+    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))) static void name##_2 COMPILE_ONE(name)      \
+    static const ggext_slice name##_levels[] = {name##_0, name##_1, name##_2};
+#define CHOSEN(name) name##_levels[vector_level()]
 
-static atomic_bool vectors_allowed = true;
-
-static bool has_vectors(void)
+static int supported_level(void)
 {
     __builtin_cpu_init();
-    return atomic_load(&vectors_allowed) && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-}
-
-bool ggext_use_vectors(bool allow)
-{
-    bool before = has_vectors();
-    atomic_store(&vectors_allowed, allow);
-    return before;
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
+        return 0;
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
+               ? 2
+               : 1;
 }
 #else
-#define COMPILE(name)                                                                                                  \
-    static void name##_plain(void *context, size_t part, size_t begin, size_t end)                                     \
-    {                                                                                                                  \
-        name(context, part, begin, end);                                                                               \
-    }
-#define CHOSEN(name) name##_plain
+#define COMPILE(name) static void name##_0 COMPILE_ONE(name)
+#define CHOSEN(name) name##_0
 
-bool ggext_use_vectors(bool allow)
+static int supported_level(void)
 {
-    (void)allow;
-    return false;
+    return 0;
 }
 #endif
+
+static atomic_int allowed_level = 2;
+
+static int vector_level(void)
+{
+    int supported = supported_level();
+    int allowed = atomic_load(&allowed_level);
+    return allowed < supported ? allowed : supported;
+}
+
+int ggext_use_vectors(int level)
+{
+    int before = vector_level();
+    atomic_store(&allowed_level, level < 0 ? 0 : level);
+    return before;
+}
 
 struct block {
     size_t begin;

@@ -188,7 +188,7 @@ def test_every_type_is_rounded_once(dtype, layout, inverse, dim, n_rot) -> None:
     assert worst.error == pytest.approx(error.max(), rel=0, abs=1e-9)
 
 
-@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("vectors", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
     """By angle 0 every value comes back; by a gain of 1/2 and 3/2, all roundings of ties and tiny values."""
@@ -216,13 +216,13 @@ def test_vector_instructions_change_no_bit(dtype, layout) -> None:
     rows = as_type(dtype, random_rows(40, 3, 150) * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)))
     arguments = (np.arange(40) * 1001 - 20_000, frequencies(146), 1.25, layout)
     results = []
-    for allow in (True, False):
-        before = _native.use_vectors(allow)
+    for level in (0, 1, 2):
+        before = _native.use_vectors(level)
         try:
             results.append(rotate(rows, *arguments, dtype=dtype).tobytes())
         finally:
             _native.use_vectors(before)
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
