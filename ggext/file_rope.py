@@ -16,7 +16,7 @@ def effective_table(gguf: GgufFile, n_ctx: int | None = None, *, by_ggext: bool 
     ``RopeError`` where llama.cpp, or ggext, cannot."""
     layout = capability_of(gguf.arch).layout
     try:
-        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx, by_ggext)
+        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx, by_ggext=by_ggext)
     except RopeError as error:
         raise RopeError(f"{gguf.path}: {error}") from None
 

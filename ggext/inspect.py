@@ -15,7 +15,7 @@ from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import ROPE_FREQS, context_parameters, decode, geometry_of, query_scale, scaling_type
+from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, scaling_type
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 

@@ -32,7 +32,7 @@ VERBS = 1
 ONLY = {"rope": {"errors", "native"}, "gguf": {"errors", "native"}}
 # Packages that only the named parts import.
 KEPT_IN = {
-    "llama_cpp": {"runtime", "verify"},
+    "llama_cpp": {"runtime"},
     "torch": {"checkpoint", "reference"},  # pickles, and the judge of verify --reference
     "transformers": {"reference"},
     "rich": {"terminal"},

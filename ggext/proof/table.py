@@ -63,7 +63,5 @@ def in_other_programs(gguf: GgufFile, wanted: RopeTable) -> list[str]:
     if not context_parameters(gguf.arch_keys()):
         return []
     elsewhere = compare(wanted, effective_table(gguf))
-    return [
-        f"other llama.cpp programs do not set the context parameters that ggext sets for this file: their frequencies "
-        f"are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"
-    ]
+    line = "other llama.cpp programs do not set the context parameters that ggext sets for this file: their frequencies"
+    return [f"{line} are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"]
