@@ -174,3 +174,20 @@ def test_version_and_data_are_the_distribution_s() -> None:
     assert ggext.__version__ == metadata.version("ggext")
     assert resources.files("ggext").joinpath("py.typed").is_file()
     assert resources.files("ggext").joinpath("data").is_dir()
+
+
+def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word by word, on the embedded model in place of MODEL."""
+    import shutil
+
+    from ggext.sources import DEMO_MODEL
+
+    pytest.importorskip("transformers")
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("```python\n")[1].split("```")[0]
+    shutil.copytree(DEMO_MODEL, tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    told: list[object] = []
+    exec(code, {"print": lambda *values: told.extend(values)})
+    assert told[0] is True
+    assert (tmp_path / "model-16k.gguf").exists()

@@ -55,7 +55,8 @@ def as_table(report: Report) -> str:
     lines += [f"why ({c.level}, {c.quantity}): {c.why}" for c in report.checks if c.why]
     lines += _kernels(report)
     lines += [f"note: {note}" for note in report.notes]
-    lines.append("all within tolerance" if report.passed else "NOT within tolerance")
+    rolling = ", as long as nobody rolls its context" if report.shift_safe is False else ""
+    lines.append(f"all within tolerance{rolling}" if report.passed else "NOT within tolerance")
     return "\n".join(lines)
 
 

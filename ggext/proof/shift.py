@@ -86,7 +86,8 @@ def check_shift(rows: list[ShiftRow], required: bool) -> Check:
     divergences = ", ".join(f"{row.kl:.1e}" for row in rows)
     safe = change <= TOLERANCE
     verdict = "safe" if safe else "not safe"
-    why = "" if safe else "each shift applies the gain to the cached keys again: do not roll the context of this file"
+    reason = "each shift applies the gain to the cached keys again: do not roll the context of this file"
+    why = "" if safe else f"{reason}, or bake it with --encoding folded"
     return Check(
         "shift", f"norm of cached keys after {len(rows)} shifts, change", change, TOLERANCE,
         f"{verdict} to roll: {norms}; KL from a fresh evaluation {divergences} nats", why, required,

@@ -178,6 +178,7 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what its "
         "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
+        + ("; or --encoding runtime, which is right in ggext alone" if scaling.method == "yarn" else "")
     )
 
 
