@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
 from ggext.errors import ContextFullError, ModelError, UsageError
 from ggext.runtime import llama
+from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, new_context
 from ggext.runtime.model import CancelledError, Model
 from ggext.runtime.sampling import REPEAT_WINDOW, Sampling, new_chain
@@ -48,7 +48,7 @@ class Prefill:
     cancelled: bool
 
 
-class Session:
+class Session(Closing):
     """One context over a model: a token list, its KV cache, and the logits behind its last token.
 
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
@@ -80,17 +80,6 @@ class Session:
             context, self._context = self._context, None
             if context:
                 self._lib.llama_free(context)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -8,12 +8,12 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ggext.errors import ModelError
 from ggext.runtime import llama
+from ggext.runtime.closing import Closing
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
@@ -30,7 +30,7 @@ class CancelledError(ModelError):
     """A load or a call of `Session.logits` was cancelled; nothing is left of it."""
 
 
-class Model:
+class Model(Closing):
     """A model's weights and vocabulary in memory. Threads may share it; close it when done.
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
@@ -95,17 +95,6 @@ class Model:
         handle, self._handle = self._handle, None
         if handle:
             self._lib.llama_model_free(handle)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def offloads(self) -> bool:

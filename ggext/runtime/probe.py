@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
 from ggext.runtime import llama
+from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, new_context
 from ggext.runtime.ggml import RopeNode, RopeWatcher
 from ggext.runtime.model import Model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _BATCH = 256
 
 
-class Probe:
+class Probe(Closing):
     """A context of ``n_ctx`` cells over a model, keys and values float32; ``sink`` gets the ROPE nodes.
 
     A position may be larger than the number of cells: far positions need no long prefill.
@@ -43,13 +43,11 @@ class Probe:
         self._context = new_context(model, options, abort, ctypes.addressof(self._flag)).handle
         self._memory = self._lib.llama_get_memory(self._context)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lib.llama_free(self._context)
+    def close(self) -> None:
+        """Frees the context; further calls do nothing."""
+        context, self._context = self._context, None
+        if context:
+            self._lib.llama_free(context)
 
     def clear(self) -> None:
         """Empties the cache."""
