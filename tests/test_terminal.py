@@ -111,6 +111,15 @@ def _interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background and inherited an ignored SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_on_interrupt_raises_nothing_and_restores_the_handler() -> None:
     before = signal.getsignal(signal.SIGINT)
     called = threading.Event()
