@@ -49,10 +49,11 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real small Llama of ../shared as a float32 GGUF file."""
+    """The real small Llama of ../shared as a float32 GGUF file, with ``--rope none``."""
     from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
 
     _require_shared("models/stories260K")
     out = tmp_path_factory.mktemp("models") / "stories.gguf"
-    convert(ConvertOptions(SHARED / "models" / "stories260K", out))
+    convert(ConvertOptions(SHARED / "models" / "stories260K", out, RopeScaling("none")))
     return out
