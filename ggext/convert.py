@@ -9,12 +9,11 @@ from pathlib import Path
 
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.fold import Rounding, fold_query
-from ggext.gguf.types import Field
+from ggext.gguf.types import Field, prevailing_type
 from ggext.gguf.writer import TensorToWrite, check_output, temporary_beside, write_gguf
 from ggext.quantize import (
     FILE_TYPES,
     check_llama_cpp_type,
-    file_type_of,
     is_llama_cpp_type,
     planned_type,
     to_write,
@@ -96,7 +95,9 @@ def plan(options: ConvertOptions) -> Plan:
     if encoding is not None:
         written += [_factors(name, values) for name, values in encoding.tensors.items()]
     if not source.is_gguf:
-        fields["general.file_type"] = Field.of(FILE_TYPES[file_type_of(tensors, types)])
+        fields["general.file_type"] = Field.of(
+            FILE_TYPES[prevailing_type(zip(types, (t.shape for t in tensors), strict=True))]
+        )
         fields["general.quantization_version"] = Field.of(2)
     out = options.out or Path(_default_name(source, scaling, wanted))
     _check_not_input(out, source)

@@ -1,4 +1,4 @@
-"""The RoPE table of a GGUF file, as llama.cpp computes it."""
+"""RoPE in a GGUF file: the table as llama.cpp computes it, and the recipe that says what was asked for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from ggext.errors import RopeError
 from ggext.gguf.reader import GgufFile
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import FACTOR_TENSORS, decode
+from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
 
 
@@ -24,3 +25,8 @@ def effective_table(gguf: GgufFile, n_ctx: int | None = None, *, by_ggext: bool 
 def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
     """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
     return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}
+
+
+def recipe_of(gguf: GgufFile) -> Recipe | None:
+    """``None`` where the file has none. Raises ``RopeError`` for one that is malformed."""
+    return parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None

@@ -17,7 +17,7 @@ from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import type_name
 from ggext.rope.capabilities import capability_of
 from ggext.rope.scaling import RopeGeometry
-from ggext.sources import BF16, F16, F32, SourceTensor
+from ggext.sources import BF16, F16, F32, SourceTensor, bfloat16_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -152,7 +152,7 @@ def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -
     import numpy as np
 
     if kind == BF16:
-        values = (np.ascontiguousarray(rows).view("<u2").astype("<u4") << 16).view("<f4")
+        values = bfloat16_values(np.ascontiguousarray(rows).view("<u2"))
     else:
         values = np.ascontiguousarray(rows).view("<f4" if kind == F32 else "<f2")
     exact = values.astype(np.float64) * scale[:, None]
@@ -161,7 +161,7 @@ def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -
         from gguf.quants import quantize
 
         stored = quantize(exact.astype("<f4"), GGMLQuantizationType.BF16).view("<u2")
-        rounding.add(exact, (stored.astype("<u4") << 16).view("<f4").astype(np.float64))
+        rounding.add(exact, bfloat16_values(stored).astype(np.float64))
     else:
         with np.errstate(over="ignore"):
             stored = exact.astype(values.dtype)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggext.errors import RopeError
-from ggext.file_rope import effective_table
+from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, scaling_type
-from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
+from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, stated_method
+from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
 Treatment = Literal["kept", "blended", "interpolated"]
@@ -75,7 +75,7 @@ def inspect(path: Path) -> Inspection:
     recipe, table, short, geometry, unknown = None, None, None, None, ""
     shift_safe, parameters_of_context = True, {}
     try:
-        recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+        recipe = recipe_of(gguf)
         table = effective_table(gguf)
         short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
         geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), capability_of(gguf.arch).layout)
@@ -102,10 +102,7 @@ def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
         return recipe.scaling.method
     if ROPE_FREQS in gguf.tensors:
         return "frequency factors"
-    keys = gguf.arch_keys()
-    kind = scaling_type(keys)
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
-    return "none" if kind != "yarn" and factor in (0.0, 1.0) else kind
+    return stated_method(gguf.arch_keys())[0]
 
 
 def compare_to_unscaled(table: RopeTable, geometry: RopeGeometry) -> list[Pair]:

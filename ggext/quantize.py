@@ -13,7 +13,7 @@ from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.fold import Rounding, scale_bytes, scale_values
 from ggext.gguf.types import tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
-from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor
+from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor, bfloat16_values
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,14 +61,6 @@ def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
         )
         return F16
     return kind
-
-
-def file_type_of(tensors: list[SourceTensor], types: list[int]) -> int:
-    """The type that holds most values."""
-    values: dict[int, int] = {}
-    for tensor, kind in zip(tensors, types, strict=True):
-        values[kind] = values.get(kind, 0) + tensor_nbytes(tensor.name, tensor.shape, F32)
-    return max(values, key=values.__getitem__)
 
 
 def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWrite:
@@ -123,6 +115,6 @@ def _converted(
 def _float32(block: np.ndarray[Any, Any], tensor: SourceTensor) -> np.ndarray[Any, Any]:
     import numpy as np
 
-    if tensor.type == BF16:  # bfloat16 is the upper half of a float32
-        return (block.astype("<u4") << 16).view("<f4")
+    if tensor.type == BF16:
+        return bfloat16_values(block)
     return np.ascontiguousarray(block, dtype="<f4")

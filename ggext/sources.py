@@ -13,7 +13,7 @@ from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError
-from ggext.file_rope import factor_tensors
+from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
 from ggext.rope import methods
@@ -26,9 +26,8 @@ from ggext.rope.decode import (
     decode,
     geometry_of,
     query_scale,
-    scaling_type,
+    stated_method,
 )
-from ggext.rope.recipe import RECIPE_KEY, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
@@ -43,6 +42,12 @@ _CHUNK_BYTES = 8 << 20
 DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"
 #: Buffers that old checkpoints carry and the model does not need.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+
+
+def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
+    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
+    return values
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def _from_gguf(path: Path) -> ModelSource:
     if parts > 1:
         raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
     layout = capability_of(gguf.arch).layout
-    recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+    recipe = recipe_of(gguf)
     geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout)
     tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
     return ModelSource(
@@ -194,14 +199,10 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
     if ROPE_FREQS in gguf.tensors:
         return None
     keys = gguf.arch_keys()
-    kind = scaling_type(keys)
-    if kind == "longrope":
+    method, factor = stated_method(keys)
+    if method == "longrope":
         return _stated_longrope(gguf, geometry)
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
-    if kind == "none" or factor in (0.0, 1.0):
-        scaling = RopeScaling()
-    else:
-        scaling = RopeScaling("yarn" if kind == "yarn" else "linear", factor=factor)
+    scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
     gain = decode(keys, {}, geometry.layout, gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ggext.errors import RopeError
 from ggext.rope.compare import compare
 from ggext.rope.config import read_rope
-from ggext.rope.decode import ROPE_FREQS, decode
+from ggext.rope.decode import ROPE_FREQS, decode, stated_method
 from ggext.rope.encode import encode
 from ggext.rope.methods import make_table, theta
 from ggext.rope.recipe import COMMAND_LINE, Recipe, parse_recipe
@@ -273,3 +273,19 @@ def test_a_recipe_survives_the_file() -> None:
 def test_a_malformed_recipe_is_refused(text: str) -> None:
     with pytest.raises(RopeError):
         parse_recipe(text)
+
+
+@pytest.mark.parametrize(
+    ("keys", "stated"),
+    [
+        ({}, ("none", 1.0)),
+        ({"rope.scaling.factor": 4.0}, ("linear", 4.0)),
+        ({"rope.scale_linear": 2.0}, ("linear", 2.0)),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, ("none", 1.0)),
+        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, ("yarn", 4.0)),
+        ({"rope.scaling.type": "yarn"}, ("none", 1.0)),
+        ({"rope.scaling.type": "longrope"}, ("longrope", 1.0)),
+    ],
+)
+def test_what_the_keys_of_another_program_state(keys: dict[str, Any], stated: tuple[str, float]) -> None:
+    assert stated_method(keys) == stated

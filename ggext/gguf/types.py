@@ -5,7 +5,9 @@ Source: docs/gguf.md of ggml. Little-endian, versions 2 and 3.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -130,10 +132,15 @@ def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
         raise GgufError(f"tensor {name!r} has the unknown type {ggml_type}") from None
     if shape[0] % block:
         raise GgufError(f"tensor {name!r} has rows of {shape[0]} values, which are not whole blocks of {block}")
-    count = 1
-    for size in shape:
-        count *= size
-    return count // block * block_bytes
+    return math.prod(shape) // block * block_bytes
+
+
+def prevailing_type(tensors: Iterable[tuple[int, tuple[int, ...]]]) -> int:
+    """The ggml type that holds most values, of (type, shape) pairs; there must be one."""
+    values: dict[int, int] = {}
+    for kind, shape in tensors:
+        values[kind] = values.get(kind, 0) + math.prod(shape)
+    return max(values, key=values.__getitem__)
 
 
 def aligned(offset: int, alignment: int) -> int:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ggext.runtime.model import Model
 
 _FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
-_CELLS = 256
 #: Noise of an angle that is read from float32 rows, in radians.
 _READING = 5e-7
 
@@ -68,12 +67,12 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
 
     Raises ModelError where llama.cpp refuses, or executes no ROPE at all.
     """
-    from ggext.runtime.probe import Probe
+    from ggext.runtime.probe import CELLS, Probe
 
     found: list[Turn] = []
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
-    cells = max(_CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
+    cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
     with Probe(model, cells, lambda node: found.append(_turn(node, wanted))) as probe:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()

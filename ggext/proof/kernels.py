@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.proof.float32 import OTHER_DEVICES, pairs_of, turn_bound, turns
 from ggext.proof.report import Check, KernelRow
-from ggext.rope import methods
+from ggext.rope.encode import frequency_factors
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
 if TYPE_CHECKING:
@@ -106,10 +106,11 @@ def as_factors(table: RopeTable, geometry: RopeGeometry) -> RopeCall:
     """A table as the parameters of an operation: the unscaled angles, divided pair by pair."""
     from ggext.runtime.ggml import NEOX, RopeCall
 
-    factors = tuple(t / w if w else 1e30 for t, w in zip(methods.theta(geometry), table.inv_freq, strict=True))
     mode = NEOX if geometry.layout == "neox" else 0
     gain = table.attention_factor
-    return RopeCall(geometry.n_rot, mode, 0, geometry.base, 1.0, 0.0, gain, 32.0, 1.0, factors)
+    return RopeCall(
+        geometry.n_rot, mode, 0, geometry.base, 1.0, 0.0, gain, 32.0, 1.0, frequency_factors(table, geometry)
+    )
 
 
 def _measure(device: Device, table: RopeTable, geometry: RopeGeometry, call: RopeCall | None) -> list[KernelRow]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 from ggext.errors import GgufError, UsageError
 from ggext.gguf.reader import GgufFile
+from ggext.gguf.types import prevailing_type, type_name
 from ggext.proof.report import Check, Wanted
 
 #: Mean KL in nats that the weights' own rounding explains (measured on a Llama of 0.26 M parameters, see
@@ -44,7 +44,7 @@ def check_logits(
     expected = judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
     if logits.shape != expected.shape:
         raise GgufError(f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} {expected.shape[1]}")
-    weights = _weight_type(gguf)
+    weights = type_name(prevailing_type((t.type, t.shape) for t in gguf.tensors.values())) if gguf.tensors else "no"
     limit = tolerance if tolerance is not None else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
     window = wanted.geometry.trained_context
     checks = []
@@ -56,13 +56,3 @@ def check_logits(
         detail = f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL {kl.max():.1e}"
         checks.append(Check("logits", f"mean KL {name}, nats", float(kl.mean()), limit, detail))
     return checks
-
-
-def _weight_type(gguf: GgufFile) -> str:
-    """The type that holds most of the file's values."""
-    from ggext.gguf.types import type_name
-
-    values: dict[int, int] = {}
-    for tensor in gguf.tensors.values():
-        values[tensor.type] = values.get(tensor.type, 0) + math.prod(tensor.shape)
-    return type_name(max(values, key=values.__getitem__)) if values else "no"

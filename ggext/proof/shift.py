@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 SHIFTS = 3
 _TOKENS, _DISTANCE = 48, 16
-_CELLS = 256
 #: Three rotations in float32 leave a norm as it was within some 1e-6.
 TOLERANCE = 1e-4
 
@@ -31,12 +30,12 @@ def measure_shifts(model: Model) -> list[ShiftRow]:
     same logits, and every difference is the shift's. Raises ModelError where llama.cpp cannot shift this
     model, or does it unseen.
     """
-    from ggext.runtime.probe import Probe
+    from ggext.runtime.probe import CELLS, Probe
 
     tokens = sample_tokens(model, _TOKENS + SHIFTS)
     norms = _KeyNorms()
     after = []
-    with Probe(model, _CELLS, norms.see) as probe:
+    with Probe(model, CELLS, norms.see) as probe:
         start = SHIFTS * _DISTANCE
         probe.decode(tokens[:_TOKENS], start)
         for shift in range(SHIFTS):

@@ -6,20 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import UsageError
-from ggext.file_rope import effective_table
+from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile
 from ggext.proof.report import Check, Wanted
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
 from ggext.rope.decode import context_parameters, query_scale
-from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
+from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeTable
 from ggext.sources import shown
 
 
 def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     """The recipe in the file says what was asked; a reference checkpoint says of which model."""
-    recipe = parse_recipe(gguf.get(RECIPE_KEY)) if RECIPE_KEY in gguf.fields else None
+    recipe = recipe_of(gguf)
     scale = query_scale(gguf.arch_keys())
     if reference is not None:
         return replace(_by_reference(recipe, reference), query_scale=scale)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 from ggext.errors import RopeError
 from ggext.rope import methods
@@ -32,7 +32,8 @@ CONTEXT_PARAMETERS = {
     "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
     "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
 }
-_TYPES = ("none", "linear", "yarn", "longrope")
+KeyMethod = Literal["none", "linear", "yarn", "longrope"]
+_TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
 
 
 def float32(value: float) -> float:
@@ -134,12 +135,21 @@ def query_scale(keys: Mapping[str, Any]) -> float:
     return scale
 
 
-def scaling_type(keys: Mapping[str, Any]) -> str:
+def scaling_type(keys: Mapping[str, Any]) -> KeyMethod:
     """``rope.scaling.type``; absent means linear, as in llama.cpp's loader."""
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in _TYPES:
         raise RopeError(f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}")
-    return str(kind)
+    return cast(KeyMethod, kind)
+
+
+def stated_method(keys: Mapping[str, Any]) -> tuple[KeyMethod, float]:
+    """Method and factor as a file's keys say them; linear or YaRN by 1 is none, LongRoPE needs no factor."""
+    kind = scaling_type(keys)
+    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
+    if kind == "longrope" or (kind != "none" and factor not in (0.0, 1.0)):
+        return kind, factor
+    return "none", 1.0
 
 
 def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:

@@ -223,13 +223,14 @@ def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) 
     if wanted.attention_factor != 1.0:
         keys["rope.scaling.attn_factor"] = wanted.attention_factor
     if scaling.method != "longrope":
-        return keys, {ROPE_FREQS: _factors(wanted, geometry)}
+        return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
     keys["rope.scaling.type"] = "longrope"
     short, long = methods.make_table(scaling, geometry, 1), methods.make_table(scaling, geometry, 1 << 62)
-    return keys, {ROPE_LONG: _factors(long, geometry), ROPE_SHORT: _factors(short, geometry)}
+    return keys, {ROPE_LONG: frequency_factors(long, geometry), ROPE_SHORT: frequency_factors(short, geometry)}
 
 
-def _factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
+def frequency_factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
+    """θᵢ/ωᵢ, by which llama.cpp's operation divides each pair's unscaled angle."""
     unscaled = methods.theta(geometry)
     return tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True))
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_BATCH = 256
+#: Cells that serve where positions, not the length of the text, are what is looked at.
+CELLS = 256
 
 
 class Probe(Closing):
@@ -35,7 +36,7 @@ class Probe(Closing):
         # 16-bit keys would round what is measured; flash attention is a kernel of its own
         options = SessionOptions(
             n_ctx=n_ctx,
-            n_batch=min(n_ctx, _BATCH),
+            n_batch=min(n_ctx, CELLS),
             kv_type="f32",
             flash_attention=False,
             eval_callback=self._watcher.callback,
