@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ggext.checkpoint.config import Config
 
 #: ``model_type`` of a config.json → the module that knows it.
-_MODULES = {"llama": "llama", "mistral": "mistral"}
+_MODULES = {model_type: model_type for model_type in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")}
 
 
 def family_of(config: Config) -> Family:

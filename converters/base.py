@@ -15,19 +15,29 @@ if TYPE_CHECKING:
 
     from ggext.checkpoint.config import Config
 
+    RowOrder = np.ndarray[Any, np.dtype[np.intp]]
+
 
 @dataclass(frozen=True)
 class TensorRule:
-    """One tensor of the checkpoint and what becomes of it.
+    """Tensors of the checkpoint and the one that they become.
 
-    ``shape``: PyTorch order, as the configuration implies it. ``row_order``: for each written row the
-    row of the checkpoint's tensor that it is, ``None`` for unchanged. ``optional``: may be absent.
+    ``sources``: their names, each of ``shape`` (PyTorch order, as the configuration implies it); several are stacked
+    in a new first dimension. ``target``: the GGUF name, ``None`` for what the ``gguf`` package calls it. Then, in this
+    order: ``transposed`` swaps the last two dimensions; ``view`` is the shape that the values are then read in (the
+    same number of values); ``rows`` chooses rows, all dimensions but the last taken together (of a one-dimensional
+    tensor its values), for each written row the one that it is; ``written`` is the shape to write, where it is not
+    that of what was read; ``plus`` is added to every value. ``optional``: may be absent.
     """
 
-    source: str
-    target: str
+    sources: tuple[str, ...]
     shape: tuple[int, ...]
-    row_order: np.ndarray[Any, np.dtype[np.intp]] | None = None
+    target: str | None = None
+    transposed: bool = False
+    view: tuple[int, ...] | None = None
+    rows: RowOrder | None = None
+    written: tuple[int, ...] | None = None
+    plus: float = 0.0
     optional: bool = False
 
 
@@ -62,9 +72,8 @@ class Family:
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
     def rope(self) -> CheckpointRope:
-        layout = capability_of(self.arch).layout
         values = {**self.config.values, "head_dim": self.head_dim}
-        return read_rope(values, layout, self.config.source)
+        return read_rope(values, capability_of(self.arch).layout, self.config.source)
 
     def metadata(self) -> dict[str, Any]:
         """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among them."""
@@ -83,7 +92,23 @@ class Family:
         raise NotImplementedError
 
 
-def half_split_to_adjacent(n_heads: int, head_dim: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
+    """The rule of one module's ``weight``; ``transforms``: as in `TensorRule`."""
+    return TensorRule((f"{module}.weight",), shape, **transforms)
+
+
+def linear(module: str, rows: int, columns: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
+    """A projection's weight, and its bias where the checkpoint has one."""
+    yield weight(module, rows, columns, rows=order)
+    yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+
+
+def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:
+    """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the expert's number."""
+    return TensorRule(tuple(f"{template.format(i)}.weight" for i in range(count)), shape, **transforms)
+
+
+def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
     """Row order that turns rotary pairs (i, i + d/2) of each head into neighbours (2i, 2i + 1).
 
     transformers stores Q and K of Llama for the half-split layout, llama.cpp's architecture rotates

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.fold import Rounding, fold_query
-from ggext.gguf.types import Field, prevailing_type
+from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import TensorToWrite, check_output, temporary_beside, write_gguf
 from ggext.quantize import (
     FILE_TYPES,
@@ -22,7 +22,7 @@ from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import F32, ModelSource, SourceTensor, open_source
+from ggext.sources import ModelSource, SourceTensor, open_source
 
 Progress = Callable[[int], None]
 

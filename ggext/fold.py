@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError, RopeError
-from ggext.gguf.types import type_name
+from ggext.gguf.types import BF16, F16, F32, type_name
+from ggext.mapped import bfloat16_values
 from ggext.rope.capabilities import capability_of
 from ggext.rope.scaling import RopeGeometry
-from ggext.sources import BF16, F16, F32, SourceTensor, bfloat16_values
+from ggext.sources import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.fold import Rounding, scale_bytes, scale_values
-from ggext.gguf.types import tensor_nbytes, type_name
+from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
-from ggext.sources import BF16, F16, F32, Q8_0, SourceTensor, bfloat16_values
+from ggext.mapped import MappedTensor, bfloat16_values
+from ggext.sources import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,7 +48,7 @@ def check_llama_cpp_type(name: str, tensors: list[SourceTensor]) -> None:
 
 def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
     """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
-    if not isinstance(tensor.origin, CheckpointTensor):
+    if not isinstance(tensor.origin, MappedTensor):
         return tensor.type
     if len(tensor.shape) == 1:
         return F32
@@ -88,7 +88,7 @@ def _converted(
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import quantize
 
-    if not isinstance(tensor.origin, CheckpointTensor):
+    if not isinstance(tensor.origin, MappedTensor):
         if kind != tensor.type:
             raise GgufError(f"tensor {tensor.name}: a GGUF tensor keeps its type")
         return block if scale is None else scale_bytes(block, kind, scale, rounding)
@@ -103,9 +103,10 @@ def _converted(
         with np.errstate(over="ignore"):
             halves = values.astype("<f2")
         if np.isinf(halves).any() and not np.isinf(values).any():
+            stored = tensor.origin.tensors[0]
             raise CheckpointError(
-                f"{tensor.origin.path}: tensor {tensor.origin.name} has the value {np.abs(values).max():g}, which "
-                "float16 cannot hold; choose --type bf16 or f32"
+                f"{stored.path}: tensor {stored.name} has the value {np.abs(values).max():g}, which float16 cannot "
+                "hold; choose --type bf16 or f32"
             )
         return halves
     flat = values if values.ndim > 1 else values[None, :]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.safetensors import CheckpointTensor
+from ggext.checkpoint.config import read_config
 from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
@@ -16,6 +15,7 @@ from ggext.errors import CheckpointError, GgufError
 from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
+from ggext.mapped import MappedTensor, mapped
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
@@ -33,21 +33,10 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 if TYPE_CHECKING:
     import numpy as np
 
-    from ggext.converters.base import TensorRule
 
-F32, F16, Q8_0, BF16 = 0, 1, 8, 30
-_GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 _CHUNK_BYTES = 8 << 20
 #: The checkpoint of the project's own chat model, installed with the package.
 DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"
-#: Buffers that old checkpoints carry and the model does not need.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
-
-
-def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
-    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
-    return values
 
 
 @dataclass(frozen=True)
@@ -58,8 +47,7 @@ class SourceTensor:
     name: str
     shape: tuple[int, ...]
     type: int
-    origin: CheckpointTensor | GgufFile
-    row_order: np.ndarray[Any, np.dtype[np.intp]] | None = None
+    origin: MappedTensor | GgufFile
     row_scale: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     def blocks(self) -> Iterator[np.ndarray[Any, Any]]:
@@ -67,21 +55,15 @@ class SourceTensor:
         to be scaled; values of a checkpoint's (bfloat16 as uint16 bits)."""
         import numpy as np
 
-        if isinstance(self.origin, GgufFile):
-            data = np.frombuffer(self.origin.tensor_data(self.name), np.uint8)
-            step = _CHUNK_BYTES
-            if self.row_scale is not None:
-                data = data.reshape(len(self.row_scale), -1)
-                step = max(1, step // data.shape[1])
-            yield from (data[i : i + step] for i in range(0, len(data), step))
+        if isinstance(self.origin, MappedTensor):
+            yield from self.origin.blocks(_CHUNK_BYTES)
             return
-        values = self.origin.array()
-        step = max(1, _CHUNK_BYTES // max(1, values[0].nbytes))
-        for start in range(0, len(values), step):
-            if self.row_order is None:
-                yield values[start : start + step]
-            else:
-                yield values[self.row_order[start : start + step]]
+        data = np.frombuffer(self.origin.tensor_data(self.name), np.uint8)
+        step = _CHUNK_BYTES
+        if self.row_scale is not None:
+            data = data.reshape(len(self.row_scale), -1)
+            step = max(1, step // data.shape[1])
+        yield from (data[i : i + step] for i in range(0, len(data), step))
 
 
 @dataclass(frozen=True)
@@ -128,7 +110,10 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    tensors = list(_mapped(family.tensors(), read_tensors(folder), config, notes))
+    tensors = [
+        SourceTensor(t.name, t.shape[::-1], t.type, t)
+        for t in mapped(family.tensors(), read_tensors(folder), family.arch, config.source, notes)
+    ]
     vocabulary = read_vocabulary(folder, family.vocab_size)
     notes += vocabulary.notes
     values: dict[str, Any] = {
@@ -144,33 +129,6 @@ def _from_checkpoint(folder: Path) -> ModelSource:
 
 def _name(folder: Path) -> str:
     return "demo" if folder == DEMO_MODEL else folder.resolve().name or "model"
-
-
-def _mapped(
-    rules: Iterator[TensorRule], found: dict[str, CheckpointTensor], config: Config, notes: list[str]
-) -> Iterator[SourceTensor]:
-    """Apply the family's rules; every tensor is there with its shape, and what is left over is told."""
-    left_over = dict(found)
-    for rule in rules:
-        tensor = left_over.pop(rule.source, None)
-        if tensor is None:
-            if rule.optional:
-                continue
-            raise CheckpointError(f"{config.source}: the model needs the tensor {rule.source}, which is not there")
-        if tensor.shape != rule.shape:
-            raise CheckpointError(
-                f"{tensor.path}: tensor {rule.source} has the shape {list(tensor.shape)}; "
-                f"{config.source} implies {list(rule.shape)}"
-            )
-        if tensor.dtype not in _GGML_TYPE:
-            raise CheckpointError(
-                f"{tensor.path}: tensor {rule.source} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"
-            )
-        yield SourceTensor(rule.target, rule.shape[::-1], _GGML_TYPE[tensor.dtype], tensor, rule.row_order)
-    unknown = sorted(n for n in left_over if not n.endswith(_DERIVED_SUFFIXES))
-    if unknown:
-        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-        notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
 
 
 def _from_gguf(path: Path) -> ModelSource:

@@ -34,25 +34,34 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def make_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **config: Any) -> Path:
-    """A random Llama: 2 layers, 4 heads of 32 over 2 KV heads, context 64 unless ``config`` says otherwise.
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
+    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+}  # fmt: skip
 
-    The weights are large enough for attention to be far from uniform, so a wrong RoPE table shows.
+
+def make_model(
+    folder: Path, model_type: str = "llama", *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **config: Any
+) -> Path:
+    """A random model: 2 layers, 4 heads of 32 over 2 KV heads, context 64 unless ``config`` says otherwise.
+
+    The weights are large enough for attention to be far from uniform, so a wrong RoPE table shows. A value of
+    ``None`` in ``config`` leaves the family's own default.
     """
     import torch
-    from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    values: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-        "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
-    } | config  # fmt: skip
-    kind = MistralConfig if values.pop("model_type", "llama") == "mistral" else LlamaConfig
+    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(kind(**values)).to(getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder)
     return folder
+
+
+def make_llama(folder: Path, **options: Any) -> Path:
+    return make_model(folder, options.pop("model_type", "llama"), **options)

@@ -17,6 +17,8 @@ from ggext.errors import GgufError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
+#: The ggml types of tensors that are made here.
+F32, F16, Q8_0, BF16 = 0, 1, 8, 30
 MAX_DIMENSIONS = 4
 
 

@@ -1,0 +1,155 @@
+"""A family's rules applied to the tensors that a checkpoint has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from ggext.checkpoint.safetensors import CheckpointTensor
+from ggext.errors import CheckpointError
+from ggext.gguf.types import BF16, F16, F32
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf.tensor_mapping import TensorNameMap
+
+    from ggext.converters.base import TensorRule
+
+_GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
+#: Buffers that old checkpoints carry and the model does not need.
+_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_LAYER_NUMBER = re.compile(r"\.(\d+)\.")
+_EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
+
+
+def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
+    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
+    return values
+
+
+@dataclass(frozen=True)
+class MappedTensor:
+    """Tensors of a checkpoint in the order and the shape in which they are written, under their GGUF name.
+
+    ``tensors`` are all of one shape and dtype. ``shape`` in PyTorch order.
+    """
+
+    name: str
+    tensors: tuple[CheckpointTensor, ...]
+    rule: TensorRule
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors spells it; F32 for what is computed."""
+        return "F32" if self.rule.plus else self.tensors[0].dtype
+
+    @property
+    def type(self) -> int:
+        """The ggml type that holds the values without loss."""
+        return _GGML_TYPE[self.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        rule = self.rule
+        if rule.written is not None:
+            return rule.written
+        shape = _rearranged(rule)
+        if rule.rows is not None:
+            return (len(rule.rows), *shape[-1:]) if len(shape) > 1 else (len(rule.rows),)
+        return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
+
+    def blocks(self, nbytes: int) -> Iterator[np.ndarray[Any, Any]]:
+        """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
+        is); bfloat16 as its uint16 bits."""
+        for tensor in self.tensors:
+            values = _rows(tensor, self.rule)
+            row = values[:1].nbytes
+            step = max(1, nbytes // max(1, row))
+            rows = self.rule.rows
+            for start in range(0, len(values) if rows is None else len(rows), step):
+                block = values[start : start + step] if rows is None else values[rows[start : start + step]]
+                yield self._added(block) if self.rule.plus else block
+
+    def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
+        return values + values.dtype.type(self.rule.plus)
+
+
+def _rearranged(rule: TensorRule) -> tuple[int, ...]:
+    """The shape of one source before its rows are chosen."""
+    shape = rule.shape
+    if rule.transposed:
+        shape = (*shape[:-2], shape[-1], shape[-2])
+    return rule.view or shape
+
+
+def _rows(tensor: CheckpointTensor, rule: TensorRule) -> np.ndarray[Any, Any]:
+    values = tensor.array()
+    if rule.transposed:
+        values = values.swapaxes(-1, -2)
+    shape = _rearranged(rule)
+    return values.reshape(-1, shape[-1]) if len(shape) > 1 else values.reshape(-1)
+
+
+def mapped(
+    rules: Iterable[TensorRule], found: dict[str, CheckpointTensor], arch: str, source: str, notes: list[str]
+) -> Iterator[MappedTensor]:
+    """Apply the family's rules; every tensor is there with its shape, and what is left over is told in ``notes``.
+
+    ``source``: what messages call the configuration. Raises ``CheckpointError``.
+    """
+    left_over = dict(found)
+    for rule in rules:
+        tensors = [left_over.pop(name, None) for name in rule.sources]
+        missing = [name for name, tensor in zip(rule.sources, tensors, strict=True) if tensor is None]
+        if missing and rule.optional and len(missing) == len(tensors):
+            continue
+        if missing:
+            raise CheckpointError(f"{source}: the model needs the tensor {missing[0]}, which is not there")
+        there = tuple(tensor for tensor in tensors if tensor is not None)
+        for tensor in there:
+            _check(tensor, rule, there[0].dtype, source)
+        yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
+    unknown = sorted(n for n in left_over if not n.endswith(_DERIVED_SUFFIXES))
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
+
+
+def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
+    if tensor.shape != rule.shape:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; "
+            f"{source} implies {list(rule.shape)}"
+        )
+    if tensor.dtype not in _GGML_TYPE:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"
+        )
+    if tensor.dtype != dtype:
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} and {rule.sources[0]} is {dtype}; "
+            "they become one tensor: save the model in one dtype"
+        )
+
+
+def gguf_name(arch: str, name: str) -> str:
+    """What the ``gguf`` package calls a checkpoint's tensor. Raises ``CheckpointError`` if it does not know it."""
+    layer = _LAYER_NUMBER.search(name)
+    plain = _EXPERT_NUMBER.sub(".experts.", _LAYER_NUMBER.sub(".0.", name, count=1))
+    known = _names_of_one_layer(arch).get_name(plain, try_suffixes=(".weight", ".bias"))
+    if known is None:
+        raise CheckpointError(f"the gguf package has no name for the tensor {name} in the architecture {arch}")
+    return str(known).replace("blk.0.", f"blk.{layer[1]}.", 1) if layer else str(known)
+
+
+@cache
+def _names_of_one_layer(arch: str) -> TensorNameMap:
+    from gguf.constants import MODEL_ARCH_NAMES
+    from gguf.tensor_mapping import get_tensor_name_map
+
+    return get_tensor_name_map(next(number for number, name in MODEL_ARCH_NAMES.items() if name == arch), 1)
