@@ -1,7 +1,8 @@
 """The compiled extension's Python face: rotary position embedding of query and key rows.
 
-It runs on the CPU, and on a CUDA device where ``device="cuda"`` asks for it and :func:`cuda_available`
-says yes: same arguments, same bits.
+It runs on the CPU, and on a GPU where ``device`` asks for it and :func:`available` says yes: the same
+bits on CUDA; on Metal, which has no float64, float32 all through (4e-7 of the pair's length at any
+position).
 
 Angles are float64 and reduced exactly, and each result is rounded to the type of the rows once: for
 float32 the error is half a unit in the last place (some 3e-8 of the pair's length) at any angle up
@@ -21,8 +22,8 @@ Conventions in all functions, and what they raise:
 - ``out``: where the result goes instead of a new array; it may be ``rows`` itself;
 - ``threads``: an upper limit, 0 for all cores that this process may use; results never depend on
   it;
-- ``device``: ``cpu``, or ``cuda`` for the current CUDA device; the rows go there and come back;
-  ``GgextError`` where there is none, or where it refuses;
+- ``device``: ``cpu``, or ``cuda`` or ``metal`` for the current device of that kind; the rows go there and
+  come back; ``GgextError`` where there is none, or where it refuses;
 - ``TypeError`` for a wrong type of object or of items, ``ValueError`` for a wrong shape, order in
   memory, or value. Arrays are never converted or copied behind the caller's back.
 
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 Layout = Literal["norm", "neox"]
-Device = Literal["cpu", "cuda"]
+Device = Literal["cpu", "cuda", "metal"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 Rows = TypeVar("Rows", NDArray[np.float32], NDArray[np.float16], NDArray[np.uint16])
 Positions = NDArray[np.integer[Any]]
 
+DEVICES: tuple[Device, ...] = ("cpu", "cuda", "metal")
+#: GPU → what it is called, and what its backend is built with.
+_GPUS = {"cuda": ("CUDA", "nvcc"), "metal": ("Metal", "macOS's frameworks")}
 _TYPE_NUMBERS = {"float32": 0, "float16": 1, "bfloat16": 2}
 
 
@@ -174,10 +178,10 @@ def worst_error(
     )
 
 
-def cuda_available() -> bool:
-    """Whether ``device="cuda"`` works here: the backend is built, and a driver and a device are there."""
+def available(device: Device) -> bool:
+    """Whether it works here: for a GPU, the backend is built, and a driver and a device are there."""
     try:
-        _cuda()
+        _module(device)
     except GgextError:
         return False
     return True
@@ -198,7 +202,9 @@ def cuda_seconds(
     """
     table = _table(Rotation(positions, inv_freq))
     try:
-        seconds: tuple[float, float] = _cuda().measure(_TYPE_NUMBERS[dtype], table, _neox(layout), *heads, repeats)
+        seconds: tuple[float, float] = _module("cuda").measure(
+            _TYPE_NUMBERS[dtype], table, _neox(layout), *heads, repeats
+        )
     except RuntimeError as error:
         raise GgextError(f"CUDA refused the measurement: {error}") from error
     return seconds
@@ -217,31 +223,34 @@ def _rotate(
     device: str,
 ) -> Rows:
     """Tables: to which, from which; None is no rotation."""
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"device must be 'cpu' or 'cuda', not {device!r}")
+    if device not in DEVICES:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'metal', not {device!r}")
     number = _type_number(rows, dtype)
     if out is None:
         out = np.empty_like(_contiguous(rows, "rows"), subok=False)
-    module = _native if device == "cpu" else _cuda()
+    module = _module(device)
     try:
         module.rotate(rows, number, *tables, _neox(layout), _threads(threads), out)
     except RuntimeError as error:  # only the device's
-        raise GgextError(f"CUDA refused the rotation of rows {rows.shape}: {error}") from error
+        raise GgextError(f"{_GPUS[device][0]} refused the rotation of rows {rows.shape}: {error}") from error
     return out
 
 
-def _cuda() -> ModuleType:
-    """The CUDA backend, loaded on first use; GgextError where the build lacks it or no device can be used."""
+def _module(device: str) -> ModuleType:
+    """A backend, loaded on first use; GgextError where the build lacks it or no device can be used."""
+    if device == "cpu":
+        return _native
+    name, needed = _GPUS[device]
     try:
-        module = importlib.import_module("ggext._cuda")
+        module = importlib.import_module(f"ggext._{device}")
     except ImportError as error:
         raise GgextError(
-            f"CUDA was asked for, but this build of ggext has no CUDA backend ({error}): "
-            "build it where nvcc is found, or use the CPU"
+            f"{name} was asked for, but this build of ggext has no {name} backend ({error}): "
+            f"build it where {needed} can be found, or use the CPU"
         ) from error
     n_devices, reason = module.devices()
     if n_devices == 0:
-        raise GgextError(f"CUDA was asked for, but no CUDA device can be used ({reason}): use the CPU")
+        raise GgextError(f"{name} was asked for, but no {name} device can be used ({reason}): use the CPU")
     return module
 
 

@@ -343,3 +343,15 @@ PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation)
     }
     return Py_NewRef(Py_None);
 }
+
+PyObject *ggext_devices_entry(PyObject *arguments, ggext_device_count devices)
+{
+    if (!PyArg_ParseTuple(arguments, ":devices"))
+        return NULL;
+    const char *reason = NULL;
+    int n;
+    Py_BEGIN_ALLOW_THREADS
+    n = devices(&reason);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("(iz)", n, reason);
+}

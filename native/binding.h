@@ -54,4 +54,10 @@ typedef const char *(*ggext_rotation)(const struct ggext_rope *rope, struct ggex
 /* rotate(rows, kind, to, from, neox, threads, out): None, or NULL with an exception set. */
 PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation);
 
+/* How many devices a GPU backend can use; where 0, *reason is why, in words that live as long as the program. */
+typedef int (*ggext_device_count)(const char **reason);
+
+/* devices(): (number of devices, None or why there is none), or NULL with an exception set. */
+PyObject *ggext_devices_entry(PyObject *arguments, ggext_device_count devices);
+
 #endif
