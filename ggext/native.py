@@ -1,6 +1,6 @@
-"""The compiled extension's Python face: rotary position embedding of query and key rows.
+"""The compiled extension's Python face: rotary position embedding of query and key rows, and conversion of values.
 
-It runs on the CPU, and on a GPU where ``device`` asks for it and :func:`available` says yes: the same
+The rotation runs on the CPU, and on a GPU where ``device`` asks for it and :func:`available` says yes: the same
 bits on CUDA; on Metal, which has no float64, float32 all through (4e-7 of the pair's length at any
 position).
 
@@ -8,7 +8,7 @@ Angles are float64 and reduced exactly, and each result is rounded to the type o
 float32 the error is half a unit in the last place (some 3e-8 of the pair's length) at any angle up
 to 2**53 radians.
 
-Conventions in all functions, and what they raise:
+Conventions in all functions that rotate, and what they raise:
 
 - ``rows``, ``actual`` and ``out``: ``(n_positions, n_heads, head_dim)``, C-contiguous, of float32, of
   float16, or of uint16 with ``dtype="bfloat16"``: numpy has no such type, so its bits are passed
@@ -56,6 +56,8 @@ DEVICES: tuple[Device, ...] = ("cpu", "cuda", "metal")
 #: GPU → what it is called, and what its backend is built with.
 _GPUS = {"cuda": ("CUDA", "nvcc"), "metal": ("Metal", "macOS's frameworks")}
 _TYPE_NUMBERS = {"float32": 0, "float16": 1, "bfloat16": 2}
+#: What ``convert`` can make, in the extension's order → the type of the array's items.
+_CONVERTED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "q8_0": np.uint8}
 
 
 class Rotation(NamedTuple):
@@ -176,6 +178,52 @@ def worst_error(
     return WorstError(
         *_native.worst_error(actual, rows, _type_number(rows, dtype), to, before, _neox(layout), _threads(threads))
     )
+
+
+class ValueLostError(ValueError):
+    """The type asked for cannot hold ``value``, which stands at ``place``."""
+
+    def __init__(self, value: float, place: int, to: str) -> None:
+        super().__init__(f"{to} cannot hold the value {value:g} at {place}")
+        self.value = value
+        self.place = place
+
+
+def convert(
+    values: NDArray[np.float32] | NDArray[np.float16] | NDArray[np.uint16],
+    to: Literal["float32", "float16", "bfloat16", "q8_0"],
+    *,
+    dtype: Dtype | None = None,
+) -> NDArray[Any]:
+    """The values (one-dimensional, types as above) in another type: each rounded once, ties to even.
+
+    bfloat16 comes as uint16. ``q8_0``: the bytes of ggml's blocks, 34 for each 32 values, as its reference quantizer
+    makes them. Raises ``ValueLostError`` for a finite value that would become infinite, and in q8_0 for NaN, infinity
+    and a block whose scale float16 cannot hold.
+
+    >>> import numpy as np
+    >>> convert(np.array([1.0, -0.5], dtype=np.float32), "bfloat16").tolist()
+    [16256, 48896]
+    """
+    if to not in _CONVERTED:
+        raise ValueError(f"to must be one of {', '.join(_CONVERTED)}, not {to!r}")
+    number = _type_number(values, dtype)
+    size = values.size // 32 * 34 if to == "q8_0" else values.size
+    out = np.empty(size, _CONVERTED[to])
+    place = _native.convert(values, number, out, list(_CONVERTED).index(to))
+    if place >= 0:
+        lost = values[place : place + 1]
+        wide = lost.astype("<u4") << 16 if number == _TYPE_NUMBERS["bfloat16"] else lost
+        raise ValueLostError(float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]), place, to)
+    return out
+
+
+def reserve(descriptor: int, nbytes: int) -> bool:
+    """Give an open, empty file its place on the disk, so that writing it is faster and cannot fail half way.
+
+    Its size stays. Returns whether the system can do that; ``OSError`` where the disk has not so much.
+    """
+    return _native.reserve(descriptor, nbytes)
 
 
 def available(device: Device) -> bool:
