@@ -207,7 +207,7 @@ def convert(
     """
     if to not in _CONVERTED:
         raise ValueError(f"to must be one of {', '.join(_CONVERTED)}, not {to!r}")
-    number = _type_number(values, dtype)
+    number = _type_number(values, dtype, "values")
     size = values.size // 32 * 34 if to == "q8_0" else values.size
     out = np.empty(size, _CONVERTED[to])
     place = _native.convert(values, number, out, list(_CONVERTED).index(to))
@@ -312,17 +312,17 @@ def _table(rotation: Rotation) -> _Table:
     return positions, offset, inv_freq, attention_factor
 
 
-def _type_number(rows: NDArray[Any], dtype: str | None) -> int:
+def _type_number(rows: NDArray[Any], dtype: str | None, name: str = "rows") -> int:
     """The extension's number of the rows' type; whether the rows are of it is checked there."""
     if dtype is not None:
         if dtype not in _TYPE_NUMBERS:
             raise ValueError(f"dtype must be one of {', '.join(_TYPE_NUMBERS)}, not {dtype!r}")
         return _TYPE_NUMBERS[dtype]
     if not isinstance(rows, np.ndarray):
-        raise TypeError(f"rows must be a numpy array, not {type(rows).__name__}")
+        raise TypeError(f"{name} must be a numpy array, not {type(rows).__name__}")
     if rows.dtype not in (np.float32, np.float16):
         raise TypeError(
-            f"rows must be float32, float16, or uint16 with dtype='bfloat16', in native byte order, not {rows.dtype}"
+            f"{name} must be float32, float16, or uint16 with dtype='bfloat16', in native byte order, not {rows.dtype}"
         )
     return _TYPE_NUMBERS[rows.dtype.name]
 
