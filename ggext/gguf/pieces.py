@@ -61,6 +61,11 @@ def _write(file: int, at: int, piece: Piece) -> None:
     data = memoryview(piece.make()).cast("B")
     if data.nbytes != piece.nbytes:
         raise ValueError(f"{data.nbytes} bytes were made where {piece.nbytes} belong")
+    write_at(file, at, data)
+
+
+def write_at(file: int, at: int, data: memoryview) -> None:
+    """All of it: the system may write less at once."""
     while data.nbytes:
         written = os.pwrite(file, data, at)
         data, at = data[written:], at + written

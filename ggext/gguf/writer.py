@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ggext.errors import OutputError
-from ggext.gguf.pieces import Buffer, Piece, write_pieces
+from ggext.gguf.pieces import Buffer, Piece, write_at, write_pieces
 from ggext.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -84,6 +84,7 @@ def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], Non
 
     with path.open("wb", buffering=0) as file:
         native.reserve(file.fileno(), arranged.size)
+        write_at(file.fileno(), 0, memoryview(arranged.header))
         write_pieces(file.fileno(), _placed(arranged), progress)
         file.truncate(arranged.size)
 
@@ -117,8 +118,7 @@ def pack_header(fields: Mapping[str, Field], tensors: Sequence[TensorInfo]) -> b
 
 
 def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece]]:
-    """Header and tensors in pieces, each with its offset in the file."""
-    yield 0, _as_piece(arranged.header)
+    """The tensors in pieces, each with its offset in the file."""
     for tensor, info in zip(arranged.tensors, arranged.infos, strict=True):
         at = 0
         for chunk in tensor.chunks():
