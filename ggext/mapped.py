@@ -115,7 +115,7 @@ def _rows(tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int) -> 
     shape = _rearranged(rule)
     row = shape[-1:] if len(shape) > 1 else ()
     n = math.prod(row)
-    if not rule.transposed:
+    if tensor.is_stored and not rule.transposed:
         if rule.rows is None:
             return tensor.values(start * n, stop * n).reshape(-1, *row)
         chosen = rule.rows[start:stop]

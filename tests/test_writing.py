@@ -186,7 +186,12 @@ def test_an_input_that_is_cut_short_meanwhile(tmp_path: Path) -> None:
 def test_no_space_for_it_all(tmp_path: Path) -> None:
     """The disk is asked for all of it before anything is written."""
     made = []
-    tensor = TensorToWrite("t", (1 << 18,), 0, 1 << 20, lambda: [Piece(1 << 20, lambda: made.append(1) or bytes(1 << 20))])  # type: ignore[func-returns-value]  # fmt: skip
+
+    def make() -> bytes:
+        made.append(True)
+        return bytes(1 << 20)
+
+    tensor = TensorToWrite("t", (1 << 18,), 0, 1 << 20, lambda: [Piece(1 << 20, make)])
 
     def refuse(*_: object) -> bool:
         raise OSError(28, "No space left on device")
@@ -206,7 +211,8 @@ def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
         "from ggext.gguf.pieces import Piece; from ggext.gguf.types import Field\n"
         "from ggext.gguf.writer import TensorToWrite, write_gguf\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "t = TensorToWrite('t', (32 << 20,), 0, 128 << 20, lambda: (Piece(1 << 20, lambda: bytes(1 << 20)) for _ in range(128)))\n"
+        "pieces = lambda: (Piece(1 << 20, lambda: bytes(1 << 20)) for _ in range(128))\n"
+        "t = TensorToWrite('t', (32 << 20,), 0, 128 << 20, pieces)\n"
         "write_gguf(Path('x.gguf'), {'general.architecture': Field.of('x')}, [t])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )

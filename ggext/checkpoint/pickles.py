@@ -32,9 +32,6 @@ class PickledTensor(CheckpointTensor):
         array: np.ndarray[Any, Any] = bits.view(torch.uint16).numpy() if self.dtype == "BF16" else bits.numpy()
         return array
 
-    def values(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        return self.array().reshape(-1)[start:stop]
-
 
 def read_pickle(path: Path) -> Iterator[PickledTensor]:
     """The tensors of one file. Raises ``CheckpointError`` for a file that holds anything else."""

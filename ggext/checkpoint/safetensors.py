@@ -50,9 +50,14 @@ class CheckpointTensor:
             return np.empty(self.shape, _NUMPY_TYPE[self.dtype])
         return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the file holds the values as they are: not where a subclass makes them in its ``array``."""
+        return type(self).array is CheckpointTensor.array
+
     def values(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Values [start, stop) of ``array()``, all dimensions taken together, read into memory. Reading whole MB is
-        twice as fast as mapping them, and a file that was cut short meanwhile is an error, not a crash."""
+        """Values [start, stop) of one that is stored, all dimensions taken together, read into memory. Reading whole MB
+        is twice as fast as mapping them, and a file that was cut short meanwhile is an error, not a crash."""
         return read_values(self.path, _NUMPY_TYPE[self.dtype], self.start, start, stop)
 
 
