@@ -1,7 +1,7 @@
 """One model in several files, as llama.cpp's gguf-split makes them: all keys in the first, some tensors in each.
 
-llama.cpp opens the set by its first file. That one goes first and comes last where a set replaces another, so at no
-moment does it name files that are not its own.
+llama.cpp opens the set by its first file. Where a set replaces another, that one goes first and comes last, so at no
+moment does it name files that are not its own; between the two, for as long as the renames take, there is no set.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from pathlib import Path
 
 from ggext.errors import OutputError
 from ggext.gguf.types import Field, ValueType
-from ggext.gguf.writer import TensorToWrite, arrange, put_in_place, temporary_beside, told, write_arranged
+from ggext.gguf.writer import (
+    TensorToWrite,
+    arrange,
+    output_errors,
+    put_in_place,
+    sync,
+    temporary_beside,
+    write_arranged,
+)
 
 _MOST_PARTS = 65_535  # split.count is 16 bits wide
 
@@ -54,9 +62,12 @@ def write_parts(
         needed = sum(part.size for part in arranged)
         besides = [files.enter_context(temporary_beside(path, needed)) for path in paths]
         for path, beside, part in zip(paths, besides, arranged, strict=True):
-            with told(path):
+            with output_errors(path):
                 write_arranged(beside, part, progress)
-        with told(paths[0]):
+        with output_errors(paths[0]):
+            if any(path.exists() for path in paths):  # wait now, and not between two renames
+                for beside in besides:
+                    sync(beside)
             paths[0].unlink(missing_ok=True)
         for path, beside in reversed(list(zip(paths, besides, strict=True))):
             put_in_place(beside, path)

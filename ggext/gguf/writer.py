@@ -54,7 +54,7 @@ def write_gguf(
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
     arranged = arrange(fields, tensors)
-    with replacing(path, arranged.size) as beside, told(path):
+    with replacing(path, arranged.size) as beside, output_errors(path):
         write_arranged(beside, arranged, progress)
     return arranged.size
 
@@ -90,7 +90,7 @@ def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], Non
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def output_errors(path: Path) -> Iterator[None]:
     """An ``OSError`` in the block becomes an ``OutputError``."""
     try:
         yield
@@ -139,7 +139,7 @@ def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
 
     ``size``: bytes that will be needed; checked against the free space first. It is on the disk when it is in place.
     """
-    with replacing(path, size) as beside, told(path), beside.open("wb") as file:
+    with replacing(path, size) as beside, output_errors(path), beside.open("wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -157,12 +157,17 @@ def put_in_place(beside: Path, path: Path) -> None:
     """Rename a finished file to ``path``."""
     umask = os.umask(0)
     os.umask(umask)
-    with told(path):
+    with output_errors(path):
         beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
         if path.exists() and path.stat().st_size:  # something to lose
-            with beside.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(beside)
         beside.replace(path)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file is on the disk. Raises ``OSError``."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 @contextmanager
