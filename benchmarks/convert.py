@@ -262,7 +262,7 @@ def machine(folder: Path, options: argparse.Namespace) -> str:
     return (
         f"{time.strftime('%Y-%m-%d')}, {cpu}, {os.cpu_count()} cores, {memory:.0f} GB, {kind}, "
         f"{platform.system()} {platform.release()}{load}; Python {platform.python_version()}, {packages}; "
-        f"upstream: {options.upstream or 'none'}"
+        f"upstream: {options.upstream.name if options.upstream else 'none'}"
     )
 
 

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-#: What is read at once: half of a core's second-level cache, so that the values are still there to be converted and
-#: written. Measured with 256 KB to 4 MB (benchmarks/convert.py): 1 MB is the fastest.
+#: What is read at once: no more than a core's second-level cache, so that the values are still there to be converted and
+#: written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
 _BLOCK_BYTES = 1 << 20
 #: The checkpoint of the project's own chat model, installed with the package.
 DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"

@@ -56,7 +56,7 @@ GGEXT_INLINE uint16_t ggext_f16_of_float(float value)
 {
     uint32_t bits = ggext_float_bits(value);
     int32_t size = (int32_t)(bits & 0x7fffffffu);
-    int32_t normal = (size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13;
+    int32_t normal = (size - (112 << 23) + 0xfff + (size >> 13 & 1)) >> 13;
     /* In the sum the last binary digit stands for 2^-24, the smallest float16: the addition rounds. */
     int32_t small = (int32_t)ggext_float_bits(ggext_float_of_bits((uint32_t)size) + 0.5f) - 0x3f000000;
     int32_t result = size < 0x38800000 ? small : normal;
