@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-#: What is read at once: no more than a core's second-level cache, so that the values are still there to be converted and
+#: What is read at once: no more than a second-level cache, so that the values are still there to be converted and
 #: written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
 _BLOCK_BYTES = 1 << 20
 #: The checkpoint of the project's own chat model, installed with the package.
