@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from ggext.checkpoint.config import Config
 
 #: ``model_type`` of a config.json → the module that knows it.
-_MODULES = {model_type: model_type for model_type in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")}
+_MODULES = {
+    model_type: model_type
+    for model_type in (
+        "falcon", "glm4", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2", "phi", "qwen2", "qwen2_moe",
+        "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+    )
+}  # fmt: skip
 
 
 def family_of(config: Config) -> Family:

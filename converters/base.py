@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
@@ -43,12 +43,17 @@ class TensorRule:
 
 class Family:
     """A family of models. Subclasses state ``arch`` and ``tensors``, and refuse in ``check`` what their
-    architecture in llama.cpp would compute otherwise."""
+    architecture in llama.cpp would compute otherwise.
+
+    ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent (null is not), of
+    what no tensor's shape would give away.
+    """
 
     arch: str
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config = config = replace(config, values={**self.defaults, **config.values})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")
@@ -67,8 +72,9 @@ class Family:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as meant."""
 
     def require(self, name: str, wanted: object, why: str) -> None:
+        """``wanted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
-        if value is not None and value != wanted:
+        if value is not None and value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
     def rope(self) -> CheckpointRope:
@@ -97,15 +103,33 @@ def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
     return TensorRule((f"{module}.weight",), shape, **transforms)
 
 
-def linear(module: str, rows: int, columns: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
-    """A projection's weight, and its bias where the checkpoint has one."""
+def linear(
+    module: str, rows: int, columns: int, order: RowOrder | None = None, *, bias: bool = True
+) -> Iterator[TensorRule]:
+    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp adds one."""
     yield weight(module, rows, columns, rows=order)
-    yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+    if bias:
+        yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+
+
+def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
+    """A module's weight and its bias, which llama.cpp both needs."""
+    yield weight(module, *shape, rows=order)
+    yield TensorRule((f"{module}.bias",), shape[:1], rows=order)
 
 
 def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:
     """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the expert's number."""
     return TensorRule(tuple(f"{template.format(i)}.weight" for i in range(count)), shape, **transforms)
+
+
+def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_proj up_proj down_proj") -> (
+    Iterator[TensorRule]
+):  # fmt: skip
+    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the way back."""
+    gate, up, down = names.split()
+    for name, shape in ((gate, (n_ff, n_embd)), (up, (n_ff, n_embd)), (down, (n_embd, n_ff))):
+        yield stacked(f"{module}.experts.{{}}.{name}", count, *shape)
 
 
 def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
@@ -118,3 +142,12 @@ def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
 
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
     return rows.swapaxes(1, 2).reshape(-1)
+
+
+def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowOrder:
+    """Row order of a fused projection: from groups of queries with their key and value (GPT-NeoX, Falcon) to all
+    queries, all keys, all values."""
+    import numpy as np
+
+    groups = np.arange((n_heads + 2 * n_kv_heads) * head_dim).reshape(n_kv_heads, -1, head_dim)
+    return np.concatenate([groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()])

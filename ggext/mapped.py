@@ -102,9 +102,10 @@ def mapped(
 
     ``source``: what messages call the configuration. Raises ``CheckpointError``.
     """
-    left_over = dict(found)
+    used: set[str] = set()
     for rule in rules:
-        tensors = [left_over.pop(name, None) for name in rule.sources]
+        tensors = [found.get(name) for name in rule.sources]
+        used.update(rule.sources)
         missing = [name for name, tensor in zip(rule.sources, tensors, strict=True) if tensor is None]
         if missing and rule.optional and len(missing) == len(tensors):
             continue
@@ -114,7 +115,10 @@ def mapped(
         for tensor in there:
             _check(tensor, rule, there[0].dtype, source)
         yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
-    unknown = sorted(n for n in left_over if not n.endswith(_DERIVED_SUFFIXES))
+    unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
+    bias = next((n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used), None)
+    if bias is not None:
+        raise CheckpointError(f"{source}: the model has {bias}, and llama.cpp's architecture {arch} adds no bias there")
     if unknown:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
         notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")

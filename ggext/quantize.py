@@ -22,6 +22,7 @@ TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 #: ggml type of most weights → general.file_type.
 FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}
 _Q8_0_BLOCK = 32
+_FLOAT32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight")
 
 
 def is_llama_cpp_type(name: str, is_gguf: bool) -> bool:
@@ -47,10 +48,10 @@ def check_llama_cpp_type(name: str, tensors: list[SourceTensor]) -> None:
 
 
 def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
-    """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
+    """The ggml type to write. Norms, biases and routers are float32, as llama.cpp's kernels expect."""
     if not isinstance(tensor.origin, MappedTensor):
         return tensor.type
-    if len(tensor.shape) == 1:
+    if len(tensor.shape) == 1 or tensor.name.endswith(_FLOAT32_NAMES):
         return F32
     if wanted == "auto":
         return tensor.type

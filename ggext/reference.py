@@ -52,18 +52,26 @@ def transformers_logits(
     logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config.rope_parameters = rope_parameters(scaling, geometry)
+        config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+        if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
+            config.head_dim = geometry.head_dim
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     if scaling.attention_factor is not None:  # only yarn has a parameter for it
-        model.model.rotary_emb.attention_scaling = scaling.attention_factor
+        model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
     with torch.inference_mode():
         logits = model(torch.tensor([tokens]), use_cache=False).logits
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
+
+
+def _kept(config: Any) -> dict[str, Any]:
+    """Which part of a head rotates is the model's, whatever the scaling."""
+    given = config.rope_parameters or {}
+    return {key: given[key] for key in ("partial_rotary_factor",) if key in given}
 
 
 def divergence(

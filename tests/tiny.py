@@ -37,7 +37,7 @@ def write_tokenizer(folder: Path) -> None:
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False,
 }  # fmt: skip
 
 

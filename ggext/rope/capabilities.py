@@ -22,7 +22,8 @@ class RopeCapability:
     ``loads_rope_factors``: with the scaling type longrope it accepts ``rope_factors_long.weight`` and ``_short``.
     ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
     says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
-    ``query_norm``: a norm of each head stands between the query's projection and its rotation."""
+    ``query_norm``: the loader accepts a norm between the query's projection and its rotation. ``unrotated_step``:
+    every so manieth layer does not rotate; 0: all do."""
 
     layout: Layout
     loads_rope_freqs: bool
@@ -30,17 +31,30 @@ class RopeCapability:
     reads_betas: bool = False
     reads_log_multiplier: bool = False
     query_norm: bool = False
+    unrotated_step: int = 0
+
+    def rotates(self, layer: int) -> bool:
+        return not self.unrotated_step or (layer + 1) % self.unrotated_step != 0
 
 
 CAPABILITIES = {
+    "falcon": RopeCapability("neox", loads_rope_freqs=False),
+    "glm4": RopeCapability("norm", loads_rope_freqs=False),
+    "gptneox": RopeCapability("neox", loads_rope_freqs=False),
+    "granite": RopeCapability("norm", loads_rope_freqs=True, loads_rope_factors=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, loads_rope_factors=True),
     "mistral3": RopeCapability(
         "norm", loads_rope_freqs=True, loads_rope_factors=True, reads_betas=True, reads_log_multiplier=True
     ),
+    "olmo2": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
+    "phi2": RopeCapability("neox", loads_rope_freqs=False),
     "qwen2": RopeCapability("neox", loads_rope_freqs=False),
     "qwen2moe": RopeCapability("neox", loads_rope_freqs=False),
     "qwen3": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
     "qwen3moe": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
+    "smollm3": RopeCapability("norm", loads_rope_freqs=False, unrotated_step=4),
+    "stablelm": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
+    "starcoder2": RopeCapability("neox", loads_rope_freqs=False),
 }
 
 

@@ -147,8 +147,8 @@ class _Reader:
         if self.rule.final_maximum and method != "none":
             scaling = replace(scaling, context=max_position)
         head_dim = self._head_dim(kind)
-        partial = _number(parameters.get("partial_rotary_factor", self.config.get("partial_rotary_factor")), 1.0,
-                          "partial_rotary_factor", self.source)  # fmt: skip
+        outer = self.config.get(self.rule.partial_key)
+        partial = _number(parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source)
         if not 0 < partial <= 1:
             raise RopeError(f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at most 1")
         geometry = RopeGeometry(

@@ -33,12 +33,31 @@ class Row:
 _EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 ROWS = {
+    "falcon": Row("falcon", {"hidden_size": 128, "num_kv_heads": None, "alibi": False}),
+    "falcon-40b": Row("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b": Row("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+    "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "glm4": Row("glm4", {"head_dim": 48}),
+    "gpt_neox": Row("gpt_neox"),
+    "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "granite": Row("granite", {"embedding_multiplier": 12.0, "attention_multiplier": 0.0625,
+                   "residual_multiplier": 0.22, "logits_scaling": 8.0, "tie_word_embeddings": True}),
+    "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "llama": Row("llama"),
     "mistral": Row("mistral", {"sliding_window": None}),
+    "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "olmo2": Row("olmo2"),
+    "olmo2-tied": Row("olmo2", {"tie_word_embeddings": True}),
+    "phi": Row("phi"),
     "qwen2": Row("qwen2"),
+    "qwen2_moe": Row("qwen2_moe", _EXPERTS | {"shared_expert_intermediate_size": 96}),
     "qwen3": Row("qwen3", {"head_dim": 24}),
     "qwen3_moe": Row("qwen3_moe", _EXPERTS | {"norm_topk_prob": True}),
-}
+    "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "stablelm": Row("stablelm", {"use_qkv_bias": True}),
+    "stablelm-12b": Row("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "starcoder2": Row("starcoder2", {"tie_word_embeddings": True}),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
