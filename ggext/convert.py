@@ -184,11 +184,9 @@ def _with_query_scale(
         notes.append(f"the gain folded into the source's query weights is taken out again (÷ {source.query_scale:.6g})")
     if encoding.query_scale == source.query_scale:
         return tensors
-    heads, layers = (source.fields.get(f"{source.arch}.{key}") for key in ("attention.head_count", "block_count"))
-    return fold_query(
-        tensors, source.arch, source.geometry, heads and heads.value, layers and layers.value,
-        encoding.query_scale / source.query_scale,
-    )  # fmt: skip
+    prefix = source.arch + "."
+    keys = {k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)}
+    return fold_query(tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale)
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.mapped import bfloat16_values
 from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import layer_kinds
 from ggext.rope.scaling import RopeGeometry
 from ggext.sources import SourceTensor
 
@@ -64,20 +66,23 @@ class Rounding:
 
 
 def fold_query(
-    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, n_heads: object, n_layers: object, ratio: float
+    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, keys: Mapping[str, Any], ratio: float
 ) -> list[SourceTensor]:
-    """``tensors`` with ``ratio`` on the rotated query rows of every layer.
+    """``tensors`` with ``ratio`` on the rotated query rows of every layer that the scaling concerns.
 
-    Raises ``RopeError`` where a layer's queries are made by tensors that are not known here.
+    ``keys``: the architecture's, without its prefix. Raises ``RopeError`` where a layer's queries are made by tensors
+    that are not known here.
     """
-    if not isinstance(n_heads, int) or not isinstance(n_layers, int):
+    n_heads, kinds = keys.get("attention.head_count"), layer_kinds(keys, arch)
+    if not isinstance(n_heads, int):
         raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
+    concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
     names = ("attn_q_norm.weight",) if capability_of(arch).query_norm else _PROJECTIONS
     wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    folded = [_scaled(t, geometry, n_heads, ratio) if wanted.fullmatch(t.name) else t for t in tensors]
+    layers = {t.name: found[1] for t in tensors if (found := wanted.fullmatch(t.name))}
+    folded = [_scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t for t in tensors]
     reached = {t.name.split(".")[1] for t in folded if t.row_scale is not None and t.name.endswith(".weight")}
-    # the file's own count, which may be absurd: the loop ends at the first layer that is not there
-    missing = next((layer for layer in range(n_layers) if str(layer) not in reached), None)
+    missing = min(map(int, concerned - reached), default=None)
     if missing is not None:
         raise RopeError(
             f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to fold the gain into; "
@@ -92,8 +97,8 @@ def _scaled(tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: f
     import numpy as np
 
     rows = tensor.shape[-1]
-    per_head = tensor.name.endswith("attn_q_norm.weight")
-    heads = 1 if per_head else n_heads
+    of_norm = tensor.name.endswith("attn_q_norm.weight")  # of one head, or of all
+    heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
     if rows < heads * geometry.head_dim:
         raise RopeError(f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more")
     scale = np.ones(rows)

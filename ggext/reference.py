@@ -26,11 +26,22 @@ def sample_tokens(model: Model, count: int) -> list[int]:
 
 
 def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
-    """``rope_parameters`` as transformers spells the request. NTK-aware scaling is a larger ``rope_theta``."""
+    """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones have their own."""
+    if geometry.sliding_base is None:
+        return _of_one_kind(scaling, geometry)
+    sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
+    return {"full_attention": _of_one_kind(scaling, geometry), "sliding_attention": sliding}
+
+
+def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
+    """NTK-aware scaling is a larger ``rope_theta``."""
+    parameters: dict[str, Any] = {}
+    if geometry.n_rot != geometry.head_dim:
+        parameters["partial_rotary_factor"] = geometry.n_rot / geometry.head_dim
     if scaling.method in ("none", "ntk"):
         base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
-        return {"rope_type": "default", "rope_theta": base}
-    parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
+        return parameters | {"rope_type": "default", "rope_theta": base}
+    parameters |= {"rope_type": scaling.method, "rope_theta": geometry.base}
     parameters |= {_KEYS[k]: v for k, v in scaling.given().items() if k in _KEYS}
     if scaling.method == "llama3":
         parameters.setdefault("low_freq_factor", methods.LLAMA3_LOW_FREQ_FACTOR)

@@ -17,7 +17,6 @@ from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
 from ggext.mapped import MappedTensor, mapped
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -136,9 +135,8 @@ def _from_gguf(path: Path) -> ModelSource:
     parts = gguf.get("split.count", 1)
     if parts > 1:
         raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
-    layout = capability_of(gguf.arch).layout
     recipe = recipe_of(gguf)
-    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout)
+    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
     tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
     return ModelSource(
         path,
@@ -158,10 +156,10 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
-    if method == "longrope":
+    if method == "longrope" or ROPE_LONG in gguf.tensors:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
-    gain = decode(keys, {}, geometry.layout, gguf.arch).attention_factor
+    gain = decode(keys, {}, gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
 
@@ -169,7 +167,7 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
 def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:
     keys = gguf.arch_keys()
     tensors = factor_tensors(gguf)
-    table = decode(keys, tensors, geometry.layout, gguf.arch)
+    table = decode(keys, tensors, gguf.arch)
     return RopeScaling(
         "longrope",
         factor=max(1.0, table.context / geometry.trained_context),

@@ -136,12 +136,12 @@ def test_the_keys_that_are_read_are_decoded() -> None:
     keys = {"rope.dimension_count": 128, "context_length": 4096 * 64, "rope.scaling.type": "yarn",
             "rope.scaling.factor": 64.0, "rope.scaling.original_context_length": 4096}  # fmt: skip
     gain = 1 + 0.1 * math.log(64)
-    assert decode(keys, {}, "norm", "mistral3").attention_factor == pytest.approx(gain)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "norm", "mistral3").attention_factor == pytest.approx(1.0)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "norm", "llama").attention_factor == pytest.approx(gain)
+    assert decode(keys, {}, "mistral3").attention_factor == pytest.approx(gain)
+    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3").attention_factor == pytest.approx(1.0)
+    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "llama").attention_factor == pytest.approx(gain)
     for key, value in ((BETA_FAST, 0.0), (BETA_SLOW, math.nan), (LOG_MULTIPLIER, -1.0)):
         with pytest.raises(RopeError, match=f"{key} is"):
-            decode(keys | {key: value}, {}, "norm", "mistral3")
+            decode(keys | {key: value}, {}, "mistral3")
 
 
 @pytest.mark.parametrize("encoding", ["keys", "folded"])
