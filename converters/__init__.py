@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 _MODULES = {
     model_type: model_type
     for model_type in (
-        "falcon", "glm4", "gpt_neox", "granite", "llama", "mistral", "mixtral", "olmo2", "phi", "qwen2", "qwen2_moe",
-        "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+        "apertus", "arcee", "ernie4_5", "falcon", "glm4", "gpt_neox", "granite", "hunyuan_v1_dense", "internlm3",
+        "lfm2", "llama", "minicpm3", "mistral", "mixtral", "nemotron", "olmo2", "phi", "qwen2", "qwen2_moe", "qwen3",
+        "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2",
     )
 }  # fmt: skip
 

@@ -94,6 +94,10 @@ class Family:
             "vocab_size": self.vocab_size,
         }
 
+    def scalars(self) -> dict[str, list[str]]:
+        """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their names."""
+        return {}
+
     def tensors(self) -> Iterator[TensorRule]:
         raise NotImplementedError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -122,6 +123,21 @@ def mapped(
     if unknown:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
         notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
+
+
+def taken_scalars(
+    wanted: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
+) -> dict[str, list[float]]:
+    """The values of tensors of one value each, which are taken out of ``found``. Raises ``CheckpointError``."""
+    values: dict[str, list[float]] = {}
+    for key, names in wanted.items():
+        for name in names:
+            tensor = found.pop(name, None)
+            if tensor is None or math.prod(tensor.shape) != 1:
+                raise CheckpointError(f"{source}: the model needs the tensor {name} of one value")
+            value = tensor.array().reshape(-1)
+            values.setdefault(key, []).append(float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0]))
+    return values
 
 
 def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:

@@ -15,7 +15,7 @@ from ggext.errors import CheckpointError, GgufError
 from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
-from ggext.mapped import MappedTensor, mapped
+from ggext.mapped import MappedTensor, mapped, taken_scalars
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
@@ -109,9 +109,11 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
+    found = read_tensors(folder)
+    scalars = taken_scalars(family.scalars(), found, config.source)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
-        for t in mapped(family.tensors(), read_tensors(folder), family.arch, config.source, notes)
+        for t in mapped(family.tensors(), found, family.arch, config.source, notes)
     ]
     vocabulary = read_vocabulary(folder, family.vocab_size)
     notes += vocabulary.notes
@@ -121,7 +123,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
         "general.name": _name(folder),
     }
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
-    values |= vocabulary.metadata()
+    values |= scalars | vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}
     return ModelSource(folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes)
 

@@ -1,7 +1,8 @@
 """Level ``shift``: what moving the cached keys to other positions does to this file.
 
 A chat that rolls its context moves keys that are turned already. llama.cpp does that with the same ROPE
-operation, gain and all, so a gain other than 1 is applied again at each shift.
+operation, gain and all, so a gain other than 1 is applied again at each shift; and in all layers, also in those
+that do not rotate where a model has such layers.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ SHIFTS = 3
 _TOKENS, _DISTANCE = 48, 16
 #: Three rotations in float32 leave a norm as it was within some 1e-6.
 TOLERANCE = 1e-4
+#: nats; a right shift leaves about 1e-11.
+KL_TOLERANCE = 1e-6
 
 
 def measure_shifts(model: Model) -> list[ShiftRow]:
@@ -80,7 +83,14 @@ class _KeyNorms:
 
 def check_shift(rows: list[ShiftRow], required: bool) -> Check:
     """Informative unless ``required``: a file that is not safe to roll is right as long as nobody rolls it."""
-    change = max(abs(row.k_norm - 1) for row in rows)
+    change, kl = max(abs(row.k_norm - 1) for row in rows), max(row.kl for row in rows)
+    if change <= TOLERANCE and kl > KL_TOLERANCE:
+        return Check(
+            "shift", f"KL from a fresh evaluation after {len(rows)} shifts, nats", kl, KL_TOLERANCE,
+            "not safe to roll: the cached keys keep their length, but not their angles",
+            "llama.cpp turns the cached keys of all layers, also of those that do not rotate: do not roll the "
+            "context of this file", required,
+        )  # fmt: skip
     norms = ", ".join(f"×{row.k_norm:.4f}" for row in rows)
     divergences = ", ".join(f"{row.kl:.1e}" for row in rows)
     safe = change <= TOLERANCE

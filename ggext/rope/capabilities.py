@@ -50,7 +50,11 @@ class RopeCapability:
 
 
 CAPABILITIES = {
+    "apertus": RopeCapability("neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True),
+    "arcee": RopeCapability("norm", loads_rope_freqs=True),
+    "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
     "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scales_scores=True),
+    "ernie4_5": RopeCapability("norm"),
     "exaone4": RopeCapability(
         "neox", loads_rope_freqs=True, query_norm=True, sliding="alone", sliding_period=4, sliding_depth=64
     ),
@@ -61,10 +65,14 @@ CAPABILITIES = {
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "hunyuan-dense": RopeCapability("neox", query_norm=True),
+    "lfm2": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "minicpm3": RopeCapability("neox", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True
     ),
+    "nemotron": RopeCapability("neox"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled", sliding_period=4),
     "phi2": RopeCapability("neox"),
     "phi3": RopeCapability("neox", rope_factors="always"),
@@ -72,6 +80,7 @@ CAPABILITIES = {
     "qwen2moe": RopeCapability("neox"),
     "qwen3": RopeCapability("neox", query_norm=True),
     "qwen3moe": RopeCapability("neox", query_norm=True),
+    "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),
     "starcoder2": RopeCapability("neox"),

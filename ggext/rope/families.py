@@ -53,9 +53,12 @@ _GEMMA3 = FamilyRule(
 )
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
+    "apertus": FamilyRule(base_defaults={ALL: 1.2e7}),
+    "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "kimi_k2": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"),
+    "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
@@ -64,20 +67,23 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
-    "gpt_neox": FamilyRule(
-        defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
-    ),
+    "gpt_neox": FamilyRule(defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}),
     "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
     "internlm2": FamilyRule(read_as="llama"),
     "minicpm": FamilyRule(read_as="llama"),
+    "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
+    "internlm3": FamilyRule(defaults={"head_dim": 128}),
+    "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     # llama_4_scaling_beta would make queries longer with their position, which is no RoPE table
     "ministral3": FamilyRule(inert={"llama_4_scaling_beta": (0, 0.0)}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
+    "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),
     "phi": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "qwen3": FamilyRule(defaults={"head_dim": 128}),
+    "seed_oss": FamilyRule(defaults={"head_dim": 128}),
     "smollm3": FamilyRule(base_defaults={ALL: 2e6}),
     "stablelm": FamilyRule(defaults={"partial_rotary_factor": 0.25}),
 }
