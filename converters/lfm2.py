@@ -40,6 +40,8 @@ class Lfm2(Llama):
                 f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or conv for each of the "
                 f"{self.n_layers} layers"
             )
+        if len(set(kinds)) < 2:  # llama.cpp aborts on a model without one of the two caches
+            raise CheckpointError(f"{self.config.source}: all layers are {kinds[0]}; llama.cpp needs both kinds")
         self.attends = [kind == "full_attention" for kind in kinds]
 
     def metadata(self) -> dict[str, Any]:

@@ -23,7 +23,8 @@ class Mixtral(Mistral):
         }
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
-        block = f"model.layers.{layer}.block_sparse_moe"
+        del layer
+        block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.gate", self.n_experts, self.n_embd)
         yield from experts(block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2")
 

@@ -35,6 +35,7 @@ SCALES_OF_TYPE = {
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ4_NL": (0,), "IQ4_XS": (0,),
 }  # fmt: skip
+_QUERY_NORM = "attn_q_norm.weight"
 _PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
 
 
@@ -76,8 +77,14 @@ def fold_query(
     n_heads, kinds = keys.get("attention.head_count"), layer_kinds(keys, arch)
     if not isinstance(n_heads, int):
         raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
+    if capability_of(arch).norm_behind:
+        raise RopeError(
+            f"llama.cpp's architecture {arch} norms queries and keys behind their rotation, which takes the gain away: "
+            "there is nothing to fold; choose --encoding keys"
+        )
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
-    names = ("attn_q_norm.weight",) if capability_of(arch).query_norm else _PROJECTIONS
+    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
+    names = (_QUERY_NORM,) if normed else _PROJECTIONS
     wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
     layers = {t.name: found[1] for t in tensors if (found := wanted.fullmatch(t.name))}
     folded = [_scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t for t in tensors]
@@ -97,7 +104,10 @@ def _scaled(tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: f
     import numpy as np
 
     rows = tensor.shape[-1]
-    of_norm = tensor.name.endswith("attn_q_norm.weight")  # of one head, or of all
+    of_norm = tensor.name.endswith(_QUERY_NORM)  # of one head, or of all
+    if of_norm and len(tensor.shape) > 1:
+        raise RopeError(f"tensor {tensor.name} has a row for each head, whose rotated part cannot be scaled alone; "
+                        "choose --encoding keys")  # fmt: skip
     heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
     if rows < heads * geometry.head_dim:
         raise RopeError(f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more")

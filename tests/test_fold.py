@@ -190,7 +190,9 @@ def divergence(expected: Path, actual: Path) -> float:
 
 FOLDED = [
     ("llama", True), ("mistral3", False), ("qwen2", False), ("qwen2", True), ("qwen3", False), ("qwen3moe", False),
-    ("qwen2moe", False),
+    ("qwen2moe", False), ("apertus", False), ("arcee", False), ("cohere2", False), ("ernie4_5", False),
+    ("falcon", False), ("glm4", False), ("gptneox", False), ("granite", False), ("nemotron", False),
+    ("olmo2", False), ("phi2", False), ("seed_oss", False), ("smollm3", False), ("starcoder2", False),
 ]  # fmt: skip
 
 
@@ -203,6 +205,20 @@ def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arc
     wrong = bake(model, tmp_path / "wrong.gguf", RopeScaling("yarn", factor=4, attention_factor=1.0), "keys")
     assert divergence(keys.path, tmp_path / "folded.gguf") <= 1e-6
     assert divergence(keys.path, wrong.path) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        ("hunyuan-dense", "behind their rotation, which takes the gain away"),
+        ("lfm2", "layer 0 has none of"),
+        ("minicpm3", "layer 0 has none of"),
+        ("stablelm", "has a row for each head"),
+    ],
+)
+def test_where_a_gain_cannot_be_folded_it_is_refused(tmp_path: Path, arch: str, reason: str) -> None:
+    with pytest.raises(RopeError, match=reason):
+        bake(write_random(tmp_path / "model.gguf", arch), tmp_path / "folded.gguf", YARN)
 
 
 def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:

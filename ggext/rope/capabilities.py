@@ -32,7 +32,8 @@ class RopeCapability:
     says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
     ``scales_scores``: it reads a tenth of that multiplier instead, and scales all attention scores by it
     (``rope.decode.score_scale``). ``query_norm``: the loader accepts a norm between the query's projection and its
-    rotation. ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
+    rotation. ``norm_behind``: that norm stands behind the rotation and takes the gain away again.
+    ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
     ``sliding_depth``: they slide in files of so many layers and no others, whatever the keys say.
     ``unrotated_step``: every so manieth layer does not rotate; 0: all do."""
 
@@ -43,6 +44,7 @@ class RopeCapability:
     reads_log_multiplier: bool = False
     scales_scores: bool = False
     query_norm: bool = False
+    norm_behind: bool = False
     sliding: Sliding = "others"
     sliding_period: int = 1
     sliding_depth: int = 0
@@ -65,7 +67,7 @@ CAPABILITIES = {
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
-    "hunyuan-dense": RopeCapability("neox", query_norm=True),
+    "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "lfm2": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "minicpm3": RopeCapability("neox", rope_factors="always"),

@@ -115,7 +115,8 @@ class RopeCall:
 @dataclass(frozen=True)
 class RopeNode:
     """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads, dimensions), from the
-    first rotated dimension of a head on (the last ones rotate where attention is latent); ``positions``: int64, for a context shift the distance of each cache cell."""
+    first rotated dimension of a head on (the last ones rotate where attention is latent); ``positions``: int64, for a
+    context shift the distance of each cache cell."""
 
     name: str
     source: str

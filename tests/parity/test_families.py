@@ -42,6 +42,8 @@ def _own(kind: str, **parameters: Any) -> dict[str, Any]:
 ROWS = {
     "apertus": Row("apertus", _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), rope=None),
     "arcee": Row("arcee", {"head_dim": 48}),
+    "cohere2": Row("cohere2", {"num_hidden_layers": 5, "sliding_window": 32, "tie_word_embeddings": True,
+                   "logit_scale": 0.5}),
     "ernie4_5": Row("ernie4_5", {"head_dim": 48, "tie_word_embeddings": True}),
     "falcon": Row("falcon", {"hidden_size": 128, "num_kv_heads": None, "alibi": False}),
     "falcon-40b": Row("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),

@@ -1,0 +1,50 @@
+"""Cohere's Command R7B and Command A: three layers of four slide and rotate, the fourth attends to everything and does
+not rotate; attention and feed-forward side by side behind one layer norm without a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ggext.converters.base import TensorRule
+from ggext.converters.llama import Llama, LlamaWithLayerNorm
+
+from ggext.errors import CheckpointError
+
+
+class Cohere2(LlamaWithLayerNorm):
+    arch = "cohere2"
+    defaults = {"layer_norm_eps": 1e-5, "logit_scale": 0.0625, "sliding_window": 4096, "tie_word_embeddings": True}
+    biased = ()
+    free_head_dim = False
+    rotates_adjacent = True
+
+    def check(self) -> None:
+        super().check()
+        self.require("tie_word_embeddings", True, f"llama.cpp's architecture {self.arch} has no output matrix")
+        self.window = self.config.integer("sliding_window")
+        kinds = self.config.values.get("layer_types")
+        if kinds is None:
+            period = self.config.integer("sliding_window_pattern", default=4)
+            kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(self.n_layers)]
+        if not isinstance(kinds, list) or len(kinds) != self.n_layers:
+            raise CheckpointError(
+                f"{self.config.source}: layer_types must name a kind for each of {self.n_layers} layers"
+            )
+        self.slides = [kind == "sliding_attention" for kind in kinds]
+
+    def metadata(self) -> dict[str, Any]:
+        return super().metadata() | {
+            "attention.sliding_window": self.window,
+            "attention.sliding_window_pattern": self.slides,
+            "logit_scale": self.config.number("logit_scale"),
+        }
+
+    def norm(self, module: str) -> Iterator[TensorRule]:
+        return Llama.norm(self, module)
+
+    def norms(self, block: str) -> Iterator[TensorRule]:
+        return self.norm(f"{block}.input_layernorm")
+
+
+FAMILY = Cohere2
