@@ -22,7 +22,7 @@ from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import ModelSource, SourceTensor, open_source
+from ggext.sources import ModelSource, SourceTensor, model_name, open_source
 
 Progress = Callable[[int], None]
 
@@ -197,7 +197,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 
 
 def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
-    parts = [source.path.stem if source.is_gguf else str(source.fields["general.name"].value)]
+    parts = [source.path.stem if source.is_gguf else model_name(source.path)]
     if scaling is not None and scaling.method != "none":
         parts.append(f"{scaling.method}{scaling.factor:g}")
     if wanted != "auto":

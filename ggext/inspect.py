@@ -13,6 +13,7 @@ from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, stated_method
 from ggext.rope.recipe import Recipe
@@ -78,7 +79,8 @@ def inspect(path: Path) -> Inspection:
         table = effective_table(gguf)
         short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
         geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
-        shift_safe = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        unit_gain = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        shift_safe = unit_gain and capability_of(gguf.arch).shifts_keys
         parameters_of_context = context_parameters(gguf.arch_keys())
     except RopeError as error:
         unknown = str(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.config import read_config
+from ggext.checkpoint.model_card import general_metadata
 from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
@@ -120,15 +121,16 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     values: dict[str, Any] = {
         "general.architecture": family.arch,
         "general.type": "model",
-        "general.name": _name(folder),
     }
+    shapes = ((t.name, t.shape[::-1]) for t in tensors)
+    values |= general_metadata(folder, model_name(folder), family.arch, shapes, notes)
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     values |= scalars | vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}
     return ModelSource(folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes)
 
 
-def _name(folder: Path) -> str:
+def model_name(folder: Path) -> str:
     return "demo" if folder == DEMO_MODEL else folder.resolve().name or "model"
 
 

@@ -2,7 +2,7 @@
 
 A chat that rolls its context moves keys that are turned already. llama.cpp does that with the same ROPE
 operation, gain and all, so a gain other than 1 is applied again at each shift; and in all layers, also in those
-that do not rotate where a model has such layers.
+that do not rotate where a model has such layers, and on keys that were normed after their rotation.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def check_shift(rows: list[ShiftRow], required: bool) -> Check:
         return Check(
             "shift", f"KL from a fresh evaluation after {len(rows)} shifts, nats", kl, KL_TOLERANCE,
             "not safe to roll: the cached keys keep their length, but not their angles",
-            "llama.cpp turns the cached keys of all layers, also of those that do not rotate: do not roll the "
-            "context of this file", required,
+            "llama.cpp turns all cached keys in a shift, also those of layers that do not rotate, and behind a norm "
+            "that stands behind the rotation: do not roll the context of this file", required,
         )  # fmt: skip
     norms = ", ".join(f"×{row.k_norm:.4f}" for row in rows)
     divergences = ", ".join(f"{row.kl:.1e}" for row in rows)

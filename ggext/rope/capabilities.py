@@ -50,6 +50,12 @@ class RopeCapability:
     sliding_depth: int = 0
     unrotated_step: int = 0
 
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns those of all layers,
+        and behind a norm that stands behind the rotation."""
+        return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
+
 
 CAPABILITIES = {
     "apertus": RopeCapability("neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True),

@@ -55,7 +55,8 @@ class Encoding:
     float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the wanted table
     against what llama.cpp makes of these. ``query_scale``: what the query weights must be multiplied by.
     ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation. ``elsewhere``: against what programs
-    make of it that do not set ggext's context parameters, ``None`` where there are none."""
+    make of it that do not set ggext's context parameters, ``None`` where there are none. ``rolls``: whether llama.cpp
+    shifts the architecture's cached keys as they were turned."""
 
     name: EncodingName
     keys: dict[str, str | int | float]
@@ -63,6 +64,7 @@ class Encoding:
     kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     elsewhere: Comparison | None = None
+    rolls: bool = True
 
     @property
     def query_scale(self) -> float:
@@ -70,8 +72,8 @@ class Encoding:
 
     @property
     def shift_safe(self) -> bool:
-        """Whether a context shift, which rotates the cached keys once more, leaves their length alone."""
-        return abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        """Whether a context shift, which rotates the cached keys once more, leaves them as new ones would be."""
+        return self.rolls and abs(self.kernel_gain - 1.0) <= EXACT_GAIN
 
 
 def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None) -> Encoding:
@@ -115,7 +117,7 @@ def _candidates(
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
-            candidates.append(Encoding(kind, keys, exactness, gain, tensors))
+            candidates.append(Encoding(kind, keys, exactness, gain, tensors, rolls=capability.shifts_keys))
     return candidates
 
 
@@ -201,7 +203,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
     exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors, by_ggext=carrier.name == "runtime")
-    return Encoding("folded", keys, exactness, carrier.kernel_gain, carrier.tensors, carrier.elsewhere)
+    return replace(carrier, name="folded", keys=keys, exactness=exactness)
 
 
 def _with_context_parameters(nearest: Encoding, scaling: RopeScaling, geometry: RopeGeometry, arch: str) -> Encoding:
@@ -226,7 +228,7 @@ def _with_context_parameters(nearest: Encoding, scaling: RopeScaling, geometry: 
             keys = nearest.keys | dict(zip(CONTEXT_PARAMETERS, betas, strict=True))
             exactness = _exactness(scaling, geometry, arch, keys, {}, by_ggext=True)
             if best is None or exactness.frequency_error < best.exactness.frequency_error:
-                best = Encoding("runtime", keys, exactness, nearest.kernel_gain, {}, elsewhere=nearest.exactness)
+                best = replace(nearest, name="runtime", keys=keys, exactness=exactness, elsewhere=nearest.exactness)
     assert best is not None
     return best
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 from tiny import make_model
 
-from ggext.convert import ConvertOptions, convert
+from ggext.convert import ConvertOptions, convert, plan
+from ggext.errors import CheckpointError
+from ggext.inspect import inspect
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 
@@ -92,14 +95,121 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
     assert report.passed, report
 
 
-def test_layers_that_do_not_rotate_make_a_shift_wrong(tmp_path: Path) -> None:
-    """llama.cpp 0c1e57098 turns all layers' cached keys in a shift, SmolLM 3's fourth too."""
-    checkpoint = make_model(tmp_path / "model", "smollm3", num_hidden_layers=4)
+def _gelu_of_ggml(values: Any) -> Any:
+    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
+    import torch
+
+    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+    return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt_neox", "gpt_neox-serial", "phi", "starcoder2"])
+def test_the_rest_is_the_activation(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ggml's own GELU in transformers the logits agree as closely as those of other families."""
+    from torch import nn
+    from transformers.activations import ACT2FN
+
+    class Gelu(nn.Module):
+        forward = staticmethod(_gelu_of_ggml)
+
+    row = ROWS[name]
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
     out = tmp_path / "out.gguf"
-    convert(ConvertOptions(checkpoint, out, RopeScaling("linear", factor=4)))
+    convert(ConvertOptions(checkpoint, out, row.rope))
+    found = []
+    for _ in range(2):
+        report = verify(out, checkpoint, levels=["logits"])
+        found.append(max(check.value for check in report.checks))
+        for activation in ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"):
+            monkeypatch.setitem(ACT2FN, activation, Gelu)
+    assert found[1] <= 5e-9 < found[0]
+
+
+def _metadata(checkpoint: Path) -> dict[str, Any]:
+    planned = plan(ConvertOptions(checkpoint, checkpoint.parent / "planned.gguf"))
+    names = {f"tensor {t.name}": (t.shape, t.type) for t in planned.tensors}
+    return {key: field.value for key, field in planned.fields.items()} | names
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_path: Path) -> None:
+    """Every key that has the value of transformers' class is taken out of config.json: nothing changes."""
+    from transformers import AutoConfig
+
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
+    path = checkpoint / "config.json"
+    values = json.loads(path.read_text())
+    if "rope_parameters" not in row.config:  # the class's own base and share of a head
+        del values["rope_parameters"]
+        path.write_text(json.dumps(values))
+    full = _metadata(checkpoint)
+    usual = json.loads(type(AutoConfig.for_model(row.model_type))().to_json_string(use_diff=False))
+    kept = ("model_type", "num_key_value_heads")  # the tensors' shapes would tell
+    silent = {k: v for k, v in values.items() if k in kept or k not in usual or usual[k] != v}
+    assert len(silent) < len(values)
+    path.write_text(json.dumps(silent))
+    assert _metadata(checkpoint) == full
+    rope = AutoConfig.from_pretrained(checkpoint).rope_parameters
+    assert full[f"{full['general.architecture']}.rope.freq_base"] == pytest.approx(rope["rope_theta"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "config", "message"),
+    [
+        ("apertus", {"rope_parameters": None}, "rope_parameters is missing"),
+        ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),
+        ("ernie4_5", {"use_bias": True}, "bias, and llama.cpp's architecture ernie4_5 adds no bias there"),
+        ("falcon", {"alibi": True}, "this model has ALiBi"),
+        ("falcon", {"bias": True}, "falcon has no biases"),
+        ("falcon", {"parallel_attn": False}, "side by side"),
+        ("gpt_neox", {"attention_bias": False}, "has biases on all projections"),
+        ("gpt_neox", {"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ("lfm2", {"layer_types": ["conv", "conv"]}, "llama.cpp needs both kinds"),
+        ("minicpm3", {"scale_depth": 1.0}, "computes with 1.4"),
+        ("nemotron", {"head_dim": 48}, "hidden_size / num_attention_heads"),
+        ("olmo2", {"attention_bias": True}, "o_proj.bias, and llama.cpp's architecture olmo2 adds no bias there"),
+        ("phi", {"qk_layernorm": True}, "no norm of queries and keys"),
+        ("qwen2_moe", _EXPERTS | {"norm_topk_prob": True}, "does not normalize"),
+        ("qwen2_moe", _EXPERTS | {"mlp_only_layers": [0]}, "has experts in every layer"),
+        ("qwen3_moe", _EXPERTS | {"norm_topk_prob": False}, "normalizes the weights"),
+        ("smollm3", {"no_rope_layer_interval": 2}, "rotates in all layers but every 4th"),
+        ("starcoder2", {"use_bias": False}, "has biases on all projections"),
+    ],
+)
+def test_what_llama_cpp_would_compute_otherwise_is_refused(
+    model_type: str, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    checkpoint = make_model(tmp_path / "model", model_type, **config)
+    if "rope_parameters" in config:
+        path = checkpoint / "config.json"
+        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_parameters"}))
+    with pytest.raises(CheckpointError, match=message):
+        plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "starcoder2"])
+def test_a_window_that_llama_cpp_has_not_limits_the_context(model_type: str, tmp_path: Path) -> None:
+    checkpoint = make_model(tmp_path / "model", model_type, max_position_embeddings=256, sliding_window=96)
+    out = tmp_path / "out.gguf"
+    planned = convert(ConvertOptions(checkpoint, out))
+    assert any("sliding_window is 96" in note for note in planned.notes)
+    report = verify(out, checkpoint)
+    assert report.context == 96
+    assert report.passed, report
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layers", "safe"), [("smollm3", 4, False), ("smollm3", 3, True), ("cohere2", 4, False)]
+)
+def test_layers_that_do_not_rotate_make_a_shift_wrong(model_type: str, layers: int, safe: bool, tmp_path: Path) -> None:
+    """llama.cpp 0c1e57098 turns all layers' cached keys in a shift."""
+    checkpoint = make_model(tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True)
+    out = tmp_path / "out.gguf"
+    planned = convert(ConvertOptions(checkpoint, out, RopeScaling("linear", factor=4)))
     report = verify(out, levels=["shift"])
-    assert report.shift_safe is False
+    assert report.shift_safe is safe
     assert all(row.k_norm == pytest.approx(1, abs=1e-6) for row in report.shifts)
-    assert "those that do not rotate" in report.checks[0].why
-    convert(ConvertOptions(make_model(tmp_path / "three", "smollm3", num_hidden_layers=3), out, force=True))
-    assert verify(out, levels=["shift"]).shift_safe
+    assert safe or "those of layers that do not rotate" in report.checks[0].why
+    assert planned.encoding is not None
+    assert not planned.encoding.shift_safe  # of the architecture, whatever its size
+    assert not inspect(out).shift_safe
