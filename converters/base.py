@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope, read_rope
+from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,9 @@ class TensorRule:
     order: ``transposed`` swaps the last two dimensions; ``view`` is the shape that the values are then read in (the
     same number of values); ``rows`` chooses rows, all dimensions but the last taken together (of a one-dimensional
     tensor its values), for each written row the one that it is; ``written`` is the shape to write, where it is not
-    that of what was read; ``plus`` is added to every value. ``optional``: may be absent.
+    that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's array in place of
+    the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents, where the source
+    is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
     """
 
     sources: tuple[str, ...]
@@ -38,6 +41,8 @@ class TensorRule:
     rows: RowOrder | None = None
     written: tuple[int, ...] | None = None
     plus: float = 0.0
+    arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    scales: str | None = None
     optional: bool = False
 
 
@@ -53,7 +58,9 @@ class Family:
     defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Config) -> None:
-        self.config = config = replace(config, values={**self.defaults, **config.values})
+        text = config.values.get("text_config")  # of a model that sees too, what concerns text
+        values = text if isinstance(text, dict) else config.values
+        self.config = config = replace(config, values={**self.defaults, **values})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")
@@ -97,6 +104,26 @@ class Family:
     def scalars(self) -> dict[str, list[str]]:
         """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their names."""
         return {}
+
+    def sliding_window(self, period: int) -> dict[str, Any]:
+        """The keys of a window over some layers: those that ``layer_types`` names, else all but each n-th, n the
+        ``period`` or what an old configuration says in its place."""
+        kinds = self.config.values.get("layer_types")
+        if kinds is None:
+            period = self.config.integer("sliding_window_pattern", default=period)
+            slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
+        elif not isinstance(kinds, list) or len(kinds) != self.n_layers or set(kinds) - {FULL, SLIDING}:
+            raise CheckpointError(
+                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of {self.n_layers} layers"
+            )
+        else:
+            slides = [kind == SLIDING for kind in kinds]
+        window = self.config.integer("sliding_window")
+        return {"attention.sliding_window": window, "attention.sliding_window_pattern": slides}
+
+    def stored_name(self, name: str) -> str:
+        """The name that the rules have for a tensor that the checkpoint calls ``name``."""
+        return name
 
     def tensors(self) -> Iterator[TensorRule]:
         raise NotImplementedError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError
-from ggext.gguf.types import BF16, F16, F32
+from ggext.gguf.types import BF16, F16, F32, MXFP4
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +32,24 @@ def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.f
     return values
 
 
+def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Rows of MXFP4 as ggml packs them: of 32 values the exponent, then 16 bytes with value i beside value i + 16.
+
+    ``blocks``: uint8 (rows, blocks, 16), each byte two neighbours, the first in its lower half; ``exponents``: uint8
+    (rows, blocks). The result is (rows, blocks · 17).
+    """
+    import numpy as np
+
+    values = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    packed = values[..., :16] | values[..., 16:] << 4
+    return np.concatenate([exponents[..., None], packed], axis=-1).reshape(len(blocks), -1)
+
+
 @dataclass(frozen=True)
 class MappedTensor:
     """Tensors of a checkpoint in the order and the shape in which they are written, under their GGUF name.
 
-    ``tensors`` are all of one shape and dtype. ``shape`` in PyTorch order.
+    ``tensors`` are all of one shape and dtype, but for MXFP4's blocks and exponents. ``shape`` in PyTorch order.
     """
 
     name: str
@@ -45,13 +58,15 @@ class MappedTensor:
 
     @property
     def dtype(self) -> str:
-        """As safetensors spells it; F32 for what is computed."""
+        """As safetensors spells it; F32 for what is computed, MXFP4 for what is packed as ggml packs it."""
+        if self.rule.scales is not None:
+            return "MXFP4"
         return "F32" if self.rule.plus else self.tensors[0].dtype
 
     @property
     def type(self) -> int:
         """The ggml type that holds the values without loss."""
-        return _GGML_TYPE[self.dtype]
+        return MXFP4 if self.rule.scales is not None else _GGML_TYPE[self.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,15 +80,26 @@ class MappedTensor:
 
     def blocks(self, nbytes: int) -> Iterator[np.ndarray[Any, Any]]:
         """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
-        is); bfloat16 as its uint16 bits."""
-        for tensor in self.tensors:
-            values = _rows(tensor, self.rule)
+        is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
+        for values in self._matrices():
             row = values[:1].nbytes
             step = max(1, nbytes // max(1, row))
             rows = self.rule.rows
             for start in range(0, len(values) if rows is None else len(rows), step):
                 block = values[start : start + step] if rows is None else values[rows[start : start + step]]
                 yield self._added(block) if self.rule.plus else block
+
+    def _matrices(self) -> Iterator[np.ndarray[Any, Any]]:
+        """What is written one after another; of an arranged tensor a matrix at a time, since each may be a copy."""
+        arranged = self.rule.arranged
+        if arranged is None:
+            yield from (_rows(tensor, self.rule) for tensor in self.tensors)
+            return
+        first, *others = (arranged(tensor.array()) for tensor in self.tensors)
+        if self.rule.scales is not None:
+            yield from (ggml_mxfp4(*expert) for expert in zip(first, *others, strict=True))
+        else:
+            yield from first if first.ndim > 2 else (first,)
 
     def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
@@ -105,16 +131,20 @@ def mapped(
     """
     used: set[str] = set()
     for rule in rules:
-        tensors = [found.get(name) for name in rule.sources]
-        used.update(rule.sources)
-        missing = [name for name, tensor in zip(rule.sources, tensors, strict=True) if tensor is None]
+        names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
+        tensors = [found.get(name) for name in names]
+        used.update(names)
+        missing = [name for name, tensor in zip(names, tensors, strict=True) if tensor is None]
         if missing and rule.optional and len(missing) == len(tensors):
             continue
         if missing:
             raise CheckpointError(f"{source}: the model needs the tensor {missing[0]}, which is not there")
         there = tuple(tensor for tensor in tensors if tensor is not None)
-        for tensor in there:
-            _check(tensor, rule, there[0].dtype, source)
+        if rule.scales is None:
+            for tensor in there:
+                _check(tensor, rule, there[0].dtype, source)
+        else:
+            _check_packed(there, rule, source)
         yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
     unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
     bias = next((n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used), None)
@@ -140,12 +170,25 @@ def taken_scalars(
     return values
 
 
-def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
-    if tensor.shape != rule.shape:
+def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:
+    """MXFP4: bytes of two values, and a byte of an exponent for 32 of them."""
+    for tensor, shape in zip(tensors, (rule.shape, rule.shape[:-1]), strict=True):
+        _check_shape(tensor, shape, source)
+        if tensor.dtype != "U8":
+            raise CheckpointError(
+                f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is stored as U8"
+            )
+
+
+def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) -> None:
+    if tensor.shape != shape:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; "
-            f"{source} implies {list(rule.shape)}"
+            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; {source} implies {list(shape)}"
         )
+
+
+def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
+    _check_shape(tensor, rule.shape, source)
     if tensor.dtype not in _GGML_TYPE:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.fold import Rounding, scale_bytes, scale_values
-from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name
+from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
 from ggext.mapped import MappedTensor, bfloat16_values
 from ggext.sources import SourceTensor
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 TYPES = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 #: ggml type of most weights → general.file_type.
-FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}
+FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
 _Q8_0_BLOCK = 32
-_FLOAT32_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight")
+_FLOAT32_NAMES = (".bias", "_norm.weight", "ffn_gate_inp.weight", "shortconv.conv.weight")
 
 
 def is_llama_cpp_type(name: str, is_gguf: bool) -> bool:
@@ -48,9 +48,11 @@ def check_llama_cpp_type(name: str, tensors: list[SourceTensor]) -> None:
 
 
 def planned_type(tensor: SourceTensor, wanted: str, notes: list[str]) -> int:
-    """The ggml type to write. Norms, biases and routers are float32, as llama.cpp's kernels expect."""
+    """The ggml type to write. MXFP4 stays; norms, biases and routers are float32, as llama.cpp's kernels expect."""
     if not isinstance(tensor.origin, MappedTensor):
         return tensor.type
+    if tensor.type == MXFP4:
+        return MXFP4
     if len(tensor.shape) == 1 or tensor.name.endswith(_FLOAT32_NAMES):
         return F32
     if wanted == "auto":

@@ -35,13 +35,10 @@ def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, A
 
 def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
     """NTK-aware scaling is a larger ``rope_theta``."""
-    parameters: dict[str, Any] = {}
-    if geometry.n_rot != geometry.head_dim:
-        parameters["partial_rotary_factor"] = geometry.n_rot / geometry.head_dim
     if scaling.method in ("none", "ntk"):
         base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
-        return parameters | {"rope_type": "default", "rope_theta": base}
-    parameters |= {"rope_type": scaling.method, "rope_theta": geometry.base}
+        return {"rope_type": "default", "rope_theta": base}
+    parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
     parameters |= {_KEYS[k]: v for k, v in scaling.given().items() if k in _KEYS}
     if scaling.method == "llama3":
         parameters.setdefault("low_freq_factor", methods.LLAMA3_LOW_FREQ_FACTOR)

@@ -110,7 +110,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    found = read_tensors(folder)
+    found = {family.stored_name(name): tensor for name, tensor in read_tensors(folder).items()}
     scalars = taken_scalars(family.scalars(), found, config.source)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
