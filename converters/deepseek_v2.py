@@ -48,8 +48,10 @@ class DeepseekV2(Llama):
         self.require("moe_layer_freq", 1, f"{why} has experts in every layer behind the first ones")
         self.require("scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}")
         if self.q_rank is not None and self.n_layers in _LITE_LAYERS:
-            raise CheckpointError(f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; {why} "
-                                  "takes such a model for one without it")  # fmt: skip
+            raise CheckpointError(
+                f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; {why} takes such a "
+                "model for one without it"
+            )
         self.check_routing(why)
 
     def check_routing(self, why: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ggext.converters.base import TensorRule, weight, with_bias
+from ggext.converters.base import TensorRule, with_bias
 from ggext.converters.llama import Llama
 
 from ggext.errors import CheckpointError

@@ -61,12 +61,14 @@ def transformers_logits(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+        if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
+            config.original_max_position_embeddings = methods.original_context(scaling, geometry)
         if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
             config.head_dim = geometry.head_dim
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     if scaling.attention_factor is not None:  # only yarn has a parameter for it
         model.base_model.rotary_emb.attention_scaling = scaling.attention_factor

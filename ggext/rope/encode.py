@@ -94,7 +94,9 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
         return exact
     best = min(candidates, key=lambda c: c.exactness.frequency_error)
     if name in (None, "runtime") and scaling.method == "yarn" and best.exactness.gain_error <= EXACT_GAIN:
-        return _with_context_parameters(candidates[0], scaling, geometry, arch)
+        runtime = _with_context_parameters(candidates[0], scaling, geometry, arch)
+        if runtime.exactness.frequency_error < best.exactness.frequency_error:
+            return runtime
     raise RopeError(_inexact(best, scaling, arch, name))
 
 
