@@ -27,7 +27,7 @@ def test_name_and_parameters_tell_something(tmp_path: Path) -> None:
         "general.name": "Mistral 0.6B Instruct v0.2", "general.version": "v0.2", "general.finetune": "Instruct",
         "general.basename": "Mistral", "general.size_label": "0.6B",
     }  # fmt: skip
-    assert described(tmp_path, "x")[0] == {"general.name": "X", "general.basename": "x", "general.size_label": "8x190M"}
+    assert described(tmp_path, "x")[0] == {"general.name": "X", "general.size_label": "8x190M"}
 
 
 def test_a_card_and_a_generation_config(tmp_path: Path) -> None:
