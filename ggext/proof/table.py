@@ -74,7 +74,7 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
             Check("table", "sliding layers: frequency error", result.frequency_error, EXACT_FREQUENCY, where),
             Check("table", "sliding layers: attention factor error", result.gain_error, EXACT_GAIN, gains),
         ]
-    if capability_of(gguf.arch).scales_scores:
+    if capability_of(gguf.arch).scores != "plain":
         target, found = methods.score_scale(wanted.scaling), score_scale(keys, gguf.arch)
         detail = f"wanted {target:.7g}, file {found:.7g}"
         checks.append(

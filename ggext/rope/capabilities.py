@@ -30,8 +30,8 @@ class RopeCapability:
     """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
     ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
     says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
-    ``scales_scores``: it reads a tenth of that multiplier instead, and scales all attention scores by it
-    (``rope.decode.score_scale``). ``query_norm``: the loader accepts a norm between the query's projection and its
+    ``scores``: the models of ``scaled`` and ``unread`` scale all attention scores by YaRN's mscale_all_dim; ``scaled``
+    does so by that multiplier, of which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the loader accepts a norm between the query's projection and its
     rotation. ``norm_behind``: that norm stands behind the rotation and takes the gain away again.
     ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
     ``sliding_depth``: they slide in files of so many layers and no others, whatever the keys say.
@@ -42,7 +42,7 @@ class RopeCapability:
     rope_factors: Factors = "no"
     reads_betas: bool = False
     reads_log_multiplier: bool = False
-    scales_scores: bool = False
+    scores: Literal["plain", "scaled", "unread"] = "plain"
     query_norm: bool = False
     norm_behind: bool = False
     sliding: Sliding = "others"
@@ -61,7 +61,7 @@ CAPABILITIES = {
     "apertus": RopeCapability("neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True),
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
-    "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scales_scores=True),
+    "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
     "ernie4_5": RopeCapability("norm"),
     "exaone4": RopeCapability(
         "neox", loads_rope_freqs=True, query_norm=True, sliding="alone", sliding_period=4, sliding_depth=64
@@ -76,7 +76,7 @@ CAPABILITIES = {
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "lfm2": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
-    "minicpm3": RopeCapability("neox", rope_factors="always"),
+    "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True
     ),

@@ -159,7 +159,7 @@ def score_scale(keys: Mapping[str, Any], arch: str) -> float:
     """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph takes the
     kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln f + 1))², f the factor of
     the frequencies whatever the scaling type."""
-    if not capability_of(arch).scales_scores:
+    if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
     factor = 1 / _frequency_scale(keys, kind)
@@ -176,7 +176,7 @@ def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: flo
     if kind != "yarn":
         return gain
     multiplier = _log_multiplier(keys, arch)
-    if capability_of(arch).scales_scores:
+    if capability_of(arch).scores == "scaled":
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
 
@@ -265,9 +265,9 @@ def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
     """0 where the architecture does not read it: then nothing is divided."""
     capability = capability_of(arch)
     value = _real(keys, LOG_MULTIPLIER, 0.0) if capability.reads_log_multiplier else 0.0
-    if not (math.isfinite(value) and (value >= 0 or capability.scales_scores)):
+    if not (math.isfinite(value) and (value >= 0 or capability.scores == "scaled")):
         raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
-    return float32(value) / float32(0.1) if capability.scales_scores else float32(value)
+    return float32(value) / float32(0.1) if capability.scores == "scaled" else float32(value)
 
 
 def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:

@@ -95,7 +95,7 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
     best = min(candidates, key=lambda c: c.exactness.frequency_error)
     if name in (None, "runtime") and scaling.method == "yarn" and best.exactness.gain_error <= EXACT_GAIN:
         runtime = _with_context_parameters(candidates[0], scaling, geometry, arch)
-        if runtime.exactness.frequency_error < best.exactness.frequency_error:
+        if scaling.truncate is False or runtime.exactness.frequency_error < best.exactness.frequency_error:
             return runtime
     raise RopeError(_inexact(best, scaling, arch, name))
 
@@ -144,7 +144,7 @@ def _of_architecture(
         keys |= _betas(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
-    if capability.scales_scores and scaling.method in ("linear", "yarn"):
+    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted)
     return keys
 
@@ -189,14 +189,14 @@ def _exactness(
         compared.append(compare(sliding, decode_sliding(keys, arch) or decode(keys, tensors, arch)))
     worst = max(compared, key=lambda c: c.frequency_error)
     gain_errors = [c.gain_error for c in compared]
-    if capability_of(arch).scales_scores:
+    if capability_of(arch).scores != "plain":
         gain_errors.append(abs(score_scale(keys, arch) / methods.score_scale(scaling) - 1))
     return replace(worst, gain_error=max(gain_errors))
 
 
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query weights."""
-    if capability_of(arch).scales_scores:
+    if capability_of(arch).scores == "scaled":
         raise RopeError(f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of its own to "
                         "fold a gain into; choose --encoding keys")  # fmt: skip
     try:

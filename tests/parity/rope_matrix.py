@@ -1,0 +1,159 @@
+"""Every scaling on every family: what is written, and how far the logits are from transformers'.
+
+``python tests/parity/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py`` holds that page
+to the code.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+from family_rows import ROWS
+from tiny import make_model
+
+from ggext.convert import ConvertOptions, convert
+from ggext.converters import family_of
+from ggext.errors import RopeError
+from ggext.rope.capabilities import LLAMA_CPP
+from ggext.rope.encode import Encoding, encode
+from ggext.rope.scaling import RopeGeometry, RopeScaling
+
+PAGE = Path(__file__).parents[2] / "docs" / "rope-parity.md"
+FACTOR, CONTEXT = 4, 64
+
+
+def _yarn(**parameters: Any) -> Callable[[RopeGeometry], RopeScaling]:
+    return lambda _: RopeScaling("yarn", factor=FACTOR, **parameters)
+
+
+def _longrope(geometry: RopeGeometry) -> RopeScaling:
+    pairs = range(geometry.n_rot // 2)
+    return RopeScaling(
+        "longrope", factor=FACTOR, original_context=CONTEXT,
+        short_factors=tuple(1 + 0.02 * i for i in pairs), long_factors=tuple(1.05 + 0.3 * i for i in pairs),
+    )  # fmt: skip
+
+
+#: Column → the request.
+REQUESTS: dict[str, Callable[[RopeGeometry], RopeScaling]] = {
+    "linear": lambda _: RopeScaling("linear", factor=FACTOR),
+    "NTK": lambda _: RopeScaling("ntk", factor=FACTOR),
+    "YaRN": _yarn(),
+    "gain 1": _yarn(attention_factor=1.0),
+    "betas 16/2, gain 1": _yarn(beta_fast=16.0, beta_slow=2.0, attention_factor=1.0),
+    "mscale 1/0.8": _yarn(mscale=1.0, mscale_all_dim=0.8),
+    "not truncated": _yarn(truncate=False),
+    "Llama 3": lambda _: RopeScaling("llama3", factor=FACTOR),
+    "LongRoPE": _longrope,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A tiny model of a family, without a scaling."""
+
+    model_type: str
+    config: dict[str, Any]
+
+
+def shapes() -> dict[str, Shape]:
+    """The first row of each family in the parity table."""
+    found: dict[str, Shape] = {}
+    for row in ROWS.values():
+        config = dict(row.config)
+        if row.rope is None:  # it has a scaling of its own
+            own = {"max_position_embeddings": CONTEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
+            config |= own | {k: CONTEXT for k in ("original_max_position_embeddings",) if k in config}
+        found.setdefault(row.model_type, Shape(row.model_type, config))
+    return dict(sorted(found.items()))
+
+
+def encoded(checkpoint: Path, request: str) -> tuple[RopeScaling, Encoding | RopeError]:
+    """What would be written for a request, or why nothing is."""
+    from ggext.checkpoint.config import read_config
+
+    family = family_of(read_config(checkpoint))
+    geometry = family.rope().geometry
+    scaling = REQUESTS[request](geometry)
+    try:
+        return scaling, encode(scaling, geometry, family.arch)
+    except RopeError as error:
+        return scaling, error
+
+
+def form(found: Encoding | RopeError) -> str:
+    """A cell without its figure."""
+    if isinstance(found, RopeError):
+        words = str(found).split("frequency error of ")
+        gain = words[1].split("gain error of ")[1].split(" ")[0]
+        frequency = words[1].split(" ")[0]
+        return f"none: {frequency}" if float(frequency) > 1e-6 else f"none: gain {gain}"
+    if found.elsewhere is None:
+        return found.name
+    here = "" if found.exactness.is_exact else f" {found.exactness.frequency_error:.2g}"
+    return f"runtime{here}, elsewhere {found.elsewhere.frequency_error:.2g}"
+
+
+def measured(checkpoint: Path, scaling: RopeScaling, folder: Path) -> float:
+    """Mean KL beyond the original context, nats, through llama.cpp in a context of ggext's."""
+    from ggext.verify import verify
+
+    convert(ConvertOptions(checkpoint, folder / "out.gguf", scaling, force=True))
+    checks = verify(folder / "out.gguf", checkpoint, levels=["logits"], tolerance=math.inf).checks
+    return next(check.value for check in checks if "beyond" in check.quantity)
+
+
+def rows(folder: Path) -> Iterator[list[str]]:
+    for name, shape in shapes().items():
+        checkpoint = make_model(folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config)
+        cells = []
+        for request in REQUESTS:
+            scaling, found = encoded(checkpoint, request)
+            cell = form(found)
+            if isinstance(found, Encoding):
+                cell = f"{measured(checkpoint, scaling, folder):.0e} {cell}"
+            cells.append(cell)
+        print(name, cells, file=sys.stderr)
+        yield [name, *cells]
+
+
+INTRODUCTION = """\
+# Which scaling is exact on which family
+
+Made by `python tests/parity/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
+
+Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}), converted,
+run by llama.cpp {version} and compared with transformers on the same tokens:
+
+- the number is the mean KL from transformers' logits over the tokens beyond the original context, in nats;
+- `keys` and `tensor` are right in every llama.cpp program;
+- `runtime, elsewhere E`: the architecture reads no key for it. The file is right in ggext's own contexts, and other
+  programs run it with frequencies that are off by up to E (relative);
+- `runtime D, elsewhere E`: not even ggext's contexts can say it, D is the worst error of a frequency in them;
+  `ggext verify` fails such a file and says so;
+- `none: D`: `ggext convert` refuses; the nearest file would have a frequency that is off by D, or a gain.
+
+Gemma's, Falcon's, GPT-NeoX's, Phi's and StarCoder's KL is ggml's GELU, which is a table of float16 (with the same table in
+transformers it is below 5e-7; `tests/parity/test_families.py`). Dynamic NTK changes with the length of the text, which
+llama.cpp cannot do: refused everywhere.
+"""
+
+
+def page(folder: Path) -> str:
+    lines = [INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP)]
+    table = [["family", *REQUESTS], ["---"] * (len(REQUESTS) + 1), *rows(folder)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in table)]) + "\n"
+
+
+if __name__ == "__main__":
+    with TemporaryDirectory() as made:
+        PAGE.write_text(page(Path(made)))
