@@ -1,5 +1,9 @@
 """Cohere's Command R7B and Command A: three layers of four slide and rotate, the fourth attends to everything and does
-not rotate; attention and feed-forward side by side behind one layer norm without a bias."""
+not rotate; attention and feed-forward side by side behind one layer norm without a bias.
+
+llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted, which no file can
+prevent: do not roll the context of these models.
+"""
 
 from __future__ import annotations
 

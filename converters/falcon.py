@@ -1,8 +1,8 @@
 """Falcon 7B, and the newer decoder of 40B, 180B and Falcon 2 11B: attention and feed-forward side by side, Q, K and V
 fused group by group, no biases.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, read from a table of float16 values on
-CPUs: that is all of the difference in the logits (``tests/parity`` shows it).
+The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a table of float16:
+it costs the tiny models of the tests a KL of 2e-7; with the same table in transformers it is below 5e-9.
 """
 
 from __future__ import annotations

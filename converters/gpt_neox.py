@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: layer norms, biases everywhere, Q, K and V fused head by head.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, read from a table of float16 values on
-CPUs: that is all of the difference in the logits (``tests/parity`` shows it).
+The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a table of float16:
+it costs the tiny models of the tests a KL of 7e-8; with the same table in transformers it is below 5e-9.
 """
 
 from __future__ import annotations

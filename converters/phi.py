@@ -1,7 +1,7 @@
 """Phi 1, 1.5 and 2: one layer norm for attention and feed-forward, which run side by side, and biases everywhere.
 
-llama.cpp's GELU is the tanh approximation, as here, read from a table of float16 values on CPUs: that is all of the
-difference in the logits (``tests/parity`` shows it).
+ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 5e-8; with the same table in
+transformers it is below 5e-9.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """SmolLM 3: Llama's blocks, of which every fourth does not rotate.
 
-llama.cpp knows the interval but not the list, and rotates the cached keys of those layers too when a context is
-shifted (llama.cpp 0c1e57098: its ``rope_pattern`` is not set for smollm3), which no file can prevent.
+llama.cpp turns the cached keys of those layers too when a context is shifted, which no file can prevent: do not roll
+the context of these models.
 """
 
 from __future__ import annotations

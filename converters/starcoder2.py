@@ -1,7 +1,7 @@
 """StarCoder 2: layer norms, biases everywhere, no gate in the feed-forward part.
 
-llama.cpp's GELU is the tanh approximation, as here, read from a table of float16 values on CPUs: that is all of the
-difference in the logits (``tests/parity`` shows it).
+ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 4e-8; with the same table in
+transformers it is below 5e-9. Published models have windows of 4096 tokens: their context is limited to that.
 """
 
 from __future__ import annotations
