@@ -28,7 +28,7 @@ class DeepseekV2(Llama):
     arch = "deepseek2"
     defaults = {
         "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "n_shared_experts": 2, "routed_scaling_factor": 1.0,
-        "topk_method": "greedy", "norm_topk_prob": False, "q_lora_rank": 1536, "kv_lora_rank": 512,
+        "topk_method": "greedy", "norm_topk_prob": False, "kv_lora_rank": 512,
         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64,
         "moe_intermediate_size": 1407,
     }  # fmt: skip
@@ -39,7 +39,12 @@ class DeepseekV2(Llama):
     def check(self) -> None:
         super().check()
         number = self.config.integer
-        self.q_rank, self.kv_rank = number("q_lora_rank", default=None), number("kv_lora_rank")
+        lite = self.n_layers in _LITE_LAYERS
+        if "q_lora_rank" in self.config.values:
+            self.q_rank = number("q_lora_rank", default=None)
+        else:  # transformers' default, which the lite model is not
+            self.q_rank = None if lite else 1536
+        self.kv_rank = number("kv_lora_rank")
         self.n_plain, self.n_rotated = number("qk_nope_head_dim"), number("qk_rope_head_dim")
         self.n_value, self.n_dense = number("v_head_dim"), number("first_k_dense_replace", minimum=0)
         self.n_experts, self.n_shared = number("n_routed_experts"), number("n_shared_experts")
@@ -47,7 +52,7 @@ class DeepseekV2(Llama):
         why = f"llama.cpp's architecture {self.arch}"
         self.require("moe_layer_freq", 1, f"{why} has experts in every layer behind the first ones")
         self.require("scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}")
-        if self.q_rank is not None and self.n_layers in _LITE_LAYERS:
+        if lite and self.q_rank is not None:
             raise CheckpointError(
                 f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; {why} takes such a "
                 "model for one without it"

@@ -41,6 +41,14 @@ _SIZES: dict[str, Any] = {
 }  # fmt: skip
 
 
+def small_config(model_type: str, **config: Any) -> Any:
+    """transformers' configuration of what ``make_model`` makes."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
+    return AutoConfig.for_model(model_type, **values)
+
+
 def make_model(
     folder: Path, model_type: str = "llama", *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **config: Any
 ) -> Path:
@@ -50,11 +58,10 @@ def make_model(
     ``None`` in ``config`` leaves the family's own default.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).to(getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **config)).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)

@@ -31,8 +31,9 @@ class RopeCapability:
     ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
     says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
     ``scores``: the models of ``scaled`` and ``unread`` scale all attention scores by YaRN's mscale_all_dim; ``scaled``
-    does so by that multiplier, of which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the loader accepts a norm between the query's projection and its
-    rotation. ``norm_behind``: that norm stands behind the rotation and takes the gain away again.
+    does so by that multiplier, of which it reads a tenth (``rope.decode.score_scale``), ``unread`` never.
+    ``query_norm``: the loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
+    norm stands behind the rotation and takes the gain away again.
     ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
     ``sliding_depth``: they slide in files of so many layers and no others, whatever the keys say.
     ``unrotated_step``: every so manieth layer does not rotate; 0: all do."""

@@ -157,6 +157,11 @@ class _Reader:
             method = "ntk"
             parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {"factor": parameters["alpha"]}
         _refuse_unknown_keys(parameters, method, self.source)
+        if self.rule.scaled_kind and parameters.get("truncate") is False:
+            raise RopeError(
+                f"{self.source}: truncate is false, and transformers ignores that where kinds of layers have rope "
+                "parameters of their own; remove it"
+            )
         max_position = _integer(self.config, "max_position_embeddings", self.source)
         outside = None if nested else self.config.get("original_max_position_embeddings")
         scaling = _scaling(parameters, outside, method, max_position, self.source, notes)

@@ -6,9 +6,10 @@ to the code.
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +19,20 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from family_rows import ROWS
+from ggext.converters import family_of
 from tiny import make_model
 
+from ggext.checkpoint.config import Config, read_config
 from ggext.convert import ConvertOptions, convert
-from ggext.converters import family_of
-from ggext.errors import RopeError
+from ggext.errors import GgextError, RopeError
 from ggext.rope.capabilities import LLAMA_CPP
+from ggext.rope.config import read_rope
 from ggext.rope.encode import Encoding, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
+from ggext.verify import verify
 
 PAGE = Path(__file__).parents[2] / "docs" / "rope-parity.md"
+CONFIGS = Path(__file__).parents[3] / "shared" / "configs"
 FACTOR, CONTEXT = 4, 64
 
 
@@ -77,10 +82,12 @@ def shapes() -> dict[str, Shape]:
     return dict(sorted(found.items()))
 
 
+def geometry_of(checkpoint: Path) -> RopeGeometry:
+    return family_of(read_config(checkpoint)).rope().geometry
+
+
 def encoded(checkpoint: Path, request: str) -> tuple[RopeScaling, Encoding | RopeError]:
     """What would be written for a request, or why nothing is."""
-    from ggext.checkpoint.config import read_config
-
     family = family_of(read_config(checkpoint))
     geometry = family.rope().geometry
     scaling = REQUESTS[request](geometry)
@@ -105,8 +112,6 @@ def form(found: Encoding | RopeError) -> str:
 
 def measured(checkpoint: Path, scaling: RopeScaling, folder: Path) -> float:
     """Mean KL beyond the original context, nats, through llama.cpp in a context of ggext's."""
-    from ggext.verify import verify
-
     convert(ConvertOptions(checkpoint, folder / "out.gguf", scaling, force=True))
     checks = verify(folder / "out.gguf", checkpoint, levels=["logits"], tolerance=math.inf).checks
     return next(check.value for check in checks if "beyond" in check.quantity)
@@ -119,10 +124,11 @@ def rows(folder: Path) -> Iterator[list[str]]:
         for request in REQUESTS:
             scaling, found = encoded(checkpoint, request)
             cell = form(found)
-            if isinstance(found, Encoding):
+            if scaling.truncate is False and geometry_of(checkpoint).sliding_base is not None:
+                cell = f"not judged {cell}"
+            elif isinstance(found, Encoding):
                 cell = f"{measured(checkpoint, scaling, folder):.0e} {cell}"
             cells.append(cell)
-        print(name, cells, file=sys.stderr)
         yield [name, *cells]
 
 
@@ -131,8 +137,8 @@ INTRODUCTION = """\
 
 Made by `python tests/parity/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
 
-Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}), converted,
-run by llama.cpp {version} and compared with transformers on the same tokens:
+Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}),
+converted, run by llama.cpp {version} and compared with transformers on the same tokens:
 
 - the number is the mean KL from transformers' logits over the tokens beyond the original context, in nats;
 - `keys` and `tensor` are right in every llama.cpp program;
@@ -140,18 +146,58 @@ run by llama.cpp {version} and compared with transformers on the same tokens:
   programs run it with frequencies that are off by up to E (relative);
 - `runtime D, elsewhere E`: not even ggext's contexts can say it, D is the worst error of a frequency in them;
   `ggext verify` fails such a file and says so;
+- `not judged`: transformers 5.23 ignores `truncate` where kinds of layers have rope parameters of their own;
 - `none: D`: `ggext convert` refuses; the nearest file would have a frequency that is off by D, or a gain.
 
-Gemma's, Falcon's, GPT-NeoX's, Phi's and StarCoder's KL is ggml's GELU, which is a table of float16 (with the same table in
-transformers it is below 5e-7; `tests/parity/test_families.py`). Dynamic NTK changes with the length of the text, which
-llama.cpp cannot do: refused everywhere.
+The KL of Gemma, Falcon, GPT-NeoX, Phi and StarCoder is ggml's GELU, which is a table of float16: with the same table
+in transformers it is below 5e-7 (`tests/parity/test_families.py`). Dynamic NTK changes with the length of the text,
+which llama.cpp cannot do: it is refused everywhere.
+
 """
+
+PUBLISHED = """
+# What published configurations need
+
+The scaling that the file itself asks for (`../shared/configs` of the tests), as `ggext convert` writes it.
+
+"""
+#: Published configuration's model_type → the architecture of llama.cpp that runs it; of the others none is known here.
+_ARCH = {"ministral3": "mistral3", "internlm2": "llama", "minicpm": "llama"}
+
+
+def published(configs: Path) -> Iterator[list[str]]:
+    """Of each configuration what is written, and the errors in ggext's contexts and elsewhere."""
+    for path in sorted(configs.glob("*.json")):
+        config = Config(json.loads(path.read_text()), path.name)
+        kind = config.values["model_type"]
+        try:
+            rope = read_rope(config.values, "norm", path.name) if kind in _ARCH else family_of(config).rope()
+            found: Encoding | GgextError = encode(
+                rope.scaling, rope.geometry, _ARCH.get(kind) or family_of(config).arch
+            )
+        except GgextError as error:
+            found = error
+            words = str(error).removeprefix(f"{path.name}: ").split(";")[0]
+            words = "no converter" if "not a family" in words else f"refused: {words}"
+            yield [path.stem, kind, "", words, "", ""]
+            continue
+        errors = [f"{c.frequency_error:.1g}" for c in (found.exactness, found.elsewhere or found.exactness)]
+        yield [path.stem, kind, rope.scaling.method, found.name, *errors]
 
 
 def page(folder: Path) -> str:
-    lines = [INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP)]
-    table = [["family", *REQUESTS], ["---"] * (len(REQUESTS) + 1), *rows(folder)]
-    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in table)]) + "\n"
+    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP)
+    return introduction + table(["family", *REQUESTS], rows(folder)) + PUBLISHED + published_table()
+
+
+def published_table() -> str:
+    head = ["file", "model_type", "method", "encoding", "worst frequency error in ggext", "elsewhere"]
+    return table(head, published(CONFIGS))
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """In Markdown."""
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
 
 
 if __name__ == "__main__":
