@@ -17,6 +17,10 @@ class HunyuanDense(Llama):
     defaults = {"rms_norm_eps": 1e-5}
     biased = QKV
 
+    def check(self) -> None:
+        super().check()
+        self.require("use_cla", False, f"llama.cpp's architecture {self.arch} has keys and values in every layer")
+
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)
         yield weight(f"{module}.query_layernorm", self.head_dim)

@@ -122,7 +122,8 @@ class Windowed(Llama):
             )
         note = (
             f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to everything: the "
-            f"context is {window} tokens, up to which that is the same, and not {rope.geometry.trained_context}"
+            f"context is {window} tokens, up to which that is the same, and not {rope.geometry.trained_context} (set "
+            "sliding_window to null in config.json to accept the difference beyond)"
         )
         geometry = replace(rope.geometry, trained_context=window)
         return replace(rope, geometry=geometry, notes=(*rope.notes, note))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 #: Buffers that old checkpoints carry and the model does not need.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias", "attention.bias")
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 

@@ -43,6 +43,10 @@ _LATENT = {
     "kv_lora_rank": 64, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24, "n_routed_experts": 8,
     "num_experts_per_tok": 3, "moe_intermediate_size": 48, "n_shared_experts": 2,
 }  # fmt: skip
+_MINICPM3 = {
+    "num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+    "v_head_dim": 24, "tie_word_embeddings": True,
+}  # fmt: skip
 _GPT_OSS = {"num_hidden_layers": 3, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 32}
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
@@ -57,6 +61,7 @@ def _own(kind: str, **parameters: Any) -> dict[str, Any]:
 ROWS = {
     "apertus": Row("apertus", _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), rope=None),
     "arcee": Row("arcee", {"head_dim": 48}),
+    "arcee-own": Row("arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None),
     "cohere2": Row("cohere2", {"num_hidden_layers": 5, "sliding_window": 32, "tie_word_embeddings": True,
                    "logit_scale": 0.5}),
     "ernie4_5": Row("ernie4_5", {"head_dim": 48, "tie_word_embeddings": True}),
@@ -98,11 +103,16 @@ ROWS = {
                    "residual_multiplier": 0.8, "logits_scaling": 0.5, "tie_word_embeddings": True}),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
+    "hunyuan_v1_dense-own": Row("hunyuan_v1_dense", {"head_dim": 32, "max_position_embeddings": 256, "rope_parameters": {
+        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 8.0, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
+        "beta_fast": 32, "beta_slow": 1}}, None, beyond=False),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "llama": Row("llama"),
-    "minicpm3": Row("minicpm3", {"num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 32,
-                    "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "v_head_dim": 24, "tie_word_embeddings": True}),
+    "minicpm3": Row("minicpm3", _MINICPM3),
+    "minicpm3-own": Row("minicpm3", _MINICPM3 | {"rope_parameters": _LONGROPE | {
+        "short_factor": [1 + 0.02 * i for i in range(8)], "long_factor": [1.05 + 0.6 * i for i in range(8)]},
+        "max_position_embeddings": 256}, None),
     "mistral": Row("mistral", {"sliding_window": None}),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),

@@ -4,7 +4,7 @@
     python tools/compare_with_upstream.py --llama-cpp PATH --families
 
 PATH is a checkout of llama.cpp; its converter needs torch and transformers. ``--families`` compares tiny random models
-of the families that both convert (tests/family_rows.py) and prints the section for docs/upstream.md.
+of the families (tests/family_rows.py) and prints the tables of docs/upstream.md.
 """
 
 from __future__ import annotations
@@ -149,14 +149,23 @@ def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
 
 
 def compare_families(llama_cpp: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     from family_rows import ROWS
 
+    reasons: dict[str, set[str]] = {}
+    print("| model of the tests | tensors | keys that are not the same |\n|---|---|---|")
     for name in sorted(ROWS):
         try:
-            report(name, *compare_family(llama_cpp, name))
+            same, found = compare_family(llama_cpp, name)
         except RuntimeError as error:
-            print(f"\n## {name}\n\nupstream does not convert it: {str(error)[:200]}")
+            print(f"| {name} | upstream does not convert it: {str(error)[-100:]} | |", flush=True)
+            continue
+        keys = [re.sub(r"^(?!general|tokenizer|ggext)[^.]+\.", "", d.what) for d in found]
+        for key, difference in zip(keys, found, strict=True):
+            reasons.setdefault(difference.reason or "**not explained**", set()).add(key)
+        print(f"| {name} | {same} | {', '.join(f'`{key}`' for key in keys)} |", flush=True)
+    print("\n| key | why |\n|---|---|")
+    for reason, of in sorted(reasons.items(), key=lambda item: sorted(item[1])):
+        print(f"| {', '.join(f'`{key}`' for key in sorted(of))} | {reason} |")
 
 
 def report(name: str, same: int, found: list[Difference]) -> None:
@@ -172,6 +181,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--families", action="store_true")
     options = parser.parse_args()
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     for checkpoint in options.checkpoints:
         report(checkpoint.name, *compare(options.llama_cpp, checkpoint))
     if options.families:
