@@ -189,7 +189,9 @@ def test_a_folded_file_computes_the_same(models: Path, tmp_path: Path, name: str
     plan = bake(models / name, tmp_path / "out.gguf", encoding="folded")
     assert plan.encoding is not None
     assert plan.encoding.name == "folded"
-    assert plan.encoding.shift_safe is (name != "exaone4")  # a shift turns all its layers, whatever the gain
+    # a shift turns all layers of EXAONE, and takes the gain's key for the sliding ones of OLMo too
+    assert plan.encoding.shift_safe is (name not in ("exaone4", "olmo3"))
+    assert verify(tmp_path / "out.gguf", levels=["shift"]).shift_safe is plan.encoding.shift_safe
     report = verify(tmp_path / "out.gguf", models / name, levels=["table", "logits"], tolerance=5e-6)
     assert report.passed, report.checks
     bake(models / name, tmp_path / "plain.gguf", RopeScaling("none"))
@@ -197,6 +199,15 @@ def test_a_folded_file_computes_the_same(models: Path, tmp_path: Path, name: str
     kinds = layer_kinds(one.arch_keys(), one.arch)
     touched = {n.split(".")[1] for n in other.tensors if bytes(one.tensor_data(n)) != bytes(other.tensor_data(n))}
     assert touched == {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
+
+
+@pytest.mark.parametrize("rope", [RopeScaling("linear", factor=4), YARN], ids=["linear", "yarn"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3", "gpt_oss", "deepseek_v3"])
+def test_what_is_said_of_shifts_is_measured(models: Path, tmp_path: Path, name: str, rope: RopeScaling) -> None:
+    plan = bake(models / name, tmp_path / "out.gguf", rope)
+    assert plan.encoding is not None
+    report = verify(tmp_path / "out.gguf", levels=["shift"])
+    assert report.shift_safe is plan.encoding.shift_safe is (rope.method == "linear")
 
 
 def test_gemma3_is_not_folded(models: Path, tmp_path: Path) -> None:

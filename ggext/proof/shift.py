@@ -8,6 +8,8 @@ that do not rotate where a model has such layers, and on keys that were normed a
 from __future__ import annotations
 
 import math
+import operator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
@@ -55,11 +57,11 @@ def measure_shifts(model: Model) -> list[ShiftRow]:
 
 
 class _KeyNorms:
-    """The norm of each layer's cached keys, read where the shift itself passes over the cache."""
+    """The norm of each layer's cached keys, read where the shift itself passes over the cache. Change by change: behind
+    a sliding window tokens that were cached since take the place of others."""
 
     def __init__(self) -> None:
-        self._first: dict[str, float] = {}
-        self._after: dict[str, list[float]] = {}
+        self._changes: dict[str, list[float]] = {}
 
     def see(self, node: RopeNode) -> None:
         import numpy as np
@@ -70,14 +72,13 @@ class _KeyNorms:
         if not (node.positions[cells] == -_DISTANCE).all():
             raise ModelError("llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects")
         before, after = (float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after))
-        self._first.setdefault(node.source, before)
-        self._after.setdefault(node.source, []).append(after)
+        self._changes.setdefault(node.source, []).append(after / before)
 
     def ratios(self) -> list[float]:
         """After each shift, of the layer that changed most. Raises ModelError where no shift was seen."""
-        if not self._after or any(len(norms) != SHIFTS for norms in self._after.values()):
+        if not self._changes or any(len(changes) != SHIFTS for changes in self._changes.values()):
             raise ModelError("llama.cpp shifted the cache without a ROPE operation that ggext can see")
-        by_layer = [[norm / self._first[name] for norm in norms] for name, norms in self._after.items()]
+        by_layer = [list(accumulate(changes, operator.mul)) for changes in self._changes.values()]
         return max(by_layer, key=lambda ratios: abs(math.log(ratios[-1])))
 
 

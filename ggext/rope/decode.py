@@ -16,6 +16,7 @@ from typing import Any, Literal, cast, get_args
 from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import Sliding, capability_of
+from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
 ROPE_FREQS = "rope_freqs.weight"
@@ -153,6 +154,13 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
     methods.check_geometry(own)
     gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
     return RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+
+
+def rolls(keys: Mapping[str, Any], arch: str) -> bool:
+    """Whether a context shift turns the cached keys of every layer as new ones are turned, but for the gain. In a shift
+    llama.cpp takes the gain's key for sliding-window layers too that have a table of their own."""
+    own_table = geometry_of(keys, arch).sliding_base is not None
+    return capability_of(arch).shifts_keys and not (own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN)
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:

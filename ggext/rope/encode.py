@@ -32,6 +32,7 @@ from ggext.rope.decode import (
     decode,
     decode_sliding,
     float32,
+    rolls,
     score_scale,
 )
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -119,7 +120,9 @@ def _candidates(
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
-            candidates.append(Encoding(kind, keys, exactness, gain, tensors, rolls=capability.shifts_keys))
+            candidates.append(
+                Encoding(kind, keys, exactness, gain, tensors, rolls=rolls(_in_file(keys, geometry), arch))
+            )
     return candidates
 
 
