@@ -197,7 +197,7 @@ def measure(shape: Shape, dtype: native.Dtype, rounds: int) -> None:
 
 def measure_cuda(shape: Shape, rounds: int) -> None:
     """The rotation of rows in device memory against cudaMemcpy within it: the fastest of each."""
-    if not native.cuda_available():
+    if not native.available("cuda"):
         print("\nleft out: CUDA: no device, or no backend in this build")
         return
     print("\n| CUDA | type | GB/s | of the copy |\n|---|---|---|---|")

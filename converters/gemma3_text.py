@@ -14,7 +14,7 @@ class Gemma3(Gemma2):
     defaults = Gemma2.defaults | {
         "attn_logit_softcapping": None, "final_logit_softcapping": None, "vocab_size": 262208, "hidden_size": 2304,
         "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "max_position_embeddings": 131072,
+        "max_position_embeddings": 131072, "model_type": "gemma3_text",
     }  # fmt: skip
     scaled_by_width = 62
     period = 6

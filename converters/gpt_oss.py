@@ -2,8 +2,8 @@
 sliding window in every other layer.
 
 Its YaRN does not round the range of blended pairs (``truncate: false``); llama.cpp always does, so a converted model
-differs from transformers' (see ``ggext.rope.encode``). The tiny model of the tests has a KL of 0.31 beyond its window in
-ggext's contexts, with the nearest whole bounds, and of 0.72 as llama.cpp's own converter writes it.
+differs from transformers' (see ``ggext.rope.encode``). The tiny model of the tests has a KL of 0.31 beyond its window
+in ggext's contexts, with the nearest whole bounds, and of 0.72 as llama.cpp's own converter writes it.
 """
 
 from __future__ import annotations

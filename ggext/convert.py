@@ -9,20 +9,18 @@ from pathlib import Path
 
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.fold import Rounding, fold_query
+from ggext.gguf.reader import read_gguf
+from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
-from ggext.gguf.writer import TensorToWrite, check_output, temporary_beside, write_gguf
-from ggext.quantize import (
-    FILE_TYPES,
-    check_llama_cpp_type,
-    is_llama_cpp_type,
-    planned_type,
-    to_write,
-)
+from ggext.gguf.writer import TensorToWrite, check_output, put_in_place, temporary_beside, write_gguf
+from ggext.imatrix import Imatrix, read_imatrix
+from ggext.quantize import to_write
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.sources import ModelSource, SourceTensor, model_name, open_source
+from ggext.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 
 Progress = Callable[[int], None]
 
@@ -35,14 +33,19 @@ def silent(_: object) -> None:
 class ConvertOptions:
     """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
     ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
-    ``encoding``: how the scaling is written, ``None`` for the simplest that is exact."""
+    ``tensor_types``: PATTERN=TYPE for some tensors. ``imatrix``: an importance matrix for llama.cpp's quantizer.
+    ``encoding``: how the scaling is written, ``None`` for the simplest that is exact. ``split``: bytes of tensor data
+    in each file, ``None`` for one file."""
 
     model: Path
     out: Path | None = None
     rope: RopeScaling | None = None
     target_context: int | None = None
     type: str = "auto"
+    tensor_types: tuple[str, ...] = ()
+    imatrix: Path | None = None
     encoding: EncodingName | None = None
+    split: int | None = None
     force: bool = False
 
 
@@ -50,7 +53,7 @@ class ConvertOptions:
 class Plan:
     """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
     ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user.
-    ``rounding``: known after writing, what folding cost a GGUF file's query weights."""
+    Known after writing: ``rounding``, what folding cost a GGUF file's query weights, and ``files``."""
 
     out: Path
     source: ModelSource
@@ -60,9 +63,12 @@ class Plan:
     fields: dict[str, Field]
     tensors: list[TensorToWrite]
     nbytes: int
-    quantize_to: str | None
+    types: TypePlan
+    imatrix: Imatrix | None
+    split: int | None
     notes: list[str] = field(default_factory=list)
     rounding: Rounding = field(default_factory=Rounding)
+    files: tuple[Path, ...] = ()
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -85,40 +91,74 @@ def plan(options: ConvertOptions) -> Plan:
         tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
         fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
-    wanted = options.type.lower()
-    by_llama_cpp = is_llama_cpp_type(wanted, source.is_gguf)
-    if by_llama_cpp:
-        check_llama_cpp_type(wanted, tensors)
-    types = [planned_type(t, "auto" if by_llama_cpp else wanted, notes) for t in tensors]
+    types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
     rounding = Rounding()
-    written = [to_write(t, kind, rounding) for t, kind in zip(tensors, types, strict=True)]
+    written = [to_write(t, kind, rounding) for t, kind in zip(tensors, types.kinds, strict=True)]
     if encoding is not None:
         written += [_factors(name, values) for name, values in encoding.tensors.items()]
-    if not source.is_gguf:
+    if not source.is_gguf or options.type.lower() != "auto":
         fields["general.file_type"] = Field.of(
-            FILE_TYPES[prevailing_type(zip(types, (t.shape for t in tensors), strict=True))]
+            FILE_TYPES[prevailing_type(zip(types.kinds, (t.shape for t in tensors), strict=True))]
         )
         fields["general.quantization_version"] = Field.of(2)
-    out = options.out or Path(_default_name(source, scaling, wanted))
-    _check_not_input(out, source)
-    check_output(out, options.force)
-    nbytes = sum(t.nbytes for t in written)
+    imatrix = _imatrix(options.imatrix, types, tensors, notes)
     return Plan(
-        out, source, encoding, scaling, geometry, fields, written, nbytes,
-        options.type if by_llama_cpp else None, notes, rounding,
+        _output(options, source, scaling), source, encoding, scaling, geometry,
+        fields if imatrix is None else fields | {key: Field.of(value) for key, value in imatrix.metadata().items()},
+        written, sum(t.nbytes for t in written), types, imatrix, options.split, notes, rounding,
     )  # fmt: skip
 
 
+def _output(options: ConvertOptions, source: ModelSource, scaling: RopeScaling | None) -> Path:
+    out = options.out or Path(_default_name(source, scaling, options.type.lower()))
+    _check_not_input(out, source)
+    check_output(out, options.force)
+    if options.split is not None:
+        check_parts(out, options.force)
+    return out
+
+
+def _imatrix(path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]) -> Imatrix | None:
+    if path is None:
+        return None
+    if types.quantization is None:
+        raise UsageError(f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as Q4_K_M")
+    imatrix = read_imatrix(path)
+    weights = [t.name for t in tensors if len(t.shape) > 1 and t.name not in ("token_embd.weight", "output.weight")]
+    without = [name for name in weights if name not in imatrix.entries]
+    if len(without) == len(weights):
+        raise UsageError(f"--imatrix {path} knows no tensor of this model; it was made from another one")
+    if without:
+        notes.append(f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first {without[0]}")
+    return imatrix
+
+
 def execute(plan: Plan, progress: Progress = silent) -> Plan:
-    if plan.quantize_to is None:
-        write_gguf(plan.out, plan.fields, plan.tensors, progress)
-        return plan
+    if plan.types.quantization is None:
+        return replace(plan, files=_write(plan, plan.fields, plan.tensors, progress))
     from ggext.runtime.llama import quantize
 
-    with temporary_beside(plan.out) as unquantized:
+    with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
         write_gguf(unquantized, plan.fields, plan.tensors, progress)
-        quantize(unquantized, plan.out, plan.quantize_to)
-    return plan
+        entries = None if plan.imatrix is None else plan.imatrix.entries
+        quantize(unquantized, quantized, plan.types.quantization, tensor_types=plan.types.exact, imatrix=entries)
+        made = read_gguf(quantized)
+        check_made({name: info.type for name, info in made.tensors.items()}, plan.types.exact)
+        if plan.split is None:
+            put_in_place(quantized, plan.out)
+            return replace(plan, files=(plan.out,))
+        tensors = [
+            to_write(SourceTensor(info.name, info.shape, info.type, made), info.type, plan.rounding)
+            for info in made.tensors.values()
+        ]
+        return replace(plan, files=_write(plan, made.fields, tensors, silent))
+
+
+def _write(plan: Plan, fields: dict[str, Field], tensors: list[TensorToWrite], progress: Progress) -> tuple[Path, ...]:
+    if plan.split is not None:
+        return write_parts(plan.out, fields, tensors, plan.split, progress)
+    write_gguf(plan.out, fields, tensors, progress)
+    return (plan.out,)
 
 
 def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[str]) -> tuple[RopeScaling | None, str]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError, RopeError
@@ -50,6 +51,7 @@ class Rounding:
     numbers: int = 0
     _errors: float = 0.0
     _squares: float = 0.0
+    _lock: Lock = field(default_factory=Lock)
 
     @property
     def rms(self) -> float:
@@ -60,10 +62,11 @@ class Rounding:
 
         error = np.abs(stored - exact)
         relative = error[exact != 0] / np.abs(exact[exact != 0])
-        self.worst = max(self.worst, float(relative.max(initial=0.0)))
-        self.numbers += exact.size
-        self._errors += float(np.sum(error * error))
-        self._squares += float(np.sum(exact * exact))
+        with self._lock:  # several threads write
+            self.worst = max(self.worst, float(relative.max(initial=0.0)))
+            self.numbers += exact.size
+            self._errors += float(np.sum(error * error))
+            self._squares += float(np.sum(exact * exact))
 
 
 def fold_query(

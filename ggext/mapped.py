@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError
-from ggext.gguf.types import BF16, F16, F32, MXFP4
+from ggext.gguf.types import BF16, F16, F32, MXFP4, aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 #: Buffers that old checkpoints carry and the model does not need.
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias", "attention.bias")
+#: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted head 1.
+_LARGEST_SPAN = 4
+_MOST_BYTES = 8  # of a value, as it is stored
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
@@ -43,6 +46,15 @@ def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) ->
     values = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
     packed = values[..., :16] | values[..., 16:] << 4
     return np.concatenate([exponents[..., None], packed], axis=-1).reshape(len(blocks), -1)
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """``n_rows`` rows (values of a one-dimensional tensor), ``n_values`` in all, that ``read`` gives in any thread."""
+
+    n_rows: int
+    n_values: int
+    read: Callable[[], np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,32 +90,50 @@ class MappedTensor:
             return (len(rule.rows), *shape[-1:]) if len(shape) > 1 else (len(rule.rows),)
         return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
 
-    def blocks(self, nbytes: int) -> Iterator[np.ndarray[Any, Any]]:
+    def blocks(self, nbytes: int) -> Iterator[RowBlock]:
         """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
         is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
-        for values in self._matrices():
-            row = values[:1].nbytes
-            step = max(1, nbytes // max(1, row))
-            rows = self.rule.rows
-            for start in range(0, len(values) if rows is None else len(rows), step):
-                block = values[start : start + step] if rows is None else values[rows[start : start + step]]
-                yield self._added(block) if self.rule.plus else block
-
-    def _matrices(self) -> Iterator[np.ndarray[Any, Any]]:
-        """What is written one after another; of an arranged tensor a matrix at a time, since each may be a copy."""
-        arranged = self.rule.arranged
-        if arranged is None:
-            yield from (_rows(tensor, self.rule) for tensor in self.tensors)
+        if self.rule.arranged is not None:
+            yield from self._arranged_blocks(nbytes)
             return
-        first, *others = (arranged(tensor.array()) for tensor in self.tensors)
-        if self.rule.scales is not None:
-            yield from (ggml_mxfp4(*expert) for expert in zip(first, *others, strict=True))
-        else:
-            yield from first if first.ndim > 2 else (first,)
+        shape = _rearranged(self.rule)
+        row_length = shape[-1] if len(shape) > 1 else 1
+        n_rows = math.prod(shape) // row_length if self.rule.rows is None else len(self.rule.rows)
+        row_bytes = self.tensors[0].nbytes * row_length // math.prod(shape)
+        step = rows_at_once(nbytes, row_bytes, row_length)
+        for tensor in self.tensors:
+            for start in range(0, n_rows, step):
+                stop = min(n_rows, start + step)
+                yield RowBlock(stop - start, (stop - start) * row_length, partial(self._read, tensor, start, stop))
+
+    def _arranged_blocks(self, nbytes: int) -> Iterator[RowBlock]:
+        """Of two or more dimensions; no block has rows of two matrices."""
+        *matrices, n_rows, row_length = self.shape
+        step = rows_at_once(nbytes, row_length * _MOST_BYTES, row_length)
+        for matrix in range(math.prod(matrices)):
+            for start in range(0, n_rows, step):
+                stop = min(n_rows, start + step)
+                read = partial(self._read_arranged, matrix if matrices else None, start, stop)
+                yield RowBlock(stop - start, (stop - start) * row_length, read)
+
+    def _read_arranged(self, matrix: int | None, start: int, stop: int) -> np.ndarray[Any, Any]:
+        assert self.rule.arranged is not None
+        wholes = [self.rule.arranged(tensor.array()) for tensor in self.tensors]
+        first, *others = (whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes)
+        return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
+
+    def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
+        block = _rows(tensor, self.rule, start, stop)
+        return self._added(block) if self.rule.plus else block
 
     def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
         return values + values.dtype.type(self.rule.plus)
+
+
+def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:
+    """How many rows to take together: about ``nbytes``, and whole blocks of 32 values even where a row is none."""
+    return aligned(max(1, nbytes // row_bytes), 32 // math.gcd(32, row_length))
 
 
 def _rearranged(rule: TensorRule) -> tuple[int, ...]:
@@ -114,12 +144,22 @@ def _rearranged(rule: TensorRule) -> tuple[int, ...]:
     return rule.view or shape
 
 
-def _rows(tensor: CheckpointTensor, rule: TensorRule) -> np.ndarray[Any, Any]:
-    values = tensor.array()
-    if rule.transposed:
-        values = values.swapaxes(-1, -2)
+def _rows(tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Rows [start, stop) in writing order. Chosen ones come out of the span that holds them, if that is not much
+    larger."""
     shape = _rearranged(rule)
-    return values.reshape(-1, shape[-1]) if len(shape) > 1 else values.reshape(-1)
+    row = shape[-1:] if len(shape) > 1 else ()
+    n = math.prod(row)
+    if tensor.is_stored and not rule.transposed:
+        if rule.rows is None:
+            return tensor.values(start * n, stop * n).reshape(-1, *row)
+        chosen = rule.rows[start:stop]
+        first, end = int(chosen.min()), int(chosen.max()) + 1
+        if end - first <= _LARGEST_SPAN * len(chosen):
+            return tensor.values(first * n, end * n).reshape(-1, *row)[chosen - first]
+    values = tensor.array()
+    values = (values.swapaxes(-1, -2) if rule.transposed else values).reshape(-1, *row)
+    return values[start:stop] if rule.rows is None else values[rule.rows[start:stop]]
 
 
 def mapped(

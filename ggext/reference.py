@@ -60,11 +60,7 @@ def transformers_logits(
     logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
-        if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
-            config.original_max_position_embeddings = methods.original_context(scaling, geometry)
-        if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
-            config.head_dim = geometry.head_dim
+        _set_rope(config.get_text_config(), scaling, geometry)
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
@@ -76,6 +72,15 @@ def transformers_logits(
         logits = model(torch.tensor([tokens]), use_cache=False).logits
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
+
+
+def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
+    """The scaling in the part of a configuration that concerns text."""
+    config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+    if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
+        config.original_max_position_embeddings = methods.original_context(scaling, geometry)
+    if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
+        config.head_dim = geometry.head_dim
 
 
 def _kept(config: Any) -> dict[str, Any]:

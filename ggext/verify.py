@@ -151,13 +151,13 @@ class _Run:
         self.checks.append(check_shift(self.shifts, required))
 
     def kernels(self, with_ggml: bool) -> None:
-        from ggext.proof.kernels import check_devices, check_kernel, measure_native
+        from ggext.proof.kernels import check_devices, check_kernels, measure_native
 
         geometry = self.wanted.geometry
         # a gain that is folded into the query weights is not the kernels' to apply
         gain = self.effective.attention_factor / math.sqrt(self.wanted.query_scale)
         table = replace(self.effective, attention_factor=gain)
-        self.checks.append(check_kernel(table, geometry))
+        self.checks += check_kernels(table, geometry)
         self.kernel_rows = measure_native(table, geometry)
         if with_ggml:
             call = self.scaled[0].call if self.scaled else None

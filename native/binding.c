@@ -2,8 +2,8 @@
 
 #include "parallel.h"
 
-/* What the items of a buffer may be. The first three stand in the order of enum ggext_type. */
-enum items { FLOAT32, FLOAT16, BFLOAT16_BITS, FLOAT64, FLOAT32_OR_64, INTEGERS };
+/* What the items of a buffer may be. The first three stand in the order of enum ggext_type, the next for GGEXT_Q8_0. */
+enum items { FLOAT32, FLOAT16, BFLOAT16_BITS, BYTES, FLOAT64, FLOAT32_OR_64, INTEGERS };
 
 static const struct {
     const char *told;
@@ -14,6 +14,7 @@ static const struct {
     [FLOAT32] = {"float32", "f", 4, 4},
     [FLOAT16] = {"float16", "e", 2, 2},
     [BFLOAT16_BITS] = {"uint16 (the bits of bfloat16)", "H", 2, 2},
+    [BYTES] = {"uint8", "B", 1, 1},
     [FLOAT64] = {"float64", "d", 8, 8},
     [FLOAT32_OR_64] = {"float32 or float64", "fd", 4, 8},
     [INTEGERS] = {"int32 or int64", "ilq", 4, 8},
@@ -114,6 +115,12 @@ static const Py_buffer *take(struct ggext_buffers *held, PyObject *object, struc
     }
     held->n++;
     return check_view(view, &wanted) < 0 ? NULL : view;
+}
+
+const Py_buffer *ggext_take_values(struct ggext_buffers *held, int type, PyObject *object, const char *name,
+                                   int writable)
+{
+    return take(held, object, (struct wanted){name, (enum items)type, 1, writable});
 }
 
 /* Sets a ValueError whose format has one %R for the number; returns -1. */
@@ -264,12 +271,17 @@ static const Py_buffer *take_rows(struct ggext_buffers *held, const struct ggext
     return rows;
 }
 
-/* Says whether two views share memory without being the same memory. */
-static int overlap(const Py_buffer *a, const Py_buffer *b)
+int ggext_share_memory(const Py_buffer *a, const Py_buffer *b)
 {
     uintptr_t a_begin = (uintptr_t)a->buf;
     uintptr_t b_begin = (uintptr_t)b->buf;
-    return a_begin != b_begin && a_begin < b_begin + (size_t)b->len && b_begin < a_begin + (size_t)a->len;
+    return a_begin < b_begin + (size_t)b->len && b_begin < a_begin + (size_t)a->len;
+}
+
+/* Says whether two views share memory without being the same memory. */
+static int overlap(const Py_buffer *a, const Py_buffer *b)
+{
+    return a->buf != b->buf && ggext_share_memory(a, b);
 }
 
 int ggext_take_rows(struct ggext_buffers *held, const struct ggext_request *request, int type, PyObject *rows,
@@ -342,4 +354,16 @@ PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation)
         return NULL;
     }
     return Py_NewRef(Py_None);
+}
+
+PyObject *ggext_devices_entry(PyObject *arguments, ggext_device_count devices)
+{
+    if (!PyArg_ParseTuple(arguments, ":devices"))
+        return NULL;
+    const char *reason = NULL;
+    int n;
+    Py_BEGIN_ALLOW_THREADS
+    n = devices(&reason);
+    Py_END_ALLOW_THREADS
+    return Py_BuildValue("(iz)", n, reason);
 }

@@ -46,6 +46,14 @@ int ggext_take_rows(struct ggext_buffers *held, const struct ggext_request *requ
 const Py_buffer *ggext_take_table(struct ggext_buffers *held, const struct ggext_request *request, PyObject *object,
                                   const char *name);
 
+/* Takes a one-dimensional array of what the number stands for, one of enum ggext_type or GGEXT_Q8_0 (bytes); returns it,
+ * or NULL with an exception set. */
+const Py_buffer *ggext_take_values(struct ggext_buffers *held, int type, PyObject *object, const char *name,
+                                   int writable);
+
+/* Says whether two views have bytes in common. */
+int ggext_share_memory(const Py_buffer *a, const Py_buffer *b);
+
 /* The module function rotate of the CPU and of the GPU differ in what this calls: the work, without the GIL. Returns
  * NULL, or what went wrong. */
 typedef const char *(*ggext_rotation)(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows,
@@ -53,5 +61,11 @@ typedef const char *(*ggext_rotation)(const struct ggext_rope *rope, struct ggex
 
 /* rotate(rows, kind, to, from, neox, threads, out): None, or NULL with an exception set. */
 PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation);
+
+/* How many devices a GPU backend can use; where 0, *reason is why, in words that live as long as the program. */
+typedef int (*ggext_device_count)(const char **reason);
+
+/* devices(): (number of devices, None or why there is none), or NULL with an exception set. */
+PyObject *ggext_devices_entry(PyObject *arguments, ggext_device_count devices);
 
 #endif

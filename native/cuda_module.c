@@ -8,14 +8,7 @@ PyDoc_STRVAR(devices_doc, "devices()\n--\n\nReturn (number of devices that can b
 static PyObject *py_devices(PyObject *module, PyObject *arguments)
 {
     (void)module;
-    if (!PyArg_ParseTuple(arguments, ":devices"))
-        return NULL;
-    const char *reason = NULL;
-    int n;
-    Py_BEGIN_ALLOW_THREADS
-    n = ggext_cuda_devices(&reason);
-    Py_END_ALLOW_THREADS
-    return Py_BuildValue("(iz)", n, reason);
+    return ggext_devices_entry(arguments, ggext_cuda_devices);
 }
 
 PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"

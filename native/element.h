@@ -52,9 +52,9 @@ GGEXT_INLINE float ggext_rounded_to_odd(double value)
 
 /* Returns the value as float16 bits, rounded once, ties to even. Too large becomes infinity; NaN and the sign of zero
  * are kept. Comparisons are of signed integers: those are one instruction each. */
-GGEXT_INLINE uint16_t ggext_to_f16(double value)
+GGEXT_INLINE uint16_t ggext_f16_of_float(float value)
 {
-    uint32_t bits = ggext_float_bits(ggext_rounded_to_odd(value));
+    uint32_t bits = ggext_float_bits(value);
     int32_t size = (int32_t)(bits & 0x7fffffffu);
     int32_t normal = (size + 0xfff + (size >> 13 & 1) - (112 << 23)) >> 13;
     /* In the sum the last binary digit stands for 2^-24, the smallest float16: the addition rounds. */
@@ -65,8 +65,23 @@ GGEXT_INLINE uint16_t ggext_to_f16(double value)
     return (uint16_t)((bits >> 16 & 0x8000u) | (uint32_t)result);
 }
 
+/* As ggext_f16_of_float. */
+GGEXT_INLINE uint16_t ggext_to_f16(double value)
+{
+    return ggext_f16_of_float(ggext_rounded_to_odd(value));
+}
+
 /* Returns the value as bfloat16 bits, rounded once, ties to even. Too large becomes infinity; NaN and the sign of zero
  * are kept. */
+GGEXT_INLINE uint16_t ggext_bf16_of_float(float value)
+{
+    uint32_t bits = ggext_float_bits(value);
+    uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+    uint32_t nan = (bits >> 16 & 0x8000u) | 0x7fc0u;
+    return (uint16_t)((int32_t)(bits & 0x7fffffffu) > 0x7f800000 ? nan : rounded);
+}
+
+/* As ggext_bf16_of_float. */
 GGEXT_INLINE uint16_t ggext_to_bf16(double value)
 {
     /* In the sum the last binary digit stands for 2^-133, the smallest bfloat16: the addition rounds. */

@@ -4,6 +4,12 @@
  * releases the GIL for the work, and raises TypeError or ValueError; none aborts. ggext/native.py is the public face. */
 #include "binding.h"
 
+#include <errno.h>
+
+#include "convert.h"
+#include "files.h"
+#include "vectors.h"
+
 PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
                          "Write rows, turned from a table to another, to out, which may be rows itself. "
                          "kind: 0 float32, 1 float16, 2 bfloat16 as uint16. "
@@ -95,6 +101,80 @@ static PyObject *py_worst_error(PyObject *module, PyObject *arguments)
                          (Py_ssize_t)worst.dimension);
 }
 
+PyDoc_STRVAR(convert_doc, "convert(values, kind, out, out_kind, /)\n--\n\n"
+                          "Write values to out in another type, and return the place of the first that it cannot hold, "
+                          "or -1. kind: 0 float32, 1 float16, 2 bfloat16 as uint16; out_kind: these, or 3 for Q8_0 as "
+                          "uint8.");
+
+/* Checks two views for ggext_convert; returns 0, or -1 with an exception set. */
+static int check_sizes(const Py_buffer *values, const Py_buffer *out, int to)
+{
+    const Py_ssize_t n = values->shape[0];
+    const Py_ssize_t wanted = to == GGEXT_Q8_0 ? n / GGEXT_Q8_0_VALUES * GGEXT_Q8_0_BYTES : n;
+    if (to == GGEXT_Q8_0 && n % GGEXT_Q8_0_VALUES != 0) {
+        PyErr_Format(PyExc_ValueError, "values has %zd items, which are not whole blocks of %d", n, GGEXT_Q8_0_VALUES);
+        return -1;
+    }
+    if (out->shape[0] != wanted) {
+        PyErr_Format(PyExc_ValueError, "out must have %zd items, not %zd", wanted, out->shape[0]);
+        return -1;
+    }
+    if (ggext_share_memory(values, out)) {
+        PyErr_SetString(PyExc_ValueError, "out overlaps values: it must lie apart");
+        return -1;
+    }
+    return 0;
+}
+
+static PyObject *py_convert(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *values_object, *out_object;
+    int from, to;
+    if (!PyArg_ParseTuple(arguments, "OiOi:convert", &values_object, &from, &out_object, &to))
+        return NULL;
+    if (from < GGEXT_F32 || from > GGEXT_BF16 || to < GGEXT_F32 || to > GGEXT_Q8_0)
+        return PyErr_Format(PyExc_ValueError, "kind must be 0 to 2 and out_kind 0 to 3, not %d and %d", from, to);
+
+    struct ggext_buffers held = {.n = 0};
+    size_t first_lost = 0;
+    const Py_buffer *values = ggext_take_values(&held, from, values_object, "values", 0);
+    const Py_buffer *out = values == NULL ? NULL : ggext_take_values(&held, to, out_object, "out", 1);
+    const int ok = out != NULL && check_sizes(values, out, to) == 0;
+    if (ok) {
+        Py_BEGIN_ALLOW_THREADS
+        first_lost = ggext_convert((enum ggext_type)from, values->buf, to, out->buf, (size_t)values->shape[0]);
+        Py_END_ALLOW_THREADS
+    }
+    const int all_held = ok && first_lost == (size_t)values->shape[0];
+    ggext_release(&held);
+    return ok ? PyLong_FromSsize_t(all_held ? -1 : (Py_ssize_t)first_lost) : NULL;
+}
+
+PyDoc_STRVAR(reserve_doc, "reserve(descriptor, nbytes, /)\n--\n\n"
+                          "Give an open, empty file that many bytes on its disk, its size unchanged. Return whether the "
+                          "system can do that; raise OSError where the disk has not so much.");
+
+static PyObject *py_reserve(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    int descriptor;
+    long long nbytes;
+    int failure;
+    if (!PyArg_ParseTuple(arguments, "iL:reserve", &descriptor, &nbytes))
+        return NULL;
+    if (nbytes < 1)
+        return PyErr_Format(PyExc_ValueError, "nbytes must be 1 or more, not %lld", nbytes);
+    Py_BEGIN_ALLOW_THREADS
+    failure = ggext_reserve(descriptor, nbytes);
+    Py_END_ALLOW_THREADS
+    if (failure > 0) {
+        errno = failure;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return PyBool_FromLong(failure == 0);
+}
+
 PyDoc_STRVAR(use_vectors_doc, "use_vectors(level, /)\n--\n\n"
                               "Allow vector instructions up to a level: 0 the build's own, 1 AVX2, 2 AVX-512. For tests "
                               "and measurements: no result depends on it. Return the level in use before.");
@@ -112,6 +192,8 @@ static PyMethodDef methods[] = {
     {"rotate", py_rotate, METH_VARARGS, rotate_doc},
     {"cos_sin", py_cos_sin, METH_VARARGS, cos_sin_doc},
     {"worst_error", py_worst_error, METH_VARARGS, worst_error_doc},
+    {"convert", py_convert, METH_VARARGS, convert_doc},
+    {"reserve", py_reserve, METH_VARARGS, reserve_doc},
     {"use_vectors", py_use_vectors, METH_VARARGS, use_vectors_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -121,7 +203,7 @@ static PyModuleDef_Slot slots[] = {{0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "ggext._native",
-    .m_doc = "Rotary position embedding on the CPU; use it through ggext.native.",
+    .m_doc = "Rotary position embedding and conversion of values on the CPU; use it through ggext.native.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -1,74 +1,12 @@
 #include "rope.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
-#include "parallel.h"
+#include "vectors.h"
 
 /* Turns are computed once for a block of pairs and used for all heads of the row; a block lies on the stack, so no
  * entry allocates and none can fail. 64 pairs are a whole head of 128 dimensions. */
 enum { BLOCK = 64 };
-
-/* Says of the next loop that its rounds are independent, also where it reads and writes one array. */
-#if defined(__clang__)
-#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
-#elif defined(__GNUC__)
-#define INDEPENDENT _Pragma("GCC ivdep")
-#else
-#define INDEPENDENT
-#endif
-
-/* A slice's function NAME is compiled as NAME_0 for every processor of the build's kind and, since a build for x86-64
- * must run on those of 2003 too, as NAME_1 for those of 2013 and NAME_2 for those of 2017. CHOSEN(NAME) is the best that
- * this processor has and that is allowed. */
-#define COMPILE_ONE(name)                                                                                              \
-    (void *context, size_t part, size_t begin, size_t end)                                                             \
-    {                                                                                                                  \
-        name(context, part, begin, end);                                                                               \
-    }
-#if defined(__x86_64__) && defined(__GNUC__)
-#define COMPILE(name)                                                                                                  \
-    static void name##_0 COMPILE_ONE(name)                                                                             \
-    __attribute__((target("avx2,fma"))) static void name##_1 COMPILE_ONE(name)                                         \
-    __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))) static void name##_2 COMPILE_ONE(name)      \
-    static const ggext_slice name##_levels[] = {name##_0, name##_1, name##_2};
-#define CHOSEN(name) name##_levels[vector_level()]
-
-static int supported_level(void)
-{
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma"))
-        return 0;
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
-               ? 2
-               : 1;
-}
-#else
-#define COMPILE(name) static void name##_0 COMPILE_ONE(name)
-#define CHOSEN(name) name##_0
-
-static int supported_level(void)
-{
-    return 0;
-}
-#endif
-
-static atomic_int allowed_level = 2;
-
-static int vector_level(void)
-{
-    int supported = supported_level();
-    int allowed = atomic_load(&allowed_level);
-    return allowed < supported ? allowed : supported;
-}
-
-int ggext_use_vectors(int level)
-{
-    int before = vector_level();
-    atomic_store(&allowed_level, level < 0 ? 0 : level);
-    return before;
-}
 
 struct block {
     size_t begin;
@@ -168,7 +106,7 @@ GGEXT_INLINE void rotate_heads(const struct rotate_task *task, const struct bloc
     for (size_t head = 0; head < task->shape.n_heads; head++) {
         const char *in_head = row + head * stride + offset;
         char *out_head = out + head * stride + offset;
-        INDEPENDENT
+        GGEXT_INDEPENDENT
         for (long long i = 0; i < n; i++) {
             struct ggext_places places;
             struct ggext_pair pair = turned_pair(block, layout, type, n_pairs, in_head, i, &places);
@@ -220,13 +158,13 @@ GGEXT_INLINE void rotate_rows(void *context, size_t part, size_t begin, size_t e
     }
 }
 
-COMPILE(rotate_rows)
+GGEXT_COMPILE(rotate_rows)
 
 void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
                   size_t threads)
 {
     struct rotate_task task = {rope, shape, rows, out};
-    ggext_parallel(shape.n, shape.n_heads * shape.head_dim, threads, CHOSEN(rotate_rows), &task);
+    ggext_parallel(shape.n, shape.n_heads * shape.head_dim, threads, GGEXT_CHOSEN(rotate_rows), &task);
 }
 
 struct cos_sin_task {
@@ -260,13 +198,13 @@ GGEXT_INLINE void cos_sin_rows(void *context, size_t part, size_t begin, size_t 
     }
 }
 
-COMPILE(cos_sin_rows)
+GGEXT_COMPILE(cos_sin_rows)
 
 void ggext_cos_sin(const struct ggext_rope *rope, size_t n_positions, void *cos_out, void *sin_out, bool wide,
                    size_t threads)
 {
     struct cos_sin_task task = {rope, cos_out, sin_out, wide};
-    ggext_parallel(n_positions, rope->n_pairs, threads, CHOSEN(cos_sin_rows), &task);
+    ggext_parallel(n_positions, rope->n_pairs, threads, GGEXT_CHOSEN(cos_sin_rows), &task);
 }
 
 struct worst_task {

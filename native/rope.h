@@ -88,8 +88,4 @@ void ggext_cos_sin(const struct ggext_rope *rope, size_t n_positions, void *cos_
 struct ggext_worst ggext_worst_error(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows,
                                      const void *actual, size_t threads);
 
-/* Allows vector instructions up to a level, for tests and measurements; no bit of any result depends on them. 0: none but
- * the build's own; 1: AVX2 and FMA; 2: AVX-512. Returns the level in use before: at most what the processor has. */
-int ggext_use_vectors(int level);
-
 #endif

@@ -205,10 +205,10 @@ def test_a_full_disk_is_told_before_writing(tmp_path: Path) -> None:
 
 
 def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: int) -> None:
+    def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ggext.gguf.writer.os.fsync", full)
+    monkeypatch.setattr("ggext.gguf.pieces.os.pwrite", full)
     with pytest.raises(OutputError, match="No space left on device; nothing was written"):
         small_file(tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*.part"))

@@ -329,6 +329,21 @@ def test_a_model_that_sees_too(models: Path, tmp_path: Path) -> None:
     assert one.arch_keys() == other.arch_keys()
 
 
+def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> None:
+    """gpt-oss's own YaRN: convert prints the error, verify fails and says why."""
+    from ggext.cli.convert import describe
+
+    own = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 150000.0}
+    change = {"rope_parameters": own | {"truncate": False}, "max_position_embeddings": 256}
+    plan = bake(edited(models / "gpt_oss", tmp_path / "own", change), tmp_path / "out.gguf", None)
+    assert plan.encoding is not None
+    assert not plan.encoding.exactness.is_exact
+    assert any("not exact" in line for line in describe(plan))
+    report = verify(tmp_path / "out.gguf", levels=["table", "graph"])
+    assert not report.passed
+    assert any("llama.cpp always rounds it" in check.why for check in report.checks)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

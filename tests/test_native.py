@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import ggext.native
 from ggext import _native
 from ggext.errors import GgextError
-from ggext.native import Rotation, cos_sin, rotate, rotate_between, worst_error
+from ggext.native import Device, Rotation, cos_sin, rotate, rotate_between, worst_error
 
 HALF_UNIT = 6.1e-8  # half a unit in the last place of a float32 in [1, 2), and some
 LAYOUTS = ("norm", "neox")
@@ -380,14 +380,39 @@ def test_equal_errors_name_the_first_place() -> None:
 # CUDA: compiled where a toolkit is found, run where a device is
 
 
-def test_cuda_is_offered_or_refused_in_one_clear_error() -> None:
-    if ggext.native.cuda_available():
-        assert importlib.import_module("ggext._cuda").devices()[0] >= 1
+@pytest.mark.parametrize(("device", "name"), [("cuda", "CUDA"), ("metal", "Metal")])
+def test_a_gpu_is_offered_or_refused_in_one_clear_error(device: Device, name: str) -> None:
+    if ggext.native.available(device):
+        assert importlib.import_module(f"ggext._{device}").devices()[0] >= 1
         return
-    with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
-        rotate(**GOOD, device="cuda")
+    with pytest.raises(GgextError, match=rf"{name} was asked for, but .* use the CPU"):
+        rotate(**GOOD, device=device)
+
+
+@pytest.mark.skipif(ggext.native.available("cuda"), reason="there is a CUDA device")
+def test_cuda_is_not_measured_where_there_is_none() -> None:
     with pytest.raises(GgextError, match=r"CUDA was asked for, but .* use the CPU"):
         ggext.native.cuda_seconds(POSITIONS, INV_FREQ, "norm", (2, 8), "float32")
+
+
+needs_metal = pytest.mark.skipif(not ggext.native.available("metal"), reason="no Metal device, or no Metal backend")
+
+
+@needs_metal
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_metal_is_as_exact_as_float32(dtype, layout) -> None:
+    rng = np.random.default_rng(3)
+    rows = as_type(dtype, random_rows(70, 19, 96))
+    positions, inv_freq = rng.integers(-(2**30), 2**30, 70), frequencies(32)
+    unit = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    size = float(np.abs(values_of(dtype, rows)).max())
+    for inverse in (False, True):
+        arguments = (rows, positions, inv_freq, 1.25, layout)
+        on_metal = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="metal")
+        error = ggext.native.worst_error(on_metal, *arguments, inverse=inverse, offset=5, dtype=dtype).error
+        assert error <= 1.25 * size * (6e-7 + 2 * unit)
+    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, layout, dtype=dtype, device="metal").shape == (0, 19, 96)
 
 
 def test_cuda_backend_loads_without_a_device() -> None:
@@ -403,7 +428,7 @@ def test_cuda_backend_loads_without_a_device() -> None:
             cuda.rotate(ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
 
 
-needs_cuda = pytest.mark.skipif(not ggext.native.cuda_available(), reason="no CUDA device, or no CUDA backend")
+needs_cuda = pytest.mark.skipif(not ggext.native.available("cuda"), reason="no CUDA device, or no CUDA backend")
 
 
 @needs_cuda
@@ -509,7 +534,7 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("attention_factor", "1", TypeError, "must be real number"),
     ("layout", "neoX", ValueError, "layout must be 'norm' or 'neox'"),
     ("layout", 1, ValueError, "layout must be"),
-    ("device", "metal", ValueError, "device must be 'cpu' or 'cuda', not 'metal'"),
+    ("device", "vulkan", ValueError, "device must be 'cpu', 'cuda' or 'metal', not 'vulkan'"),
     ("threads", -1, ValueError, "threads must be"),
     ("threads", 1.5, TypeError, "integer"),
 ]

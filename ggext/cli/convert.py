@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,23 @@ class _Number(click.ParamType[float]):
         return number
 
 
+class _Size(click.ParamType[int]):
+    """Bytes as llama.cpp's gguf-split takes them, K, M and G being powers of 1000."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"([1-9][0-9]{0,9})([KMG])", value.upper(), re.ASCII)
+        if match is None:
+            self.fail(f"{value!r} is not a size such as 4G, 500M or 64K", param, ctx)
+        unit: int = 1000 ** (1 + "KMG".index(match[2]))
+        return int(match[1]) * unit
+
+
 NUMBER = _Number()
+SIZE = _Size()
 
 
 @click.command(short_help="Bake a RoPE scaling into a GGUF file.")
@@ -65,6 +82,13 @@ NUMBER = _Number()
               help="Repeat the request in FILE; with a scaling option, write the request to FILE.")  # fmt: skip
 @click.option("--type", "type_", default="auto", metavar="TYPE", show_default=True,
               help="auto (as in the model), f32, f16, bf16, q8_0, or a K-quant such as Q4_K_M.")  # fmt: skip
+@click.option("--tensor-type", "tensor_types", multiple=True, metavar="PATTERN=TYPE",
+              help="Another type for tensors with such names, * standing for anything: output.weight=f16. Repeatable, "
+              "the last that matches holds.")  # fmt: skip
+@click.option("--imatrix", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="An importance matrix of llama.cpp's imatrix tool, for its quantizer.")  # fmt: skip
+@click.option("--split", type=SIZE, metavar="SIZE",
+              help="Several files, OUT-00001-of-0000N.gguf, of at most SIZE (4G, 500M) of tensors each.")  # fmt: skip
 @click.option("--encoding", type=click.Choice(["auto", "keys", "tensor", "folded", "runtime"]), default="auto",
               show_default=True, help="How the scaling is written: metadata keys; frequency factors; with the "
               "attention factor folded into the query weights, which survives context shifts; or right in ggext "
@@ -88,11 +112,12 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         click.echo("dry run: nothing was written")
         return
     with transfer(planned.nbytes, planned.out.name) as progress:
-        execute(planned, progress)
+        done = execute(planned, progress)
     if planned.rounding.numbers:
         click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
                    f"{planned.rounding.worst:.1e}, relative")  # fmt: skip
-    click.echo(f"wrote {planned.out} ({planned.out.stat().st_size:,} bytes)")
+    for path in done.files:
+        click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")
     _write_recipe(asked, options)
 
 
@@ -102,7 +127,8 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
     encoding = None if options["encoding"] == "auto" else options["encoding"]
     asked = ConvertOptions(
         model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
-        type=options["type_"], encoding=encoding, force=options["force"],
+        type=options["type_"], tensor_types=options["tensor_types"], imatrix=options["imatrix"], encoding=encoding,
+        split=options["split"], force=options["force"],
     )  # fmt: skip
     if options["recipe"] is None:
         return asked
@@ -194,6 +220,7 @@ def describe(plan: Plan) -> list[str]:
                 f"in other programs: worst frequency error {table.elsewhere.frequency_error:.2g}"
                 + ("" if table.exactness.is_exact else "; in ggext it is the nearest that llama.cpp can do, not exact")
             )
-    if plan.quantize_to:
-        lines.append(f"type: {plan.quantize_to} by llama.cpp's quantizer")
+    if plan.types.quantization:
+        matrix = f", importance matrix {plan.imatrix.path.name}" if plan.imatrix else ""
+        lines.append(f"type: {plan.types.quantization} by llama.cpp's quantizer{matrix}")
     return lines + [f"note: {note}" for note in plan.notes]

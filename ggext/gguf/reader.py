@@ -78,9 +78,9 @@ class GgufFile:
         return np.frombuffer(self.tensor_data(name), dtype="<f4")
 
 
-def read_gguf(path: str | Path) -> GgufFile:
-    """Read and check a header. Raises ``GgufError`` (one line, with the byte offset) for a file that is
-    not GGUF, is truncated, or contradicts itself; ``OSError`` becomes ``GgufError`` too."""
+def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
+    """Read and check a header; ``any_kind``: also of files that are no models. Raises ``GgufError`` (one line, with
+    the byte offset) for a file that is not GGUF, is truncated, or contradicts itself; ``OSError`` becomes it too."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -90,7 +90,7 @@ def read_gguf(path: str | Path) -> GgufFile:
             if size == 0:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Parser(path, data).parse()
+                return _Parser(path, data).parse(any_kind)
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
 
@@ -118,7 +118,7 @@ class _Parser:
         self.at += length
         return text
 
-    def parse(self) -> GgufFile:
+    def parse(self, any_kind: bool) -> GgufFile:
         if self.data[:4] != MAGIC:
             raise self.fail(f"it starts with {bytes(self.data[:4])!r} instead of {MAGIC!r}")
         self.at = 4
@@ -131,7 +131,8 @@ class _Parser:
         fields = dict(self.fields(n_fields))
         alignment = self.alignment(fields)
         tensors = {info.name: info for info in self.tensors(n_tensors)}
-        self.check_architecture(fields)
+        if not any_kind:
+            self.check_architecture(fields)
         data_offset = aligned(self.at, alignment)
         self.check_extents(tensors, data_offset, alignment)
         return GgufFile(self.path, version, fields, tensors, alignment, data_offset, self.size)

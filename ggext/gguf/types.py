@@ -61,10 +61,11 @@ class Field:
         if isinstance(value, cls):
             return value
         if isinstance(value, (list, tuple)):
-            items = [_scalar_type(v, in_array=True) for v in value] or [ValueType.INT32]
-            if len(set(items)) > 1:
-                raise GgufError(f"a GGUF array holds one type of value, not {sorted(set(items))}")
-            return cls(ValueType.ARRAY, list(value), items[0])
+            one_of_each = {type(v): v for v in value}.values()
+            items = {_scalar_type(v, in_array=True) for v in one_of_each} or {ValueType.INT32}
+            if len(items) > 1:
+                raise GgufError(f"a GGUF array holds one type of value, not {sorted(items)}")
+            return cls(ValueType.ARRAY, list(value), items.pop())
         return cls(_scalar_type(value), value)
 
     def packed(self) -> bytes:

@@ -1,7 +1,8 @@
-"""Write a GGUF file in one pass: header, then each tensor's data as it is produced.
+"""Write a GGUF file: header, then each tensor's data as it is produced, by several threads.
 
 The file is written beside its place and renamed when whole, so an interrupted or failed run leaves
-what was there before.
+what was there before. Where there was a file, the new one is on the disk before the old one goes, so that
+a power cut leaves one of them; a new file reaches the disk when the system sees fit, as with cp.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ggext.errors import OutputError
+from ggext.gguf.pieces import Buffer, Piece, write_at, write_pieces
 from ggext.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -27,19 +29,18 @@ from ggext.gguf.types import (
 )
 
 _VERSION = 3
-Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True)
 class TensorToWrite:
     """``shape`` in GGUF order (contiguous dimension first), ``type`` a ggml type number, ``chunks`` gives the
-    ``nbytes`` of data piece by piece when its turn has come."""
+    ``nbytes`` of data one after the other when their turn has come: bytes, or pieces that the writer's threads make."""
 
     name: str
     shape: tuple[int, ...]
     type: int
     nbytes: int
-    chunks: Callable[[], Iterable[Buffer]]
+    chunks: Callable[[], Iterable[Buffer | Piece]]
 
 
 def write_gguf(
@@ -52,16 +53,49 @@ def write_gguf(
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
+    arranged = arrange(fields, tensors)
+    with replacing(path, arranged.size) as beside, told(path):
+        write_arranged(beside, arranged, progress)
+    return arranged.size
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """A file before its data: ``header`` up to the data, ``infos`` of the ``tensors``, ``size`` in bytes of it all."""
+
+    header: bytes
+    infos: list[TensorInfo]
+    tensors: Sequence[TensorToWrite]
+    size: int
+
+
+def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite]) -> Arranged:
     alignment = int(fields["general.alignment"].value) if "general.alignment" in fields else DEFAULT_ALIGNMENT
     infos = layout(tensors, alignment)
     header = pack_header(fields, infos)
     start = aligned(len(header), alignment)
-    total = start + (aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0)
-    with whole_file(path, total) as file:
-        file.write(header + bytes(start - len(header)))
-        for tensor, info in zip(tensors, infos, strict=True):
-            _write_tensor(file, tensor, info, alignment, progress)
-    return total
+    size = start + (aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0)
+    return Arranged(header.ljust(start, b"\0"), infos, tensors, size)
+
+
+def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], None]) -> None:
+    """Write the file in its place. Raises ``OSError``."""
+    from ggext import native
+
+    with path.open("wb", buffering=0) as file:
+        native.reserve(file.fileno(), arranged.size)
+        write_at(file.fileno(), 0, memoryview(arranged.header))
+        write_pieces(file.fileno(), _placed(arranged), progress)
+        file.truncate(arranged.size)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """An ``OSError`` in the block becomes an ``OutputError``."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
 
 
 def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]:
@@ -83,36 +117,32 @@ def pack_header(fields: Mapping[str, Field], tensors: Sequence[TensorInfo]) -> b
     return b"".join(parts)
 
 
-def _write_tensor(
-    file: BinaryIO,
-    tensor: TensorToWrite,
-    info: TensorInfo,
-    alignment: int,
-    progress: Callable[[int], None],
-) -> None:
-    written = 0
-    for chunk in tensor.chunks():
-        written += file.write(chunk)
-        progress(len(chunk) if isinstance(chunk, (bytes, bytearray)) else chunk.nbytes)
-    if written != info.nbytes:
-        raise OutputError(f"tensor {tensor.name}: {written} bytes were made where {info.nbytes} belong")
-    file.write(bytes(aligned(written, alignment) - written))
+def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece]]:
+    """The tensors in pieces, each with its offset in the file."""
+    for tensor, info in zip(arranged.tensors, arranged.infos, strict=True):
+        at = 0
+        for chunk in tensor.chunks():
+            piece = chunk if isinstance(chunk, Piece) else _as_piece(chunk)
+            yield len(arranged.header) + info.offset + at, piece
+            at += piece.nbytes
+        if at != info.nbytes:
+            raise OutputError(f"tensor {tensor.name}: {at} bytes were made where {info.nbytes} belong")
+
+
+def _as_piece(data: Buffer) -> Piece:
+    return Piece(memoryview(data).nbytes, lambda: data)
 
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
     """A new file beside ``path`` that takes its place when the block ends well, and is removed when not.
 
-    ``size``: bytes that will be needed; checked against the free space first.
+    ``size``: bytes that will be needed; checked against the free space first. It is on the disk when it is in place.
     """
-    with replacing(path, size) as beside:
-        try:
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+    with replacing(path, size) as beside, told(path), beside.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
@@ -120,13 +150,19 @@ def replacing(path: Path, size: int = 0) -> Iterator[Path]:
     """The path of a temporary file beside ``path``, renamed to it when the block ends well."""
     with temporary_beside(path, size) as beside:
         yield beside
-        umask = os.umask(0)
-        os.umask(umask)
-        try:
-            beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
-            beside.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+        put_in_place(beside, path)
+
+
+def put_in_place(beside: Path, path: Path) -> None:
+    """Rename a finished file to ``path``."""
+    umask = os.umask(0)
+    os.umask(umask)
+    with told(path):
+        beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
+        if path.exists() and path.stat().st_size:  # something to lose
+            with beside.open("rb") as file:
+                os.fsync(file.fileno())
+        beside.replace(path)
 
 
 @contextmanager

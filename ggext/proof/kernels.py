@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ggext.native import Device as NativeDevice
     from ggext.runtime.ggml import Device, RopeCall
 
 #: float32 rounding of a rotation of values up to 1: three operations of 6e-8 each, and the gain.
@@ -32,21 +33,29 @@ _F16, _BF16 = 2.0**-11, 2.0**-8
 _BLURRED = 0.25
 
 
-def check_kernel(table: RopeTable, geometry: RopeGeometry) -> Check:
-    """The native float32 rotation against float64, at positions up to the target context."""
+def check_kernels(table: RopeTable, geometry: RopeGeometry) -> list[Check]:
+    """The native float32 rotation against float64 on every device that it has here, at positions up to the target
+    context."""
+    from ggext import native
+
+    return [_check_native(table, geometry, device) for device in native.DEVICES if native.available(device)]
+
+
+def _check_native(table: RopeTable, geometry: RopeGeometry, device: NativeDevice) -> Check:
     import numpy as np
 
     from ggext import native
 
     positions = probe_positions(table.context, geometry.trained_context)
     rows = np.random.default_rng(0).uniform(-1, 1, (len(positions), 2, geometry.head_dim)).astype("<f4")
-    turned = native.rotate(rows, positions, table.inv_freq, table.attention_factor, geometry.layout)
+    turned = native.rotate(rows, positions, table.inv_freq, table.attention_factor, geometry.layout, device=device)
     before, after = (pairs_of(values, geometry.n_rot, geometry.layout) for values in (rows, turned))
     missed = after - before * turns(positions, table)[:, None, :]
     error = np.maximum(np.abs(missed.real), np.abs(missed.imag)).max(axis=(1, 2)) / table.attention_factor
     worst = int(error.argmax())
+    where = "" if device == "cpu" else f" on {device}"
     return Check(
-        "kernel", "native rotation against float64, worst |Δ| / gain", float(error[worst]), KERNEL_TOLERANCE,
+        "kernel", f"native rotation{where} against float64, worst |Δ| / gain", float(error[worst]), KERNEL_TOLERANCE,
         f"position {positions[worst]:,}, {len(positions)} positions to {positions[-1]:,}",
     )  # fmt: skip
 

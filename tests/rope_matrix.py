@@ -1,6 +1,6 @@
 """Every scaling on every family: what is written, and how far the logits are from transformers'.
 
-``python tests/parity/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py`` holds that page
+``python tests/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py`` holds that page
 to the code.
 """
 
@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from family_rows import ROWS
 from ggext.converters import family_of
@@ -31,8 +27,8 @@ from ggext.rope.encode import Encoding, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.verify import verify
 
-PAGE = Path(__file__).parents[2] / "docs" / "rope-parity.md"
-CONFIGS = Path(__file__).parents[3] / "shared" / "configs"
+PAGE = Path(__file__).parents[1] / "docs" / "rope-parity.md"
+CONFIGS = Path(__file__).parents[2] / "shared" / "configs"
 FACTOR, CONTEXT = 4, 64
 
 
@@ -135,7 +131,7 @@ def rows(folder: Path) -> Iterator[list[str]]:
 INTRODUCTION = """\
 # Which scaling is exact on which family
 
-Made by `python tests/parity/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
+Made by `python tests/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
 
 Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}),
 converted, run by llama.cpp {version} and compared with transformers on the same tokens:

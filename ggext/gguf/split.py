@@ -1,0 +1,85 @@
+"""One model in several files, as llama.cpp's gguf-split makes them: all keys in the first, some tensors in each.
+
+llama.cpp opens the set by its first file. That one goes first and comes last where a set replaces another, so at no
+moment does it name files that are not its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ggext.errors import OutputError
+from ggext.gguf.types import Field, ValueType
+from ggext.gguf.writer import TensorToWrite, arrange, put_in_place, temporary_beside, told, write_arranged
+
+_MOST_PARTS = 65_535  # split.count is 16 bits wide
+
+
+def part_path(out: Path, number: int, count: int) -> Path:
+    """``out`` is NAME.gguf; ``number`` counts from 0."""
+    return out.with_name(f"{out.name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf")
+
+
+def check_parts(out: Path, force: bool) -> None:
+    """Raise ``OutputError`` where the folder has a set of this name already."""
+    first = sorted(
+        out.parent.glob(f"{_escaped(out.name.removesuffix('.gguf'))}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")
+    )
+    if first and not force:
+        raise OutputError(f"{first[0]} exists; use --force to replace it, or name another output")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def write_parts(
+    out: Path,
+    fields: Mapping[str, Field],
+    tensors: Sequence[TensorToWrite],
+    most: int,
+    progress: Callable[[int], None] = lambda _: None,
+) -> tuple[Path, ...]:
+    """Write files of at most ``most`` bytes of tensor data each (a larger tensor has one of its own) and return their
+    paths. All of them are whole, or none is there. Raises ``OutputError``.
+    """
+    parts = _shared_out(tensors, most)
+    if len(parts) > _MOST_PARTS:
+        raise OutputError(f"{out}: parts of {most:,} bytes would be {len(parts):,} files; {_MOST_PARTS:,} are allowed")
+    arranged = [arrange(_part_fields(fields, i, parts, len(tensors)), part) for i, part in enumerate(parts)]
+    paths = tuple(part_path(out, i, len(parts)) for i in range(len(parts)))
+    with ExitStack() as files:
+        needed = sum(part.size for part in arranged)
+        besides = [files.enter_context(temporary_beside(path, needed)) for path in paths]
+        for path, beside, part in zip(paths, besides, arranged, strict=True):
+            with told(path):
+                write_arranged(beside, part, progress)
+        with told(paths[0]):
+            paths[0].unlink(missing_ok=True)
+        for path, beside in reversed(list(zip(paths, besides, strict=True))):
+            put_in_place(beside, path)
+    return paths
+
+
+def _shared_out(tensors: Sequence[TensorToWrite], most: int) -> list[list[TensorToWrite]]:
+    parts: list[list[TensorToWrite]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if parts[-1] and used + tensor.nbytes > most:
+            parts.append([])
+            used = 0
+        parts[-1].append(tensor)
+        used += tensor.nbytes
+    return parts
+
+
+def _part_fields(fields: Mapping[str, Field], number: int, parts: Sequence[object], n_tensors: int) -> dict[str, Field]:
+    """The keys of one part: all of them in the first, in the others what says how to read them."""
+    own = {key: field for key, field in fields.items() if number == 0 or key == "general.alignment"}
+    return own | {
+        "split.no": Field(ValueType.UINT16, number),
+        "split.count": Field(ValueType.UINT16, len(parts)),
+        "split.tensors.count": Field(ValueType.INT32, n_tensors),
+    }

@@ -1,0 +1,142 @@
+"""Which type each tensor is written in: ``--type`` for all, ``--tensor-type PATTERN=TYPE`` for some.
+
+f32, f16, bf16 and q8_0 are made by ggext; everything else by llama.cpp's quantizer, from a file in which the
+tensors have the types that they have in the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from ggext.errors import UsageError
+from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, type_name
+from ggext.sources import SourceTensor
+
+NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
+#: ggml type of most weights → general.file_type.
+FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
+_FLOATS = (F32, F16, BF16)
+_Q8_0_BLOCK = 32
+#: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of llama.cpp says the same).
+_KEPT_FLOAT32 = (
+    ".bias", "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight",
+    "shortconv.conv.weight",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TypePlan:
+    """``kinds``: the ggml type in which each tensor is written. ``quantization``: what llama.cpp's quantizer makes of
+    that file, ``None`` for nothing. ``exact``: tensors that it must give, or leave, these types, by name."""
+
+    kinds: list[int]
+    quantization: str | None = None
+    exact: dict[str, int] = field(default_factory=dict)
+
+
+def plan_types(
+    tensors: Sequence[SourceTensor], wanted: str, overrides: Sequence[str], is_gguf: bool, notes: list[str]
+) -> TypePlan:
+    """``wanted``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a tensor holds.
+
+    Raises ``UsageError`` for types and patterns that mean nothing here.
+    """
+    chosen = _chosen(tensors, overrides)
+    wanted = wanted.lower()
+    by_llama_cpp = wanted not in ("auto", *NATIVE) or any(kind not in NATIVE.values() for kind in chosen.values())
+    if by_llama_cpp:
+        _check_quantization(wanted)
+    if is_gguf and wanted != "auto":
+        _refuse_quantized(tensors, f"--type {wanted}")
+    if is_gguf:
+        _refuse_quantized([t for t in tensors if chosen.get(t.name, t.type) != t.type], "--tensor-type")
+    own = "auto" if by_llama_cpp else wanted
+    kinds = [_kind(t, own, chosen.get(t.name), notes) for t in tensors]
+    if not by_llama_cpp:
+        return TypePlan(kinds)
+    packed = {t.name: t.type for t in tensors if t.type not in _FLOATS}
+    return TypePlan(kinds, wanted.upper(), packed | chosen)
+
+
+def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[str, int]:
+    """The type of every tensor that an override names. One-dimensional ones are float32 always."""
+    names = [t.name for t in tensors if len(t.shape) > 1]
+    chosen: dict[str, int] = {}
+    for override in overrides:
+        pattern, equals, kind = override.partition("=")
+        if not (pattern and equals and kind):
+            raise UsageError(f"--tensor-type {override}: write PATTERN=TYPE, for example 'output.weight=f16'")
+        found = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)]
+        if not found:
+            raise UsageError(
+                f"--tensor-type {override}: no tensor of two or more dimensions has such a name; there are "
+                f"{names[0]}, {names[-1]} and {len(names) - 2} others (ggext inspect lists them)"
+            )
+        chosen |= dict.fromkeys(found, _type_number(kind, override))
+    return chosen
+
+
+def _type_number(name: str, override: str) -> int:
+    from gguf.constants import GGMLQuantizationType
+
+    known = {kind.name: int(kind) for kind in GGMLQuantizationType}
+    if name.upper() not in known:
+        mixed = "; a mixture such as Q4_K_M is no type of one tensor" if name.upper().startswith("Q") else ""
+        raise UsageError(f"--tensor-type {override}: the type {name} is unknown; known: {', '.join(known)}{mixed}")
+    return known[name.upper()]
+
+
+def _check_quantization(wanted: str) -> None:
+    from ggext.runtime.llama import quantization_names
+
+    names = quantization_names()
+    if wanted.upper() not in names:
+        known = ", ".join(["auto", *NATIVE, *(n for n in names if n.lower() not in NATIVE)])
+        raise UsageError(f"--type {wanted} is unknown; known: {known}")
+    if wanted in ("f32", "f16", "bf16"):
+        raise UsageError(
+            f"--tensor-type asks for a type that llama.cpp's quantizer makes, which --type {wanted} does not start; "
+            "choose one of its types for --type, for example q8_0"
+        )
+
+
+def _refuse_quantized(tensors: Sequence[SourceTensor], option: str) -> None:
+    quantized = {t.type for t in tensors} - set(_FLOATS)
+    if quantized:
+        kinds = ", ".join(sorted(type_name(kind) for kind in quantized))
+        raise UsageError(
+            f"{option}: the file is quantized already ({kinds}) and would lose more; "
+            "start from the checkpoint or an f16 file, or leave it out"
+        )
+
+
+def _kind(tensor: SourceTensor, wanted: str, chosen: int | None, notes: list[str]) -> int:
+    """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
+    if tensor.type not in _FLOATS:
+        return tensor.type
+    if chosen is not None and chosen in NATIVE.values():
+        return _whole_blocks(tensor, chosen, notes)
+    if len(tensor.shape) == 1 or tensor.name.endswith(_KEPT_FLOAT32):
+        return tensor.type if tensor.is_gguf else F32
+    return tensor.type if wanted == "auto" else _whole_blocks(tensor, NATIVE[wanted], notes)
+
+
+def _whole_blocks(tensor: SourceTensor, kind: int, notes: list[str]) -> int:
+    if kind != Q8_0 or tensor.shape[0] % _Q8_0_BLOCK == 0:
+        return kind
+    notes.append(
+        f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of {_Q8_0_BLOCK}: written as f16"
+    )
+    return F16
+
+
+def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
+    """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type than it was asked."""
+    for name, kind in asked.items():
+        if made.get(name, kind) != kind:
+            raise UsageError(
+                f"--tensor-type: llama.cpp made {name} {type_name(made[name])}, not {type_name(kind)}: its rows are "
+                "not whole blocks of that type, or it never quantizes this tensor"
+            )
