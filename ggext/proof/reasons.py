@@ -72,8 +72,9 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
     if _same(call.beta_fast, fast) and _same(call.beta_slow, slow):
         return []
     if scaling.truncate is False:
-        return ["the range of blended pairs is not to be rounded (truncate false), and llama.cpp always rounds it; these "
-                f"are the nearest whole bounds: beta_fast {call.beta_fast:.4g}, beta_slow {call.beta_slow:.4g}"]  # fmt: skip
+        nearest = f"beta_fast {call.beta_fast:.4g}, beta_slow {call.beta_slow:.4g}"
+        rounds = "the range of blended pairs is not to be rounded (truncate false), and llama.cpp always rounds it"
+        return [f"{rounds}; these are the nearest whole bounds: {nearest}"]
     line = f"beta_fast {fast:g} and beta_slow {slow:g} wanted, {call.beta_fast:g} and {call.beta_slow:g} executed"
     unread = _unread(gguf, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
     return [f"{line}: {unread}; bake the table as a tensor (ggext convert does)" if unread else line]
