@@ -103,9 +103,9 @@ ROWS = {
                    "residual_multiplier": 0.8, "logits_scaling": 0.5, "tie_word_embeddings": True}),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
-    "hunyuan_v1_dense-own": Row("hunyuan_v1_dense", {"head_dim": 32, "max_position_embeddings": 256, "rope_parameters": {
-        "rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 8.0, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0,
-        "beta_fast": 32, "beta_slow": 1}}, None, beyond=False),
+    "hunyuan_v1_dense-own": Row("hunyuan_v1_dense", {"head_dim": 32, "max_position_embeddings": 256,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 8.0, "factor": 1.0, "mscale": 1.0,
+                            "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}}, None, beyond=False),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "llama": Row("llama"),
