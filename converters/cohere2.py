@@ -13,8 +13,6 @@ from typing import Any
 from ggext.converters.base import TensorRule
 from ggext.converters.llama import Llama, LlamaWithLayerNorm
 
-from ggext.errors import CheckpointError
-
 
 class Cohere2(LlamaWithLayerNorm):
     arch = "cohere2"
@@ -26,21 +24,10 @@ class Cohere2(LlamaWithLayerNorm):
     def check(self) -> None:
         super().check()
         self.require("tie_word_embeddings", True, f"llama.cpp's architecture {self.arch} has no output matrix")
-        self.window = self.config.integer("sliding_window")
-        kinds = self.config.values.get("layer_types")
-        if kinds is None:
-            period = self.config.integer("sliding_window_pattern", default=4)
-            kinds = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(self.n_layers)]
-        if not isinstance(kinds, list) or len(kinds) != self.n_layers:
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name a kind for each of {self.n_layers} layers"
-            )
-        self.slides = [kind == "sliding_attention" for kind in kinds]
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
-            "attention.sliding_window": self.window,
-            "attention.sliding_window_pattern": self.slides,
+            **self.sliding_window(4),
             "logit_scale": self.config.number("logit_scale"),
         }
 

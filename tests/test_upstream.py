@@ -23,7 +23,7 @@ def llama_cpp() -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "falcon-40b", "gpt_neox", "granite", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"])
 def test_the_same_tensors_and_every_difference_has_a_reason(name: str, llama_cpp: Path) -> None:
     same, found = compare_family(llama_cpp, name)
     assert same > 0

@@ -77,7 +77,6 @@ class Difference:
 #: What upstream's converter needs in a config.json that transformers saves otherwise today.
 LEGACY: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
-    "gpt_neox": {"rotary_pct": 0.25},
 }
 
 
