@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
@@ -118,7 +118,7 @@ class MappedTensor:
 
     def _read_arranged(self, matrix: int | None, start: int, stop: int) -> np.ndarray[Any, Any]:
         assert self.rule.arranged is not None
-        wholes = [self.rule.arranged(tensor.array()) for tensor in self.tensors]
+        wholes = [_arranged(tensor, self.rule.arranged) for tensor in self.tensors]
         first, *others = (whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes)
         return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
 
@@ -129,6 +129,14 @@ class MappedTensor:
     def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
         return values + values.dtype.type(self.rule.plus)
+
+
+@lru_cache(maxsize=4)
+def _arranged(
+    tensor: CheckpointTensor, arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """A view of the mapped values; the last ones are kept, since values of float8 are computed all together."""
+    return arranged(tensor.array())
 
 
 def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:
