@@ -1,12 +1,13 @@
-"""Model families: one short module each, named after its ``model_type``.
+"""Model families: one short module each, named after its ``model_type``; a file here is a family that is known.
 
-Installed as ``ggext.converters``; import it under that name only. A new family is a module here and
-a line in ``_MODULES``.
+Installed as ``ggext.converters``; import it under that name only.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 from ggext.errors import CheckpointError
@@ -16,18 +17,21 @@ if TYPE_CHECKING:
 
     from ggext.checkpoint.config import Config
 
-#: ``model_type`` of a config.json → the module that knows it.
-_MODULES = {model_type: model_type for model_type in ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe")}
+
+@cache
+def known_families() -> tuple[str, ...]:
+    """The ``model_type`` of every family that is converted, sorted."""
+    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
 
 
 def family_of(config: Config) -> Family:
     """The converter of a checkpoint. Raises ``CheckpointError`` naming the known families."""
     model_type = config.string("model_type")
-    if model_type not in _MODULES:
+    if model_type not in known_families():
         raise CheckpointError(
             f"{config.source}: model_type {model_type!r} is not a family that ggext converts; known: "
-            f"{', '.join(_MODULES)}; convert it with llama.cpp's own converter and give ggext the .gguf file"
+            f"{', '.join(known_families())}; convert it with llama.cpp's own converter and give ggext the .gguf file"
         )
-    module = import_module(f"ggext.converters.{_MODULES[model_type]}")
+    module = import_module(f"ggext.converters.{model_type}")
     family: Family = module.FAMILY(config)
     return family

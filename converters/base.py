@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope, read_rope
+from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,9 @@ class TensorRule:
     order: ``transposed`` swaps the last two dimensions; ``view`` is the shape that the values are then read in (the
     same number of values); ``rows`` chooses rows, all dimensions but the last taken together (of a one-dimensional
     tensor its values), for each written row the one that it is; ``written`` is the shape to write, where it is not
-    that of what was read; ``plus`` is added to every value. ``optional``: may be absent.
+    that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's array in place of
+    the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents, where the source
+    is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
     """
 
     sources: tuple[str, ...]
@@ -38,17 +41,26 @@ class TensorRule:
     rows: RowOrder | None = None
     written: tuple[int, ...] | None = None
     plus: float = 0.0
+    arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    scales: str | None = None
     optional: bool = False
 
 
 class Family:
     """A family of models. Subclasses state ``arch`` and ``tensors``, and refuse in ``check`` what their
-    architecture in llama.cpp would compute otherwise."""
+    architecture in llama.cpp would compute otherwise.
+
+    ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent (null is not), of
+    what no tensor's shape would give away.
+    """
 
     arch: str
+    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, config: Config) -> None:
-        self.config = config
+        text = config.values.get("text_config")  # of a model that sees too, what concerns text
+        values = text if isinstance(text, dict) else config.values
+        self.config = config = replace(config, values={**self.defaults, **values})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")
@@ -67,8 +79,9 @@ class Family:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as meant."""
 
     def require(self, name: str, wanted: object, why: str) -> None:
+        """``wanted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
-        if value is not None and value != wanted:
+        if value is not None and value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
     def rope(self) -> CheckpointRope:
@@ -88,6 +101,30 @@ class Family:
             "vocab_size": self.vocab_size,
         }
 
+    def scalars(self) -> dict[str, list[str]]:
+        """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their names."""
+        return {}
+
+    def sliding_window(self, period: int) -> dict[str, Any]:
+        """The keys of a window over some layers: those that ``layer_types`` names, else all but each n-th, n the
+        ``period`` or what an old configuration says in its place."""
+        kinds = self.config.values.get("layer_types")
+        if kinds is None:
+            period = self.config.integer("sliding_window_pattern", default=period)
+            slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
+        elif not isinstance(kinds, list) or len(kinds) != self.n_layers or set(kinds) - {FULL, SLIDING}:
+            raise CheckpointError(
+                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of {self.n_layers} layers"
+            )
+        else:
+            slides = [kind == SLIDING for kind in kinds]
+        window = self.config.integer("sliding_window")
+        return {"attention.sliding_window": window, "attention.sliding_window_pattern": slides}
+
+    def stored_name(self, name: str) -> str:
+        """The name that the rules have for a tensor that the checkpoint calls ``name``."""
+        return name
+
     def tensors(self) -> Iterator[TensorRule]:
         raise NotImplementedError
 
@@ -97,15 +134,33 @@ def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
     return TensorRule((f"{module}.weight",), shape, **transforms)
 
 
-def linear(module: str, rows: int, columns: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
-    """A projection's weight, and its bias where the checkpoint has one."""
+def linear(
+    module: str, rows: int, columns: int, order: RowOrder | None = None, *, bias: bool = True
+) -> Iterator[TensorRule]:
+    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp adds one."""
     yield weight(module, rows, columns, rows=order)
-    yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+    if bias:
+        yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+
+
+def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
+    """A module's weight and its bias, which llama.cpp both needs."""
+    yield weight(module, *shape, rows=order)
+    yield TensorRule((f"{module}.bias",), shape[:1], rows=order)
 
 
 def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:
     """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the expert's number."""
     return TensorRule(tuple(f"{template.format(i)}.weight" for i in range(count)), shape, **transforms)
+
+
+def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_proj up_proj down_proj") -> (
+    Iterator[TensorRule]
+):  # fmt: skip
+    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the way back."""
+    gate, up, down = names.split()
+    for name, shape in ((gate, (n_ff, n_embd)), (up, (n_ff, n_embd)), (down, (n_embd, n_ff))):
+        yield stacked(f"{module}.experts.{{}}.{name}", count, *shape)
 
 
 def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
@@ -118,3 +173,12 @@ def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
 
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
     return rows.swapaxes(1, 2).reshape(-1)
+
+
+def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowOrder:
+    """Row order of a fused projection: from groups of queries with their key and value (GPT-NeoX, Falcon) to all
+    queries, all keys, all values."""
+    import numpy as np
+
+    groups = np.arange((n_heads + 2 * n_kv_heads) * head_dim).reshape(n_kv_heads, -1, head_dim)
+    return np.concatenate([groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()])

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
-from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, weight
+from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, weight, with_bias
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope
 
+QKV = ("q_proj", "k_proj", "v_proj")
+
 
 class Llama(Family):
-    """Other families are told from it by what they override: ``norms``, ``attention``, ``mlp``.
+    """Other families are told from it by what they override: ``norms``, ``attention``, ``mlp``, and by what
+    llama.cpp's architecture does:
 
-    ``activation``: the one that llama.cpp's architecture computes. ``rotates_part``: it reads how many of a head's
-    dimensions are rotated.
+    ``activations``: names of the one that it computes. ``biased``: projections to which it adds a bias.
+    ``rotates_part``: it reads how many of a head's dimensions are rotated. ``free_head_dim``: a head's size need not
+    be hidden_size / num_attention_heads. ``needs_output``: it reads an output matrix even where the model has tied
+    it to the embedding. And by the checkpoint: ``final_norm`` is a module's name; ``rotates_adjacent``: its rotary
+    pairs are neighbours already.
     """
 
     arch = "llama"
-    activation = "silu"
+    activations: tuple[str, ...] = ("silu",)
+    biased: tuple[str, ...] = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
     rotates_part = False
+    free_head_dim = True
+    needs_output = False
+    final_norm = "model.norm"
+    rotates_adjacent = False
 
     def check(self) -> None:
-        why = f"llama.cpp's architecture {self.arch} uses {self.activation}; this model is another family"
-        self.require("hidden_act", self.activation, why)
+        why = f"llama.cpp's architecture {self.arch} uses {self.activations[0]}; this model is another family"
+        self.require("hidden_act", self.activations, why)
+        if not self.free_head_dim and self.head_dim * self.n_heads != self.n_embd:
+            raise CheckpointError(
+                f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture {self.arch} has "
+                f"hidden_size / num_attention_heads = {self.n_embd}/{self.n_heads}"
+            )
+        if self.config.flag("use_sliding_window"):
+            raise CheckpointError(
+                f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture {self.arch} attends "
+                "to everything; set it to false to accept that"
+            )
 
     def rope(self) -> CheckpointRope:
         rope = super().rope()
@@ -42,35 +64,81 @@ class Llama(Family):
 
     def tensors(self) -> Iterator[TensorRule]:
         yield weight("model.embed_tokens", self.vocab_size, self.n_embd)
-        yield weight("model.norm", self.n_embd)
-        if not self.config.flag("tie_word_embeddings"):
-            yield weight("lm_head", self.vocab_size, self.n_embd)
+        yield from self.norm(self.final_norm)
+        yield from self.output()
         for i in range(self.n_layers):
             block = f"model.layers.{i}"
             yield from self.norms(block)
             yield from self.attention(f"{block}.self_attn")
             yield from self.mlp(f"{block}.mlp", i)
 
+    def output(self) -> Iterator[TensorRule]:
+        if not self.config.flag("tie_word_embeddings"):
+            yield weight("lm_head", self.vocab_size, self.n_embd)
+        elif self.needs_output:
+            yield weight("model.embed_tokens", self.vocab_size, self.n_embd, target="output.weight")
+
+    def norm(self, module: str) -> Iterator[TensorRule]:
+        yield weight(module, self.n_embd)
+
     def norms(self, block: str) -> Iterator[TensorRule]:
-        yield weight(f"{block}.input_layernorm", self.n_embd)
-        yield weight(f"{block}.post_attention_layernorm", self.n_embd)
+        yield from self.norm(f"{block}.input_layernorm")
+        yield from self.norm(f"{block}.post_attention_layernorm")
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         q_order = k_order = None
-        if capability_of(self.arch).layout == "norm":
+        if capability_of(self.arch).layout == "norm" and not self.rotates_adjacent:
             q_order = half_split_to_adjacent(self.n_heads, self.head_dim)
             k_order = half_split_to_adjacent(self.n_kv_heads, self.head_dim)
-        yield from linear(f"{module}.q_proj", q_rows, self.n_embd, q_order)
-        yield from linear(f"{module}.k_proj", kv_rows, self.n_embd, k_order)
-        yield from linear(f"{module}.v_proj", kv_rows, self.n_embd)
-        yield from linear(f"{module}.o_proj", self.n_embd, q_rows)
+        yield from self.project(module, "q_proj", q_rows, self.n_embd, q_order)
+        yield from self.project(module, "k_proj", kv_rows, self.n_embd, k_order)
+        yield from self.project(module, "v_proj", kv_rows, self.n_embd)
+        yield from self.project(module, "o_proj", self.n_embd, q_rows)
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         del layer  # what is different from layer to layer elsewhere is not here
-        yield from linear(f"{module}.gate_proj", self.n_ff, self.n_embd)
-        yield from linear(f"{module}.up_proj", self.n_ff, self.n_embd)
-        yield from linear(f"{module}.down_proj", self.n_embd, self.n_ff)
+        yield from self.project(module, "gate_proj", self.n_ff, self.n_embd)
+        yield from self.project(module, "up_proj", self.n_ff, self.n_embd)
+        yield from self.project(module, "down_proj", self.n_embd, self.n_ff)
+
+    def project(self, module: str, name: str, rows: int, columns: int, order: Any = None) -> Iterator[TensorRule]:
+        return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased)
+
+
+class Windowed(Llama):
+    """A family whose layers may all have a sliding window, which its architecture in llama.cpp has not."""
+
+    def rope(self) -> CheckpointRope:
+        """With the context up to which attending to everything is the same."""
+        rope = super().rope()
+        window = self.config.integer("sliding_window", default=None)
+        if window is None or window >= rope.geometry.trained_context:
+            return rope
+        if rope.scaling.method != "none":
+            raise CheckpointError(
+                f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture {self.arch} attends "
+                f"to everything, which differs beyond {window} tokens; set sliding_window to null to accept that"
+            )
+        note = (
+            f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to everything: the "
+            f"context is {window} tokens, up to which that is the same, and not {rope.geometry.trained_context} (set "
+            "sliding_window to null in config.json to accept the difference beyond)"
+        )
+        geometry = replace(rope.geometry, trained_context=window)
+        return replace(rope, geometry=geometry, notes=(*rope.notes, note))
+
+
+class LlamaWithLayerNorm(Llama):
+    """Llama's blocks with layer norms, which subtract the mean and add a bias, in place of RMS norms."""
+
+    epsilon = "layer_norm_eps"
+
+    def norm(self, module: str) -> Iterator[TensorRule]:
+        return with_bias(module, self.n_embd)
+
+    def metadata(self) -> dict[str, Any]:
+        return super(Llama, self).metadata() | {"attention.layer_norm_epsilon": self.config.number(self.epsilon)}
 
 
 FAMILY = Llama

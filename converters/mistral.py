@@ -1,21 +1,16 @@
-"""Mistral 7B and its successors of the same shape: Llama's blocks under other names in config.json."""
+"""Mistral 7B and its successors of the same shape: Llama's blocks under other names in config.json.
+
+A window that is shorter than the context (version 0.1 has 4096 of 32768) llama.cpp's architecture has not: the context
+is limited to it, up to which attending to everything is the same.
+"""
 
 from __future__ import annotations
 
-from ggext.converters.llama import Llama
-
-from ggext.errors import CheckpointError
+from ggext.converters.llama import Windowed
 
 
-class Mistral(Llama):
-    def check(self) -> None:
-        super().check()
-        window = self.config.values.get("sliding_window")
-        if window is not None and window < self.config.integer("max_position_embeddings"):
-            raise CheckpointError(
-                f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture llama attends "
-                f"to everything, which differs beyond {window} tokens; set sliding_window to null to accept that"
-            )
+class Mistral(Windowed):
+    defaults = {"sliding_window": 4096}
 
 
 FAMILY = Mistral

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from ggext.converters.llama import Llama
-
-from ggext.errors import CheckpointError
+from ggext.converters.llama import QKV, Llama
 
 
 class Qwen2(Llama):
     arch = "qwen2"
-
-    def check(self) -> None:
-        super().check()
-        if self.config.flag("use_sliding_window"):
-            raise CheckpointError(
-                f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture {self.arch} attends "
-                "to everything; set it to false to accept that"
-            )
+    biased = QKV
 
 
 FAMILY = Qwen2

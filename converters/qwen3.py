@@ -10,6 +10,7 @@ from ggext.converters.qwen2 import Qwen2
 
 class Qwen3(Qwen2):
     arch = "qwen3"
+    defaults = {"head_dim": 128}
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)

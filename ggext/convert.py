@@ -19,7 +19,7 @@ from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import ModelSource, SourceTensor, open_source
+from ggext.sources import ModelSource, SourceTensor, model_name, open_source
 from ggext.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 
 Progress = Callable[[int], None]
@@ -224,11 +224,9 @@ def _with_query_scale(
         notes.append(f"the gain folded into the source's query weights is taken out again (÷ {source.query_scale:.6g})")
     if encoding.query_scale == source.query_scale:
         return tensors
-    heads, layers = (source.fields.get(f"{source.arch}.{key}") for key in ("attention.head_count", "block_count"))
-    return fold_query(
-        tensors, source.arch, source.geometry, heads and heads.value, layers and layers.value,
-        encoding.query_scale / source.query_scale,
-    )  # fmt: skip
+    prefix = source.arch + "."
+    keys = {k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)}
+    return fold_query(tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale)
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
@@ -239,7 +237,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 
 
 def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
-    parts = [source.path.stem if source.is_gguf else str(source.fields["general.name"].value)]
+    parts = [source.path.stem if source.is_gguf else model_name(source.path)]
     if scaling is not None and scaling.method != "none":
         parts.append(f"{scaling.method}{scaling.factor:g}")
     if wanted != "auto":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from ggext.errors import RopeError
 from ggext.gguf.reader import GgufFile
-from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import FACTOR_TENSORS, decode
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
@@ -15,9 +14,8 @@ def effective_table(gguf: GgufFile, n_ctx: int | None = None, *, by_ggext: bool 
 
     ``by_ggext``: in ggext's own contexts, which set what the file keeps for them (``context_parameters``). Raises
     ``RopeError`` where llama.cpp, or ggext, cannot."""
-    layout = capability_of(gguf.arch).layout
     try:
-        return decode(gguf.arch_keys(), factor_tensors(gguf), layout, gguf.arch, n_ctx, by_ggext=by_ggext)
+        return decode(gguf.arch_keys(), factor_tensors(gguf), gguf.arch, n_ctx, by_ggext=by_ggext)
     except RopeError as error:
         raise RopeError(f"{gguf.path}: {error}") from None
 

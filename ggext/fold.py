@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.mapped import bfloat16_values
 from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import layer_kinds
 from ggext.rope.scaling import RopeGeometry
 from ggext.sources import SourceTensor
 
@@ -34,6 +36,7 @@ SCALES_OF_TYPE = {
     "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
     "IQ4_NL": (0,), "IQ4_XS": (0,),
 }  # fmt: skip
+_QUERY_NORM = "attn_q_norm.weight"
 _PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
 
 
@@ -67,20 +70,29 @@ class Rounding:
 
 
 def fold_query(
-    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, n_heads: object, n_layers: object, ratio: float
+    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, keys: Mapping[str, Any], ratio: float
 ) -> list[SourceTensor]:
-    """``tensors`` with ``ratio`` on the rotated query rows of every layer.
+    """``tensors`` with ``ratio`` on the rotated query rows of every layer that the scaling concerns.
 
-    Raises ``RopeError`` where a layer's queries are made by tensors that are not known here.
+    ``keys``: the architecture's, without its prefix. Raises ``RopeError`` where a layer's queries are made by tensors
+    that are not known here.
     """
-    if not isinstance(n_heads, int) or not isinstance(n_layers, int):
+    n_heads, kinds = keys.get("attention.head_count"), layer_kinds(keys, arch)
+    if not isinstance(n_heads, int):
         raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
-    names = ("attn_q_norm.weight",) if capability_of(arch).query_norm else _PROJECTIONS
+    if capability_of(arch).norm_behind:
+        raise RopeError(
+            f"llama.cpp's architecture {arch} norms queries and keys behind their rotation, which takes the gain away: "
+            "there is nothing to fold; choose --encoding keys"
+        )
+    concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
+    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
+    names = (_QUERY_NORM,) if normed else _PROJECTIONS
     wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    folded = [_scaled(t, geometry, n_heads, ratio) if wanted.fullmatch(t.name) else t for t in tensors]
+    layers = {t.name: found[1] for t in tensors if (found := wanted.fullmatch(t.name))}
+    folded = [_scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t for t in tensors]
     reached = {t.name.split(".")[1] for t in folded if t.row_scale is not None and t.name.endswith(".weight")}
-    # the file's own count, which may be absurd: the loop ends at the first layer that is not there
-    missing = next((layer for layer in range(n_layers) if str(layer) not in reached), None)
+    missing = min(map(int, concerned - reached), default=None)
     if missing is not None:
         raise RopeError(
             f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to fold the gain into; "
@@ -95,8 +107,11 @@ def _scaled(tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: f
     import numpy as np
 
     rows = tensor.shape[-1]
-    per_head = tensor.name.endswith("attn_q_norm.weight")
-    heads = 1 if per_head else n_heads
+    of_norm = tensor.name.endswith(_QUERY_NORM)  # of one head, or of all
+    if of_norm and len(tensor.shape) > 1:
+        raise RopeError(f"tensor {tensor.name} has a row for each head, whose rotated part cannot be scaled alone; "
+                        "choose --encoding keys")  # fmt: skip
+    heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
     if rows < heads * geometry.head_dim:
         raise RopeError(f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more")
     scale = np.ones(rows)

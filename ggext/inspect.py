@@ -13,9 +13,8 @@ from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import type_name
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, stated_method
+from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, rolls, stated_method
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
@@ -78,8 +77,9 @@ def inspect(path: Path) -> Inspection:
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
         short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
-        geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), capability_of(gguf.arch).layout)
-        shift_safe = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
+        unit_gain = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         parameters_of_context = context_parameters(gguf.arch_keys())
     except RopeError as error:
         unknown = str(error)

@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor
 from ggext.errors import CheckpointError
-from ggext.gguf.types import BF16, F16, F32, aligned
+from ggext.gguf.types import BF16, F16, F32, MXFP4, aligned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 #: Buffers that old checkpoints carry and the model does not need.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias")
+_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias", "attention.bias")
 #: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted head 1.
 _LARGEST_SPAN = 4
+_MOST_BYTES = 8  # of a value, as it is stored
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
@@ -32,6 +33,19 @@ def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.f
     """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
     values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
     return values
+
+
+def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Rows of MXFP4 as ggml packs them: of 32 values the exponent, then 16 bytes with value i beside value i + 16.
+
+    ``blocks``: uint8 (rows, blocks, 16), each byte two neighbours, the first in its lower half; ``exponents``: uint8
+    (rows, blocks). The result is (rows, blocks · 17).
+    """
+    import numpy as np
+
+    values = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    packed = values[..., :16] | values[..., 16:] << 4
+    return np.concatenate([exponents[..., None], packed], axis=-1).reshape(len(blocks), -1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class RowBlock:
 class MappedTensor:
     """Tensors of a checkpoint in the order and the shape in which they are written, under their GGUF name.
 
-    ``tensors`` are all of one shape and dtype. ``shape`` in PyTorch order.
+    ``tensors`` are all of one shape and dtype, but for MXFP4's blocks and exponents. ``shape`` in PyTorch order.
     """
 
     name: str
@@ -56,13 +70,15 @@ class MappedTensor:
 
     @property
     def dtype(self) -> str:
-        """As safetensors spells it; F32 for what is computed."""
+        """As safetensors spells it; F32 for what is computed, MXFP4 for what is packed as ggml packs it."""
+        if self.rule.scales is not None:
+            return "MXFP4"
         return "F32" if self.rule.plus else self.tensors[0].dtype
 
     @property
     def type(self) -> int:
         """The ggml type that holds the values without loss."""
-        return _GGML_TYPE[self.dtype]
+        return MXFP4 if self.rule.scales is not None else _GGML_TYPE[self.dtype]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -76,7 +92,10 @@ class MappedTensor:
 
     def blocks(self, nbytes: int) -> Iterator[RowBlock]:
         """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
-        is); bfloat16 as its uint16 bits."""
+        is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
+        if self.rule.arranged is not None:
+            yield from self._arranged_blocks(nbytes)
+            return
         shape = _rearranged(self.rule)
         row_length = shape[-1] if len(shape) > 1 else 1
         n_rows = math.prod(shape) // row_length if self.rule.rows is None else len(self.rule.rows)
@@ -87,6 +106,22 @@ class MappedTensor:
                 stop = min(n_rows, start + step)
                 yield RowBlock(stop - start, (stop - start) * row_length, partial(self._read, tensor, start, stop))
 
+    def _arranged_blocks(self, nbytes: int) -> Iterator[RowBlock]:
+        """Of two or more dimensions; no block has rows of two matrices."""
+        *matrices, n_rows, row_length = self.shape
+        step = rows_at_once(nbytes, row_length * _MOST_BYTES, row_length)
+        for matrix in range(math.prod(matrices)):
+            for start in range(0, n_rows, step):
+                stop = min(n_rows, start + step)
+                read = partial(self._read_arranged, matrix if matrices else None, start, stop)
+                yield RowBlock(stop - start, (stop - start) * row_length, read)
+
+    def _read_arranged(self, matrix: int | None, start: int, stop: int) -> np.ndarray[Any, Any]:
+        assert self.rule.arranged is not None
+        wholes = [_arranged(tensor, self.rule.arranged) for tensor in self.tensors]
+        first, *others = (whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes)
+        return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
+
     def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
         block = _rows(tensor, self.rule, start, stop)
         return self._added(block) if self.rule.plus else block
@@ -94,6 +129,14 @@ class MappedTensor:
     def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
         return values + values.dtype.type(self.rule.plus)
+
+
+@lru_cache(maxsize=4)
+def _arranged(
+    tensor: CheckpointTensor, arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> np.ndarray[Any, Any]:
+    """A view of the mapped values; the last ones are kept, since values of float8 are computed all together."""
+    return arranged(tensor.array())
 
 
 def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:
@@ -134,30 +177,66 @@ def mapped(
 
     ``source``: what messages call the configuration. Raises ``CheckpointError``.
     """
-    left_over = dict(found)
+    used: set[str] = set()
     for rule in rules:
-        tensors = [left_over.pop(name, None) for name in rule.sources]
-        missing = [name for name, tensor in zip(rule.sources, tensors, strict=True) if tensor is None]
+        names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
+        tensors = [found.get(name) for name in names]
+        used.update(names)
+        missing = [name for name, tensor in zip(names, tensors, strict=True) if tensor is None]
         if missing and rule.optional and len(missing) == len(tensors):
             continue
         if missing:
             raise CheckpointError(f"{source}: the model needs the tensor {missing[0]}, which is not there")
         there = tuple(tensor for tensor in tensors if tensor is not None)
-        for tensor in there:
-            _check(tensor, rule, there[0].dtype, source)
+        if rule.scales is None:
+            for tensor in there:
+                _check(tensor, rule, there[0].dtype, source)
+        else:
+            _check_packed(there, rule, source)
         yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
-    unknown = sorted(n for n in left_over if not n.endswith(_DERIVED_SUFFIXES))
+    unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
+    bias = next((n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used), None)
+    if bias is not None:
+        raise CheckpointError(f"{source}: the model has {bias}, and llama.cpp's architecture {arch} adds no bias there")
     if unknown:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
         notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
 
 
-def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
-    if tensor.shape != rule.shape:
+def taken_scalars(
+    wanted: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
+) -> dict[str, list[float]]:
+    """The values of tensors of one value each, which are taken out of ``found``. Raises ``CheckpointError``."""
+    values: dict[str, list[float]] = {}
+    for key, names in wanted.items():
+        for name in names:
+            tensor = found.pop(name, None)
+            if tensor is None or math.prod(tensor.shape) != 1:
+                raise CheckpointError(f"{source}: the model needs the tensor {name} of one value")
+            value = tensor.array().reshape(-1)
+            values.setdefault(key, []).append(float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0]))
+    return values
+
+
+def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:
+    """MXFP4: bytes of two values, and a byte of an exponent for 32 of them."""
+    for tensor, shape in zip(tensors, (rule.shape, rule.shape[:-1]), strict=True):
+        _check_shape(tensor, shape, source)
+        if tensor.dtype != "U8":
+            raise CheckpointError(
+                f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is stored as U8"
+            )
+
+
+def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) -> None:
+    if tensor.shape != shape:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; "
-            f"{source} implies {list(rule.shape)}"
+            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; {source} implies {list(shape)}"
         )
+
+
+def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
+    _check_shape(tensor, rule.shape, source)
     if tensor.dtype not in _GGML_TYPE:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"

@@ -26,7 +26,15 @@ def sample_tokens(model: Model, count: int) -> list[int]:
 
 
 def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
-    """``rope_parameters`` as transformers spells the request. NTK-aware scaling is a larger ``rope_theta``."""
+    """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones have their own."""
+    if geometry.sliding_base is None:
+        return _of_one_kind(scaling, geometry)
+    sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
+    return {"full_attention": _of_one_kind(scaling, geometry), "sliding_attention": sliding}
+
+
+def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
+    """NTK-aware scaling is a larger ``rope_theta``."""
     if scaling.method in ("none", "ntk"):
         base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
         return {"rope_type": "default", "rope_theta": base}
@@ -52,18 +60,33 @@ def transformers_logits(
     logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        config.rope_parameters = rope_parameters(scaling, geometry)
+        _set_rope(config.get_text_config(), scaling, geometry)
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
     if scaling.attention_factor is not None:  # only yarn has a parameter for it
-        model.model.rotary_emb.attention_scaling = scaling.attention_factor
+        model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
     with torch.inference_mode():
         logits = model(torch.tensor([tokens]), use_cache=False).logits
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
+
+
+def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
+    """The scaling in the part of a configuration that concerns text."""
+    config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+    if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
+        config.original_max_position_embeddings = methods.original_context(scaling, geometry)
+    if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
+        config.head_dim = geometry.head_dim
+
+
+def _kept(config: Any) -> dict[str, Any]:
+    """Which part of a head rotates is the model's, whatever the scaling."""
+    given = config.rope_parameters or {}
+    return {key: given[key] for key in ("partial_rotary_factor",) if key in given}
 
 
 def divergence(

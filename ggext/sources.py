@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.config import read_config
+from ggext.checkpoint.model_card import general_metadata
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
@@ -18,9 +19,8 @@ from ggext.errors import CheckpointError, GgufError
 from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
-from ggext.mapped import MappedTensor, RowBlock, mapped, rows_at_once
+from ggext.mapped import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -135,24 +135,27 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
+    found = {family.stored_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    scalars = taken_scalars(family.scalars(), found, config.source)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
-        for t in mapped(family.tensors(), read_tensors(folder), family.arch, config.source, notes)
+        for t in mapped(family.tensors(), found, family.arch, config.source, notes)
     ]
     vocabulary = read_vocabulary(folder, family.vocab_size)
     notes += vocabulary.notes
     values: dict[str, Any] = {
         "general.architecture": family.arch,
         "general.type": "model",
-        "general.name": _name(folder),
     }
+    shapes = ((t.name, t.shape[::-1]) for t in tensors)
+    values |= general_metadata(folder, model_name(folder), family.arch, shapes, notes)
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
-    values |= vocabulary.metadata()
+    values |= scalars | vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}
     return ModelSource(folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes)
 
 
-def _name(folder: Path) -> str:
+def model_name(folder: Path) -> str:
     return "demo" if folder == DEMO_MODEL else folder.resolve().name or "model"
 
 
@@ -161,9 +164,8 @@ def _from_gguf(path: Path) -> ModelSource:
     parts = gguf.get("split.count", 1)
     if parts > 1:
         raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
-    layout = capability_of(gguf.arch).layout
     recipe = recipe_of(gguf)
-    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), layout)
+    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
     tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
     return ModelSource(
         path,
@@ -183,10 +185,10 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
-    if method == "longrope":
+    if method == "longrope" or ROPE_LONG in gguf.tensors:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
-    gain = decode(keys, {}, geometry.layout, gguf.arch).attention_factor
+    gain = decode(keys, {}, gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
 
@@ -194,7 +196,7 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
 def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:
     keys = gguf.arch_keys()
     tensors = factor_tensors(gguf)
-    table = decode(keys, tensors, geometry.layout, gguf.arch)
+    table = decode(keys, tensors, gguf.arch)
     return RopeScaling(
         "longrope",
         factor=max(1.0, table.context / geometry.trained_context),

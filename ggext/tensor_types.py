@@ -11,16 +11,19 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from ggext.errors import UsageError
-from ggext.gguf.types import BF16, F16, F32, Q8_0, type_name
+from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, type_name
 from ggext.sources import SourceTensor
 
 NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 #: ggml type of most weights → general.file_type.
-FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32}
+FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
 _FLOATS = (F32, F16, BF16)
 _Q8_0_BLOCK = 32
 #: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of llama.cpp says the same).
-_KEPT_FLOAT32 = ("_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
+_KEPT_FLOAT32 = (
+    ".bias", "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight",
+    "shortconv.conv.weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
-from ggext.proof.table import check_table, in_other_programs, what_is_wanted
+from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
 from ggext.rope.scaling import RopeTable
 from ggext.sources import named_model
 
@@ -61,7 +61,7 @@ def verify(
     gguf = read_gguf(path)
     run = _Run(gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress)
     if "table" in chosen:
-        run.checks += check_table(run.wanted.table, run.effective)
+        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(gguf, run.wanted)
         notes += in_other_programs(gguf, run.wanted.table)
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)
@@ -113,6 +113,7 @@ class _Run:
         self.notes, self.progress = notes, progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
+        self.scaled: list[Executed] = []
         self.node_rows: list[NodeRow] = []
         self.kernel_rows: list[KernelRow] = []
         self.shifts: list[ShiftRow] = []
@@ -132,9 +133,10 @@ class _Run:
         from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
         found = observe(model, self.wanted, self.effective.context)
-        self.nodes = executed_by_node(found, self.wanted)
-        self.node_rows = node_rows(found, self.nodes, self.wanted)
-        self.checks += check_graph(self.gguf, self.wanted, found, self.nodes, model.offloads)
+        self.nodes = executed_by_node(found)
+        self.scaled = [node for node in self.nodes if node.wanted is self.wanted]
+        self.node_rows = node_rows(found, self.nodes)
+        self.checks += check_graph(self.gguf, found, self.nodes, model.offloads)
 
     def _shift(self, model: Model, required: bool) -> None:
         from ggext.proof.shift import check_shift, measure_shifts
@@ -158,14 +160,14 @@ class _Run:
         self.checks += check_kernels(table, geometry)
         self.kernel_rows = measure_native(table, geometry)
         if with_ggml:
-            call = self.nodes[0].call if self.nodes else None
+            call = self.scaled[0].call if self.scaled else None
             checks, rows = check_devices(table, geometry, call)
             self.checks += checks
             self.kernel_rows += rows
 
     def report(self) -> Report:
         wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
-        executed = self.nodes[0].inv_freq.tolist() if self.nodes else [None] * len(wanted)
+        executed = self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
         pairs = [PairRow(i, *row) for i, row in enumerate(zip(wanted, file, executed, strict=False))]
         order = {level: i for i, level in enumerate(LEVELS)}
         return Report(

@@ -330,7 +330,7 @@ def edit_config(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba9"}, "'mamba9' is not a family that ggext converts; known: llama, mistral"),
+        ({"model_type": "mamba9"}, "'mamba9' is not a family that ggext converts; known: apertus, arcee"),
         ({"model_type": 7}, "model_type is 7; it must be a string"),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_size": None}, "hidden_size is missing"),
@@ -346,7 +346,7 @@ def edit_config(folder: Path, **values: Any) -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "dynamic NTK"),
         ({"partial_rotary_factor": 0.5}, "16 of 32 dimensions are rotated (partial_rotary_factor)"),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
-        ({"model_type": "mistral", "sliding_window": 16}, "sliding_window is 16"),
+        ({"use_sliding_window": True}, "use_sliding_window is true"),
         ({"vocab_size": 10}, "has the shape [320, 128]"),
     ],
 )

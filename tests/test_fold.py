@@ -49,7 +49,7 @@ def test_the_kernel_has_no_gain_left(scaling: RopeScaling, arch: str, carried_by
     assert encoding.shift_safe
     assert bool(encoding.tensors) is (carried_by == "tensor")
     without = {k: v for k, v in encoding.keys.items() if k != QUERY_SCALE}
-    kernel = decode(without, encoding.tensors, "norm", arch)
+    kernel = decode(without, encoding.tensors, arch)
     assert kernel.attention_factor == pytest.approx(1.0, abs=2e-7)
 
 
@@ -77,7 +77,12 @@ def test_without_a_gain_there_is_nothing_to_fold() -> None:
     [
         (YARN, "qwen2", "tensor", "qwen2 does not load rope_freqs.weight; choose --encoding keys or folded"),
         (BETAS, "llama", "keys", "cannot run yarn .* as keys: the nearest"),
-        (BETAS, "qwen2", "folded", "folding changes the gain, not the frequencies"),
+        (
+            RopeScaling("llama3", factor=4, attention_factor=1.2),
+            "qwen2",
+            "folded",
+            "folding changes the gain, not the frequencies",
+        ),
     ],
 )
 def test_a_forced_encoding_that_is_not_exact_is_refused(
@@ -91,7 +96,7 @@ def test_a_query_scale_that_means_nothing_is_refused() -> None:
     keys: dict[str, Any] = {"rope.dimension_count": 64, "context_length": 64}
     for value in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(RopeError, match=r"query_scale is .* must be a number above 0"):
-            decode(keys | {QUERY_SCALE: value}, {}, "norm", "llama")
+            decode(keys | {QUERY_SCALE: value}, {}, "llama")
 
 
 # blocks of quantized types
@@ -185,7 +190,9 @@ def divergence(expected: Path, actual: Path) -> float:
 
 FOLDED = [
     ("llama", True), ("mistral3", False), ("qwen2", False), ("qwen2", True), ("qwen3", False), ("qwen3moe", False),
-    ("qwen2moe", False),
+    ("qwen2moe", False), ("apertus", False), ("arcee", False), ("cohere2", False), ("ernie4_5", False),
+    ("falcon", False), ("glm4", False), ("gptneox", False), ("granite", False), ("nemotron", False),
+    ("olmo2", False), ("phi2", False), ("seed_oss", False), ("smollm3", False), ("starcoder2", False),
 ]  # fmt: skip
 
 
@@ -198,6 +205,20 @@ def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arc
     wrong = bake(model, tmp_path / "wrong.gguf", RopeScaling("yarn", factor=4, attention_factor=1.0), "keys")
     assert divergence(keys.path, tmp_path / "folded.gguf") <= 1e-6
     assert divergence(keys.path, wrong.path) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arch", "reason"),
+    [
+        ("hunyuan-dense", "behind their rotation, which takes the gain away"),
+        ("lfm2", "layer 0 has none of"),
+        ("minicpm3", "layer 0 has none of"),
+        ("stablelm", "has a row for each head"),
+    ],
+)
+def test_where_a_gain_cannot_be_folded_it_is_refused(tmp_path: Path, arch: str, reason: str) -> None:
+    with pytest.raises(RopeError, match=reason):
+        bake(write_random(tmp_path / "model.gguf", arch), tmp_path / "folded.gguf", YARN)
 
 
 def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:
@@ -219,16 +240,20 @@ def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Pat
 
     source = open_source(write_random(tmp_path / "model.gguf", "qwen2"))
     geometry = RopeGeometry(HEAD // 2, HEAD, 10000.0, "neox", 64)
-    folded = fold_query(source.tensors, "qwen2", geometry, N_HEADS, 2, 1.3)
+
+    def keys(heads: Any, layers: int) -> dict[str, Any]:
+        return {"attention.head_count": heads, "block_count": layers}
+
+    folded = fold_query(source.tensors, "qwen2", geometry, keys(N_HEADS, 2), 1.3)
     scale = next(t.row_scale for t in folded if t.name == "blk.0.attn_q.weight")
     assert scale is not None
     assert scale.reshape(N_HEADS, HEAD).tolist() == [[1.3] * 8 + [1.0] * 8] * N_HEADS
     with pytest.raises(RopeError, match="layer 2 has none of"):
-        fold_query(source.tensors, "qwen2", geometry, N_HEADS, 3, 1.3)
-    with pytest.raises(RopeError, match="layer 2 has none of"):  # at once, however many the file claims
-        fold_query(source.tensors, "qwen2", geometry, N_HEADS, 1 << 32, 1.3)
+        fold_query(source.tensors, "qwen2", geometry, keys(N_HEADS, 3), 1.3)
+    with pytest.raises(RopeError, match="at most 512 layers"):  # at once, however many the file claims
+        fold_query(source.tensors, "qwen2", geometry, keys(N_HEADS, 1 << 32), 1.3)
     with pytest.raises(RopeError, match="layers that are alike"):
-        fold_query(source.tensors, "qwen2", geometry, [4, 2], 2, 1.3)
+        fold_query(source.tensors, "qwen2", geometry, keys([4, 2], 2), 1.3)
 
 
 def test_a_folded_file_is_unfolded_before_the_next_bake(checkpoint: Path, tmp_path: Path) -> None:

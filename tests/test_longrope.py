@@ -46,7 +46,7 @@ def test_the_context_picks_the_table() -> None:
     encoding = encode(LONGROPE, GEOMETRY, "llama")
     short, long = make_tables(LONGROPE, GEOMETRY)
     for n_ctx, wanted in ((1, short), (256, short), (257, long), (1024, long), (None, long)):
-        table = decode(encoding.keys, encoding.tensors, "norm", "llama", n_ctx)
+        table = decode(encoding.keys, encoding.tensors, "llama", n_ctx)
         assert table.inv_freq == pytest.approx(wanted.inv_freq, rel=1e-7)
         assert table.lengths == wanted.lengths
 
@@ -88,7 +88,7 @@ def test_files_that_llama_cpp_would_not_read_so(
 ) -> None:
     base = {"rope.dimension_count": 32, "context_length": 1024, "rope.scaling.original_context_length": 256}
     with pytest.raises(RopeError, match=message):
-        decode(base | keys, tensors, "norm", "llama")
+        decode(base | keys, tensors, "llama")
 
 
 pytest.importorskip("transformers")

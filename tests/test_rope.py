@@ -197,13 +197,10 @@ def test_yarn_keys_are_what_llama_cpp_multiplies() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "scaling", [RopeScaling("yarn", factor=4, beta_fast=16), RopeScaling("llama3", factor=8)], ids=["betas", "llama3"]
-)
-def test_what_the_architecture_cannot_run_is_refused(scaling: RopeScaling) -> None:
-    """qwen2 loads no rope_freqs and reads no betas: never written silently."""
-    with pytest.raises(RopeError, match=r"qwen2 cannot run .* frequency error"):
-        encode(scaling, GEOMETRY, "qwen2")
+def test_what_the_architecture_cannot_run_is_refused() -> None:
+    """qwen2 loads no rope_freqs: never written silently."""
+    with pytest.raises(RopeError, match=r"qwen2 cannot run llama3 .* frequency error"):
+        encode(RopeScaling("llama3", factor=8), GEOMETRY, "qwen2")
 
 
 def test_an_unestablished_architecture_is_refused() -> None:
@@ -227,13 +224,13 @@ def test_an_unestablished_architecture_is_refused() -> None:
 def test_bad_keys_are_refused(keys: dict[str, Any], tensors: dict[str, list[float]], message: str) -> None:
     good = {"rope.dimension_count": 64, "rope.freq_base": 10000.0, "context_length": 4096}
     with pytest.raises(RopeError, match=message):
-        decode(good | keys, tensors, "norm", "llama")
+        decode(good | keys, tensors, "llama")
 
 
 def test_an_absent_type_means_linear() -> None:
     keys = {"rope.dimension_count": 64, "context_length": 4096, "rope.scaling.factor": 4.0}
-    assert decode(keys, {}, "norm", "llama").inv_freq[0] == 0.25
-    assert decode(keys | {"rope.scaling.type": "none"}, {}, "norm", "llama").inv_freq[0] == 1.0
+    assert decode(keys, {}, "llama").inv_freq[0] == 0.25
+    assert decode(keys | {"rope.scaling.type": "none"}, {}, "llama").inv_freq[0] == 1.0
 
 
 factors = st.floats(1, 1000, allow_nan=False)

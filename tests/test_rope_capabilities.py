@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_gguf import HEAD, write_random
+from tiny_gguf import HEAD, base_of, write_random
 
 from ggext.errors import ModelError, RopeError
 from ggext.rope import capabilities
@@ -19,7 +19,6 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("llama_cpp")
 
-FACTORS = np.linspace(1, 3, HEAD // 2, dtype="<f4")
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
 TOKENS = [(7 * i) % 300 + 3 for i in range(100)]
 
@@ -37,6 +36,8 @@ class Library:
 
     def __init__(self, arch: str, folder: Path) -> None:
         self.arch, self.folder, self.count = arch, folder, 0
+        self.fields, self.tensors = base_of(arch)
+        self.factors = np.linspace(1, 3, self.fields[f"{arch}.rope.dimension_count"] // 2, dtype="<f4")
 
     def logits(
         self, keys: dict[str, Any] | None = None, tensors: dict[str, np.ndarray[Any, Any]] | None = None
@@ -84,7 +85,7 @@ def test_layout(library: Library, tmp_path: Path) -> None:
 
 @every_architecture
 def test_rope_freqs(library: Library) -> None:
-    plain, scaled = library.logits(), library.logits(tensors={ROPE_FREQS: FACTORS})
+    plain, scaled = library.logits(), library.logits(tensors={ROPE_FREQS: library.factors})
     assert (scaled is not None) is CAPABILITIES[library.arch].loads_rope_freqs
     if scaled is not None:
         assert library.differ(plain, scaled)
@@ -93,12 +94,12 @@ def test_rope_freqs(library: Library) -> None:
 @every_architecture
 def test_rope_factors(library: Library) -> None:
     keys = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64}
-    plain = library.logits()
-    scaled = library.logits(keys, {ROPE_LONG: FACTORS, ROPE_SHORT: np.ones_like(FACTORS)})
-    assert (scaled is not None) is CAPABILITIES[library.arch].loads_rope_factors
+    factors = {ROPE_LONG: library.factors, ROPE_SHORT: np.ones_like(library.factors)}
+    plain, scaled, without = library.logits(), library.logits(keys, factors), library.logits(tensors=factors)
+    found = "always" if without is not None else "longrope" if scaled is not None else "no"
+    assert found == CAPABILITIES[library.arch].rope_factors
     if scaled is not None:
         assert library.differ(plain, scaled)
-    assert library.logits(tensors={ROPE_LONG: FACTORS, ROPE_SHORT: FACTORS}) is None  # without the type longrope
 
 
 @every_architecture
@@ -111,7 +112,8 @@ def test_betas_and_log_multiplier(library: Library) -> None:
 
 @every_architecture
 def test_query_norm(library: Library) -> None:
-    norm = {f"blk.{i}.attn_q_norm.weight": np.full(HEAD, 2.0, "<f4") for i in (0, 1)}
+    norm = {n: np.full(a.shape, 2.0, "<f4") for n, a in library.tensors.items() if n.endswith("attn_q_norm.weight")}
+    norm = norm or {f"blk.{i}.attn_q_norm.weight": np.full(HEAD, 2.0, "<f4") for i in (0, 1)}
     plain, normed = library.logits(), library.logits(tensors=norm)
     assert (normed is not None) is CAPABILITIES[library.arch].query_norm
     if normed is not None:
@@ -136,12 +138,12 @@ def test_the_keys_that_are_read_are_decoded() -> None:
     keys = {"rope.dimension_count": 128, "context_length": 4096 * 64, "rope.scaling.type": "yarn",
             "rope.scaling.factor": 64.0, "rope.scaling.original_context_length": 4096}  # fmt: skip
     gain = 1 + 0.1 * math.log(64)
-    assert decode(keys, {}, "norm", "mistral3").attention_factor == pytest.approx(gain)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "norm", "mistral3").attention_factor == pytest.approx(1.0)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "norm", "llama").attention_factor == pytest.approx(gain)
+    assert decode(keys, {}, "mistral3").attention_factor == pytest.approx(gain)
+    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3").attention_factor == pytest.approx(1.0)
+    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "llama").attention_factor == pytest.approx(gain)
     for key, value in ((BETA_FAST, 0.0), (BETA_SLOW, math.nan), (LOG_MULTIPLIER, -1.0)):
         with pytest.raises(RopeError, match=f"{key} is"):
-            decode(keys | {key: value}, {}, "norm", "mistral3")
+            decode(keys | {key: value}, {}, "mistral3")
 
 
 @pytest.mark.parametrize("encoding", ["keys", "folded"])
@@ -232,9 +234,9 @@ def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
 
     model = write_random(tmp_path / "model.gguf", "qwen2")
     arguments = ["convert", str(model), str(tmp_path / "x.gguf"), "--yarn", "4", "--beta-slow", "0.1", "--dry-run"]
-    refused = CliRunner().invoke(main, arguments)
+    refused = CliRunner().invoke(main, [*arguments, "--encoding", "keys"])
     assert refused.exit_code == 1
-    told = CliRunner().invoke(main, [*arguments, "--encoding", "runtime"]).output
+    told = CliRunner().invoke(main, arguments).output  # auto finds nothing else
     assert "encoding: runtime" in told
     assert "in other programs: worst frequency error 0." in told
     assert "not exact" not in told

@@ -266,7 +266,7 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
     def checks(held_to: Wanted) -> list[Check]:
         found = [_turn(node, held_to)]
         return check_graph(GgufFile(Path("x"), 3, {"general.architecture": Field.of("llama")}, {}, 32, 0, 0),
-                           held_to, found, executed_by_node(found, held_to), gpu=False)  # fmt: skip
+                           found, executed_by_node(found), gpu=False)  # fmt: skip
 
     assert all(check.passed for check in checks(wanted))
     other = replace(wanted.geometry, layout="norm" if layout == "neox" else "neox")

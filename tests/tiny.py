@@ -37,8 +37,16 @@ def write_tokenizer(folder: Path) -> None:
 _SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "tie_word_embeddings": False,
+    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False,
 }  # fmt: skip
+
+
+def small_config(model_type: str, **config: Any) -> Any:
+    """transformers' configuration of what ``make_model`` makes."""
+    from transformers import AutoConfig
+
+    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
+    return AutoConfig.for_model(model_type, **values)
 
 
 def make_model(
@@ -50,11 +58,10 @@ def make_model(
     ``None`` in ``config`` leaves the family's own default.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **values)).to(getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **config)).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)

@@ -1,14 +1,23 @@
-"""Tiny random models of several architectures, written as GGUF files without a checkpoint."""
+"""Tiny random models of several architectures, as GGUF files.
+
+Some are written without a checkpoint, in forms that no converter of ours writes; of the others a family's checkpoint
+is made and converted.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pytest
 
+from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
+from ggext.rope.scaling import RopeScaling
 
 N_EMBD, N_HEADS, N_KV, HEAD, N_FF, N_LAYERS, N_VOCAB = 64, 4, 2, 16, 96, 2, 320
 
@@ -68,6 +77,79 @@ def shapes(arch: str, *, fused: bool = False) -> dict[str, tuple[int, ...]]:
     return result
 
 
+WRITTEN = ("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
+#: Architecture → a family that is converted to it, and what its configuration needs to be as small as the others.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("apertus", {}),
+    "arcee": ("arcee", {}),
+    "cohere2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True}),
+    "deepseek2": ("deepseek_v3", {"num_key_value_heads": N_HEADS, "first_k_dense_replace": 1, "q_lora_rank": 32,
+                  "kv_lora_rank": 32, "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "v_head_dim": HEAD,
+                  "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
+                  "topk_group": 1}),
+    "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
+    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
+    "falcon": ("falcon", {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV}),
+    "gemma2": ("gemma2", {"head_dim": HEAD, "query_pre_attn_scalar": HEAD, "tie_word_embeddings": True}),
+    "gemma3": ("gemma3_text", {"num_hidden_layers": 6, "head_dim": HEAD, "query_pre_attn_scalar": HEAD,
+               "sliding_window": 64, "tie_word_embeddings": True}),
+    "glm4": ("glm4", {"head_dim": HEAD}),
+    "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
+    "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
+    "granite": ("granite", {}),
+    "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
+    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "minicpm3": ("minicpm3", {"num_key_value_heads": N_HEADS, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": HEAD,
+                 "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "tie_word_embeddings": True}),
+    "nemotron": ("nemotron", {}),
+    "olmo2": ("olmo2", {}),
+    "phi2": ("phi", {}),
+    "phi3": ("phi3", {}),
+    "seed_oss": ("seed_oss", {"head_dim": HEAD}),
+    "smollm3": ("smollm3", {"num_hidden_layers": 4}),
+    "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
+    "starcoder2": ("starcoder2", {"use_bias": True}),
+}  # fmt: skip
+_FOLDER = TemporaryDirectory()
+
+
+@cache
+def _converted(arch: str) -> GgufFile:
+    """A tiny checkpoint of the family, converted without a scaling. It is called ``model``: where a file's name says
+    phi3, llama.cpp 0c1e57098 changes the attributes of tokens that this vocabulary has not, and fails."""
+    pytest.importorskip("transformers")
+    from tiny import make_model
+
+    from ggext.convert import ConvertOptions, convert
+
+    model_type, config = FAMILIES[arch]
+    sizes = {"hidden_size": N_EMBD, "intermediate_size": N_FF, "num_hidden_layers": N_LAYERS,
+             "num_attention_heads": N_HEADS, "num_key_value_heads": N_KV}  # fmt: skip
+    model = make_model(Path(_FOLDER.name, arch, "model"), model_type, **sizes | config)
+    out = Path(_FOLDER.name, f"{arch}.gguf")
+    convert(ConvertOptions(model, out, RopeScaling("none")))
+    return read_gguf(out)
+
+
+def base_of(arch: str, *, fused: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Metadata and tensors of a random float32 model, whose weights are large: attention is far from uniform."""
+    if arch in FAMILIES:
+        gguf = _converted(arch)
+        fields = {key: field.value for key, field in gguf.fields.items() if key != "ggext.recipe"}
+        arrays = {
+            name: np.frombuffer(gguf.tensor_data(name), "<f4").reshape(info.shape[::-1])
+            for name, info in gguf.tensors.items()
+        }
+        return fields, arrays
+    assert arch in WRITTEN, f"tiny_gguf.FAMILIES has no {arch}"
+    generator = np.random.default_rng(0)
+    values = {
+        name: (generator.normal(1.0 if "norm" in name else 0.0, 0.2, shape)).astype("<f4")
+        for name, shape in shapes(arch, fused=fused).items()
+    }
+    return {"general.architecture": arch, "general.name": arch} | keys(arch) | vocabulary(), values
+
+
 def write_random(
     path: Path,
     arch: str,
@@ -76,16 +158,10 @@ def write_random(
     extra_keys: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray[Any, Any]] | None = None,
 ) -> Path:
-    """A random float32 model, with weights large enough for attention to be far from uniform."""
-    generator = np.random.default_rng(0)
-    values = {
-        name: (generator.normal(1.0 if "norm" in name else 0.0, 0.2, shape)).astype("<f4")
-        for name, shape in shapes(arch, fused=fused).items()
-    } | (extra_tensors or {})
-    fields = {"general.architecture": arch, "general.name": arch} | keys(arch) | vocabulary() | (extra_keys or {})
+    fields, arrays = base_of(arch, fused=fused)
     tensors = [
         TensorToWrite(name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()])  # type: ignore[misc]
-        for name, array in values.items()
+        for name, array in (arrays | (extra_tensors or {})).items()
     ]
-    write_gguf(path, {k: Field.of(v) for k, v in fields.items()}, tensors)
+    write_gguf(path, {k: Field.of(v) for k, v in (fields | (extra_keys or {})).items()}, tensors)
     return path

@@ -14,7 +14,7 @@ from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
 from ggext.proof.float32 import OTHER_DEVICES, frequency_bound, pairs_of, turn_bound, turns
 from ggext.proof.reasons import frequency_reason, gain_reason
-from ggext.proof.report import Check, NodeRow, Wanted
+from ggext.proof.report import Check, NodeRow, Wanted, layer_of_node
 from ggext.reference import sample_tokens
 from ggext.rope.compare import EXACT_GAIN
 
@@ -32,10 +32,11 @@ _READING = 5e-7
 
 @dataclass(frozen=True)
 class Turn:
-    """What one node did to one span of positions. ``turn``: complex (n_positions, n_pairs), by what each
-    pair was multiplied; ``error``: |executed - wanted| / gain of the same shape."""
+    """What one node did to one span of positions. ``wanted``: of its layer. ``turn``: complex (n_positions, n_pairs),
+    by what each pair was multiplied; ``error``: |executed - wanted| / gain of the same shape."""
 
     node: str
+    wanted: Wanted
     call: RopeCall
     positions: NDArray[np.int64]
     turn: NDArray[np.complex128]
@@ -47,6 +48,7 @@ class Executed:
     """What one node did at all positions: ``inv_freq`` in radians per token and ``gain``, (n_pairs,)."""
 
     node: str
+    wanted: Wanted
     call: RopeCall
     inv_freq: NDArray[np.float64]
     gain: NDArray[np.float64]
@@ -73,7 +75,7 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
     cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
-    with Probe(model, cells, lambda node: found.append(_turn(node, wanted))) as probe:
+    with Probe(model, cells, lambda node: found.append(_turn(node, wanted.of_node(node.name)))) as probe:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
@@ -89,7 +91,9 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     target = turns(node.positions, table)
     finite = np.isfinite(node.before).all() and np.isfinite(node.after).all()
     if node.before.shape[-1] < geometry.n_rot or not finite:
-        return Turn(node.name, node.call, node.positions, np.full_like(target, np.nan), np.full(target.shape, np.inf))
+        return Turn(
+            node.name, wanted, node.call, node.positions, np.full_like(target, np.nan), np.full(target.shape, np.inf)
+        )
     before, after = (pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after))
     energy = np.sum(np.abs(before) ** 2, axis=1)
     some = np.where(energy > 0, energy, 1.0)
@@ -101,21 +105,22 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     rest = np.abs(node.after - node.before)[..., geometry.n_rot :]
     if rest.size and rest.max() > 0:  # dimensions that must stay as they are
         error[:] = np.inf
-    return Turn(node.name, node.call, node.positions, turn, error)
+    return Turn(node.name, wanted, node.call, node.positions, turn, error)
 
 
-def executed_by_node(found: list[Turn], wanted: Wanted) -> list[Executed]:
+def executed_by_node(found: list[Turn]) -> list[Executed]:
     """Frequencies and gains of each node, fitted to all positions at which it was seen."""
     names = list(dict.fromkeys(turn.node for turn in found))
-    return [_fit([turn for turn in found if turn.node == name], wanted) for name in names]
+    return [_fit([turn for turn in found if turn.node == name]) for name in names]
 
 
-def _fit(seen: list[Turn], wanted: Wanted) -> Executed:
+def _fit(seen: list[Turn]) -> Executed:
     """The slope of the angle over the first positions, made precise at the far ones as long as the
     number of whole turns until there is certain."""
     import numpy as np
 
     first, *far = seen
+    wanted = first.wanted
     places = first.positions.astype(np.float64)[:, None]
     angles = np.unwrap(np.angle(first.turn), axis=0)
     angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
@@ -132,10 +137,10 @@ def _fit(seen: list[Turn], wanted: Wanted) -> Executed:
     known = np.maximum(1, np.isfinite(turns_seen).sum(axis=0))
     gains = np.sqrt(np.nansum(np.abs(turns_seen) ** 2, axis=0) / known)
     gains[~np.isfinite(turns_seen).any(axis=0)] = np.nan
-    return Executed(first.node, first.call, inv_freq, gains, reach)
+    return Executed(first.node, wanted, first.call, inv_freq, gains, reach)
 
 
-def node_rows(found: list[Turn], nodes: list[Executed], wanted: Wanted) -> list[NodeRow]:
+def node_rows(found: list[Turn], nodes: list[Executed]) -> list[NodeRow]:
     """Node by node, in the order in which llama.cpp computes them."""
     errors: dict[str, float] = {}
     for turn in found:
@@ -143,7 +148,7 @@ def node_rows(found: list[Turn], nodes: list[Executed], wanted: Wanted) -> list[
     rows = []
     for node in nodes:
         parameters = {k: v for k, v in asdict(node.call).items() if k != "factors"}
-        frequency, gain = (float(error(node, wanted).max()) for error in (_frequency_error, _gain_error))
+        frequency, gain = (float(error(node).max()) for error in (_frequency_error, _gain_error))
         rows.append(NodeRow(node.node, parameters, errors[node.node], frequency, gain))
     return rows
 
@@ -156,33 +161,45 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return known
 
 
-def _frequency_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+def _frequency_error(node: Executed) -> NDArray[np.float64]:
     """Relative, absolute where the pair shall not turn."""
     import numpy as np
 
-    target = np.asarray(wanted.kernel_table.inv_freq)
+    target = np.asarray(node.wanted.kernel_table.inv_freq)
     return _known(np.abs(node.inv_freq - target) / np.where(target == 0, 1.0, target))
 
 
-def _frequency_tolerance(node: Executed, wanted: Wanted, slack: float) -> NDArray[np.float64]:
+def _frequency_tolerance(node: Executed, slack: float) -> NDArray[np.float64]:
     import numpy as np
 
+    wanted = node.wanted
     target = np.asarray(wanted.kernel_table.inv_freq)
     bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(1, node.reach)
     return _known(bound / np.where(target == 0, 1.0, target))
 
 
-def _gain_error(node: Executed, wanted: Wanted) -> NDArray[np.float64]:
+def _gain_error(node: Executed) -> NDArray[np.float64]:
     import numpy as np
 
-    return _known(np.abs(node.gain / wanted.kernel_table.attention_factor - 1))
+    return _known(np.abs(node.gain / node.wanted.kernel_table.attention_factor - 1))
 
 
-def check_graph(gguf: GgufFile, wanted: Wanted, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
+def check_graph(gguf: GgufFile, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
     slack = OTHER_DEVICES if gpu else 1.0
-    checks = [_check_frequency(gguf, wanted, nodes, slack), _check_gain(gguf, wanted, nodes, slack)]
+    checks = [_check_frequency(gguf, nodes, slack), _check_gain(gguf, nodes, slack)]
     told = not all(check.passed for check in checks)
-    return [_check_rotation(wanted, found, len(nodes), slack, told), *checks]
+    return [_check_rotation(found, len(nodes), slack, told), *checks, *_check_layers(nodes)]
+
+
+def _check_layers(nodes: list[Executed]) -> list[Check]:
+    """Which layers rotate, where some must not. A sliding-window layer's node has a ``Wanted`` without layers."""
+    layers = next((node.wanted.layers for node in nodes if node.wanted.layers), ())
+    if "unrotated" not in layers:
+        return []
+    seen = {layer_of_node(node.node) for node in nodes}
+    wrong = [i for i, kind in enumerate(layers) if (i in seen) is (kind == "unrotated")]
+    detail = f"{len(seen)} of {len(layers)} layers rotate" + (f"; layer {wrong[0]} is not as wanted" if wrong else "")
+    return [Check("graph", "layers that rotate and must not, or reverse", len(wrong), 0, detail)]
 
 
 def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float64]]) -> tuple[int, Any, int]:
@@ -198,24 +215,25 @@ def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float6
     return which, np.unravel_index(int(place.argmax()), place.shape), failed
 
 
-def _check_rotation(wanted: Wanted, found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
+def _check_rotation(found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
     errors = [_known(turn.error) for turn in found]
-    bounds = [turn_bound(turn.positions, wanted.kernel_table, wanted.geometry, slack) for turn in found]
+    bounds = [turn_bound(turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack) for turn in found]
     which, place, failed = _worst(errors, bounds)
     turn, pair = found[which], int(place[1])
     last = max(int(seen.positions[-1]) for seen in found)
     why = f"the operation is {turn.call}, and does not turn by the wanted table" if failed and not told else ""
     return Check(
         "graph", f"{nodes} ROPE nodes, worst |Δ| / gain", float(errors[which][place]), float(bounds[which][place]),
-        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, {_pair(wanted, pair)}", why,
+        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, {_pair(turn.wanted, pair)}", why,
     )  # fmt: skip
 
 
-def _check_frequency(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
-    errors = [_frequency_error(node, wanted) for node in nodes]
-    tolerances = [_frequency_tolerance(node, wanted, slack) for node in nodes]
+def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
+    errors = [_frequency_error(node) for node in nodes]
+    tolerances = [_frequency_tolerance(node, slack) for node in nodes]
     which, (pair,), failed = _worst(errors, tolerances)
     node, off = nodes[which], int((errors[which] > tolerances[which]).sum())
+    wanted = node.wanted
     detail, why = f"{node.node}, {_pair(wanted, int(pair))}", ""
     if failed:
         target, executed = wanted.table.inv_freq[pair], float(node.inv_freq[pair])
@@ -227,13 +245,14 @@ def _check_frequency(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slac
     return Check("graph", "frequency executed, relative error", value, tolerance, detail, why)
 
 
-def _check_gain(gguf: GgufFile, wanted: Wanted, nodes: list[Executed], slack: float) -> Check:
+def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
     import numpy as np
 
-    target, tolerance = wanted.kernel_table.attention_factor, EXACT_GAIN * slack
-    errors = [_gain_error(node, wanted) for node in nodes]
+    tolerance = EXACT_GAIN * slack
+    errors = [_gain_error(node) for node in nodes]
     which, (pair,), failed = _worst(errors, [np.full_like(error, tolerance) for error in errors])
     node, gain = nodes[which], float(nodes[which].gain[pair])
+    target = node.wanted.kernel_table.attention_factor
     detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
     detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
     why = gain_reason(gguf, target, gain, node.call) if failed else ""

@@ -71,6 +71,10 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
     slow = scaling.beta_slow or methods.YARN_BETA_SLOW
     if _same(call.beta_fast, fast) and _same(call.beta_slow, slow):
         return []
+    if scaling.truncate is False:
+        nearest = f"beta_fast {call.beta_fast:.4g}, beta_slow {call.beta_slow:.4g}"
+        rounds = "the range of blended pairs is not to be rounded (truncate false), and llama.cpp always rounds it"
+        return [f"{rounds}; these are the nearest whole bounds: {nearest}"]
     line = f"beta_fast {fast:g} and beta_slow {slow:g} wanted, {call.beta_fast:g} and {call.beta_slow:g} executed"
     unread = _unread(gguf, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
     return [f"{line}: {unread}; bake the table as a tensor (ggext convert does)" if unread else line]

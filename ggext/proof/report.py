@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ggext.rope import methods
+from ggext.rope.decode import LayerKind
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-#: The encoding in which the query weights hold the gain, so that the kernel must apply none.
+_LAYER_OF_NODE = re.compile(r"-(\d+)(?: \(.*)?$")
 
 
 @dataclass(frozen=True)
@@ -106,15 +108,36 @@ class Report:
         return {**asdict(self), "passed": self.passed, "shift_safe": self.shift_safe, "checks": checks}
 
 
+def layer_of_node(name: str) -> int:
+    """The layer that llama.cpp's name for an operation ends in; 0 where it has none."""
+    number = _LAYER_OF_NODE.search(name)
+    return int(number[1]) if number else 0
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the file must do, and who says so. ``query_scale``: what the file's query weights are
-    multiplied by, the square of a gain that is folded into them."""
+    multiplied by, the square of a gain that is folded into them. ``layers``: how each layer rotates, empty where all
+    do it alike."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
     source: str
     query_scale: float = 1.0
+    layers: tuple[LayerKind, ...] = ()
+
+    def of_node(self, name: str) -> Wanted:
+        """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in (``Qcur-5``)."""
+        layer = layer_of_node(name)
+        if layer >= len(self.layers) or self.layers[layer] == "scaled":
+            return self
+        return self.of_unscaled()
+
+    def of_unscaled(self) -> Wanted:
+        """What the sliding-window layers must do, where they have a table of their own."""
+        base = self.geometry.sliding_base or self.geometry.base
+        scaling = RopeScaling(context=methods.extended_context(self.scaling, self.geometry))
+        return Wanted(scaling, replace(self.geometry, base=base, sliding_base=None), self.source)
 
     @property
     def table(self) -> RopeTable:

@@ -10,8 +10,9 @@ from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile
 from ggext.proof.report import Check, Wanted
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
-from ggext.rope.decode import context_parameters, query_scale
+from ggext.rope.decode import context_parameters, decode_sliding, layer_kinds, query_scale, score_scale
 from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeTable
 from ggext.sources import shown
@@ -20,14 +21,16 @@ from ggext.sources import shown
 def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     """The recipe in the file says what was asked; a reference checkpoint says of which model."""
     recipe = recipe_of(gguf)
-    scale = query_scale(gguf.arch_keys())
+    keys = gguf.arch_keys()
     if reference is not None:
-        return replace(_by_reference(recipe, reference), query_scale=scale)
-    if recipe is None:
+        wanted = _by_reference(recipe, reference)
+    elif recipe is not None:
+        wanted = Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})")
+    else:
         raise UsageError(
             f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference CHECKPOINT"
         )
-    return Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})", scale)
+    return replace(wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch))
 
 
 def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
@@ -56,6 +59,28 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
         Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
         Check("table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"),
     ]
+
+
+def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
+    """The sliding-window layers' own table, and the scale of all scores, where the architecture has them."""
+    keys, checks = gguf.arch_keys(), []
+    if "unscaled" in wanted.layers:
+        effective = decode_sliding(keys, gguf.arch)
+        assert effective is not None  # the file has layers that slide
+        result = compare(wanted.of_unscaled().table, effective)
+        where = f"pair {result.worst_pair} of {len(effective.inv_freq)}"
+        gains = f"wanted 1, file {effective.attention_factor:.7g}"
+        checks += [
+            Check("table", "sliding layers: frequency error", result.frequency_error, EXACT_FREQUENCY, where),
+            Check("table", "sliding layers: attention factor error", result.gain_error, EXACT_GAIN, gains),
+        ]
+    if capability_of(gguf.arch).scores != "plain":
+        target, found = methods.score_scale(wanted.scaling), score_scale(keys, gguf.arch)
+        detail = f"wanted {target:.7g}, file {found:.7g}"
+        checks.append(
+            Check("table", "scale of the scores, relative error", abs(found / target - 1), 2 * EXACT_GAIN, detail)
+        )
+    return checks
 
 
 def in_other_programs(gguf: GgufFile, wanted: RopeTable) -> list[str]:

@@ -8,6 +8,7 @@ every entry again from what the installed library does with a tiny model of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ggext.errors import RopeError
 from ggext.rope.scaling import Layout
@@ -16,31 +17,82 @@ from ggext.rope.scaling import Layout
 LLAMA_CPP = "0c1e57098"
 
 
+#: What an architecture does with the sliding-window layers of a file that has a window: they rotate as the ``others``;
+#: by ``rope.freq_base_swa``, unscaled, but with the gain's key on them (``own_base``); by the file's base, unscaled
+#: (``unscaled``); or they alone rotate (``alone``).
+Sliding = Literal["others", "own_base", "unscaled", "alone"]
+#: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type longrope, or always.
+Factors = Literal["no", "longrope", "always"]
+
+
 @dataclass(frozen=True)
 class RopeCapability:
     """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
-    ``loads_rope_factors``: with the scaling type longrope it accepts ``rope_factors_long.weight`` and ``_short``.
     ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
     says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
-    ``query_norm``: a norm of each head stands between the query's projection and its rotation."""
+    ``scores``: the models of ``scaled`` and ``unread`` scale all attention scores by YaRN's mscale_all_dim; ``scaled``
+    does so by that multiplier, of which it reads a tenth (``rope.decode.score_scale``), ``unread`` never.
+    ``query_norm``: the loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
+    norm stands behind the rotation and takes the gain away again.
+    ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
+    ``sliding_depth``: they slide in files of so many layers and no others, whatever the keys say.
+    ``unrotated_step``: every so manieth layer does not rotate; 0: all do."""
 
     layout: Layout
-    loads_rope_freqs: bool
-    loads_rope_factors: bool = False
+    loads_rope_freqs: bool = False
+    rope_factors: Factors = "no"
     reads_betas: bool = False
     reads_log_multiplier: bool = False
+    scores: Literal["plain", "scaled", "unread"] = "plain"
     query_norm: bool = False
+    norm_behind: bool = False
+    sliding: Sliding = "others"
+    sliding_period: int = 1
+    sliding_depth: int = 0
+    unrotated_step: int = 0
+
+    @property
+    def shifts_keys(self) -> bool:
+        """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns those of all layers,
+        and behind a norm that stands behind the rotation."""
+        return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
 
 
 CAPABILITIES = {
-    "llama": RopeCapability("norm", loads_rope_freqs=True, loads_rope_factors=True),
-    "mistral3": RopeCapability(
-        "norm", loads_rope_freqs=True, loads_rope_factors=True, reads_betas=True, reads_log_multiplier=True
+    "apertus": RopeCapability("neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True),
+    "arcee": RopeCapability("norm", loads_rope_freqs=True),
+    "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
+    "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "ernie4_5": RopeCapability("norm"),
+    "exaone4": RopeCapability(
+        "neox", loads_rope_freqs=True, query_norm=True, sliding="alone", sliding_period=4, sliding_depth=64
     ),
-    "qwen2": RopeCapability("neox", loads_rope_freqs=False),
-    "qwen2moe": RopeCapability("neox", loads_rope_freqs=False),
-    "qwen3": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
-    "qwen3moe": RopeCapability("neox", loads_rope_freqs=False, query_norm=True),
+    "falcon": RopeCapability("neox"),
+    "gemma2": RopeCapability("neox"),
+    "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base", sliding_period=6),
+    "glm4": RopeCapability("norm"),
+    "gpt-oss": RopeCapability("neox"),
+    "gptneox": RopeCapability("neox"),
+    "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
+    "lfm2": RopeCapability("neox", query_norm=True),
+    "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
+    "mistral3": RopeCapability(
+        "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True
+    ),
+    "nemotron": RopeCapability("neox"),
+    "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled", sliding_period=4),
+    "phi2": RopeCapability("neox"),
+    "phi3": RopeCapability("neox", rope_factors="always"),
+    "qwen2": RopeCapability("neox"),
+    "qwen2moe": RopeCapability("neox"),
+    "qwen3": RopeCapability("neox", query_norm=True),
+    "qwen3moe": RopeCapability("neox", query_norm=True),
+    "seed_oss": RopeCapability("neox"),
+    "smollm3": RopeCapability("norm", unrotated_step=4),
+    "stablelm": RopeCapability("neox", query_norm=True),
+    "starcoder2": RopeCapability("neox"),
 }
 
 

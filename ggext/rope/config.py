@@ -82,17 +82,28 @@ class CheckpointRope:
 
 
 def read_rope(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> CheckpointRope:
-    """RoPE of a model with one table for all its layers.
+    """RoPE of a model in which one kind of layer is scaled; where the sliding-window layers have a table of their
+    own, the geometry says their base.
 
     ``config``: the parsed ``config.json``. Raises ``RopeError`` naming the key, its value and what would be accepted.
     """
     ropes = read_ropes(config, layout, source)
-    if set(ropes) != {ALL}:
+    _, rule, _ = _text_part(config)
+    if len(ropes) == 1 and (ALL in ropes or rule.unrotated):
+        return next(iter(ropes.values()))
+    if set(ropes) != {FULL, SLIDING} or not rule.scaled_kind:
         raise RopeError(
             f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this architecture is "
             "converted with one RoPE table for all layers"
         )
-    return ropes[ALL]
+    full, sliding = ropes[FULL], ropes[SLIDING]
+    alike = (full.geometry.n_rot, full.geometry.head_dim) == (sliding.geometry.n_rot, sliding.geometry.head_dim)
+    if sliding.scaling.method != "none" or not alike:
+        raise RopeError(
+            f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of {sliding.geometry.head_dim} dimensions "
+            f"with {sliding.scaling.method} scaling; llama.cpp rotates them as many as in the others, without scaling"
+        )
+    return replace(full, geometry=replace(full.geometry, sliding_base=sliding.geometry.base))
 
 
 def read_ropes(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> dict[str, CheckpointRope]:
@@ -100,11 +111,7 @@ def read_ropes(config: Mapping[str, Any], layout: Layout, source: str = "config.
 
     The text part is read where the file has parts. Raises ``RopeError`` as ``read_rope`` does.
     """
-    text = config.get("text_config")
-    model_type = config.get("model_type", "")
-    if isinstance(text, Mapping):
-        config, model_type = text, text.get("model_type", model_type)
-    rule = FAMILY_RULES.get(str(model_type), FamilyRule())
+    config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
     reader = _Reader(values, rule, layout, source)
     notes = [] if not rule.read_as else [
@@ -125,6 +132,15 @@ def read_ropes(config: Mapping[str, Any], layout: Layout, source: str = "config.
     return {ALL: reader.read(ALL, parameters, notes)}
 
 
+def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:
+    """The part of the file that concerns text, the rule of its family, and its model_type."""
+    text = config.get("text_config")
+    model_type = config.get("model_type", "")
+    if isinstance(text, Mapping):
+        config, model_type = text, text.get("model_type", model_type)
+    return config, FAMILY_RULES.get(str(model_type), FamilyRule()), str(model_type)
+
+
 @dataclass(frozen=True)
 class _Reader:
     config: Mapping[str, Any]
@@ -141,14 +157,19 @@ class _Reader:
             method = "ntk"
             parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {"factor": parameters["alpha"]}
         _refuse_unknown_keys(parameters, method, self.source)
+        if self.rule.scaled_kind and parameters.get("truncate") is False:
+            raise RopeError(
+                f"{self.source}: truncate is false, and transformers ignores that where kinds of layers have rope "
+                "parameters of their own; remove it"
+            )
         max_position = _integer(self.config, "max_position_embeddings", self.source)
         outside = None if nested else self.config.get("original_max_position_embeddings")
         scaling = _scaling(parameters, outside, method, max_position, self.source, notes)
         if self.rule.final_maximum and method != "none":
             scaling = replace(scaling, context=max_position)
         head_dim = self._head_dim(kind)
-        partial = _number(parameters.get("partial_rotary_factor", self.config.get("partial_rotary_factor")), 1.0,
-                          "partial_rotary_factor", self.source)  # fmt: skip
+        outer = self.config.get(self.rule.partial_key)
+        partial = _number(parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source)
         if not 0 < partial <= 1:
             raise RopeError(f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at most 1")
         geometry = RopeGeometry(

@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from ggext.errors import RopeError
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
-from ggext.rope.scaling import Layout, RopeGeometry, RopeTable
+from ggext.rope.capabilities import Sliding, capability_of
+from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.scaling import RopeGeometry, RopeTable
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -23,6 +25,9 @@ ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
+SLIDING_BASE = "rope.freq_base_swa"
+SLIDING_WINDOW = "attention.sliding_window"
+SLIDING_PATTERN = "attention.sliding_window_pattern"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
 #: not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
@@ -32,6 +37,14 @@ CONTEXT_PARAMETERS = {
     "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
     "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
 }
+#: A layer rotates by the scaled table, by the sliding-window layers' own, or not at all.
+LayerKind = Literal["scaled", "unscaled", "unrotated"]
+#: Of a file with a sliding window: the kind of the layers that do not slide, and of those that do.
+_KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
+    "others": ("scaled", "scaled"), "own_base": ("scaled", "unscaled"), "unscaled": ("scaled", "unscaled"),
+    "alone": ("unrotated", "scaled"),
+}  # fmt: skip
+_MAX_LAYERS = 512
 KeyMethod = Literal["none", "linear", "yarn", "longrope"]
 _TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
 
@@ -44,8 +57,9 @@ def float32(value: float) -> float:
         return math.inf
 
 
-def geometry_of(keys: Mapping[str, Any], layout: Layout) -> RopeGeometry:
+def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     """The unscaled geometry that a file states. ``keys`` without the architecture prefix."""
+    capability = capability_of(arch)
     head_dim = keys.get("attention.key_length")
     if head_dim is None and "embedding_length" in keys and _count(keys, "attention.head_count"):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
@@ -55,19 +69,46 @@ def geometry_of(keys: Mapping[str, Any], layout: Layout) -> RopeGeometry:
     context = _count(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
+    base = float32(_real(keys, "rope.freq_base", 10000.0))
+    sliding_base = None
+    if _count(keys, SLIDING_WINDOW) and capability.sliding in ("own_base", "unscaled"):
+        sliding_base = base if capability.sliding == "unscaled" else float32(_real(keys, SLIDING_BASE, 10000.0))
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
-        base=float32(_real(keys, "rope.freq_base", 10000.0)),
-        layout=layout,
+        base=base,
+        layout=capability.layout,
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
+        sliding_base=sliding_base,
     )
+
+
+def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
+    """How each layer of a file rotates, as llama.cpp reads it."""
+    capability, layers = capability_of(arch), _count(keys, "block_count")
+    if layers > _MAX_LAYERS:
+        raise RopeError(f"block_count is {layers}; llama.cpp takes at most {_MAX_LAYERS} layers")
+    step = capability.unrotated_step
+    if step:
+        return tuple("unrotated" if (i + 1) % step == 0 else "scaled" for i in range(layers))
+    slide = layers == capability.sliding_depth if capability.sliding_depth else _count(keys, SLIDING_WINDOW) > 0
+    if capability.sliding == "others" or not slide:
+        return _KINDS["others"][:1] * layers
+    pattern = keys.get(SLIDING_PATTERN)
+    if isinstance(pattern, list):
+        slides = [bool(value) for value in pattern]
+    else:
+        period = _count({SLIDING_PATTERN: capability.sliding_period, **keys}, SLIDING_PATTERN)
+        slides = [period == 0 or i % period < period - 1 for i in range(layers)]
+    if len(slides) != layers:
+        raise RopeError(f"{SLIDING_PATTERN} has {len(slides)} values; the file has {layers} layers")
+    others, sliding = _KINDS[capability.sliding]
+    return tuple(sliding if slide else others for slide in slides)
 
 
 def decode(
     keys: Mapping[str, Any],
     tensors: Mapping[str, Sequence[float]],
-    layout: Layout,
     arch: str,
     n_ctx: int | None = None,
     *,
@@ -80,50 +121,103 @@ def decode(
     for what llama.cpp would refuse.
 
     A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
-    geometry = geometry_of(keys, layout)
+    geometry = geometry_of(keys, arch)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
-    scale = 1.0 if kind == "none" else _frequency_scale(keys)
+    scale = _frequency_scale(keys, kind)
     inv_freq = methods.theta(geometry)
     context = _count(keys, "context_length")
-    name, lengths = ROPE_FREQS, None
-    if kind == "longrope":
-        name, lengths = _regime(n_ctx or context, geometry.trained_context, context)
     _refuse_unread(tensors, kind, arch)
+    name, lengths = ROPE_FREQS, None
+    if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
+        name, lengths = _regime(tensors, n_ctx or context, geometry.trained_context, context)
     if name in tensors:
         inv_freq = _divided(inv_freq, tensors[name], name)
-    elif kind == "longrope":
-        raise RopeError(f"rope.scaling.type is longrope and there is no {name}; llama.cpp would not scale at all")
-    gain = float32(_real(keys, "rope.scaling.attn_factor", 1.0))
     if kind == "yarn":
         fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
         low, high = methods.yarn_correction_range(fast, slow, True, geometry.trained_context, geometry)
         # the kernel's own guard, which differs from the paper's where high ≤ low
         ramp = [min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))]
         inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
-        # context: get_mscale / (1 + 0.1 ln f); kernel: · (1 + 0.1 ln f); they leave get_mscale
-        gain *= methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, _log_multiplier(keys, arch))
     else:
         inv_freq = [w * scale for w in inv_freq]
-    gain *= math.sqrt(query_scale(keys))
+    gain = _kernel_gain(keys, arch, kind, scale) * math.sqrt(query_scale(keys))
     return RopeTable(tuple(inv_freq), gain, context, lengths)
 
 
-def _regime(n_ctx: int, original: int, context: int) -> tuple[str, tuple[int, int]]:
+def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
+    """The effective table of the sliding-window layers, ``None`` where they have none of their own."""
+    geometry = geometry_of(keys, arch)
+    if geometry.sliding_base is None:
+        return None
+    own = replace(geometry, base=geometry.sliding_base)
+    methods.check_geometry(own)
+    gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
+    return RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+
+
+def rolls(keys: Mapping[str, Any], arch: str) -> bool:
+    """Whether a context shift turns the cached keys of every layer as new ones are turned, but for the gain. In a shift
+    llama.cpp takes the gain's key for sliding-window layers too that have a table of their own."""
+    own_table = geometry_of(keys, arch).sliding_base is not None
+    return capability_of(arch).shifts_keys and not (own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN)
+
+
+def score_scale(keys: Mapping[str, Any], arch: str) -> float:
+    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph takes the
+    kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln f + 1))², f the factor of
+    the frequencies whatever the scaling type."""
+    if capability_of(arch).scores != "scaled":
+        return 1.0
+    kind = scaling_type(keys)
+    factor = 1 / _frequency_scale(keys, kind)
+    gain = _kernel_gain(keys, arch, kind, 1 / factor)
+    if kind != "yarn":  # the kernel multiplies by this in YaRN alone, and the graph believes always
+        gain *= methods.yarn_gain(factor)
+    return (gain * methods.yarn_gain(factor, _log_multiplier(keys, arch))) ** 2
+
+
+def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: float) -> float:
+    """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f), which leaves
+    get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2`` by itself."""
+    gain = _attention_factor(keys)
+    if kind != "yarn":
+        return gain
+    multiplier = _log_multiplier(keys, arch)
+    if capability_of(arch).scores == "scaled":
+        return gain if multiplier else gain * methods.yarn_gain(1 / scale)
+    return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
+
+
+def _attention_factor(keys: Mapping[str, Any]) -> float:
+    return float32(_real(keys, "rope.scaling.attn_factor", 1.0))
+
+
+def _regime(
+    tensors: Mapping[str, Sequence[float]], n_ctx: int, original: int, context: int
+) -> tuple[str, tuple[int, int] | None]:
     """LongRoPE's tensor in a context of ``n_ctx`` tokens, and the lengths of context that get the same."""
-    if n_ctx > original:
-        return ROPE_LONG, (original + 1, max(n_ctx, context))
-    return ROPE_SHORT, (1, original)
+    long = n_ctx > original
+    name = ROPE_LONG if long else ROPE_SHORT
+    if name not in tensors:
+        raise RopeError(f"the scaling is longrope and there is no {name}; llama.cpp would not scale at all")
+    if tensors.get(ROPE_LONG) == tensors.get(ROPE_SHORT):
+        return name, None
+    return name, (original + 1, max(n_ctx, context)) if long else (1, original)
 
 
 def _refuse_unread(tensors: Mapping[str, Sequence[float]], kind: str, arch: str) -> None:
     """A tensor that the loader does not create makes the load fail."""
     capability = capability_of(arch)
     for name in tensors:
-        loads = capability.loads_rope_freqs if name == ROPE_FREQS else capability.loads_rope_factors
+        if name == ROPE_FREQS:
+            loads, in_this_type = capability.loads_rope_freqs, kind != "longrope"
+        else:
+            loads = capability.rope_factors != "no"
+            in_this_type = kind == "longrope" or capability.rope_factors == "always"
         if not loads:
             raise RopeError(f"the file holds {name}, which llama.cpp's architecture {arch} does not load")
-        if (name == ROPE_FREQS) is (kind == "longrope"):
+        if not in_this_type:
             raise RopeError(f"the file holds {name}, which llama.cpp does not load with the scaling type {kind}")
 
 
@@ -177,13 +271,16 @@ def _betas(keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]) 
 
 def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
     """0 where the architecture does not read it: then nothing is divided."""
-    value = _real(keys, LOG_MULTIPLIER, 0.0) if capability_of(arch).reads_log_multiplier else 0.0
-    if not (math.isfinite(value) and value >= 0):
+    capability = capability_of(arch)
+    value = _real(keys, LOG_MULTIPLIER, 0.0) if capability.reads_log_multiplier else 0.0
+    if not (math.isfinite(value) and (value >= 0 or capability.scores == "scaled")):
         raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
-    return float32(value)
+    return float32(value) / float32(0.1) if capability.scores == "scaled" else float32(value)
 
 
-def _frequency_scale(keys: Mapping[str, Any]) -> float:
+def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
+    if kind == "none":
+        return 1.0
     factor = _real(keys, "rope.scaling.factor", _real(keys, "rope.scale_linear", 0.0))
     if factor < 0 or not math.isfinite(factor):
         raise RopeError(f"rope.scaling.factor is {factor}; it must be a number above 0")

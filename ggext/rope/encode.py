@@ -15,7 +15,7 @@ from typing import Literal
 
 from ggext.errors import RopeError
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import RopeCapability, capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
 from ggext.rope.decode import (
     BETA_FAST,
@@ -27,8 +27,13 @@ from ggext.rope.decode import (
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
+    SLIDING_BASE,
+    SLIDING_WINDOW,
     decode,
+    decode_sliding,
     float32,
+    rolls,
+    score_scale,
 )
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
@@ -51,7 +56,8 @@ class Encoding:
     float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the wanted table
     against what llama.cpp makes of these. ``query_scale``: what the query weights must be multiplied by.
     ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation. ``elsewhere``: against what programs
-    make of it that do not set ggext's context parameters, ``None`` where there are none."""
+    make of it that do not set ggext's context parameters, ``None`` where there are none. ``rolls``: whether llama.cpp
+    shifts the architecture's cached keys as they were turned."""
 
     name: EncodingName
     keys: dict[str, str | int | float]
@@ -59,6 +65,7 @@ class Encoding:
     kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     elsewhere: Comparison | None = None
+    rolls: bool = True
 
     @property
     def query_scale(self) -> float:
@@ -66,16 +73,16 @@ class Encoding:
 
     @property
     def shift_safe(self) -> bool:
-        """Whether a context shift, which rotates the cached keys once more, leaves their length alone."""
-        return abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        """Whether a context shift, which rotates the cached keys once more, leaves them as new ones would be."""
+        return self.rolls and abs(self.kernel_gain - 1.0) <= EXACT_GAIN
 
 
 def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None) -> Encoding:
     """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be made to do it.
 
     A gain is folded only where that is asked for, since it changes weights; without a gain ``folded`` is what the
-    simplest encoding is. ``runtime`` is the simplest exact one too where there is one; else it is right in ggext's
-    own contexts alone, or as near as they can be (``exactness`` tells).
+    simplest encoding is. ``runtime`` is what remains where no other is exact: right in ggext's own contexts alone, or
+    as near as they can be (``exactness`` tells).
     """
     if scaling.method in _NOT_BAKED:
         raise RopeError(_NOT_BAKED[scaling.method])
@@ -83,13 +90,15 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
     if name == "folded" and wanted.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, wanted)
     candidates = _candidates(scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name)
-    best = min(candidates, key=lambda c: (not c.exactness.is_exact, c.exactness.frequency_error))
     exact = next((c for c in candidates if c.exactness.is_exact), None)
-    if exact is None and name == "runtime" and scaling.method == "yarn":
-        return _with_context_parameters(candidates[0], wanted, scaling, geometry, arch)
-    if exact is None:
-        raise RopeError(_inexact(best, scaling, arch, name))
-    return exact
+    if exact is not None:
+        return exact
+    best = min(candidates, key=lambda c: c.exactness.frequency_error)
+    if name in (None, "runtime") and scaling.method == "yarn" and best.exactness.gain_error <= EXACT_GAIN:
+        runtime = _with_context_parameters(candidates[0], scaling, geometry, arch)
+        if scaling.truncate is False or runtime.exactness.frequency_error < best.exactness.frequency_error:
+            return runtime
+    raise RopeError(_inexact(best, scaling, arch, name))
 
 
 def _candidates(
@@ -97,21 +106,70 @@ def _candidates(
 ) -> list[Encoding]:
     """The simplest first."""
     capability = capability_of(arch)
-    needed = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
-    loads = capability.loads_rope_freqs if needed == ROPE_FREQS else capability.loads_rope_factors
-    if name == "tensor" and not loads:
-        raise RopeError(f"llama.cpp's architecture {arch} does not load {needed}; choose --encoding keys or folded")
+    needed = _factor_tensors(scaling, capability)
+    if name == "tensor" and not needed:
+        unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
+        raise RopeError(f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or folded")
     candidates = []
     for kind, encoder in _ENCODERS.items():
-        if (name is None or kind == name) and (kind != "tensor" or loads):
+        if (name is None or kind == name) and (kind != "tensor" or needed):
             keys, tensors = encoder(scaling, geometry, wanted)
-            if kind == "keys" and capability.reads_betas:
-                keys |= _betas(scaling)
+            if kind == "tensor" and needed != tuple(tensors):
+                tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
+            keys |= _of_architecture(kind, scaling, geometry, wanted, arch)
             keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
-            gain = decode(keys, tensors, geometry.layout, arch).attention_factor
-            candidates.append(Encoding(kind, keys, exactness, gain, tensors))
+            gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
+            candidates.append(
+                Encoding(kind, keys, exactness, gain, tensors, rolls=rolls(_in_file(keys, geometry), arch))
+            )
     return candidates
+
+
+def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[str, ...]:
+    """The tensors of frequency factors that the architecture loads for this method, none where it loads none. Where it
+    loads LongRoPE's two whatever the type, both can hold the factors of another method."""
+    both = (ROPE_LONG, ROPE_SHORT)
+    if scaling.method == "longrope":
+        return both if capability.rope_factors != "no" else ()
+    if capability.loads_rope_freqs:
+        return (ROPE_FREQS,)
+    return both if capability.rope_factors == "always" else ()
+
+
+def _of_architecture(
+    kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
+) -> dict[str, str | int | float]:
+    """The keys that this architecture reads beside the common ones."""
+    capability = capability_of(arch)
+    keys: dict[str, str | int | float] = {}
+    if kind == "keys" and capability.reads_betas:
+        keys |= _betas(scaling)
+    if geometry.sliding_base is not None and capability.sliding == "own_base":
+        keys[SLIDING_BASE] = float(geometry.sliding_base)
+    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
+        keys |= _log_multiplier(scaling, wanted)
+    return keys
+
+
+def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | int | float]:
+    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of the scores
+    (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is the attention factor as it is."""
+    factor = float(scaling.factor or 1.0)
+    if factor == 1.0:
+        return {}
+    gain = wanted.attention_factor
+    if scaling.method == "linear":
+        gain *= methods.yarn_gain(factor)
+    multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (0.1 * math.log(factor))
+    if float32(multiplier) == 0.0:
+        return {}
+    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
+
+
+def _in_file(keys: dict[str, str | int | float], geometry: RopeGeometry) -> dict[str, str | int | float]:
+    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    return keys if geometry.sliding_base is None else {**keys, SLIDING_WINDOW: 1}
 
 
 def _exactness(
@@ -120,30 +178,40 @@ def _exactness(
     arch: str,
     keys: dict[str, str | int | float],
     tensors: dict[str, tuple[float, ...]],
+    *,
+    by_ggext: bool = False,
 ) -> Comparison:
-    """The worst of all regimes."""
+    """The worst of all regimes, of both kinds of layers, and of the scale of the scores."""
+    keys = _in_file(keys, geometry)
     compared = [
-        compare(table, decode(keys, tensors, geometry.layout, arch, table.lengths[1] if table.lengths else None))
+        compare(table, decode(keys, tensors, arch, table.lengths[1] if table.lengths else None, by_ggext=by_ggext))
         for table in methods.make_tables(scaling, geometry)
     ]
+    sliding = methods.sliding_table(scaling, geometry)
+    if sliding is not None:
+        compared.append(compare(sliding, decode_sliding(keys, arch) or decode(keys, tensors, arch)))
     worst = max(compared, key=lambda c: c.frequency_error)
-    return replace(worst, gain_error=max(c.gain_error for c in compared))
+    gain_errors = [c.gain_error for c in compared]
+    if capability_of(arch).scores != "plain":
+        gain_errors.append(abs(score_scale(keys, arch) / methods.score_scale(scaling) - 1))
+    return replace(worst, gain_error=max(gain_errors))
 
 
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query weights."""
+    if capability_of(arch).scores == "scaled":
+        raise RopeError(f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of its own to "
+                        "fold a gain into; choose --encoding keys")  # fmt: skip
     try:
         carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
     except RopeError as error:
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
-    exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors)
-    return Encoding("folded", keys, exactness, carrier.kernel_gain, carrier.tensors)
+    exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors, by_ggext=carrier.name == "runtime")
+    return replace(carrier, name="folded", keys=keys, exactness=exactness)
 
 
-def _with_context_parameters(
-    nearest: Encoding, wanted: RopeTable, scaling: RopeScaling, geometry: RopeGeometry, arch: str
-) -> Encoding:
+def _with_context_parameters(nearest: Encoding, scaling: RopeScaling, geometry: RopeGeometry, arch: str) -> Encoding:
     """The standard keys, and the betas for ggext's own contexts.
 
     llama.cpp floors and ceils the range of blended pairs whoever sets the betas: for a range that is not to be
@@ -163,9 +231,9 @@ def _with_context_parameters(
         for last in lasts:
             betas = [methods.yarn_rotations(pair, scaling, geometry) for pair in (first + 0.5, last - 0.5)]
             keys = nearest.keys | dict(zip(CONTEXT_PARAMETERS, betas, strict=True))
-            exactness = compare(wanted, decode(keys, {}, geometry.layout, arch, by_ggext=True))
+            exactness = _exactness(scaling, geometry, arch, keys, {}, by_ggext=True)
             if best is None or exactness.frequency_error < best.exactness.frequency_error:
-                best = Encoding("runtime", keys, exactness, nearest.kernel_gain, {}, elsewhere=nearest.exactness)
+                best = replace(nearest, name="runtime", keys=keys, exactness=exactness, elsewhere=nearest.exactness)
     assert best is not None
     return best
 
@@ -178,7 +246,6 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what its "
         "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
-        + ("; or --encoding runtime, which is right in ggext alone" if scaling.method == "yarn" else "")
     )
 
 
@@ -245,6 +312,6 @@ SCALING_KEYS = (
     "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
     "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
     "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, QUERY_SCALE,
-    *CONTEXT_PARAMETERS,
+    SLIDING_BASE, *CONTEXT_PARAMETERS,
 )  # fmt: skip
 SCALING_TENSORS = FACTOR_TENSORS

@@ -19,6 +19,7 @@ class FamilyRule:
     size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base outside the rope parameters.
     ``base_defaults``: the base where none is given. ``scaled_kind``: un-nested rope parameters concern this kind of
     layer only, the other kind is not scaled. ``unrotated``: kinds without RoPE, where the file has a sliding window.
+    ``partial_key``: key of the rotated share of a head outside the rope parameters.
     ``inert``: rope keys that change nothing while they have one of these values. ``static_alpha``: a ``dynamic`` with
     ``alpha`` is a fixed NTK-aware table. ``final_maximum``: max_position_embeddings is the extended context already.
     ``read_as``: transformers does not know the family; its own code is a copy of this one.
@@ -30,6 +31,7 @@ class FamilyRule:
     base_defaults: Mapping[str, float] = field(default_factory=dict)
     scaled_kind: str = ""
     unrotated: tuple[str, ...] = ()
+    partial_key: str = "partial_rotary_factor"
     inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     static_alpha: bool = False
     final_maximum: bool = False
@@ -51,21 +53,37 @@ _GEMMA3 = FamilyRule(
 )
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
+    "apertus": FamilyRule(base_defaults={ALL: 1.2e7}),
+    "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "kimi_k2": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"),
+    "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
         head_dim_keys={FULL: "global_head_dim"},
     ),
+    "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
+    "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
+    "gpt_neox": FamilyRule(defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}),
     "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
     "internlm2": FamilyRule(read_as="llama"),
     "minicpm": FamilyRule(read_as="llama"),
+    "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
+    "internlm3": FamilyRule(defaults={"head_dim": 128}),
+    "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     # llama_4_scaling_beta would make queries longer with their position, which is no RoPE table
     "ministral3": FamilyRule(inert={"llama_4_scaling_beta": (0, 0.0)}),
+    "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
+    "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),
+    "phi": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
+    "qwen3": FamilyRule(defaults={"head_dim": 128}),
+    "seed_oss": FamilyRule(defaults={"head_dim": 128}),
+    "smollm3": FamilyRule(base_defaults={ALL: 2e6}),
+    "stablelm": FamilyRule(defaults={"partial_rotary_factor": 0.25}),
 }

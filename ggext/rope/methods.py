@@ -108,6 +108,19 @@ def make_table(scaling: RopeScaling, geometry: RopeGeometry, length: int | None 
     return table
 
 
+def sliding_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable | None:
+    """The table of the sliding-window layers where they have one of their own; no scaling concerns it."""
+    if geometry.sliding_base is None:
+        return None
+    own = replace(geometry, base=geometry.sliding_base, sliding_base=None)
+    return make_table(RopeScaling(context=extended_context(scaling, geometry)), own)
+
+
+def score_scale(scaling: RopeScaling) -> float:
+    """What DeepSeek's own code multiplies all attention scores by, rotated or not: g(f, mscale_all_dim)²."""
+    return yarn_gain(scaling.factor or 1.0, scaling.mscale_all_dim) ** 2 if scaling.mscale_all_dim else 1.0
+
+
 def make_tables(scaling: RopeScaling, geometry: RopeGeometry) -> tuple[RopeTable, ...]:
     """A table for each regime, from the shortest texts on: two for LongRoPE, else one. Dynamic NTK has one for
     every length beyond the original context; its first and its last are given."""

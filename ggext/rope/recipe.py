@@ -56,7 +56,9 @@ def parse_recipe(text: str) -> Recipe:
         geometry = RopeGeometry(**values["geometry"])
         if not all(type(n) is int for n in (geometry.n_rot, geometry.head_dim, geometry.trained_context)):
             raise TypeError("a size is not a whole number")
-        if type(geometry.base) not in (int, float) or geometry.layout not in ("norm", "neox"):
+        if not all(
+            type(base) in (int, float) for base in (geometry.base, geometry.sliding_base or 1.0)
+        ) or geometry.layout not in ("norm", "neox"):
             raise TypeError("base or layout")
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
         recipe = Recipe(scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"]))

@@ -20,7 +20,9 @@ class RopeGeometry:
 
     ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``). ``base``: rope_theta.
     ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or ``neox`` (i, i + n_rot/2).
-    ``trained_context``: tokens that the checkpoint was trained for, before any extension.
+    ``trained_context``: tokens that the checkpoint was trained for, before any extension. ``sliding_base``: the
+    rope_theta of the sliding-window layers, where a scaling concerns the other layers alone (Gemma 3, Olmo 3);
+    ``None`` where all layers that rotate do it alike.
     """
 
     n_rot: int
@@ -28,6 +30,7 @@ class RopeGeometry:
     base: float
     layout: Layout
     trained_context: int
+    sliding_base: float | None = None
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
+#: Place among a ROPE node's parameters of its first rotated dimension (ggml_rope_set_offset).
+_OFFSET = 15
+
+
 @dataclass(frozen=True)
 class RopeCall:
     """The parameters of one ROPE operation, under ggml's names. ``factors``: src[2], by which each pair's
@@ -110,8 +114,9 @@ class RopeCall:
 
 @dataclass(frozen=True)
 class RopeNode:
-    """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads, dimensions);
-    ``positions``: int64, for a context shift the distance of each cache cell."""
+    """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads, dimensions), from the
+    first rotated dimension of a head on (the last ones rotate where attention is latent); ``positions``: int64, for a
+    context shift the distance of each cache cell."""
 
     name: str
     source: str
@@ -368,7 +373,9 @@ class RopeWatcher:
         factors = tuple(_read(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = _call_of(node, factors)
-        if before.shape != after.shape or len(positions) < len(after) or not 0 < call.n_dims <= after.shape[-1]:
+        first = node.op_params[_OFFSET]
+        rotated_fit = first >= 0 and 0 < call.n_dims <= after.shape[-1] - first
+        if before.shape != after.shape or len(positions) < len(after) or not rotated_fit:
             raise ModelError(f"llama.cpp's ROPE node {name!r} has shapes that contradict each other")
-        rows = (before.astype(np.float32), after.astype(np.float32))
+        rows = (before[..., first:].astype(np.float32), after[..., first:].astype(np.float32))
         return RopeNode(name, origin, call, positions[: len(after)], *rows)

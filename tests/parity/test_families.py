@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from family_rows import ROWS, Row
 from tiny import make_model
 
-from ggext.convert import ConvertOptions, convert
+from ggext.convert import ConvertOptions, convert, plan
+from ggext.inspect import inspect
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
-
-YARN_4 = RopeScaling("yarn", factor=4)
-
-
-@dataclass(frozen=True)
-class Row:
-    """``config``: what is not as in ``tiny.make_model``. ``rope``: baked over the checkpoint's own, ``None`` for the
-    checkpoint's own. ``bound``: on the mean KL in nats; what it is where it is not 1e-6 stands in the family's file."""
-
-    model_type: str
-    config: dict[str, Any] = field(default_factory=dict)
-    rope: RopeScaling | None = YARN_4
-    bound: float = 1e-6
-
-
-_EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
-
-ROWS = {
-    "llama": Row("llama"),
-    "mistral": Row("mistral", {"sliding_window": None}),
-    "qwen2": Row("qwen2"),
-    "qwen3": Row("qwen3", {"head_dim": 24}),
-    "qwen3_moe": Row("qwen3_moe", _EXPERTS | {"norm_topk_prob": True}),
-}
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
@@ -46,8 +24,102 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
     checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
     out = tmp_path / "out.gguf"
     convert(ConvertOptions(checkpoint, out, row.rope))
-    report = verify(out, checkpoint)
+    report = verify(out, checkpoint, tolerance=row.bound)
     logits = {check.quantity: check.value for check in report.checks if check.level == "logits"}
-    assert len(logits) == 2, "in the window and beyond it"
+    assert len(logits) == 1 + row.beyond, "in the window and beyond it"
     assert max(logits.values()) <= row.bound, logits
+    assert report.passed is row.exact, report
+
+
+def _gelu_of_ggml(values: Any) -> Any:
+    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
+    import torch
+
+    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+    return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))
+
+
+@pytest.mark.parametrize(
+    ("name", "rest"),
+    [
+        ("falcon", 5e-9), ("gemma2", 1e-7), ("gemma2-27b", 5e-8), ("gemma3_text", 5e-7), ("gemma3_text-linear", 5e-7),
+        ("gpt_neox", 5e-9), ("gpt_neox-serial", 5e-9), ("phi", 5e-9), ("starcoder2", 5e-9),
+    ],
+)  # fmt: skip
+def test_the_rest_is_the_activation(name: str, rest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ggml's own GELU in transformers the logits agree as closely as those of other families."""
+    from torch import nn
+    from transformers.activations import ACT2FN
+
+    class Gelu(nn.Module):
+        forward = staticmethod(_gelu_of_ggml)
+
+    row = ROWS[name]
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
+    out = tmp_path / "out.gguf"
+    convert(ConvertOptions(checkpoint, out, row.rope))
+    found = []
+    for _ in range(2):
+        report = verify(out, checkpoint, levels=["logits"])
+        found.append(max(check.value for check in report.checks))
+        for activation in ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh"):
+            monkeypatch.setitem(ACT2FN, activation, Gelu)
+    assert found[1] <= rest < found[0]
+
+
+def _metadata(checkpoint: Path) -> dict[str, Any]:
+    planned = plan(ConvertOptions(checkpoint, checkpoint.parent / "planned.gguf"))
+    names = {f"tensor {t.name}": (t.shape, t.type) for t in planned.tensors}
+    return {key: field.value for key, field in planned.fields.items()} | names
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_path: Path) -> None:
+    """Every key that has the value of transformers' class is taken out of config.json: nothing changes."""
+    from transformers import AutoConfig
+
+    checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
+    path = checkpoint / "config.json"
+    values = json.loads(path.read_text())
+    if "rope_parameters" not in row.config:  # the class's own base and share of a head
+        del values["rope_parameters"]
+        path.write_text(json.dumps(values))
+    full = _metadata(checkpoint)
+    usual = json.loads(type(AutoConfig.for_model(row.model_type))().to_json_string(use_diff=False))
+    kept = ("model_type", "num_key_value_heads")  # the tensors' shapes would tell
+    silent = {k: v for k, v in values.items() if k in kept or k not in usual or usual[k] != v}
+    assert len(silent) < len(values)
+    path.write_text(json.dumps(silent))
+    assert _metadata(checkpoint) == full
+    rope = AutoConfig.from_pretrained(checkpoint).rope_parameters
+    rope = rope.get("full_attention", rope)
+    written = full[f"{full['general.architecture']}.rope.freq_base"]
+    assert written == pytest.approx(rope["rope_theta"]) or "alpha" in rope  # which makes the base larger
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "starcoder2"])
+def test_a_window_that_llama_cpp_has_not_limits_the_context(model_type: str, tmp_path: Path) -> None:
+    checkpoint = make_model(tmp_path / "model", model_type, max_position_embeddings=256, sliding_window=96)
+    out = tmp_path / "out.gguf"
+    planned = convert(ConvertOptions(checkpoint, out))
+    assert any("sliding_window is 96" in note for note in planned.notes)
+    report = verify(out, checkpoint)
+    assert report.context == 96
     assert report.passed, report
+
+
+@pytest.mark.parametrize(
+    ("model_type", "layers", "safe"), [("smollm3", 4, False), ("smollm3", 3, True), ("cohere2", 4, False)]
+)
+def test_layers_that_do_not_rotate_make_a_shift_wrong(model_type: str, layers: int, safe: bool, tmp_path: Path) -> None:
+    """llama.cpp 0c1e57098 turns all layers' cached keys in a shift."""
+    checkpoint = make_model(tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True)
+    out = tmp_path / "out.gguf"
+    planned = convert(ConvertOptions(checkpoint, out, RopeScaling("linear", factor=4)))
+    report = verify(out, levels=["shift"])
+    assert report.shift_safe is safe
+    assert all(row.k_norm == pytest.approx(1, abs=1e-6) for row in report.shifts)
+    assert safe or "those of layers that do not rotate" in report.checks[0].why
+    assert planned.encoding is not None
+    assert not planned.encoding.shift_safe  # of the architecture, whatever its size
+    assert not inspect(out).shift_safe

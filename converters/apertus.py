@@ -1,0 +1,51 @@
+"""Apertus: Llama's blocks with norms of each head's query and key and a feed-forward part of two projections, whose
+activation xIELU has four parameters in each layer: llama.cpp keeps them as metadata."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ggext.converters.base import TensorRule, weight
+from ggext.converters.llama import QKV, Llama
+
+from ggext.errors import CheckpointError
+
+
+class Apertus(Llama):
+    arch = "apertus"
+    defaults = {"rms_norm_eps": 1e-5}
+    activations = ("xielu",)
+    biased = (*QKV, "o_proj")
+    needs_output = True
+
+    def check(self) -> None:
+        super().check()
+        if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
+            raise CheckpointError(
+                f"{self.config.source}: rope_parameters is missing; transformers would take a Llama 3 scaling by 8: "
+                "say it, or what is meant"
+            )
+
+    def scalars(self) -> dict[str, list[str]]:
+        layers = range(self.n_layers)
+        return {
+            f"xielu.{name}": [f"model.layers.{i}.mlp.act_fn.{name}" for i in layers]
+            for name in ("alpha_n", "alpha_p", "beta", "eps")
+        }
+
+    def norms(self, block: str) -> Iterator[TensorRule]:
+        yield from self.norm(f"{block}.attention_layernorm")
+        yield from self.norm(f"{block}.feedforward_layernorm")
+
+    def attention(self, module: str) -> Iterator[TensorRule]:
+        yield from super().attention(module)
+        yield weight(f"{module}.q_norm", self.head_dim)
+        yield weight(f"{module}.k_norm", self.head_dim)
+
+    def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
+        del layer
+        yield weight(f"{module}.up_proj", self.n_ff, self.n_embd)
+        yield weight(f"{module}.down_proj", self.n_embd, self.n_ff)
+
+
+FAMILY = Apertus

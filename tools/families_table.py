@@ -1,0 +1,75 @@
+"""The families that ggext converts, as docs/families.md shows them: from converters/ and the test rows.
+
+python tools/families_table.py > docs/families.md
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from inspect import getdoc
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggext.converters import known_families
+
+if TYPE_CHECKING:
+    from family_rows import Row
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+HEAD = """# Families
+
+<!-- made by `python tools/families_table.py > docs/families.md`; a test fails when it is stale -->
+
+A checkpoint's family is the `model_type` in its config.json. For each row below the tests make small random models of
+the family's shape with transformers, convert them, and hold llama.cpp's logits to transformers' on the same tokens, in
+the trained window and beyond it (YaRN by 4, or the scaling that the checkpoints of the family have themselves). Bound:
+what the mean KL divergence of the next token may be at most, in nats, with float32 weights. The RoPE operations that
+llama.cpp executes are checked with them, one by one.
+
+| `model_type` | llama.cpp | models | variants in the tests | bound |
+|---|---|---|---|---|
+"""
+
+MIDDLE = """
+Where llama.cpp cannot compute what a configuration asks for, `ggext convert` refuses and names the key.
+
+## What to know
+
+"""
+
+
+def table() -> str:
+    from family_rows import ROWS
+
+    lines, remarks = [], []
+    for name in known_families():
+        module = import_module(f"ggext.converters.{name}")
+        first, *rest = (getdoc(module) or "").split("\n\n")
+        rows = {test: row for test, row in ROWS.items() if row.model_type == name}
+        variants = ", ".join(_variant(name, test) for test in rows)
+        lines.append(f"| `{name}` | {module.FAMILY.arch} | {_line(first)} | {variants} | {_bounds(name, rows)} |")
+        remarks += [f"- `{name}`: {_line(paragraph)}" for paragraph in rest]
+    return HEAD + "\n".join(lines) + "\n" + MIDDLE + "\n".join(remarks) + "\n"
+
+
+def _line(paragraph: str) -> str:
+    return " ".join(paragraph.replace("``", "`").split())
+
+
+def _variant(name: str, test: str) -> str:
+    return test.removeprefix(name).strip("-_") or "plain"
+
+
+def _bounds(name: str, rows: dict[str, Row]) -> str:
+    shown = {test: f"{row.bound:.2g}".replace("e-0", "e-") for test, row in rows.items()}
+    if not shown:
+        return "another name, no test of its own"
+    if len(set(shown.values())) == 1:
+        return next(iter(shown.values()))
+    return ", ".join(f"{_variant(name, test)} {bound}" for test, bound in shown.items())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())
