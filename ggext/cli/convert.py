@@ -93,18 +93,22 @@ SIZE = _Size()
               show_default=True, help="How the scaling is written: metadata keys; frequency factors; with the "
               "attention factor folded into the query weights, which survives context shifts; or right in ggext "
               "alone, where nothing else is exact. auto is the simplest exact one.")  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the hub.")
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
-    """Write MODEL (a Hugging Face folder or a .gguf file) as a GGUF file with a RoPE scaling in it.
+    """Write MODEL (a Hugging Face folder, a model's id on the hub such as Qwen/Qwen3-0.6B, or a .gguf file)
+    as a GGUF file with a RoPE scaling in it.
 
     Without a scaling option, what the checkpoint's own config says is baked. OUT defaults to the
     model's name in the current folder.
     """
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
+    from ggext.sources import named_model
 
     asked = _options(model, out, options)
+    asked = replace(asked, model=named_model(model, options["revision"], show_progress=True))
     planned = plan(asked)
     for line in describe(planned):
         click.echo(line)
