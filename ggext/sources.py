@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint import hub
 from ggext.checkpoint.config import read_config
+from ggext.checkpoint.float8 import weights_of
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
@@ -146,7 +147,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     notes = list(rope.notes)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
-        for t in mapped(family.tensors(), read_tensors(folder), family.arch, config.source, notes)
+        for t in mapped(family.tensors(), weights_of(read_tensors(folder), config), family.arch, config.source, notes)
     ]
     vocabulary = read_vocabulary(folder, family.vocab_size)
     notes += vocabulary.notes

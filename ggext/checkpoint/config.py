@@ -11,6 +11,7 @@ from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
 _MISSING: Any = object()
+_MAX_FLOAT32 = 3.4028234663852886e38  # all numbers of a model become float32 in the file
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,15 @@ class Config:
             raise self._wrong(names, value, f"between {minimum} and {(1 << 31) - 1}")
         return value
 
-    def number(self, *names: str, default: float | None = _MISSING) -> Any:
+    def number(self, *names: str, default: float | None = _MISSING, minimum: float = 0.0) -> Any:
+        """The first of ``names`` that is set, as a float of at least ``minimum`` that a float32 can hold."""
         value = self._first(names, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(names, value, "a number")
+        if not minimum <= value <= _MAX_FLOAT32:  # NaN too
+            raise self._wrong(names, value, f"at least {minimum:g} and finite")
         return float(value)
 
     def string(self, *names: str, default: str | None = _MISSING) -> Any:
