@@ -25,7 +25,7 @@ _FILES = (".gguf", ".safetensors", ".bin", ".json", ".model", ".toml")
 _SMALL_FILES = [
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
-    *("tekken.json", "*.tiktoken", "tiktoken.model", "params.json"),
+    *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_templates/*.jinja"),
     *(f"{name}.index.json" for name in FORMATS),
 ]

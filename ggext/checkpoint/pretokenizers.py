@@ -57,6 +57,14 @@ SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(r" ?[^\s\p{L}\p{N}]+
 CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACES
 SAME = {CL100K: LLAMA3, CL100K.replace("{1,3}", ""): QWEN2}
 
+_NOT_HAN_UPPER, _NOT_HAN_LOWER = (f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+KIMI_ALTERNATIVES = (
+    r"[\p{Han}]+",
+    f"{_LEAD}{_NOT_HAN_UPPER}*{_NOT_HAN_LOWER}+{_CONTRACTIONS}?",
+    f"{_LEAD}{_NOT_HAN_UPPER}+{_NOT_HAN_LOWER}*{_CONTRACTIONS}?",
+    *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+)
+KIMI = "|".join(KIMI_ALTERNATIVES)
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # the step Punctuation, Contiguous
 NUMBER = r"\p{N}+"
 BYTES = "bytes"  # the step that turns text into byte symbols; the last one where a row does not say otherwise
@@ -87,6 +95,7 @@ _STACK_NOTE = (
 )
 
 
+_CAMEL_NOTE = "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
 _SPACE_NOTE = "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
 
 
@@ -131,6 +140,7 @@ TABLE = (
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE)),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _STACK_NOTE)),
+    PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _CAMEL_NOTE)),
     PreTokenizer("deepseek-v3", (DIGITS_3, CJK, DEEPSEEK3), notes=(_STACK_NOTE,)),
     PreTokenizer("deepseek-coder", DEEPSEEK_CODER, notes=(_STACK_NOTE, _SPACE_NOTE)),
     PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, DIGIT), joins=_two_numerals, notes=(_STACK_NOTE, _SPACE_NOTE)),
