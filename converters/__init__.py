@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from ggext.checkpoint.files import quote
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ def family_of(config: Config) -> Family:
     model_type = config.string("model_type")
     if model_type not in _MODULES:
         raise CheckpointError(
-            f"{config.source}: model_type {model_type!r} is not a family that ggext converts; known: "
-            f"{', '.join(_MODULES)}; convert it with llama.cpp's own converter and give ggext the .gguf file"
+            f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; known: "
+            f"{', '.join(_MODULES)}; --via-llama-cpp FOLDER runs llama.cpp's own converter from its source"
         )
     module = import_module(f"ggext.converters.{_MODULES[model_type]}")
     family: Family = module.FAMILY(config)

@@ -58,13 +58,6 @@ class CheckpointTensor:
         except (OSError, ValueError) as error:  # the file has changed since its header was read
             raise CheckpointError(f"{self.path}: tensor {self.name} cannot be read: {error}") from None
 
-
-def check_name(name: str, path: Path) -> str:
-    """A tensor's name that may stand in a message: printable ASCII."""
-    if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()):
-        raise CheckpointError(f"{path}: a tensor has the name {quote(name)}, which no model has; download it again")
-    return name
-
     @property
     def is_stored(self) -> bool:
         """Whether the file holds the values as they are: not where a subclass makes them in its ``array``."""
@@ -74,6 +67,13 @@ def check_name(name: str, path: Path) -> str:
         """Values [start, stop) of one that is stored, all dimensions taken together, read into memory. Reading whole MB
         is twice as fast as mapping them, and a file that was cut short meanwhile is an error, not a crash."""
         return read_values(self.path, _NUMPY_TYPE[self.dtype], self.start, start, stop)
+
+
+def check_name(name: str, path: Path) -> str:
+    """A tensor's name that may stand in a message: printable ASCII."""
+    if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()):
+        raise CheckpointError(f"{path}: a tensor has the name {quote(name)}, which no model has; download it again")
+    return name
 
 
 def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> np.ndarray[Any, Any]:

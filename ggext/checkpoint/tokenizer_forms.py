@@ -76,7 +76,7 @@ def _root(
     }
 
 
-# ranks: tiktoken merges the pair that forms the token of the lowest rank, and leaves a word that is a token whole ------
+# ranks: tiktoken merges the pair that forms the token of the lowest rank, and leaves a word that is a token whole ----
 
 
 def _from_ranks(ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]) -> dict[str, Any]:
