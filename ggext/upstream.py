@@ -18,7 +18,7 @@ from ggext.checkpoint import hub
 from ggext.convert import ConvertOptions
 from ggext.errors import CheckpointError, OutputError, UsageError
 from ggext.gguf.writer import check_output
-from ggext.quantize import TYPES
+from ggext.tensor_types import NATIVE
 
 _SCRIPT = "convert_hf_to_gguf.py"
 
@@ -41,8 +41,8 @@ def converted(options: ConvertOptions, checkout: Path) -> Iterator[ConvertOption
     name = hub.model_name(options.model) or options.model.resolve().name
     with _folder_beside(options.out) as folder:
         made = folder / f"{name}.gguf"
-        _run(script, options.model, made, kind if kind in TYPES else "auto")
-        yield replace(options, model=made, type="auto" if kind in TYPES else options.type)
+        _run(script, options.model, made, kind if kind in NATIVE else "auto")
+        yield replace(options, model=made, type="auto" if kind in NATIVE else options.type)
 
 
 @contextmanager
