@@ -193,7 +193,7 @@ def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPa
     from ggext.checkpoint import hub
     from ggext.errors import MissingExtraError
 
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.utils", None)
     with pytest.raises(MissingExtraError, match=r"ggext\[hub\]"):
         hub.fetch(Path("Owner/Name"))
 

@@ -7,7 +7,6 @@ every failure is one line that says what to do.
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +43,12 @@ def fetch(path: Path, revision: str | None = None, *, show_progress: bool = Fals
     Raises ``HubError``.
     """
     try:
-        import huggingface_hub  # noqa: F401 - whether it is there
+        from huggingface_hub.utils import logging
     except ImportError:
         raise MissingExtraError(
             "huggingface_hub", "hub", f"{path.as_posix()} is not on this machine; fetching it"
         ) from None
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its warnings do not come from a command line
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings do not come from a command line
     wanted = _Wanted(path.as_posix(), revision, _bars(show_progress, path.name))
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
