@@ -10,6 +10,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
+from ggext.checkpoint.files import quote
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def family_of(config: Config) -> Family:
     model_type = config.string("model_type")
     if model_type not in known_families():
         raise CheckpointError(
-            f"{config.source}: model_type {model_type!r} is not a family that ggext converts; known: "
-            f"{', '.join(known_families())}; convert it with llama.cpp's own converter and give ggext the .gguf file"
+            f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; known: "
+            f"{', '.join(known_families())}; --via-llama-cpp FOLDER runs llama.cpp's own converter from its source"
         )
     module = import_module(f"ggext.converters.{model_type}")
     family: Family = module.FAMILY(config)

@@ -32,6 +32,10 @@ class CheckpointError(GgextError):
     """A Hugging Face checkpoint is missing something, or something in it is malformed."""
 
 
+class HubError(CheckpointError):
+    """A model cannot be had from the hub: gated, missing, not in the cache, or the network failed."""
+
+
 class GgufError(GgextError):
     """A GGUF file is malformed, or says something that cannot be honoured."""
 

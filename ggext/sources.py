@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggext.checkpoint import hub
 from ggext.checkpoint.config import read_config
+from ggext.checkpoint.float8 import weights_of
 from ggext.checkpoint.model_card import general_metadata
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
-from ggext.errors import CheckpointError, GgufError
+from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
@@ -108,14 +110,19 @@ class ModelSource:
     query_scale: float = 1.0
 
 
-def named_model(path: Path) -> Path:
-    """``path``, or the embedded model's folder where it is the word ``demo`` and nothing has that name."""
+def named_model(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:
+    """``path``, or what stands for it where nothing has that name: the embedded model's folder for the word
+    ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model there (``hub.fetch``)."""
+    if hub.is_hub_id(path):
+        return hub.fetch(path, revision, show_progress=show_progress)
+    if revision is not None:
+        raise UsageError(f"--revision {revision} is for models on the hub; {path} is none")
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
 
 
 def shown(path: Path) -> str:
-    """``path`` for a message: the embedded model under its name."""
-    return "demo" if path == DEMO_MODEL else str(path)
+    """``path`` for a message: the embedded model and those of the hub under their names."""
+    return "demo" if path == DEMO_MODEL else hub.model_name(path) or str(path)
 
 
 def open_source(path: Path) -> ModelSource:
@@ -124,7 +131,10 @@ def open_source(path: Path) -> ModelSource:
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; give a Hugging Face model's folder or a .gguf file")
+        raise CheckpointError(
+            f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's id such as "
+            "Qwen/Qwen3-0.6B"
+        )
     if path.suffix in (".safetensors", ".json", ".bin"):
         raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent}")
     return _from_gguf(path)
@@ -135,7 +145,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    found = {family.stored_name(name): tensor for name, tensor in read_tensors(folder).items()}
+    found = {family.stored_name(name): tensor for name, tensor in weights_of(read_tensors(folder), config).items()}
     scalars = taken_scalars(family.scalars(), found, config.source)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
@@ -156,7 +166,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
 
 
 def model_name(folder: Path) -> str:
-    return "demo" if folder == DEMO_MODEL else folder.resolve().name or "model"
+    return "demo" if folder == DEMO_MODEL else hub.model_name(folder) or folder.resolve().name or "model"
 
 
 def _from_gguf(path: Path) -> ModelSource:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from vocabulary import Load
+
+    from ggext.checkpoint.tokenizer import Vocabulary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -57,3 +65,36 @@ def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "stories.gguf"
     convert(ConvertOptions(SHARED / "models" / "stories260K", out, RopeScaling("none")))
     return out
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Iterator[Load]:
+    """Opens vocabularies in llama.cpp."""
+    from vocabulary import LlamaCpp
+
+    opened: list[LlamaCpp] = []
+
+    def open_one(vocabulary: Vocabulary) -> LlamaCpp:
+        opened.append(LlamaCpp(vocabulary, tmp_path / f"vocabulary-{len(opened)}.gguf"))
+        return opened[-1]
+
+    yield open_one
+    for one in opened:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def crossing() -> tuple[dict[str, int], list[list[str]]]:
+    """A vocabulary whose merges cross every border of words: any other split shows in the ids."""
+    from vocabulary import strings
+
+    tokenizers = pytest.importorskip("tokenizers")
+    trained = tokenizers.Tokenizer(tokenizers.models.BPE())
+    byte_level = tokenizers.pre_tokenizers.ByteLevel
+    trained.pre_tokenizer = byte_level(add_prefix_space=False, use_regex=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=byte_level.alphabet(), show_progress=False
+    )
+    trained.train_from_iterator(strings(3000, seed=9), trainer)
+    model = json.loads(trained.to_str())["model"]
+    return model["vocab"], model["merges"]

@@ -50,6 +50,7 @@ def test_unknown_command() -> None:
     [
         ("llama_cpp", ["chat", "{gguf}", "-p", "x"], "run"),
         ("llama_cpp", ["convert", "demo", "{out}", "--type", "Q4_K_M"], "run"),
+        ("huggingface_hub", ["convert", "Owner/Name", "{out}"], "hub"),
         ("llama_cpp", ["demo", "--texts", "1"], "run"),
         ("transformers", ["verify", "{gguf}", "--reference", "demo"], "dev"),
         ("matplotlib", ["inspect", "{gguf}", "--plot", "{out}.png"], "plot"),

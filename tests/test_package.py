@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
+EXTRAS = ("huggingface_hub", "jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
 
 NEED_EXTRAS = {"__init__", "chat"}  # chat templates are jinja2's; the others import extras on use
 
@@ -35,6 +35,7 @@ KEPT_IN = {
     "llama_cpp": {"runtime"},
     "torch": {"checkpoint", "reference"},  # pickles, and the judge of verify --reference
     "transformers": {"reference"},
+    "huggingface_hub": {"checkpoint"},
     "rich": {"terminal"},
 }
 

@@ -11,6 +11,12 @@ from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
 _MISSING: Any = object()
+#: Sizes that multiply: far above what is published, and far below what takes all memory before a tensor is seen.
+_MAXIMA = {
+    "hidden_size": 1 << 20, "head_dim": 1 << 12, "num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12,
+    "num_hidden_layers": 1 << 12, "num_experts": 1 << 13, "num_local_experts": 1 << 13, "n_routed_experts": 1 << 13,
+}  # fmt: skip
+_MAX_FLOAT32 = 3.4028234663852886e38  # all numbers of a model become float32 in the file
 
 
 @dataclass(frozen=True)
@@ -27,16 +33,20 @@ class Config:
             return value
         if isinstance(value, bool) or not isinstance(value, int):
             raise self._wrong(names, value, "a whole number")
-        if not minimum <= value < 1 << 31:
-            raise self._wrong(names, value, f"between {minimum} and {(1 << 31) - 1}")
+        maximum = _MAXIMA.get(names[0], (1 << 31) - 1)
+        if not minimum <= value <= maximum:
+            raise self._wrong(names, value, f"between {minimum} and {maximum}")
         return value
 
-    def number(self, *names: str, default: float | None = _MISSING) -> Any:
+    def number(self, *names: str, default: float | None = _MISSING, minimum: float = 0.0) -> Any:
+        """The first of ``names`` that is set, as a float of at least ``minimum`` that a float32 can hold."""
         value = self._first(names, default)
         if value is default:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(names, value, "a number")
+        if not minimum <= value <= _MAX_FLOAT32:  # NaN too
+            raise self._wrong(names, value, f"at least {minimum:g} and finite")
         return float(value)
 
     def string(self, *names: str, default: str | None = _MISSING) -> Any:

@@ -2,11 +2,11 @@ r"""Which ``tokenizer.ggml.pre`` says the same as a tokenizer.json's ``pre_token
 
 llama.cpp holds its own regular expressions, one set a name, compiled in. So the name is found by
 what the checkpoint's own pre-tokenizer *does*: its steps are brought to one form (``split``
-expressions, then bytes) and looked up in ``TABLE``. Nothing is guessed: an unknown form is an
-error.
+expressions and the step to bytes) and looked up in ``TABLE``. Nothing is guessed: an unknown form is
+an error.
 
 Each row was compared with llama.cpp (of llama-cpp-python 0.3.36) on thousands of strings by a
-tokenizer whose merges cross all borders (tests/test_tokenizer.py), and all but the last three on
+tokenizer whose merges cross all borders (tests/test_tokenizer.py), and gpt-2 to qwen35 on
 each code point up to U+1FFFF in nine surroundings. There, two differences hold for every row:
 llama.cpp's character tables are Unicode 15's, so some 4,400 letters and marks that later versions
 added are no letters to it; and it does not take U+017F (long s) for an s in "'s". Where its
@@ -15,10 +15,13 @@ expression is only nearly the checkpoint's, the row has a note.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
+from unicodedata import category
 
+from ggext.checkpoint.byte_level import text_of
 from ggext.checkpoint.files import get, quote
 from ggext.errors import CheckpointError
 
@@ -48,6 +51,39 @@ DEEPSEEK3 = (
     "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|" + _SPACES
 )
 
+SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+")
+# tiktoken's cl100k_base and its form with single digits: other words for the same matches. The suffixes exclude each
+# other, nothing can be given back behind ?+ and ++, and \s*[\r\n] runs to the last line break as \s*[\r\n]+ does.
+CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACES
+SAME = {CL100K: LLAMA3, CL100K.replace("{1,3}", ""): QWEN2}
+
+_NOT_HAN_UPPER, _NOT_HAN_LOWER = (f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+KIMI_ALTERNATIVES = (
+    r"[\p{Han}]+",
+    f"{_LEAD}{_NOT_HAN_UPPER}*{_NOT_HAN_LOWER}+{_CONTRACTIONS}?",
+    f"{_LEAD}{_NOT_HAN_UPPER}+{_NOT_HAN_LOWER}*{_CONTRACTIONS}?",
+    *(r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+)
+KIMI = "|".join(KIMI_ALTERNATIVES)
+PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # the step Punctuation, Contiguous
+NUMBER = r"\p{N}+"
+BYTES = "bytes"  # the step that turns text into byte symbols; the last one where a row does not say otherwise
+_HAN_DEEPSEEK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
+_LETTERS_DEEPSEEK = (
+    "\\s?[A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
+    "\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-"
+    "\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-"
+    "\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80"
+    "-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4"
+    "\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139"
+    "\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d"
+    "\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a"
+    "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-"
+    "\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
+)
+DEEPSEEK_LLM = ("[\r\n]", _LETTERS_DEEPSEEK, "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _HAN_DEEPSEEK)
+DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_DEEPSEEK, DIGIT)
+
 _CASE_NOTE = (
     "llama.cpp's expression takes every non-ASCII letter for both upper and lower case and leaves "
     "combining marks out: words with them may be split elsewhere than in the original"
@@ -59,18 +95,39 @@ _STACK_NOTE = (
 )
 
 
+_CAMEL_NOTE = "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
+_SPACE_NOTE = "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
+
+
 @dataclass(frozen=True)
 class PreTokenizer:
     """One name of llama.cpp: the split expressions it stands for, and what goes with the name.
 
     ``ignore_merges`` is what llama.cpp does under this name: take a word that is a token whole,
-    without merging. ``notes`` say on which text llama.cpp's own expression differs.
+    without merging. ``joins``: whether a merge would join what the checkpoint cuts and llama.cpp does
+    not: the two are the same for a vocabulary without such merges. ``notes`` say on which text
+    llama.cpp's own expression differs.
     """
 
     name: str
     splits: tuple[str, ...]
     ignore_merges: bool = False
+    joins: Callable[[str, str], bool] | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        return self.splits if BYTES in self.splits else (*self.splits, BYTES)
+
+
+def _numeral_to_other(left: str, right: str) -> bool:
+    """Falcon cuts its byte symbols between numerals and others; llama.cpp leaves " 12" whole."""
+    return (category(left[-1])[0] == "N") != (category(right[0])[0] == "N")
+
+
+def _two_numerals(left: str, right: str) -> bool:
+    """DeepSeek cuts between numerals; llama.cpp's expression for it does not."""
+    return any(category(a)[0] == category(b)[0] == "N" for a, b in pairwise(text_of(left + right)))
 
 
 TABLE = (
@@ -80,9 +137,15 @@ TABLE = (
     PreTokenizer("dbrx", (LLAMA3,)),
     PreTokenizer("qwen2", (QWEN2,)),
     PreTokenizer("qwen35", (QWEN35,)),
+    PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE)),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _STACK_NOTE)),
+    PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _CAMEL_NOTE)),
     PreTokenizer("deepseek-v3", (DIGITS_3, CJK, DEEPSEEK3), notes=(_STACK_NOTE,)),
+    PreTokenizer("deepseek-coder", DEEPSEEK_CODER, notes=(_STACK_NOTE, _SPACE_NOTE)),
+    PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, DIGIT), joins=_two_numerals, notes=(_STACK_NOTE, _SPACE_NOTE)),
+    PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, NUMBER), notes=(_STACK_NOTE, _SPACE_NOTE)),
+    PreTokenizer("falcon", (PUNCTUATION, GPT2, BYTES, NUMBER, "[0-9][0-9][0-9]"), joins=_numeral_to_other),
 )
 
 # These match every character, so that "Removed" + invert (keep the matches) is "Isolated".
@@ -94,26 +157,24 @@ def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokeni
 
     Raises CheckpointError, naming the expressions, where llama.cpp has no name for them.
     """
-    steps = list(_steps(pre_tokenizer or {}, where, 0))
-    byte_levels = [step for step in steps if step is None]
-    if len(byte_levels) != 1 or steps[-1] is not None:
+    steps = tuple(SAME.get(step, step) for step in _steps(pre_tokenizer or {}, where, 0))
+    rows = tuple(row for row in TABLE if row.steps == steps)
+    if not rows and (steps.count(BYTES) != 1 or steps[-1] != BYTES):
         raise CheckpointError(
             f"{where}: the pre_tokenizer does not end in its one ByteLevel step, so this is no "
             "byte-level BPE that llama.cpp knows; only such tokenizers can be converted"
         )
-    splits = tuple(step for step in steps if step is not None)
-    rows = tuple(row for row in TABLE if row.splits == splits)
     if not rows:
         raise CheckpointError(
             f"{where}: llama.cpp has no pre-tokenizer with the expressions "
-            f"{quote(' then '.join(splits) or 'none', 400)}; add the row to "
+            f"{quote(' then '.join(steps[:-1]) or 'none', 400)}; add the row to "
             "ggext/checkpoint/pretokenizers.py once a name of llama.cpp is known to do the same"
         )
     return rows
 
 
-def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str | None]:
-    """The split expressions in order, and None for the step that turns text into byte symbols."""
+def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
+    """The split expressions in order, and ``BYTES`` for the step that turns text into byte symbols."""
     kind = get(node, "type", str, where)
     if kind == "Sequence" and depth < 8:
         for child in get(node, "pretokenizers", list, where, []):
@@ -125,15 +186,17 @@ def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str | No
             raise CheckpointError(f"{where}: ByteLevel has add_prefix_space, which llama.cpp's BPE cannot do")
         if get(node, "use_regex", bool, where, True):
             yield GPT2
-        yield None
+        yield BYTES
     elif kind == "Digits":
-        yield DIGIT if get(node, "individual_digits", bool, where, False) else r"\p{N}+"
+        yield DIGIT if get(node, "individual_digits", bool, where, False) else NUMBER
+    elif kind == "Punctuation" and get(node, "behavior", str, where, "Isolated") == "Contiguous":
+        yield PUNCTUATION
     elif kind == "Split":
         yield _split(node, where)
     else:
         raise CheckpointError(
             f"{where}: the pre_tokenizer step {quote(str(kind))} has no equal in llama.cpp; "
-            "only ByteLevel, Split, Digits and Sequence are known"
+            "only ByteLevel, Split, Digits, contiguous Punctuation and Sequence are known"
         )
 
 

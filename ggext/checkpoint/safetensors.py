@@ -1,7 +1,7 @@
 """Safetensors files: headers checked, tensors mapped, nothing copied.
 
 Format: u64 length of the header, JSON header {name: {dtype, shape, data_offsets}}, data. The
-``safetensors`` package gives no NumPy arrays of bfloat16, and its errors do not name the tensor.
+``safetensors`` package gives no NumPy arrays of bfloat16 and float8, and its errors do not name the tensor.
 """
 
 from __future__ import annotations
@@ -11,20 +11,25 @@ import math
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggext.checkpoint.files import quote
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
 
-_MAX_HEADER = 100 << 20  # the safetensors package's own limit
-_ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+_MAX_HEADER = 32 << 20  # some 300,000 tensors; Python needs up to 30 times as much memory to parse it
+_MAX_DIMENSIONS = 8
+_MAX_NAME = 512
+#: dtype → NumPy type of its values, or of its bits where NumPy has no such type (bfloat16, float8).
+_NUMPY_TYPE = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
+    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "BOOL": "u1",
 }  # fmt: skip
-#: dtype → NumPy type of its bits; bfloat16 has none of its own and stays a bit pattern.
-_NUMPY_TYPE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class CheckpointTensor:
     nbytes: int
 
     def array(self) -> np.ndarray[Any, Any]:
-        """The values, mapped read-only from the file; bfloat16 as its uint16 bits."""
+        """The values, mapped read-only from the file; bfloat16 as its uint16 bits, float8 as uint8."""
         import numpy as np
 
         if self.dtype not in _NUMPY_TYPE:
@@ -48,7 +53,10 @@ class CheckpointTensor:
             )
         if not self.nbytes:
             return np.empty(self.shape, _NUMPY_TYPE[self.dtype])
-        return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
+        try:
+            return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
+        except (OSError, ValueError) as error:  # the file has changed since its header was read
+            raise CheckpointError(f"{self.path}: tensor {self.name} cannot be read: {error}") from None
 
     @property
     def is_stored(self) -> bool:
@@ -59,6 +67,13 @@ class CheckpointTensor:
         """Values [start, stop) of one that is stored, all dimensions taken together, read into memory. Reading whole MB
         is twice as fast as mapping them, and a file that was cut short meanwhile is an error, not a crash."""
         return read_values(self.path, _NUMPY_TYPE[self.dtype], self.start, start, stop)
+
+
+def check_name(name: str, path: Path) -> str:
+    """A tensor's name that may stand in a message: printable ASCII."""
+    if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()):
+        raise CheckpointError(f"{path}: a tensor has the name {quote(name)}, which no model has; download it again")
+    return name
 
 
 def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> np.ndarray[Any, Any]:
@@ -76,7 +91,7 @@ def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> n
 
 
 def read_header(path: Path) -> Iterator[CheckpointTensor]:
-    """The tensors of one file, each extent checked against the file."""
+    """The tensors of one file, each extent checked against the file and the other tensors."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -88,22 +103,39 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
                 raise CheckpointError(
                     f"{path}: its header claims {length} bytes and the file has {size}; download it again"
                 )
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
+    except _DuplicateError as error:
+        raise CheckpointError(f"{path}: its header has {error} twice; download it again") from None
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: its header is not valid JSON; download it again") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object; download it again")
-    for name, entry in header.items():
-        if name != "__metadata__":
-            yield _tensor(path, name, entry, data_start=8 + length, size=size)
+    header.pop("__metadata__", None)
+    tensors = [_tensor(path, name, entry, data_start=8 + length, size=size) for name, entry in header.items()]
+    _check_apart(tensors)
+    yield from tensors
+
+
+class _DuplicateError(Exception):
+    """The printable name that stands twice in one JSON object."""
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise _DuplicateError(quote(key))
+        values[key] = value
+    return values
 
 
 def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> CheckpointTensor:
+    check_name(name, path)
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = all(type(n) is int and n >= 0 for n in [*shape, start, end])
+        whole = len(shape) <= _MAX_DIMENSIONS and all(type(n) is int and 0 <= n < 1 << 62 for n in [*shape, start, end])
     except (TypeError, KeyError, ValueError):
         whole, dtype, shape, start, end = False, None, [], 0, 0
     if not whole or not isinstance(dtype, str):
@@ -113,10 +145,23 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> Ch
             f"{path}: tensor {name} lies at bytes {start} to {end} of {size - data_start} bytes of data; "
             "the file is truncated: download it again"
         )
-    expected = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
-    if dtype in _ITEM_BYTES and expected != end - start:
+    expected = math.prod(shape) * item_bytes(dtype)
+    if dtype in _NUMPY_TYPE and expected != end - start:
         raise CheckpointError(
             f"{path}: tensor {name} of {dtype} {list(shape)} needs {expected} bytes and has {end - start}; "
             "download it again"
         )
-    return CheckpointTensor(name, dtype, tuple(shape), path, data_start + start, end - start)
+    return CheckpointTensor(name, quote(dtype, 40).strip("'"), tuple(shape), path, data_start + start, end - start)
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one value, 0 for a dtype that is not known."""
+    return int(_NUMPY_TYPE.get(dtype, "u0")[-1])
+
+
+def _check_apart(tensors: list[CheckpointTensor]) -> None:
+    for before, after in pairwise(sorted((t for t in tensors if t.nbytes), key=lambda t: t.start)):
+        if after.start < before.start + before.nbytes:
+            raise CheckpointError(
+                f"{after.path}: the tensors {before.name} and {after.name} overlap; download the file again"
+            )

@@ -26,6 +26,7 @@ from ggext.checkpoint.files import (
     read_json,
 )
 from ggext.checkpoint.tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
+from ggext.checkpoint.tokenizer_forms import read_other_form
 from ggext.checkpoint.tokenizer_special import (
     SmallFiles,
     add_listed_tokens,
@@ -102,8 +103,8 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     if not 0 < vocab_size <= MAX_TOKENS:
         raise CheckpointError(f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json")
     files = SmallFiles.read(folder)
-    root = read_json(folder / "tokenizer.json", MAX_FILE_BYTES)
-    source = _read_source(folder, root, files)
+    root, where = _read_root(folder, files)
+    source = _read_source(folder, root, where, files)
     add_listed_tokens(files, source.table)
     ids = special_ids(files, source)
     add_bos, add_eos = added_around(files, root, source, ids)
@@ -143,26 +144,35 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
     return [note]
 
 
-def _read_source(folder: Path, root: JsonObject | None, files: SmallFiles) -> TokenSource:
-    """tokenizer.model if it is SentencePiece (Llama 3's is not), else tokenizer.json."""
+def _read_source(folder: Path, root: JsonObject | None, where: str, files: SmallFiles) -> TokenSource:
+    """tokenizer.model if it is SentencePiece (Llama 3's is not), else ``root``."""
     path = folder / "tokenizer.model"
     data = read_file(path)
     if data is not None and (root is None or is_sentencepiece(data)):
         source = _sentencepiece(data, str(path))
         if root is not None:
-            add_tokens(root, source.table, str(folder / "tokenizer.json"))
+            add_tokens(root, source.table, where)
             source.notes += strip_notes(root)
     elif root is not None:
-        source = read_tokenizer_json(root, str(folder / "tokenizer.json"))
+        source = read_tokenizer_json(root, where)
     else:
-        others = [n for n in ("tekken.json", "vocab.json", "spiece.model") if (folder / n).exists()]
-        found = f" (it has {', '.join(others)})" if others else ""
         raise CheckpointError(
-            f"{folder} has neither tokenizer.model nor tokenizer.json{found}; save the tokenizer "
-            "with save_pretrained() of transformers' fast tokenizer"
+            f"{folder} has no tokenizer.json, tokenizer.model, tekken.json or vocab.json with merges.txt; save the "
+            "tokenizer with save_pretrained() of transformers' fast tokenizer"
         )
     _set_prefix(source, files.tokenizer_config, str(folder / "tokenizer_config.json"))
     return source
+
+
+def _read_root(folder: Path, files: SmallFiles) -> tuple[JsonObject | None, str]:
+    """tokenizer.json, or what another form says in its words, and what messages call it."""
+    path = folder / "tokenizer.json"
+    root = read_json(path, MAX_FILE_BYTES)
+    if root is not None:
+        return root, str(path)
+    if is_sentencepiece(read_file(folder / "tokenizer.model") or b""):
+        return None, str(path)
+    return read_other_form(folder, files.tokenizer_config), str(folder)
 
 
 def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Literal
 
+from ggext.checkpoint.byte_level import SYMBOLS
 from ggext.checkpoint.files import (
+    ADDED_SCORE,
     BYTE,
     NORMAL,
     UNKNOWN,
+    USER_DEFINED,
     JsonObject,
     TokenTable,
     get,
@@ -136,7 +139,8 @@ def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: 
                 "symbol of byte-level BPE; correct the file"
             )
     notes += [f"pre-tokenizer {row.name}: {note}" for note in row.notes]
-    missing = [symbol for symbol in byte_symbols() if table.find(symbol) is None]
+    in_text = SYMBOLS[:0xC0] + SYMBOLS[0xC2:0xF5]  # the other bytes are in no UTF-8
+    missing = [symbol for symbol in in_text if table.find(symbol) is None]
     if missing and model.get("unk_token") is not None:
         notes.append(
             f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives the unknown token"
@@ -144,14 +148,6 @@ def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: 
     source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
     source.notes += strip_notes(root)
     return source
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable stand-in of each byte that UTF-8 text can contain."""
-    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    spare = iter(range(256, 512))
-    symbols = [chr(byte) if byte in plain else chr(next(spare)) for byte in range(256)]
-    return symbols[:0xC0] + symbols[0xC2:0xF5]
 
 
 def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
@@ -185,6 +181,7 @@ def _choose(
     every token can be reached by merges, so that is checked.
     """
     for row in rows:
+        _check_joins(row, merges, table.where)
         if row.ignore_merges == ignore_merges:
             return row
     unreachable = _unreachable(table, merges)
@@ -195,6 +192,15 @@ def _choose(
             f"pre-tokenizer {rows[0].name} does the opposite: its token ids would differ"
         )
     return rows[0]
+
+
+def _check_joins(row: pretokenizers.PreTokenizer, merges: Sequence[Pair], where: str) -> None:
+    joined = next((pair for pair in merges if row.joins is not None and row.joins(*pair)), None)
+    if joined is not None:
+        raise CheckpointError(
+            f"{where}: its pre_tokenizer cuts numerals off and llama.cpp's {row.name} does not, which is the same only "
+            f"without merges such as {quote(joined[0])} + {quote(joined[1])}: its token ids would differ"
+        )
 
 
 def _unreachable(table: TokenTable, merges: Sequence[Pair]) -> list[str]:
@@ -227,7 +233,7 @@ def _sentencepiece_form(root: JsonObject, model: JsonObject, table: TokenTable, 
     _mark_bytes_and_unknown(model, source)
     check_bytes(table)
     _set_spaces(root, source)
-    _set_scores(table, merges)
+    _set_scores(source, merges)
     source.notes += strip_notes(root)
     return source
 
@@ -256,6 +262,8 @@ def _set_spaces(root: JsonObject, source: TokenSource) -> None:
             prefix = True
         elif kind == "Replace" and step.get("content") == SPACE and not replaces:
             replaces = step.get("pattern") == {"String": " "}
+        elif kind == "Split" and step.get("pattern") == {"String": " "} and replaces:
+            continue  # Gemma's: no space is left to split at
         elif kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1:
             replaces = True
             prefix = _metaspace(step, source)
@@ -302,24 +310,28 @@ def _metaspace(step: JsonObject, source: TokenSource) -> bool:
     return scheme != "never"
 
 
-def _set_scores(table: TokenTable, merges: Sequence[Pair]) -> None:
+def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
     """Scores that make llama.cpp's merging by score the same as merging by rank.
 
     A token's score is minus its place in the order of merges. The two agree when the merges of
     a token (one for each way to cut it into two tokens) follow each other, and when no two tokens
     can meet that form a token without a merge. Both are checked.
     """
+    table = source.table
     first: dict[str, int] = {}
-    previous = None
+    previous, apart = None, set()
     for rank, (left, right) in enumerate(merges):
         text = left + right
         if text != previous and text in first:
-            raise CheckpointError(
-                f"{table.where}: the merges of the token {quote(text)} are not next to each other, "
-                "so no SentencePiece scores say the same; add the original tokenizer.model"
-            )
+            apart.add(text)
         first.setdefault(text, rank)
         previous = text
+    apart -= _cut_off(source, merges, apart)
+    if apart:
+        raise CheckpointError(
+            f"{table.where}: the merges of the token {quote(min(apart))} are not next to each other, "
+            "so no SentencePiece scores say the same; add the original tokenizer.model"
+        )
     order = {text: place for place, text in enumerate(first)}
     pairs = set(merges)
     mergeable = {token.text for _, token in table if token.type in (NORMAL, UNKNOWN)}
@@ -327,6 +339,31 @@ def _set_scores(table: TokenTable, merges: Sequence[Pair]) -> None:
         if token.type == NORMAL:
             token.score = -float(order.get(token.text, len(order)))
             _check_cuts(token.text, mergeable, pairs, table.where)
+
+
+def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> set[str]:
+    """Those of ``texts`` that need no scores, because llama.cpp cuts them off as user-defined tokens before it merges.
+
+    Some are user-defined already. Runs of one character (Gemma's line breaks, tabs and spaces) become so where
+    their merges go before all others with this character, the longer run before the shorter: merging then takes the
+    longest run from the left, as cutting off does.
+    """
+    table = source.table
+    found = {text for text in texts if table.find(text) is None}
+    if source.add_space_prefix:
+        return found
+    for character in {text[0] for text in texts - found if len({*text}) == 1}:
+        own = dict.fromkeys(pair for pair in merges if character in pair[0] or character in pair[1])
+        runs = dict.fromkeys(takewhile({character}.issuperset, (left + right for left, right in own)))
+        longest = max(map(len, runs), default=0)
+        if list(runs) != [character * length for length in range(longest, 1, -1)]:
+            continue
+        if any((run[1:], character) not in own for run in runs):
+            continue
+        for run in runs:
+            table.put(table.find(run), run.replace(SPACE, " "), USER_DEFINED, ADDED_SCORE)
+        found |= set(runs)
+    return found
 
 
 def _check_cuts(text: str, tokens: set[str], pairs: set[Pair], where: str) -> None:

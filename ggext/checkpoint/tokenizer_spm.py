@@ -8,7 +8,6 @@ not C++. Field numbers are those of the .proto file.
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,8 +27,6 @@ _MODEL_TYPE, _SUFFIX, _BOS, _EOS, _PAD = 3, 24, 46, 47, 48
 _CHARSMAP, _PREFIX, _EXTRA_SPACES, _ESCAPE = 2, 3, 4, 5
 
 Value = int | bytes
-
-_RANKS = re.compile(rb"[A-Za-z0-9+/]+=* [0-9]+\n")  # the first line of a tiktoken file
 
 
 class WireError(ValueError):
@@ -175,11 +172,6 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
     try:
         model = _read_messages(data, where)
     except WireError as error:
-        if _RANKS.match(data):
-            raise CheckpointError(
-                f"{where} is a list of tiktoken ranks, which says nothing of words and special "
-                "tokens; put the tokenizer.json of the Hugging Face release beside it"
-            ) from error
         raise CheckpointError(
             f"{where} is not a SentencePiece model: {error}; download the checkpoint again"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,24 +94,39 @@ SIZE = _Size()
               show_default=True, help="How the scaling is written: metadata keys; frequency factors; with the "
               "attention factor folded into the query weights, which survives context shifts; or right in ggext "
               "alone, where nothing else is exact. auto is the simplest exact one.")  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the hub.")
+@click.option("--via-llama-cpp", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="For a family that ggext does not convert: run the converter in this checkout of llama.cpp, then "
+              "bake and verify its file.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
-    """Write MODEL (a Hugging Face folder or a .gguf file) as a GGUF file with a RoPE scaling in it.
+    """Write MODEL (a Hugging Face folder, a model's id on the hub such as Qwen/Qwen3-0.6B, or a .gguf file)
+    as a GGUF file with a RoPE scaling in it.
 
     Without a scaling option, what the checkpoint's own config says is baked. OUT defaults to the
     model's name in the current folder.
     """
+    from ggext.sources import named_model
+
+    asked = _options(model, out, options)
+    asked = replace(asked, model=named_model(model, options["revision"], show_progress=True))
+    if options["via_llama_cpp"] is None:
+        _convert(asked, options)
+    else:
+        _convert_via_llama_cpp(asked, options)
+
+
+def _convert(asked: ConvertOptions, options: dict[str, Any]) -> Plan:
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
 
-    asked = _options(model, out, options)
     planned = plan(asked)
     for line in describe(planned):
         click.echo(line)
     if options["dry_run"]:
         click.echo("dry run: nothing was written")
-        return
+        return planned
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
     if planned.rounding.numbers:
@@ -119,6 +135,37 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     for path in done.files:
         click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")
     _write_recipe(asked, options)
+    return done
+
+
+def _convert_via_llama_cpp(asked: ConvertOptions, options: dict[str, Any]) -> None:
+    """What is written is verified at once: ggext has not read this checkpoint itself."""
+    from ggext.sources import shown
+    from ggext.upstream import converted
+
+    click.echo(f"{shown(asked.model)}: llama.cpp's converter runs", err=True)
+    with converted(asked, options["via_llama_cpp"]) as through:
+        done = _convert(through, options)
+    if options["dry_run"]:
+        return
+    if done.scaling is None:
+        click.echo("not verified: no scaling was asked for, the file says what llama.cpp's converter wrote")
+        return
+    _verify(done.files[0])
+
+
+def _verify(out: Path) -> None:
+    from ggext.verify import verify
+
+    report = verify(out)
+    wrong = [check for check in report.checks if not check.passed and check.required]
+    for check in wrong:
+        click.echo(
+            f"WRONG: {check.level}, {check.quantity}: {check.value:.2g}, at most {check.tolerance:.2g}", err=True
+        )
+    click.echo(f"verified: {len(report.checks) - len(wrong)} of {len(report.checks)} checks within tolerance; "
+               f"ggext verify {out} shows them")  # fmt: skip
+    sys.exit(0 if report.passed else 1)
 
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:

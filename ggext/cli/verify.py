@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.command(short_help="Prove in numbers that a file does what was asked.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--reference", type=click.Path(path_type=Path), metavar="CHECKPOINT",
-              help="The checkpoint it was made from: logits are compared with transformers'.")  # fmt: skip
+              help="The checkpoint it was made from (a folder, or an id on the hub): logits are compared with "
+              "transformers'.")  # fmt: skip
+@click.option("--revision", metavar="REV", help="Branch, tag or commit of a reference on the hub.")
 @click.option("--level", "levels", metavar="NAME,...", help="Only these of table, kernel, graph, shift, logits.")
 @click.option("--require-shift-safe", is_flag=True, help="Fail a file whose context must not be rolled.")
 @click.option("--tokens", type=click.IntRange(2), metavar="N", help="Tokens to evaluate for the logits "
@@ -28,18 +30,24 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg",
               help="Draw the frequencies and the errors of the kernels.")  # fmt: skip
-def verify(file: Path, levels: str | None, as_json: bool, plot: Path | None, **options: Any) -> None:
+def verify(
+    file: Path, reference: Path | None, revision: str | None, levels: str | None, as_json: bool, plot: Path | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Hold FILE to the recipe in it, or to the checkpoint that it was made from.
 
     Exit code 1 when a number is outside its tolerance.
     """
     from ggext.plot import check_plot, plot_report
+    from ggext.sources import named_model
     from ggext.verify import verify as run
 
     if plot is not None:
         check_plot(plot, "verify --plot")
     names = None if levels is None else [name.strip() for name in levels.split(",")]
-    report = run(file, progress=lambda line: click.echo(line, err=True), levels=names, **options)
+    if reference is not None:
+        reference = named_model(reference, revision, show_progress=True)
+    report = run(file, reference, progress=lambda line: click.echo(line, err=True), levels=names, **options)
     if plot is not None:
         plot_report(report, plot)
         click.echo(f"wrote {plot}", err=True)

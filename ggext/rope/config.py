@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from ggext.errors import RopeError
+from ggext.rope import methods
 from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
@@ -179,6 +180,7 @@ class _Reader:
             layout=self.layout,
             trained_context=scaling.original_context or max_position,
         )
+        methods.check_geometry(geometry)
         return CheckpointRope(scaling, geometry, tuple(notes))
 
     def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,0 +1,140 @@
+"""Models by their id on the Hugging Face hub (``Qwen/Qwen3-0.6B``), through ``huggingface_hub``.
+
+Its cache, its token and its resuming are used as they are: a lost connection goes on at the byte within a
+run, a later run keeps the files that have arrived whole. What is fetched is only what ``ggext`` reads, and
+every failure is one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggext.checkpoint.files import quote
+from ggext.checkpoint.weights import FORMATS, shard_names
+from ggext.errors import HubError, MissingExtraError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+#: Names that end so are files, not models on the hub.
+_FILES = (".gguf", ".safetensors", ".bin", ".json", ".model", ".toml")
+_SMALL_FILES = [
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
+    *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_templates/*.jinja"),
+    *(f"{name}.index.json" for name in FORMATS),
+]
+
+
+def is_hub_id(path: Path) -> bool:
+    """Whether ``path`` is nothing on this machine and has the form ``owner/name``."""
+    text = path.as_posix()
+    return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
+
+
+def fetch(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:
+    """The local folder of the model with the id ``path``, fetched where the cache does not have it whole.
+
+    ``revision``: a branch, a tag or a commit. ``show_progress``: bars on standard error, where that is a terminal.
+    Raises ``HubError``.
+    """
+    try:
+        from huggingface_hub.utils import logging
+    except ImportError:
+        raise MissingExtraError(
+            "huggingface_hub", "hub", f"{path.as_posix()} is not on this machine; fetching it"
+        ) from None
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings do not come from a command line
+    wanted = _Wanted(path.as_posix(), revision, _bars(show_progress, path.name))
+    folder = wanted.download(_SMALL_FILES)
+    if not (folder / "config.json").is_file():
+        raise HubError(f"{wanted.name} has no config.json, so it is no model that can be converted; see {wanted.page}")
+    for name in FORMATS:
+        names = shard_names(folder / f"{name}.index.json") or [name]
+        wanted.download(names)
+        if all((folder / n).is_file() for n in names):
+            return folder
+    raise HubError(f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights")
+
+
+def model_name(folder: Path) -> str | None:
+    """The model's name where ``folder`` is one of the hub's cache (named after the commit), else ``None``."""
+    repository = folder.parent.parent.name
+    if folder.parent.name != "snapshots" or not repository.startswith("models--"):
+        return None
+    return repository.rsplit("--", 1)[-1]
+
+
+def _bars(show: bool, description: str) -> type[tqdm[Any]]:
+    """One bar of bytes written; huggingface_hub would show three, of files, of bytes and of bytes received."""
+    from tqdm import tqdm
+
+    class Bytes(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            hidden = not show or options.get("unit") != "B" or options.get("desc") == "Downloading bytes"
+            options |= {"desc": description, "leave": False, "disable": True if hidden else None, "bar_format": None}
+            super().__init__(*args, **options)
+
+        def set_description(self, *_: Any, **__: Any) -> None:
+            pass
+
+    return Bytes
+
+
+class _Wanted:
+    """One repository at one revision. The first download settles the commit for the following ones."""
+
+    def __init__(self, repository: str, revision: str | None, bars: type[tqdm[Any]]) -> None:
+        self.repository = repository
+        self.revision = revision
+        self.bars = bars
+        self.commit: str | None = None
+        self.name = f"the model {repository}" + (f" at revision {quote(revision)}" if revision else "")
+
+    @property
+    def page(self) -> str:
+        from huggingface_hub import constants
+
+        return f"{constants.ENDPOINT}/{self.repository}"
+
+    def download(self, files: list[str]) -> Path:
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = snapshot_download(
+                self.repository, revision=self.commit or self.revision, allow_patterns=files, tqdm_class=self.bars
+            )
+        except Exception as error:  # noqa: BLE001 - the network and the disk raise what they like
+            raise self._failure(error) from None
+        self.commit = Path(folder).name
+        return Path(folder)
+
+    def _failure(self, error: Exception) -> HubError:
+        from huggingface_hub import constants, errors
+
+        if isinstance(error, errors.GatedRepoError):
+            return HubError(
+                f"{self.name} is gated: accept its terms at {self.page}, then log in (hf auth login) or set HF_TOKEN"
+            )
+        if isinstance(error, errors.RepositoryNotFoundError):
+            return HubError(
+                f"{self.repository} is neither a path on this machine nor a model at {constants.ENDPOINT} that you may "
+                "read; check the spelling, and for a private one log in (hf auth login) or set HF_TOKEN"
+            )
+        if isinstance(error, errors.RevisionNotFoundError):
+            return HubError(f"{self.name} does not exist; its branches and tags are at {self.page}/tree/main")
+        if isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+            return HubError(
+                f"{self.name} is not whole in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE forbids to fetch "
+                "it; unset HF_HUB_OFFLINE, or give a folder"
+            )
+        reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+        return HubError(
+            f"{self.name} could not be fetched from {constants.ENDPOINT}: {reason}; run the command again: files that "
+            "have arrived whole are kept"
+        )

@@ -1,0 +1,209 @@
+"""Float8 checkpoints: the values that the scales beside them give, against PyTorch's and transformers' own."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from tiny import make_llama
+
+from ggext.checkpoint.config import Config, read_config
+from ggext.checkpoint.float8 import float8_values, weights_of
+from ggext.checkpoint.weights import read_tensors
+from ggext.cli import main
+from ggext.errors import CheckpointError
+from ggext.gguf.reader import read_gguf
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {
+        "group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}}
+    },
+    "ignore": ["lm_head"],
+}
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+def test_every_code_is_what_pytorch_reads(name: str, dtype: str) -> None:
+    codes = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
+    np.testing.assert_array_equal(float8_values(name), codes.float().numpy())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Projections of 256, 128 and 384 rows, so that blocks of 128 fit (transformers takes no others)."""
+    shape = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+    return make_llama(tmp_path_factory.mktemp("float8") / "plain", dtype="bfloat16", **shape)
+
+
+def quantized(plain: Path, folder: Path, config: dict[str, Any], suffix: str, scale_of: Any, **other: Any) -> Path:
+    """The checkpoint with float8 projections; ``scale_of``: (rows, columns) → the scales' shape."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(plain, folder)
+    dtype = other.pop("float8", torch.float8_e4m3fn)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, weight in load_file(folder / "model.safetensors").items():
+        tensors[name] = weight
+        if name.endswith("proj.weight"):
+            tensors[name] = (weight.float() * 300).clamp(-448, 448).to(dtype)
+            shape = scale_of(*weight.shape)
+            tensors[name + suffix] = torch.rand(shape, generator=generator) / 300 + 1e-4
+            tensors[name.replace("weight", "input_scale")] = torch.ones(1)
+    save_file(tensors, folder / "model.safetensors")
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config} | other))
+    return folder
+
+
+def blocks(rows: int, columns: int) -> tuple[int, int]:
+    return -(-rows // 128), -(-columns // 128)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: str) -> None:
+    from safetensors.torch import load_file
+    from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+    folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks, dtype=dtype)
+    stored = load_file(folder / "model.safetensors")
+    found = weights_of(read_tensors(folder), read_config(folder))
+    assert set(found) == {n for n in stored if not n.endswith(("_scale_inv", "input_scale"))}
+    for name, tensor in found.items():
+        expected = stored[name]
+        if name + "_scale_inv" in stored:
+            judge = Fp8Dequantize(None)
+            expected = judge._dequantize_one(expected, stored[name + "_scale_inv"], getattr(torch, dtype))
+            assert tensor.dtype == {"bfloat16": "BF16", "float32": "F32"}[dtype]
+            assert tensor.nbytes == expected.nbytes
+        bits = expected.view(torch.uint16) if expected.dtype == torch.bfloat16 else expected
+        np.testing.assert_array_equal(tensor.array()[:], bits.numpy())
+
+
+@pytest.mark.parametrize(
+    ("config", "suffix", "scale_of"),
+    [
+        (FP8 | {"weight_block_size": None}, "_scale_inv", lambda *_: (1,)),
+        (FP8 | {"weight_block_size": [96, 100]}, "_scale_inv", lambda r, c: (-(-r // 96), -(-c // 100))),
+        (COMPRESSED, "_scale", lambda r, _: (r, 1)),
+        (COMPRESSED, "_scale", lambda *_: (1,)),
+    ],
+    ids=["tensor", "cut-blocks", "channel", "compressed-tensor"],
+)
+@pytest.mark.parametrize("float8", ["float8_e4m3fn", "float8_e5m2"])
+def test_scales_of_every_layout(
+    plain: Path, tmp_path: Path, config: dict[str, Any], suffix: str, scale_of: Any, float8: str
+) -> None:
+    from safetensors.torch import load_file
+
+    folder = quantized(plain, tmp_path / "fp8", config, suffix, scale_of, float8=getattr(torch, float8))
+    stored = load_file(folder / "model.safetensors")
+    block = config.get("weight_block_size")
+    for name, tensor in weights_of(read_tensors(folder), read_config(folder)).items():
+        scale = stored.get(name + suffix)
+        if scale is None:
+            continue
+        rows, columns = tensor.shape
+        each = block or (rows // scale.shape[0], columns)
+        grid = scale.reshape(scale.shape[0], -1).repeat_interleave(each[0], 0).repeat_interleave(each[1], 1)
+        expected = (stored[name].float() * grid[:rows, :columns]).bfloat16()
+        array = tensor.array()
+        np.testing.assert_array_equal(array[:], expected.view(torch.uint16).numpy())
+        some = np.array([5, 3, rows - 1])
+        np.testing.assert_array_equal(array[some], array[:][some])
+
+
+def test_the_file_is_that_of_the_values(plain: Path, tmp_path: Path) -> None:
+    """Converted from float8, and from the bfloat16 values saved as such: the same tensors."""
+    from safetensors.torch import load_file, save_file
+
+    folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
+    dense = {
+        name: torch.from_numpy(tensor.array()[:].copy()).view(torch.bfloat16)
+        for name, tensor in weights_of(read_tensors(folder), read_config(folder)).items()
+    }
+    assert ggext("convert", folder, tmp_path / "a.gguf", "--yarn", 4).exit_code == 0
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": None}))
+    save_file(dense, folder / "model.safetensors")
+    assert load_file(folder / "model.safetensors").keys() == dense.keys()
+    assert ggext("convert", folder, tmp_path / "b.gguf", "--yarn", 4).exit_code == 0
+    one, two = read_gguf(tmp_path / "a.gguf"), read_gguf(tmp_path / "b.gguf")
+    assert all(bytes(one.tensor_data(n)) == bytes(two.tensor_data(n)) for n in two.tensors)
+
+
+def ggext(*arguments: object) -> Any:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    rows = 40_000
+    weight = torch.zeros(rows, 512, dtype=torch.float8_e4m3fn)
+    save_file({"w": weight, "w_scale_inv": torch.ones(blocks(rows, 512))}, tmp_path / "model.safetensors")
+    tensor = weights_of(read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json"))["w"]
+    array = tensor.array()
+    tracemalloc.start()
+    for start in range(0, rows, 1000):
+        array[start : start + 1000]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < tensor.nbytes / 8
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("fp8", "quantization_config is \"'fp8'\", expected an object"),
+        ({"quant_method": "gptq", "bits": 4}, "has quant_method 'gptq', which ggext does not read"),
+        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type"),
+        ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
+        ({}, None),
+        ({"bits": 4}, "has quant_method ''"),
+        ({"quant_method": 8}, "quant_method is '8', expected str"),
+        (FP8 | {"weight_block_size": [128]}, "weight_block_size is '[128]', expected two whole numbers"),
+        (FP8 | {"weight_block_size": [0, 128]}, "expected two whole numbers"),
+        (FP8 | {"weight_block_size": [64, 64]}, "it must be one of [1], [256, 1], [4, 6]"),
+        (COMPRESSED | {"format": "pack-quantized"}, "compressed-tensors of the format 'pack-quantized'"),
+        (COMPRESSED | {"config_groups": {}}, "compressed-tensors of the format"),
+        (COMPRESSED | {"config_groups": {"a": 1}}, "compressed-tensors of the format"),
+        (COMPRESSED, "is F8_E4M3 without a scale"),
+    ],
+)
+def test_what_is_not_known_is_refused_by_name(plain: Path, tmp_path: Path, config: Any, message: str | None) -> None:
+    folder = quantized(plain, tmp_path / "fp8", config, "_scale_inv", blocks)
+    result = ggext("convert", folder, tmp_path / "x.gguf")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert (message or "has dtype F8_E4M3") in result.stderr
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_scales_that_are_no_scales(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    weight, scale = torch.zeros(4, 4, dtype=torch.float8_e4m3fn), torch.ones(1)
+    for tensors, message in (
+        ({"w": weight, "w_scale_inv": torch.ones(1, dtype=torch.int32)}, "the scale w_scale_inv is I32"),
+        ({"w": weight, "w_scale_inv": torch.ones(3)}, "has the shape [3]; for [4, 4]"),
+        ({"w": weight.reshape(2, 2, 4), "w_scale_inv": scale}, "is F8_E4M3 [2, 2, 4], not a matrix"),
+        ({"w": weight[0].clone(), "w_scale_inv": scale}, "is F8_E4M3 [4], not a matrix"),
+    ):
+        save_file(tensors, tmp_path / "model.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            weights_of(read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json"))
+        assert message in str(caught.value)
