@@ -93,6 +93,8 @@ SIZE = _Size()
               show_default=True, help="How the scaling is written: metadata keys; frequency factors; with the "
               "attention factor folded into the query weights, which survives context shifts; or right in ggext "
               "alone, where nothing else is exact. auto is the simplest exact one.")  # fmt: skip
+@click.option("--in-place", is_flag=True, help="Change MODEL itself, a GGUF file, one of its parts or their folder: "
+              "the data stays, ggext undo MODEL takes it back.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
@@ -117,7 +119,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
                    f"{planned.rounding.worst:.1e}, relative")  # fmt: skip
     for path in done.files:
-        click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")
+        click.echo(f"{'changed' if done.in_place else 'wrote'} {path} ({path.stat().st_size:,} bytes"
+                   f"{': ' if done.how else ''}{done.how})")  # fmt: skip
+    if done.in_place:
+        click.echo(f"ggext undo {done.out} takes it back")
     _write_recipe(asked, options)
 
 
@@ -128,7 +133,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
     asked = ConvertOptions(
         model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
         type=options["type_"], tensor_types=options["tensor_types"], imatrix=options["imatrix"], encoding=encoding,
-        split=options["split"], force=options["force"],
+        split=options["split"], force=options["force"], in_place=options["in_place"],
     )  # fmt: skip
     if options["recipe"] is None:
         return asked
@@ -201,7 +206,8 @@ def describe(plan: Plan) -> list[str]:
     from ggext.sources import shown
 
     source = plan.source
-    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {plan.nbytes:,} bytes to write"]
+    size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
+    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
     if plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
