@@ -110,7 +110,7 @@ def copy(source: int, target: int, source_at: int, target_at: int, length: int, 
         if not moved:
             data = read_at(source, min(step, 1 << 20), source_at)
             if not data:
-                raise OSError(errno.EIO, "the file became shorter while it was copied")
+                raise OSError(errno.EIO, "the file was cut short while it was read")
             write_at(target, data, target_at)
             moved = len(data)
         progress(moved)
