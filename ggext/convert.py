@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ggext.bake import Bake, check_in_place, check_weights_stay, float32_bytes
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.fold import Rounding, fold_query
 from ggext.gguf.reader import read_gguf
+from ggext.gguf.shards import metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import TensorToWrite, check_output, put_in_place, temporary_beside, write_gguf
@@ -35,7 +37,8 @@ class ConvertOptions:
     ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
     ``tensor_types``: PATTERN=TYPE for some tensors. ``imatrix``: an importance matrix for llama.cpp's quantizer.
     ``encoding``: how the scaling is written, ``None`` for the simplest that is exact. ``split``: bytes of tensor data
-    in each file, ``None`` for one file."""
+    in each file, ``None`` for one file. ``in_place``: ``model`` is a GGUF file (one of several parts, or their folder),
+    and its header is changed."""
 
     model: Path
     out: Path | None = None
@@ -47,13 +50,15 @@ class ConvertOptions:
     encoding: EncodingName | None = None
     split: int | None = None
     force: bool = False
+    in_place: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
     """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
     ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user.
-    Known after writing: ``rounding``, what folding cost a GGUF file's query weights, and ``files``."""
+    ``bake``: the same of a GGUF file whose tensor data stays as it is. Known after writing: ``rounding``, what folding
+    cost a GGUF file's query weights, ``files``, and ``how`` the data of a GGUF file got there."""
 
     out: Path
     source: ModelSource
@@ -69,6 +74,9 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     rounding: Rounding = field(default_factory=Rounding)
     files: tuple[Path, ...] = ()
+    bake: Bake | None = None
+    in_place: bool = False
+    how: str = ""
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -78,7 +86,7 @@ def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
 
 def plan(options: ConvertOptions) -> Plan:
     """Everything that can be decided, and refused, from headers alone. Nothing is written."""
-    source = open_source(options.model)
+    source = _open(options)
     notes = list(source.notes)
     scaling, asked_by = resolve_scaling(options, source, notes)
     fields, tensors = dict(source.fields), list(source.tensors)
@@ -88,6 +96,8 @@ def plan(options: ConvertOptions) -> Plan:
         encoding = encode(scaling, geometry, source.arch, options.encoding)
         if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
             notes.append(f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says it all")
+        if options.in_place:
+            check_weights_stay(source.path, encoding, source.query_scale)
         tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
         fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
@@ -106,10 +116,28 @@ def plan(options: ConvertOptions) -> Plan:
         _output(options, source, scaling), source, encoding, scaling, geometry,
         fields if imatrix is None else fields | {key: Field.of(value) for key, value in imatrix.metadata().items()},
         written, sum(t.nbytes for t in written), types, imatrix, options.split, notes, rounding,
+        bake=_bake(source, encoding, fields) if types.kinds == [t.type for t in tensors] else None,
+        in_place=options.in_place,
     )  # fmt: skip
 
 
+def _open(options: ConvertOptions) -> ModelSource:
+    if not options.in_place:
+        return open_source(options.model)
+    source = open_source(metadata_part(options.model), one_part=True)
+    others = {
+        "OUT": options.out, "--type": options.type.lower() != "auto", "--tensor-type": options.tensor_types,
+        "--imatrix": options.imatrix, "--split": options.split,
+    }  # fmt: skip
+    check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
+    if options.rope is None and options.target_context is None and options.encoding is None:
+        raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
+    return source
+
+
 def _output(options: ConvertOptions, source: ModelSource, scaling: RopeScaling | None) -> Path:
+    if options.in_place:
+        return source.path
     out = options.out or Path(_default_name(source, scaling, options.type.lower()))
     _check_not_input(out, source)
     check_output(out, options.force)
@@ -133,8 +161,23 @@ def _imatrix(path: Path | None, types: TypePlan, tensors: list[SourceTensor], no
     return imatrix
 
 
+def _bake(source: ModelSource, encoding: Encoding | None, fields: dict[str, Field]) -> Bake | None:
+    """``None`` where tensor data is made anew."""
+    if source.gguf is None or (encoding is not None and encoding.query_scale != source.query_scale):
+        return None
+    factors = {} if encoding is None else encoding.tensors
+    stale = () if encoding is None else tuple(name for name in SCALING_TENSORS if name in source.gguf.tensors)
+    return Bake(source.gguf, fields, {name: float32_bytes(values) for name, values in factors.items()}, stale)
+
+
 def execute(plan: Plan, progress: Progress = silent) -> Plan:
+    if plan.in_place:
+        assert plan.bake is not None  # plan() refuses what would change the weights
+        return replace(plan, how=plan.bake.in_place(progress), files=(plan.out,))
     if plan.types.quantization is None:
+        how = plan.bake.beside(plan.out, progress) if plan.bake and plan.split is None else ""
+        if how:
+            return replace(plan, how=how, files=(plan.out,))
         return replace(plan, files=_write(plan, plan.fields, plan.tensors, progress))
     from ggext.runtime.llama import quantize
 
@@ -230,9 +273,7 @@ def _with_query_scale(
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
-    import numpy as np
-
-    data = np.asarray(values, "<f4").tobytes()
+    data = float32_bytes(values)
     return TensorToWrite(name, (len(values),), F32, len(data), lambda: [data])
 
 

@@ -97,7 +97,8 @@ def _gguf_rows(gguf: GgufFile, info: TensorInfo, dtype: str, start: int, stop: i
 class ModelSource:
     """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
     ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method.
-    ``query_scale``: what its query weights were multiplied by, to fold a gain into them."""
+    ``query_scale``: what its query weights were multiplied by, to fold a gain into them. ``gguf``: the file, where it
+    is one."""
 
     path: Path
     arch: str
@@ -108,6 +109,7 @@ class ModelSource:
     is_gguf: bool
     notes: list[str] = field(default_factory=list)
     query_scale: float = 1.0
+    gguf: GgufFile | None = None
 
 
 def named_model(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:
@@ -125,8 +127,9 @@ def shown(path: Path) -> str:
     return "demo" if path == DEMO_MODEL else hub.model_name(path) or str(path)
 
 
-def open_source(path: Path) -> ModelSource:
-    """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model."""
+def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
+    """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model. ``one_part``: the first of
+    several files will do."""
     path = named_model(path)
     if path.is_dir():
         return _from_checkpoint(path)
@@ -137,7 +140,7 @@ def open_source(path: Path) -> ModelSource:
         )
     if path.suffix in (".safetensors", ".json", ".bin"):
         raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent}")
-    return _from_gguf(path)
+    return _from_gguf(path, one_part)
 
 
 def _from_checkpoint(folder: Path) -> ModelSource:
@@ -169,11 +172,16 @@ def model_name(folder: Path) -> str:
     return "demo" if folder == DEMO_MODEL else hub.model_name(folder) or folder.resolve().name or "model"
 
 
-def _from_gguf(path: Path) -> ModelSource:
+def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     gguf = read_gguf(path)
     parts = gguf.get("split.count", 1)
-    if parts > 1:
-        raise GgufError(f"{path} is one of {parts} parts; merge them first: llama-gguf-split --merge")
+    if parts > 1 and not one_part:
+        raise GgufError(
+            f"{path} is one of {parts} parts; bake it --in-place, or merge them first: llama-gguf-split --merge"
+        )
+    if gguf.get("split.no", 0) != 0:
+        number = gguf.get("split.no") + 1
+        raise GgufError(f"{path} is part {number} of {parts} and its name does not say so; give it its name back")
     recipe = recipe_of(gguf)
     geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
     tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
@@ -186,6 +194,7 @@ def _from_gguf(path: Path) -> ModelSource:
         recipe.scaling if recipe else _stated_scaling(gguf, geometry),
         is_gguf=True,
         query_scale=query_scale(gguf.arch_keys()),
+        gguf=gguf,
     )
 
 

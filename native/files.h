@@ -1,10 +1,25 @@
-/* What files need and Python has no call for. Nothing here knows Python. */
+/* What files need and Python has no call for, or none that is fast enough. Nothing here knows Python. */
 #ifndef GGEXT_FILES_H
 #define GGEXT_FILES_H
+
+#include <stddef.h>
+#include <stdint.h>
 
 /* Gives an open file nbytes (above 0) on its disk from the beginning, its size unchanged. Returns 0, -1 where the system
  * or the file system cannot do that, or the errno of what went wrong (ENOSPC). Nothing is written in its place, as
  * posix_fallocate does. */
 int ggext_reserve(int descriptor, long long nbytes);
+
+/* Walks over n strings of a GGUF array (each a little-endian uint64 length and that many bytes) that start at data[at].
+ * Returns where the last one ends, or, if one does not fit into size bytes, ~(where it starts), which is negative.
+ * size is at most INT64_MAX, at is at most size. */
+int64_t ggext_skip_strings(const unsigned char *data, size_t size, size_t at, uint64_t n);
+
+/* What ggext_shift_range does to the bytes from offset on. */
+enum ggext_shift { GGEXT_INSERT, GGEXT_COLLAPSE };
+
+/* Makes room for length bytes (zeros) at an offset of an open file, or takes them out, by moving extents and no data.
+ * Returns 0, or an errno: EOPNOTSUPP where the file system or the platform cannot. */
+int ggext_shift_range(int file, enum ggext_shift shift, int64_t offset, int64_t length);
 
 #endif

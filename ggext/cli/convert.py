@@ -98,6 +98,8 @@ SIZE = _Size()
 @click.option("--via-llama-cpp", type=click.Path(path_type=Path), metavar="FOLDER",
               help="For a family that ggext does not convert: run the converter in this checkout of llama.cpp, then "
               "bake and verify its file.")  # fmt: skip
+@click.option("--in-place", is_flag=True, help="Change MODEL itself, a GGUF file, one of its parts or their folder: "
+              "the data stays, ggext undo MODEL takes it back.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 def convert(model: Path, out: Path | None, **options: Any) -> None:
@@ -133,7 +135,10 @@ def _convert(asked: ConvertOptions, options: dict[str, Any]) -> Plan:
         click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
                    f"{planned.rounding.worst:.1e}, relative")  # fmt: skip
     for path in done.files:
-        click.echo(f"wrote {path} ({path.stat().st_size:,} bytes)")
+        click.echo(f"{'changed' if done.in_place else 'wrote'} {path} ({path.stat().st_size:,} bytes"
+                   f"{': ' if done.how else ''}{done.how})")  # fmt: skip
+    if done.in_place:
+        click.echo(f"ggext undo {done.out} takes it back")
     _write_recipe(asked, options)
     return done
 
@@ -175,7 +180,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
     asked = ConvertOptions(
         model=model, out=out, rope=_scaling(options), target_context=options["target_context"],
         type=options["type_"], tensor_types=options["tensor_types"], imatrix=options["imatrix"], encoding=encoding,
-        split=options["split"], force=options["force"],
+        split=options["split"], force=options["force"], in_place=options["in_place"],
     )  # fmt: skip
     if options["recipe"] is None:
         return asked
@@ -248,7 +253,8 @@ def describe(plan: Plan) -> list[str]:
     from ggext.sources import shown
 
     source = plan.source
-    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {plan.nbytes:,} bytes to write"]
+    size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
+    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
     if plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:

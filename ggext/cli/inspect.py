@@ -21,9 +21,15 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table.")
-def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
+@click.option("--diff", "before", type=click.Path(path_type=Path), metavar="BEFORE",
+              help="Instead, list the keys and tensors in which BEFORE and FILE differ.")  # fmt: skip
+def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -> None:
     """Say what FILE is, how far it reaches, and what its RoPE scaling does to each frequency."""
     from ggext.inspect import inspect as run
+
+    if before is not None:
+        click.echo(_differences(before, file, as_json))
+        return
 
     result = run(file)
     if plot is not None:
@@ -33,6 +39,20 @@ def inspect(file: Path, as_json: bool, plot: Path | None) -> None:
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
     if plot is not None:
         click.echo(f"wrote {plot}", err=True)
+
+
+def _differences(before: Path, after: Path, as_json: bool) -> str:
+    from dataclasses import asdict
+
+    from ggext.cli.progress import transfer
+    from ggext.diff import diff
+
+    with transfer(before.stat().st_size if before.exists() else 0, after.name) as progress:
+        found = diff(before, after, progress)
+    if as_json:
+        return json.dumps([asdict(difference) for difference in found], indent=2)
+    lines = [f"{d.kind:6} {d.name}: {d.before or 'absent'} → {d.after or 'absent'}" for d in found]
+    return "\n".join(lines) or f"{before} and {after} have the same keys and tensors"
 
 
 def in_words(result: Inspection) -> str:

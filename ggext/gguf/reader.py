@@ -6,20 +6,22 @@ nothing larger than the file is ever allocated, and every error says the byte of
 
 from __future__ import annotations
 
+import logging
 import math
 import mmap
-import struct
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError
+from ggext.gguf.header import PADDING_KEY
 from ggext.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
     MAX_DIMENSIONS,
-    STRUCT_CODE,
     VERSIONS,
     Field,
     TensorInfo,
@@ -27,18 +29,20 @@ from ggext.gguf.types import (
     aligned,
     tensor_nbytes,
 )
+from ggext.gguf.values import Cursor
 
 if TYPE_CHECKING:
     import numpy as np
 
-_MAX_ARRAY_DEPTH = 4
 _SMALLEST_FIELD = 8 + 1 + 4 + 1  # key length, key, type, value
 _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name, dimensions, one size, type, offset
 
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start."""
+    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start. ``ranges``: for each key, the
+    padding's too, the bytes where it stands, from the length of its name to the end of its value. ``mtime_ns``: when
+    the file was last written to, as it was read."""
 
     path: Path
     version: int
@@ -47,6 +51,8 @@ class GgufFile:
     alignment: int
     data_offset: int
     size: int
+    ranges: dict[str, tuple[int, int]] = dataclass_field(default_factory=dict)
+    mtime_ns: int = 0
 
     @property
     def arch(self) -> str:
@@ -80,43 +86,43 @@ class GgufFile:
 
 def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
     """Read and check a header; ``any_kind``: also of files that are no models. Raises ``GgufError`` (one line, with
-    the byte offset) for a file that is not GGUF, is truncated, or contradicts itself; ``OSError`` becomes it too."""
+    the byte offset) for a file that is not GGUF, is truncated, or contradicts itself; ``OSError`` becomes it too. A
+    change in place that a crash interrupted is taken back first."""
     path = Path(path)
+    _end_interrupted_change(path)
     try:
-        size = path.stat().st_size
         if path.is_dir():
             raise GgufError(f"{path} is a folder; name the .gguf file in it")
         with path.open("rb") as file:
-            if size == 0:
+            status = os.fstat(file.fileno())
+            if status.st_size == 0:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Parser(path, data).parse(any_kind)
+                return replace(parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns)
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
 
 
-class _Parser:
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size, self.at = path, data, len(data), 0
+def parse_header(path: Path, data: mmap.mmap | bytes, *, any_kind: bool = False) -> GgufFile:
+    """The header of a file whose bytes are ``data``; ``path`` is what errors name. Raises ``GgufError``."""
+    return _Parser(path, data).parse(any_kind)
 
-    def fail(self, message: str) -> GgufError:
-        return GgufError(f"{self.path}: {message} (at byte {self.at}); the file is damaged or not a GGUF file")
 
-    def unpack(self, code: str) -> Any:
-        length = struct.calcsize("<" + code)
-        if length > self.size - self.at:
-            raise self.fail("the file ends in the middle of its header")
-        (value,) = struct.unpack_from("<" + code, self.data, self.at)
-        self.at += length
-        return value
+def _end_interrupted_change(path: Path) -> None:
+    from ggext.gguf.journal import undo_path
 
-    def string(self, what: str) -> str:
-        length = self.unpack("Q")
-        if length > self.size - self.at:
-            raise self.fail(f"{what} of {length} bytes reaches past the end of the file")
-        text = self.data[self.at : self.at + length].decode("utf-8", "surrogateescape")
-        self.at += length
-        return text
+    if undo_path(path.resolve()).exists():
+        from ggext.gguf.inplace import repair
+
+        done = repair(path)
+        if done:
+            logging.getLogger("ggext").warning("%s: %s", path, done)
+
+
+class _Parser(Cursor):
+    def __init__(self, path: Path, data: mmap.mmap | bytes) -> None:
+        super().__init__(path, data)
+        self.ranges: dict[str, tuple[int, int]] = {}
 
     def parse(self, any_kind: bool) -> GgufFile:
         if self.data[:4] != MAGIC:
@@ -126,16 +132,17 @@ class _Parser:
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             reason = "is big-endian" if swapped in VERSIONS else f"has GGUF version {version}"
-            raise GgufError(f"{self.path} {reason}; ggext reads little-endian versions 2 and 3")
+            raise GgufError(f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3")
         n_tensors, n_fields = self.count("tensors", _SMALLEST_TENSOR), self.count("keys", _SMALLEST_FIELD)
-        fields = dict(self.fields(n_fields))
+        fields = dict(self.keys(n_fields))
+        fields.pop(PADDING_KEY, None)  # says nothing, and is made anew by who writes a header
         alignment = self.alignment(fields)
         tensors = {info.name: info for info in self.tensors(n_tensors)}
         if not any_kind:
             self.check_architecture(fields)
         data_offset = aligned(self.at, alignment)
         self.check_extents(tensors, data_offset, alignment)
-        return GgufFile(self.path, version, fields, tensors, alignment, data_offset, self.size)
+        return GgufFile(self.path, version, fields, tensors, alignment, data_offset, self.size, self.ranges)
 
     def count(self, what: str, smallest: int) -> int:
         count: int = self.unpack("Q")
@@ -143,52 +150,17 @@ class _Parser:
             raise self.fail(f"{count} {what} do not fit into {self.size} bytes")
         return count
 
-    def fields(self, count: int) -> Iterator[tuple[str, Field]]:
-        seen = set()
+    def keys(self, count: int) -> Iterator[tuple[str, Field]]:
         for _ in range(count):
+            start = self.at
             key = self.string("a key")
             if not key:
                 raise self.fail("a key is empty")
-            if key in seen:
+            if key in self.ranges:
                 raise self.fail(f"the key {key!r} occurs twice")
-            seen.add(key)
-            yield key, self.field(self.value_type(key), key)
-
-    def value_type(self, key: str) -> ValueType:
-        number = self.unpack("I")
-        try:
-            return ValueType(number)
-        except ValueError:
-            raise self.fail(f"the key {key!r} has the unknown value type {number}") from None
-
-    def field(self, kind: ValueType, key: str, depth: int = 0) -> Field:
-        if kind is ValueType.STRING:
-            return Field(kind, self.string(f"the value of {key!r}"))
-        if kind is ValueType.ARRAY:
-            return self.array(key, depth)
-        if kind is ValueType.BOOL:
-            return Field(kind, self.unpack("B") != 0)
-        return Field(kind, self.unpack(STRUCT_CODE[kind]))
-
-    def array(self, key: str, depth: int) -> Field:
-        if depth >= _MAX_ARRAY_DEPTH:
-            raise self.fail(f"the value of {key!r} nests arrays deeper than {_MAX_ARRAY_DEPTH}")
-        item_type, count = self.value_type(key), self.unpack("Q")
-        smallest = {ValueType.STRING: 8, ValueType.ARRAY: 12}.get(item_type)
-        length = smallest or struct.calcsize("<" + STRUCT_CODE[item_type])
-        if count > (self.size - self.at) // length:
-            raise self.fail(f"{count} values of {key!r} do not fit into the file")
-        values: list[Any]
-        if item_type is ValueType.STRING:
-            values = [self.string(f"a value of {key!r}") for _ in range(count)]
-        elif item_type is ValueType.ARRAY:
-            values = [self.array(key, depth + 1) for _ in range(count)]
-        else:
-            code = "B" if item_type is ValueType.BOOL else STRUCT_CODE[item_type]
-            values = list(struct.unpack_from(f"<{count}{code}", self.data, self.at))
-            values = [v != 0 for v in values] if item_type is ValueType.BOOL else values
-            self.at += count * length
-        return Field(ValueType.ARRAY, values, item_type)
+            field = self.field(key)
+            self.ranges[key] = start, self.at
+            yield key, field
 
     def alignment(self, fields: dict[str, Field]) -> int:
         field = fields.get("general.alignment", Field(ValueType.UINT32, DEFAULT_ALIGNMENT))

@@ -46,13 +46,20 @@ STRUCT_CODE = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Field:
     """One metadata value. ``item_type`` is the element type of an ARRAY and ``None`` otherwise."""
 
     type: ValueType
     value: Any
     item_type: ValueType | None = None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Field):
+            return NotImplemented
+        return (self.type, self.item_type, self.value) == (other.type, other.item_type, other.value)
+
+    __hash__ = None  # type: ignore[assignment]  # a value may be a list
 
     @classmethod
     def of(cls, value: Any) -> Field:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,17 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ggext.errors import OutputError
+from ggext.gguf.header import alignment_of, pack_header, packed_length, roomy_length
 from ggext.gguf.pieces import Buffer, Piece, write_at, write_pieces
-from ggext.gguf.types import (
-    DEFAULT_ALIGNMENT,
-    MAGIC,
-    Field,
-    TensorInfo,
-    aligned,
-    pack_string,
-)
-
-_VERSION = 3
+from ggext.gguf.types import Field, TensorInfo, aligned
 
 
 @dataclass(frozen=True)
@@ -70,12 +61,11 @@ class Arranged:
 
 
 def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite]) -> Arranged:
-    alignment = int(fields["general.alignment"].value) if "general.alignment" in fields else DEFAULT_ALIGNMENT
+    alignment = alignment_of(fields)
     infos = layout(tensors, alignment)
-    header = pack_header(fields, infos)
-    start = aligned(len(header), alignment)
+    start = roomy_length(packed_length(fields, infos), alignment)
     size = start + (aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0)
-    return Arranged(header.ljust(start, b"\0"), infos, tensors, size)
+    return Arranged(pack_header(fields, infos, start), infos, tensors, size)
 
 
 def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], None]) -> None:
@@ -105,16 +95,6 @@ def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]
         infos.append(TensorInfo(tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes))
         offset = aligned(offset + tensor.nbytes, alignment)
     return infos
-
-
-def pack_header(fields: Mapping[str, Field], tensors: Sequence[TensorInfo]) -> bytes:
-    parts = [MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
-    parts += [pack_string(key) + field.packed() for key, field in fields.items()]
-    for tensor in tensors:
-        n = len(tensor.shape)
-        parts.append(pack_string(tensor.name))
-        parts.append(struct.pack(f"<I{n}QIQ", n, *tensor.shape, tensor.type, tensor.offset))
-    return b"".join(parts)
 
 
 def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece]]:

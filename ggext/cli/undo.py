@@ -1,0 +1,25 @@
+"""``ggext undo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(short_help="Take back what convert --in-place did.")
+@click.argument("file", type=click.Path(path_type=Path))
+def undo(file: Path) -> None:
+    """Make FILE byte for byte what it was before its first change in place.
+
+    FILE may be one of several parts, or their folder. What is needed stands in FILE.ggext-undo.
+    """
+    from ggext.cli.progress import transfer
+    from ggext.gguf.inplace import undo as run
+    from ggext.gguf.shards import metadata_part
+
+    path = metadata_part(file)
+    with transfer(0, path.name) as progress:
+        count = run(path, progress)
+    changes = "1 change" if count == 1 else f"{count} changes"
+    click.echo(f"{path}: {changes} taken back; it is as it was ({path.stat().st_size:,} bytes)")

@@ -1,0 +1,184 @@
+"""A file that is changed in its place while nobody else has it open."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from ggext.errors import OutputError
+from ggext.gguf import disk
+from ggext.gguf.disk import UNSUPPORTED, Progress
+
+
+class ExclusiveFile:
+    """An open file and its path. On Linux others that open it meanwhile wait until it is closed (a write lease)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.handle = path, _open_alone(path)
+
+    def close(self) -> None:
+        os.close(self.handle)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the path still leads to the file that is open here."""
+        return os.path.samestat(os.fstat(self.handle), self.path.stat())
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self.handle).st_size
+
+    @property
+    def block(self) -> int:
+        """What the file system moves data by, a power of two."""
+        size = os.fstatvfs(self.handle).f_bsize
+        return size if size & (size - 1) == 0 and 512 <= size <= 1 << 20 else 4096
+
+    def read(self, offset: int, length: int) -> bytes:
+        return disk.read_at(self.handle, length, offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        disk.write_at(self.handle, data, offset)
+
+    def truncate(self, size: int) -> None:
+        if size != self.size:
+            disk.truncate(self.handle, size)
+
+    def sync(self) -> None:
+        disk.sync(self.handle)
+
+    def insert(self, at: int, length: int, progress: Progress) -> str:
+        """Zeros at a block's start; returns how the bytes behind got to their place."""
+        try:
+            disk.insert_range(self.handle, at, length)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return self._rebuild(at, at, at + length, progress)
+        return "moved"
+
+    def collapse(self, at: int, length: int, progress: Progress) -> str:
+        """The reverse of ``insert``."""
+        try:
+            disk.collapse_range(self.handle, at, length)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            return self._rebuild(at, at + length, at, progress)
+        return "moved"
+
+    def _rebuild(self, keep: int, source_at: int, target_at: int, progress: Progress) -> str:
+        """A new file takes this one's place: the first ``keep`` bytes, and what is behind ``source_at`` at
+        ``target_at``."""
+        beside = part_path(self.path)
+        old = os.fstat(self.handle)
+        target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _lease(target)
+            disk.truncate(target, target_at + old.st_size - source_at)
+            length = old.st_size - source_at
+            shared = disk.transfer(self.handle, target, source_at, target_at, length, beside.parent, progress)
+            disk.write_at(target, disk.read_at(self.handle, keep, 0), 0)
+            with contextlib.suppress(OSError):  # not ours to give away
+                os.fchown(target, old.st_uid, old.st_gid)
+            os.fchmod(target, stat.S_IMODE(old.st_mode))
+            disk.sync(target)
+            disk.replace(beside, self.path)
+        except BaseException:
+            os.close(target)
+            disk.remove(beside)
+            raise
+        os.close(self.handle)
+        self.handle = target
+        disk.sync_folder(beside.parent)
+        return "shared" if shared else "copied"
+
+
+def part_path(path: Path) -> Path:
+    """Where a file's successor is made. One name, so that what a crash leaves is found."""
+    return path.with_name(f".{path.name}.ggext-part")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[ExclusiveFile]:
+    """Raises ``OutputError`` for a file that is read-only, has a second name, or is open in any program."""
+    try:
+        file = ExclusiveFile(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be changed: {error.strerror or error}; write to a new file") from None
+    try:
+        yield file
+    finally:
+        file.close()
+
+
+def _open_alone(path: Path) -> int:
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OutputError(f"{path} is not a plain file; name the .gguf file")
+    if not status.st_mode & 0o222:
+        raise OutputError(f"{path} is read-only; chmod u+w it, or write to a new file")
+    if status.st_nlink > 1:
+        raise OutputError(f"{path} has {status.st_nlink} names (hard links), which all would change; copy it first")
+    if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
+        raise OutputError(f"{path} lies in Hugging Face's cache, where its name is its checksum; write to a new file")
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        leased = _lease(handle)
+        others = users_of(path) if leased is not True else []
+        if leased is False or others:
+            raise OutputError(
+                f"{path} is open in {', '.join(others) or 'another program'}; close that first (a chat that maps the "
+                "file would read changed bytes), or write to a new file"
+            )
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _lease(handle: int) -> bool | None:
+    """True: nobody else has the file open or mapped, and who opens it waits until we close it. False: somebody has.
+    ``None``: not to be had here; then a lock keeps at least other ggexts away, or the answer is False again.
+
+    The kernel tells a lease's holder of a waiting opener by SIGIO, which would end the process: SIGURG is ignored."""
+    if sys.platform == "linux":
+        try:
+            fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            return True
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    return None
+
+
+def users_of(path: Path) -> list[str]:
+    """The programs that have a file open or mapped, as far as /proc shows them to this user."""
+    name, users = str(path.resolve()), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            lines = (process / "maps").read_text("utf-8", "surrogateescape").splitlines()
+            if any(line.endswith(" " + name) for line in lines) or name in _open_files(process):
+                users.append(f"{(process / 'comm').read_text().strip()} (process {process.name})")
+    return users
+
+
+def _open_files(process: Path) -> list[str]:
+    """Our own have the file that is to be changed, and it is not in anybody's way."""
+    if process.name == str(os.getpid()):
+        return []
+    return [os.readlink(handle) for handle in (process / "fd").iterdir()]

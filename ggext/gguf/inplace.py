@@ -1,0 +1,227 @@
+"""Changes of a file in its place that a crash cannot leave half done, and that can be taken back.
+
+The order: what will be overwritten goes into the undo file and to the disk; room is made; the new bytes are written
+and go to the disk; the undo file says that the change is complete. Whoever opens the file after a crash finds the
+change begun and takes it back, or finds it complete. Every step back can itself be interrupted and begun again:
+whether data has moved is told by the file's size, and writing the old bytes twice does no harm."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggext.errors import GgextError, GgufError, OutputError
+from ggext.gguf import disk
+from ggext.gguf.disk import Progress, silent
+from ggext.gguf.edit import Change, Edit, in_place
+from ggext.gguf.exclusive import ExclusiveFile, exclusive, part_path
+from ggext.gguf.journal import Journal, Record, undo_path
+from ggext.gguf.reader import GgufFile
+
+
+@dataclass(frozen=True)
+class Done:
+    """``inserted``: bytes of room made, and ``how``: the data behind was moved (extents only), shared or copied;
+    empty where the header had room. ``written``: bytes that were written besides."""
+
+    change: Change
+    how: str
+
+    @property
+    def inserted(self) -> int:
+        return self.change.insert_length
+
+    @property
+    def written(self) -> int:
+        return sum(len(data) for _, data in self.change.writes)
+
+
+def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
+    """Make ``edit`` of ``gguf.path``. Raises ``OutputError`` or ``GgufError``; the file is then as it was."""
+    path = gguf.path.resolve()
+    with _changing(path) as (file, journal):
+        if (file.size, os.fstat(file.handle).st_mtime_ns) != (gguf.size, gguf.mtime_ns):
+            raise OutputError(f"{path} was changed by another program meanwhile; try again")
+        change = in_place(gguf, edit, file.read(0, min(gguf.data_offset, gguf.size)), file.block)
+        try:
+            journal.begin(_record(file, change))
+            how = _execute(file, change, progress)
+            journal.mark("C")
+        except BaseException:
+            with contextlib.suppress(OSError, GgextError):  # what cannot be taken back now is, at the next open
+                if journal.unfinished:
+                    journal.mark("A")  # that all is done may be on the disk already
+                _take_back(file, journal, progress)
+            raise
+        return Done(change, how)
+
+
+def undo(path: Path, progress: Progress = silent) -> int:
+    """Take back every change of ``path``, the last first: the file is byte for byte what it was before the first.
+    Returns how many there were. Raises ``GgufError`` where there is nothing to undo."""
+    path = path.resolve()
+    with _changing(path) as (file, journal):
+        if not journal.entries:
+            raise GgufError(f"{path} has no {journal.path.name} beside it; there is nothing to undo")
+        count = len(journal.entries)
+        for _ in range(count):
+            _check_ours(file, journal)
+            journal.mark("R")
+            _take_back(file, journal, progress)
+        return count
+
+
+def repair(path: Path, progress: Progress = silent) -> str:
+    """End what a crash interrupted. Returns what was done, empty where there was nothing to do."""
+    path = path.resolve()
+    journal = Journal.of(path)
+    if not journal.unfinished and not journal.is_torn:
+        return ""
+    with _told(path), exclusive(path) as file:
+        journal = Journal.of(path)  # whoever held the file may have ended it
+        if journal.unfinished:
+            return _recover(file, journal, progress)
+        if journal.is_torn:
+            journal.trim()
+            return "a change had been announced and not begun: the file is as it was"
+    return ""
+
+
+@contextlib.contextmanager
+def _changing(path: Path) -> Iterator[tuple[ExclusiveFile, Journal]]:
+    """The file for us alone, whole, and the undo file that belongs to it."""
+    with _told(path), exclusive(path) as file:
+        journal = Journal.of(path)
+        if journal.unfinished:
+            _recover(file, journal, silent)
+        if journal.entries:
+            _check_ours(file, journal)
+        yield file, journal
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror or error}; the file is as it was, or is made whole when ggext next opens it"
+        ) from None
+
+
+def _check_ours(file: ExclusiveFile, journal: Journal) -> None:
+    if not _is_complete(file, journal.entries[-1].record):
+        raise GgufError(
+            f"{file.path} is not the file that {journal.path.name} belongs to: it was replaced or changed since; "
+            f"move {journal.path.name} away"
+        )
+
+
+def _is_complete(file: ExclusiveFile, record: Record) -> bool:
+    return file.size == record.new_size and _digest(file.read(*r) for r in record.written) == record.digest
+
+
+def _digest(pieces: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _record(file: ExclusiveFile, change: Change) -> Record:
+    at, inserted = change.insert_at, change.insert_length
+    ranges = [r for offset, data in change.writes for r in _in_old_file(offset, len(data), at, inserted)]
+    if inserted:
+        ranges.append((at, file.block))  # by which a gap at a wrong place is noticed
+    ranges.append((change.new_size - inserted, change.old_size))  # what is cut off at the end, if it is
+    clipped = [(start, min(length, change.old_size - start)) for start, length in ranges if start < change.old_size]
+    return Record(
+        change.old_size, change.new_size, at, inserted,
+        saved=[(start, file.read(start, length)) for start, length in clipped],
+        written=[(offset, len(data)) for offset, data in change.writes],
+        digest=_digest(data for _, data in change.writes),
+    )  # fmt: skip
+
+
+def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[tuple[int, int]]:
+    """Where the bytes of a range of the new file stood before, as (offset, length)."""
+    before = min(length, max(0, at - offset)) if inserted else length
+    if before:
+        yield offset, before
+    behind = max(offset, at + inserted)
+    if inserted and offset + length > behind:
+        yield behind - inserted, offset + length - behind
+
+
+def _execute(file: ExclusiveFile, change: Change, progress: Progress) -> str:
+    how = ""
+    if change.insert_length:
+        how = file.insert(change.insert_at, change.insert_length, progress)
+        file.sync()  # from here on the size tells that the data has moved
+    for offset, data in change.writes:
+        file.write(offset, data)
+    file.truncate(change.new_size)
+    file.sync()
+    return how
+
+
+def _recover(file: ExclusiveFile, journal: Journal, progress: Progress) -> str:
+    """End the journal's last, unfinished change. Returns what was done."""
+    entry = journal.entries[-1]
+    if entry.state == "B" and _is_complete(file, entry.record):
+        journal.mark("C")
+        return "a change was complete, and its undo file now says so"
+    _take_back(file, journal, progress)
+    if entry.state == "R":
+        return "an interrupted undo was completed"
+    return "an interrupted change was taken back: the file is as it was before it"
+
+
+def _take_back(file: ExclusiveFile, journal: Journal, progress: Progress) -> None:
+    disk.remove(part_path(file.path))
+    if journal.unfinished:
+        _roll_back(file, journal.entries[-1].record, progress)
+        journal.entries.pop()
+    journal.trim()
+
+
+def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
+    at, inserted = record.insert_at, record.insert_length
+    if not file.is_current:  # interrupted at the very moment when a new file took its place
+        raise OutputError(f"{file.path} is another file now; ggext repair {file.path} ends what was interrupted")
+    if not min(record.old_size, record.new_size) <= file.size <= max(record.old_size + inserted, record.new_size):
+        raise GgufError(
+            f"{file.path} has {file.size:,} bytes where {record.old_size:,} or {record.new_size:,} belong: it was "
+            f"replaced or cut since; move {undo_path(file.path).name} away"
+        )
+    moved = inserted > 0 and file.size > record.old_size
+    if moved and _close_gap(file, record):
+        moved = False
+    for offset, data in record.saved:
+        before = max(0, at - offset) if moved else len(data)
+        file.write(offset, data[:before])
+        file.write(max(offset, at) + inserted, data[before:])
+    file.truncate(record.old_size + (inserted if moved else 0))
+    file.sync()
+    if moved:
+        file.collapse(at, inserted, progress)
+        file.sync()
+
+
+def _close_gap(file: ExclusiveFile, record: Record) -> bool:
+    """Whether the power failed while a file system moved extents, from the last to the first: the gap is then not yet
+    where it belongs, and what stood there still does. The gap is taken out."""
+    at, inserted = record.insert_at, record.insert_length
+    there = next((data for offset, data in record.saved if offset == at), b"")
+    if file.read(at, len(there)) != there or file.read(at + inserted, len(there)) == there:
+        return False
+    hole = os.lseek(file.handle, at, os.SEEK_HOLE)
+    end = os.lseek(file.handle, hole, os.SEEK_DATA)
+    if end - hole != inserted:
+        raise GgufError(f"{file.path} lost its power while data moved, and which hole is ours is not clear")
+    file.collapse(hole, inserted, silent)
+    return True

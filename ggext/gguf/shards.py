@@ -1,0 +1,43 @@
+"""A model in several files: ``NAME-00001-of-00003.gguf``. The first part holds the metadata; llama.cpp opens it and
+finds the others by name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ggext.errors import GgufError
+from ggext.gguf.split import part_path
+
+_PART = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+def metadata_part(path: Path) -> Path:
+    """The file that holds a model's metadata: ``path`` itself, the first part where it is another one, and for a folder
+    the model in it. Raises ``GgufError`` for a folder with none or several, and for a missing first part."""
+    if path.is_dir():
+        return _only_model(path)
+    match = _PART.fullmatch(path.name)
+    if match is None:
+        return path
+    first = part_path(path.with_name(match["prefix"]), 0, int(match["count"]))
+    if first != path and not first.exists():
+        raise GgufError(f"{first} is not there, which holds the metadata of {path.name}; put the parts into one folder")
+    return first
+
+
+def all_parts(first: Path) -> list[Path]:
+    """Every part of the model whose metadata is in ``first``, as they should be there."""
+    match = _PART.fullmatch(first.name)
+    if match is None:
+        return [first]
+    count = int(match["count"])
+    return [part_path(first.with_name(match["prefix"]), number, count) for number in range(count)]
+
+
+def _only_model(folder: Path) -> Path:
+    models = sorted({metadata_part(path) for path in folder.glob("*.gguf")})
+    if len(models) != 1:
+        names = ", ".join(path.name for path in models[:3]) or "no .gguf file"
+        raise GgufError(f"{folder} holds {names}{' …' if len(models) > 3 else ''}; name one .gguf file")
+    return models[0]
