@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, llama  # noqa: E402
+from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
     Model,
@@ -55,19 +56,19 @@ def story(model: Model) -> list[int]:
 
 
 def last_logits(session: Session) -> Any:
-    pointer = session._lib.llama_get_logits_ith(session._context, -1)
+    pointer = session.cache.lib.llama_get_logits_ith(session.cache.handle, -1)
     return np.ctypeslib.as_array(pointer, (session.model.n_vocab,)).copy()
 
 
 def slow(session: Session, seconds: float) -> None:
     """Every batch takes at least `seconds`, as with a large model."""
-    decode = session._decode
+    append = session.cache.append
 
-    def slowed(tokens: list[int], every_logit: bool = False) -> bool:
+    def slowed(tokens: Sequence[int], every_logit: bool = False) -> bool:
         time.sleep(seconds)
-        return decode(tokens, every_logit)
+        return append(tokens, every_logit)
 
-    session._decode = slowed  # type: ignore[method-assign]
+    session.cache.append = slowed  # type: ignore[method-assign]
 
 
 def test_greedy_text_is_the_published_one(session: Session, model: Model) -> None:
@@ -205,14 +206,14 @@ def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[
             np.testing.assert_allclose(last_logits(session), last_logits(fresh), atol=2e-3)
 
 
-def test_cancelling_stops_inside_a_batch(model: Model, story: list[int]) -> None:
+def test_cancelling_stops_inside_a_batch(model: Model, story: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     with Session(model, SessionOptions(n_batch=512)) as session:
         session.evaluate(story[:10])
 
         def cancel_now(done: int, _total: int) -> None:
             if done == 0:
                 session.cancel()
-                session._cancelled = lambda: False  # type: ignore[method-assign]
+                monkeypatch.setattr(Cache, "cancelled", False)
 
         prefill = session.evaluate(story, cancel_now)
         assert (prefill.cancelled, prefill.evaluated) == (True, 0)
@@ -486,13 +487,13 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
 def test_batches_are_bounded(model: Model, story: list[int]) -> None:
     sizes: list[int] = []
     with Session(model, SessionOptions(n_batch=64)) as session:
-        decode = session._decode
+        append = session.cache.append
 
-        def watched(tokens: list[int], every_logit: bool = False) -> bool:
+        def watched(tokens: Sequence[int], every_logit: bool = False) -> bool:
             sizes.append(len(tokens))
-            return decode(tokens, every_logit)
+            return append(tokens, every_logit)
 
-        session._decode = watched  # type: ignore[method-assign]
+        session.cache.append = watched  # type: ignore[method-assign]
         session.evaluate(story)
     assert sizes == [64] * 7 + [53]
 

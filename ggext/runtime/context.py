@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 
 _BATCH_CPU = 128
@@ -22,9 +23,10 @@ class SessionOptions:
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
     None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128
-    on a CPU, 512 on a GPU. ``kv_type`` f16, bf16 or f32. ``flash_attention`` None: off on a CPU
-    while its score matrix is small, else as llama.cpp chooses. ``eval_callback`` sees every node of
-    the graph (a ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    on a CPU, 512 on a GPU. ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention``
+    None: on where quantized values need it, off on a CPU while its score matrix is small, else as llama.cpp
+    chooses. ``memory``: what stays when the context is full. ``eval_callback`` sees every node of the graph (a
+    ``ggml_backend_sched_eval_callback``). Raises UsageError.
     """
 
     n_ctx: int | None = None
@@ -32,6 +34,7 @@ class SessionOptions:
     n_batch: int | None = None
     kv_type: str = "f16"
     flash_attention: bool | None = None
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
     eval_callback: Any = None
 
     def __post_init__(self) -> None:
@@ -42,6 +45,11 @@ class SessionOptions:
         if self.kv_type not in capacity.KV_TYPES:
             known = ", ".join(capacity.KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
+        if self.flash_attention is False and capacity.is_quantized(self.kv_type):
+            raise UsageError(
+                f"kv_type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
+                "values in no other way; leave flash attention to ggext, or take f16"
+            )
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,9 @@ def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: i
     """Makes a context, which the caller frees. RoPE is as the file says.
 
     `abort` and `abort_data` are an abort callback and the address that it reads. Raises ModelError
-    when the memory does not suffice or the model keeps no tokens.
+    when the memory does not suffice, the model keeps no tokens, or its heads do not fit the type of the cache.
     """
+    _check_heads(model, options.kv_type)
     module = llama.lib()
     n_batch = options.n_batch or (_BATCH_GPU if model.offloads else _BATCH_CPU)
     n_ctx, notices = _length(model, options, n_batch)
@@ -73,6 +82,8 @@ def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: i
     params.type_k = params.type_v = getattr(module, f"GGML_TYPE_{options.kv_type.upper()}")
     scores = capacity.attention_bytes(model, n_ctx, n_batch)
     params.flash_attn_type = _flash_attention(module, options, model.offloads, scores)
+    if options.memory.when_full != "stop":
+        params.n_seq_max, params.kv_unified, params.swa_full = 2, True, True  # a second sequence to take cells out by
     params.abort_callback = abort
     params.abort_callback_data = abort_data
     if options.eval_callback is not None:
@@ -87,6 +98,17 @@ def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: i
     return Context(handle, n_ctx, n_batch, tuple(notices))
 
 
+def _check_heads(model: Model, kv_type: str) -> None:
+    """llama.cpp says this only in its log, after reading the whole file."""
+    block = capacity.block_of(kv_type)
+    for name, size in zip(("key", "value"), capacity.head_sizes(model), strict=True):
+        if size % block:
+            raise ModelError(
+                f"{model.path} has {name} heads of {size} values, which the blocks of {block} of kv type {kv_type} do "
+                "not divide: take f16"
+            )
+
+
 def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.n_ctx or trained
@@ -97,7 +119,7 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
         if options.n_ctx is not None or largest < capacity.STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
         return largest, [f"{short}: the context is {largest} tokens"]
-    if asked > trained:
+    if asked > trained and options.memory.when_full != "self-extend":
         notice = (
             f"the context of {asked} tokens is longer than the {trained} that the file is made "
             "for: what stands past those will be misread; bake a longer one with ggext convert"
@@ -107,9 +129,9 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
 
 
 def _flash_attention(module: Any, options: SessionOptions, offloads: bool, scores: int) -> int:
-    if options.flash_attention is None:
+    if options.flash_attention is None and not capacity.is_quantized(options.kv_type):
         small = not offloads and scores <= _MAX_SCORE_BYTES
         name = "DISABLED" if small else "AUTO"
     else:
-        name = "ENABLED" if options.flash_attention else "DISABLED"
+        name = "DISABLED" if options.flash_attention is False else "ENABLED"
     return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

@@ -1,0 +1,264 @@
+"""A llama.cpp context and the tokens in it, kept in step: appended, cut, moved, taken out and put back."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ModelError, RopeError
+from ggext.runtime import llama, state
+from ggext.runtime.closing import Closing
+from ggext.runtime.context import SessionOptions, new_context
+from ggext.runtime.model import Model
+
+if TYPE_CHECKING:
+    from ggext.runtime.rotation import KeyRotation
+
+_ABORTED = 2
+_MAIN, _SCRATCH = 0, 1  # sequences of the context
+_MOVED_AT_ONCE = 4096  # cells that pass through host memory together
+
+
+class Cache(Closing):
+    """The tokens of one context with their positions; keys and values belong to them at every moment.
+
+    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx``, ``n_batch`` in
+    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there.
+    """
+
+    def __init__(self, model: Model, options: SessionOptions) -> None:
+        self.model = model
+        self.lib = llama.lib()
+        # The callbacks must live as long as the context.
+        self._flag, self._abort = llama.abort_flag()
+        made = new_context(model, options, self._abort, ctypes.addressof(self._flag))
+        self.handle = made.handle
+        self.n_ctx, self.n_batch, self.notices = made.n_ctx, made.n_batch, made.notices
+        self.kv_type = options.kv_type
+        self._memory = self.lib.llama_get_memory(self.handle)
+        self._one = (ctypes.c_int32 * 1)()
+        self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.has_logits = False
+        self.epoch = 0
+        self._unsure: Sequence[int] | None = None
+        self._shifting = False
+        self._rotation: KeyRotation | None = None
+        self._tested = False
+
+    def close(self) -> None:
+        """Frees the context; further calls do nothing."""
+        handle, self.handle = self.handle, None
+        if handle:
+            self.lib.llama_free(handle)
+
+    def cancel(self) -> None:
+        """Stops the running `append` within one node of the graph, from any thread."""
+        self._flag[0] = b"\1"
+
+    def resume(self) -> None:
+        """Takes back `cancel`."""
+        self._flag[0] = b"\0"
+
+    @property
+    def cancelled(self) -> bool:
+        return self._flag[0] != b"\0"
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token will stand."""
+        return self.positions[-1] + 1 if self.positions else 0
+
+    def append(self, tokens: Sequence[int], every_logit: bool = False) -> bool:
+        """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are kept.
+
+        ``every_logit``: not only the last token's. Raises ModelError.
+        """
+        self._unsure = tokens
+        llama.clear_log()
+        status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
+        self.epoch += 1
+        self.has_logits = status == 0
+        if status == 0:
+            self._settle(len(tokens))
+            self._shifting = False
+            return True
+        self.repair()
+        if status == _ABORTED:
+            return False
+        raise llama.failure(f"{len(tokens)} tokens after {len(self.tokens)} cannot be evaluated")
+
+    def repair(self) -> None:
+        """Brings tokens and cache into step again, where an `append` was left in the middle."""
+        if self._unsure is None:
+            return
+        reached = int(self.lib.llama_memory_seq_pos_max(self._memory, _MAIN)) + 1
+        self.has_logits = False
+        self._settle(max(0, min(reached - self.next_position, len(self._unsure))))
+        if self._shifting:  # llama.cpp may have turned some layers and not others
+            self.clear()
+
+    def _settle(self, count: int) -> None:
+        assert self._unsure is not None
+        start = self.next_position
+        self.positions.extend(range(start, start + count))
+        self.tokens.extend(self._unsure[:count])
+        self._unsure = None
+
+    def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
+        if len(tokens) == 1:
+            self._one[0] = tokens[0]
+            return self._batch_of_one
+        self._ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch points into these
+        batch = self.lib.llama_batch_get_one(self._ids, len(tokens))
+        if every_logit:
+            self._outputs = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
+            batch.logits = self._outputs
+        return batch
+
+    def clear(self) -> None:
+        """Empties the cache."""
+        self.lib.llama_memory_clear(self._memory, False)
+        self.tokens, self.positions = [], []
+        self.epoch += 1
+        self.has_logits = self._shifting = False
+
+    def cut(self, count: int) -> int:
+        """Cuts to the first `count` tokens, fewer where several share a position; 0 where llama.cpp cannot cut."""
+        if count == len(self.tokens):
+            return count
+        while count > 0 and self.positions[count] == self.positions[count - 1]:
+            count -= 1
+        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, _MAIN, self.positions[count], -1):
+            self.clear()
+            return 0
+        del self.tokens[count:], self.positions[count:]
+        self.epoch += 1
+        self.has_logits = False
+        return count
+
+    def movable(self) -> str:
+        """Why cached keys cannot be moved to other positions by ggext, empty where they can."""
+        try:
+            self.rotation()
+        except RopeError as error:
+            return str(error)
+        return ""
+
+    @property
+    def shift_safe(self) -> bool:
+        """Whether llama.cpp's own shift can move this file's keys and leaves their length alone."""
+        from ggext.runtime.rotation import shift_safe
+
+        return bool(self.lib.llama_memory_can_shift(self._memory)) and shift_safe(self.model.header)
+
+    def rotation(self) -> KeyRotation:
+        """How this context rotates keys. Raises RopeError where that is not established."""
+        from ggext.runtime.rotation import KeyRotation
+
+        if self._rotation is None:
+            self._rotation = KeyRotation(self.model.header, self.n_ctx)
+        return self._rotation
+
+    def drop(self, start: int, end: int, to: int | None = None, *, by_llama: bool = False) -> None:
+        """Tokens `start` to `end` leave; those behind move, the first of them to position `to` (None: to where
+        the first dropped one was). ``by_llama``: by llama.cpp's own shift, at the next `append`."""
+        first = self.positions[start] if to is None else to
+        distance = first - self.positions[end]
+        self.remove(self.positions[start], self.positions[end])
+        del self.tokens[start:end], self.positions[start:end]
+        if by_llama:
+            self._shift(start, distance)
+        elif distance:
+            self.move(start, [place + distance for place in self.positions[start:]])
+
+    def move(self, start: int, places: list[int]) -> None:
+        """The tokens from index `start` on stand at `places` from now, their keys turned accordingly.
+
+        Places do not fall. Keys are turned through host memory, some thousand cells at a time.
+        """
+        import numpy as np
+
+        chunks = list(self._chunks(start))
+        # Upward from the top and downward from the bottom, so that nothing lands among what is still to move.
+        for first, last in reversed(chunks) if places[0] > self.positions[start] else chunks:
+            bounds = self.positions[first], self.positions[last - 1] + 1
+            block = self.take(*bounds)
+            if len(block) != last - first:
+                raise ModelError(f"llama.cpp has {len(block)} cells from position {bounds[0]}, not {last - first}")
+            self.remove(*bounds)
+            self.put(self.rotation().moved(block, np.array(places[first - start : last - start], np.int32)))
+        self.positions[start:] = places
+
+    def _chunks(self, start: int) -> Iterator[tuple[int, int]]:
+        """The tokens from `start` on in runs that do not part tokens of one position."""
+        while start < len(self.tokens):
+            end = min(start + _MOVED_AT_ONCE, len(self.tokens))
+            while end < len(self.tokens) and self.positions[end] == self.positions[end - 1]:
+                end += 1
+            yield start, end
+            start = end
+
+    def _shift(self, start: int, distance: int) -> None:
+        self.lib.llama_memory_seq_add(self._memory, _MAIN, self.positions[start], -1, distance)
+        self.positions[start:] = [place + distance for place in self.positions[start:]]
+        self._shifting = True
+
+    def remove(self, first: int, last: int) -> None:
+        """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they belong to."""
+        if not self.lib.llama_memory_seq_rm(self._memory, _MAIN, first, last):
+            raise ModelError(f"llama.cpp cannot remove positions {first} to {last} from this model's cache")
+        self.epoch += 1
+        self.has_logits = False
+
+    def take(self, first: int, last: int) -> state.KvBlock:
+        """A copy of the cells at positions `first` to `last`."""
+        self.lib.llama_memory_seq_cp(self._memory, _MAIN, _SCRATCH, first, last)
+        try:
+            return self._read_scratch()
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+
+    def put(self, block: state.KvBlock) -> None:
+        """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
+        data = state.build(block, _SCRATCH)
+        llama.clear_log()
+        if self.lib.llama_state_seq_set_data(self.handle, _bytes(data), len(data), _SCRATCH) != len(data):
+            raise llama.failure(f"{len(block)} cells cannot be put into the cache")
+        try:
+            if not self._tested:
+                self._test(block)
+            self.lib.llama_memory_seq_cp(self._memory, _SCRATCH, _MAIN, -1, -1)
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+        self.epoch += 1
+        self.has_logits = False
+
+    def _read_scratch(self) -> state.KvBlock:
+        size = int(self.lib.llama_state_seq_get_size(self.handle, _SCRATCH))
+        data = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(data)
+        if self.lib.llama_state_seq_get_data(self.handle, buffer, size, _SCRATCH) != size:
+            raise llama.failure("the state of a sequence cannot be read")
+        return state.parse(data)
+
+    def _test(self, block: state.KvBlock) -> None:
+        """Once for each context: what was put is what is read. Raises ModelError."""
+        import numpy as np
+
+        back = self._read_scratch()
+        pairs = zip(
+            (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
+        )
+        if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):
+            raise ModelError(
+                f"llama.cpp's state of a sequence does not read as it was written; ggext knows that of "
+                f'llama-cpp-python {llama.VERSION}: pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
+            )
+        self._tested = True
+
+
+def _bytes(data: bytes) -> Any:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,125 @@
+"""What every policy for a full context shares: which tokens left, and how many may come at once."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ggext.errors import ModelError, UsageError
+
+if TYPE_CHECKING:
+    from ggext.runtime.cache import Cache
+    from ggext.runtime.memory.options import MemoryOptions
+
+
+class Gone:
+    """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
+    so that a text can be recognized without keeping it."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.count = 0
+        self._digest = hashlib.blake2b()
+
+    def add(self, start: int, tokens: Sequence[int]) -> None:
+        """These tokens left, from behind the first `start`."""
+        self.start = start
+        self.count += len(tokens)
+        self._digest.update(array("i", tokens).tobytes())
+
+    def found_in(self, wanted: Sequence[int]) -> bool:
+        """Whether `wanted` has them where they were, and goes on behind them."""
+        end = self.start + self.count
+        if not self.count or len(wanted) <= end:
+            return False
+        there = array("i", wanted[self.start : end]).tobytes()
+        return hashlib.blake2b(there).digest() == self._digest.digest()
+
+
+class Memory(ABC):
+    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``:
+    tokens that may be appended at once."""
+
+    limit: int | None = None
+
+    def __init__(self, cache: Cache, options: MemoryOptions) -> None:
+        self.cache = cache
+        self.options = options
+        self.batch = cache.n_batch
+        self.gone = Gone()
+
+    @abstractmethod
+    def make_room(self, count: int) -> bool:
+        """Makes room for `count` more tokens, at most ``batch``; False: cancelled."""
+
+    def read(self, tokens: Sequence[int], *, last: bool) -> bool:  # noqa: ARG002 - for policies that look ahead
+        """Evaluates tokens for which there is room; ``last``: an answer may follow. False: cancelled."""
+        return self.cache.append(tokens)
+
+    def cut(self, count: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no use."""
+        kept = self.cache.cut(count)
+        if self.gone.count and kept <= self.gone.start:
+            self.forget()
+        return kept
+
+    def forget(self) -> None:
+        """Nothing is behind the first tokens any more."""
+        self.gone = Gone()
+
+    def close(self) -> None:
+        """Frees what is kept outside the cache."""
+        self.gone = Gone()
+
+
+class Window(Memory):
+    """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave ``evict`` at a
+    time. ``reserved``: positions between the two that the policy fills itself."""
+
+    def __init__(self, cache: Cache, options: MemoryOptions, reserved: int = 0) -> None:
+        super().__init__(cache, options)
+        self.sinks = options.sinks
+        self.size = cache.n_ctx - reserved
+        window = self.size - self.sinks
+        self.evict = options.evict or max(window // 4, 1)
+        if self.evict >= window:
+            raise UsageError(
+                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} tokens that leave at "
+                f"once need a context of more than {self.sinks + reserved + self.evict} tokens, not {cache.n_ctx}"
+            )
+        self.batch = min(cache.n_batch, self.evict)
+
+    def make_room(self, count: int) -> bool:
+        while len(self.cache.tokens) + count > self.size:
+            if not self._leave(self.sinks, self.sinks + self.evict):
+                return False
+        return True
+
+    def _leave(self, start: int, end: int) -> bool:
+        """Tokens `start` to `end` of the cache leave it."""
+        self.gone.add(start, self.cache.tokens[start:end])
+        return self.slide(start, end)
+
+    @abstractmethod
+    def slide(self, start: int, end: int) -> bool:
+        """Takes tokens `start` to `end` out of the cache; False: cancelled."""
+
+
+def require_movable(cache: Cache, policy: str) -> None:
+    """Raises ModelError where cached keys cannot be moved exactly."""
+    if reason := why_not_movable(cache):
+        raise ModelError(f"{cache.model.path}: --when-full {policy} moves cached keys: {reason}")
+
+
+def why_not_movable(cache: Cache) -> str:
+    """Why ggext cannot turn this cache's keys itself, empty where it can."""
+    from ggext.runtime import capacity
+
+    if capacity.is_quantized(cache.kv_type):
+        return (
+            f"keys of kv type {cache.kv_type} are quantized and cannot be turned exactly; use f16, or --when-full stop"
+        )
+    return cache.movable()

@@ -1,0 +1,119 @@
+"""The keys of a cache at other positions, by ggext's own rotation: exact for every table, gain or not.
+
+llama.cpp's context shift turns cached keys with the same operation that made them, so a gain other than 1
+is applied again; and a shift that is cancelled leaves some layers turned and others not. This turns by the
+difference of the angles, in float64, rounds once, and runs no graph.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ModelError, RopeError
+from ggext.file_rope import effective_table
+from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import geometry_of, query_scale, stated_method
+from ggext.runtime.state import KvBlock
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.gguf.reader import GgufFile
+    from ggext.native import Dtype
+
+_STEP = 256  # llama.cpp rounds a context up to a multiple of this, and picks LongRoPE's table by it
+_EXACT_GAIN = 1e-6
+#: ggml's type of the keys → numpy's, and what ggext.native calls it.
+_TYPES: dict[int, tuple[str, Dtype]] = {0: ("<f4", "float32"), 1: ("<f2", "float16"), 30: ("<u2", "bfloat16")}
+_FLOATS = {0: "<f4", 1: "<f2"}
+
+
+def shift_safe(header: GgufFile) -> bool:
+    """Whether llama.cpp's own context shift leaves the length of the keys alone: the kernel's gain is 1.
+
+    Of an architecture that is not established, only a file that states no gain is held to be safe.
+    """
+    keys = header.arch_keys()
+    try:
+        gain = effective_table(header).attention_factor / math.sqrt(query_scale(keys))
+    except RopeError:
+        gain = math.inf if stated_method(keys)[0] == "yarn" else keys.get("rope.scaling.attn_factor", 1.0)
+    return abs(gain - 1) <= _EXACT_GAIN
+
+
+class KeyRotation:
+    """How a context of ``n_ctx`` tokens rotates its keys. Raises RopeError where that is not established."""
+
+    def __init__(self, header: GgufFile, n_ctx: int) -> None:
+        capability = capability_of(header.arch)
+        table = effective_table(header, -(-n_ctx // _STEP) * _STEP, by_ggext=True)
+        self._inv_freq = table.inv_freq
+        self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
+        self._layout = capability.layout
+        self._head_dim = geometry_of(header.arch_keys(), capability.layout).head_dim
+
+    def moved(self, block: KvBlock, positions: NDArray[np.int32]) -> KvBlock:
+        """The block as if its tokens stood at `positions`, int32 (n_cells,). Raises ModelError."""
+        from ggext.native import Rotation, rotate_between
+
+        before, after = (Rotation(at, self._inv_freq, self._gain) for at in (block.positions, positions))
+        keys = []
+        for kind, rows in zip(block.form.key_types, block.keys, strict=True):
+            heads, dtype = self._heads(kind, rows)
+            turned = rotate_between(heads, before, after, self._layout, dtype=dtype)
+            keys.append(turned.view("u1").reshape(rows.shape))
+        return replace(block, positions=positions, keys=tuple(keys))
+
+    def upright(self, block: KvBlock) -> list[NDArray[np.float32]]:
+        """Each layer's keys before rotation, (n_cells, n_heads, head_dim). Raises ModelError."""
+        from ggext.native import rotate
+
+        return [
+            rotate(self._floats(kind, rows), block.positions, self._inv_freq, self._gain, self._layout, inverse=True)
+            for kind, rows in zip(block.form.key_types, block.keys, strict=True)
+        ]
+
+    def upright_queries(self, rows: NDArray[np.float32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Queries that were rotated at `positions`, (n_tokens, n_heads, head_dim), before that."""
+        from ggext.native import rotate
+
+        return rotate(rows, positions, self._inv_freq, self._gain, self._layout, inverse=True)
+
+    def turned(self, upright: NDArray[np.float32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Keys as the cache has them at `positions`: what `upright` undoes, for one layer."""
+        from ggext.native import rotate
+
+        return rotate(upright, positions, self._inv_freq, self._gain, self._layout)
+
+    def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
+        values = elements(kind, rows)
+        return values.reshape(len(values), -1, self._head_dim)
+
+    def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
+        if kind not in _TYPES:
+            raise ModelError(f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv type f16")
+        name, dtype = _TYPES[kind]
+        values = rows.view(name)
+        if values.shape[1] % self._head_dim:
+            raise ModelError(f"a key row of {values.shape[1]} values is not made of heads of {self._head_dim}")
+        return values.reshape(len(values), -1, self._head_dim), dtype
+
+
+def elements(kind: int, rows: Any) -> NDArray[np.float32]:
+    """Rows of bytes, float32 or float16, as float32 (n_cells, n_values). Raises ModelError for other types."""
+    import numpy as np
+
+    if kind not in _FLOATS:
+        raise ModelError(f"cells of ggml type {kind} cannot be averaged or compared: use the kv type f16 or f32")
+    values: NDArray[np.float32] = rows.view(_FLOATS[kind]).astype(np.float32)
+    return values
+
+
+def as_bytes(kind: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """What `elements` undoes: float32 (n_cells, ...) rounded to the type, as rows of bytes."""
+    import numpy as np
+
+    return np.ascontiguousarray(values.astype(_FLOATS[kind])).view(np.uint8).reshape(len(values), -1)
