@@ -57,3 +57,15 @@ def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "stories.gguf"
     convert(ConvertOptions(SHARED / "models" / "stories260K", out, RopeScaling("none")))
     return out
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with YaRN for 2,048 tokens, float32; everybody has it."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    out = tmp_path_factory.mktemp("models") / "demo.gguf"
+    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8)))
+    return out

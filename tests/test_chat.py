@@ -84,7 +84,7 @@ class QueuedEngine:
         self.answers = [a.encode() if isinstance(a, str) else a for a in answers]
         self.tokens: list[int] = []
         self.prompts: list[list[int]] = []
-        self.n_ctx, self.trained = n_ctx, 2000
+        self.n_ctx, self.trained, self.dropped = n_ctx, 2000, 0
         self.finish: FinishReason = "eog"
         self.cancelled = False
 
@@ -216,7 +216,7 @@ def test_a_template_without_bos_gets_the_vocabularys() -> None:
     for adds_bos, prompt in ((True, "«s»Hello"), (False, "Hello")):
         letters = Letters("{{ messages[-1].content }}", adds_bos)
         conversation = Conversation(letters, QueuedEngine(), Sampling())
-        assert letters.text(conversation.prompt([Turn("user", "Hello")])) == prompt
+        assert letters.text(conversation.prompts.tokens([Turn("user", "Hello")])) == prompt
 
 
 def test_without_a_template_the_text_is_continued() -> None:

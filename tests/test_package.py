@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
 
-NEED_EXTRAS = {"__init__", "chat"}  # chat templates are jinja2's; the others import extras on use
+NEED_EXTRAS = {"__init__", "api", "chat"}  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. What is not named here is a verb, like convert and verify.

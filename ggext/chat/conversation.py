@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import codecs
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ggext.chat.template import ChatTemplate
+from ggext.chat.prompt import Detokenizer, Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling
 
 Progress = Callable[[int, int], None]
-
-
-class Vocabulary(Protocol):
-    """What a conversation needs of `ggext.runtime.model.Model`."""
-
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def adds_bos(self) -> bool: ...
-    @property
-    def bos(self) -> int: ...
-    @property
-    def eos(self) -> int: ...
-    def tokenize(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
-    def token_to_piece(self, token: int) -> bytes: ...
-    def token_text(self, token: int) -> str: ...
-    def is_control(self, token: int) -> bool: ...
 
 
 class Answer(Protocol):
@@ -51,6 +32,8 @@ class Engine(Protocol):
     def available(self) -> int: ...
     @property
     def trained(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
@@ -60,7 +43,8 @@ class Engine(Protocol):
 class Outcome:
     """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
 
-    A turn that was cancelled before its first token is not kept.
+    A turn that was cancelled before its first token is not kept. ``left``: turns that left the context for it,
+    ``dropped``: tokens that did, where the engine drops tokens and not turns.
     """
 
     finish: FinishReason
@@ -68,13 +52,17 @@ class Outcome:
     generated: int
     seconds: float
     kept: bool
+    left: tuple[Turn, ...] = ()
+    dropped: int = 0
 
 
 class Conversation:
     """Turns over one engine. ``outcome`` tells how the last `ask` ended.
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
-    a chat template in the file the turns are one text, which the model continues.
+    a chat template in the file the turns are one text, which the model continues. With ``drop_turns`` whole
+    oldest turns leave the prompt when the context is full; ``turns`` keeps them all, ``left`` of them, behind the
+    system prompt, are not in the context any more.
     """
 
     def __init__(
@@ -84,20 +72,26 @@ class Conversation:
         sampling: Sampling,
         system: str | None = None,
         max_tokens: int | None = None,
+        drop_turns: bool = False,
     ) -> None:
-        self.vocabulary = vocabulary
+        self.prompts = Prompts(vocabulary)
         self.engine = engine
         self.sampling = sampling
         self.max_tokens = max_tokens
+        self.drop_turns = drop_turns
         self.outcome: Outcome | None = None
         self._start = [Turn("system", system)] if system else []
         self.turns: list[Turn] = list(self._start)
-        source = vocabulary.chat_template
-        self.template = None if source is None else ChatTemplate(source, _special(vocabulary))
+        self.left = 0
 
     def clear(self) -> None:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
-        self.turns = list(self._start)
+        self.restart(self._start)
+
+    def restart(self, turns: Sequence[Turn]) -> None:
+        """Goes on from other turns."""
+        self.turns = list(turns)
+        self.left = 0
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
         """Sends a user turn and yields the answer's text as it comes; then see ``outcome``.
@@ -106,66 +100,55 @@ class Conversation:
         it; then nothing was sent and the conversation is as before.
         """
         asked = [*self.turns, Turn("user", question)]
-        prefill = self.engine.evaluate(self.prompt(asked), progress)
-        if prefill.cancelled:
-            self.outcome = Outcome("cancelled", prefill, 0, 0.0, kept=False)
-            return
+        answer = Detokenizer(self.prompts.vocabulary)
+        before, dropped = self.left, self.engine.dropped
+        prefill = self._read(asked, answer, progress)
         start = time.perf_counter()
-        generation = self.engine.generate(self.sampling, self.max_tokens)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces: list[str] = []
-        count = 0
-        for token in generation:
-            count += 1
-            if text := decoder.decode(self.vocabulary.token_to_piece(token)):
-                pieces.append(text)
-                yield text
-        if text := decoder.decode(b"", final=True):
-            pieces.append(text)
-            yield text
-        finish = generation.finish
-        assert finish is not None
+        finish = (yield from self._continue(answer)) if not prefill.cancelled else "cancelled"
+        while finish == "context" and self.drop_turns and exchange(asked, self.left):
+            again = self._read(asked, answer, progress)
+            finish = (yield from self._continue(answer)) if not again.cancelled else "cancelled"
+        if rest := answer.rest():
+            yield rest
         seconds = time.perf_counter() - start
-        kept = count > 0 or finish != "cancelled"
+        kept = bool(answer.tokens) or finish != "cancelled"
         if kept:
-            self.turns = [*asked, Turn("assistant", "".join(pieces))]
-        self.outcome = Outcome(finish, prefill, count, seconds, kept)
+            self.turns = [*asked, Turn("assistant", answer.text)]
+        left = tuple(behind_system(asked)[before : self.left])
+        dropped = max(self.engine.dropped - dropped, 0)
+        self.outcome = Outcome(finish, prefill, len(answer.tokens), seconds, kept, left, dropped)
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The tokens of the turns, the opening of the answer included, with one BOS at most.
+    def _read(self, asked: list[Turn], answer: Detokenizer, progress: Progress | None) -> Prefill:
+        """Evaluates the prompt, and what there is of the answer; without the turns that must leave."""
+        turns, left = without(asked, self.left), 0
+        if self.drop_turns:
+            capacity = self.engine.used + self.engine.available
+            tokens, left = self.prompts.fitted(turns, capacity - len(answer.tokens), reserve(capacity, self.max_tokens))
+        else:
+            tokens = self.prompts.tokens(turns)
+        prefill = self.engine.evaluate([*tokens, *answer.tokens], progress)
+        if not prefill.cancelled:
+            self.left += left
+        return prefill
 
-        A control token that is spelled out in a turn stays text. Raises TemplateError.
-        """
-        if self.template is None:
-            return self.vocabulary.tokenize("".join(turn.content for turn in turns))
-        # A random mark inside each spelled-out control token; the text is cut there again, after
-        # the template has done with it what it does.
-        mark = f"\ue000{secrets.token_hex(8)}\ue000"
-        guarded = [Turn(turn.role, self._guarded(turn.content, mark)) for turn in turns]
-        tokens: list[int] = []
-        for part in self.template.render(guarded).split(mark):
-            tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
-        if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
-            tokens.insert(0, self.vocabulary.bos)
-        return tokens
+    def _continue(self, answer: Detokenizer) -> Generator[str, None, FinishReason]:
+        max_tokens = None if self.max_tokens is None else self.max_tokens - len(answer.tokens)
+        generation = self.engine.generate(self.sampling, max_tokens)
+        for token in generation:
+            if text := answer.push(token):
+                yield text
+        assert generation.finish is not None
+        return generation.finish
 
     def count(self, text: str) -> int:
         """Tokens of a text by itself."""
-        return len(self.vocabulary.tokenize(text, add_special=False))
-
-    def _guarded(self, content: str, mark: str) -> str:
-        vocabulary = self.vocabulary
-        tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
-        spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
-        for text in sorted(spelled, key=len, reverse=True):
-            middle = len(text) // 2
-            content = content.replace(text, text[:middle] + mark + text[middle:])
-        return content
+        return len(self.prompts.vocabulary.tokenize(text, add_special=False))
 
 
-def _special(vocabulary: Vocabulary) -> dict[str, str]:
-    tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
-    return {name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()}
+def reserve(capacity: int, max_tokens: int | None) -> int:
+    """Tokens that are kept free for an answer where turns can leave: a quarter of the context at most."""
+    most = max(capacity // 4, 1)
+    return most if max_tokens is None else min(max_tokens, most)
 
 
 def with_document(document: str, question: str) -> str:

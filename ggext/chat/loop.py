@@ -17,6 +17,7 @@ _FINISHES = {
     "cancelled": "stopped",
 }
 _WITHDRAWN = "stopped before the answer: the turn was taken back"
+_QUOTED = 40  # characters of a turn that left
 _HOW_TO_LEAVE = "Ctrl-D or /exit leaves; Ctrl-C stops an answer"
 
 
@@ -109,7 +110,7 @@ class Chat:
             return
         if outcome.kept:
             self._documents.clear()
-        if (notice := describe(outcome)) is not None:
+        for notice in notices(outcome):
             self.screen.notice(notice)
         if outcome.finish == "context":
             self.screen.notice("/save FILE keeps the chat, /clear starts over")
@@ -168,15 +169,26 @@ def ask(conversation: Conversation, screen: Screen, question: str) -> Outcome:
 def load(conversation: Conversation, screen: Screen, path: Path, model: str) -> None:
     """Goes on with a saved chat, which the next turn will evaluate. Raises TranscriptError."""
     saved = transcript.load(path)
-    conversation.turns = list(saved.turns)
+    conversation.restart(saved.turns)
     screen.notice(f"loaded {len(saved.turns)} turns from {path}")
     if saved.model != model:
         screen.notice(f"they were written with {saved.model!r:.80}; this is {model}")
 
 
-def describe(outcome: Outcome) -> str | None:
-    """Why the answer ended, None when the model ended it."""
-    return _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
+def notices(outcome: Outcome) -> list[str]:
+    """What left the context, and why the answer ended, unless the model ended it."""
+    found = []
+    if outcome.left:
+        words = " ".join(outcome.left[0].content.split())
+        first = words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"
+        found.append(
+            f"the context was full: the {len(outcome.left)} oldest turns left it, from “{first}” on; the model does "
+            "not see them any more, /save keeps them"
+        )
+    if outcome.dropped:
+        found.append(f"the context was full: {outcome.dropped:,} of the oldest tokens left it")
+    ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
+    return [*found, ending] if ending else found
 
 
 def status(conversation: Conversation, outcome: Outcome) -> str:

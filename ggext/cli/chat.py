@@ -6,11 +6,12 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from ggext.errors import UsageError
+from ggext.runtime.memory.options import POLICIES, WhenFull
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import Conversation
@@ -33,6 +34,8 @@ class _Request:
     threads: int | None
     gpu_layers: int | None
     load: Path | None
+    kv: str
+    when_full: str
     sampling: Sampling
 
 
@@ -67,6 +70,14 @@ class _Request:
     type=click.IntRange(min=0),
     metavar="N",
     help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
+)
+@click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ...")
+@click.option(
+    "--when-full",
+    type=click.Choice(["stop", "turns", *POLICIES[1:]]),
+    default="stop",
+    show_default=True,
+    help="What stays when the context is full.",
 )
 @click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat.")
 def chat(**options: Any) -> None:
@@ -133,19 +144,21 @@ def _open(request: _Request, screen: Screen, stack: ExitStack) -> Conversation:
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import load
     from ggext.runtime import llama
-    from ggext.runtime.engine import Model, Session, SessionOptions
+    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
 
     llama.lib("ggext chat")
     interrupted: list[bool] = []
     with screen.interrupts(lambda: interrupted.append(True)):
         model = Model.open(request.file, request.gpu_layers, lambda _: not interrupted)
     stack.enter_context(model)
-    options = SessionOptions(n_ctx=request.ctx, threads=request.threads)
+    turns = request.when_full == "turns"
+    memory = MemoryOptions("stop" if turns else cast("WhenFull", request.when_full))
+    options = SessionOptions(request.ctx, request.threads, kv_type=request.kv, memory=memory)
     session = stack.enter_context(Session(model, options))
-    conversation = Conversation(model, session, request.sampling, request.system, request.max_tokens)
+    conversation = Conversation(model, session, request.sampling, request.system, request.max_tokens, turns)
     for notice in session.notices:
         screen.notice(notice)
-    if conversation.template is None:
+    if conversation.prompts.template is None:
         screen.notice("the file has no chat template: the model continues the text as it is")
     if request.load is not None:
         load(conversation, screen, request.load, request.file.name)
@@ -165,10 +178,10 @@ def _converse(request: _Request, conversation: Conversation, screen: Screen) -> 
 
 
 def _answer(conversation: Conversation, screen: Screen, question: str) -> None:
-    from ggext.chat.loop import ask, describe, status
+    from ggext.chat.loop import ask, notices, status
 
     outcome = ask(conversation, screen, question)
-    if (notice := describe(outcome)) is not None:
+    for notice in notices(outcome):
         screen.notice(notice)
     if sys.stderr.isatty():
         screen.status(status(conversation, outcome))

@@ -79,16 +79,36 @@ class Cache(Closing):
         self._unsure = tokens
         llama.clear_log()
         status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
+        if status != 0:
+            return self._failed(status, len(tokens))
+        self._settle(len(tokens))
         self.epoch += 1
-        self.has_logits = status == 0
-        if status == 0:
-            self._settle(len(tokens))
-            self._shifting = False
-            return True
+        self.has_logits = True
+        self._shifting = False
+        return True
+
+    def append_one(self, token: int) -> bool:
+        """`append` of one token, the way of every generated one, and so without a needless step."""
+        self._one[0] = token
+        self._unsure = (token,)
+        llama.clear_log()
+        status = self.lib.llama_decode(self.handle, self._batch_of_one)
+        if status != 0:
+            return self._failed(status, 1)
+        self.positions.append(self.positions[-1] + 1 if self.positions else 0)
+        self.tokens.append(token)
+        self._unsure = None
+        self.epoch += 1
+        self.has_logits = True
+        self._shifting = False
+        return True
+
+    def _failed(self, status: int, count: int) -> bool:
+        self.epoch += 1
         self.repair()
         if status == _ABORTED:
             return False
-        raise llama.failure(f"{len(tokens)} tokens after {len(self.tokens)} cannot be evaluated")
+        raise llama.failure(f"{count} tokens after {len(self.tokens)} cannot be evaluated")
 
     def repair(self) -> None:
         """Brings tokens and cache into step again, where an `append` was left in the middle."""
@@ -108,9 +128,6 @@ class Cache(Closing):
         self._unsure = None
 
     def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
-        if len(tokens) == 1:
-            self._one[0] = tokens[0]
-            return self._batch_of_one
         self._ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch points into these
         batch = self.lib.llama_batch_get_one(self._ids, len(tokens))
         if every_logit:
@@ -249,7 +266,7 @@ class Cache(Closing):
         import numpy as np
 
         back = self._read_scratch()
-        pairs = zip(
+        pairs: Any = zip(
             (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
         )
         if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):

@@ -40,14 +40,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Prefill:
-    """What `Session.evaluate` did: ``reused`` tokens needed no evaluation, ``evaluated`` did; ``dropped`` left the
-    cache meanwhile."""
+    """What `Session.evaluate` did: ``reused`` tokens needed no evaluation, ``evaluated`` did."""
 
     reused: int
     evaluated: int
     seconds: float
     cancelled: bool
-    dropped: int = 0
 
 
 class Session(Closing):
@@ -148,13 +146,11 @@ class Session(Closing):
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            dropped = self.dropped
             reused -= kept - self.memory.cut(kept)
             done, total = 0, len(wanted) - reused
             for batch in _batches(wanted[reused:], self.memory.batch):
                 yield done, total
-                whole = not self.cache.cancelled and self._read(batch, last=done + len(batch) == total)
-                if not whole:
+                if not self._read(batch, last=done + len(batch) == total):
                     break
                 done += len(batch)
             else:
@@ -163,7 +159,7 @@ class Session(Closing):
             if cancelled:
                 self.resume()
             seconds = time.perf_counter() - start
-            return Prefill(reused, done, seconds, cancelled, max(self.dropped - dropped, 0))
+            return Prefill(reused, done, seconds, cancelled)
 
     def generate(self, sampling: Sampling, max_tokens: int | None = None) -> Generation:
         """Continues the evaluated tokens: an iterator of token ids, without the one that ends it.
@@ -273,6 +269,8 @@ class Session(Closing):
         return common, common
 
     def _read(self, batch: list[int], *, last: bool) -> bool:
+        if self.cache.cancelled:
+            return False
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
 
 
@@ -292,6 +290,7 @@ class Generation:
         self._pending: int | None = None
         self._epoch = session.cache.epoch
         self._lib = session.cache.lib
+        self._vocab = session.model.vocabulary()
         self._chain = new_chain(sampling, session.model.n_vocab)
         for token in session.tokens[-REPEAT_WINDOW:]:
             self._lib.llama_sampler_accept(self._chain, token)
@@ -324,13 +323,14 @@ class Generation:
             limit = self._session.memory.limit
             if limit is not None and len(cache.tokens) >= limit:
                 return None, "context"
-            if cache.cancelled or not self._session._read([self._pending], last=False):
+            memory = self._session.memory
+            if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
                 return None, "cancelled"
             self._epoch = cache.epoch
         if cache.cancelled:
             return None, "cancelled"
         token = int(self._lib.llama_sampler_sample(self._chain, cache.handle, -1))
-        return (None, "eog") if self._session.model.is_eog(token) else (token, None)
+        return (None, "eog") if self._lib.llama_vocab_is_eog(self._vocab, token) else (token, None)
 
     def _end(self, reason: FinishReason | None) -> None:
         self.finish = reason

@@ -59,6 +59,10 @@ class Memory(ABC):
         """Evaluates tokens for which there is room; ``last``: an answer may follow. False: cancelled."""
         return self.cache.append(tokens)
 
+    def write(self, token: int) -> bool:
+        """Evaluates one token of an answer, for which there is room. False: cancelled."""
+        return self.cache.append_one(token)
+
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no use."""
         kept = self.cache.cut(count)

@@ -20,7 +20,7 @@ class Stop(Memory):
         self.limit = cache.n_ctx
 
     def make_room(self, count: int) -> bool:
-        used = len(self.cache.tokens)
-        if used + count > self.cache.n_ctx:
-            raise ContextFullError(count, used, self.cache.n_ctx - used)
+        cache = self.cache
+        if (used := len(cache.tokens)) + count > cache.n_ctx:
+            raise ContextFullError(count, used, cache.n_ctx - used)
         return True
