@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError, RopeError
@@ -13,6 +14,7 @@ from ggext.runtime.context import SessionOptions, new_context
 from ggext.runtime.model import Model
 
 if TYPE_CHECKING:
+    from ggext.runtime.memory.queries import QueryWatcher
     from ggext.runtime.rotation import KeyRotation
 
 _ABORTED = 2
@@ -32,6 +34,9 @@ class Cache(Closing):
         self.lib = llama.lib()
         # The callbacks must live as long as the context.
         self._flag, self._abort = llama.abort_flag()
+        self._watcher: QueryWatcher | None = None
+        if options.memory.when_full == "landmark" and options.eval_callback is None:
+            options = replace(options, eval_callback=self.queries.callback)
         made = new_context(model, options, self._abort, ctypes.addressof(self._flag))
         self.handle = made.handle
         self.n_ctx, self.n_batch, self.notices = made.n_ctx, made.n_batch, made.notices
@@ -47,6 +52,15 @@ class Cache(Closing):
         self._shifting = False
         self._rotation: KeyRotation | None = None
         self._tested = False
+
+    @property
+    def queries(self) -> QueryWatcher:
+        """Sees the queries of what is appended; only with the policy that reads them."""
+        from ggext.runtime.memory.queries import QueryWatcher
+
+        if self._watcher is None:
+            self._watcher = QueryWatcher()
+        return self._watcher
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""

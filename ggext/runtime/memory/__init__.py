@@ -16,6 +16,8 @@ __all__ = ["POLICIES", "MemoryOptions", "WhenFull", "new_memory"]
 
 def new_memory(cache: Cache, options: MemoryOptions) -> Memory:
     """The policy that the options name. Raises UsageError, or ModelError where the file cannot have it."""
+    from ggext.runtime.memory.compress import Compress
+    from ggext.runtime.memory.landmark import Landmark
     from ggext.runtime.memory.recompute import Recompute
     from ggext.runtime.memory.self_extend import SelfExtend
     from ggext.runtime.memory.stop import Stop
@@ -23,5 +25,6 @@ def new_memory(cache: Cache, options: MemoryOptions) -> Memory:
 
     policies: dict[WhenFull, type[Memory]] = {
         "stop": Stop, "stream": Stream, "recompute": Recompute, "self-extend": SelfExtend,
+        "landmark": Landmark, "compress": Compress,
     }  # fmt: skip
     return policies[options.when_full](cache, options)

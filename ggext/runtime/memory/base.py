@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError, UsageError
@@ -13,6 +13,7 @@ from ggext.errors import ModelError, UsageError
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
+    from ggext.runtime.state import KvBlock
 
 
 class Gone:
@@ -81,14 +82,17 @@ class Memory(ABC):
 
 class Window(Memory):
     """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave ``evict`` at a
-    time. ``reserved``: positions between the two that the policy fills itself."""
+    time. ``reserved``: positions between the two that the policy fills itself, once tokens have left."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, reserved: int = 0) -> None:
         super().__init__(cache, options)
         self.sinks = options.sinks
+        self.reserved = reserved
         self.size = cache.n_ctx - reserved
         window = self.size - self.sinks
         self.evict = options.evict or max(window // 4, 1)
+        if reserved:
+            self.evict = max(self.evict // options.block, 1) * options.block
         if self.evict >= window:
             raise UsageError(
                 f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} tokens that leave at "
@@ -106,6 +110,18 @@ class Window(Memory):
         """Tokens `start` to `end` of the cache leave it."""
         self.gone.add(start, self.cache.tokens[start:end])
         return self.slide(start, end)
+
+    def forget(self) -> None:
+        if self.reserved and self.gone.count:
+            self.cache.remove(len(self.cache.tokens), -1)  # what the policy put behind the first tokens
+        super().forget()
+
+    def blocks(self, start: int, end: int) -> Iterator[KvBlock]:
+        """Copies of tokens `start` to `end`, a block at a time."""
+        places, size = self.cache.positions, self.options.block
+        for first in range(start, end, size):
+            last = min(first + size, end)
+            yield self.cache.take(places[first], places[last - 1] + 1)
 
     @abstractmethod
     def slide(self, start: int, end: int) -> bool:
