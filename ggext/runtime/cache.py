@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import ModelError, RopeError
+from ggext.errors import ModelError
 from ggext.runtime import llama, state
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, new_context
@@ -49,7 +49,6 @@ class Cache(Closing):
         self.has_logits = False
         self.epoch = 0
         self._unsure: Sequence[int] | None = None
-        self._shifting = False
         self._rotation: KeyRotation | None = None
         self._tested = False
 
@@ -98,7 +97,6 @@ class Cache(Closing):
         self._settle(len(tokens))
         self.epoch += 1
         self.has_logits = True
-        self._shifting = False
         return True
 
     def append_one(self, token: int) -> bool:
@@ -114,7 +112,6 @@ class Cache(Closing):
         self._unsure = None
         self.epoch += 1
         self.has_logits = True
-        self._shifting = False
         return True
 
     def _failed(self, status: int, count: int) -> bool:
@@ -131,8 +128,6 @@ class Cache(Closing):
         reached = int(self.lib.llama_memory_seq_pos_max(self._memory, _MAIN)) + 1
         self.has_logits = False
         self._settle(max(0, min(reached - self.next_position, len(self._unsure))))
-        if self._shifting:  # llama.cpp may have turned some layers and not others
-            self.clear()
 
     def _settle(self, count: int) -> None:
         assert self._unsure is not None
@@ -154,7 +149,7 @@ class Cache(Closing):
         self.lib.llama_memory_clear(self._memory, False)
         self.tokens, self.positions = [], []
         self.epoch += 1
-        self.has_logits = self._shifting = False
+        self.has_logits = False
 
     def cut(self, count: int) -> int:
         """Cuts to the first `count` tokens, fewer where several share a position; 0 where llama.cpp cannot cut."""
@@ -170,21 +165,6 @@ class Cache(Closing):
         self.has_logits = False
         return count
 
-    def movable(self) -> str:
-        """Why cached keys cannot be moved to other positions by ggext, empty where they can."""
-        try:
-            self.rotation()
-        except RopeError as error:
-            return str(error)
-        return ""
-
-    @property
-    def shift_safe(self) -> bool:
-        """Whether llama.cpp's own shift can move this file's keys and leaves their length alone."""
-        from ggext.runtime.rotation import shift_safe
-
-        return bool(self.lib.llama_memory_can_shift(self._memory)) and shift_safe(self.model.header)
-
     def rotation(self) -> KeyRotation:
         """How this context rotates keys. Raises RopeError where that is not established."""
         from ggext.runtime.rotation import KeyRotation
@@ -193,16 +173,14 @@ class Cache(Closing):
             self._rotation = KeyRotation(self.model.header, self.n_ctx)
         return self._rotation
 
-    def drop(self, start: int, end: int, to: int | None = None, *, by_llama: bool = False) -> None:
+    def drop(self, start: int, end: int, to: int | None = None) -> None:
         """Tokens `start` to `end` leave; those behind move, the first of them to position `to` (None: to where
-        the first dropped one was). ``by_llama``: by llama.cpp's own shift, at the next `append`."""
+        the first dropped one was). Raises ModelError."""
         first = self.positions[start] if to is None else to
         distance = first - self.positions[end]
         self.remove(self.positions[start], self.positions[end])
         del self.tokens[start:end], self.positions[start:end]
-        if by_llama:
-            self._shift(start, distance)
-        elif distance:
+        if distance:
             self.move(start, [place + distance for place in self.positions[start:]])
 
     def move(self, start: int, places: list[int]) -> None:
@@ -231,11 +209,6 @@ class Cache(Closing):
                 end += 1
             yield start, end
             start = end
-
-    def _shift(self, start: int, distance: int) -> None:
-        self.lib.llama_memory_seq_add(self._memory, _MAIN, self.positions[start], -1, distance)
-        self.positions[start:] = [place + distance for place in self.positions[start:]]
-        self._shifting = True
 
     def remove(self, first: int, last: int) -> None:
         """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they belong to."""

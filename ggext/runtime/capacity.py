@@ -45,6 +45,13 @@ def block_of(kv_type: str) -> int:
     return _KV_BLOCKS[kv_type][0]
 
 
+def ggml_type(kv_type: str) -> int:
+    """ggml's number of the type; llama-cpp-python does not name them all."""
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[kv_type.upper()])
+
+
 def is_quantized(kv_type: str) -> bool:
     """Whether the type stores blocks, and so needs flash attention for values."""
     return block_of(kv_type) > 1

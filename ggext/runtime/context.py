@@ -79,7 +79,7 @@ def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: i
     params.n_ctx = n_ctx
     params.n_batch = params.n_ubatch = n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
-    params.type_k = params.type_v = getattr(module, f"GGML_TYPE_{options.kv_type.upper()}")
+    params.type_k = params.type_v = capacity.ggml_type(options.kv_type)
     scores = capacity.attention_bytes(model, n_ctx, n_batch)
     params.flash_attn_type = _flash_attention(module, options, model.offloads, scores)
     if options.memory.when_full != "stop":

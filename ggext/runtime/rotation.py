@@ -1,8 +1,9 @@
 """The keys of a cache at other positions, by ggext's own rotation: exact for every table, gain or not.
 
-llama.cpp's context shift turns cached keys with the same operation that made them, so a gain other than 1
-is applied again; and a shift that is cancelled leaves some layers turned and others not. This turns by the
-difference of the angles, in float64, rounds once, and runs no graph.
+llama.cpp's own context shift is not used. It turns cached keys with the operation that made them, so a gain
+other than 1 is applied again; a shift that is cancelled leaves some layers turned and others not; and quantized
+keys of heads whose size is no multiple of 64 end the process. This turns by the difference of the angles, in
+float64, rounds once, and runs no graph.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import ModelError, RopeError
+from ggext.errors import ModelError
 from ggext.file_rope import effective_table
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import geometry_of, query_scale, stated_method
+from ggext.rope.decode import geometry_of, query_scale
 from ggext.runtime.state import KvBlock
 
 if TYPE_CHECKING:
@@ -25,23 +26,9 @@ if TYPE_CHECKING:
     from ggext.native import Dtype
 
 _STEP = 256  # llama.cpp rounds a context up to a multiple of this, and picks LongRoPE's table by it
-_EXACT_GAIN = 1e-6
 #: ggml's type of the keys → numpy's, and what ggext.native calls it.
 _TYPES: dict[int, tuple[str, Dtype]] = {0: ("<f4", "float32"), 1: ("<f2", "float16"), 30: ("<u2", "bfloat16")}
 _FLOATS = {0: "<f4", 1: "<f2"}
-
-
-def shift_safe(header: GgufFile) -> bool:
-    """Whether llama.cpp's own context shift leaves the length of the keys alone: the kernel's gain is 1.
-
-    Of an architecture that is not established, only a file that states no gain is held to be safe.
-    """
-    keys = header.arch_keys()
-    try:
-        gain = effective_table(header).attention_factor / math.sqrt(query_scale(keys))
-    except RopeError:
-        gain = math.inf if stated_method(keys)[0] == "yarn" else keys.get("rope.scaling.attn_factor", 1.0)
-    return abs(gain - 1) <= _EXACT_GAIN
 
 
 class KeyRotation:

@@ -8,7 +8,8 @@ from array import array
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from ggext.errors import ModelError, UsageError
+from ggext.errors import ModelError, RopeError, UsageError
+from ggext.runtime import capacity
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
@@ -130,16 +131,13 @@ class Window(Memory):
 
 def require_movable(cache: Cache, policy: str) -> None:
     """Raises ModelError where cached keys cannot be moved exactly."""
-    if reason := why_not_movable(cache):
-        raise ModelError(f"{cache.model.path}: --when-full {policy} moves cached keys: {reason}")
-
-
-def why_not_movable(cache: Cache) -> str:
-    """Why ggext cannot turn this cache's keys itself, empty where it can."""
-    from ggext.runtime import capacity
-
+    remedy = "recompute works with every file"
     if capacity.is_quantized(cache.kv_type):
-        return (
-            f"keys of kv type {cache.kv_type} are quantized and cannot be turned exactly; use f16, or --when-full stop"
+        raise ModelError(
+            f"--when-full {policy} moves cached keys, and quantized ones of kv type {cache.kv_type} cannot be moved "
+            f"exactly: take f16; {remedy}"
         )
-    return cache.movable()
+    try:
+        cache.rotation()
+    except RopeError as error:
+        raise ModelError(f"{cache.model.path}: --when-full {policy} moves cached keys: {error}; {remedy}") from None

@@ -84,12 +84,9 @@ class Landmark(Window):
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and finds the blocks that they ask for."""
         watcher = self.cache.queries
-        watcher.on = True
-        try:
+        with watcher.watching():
             if not self.cache.append(tokens):
                 return False
-        finally:
-            watcher.on = False
         self._wanted = self._store.nearest(watcher.take(self.cache.rotation()), self.options.retrieved)
         return True
 
