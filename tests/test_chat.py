@@ -274,6 +274,43 @@ def test_an_answer_that_fills_the_context_says_so_and_is_kept() -> None:
     assert conversation.turns[-1] == Turn("assistant", "abcde")
 
 
+def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
+    screen = Script(f"Hello {'there ' * 4}", "And you?", "x" * 15)
+    engine = QueuedEngine("Hi!", "Well.", "Yes.", n_ctx=100)
+    conversation = chat(engine, screen, system="Be kind.", drop_turns=True)
+    gone = (
+        "the context was full: the 2 oldest turns left it, from “Hello there there there there” on; the model does not"
+    )
+    assert screen.lines[7:10] == [
+        "< Yes.",
+        f"- {gone} see them any more, /save keeps them",
+        "= context: 47 used, 53 available, trained on 2,000; read 32 tokens, reused 11; wrote 4",
+    ]
+    assert Letters().text(engine.prompts[2]) == (
+        "«s»«|system|»Be kind.«|user|»And you?«|bot|»Well.«/s»«|user|»" + "x" * 15 + "«|bot|»"
+    )
+    assert conversation.turns[2].content == "Hi!"
+    assert conversation.left == 2
+
+
+def test_turns_leave_in_the_middle_of_an_answer_and_it_goes_on() -> None:
+    screen = Script("Hello there", "Tell me")
+    engine = QueuedEngine("Hi!", "abcdefgh" * 4, "XYZ", n_ctx=52)
+    conversation = chat(engine, screen, drop_turns=True, max_tokens=40)
+    assert conversation.turns[-1].content.endswith("XYZ")
+    answered = conversation.turns[-1].content.removesuffix("XYZ")
+    assert len(answered) > 8
+    assert Letters().text(engine.prompts[-1]) == f"«s»«|user|»Tell me«|bot|»{answered}"
+    assert any("the 2 oldest turns left it" in line for line in screen.lines)
+
+
+def test_what_cannot_fit_without_any_other_turn_is_still_an_error() -> None:
+    screen = Script("Hello", "x" * 80)
+    conversation = chat(QueuedEngine("Hi!", n_ctx=60), screen, drop_turns=True)
+    assert any("the context is full" in line for line in screen.lines)
+    assert (len(conversation.turns), conversation.left) == (2, 0)
+
+
 def test_ctrl_c_stops_an_answer_and_keeps_the_chat() -> None:
     screen = Script("Hello", "And?")
     screen.interrupt_at = "i"

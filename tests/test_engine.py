@@ -86,23 +86,23 @@ def test_an_answer_that_reaches_the_end_of_the_context_says_so(session: Session)
     assert (generation.finish, session.used, session.available) == ("context", 512, 0)
 
 
-def test_generation_ends_at_the_end_token(session: Session, model: Model) -> None:
+def test_generation_ends_at_the_end_token(session: Session) -> None:
     session.evaluate([1])
-    session.model = _Ending(model, at=5)  # type: ignore[assignment]
     generation = session.generate(GREEDY)
+    generation._lib = _Ending(generation._lib, at=5)
     assert (len(list(generation)), generation.finish) == (4, "eog")
 
 
 class _Ending:
-    """The model, with the n-th token asked for as its end."""
+    """llama.cpp, with the n-th token asked for as the end."""
 
-    def __init__(self, model: Model, at: int) -> None:
-        self._model, self._left = model, at
+    def __init__(self, lib: Any, at: int) -> None:
+        self._lib, self._left = lib, at
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
+        return getattr(self._lib, name)
 
-    def is_eog(self, _token: int) -> bool:
+    def llama_vocab_is_eog(self, _vocabulary: object, _token: int) -> bool:
         self._left -= 1
         return self._left == 0
 

@@ -106,7 +106,7 @@ def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(model: Model, tex
         for i in range(0, len(kept), 64):
             fresh.append(kept[i : i + 64])
         moved, right = (cache.take(0, len(kept)) for cache in (session.cache, fresh))
-    assert session.dropped == 600 - len(kept) > 300
+        assert session.dropped == 600 - len(kept) > 300
     first, second = (block.keys[0].view("<f4") for block in (moved, right))
     assert np.abs(first - second).max() < 1e-4 * np.abs(second).max()
 
@@ -391,6 +391,28 @@ def test_random_cancels_never_part_tokens_and_cache(model: Model, text: list[int
             positions = session.cache.take(0, 4096).positions
             assert set(session.cache.positions) <= set(positions.tolist())
             assert session.tokens[4:] == tuple(text[4 + session.dropped : 4 + session.dropped + session.used - 4])
+
+
+def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from ggext.cli import main
+    from ggext.demo import sample_text
+
+    (tmp_path / "text.txt").write_text(sample_text(900))
+    question = [str(demo_gguf), "-f", str(tmp_path / "text.txt"), "-p", "Where is the map?", "--temperature", "0"]
+    small = CliRunner().invoke(main, ["chat", *question, "--ctx", "256"])
+    assert small.exit_code == 1
+    assert "the context is full: 910 more tokens requested" in small.stderr
+    streamed = CliRunner().invoke(main, ["chat", *question, "--ctx", "256", "--when-full", "stream"])
+    assert streamed.exit_code == 0
+    assert "of the oldest tokens left it" in streamed.stderr
+    assert streamed.stdout.startswith("Look for the map")
+    quantized = CliRunner().invoke(main, ["chat", *question, "--kv", "q8_0"])
+    assert quantized.stdout == "Look for the map below.\n"
+    refused = CliRunner().invoke(main, ["chat", *question, "--kv", "q3_0"])
+    assert refused.exit_code == 2
+    assert "kv_type is 'q3_0', but must be one of f16" in refused.stderr
 
 
 def test_errors_of_the_memory_are_ggext_s() -> None:

@@ -16,6 +16,7 @@ from ggext.runtime.memory.options import POLICIES, WhenFull
 if TYPE_CHECKING:
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import Screen
+    from ggext.runtime.regimes import DynamicNtk
     from ggext.runtime.sampling import Sampling
 
 _STDIN = "-"
@@ -36,6 +37,7 @@ class _Request:
     load: Path | None
     kv: str
     when_full: str
+    dynamic_ntk: str | None
     sampling: Sampling
 
 
@@ -78,6 +80,11 @@ class _Request:
     default="stop",
     show_default=True,
     help="What stays when the context is full.",
+)
+@click.option(
+    "--dynamic-ntk",
+    type=click.Choice(["rotate", "replay"]),
+    help="Grow the RoPE base with the text, of a file without scaling: rotate what is cached, or read it again.",
 )
 @click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat.")
 def chat(**options: Any) -> None:
@@ -153,7 +160,8 @@ def _open(request: _Request, screen: Screen, stack: ExitStack) -> Conversation:
     stack.enter_context(model)
     turns = request.when_full == "turns"
     memory = MemoryOptions("stop" if turns else cast("WhenFull", request.when_full))
-    options = SessionOptions(request.ctx, request.threads, kv_type=request.kv, memory=memory)
+    dynamic = cast("DynamicNtk | None", request.dynamic_ntk)
+    options = SessionOptions(request.ctx, request.threads, kv_type=request.kv, memory=memory, dynamic_ntk=dynamic)
     session = stack.enter_context(Session(model, options))
     conversation = Conversation(model, session, request.sampling, request.system, request.max_tokens, turns)
     for notice in session.notices:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError
 from ggext.runtime import llama, state
 from ggext.runtime.closing import Closing
-from ggext.runtime.context import SessionOptions, new_context
+from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
 
 if TYPE_CHECKING:
     from ggext.runtime.memory.queries import QueryWatcher
+    from ggext.runtime.regimes import Regime
     from ggext.runtime.rotation import KeyRotation
 
 _ABORTED = 2
@@ -37,10 +38,15 @@ class Cache(Closing):
         self._watcher: QueryWatcher | None = None
         if options.memory.when_full == "landmark" and options.eval_callback is None:
             options = replace(options, eval_callback=self.queries.callback)
-        made = new_context(model, options, self._abort, ctypes.addressof(self._flag))
-        self.handle = made.handle
-        self.n_ctx, self.n_batch, self.notices = made.n_ctx, made.n_batch, made.notices
+        self._options = options
+        self._plan = plan_context(model, options)
+        self.n_ctx, self.n_batch, self.notices = self._plan.n_ctx, self._plan.n_batch, self._plan.notices
         self.kv_type = options.kv_type
+        # What only stop and recompute can do is to be moved as a whole; the others stay in the last regime.
+        settled = options.memory.when_full not in ("stop", "recompute")
+        self._regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
+        self.regime = self._regimes[0]
+        self.handle = self._open(self.regime)
         self._memory = self.lib.llama_get_memory(self.handle)
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
@@ -60,6 +66,9 @@ class Cache(Closing):
         if self._watcher is None:
             self._watcher = QueryWatcher()
         return self._watcher
+
+    def _open(self, regime: Regime) -> Any:
+        return open_context(self.model, self._options, self._plan, regime, (self._abort, ctypes.addressof(self._flag)))
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
@@ -89,6 +98,8 @@ class Cache(Closing):
 
         ``every_logit``: not only the last token's. Raises ModelError.
         """
+        if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(len(self.tokens) + len(tokens)):
+            return False
         self._unsure = tokens
         llama.clear_log()
         status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
@@ -101,6 +112,8 @@ class Cache(Closing):
 
     def append_one(self, token: int) -> bool:
         """`append` of one token, the way of every generated one, and so without a needless step."""
+        if len(self.tokens) >= self.regime.span and not self.grow(len(self.tokens) + 1):
+            return False
         self._one[0] = token
         self._unsure = (token,)
         llama.clear_log()
@@ -165,12 +178,66 @@ class Cache(Closing):
         self.has_logits = False
         return count
 
+    @property
+    def grows_by_rotation(self) -> bool:
+        """Whether what is cached can move to another regime without being evaluated again."""
+        return self._options.dynamic_ntk == "rotate"
+
+    def regime_of(self, count: int) -> Regime:
+        """The one for a text of `count` tokens."""
+        return next((regime for regime in self._regimes if count <= regime.span), self._regimes[-1])
+
+    def start(self, count: int) -> None:
+        """Empties the cache, for a text of `count` tokens."""
+        self.clear()
+        if (regime := self.regime_of(count)) != self.regime:
+            self._enter(regime)
+
+    def grow(self, count: int) -> bool:
+        """Moves to the context for a text of `count` tokens; False: cancelled, and what was moved is cached.
+
+        Keys are rotated from the old table to the new one where that is asked for (dynamic NTK), which is exact in
+        layer 0 and an approximation above; else all tokens are evaluated again. Raises ModelError.
+        """
+        regime = self.regime_of(count)
+        if regime == self.regime:
+            return True
+        if self.grows_by_rotation:
+            self._rotate_into(regime)
+            return True
+        tokens = self.tokens
+        self._enter(regime)
+        return all(self.append(tokens[i : i + self.n_batch]) for i in range(0, len(tokens), self.n_batch))
+
+    def _enter(self, regime: Regime) -> None:
+        """An empty cache in a context of another regime."""
+        handle = self._open(regime)
+        self.close()
+        self.handle, self.regime, self._rotation = handle, regime, None
+        self._memory = self.lib.llama_get_memory(handle)
+        self.tokens, self.positions = [], []
+        self.epoch += 1
+        self.has_logits = False
+
+    def _rotate_into(self, regime: Regime) -> None:
+        source, tokens, positions = self.rotation(), self.tokens, self.positions
+        bounds = [(positions[first], positions[last - 1] + 1) for first, last in self._chunks(0)]
+        blocks = [self.take(*bound) for bound in bounds]
+        self._enter(regime)
+        try:
+            for block in blocks:
+                self.put(self.rotation().moved(block, block.positions, source))
+        except BaseException:
+            self.clear()
+            raise
+        self.tokens, self.positions = tokens, positions
+
     def rotation(self) -> KeyRotation:
         """How this context rotates keys. Raises RopeError where that is not established."""
         from ggext.runtime.rotation import KeyRotation
 
         if self._rotation is None:
-            self._rotation = KeyRotation(self.model.header, self.n_ctx)
+            self._rotation = KeyRotation(self.model.header, self.regime)
         return self._rotation
 
     def drop(self, start: int, end: int, to: int | None = None) -> None:

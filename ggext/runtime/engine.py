@@ -146,7 +146,8 @@ class Session(Closing):
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            reused -= kept - self.memory.cut(kept)
+            if (cut := self._keep(kept, len(wanted))) != kept:
+                reused = cut
             done, total = 0, len(wanted) - reused
             for batch in _batches(wanted[reused:], self.memory.batch):
                 yield done, total
@@ -206,7 +207,7 @@ class Session(Closing):
             wanted = self._checked(tokens)
             if self.memory.limit is not None and len(wanted) > self.memory.limit:
                 raise ContextFullError(len(wanted), 0, self.memory.limit)
-            self.memory.cut(0)
+            self._keep(0, len(wanted))
             done = 0
             for batch in _batches(wanted, min(n_batch or self.memory.batch, self.memory.batch)):
                 if not (self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)):
@@ -267,6 +268,15 @@ class Session(Closing):
         if common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
             common -= 1
         return common, common
+
+    def _keep(self, count: int, wanted: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer, for a text of `wanted`."""
+        cache = self.cache
+        stays = cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
+        kept = self.memory.cut(count if stays else 0)
+        if kept == 0:
+            cache.start(wanted)
+        return kept
 
     def _read(self, batch: list[int], *, last: bool) -> bool:
         if self.cache.cancelled:

@@ -16,6 +16,8 @@ from ggext.errors import ModelError
 from ggext.file_rope import effective_table
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import geometry_of, query_scale
+from ggext.rope.methods import theta
+from ggext.runtime.regimes import STEP, Regime
 from ggext.runtime.state import KvBlock
 
 if TYPE_CHECKING:
@@ -25,28 +27,30 @@ if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
     from ggext.native import Dtype
 
-_STEP = 256  # llama.cpp rounds a context up to a multiple of this, and picks LongRoPE's table by it
 #: ggml's type of the keys → numpy's, and what ggext.native calls it.
 _TYPES: dict[int, tuple[str, Dtype]] = {0: ("<f4", "float32"), 1: ("<f2", "float16"), 30: ("<u2", "bfloat16")}
 _FLOATS = {0: "<f4", 1: "<f2"}
 
 
 class KeyRotation:
-    """How a context of ``n_ctx`` tokens rotates its keys. Raises RopeError where that is not established."""
+    """How a context of one regime rotates its keys. Raises RopeError where that is not established."""
 
-    def __init__(self, header: GgufFile, n_ctx: int) -> None:
-        capability = capability_of(header.arch)
-        table = effective_table(header, -(-n_ctx // _STEP) * _STEP, by_ggext=True)
-        self._inv_freq = table.inv_freq
+    def __init__(self, header: GgufFile, regime: Regime) -> None:
+        self._layout = capability_of(header.arch).layout
+        geometry = geometry_of(header.arch_keys(), self._layout)
+        self._head_dim = geometry.head_dim
+        table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
+        self._inv_freq = table.inv_freq if regime.freq_base is None else tuple(theta(geometry, regime.freq_base))
         self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
-        self._layout = capability.layout
-        self._head_dim = geometry_of(header.arch_keys(), capability.layout).head_dim
 
-    def moved(self, block: KvBlock, positions: NDArray[np.int32]) -> KvBlock:
-        """The block as if its tokens stood at `positions`, int32 (n_cells,). Raises ModelError."""
+    def moved(self, block: KvBlock, positions: NDArray[np.int32], source: KeyRotation | None = None) -> KvBlock:
+        """The block, from a context that rotates as ``source`` does (None: as this one), as if its tokens stood at
+        `positions`, int32 (n_cells,), of this one. Raises ModelError."""
         from ggext.native import Rotation, rotate_between
 
-        before, after = (Rotation(at, self._inv_freq, self._gain) for at in (block.positions, positions))
+        of = source or self
+        before = Rotation(block.positions, of._inv_freq, of._gain)
+        after = Rotation(positions, self._inv_freq, self._gain)
         keys = []
         for kind, rows in zip(block.form.key_types, block.keys, strict=True):
             heads, dtype = self._heads(kind, rows)

@@ -171,5 +171,7 @@ def _attention(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArr
     weights = np.stack([ours @ theirs.T for ours, theirs in zip(by_head, flat, strict=True)])
     weights -= weights.max(axis=2, keepdims=True)
     np.exp(weights, out=weights)
-    shares = weights.reshape(kv_heads, -1, blocks, per_block).sum(axis=3) / weights.sum(axis=2, keepdims=True)
+    shares: NDArray[np.float32] = weights.reshape(kv_heads, -1, blocks, per_block).sum(axis=3) / weights.sum(
+        axis=2, keepdims=True
+    )
     return shares.reshape(kv_heads, tokens, -1, blocks).transpose(1, 0, 2, 3).reshape(tokens, heads, blocks)
