@@ -3,7 +3,7 @@
     python benchmarks/threads.py [--seconds 300] [--threads 8] [--parallel 2]
 
 The embedded model, greedy; each answer that was not cancelled is compared with the one that a single thread got,
-each cancelled one with its beginning. Also how long a cancel takes, in a prefill of a single batch and in answers.
+each cancelled one with its beginning. Also how long a cancel takes, in a prefill of ordinary batches, in one of a single batch, and in answers.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def hammer(path: Path, seconds: float, threads: int, parallel: int) -> None:
         print(*shared.wrong, sep="\n")
 
 
-def cancelling(path: Path, rounds: int = 30) -> None:
+def cancelling(path: Path, batch: int | None, rounds: int = 30) -> None:
     """Milliseconds from `cancel` to the end of the answer."""
     rng = random.Random(0)
     reading, writing = [], []
-    with Model(path, settings=Settings(SessionOptions(n_batch=2048, threads=1))) as model:
+    with Model(path, settings=Settings(SessionOptions(n_batch=batch, threads=1))) as model:
         for seed in range(rounds):
             reply = model.chat(user(sample_text(1900, seed)), sampling=GREEDY)
             time.sleep(0.01 + rng.random() * 0.05)
@@ -98,7 +98,8 @@ def cancelling(path: Path, rounds: int = 30) -> None:
             reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=seed))
             next(iter(reply))
             writing.append(stop(reply))
-    for name, values in (("a batch of 1,900 tokens being read", reading), ("an answer", writing)):
+    where = "a prompt of 1,900 tokens" if batch is None else f"one batch of {batch:,} tokens"
+    for name, values in ((where, reading), ("an answer", writing)):
         print(f"cancel in {name}: median {statistics.median(values):.1f} ms, worst {max(values):.1f} ms of {rounds}")
 
 
@@ -117,7 +118,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "demo.gguf"
         convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("yarn", factor=8)))
-        cancelling(path)
+        cancelling(path, None)
+        cancelling(path, 2048)
         print()
         hammer(path, args.seconds, args.threads, args.parallel)
 

@@ -278,12 +278,10 @@ def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
     screen = Script(f"Hello {'there ' * 4}", "And you?", "x" * 15)
     engine = QueuedEngine("Hi!", "Well.", "Yes.", n_ctx=100)
     conversation = chat(engine, screen, system="Be kind.", drop_turns=True)
-    gone = (
-        "the context was full: the 2 oldest turns left it, from “Hello there there there there” on; the model does not"
-    )
+    left = "the 2 oldest turns left it, from “Hello there there there there” on; the model does not see them any more"
     assert screen.lines[7:10] == [
         "< Yes.",
-        f"- {gone} see them any more, /save keeps them",
+        f"- the context was full: {left}, /save keeps them",
         "= context: 47 used, 53 available, trained on 2,000; read 32 tokens, reused 11; wrote 4",
     ]
     assert Letters().text(engine.prompts[2]) == (

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -482,6 +483,17 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
         llama.quantize(small, out, "Q4_0")
     assert {path.name for path in tmp_path.iterdir()} == {"home", "small.gguf", "q.gguf"}
     assert out.read_text() == "old"
+
+
+def test_large_models_read_in_smaller_batches(model: Model) -> None:
+    """So that a cancel is seen soon: 128 tokens through a matrix of 60 million take a second on a slow core."""
+    assert capacity.batch_for(model, 1) == 128
+    shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
+    tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    large: Any = SimpleNamespace(offloads=False, header=SimpleNamespace(tensors=tensors))
+    assert [capacity.batch_for(large, threads) for threads in (2, 16)] == [64, 128]
+    large.offloads = True
+    assert capacity.batch_for(large, 2) == 512
 
 
 def test_batches_are_bounded(model: Model, story: list[int]) -> None:

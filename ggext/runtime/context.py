@@ -12,8 +12,6 @@ from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
-_BATCH_CPU = 128
-_BATCH_GPU = 512
 # Flash attention is slower on a CPU as long as the score matrix is small.
 _MAX_SCORE_BYTES = 256 << 20
 
@@ -23,8 +21,8 @@ class SessionOptions:
     """How a context is made.
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128
-    on a CPU, 512 on a GPU. ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention``
+    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128,
+    64 for a large model, 512 on a GPU. ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention``
     None: on where quantized values need it, off on a CPU while its score matrix is small, else as llama.cpp
     chooses. ``memory``: what stays when the context is full. ``dynamic_ntk``: the base grows with the length of the
     text, and what is cached is rotated to it or evaluated again. ``eval_callback`` sees every node of the graph (a
@@ -80,7 +78,7 @@ class Plan:
 def plan_context(model: Model, options: SessionOptions) -> Plan:
     """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
     _check_heads(model, options.kv_type)
-    n_batch = options.n_batch or (_BATCH_GPU if model.offloads else _BATCH_CPU)
+    n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
     n_ctx, notices = _length(model, options, n_batch)
     return Plan(n_ctx, min(n_batch, n_ctx), regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
