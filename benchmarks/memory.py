@@ -3,6 +3,7 @@
     python benchmarks/memory.py quality [--cache 512] [--texts 40]    the embedded model: recall and perplexity
     python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]    perplexity of a long text, stream and recompute
     python benchmarks/memory.py speed [--cache 4096]                  seconds a token once the cache is full
+    python benchmarks/memory.py ntk [--texts 20]                      dynamic NTK: rotated keys against a new evaluation
     python benchmarks/memory.py endless [--tokens 1000000]            memory and time of one answer that never ends
 
 quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text; the embedded
@@ -20,6 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 from generate import random_llama
 
 from ggext.chat.conversation import Conversation
@@ -28,6 +30,7 @@ from ggext.data import demo_language as language
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.memory import WhenFull
+from ggext.runtime.regimes import DynamicNtk
 from ggext.sources import DEMO_MODEL
 
 GREEDY = Sampling(temperature=0)
@@ -116,6 +119,45 @@ def speed(cache: int, tokens: int) -> None:
             print(f"| {policy} | {evict or session.memory.evict} | {1000 * each:.3f} | {each / base:.1f} |")
 
 
+def ntk(texts: int) -> None:
+    """The embedded model, trained on 256 tokens, reads texts of 1,000: what each way makes of the last 400."""
+    lines = ["| table | perplexity of the last 400 | mean KL from replay, nats | worst logit difference |"]
+    lines.append("| --- | --- | --- | --- |")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "plain.gguf"
+        convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("none")))
+        with Model.open(path) as model:
+            prompts = [f"{language.BOS}{language.USER}{sample.document}" for sample in needles(texts)]
+            ids = [model.tokenize(text, add_special=False, parse_special=True)[:1000] for text in prompts]
+            ways: tuple[DynamicNtk | None, ...] = ("replay", "rotate", None)
+            rows = {way: [tail(model, tokens, way) for tokens in ids] for way in ways}
+    for way, found in rows.items():
+        loss = statistics.mean(float(losses.mean()) for losses, _ in found)
+        pairs = [(a, b) for (_, a), (_, b) in zip(rows["replay"], found, strict=True)]
+        kl = statistics.mean(float((np.exp(a) * (a - b)).sum(axis=1).mean()) for a, b in pairs)
+        worst = max(float(np.abs(a - b).max()) for a, b in pairs)
+        lines.append(f"| {way or 'the file, not scaled'} | {math.exp(loss):.3f} | {kl:.1e} | {worst:.2f} |")
+    print(f"{texts} texts\n", *lines, sep="\n")
+
+
+def tail(model: Model, tokens: list[int], way: DynamicNtk | None) -> tuple[np.ndarray, np.ndarray]:
+    """-log p of the last 400 tokens, and log p of everything behind each, float64.
+
+    Token by token from 250 on, as an answer grows, so that both bases are passed through on the way.
+    """
+    rows = []
+    with Session(model, SessionOptions(n_ctx=1024, kv_type="f32", dynamic_ntk=way)) as session:
+        session.evaluate(tokens[:250])
+        for token in tokens[250:-1]:
+            session.memory.write(token)
+            pointer = session.cache.lib.llama_get_logits_ith(session.cache.handle, -1)
+            rows.append(np.ctypeslib.as_array(pointer, (model.n_vocab,)).astype(np.float64))
+    logits = np.array(rows[-400:])
+    logits -= logits.max(axis=1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -logits[np.arange(400), tokens[-400:]], logits
+
+
 def endless(tokens: int, cache: int, path: Path | None) -> None:
     """One answer by stream: resident memory and time a token in tenths of the way."""
     with tempfile.TemporaryDirectory() as folder:
@@ -159,12 +201,16 @@ def main() -> None:
     one = commands.add_parser("speed")
     one.add_argument("--cache", type=int, default=4096)
     one.add_argument("--tokens", type=int, default=3072)
+    one = commands.add_parser("ntk")
+    one.add_argument("--texts", type=int, default=20)
     one = commands.add_parser("endless")
     one.add_argument("--tokens", type=int, default=1_000_000)
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--path", type=Path)
     arguments = vars(parser.parse_args())
-    {"quality": quality, "book": book, "speed": speed, "endless": endless}[arguments.pop("command")](**arguments)
+    {"quality": quality, "book": book, "speed": speed, "ntk": ntk, "endless": endless}[arguments.pop("command")](
+        **arguments
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/threads.py [--seconds 300] [--threads 8] [--parallel 2]
 
 The embedded model, greedy; each answer that was not cancelled is compared with the one that a single thread got,
-each cancelled one with its beginning. Also how long a cancel takes, in a prefill of ordinary batches, in one of a single batch, and in answers.
+each cancelled one with its beginning. Also how long a cancel takes: in a
+prefill of ordinary batches, in one of a single batch, and in answers.
 """
 
 from __future__ import annotations
