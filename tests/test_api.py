@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -50,6 +51,16 @@ def test_the_examples_in_the_documentation_run(demo_gguf: Path, monkeypatch: pyt
     monkeypatch.chdir(demo_gguf.parent)
     result = doctest.testmod(ggext.api)
     assert (result.failed, result.attempted > 6) == (0, True)
+
+
+def test_the_example_in_the_docs_runs(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs" / "runtime.md"
+    code = docs.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    shutil.copy(demo_gguf, tmp_path / "demo-yarn4.gguf")
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    exec(code, {"print": lambda piece, **_: told.append(piece)})
+    assert "".join(told) == "Look for the map below."
 
 
 def test_an_answer_comes_in_pieces(model: Model) -> None:
