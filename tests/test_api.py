@@ -128,7 +128,19 @@ def test_a_cancelled_task_cancels_the_answer(model: Model) -> None:
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_an_event_cancels_before_and_during_the_answer(model: Model) -> None:
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes 5 ms, as with a larger model: no answer ends before its reader can say a word."""
+    append_one = Cache.append_one
+
+    def slowed(cache: Cache, token: int) -> bool:
+        time.sleep(0.005)
+        return append_one(cache, token)
+
+    monkeypatch.setattr(Cache, "append_one", slowed)
+
+
+def test_an_event_cancels_before_and_during_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
     event = threading.Event()
     event.set()
     reply = model.chat(user(sample_text(400, seed=9)), cancel=event)
@@ -229,7 +241,8 @@ def test_a_forked_process_is_refused_clearly(model: Model) -> None:
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_closing_cancels_what_runs_and_further_calls_say_so(demo_gguf: Path) -> None:
+def test_closing_cancels_what_runs_and_further_calls_say_so(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
     model = Model(demo_gguf, context=512)
     reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=1))
     model.close()
