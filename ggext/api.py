@@ -128,6 +128,8 @@ class Model(Closing):
         reply.left = left
         reply._answering.cancel_event = cancel
         reply._answering.progress = progress
+        if cancel is not None and cancel.is_set():
+            reply.cancel()
         return reply
 
     def _prompt(self, turns: list[Turn], max_tokens: int | None) -> tuple[list[int], tuple[Turn, ...]]:

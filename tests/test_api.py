@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -317,12 +318,19 @@ def test_an_error_in_a_callback_ends_only_its_answer(worker: Worker) -> None:
 
 
 def test_a_long_prompt_does_not_hold_up_the_other_session(worker: Worker) -> None:
-    long = worker.ask(Question([5] * 1000, GREEDY, 1))
-    short = worker.ask(Question([6] * 10, GREEDY, 1))
-    list(short)
-    assert short.finish == "length"
-    assert long.prefill is None
-    assert len(list(long)) == 1
+    order: list[str] = []
+    done = threading.Event()
+
+    def tell(name: str, happening: Happening) -> None:
+        if isinstance(happening, Prefill | End):
+            order.append(f"{name} {type(happening).__name__}")
+        if order[-1:] == ["long End"]:
+            done.set()
+
+    worker.listen(Question([5] * 1000, GREEDY, 1), partial(tell, "long"))
+    worker.listen(Question([6] * 10, GREEDY, 1), partial(tell, "short"))
+    assert done.wait(60)
+    assert order == ["short Prefill", "short End", "long Prefill", "long End"]
 
 
 def test_a_reader_that_lags_stops_the_worker_and_nothing_is_lost(

@@ -345,6 +345,40 @@ def test_keys_of_an_architecture_that_is_not_established_are_not_moved(
     Session(model, options("recompute")).close()
 
 
+def test_a_rotation_that_is_not_llama_s_is_found_before_anything_is_moved(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with an architecture that rotates some layers otherwise, or whose layout is not the one in the table."""
+    for kv_type in ("f32", "f16", "bf16"):
+        with Cache(model, options("stream", kv_type=kv_type)) as cache:
+            assert cache.rotation_error() < (1e-4 if kv_type == "f32" else 0.02)
+            cache.rotation()._layout = "neox"
+            assert cache.rotation_error() > 0.3
+    monkeypatch.setattr(Cache, "rotation_error", lambda _: 0.5)
+    with pytest.raises(ModelError, match=r"llama.cpp turns those of this file otherwise \(by 0.5\); recompute works"):
+        Session(model, options("stream"))
+
+
+def test_a_move_that_fails_leaves_an_empty_cache_and_a_usable_session(
+    model: Model, text: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    policies: tuple[WhenFull, ...] = ("stream", "landmark", "compress")
+    for policy in policies:
+        with Session(model, options(policy, **SMALL)) as session:
+            session.evaluate(text[:150])
+            monkeypatch.setattr(Cache, "put", fail)
+            with pytest.raises(KeyboardInterrupt):
+                session.evaluate(text[:700])
+            monkeypatch.undo()
+            assert session.tokens == ()
+            prefill = session.evaluate(text[:700])
+            assert (prefill.reused, prefill.evaluated) == (0, 700)
+            assert session.used + session.dropped == 700
+
+
 @pytest.mark.parametrize("kv_type", capacity.KV_TYPES)
 def test_every_kv_type_answers(model: Model, text: list[int], kv_type: str) -> None:
     exact = perplexity(model, text[:300], SessionOptions(n_ctx=512, kv_type="f32"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -224,12 +225,9 @@ class Cache(Closing):
         bounds = [(positions[first], positions[last - 1] + 1) for first, last in self._chunks(0)]
         blocks = [self.take(*bound) for bound in bounds]
         self._enter(regime)
-        try:
+        with self.whole():
             for block in blocks:
                 self.put(self.rotation().moved(block, block.positions, source))
-        except BaseException:
-            self.clear()
-            raise
         self.tokens, self.positions = tokens, positions
 
     def rotation(self) -> KeyRotation:
@@ -239,6 +237,39 @@ class Cache(Closing):
         if self._rotation is None:
             self._rotation = KeyRotation(self.model.header, self.regime)
         return self._rotation
+
+    def rotation_error(self) -> float:
+        """How wrong `rotation` is in this context: of one token by itself at two positions far apart.
+
+        A token that sees nothing but itself has the same keys everywhere but for their rotation, in every layer; so a
+        layer that rotates otherwise, or not at all, shows. Relative to the largest key. Raises ModelError.
+        """
+        return self.rotation().error(self._alone(0), self._alone(self.regime.span - 1))
+
+    def _alone(self, position: int) -> state.KvBlock:
+        """The cells of one token that is evaluated by itself."""
+        batch = self.lib.llama_batch()
+        sequence = ctypes.pointer(ctypes.c_int32(_SCRATCH))
+        batch.n_tokens = 1
+        batch.token = (ctypes.c_int32 * 1)(min(100, self.model.n_vocab - 1))
+        batch.pos, batch.n_seq_id = (ctypes.c_int32 * 1)(position), (ctypes.c_int32 * 1)(1)
+        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * 1)(sequence)
+        llama.clear_log()
+        if self.lib.llama_decode(self.handle, batch) != 0:
+            raise llama.failure(f"a token at position {position} cannot be evaluated")
+        try:
+            return self._read_scratch()
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A block that changes cells in several steps; whatever leaves it in the middle leaves an empty cache."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
 
     def drop(self, start: int, end: int, to: int | None = None) -> None:
         """Tokens `start` to `end` leave; those behind move, the first of them to position `to` (None: to where

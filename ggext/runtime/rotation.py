@@ -58,6 +58,19 @@ class KeyRotation:
             keys.append(turned.view("u1").reshape(rows.shape))
         return replace(block, positions=positions, keys=tuple(keys))
 
+    def error(self, before: KvBlock, after: KvBlock) -> float:
+        """How far `before`, moved to the positions of `after`, is from it: the worst difference in any layer, relative
+        to the layer's largest key."""
+        import numpy as np
+
+        moved = self.moved(before, after.positions)
+        worst = 0.0
+        for kind, ours, theirs in zip(after.form.key_types, moved.keys, after.keys, strict=True):
+            wanted = elements(kind, theirs)
+            difference = np.abs(elements(kind, ours) - wanted).max() / (np.abs(wanted).max() or 1.0)
+            worst = max(worst, float(difference))
+        return worst
+
     def upright(self, block: KvBlock) -> list[NDArray[np.float32]]:
         """Each layer's keys before rotation, (n_cells, n_heads, head_dim). Raises ModelError."""
         from ggext.native import rotate
@@ -94,17 +107,21 @@ class KeyRotation:
 
 
 def elements(kind: int, rows: Any) -> NDArray[np.float32]:
-    """Rows of bytes, float32 or float16, as float32 (n_cells, n_values). Raises ModelError for other types."""
+    """Rows of bytes as float32 (n_cells, n_values). Raises ModelError for a quantized type."""
     import numpy as np
 
-    if kind not in _FLOATS:
-        raise ModelError(f"cells of ggml type {kind} cannot be averaged or compared: use the kv type f16 or f32")
-    values: NDArray[np.float32] = rows.view(_FLOATS[kind]).astype(np.float32)
-    return values
+    if kind not in _TYPES:
+        raise ModelError(f"cells of ggml type {kind} are quantized and cannot be read: use the kv type f16")
+    values: NDArray[Any] = rows.view(_TYPES[kind][0])
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
 
 
 def as_bytes(kind: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What `elements` undoes: float32 (n_cells, ...) rounded to the type, as rows of bytes."""
+    """What `elements` undoes: float32 (n_cells, ...) rounded to f16 or f32, as rows of bytes. Raises ModelError."""
     import numpy as np
 
+    if kind not in _FLOATS:
+        raise ModelError(f"averages cannot be kept as ggml type {kind}: use the kv type f16 or f32")
     return np.ascontiguousarray(values.astype(_FLOATS[kind])).view(np.uint8).reshape(len(values), -1)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from ggext.runtime.state import KvBlock
 
 
+#: Of a key's largest value: what 16 bits and llama.cpp's float32 angles at a million tokens come to; a wrong table
+#: is off by 1.
+_ROTATION_TOLERANCE = 0.06
+
+
 class Gone:
     """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
     so that a text can be recognized without keeping it."""
@@ -110,7 +115,8 @@ class Window(Memory):
     def _leave(self, start: int, end: int) -> bool:
         """Tokens `start` to `end` of the cache leave it."""
         self.gone.add(start, self.cache.tokens[start:end])
-        return self.slide(start, end)
+        with self.cache.whole():
+            return self.slide(start, end)
 
     def forget(self) -> None:
         if self.reserved and self.gone.count:
@@ -130,14 +136,17 @@ class Window(Memory):
 
 
 def require_movable(cache: Cache, policy: str) -> None:
-    """Raises ModelError where cached keys cannot be moved exactly."""
+    """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them otherwise than ggext."""
     remedy = "recompute works with every file"
     if capacity.is_quantized(cache.kv_type):
         raise ModelError(
             f"--when-full {policy} moves cached keys, and quantized ones of kv type {cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
         )
+    where = f"{cache.model.path}: --when-full {policy} moves cached keys"
     try:
-        cache.rotation()
-    except RopeError as error:
-        raise ModelError(f"{cache.model.path}: --when-full {policy} moves cached keys: {error}; {remedy}") from None
+        error = cache.rotation_error()
+    except RopeError as reason:
+        raise ModelError(f"{where}: {reason}; {remedy}") from None
+    if error > _ROTATION_TOLERANCE:
+        raise ModelError(f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}")

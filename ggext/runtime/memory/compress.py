@@ -64,9 +64,10 @@ class Compress(Window):
         """Means of `group` rows each, the last of what is left."""
         import numpy as np
 
-        return np.stack(
-            [rows[i : i + self.options.group].mean(axis=0) for i in range(0, len(rows), self.options.group)]
-        )
+        size = self.options.group
+        whole = len(rows) // size * size
+        means = rows[:whole].reshape(-1, size, *rows.shape[1:]).mean(axis=1)
+        return means if whole == len(rows) else np.concatenate([means, rows[whole:].mean(axis=0, keepdims=True)])
 
     def _cells(self, form: KvBlock) -> KvBlock:
         """All memory cells, at positions one after the other, in the form of a block of the cache."""

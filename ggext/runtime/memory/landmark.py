@@ -96,12 +96,13 @@ class Landmark(Window):
 
         if wanted == self.fetched:
             return
-        if self.fetched:
-            self.cache.remove(self.sinks, self.sinks + self.reserved)
-        self.fetched = ()
-        block = state.joined([self._store.block(index) for index in wanted])
-        places = np.arange(self.sinks, self.sinks + len(block), dtype=np.int32)
-        self.cache.put(self.cache.rotation().moved(block, places))
+        with self.cache.whole():
+            if self.fetched:
+                self.cache.remove(self.sinks, self.sinks + self.reserved)
+            self.fetched = ()
+            block = state.joined([self._store.block(index) for index in wanted])
+            places = np.arange(self.sinks, self.sinks + len(block), dtype=np.int32)
+            self.cache.put(self.cache.rotation().moved(block, places))
         self.fetched = wanted
 
 

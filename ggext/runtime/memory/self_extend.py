@@ -46,7 +46,8 @@ class SelfExtend(Memory):
         places = [start + i // group for i in range(span)]
         freed = span - span // group
         places += [place - freed for place in cache.positions[self._grouped + span :]]
-        cache.move(self._grouped, places)
+        with cache.whole():
+            cache.move(self._grouped, places)
         self._grouped += span
         return True
 
