@@ -176,7 +176,7 @@ class _Job:
         self.paused = False
         self.ended = False
         self._cancelled = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a reader that is collected while its answer ends cancels in the same thread
         self._steps: Generator[Happening, None, End] | None = None
 
     def cancel(self) -> None:
