@@ -149,13 +149,17 @@ class Session(Closing):
             if (cut := self._keep(kept, len(wanted))) != kept:
                 reused = cut
             done, total = 0, len(wanted) - reused
-            for batch in _batches(wanted[reused:], self.memory.batch):
-                yield done, total
-                if not self._read(batch, last=done + len(batch) == total):
-                    break
-                done += len(batch)
-            else:
-                yield done, total
+            try:
+                for batch in _batches(wanted[reused:], self.memory.batch):
+                    yield done, total
+                    if not self._read(batch, last=done + len(batch) == total):
+                        break
+                    done += len(batch)
+                else:
+                    yield done, total
+            finally:
+                if done < total:
+                    self.cache.has_logits = False  # those of a prompt's middle are nothing to continue
             cancelled = done < total
             if cancelled:
                 self.resume()
