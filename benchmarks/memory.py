@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from generate import random_llama
 
-from ggext.chat.conversation import Conversation
+from ggext.chat.conversation import ChatOptions, Conversation
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.rope.scaling import RopeScaling
@@ -69,7 +69,7 @@ def quality(cache: int, texts: int) -> None:
 def row(model: Model, name: str, options: SessionOptions, samples: list[language.RecallSample]) -> None:
     right, losses, seconds = 0, [], []
     with Session(model, options) as session:
-        conversation = Conversation(model, session, GREEDY, max_tokens=12)
+        conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
         for sample in samples:
             conversation.clear()
             session.clear()

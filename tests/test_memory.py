@@ -24,7 +24,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
-from ggext.chat.conversation import Conversation  # noqa: E402
+from ggext.chat.conversation import ChatOptions, Conversation  # noqa: E402
 from ggext.runtime import capacity, state  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
@@ -205,7 +205,7 @@ def recall(model: Model, made: SessionOptions, count: int) -> int:
     rng = random.Random("needles")
     right = 0
     with Session(model, made) as session:
-        conversation = Conversation(model, session, GREEDY, max_tokens=12)
+        conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
         for _ in range(count):
             told = language.facts(rng, language.RECALL_FACTS)
             document = language.document(rng, told, 900)

@@ -20,7 +20,7 @@ NEED_EXTRAS = {"__init__", "api", "chat"}  # chat templates are jinja2's; the ot
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. What is not named here is a verb, like convert and verify.
 ROWS = (
-    {"cli", "terminal"},
+    {"cli", "screen"},
     {"convert", "verify", "plan", "chat"},
     {"converters", "checkpoint", "file_rope", "gguf", "runtime"},
     {"rope"},
@@ -35,7 +35,8 @@ KEPT_IN = {
     "llama_cpp": {"runtime"},
     "torch": {"checkpoint", "reference"},  # pickles, and the judge of verify --reference
     "transformers": {"reference"},
-    "rich": {"terminal"},
+    "rich": {"screen"},
+    "prompt_toolkit": {"screen"},
 }
 
 

@@ -146,8 +146,8 @@ def test_a_cancelled_crossing_keeps_a_true_account(longrope: Model, text: list[i
 def test_dynamic_ntk_takes_the_base_of_the_length(plain: Model, text: list[int], mode: Any) -> None:
     with Session(plain, SessionOptions(n_ctx=1000, dynamic_ntk=mode)) as session:
         assert session.notices == ()
-        assert [regime.span for regime in session.cache._regimes] == [256, 512, 1000]
-        bases = [regime.freq_base for regime in session.cache._regimes]
+        assert [regime.span for regime in session.cache.regimes] == [256, 512, 1000]
+        bases = [regime.freq_base for regime in session.cache.regimes]
         assert bases == pytest.approx([1000.0, base_of(512), base_of(1024)], rel=1e-6)
     for length in (200, 400, 900):
         made = logits_in(plain, text[:length], n_ctx=1000, dynamic_ntk=mode)

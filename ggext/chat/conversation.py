@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from ggext.chat.prompt import Detokenizer, Prompts, Vocabulary, behind_system, exchange, without
+from ggext.chat.answer import AnswerText
+from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling
 
 Progress = Callable[[int, int], None]
+Finish = FinishReason | Literal["stop"]
 
 
 class Answer(Protocol):
@@ -21,6 +23,7 @@ class Answer(Protocol):
     finish: FinishReason | None
 
     def __iter__(self) -> Iterator[int]: ...
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -43,11 +46,12 @@ class Engine(Protocol):
 class Outcome:
     """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
 
-    A turn that was cancelled before its first token is not kept. ``left``: turns that left the context for it,
-    ``dropped``: tokens that did, where the engine drops tokens and not turns.
+    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop string.
+    ``left``: turns that left the context for it, ``dropped``: tokens that did, where the engine drops tokens and
+    not turns.
     """
 
-    finish: FinishReason
+    finish: Finish
     prefill: Prefill
     generated: int
     seconds: float
@@ -56,99 +60,168 @@ class Outcome:
     dropped: int = 0
 
 
+@dataclass(frozen=True)
+class ChatOptions:
+    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not part of it; ``think``:
+    whether the model shall reason first (None: as its template does by itself); ``drop_turns``: whole oldest turns
+    leave the prompt when the context is full. Raises UsageError."""
+
+    system: str | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+    drop_turns: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise UsageError("a stop string is empty; leave it out, or write what shall end the answer")
+
+
 class Conversation:
     """Turns over one engine. ``outcome`` tells how the last `ask` ended.
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
-    a chat template in the file the turns are one text, which the model continues. With ``drop_turns`` whole
-    oldest turns leave the prompt when the context is full; ``turns`` keeps them all, ``left`` of them, behind the
-    system prompt, are not in the context any more.
+    a chat template in the file the turns are one text, which the model continues. ``turns`` keeps all of them; the
+    ``left`` oldest behind the system prompt are not in the context any more.
     """
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        engine: Engine,
-        sampling: Sampling,
-        system: str | None = None,
-        max_tokens: int | None = None,
-        drop_turns: bool = False,
+        self, vocabulary: Vocabulary, engine: Engine, sampling: Sampling, options: ChatOptions | None = None
     ) -> None:
-        self.prompts = Prompts(vocabulary)
+        self.options = options or ChatOptions()
+        # A grammar describes the answer alone: the model is to begin with it.
+        self.prompts = Prompts(vocabulary, False if sampling.grammar is not None else self.options.think)
         self.engine = engine
         self.sampling = sampling
-        self.max_tokens = max_tokens
-        self.drop_turns = drop_turns
         self.outcome: Outcome | None = None
-        self._start = [Turn("system", system)] if system else []
-        self.turns: list[Turn] = list(self._start)
+        self.turns: list[Turn] = []
         self.left = 0
+        self.set_system(self.options.system)
+        self._asked: list[Turn] | None = None
+        self._answer: AnswerText | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.turns[0].content if self.turns and self.turns[0].role == "system" else None
+
+    def set_system(self, system: str | None) -> None:
+        """Another system prompt, or none, before the turns that there are."""
+        start = [Turn("system", system)] if system else []
+        self.turns = [*start, *self.turns[self.system is not None :]]
 
     def clear(self) -> None:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
-        self.restart(self._start)
+        self.restart(self.turns[: self.system is not None])
 
     def restart(self, turns: Sequence[Turn]) -> None:
         """Goes on from other turns."""
         self.turns = list(turns)
         self.left = 0
 
+    def undo(self) -> list[Turn]:
+        """Takes the last question and its answer back; they are returned, empty where there are none."""
+        last = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=len(self.turns))
+        taken = self.turns[last:]
+        del self.turns[last:]
+        self.left = min(self.left, len(behind_system(self.turns)))
+        return taken
+
+    @property
+    def so_far(self) -> list[Turn]:
+        """The turns, with what of the running turn there is."""
+        if self._asked is None:
+            return self.turns
+        answer = self._answer
+        begun = answer is not None and (answer.text or answer.reasoning)
+        return [*self._asked, *([Turn("assistant", answer.text, answer.reasoning)] if answer and begun else [])]
+
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
-        """Sends a user turn and yields the answer's text as it comes; then see ``outcome``.
+        """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then see ``outcome``.
 
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
         """
-        asked = [*self.turns, Turn("user", question)]
-        answer = Detokenizer(self.prompts.vocabulary)
-        before, dropped = self.left, self.engine.dropped
-        prefill = self._read(asked, answer, progress)
-        start = time.perf_counter()
-        finish = (yield from self._continue(answer)) if not prefill.cancelled else "cancelled"
-        while finish == "context" and self.drop_turns and exchange(asked, self.left):
-            again = self._read(asked, answer, progress)
-            finish = (yield from self._continue(answer)) if not again.cancelled else "cancelled"
-        if rest := answer.rest():
-            yield rest
-        seconds = time.perf_counter() - start
-        kept = bool(answer.tokens) or finish != "cancelled"
-        if kept:
-            self.turns = [*asked, Turn("assistant", answer.text)]
+        asked = self._asked = [*self.turns, Turn("user", question)]
+        before, dropped, clock = self.left, self.engine.dropped, _Clock()
+        finish: Finish = "cancelled"
+        try:
+            prefill, answer = self._read(asked, None, progress)
+            self._answer = answer
+            if not prefill.cancelled:
+                finish = yield from self._generate(asked, answer, clock, progress)
+        finally:  # what was said stays, also when the engine fails in the middle or the caller has enough
+            said, self._asked, self._answer = self._answer, None, None
+            kept = said is not None and (bool(said.tokens) or finish != "cancelled")
+            if said is not None and kept:
+                self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped = max(self.engine.dropped - dropped, 0)
-        self.outcome = Outcome(finish, prefill, len(answer.tokens), seconds, kept, left, dropped)
+        self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
 
-    def _read(self, asked: list[Turn], answer: Detokenizer, progress: Progress | None) -> Prefill:
+    def _generate(
+        self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None
+    ) -> Generator[str, None, Finish]:
+        finish = yield from self._continue(answer, clock)
+        # A grammar would begin again in the middle of the answer.
+        may_drop = self.options.drop_turns and self.sampling.grammar is None
+        while finish == "context" and may_drop and exchange(asked, self.left):
+            again, _ = self._read(asked, answer, progress)
+            finish = (yield from self._continue(answer, clock)) if not again.cancelled else "cancelled"
+        yield from answer.end()
+        return "stop" if answer.stopped else finish
+
+    def _read(
+        self, asked: list[Turn], answer: AnswerText | None, progress: Progress | None
+    ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must leave."""
         turns, left = without(asked, self.left), 0
-        if self.drop_turns:
+        begun = answer.tokens if answer is not None else []
+        if self.options.drop_turns:
             capacity = self.engine.used + self.engine.available
-            tokens, left = self.prompts.fitted(turns, capacity - len(answer.tokens), reserve(capacity, self.max_tokens))
+            kept_free = reserve(capacity, self.options.max_tokens)
+            tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
         else:
             tokens = self.prompts.tokens(turns)
-        prefill = self.engine.evaluate([*tokens, *answer.tokens], progress)
+        prefill = self.engine.evaluate([*tokens, *begun], progress)
         if not prefill.cancelled:
             self.left += left
-        return prefill
+        if answer is None:
+            inside = self.prompts.opens_reasoning(tokens)
+            answer = AnswerText(self.prompts.vocabulary, self.prompts.tags, inside, self.options.stop)
+        return prefill, answer
 
-    def _continue(self, answer: Detokenizer) -> Generator[str, None, FinishReason]:
-        max_tokens = None if self.max_tokens is None else self.max_tokens - len(answer.tokens)
-        generation = self.engine.generate(self.sampling, max_tokens)
-        for token in generation:
-            if text := answer.push(token):
-                yield text
-        assert generation.finish is not None
-        return generation.finish
-
-    def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(self.prompts.vocabulary.tokenize(text, add_special=False))
+    def _continue(self, answer: AnswerText, clock: _Clock) -> Generator[str, None, Finish]:
+        most = self.options.max_tokens
+        generation = self.engine.generate(self.sampling, None if most is None else most - len(answer.tokens))
+        try:
+            yield from answer.extend(clock.timed(generation))
+        finally:
+            generation.close()
+        finish = "stop" if answer.stopped else generation.finish
+        assert finish is not None
+        return finish
 
 
 def reserve(capacity: int, max_tokens: int | None) -> int:
     """Tokens that are kept free for an answer where turns can leave: a quarter of the context at most."""
     most = max(capacity // 4, 1)
     return most if max_tokens is None else min(max_tokens, most)
+
+
+class _Clock:
+    """The ``seconds`` that an iterator took by itself, without what was done with its items meanwhile."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, items: Iterable[int]) -> Iterator[int]:
+        start = time.perf_counter()
+        for item in items:
+            self.seconds += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
+        self.seconds += time.perf_counter() - start
 
 
 def with_document(document: str, question: str) -> str:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import codecs
 import secrets
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
+from ggext.chat.reasoning import opens_reasoning, tags_of, without_reasoning
 from ggext.chat.template import ChatTemplate
 from ggext.chat.transcript import Turn
+
+_TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks behind it have
 
 
 class Vocabulary(Protocol):
@@ -29,12 +33,17 @@ class Vocabulary(Protocol):
 
 
 class Prompts:
-    """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is continued."""
+    """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is continued.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves it to the template.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, think: bool | None = None) -> None:
         self.vocabulary = vocabulary
+        self.think = think
         source = vocabulary.chat_template
         self.template = None if source is None else ChatTemplate(source, _special(vocabulary))
+        self.tags = None if source is None else tags_of(source)
 
     def tokens(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens of the turns, the opening of the answer included, with one BOS at most.
@@ -46,9 +55,11 @@ class Prompts:
         # A random mark inside each spelled-out control token; the text is cut there again, after
         # the template has done with it what it does.
         mark = f"\ue000{secrets.token_hex(8)}\ue000"
-        guarded = [Turn(turn.role, self._guarded(turn.content, mark)) for turn in turns]
+        text = self.template.render([self._guarded(turn, mark) for turn in turns], self.think)
+        if self.think is False and self.tags is not None:
+            text = without_reasoning(text, self.tags)
         tokens: list[int] = []
-        for part in self.template.render(guarded).split(mark):
+        for part in text.split(mark):
             tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
         if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
             tokens.insert(0, self.vocabulary.bos)
@@ -68,7 +79,21 @@ class Prompts:
             tokens = self.tokens(without(turns, left))
         return tokens, left
 
-    def _guarded(self, content: str, mark: str) -> str:
+    def opens_reasoning(self, tokens: Sequence[int]) -> bool:
+        """Whether a prompt ends inside a reasoning block, so that the answer begins in it."""
+        if self.tags is None:
+            return False
+        tail = Detokenizer(self.vocabulary, self.tags.start)
+        return opens_reasoning("".join(map(tail.push, tokens[-_TAIL:])), self.tags)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.vocabulary.tokenize(text, add_special=False))
+
+    def _guarded(self, turn: Turn, mark: str) -> Turn:
+        return replace(turn, content=self._cut(turn.content, mark), reasoning=self._cut(turn.reasoning, mark))
+
+    def _cut(self, content: str, mark: str) -> str:
         vocabulary = self.vocabulary
         tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
         spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
@@ -79,11 +104,15 @@ class Prompts:
 
 
 class Detokenizer:
-    """Tokens in, text out: UTF-8 that is complete, broken bytes marked. ``tokens`` and ``text``: all so far."""
+    """Tokens in, text out: UTF-8 that is complete, broken bytes marked. ``tokens`` and ``text``: all so far.
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    Control tokens have no text; but those that occur in ``marks`` are spelled.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, marks: str = "") -> None:
         self.tokens: list[int] = []
         self._vocabulary = vocabulary
+        self._marks = marks
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._pieces: list[str] = []
 
@@ -94,11 +123,18 @@ class Detokenizer:
     def push(self, token: int) -> str:
         """The text that the token completes, often empty within a character."""
         self.tokens.append(token)
-        return self._kept(self._decoder.decode(self._vocabulary.token_to_piece(token)))
+        return self._kept(self._decoder.decode(self._piece(token)))
 
     def rest(self) -> str:
         """What is left at the end."""
         return self._kept(self._decoder.decode(b"", final=True))
+
+    def _piece(self, token: int) -> bytes:
+        if self._marks and self._vocabulary.is_control(token):
+            spelled = self._vocabulary.token_text(token)
+            if spelled and spelled in self._marks:
+                return spelled.encode()
+        return self._vocabulary.token_to_piece(token)
 
     def _kept(self, text: str) -> str:
         if text:

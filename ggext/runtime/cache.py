@@ -15,6 +15,9 @@ from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ggext.runtime.memory.queries import QueryWatcher
     from ggext.runtime.regimes import Regime
     from ggext.runtime.rotation import KeyRotation
@@ -28,7 +31,8 @@ class Cache(Closing):
     """The tokens of one context with their positions; keys and values belong to them at every moment.
 
     ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx``, ``n_batch`` in
-    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there.
+    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there. ``regimes``: what
+    a text passes through as it grows.
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
@@ -45,8 +49,8 @@ class Cache(Closing):
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last regime.
         settled = options.memory.when_full not in ("stop", "recompute")
-        self._regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
-        self.regime = self._regimes[0]
+        self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
+        self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
         self._memory = self.lib.llama_get_memory(self.handle)
         self._one = (ctypes.c_int32 * 1)()
@@ -165,6 +169,27 @@ class Cache(Closing):
         self.epoch += 1
         self.has_logits = False
 
+    def snapshot(self) -> NDArray[np.uint8]:
+        """All cells as llama.cpp writes them."""
+        import numpy as np
+
+        size = int(self.lib.llama_state_seq_get_size(self.handle, _MAIN))
+        data = np.empty(size, np.uint8)
+        llama.clear_log()
+        if self.lib.llama_state_seq_get_data(self.handle, _pointer(data), size, _MAIN) != size:
+            raise llama.failure(f"the cache of {len(self.tokens)} tokens cannot be copied")
+        return data
+
+    def restore(self, tokens: list[int], state: NDArray[np.uint8]) -> None:
+        """The cells that `snapshot` wrote for these tokens, at the positions from 0 on. Raises ModelError."""
+        self.start(len(tokens))
+        llama.clear_log()
+        if self.lib.llama_state_seq_set_data(self.handle, _pointer(state), len(state), _MAIN) != len(state):
+            self.clear()
+            raise llama.failure(f"a cache of {len(tokens)} tokens cannot be put back")
+        self.tokens, self.positions = tokens, list(range(len(tokens)))
+        self.epoch += 1
+
     def cut(self, count: int) -> int:
         """Cuts to the first `count` tokens, fewer where several share a position; 0 where llama.cpp cannot cut."""
         if count == len(self.tokens):
@@ -186,7 +211,7 @@ class Cache(Closing):
 
     def regime_of(self, count: int) -> Regime:
         """The one for a text of `count` tokens."""
-        return next((regime for regime in self._regimes if count <= regime.span), self._regimes[-1])
+        return next((regime for regime in self.regimes if count <= regime.span), self.regimes[-1])
 
     def start(self, count: int) -> None:
         """Empties the cache, for a text of `count` tokens."""
@@ -364,3 +389,7 @@ class Cache(Closing):
 
 def _bytes(data: bytes) -> Any:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+
+
+def _pointer(data: NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -16,7 +16,7 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.memory import MemoryOptions, new_memory
 from ggext.runtime.model import CancelledError, Model
-from ggext.runtime.sampling import REPEAT_WINDOW, Sampling, new_chain
+from ggext.runtime.sampling import Chooser, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -221,6 +221,35 @@ class Session(Closing):
                 pointer = self.cache.lib.llama_get_logits(self.cache.handle)
                 yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab)).copy()
 
+    def last_logits(self) -> NDArray[np.float32]:
+        """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing was evaluated."""
+        import numpy as np
+
+        with self._exclusive():
+            self._check_logits()
+            pointer = self.cache.lib.llama_get_logits_ith(self.cache.handle, -1)
+            return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
+
+    def snapshot(self) -> NDArray[np.uint8]:
+        """The cache as llama.cpp writes it, for `restore` in a session over the same file and options.
+
+        Raises ModelError, also where a policy for a full context has taken out or moved what was cached.
+        """
+        with self._exclusive():
+            if self.dropped or self.cache.positions != list(range(self.used)):
+                raise ModelError("tokens have left the context, and what stayed cannot be told apart from a whole text")
+            return self.cache.snapshot()
+
+    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
+        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then.
+
+        What is not checked here is checked by nobody: llama.cpp trusts positions (see `runtime.store`).
+        """
+        with self._exclusive():
+            wanted = self._checked(tokens)
+            self.memory.cut(0)
+            self.cache.restore(wanted, state)
+
     def clear(self) -> None:
         """Empties the cache."""
         with self._exclusive():
@@ -305,9 +334,7 @@ class Generation:
         self._epoch = session.cache.epoch
         self._lib = session.cache.lib
         self._vocab = session.model.vocabulary()
-        self._chain = new_chain(sampling, session.model.n_vocab)
-        for token in session.tokens[-REPEAT_WINDOW:]:
-            self._lib.llama_sampler_accept(self._chain, token)
+        self._chooser = Chooser(sampling, session.model, session.cache.tokens)
 
     def __iter__(self) -> Generation:
         return self
@@ -343,7 +370,7 @@ class Generation:
             self._epoch = cache.epoch
         if cache.cancelled:
             return None, "cancelled"
-        token = int(self._lib.llama_sampler_sample(self._chain, cache.handle, -1))
+        token = self._chooser.choose(cache.handle)
         return (None, "eog") if self._lib.llama_vocab_is_eog(self._vocab, token) else (token, None)
 
     def _end(self, reason: FinishReason | None) -> None:
@@ -353,13 +380,11 @@ class Generation:
         self.close()
 
     def close(self) -> None:
-        """Frees the sampler chain; done at the end by itself."""
-        chain, self._chain = self._chain, None
-        if chain:
-            self._lib.llama_sampler_free(chain)
+        """Frees the samplers; done at the end by itself."""
+        self._chooser.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_chain", None):
+        if hasattr(self, "_chooser"):
             self.close()
 
 
