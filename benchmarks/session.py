@@ -55,12 +55,13 @@ def _measure(path: Path, state: Path, given: argparse.Namespace) -> None:
             return Session(model, SessionOptions(n_ctx=given.tokens, kv_type=given.kv))
 
         with open_session() as session:
-            prefill = session.evaluate(text).seconds
+            prefill = _timed(lambda: session.evaluate(text))
             key = store.session_key(session, rope_digest(session))
             save = _timed(lambda: store.save(state, session, key))
             session.evaluate([*text, *more])
             wanted = session.last_logits()
-        cold, warm = [], []
+        cold: list[tuple[float, float]] = []
+        warm: list[tuple[float, float]] = []
         for _ in range(given.repeat):
             for times, forget in ((cold, True), (warm, False)):
                 if forget:
@@ -72,20 +73,25 @@ def _measure(path: Path, state: Path, given: argparse.Namespace) -> None:
         rows = {
             "prefill": prefill,
             "save": save,
-            "restore, file in memory": statistics.median(warm),
-            "restore, file on disk": statistics.median(cold),
+            "restore, file in memory": _median(warm),
+            "restore, file on disk": _median(cold),
         }
         print(f"{model.description}, {len(text):,} tokens, KV {given.kv}, state {state.stat().st_size:,} bytes;")
         print("16 more tokens behind the restored cache: logits equal bit for bit\n")
-        print("| what | seconds | × the prefill's speed |\n|---|---:|---:|")
-        for name, seconds in rows.items():
-            print(f"| {name} | {seconds:.4g} | {prefill / seconds:,.0f} |")
+        print("| what | seconds | CPU seconds | × the prefill's speed | by CPU time |\n|---|---:|---:|---:|---:|")
+        for name, (wall, cpu) in rows.items():
+            print(f"| {name} | {wall:.4g} | {cpu:.4g} | {prefill[0] / wall:,.0f} | {prefill[1] / cpu:,.0f} |")
 
 
-def _timed(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of this process on the CPU: what they would be on a machine that does nothing else."""
+    start, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+def _median(times: list[tuple[float, float]]) -> tuple[float, float]:
+    return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
 
 
 def _drop_from_page_cache(path: Path) -> None:

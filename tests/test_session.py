@@ -235,7 +235,9 @@ KEY = {"the model file": "a", "the RoPE table": "b"}
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"kv_type": "f32"}, {"flash_attention": True}], ids=["f16", "f32", "flash attention"]
+    "options",
+    [{}, {"kv_type": "f32"}, {"kv_type": "q8_0"}, {"flash_attention": True}],
+    ids=["f16", "f32", "q8_0", "flash attention"],
 )
 def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, open_session: Open, options: dict[str, Any]) -> None:
     from ggext.runtime import store
@@ -251,6 +253,48 @@ def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, open_session: Open
         counts = [session.evaluate(longer) for session in (first, second)]
         assert counts[1].reused == counts[0].reused == len(longer) - len(more)
         assert np.array_equal(first.last_logits(), second.last_logits())
+
+
+def test_a_cache_that_is_no_whole_text_any_more_is_not_kept(tmp_path: Path, model_path: Path) -> None:
+    """YaRN's keys are turned by ggext's own rotation here; what left the context cannot be told from the tokens."""
+    from ggext.runtime import store
+    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+
+    with Model.open(model_path) as model:
+        options = SessionOptions(n_ctx=512, memory=MemoryOptions("stream"))
+        with Session(model, options) as session:
+            session.evaluate(TEXT[:300])
+            store.save(tmp_path / "kv.bin", session, KEY)
+            session.evaluate(TEXT[:900])
+            assert session.dropped
+            with pytest.raises(store.StateError, match="tokens have left the context"):
+                store.save(tmp_path / "kv.bin", session, KEY)
+            assert store.restore(tmp_path / "kv.bin", session, KEY) == 300
+            assert session.dropped == 0
+
+
+def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
+    """Dynamic NTK: the base grew with the text, and stays when the text is cut."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.runtime import store
+    from ggext.runtime.engine import Model, Session, SessionOptions
+    from ggext.sources import DEMO_MODEL
+
+    convert(ConvertOptions(DEMO_MODEL, tmp_path / "m.gguf", RopeScaling("none")))
+    path = tmp_path / "kv.bin"
+    with Model.open(tmp_path / "m.gguf") as model:
+        options = SessionOptions(n_ctx=1024, dynamic_ntk="rotate")
+        with Session(model, options) as first, Session(model, options) as second:
+            first.evaluate(TEXT[:600])
+            store.save(path, first, KEY)
+            assert store.restore(path, second, KEY) == 600
+            assert second.cache.regime == first.cache.regime
+            first.evaluate(TEXT[:100])
+            store.save(path, first, KEY)
+            with pytest.raises(store.StateError, match="RoPE table of another length of text"):
+                store.restore(path, second, KEY)
+            assert second.used == 0
 
 
 def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) -> None:

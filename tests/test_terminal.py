@@ -550,6 +550,8 @@ def test_an_answer_that_fills_the_context_exits_with_3(stories_gguf: Path) -> No
         ("One.\n\n\nTwo.\n\nThree", ["One.\n\n\n", "Two.\n\n", "Three"]),
         ("- a\n\n- b\n\nEnd", ["- a\n\n- b\n\n", "End"]),
         ("1. a\n\n2", ["1. a\n\n2"]),
+        ("Text:\n\n- a", ["Text:\n\n", "- a"]),
+        ("> a\n\n> b", ["> a\n\n", "> b"]),
         ("1. a\n\n1986 was", ["1. a\n\n", "1986 was"]),
         ("Text\n\n**bold", ["Text\n\n", "**bold"]),
         ("```\na\n\nb\n```\n\nEnd", ["```\na\n\nb\n```\n\n", "End"]),

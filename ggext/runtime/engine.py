@@ -100,6 +100,11 @@ class Session(Closing):
         return self.memory.gone.count
 
     @property
+    def whole(self) -> bool:
+        """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
+        return not self.dropped and self.cache.positions == list(range(self.used))
+
+    @property
     def trained(self) -> int:
         """Tokens that the model was trained on, before any extension."""
         return self.model.n_ctx_original
@@ -231,20 +236,18 @@ class Session(Closing):
             return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
 
     def snapshot(self) -> NDArray[np.uint8]:
-        """The cache as llama.cpp writes it, for `restore` in a session over the same file and options.
-
-        Raises ModelError, also where a policy for a full context has taken out or moved what was cached.
-        """
+        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
+        it is not ``whole``."""
         with self._exclusive():
-            if self.dropped or self.cache.positions != list(range(self.used)):
-                raise ModelError("tokens have left the context, and what stayed cannot be told apart from a whole text")
+            if not self.whole:
+                raise ModelError(
+                    "a cache that tokens have left, or in which they were moved, cannot be taken for a text"
+                )
             return self.cache.snapshot()
 
     def restore(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then.
-
-        What is not checked here is checked by nobody: llama.cpp trusts positions (see `runtime.store`).
-        """
+        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then. llama.cpp
+        trusts the positions in it: `runtime.store` checks them."""
         with self._exclusive():
             wanted = self._checked(tokens)
             self.memory.cut(0)

@@ -74,6 +74,8 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     whose cache cannot be kept."""
     import numpy as np
 
+    if not session.whole:
+        raise StateError("tokens have left the context, and what stayed is not the cache of a text")
     tokens = np.array(session.tokens, "<i4")
     # The last token by itself, as `restore` will evaluate it: in a batch it is rounded otherwise (measured with flash
     # attention: by 1 % of the logits' range).

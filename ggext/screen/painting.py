@@ -129,7 +129,8 @@ def whole_blocks(text: str) -> tuple[list[str], str]:
     block, fence, blank = "", "", False
     for line in text.splitlines(keepends=True):
         mark = _FENCE.match(line)
-        if blank and not fence and line.strip() and not line.startswith((" ", "\t")) and not _item(line):
+        goes_on = line.startswith((" ", "\t")) or (_item(line) and _item(block))
+        if blank and not fence and line.strip() and not goes_on:
             blocks.append(block)
             block = ""
         if mark and not fence:
@@ -142,7 +143,8 @@ def whole_blocks(text: str) -> tuple[list[str], str]:
 
 
 def _item(line: str) -> bool:
-    return re.match(r"[-*+](\s|$)|\d{1,9}([.)](\s|$)|$)|>", line) is not None
+    """Whether a list item begins here, or may, once more of the line is there."""
+    return re.match(r"[-*+](\s|$)|\d{1,9}([.)](\s|$)|$)", line) is not None
 
 
 def shown(text: str) -> str:
@@ -162,8 +164,11 @@ def write(text: str) -> None:
 def new_console(file: IO[str]) -> Console:
     """A console that takes text literally."""
     from rich.console import Console
+    from rich.theme import Theme
 
-    return Console(file=file, highlight=False, markup=False, emoji=False)
+    # rich paints code in a sentence on black, which stands out on a light terminal
+    theme = Theme({"markdown.code": "cyan"})
+    return Console(file=file, highlight=False, markup=False, emoji=False, theme=theme)
 
 
 def _markdown(text: str) -> RenderableType:
