@@ -51,7 +51,8 @@ def _file(chat: Chat, name: str) -> None:
     chat.documents.append(document)
     tokens, engine = chat.conversation.prompts.count(document), chat.conversation.engine
     chat.screen.notice(f"{name}: {tokens:,} tokens go into the next turn; {engine.available:,} are available")
-    if tokens > engine.available:
+    fits = chat.room.allocated if chat.conversation.options.drop_turns else engine.available
+    if tokens > fits and chat.room.when_full == "stop":
         chat.screen.notice("that is more than fits:")
         chat.explain(engine.used + tokens, engine.used)
 
