@@ -582,6 +582,7 @@ def lines_on_screen(raw: str, columns: int = 120) -> list[str]:
 def paint(monkeypatch: pytest.MonkeyPatch, text: str, step: int) -> list[str]:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(painting, "_BETWEEN_PAINTS", 0.0)
+    monkeypatch.setattr(painting, "time", SimpleNamespace(monotonic=lambda: 0.0))
     file = Terminal()
     console = painting.new_console(file)
     console.size = (60, 12)

@@ -55,7 +55,7 @@ class GrowingMarkdown:
     """An answer in Markdown while it is written.
 
     Whole blocks are printed once and never touched again; only the block that is still growing is painted anew, at
-    most twenty times a second, and of it no more than fits on the screen.
+    most twenty times a second and a fifth of the time, and of it no more than fits on the screen.
     """
 
     def __init__(self, console: Console) -> None:
@@ -64,27 +64,31 @@ class GrowingMarkdown:
         self._console = console
         self._live: Live | None = None
         self._growing = ""
-        self._painted = 0.0
+        self._next = 0.0
         self._begun = False
 
     def add(self, text: str) -> None:
         """The next piece."""
         self._growing += text
+        start = time.monotonic()
+        if start < self._next:
+            return
         whole, self._growing = whole_blocks(self._growing)
         for block in filter(str.strip, whole):
             self._wipe()
             self._print(block)
-        now = time.monotonic()
-        if self._growing.strip() and now - self._painted > _BETWEEN_PAINTS:
-            self._painted = now
+        if self._growing.strip():
             self._paint()
+        now = time.monotonic()
+        self._next = now + max(_BETWEEN_PAINTS, 4 * (now - start))
 
     def end(self) -> None:
         """Prints what is left."""
         self._wipe()
-        if self._growing.strip():
-            self._print(self._growing)
-        self._growing, self._begun = "", False
+        whole, rest = whole_blocks(self._growing)
+        for block in filter(str.strip, [*whole, rest]):
+            self._print(block)
+        self._growing, self._begun, self._next = "", False, 0.0
 
     def _print(self, text: str) -> None:
         self._console.print(self._block(text), end="")
