@@ -157,16 +157,16 @@ def test_an_engine_that_fails_in_the_middle_loses_nothing() -> None:
             generation = super().generate(sampling, max_tokens)
 
             def failing() -> Any:
-                yield from b"Half "
+                yield from b"Half an E"
                 raise ModelError("no more memory")
 
             generation.__class__ = type("G", (type(generation),), {"__iter__": lambda _: failing()})
             return generation
 
     screen = Script("Hello")
-    conversation = chat(Failing("x"), screen)
-    assert screen.lines[1:3] == ["< Half ", "! no more memory"]
-    assert [turn.content for turn in conversation.turns] == ["Hello", "Half "]
+    conversation = chat(Failing("x"), screen, stop=("END",))
+    assert screen.lines[1:3] == ["< Half an ", "! no more memory"]
+    assert [turn.content for turn in conversation.turns] == ["Hello", "Half an E"]
 
 
 class TestGrammars:

@@ -710,6 +710,21 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
     assert (tmp_path / "chat.md").read_text().startswith("**User**\n\n")
 
 
+@needs_pty
+def test_kill_9_in_an_answer_costs_its_last_second(slow_gguf: Path) -> None:
+    chat = Keyboard(slow_gguf, "--temperature", "0", "--session", "book")
+    chat.say("Once")
+    for _ in range(2):
+        chat.wait_for("x" * 10)
+        time.sleep(1.1)
+    chat.wait_for("xxx")
+    chat.process.kill()
+    chat.process.wait()
+    os.close(chat.side)
+    notices = typed([slow_gguf, "--session", "book"])
+    assert notices[1] == "session book: 2 turns; no KV state was saved: the next question reads the chat again"
+
+
 def typed(arguments: list[Any], *lines: str) -> list[str]:
     """Types the lines into a chat, each when the prompt is there, then Ctrl-D; the screen, numbers of speed as N."""
     chat = Keyboard(*arguments)

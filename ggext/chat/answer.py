@@ -39,12 +39,13 @@ class AnswerText:
                 return
 
     def end(self) -> Iterator[str]:
-        """The text that was held back, at the end of the answer."""
+        """The text that was held back, at the end of the answer; nothing the second time."""
         if not self.stopped:
             yield from self._split(self._detokenizer.rest())
             yield from self._pieces(self._splitter.end())
-        if not self.stopped and self._held:
-            yield self._said(self._held)
+        held, self._held = self._held, ""
+        if not self.stopped and held:
+            yield self._said(held)
 
     def _split(self, text: str) -> Iterator[str]:
         if text:

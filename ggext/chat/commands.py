@@ -143,11 +143,11 @@ def _system(chat: Chat, text: str) -> None:
 
 
 def _when_full(chat: Chat, policy: str) -> None:
-    conversation, engine_s = chat.conversation, chat.room.when_full
+    conversation, engines = chat.conversation, chat.room.when_full
     if not policy:
-        now = "turns" if conversation.options.drop_turns else engine_s
+        now = "turns" if conversation.options.drop_turns else engines
         chat.screen.notice(f"when the context is full: {now}; the choices are {', '.join(('turns', *POLICIES))}")
-    elif policy in ("stop", "turns") and engine_s == "stop":
+    elif policy in ("stop", "turns") and engines == "stop":
         conversation.options = replace(conversation.options, drop_turns=policy == "turns")
         chat.screen.notice(f"when the context is full: {policy}")
     elif policy in ("turns", *POLICIES):

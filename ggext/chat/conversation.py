@@ -133,8 +133,9 @@ class Conversation:
         if self._asked is None:
             return self.turns
         answer = self._answer
-        begun = answer is not None and (answer.text or answer.reasoning)
-        return [*self._asked, *([Turn("assistant", answer.text, answer.reasoning)] if answer and begun else [])]
+        if answer is None or not (answer.text or answer.reasoning):
+            return self._asked
+        return [*self._asked, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
         """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then see ``outcome``.
@@ -154,6 +155,7 @@ class Conversation:
             said, self._asked, self._answer = self._answer, None, None
             kept = said is not None and (bool(said.tokens) or finish != "cancelled")
             if said is not None and kept:
+                list(said.end())  # what a tag or a stop string might have begun in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped = max(self.engine.dropped - dropped, 0)
