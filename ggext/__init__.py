@@ -1,12 +1,53 @@
 """ggext: long contexts for local models, baked into GGUF files, proved in numbers, and run.
 
-The functions are where their modules are, ``ggext.convert.convert`` and ``ggext.verify.verify``; here
-stand the types that both take. The scaling types import nothing but the standard library.
+`Model` loads a GGUF file and talks; ``ggext.convert.convert`` bakes one and ``ggext.verify.verify`` proves it.
+Importing this costs nothing: the names below are found when they are first used.
 """
 
-from ggext.errors import GgextError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ContextFullError, GgextError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+
+if TYPE_CHECKING:
+    from ggext.api import Model, Reply, Settings
+    from ggext.runtime.context import SessionOptions
+    from ggext.runtime.memory.options import MemoryOptions
+    from ggext.runtime.sampling import Sampling
 
 __version__ = "0.1.0"
 
-__all__ = ["GgextError", "RopeGeometry", "RopeScaling", "RopeTable", "__version__"]
+__all__ = [
+    "ContextFullError",
+    "GgextError",
+    "MemoryOptions",
+    "Model",
+    "Reply",
+    "RopeGeometry",
+    "RopeScaling",
+    "RopeTable",
+    "Sampling",
+    "SessionOptions",
+    "Settings",
+    "__version__",
+]
+
+_LAZY = {
+    "Model": "ggext.api",
+    "Reply": "ggext.api",
+    "Settings": "ggext.api",
+    "Sampling": "ggext.runtime.sampling",
+    "SessionOptions": "ggext.runtime.context",
+    "MemoryOptions": "ggext.runtime.memory.options",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'ggext' has no attribute {name!r}")
+    return getattr(import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -138,11 +138,11 @@ def _samples(seed: int, length: int, texts: int) -> Iterator[language.RecallSamp
 
 def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
     """The greedy answers, by the same way that ``ggext chat`` takes."""
-    from ggext.chat.conversation import Conversation
+    from ggext.chat.conversation import ChatOptions, Conversation
     from ggext.runtime.engine import Model, Sampling, Session
 
     with Model.open(path) as model, Session(model) as session:
-        conversation = Conversation(model, session, Sampling(temperature=0.0), max_tokens=_LONGEST_ANSWER)
+        conversation = Conversation(model, session, Sampling(temperature=0.0), ChatOptions(max_tokens=_LONGEST_ANSWER))
         for sample in samples:
             conversation.clear()
             yield "".join(conversation.ask(language.opening(sample))).strip()

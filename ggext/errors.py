@@ -55,6 +55,8 @@ class ModelError(GgextError):
 class ContextFullError(ModelError):
     """The prompt does not fit. Nothing was evaluated and nothing was dropped. All counts in tokens."""
 
+    exit_code = 3
+
     def __init__(self, requested: int, used: int, available: int) -> None:
         super().__init__(
             f"the context is full: {requested} more tokens requested, {used} used, "

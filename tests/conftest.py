@@ -98,3 +98,15 @@ def crossing() -> tuple[dict[str, int], list[list[str]]]:
     trained.train_from_iterator(strings(3000, seed=9), trainer)
     model = json.loads(trained.to_str())["model"]
     return model["vocab"], model["merges"]
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with YaRN for 2,048 tokens, float32; everybody has it."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    out = tmp_path_factory.mktemp("models") / "demo.gguf"
+    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8)))
+    return out

@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ggext.chat import transcript
-from ggext.chat.conversation import Conversation, with_document
-from ggext.chat.loop import Chat
+from ggext.chat.conversation import ChatOptions, Conversation, with_document
+from ggext.chat.fit import Room
+from ggext.chat.loop import Chat, Status
+from ggext.chat.session import Keeper
 from ggext.chat.template import ChatTemplate, TemplateError
 from ggext.chat.transcript import TranscriptError, Turn
 from ggext.errors import ContextFullError, GgextError, OutputError
@@ -66,6 +69,10 @@ class Answered:
     def __init__(self, engine: QueuedEngine, answer: bytes, finish: FinishReason) -> None:
         self.engine, self.answer, self.last = engine, answer, finish
         self.finish: FinishReason | None = None
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
 
     def __iter__(self) -> Iterator[int]:
         for token in self.answer:
@@ -84,7 +91,7 @@ class QueuedEngine:
         self.answers = [a.encode() if isinstance(a, str) else a for a in answers]
         self.tokens: list[int] = []
         self.prompts: list[list[int]] = []
-        self.n_ctx, self.trained = n_ctx, 2000
+        self.n_ctx, self.trained, self.dropped = n_ctx, 2000, 0
         self.finish: FinishReason = "eog"
         self.cancelled = False
 
@@ -122,6 +129,8 @@ class Script:
 
     def __init__(self, *inputs: str | type[KeyboardInterrupt]) -> None:
         self.inputs = list(inputs)
+        self.show_thoughts = False
+        self.markdown = True
         self.lines: list[str] = []
         self.interrupt_at: str | None = None
         self.cancel: Callable[[], None] = lambda: None
@@ -143,8 +152,13 @@ class Script:
     def error(self, text: str) -> None:
         self.lines.append(f"! {text}")
 
-    def status(self, text: str) -> None:
-        self.lines.append(f"= {text}")
+    def status(self, status: Status) -> None:
+        self.lines.append(f"= {status}")
+
+    def thought(self, text: str) -> None:
+        if not self.lines[-1].startswith("? "):
+            self.lines.append("? ")
+        self.lines[-1] += text
 
     def progress(self, _done: int, _total: int) -> None:
         if self.interrupt_at == "prefill":
@@ -176,12 +190,22 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ggext.chat.conversation.time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
-def chat(engine: QueuedEngine, screen: Script, **options: str | int | None) -> Conversation:
+def room(engine: QueuedEngine) -> Room:
+    return Room("model.gguf", engine.n_ctx, 8000, engine.trained, 512, 2**30)
+
+
+def chat(
+    engine: QueuedEngine,
+    screen: Script,
+    *,
+    template: str | None = TEMPLATE,
+    sampling: Sampling | None = None,
+    keeper: Keeper | None = None,
+    **options: Any,
+) -> Conversation:
     """Runs the whole script; the conversation afterwards."""
-    template = options.pop("template", TEMPLATE)
-    vocabulary = Letters(template)  # type: ignore[arg-type]
-    conversation = Conversation(vocabulary, engine, Sampling(seed=1), **options)  # type: ignore[arg-type]
-    Chat(conversation, screen, "model.gguf").run()
+    conversation = Conversation(Letters(template), engine, sampling or Sampling(seed=1), ChatOptions(**options))
+    Chat(conversation, screen, room(engine), keeper).run()
     return conversation
 
 
@@ -196,11 +220,11 @@ def test_a_chat() -> None:
         """
         > Hello
         < Hi!
-        = context: 20 used, 980 available, trained on 2,000; read 17 tokens, reused 0; wrote 3
+        = context: 20 of 1,000 tokens, trained on 2,000; read 17, reused 0; wrote 3
         >
         > How are you?
         < Well.
-        = context: 40 used, 960 available, trained on 2,000; read 15 tokens, reused 20; wrote 5
+        = context: 40 of 1,000 tokens, trained on 2,000; read 15, reused 20; wrote 5
         > ^D
         """
     ).replace(">\n", "> \n")
@@ -216,7 +240,7 @@ def test_a_template_without_bos_gets_the_vocabularys() -> None:
     for adds_bos, prompt in ((True, "«s»Hello"), (False, "Hello")):
         letters = Letters("{{ messages[-1].content }}", adds_bos)
         conversation = Conversation(letters, QueuedEngine(), Sampling())
-        assert letters.text(conversation.prompt([Turn("user", "Hello")])) == prompt
+        assert letters.text(conversation.prompts.tokens([Turn("user", "Hello")])) == prompt
 
 
 def test_without_a_template_the_text_is_continued() -> None:
@@ -249,12 +273,17 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         f"""
         > Hello
         < Hi!
-        = context: 11 used, 29 available, trained on 2,000; read 8 tokens, reused 0; wrote 3
+        = context: 11 of 40 tokens, trained on 2,000; read 8, reused 0; wrote 3
         > {"x" * 50}
-        ! {ContextFullError(53, 11, 29)}. The turn was not sent, nothing was dropped
+        ! the context is full: 53 more tokens are needed, 29 of 40 are left. The turn was not sent, nothing was \
+dropped; what helps:
+        -   --ctx 1024 makes a context that holds it: its KV cache takes 0.5 MiB, 1.0 GiB of memory are free
+        -   --when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
+back what resembles the question, compress keeps averages
+        -   a shorter text, or a part of it at a time
         > Ok?
         < Yes.
-        = context: 21 used, 19 available, trained on 2,000; read 6 tokens, reused 11; wrote 4
+        = context: 21 of 40 tokens, trained on 2,000; read 6, reused 11; wrote 4
         > /save {tmp_path}/chat.json
         - saved 4 turns to {tmp_path}/chat.json
         > ^D
@@ -272,6 +301,41 @@ def test_an_answer_that_fills_the_context_says_so_and_is_kept() -> None:
         "- /save FILE keeps the chat, /clear starts over",
     ]
     assert conversation.turns[-1] == Turn("assistant", "abcde")
+
+
+def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
+    screen = Script(f"Hello {'there ' * 4}", "And you?", "x" * 15)
+    engine = QueuedEngine("Hi!", "Well.", "Yes.", n_ctx=100)
+    conversation = chat(engine, screen, system="Be kind.", drop_turns=True)
+    left = "the 2 oldest turns left it, from “Hello there there there there” on; the model does not see them any more"
+    assert screen.lines[7:10] == [
+        "< Yes.",
+        f"- the context was full: {left}, /save keeps them",
+        "= context: 47 of 100 tokens, trained on 2,000; read 32, reused 11; wrote 4",
+    ]
+    assert Letters().text(engine.prompts[2]) == (
+        "«s»«|system|»Be kind.«|user|»And you?«|bot|»Well.«/s»«|user|»" + "x" * 15 + "«|bot|»"
+    )
+    assert conversation.turns[2].content == "Hi!"
+    assert conversation.left == 2
+
+
+def test_turns_leave_in_the_middle_of_an_answer_and_it_goes_on() -> None:
+    screen = Script("Hello there", "Tell me")
+    engine = QueuedEngine("Hi!", "abcdefgh" * 4, "XYZ", n_ctx=52)
+    conversation = chat(engine, screen, drop_turns=True, max_tokens=40)
+    assert conversation.turns[-1].content.endswith("XYZ")
+    answered = conversation.turns[-1].content.removesuffix("XYZ")
+    assert len(answered) > 8
+    assert Letters().text(engine.prompts[-1]) == f"«s»«|user|»Tell me«|bot|»{answered}"
+    assert any("the 2 oldest turns left it" in line for line in screen.lines)
+
+
+def test_what_cannot_fit_without_any_other_turn_is_still_an_error() -> None:
+    screen = Script("Hello", "x" * 80)
+    conversation = chat(QueuedEngine("Hi!", n_ctx=60), screen, drop_turns=True)
+    assert any("the context is full" in line for line in screen.lines)
+    assert (len(conversation.turns), conversation.left) == (2, 0)
 
 
 def test_ctrl_c_stops_an_answer_and_keeps_the_chat() -> None:
@@ -293,30 +357,154 @@ def test_ctrl_c_in_a_prefill_takes_the_turn_back() -> None:
 def test_ctrl_c_at_the_prompt_says_how_to_leave() -> None:
     screen = Script(KeyboardInterrupt)
     chat(QueuedEngine(), screen)
-    assert screen.lines == ["> ^C", "- Ctrl-D or /exit leaves; Ctrl-C stops an answer", "> ^D"]
+    assert screen.lines == ["> ^C", "- Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it", "> ^D"]
 
 
 def test_commands() -> None:
-    screen = Script("/help", "/foo bar", "/save", "/clear now", "/exit", "never read")
+    screen = Script("/help", "/foo bar", "/save", "/clear now", "/quit", "never read")
     chat(QueuedEngine(), screen)
     assert screen.text == transcript_of(
         """
         > /help
-        - /help        this list
-        - /file FILE   puts a document into the next turn
-        - /save FILE   saves the chat
-        - /load FILE   goes on with a saved chat
-        - /clear       starts over; the system prompt stays
-        - /exit        leaves, as Ctrl-D does
+        - /help                this list
+        - /file FILE           puts a document into the next turn
+        - /context             what the context holds, and what it could
+        - /regen               answers the last question again
+        - /undo                takes the last question and its answer back
+        - /clear               starts over; the system prompt stays
+        - /system [TEXT]       shows the system prompt, or sets another
+        - /set [NAME VALUE]    shows the settings, or changes one
+        - /when-full [POLICY]  shows what stays in a full context, or changes it
+        - /save FILE           saves the chat
+        - /load FILE           goes on with a saved chat
+        - /export FILE         writes the chat as Markdown
+        - /quit                leaves, as Ctrl-D does
         > /foo bar
-        ! there is no command /foo; the commands are /help, /file, /save, /load, /clear, /exit
+        ! there is no command /foo; the commands are /help, /file, /context, /regen, /undo, /clear, /system, /set, \
+/when-full, /save, /load, /export, /quit
         > /save
         ! the command is /save FILE
         > /clear now
         ! the command is /clear
-        > /exit
+        > /quit
         """
     )
+
+
+def test_undo_and_regen() -> None:
+    engine, screen = QueuedEngine("One.", "Two.", "Three."), Script("/undo", "/regen", "Hi", "/regen", "/undo", "/undo")
+    conversation = chat(engine, screen)
+    assert [line for line in screen.lines if line[0] in "<!-"] == [
+        "! there is nothing to take back",
+        "! there is no answer to make again; ask something first",
+        "< One.",
+        "< Two.",
+        "- taken back: Hi",
+        "! there is nothing to take back",
+    ]
+    assert conversation.turns == []
+    assert engine.prompts[0] == engine.prompts[1]
+
+
+def test_regen_varies_a_seed_and_keeps_the_answer_that_it_could_not_better() -> None:
+    seeds: list[int | None] = []
+
+    class Seeded(QueuedEngine):
+        def generate(self, sampling: Sampling, max_tokens: int | None = None) -> Answered:
+            seeds.append(sampling.seed)
+            return super().generate(sampling, max_tokens)
+
+    screen = Script("Hi", "/regen")
+    chat(Seeded("One.", "Two."), screen)
+    assert seeds == [1, 2]
+    screen = Script("Hi", "/regen")
+    engine = QueuedEngine("One.", "Two.")
+    screen.notice = lambda _text: setattr(screen, "interrupt_at", "prefill")  # type: ignore[method-assign]
+    conversation = chat(engine, screen, sampling=Sampling(temperature=0))
+    assert [turn.content for turn in conversation.turns] == ["Hi", "One."]
+
+
+def test_a_question_that_a_crash_left_unanswered_is_asked_again() -> None:
+    engine, screen = QueuedEngine("Hi!"), Script("/regen")
+    conversation = Conversation(Letters(), engine, Sampling())
+    talk = Chat(conversation, screen, room(engine))
+    talk.unanswered = "Hello"
+    talk.run()
+    assert [turn.content for turn in conversation.turns] == ["Hello", "Hi!"]
+    assert talk.unanswered is None
+
+
+def test_the_system_prompt_is_shown_and_changed() -> None:
+    engine, screen = QueuedEngine("Hi!"), Script("/system", "/system Be brief.", "/system", "Hello")
+    chat(engine, screen)
+    assert [line for line in screen.lines if line.startswith("-")] == [
+        "- there is no system prompt; /system TEXT sets one",
+        "- the system prompt is another now; the next turn reads the chat again behind it",
+        "- Be brief.",
+    ]
+    assert Letters().text(engine.prompts[0]) == "«s»«|system|»Be brief.«|user|»Hello«|bot|»"
+
+
+def test_settings_are_shown_and_changed() -> None:
+    script = ("temperature 0.5", "seed none", "stop END", "max-tokens 3", "think show", "think off")
+    wrong = ("temperature x", "temperature -1", "top-p 2", "max-tokens 0", "think loud", "colour red", "seed")
+    screen = Script(*(f"/set {line}" for line in (*script, *wrong)), "/set", "Hello")
+    conversation = chat(QueuedEngine("abcdef"), screen)
+    shown = [line for line in screen.lines if line.startswith("- ")]
+    assert shown[:9] == [
+        "- temperature      0.5",
+        "- top-k            40",
+        "- top-p            0.95",
+        "- min-p            0.05",
+        "- repeat-penalty   1.0",
+        "- seed             none",
+        "- max-tokens       3",
+        "- stop             'END'",
+        "- think            off",
+    ]
+    assert len([line for line in screen.lines if line.startswith("! ")]) == len(wrong)
+    assert conversation.turns[-1].content == "abc"
+    assert conversation.prompts.think is False
+
+
+def test_the_policy_for_a_full_context() -> None:
+    screen = Script("/when-full", "/when-full turns", "/when-full", "/when-full stream", "/when-full later")
+    conversation = chat(QueuedEngine(), screen)
+    choices = "turns, stop, stream, recompute, self-extend, landmark, compress"
+    assert [line for line in screen.lines if line[0] in "-!"] == [
+        f"- when the context is full: stop; the choices are {choices}",
+        "- when the context is full: turns",
+        f"- when the context is full: turns; the choices are {choices}",
+        "! stream needs a context of another kind: start with --when-full stream; a chat with --session goes on",
+        f"! when-full is later, but must be one of {choices}",
+    ]
+    assert conversation.options.drop_turns
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
+    screen = Script(KeyboardInterrupt, "", KeyboardInterrupt, KeyboardInterrupt, "never read")
+    chat(QueuedEngine(), screen)
+    assert screen.lines.count("> ^C") == 3
+    assert screen.inputs == ["never read"]
+
+
+def test_a_chat_is_exported_as_markdown(tmp_path: Path) -> None:
+    screen = Script("Hello", f"/export {tmp_path}/chat.md", f"/export {tmp_path}/chat.md")
+    chat(QueuedEngine("Hi *you*!"), screen, system="Be kind.")
+    assert (tmp_path / "chat.md").read_text() == (
+        "**System**\n\nBe kind.\n\n---\n\n**User**\n\nHello\n\n---\n\n**Assistant**\n\nHi *you*!\n"
+    )
+    assert screen.lines[-2] == f"! {tmp_path}/chat.md exists; choose another name"
+
+
+def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("x" * 60)
+    screen = Script(f"/file {tmp_path}/long.txt")
+    chat(QueuedEngine(n_ctx=50), screen)
+    assert screen.lines[2:4] == [
+        "- that is more than fits:",
+        "-   --ctx 1024 makes a context that holds it: its KV cache takes 0.5 MiB, 1.0 GiB of memory are free",
+    ]
 
 
 def test_clear_keeps_the_system_prompt() -> None:

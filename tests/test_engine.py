@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, llama  # noqa: E402
+from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
     Model,
@@ -55,19 +57,19 @@ def story(model: Model) -> list[int]:
 
 
 def last_logits(session: Session) -> Any:
-    pointer = session._lib.llama_get_logits_ith(session._context, -1)
+    pointer = session.cache.lib.llama_get_logits_ith(session.cache.handle, -1)
     return np.ctypeslib.as_array(pointer, (session.model.n_vocab,)).copy()
 
 
 def slow(session: Session, seconds: float) -> None:
     """Every batch takes at least `seconds`, as with a large model."""
-    decode = session._decode
+    append = session.cache.append
 
-    def slowed(tokens: list[int], every_logit: bool = False) -> bool:
+    def slowed(tokens: Sequence[int], every_logit: bool = False) -> bool:
         time.sleep(seconds)
-        return decode(tokens, every_logit)
+        return append(tokens, every_logit)
 
-    session._decode = slowed  # type: ignore[method-assign]
+    session.cache.append = slowed  # type: ignore[method-assign]
 
 
 def test_greedy_text_is_the_published_one(session: Session, model: Model) -> None:
@@ -85,23 +87,23 @@ def test_an_answer_that_reaches_the_end_of_the_context_says_so(session: Session)
     assert (generation.finish, session.used, session.available) == ("context", 512, 0)
 
 
-def test_generation_ends_at_the_end_token(session: Session, model: Model) -> None:
+def test_generation_ends_at_the_end_token(session: Session) -> None:
     session.evaluate([1])
-    session.model = _Ending(model, at=5)  # type: ignore[assignment]
     generation = session.generate(GREEDY)
+    generation._lib = _Ending(generation._lib, at=5)
     assert (len(list(generation)), generation.finish) == (4, "eog")
 
 
 class _Ending:
-    """The model, with the n-th token asked for as its end."""
+    """llama.cpp, with the n-th token asked for as the end."""
 
-    def __init__(self, model: Model, at: int) -> None:
-        self._model, self._left = model, at
+    def __init__(self, lib: Any, at: int) -> None:
+        self._lib, self._left = lib, at
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._model, name)
+        return getattr(self._lib, name)
 
-    def is_eog(self, _token: int) -> bool:
+    def llama_vocab_is_eog(self, _vocabulary: object, _token: int) -> bool:
         self._left -= 1
         return self._left == 0
 
@@ -188,11 +190,7 @@ def test_the_context_is_the_one_asked_for_not_llama_cpps_rounded_one(model: Mode
 
 def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[int]) -> None:
     with Session(model, SessionOptions(n_batch=50)) as session:
-        slow(session, 0.05)
-        timer = threading.Timer(0.12, session.cancel)
-        timer.start()
-        prefill = session.evaluate(story)
-        timer.join()
+        prefill = session.evaluate(story, lambda done, _total: session.cancel() if done >= 100 else None)
         assert prefill.cancelled
         assert 0 < session.used < len(story)
         assert session.tokens == tuple(story[: session.used])
@@ -205,14 +203,14 @@ def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[
             np.testing.assert_allclose(last_logits(session), last_logits(fresh), atol=2e-3)
 
 
-def test_cancelling_stops_inside_a_batch(model: Model, story: list[int]) -> None:
+def test_cancelling_stops_inside_a_batch(model: Model, story: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     with Session(model, SessionOptions(n_batch=512)) as session:
         session.evaluate(story[:10])
 
         def cancel_now(done: int, _total: int) -> None:
             if done == 0:
                 session.cancel()
-                session._cancelled = lambda: False  # type: ignore[method-assign]
+                monkeypatch.setattr(Cache, "cancelled", False)
 
         prefill = session.evaluate(story, cancel_now)
         assert (prefill.cancelled, prefill.evaluated) == (True, 0)
@@ -483,16 +481,27 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
     assert out.read_text() == "old"
 
 
+def test_large_models_read_in_smaller_batches(model: Model) -> None:
+    """So that a cancel is seen soon: 128 tokens through a matrix of 60 million take a second on a slow core."""
+    assert capacity.batch_for(model, 1) == 128
+    shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
+    tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
+    large: Any = SimpleNamespace(offloads=False, header=SimpleNamespace(tensors=tensors))
+    assert [capacity.batch_for(large, threads) for threads in (2, 16)] == [64, 128]
+    large.offloads = True
+    assert capacity.batch_for(large, 2) == 512
+
+
 def test_batches_are_bounded(model: Model, story: list[int]) -> None:
     sizes: list[int] = []
     with Session(model, SessionOptions(n_batch=64)) as session:
-        decode = session._decode
+        append = session.cache.append
 
-        def watched(tokens: list[int], every_logit: bool = False) -> bool:
+        def watched(tokens: Sequence[int], every_logit: bool = False) -> bool:
             sizes.append(len(tokens))
-            return decode(tokens, every_logit)
+            return append(tokens, every_logit)
 
-        session._decode = watched  # type: ignore[method-assign]
+        session.cache.append = watched  # type: ignore[method-assign]
         session.evaluate(story)
     assert sizes == [64] * 7 + [53]
 

@@ -353,7 +353,7 @@ def norms_after_shifts(path: Path, shifts: int) -> np.ndarray[Any, Any]:
 
     lib = llama.lib()
     with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256, kv_type="f32")) as session:
-        context, memory = session._context, session._memory
+        context, memory = session.cache.handle, session.cache._memory
 
         def state() -> np.ndarray[Any, Any]:
             size = lib.llama_state_seq_get_size(context, 0)

@@ -15,14 +15,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 EXTRAS = ("huggingface_hub", "jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
 
-NEED_EXTRAS = {"__init__", "chat"}  # chat templates are jinja2's; the others import extras on use
+NEED_EXTRAS = {"__init__", "api", "chat"}  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. What is not named here is a verb, like convert and verify.
 ROWS = (
-    {"cli", "terminal"},
+    {"cli", "screen"},
     {"convert", "verify", "plan", "chat"},
-    {"converters", "checkpoint", "gguf", "runtime"},
+    {"converters", "checkpoint", "file_rope", "gguf", "runtime"},
     {"rope"},
     {"native", "_native"},
     {"errors"},
@@ -36,7 +36,8 @@ KEPT_IN = {
     "torch": {"checkpoint", "reference"},  # pickles, and the judge of verify --reference
     "transformers": {"reference"},
     "huggingface_hub": {"checkpoint"},
-    "rich": {"terminal"},
+    "rich": {"screen"},
+    "prompt_toolkit": {"screen"},
 }
 
 

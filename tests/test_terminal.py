@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import SHARED
 
-from ggext import terminal
-from ggext.terminal import PlainScreen, on_interrupt, shown
+from ggext.screen import painting
+from ggext.screen.interrupt import on_interrupt
+from ggext.screen.painting import shown
+from ggext.screen.terminal import PlainScreen
 
 if TYPE_CHECKING:
     from ggext.gguf.writer import TensorToWrite
@@ -170,9 +172,8 @@ def test_a_plain_screen_keeps_the_answer_alone(
         screen.answer(piece)
     screen.end_answer()
     screen.error("E")
-    screen.status("S")
     assert lines == ["one", "two", None]
-    assert capsys.readouterr() == ("answer\x1b\n", "> > > N\nE\nS\n")
+    assert capsys.readouterr() == ("answer\x1b\n", "> > > N\nE\n")
 
 
 def test_an_encoding_that_lacks_a_character_gets_a_question_mark(
@@ -182,7 +183,7 @@ def test_an_encoding_that_lacks_a_character_gets_a_question_mark(
     file = io.TextIOWrapper(raw, encoding="ascii")
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", file)
-        terminal.write("Zoë ☃")
+        painting.write("Zoë ☃")
     assert raw.getvalue() == b"Zo? ?"
 
 
@@ -206,10 +207,10 @@ def test_a_bar_is_drawn_for_a_prompt_that_takes_long(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     file = Terminal()
-    bar = terminal.PrefillBar(terminal._console(file))
+    bar = painting.PrefillBar(painting.new_console(file))
     for done in (0, 256, 512):
         clock = SimpleNamespace(perf_counter=lambda now=done / 256 * seconds: now)
-        monkeypatch.setattr(terminal, "time", clock)
+        monkeypatch.setattr(painting, "time", clock)
         bar.update(done, total)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
     assert bar.stop() is (bar_at is not None)
@@ -258,7 +259,8 @@ def test_a_document_stands_before_the_question(stories_gguf: Path, tmp_path: Pat
 def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_path: Path) -> None:
     (tmp_path / "doc.txt").write_text("Tim had a red ball.\n" * 500)
     done = ggext(stories_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
-    assert (done.returncode, done.stdout) == (1, b"")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert re.search(rb"--target-context \d+ .* its KV cache takes .* of memory are free", done.stderr)
     assert re.search(rb"the context is full: \d+ more tokens requested, 0 used, 512 of 512 left", done.stderr)
     assert b"Traceback" not in done.stderr
 
@@ -361,6 +363,16 @@ class Keyboard:
         before, found, self.seen = self.seen.partition(text)
         return before + found
 
+    def raw_until_prompt(self, seconds: float = 20) -> str:
+        """Everything up to the next prompt, terminal control included."""
+        end, raw = time.monotonic() + seconds, ""
+        while not re.search(r"\x1b\[\?2004h.*\x1b\[\?25h$", raw, re.DOTALL):  # ready for a paste, cursor on
+            left = end - time.monotonic()
+            assert left > 0, f"no prompt within {seconds} s after {raw!r}"
+            if select.select([self.side], [], [], left)[0]:
+                raw += os.read(self.side, 4096).decode("utf-8", "replace")
+        return raw
+
     def leave(self) -> int:
         """Ctrl-D, and the exit code."""
         self.wait_for(">")
@@ -397,7 +409,7 @@ def test_a_chat_in_a_terminal(keyboard: Callable[..., Keyboard], stories_gguf: P
     chat.wait_for("saved 2 turns")
     chat.wait_for(">")
     chat.type(CTRL_C)
-    chat.wait_for("Ctrl-D or /exit leaves")
+    chat.wait_for("Ctrl-C again or Ctrl-D leaves")
     chat.say("/clear")
     chat.wait_for("the chat starts over")
     chat.say(f"/load {tmp_path}/chat.json")
@@ -416,7 +428,7 @@ def test_ctrl_c_in_an_answer_keeps_the_chat(keyboard: Callable[..., Keyboard], s
     chat.wait_for("stopped", seconds=2)
     chat.wait_for("context: ")
     chat.say("/help")
-    chat.wait_for("/exit ")
+    chat.wait_for("/quit ")
     assert chat.leave() == 0
 
 
@@ -447,3 +459,285 @@ def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_g
     chat.wait_for("saved 2 turns")
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
     assert chat.leave() == 0
+
+
+def test_events_are_one_json_object_a_line(demo_gguf: Path, story: Path) -> None:
+    done = ggext(demo_gguf, "-f", story, "-p", "Where is the crown?", "--temperature", "0", "--json")
+    assert done.returncode == 0
+    assert done.stderr == b""
+    events = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
+    kinds = [event["event"] for event in events]
+    assert set(kinds) == {"prefill", "text", "end"}
+    prefill = [event for event in events if event["event"] == "prefill"]
+    assert (prefill[0]["done"], prefill[0]["seconds_left"]) == (0, None)
+    assert prefill[-1]["done"] == prefill[-1]["total"] == 310
+    end = events[-1]
+    assert end["text"] == "".join(event["text"] for event in events if event["event"] == "text")
+    assert re.fullmatch(r"Look for the crown \w+\.", end["text"])
+    assert end["finish"] == "eog"
+    assert end["context"] == {"used": 316, "allocated": 1024, "trained": 256}
+    assert end["prefill"]["evaluated"] == 310
+    assert end["generated"]["tokens"] == 6
+
+
+def test_an_error_is_an_event_too(demo_gguf: Path, story: Path) -> None:
+    done = ggext(demo_gguf, *["-f", story] * 4, "-p", "Why?", "--json")
+    events = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
+    assert done.returncode == 3
+    assert [event["event"] for event in events][-1] == "error"
+    assert "the context is full" in events[-1]["text"]
+    assert any("--target-context" in event["text"] for event in events[:-1])
+
+
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, for 1,024 tokens."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    out = tmp_path_factory.mktemp("demo") / "demo.gguf"
+    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=4)))
+    return out
+
+
+@pytest.fixture(scope="session")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 tokens that say where a crown is."""
+    from click.testing import CliRunner
+
+    from ggext.cli import main
+
+    out = tmp_path_factory.mktemp("story") / "story.txt"
+    text = CliRunner().invoke(main, ["demo", "--text", "300"]).output
+    assert "crown" in text
+    out.write_text(text)
+    return out
+
+
+def test_a_book_is_piped_and_asked(demo_gguf: Path, story: Path) -> None:
+    """cat book.txt | ggext chat model.gguf -p ..."""
+    question = ("-p", "Where is the crown?", "--temperature", "0")
+    piped = ggext(demo_gguf, *question, stdin=story.read_bytes())
+    named = ggext(demo_gguf, "-f", story, *question)
+    assert piped.stdout == named.stdout
+    assert re.fullmatch(rb"Look for the crown \w+\.\n", piped.stdout)
+    assert (piped.returncode, piped.stderr) == (0, b"")
+
+
+def test_a_stop_string_and_a_grammar_from_the_command_line(demo_gguf: Path, story: Path, tmp_path: Path) -> None:
+    question = ("-f", story, "-p", "Where is the crown?", "--temperature", "0")
+    assert ggext(demo_gguf, *question, "--stop", "the crown").stdout == b"Look for \n"
+    schema = '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}'
+    assert isinstance(json.loads(ggext(demo_gguf, *question, "--json-schema", schema).stdout)["n"], int)
+    (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
+    said = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30").stdout
+    assert re.match(rb"Look [abc]", said)
+
+
+def test_an_answer_that_fills_the_context_exits_with_3(stories_gguf: Path) -> None:
+    done = ggext(stories_gguf, "-p", "Once", "--ctx", "32", "--temperature", "0")
+    assert done.returncode == 3
+    assert b"the context is full: the answer stops here, nothing was dropped" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("One.\n\nTwo", ["One.\n\n", "Two"]),
+        ("One.\n\n", ["One.\n\n"]),
+        ("One.\nTwo.", ["One.\nTwo."]),
+        ("One.\n\n\nTwo.\n\nThree", ["One.\n\n\n", "Two.\n\n", "Three"]),
+        ("- a\n\n- b\n\nEnd", ["- a\n\n- b\n\n", "End"]),
+        ("1. a\n\n2", ["1. a\n\n2"]),
+        ("Text:\n\n- a", ["Text:\n\n", "- a"]),
+        ("> a\n\n> b", ["> a\n\n", "> b"]),
+        ("1. a\n\n1986 was", ["1. a\n\n", "1986 was"]),
+        ("Text\n\n**bold", ["Text\n\n", "**bold"]),
+        ("```\na\n\nb\n```\n\nEnd", ["```\na\n\nb\n```\n\n", "End"]),
+        ("```\na\n\nb", ["```\na\n\nb"]),
+        ("````\n```\n\nb\n````\n\nEnd", ["````\n```\n\nb\n````\n\n", "End"]),
+        ("- a\n\n  more\n\nEnd", ["- a\n\n  more\n\n", "End"]),
+    ],
+)
+def test_blocks_of_markdown_are_whole_when_nothing_can_join_them(text: str, parts: list[str]) -> None:
+    assert painting.whole_blocks(text) == (parts[:-1], parts[-1])
+
+
+MARKDOWN = (
+    "# Plan\n\nFirst *line*\nsecond **line**.\n\n- one\n- two\n\n```python\nprint('x')\n\nprint('y')\n```\n\n"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\nThe end.\x1b[2J"
+)
+
+
+def lines_on_screen(raw: str, columns: int = 120) -> list[str]:
+    """What a terminal shows after it got this."""
+    import pyte
+
+    screen = pyte.Screen(columns, 200)
+    pyte.Stream(screen).feed(raw.replace("\r\n", "\n").replace("\n", "\r\n"))
+    return [line.rstrip() for line in screen.display]
+
+
+def paint(monkeypatch: pytest.MonkeyPatch, text: str, step: int) -> list[str]:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(painting, "_BETWEEN_PAINTS", 0.0)
+    monkeypatch.setattr(painting, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    file = Terminal()
+    console = painting.new_console(file)
+    console.size = (60, 12)
+    answer = painting.GrowingMarkdown(console)
+    for at in range(0, len(text), step):
+        answer.add(text[at : at + step])
+    answer.end()
+    return lines_on_screen(file.getvalue(), 60)
+
+
+def test_markdown_grows_into_what_it_is_when_printed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    at_once = Console(width=60, file=io.StringIO(), color_system=None)
+    at_once.print(painting._markdown(MARKDOWN))
+    assert isinstance(at_once.file, io.StringIO)
+    wanted = [line.rstrip() for line in at_once.file.getvalue().splitlines()]
+    wanted = [line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before]  # no two blank lines
+    for step in (1, 7, 1000):
+        assert paint(monkeypatch, MARKDOWN, step)[: len(wanted)] == wanted
+    assert "First line" in wanted  # a line that a model ended stays a line
+    assert "The end.�[2J" in wanted
+
+
+def test_a_block_taller_than_the_screen_is_whole_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(f"- item {i}" for i in range(40))
+    painted = paint(monkeypatch, text, 5)
+    assert [line.strip() for line in painted if line] == [f"• item {i}" for i in range(40)]
+
+
+def test_reasoning_is_folded_into_one_line_or_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggext.screen.terminal import AnswerScreen
+
+    for show, wanted in (
+        (False, ["thought for 0 s, 3 words", "", "Yes."]),
+        (True, ["Hm, well, so, what?", "", "Yes."]),
+    ):
+        file = Terminal()
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setenv("TERM", "xterm")
+        screen = AnswerScreen()
+        screen.show_thoughts = show
+        for piece in ("Hm, ", "well, ", "so, ", "what?"):
+            screen.thought(piece)
+        screen.answer("Yes.")
+        screen.end_answer()
+        assert lines_on_screen(file.getvalue())[:3] == wanted
+
+
+def test_completion_offers_commands_settings_and_paths(tmp_path: Path) -> None:
+    pytest.importorskip("prompt_toolkit")
+    from prompt_toolkit.completion import CompleteEvent
+    from prompt_toolkit.document import Document
+
+    from ggext.screen.keyboard import new_completer
+
+    (tmp_path / "book.txt").touch()
+
+    def offered(text: str) -> list[str]:
+        return [c.text for c in new_completer().get_completions(Document(text), CompleteEvent())]
+
+    assert offered("/re") == ["/regen"]
+    assert "/quit" in offered("/")
+    assert offered("/set te") == ["temperature"]
+    assert offered(f"/file {tmp_path}/bo") == ["ok.txt"]
+    assert offered("what is /re") == []
+    assert offered("/system be") == []
+
+
+@needs_pty
+def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: Path) -> None:
+    """A session is begun, left, gone on with and exported; the screen is compared line by line."""
+    first = typed(
+        [demo_gguf, "--temperature", "0", "--session", "crown"],
+        f"/file {story}",
+        "Where is the crown?",
+        "/context",
+    )
+    assert first == [
+        "session crown: 0 turns; a new chat",
+        "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D leaves",
+        "",
+        f"> /file {story}",
+        f"{story}: 301 tokens go into the next turn; 1,024 are available",
+        "",
+        "> Where is the crown?",
+        "Look for the crown PLACE.",
+        "context: 316 of 1,024 tokens, trained on 256; read 310 at N/s, reused 0; wrote 6 at N/s",
+        "",
+        "> /context",
+        "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was trained on 256",
+        "tokens of text: questions 306, answers 6",
+        "KV cache: 0.2 of 0.8 MiB, 768 bytes a token",
+        "",
+        ">",
+    ]
+    second = typed(
+        [demo_gguf, "--temperature", "0", "--session", "crown"],
+        "Where is the crown?",
+        "/regen",
+        "/undo",
+        f"/export {tmp_path}/chat.md",
+    )
+    assert second == [
+        "session crown: 2 turns; 316 tokens of KV cache restored in N s",
+        "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D leaves",
+        "",
+        "> Where is the crown?",
+        "Look for the crown PLACE.",
+        "context: 331 of 1,024 tokens, trained on 256; read 9 at N/s, reused 316; wrote 6 at N/s",
+        "",
+        "> /regen",
+        "at temperature 0 the answer will be the same; /set temperature 0.8 varies it",
+        "Look for the crown PLACE.",
+        "context: 331 of 1,024 tokens, trained on 256; read 1 at N/s, reused 324; wrote 6 at N/s",
+        "",
+        "> /undo",
+        "taken back: Where is the crown?",
+        "",
+        f"> /export {tmp_path}/chat.md",
+        f"wrote 2 turns to {tmp_path}/chat.md as Markdown",
+        "",
+        ">",
+    ]
+    assert (tmp_path / "chat.md").read_text().startswith("**User**\n\n")
+
+
+@needs_pty
+def test_kill_9_in_an_answer_costs_its_last_second(slow_gguf: Path) -> None:
+    chat = Keyboard(slow_gguf, "--temperature", "0", "--session", "book")
+    chat.say("Once")
+    for _ in range(2):
+        chat.wait_for("x" * 10)
+        time.sleep(1.1)
+    chat.wait_for("xxx")
+    chat.process.kill()
+    chat.process.wait()
+    os.close(chat.side)
+    notices = typed([slow_gguf, "--session", "book"])
+    assert notices[1] == "session book: 2 turns; no KV state was saved: the next question reads the chat again"
+
+
+def typed(arguments: list[Any], *lines: str) -> list[str]:
+    """Types the lines into a chat, each when the prompt is there, then Ctrl-D; the screen, numbers of speed as N."""
+    chat = Keyboard(*arguments)
+    raw = ""
+    try:
+        for line in (*lines, CTRL_D):
+            raw += chat.raw_until_prompt()
+            chat.type(line + ("" if line == CTRL_D else "\r"))
+        assert chat.process.wait(30) == 0
+    finally:
+        chat.process.kill()
+        chat.process.wait()
+        os.close(chat.side)
+    text = re.sub(r"at [\d,]+/s", "at N/s", "\n".join(lines_on_screen(raw)))
+    text = re.sub(r"in \d+\.\d\d s", "in N s", text)
+    return re.sub(r"Look for the crown \w+\.", "Look for the crown PLACE.", text).rstrip("\n").split("\n")

@@ -435,10 +435,10 @@ def test_a_tensor_whose_sizes_contradict_each_other_is_not_read() -> None:
     with ggml._context(functions) as context:
         address = ggml._rope_nodes(functions, context, call, (4, 2, 8))[0]
         with pytest.raises(ModelError, match="cannot be read"):  # no data yet
-            ggml._read(functions, address)
+            ggml.read_tensor(functions, address)
         ggml.Tensor.from_address(address).nb[1] = 1 << 40
         with pytest.raises(ModelError, match="cannot be read"):
-            ggml._read(functions, address)
+            ggml.read_tensor(functions, address)
 
 
 @pytest.mark.parametrize("change", [{"n_dims": 7}, {"n_dims": 64}, {"mode": 8}, {"factors": (1.0,)}])

@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
-import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
-from ggext.chat.template import ChatTemplate
+from ggext.chat.answer import AnswerText
+from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling
 
 Progress = Callable[[int, int], None]
-
-
-class Vocabulary(Protocol):
-    """What a conversation needs of `ggext.runtime.model.Model`."""
-
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def adds_bos(self) -> bool: ...
-    @property
-    def bos(self) -> int: ...
-    @property
-    def eos(self) -> int: ...
-    def tokenize(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
-    def token_to_piece(self, token: int) -> bytes: ...
-    def token_text(self, token: int) -> str: ...
-    def is_control(self, token: int) -> bool: ...
+Finish = FinishReason | Literal["stop"]
 
 
 class Answer(Protocol):
@@ -40,6 +23,7 @@ class Answer(Protocol):
     finish: FinishReason | None
 
     def __iter__(self) -> Iterator[int]: ...
+    def close(self) -> None: ...
 
 
 class Engine(Protocol):
@@ -51,6 +35,8 @@ class Engine(Protocol):
     def available(self) -> int: ...
     @property
     def trained(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
@@ -60,112 +46,184 @@ class Engine(Protocol):
 class Outcome:
     """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
 
-    A turn that was cancelled before its first token is not kept.
+    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop string.
+    ``left``: turns that left the context for it, ``dropped``: tokens that did, where the engine drops tokens and
+    not turns.
     """
 
-    finish: FinishReason
+    finish: Finish
     prefill: Prefill
     generated: int
     seconds: float
     kept: bool
+    left: tuple[Turn, ...] = ()
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not part of it; ``think``:
+    whether the model shall reason first (None: as its template does by itself); ``drop_turns``: whole oldest turns
+    leave the prompt when the context is full. Raises UsageError."""
+
+    system: str | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    think: bool | None = None
+    drop_turns: bool = False
+
+    def __post_init__(self) -> None:
+        if not all(self.stop):
+            raise UsageError("a stop string is empty; leave it out, or write what shall end the answer")
 
 
 class Conversation:
     """Turns over one engine. ``outcome`` tells how the last `ask` ended.
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
-    a chat template in the file the turns are one text, which the model continues.
+    a chat template in the file the turns are one text, which the model continues. ``turns`` keeps all of them; the
+    ``left`` oldest behind the system prompt are not in the context any more.
     """
 
     def __init__(
-        self,
-        vocabulary: Vocabulary,
-        engine: Engine,
-        sampling: Sampling,
-        system: str | None = None,
-        max_tokens: int | None = None,
+        self, vocabulary: Vocabulary, engine: Engine, sampling: Sampling, options: ChatOptions | None = None
     ) -> None:
-        self.vocabulary = vocabulary
+        self.options = options or ChatOptions()
+        # A grammar describes the answer alone: the model is to begin with it.
+        self.prompts = Prompts(vocabulary, False if sampling.grammar is not None else self.options.think)
         self.engine = engine
         self.sampling = sampling
-        self.max_tokens = max_tokens
         self.outcome: Outcome | None = None
-        self._start = [Turn("system", system)] if system else []
-        self.turns: list[Turn] = list(self._start)
-        source = vocabulary.chat_template
-        self.template = None if source is None else ChatTemplate(source, _special(vocabulary))
+        self.turns: list[Turn] = []
+        self.left = 0
+        self.set_system(self.options.system)
+        self._asked: list[Turn] | None = None
+        self._answer: AnswerText | None = None
+
+    @property
+    def system(self) -> str | None:
+        """The system prompt."""
+        return self.turns[0].content if self.turns and self.turns[0].role == "system" else None
+
+    def set_system(self, system: str | None) -> None:
+        """Another system prompt, or none, before the turns that there are."""
+        start = [Turn("system", system)] if system else []
+        self.turns = [*start, *self.turns[self.system is not None :]]
 
     def clear(self) -> None:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
-        self.turns = list(self._start)
+        self.restart(self.turns[: self.system is not None])
+
+    def restart(self, turns: Sequence[Turn]) -> None:
+        """Goes on from other turns."""
+        self.turns = list(turns)
+        self.left = 0
+
+    def undo(self) -> list[Turn]:
+        """Takes the last question and its answer back; they are returned, empty where there are none."""
+        last = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=len(self.turns))
+        taken = self.turns[last:]
+        del self.turns[last:]
+        self.left = min(self.left, len(behind_system(self.turns)))
+        return taken
+
+    @property
+    def so_far(self) -> list[Turn]:
+        """The turns, with what of the running turn there is."""
+        if self._asked is None:
+            return self.turns
+        answer = self._answer
+        if answer is None or not (answer.text or answer.reasoning):
+            return self._asked
+        return [*self._asked, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
-        """Sends a user turn and yields the answer's text as it comes; then see ``outcome``.
+        """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then see ``outcome``.
 
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
         """
-        asked = [*self.turns, Turn("user", question)]
-        prefill = self.engine.evaluate(self.prompt(asked), progress)
-        if prefill.cancelled:
-            self.outcome = Outcome("cancelled", prefill, 0, 0.0, kept=False)
-            return
-        start = time.perf_counter()
-        generation = self.engine.generate(self.sampling, self.max_tokens)
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        pieces: list[str] = []
-        count = 0
-        for token in generation:
-            count += 1
-            if text := decoder.decode(self.vocabulary.token_to_piece(token)):
-                pieces.append(text)
-                yield text
-        if text := decoder.decode(b"", final=True):
-            pieces.append(text)
-            yield text
-        finish = generation.finish
+        asked = self._asked = [*self.turns, Turn("user", question)]
+        before, dropped, clock = self.left, self.engine.dropped, _Clock()
+        finish: Finish = "cancelled"
+        try:
+            prefill, answer = self._read(asked, None, progress)
+            self._answer = answer
+            if not prefill.cancelled:
+                finish = yield from self._generate(asked, answer, clock, progress)
+        finally:  # what was said stays, also when the engine fails in the middle or the caller has enough
+            said, self._asked, self._answer = self._answer, None, None
+            kept = said is not None and (bool(said.tokens) or finish != "cancelled")
+            if said is not None and kept:
+                list(said.end())  # what a tag or a stop string might have begun in
+                self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
+        left = tuple(behind_system(asked)[before : self.left])
+        dropped = max(self.engine.dropped - dropped, 0)
+        self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
+
+    def _generate(
+        self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None
+    ) -> Generator[str, None, Finish]:
+        finish = yield from self._continue(answer, clock)
+        # A grammar would begin again in the middle of the answer.
+        may_drop = self.options.drop_turns and self.sampling.grammar is None
+        while finish == "context" and may_drop and exchange(asked, self.left):
+            again, _ = self._read(asked, answer, progress)
+            finish = (yield from self._continue(answer, clock)) if not again.cancelled else "cancelled"
+        yield from answer.end()
+        return "stop" if answer.stopped else finish
+
+    def _read(
+        self, asked: list[Turn], answer: AnswerText | None, progress: Progress | None
+    ) -> tuple[Prefill, AnswerText]:
+        """Evaluates the prompt, and what there is of the answer; without the turns that must leave."""
+        turns, left = without(asked, self.left), 0
+        begun = answer.tokens if answer is not None else []
+        if self.options.drop_turns:
+            capacity = self.engine.used + self.engine.available
+            kept_free = reserve(capacity, self.options.max_tokens)
+            tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
+        else:
+            tokens = self.prompts.tokens(turns)
+        prefill = self.engine.evaluate([*tokens, *begun], progress)
+        if not prefill.cancelled:
+            self.left += left
+        if answer is None:
+            inside = self.prompts.opens_reasoning(tokens)
+            answer = AnswerText(self.prompts.vocabulary, self.prompts.tags, inside, self.options.stop)
+        return prefill, answer
+
+    def _continue(self, answer: AnswerText, clock: _Clock) -> Generator[str, None, Finish]:
+        most = self.options.max_tokens
+        generation = self.engine.generate(self.sampling, None if most is None else most - len(answer.tokens))
+        try:
+            yield from answer.extend(clock.timed(generation))
+        finally:
+            generation.close()
+        finish = "stop" if answer.stopped else generation.finish
         assert finish is not None
-        seconds = time.perf_counter() - start
-        kept = count > 0 or finish != "cancelled"
-        if kept:
-            self.turns = [*asked, Turn("assistant", "".join(pieces))]
-        self.outcome = Outcome(finish, prefill, count, seconds, kept)
-
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """The tokens of the turns, the opening of the answer included, with one BOS at most.
-
-        A control token that is spelled out in a turn stays text. Raises TemplateError.
-        """
-        if self.template is None:
-            return self.vocabulary.tokenize("".join(turn.content for turn in turns))
-        # A random mark inside each spelled-out control token; the text is cut there again, after
-        # the template has done with it what it does.
-        mark = f"\ue000{secrets.token_hex(8)}\ue000"
-        guarded = [Turn(turn.role, self._guarded(turn.content, mark)) for turn in turns]
-        tokens: list[int] = []
-        for part in self.template.render(guarded).split(mark):
-            tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
-        if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
-            tokens.insert(0, self.vocabulary.bos)
-        return tokens
-
-    def count(self, text: str) -> int:
-        """Tokens of a text by itself."""
-        return len(self.vocabulary.tokenize(text, add_special=False))
-
-    def _guarded(self, content: str, mark: str) -> str:
-        vocabulary = self.vocabulary
-        tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
-        spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
-        for text in sorted(spelled, key=len, reverse=True):
-            middle = len(text) // 2
-            content = content.replace(text, text[:middle] + mark + text[middle:])
-        return content
+        return finish
 
 
-def _special(vocabulary: Vocabulary) -> dict[str, str]:
-    tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
-    return {name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()}
+def reserve(capacity: int, max_tokens: int | None) -> int:
+    """Tokens that are kept free for an answer where turns can leave: a quarter of the context at most."""
+    most = max(capacity // 4, 1)
+    return most if max_tokens is None else min(max_tokens, most)
+
+
+class _Clock:
+    """The ``seconds`` that an iterator took by itself, without what was done with its items meanwhile."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, items: Iterable[int]) -> Iterator[int]:
+        start = time.perf_counter()
+        for item in items:
+            self.seconds += time.perf_counter() - start
+            yield item
+            start = time.perf_counter()
+        self.seconds += time.perf_counter() - start
 
 
 def with_document(document: str, question: str) -> str:

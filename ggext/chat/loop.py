@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ggext.chat import transcript
 from ggext.chat.conversation import Conversation, Outcome, check_text, with_document
+from ggext.chat.fit import Room, choices
+from ggext.chat.reasoning import Thought
+from ggext.chat.transcript import Turn
 from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    from ggext.chat.session import Keeper
 
 _FINISHES = {
     "length": "the answer was stopped at its longest length (--max-tokens)",
@@ -17,11 +25,35 @@ _FINISHES = {
     "cancelled": "stopped",
 }
 _WITHDRAWN = "stopped before the answer: the turn was taken back"
-_HOW_TO_LEAVE = "Ctrl-D or /exit leaves; Ctrl-C stops an answer"
+_HOW_TO_LEAVE = "Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it"
+_QUOTED = 40  # characters of a turn that left
+_BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before any extension."""
+
+    used: int
+    allocated: int
+    trained: int
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        prefill, outcome = self.outcome.prefill, self.outcome
+        return (
+            f"context: {self.used:,} of {self.allocated:,} tokens, trained on {self.trained:,}; "
+            f"read {prefill.evaluated:,}{_speed(prefill.evaluated, prefill.seconds)}, reused {prefill.reused:,}; "
+            f"wrote {outcome.generated:,}{_speed(outcome.generated, outcome.seconds)}"
+        )
 
 
 class Screen(Protocol):
-    """Where a chat is shown and typed."""
+    """Where a chat is shown and typed. ``show_thoughts``: reasoning is shown, not only counted; ``markdown``: answers
+    are painted as Markdown, where the screen can."""
+
+    show_thoughts: bool
+    markdown: bool
 
     def read(self) -> str | None:
         """The next input, None at its end. Raises KeyboardInterrupt for Ctrl-C."""
@@ -32,11 +64,14 @@ class Screen(Protocol):
     def error(self, text: str) -> None:
         """Something that went wrong."""
 
-    def status(self, text: str) -> None:
+    def status(self, status: Status) -> None:
         """The line after a turn."""
 
     def progress(self, done: int, total: int) -> None:
         """How much of a prompt is evaluated, in tokens."""
+
+    def thought(self, text: str) -> None:
+        """The next piece of the reasoning."""
 
     def answer(self, text: str) -> None:
         """The next piece of the answer."""
@@ -49,146 +84,148 @@ class Screen(Protocol):
 
 
 class Chat:
-    """The loop over one conversation. ``model`` is the model file's name, for saved chats."""
+    """The loop over one conversation. ``documents`` wait for the next turn; ``keeper`` keeps the chat on disk."""
 
-    def __init__(self, conversation: Conversation, screen: Screen, model: str) -> None:
+    def __init__(self, conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None = None) -> None:
         self.conversation = conversation
         self.screen = screen
-        self.model = model
-        self._documents: list[str] = []
-        self._commands: dict[str, tuple[str, str, Callable[[str], bool]]] = {
-            "/help": ("", "this list", self._help),
-            "/file": (" FILE", "puts a document into the next turn", self._file),
-            "/save": (" FILE", "saves the chat", self._save),
-            "/load": (" FILE", "goes on with a saved chat", self._load),
-            "/clear": ("", "starts over; the system prompt stays", self._clear),
-            "/exit": ("", "leaves, as Ctrl-D does", lambda _: False),
-        }
+        self.room = room
+        self.keeper = keeper
+        self.documents: list[str] = []
+        self.unanswered: str | None = None
 
     def run(self) -> None:
-        """Until Ctrl-D or /exit. An error in a turn is shown, and the chat goes on."""
-        going_on = True
+        """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on."""
+        from ggext.chat.commands import obey
+
+        going_on, interrupted = True, False
         while going_on:
             try:
                 line = self.screen.read()
             except KeyboardInterrupt:
+                if interrupted:
+                    return
+                interrupted = True
                 self.screen.notice(_HOW_TO_LEAVE)
                 continue
-            going_on = line is not None and self._obey(line)
+            interrupted = False
+            going_on = line is not None and self._obey(line, obey)
 
-    def _obey(self, line: str) -> bool:
+    def _obey(self, line: str, command: Callable[[Chat, str], bool]) -> bool:
         if not line.strip():
             return True
         try:
             if line.startswith("/"):
-                return self._command(line)
-            self._turn(line)
+                return command(self, line)
+            self.turn(line)
         except GgextError as error:
             self.screen.error(str(error))
+        finally:
+            self.record()
         return True
 
-    def _command(self, line: str) -> bool:
-        name, _, argument = line.strip().partition(" ")
-        if name not in self._commands:
-            known = ", ".join(self._commands)
-            raise UsageError(f"there is no command {name}; the commands are {known}")
-        usage, _, command = self._commands[name]
-        argument = argument.strip()
-        if bool(usage) != bool(argument):
-            raise UsageError(f"the command is {name}{usage}")
-        return command(argument)
-
-    def _turn(self, question: str) -> None:
-        for document in reversed(self._documents):
+    def turn(self, question: str) -> None:
+        """Sends a question, with the documents that wait. Raises what `Conversation.ask` raises."""
+        for document in reversed(self.documents):
             question = with_document(document, question)
         try:
-            outcome = ask(self.conversation, self.screen, question)
+            outcome = ask(self.conversation, self.screen, question, self.record)
         except ContextFullError as error:
-            self.screen.error(f"{error}. The turn was not sent, nothing was dropped")
+            self.screen.error(
+                f"the context is full: {error.requested:,} more tokens are needed, {error.available:,} of "
+                f"{error.used + error.available:,} are left. The turn was not sent, nothing was dropped; what helps:"
+            )
+            self.explain(error.used + error.requested, error.used)
             self._remind()
             return
         if outcome.kept:
-            self._documents.clear()
-        if (notice := describe(outcome)) is not None:
+            self.documents.clear()
+            self.unanswered = None
+        for notice in notices(outcome):
             self.screen.notice(notice)
         if outcome.finish == "context":
             self.screen.notice("/save FILE keeps the chat, /clear starts over")
         self._remind()
         self.screen.status(status(self.conversation, outcome))
+        if self.keeper is not None:
+            self.keeper.turn_over(outcome.prefill.seconds)
+
+    def explain(self, needed: int, used: int) -> None:
+        """The choices for a text that does not fit, in numbers."""
+        for choice in choices(self.room, needed, used):
+            self.screen.notice(f"  {choice}")
+
+    def record(self) -> None:
+        """Brings the journal up to date; where that fails it is said once, and the chat goes on without."""
+        if self.keeper is None:
+            return
+        try:
+            self.keeper.record(self.conversation.so_far)
+        except OutputError as error:
+            self.keeper = None
+            self.screen.error(f"{error}; /save FILE keeps it elsewhere")
 
     def _remind(self) -> None:
-        if self._documents:
+        if self.documents:
             self.screen.notice("the document still waits for the next turn; /clear takes it out")
 
-    def _help(self, _: str) -> bool:
-        for name, (usage, purpose, _command) in self._commands.items():
-            self.screen.notice(f"{name + usage:<12} {purpose}")
-        return True
 
-    def _file(self, name: str) -> bool:
-        document = read_document(_path(name))
-        self._documents.append(document)
-        tokens = self.conversation.count(document)
-        self.screen.notice(
-            f"{name}: {tokens:,} tokens go into the next turn; {self.conversation.engine.available:,} are available"
-        )
-        return True
+def ask(
+    conversation: Conversation, screen: Screen, question: str, record: Callable[[], None] = lambda: None
+) -> Outcome:
+    """One turn, its answer streamed to the screen; ``record`` is called before it and every second of it.
 
-    def _save(self, name: str) -> bool:
-        path, turns = _path(name), self.conversation.turns
-        if path.exists() and not _is_chat(path):
-            raise OutputError(f"{name} exists and is not a saved chat; choose another name")
-        transcript.save(path, self.model, self.conversation.sampling, turns)
-        self.screen.notice(f"saved {len(turns)} turns to {name}")
-        return True
-
-    def _load(self, name: str) -> bool:
-        load(self.conversation, self.screen, _path(name), self.model)
-        return True
-
-    def _clear(self, _: str) -> bool:
-        self.conversation.clear()
-        self._documents.clear()
-        self.screen.notice("the chat starts over")
-        return True
-
-
-def ask(conversation: Conversation, screen: Screen, question: str) -> Outcome:
-    """One turn, its answer streamed to the screen. Raises what `Conversation.ask` raises."""
+    Raises what `Conversation.ask` raises.
+    """
+    recorded = 0.0
     try:
         with screen.interrupts(conversation.engine.cancel):
-            for piece in conversation.ask(question, screen.progress):
-                screen.answer(piece)
+            for piece in conversation.ask(question, lambda *counts: _read(screen, record, *counts)):
+                (screen.thought if isinstance(piece, Thought) else screen.answer)(piece)
+                if time.monotonic() - recorded > _BETWEEN_RECORDS:
+                    record()
+                    recorded = time.monotonic()
     finally:
         screen.end_answer()
     assert conversation.outcome is not None
     return conversation.outcome
 
 
+def _read(screen: Screen, record: Callable[[], None], done: int, total: int) -> None:
+    if done == 0:  # the question fits and is about to be read: from here on a crash shall not lose it
+        record()
+    screen.progress(done, total)
+
+
 def load(conversation: Conversation, screen: Screen, path: Path, model: str) -> None:
     """Goes on with a saved chat, which the next turn will evaluate. Raises TranscriptError."""
     saved = transcript.load(path)
-    conversation.turns = list(saved.turns)
+    conversation.restart(saved.turns)
     screen.notice(f"loaded {len(saved.turns)} turns from {path}")
     if saved.model != model:
         screen.notice(f"they were written with {saved.model!r:.80}; this is {model}")
 
 
-def describe(outcome: Outcome) -> str | None:
-    """Why the answer ended, None when the model ended it."""
-    return _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
+def notices(outcome: Outcome) -> list[str]:
+    """What left the context, and why the answer ended, unless the model ended it."""
+    found = []
+    if outcome.left:
+        words = " ".join(outcome.left[0].content.split())
+        first = words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"
+        found.append(
+            f"the context was full: the {len(outcome.left)} oldest turns left it, from “{first}” on; the model does "
+            "not see them any more, /save keeps them"
+        )
+    if outcome.dropped:
+        found.append(f"the context was full: {outcome.dropped:,} of the oldest tokens left it")
+    ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
+    return [*found, ending] if ending else found
 
 
-def status(conversation: Conversation, outcome: Outcome) -> str:
-    """The line after a turn: the context's counts, and speeds in tokens a second."""
-    engine, prefill = conversation.engine, outcome.prefill
-    return (
-        f"context: {engine.used:,} used, {engine.available:,} available, "
-        f"trained on {engine.trained:,}; "
-        f"read {prefill.evaluated:,} tokens{_speed(prefill.evaluated, prefill.seconds)}, "
-        f"reused {prefill.reused:,}; "
-        f"wrote {outcome.generated:,}{_speed(outcome.generated, outcome.seconds)}"
-    )
+def status(conversation: Conversation, outcome: Outcome) -> Status:
+    """Where the chat stands after a turn."""
+    engine = conversation.engine
+    return Status(engine.used, engine.used + engine.available, engine.trained, outcome)
 
 
 def _speed(tokens: int, seconds: float) -> str:
@@ -203,14 +240,8 @@ def read_document(path: Path) -> str:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _is_chat(path: Path) -> bool:
-    try:
-        transcript.load(path)
-    except transcript.TranscriptError:
-        return False
-    return True
-
-
-def _path(name: str) -> Path:
-    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in "\"'"
-    return Path(name[1:-1] if quoted else name).expanduser()
+def without_question(turns: list[Turn]) -> tuple[list[Turn], str | None]:
+    """Turns up to the last answer, and the question behind it that was never answered, if there is one."""
+    if turns and turns[-1].role == "user":
+        return turns[:-1], turns[-1].content
+    return turns, None

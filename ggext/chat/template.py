@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgextError
 
@@ -39,19 +39,28 @@ class ChatTemplate:
         with _errors_in_one_line():
             self._template = self._environment.from_string(source)
 
-    def render(self, turns: Sequence[Turn]) -> str:
-        """The prompt's text, the answer's opening included. Raises TemplateError."""
-        size = sum(len(turn.content) for turn in turns)
+    def render(self, turns: Sequence[Turn], think: bool | None = None) -> str:
+        """The prompt's text, the answer's opening included; ``think`` under the names that templates ask for.
+
+        Raises TemplateError.
+        """
+        size = sum(len(turn.content) + len(turn.reasoning) for turn in turns)
         limit = self._environment.max_text = _MAX_GROWTH * size + _MAX_MARKERS
         with _errors_in_one_line():
             pieces = self._template.generate(
-                messages=[{"role": turn.role, "content": turn.content} for turn in turns],
+                messages=[_message(turn) for turn in turns],
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
                 **self._special,
+                **({} if think is None else {"enable_thinking": think, "thinking": think}),
             )
             return _joined(pieces, limit)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message = {"role": turn.role, "content": turn.content}
+    return message | {"reasoning_content": turn.reasoning} if turn.reasoning else message
 
 
 @contextmanager

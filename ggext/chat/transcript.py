@@ -24,10 +24,16 @@ class TranscriptError(GgextError):
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side said."""
+    """What one side said; ``reasoning``: what the model wrote in its reasoning block before."""
 
     role: Role
     content: str
+    reasoning: str = ""
+
+    def as_json(self) -> dict[str, str]:
+        """The turn as a saved chat has it."""
+        turn = {"role": str(self.role), "content": self.content}
+        return turn | {"reasoning": self.reasoning} if self.reasoning else turn
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ def save(path: Path, model: str, sampling: Sampling, turns: Sequence[Turn]) -> N
         "version": _VERSION,
         "model": model,
         "sampling": asdict(sampling),
-        "turns": [asdict(turn) for turn in turns],
+        "turns": [turn.as_json() for turn in turns],
     }
     # ASCII, so that a lone surrogate from a model or a terminal cannot fail to be written.
     data = json.dumps(document, indent=1).encode("ascii") + b"\n"
@@ -71,6 +77,29 @@ def load(path: Path) -> Transcript:
     return _checked(path, document)
 
 
+def is_one(path: Path) -> bool:
+    """Whether the file is a saved chat."""
+    try:
+        load(path)
+    except TranscriptError:
+        return False
+    return True
+
+
+def export(path: Path, turns: Sequence[Turn]) -> None:
+    """Writes the chat as Markdown, for reading; `load` does not read it. Raises OutputError."""
+    from ggext.gguf.writer import whole_file
+
+    data = "\n---\n\n".join(map(_markdown, turns)).encode("utf-8", "replace")
+    with whole_file(path, len(data)) as file:
+        file.write(data)
+
+
+def _markdown(turn: Turn) -> str:
+    thoughts = "".join(f"> {line}\n" for line in turn.reasoning.strip().splitlines())
+    return f"**{turn.role.capitalize()}**\n\n{thoughts}{thoughts and chr(10)}{turn.content.strip()}\n"
+
+
 def _checked(path: Path, document: Any) -> Transcript:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise TranscriptError(f"{path} is not a chat that ggext saved")
@@ -80,15 +109,19 @@ def _checked(path: Path, document: Any) -> Transcript:
     turns = document.get("turns")
     if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):
         raise TranscriptError(f"{path} lacks its model, sampling or turns, or they are malformed")
-    checked = tuple(_turn(path, number, turn) for number, turn in enumerate(turns, 1))
-    return Transcript(model, sampling, checked)
+    return Transcript(model, sampling, checked_turns(path, turns))
+
+
+def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:
+    """Turns from JSON, of which the first stands behind ``before`` others. Raises TranscriptError."""
+    return tuple(_turn(path, number, turn) for number, turn in enumerate(turns, before + 1))
 
 
 def _turn(path: Path, number: int, turn: Any) -> Turn:
-    role = turn.get("role") if isinstance(turn, dict) else None
-    content = turn.get("content") if isinstance(turn, dict) else None
-    if role not in _ROLES or not isinstance(content, str):
+    fields = turn if isinstance(turn, dict) else {}
+    role, content, reasoning = fields.get("role"), fields.get("content"), fields.get("reasoning", "")
+    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
         raise TranscriptError(f"{path}: turn {number} is malformed")
     if role == "system" and number != 1:
         raise TranscriptError(f"{path}: turn {number} is a system prompt, which only turn 1 can be")
-    return Turn(role, content)
+    return Turn(role, content, reasoning)

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from ggext.errors import UsageError
+from ggext.errors import ContextFullError, GgextError, UsageError
+from ggext.runtime.memory.options import POLICIES, WhenFull
 
 if TYPE_CHECKING:
-    from ggext.chat.conversation import Conversation
+    from ggext.chat.conversation import ChatOptions, Conversation
+    from ggext.chat.fit import Room
     from ggext.chat.loop import Screen
+    from ggext.chat.session import Keeper
+    from ggext.runtime.engine import Session
+    from ggext.runtime.regimes import DynamicNtk
     from ggext.runtime.sampling import Sampling
 
 _STDIN = "-"
+_STOPPED = 130  # the exit code of what Ctrl-C ended
+_THINK = ("show", "hide", "off")
 
 
 @dataclass(frozen=True)
@@ -27,86 +37,194 @@ class _Request:
     file: Path
     prompt: str | None
     documents: tuple[str, ...]
-    system: str | None
     ctx: int | None
-    max_tokens: int | None
     threads: int | None
     gpu_layers: int | None
+    kv: str
+    when_full: str
+    dynamic_ntk: str | None
     load: Path | None
+    session: str | None
+    autosave: bool
+    think: str | None
+    markdown: bool
+    json: bool
     sampling: Sampling
+    options: ChatOptions
+
+
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _grouped(*options: _Decorator) -> _Decorator:
+    """Decorators as one, in the order in which --help shows them."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_question = _grouped(
+    click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question and leave."),
+    click.option(
+        "-f",
+        "--file",
+        "documents",
+        metavar="DOCUMENT",
+        multiple=True,
+        help="A text in front of the question; - is the standard input. May be repeated.",
+    ),
+    click.option("--system", metavar="TEXT", help="The system prompt."),
+    click.option("--think", type=click.Choice(_THINK), help="Reasoning: show it, fold it (hide), or ask for none."),
+    click.option("--json", is_flag=True, help="Events on the standard output, one JSON object a line."),
+    click.option("--markdown/--no-markdown", default=True, help="Paint Markdown on a terminal.  [default: yes]"),
+)
+_kept = _grouped(
+    click.option("--session", metavar="NAME", help="Keep the chat and its KV cache under this name, or go on with it."),
+    click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a chat that /save wrote."),
+    click.option(
+        "--autosave/--no-autosave", default=True, help="Keep the text of a chat without a name.  [default: yes]"
+    ),
+)
+_sampled = _grouped(
+    click.option("--temperature", default=0.8, show_default=True, help="0 always takes the likeliest."),
+    click.option("--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."),
+    click.option("--top-p", default=0.95, show_default=True, help="Of the likeliest that make up P. 1 is off."),
+    click.option("--min-p", default=0.05, show_default=True, help="At least P times the likeliest. 0 is off."),
+    click.option("--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."),
+    click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
+    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer."),
+    click.option("--stop", metavar="TEXT", multiple=True, help="Ends the answer in front of it. May be repeated."),
+    click.option("--json-schema", metavar="SCHEMA", help="The answer is JSON of this schema (a file, or the text)."),
+    click.option("--grammar", type=click.Path(path_type=Path), metavar="FILE", help="The answer follows this GBNF."),
+)
+_machine = _grouped(
+    click.option(
+        "--ctx",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Context in tokens.  [default: what the file is made for]",
+    ),
+    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
+    click.option(
+        "--gpu-layers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
+    ),
+    click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ..."),
+    click.option(
+        "--when-full",
+        type=click.Choice(["stop", "turns", *POLICIES[1:]]),
+        default="stop",
+        show_default=True,
+        help="What stays when the context is full.",
+    ),
+    click.option(
+        "--dynamic-ntk",
+        type=click.Choice(["rotate", "replay"]),
+        help="Grow the RoPE base with the text, of a file without scaling: rotate what is cached, or read it again.",
+    ),
+)
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question and leave.")
-@click.option(
-    "-f",
-    "--file",
-    "documents",
-    metavar="DOCUMENT",
-    multiple=True,
-    help="A text in front of the question; - is the standard input. May be repeated.",
-)
-@click.option("--system", metavar="TEXT", help="The system prompt.")
-@click.option(
-    "--ctx",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Context in tokens.  [default: what the file is made for]",
-)
-@click.option("--temperature", default=0.8, show_default=True, help="0 always takes the likeliest.")
-@click.option("--top-k", default=40, show_default=True, help="0 is off.")
-@click.option("--top-p", default=0.95, show_default=True, help="1 is off.")
-@click.option("--min-p", default=0.05, show_default=True, help="0 is off.")
-@click.option("--repeat-penalty", default=1.0, show_default=True, help="1 is off.")
-@click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer.")
-@click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU.")
-@click.option(
-    "--gpu-layers",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
-)
-@click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a saved chat.")
-def chat(**options: Any) -> None:
+@_question
+@_kept
+@_sampled
+@_machine
+def chat(**given: Any) -> None:
     """Chat with the model in FILE (.gguf), or ask it one question.
 
     With -p, with -f, or with a question on the standard input, only the answer stands on the
     standard output. Otherwise type; /help lists the commands, Ctrl-C stops an answer, and
     Ctrl-D leaves.
+
+    Exit codes: 0 answered, 1 an error, 2 a mistake on the command line, 3 the context is full,
+    130 stopped by Ctrl-C.
     """
+    from ggext.chat.conversation import ChatOptions
     from ggext.runtime.sampling import Sampling
 
     sampled = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
-    sampling = Sampling(**{name: options.pop(name) for name in sampled})
-    run(_Request(sampling=sampling, **options))
+    grammar = _grammar(given.pop("json_schema"), given.pop("grammar"))
+    sampling = Sampling(**{name: given.pop(name) for name in sampled}, grammar=grammar)
+    think = None if given["think"] is None else given["think"] != "off"
+    turns = given["when_full"] == "turns"
+    options = ChatOptions(given.pop("system"), given.pop("max_tokens"), given.pop("stop"), think, turns)
+    run(_Request(sampling=sampling, options=options, **given))
 
 
 def run(request: _Request) -> None:
     """One question if the request has one, else the loop. Raises GgextError."""
-    from ggext.terminal import PlainScreen, open_screen
+    from ggext.chat.session import state_folder
+    from ggext.screen.events import JsonScreen
+    from ggext.screen.terminal import answer_screen, open_screen
 
-    question = _question(request)
-    screen = open_screen() if question is None else PlainScreen()
+    question = _the_question(request)
+    if request.json and question is None:
+        raise UsageError("--json answers one question: give it with -p, -f or on the standard input")
+    if request.session is not None and request.load is not None:
+        raise UsageError("--session goes on with what it kept; /load in the chat reads another")
+    one = JsonScreen if request.json else answer_screen
+    screen = open_screen(state_folder() / "history") if question is None else one()
+    screen.show_thoughts = request.json or request.think == "show"
     with ExitStack() as stack:
-        conversation = _open(request, screen, stack)
-        if question is None:
-            _converse(request, conversation, screen)
-        else:
-            _answer(conversation, screen, question)
+        try:
+            _talk(request, question, screen, stack)
+        except GgextError as error:
+            if request.json:
+                screen.error(str(error))
+            raise
 
 
-def _question(request: _Request) -> str | None:
-    """The one turn that the command line and the standard input make, None for a chat."""
+def _talk(request: _Request, question: str | None, screen: Screen, stack: ExitStack) -> None:
+    conversation, session = _open(request, screen, stack)
+    screen.markdown = request.markdown and conversation.prompts.template is not None
+    keeper = _keeper(request, question, session)
+    if keeper is not None:
+        stack.callback(_leave, request, screen, keeper)
+        _resume(request, conversation, screen, keeper)
+    room = _room(request, session)
+    if question is None:
+        _converse(conversation, screen, room, keeper)
+    else:
+        _answer(conversation, screen, question, room, keeper)
+
+
+def _grammar(schema: str | None, grammar: Path | None) -> str | None:
+    from ggext.chat.loop import read_document
+
+    if schema is not None and grammar is not None:
+        raise UsageError("--json-schema and --grammar both say what the answer is: give one")
+    if schema is not None:
+        from ggext.runtime.sampling import json_grammar
+
+        return json_grammar(schema if schema.lstrip().startswith("{") else read_document(Path(schema)))
+    return None if grammar is None else read_document(grammar)
+
+
+def _the_question(request: _Request) -> str | None:
+    """The one turn that the command line and the standard input make, None for a chat.
+
+    What is piped is a document where -p asks a question, and else the question.
+    """
     from ggext.chat.conversation import with_document
 
     question = request.prompt
     if request.documents.count(_STDIN) > 1:
         raise UsageError("-f - reads the standard input, which can be read once")
     documents = [_document(name) for name in request.documents]
-    if question is None and _STDIN not in request.documents and not sys.stdin.isatty():
-        question = _stdin().rstrip("\n")
+    if _STDIN not in request.documents and _is_piped(request.prompt is not None or bool(documents)):
+        piped = _stdin()
+        if question is None:
+            question = piped.rstrip("\n")
+        elif piped.strip():
+            documents.append(piped)
         if not question and not documents:
             raise UsageError("there is no question: neither -p nor anything on the standard input")
     if question is None and not documents:
@@ -115,6 +233,18 @@ def _question(request: _Request) -> str | None:
     for document in reversed(documents):
         question = with_document(document, question) if question else document
     return question
+
+
+def _is_piped(optional: bool) -> bool:
+    """Whether there is a text on the standard input. Where it is ``optional`` only a file or a pipe counts: another
+    thing, such as what a service manager left open, may never end."""
+    if not optional:
+        return not sys.stdin.isatty()
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):  # closed, or a stream of a host program
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _document(name: str) -> str:
@@ -129,48 +259,108 @@ def _stdin() -> str:
     return check_text(sys.stdin.buffer.read(), "the standard input")
 
 
-def _open(request: _Request, screen: Screen, stack: ExitStack) -> Conversation:
+def _open(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversation, Session]:
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import load
     from ggext.runtime import llama
-    from ggext.runtime.engine import Model, Session, SessionOptions
+    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
 
     llama.lib("ggext chat")
     interrupted: list[bool] = []
     with screen.interrupts(lambda: interrupted.append(True)):
         model = Model.open(request.file, request.gpu_layers, lambda _: not interrupted)
     stack.enter_context(model)
-    options = SessionOptions(n_ctx=request.ctx, threads=request.threads)
+    memory = MemoryOptions("stop" if request.options.drop_turns else cast("WhenFull", request.when_full))
+    dynamic = cast("DynamicNtk | None", request.dynamic_ntk)
+    options = SessionOptions(request.ctx, request.threads, kv_type=request.kv, memory=memory, dynamic_ntk=dynamic)
     session = stack.enter_context(Session(model, options))
-    conversation = Conversation(model, session, request.sampling, request.system, request.max_tokens)
+    conversation = Conversation(model, session, request.sampling, request.options)
     for notice in session.notices:
         screen.notice(notice)
-    if conversation.template is None:
+    if conversation.prompts.template is None:
         screen.notice("the file has no chat template: the model continues the text as it is")
     if request.load is not None:
         load(conversation, screen, request.load, request.file.name)
-    return conversation
+    return conversation, session
 
 
-def _converse(request: _Request, conversation: Conversation, screen: Screen) -> None:
-    from ggext.chat.loop import Chat
+def _room(request: _Request, session: Session) -> Room:
+    from ggext.chat.fit import Room
+    from ggext.runtime import capacity
 
-    trained = conversation.engine.trained
-    available = conversation.engine.available
+    model = session.model
+    kv_bytes = capacity.kv_bytes_per_token(model, session.cache.kv_type)
+    free = None if model.offloads else capacity.free_memory()
+    when_full = "stop" if request.options.drop_turns else request.when_full
+    return Room(request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, kv_bytes, free, when_full)
+
+
+def _keeper(request: _Request, question: str | None, session: Session) -> Keeper | None:
+    """A chat is kept under its name, or without one if it is typed; one question only under a name."""
+    from ggext.chat.session import Keeper, autosaved, named
+
+    if request.session is not None:
+        return Keeper(named(request.session), request.file.name, session)
+    if question is None and request.autosave:
+        return Keeper(autosaved(), request.file.name, None)
+    return None
+
+
+def _resume(request: _Request, conversation: Conversation, screen: Screen, keeper: Keeper) -> None:
+    if request.session is None:
+        return
+    if keeper.turns:
+        conversation.restart(keeper.turns)
+        if request.options.system is not None:
+            conversation.set_system(request.options.system)
+    screen.notice(f"session {keeper.name}: {len(keeper.turns)} turns; {keeper.restore()}")
+    if keeper.damaged:
+        screen.notice("the last line of its journal was cut off when the program ended; it is left out")
+    if keeper.model != request.file.name:
+        screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
+
+
+def _leave(request: _Request, screen: Screen, keeper: Keeper) -> None:
+    """Keeps what there is; also when an error ends the chat, which goes on afterwards."""
+    try:
+        keeper.save_state()
+    except GgextError as error:
+        screen.error(f"the KV cache is not kept: {error}")
+    keeper.close()
+    if request.session is None and keeper.kept:
+        screen.notice(f"the chat is kept: ggext chat {request.file} --session {keeper.name}")
+
+
+def _converse(conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None) -> None:
+    from ggext.chat.loop import Chat, without_question
+
     screen.notice(
-        f"{request.file.name}: {available:,} tokens of context, trained on {trained:,}; "
+        f"{room.model}: {room.allocated:,} tokens of context, trained on {room.trained:,}; "
         "/help lists the commands, Ctrl-D leaves"
     )
-    Chat(conversation, screen, request.file.name).run()
+    chat = Chat(conversation, screen, room, keeper)
+    conversation.turns, chat.unanswered = without_question(conversation.turns)
+    if chat.unanswered is not None:
+        screen.notice("its last question has no answer yet: /regen answers it")
+    chat.run()
 
 
-def _answer(conversation: Conversation, screen: Screen, question: str) -> None:
-    from ggext.chat.loop import ask, describe, status
+def _answer(conversation: Conversation, screen: Screen, question: str, room: Room, keeper: Keeper | None) -> None:
+    from ggext.chat.loop import Chat, ask, notices, status, without_question
 
-    outcome = ask(conversation, screen, question)
-    if (notice := describe(outcome)) is not None:
+    chat = Chat(conversation, screen, room, keeper)
+    conversation.turns, _ = without_question(conversation.turns)
+    try:
+        outcome = ask(conversation, screen, question, chat.record)
+    except ContextFullError as error:
+        screen.notice(f"the text does not fit into the context of {room.allocated:,} tokens; what helps:")
+        chat.explain(error.used + error.requested, 0)
+        raise
+    finally:
+        chat.record()
+    for notice in notices(outcome):
         screen.notice(notice)
-    if sys.stderr.isatty():
-        screen.status(status(conversation, outcome))
-    if outcome.finish == "cancelled":
-        raise SystemExit(130)
+    screen.status(status(conversation, outcome))
+    code = {"cancelled": _STOPPED, "context": ContextFullError.exit_code}.get(outcome.finish, 0)
+    if code:
+        raise SystemExit(code)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
+from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
-_BATCH_CPU = 128
-_BATCH_GPU = 512
 # Flash attention is slower on a CPU as long as the score matrix is small.
 _MAX_SCORE_BYTES = 256 << 20
 
@@ -20,11 +20,13 @@ _MAX_SCORE_BYTES = 256 << 20
 class SessionOptions:
     """How a context is made.
 
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128
-    on a CPU, 512 on a GPU. ``kv_type`` f16, bf16 or f32. ``flash_attention`` None: off on a CPU
-    while its score matrix is small, else as llama.cpp chooses. ``eval_callback`` sees every node of
-    the graph (a ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
+    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128, 64 for a large model, 512 on a GPU.
+    ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: on where quantized
+    values need it, off on a CPU while its score matrix is small, else as llama.cpp chooses. ``memory``: what stays
+    when the context is full. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is
+    rotated to it or evaluated again. ``eval_callback`` sees every node of the graph (a
+    ``ggml_backend_sched_eval_callback``). Raises UsageError.
     """
 
     n_ctx: int | None = None
@@ -32,7 +34,14 @@ class SessionOptions:
     n_batch: int | None = None
     kv_type: str = "f16"
     flash_attention: bool | None = None
+    memory: MemoryOptions = field(default_factory=MemoryOptions)
+    dynamic_ntk: DynamicNtk | None = None
     eval_callback: Any = None
+
+    @property
+    def edits_cache(self) -> bool:
+        """Whether cells are taken out of the cache and put back."""
+        return self.memory.when_full != "stop" or self.dynamic_ntk == "rotate"
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "threads", "n_batch"):
@@ -42,49 +51,80 @@ class SessionOptions:
         if self.kv_type not in capacity.KV_TYPES:
             known = ", ".join(capacity.KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
+        if self.dynamic_ntk not in (None, "rotate", "replay"):
+            raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
+        if self.dynamic_ntk and self.memory.when_full != "stop":
+            raise UsageError(f"dynamic NTK keeps everything and cannot go with --when-full {self.memory.when_full}")
+        if self.dynamic_ntk == "rotate" and capacity.is_quantized(self.kv_type):
+            raise UsageError(f"keys of kv type {self.kv_type} cannot be rotated exactly: take f16, or replay")
+        if self.flash_attention is False and capacity.is_quantized(self.kv_type):
+            raise UsageError(
+                f"kv_type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
+                "values in no other way; leave flash attention to ggext, or take f16"
+            )
 
 
 @dataclass(frozen=True)
-class Context:
-    """A llama.cpp context, its length and batch in tokens, and what the user should know of it."""
+class Plan:
+    """How long a session's context gets and how it is fed, in tokens; the regimes that its text passes through;
+    and what the user should know of it."""
 
-    handle: Any
     n_ctx: int
     n_batch: int
+    regimes: tuple[Regime, ...]
     notices: tuple[str, ...]
 
 
-def new_context(model: Model, options: SessionOptions, abort: Any, abort_data: int) -> Context:
-    """Makes a context, which the caller frees. RoPE is as the file says.
+def plan_context(model: Model, options: SessionOptions) -> Plan:
+    """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
+    _check_heads(model, options.kv_type)
+    n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
+    n_ctx, notices = _length(model, options, n_batch)
+    return Plan(n_ctx, min(n_batch, n_ctx), regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
-    `abort` and `abort_data` are an abort callback and the address that it reads. Raises ModelError
-    when the memory does not suffice or the model keeps no tokens.
+
+def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
+    """Makes llama.cpp's context of one regime, which the caller frees. RoPE is as the file says, but for the regime.
+
+    `abort`: an abort callback and the address that it reads. Raises ModelError when llama.cpp cannot, or the model
+    keeps no tokens.
     """
     module = llama.lib()
-    n_batch = options.n_batch or (_BATCH_GPU if model.offloads else _BATCH_CPU)
-    n_ctx, notices = _length(model, options, n_batch)
-    n_batch = min(n_batch, n_ctx)
     params = module.llama_context_default_params()
     for name, value in context_parameters(model.header.arch_keys()).items():
         setattr(params, name, value)
-    params.n_ctx = n_ctx
-    params.n_batch = params.n_ubatch = n_batch
+    if regime.freq_base is not None:
+        params.rope_freq_base = regime.freq_base
+    params.n_ctx = regime.span
+    params.n_batch = params.n_ubatch = plan.n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
-    params.type_k = params.type_v = getattr(module, f"GGML_TYPE_{options.kv_type.upper()}")
-    scores = capacity.attention_bytes(model, n_ctx, n_batch)
+    params.type_k = params.type_v = capacity.ggml_type(options.kv_type)
+    scores = capacity.attention_bytes(model, plan.n_ctx, plan.n_batch)
     params.flash_attn_type = _flash_attention(module, options, model.offloads, scores)
-    params.abort_callback = abort
-    params.abort_callback_data = abort_data
+    if options.edits_cache:
+        params.n_seq_max, params.kv_unified, params.swa_full = 2, True, True  # a second sequence to take cells out by
+    params.abort_callback, params.abort_callback_data = abort
     if options.eval_callback is not None:
         params.cb_eval = options.eval_callback
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(f"a context of {n_ctx} tokens cannot be made (try --ctx with less)")
+        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try --ctx with less)")
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
-    return Context(handle, n_ctx, n_batch, tuple(notices))
+    return handle
+
+
+def _check_heads(model: Model, kv_type: str) -> None:
+    """llama.cpp says this only in its log, after reading the whole file."""
+    block = capacity.block_of(kv_type)
+    for name, size in zip(("key", "value"), capacity.head_sizes(model), strict=True):
+        if size % block:
+            raise ModelError(
+                f"{model.path} has {name} heads of {size} values, which the blocks of {block} of kv type {kv_type} do "
+                "not divide: take f16"
+            )
 
 
 def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, list[str]]:
@@ -97,7 +137,7 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
         if options.n_ctx is not None or largest < capacity.STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
         return largest, [f"{short}: the context is {largest} tokens"]
-    if asked > trained:
+    if asked > trained and options.memory.when_full != "self-extend" and options.dynamic_ntk is None:
         notice = (
             f"the context of {asked} tokens is longer than the {trained} that the file is made "
             "for: what stands past those will be misread; bake a longer one with ggext convert"
@@ -107,9 +147,9 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
 
 
 def _flash_attention(module: Any, options: SessionOptions, offloads: bool, scores: int) -> int:
-    if options.flash_attention is None:
+    if options.flash_attention is None and not capacity.is_quantized(options.kv_type):
         small = not offloads and scores <= _MAX_SCORE_BYTES
         name = "DISABLED" if small else "AUTO"
     else:
-        name = "ENABLED" if options.flash_attention else "DISABLED"
+        name = "DISABLED" if options.flash_attention is False else "ENABLED"
     return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

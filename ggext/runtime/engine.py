@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ggext.errors import ContextFullError, ModelError, UsageError
-from ggext.runtime import llama
+from ggext.runtime.cache import Cache
 from ggext.runtime.closing import Closing
-from ggext.runtime.context import SessionOptions, new_context
+from ggext.runtime.context import SessionOptions
+from ggext.runtime.memory import MemoryOptions, new_memory
 from ggext.runtime.model import CancelledError, Model
-from ggext.runtime.sampling import REPEAT_WINDOW, Sampling, new_chain
+from ggext.runtime.sampling import Chooser, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +26,7 @@ __all__ = [
     "CancelledError",
     "FinishReason",
     "Generation",
+    "MemoryOptions",
     "Model",
     "Prefill",
     "Sampling",
@@ -35,12 +37,10 @@ __all__ = [
 FinishReason = Literal["eog", "length", "context", "cancelled"]
 Progress = Callable[[int, int], None]
 
-_ABORTED = 2
-
 
 @dataclass(frozen=True)
 class Prefill:
-    """What `Session.evaluate` did: ``reused`` tokens were in the cache, ``evaluated`` were not."""
+    """What `Session.evaluate` did: ``reused`` tokens needed no evaluation, ``evaluated`` did."""
 
     reused: int
     evaluated: int
@@ -52,49 +52,57 @@ class Session(Closing):
     """One context over a model: a token list, its KV cache, and the logits behind its last token.
 
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
-    ``notices`` are sentences that the user should read. All counts are in tokens.
+    ``notices`` are sentences that the user should read. All counts are in tokens. What happens when the context
+    is full is the options' ``memory``; without it a full context is a ContextFullError.
     """
 
     def __init__(self, model: Model, options: SessionOptions | None = None) -> None:
         self.model = model
-        self._lib = llama.lib()
         self._lock = threading.Lock()
-        self._tokens: list[int] = []
-        self._has_logits = False
-        self.epoch = 0
-        # The callbacks must live as long as the context.
-        self._flag, self._abort = llama.abort_flag()
         self._options = options or SessionOptions()
-        made = new_context(model, self._options, self._abort, ctypes.addressof(self._flag))
-        self._context = made.handle
-        self.n_ctx = made.n_ctx
-        self.n_batch = made.n_batch
-        self.notices = made.notices
-        self._memory = self._lib.llama_get_memory(self._context)
+        self._pid = os.getpid()
+        self.cache = Cache(model, self._options)
+        try:
+            self.memory = new_memory(self.cache, self._options.memory)
+        except BaseException:
+            self.cache.close()
+            raise
+        self.n_ctx = self.cache.n_ctx
+        self.n_batch = self.cache.n_batch
+        self.notices = self.cache.notices
         model.sessions.add(self)
 
     def close(self) -> None:
         """Frees the context, after stopping what runs in it. Further calls do nothing."""
         self.cancel()
         with self._lock:
-            context, self._context = self._context, None
-            if context:
-                self._lib.llama_free(context)
+            self.cache.close()
+            self.memory.close()
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """The tokens in the cache, position by position."""
-        return tuple(self._tokens)
+        """The tokens in the cache, in the order of the text."""
+        return tuple(self.cache.tokens)
 
     @property
     def used(self) -> int:
         """Tokens in the cache."""
-        return len(self._tokens)
+        return len(self.cache.tokens)
 
     @property
     def available(self) -> int:
-        """Tokens that still fit."""
-        return self.n_ctx - len(self._tokens)
+        """Tokens that still fit before the context is full."""
+        return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def dropped(self) -> int:
+        """Tokens of the text that are not in the cache any more."""
+        return self.memory.gone.count
+
+    @property
+    def whole(self) -> bool:
+        """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
+        return not self.dropped and self.cache.positions == list(range(self.used))
 
     @property
     def trained(self) -> int:
@@ -107,7 +115,11 @@ class Session(Closing):
         From any thread. A prefill keeps the batches that were whole; a generation ends with
         "cancelled". Without effect on a prefill that starts later.
         """
-        self._flag[0] = b"\1"
+        self.cache.cancel()
+
+    def resume(self) -> None:
+        """Takes back a `cancel` that no call has seen yet."""
+        self.cache.resume()
 
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
         """Makes the cache hold exactly `tokens`, evaluating only what follows the common prefix.
@@ -115,20 +127,49 @@ class Session(Closing):
         `progress(done, total)` counts the tokens to evaluate, from 0. Raises ContextFullError
         before anything is changed when they do not fit, ModelError for a token that is none.
         """
+        self.resume()
+        with closing(self.steps(tokens)) as steps:
+            while True:
+                try:
+                    counts = next(steps)
+                except StopIteration as end:
+                    prefill: Prefill = end.value
+                    return prefill
+                if progress is not None:
+                    progress(*counts)
+
+    def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
+        """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel` before the
+        first step counts."""
         with self._exclusive():
-            self._resume()
             wanted = self._checked(tokens)
-            reused = self._reusable(wanted)
-            if len(wanted) > self.n_ctx:
-                raise ContextFullError(len(wanted) - reused, reused, self.n_ctx - reused)
+            kept, reused = self._reusable(wanted)
+            limit = self.memory.limit
+            if limit is not None and len(wanted) > limit:
+                raise ContextFullError(len(wanted) - reused, reused, limit - reused)
+            if self.cache.cancelled:
+                self.resume()
+                return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            reused = self._keep(reused)
-            finished = self._prefill(wanted[reused:], progress)
-            evaluated = len(self._tokens) - reused
+            if (cut := self._keep(kept, len(wanted))) != kept:
+                reused = cut
+            done, total = 0, len(wanted) - reused
+            try:
+                for batch in _batches(wanted[reused:], self.memory.batch):
+                    yield done, total
+                    if not self._read(batch, last=done + len(batch) == total):
+                        break
+                    done += len(batch)
+                else:
+                    yield done, total
+            finally:
+                if done < total:
+                    self.cache.has_logits = False  # those of a prompt's middle are nothing to continue
+            cancelled = done < total
+            if cancelled:
+                self.resume()
             seconds = time.perf_counter() - start
-            if not finished:
-                self._resume()
-            return Prefill(reused, evaluated, seconds, cancelled=not finished)
+            return Prefill(reused, done, seconds, cancelled)
 
     def generate(self, sampling: Sampling, max_tokens: int | None = None) -> Generation:
         """Continues the evaluated tokens: an iterator of token ids, without the one that ends it.
@@ -148,47 +189,96 @@ class Session(Closing):
         """
         import numpy as np
 
+        return np.concatenate(list(self._rows(tokens, n_batch)))
+
+    def losses(self, tokens: Sequence[int]) -> NDArray[np.float64]:
+        """-log p of each token after the first, (n_tokens - 1,), natural logarithm, from an empty cache.
+
+        Of a text that is longer than the context, what the policy keeps is what each token sees. Raises
+        ContextFullError, CancelledError.
+        """
+        import numpy as np
+
+        found, start = [], 1
+        for rows in self._rows(tokens, None):
+            following = np.array(tokens[start : start + len(rows)])
+            rows = rows[: len(following)].astype(np.float64)
+            rows -= rows.max(axis=1, keepdims=True)
+            found.append(np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), following])
+            start += len(following)
+        return np.concatenate(found)
+
+    def _rows(self, tokens: Sequence[int], n_batch: int | None) -> Iterator[NDArray[np.float32]]:
+        import numpy as np
+
         with self._exclusive():
-            self._resume()
+            self.resume()
             wanted = self._checked(tokens)
-            if len(wanted) > self.n_ctx:
-                raise ContextFullError(len(wanted), 0, self.n_ctx)
-            self._keep(0)
-            rows = np.empty((len(wanted), self.model.n_vocab), np.float32)
-            for batch in _batches(wanted, min(n_batch or self.n_batch, self.n_batch)):
-                start = len(self._tokens)
-                if not self._decode(batch, every_logit=True):
-                    self._resume()
-                    raise CancelledError(f"cancelled after {start} of {len(wanted)} tokens")
-                pointer = self._lib.llama_get_logits(self._context)
-                shape = (len(batch), self.model.n_vocab)
-                rows[start : start + len(batch)] = np.ctypeslib.as_array(pointer, shape)
-            return rows
+            if self.memory.limit is not None and len(wanted) > self.memory.limit:
+                raise ContextFullError(len(wanted), 0, self.memory.limit)
+            self._keep(0, len(wanted))
+            done = 0
+            for batch in _batches(wanted, min(n_batch or self.memory.batch, self.memory.batch)):
+                if not (self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)):
+                    self.resume()
+                    raise CancelledError(f"cancelled after {done} of {len(wanted)} tokens")
+                done += len(batch)
+                pointer = self.cache.lib.llama_get_logits(self.cache.handle)
+                yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab)).copy()
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing was evaluated."""
+        import numpy as np
+
+        with self._exclusive():
+            self._check_logits()
+            pointer = self.cache.lib.llama_get_logits_ith(self.cache.handle, -1)
+            return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
+
+    def snapshot(self) -> NDArray[np.uint8]:
+        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
+        it is not ``whole``."""
+        with self._exclusive():
+            if not self.whole:
+                raise ModelError(
+                    "a cache that tokens have left, or in which they were moved, cannot be taken for a text"
+                )
+            return self.cache.snapshot()
+
+    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
+        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then. llama.cpp
+        trusts the positions in it: `runtime.store` checks them."""
+        with self._exclusive():
+            wanted = self._checked(tokens)
+            self.memory.cut(0)
+            self.cache.restore(wanted, state)
 
     def clear(self) -> None:
         """Empties the cache."""
         with self._exclusive():
-            self._keep(0)
+            self.memory.cut(0)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        if not self._lock.acquire(blocking=False):
-            raise ModelError("the session is in use by another thread; open one for each thread")
+        self._enter()
         try:
-            if not self._context:
-                raise ModelError(f"the session over {self.model.path} is closed")
             yield
         finally:
             self._lock.release()
 
-    def _resume(self) -> None:
-        self._flag[0] = b"\0"
-
-    def _cancelled(self) -> bool:
-        return self._flag[0] != b"\0"
+    def _enter(self) -> None:
+        """Takes the lock, which the caller releases. Raises ModelError."""
+        if os.getpid() != self._pid:
+            raise ModelError(f"the session over {self.model.path} is another process's: open the model after the fork")
+        if not self._lock.acquire(blocking=False):
+            raise ModelError("the session is in use by another thread; open one for each thread")
+        if not self.cache.handle:
+            self._lock.release()
+            raise ModelError(f"the session over {self.model.path} is closed")
+        self.cache.repair()
 
     def _check_logits(self) -> None:
-        if not self._has_logits:
+        if not self.cache.has_logits:
             raise ModelError("there is nothing to continue: evaluate the tokens first, to their end")
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
@@ -199,61 +289,35 @@ class Session(Closing):
             raise ModelError(f"a token is not in the vocabulary of {self.model.n_vocab} tokens")
         return wanted
 
-    def _reusable(self, wanted: list[int]) -> int:
-        """Tokens of the cache that need no evaluation; at least one is left, for its logits."""
-        if wanted == self._tokens and self._has_logits:
-            return len(wanted)
-        pairs = zip(self._tokens, wanted, strict=False)
-        common = next((i for i, (old, new) in enumerate(pairs) if old != new), None)
-        if common is None:
-            common = min(len(self._tokens), len(wanted))
-        return min(common, len(wanted) - 1)
+    def _reusable(self, wanted: list[int]) -> tuple[int, int]:
+        """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many, and those that
+        left the cache in between. At least one is evaluated, for its logits, unless they are there."""
+        cached, gone = self.cache.tokens, self.memory.gone
+        start, count = gone.start, gone.count
+        if gone.found_in(wanted) and wanted[:start] == cached[:start]:
+            common = start + _common(cached[start:], wanted[start + count :])
+            if common + count == len(wanted) and not (self.cache.has_logits and common == len(cached)):
+                common -= 1
+            if common > start:
+                return common, common + count
+        common = _common(cached[:start] if count else cached, wanted)
+        if common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
+            common -= 1
+        return common, common
 
-    def _keep(self, count: int) -> int:
-        """Cuts the cache to its first `count` tokens; 0 where llama.cpp cannot cut (recurrent)."""
-        if count == len(self._tokens):
-            return count
-        self.epoch += 1
-        self._has_logits = False
-        if count == 0 or not self._lib.llama_memory_seq_rm(self._memory, 0, count, -1):
-            self._lib.llama_memory_clear(self._memory, False)
-            count = 0
-        del self._tokens[count:]
-        return count
+    def _keep(self, count: int, wanted: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer, for a text of `wanted`."""
+        cache = self.cache
+        stays = cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
+        kept = self.memory.cut(count if stays else 0)
+        if kept == 0:
+            cache.start(wanted)
+        return kept
 
-    def _prefill(self, tokens: list[int], progress: Progress | None) -> bool:
-        done = 0
-        for batch in _batches(tokens, self.n_batch):
-            if progress is not None:
-                progress(done, len(tokens))
-            if self._cancelled() or not self._decode(batch):
-                return False
-            done += len(batch)
-        if progress is not None:
-            progress(done, len(tokens))
-        return True
-
-    def _decode(self, tokens: list[int], every_logit: bool = False) -> bool:
-        """Appends tokens to the cache, and to the list those that got there; False: cancelled."""
-        ids = (ctypes.c_int32 * len(tokens))(*tokens)
-        batch = self._lib.llama_batch_get_one(ids, len(tokens))
-        outputs = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
-        if every_logit:
-            batch.logits = outputs
-        llama.clear_log()
-        self.epoch += 1
-        self._has_logits = False
-        before = len(self._tokens)
-        status = self._lib.llama_decode(self._context, batch)
-        if status == 0:
-            self._tokens += tokens
-            self._has_logits = True
-            return True
-        cached = self._lib.llama_memory_seq_pos_max(self._memory, 0) + 1
-        self._tokens = (self._tokens + tokens)[:cached]
-        if status == _ABORTED:
+    def _read(self, batch: list[int], *, last: bool) -> bool:
+        if self.cache.cancelled:
             return False
-        raise llama.failure(f"{len(tokens)} tokens after {before} cannot be evaluated")
+        return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
 
 
 class Generation:
@@ -267,13 +331,13 @@ class Generation:
         self.finish: FinishReason | None = None
         self.count = 0
         self._session = session
+        self._cache = session.cache
         self._max_tokens = max_tokens
         self._pending: int | None = None
-        self._epoch = session.epoch
-        self._lib = llama.lib()
-        self._chain = new_chain(sampling, session.model.n_vocab)
-        for token in session.tokens[-REPEAT_WINDOW:]:
-            self._lib.llama_sampler_accept(self._chain, token)
+        self._epoch = session.cache.epoch
+        self._lib = session.cache.lib
+        self._vocab = session.model.vocabulary()
+        self._chooser = Chooser(sampling, session.model, session.cache.tokens)
 
     def __iter__(self) -> Generation:
         return self
@@ -281,8 +345,11 @@ class Generation:
     def __next__(self) -> int:
         if self.finish is not None:
             raise StopIteration
-        with self._session._exclusive():
+        self._session._enter()
+        try:
             token, reason = self._step()
+        finally:
+            self._session._lock.release()
         if token is None:
             self._end(reason)
             raise StopIteration
@@ -291,39 +358,47 @@ class Generation:
         return token
 
     def _step(self) -> tuple[int | None, FinishReason | None]:
-        session = self._session
-        if session.epoch != self._epoch:
+        cache = self._cache
+        if cache.epoch != self._epoch:
             raise ModelError("the session was used for something else; start a new generation")
         if self.count == self._max_tokens:
             return None, "length"
         if self._pending is not None:
-            if session.available == 0:
+            limit = self._session.memory.limit
+            if limit is not None and len(cache.tokens) >= limit:
                 return None, "context"
-            if session._cancelled() or not session._decode([self._pending]):
+            memory = self._session.memory
+            if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
                 return None, "cancelled"
-            self._epoch = session.epoch
-        if session._cancelled():
+            self._epoch = cache.epoch
+        if cache.cancelled:
             return None, "cancelled"
-        token = int(self._lib.llama_sampler_sample(self._chain, session._context, -1))
-        return (None, "eog") if session.model.is_eog(token) else (token, None)
+        token = self._chooser.choose(cache.handle)
+        return (None, "eog") if self._lib.llama_vocab_is_eog(self._vocab, token) else (token, None)
 
     def _end(self, reason: FinishReason | None) -> None:
         self.finish = reason
         if reason == "cancelled":
-            self._session._resume()
+            self._session.resume()
         self.close()
 
     def close(self) -> None:
-        """Frees the sampler chain; done at the end by itself."""
-        chain, self._chain = self._chain, None
-        if chain:
-            self._lib.llama_sampler_free(chain)
+        """Frees the samplers; done at the end by itself."""
+        self._chooser.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_chain", None):
+        if hasattr(self, "_chooser"):
             self.close()
 
 
 def _batches(tokens: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(tokens), size):
         yield tokens[start : start + size]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
+    return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)

@@ -272,7 +272,7 @@ def rope_on(
             status = ggml.ggml_backend_graph_compute(backend, graph)
             if status != 0:
                 raise ModelError(f"ggml's ROPE on {device.name} ended with status {status}")
-            return _read(ggml, node)
+            return read_tensor(ggml, node)
 
 
 @contextmanager
@@ -298,7 +298,7 @@ def _write(ggml: Any, address: int, values: NDArray[Any]) -> None:
     ggml.ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
 
 
-def _read(ggml: Any, address: int | None) -> NDArray[Any]:
+def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     """The values of a tensor of up to three axes, from whatever device holds them, in numpy's order.
 
     Raises ModelError for a tensor whose sizes contradict each other, before a byte is read.
@@ -358,19 +358,19 @@ class RopeWatcher:
         if self._ggml.ggml_op_name(node.op) != b"ROPE":
             return
         if ask:
-            self._before = address, _read(self._ggml, node.src[0])
+            self._before = address, read_tensor(self._ggml, node.src[0])
             return
         if self._before is None or self._before[0] != address:
             raise ModelError("llama.cpp computed a ROPE node without asking first")
         before, self._before = self._before[1], None
-        self._sink(self._node(node, before, _read(self._ggml, address)))
+        self._sink(self._node(node, before, read_tensor(self._ggml, address)))
 
     def _node(self, node: Tensor, before: NDArray[Any], after: NDArray[Any]) -> RopeNode:
         import numpy as np
 
         source = Tensor.from_address(node.src[0])
-        positions = _read(self._ggml, node.src[1]).ravel().astype(np.int64)
-        factors = tuple(_read(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
+        positions = read_tensor(self._ggml, node.src[1]).ravel().astype(np.int64)
+        factors = tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = _call_of(node, factors)
         first = node.op_params[_OFFSET]

@@ -123,9 +123,14 @@ def clear_log() -> None:
     _log.lines.clear()
 
 
+def reason() -> str:
+    """The first error that llama.cpp logged since `clear_log`."""
+    return _log.reason()
+
+
 def failure(message: str) -> ModelError:
     """A ModelError: `message`, then llama.cpp's own reason."""
-    return ModelError(f"{message}: llama.cpp says: {_log.reason()}")
+    return ModelError(f"{message}: llama.cpp says: {reason()}")
 
 
 def abort_flag() -> tuple[ctypes.Array[ctypes.c_char], Any]:

@@ -122,17 +122,17 @@ class Model(Closing):
     @property
     def adds_bos(self) -> bool:
         """Whether the vocabulary wants its BOS in front of every text."""
-        return bool(self._lib.llama_vocab_get_add_bos(self._checked_vocab())) and self.bos >= 0
+        return bool(self._lib.llama_vocab_get_add_bos(self.vocabulary())) and self.bos >= 0
 
     @property
     def bos(self) -> int:
         """The begin-of-text token, -1 when there is none."""
-        return int(self._lib.llama_vocab_bos(self._checked_vocab()))
+        return int(self._lib.llama_vocab_bos(self.vocabulary()))
 
     @property
     def eos(self) -> int:
         """The end-of-text token, -1 when there is none."""
-        return int(self._lib.llama_vocab_eos(self._checked_vocab()))
+        return int(self._lib.llama_vocab_eos(self.vocabulary()))
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
         """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
@@ -164,7 +164,7 @@ class Model(Closing):
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
-        vocab, room = self._checked_vocab(), len(data) + 4
+        vocab, room = self.vocabulary(), len(data) + 4
         for _ in range(2):
             tokens = (ctypes.c_int32 * room)()
             count = self._lib.llama_tokenize(vocab, data, len(data), tokens, room, add_special, parse_special)
@@ -179,7 +179,7 @@ class Model(Closing):
         while True:
             buffer = ctypes.create_string_buffer(size)
             count = self._lib.llama_token_to_piece(
-                self._checked_vocab(), self._checked_token(token), buffer, size, 0, False
+                self.vocabulary(), self._checked_token(token), buffer, size, 0, False
             )
             if count >= 0:
                 return buffer.raw[:count]
@@ -187,17 +187,17 @@ class Model(Closing):
 
     def token_text(self, token: int) -> str:
         """How the vocabulary spells a token, control tokens included: ``<s>``."""
-        text = self._lib.llama_vocab_get_text(self._checked_vocab(), self._checked_token(token))
+        text = self._lib.llama_vocab_get_text(self.vocabulary(), self._checked_token(token))
         return bytes(text).decode("utf-8", "replace")
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation (EOS, end of turn, ...)."""
-        vocab = self._checked_vocab()
+        vocab = self.vocabulary()
         return bool(self._lib.llama_vocab_is_eog(vocab, self._checked_token(token)))
 
     def is_control(self, token: int) -> bool:
         """Whether the token is a control token, which no ordinary text becomes."""
-        vocab = self._checked_vocab()
+        vocab = self.vocabulary()
         return bool(self._lib.llama_vocab_is_control(vocab, self._checked_token(token)))
 
     def open_handle(self) -> Any:
@@ -206,7 +206,8 @@ class Model(Closing):
             raise ModelError(f"{self.path} is closed")
         return self._handle
 
-    def _checked_vocab(self) -> Any:
+    def vocabulary(self) -> Any:
+        """llama.cpp's pointer to the vocabulary. Raises ModelError once closed, or where the file has none."""
         self.open_handle()
         # llama.cpp aborts the process when a file without a vocabulary is asked for tokens.
         if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:

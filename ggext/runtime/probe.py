@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ggext.errors import ModelError
 from ggext.runtime import llama
 from ggext.runtime.closing import Closing
-from ggext.runtime.context import SessionOptions, new_context
+from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.ggml import RopeNode, RopeWatcher
 from ggext.runtime.model import Model
 
@@ -41,7 +41,9 @@ class Probe(Closing):
             flash_attention=False,
             eval_callback=self._watcher.callback,
         )
-        self._context = new_context(model, options, abort, ctypes.addressof(self._flag)).handle
+        plan = plan_context(model, options)
+        whole = plan.regimes[-1]
+        self._context = open_context(model, options, plan, whole, (abort, ctypes.addressof(self._flag)))
         self._memory = self._lib.llama_get_memory(self._context)
 
     def close(self) -> None:

@@ -1,0 +1,169 @@
+"""Turns → the tokens of a prompt, and which turns stay when they do not fit."""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from ggext.chat.reasoning import opens_reasoning, tags_of, without_reasoning
+from ggext.chat.template import ChatTemplate
+from ggext.chat.transcript import Turn
+
+_TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks behind it have
+
+
+class Vocabulary(Protocol):
+    """What a prompt needs of `ggext.runtime.model.Model`."""
+
+    @property
+    def chat_template(self) -> str | None: ...
+    @property
+    def adds_bos(self) -> bool: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+    def tokenize(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
+    def token_to_piece(self, token: int) -> bytes: ...
+    def token_text(self, token: int) -> str: ...
+    def is_control(self, token: int) -> bool: ...
+
+
+class Prompts:
+    """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is continued.
+
+    ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves it to the template.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, think: bool | None = None) -> None:
+        self.vocabulary = vocabulary
+        self.think = think
+        source = vocabulary.chat_template
+        self.template = None if source is None else ChatTemplate(source, _special(vocabulary))
+        self.tags = None if source is None else tags_of(source)
+
+    def tokens(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens of the turns, the opening of the answer included, with one BOS at most.
+
+        A control token that is spelled out in a turn stays text. Raises TemplateError.
+        """
+        if self.template is None:
+            return self.vocabulary.tokenize("".join(turn.content for turn in turns))
+        # A random mark inside each spelled-out control token; the text is cut there again, after
+        # the template has done with it what it does.
+        mark = f"\ue000{secrets.token_hex(8)}\ue000"
+        text = self.template.render([self._guarded(turn, mark) for turn in turns], self.think)
+        if self.think is False and self.tags is not None:
+            text = without_reasoning(text, self.tags)
+        tokens: list[int] = []
+        for part in text.split(mark):
+            tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
+        if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
+            tokens.insert(0, self.vocabulary.bos)
+        return tokens
+
+    def fitted(self, turns: Sequence[Turn], room: int, reserve: int) -> tuple[list[int], int]:
+        """The prompt with whole oldest turns left out until it fits `room` less `reserve` tokens, and how many.
+
+        When any must leave, more do, until twice the reserve is free: else each turn would make the whole context
+        be read again. The system prompt and the last turn always stay.
+        """
+        tokens, left = self.tokens(turns), 0
+        if len(tokens) <= room - reserve:
+            return tokens, 0
+        while len(tokens) > room - 2 * reserve and (leaving := exchange(turns, left)):
+            left += leaving
+            tokens = self.tokens(without(turns, left))
+        return tokens, left
+
+    def opens_reasoning(self, tokens: Sequence[int]) -> bool:
+        """Whether a prompt ends inside a reasoning block, so that the answer begins in it."""
+        if self.tags is None:
+            return False
+        tail = Detokenizer(self.vocabulary, self.tags.start)
+        return opens_reasoning("".join(map(tail.push, tokens[-_TAIL:])), self.tags)
+
+    def count(self, text: str) -> int:
+        """Tokens of a text by itself."""
+        return len(self.vocabulary.tokenize(text, add_special=False))
+
+    def _guarded(self, turn: Turn, mark: str) -> Turn:
+        return replace(turn, content=self._cut(turn.content, mark), reasoning=self._cut(turn.reasoning, mark))
+
+    def _cut(self, content: str, mark: str) -> str:
+        vocabulary = self.vocabulary
+        tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
+        spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
+        for text in sorted(spelled, key=len, reverse=True):
+            middle = len(text) // 2
+            content = content.replace(text, text[:middle] + mark + text[middle:])
+        return content
+
+
+class Detokenizer:
+    """Tokens in, text out: UTF-8 that is complete, broken bytes marked. ``tokens`` and ``text``: all so far.
+
+    Control tokens have no text; but those that occur in ``marks`` are spelled.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, marks: str = "") -> None:
+        self.tokens: list[int] = []
+        self._vocabulary = vocabulary
+        self._marks = marks
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def push(self, token: int) -> str:
+        """The text that the token completes, often empty within a character."""
+        self.tokens.append(token)
+        return self._kept(self._decoder.decode(self._piece(token)))
+
+    def rest(self) -> str:
+        """What is left at the end."""
+        return self._kept(self._decoder.decode(b"", final=True))
+
+    def _piece(self, token: int) -> bytes:
+        if self._marks and self._vocabulary.is_control(token):
+            spelled = self._vocabulary.token_text(token)
+            if spelled and spelled in self._marks:
+                return spelled.encode()
+        return self._vocabulary.token_to_piece(token)
+
+    def _kept(self, text: str) -> str:
+        if text:
+            self._pieces.append(text)
+        return text
+
+
+def without(turns: Sequence[Turn], left: int) -> list[Turn]:
+    """The turns without the `left` oldest ones behind the system prompt."""
+    start = _first(turns)
+    return [*turns[:start], *turns[start + left :]]
+
+
+def exchange(turns: Sequence[Turn], left: int) -> int:
+    """How many turns leave together after the `left` oldest: up to the next user turn; 0: none can."""
+    start = _first(turns) + left
+    following = (i for i in range(start + 1, len(turns)) if turns[i].role == "user")
+    return next(following, start) - start
+
+
+def behind_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """The turns without the system prompt."""
+    return turns[_first(turns) :]
+
+
+def _first(turns: Sequence[Turn]) -> int:
+    return 1 if turns and turns[0].role == "system" else 0
+
+
+def _special(vocabulary: Vocabulary) -> dict[str, str]:
+    tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
+    return {name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()}

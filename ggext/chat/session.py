@@ -1,0 +1,129 @@
+"""Chats that are kept: a folder for each, with its journal and the state of its KV cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggext.chat.journal import Journal
+from ggext.chat.transcript import Turn
+from ggext.errors import GgextError, RopeError, UsageError
+from ggext.file_rope import effective_table
+from ggext.runtime import store
+from ggext.runtime.closing import Closing
+
+if TYPE_CHECKING:
+    from ggext.runtime.engine import Session
+
+_JOURNAL, _STATE = "chat.jsonl", "kv.bin"
+_AUTOSAVED = "autosave-"
+_KEPT = 20  # chats without a name
+_WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
+
+
+def state_folder() -> Path:
+    """Where ggext keeps a user's chats and what was typed: $XDG_STATE_HOME/ggext, or ~/.local/state/ggext."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "ggext"
+
+
+class Keeper(Closing):
+    """Keeps one chat: ``turns`` are those that were there; with ``session`` its KV cache as well.
+
+    Raises TranscriptError, OutputError.
+    """
+
+    def __init__(self, folder: Path, model: str, session: Session | None) -> None:
+        self.name = folder.name
+        self.session = session
+        self._state = folder / _STATE
+        self._journal = Journal(folder / _JOURNAL, model)
+        self.turns = tuple(self._journal.turns)
+        self.model = self._journal.model
+        self.damaged = self._journal.damaged
+        self._unsaved = 0.0
+        self._saved: tuple[int, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether anything was said."""
+        return bool(self._journal.turns)
+
+    def restore(self) -> str:
+        """Fills the session's cache from disk; a sentence that says what came of it."""
+        if self.session is None or not self._state.exists():
+            return self._replay("no KV state was saved")
+        start = time.perf_counter()
+        try:
+            count = store.restore(self._state, self.session, self._key(self.session))
+        except store.StateError as error:
+            return self._replay(str(error))
+        self._saved = self.session.tokens
+        return f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s"
+
+    def _replay(self, reason: str) -> str:
+        return f"{reason}: the next question reads the chat again" if self.turns else "a new chat"
+
+    def record(self, turns: Sequence[Turn]) -> None:
+        """Brings the journal up to date. Raises OutputError."""
+        self._journal.update(turns)
+
+    def turn_over(self, prefill_seconds: float) -> None:
+        """Saves the cache when losing it would cost more than half a minute; where that fails, leaving says so."""
+        self._unsaved += prefill_seconds
+        if self._unsaved > _WORTH_SAVING:
+            with suppress(GgextError):
+                self.save_state()
+
+    def save_state(self) -> None:
+        """Writes the KV cache, if it is another one than what is there. Raises OutputError, StateError, ModelError."""
+        session = self.session
+        if session is None or not session.used or session.tokens == self._saved:
+            return
+        store.save(self._state, session, self._key(session))
+        self._saved, self._unsaved = session.tokens, 0.0
+
+    def close(self) -> None:
+        """Closes the journal; what nobody said anything in is removed."""
+        self._journal.close()
+        if not self.kept:
+            shutil.rmtree(self._journal.path.parent, ignore_errors=True)
+
+    def _key(self, session: Session) -> dict[str, str]:
+        return store.session_key(session, rope_digest(session))
+
+
+def named(name: str) -> Path:
+    """The folder of a named chat. Raises UsageError for a name that is no file's."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
+        raise UsageError(f"{name!r} cannot name a session: take letters, digits, - and _")
+    return state_folder() / "sessions" / name
+
+
+def autosaved() -> Path:
+    """The folder of a chat that nobody named; of those the newest 20 stay."""
+    sessions = state_folder() / "sessions"
+    for old in sorted(sessions.glob(f"{_AUTOSAVED}*"))[: 1 - _KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    return sessions / f"{_AUTOSAVED}{stamp}-{os.getpid()}"
+
+
+def rope_digest(session: Session) -> str:
+    """Of the frequencies and the gain that the session's contexts rotate by, in each regime of its length."""
+    digest = hashlib.sha256()
+    for regime in session.cache.regimes:
+        try:
+            table = effective_table(session.model.header, regime.span, by_ggext=True)
+        except RopeError as error:
+            return f"unknown: {error}"
+        values = [regime.span, regime.freq_base or 0.0, *table.inv_freq, table.attention_factor]
+        digest.update(" ".join(float(value).hex() for value in values).encode())
+    return digest.hexdigest()

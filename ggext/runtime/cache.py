@@ -1,0 +1,395 @@
+"""A llama.cpp context and the tokens in it, kept in step: appended, cut, moved, taken out and put back."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ModelError
+from ggext.runtime import llama, state
+from ggext.runtime.closing import Closing
+from ggext.runtime.context import SessionOptions, open_context, plan_context
+from ggext.runtime.model import Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.runtime.memory.queries import QueryWatcher
+    from ggext.runtime.regimes import Regime
+    from ggext.runtime.rotation import KeyRotation
+
+_ABORTED = 2
+_MAIN, _SCRATCH = 0, 1  # sequences of the context
+_MOVED_AT_ONCE = 4096  # cells that pass through host memory together
+
+
+class Cache(Closing):
+    """The tokens of one context with their positions; keys and values belong to them at every moment.
+
+    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx``, ``n_batch`` in
+    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there. ``regimes``: what
+    a text passes through as it grows.
+    """
+
+    def __init__(self, model: Model, options: SessionOptions) -> None:
+        self.model = model
+        self.lib = llama.lib()
+        # The callbacks must live as long as the context.
+        self._flag, self._abort = llama.abort_flag()
+        self._watcher: QueryWatcher | None = None
+        if options.memory.when_full == "landmark" and options.eval_callback is None:
+            options = replace(options, eval_callback=self.queries.callback)
+        self._options = options
+        self._plan = plan_context(model, options)
+        self.n_ctx, self.n_batch, self.notices = self._plan.n_ctx, self._plan.n_batch, self._plan.notices
+        self.kv_type = options.kv_type
+        # What only stop and recompute can do is to be moved as a whole; the others stay in the last regime.
+        settled = options.memory.when_full not in ("stop", "recompute")
+        self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
+        self.regime = self.regimes[0]
+        self.handle = self._open(self.regime)
+        self._memory = self.lib.llama_get_memory(self.handle)
+        self._one = (ctypes.c_int32 * 1)()
+        self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.has_logits = False
+        self.epoch = 0
+        self._unsure: Sequence[int] | None = None
+        self._rotation: KeyRotation | None = None
+        self._tested = False
+
+    @property
+    def queries(self) -> QueryWatcher:
+        """Sees the queries of what is appended; only with the policy that reads them."""
+        from ggext.runtime.memory.queries import QueryWatcher
+
+        if self._watcher is None:
+            self._watcher = QueryWatcher()
+        return self._watcher
+
+    def _open(self, regime: Regime) -> Any:
+        return open_context(self.model, self._options, self._plan, regime, (self._abort, ctypes.addressof(self._flag)))
+
+    def close(self) -> None:
+        """Frees the context; further calls do nothing."""
+        handle, self.handle = self.handle, None
+        if handle:
+            self.lib.llama_free(handle)
+
+    def cancel(self) -> None:
+        """Stops the running `append` within one node of the graph, from any thread."""
+        self._flag[0] = b"\1"
+
+    def resume(self) -> None:
+        """Takes back `cancel`."""
+        self._flag[0] = b"\0"
+
+    @property
+    def cancelled(self) -> bool:
+        return self._flag[0] != b"\0"
+
+    @property
+    def next_position(self) -> int:
+        """Where the next token will stand."""
+        return self.positions[-1] + 1 if self.positions else 0
+
+    def append(self, tokens: Sequence[int], every_logit: bool = False) -> bool:
+        """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are kept.
+
+        ``every_logit``: not only the last token's. Raises ModelError.
+        """
+        if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(len(self.tokens) + len(tokens)):
+            return False
+        self._unsure = tokens
+        llama.clear_log()
+        status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
+        if status != 0:
+            return self._failed(status, len(tokens))
+        self._settle(len(tokens))
+        self.epoch += 1
+        self.has_logits = True
+        return True
+
+    def append_one(self, token: int) -> bool:
+        """`append` of one token, the way of every generated one, and so without a needless step."""
+        if len(self.tokens) >= self.regime.span and not self.grow(len(self.tokens) + 1):
+            return False
+        self._one[0] = token
+        self._unsure = (token,)
+        llama.clear_log()
+        status = self.lib.llama_decode(self.handle, self._batch_of_one)
+        if status != 0:
+            return self._failed(status, 1)
+        self.positions.append(self.positions[-1] + 1 if self.positions else 0)
+        self.tokens.append(token)
+        self._unsure = None
+        self.epoch += 1
+        self.has_logits = True
+        return True
+
+    def _failed(self, status: int, count: int) -> bool:
+        self.epoch += 1
+        self.repair()
+        if status == _ABORTED:
+            return False
+        raise llama.failure(f"{count} tokens after {len(self.tokens)} cannot be evaluated")
+
+    def repair(self) -> None:
+        """Brings tokens and cache into step again, where an `append` was left in the middle."""
+        if self._unsure is None:
+            return
+        reached = int(self.lib.llama_memory_seq_pos_max(self._memory, _MAIN)) + 1
+        self.has_logits = False
+        self._settle(max(0, min(reached - self.next_position, len(self._unsure))))
+
+    def _settle(self, count: int) -> None:
+        assert self._unsure is not None
+        start = self.next_position
+        self.positions.extend(range(start, start + count))
+        self.tokens.extend(self._unsure[:count])
+        self._unsure = None
+
+    def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
+        self._ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch points into these
+        batch = self.lib.llama_batch_get_one(self._ids, len(tokens))
+        if every_logit:
+            self._outputs = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
+            batch.logits = self._outputs
+        return batch
+
+    def clear(self) -> None:
+        """Empties the cache."""
+        self.lib.llama_memory_clear(self._memory, False)
+        self.tokens, self.positions = [], []
+        self.epoch += 1
+        self.has_logits = False
+
+    def snapshot(self) -> NDArray[np.uint8]:
+        """All cells as llama.cpp writes them."""
+        import numpy as np
+
+        size = int(self.lib.llama_state_seq_get_size(self.handle, _MAIN))
+        data = np.empty(size, np.uint8)
+        llama.clear_log()
+        if self.lib.llama_state_seq_get_data(self.handle, _pointer(data), size, _MAIN) != size:
+            raise llama.failure(f"the cache of {len(self.tokens)} tokens cannot be copied")
+        return data
+
+    def restore(self, tokens: list[int], state: NDArray[np.uint8]) -> None:
+        """The cells that `snapshot` wrote for these tokens, at the positions from 0 on. Raises ModelError."""
+        self.start(len(tokens))
+        llama.clear_log()
+        if self.lib.llama_state_seq_set_data(self.handle, _pointer(state), len(state), _MAIN) != len(state):
+            self.clear()
+            raise llama.failure(f"a cache of {len(tokens)} tokens cannot be put back")
+        self.tokens, self.positions = tokens, list(range(len(tokens)))
+        self.epoch += 1
+
+    def cut(self, count: int) -> int:
+        """Cuts to the first `count` tokens, fewer where several share a position; 0 where llama.cpp cannot cut."""
+        if count == len(self.tokens):
+            return count
+        while count > 0 and self.positions[count] == self.positions[count - 1]:
+            count -= 1
+        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, _MAIN, self.positions[count], -1):
+            self.clear()
+            return 0
+        del self.tokens[count:], self.positions[count:]
+        self.epoch += 1
+        self.has_logits = False
+        return count
+
+    @property
+    def grows_by_rotation(self) -> bool:
+        """Whether what is cached can move to another regime without being evaluated again."""
+        return self._options.dynamic_ntk == "rotate"
+
+    def regime_of(self, count: int) -> Regime:
+        """The one for a text of `count` tokens."""
+        return next((regime for regime in self.regimes if count <= regime.span), self.regimes[-1])
+
+    def start(self, count: int) -> None:
+        """Empties the cache, for a text of `count` tokens."""
+        self.clear()
+        if (regime := self.regime_of(count)) != self.regime:
+            self._enter(regime)
+
+    def grow(self, count: int) -> bool:
+        """Moves to the context for a text of `count` tokens; False: cancelled, and what was moved is cached.
+
+        Keys are rotated from the old table to the new one where that is asked for (dynamic NTK), which is exact in
+        layer 0 and an approximation above; else all tokens are evaluated again. Raises ModelError.
+        """
+        regime = self.regime_of(count)
+        if regime == self.regime:
+            return True
+        if self.grows_by_rotation:
+            self._rotate_into(regime)
+            return True
+        tokens = self.tokens
+        self._enter(regime)
+        return all(self.append(tokens[i : i + self.n_batch]) for i in range(0, len(tokens), self.n_batch))
+
+    def _enter(self, regime: Regime) -> None:
+        """An empty cache in a context of another regime."""
+        handle = self._open(regime)
+        self.close()
+        self.handle, self.regime, self._rotation = handle, regime, None
+        self._memory = self.lib.llama_get_memory(handle)
+        self.tokens, self.positions = [], []
+        self.epoch += 1
+        self.has_logits = False
+
+    def _rotate_into(self, regime: Regime) -> None:
+        source, tokens, positions = self.rotation(), self.tokens, self.positions
+        bounds = [(positions[first], positions[last - 1] + 1) for first, last in self._chunks(0)]
+        blocks = [self.take(*bound) for bound in bounds]
+        self._enter(regime)
+        with self.whole():
+            for block in blocks:
+                self.put(self.rotation().moved(block, block.positions, source))
+        self.tokens, self.positions = tokens, positions
+
+    def rotation(self) -> KeyRotation:
+        """How this context rotates keys. Raises RopeError where that is not established."""
+        from ggext.runtime.rotation import KeyRotation
+
+        if self._rotation is None:
+            self._rotation = KeyRotation(self.model.header, self.regime)
+        return self._rotation
+
+    def rotation_error(self) -> float:
+        """How wrong `rotation` is in this context: of one token by itself at two positions far apart.
+
+        A token that sees nothing but itself has the same keys everywhere but for their rotation, in every layer; so a
+        layer that rotates otherwise, or not at all, shows. Relative to the largest key. Raises ModelError.
+        """
+        return self.rotation().error(self._alone(0), self._alone(self.regime.span - 1))
+
+    def _alone(self, position: int) -> state.KvBlock:
+        """The cells of one token that is evaluated by itself."""
+        batch = self.lib.llama_batch()
+        sequence = ctypes.pointer(ctypes.c_int32(_SCRATCH))
+        batch.n_tokens = 1
+        batch.token = (ctypes.c_int32 * 1)(min(100, self.model.n_vocab - 1))
+        batch.pos, batch.n_seq_id = (ctypes.c_int32 * 1)(position), (ctypes.c_int32 * 1)(1)
+        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * 1)(sequence)
+        llama.clear_log()
+        if self.lib.llama_decode(self.handle, batch) != 0:
+            raise llama.failure(f"a token at position {position} cannot be evaluated")
+        try:
+            return self._read_scratch()
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A block that changes cells in several steps; whatever leaves it in the middle leaves an empty cache."""
+        try:
+            yield
+        except BaseException:
+            self.clear()
+            raise
+
+    def drop(self, start: int, end: int, to: int | None = None) -> None:
+        """Tokens `start` to `end` leave; those behind move, the first of them to position `to` (None: to where
+        the first dropped one was). Raises ModelError."""
+        first = self.positions[start] if to is None else to
+        distance = first - self.positions[end]
+        self.remove(self.positions[start], self.positions[end])
+        del self.tokens[start:end], self.positions[start:end]
+        if distance:
+            self.move(start, [place + distance for place in self.positions[start:]])
+
+    def move(self, start: int, places: list[int]) -> None:
+        """The tokens from index `start` on stand at `places` from now, their keys turned accordingly.
+
+        Places do not fall. Keys are turned through host memory, some thousand cells at a time.
+        """
+        import numpy as np
+
+        chunks = list(self._chunks(start))
+        # Upward from the top and downward from the bottom, so that nothing lands among what is still to move.
+        for first, last in reversed(chunks) if places[0] > self.positions[start] else chunks:
+            bounds = self.positions[first], self.positions[last - 1] + 1
+            block = self.take(*bounds)
+            if len(block) != last - first:
+                raise ModelError(f"llama.cpp has {len(block)} cells from position {bounds[0]}, not {last - first}")
+            self.remove(*bounds)
+            self.put(self.rotation().moved(block, np.array(places[first - start : last - start], np.int32)))
+        self.positions[start:] = places
+
+    def _chunks(self, start: int) -> Iterator[tuple[int, int]]:
+        """The tokens from `start` on in runs that do not part tokens of one position."""
+        while start < len(self.tokens):
+            end = min(start + _MOVED_AT_ONCE, len(self.tokens))
+            while end < len(self.tokens) and self.positions[end] == self.positions[end - 1]:
+                end += 1
+            yield start, end
+            start = end
+
+    def remove(self, first: int, last: int) -> None:
+        """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they belong to."""
+        if not self.lib.llama_memory_seq_rm(self._memory, _MAIN, first, last):
+            raise ModelError(f"llama.cpp cannot remove positions {first} to {last} from this model's cache")
+        self.epoch += 1
+        self.has_logits = False
+
+    def take(self, first: int, last: int) -> state.KvBlock:
+        """A copy of the cells at positions `first` to `last`."""
+        self.lib.llama_memory_seq_cp(self._memory, _MAIN, _SCRATCH, first, last)
+        try:
+            return self._read_scratch()
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+
+    def put(self, block: state.KvBlock) -> None:
+        """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
+        data = state.build(block, _SCRATCH)
+        llama.clear_log()
+        if self.lib.llama_state_seq_set_data(self.handle, _bytes(data), len(data), _SCRATCH) != len(data):
+            raise llama.failure(f"{len(block)} cells cannot be put into the cache")
+        try:
+            if not self._tested:
+                self._test(block)
+            self.lib.llama_memory_seq_cp(self._memory, _SCRATCH, _MAIN, -1, -1)
+        finally:
+            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+        self.epoch += 1
+        self.has_logits = False
+
+    def _read_scratch(self) -> state.KvBlock:
+        size = int(self.lib.llama_state_seq_get_size(self.handle, _SCRATCH))
+        data = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(data)
+        if self.lib.llama_state_seq_get_data(self.handle, buffer, size, _SCRATCH) != size:
+            raise llama.failure("the state of a sequence cannot be read")
+        return state.parse(data)
+
+    def _test(self, block: state.KvBlock) -> None:
+        """Once for each context: what was put is what is read. Raises ModelError."""
+        import numpy as np
+
+        back = self._read_scratch()
+        pairs: Any = zip(
+            (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
+        )
+        if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):
+            raise ModelError(
+                f"llama.cpp's state of a sequence does not read as it was written; ggext knows that of "
+                f'llama-cpp-python {llama.VERSION}: pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
+            )
+        self._tested = True
+
+
+def _bytes(data: bytes) -> Any:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+
+
+def _pointer(data: NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -1,0 +1,152 @@
+"""What every policy for a full context shares: which tokens left, and how many may come at once."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from ggext.errors import ModelError, RopeError, UsageError
+from ggext.runtime import capacity
+
+if TYPE_CHECKING:
+    from ggext.runtime.cache import Cache
+    from ggext.runtime.memory.options import MemoryOptions
+    from ggext.runtime.state import KvBlock
+
+
+#: Of a key's largest value: what 16 bits and llama.cpp's float32 angles at a million tokens come to; a wrong table
+#: is off by 1.
+_ROTATION_TOLERANCE = 0.06
+
+
+class Gone:
+    """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
+    so that a text can be recognized without keeping it."""
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.count = 0
+        self._digest = hashlib.blake2b()
+
+    def add(self, start: int, tokens: Sequence[int]) -> None:
+        """These tokens left, from behind the first `start`."""
+        self.start = start
+        self.count += len(tokens)
+        self._digest.update(array("i", tokens).tobytes())
+
+    def found_in(self, wanted: Sequence[int]) -> bool:
+        """Whether `wanted` has them where they were, and goes on behind them."""
+        end = self.start + self.count
+        if not self.count or len(wanted) <= end:
+            return False
+        there = array("i", wanted[self.start : end]).tobytes()
+        return hashlib.blake2b(there).digest() == self._digest.digest()
+
+
+class Memory(ABC):
+    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``:
+    tokens that may be appended at once."""
+
+    limit: int | None = None
+
+    def __init__(self, cache: Cache, options: MemoryOptions) -> None:
+        self.cache = cache
+        self.options = options
+        self.batch = cache.n_batch
+        self.gone = Gone()
+
+    @abstractmethod
+    def make_room(self, count: int) -> bool:
+        """Makes room for `count` more tokens, at most ``batch``; False: cancelled."""
+
+    def read(self, tokens: Sequence[int], *, last: bool) -> bool:  # noqa: ARG002 - for policies that look ahead
+        """Evaluates tokens for which there is room; ``last``: an answer may follow. False: cancelled."""
+        return self.cache.append(tokens)
+
+    def write(self, token: int) -> bool:
+        """Evaluates one token of an answer, for which there is room. False: cancelled."""
+        return self.cache.append_one(token)
+
+    def cut(self, count: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no use."""
+        kept = self.cache.cut(count)
+        if self.gone.count and kept <= self.gone.start:
+            self.forget()
+        return kept
+
+    def forget(self) -> None:
+        """Nothing is behind the first tokens any more."""
+        self.gone = Gone()
+
+    def close(self) -> None:
+        """Frees what is kept outside the cache."""
+        self.gone = Gone()
+
+
+class Window(Memory):
+    """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave ``evict`` at a
+    time. ``reserved``: positions between the two that the policy fills itself, once tokens have left."""
+
+    def __init__(self, cache: Cache, options: MemoryOptions, reserved: int = 0) -> None:
+        super().__init__(cache, options)
+        self.sinks = options.sinks
+        self.reserved = reserved
+        self.size = cache.n_ctx - reserved
+        window = self.size - self.sinks
+        self.evict = options.evict or max(window // 4, 1)
+        if reserved:
+            self.evict = max(self.evict // options.block, 1) * options.block
+        if self.evict >= window:
+            raise UsageError(
+                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} tokens that leave at "
+                f"once need a context of more than {self.sinks + reserved + self.evict} tokens, not {cache.n_ctx}"
+            )
+        self.batch = min(cache.n_batch, self.evict)
+
+    def make_room(self, count: int) -> bool:
+        while len(self.cache.tokens) + count > self.size:
+            if not self._leave(self.sinks, self.sinks + self.evict):
+                return False
+        return True
+
+    def _leave(self, start: int, end: int) -> bool:
+        """Tokens `start` to `end` of the cache leave it."""
+        self.gone.add(start, self.cache.tokens[start:end])
+        with self.cache.whole():
+            return self.slide(start, end)
+
+    def forget(self) -> None:
+        if self.reserved and self.gone.count:
+            self.cache.remove(len(self.cache.tokens), -1)  # what the policy put behind the first tokens
+        super().forget()
+
+    def blocks(self, start: int, end: int) -> Iterator[KvBlock]:
+        """Copies of tokens `start` to `end`, a block at a time."""
+        places, size = self.cache.positions, self.options.block
+        for first in range(start, end, size):
+            last = min(first + size, end)
+            yield self.cache.take(places[first], places[last - 1] + 1)
+
+    @abstractmethod
+    def slide(self, start: int, end: int) -> bool:
+        """Takes tokens `start` to `end` out of the cache; False: cancelled."""
+
+
+def require_movable(cache: Cache, policy: str) -> None:
+    """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them otherwise than ggext."""
+    remedy = "recompute works with every file"
+    if capacity.is_quantized(cache.kv_type):
+        raise ModelError(
+            f"--when-full {policy} moves cached keys, and quantized ones of kv type {cache.kv_type} cannot be moved "
+            f"exactly: take f16; {remedy}"
+        )
+    where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    try:
+        error = cache.rotation_error()
+    except RopeError as reason:
+        raise ModelError(f"{where}: {reason}; {remedy}") from None
+    if error > _ROTATION_TOLERANCE:
+        raise ModelError(f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}")

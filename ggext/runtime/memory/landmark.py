@@ -1,0 +1,178 @@
+"""landmark: blocks that left come back when they are asked for (after InfLLM, Xiao et al. 2024; no training).
+
+Evicted blocks go to host memory, or to disk, each with a few representative keys a layer: those that stand out
+most from the block's mean, all before rotation. (The mean alone finds next to nothing: measured on the embedded
+model, the block with the answer is among the best 8 of 93 by its mean in 1 of 10 cases, by 4 keys in 39 of 40.)
+The current queries, before rotation too, attend to all representatives; the blocks that any query of any head
+attends to most stand between the first tokens and the window, at positions that are kept free for them, until
+the next comparison. llama.cpp shares cells across layers, so one choice serves all of them.
+
+The last chunk of a prompt is evaluated twice where its own queries ask for other blocks than are there; chunks
+before it find the blocks that the chunk before asked for, and an answer is looked at every few tokens.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggext.runtime import state
+from ggext.runtime.memory.base import Window, require_movable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.runtime.cache import Cache
+    from ggext.runtime.memory.options import MemoryOptions
+    from ggext.runtime.state import KvBlock
+
+    Layers = list[NDArray[np.float32]]
+
+_EVERY = 16  # tokens of an answer between two comparisons
+_QUERIES = 32  # of a chunk, its last ones, that are compared
+_REPRESENTATIVES = 8  # keys of a block that stand for it
+
+
+class Landmark(Window):
+    """Sinks, blocks that came back, and a window. Raises ModelError for a cache whose keys cannot be moved."""
+
+    def __init__(self, cache: Cache, options: MemoryOptions) -> None:
+        super().__init__(cache, options, options.retrieved * options.block)
+        require_movable(cache, options.when_full)
+        self.fetched: tuple[int, ...] = ()
+        self._store = _Store(options.spill)
+        self._wanted: tuple[int, ...] = ()
+        self._written = 0
+
+    def slide(self, start: int, end: int) -> bool:
+        for block in self.blocks(start, end):
+            self._store.add(block, [_outstanding(keys) for keys in self.cache.rotation().upright(block)])
+        self.cache.drop(start, end, to=self.sinks + self.reserved)
+        return True
+
+    def read(self, tokens: Sequence[int], *, last: bool) -> bool:
+        if not self._store:
+            return self.cache.append(tokens)
+        before = len(self.cache.tokens)
+        self._fetch(self._wanted)
+        if not self._watched(tokens):
+            return False
+        if last and self._wanted != self.fetched:
+            self.cache.cut(before)
+            self._fetch(self._wanted)
+            return self.cache.append(tokens)
+        return True
+
+    def write(self, token: int) -> bool:
+        self._written += 1
+        if not self._store or self._written % _EVERY:
+            return self.cache.append_one(token)
+        self._fetch(self._wanted)
+        return self._watched([token])
+
+    def forget(self) -> None:
+        super().forget()
+        self.fetched = self._wanted = ()
+        self._store.clear()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _watched(self, tokens: Sequence[int]) -> bool:
+        """Evaluates tokens and finds the blocks that they ask for."""
+        watcher = self.cache.queries
+        with watcher.watching():
+            if not self.cache.append(tokens):
+                return False
+        self._wanted = self._store.nearest(watcher.take(self.cache.rotation()), self.options.retrieved)
+        return True
+
+    def _fetch(self, wanted: tuple[int, ...]) -> None:
+        """Puts the blocks into the positions kept free for them, in the order of the text."""
+        import numpy as np
+
+        if wanted == self.fetched:
+            return
+        with self.cache.whole():
+            if self.fetched:
+                self.cache.remove(self.sinks, self.sinks + self.reserved)
+            self.fetched = ()
+            block = state.joined([self._store.block(index) for index in wanted])
+            places = np.arange(self.sinks, self.sinks + len(block), dtype=np.int32)
+            self.cache.put(self.cache.rotation().moved(block, places))
+        self.fetched = wanted
+
+
+class _Store:
+    """Blocks outside the cache, and a representative key of each layer and block."""
+
+    def __init__(self, spill: Path | None) -> None:
+        self._folder = None if spill is None else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
+        self._blocks: list[KvBlock | Path] = []
+        self._representatives: list[Layers] = []
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def add(self, block: KvBlock, representative: Layers) -> None:
+        self._representatives.append(representative)
+        if self._folder is None:
+            self._blocks.append(block)
+            return
+        path = Path(self._folder.name, str(len(self._blocks)))
+        path.write_bytes(state.build(block, 1))
+        self._blocks.append(path)
+
+    def block(self, index: int) -> KvBlock:
+        block = self._blocks[index]
+        return state.parse(block.read_bytes()) if isinstance(block, Path) else block
+
+    def nearest(self, queries: Layers, count: int) -> tuple[int, ...]:
+        """The `count` blocks most like the queries, in the order of the text."""
+        import numpy as np
+
+        scores = np.zeros(len(self))
+        for layer, rows in enumerate(queries):
+            keys = np.stack([representatives[layer] for representatives in self._representatives])
+            found = _attention(rows[-_QUERIES:], keys).max(axis=(0, 1))
+            scores += (found - found.mean()) / (found.std() or 1.0)
+        return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
+
+    def clear(self) -> None:
+        self._blocks, self._representatives = [], []
+
+    def close(self) -> None:
+        self.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+
+def _outstanding(keys: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The keys of each head, (n_cells, n_heads, head_dim), that are farthest from their mean."""
+    import numpy as np
+
+    far = np.linalg.norm(keys - keys.mean(axis=0), axis=2)
+    chosen = np.argsort(-far, axis=0, kind="stable")[:_REPRESENTATIVES]
+    return np.take_along_axis(keys, chosen[:, :, None], axis=0)
+
+
+def _attention(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The share of attention that each query of each head, (n_tokens, n_heads, head_dim), pays to each block's
+    keys, (n_blocks, n_keys, n_kv_heads, head_dim): (n_tokens, n_heads, n_blocks)."""
+    import numpy as np
+
+    blocks, per_block, kv_heads, size = keys.shape
+    tokens, heads, _ = queries.shape
+    by_head = queries.reshape(tokens, kv_heads, heads // kv_heads, size).transpose(1, 0, 2, 3)
+    by_head = by_head.reshape(kv_heads, -1, size) / np.float32(np.sqrt(size))
+    flat = keys.transpose(2, 0, 1, 3).reshape(kv_heads, blocks * per_block, size)
+    weights = np.stack([ours @ theirs.T for ours, theirs in zip(by_head, flat, strict=True)])
+    weights -= weights.max(axis=2, keepdims=True)
+    np.exp(weights, out=weights)
+    shares: NDArray[np.float32] = weights.reshape(kv_heads, -1, blocks, per_block).sum(axis=3) / weights.sum(
+        axis=2, keepdims=True
+    )
+    return shares.reshape(kv_heads, tokens, -1, blocks).transpose(1, 0, 2, 3).reshape(tokens, heads, blocks)

@@ -1,0 +1,251 @@
+"""A session's KV cache in a file, so that a long text is not read twice.
+
+The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object (``key``; the counts
+``tokens``, ``logits`` and ``state``; ``span``, the length of text that the context's RoPE table is for), then int32
+tokens, float32 logits behind the last of them, and the bytes of ``llama_state_seq_get_data``. Little-endian. It is
+written beside its place and renamed when whole.
+
+A file comes from a stranger: every count is held against the bytes that are there, and the state is walked through
+before llama.cpp sees it. That what was restored is what was saved is measured: the last token is evaluated
+again, and its logits are compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import GgextError, ModelError
+from ggext.gguf.writer import whole_file
+from ggext.runtime import llama
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.gguf.reader import GgufFile
+    from ggext.runtime.engine import Session
+
+_MAGIC = b"ggext\0K\1"
+_HEAD = struct.Struct("<8sII")
+_CHECKED_FROM = 12
+_MAX_JSON = 1 << 16
+_SAMPLES, _SAMPLE = 64, 4096
+_TOLERANCE = 1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
+_MAX_LAYERS = 512
+
+
+class StateError(GgextError):
+    """A saved state cannot be used: it is damaged, of another model, or of another runtime."""
+
+
+def fingerprint(header: GgufFile) -> str:
+    """SHA-256, in hexadecimal, of a model file's header, its size, and 64 samples of 4 KiB spread evenly over its
+    tensor data: a few milliseconds for a file of any size. It tells files apart that were made differently, not
+    two that somebody made alike on purpose."""
+    digest = hashlib.sha256(f"{header.size}\n".encode())
+    with header.path.open("rb") as file:
+        digest.update(file.read(header.data_offset))
+        span = max(header.size - header.data_offset - _SAMPLE, 0)
+        for i in range(_SAMPLES):
+            file.seek(header.data_offset + span * i // (_SAMPLES - 1))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def session_key(session: Session, rope: str) -> dict[str, str]:
+    """What must agree for a saved state to be of use; ``rope``: a digest of the table that the context rotates by."""
+    return {
+        "the model file": fingerprint(session.model.header),
+        "the RoPE table": rope,
+        "the KV type": session.cache.kv_type,
+        "the version of llama-cpp-python": llama.VERSION,
+    }
+
+
+def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
+    """Writes the session's cache; the bytes of the file. Raises OutputError, ModelError, and StateError for a model
+    whose cache cannot be kept."""
+    import numpy as np
+
+    if not session.whole:
+        raise StateError("tokens have left the context, and what stayed is not the cache of a text")
+    tokens = np.array(session.tokens, "<i4")
+    # The last token by itself, as `restore` will evaluate it: in a batch it is rounded otherwise (measured with flash
+    # attention: by 1 % of the logits' range).
+    if len(tokens) > 1:
+        session.evaluate(session.tokens[:-1])
+    session.evaluate(tokens.tolist())
+    logits, state = session.last_logits().astype("<f4"), session.snapshot()
+    check_state(state, len(tokens))
+    counts = {"tokens": len(tokens), "logits": len(logits), "state": len(state)}
+    document = json.dumps({"key": dict(key), "span": session.cache.regime.span, **counts}).encode("ascii")
+    parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, state]
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    head = struct.pack("<8sI", _MAGIC, crc)
+    size = len(head) + sum(memoryview(part).nbytes for part in parts)
+    with whole_file(path, size) as file:
+        file.write(head)
+        for part in parts:
+            file.write(part)
+    return size
+
+
+def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
+    """Fills the session's cache from a file; the tokens that are in it then. Raises StateError, after which the cache
+    is empty."""
+    import numpy as np
+
+    data = _mapped(path)
+    document, at = _document(path, data)
+    _check_key(document.get("key"), key)
+    n_tokens, n_logits, n_state = (_count(path, document, name) for name in ("tokens", "logits", "state"))
+    if at + 4 * (n_tokens + n_logits) + n_state != len(data) or n_logits != session.model.n_vocab:
+        raise StateError(f"{path} is damaged: its counts do not fit its {len(data)} bytes")
+    if n_tokens > session.n_ctx:
+        raise StateError(f"it has {n_tokens} tokens, more than the context of {session.n_ctx}")
+    tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
+    logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
+    state = np.frombuffer(data, np.uint8, n_state, len(data) - n_state)
+    try:
+        check_state(state, n_tokens)
+        session.restore(tokens, state)
+        if document.get("span") != session.cache.regime.span:
+            raise StateError("it was read with the RoPE table of another length of text")
+        _check_logits(session, logits)
+    except ModelError as error:
+        raise StateError(str(error)) from error
+    finally:
+        if not session.cache.has_logits:  # nothing is left of what was not found good
+            session.clear()
+    return n_tokens
+
+
+def check_state(state: NDArray[np.uint8], n_tokens: int) -> None:
+    """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError for what is not the
+    cache of the positions 0 to ``n_tokens`` - 1.
+
+    The format is llama.cpp's own (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32 sequence; then a section
+    for each cache (a model with sliding windows has two): u32 streams; u32 cells; per cell i32 position, u32 number
+    of sequences, i32 sequence; u32 whether values are transposed, u32 layers; per layer i32 type, u64 row bytes, the
+    rows of keys; then the values (none with MLA) in the same way, or transposed: i32 type, u32 element bytes, u32
+    width, the elements. llama.cpp compares types and sizes with its own, and throws what we get as an error.
+    """
+    walk = _Walk(state)
+    walk.skip(8)
+    first = True
+    while first or walk.left:
+        positions = walk.cells(n_tokens)
+        if first and len(positions) != n_tokens:
+            raise StateError(f"the saved state has {len(positions)} cells for {n_tokens} tokens")
+        first = False
+        if len(positions):
+            walk.layers(len(positions))
+
+
+class _Walk:
+    """Goes through a state from front to back and never beyond its end."""
+
+    def __init__(self, state: NDArray[np.uint8]) -> None:
+        self._state = state
+        self._at = 0
+
+    @property
+    def left(self) -> int:
+        return len(self._state) - self._at
+
+    def skip(self, size: int) -> int:
+        """The offset of the next `size` bytes."""
+        if size > self.left:
+            raise StateError(f"the saved state ends at byte {len(self._state)}, in the middle of something")
+        start, self._at = self._at, self._at + size
+        return start
+
+    def unpack(self, codes: str) -> tuple[int, ...]:
+        packed = struct.Struct(f"<{codes}")
+        return packed.unpack_from(self._state.data, self.skip(packed.size))
+
+    def cells(self, most: int) -> NDArray[np.int32]:
+        """The positions of a section's cells: each once, 0 to ``most`` - 1."""
+        import numpy as np
+
+        streams, count = self.unpack("II")
+        if streams != 1 or count > most:
+            raise StateError(f"the saved state has {count} cells in {streams} streams for {most} tokens")
+        start = self.skip(12 * count)
+        table = np.frombuffer(self._state, "<i4", 3 * count, start).reshape(count, 3)
+        positions = table[:, 0]
+        once = len(np.unique(positions)) == count
+        if count and not (once and positions.min() >= 0 and positions.max() < most and (table[:, 1] == 1).all()):
+            raise StateError("the saved state has cells that no text of its length has")
+        return positions
+
+    def layers(self, cells: int) -> None:
+        transposed, layers = self.unpack("II")
+        if transposed > 1 or not 0 < layers <= _MAX_LAYERS:
+            raise StateError(f"the saved state has {layers} layers")
+        for _ in range(layers):
+            self.skip(cells * self.unpack("iQ")[1])
+        for _ in range(layers if self.left else 0):
+            if transposed:
+                _, size, width = self.unpack("iII")
+                self.skip(cells * size * width)
+            else:
+                self.skip(cells * self.unpack("iQ")[1])
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    try:
+        with path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file
+        raise StateError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _document(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """The JSON object, and the offset behind it, of a file whose checksum is right."""
+    if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
+        raise StateError(f"{path} is not a saved state of this ggext")
+    _, crc, length = _HEAD.unpack_from(data)
+    end = _HEAD.size + length
+    if length > _MAX_JSON or end > len(data) or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
+        raise StateError(f"{path} is damaged: its checksum is wrong")
+    try:
+        document = json.loads(data[_HEAD.size : end])
+    except (ValueError, RecursionError) as error:
+        raise StateError(f"{path} is damaged: its head is not JSON") from error
+    return (document if isinstance(document, dict) else {}), end
+
+
+def _count(path: Path, document: Mapping[str, Any], name: str) -> int:
+    count = document.get(name)
+    if not isinstance(count, int) or count <= 0:
+        raise StateError(f"{path} is damaged: its number of {name} is {count!r:.40}")
+    return count
+
+
+def _check_key(saved: Any, now: Mapping[str, str]) -> None:
+    there = saved if isinstance(saved, dict) else {}
+    for name, value in now.items():
+        if there.get(name) != value:
+            raise StateError(f"{name} is another one than when the state was saved")
+
+
+def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
+    import numpy as np
+
+    session.evaluate(session.tokens)
+    now = session.last_logits()
+    span = float(now.max() - now.min())
+    apart = float(np.abs(now - saved).max()) if np.isfinite(saved).all() else np.inf
+    if not apart <= _TOLERANCE * span:
+        session.clear()
+        raise StateError(f"the restored cache gives other logits than the saved one (by {apart:.2g} of {span:.2g})")

@@ -1,0 +1,355 @@
+"""One thread that runs a model's sessions, and three ways to what they answer: a loop, asyncio, a callback.
+
+The sessions take turns, a batch of a prompt or a token of an answer at a time, so a long prompt in one does
+not hold up the others, and llama.cpp's threads never fight each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ggext.errors import ModelError
+from ggext.runtime.closing import Closing
+from ggext.runtime.engine import FinishReason, Prefill, Progress, Sampling, Session
+
+_AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
+# Tokens that come faster than this (seconds) are handed over together: waking a reader costs some 10 µs, which is
+# 3 % of a token of a model of a million parameters and nothing of a larger one's.
+_TOGETHER = 0.004
+_POLL = 0.02  # seconds between two looks at an event that cancels
+
+
+class Event(Protocol):
+    """`threading.Event`, `asyncio.Event`, or anything else that can be asked."""
+
+    def is_set(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a session: ``tokens`` to continue, and how."""
+
+    tokens: Sequence[int]
+    sampling: Sampling
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """The last event of an answer: why it ended, or the error that ended it."""
+
+    finish: FinishReason
+    error: BaseException | None = None
+
+
+#: What a session reports: tokens read and to read, what reading came to, a token, the end.
+Happening = tuple[int, int] | Prefill | int | End
+Callback = Callable[[Happening], None]
+
+
+class Answering(Closing):
+    """An answer that the worker is making: its tokens, for one `for` or `async for` loop.
+
+    ``prefill`` is there before the first token, ``finish`` after the last one, None until then. `cancel` may come
+    from any thread; closing, leaving the loop by an exception and dropping the object cancel too. An error of the
+    session is raised in the loop.
+    """
+
+    def __init__(self, session: Session, question: Question, wake: Callable[[], None]) -> None:
+        self.prefill: Prefill | None = None
+        self.finish: FinishReason | None = None
+        self.count = 0
+        self.progress: Progress | None = None
+        self.cancel_event: Event | None = None
+        self._job = _Job(session, question)
+        self._wake = wake
+        self._parcel: deque[Happening] = deque()
+
+    def __iter__(self) -> Iterator[int]:
+        return self
+
+    def __next__(self) -> int:
+        try:
+            while self.finish is None:
+                if not self._parcel:
+                    self._unpack(self._wait())
+                if (token := self._take(self._parcel.popleft())) is not None:
+                    return token
+        except BaseException:
+            self.cancel()
+            raise
+        raise StopIteration
+
+    def __aiter__(self) -> Answering:
+        return self
+
+    async def __anext__(self) -> int:
+        try:
+            while self.finish is None:
+                if not self._parcel:
+                    self._unpack(await self._await())
+                if (token := self._take(self._parcel.popleft())) is not None:
+                    return token
+        except BaseException:
+            self.cancel()
+            raise
+        raise StopAsyncIteration
+
+    def cancel(self) -> None:
+        """Ends the answer within one node of llama.cpp's graph. Without effect on an answer that has ended."""
+        self._job.cancel()
+
+    close = cancel
+
+    def __del__(self) -> None:
+        if hasattr(self, "_job"):
+            self._job.cancel()
+
+    def _unpack(self, parcel: list[Happening]) -> None:
+        self._parcel.extend(parcel)
+        if self._job.paused:
+            self._wake()
+
+    def _take(self, happening: Happening) -> int | None:
+        """The token, if it is one; else it is noted. Raises the session's error."""
+        if isinstance(happening, int):
+            self.count += 1
+            return happening
+        if isinstance(happening, Prefill):
+            self.prefill = happening
+        elif isinstance(happening, End):
+            self.finish = happening.finish
+            if happening.error is not None:
+                raise happening.error
+        elif self.progress is not None:
+            self.progress(*happening)
+        return None
+
+    def _wait(self) -> list[Happening]:
+        parcels = self._job.parcels
+        if self.cancel_event is None:
+            return parcels.get()
+        while True:
+            self._look()
+            try:
+                return parcels.get(timeout=_POLL)
+            except queue.Empty:
+                continue
+
+    async def _await(self) -> list[Happening]:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._look()
+            waiter = loop.create_future()
+            self._job.waiter = loop, waiter
+            # Only now: what comes after this look finds the waiter.
+            if not self._job.parcels.empty():
+                self._job.waiter = None
+                return self._job.parcels.get_nowait()
+            await asyncio.wait([waiter], timeout=None if self.cancel_event is None else _POLL)
+
+    def _look(self) -> None:
+        if self.cancel_event is not None and self.cancel_event.is_set():
+            self.cancel()
+
+
+class _Job:
+    """A question on its way through the worker; it outlives an `Answering` that was dropped."""
+
+    def __init__(self, session: Session, question: Question) -> None:
+        self.session = session
+        self.question = question
+        self.parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
+        self._packed: list[Happening] = []
+        self._sent = 0.0
+        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self.callback: Callback | None = None
+        self.paused = False
+        self.ended = False
+        self._cancelled = False
+        self._lock = threading.RLock()  # a reader that is collected while its answer ends cancels in the same thread
+        self._steps: Generator[Happening, None, End] | None = None
+
+    def cancel(self) -> None:
+        with self._lock:
+            if not self.ended:
+                self._cancelled = True
+                self.session.cancel()
+
+    def step(self) -> None:
+        """One batch or one token. Sets ``ended`` behind the last one."""
+        try:
+            if self._steps is None:
+                self._begin()
+                self._steps = self._work()
+            self.tell(next(self._steps))
+        except StopIteration as stop:
+            self.end(stop.value)
+        except BaseException as error:  # noqa: BLE001 - raised where the answer is read
+            self.end(End("cancelled", error))
+
+    def _begin(self) -> None:
+        self.session.resume()  # a cancel of the question before, that came too late
+        if self._cancelled:
+            self.session.cancel()
+
+    def _work(self) -> Generator[Happening, None, End]:
+        question = self.question
+        prefill = yield from self.session.steps(question.tokens)
+        yield prefill
+        if prefill.cancelled:
+            return End("cancelled")
+        generation = self.session.generate(question.sampling, question.max_tokens)
+        yield from generation
+        assert generation.finish is not None
+        return End(generation.finish)
+
+    def tell(self, happening: Happening) -> None:
+        if self.callback is not None:
+            self.callback(happening)
+            return
+        self._packed.append(happening)
+        if type(happening) is not int or time.perf_counter() - self._sent >= _TOGETHER:
+            self.send()
+
+    def send(self) -> None:
+        """Hands over what has been packed."""
+        if not self._packed:
+            return
+        # What follows anything but a token goes at once: it is the first token.
+        self._sent = time.perf_counter() if type(self._packed[-1]) is int else 0.0
+        self.parcels.put(self._packed)
+        self._packed = []
+        if (waiter := self.waiter) is not None:
+            self.waiter = None
+            try:
+                waiter[0].call_soon_threadsafe(_set, waiter[1])
+            except RuntimeError:  # the loop is closed: nobody waits
+                self.cancel()
+
+    def end(self, end: End) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+        if self._steps is not None:
+            self._steps.close()
+        try:
+            self.tell(end)
+        except Exception:  # noqa: BLE001 - a callback's error was told already, or nobody listens
+            return
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Worker(Closing):
+    """The thread over some sessions of a model, each with its queue of questions. Close it before the model."""
+
+    def __init__(self, sessions: Sequence[Session]) -> None:
+        self.sessions = tuple(sessions)
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
+        self._closing = threading.Event()
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        arguments = (self._inbox, self._lanes, self._closing)
+        self._thread = threading.Thread(target=_run, args=arguments, name="ggext worker", daemon=True)
+        self._thread.start()
+        # Also at the interpreter's end: a thread inside llama.cpp must not outlive it.
+        self._stop = weakref.finalize(self, _stop, *arguments, self._thread)
+
+    def ask(self, question: Question) -> Answering:
+        """Starts an answer, which waits for its turn. Raises ModelError once closed, or in another process."""
+        answering = Answering(self._session(question.tokens), question, self._wake)
+        self._submit(answering._job)
+        return answering
+
+    def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
+        """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The result cancels."""
+        job = _Job(self._session(question.tokens), question)
+        job.callback = callback
+        self._submit(job)
+        return job.cancel
+
+    def close(self) -> None:
+        """Ends all answers as cancelled, then the thread. Further calls do nothing."""
+        self._stop()
+
+    def _submit(self, job: _Job) -> None:
+        if os.getpid() != self._pid:
+            raise ModelError(
+                "the model was opened in another process, whose threads are not here: open it after the fork"
+            )
+        with self._lock:
+            if self._closing.is_set():
+                raise ModelError("the model is closed")
+            self._lanes[self.sessions.index(job.session)].append(job)
+        self._inbox.put(None)
+
+    def _session(self, tokens: Sequence[int]) -> Session:
+        """The session with the shortest queue; of several, the one that has most of the tokens already."""
+        if len(self.sessions) == 1:
+            return self.sessions[0]
+
+        def rank(index: int) -> tuple[int, int]:
+            return len(self._lanes[index]), -_in_common(self.sessions[index].tokens, tokens)
+
+        return self.sessions[min(range(len(self.sessions)), key=rank)]
+
+    def _wake(self) -> None:
+        self._inbox.put(None)
+
+
+def _in_common(left: Sequence[int], right: Sequence[int]) -> int:
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
+
+
+def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event) -> None:
+    """The thread: a step of each lane's first question, for ever."""
+    while not closing.is_set():
+        active = [lane for lane in lanes if lane and not _lags(lane[0])]
+        if not active:
+            inbox.get()
+        for lane in active:
+            job = lane[0]
+            job.step()
+            if len(active) > 1:
+                job.send()  # the others may take long
+            if job.ended:
+                lane.popleft()
+    for lane in lanes:
+        while lane:
+            lane.popleft().end(End("cancelled"))
+
+
+def _lags(job: _Job) -> bool:
+    """Whether the answer's reader is far behind; it wakes the thread when it goes on."""
+    job.paused = job.parcels.qsize() >= _AHEAD
+    return job.paused and job.parcels.qsize() >= _AHEAD  # asked again: the reader may have looked just before
+
+
+def _stop(
+    inbox: queue.SimpleQueue[_Job | None],
+    lanes: Sequence[deque[_Job]],
+    closing: threading.Event,
+    thread: threading.Thread,
+) -> None:
+    closing.set()
+    for lane in lanes:
+        for job in tuple(lane):
+            job.cancel()
+    inbox.put(None)
+    if thread is not threading.current_thread():
+        thread.join()

@@ -1,0 +1,1 @@
+"""Screens: where a chat is shown and typed. Nothing else in ggext draws."""

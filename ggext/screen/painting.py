@@ -1,0 +1,224 @@
+"""What stands on a screen: text without control characters, a bar, an answer in Markdown that grows in place."""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+    from rich.progress import Progress
+
+# All but line feed and tab: a model's text must not drive the terminal.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_LONG_PROMPT = 2048  # tokens; shown at once, others when they turn out to take long
+_LONG_WAIT = 0.7  # seconds
+_BETWEEN_PAINTS = 0.05  # seconds
+_FENCE = re.compile(r" {0,3}(```+|~~~+)")
+
+
+class PrefillBar:
+    """A bar with the time that is left, drawn only for a prompt that takes long."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._start = 0.0
+
+    def update(self, done: int, total: int) -> None:
+        """`done` of `total` tokens are evaluated; 0 starts the clock."""
+        if done == 0:
+            self._start = time.perf_counter()
+        left = (time.perf_counter() - self._start) / done * (total - done) if done else None
+        if self._bar is None and self._is_long(left, total):
+            self._bar = _new_bar(self._console, total)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, left=_clock(left))
+            self._bar.refresh()
+
+    def stop(self) -> bool:
+        """Takes the bar off the screen; whether there was one."""
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            bar.stop()
+        return bar is not None
+
+    def _is_long(self, left: float | None, total: int) -> bool:
+        long = total >= _LONG_PROMPT if left is None else left > _LONG_WAIT
+        return long and self._console.is_terminal
+
+
+class GrowingMarkdown:
+    """An answer in Markdown while it is written.
+
+    Whole blocks are printed once and never touched again; only the block that is still growing is painted anew, at
+    most twenty times a second and a fifth of the time, and of it no more than fits on the screen.
+    """
+
+    def __init__(self, console: Console) -> None:
+        import rich.markdown  # noqa: F401 - now, while nobody waits for an answer: it takes a tenth of a second
+
+        self._console = console
+        self._live: Live | None = None
+        self._growing = ""
+        self._next = 0.0
+        self._begun = False
+
+    def add(self, text: str) -> None:
+        """The next piece."""
+        self._growing += text
+        start = time.monotonic()
+        if start < self._next:
+            return
+        whole, self._growing = whole_blocks(self._growing)
+        for block in filter(str.strip, whole):
+            self._wipe()
+            self._print(block)
+        if self._growing.strip():
+            self._paint()
+        now = time.monotonic()
+        self._next = now + max(_BETWEEN_PAINTS, 4 * (now - start))
+
+    def end(self) -> None:
+        """Prints what is left."""
+        self._wipe()
+        whole, rest = whole_blocks(self._growing)
+        for block in filter(str.strip, [*whole, rest]):
+            self._print(block)
+        self._growing, self._begun, self._next = "", False, 0.0
+
+    def _print(self, text: str) -> None:
+        self._console.print(self._block(text), end="")
+        self._begun = True
+
+    def _block(self, text: str, most: int | None = None) -> RenderableType:
+        """The last ``most`` lines of the text, with one blank line to what stands above."""
+        from rich.segment import Segment, Segments
+
+        lines = self._console.render_lines(_markdown(text), pad=False)
+        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)] or [0]
+        lines = lines[filled[0] : filled[-1] + 1][-most if most else 0 :]
+        above = [Segment.line()] if self._begun else []
+        return Segments([*above, *(part for line in lines for part in [*line, Segment.line()])])
+
+    def _paint(self) -> None:
+        from rich.live import Live
+
+        block = self._block(self._growing, max(self._console.height - 3, 1))
+        if self._live is None:
+            self._live = Live(
+                console=self._console,
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+                vertical_overflow="visible",
+            )
+            self._live.start()
+        self._live.update(block, refresh=True)
+
+    def _wipe(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+
+def whole_blocks(text: str) -> tuple[list[str], str]:
+    """Markdown parted into the blocks that are whole and what may still grow. A block ends at a blank line outside
+    a fence, when a line follows that cannot belong to a list before it."""
+    blocks: list[str] = []
+    block, fence, blank = "", "", False
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        goes_on = line.startswith((" ", "\t")) or (_item(line) and _item(block))
+        if blank and not fence and line.strip() and not goes_on:
+            blocks.append(block)
+            block = ""
+        if mark and not fence:
+            fence = mark[1]
+        elif mark and line.strip() == mark[1] and mark[1].startswith(fence):
+            fence = ""
+        blank = not line.strip()
+        block += line
+    return blocks, block
+
+
+def _item(line: str) -> bool:
+    """Whether a list item begins here, or may, once more of the line is there."""
+    return re.match(r"[-*+](\s|$)|\d{1,9}([.)](\s|$)|$)", line) is not None
+
+
+def shown(text: str) -> str:
+    """The text without control characters, which could move the cursor or worse."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def write(text: str) -> None:
+    """Writes to the standard output at once, without control characters if it is a terminal."""
+    out = sys.stdout
+    text = shown(text) if out.isatty() else text
+    encoding = out.encoding or "utf-8"
+    out.write(text.encode(encoding, "replace").decode(encoding))
+    out.flush()
+
+
+def new_console(file: IO[str]) -> Console:
+    """A console that takes text literally."""
+    from rich.console import Console
+    from rich.theme import Theme
+
+    # rich paints code in a sentence on black, which stands out on a light terminal
+    theme = Theme({"markdown.code": "cyan"})
+    return Console(file=file, highlight=False, markup=False, emoji=False, theme=theme)
+
+
+def _markdown(text: str) -> RenderableType:
+    from rich.markdown import Heading, Markdown
+    from rich.text import Text
+
+    class PlainHeading(Heading):
+        """Bold at the left; rich draws boxes and centres."""
+
+        def __rich_console__(self, *_: object) -> list[Text]:
+            self.text.justify = "left"
+            self.text.stylize("bold")
+            return [self.text]
+
+    class Answer(Markdown):
+        elements = Markdown.elements | {"heading_open": PlainHeading}
+
+    answer = Answer(shown(text), code_theme="ansi_dark", hyperlinks=False)
+    for token in answer.parsed:
+        for child in token.children or ():
+            if child.type == "softbreak":  # a model that ends a line means it: verses, addresses
+                child.type = "hardbreak"
+    return answer
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} left"
+
+
+def _new_bar(console: Console, total: int) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    bar = Progress(
+        TextColumn("reading"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens {task.fields[left]}"),
+        console=console,
+        transient=True,
+        auto_refresh=False,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.add_task("reading", total=total, left="")
+    bar.start()
+    return bar

@@ -1,0 +1,227 @@
+"""A chat on a terminal, and on plain files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggext.screen.interrupt import on_interrupt
+from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, write
+
+if TYPE_CHECKING:
+    from ggext.chat.loop import Screen, Status
+
+_BETWEEN_COUNTS = 0.25  # seconds
+
+
+def open_screen(history: Path) -> Screen:
+    """A full screen on a terminal, which remembers what was typed in ``history``; plain lines where input or output
+    is something else."""
+    return ChatScreen(history) if _is_terminal(sys.stdin) and _is_terminal(sys.stdout) else PlainScreen()
+
+
+def answer_screen() -> Screen:
+    """For one answer: painted on a terminal, else plain text."""
+    return AnswerScreen() if _is_terminal(sys.stdout) else PlainScreen()
+
+
+def _is_terminal(file: object) -> bool:
+    return bool(getattr(file, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+
+
+class PlainScreen:
+    """The answer alone on the standard output, all else on the standard error."""
+
+    def __init__(self) -> None:
+        self.show_thoughts = False
+        self.markdown = True  # where it can be painted
+        self._console = new_console(sys.stderr)
+        self._bar = PrefillBar(self._console)
+        self._column = 0
+
+    def read(self) -> str | None:
+        """The next line, None at the end of the input."""
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+        line = sys.stdin.readline()
+        return line.rstrip("\n") if line else None
+
+    def notice(self, text: str) -> None:
+        """A sentence for the user."""
+        self._print(text, "dim")
+
+    def error(self, text: str) -> None:
+        """What went wrong."""
+        self._print(text, "red")
+
+    def status(self, status: Status) -> None:
+        """The line after a turn, where somebody sees it."""
+        if self._console.is_terminal:
+            self._print(str(status), "dim")
+
+    def progress(self, done: int, total: int) -> None:
+        """A bar for a prompt that takes long."""
+        self._bar.update(done, total)
+
+    def thought(self, text: str) -> None:
+        """The reasoning, on the standard error if at all."""
+        self._bar.stop()
+        if self.show_thoughts:
+            self._console.print(shown(text), style="dim", end="", soft_wrap=True)
+
+    def answer(self, text: str) -> None:
+        """The next piece of the answer; control characters reach a file, but no terminal."""
+        if self._bar.stop():
+            self._column = 0
+        write(text)
+        self._column = 0 if text.endswith("\n") else 1
+
+    def end_answer(self) -> None:
+        """Ends the answer's last line."""
+        if self._bar.stop():
+            self._column = 0
+        if self._column:
+            write("\n")
+            self._column = 0
+
+    def interrupts(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
+        """A block in which Ctrl-C calls `cancel`."""
+        return on_interrupt(cancel)
+
+    def _print(self, text: str, style: str) -> None:
+        self._console.print(shown(text), style=style, soft_wrap=not self._console.is_terminal)
+
+
+class AnswerScreen(PlainScreen):
+    """Answers on a terminal, in Markdown unless that is turned off; reasoning is folded into one line that counts, or
+    shown dimmed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = new_console(sys.stdout)
+        self._bar = PrefillBar(self._console)
+        self._answer = GrowingMarkdown(self._console)
+        self._thoughts = FoldedThoughts(self)
+
+    def thought(self, text: str) -> None:
+        """The next piece of the reasoning."""
+        self._bar.stop()
+        self._thoughts.add(text)
+
+    def answer(self, text: str) -> None:
+        """The next piece of the answer."""
+        self._bar.stop()
+        self._thoughts.end()
+        if self.markdown:
+            self._answer.add(text)
+        else:
+            super().answer(text)
+
+    def end_answer(self) -> None:
+        """The answer is over."""
+        self._bar.stop()
+        self._thoughts.end()
+        self._answer.end()
+        super().end_answer()
+
+    @contextmanager
+    def interrupts(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """A block in which Ctrl-C calls `cancel`; what is typed meanwhile does not show."""
+        with _no_echo(), on_interrupt(cancel):
+            yield
+
+    def say(self, text: str, *, end: str = "\n") -> None:
+        """Dimmed text."""
+        self._console.print(shown(text), style="dim", end=end, soft_wrap=True)
+
+    def over(self, text: str) -> None:
+        """Dimmed text in place of the line that the cursor is on."""
+        from rich.control import Control
+        from rich.segment import ControlType
+
+        self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
+        self.say(text, end="")
+
+
+class FoldedThoughts:
+    """The reasoning before an answer: a line that counts, or its text."""
+
+    def __init__(self, screen: AnswerScreen) -> None:
+        self._screen = screen
+        self._words = 0
+        self._begun = 0.0
+        self._painted = 0.0
+        self._line = True
+
+    def add(self, text: str) -> None:
+        """The next piece."""
+        now = time.monotonic()
+        if not self._begun:
+            self._begun = now
+        self._words += text.count(" ")
+        if self._screen.show_thoughts:
+            self._screen.say(text, end="")
+            self._line = text.endswith("\n")
+        elif now - self._painted > _BETWEEN_COUNTS:
+            self._painted = now
+            self._screen.over(self._count("thinking"))
+
+    def end(self) -> None:
+        """The reasoning is over, if there was any."""
+        if not self._begun:
+            return
+        if self._screen.show_thoughts:
+            self._screen.say("" if self._line else "\n")
+        else:
+            self._screen.over(self._count("thought"))
+            self._screen.say("\n")
+        self._words, self._begun, self._painted, self._line = 0, 0.0, 0.0, True
+
+    def _count(self, verb: str) -> str:
+        return f"{verb} for {time.monotonic() - self._begun:.0f} s, {self._words:,} words"
+
+
+class ChatScreen(AnswerScreen):
+    """A terminal with line editing, history, completion and pasted blocks; Alt-Enter begins a new line."""
+
+    def __init__(self, history: Path) -> None:
+        from ggext.screen.keyboard import new_keyboard
+
+        super().__init__()
+        self._keyboard = new_keyboard(history)
+
+    def read(self) -> str | None:
+        """The next input, None for Ctrl-D. Ctrl-C drops what was typed, else KeyboardInterrupt."""
+        self._console.print()
+        try:
+            return self._keyboard.prompt("> ")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            if self._keyboard.default_buffer.text:
+                return ""
+            raise
+
+
+@contextmanager
+def _no_echo() -> Iterator[None]:
+    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt."""
+    import termios
+
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError, ValueError):  # not a terminal, or closed
+        yield
+        return
+    quiet = [*before]
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)

@@ -1,0 +1,358 @@
+"""`from ggext import Model`: what a program that embeds ggext relies on."""
+
+from __future__ import annotations
+
+import asyncio
+import doctest
+import gc
+import logging
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("llama_cpp")
+pytest.importorskip("jinja2")
+
+import ggext.api
+from ggext import ContextFullError, GgextError, Model, Sampling, SessionOptions, Settings
+from ggext.demo import sample_text
+from ggext.runtime.cache import Cache
+from ggext.runtime.engine import Model as Weights
+from ggext.runtime.engine import Prefill, Session
+from ggext.runtime.worker import End, Happening, Question, Worker
+
+GREEDY = Sampling(temperature=0)
+TEXT = sample_text(300)
+
+
+@pytest.fixture(scope="module")
+def model(demo_gguf: Path) -> Iterator[Model]:
+    with Model(demo_gguf, context=512) as model:
+        yield model
+
+
+def user(content: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content}]
+
+
+def hides(thing: str, place: str) -> list[dict[str, str]]:
+    return user(f"Tom hides the {thing} {place}.\nWhere is the {thing}?")
+
+
+def test_the_examples_in_the_documentation_run(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo_gguf.parent)
+    result = doctest.testmod(ggext.api)
+    assert (result.failed, result.attempted > 6) == (0, True)
+
+
+def test_the_example_in_the_docs_runs(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docs = Path(__file__).resolve().parents[1] / "docs" / "runtime.md"
+    code = docs.read_text("utf-8").split("```python\n")[1].split("```")[0]
+    shutil.copy(demo_gguf, tmp_path / "demo-yarn4.gguf")
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+    exec(code, {"print": lambda piece, **_: told.append(piece)})
+    assert "".join(told) == "Look for the map below."
+
+
+def test_an_answer_comes_in_pieces(model: Model) -> None:
+    reply = model.chat(hides("map", "below"), sampling=GREEDY)
+    pieces = list(reply)
+    assert "".join(pieces) == "Look for the map below."
+    assert len(pieces) > 3
+    assert (reply.finish, reply.count) == ("eog", 6)
+    assert reply.prefill is not None
+    assert reply.text() == "Look for the map below."
+
+
+def test_only_what_changed_is_read_again(model: Model) -> None:
+    first = model.chat(user(f"{TEXT}\nWhere is the map?"), sampling=GREEDY)
+    first.text()
+    again = model.chat(user(f"{TEXT}\nWhere is the oar?"), sampling=GREEDY)
+    again.text()
+    assert again.prefill is not None
+    assert again.prefill.reused > 290
+    assert again.prefill.evaluated < 10
+
+
+def test_progress_is_told_to_who_reads(model: Model) -> None:
+    told: list[tuple[int, int]] = []
+    where: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+        where.add(threading.get_ident())
+
+    model.chat(user(sample_text(280, seed=5)), max_tokens=1, progress=progress).text()
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] > 280
+    assert where == {threading.get_ident()}
+
+
+def test_asyncio_streams_and_does_not_block(model: Model) -> None:
+    async def ticks(done: asyncio.Event) -> int:
+        count = 0
+        while not done.is_set():
+            await asyncio.sleep(0.001)
+            count += 1
+        return count
+
+    async def ask() -> tuple[list[str], int]:
+        done = asyncio.Event()
+        ticking = asyncio.create_task(ticks(done))
+        pieces = [piece async for piece in model.chat(user(TEXT), sampling=GREEDY, max_tokens=100)]
+        done.set()
+        return pieces, await ticking
+
+    pieces, count = asyncio.run(ask())
+    assert len(pieces) > 3
+    assert count > 2
+
+
+def test_a_cancelled_task_cancels_the_answer(model: Model) -> None:
+    async def ask() -> None:
+        reply = model.chat(user(TEXT), sampling=Sampling(temperature=5, seed=1))
+        async for _ in reply:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(ask())
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes 5 ms, as with a larger model: no answer ends before its reader can say a word."""
+    append_one = Cache.append_one
+
+    def slowed(cache: Cache, token: int) -> bool:
+        time.sleep(0.005)
+        return append_one(cache, token)
+
+    monkeypatch.setattr(Cache, "append_one", slowed)
+
+
+def test_an_event_cancels_before_and_during_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    event = threading.Event()
+    event.set()
+    reply = model.chat(user(sample_text(400, seed=9)), cancel=event)
+    assert (reply.text(), reply.finish) == ("", "cancelled")
+    event.clear()
+    reply = model.chat(user("The dog"), cancel=event, sampling=Sampling(temperature=3, seed=1))
+    for _ in reply:
+        event.set()
+    assert reply.finish == "cancelled"
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
+    reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=1))
+    next(iter(reply))
+    del reply
+    gc.collect()
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def test_a_full_context_is_an_error_with_counts_in_the_loop(model: Model) -> None:
+    reply = model.chat(user(sample_text(600)))
+    with pytest.raises(ContextFullError) as full:
+        reply.text()
+    assert (full.value.available, full.value.requested > 600) == (512 - full.value.used, True)
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def test_oldest_turns_leave_and_it_is_said(demo_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
+    turns = [{"role": "system", "content": "The dog sings."}]
+    for seed in range(4):
+        turns += [*user(sample_text(150, seed)), {"role": "assistant", "content": "The cat runs."}]
+    with caplog.at_level(logging.WARNING, "ggext"), Model(demo_gguf, context=512, when_full="turns") as model:
+        reply = model.chat([*turns, *hides("map", "below")], sampling=GREEDY)
+        assert reply.text() == "Look for the map below."
+    assert [turn.content for turn in reply.left[:1]] == [turns[1]["content"]]
+    assert len(reply.left) in (4, 6)
+    assert f"the {len(reply.left)} oldest turns left it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "message", [{}, {"role": "user"}, {"role": "king", "content": ""}, {"role": "user", "content": 1}]
+)
+def test_what_is_no_message_is_refused(model: Model, message: dict[str, str]) -> None:
+    with pytest.raises(GgextError, match="a message needs a role"):
+        model.chat([message])
+
+
+def test_a_session_s_error_is_raised_in_the_loop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bool:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Cache, "append", fail)
+    with pytest.raises(ZeroDivisionError):
+        model.chat(user("The cat")).text()
+    monkeypatch.undo()
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def talk_for_ever(model: Model) -> None:
+    while True:
+        model.chat(user("The dog"), sampling=Sampling(temperature=5)).text()
+
+
+def test_a_keyboard_interrupt_leaves_a_usable_model(model: Model) -> None:
+    reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=3))
+    pieces = iter(reply)
+    next(pieces)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            talk_for_ever(model)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, previous)
+    reply.cancel()
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def _in_child(model: Model, told: multiprocessing.Queue[str]) -> None:
+    try:
+        model.chat(user("Hello")).text()
+    except GgextError as error:
+        told.put(str(error))
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_is_refused_clearly(model: Model) -> None:
+    context = multiprocessing.get_context("fork")
+    told: multiprocessing.Queue[str] = context.Queue()
+    child = context.Process(target=_in_child, args=(model, told))
+    child.start()
+    assert "another process" in told.get(timeout=30)
+    child.join(30)
+    assert child.exitcode == 0
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+def test_closing_cancels_what_runs_and_further_calls_say_so(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+    model = Model(demo_gguf, context=512)
+    reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=1))
+    model.close()
+    model.close()
+    reply.text()
+    assert reply.finish == "cancelled"
+    with pytest.raises(GgextError, match="closed"):
+        model.chat(user("Hello"))
+
+
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: int) -> None:
+    """Random answers are cancelled or dropped on the way; a longer run is `benchmarks/threads.py`."""
+    things = ("map", "oar", "lamp", "drum", "kettle", "anchor")
+    questions = [user(f"{sample_text(160, seed)}\nWhere is the {thing}?") for seed, thing in enumerate(things)]
+    wrong: list[object] = []
+    with Model(demo_gguf, context=512, settings=Settings(parallel=parallel)) as model:
+        right = [model.chat(question, sampling=GREEDY, max_tokens=40).text() for question in questions]
+
+        def hammer(number: int) -> None:
+            rng = random.Random(number)
+            try:
+                for _ in range(12):
+                    index = rng.randrange(len(questions))
+                    reply = model.chat(questions[index], sampling=GREEDY, max_tokens=40)
+                    if rng.random() < 0.4:
+                        threading.Timer(rng.random() * 0.01, reply.cancel).start()
+                    text = reply.text()
+                    if text != right[index] and not (reply.finish == "cancelled" and right[index].startswith(text)):
+                        wrong.append((index, text, reply.finish))
+            except BaseException as error:  # noqa: BLE001 - told to the test
+                wrong.append(error)
+
+        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+
+
+@pytest.fixture
+def worker(demo_gguf: Path) -> Iterator[Worker]:
+    with Weights.open(demo_gguf) as weights:
+        sessions = [Session(weights, SessionOptions(n_ctx=1024, n_batch=64)) for _ in range(2)]
+        with Worker(sessions) as worker:
+            yield worker
+
+
+def test_a_callback_gets_everything_in_order(worker: Worker) -> None:
+    told: list[Happening] = []
+    done = threading.Event()
+
+    def callback(happening: Happening) -> None:
+        told.append(happening)
+        if isinstance(happening, End):
+            done.set()
+
+    worker.listen(Question([5] * 100, GREEDY, 3), callback)
+    assert done.wait(30)
+    assert told[:3] == [(0, 100), (64, 100), (100, 100)]
+    assert isinstance(told[3], Prefill)
+    assert [type(happening) for happening in told[4:]] == [int, int, int, End]
+
+
+def test_an_error_in_a_callback_ends_only_its_answer(worker: Worker) -> None:
+    def fail(_: Happening) -> None:
+        raise ZeroDivisionError
+
+    worker.listen(Question([5] * 100, GREEDY, 3), fail)
+    assert len(list(worker.ask(Question([5] * 100, GREEDY, 3)))) == 3
+
+
+def test_a_long_prompt_does_not_hold_up_the_other_session(worker: Worker) -> None:
+    order: list[str] = []
+    done = threading.Event()
+
+    def tell(name: str, happening: Happening) -> None:
+        if isinstance(happening, Prefill | End):
+            order.append(f"{name} {type(happening).__name__}")
+        if order[-1:] == ["long End"]:
+            done.set()
+
+    worker.listen(Question([5] * 1000, GREEDY, 1), partial(tell, "long"))
+    worker.listen(Question([6] * 10, GREEDY, 1), partial(tell, "short"))
+    assert done.wait(60)
+    assert order == ["short Prefill", "short End", "long Prefill", "long End"]
+
+
+def test_a_reader_that_lags_stops_the_worker_and_nothing_is_lost(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ggext.runtime.worker._AHEAD", 4)
+    monkeypatch.setattr("ggext.runtime.worker._TOGETHER", 0.0)
+    answering = worker.ask(Question([5, 6, 7], Sampling(temperature=5, seed=1), 60))
+    time.sleep(0.3)
+    waiting = answering._job.parcels.qsize()
+    assert waiting <= 5
+    count = len(list(answering))
+    assert answering.finish in ("length", "eog")
+    assert count == answering.count > waiting or answering.finish == "eog"
+
+
+def test_cancelling_stops_inside_a_batch(demo_gguf: Path) -> None:
+    """A prefill of one batch of some 2,000 tokens: nothing of it is kept. How fast: `benchmarks/generate.py`."""
+    with Model(demo_gguf, settings=Settings(SessionOptions(n_batch=2048, threads=1))) as model:
+        reply = model.chat(user(sample_text(1900)), sampling=GREEDY)
+        time.sleep(0.02)
+        reply.cancel()
+        assert (reply.text(), reply.finish) == ("", "cancelled")
+        assert reply.prefill is not None
+        assert (reply.prefill.evaluated, reply.prefill.cancelled) == (0, True)

@@ -1,0 +1,469 @@
+"""Kept chats: the journal that a crash cannot hurt, and the KV cache on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from test_chat import QueuedEngine, Script, chat
+
+from ggext.chat.journal import Journal
+from ggext.chat.session import Keeper, autosaved, named, state_folder
+from ggext.chat.transcript import TranscriptError, Turn
+from ggext.errors import OutputError, UsageError
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("llama_cpp")
+
+if TYPE_CHECKING:
+    from ggext.runtime.engine import Model, Session
+
+ASKED = [Turn("system", "Be kind."), Turn("user", "Hello ☃")]
+SAID = [*ASKED, Turn("assistant", "Hi!", "Hm.")]
+
+
+def reread(path: Path) -> list[Turn]:
+    with Journal(path, "m.gguf") as journal:
+        return journal.turns
+
+
+class TestJournal:
+    def test_it_says_what_it_was_told_last(self, tmp_path: Path) -> None:
+        path = tmp_path / "new" / "chat.jsonl"
+        with Journal(path, "m.gguf") as journal:
+            for turns in (ASKED, [*ASKED, Turn("assistant", "H")], SAID, SAID[:1], [*SAID[:1], Turn("user", "Bye")]):
+                journal.update(turns)
+        assert reread(path) == [Turn("system", "Be kind."), Turn("user", "Bye")]
+        assert path.parent.stat().st_mode & 0o077 == 0  # nobody else's business
+
+    def test_each_update_is_one_appended_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "chat.jsonl"
+        with Journal(path, "m.gguf") as journal:
+            journal.update(ASKED)
+            before = path.read_bytes()
+            journal.update(SAID)
+            journal.update(SAID)
+            added = path.read_bytes().removeprefix(before)
+        assert json.loads(added) == {
+            "keep": 2,
+            "turns": [{"role": "assistant", "content": "Hi!", "reasoning": "Hm."}],
+        }
+
+    def test_a_line_that_was_being_written_is_all_that_a_crash_costs(self, tmp_path: Path) -> None:
+        path = tmp_path / "chat.jsonl"
+        with Journal(path, "m.gguf") as journal:
+            journal.update(ASKED)
+            whole = path.stat().st_size
+            journal.update(SAID)
+        data = path.read_bytes()
+        for cut in range(whole, len(data)):
+            path.write_bytes(data[:cut])
+            with Journal(path, "m.gguf") as journal:
+                assert journal.turns == ASKED
+                assert journal.damaged == (cut > whole)
+                journal.update(SAID)
+            assert reread(path) == SAID
+
+    def test_two_programs_cannot_have_it(self, tmp_path: Path) -> None:
+        with Journal(tmp_path / "chat.jsonl", "m.gguf"), pytest.raises(OutputError, match="open in another ggext"):
+            Journal(tmp_path / "chat.jsonl", "m.gguf")
+
+    def test_a_full_disk_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(_fd: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        with Journal(tmp_path / "chat.jsonl", "m.gguf") as journal:
+            monkeypatch.setattr("os.fsync", full)
+            with pytest.raises(OutputError, match="No space left on device; the chat is not being kept"):
+                journal.update(ASKED)
+
+    @pytest.mark.parametrize(
+        "lines",
+        [
+            b"",
+            b"[1]\n",
+            b"\xff\n",
+            b'{"format": "ggext journal", "version": 2, "model": "m"}\n',
+            b'{"format": "ggext journal", "version": 1}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 1, "turns": []}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": -1, "turns": []}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [{"role": "root"}]}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n' + b"[" * 100_000 + b"\n",
+        ],
+    )
+    def test_what_is_no_journal_is_refused_and_left_alone(self, tmp_path: Path, lines: bytes) -> None:
+        path = tmp_path / "chat.jsonl"
+        path.write_bytes(lines)
+        with pytest.raises(TranscriptError, match=str(path)):
+            Journal(path, "m.gguf")
+        assert path.read_bytes() == lines
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ggext.chat.journal import Journal
+from ggext.chat.transcript import Turn
+journal = Journal(Path(sys.argv[1]), "m.gguf")
+turns = list(journal.turns)
+while True:
+    turns.append(Turn("user", f"{len(turns)} " + "word " * 500))
+    journal.update(turns)
+    print(len(turns), flush=True)
+"""
+
+
+def test_kill_9_loses_nothing_that_was_said(tmp_path: Path) -> None:
+    """Killed at any moment, six times over: every turn that was reported as kept is there."""
+    path = tmp_path / "chat.jsonl"
+    reported = 0
+    for _ in range(6):
+        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            for _ in range(20):
+                reported = int(writer.stdout.readline())
+            writer.send_signal(signal.SIGKILL)
+            rest = writer.stdout.read().split()
+        reported = int(rest[-1]) if rest else reported
+        turns = reread(path)
+        assert len(turns) >= reported
+        assert all(turn.content.startswith(f"{i} word") for i, turn in enumerate(turns))
+
+
+def test_names_of_sessions() -> None:
+    assert named("my book").parent == state_folder() / "sessions"
+    for name in ("", "..", ".x", "a/b", "a\\b", "a\nb"):
+        with pytest.raises(UsageError, match="cannot name a session"):
+            named(name)
+
+
+def test_of_chats_without_a_name_the_newest_stay() -> None:
+    sessions = state_folder() / "sessions"
+    for day in range(10, 35):
+        (sessions / f"autosave-202001{day}-000000-1").mkdir(parents=True)
+    (sessions / "mine").mkdir()
+    newest = autosaved()
+    assert str(os.getpid()) in newest.name
+    left = sorted(path.name for path in sessions.iterdir())
+    assert left == [*(f"autosave-202001{day}-000000-1" for day in range(16, 35)), "mine"]
+
+
+def test_a_chat_is_kept_while_it_goes_on() -> None:
+    folder = named("crown")
+    with Keeper(folder, "model.gguf", None) as keeper:
+        seen: list[int] = []
+        screen = Script("Hello", "And?", "/undo", "/set seed 3")
+        screen.interrupt_at = "i"
+        engine = QueuedEngine("Hi!", "Well.")
+        original = screen.answer
+
+        def answer(text: str) -> None:  # the question is on disk before its answer begins
+            seen.append((folder / "chat.jsonl").read_text().count('"role": "user"'))
+            original(text)
+
+        screen.answer = answer  # type: ignore[method-assign]
+        chat(engine, screen, keeper=keeper)
+    assert seen[0] == 1
+    assert [turn.content for turn in reread(folder / "chat.jsonl")] == ["Hello", "Hi"]
+
+
+def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Keeper(named("full"), "model.gguf", None) as keeper:
+
+        def full(_turns: object) -> None:
+            raise OutputError("chat.jsonl: No space left on device; the chat is not being kept")
+
+        monkeypatch.setattr(keeper, "record", full)
+        screen = Script("Hello", "And?")
+        conversation = chat(QueuedEngine("Hi!", "Well."), screen, keeper=keeper)
+    assert [line for line in screen.lines if line.startswith("!")] == [
+        "! chat.jsonl: No space left on device; the chat is not being kept; /save FILE keeps it elsewhere"
+    ]
+    assert len(conversation.turns) == 4
+
+
+def test_a_chat_in_which_nothing_was_said_leaves_nothing() -> None:
+    with Keeper(named("empty"), "model.gguf", None):
+        pass
+    assert list((state_folder() / "sessions").iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model, for 2,048 tokens."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    path = tmp_path_factory.mktemp("session") / "demo.gguf"
+    convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("yarn", factor=8)))
+    return path
+
+
+@pytest.fixture
+def model(model_path: Path) -> Iterator[Model]:
+    from ggext.runtime.engine import Model
+
+    with Model.open(model_path) as model:
+        yield model
+
+
+Open = Callable[..., "Session"]
+
+
+@pytest.fixture
+def open_session(model: Model) -> Iterator[Open]:
+    from contextlib import ExitStack
+
+    from ggext.runtime.engine import Session, SessionOptions
+
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(Session(model, SessionOptions(**options)))
+
+
+TEXT = [1 + i % 250 for i in range(1500)]
+KEY = {"the model file": "a", "the RoPE table": "b"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kv_type": "f32"}, {"kv_type": "q8_0"}, {"flash_attention": True}],
+    ids=["f16", "f32", "q8_0", "flash attention"],
+)
+def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, open_session: Open, options: dict[str, Any]) -> None:
+    from ggext.runtime import store
+
+    first, second = open_session(**options), open_session(**options)
+    first.evaluate(TEXT)
+    size = store.save(tmp_path / "kv.bin", first, KEY)
+    assert size == (tmp_path / "kv.bin").stat().st_size
+    assert store.restore(tmp_path / "kv.bin", second, KEY) == len(TEXT)
+    assert second.tokens == first.tokens
+    for more in ([7], [8, 9, 10]):
+        longer = [*first.tokens, *more]
+        counts = [session.evaluate(longer) for session in (first, second)]
+        assert counts[1].reused == counts[0].reused == len(longer) - len(more)
+        assert np.array_equal(first.last_logits(), second.last_logits())
+
+
+def test_a_cache_that_is_no_whole_text_any_more_is_not_kept(tmp_path: Path, model_path: Path) -> None:
+    """YaRN's keys are turned by ggext's own rotation here; what left the context cannot be told from the tokens."""
+    from ggext.runtime import store
+    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+
+    with Model.open(model_path) as model:
+        options = SessionOptions(n_ctx=512, memory=MemoryOptions("stream"))
+        with Session(model, options) as session:
+            session.evaluate(TEXT[:300])
+            store.save(tmp_path / "kv.bin", session, KEY)
+            session.evaluate(TEXT[:900])
+            assert session.dropped
+            with pytest.raises(store.StateError, match="tokens have left the context"):
+                store.save(tmp_path / "kv.bin", session, KEY)
+            assert store.restore(tmp_path / "kv.bin", session, KEY) == 300
+            assert session.dropped == 0
+
+
+def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
+    """Dynamic NTK: the base grew with the text, and stays when the text is cut."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.runtime import store
+    from ggext.runtime.engine import Model, Session, SessionOptions
+    from ggext.sources import DEMO_MODEL
+
+    convert(ConvertOptions(DEMO_MODEL, tmp_path / "m.gguf", RopeScaling("none")))
+    path = tmp_path / "kv.bin"
+    with Model.open(tmp_path / "m.gguf") as model:
+        options = SessionOptions(n_ctx=1024, dynamic_ntk="rotate")
+        with Session(model, options) as first, Session(model, options) as second:
+            first.evaluate(TEXT[:600])
+            store.save(path, first, KEY)
+            assert store.restore(path, second, KEY) == 600
+            assert second.cache.regime == first.cache.regime
+            first.evaluate(TEXT[:100])
+            store.save(path, first, KEY)
+            with pytest.raises(store.StateError, match="RoPE table of another length of text"):
+                store.restore(path, second, KEY)
+            assert second.used == 0
+
+
+def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    session = open_session()
+    session.evaluate(TEXT[:100])
+    store.save(tmp_path / "kv.bin", session, KEY)
+    with pytest.raises(store.StateError, match="the RoPE table is another one than when the state was saved"):
+        store.restore(tmp_path / "kv.bin", session, KEY | {"the RoPE table": "c"})
+    with pytest.raises(store.StateError, match="100 tokens, more than the context of 64"):
+        store.restore(tmp_path / "kv.bin", open_session(n_ctx=64), KEY)
+    for other in ({"kv_type": "f32"}, {"flash_attention": True}):  # llama.cpp's own refusals are ours too
+        apart = open_session(**other)
+        with pytest.raises(store.StateError, match="cannot be put back"):
+            store.restore(tmp_path / "kv.bin", apart, KEY)
+        assert apart.used == 0
+        assert not apart.evaluate(TEXT[:3]).cancelled
+
+
+def test_a_cache_that_gives_other_logits_is_not_used(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    session = open_session()
+    session.evaluate(TEXT[:100])
+    path = tmp_path / "kv.bin"
+    store.save(path, session, KEY)
+    data = bytearray(path.read_bytes())
+    data[-12_000:-2_000] = bytes(10_000)  # values of the last layer
+    repair(data)
+    path.write_bytes(data)
+    with pytest.raises(store.StateError, match="other logits than the saved one"):
+        store.restore(path, session, KEY)
+    assert session.used == 0
+
+
+def repair(data: bytearray) -> None:
+    """The checksum that a stranger would write."""
+    struct.pack_into("<I", data, 8, zlib.crc32(data[12:]))
+
+
+def test_damage_is_found_at_every_place(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    session, path = open_session(), tmp_path / "kv.bin"
+    session.evaluate(TEXT[:10])
+    store.save(path, session, KEY)
+    whole = path.read_bytes()
+    places = [*range(400), *range(400, len(whole), 997)]
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 0x55
+        path.write_bytes(data)
+        with pytest.raises(store.StateError):
+            store.restore(path, session, KEY)
+    for length in (0, 1, 15, 16, 100, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(store.StateError):
+            store.restore(path, session, KEY)
+    path.write_bytes(whole)
+    assert store.restore(path, session, KEY) == 10
+
+
+def test_a_strangers_file_with_a_right_checksum_harms_nobody(tmp_path: Path, open_session: Open) -> None:
+    """Every 4 bytes of the head, the tokens and the first cells set to what overflows, in turn."""
+    from ggext.runtime import store
+
+    session, path = open_session(), tmp_path / "kv.bin"
+    session.evaluate(TEXT[:10])
+    store.save(path, session, KEY)
+    whole = path.read_bytes()
+    state = whole.index(whole[-session.snapshot().nbytes :])
+    refused = 0
+    places = [*range(12, 16), *range(16, 320, 3), *range(state, state + 8 + 8 + 120 + 8 + 12)]
+    for place in places:
+        for value in (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000):
+            data = bytearray(whole)
+            struct.pack_into("<I", data, place, value)
+            repair(data)
+            path.write_bytes(data)
+            try:
+                store.restore(path, session, KEY)
+            except store.StateError:
+                refused += 1
+    assert refused > 2 * len(places)  # the sequence's number and parts of the JSON may be anything
+    path.write_bytes(whole)
+    assert store.restore(path, session, KEY) == 10
+
+
+def test_the_fingerprint_sees_the_header_the_size_and_the_weights(tmp_path: Path, model_path: Path) -> None:
+    from ggext.gguf.reader import read_gguf
+    from ggext.runtime.store import fingerprint
+
+    def of(data: bytes) -> str:
+        (tmp_path / "m.gguf").write_bytes(data)
+        return fingerprint(read_gguf(tmp_path / "m.gguf"))
+
+    whole = model_path.read_bytes()
+    offset = read_gguf(model_path).data_offset
+    weights = bytearray(whole)
+    weights[offset] ^= 1
+    assert of(whole) == fingerprint(read_gguf(model_path))
+    header = whole.replace(b"context_length", b"context_lengtH", 1)
+    assert len({of(whole), of(bytes(weights)), of(whole + bytes(32)), of(header)}) == 4
+
+
+def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open) -> None:
+    folder = named("book")
+    with Keeper(folder, "demo.gguf", open_session()) as keeper:
+        assert keeper.restore() == "a new chat"
+        assert keeper.session is not None
+        keeper.session.evaluate(TEXT)
+        keeper.record(SAID)
+        keeper.save_state()
+        written = (folder / "kv.bin").stat().st_mtime_ns
+        keeper.save_state()  # nothing new: nothing is written
+        assert (folder / "kv.bin").stat().st_mtime_ns == written
+    with Keeper(folder, "demo.gguf", open_session()) as keeper:
+        assert keeper.turns == tuple(SAID)
+        assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
+    with Keeper(folder, "demo.gguf", open_session(kv_type="f32")) as keeper:
+        assert keeper.restore() == (
+            "the KV type is another one than when the state was saved: the next question reads the chat again"
+        )
+    (folder / "kv.bin").write_bytes(b"")
+    with Keeper(folder, "demo.gguf", open_session()) as keeper:
+        assert keeper.restore().endswith("the next question reads the chat again")
+    (folder / "kv.bin").unlink()
+    with Keeper(folder, "demo.gguf", open_session()) as keeper:
+        assert keeper.restore() == "no KV state was saved: the next question reads the chat again"
+
+
+def test_the_cache_is_saved_when_losing_it_would_cost_much(open_session: Open) -> None:
+    folder = named("long")
+    with Keeper(folder, "demo.gguf", open_session()) as keeper:
+        assert keeper.session is not None
+        keeper.session.evaluate(TEXT[:50])
+        keeper.turn_over(20)
+        assert not (folder / "kv.bin").exists()
+        keeper.turn_over(20)
+        assert (folder / "kv.bin").exists()
+
+
+SAVER = """
+import sys
+from pathlib import Path
+from ggext.runtime import store
+from ggext.runtime.engine import Model, Session
+with Model.open(sys.argv[1]) as model, Session(model) as session:
+    tokens = [1 + i % 250 for i in range(1000)]
+    while True:
+        session.evaluate(tokens)
+        store.save(Path(sys.argv[2]), session, {"the model file": "a", "the RoPE table": "b"})
+        print(len(tokens), flush=True)
+        tokens.append(7)
+"""
+
+
+def test_kill_9_during_a_save_leaves_the_state_before(tmp_path: Path, model_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    path = tmp_path / "kv.bin"
+    for _ in range(3):
+        command = [sys.executable, "-c", SAVER, str(model_path), str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as saver:
+            assert saver.stdout is not None
+            for _ in range(8):
+                reported = int(saver.stdout.readline())
+            saver.send_signal(signal.SIGKILL)
+            rest = saver.stdout.read().split()
+        reported = int(rest[-1]) if rest else reported
+        assert store.restore(path, open_session(), KEY) in (reported, reported + 1)
