@@ -1,8 +1,8 @@
 """landmark: blocks that left come back when they are asked for (after InfLLM, Xiao et al. 2024; no training).
 
 Evicted blocks go to host memory, or to disk, each with a few representative keys a layer: those that stand out
-most from the block's mean, all before rotation. (The mean alone finds next to nothing: measured on the embedded
-model, the block with the answer is among the best 8 of 93 by its mean in 1 of 10 cases, by 4 keys in 39 of 40.)
+most from the block's mean, all before rotation. (With the mean alone 7 of 40 questions were answered on the embedded
+model, and 40 with these.)
 The current queries, before rotation too, attend to all representatives; the blocks that any query of any head
 attends to most stand between the first tokens and the window, at positions that are kept free for them, until
 the next comparison. llama.cpp shares cells across layers, so one choice serves all of them.
