@@ -22,7 +22,7 @@ NEED_EXTRAS = {"__init__", "chat"}  # chat templates are jinja2's; the others im
 ROWS = (
     {"cli", "terminal"},
     {"convert", "verify", "plan", "chat"},
-    {"converters", "checkpoint", "gguf", "runtime"},
+    {"converters", "checkpoint", "gguf", "footprint", "runtime"},
     {"rope"},
     {"native", "_native"},
     {"errors"},

@@ -17,6 +17,7 @@ _COMMANDS = {
     "convert": "Bake a RoPE scaling into a GGUF file.",
     "verify": "Prove in numbers that a file does what was asked.",
     "inspect": "Show what a GGUF file says, without loading it.",
+    "plan": "Say what a model and a context need, before loading.",
     "chat": "Chat with a model, or ask a document a question.",
     "demo": "Bake, prove and measure the embedded model.",
 }
