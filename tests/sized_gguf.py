@@ -227,7 +227,7 @@ class Allocated:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Callable[..., Allocated]]:
-    """The file, opened without its tensors: a function that makes a context, whose parameters' fields are its arguments.
+    """The file, opened without its tensors: a function that makes a context, with its parameters' fields as arguments.
 
     Raises RuntimeError with the log's end when llama.cpp refuses.
     """

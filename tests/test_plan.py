@@ -19,8 +19,12 @@ from ggext.cli import main
 from ggext.errors import GgufError, UsageError
 from ggext.footprint import defaults, machine
 from ggext.footprint.allocator import Graph, Tensor
+from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import KV_TYPES, Context
-from ggext.plan import MEASURED, Memories, Plan, PlanOptions, plan
+from ggext.footprint.planner import Choices, Memories, Planner
+from ggext.gguf.reader import read_gguf
+from ggext.gguf.types import Field
+from ggext.plan import MEASURED, Plan, PlanOptions, plan
 
 GIB = 1 << 30
 FREE = Memories(64 * GIB)
@@ -47,7 +51,7 @@ def test_the_plan_is_what_llama_cpp_allocates_for_published_models(shape: str, t
     path = write_sized(tmp_path / "model.gguf", SHAPES[shape])
     with opened(path) as make:
         for name, (tokens, batch, kv_type, flash, small) in CONTEXTS.items():
-            options = PlanOptions(tokens, kv_type, batch, flash, gpu_layers=0, small_windows=small)
+            options = PlanOptions(tokens, 0, Choices(kv_type, batch, flash, small))
             share, kind = plan(path, options, FREE).ram, KV_TYPES[kv_type]
             wanted = make(
                 n_ctx=tokens, n_batch=batch, n_ubatch=batch, flash_attn_type=int(flash), type_k=kind, type_v=kind,
@@ -73,8 +77,8 @@ def test_the_plan_is_what_a_session_allocates(arch: str, options: dict[str, Any]
     """Real models, real memory, and what `ggext chat` chooses where nothing was asked."""
     pytest.importorskip("llama_cpp")
     path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch)
-    found = plan(path, PlanOptions(options.get("n_ctx"), options.get("kv_type", "f16"), options.get("n_batch"),
-                                   gpu_layers=0), FREE).ram  # fmt: skip
+    choices = Choices(options.get("kv_type", "f16"), options.get("n_batch"))
+    found = plan(path, PlanOptions(options["n_ctx"], 0, choices), FREE).ram
     wanted = session_sizes(path, options)
     assert (found.weights, found.cache) == (wanted.weights, wanted.cache)
     assert within(0.05, found.compute, wanted.compute)
@@ -148,12 +152,12 @@ def path_weights(path: Path) -> int:
 def test_the_largest_context_fits_and_the_next_does_not(gib: int, kv_type: str, tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3.2-1b"])
     free = Memories(gib * GIB)
-    largest = plan(path, PlanOptions(256, kv_type, gpu_layers=0), free).largest
+    largest = plan(path, PlanOptions(256, 0, Choices(kv_type)), free).largest
     assert largest is not None
     assert largest % 256 == 0
     assert largest > 0
-    assert plan(path, PlanOptions(largest, kv_type, gpu_layers=0), free).fits
-    assert not plan(path, PlanOptions(largest + 256, kv_type, gpu_layers=0), free).fits
+    assert plan(path, PlanOptions(largest, 0, Choices(kv_type)), free).fits
+    assert not plan(path, PlanOptions(largest + 256, 0, Choices(kv_type)), free).fits
 
 
 def test_auto_takes_what_fits_up_to_what_the_file_is_made_for(tmp_path: Path) -> None:
@@ -202,6 +206,28 @@ def test_headers_that_say_too_little_or_too_much(
         plan(path, PlanOptions(256, gpu_layers=0), FREE)
 
 
+@pytest.mark.parametrize("shape", ["mixtral-8x7b", "gemma-3-4b", "deepseek-v2-lite", "phi-3-mini"])
+def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
+    """Any key with any value, any tensor missing: a plan, or an error that says what is wrong."""
+    header = read_gguf(write_sized(tmp_path / "model.gguf", replace(SHAPES[shape], layers=2)))
+    values = (0, 1, 3, 2**31 - 1, 2**31, -5, True, "x", 0.5, [], [1], [7, 0], [2**31] * 2, ["x", "y"])
+    names = [name for name in header.tensors if not name.startswith("blk.1")]
+    keys = [key for key in header.fields if key.startswith(header.arch)]
+    changed = [replace(header, fields=header.fields | {k: Field(header.fields[k].type, v)})
+               for k in keys for v in values]  # fmt: skip
+    changed += [replace(header, tensors={n: t for n, t in header.tensors.items() if n != name}) for name in names]
+    changed += [replace(header, fields={k: f for k, f in header.fields.items() if k != key}) for key in keys]
+    planned = 0
+    for odd in changed:
+        try:
+            arch = architecture(odd)
+            Planner(odd, arch, Choices(), 1).shares(Planner(odd, arch, Choices(), 1).context(512))
+            planned += 1
+        except (GgufError, UsageError):
+            pass
+    assert 0 < planned < len(changed)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -209,21 +235,23 @@ def test_headers_that_say_too_little_or_too_much(
         ({"kv_type": "q8_0", "flash_attention": False}, "needs flash attention"),
         ({"kv_type": "q8_0"}, "blocks of 32 values, and heads have 16"),
         ({"context": "all"}, "must be a number of tokens or auto"),
-        ({"context": 0}, "context is 0"),
-        ({"context": 1 << 40}, "context is 1099511627776"),
-        ({"batch": -1}, "batch is -1"),
+        ({"context": 0}, "the context is 0"),
+        ({"context": 1 << 40}, "the context is 1099511627776"),
+        ({"batch": -1}, "the batch is -1"),
         ({"gpu_layers": -1}, "gpu layers is -1"),
     ],
 )
 def test_what_llama_cpp_would_refuse_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     path = tiny_gguf.write_random(tmp_path / "tiny.gguf", "llama")
+    own = {"context": 256, "gpu_layers": 0} | {k: v for k, v in options.items() if k in ("context", "gpu_layers")}
+    choices = {name: value for name, value in options.items() if name not in own}
     with pytest.raises(UsageError, match=message):
-        plan(path, PlanOptions(**({"gpu_layers": 0} | options)), FREE)
+        plan(path, PlanOptions(**own, choices=Choices(**choices)), FREE)
 
 
 def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
-    small, whole = (plan(path, PlanOptions(32768, gpu_layers=0, small_windows=s), FREE) for s in (True, False))
+    small, whole = (plan(path, PlanOptions(32768, 0, Choices(small_windows=s)), FREE) for s in (True, False))
     token = 2 * 2 * 4 * 256  # keys and values of a layer, 2 bytes each
     assert whole.ram.cache == 34 * 32768 * token
     assert small.ram.cache == (5 * 32768 + 29 * 1280) * token

@@ -29,15 +29,16 @@ _PARTS = {"weights": "weights", "cache": "KV cache", "compute": "computing", "ou
 )
 @click.option("--small-windows", is_flag=True, help="Layers with a sliding window keep no more than the window.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def plan(file: Path, as_json: bool, context: str | None, **choices: Any) -> None:
+def plan(file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any) -> None:
     """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what is free.
 
     The exit code is 0 if it fits and 1 if it does not.
     """
+    from ggext.footprint.planner import Choices
     from ggext.plan import PlanOptions
     from ggext.plan import plan as run
 
-    options = PlanOptions(context=_tokens(context), **choices)
+    options = PlanOptions(_tokens(context), gpu_layers, Choices(**choices))
     found = run(file, options)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
     sys.exit(found.fits is False)
@@ -83,7 +84,7 @@ def _verdict(found: Plan, options: PlanOptions) -> list[str]:
     if not found.largest:
         return [f"{verdict}, nor does any context: take a smaller model or quantization"]
     lines = [f"{verdict}; the largest context that does: {found.largest:,} tokens{_beyond(found)}"]
-    if not found.fits and options.kv_type == "f16" and options.flash_attention is not False:
+    if not found.fits and options.choices.kv_type == "f16" and options.choices.flash_attention is not False:
         smaller = _with_small_cache(found, options)
         if smaller:
             lines.append(f"with --kv q8_0: {smaller:,} tokens")
@@ -96,7 +97,9 @@ def _with_small_cache(found: Plan, options: PlanOptions) -> int:
     from ggext.plan import plan as run
 
     try:
-        return run(found.path, replace(options, kv_type="q8_0"), found.free).largest or 0
+        return (
+            run(found.path, replace(options, choices=replace(options.choices, kv_type="q8_0")), found.free).largest or 0
+        )
     except UsageError:
         return 0
 

@@ -31,7 +31,7 @@ _NOT_PLAIN_KEYS = (
     "attention.shared_kv",
 )
 _NOT_PLAIN = {"gemma3n", "gemma4", "llama4", "minimax-01", "t5", "t5encoder", "wavtokenizer-dec"}
-_MOST_LAYERS = 512  # llama.cpp's LLAMA_MAX_LAYERS
+_MOST_LAYERS = _MOST_EXPERTS = 512  # llama.cpp's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ def architecture(header: GgufFile) -> Architecture:
         raise GgufError(f"{header.path} has no token_embd.weight, so it is not a model that continues text")
     latent, window = _latent(read), _window(read)
     slides = _slides(read, layers) if window else [False] * layers
-    heads, head = read.each("attention.head_count", layers), width // read.each("attention.head_count", 1)[0]
+    heads = read.each("attention.head_count", layers)
+    head = width // max(heads[0], 1)
     kv_heads = read.each("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
     return Architecture(
@@ -119,7 +120,9 @@ def architecture(header: GgufFile) -> Architecture:
         vocabulary=embedding.shape[1],
         window=window if any(slides) else 0,
         latent=latent,
-        experts_used=read.number("expert_used_count", 0, least=0),
+        experts_used=read.number("expert_used_count", least=1, most=_MOST_EXPERTS)
+        if "expert_count" in read.keys
+        else 0,
         context=read.number("context_length"),
         keys=read.keys,
         tensors=header.tensors,

@@ -213,7 +213,7 @@ class _Builder:
         return self._matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
 
     def _feed_forward(self, at: str, x: Tensor) -> Tensor:
-        if not self.arch.has(f"{at}ffn_gate_inp.weight"):
+        if not self.arch.experts_used or not self.arch.has(f"{at}ffn_gate_inp.weight"):
             return self._dense(at, "", x)
         result = self._experts(at, x)
         if not self.arch.has(f"{at}ffn_up_shexp.weight"):
