@@ -120,7 +120,7 @@ class _Builder:
 
     @property
     def _norm_follows(self) -> bool:
-        """Whether attention's result is normed before it is added (Gemma 2 and 3)."""
+        """Whether attention's result is normed before it is added (Gemma 2 and 3, OLMo 2)."""
         return self.arch.has("blk.0.post_attention_norm.weight") and self.arch.has("blk.0.post_ffw_norm.weight")
 
     def _attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
