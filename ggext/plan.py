@@ -6,7 +6,7 @@ free.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ggext.footprint import machine
 from ggext.footprint.architecture import Architecture, architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.split import part_path
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
 MEASURED = frozenset({
@@ -79,10 +80,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     would refuse.
     """
     options = options or PlanOptions()
-    header = read_gguf(path)
-    parts = header.get("split.count")
-    if isinstance(parts, int) and parts > 1:
-        raise GgufError(f"{path} is one of {parts} parts: merge them first (llama-gguf-split --merge)")
+    header = _whole(read_gguf(path))
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
@@ -93,6 +91,21 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
         path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
         sum(layer.slides for layer in arch.layers) if arch.window else 0, arch.name in MEASURED,
     )  # fmt: skip
+
+
+def _whole(header: GgufFile) -> GgufFile:
+    """The header with the tensors of all parts, where the file is the first of several."""
+    count = header.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return header
+    name = header.path.name.removesuffix(f"-00001-of-{count:05d}.gguf")
+    if name == header.path.name:
+        raise GgufError(f"{header.path} is one of {count} parts, but not named as the first: name that one")
+    tensors = dict(header.tensors)
+    for number in range(1, count):
+        part = part_path(header.path.with_name(f"{name}.gguf"), number, count)
+        tensors |= read_gguf(part, any_kind=True).tensors
+    return replace(header, tensors=tensors)
 
 
 def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:

@@ -23,7 +23,9 @@ from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import KV_TYPES, Context
 from ggext.footprint.planner import Choices, Memories, Planner
 from ggext.gguf.reader import read_gguf
+from ggext.gguf.split import write_parts
 from ggext.gguf.types import Field
+from ggext.gguf.writer import TensorToWrite
 from ggext.plan import MEASURED, Plan, PlanOptions, plan
 
 GIB = 1 << 30
@@ -194,7 +196,7 @@ def test_what_is_not_known_is_not_called_fitting(tmp_path: Path) -> None:
         ("llama", {"llama.attention.head_count_kv": [2]}, "not a list of 2 numbers"),
         ("llama", {"llama.attention.head_count": 0}, "llama.attention.head_count is 0"),
         ("llama", {"llama.nextn_predict_layers": 2}, "no layer is left"),
-        ("llama", {"split.count": 3}, "one of 3 parts"),
+        ("llama", {"split.count": 3}, "one of 3 parts, but not named as the first"),
     ],
 )
 def test_headers_that_say_too_little_or_too_much(
@@ -247,6 +249,29 @@ def test_what_llama_cpp_would_refuse_is_refused(options: dict[str, Any], message
     choices = {name: value for name, value in options.items() if name not in own}
     with pytest.raises(UsageError, match=message):
         plan(path, PlanOptions(**own, choices=Choices(**choices)), FREE)
+
+
+def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+    from ggext.sources import DEMO_MODEL
+
+    whole, name = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
+    convert(ConvertOptions(DEMO_MODEL, whole, RopeScaling("none")))
+    header = read_gguf(whole)
+    tensors = [
+        TensorToWrite(info.name, info.shape, info.type, info.nbytes, lambda name=info.name: [header.tensor_data(name)])  # type: ignore[misc]
+        for info in header.tensors.values()
+    ]
+    first, *others = write_parts(name, header.fields, tensors, most=1_000_000)
+    options = PlanOptions(512, gpu_layers=0)
+    assert len(others) > 1
+    assert plan(first, options, FREE).ram == plan(whole, options, FREE).ram
+    with pytest.raises(GgufError, match=r"general\.architecture"):
+        plan(others[0], options, FREE)
+    others[1].unlink()
+    with pytest.raises(GgufError, match="00003-of"):
+        plan(first, options, FREE)
 
 
 def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
