@@ -113,6 +113,13 @@ def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silen
     return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
 
 
+def spot_check(folder: Path) -> Example:
+    """One question to the embedded model, baked with YaRN for twice its length and verified."""
+    sample = next(_samples(0, 2 * TRAINED, 1))
+    (said,) = _ask(bake(folder, "yarn", 2 * TRAINED), [sample])
+    return Example(sample.question, sample.answer, {"yarn": said})
+
+
 def sample_text(tokens: int, seed: int = 0) -> str:
     """A text of exactly ``tokens`` in the model's little English, to ask it about.
 

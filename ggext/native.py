@@ -55,6 +55,7 @@ Positions = NDArray[np.integer[Any]]
 DEVICES: tuple[Device, ...] = ("cpu", "cuda", "metal")
 #: GPU → what it is called, and what its backend is built with.
 _GPUS = {"cuda": ("CUDA", "nvcc"), "metal": ("Metal", "macOS's frameworks")}
+_VECTORS = ("the compiler's own", "AVX2", "AVX-512")
 _TYPE_NUMBERS = {"float32": 0, "float16": 1, "bfloat16": 2}
 #: What ``convert`` can make, in the extension's order → the type of the array's items.
 _CONVERTED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "q8_0": np.uint8}
@@ -224,6 +225,13 @@ def reserve(descriptor: int, nbytes: int) -> bool:
     Its size stays. Returns whether the system can do that; ``OSError`` where the disk has not so much.
     """
     return _native.reserve(descriptor, nbytes)
+
+
+def vectors() -> str:
+    """The vector instructions that rotations on the CPU use here; no result depends on them."""
+    level = _native.use_vectors(len(_VECTORS))
+    _native.use_vectors(level)
+    return _VECTORS[level]
 
 
 def available(device: Device) -> bool:

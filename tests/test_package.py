@@ -22,7 +22,7 @@ NEED_EXTRAS = {"__init__", "api", "chat"}  # chat templates are jinja2's; the ot
 ROWS = (
     {"cli", "screen"},
     {"convert", "verify", "plan", "chat"},
-    {"converters", "checkpoint", "file_rope", "gguf", "runtime"},
+    {"converters", "checkpoint", "file_rope", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native"},
     {"errors"},

@@ -19,7 +19,9 @@ _COMMANDS = {
     "undo": "Take back what convert --in-place did.",
     "repair": "End what a crash interrupted in a file.",
     "inspect": "Show what a GGUF file says, without loading it.",
+    "plan": "Say what a model and a context need, before loading.",
     "chat": "Chat with a model, or ask a document a question.",
+    "doctor": "Say what is installed, what is missing, and whether it works.",
     "demo": "Bake, prove and measure the embedded model.",
 }
 

@@ -76,6 +76,8 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_name": (ctypes.c_char_p, [_void]),
     "ggml_backend_dev_description": (ctypes.c_char_p, [_void]),
     "ggml_backend_dev_type": (_int, [_void]),
+    "ggml_commit": (ctypes.c_char_p, []),
+    "ggml_backend_dev_memory": (None, [_void, ctypes.POINTER(_size), ctypes.POINTER(_size)]),
     "ggml_backend_dev_init": (_void, [_void, ctypes.c_char_p]),
     "ggml_backend_dev_supports_op": (ctypes.c_bool, [_void, _void]),
     "ggml_backend_free": (None, [_void]),

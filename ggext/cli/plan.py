@@ -1,0 +1,128 @@
+"""``ggext plan``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ggext.plan import Plan, PlanOptions
+
+_PARTS = {"weights": "weights", "cache": "KV cache", "compute": "computing", "output": "logits", "total": "total"}
+
+
+@click.command(short_help="Say what a model and a context need, before loading.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--context", metavar="N|auto", help="Tokens; auto: what fits.  [default: what the file is made for]")
+@click.option(
+    "--kv", "kv_type", default="f16", show_default=True, metavar="TYPE", help="Type of cached keys and values."
+)
+@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Tokens at a time.  [default: as ggext chat]")
+@click.option("--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]")
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.  [default: all, if there is one]"
+)
+@click.option("--small-windows", is_flag=True, help="Layers with a sliding window keep no more than the window.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def plan(file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any) -> None:
+    """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what is free.
+
+    The exit code is 0 if it fits and 1 if it does not.
+    """
+    from ggext.footprint.planner import Choices
+    from ggext.plan import PlanOptions
+    from ggext.plan import plan as run
+
+    options = PlanOptions(_tokens(context), gpu_layers, Choices(**choices))
+    found = run(file, options)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
+    sys.exit(found.fits is False)
+
+
+def _tokens(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
+
+
+def in_words(found: Plan, options: PlanOptions) -> str:
+    context = found.context
+    lines = [
+        f"{found.path}: {found.arch}, {found.layers} layers, made for {found.made_for:,} tokens",
+        f"context {context.tokens:,} tokens, {context.batch} at a time, kv {context.kv_type}, flash attention "
+        f"{'on' if context.flash_attention else 'off'}" + (f", {_on_gpu(found)}" if found.gpu_layers else ""),
+        "",
+        *_table(found),
+        "",
+        *_verdict(found, options),
+        *_notes(found),
+    ]
+    return "\n".join(lines)
+
+
+def _on_gpu(found: Plan) -> str:
+    return "all layers on the GPU" if found.gpu_layers > found.layers else f"{found.gpu_layers} layers on the GPU"
+
+
+def _table(found: Plan) -> list[str]:
+    columns = [("RAM", found.ram, found.free.ram)]
+    if found.gpu_layers:
+        columns.append(("GPU", found.gpu, found.free.gpu))
+    rows = [("", [name for name, _, _ in columns])]
+    rows += [(words, [size(getattr(share, part)) for _, share, _ in columns]) for part, words in _PARTS.items()]
+    rows.append(("free", ["not known" if free is None else size(free) for _, _, free in columns]))
+    return [f"{words:10}" + "".join(f"{cell:>12}" for cell in cells) for words, cells in rows]
+
+
+def _verdict(found: Plan, options: PlanOptions) -> list[str]:
+    verdict = "it fits" if found.fits else "it does not fit"
+    if found.largest is None:
+        return ["whether it fits is not known: the system does not say what is free"]
+    if not found.largest:
+        return [f"{verdict}, nor does any context: take a smaller model or quantization"]
+    lines = [f"{verdict}; the largest context that does: {found.largest:,} tokens{_beyond(found)}"]
+    if not found.fits and options.choices.kv_type == "f16" and options.choices.flash_attention is not False:
+        smaller = _with_small_cache(found, options)
+        if smaller:
+            lines.append(f"with --kv q8_0: {smaller:,} tokens")
+    return lines
+
+
+def _with_small_cache(found: Plan, options: PlanOptions) -> int:
+    """The largest context with a cache of half the size; 0 where its blocks do not divide the heads."""
+    from ggext.errors import UsageError
+    from ggext.plan import plan as run
+
+    try:
+        return (
+            run(found.path, replace(options, choices=replace(options.choices, kv_type="q8_0")), found.free).largest or 0
+        )
+    except UsageError:
+        return 0
+
+
+def _beyond(found: Plan) -> str:
+    return ", more than the file is made for" if found.largest and found.largest > found.made_for else ""
+
+
+def _notes(found: Plan) -> list[str]:
+    lines = []
+    if found.windowed_layers:
+        kept = "every token" if found.context.whole_windows else "the window's tokens only"
+        lines.append(f"{found.windowed_layers} layers see a sliding window; their cache keeps {kept}")
+    if not found.measured:
+        lines.append(
+            f"the architecture {found.arch} was not held to llama.cpp: its figure for computing is an estimate"
+        )
+    return lines
+
+
+def size(count: int) -> str:
+    """Bytes in a unit that people read: 1.5 GiB."""
+    for limit, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if count >= limit:
+            return f"{count / limit:,.1f} {unit}"
+    return f"{count} B"

@@ -1,0 +1,84 @@
+"""The KV cache: how many cells each layer has, and their bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggext.errors import UsageError
+from ggext.footprint.architecture import Architecture, Layer
+from ggext.gguf.types import tensor_nbytes
+
+STEP = 256  # llama.cpp rounds the context, and a window's cache, up to a multiple of this
+#: What llama.cpp's command line offers for the cache, as ggml type numbers.
+KV_TYPES = {
+    "f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
+}  # fmt: skip
+_BLOCK = 32
+_WHOLE_VALUES = ("f16", "bf16", "f32")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time. ``kv_type`` of keys
+    and values. ``whole_windows``: windows get a cell for every token, so that a context can be shifted.
+
+    Raises UsageError for a value that llama.cpp refuses.
+    """
+
+    tokens: int
+    batch: int
+    kv_type: str = "f16"
+    flash_attention: bool = False
+    whole_windows: bool = False
+    sequences: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kv_type not in KV_TYPES:
+            raise UsageError(f"kv type {self.kv_type!r} is unknown; choose one of {', '.join(KV_TYPES)}")
+        if is_quantized(self.kv_type) and not self.flash_attention:
+            raise UsageError(
+                f"kv type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
+                "values in no other way"
+            )
+
+    @property
+    def cells(self) -> int:
+        """The length as llama.cpp makes it: a multiple of 256."""
+        return -(-self.tokens // STEP) * STEP
+
+    @property
+    def ubatch(self) -> int:
+        return min(self.batch, self.tokens)
+
+
+def is_quantized(kv_type: str) -> bool:
+    """Whether the type stores blocks of 32 values, and so needs flash attention for values."""
+    return kv_type not in _WHOLE_VALUES
+
+
+def cells(arch: Architecture, layer: Layer, context: Context) -> int:
+    """Tokens that a layer's cache holds."""
+    if not layer.slides or context.whole_windows:
+        return context.cells
+    needed = min(context.cells, arch.window * context.sequences + context.ubatch)
+    return -(-needed // STEP) * STEP
+
+
+def cache_bytes(arch: Architecture, context: Context) -> list[int]:
+    """Bytes of keys and values, layer by layer. Raises UsageError where the type's blocks do not divide a head."""
+    widest = max(layer.value_row for layer in arch.layers)
+    sizes = []
+    for layer in arch.layers:
+        # without flash attention values are stored transposed, with as many rows in each layer
+        value_row = layer.value_row if context.flash_attention or not layer.value else widest
+        count = cells(arch, layer, context)
+        sizes.append(_bytes(layer.key_row, layer.key, count, context) + _bytes(value_row, layer.value, count, context))
+    return sizes
+
+
+def _bytes(row: int, head: int, count: int, context: Context) -> int:
+    if not row:
+        return 0
+    if is_quantized(context.kv_type) and head % _BLOCK:
+        raise UsageError(f"kv type {context.kv_type} has blocks of {_BLOCK} values, and heads have {head}: take f16")
+    return tensor_nbytes("cache", (row, count), KV_TYPES[context.kv_type])

@@ -1,0 +1,271 @@
+"""The graph that llama.cpp builds for a batch, as far as its memory goes: sizes, order, and what reads what.
+
+It follows ``llama-graph.cpp`` and ``models/*.cpp``; what differs between architectures is read off the tensors that the
+file has. Weights and cache lie elsewhere and are left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ggext.footprint.allocator import Graph, Tensor
+from ggext.footprint.architecture import Architecture, Layer
+from ggext.footprint.cache import Context, cells, is_quantized
+
+_SCALED_QUERIES = ("gemma", "gemma2", "gemma3", "phi3")  # before attention instead of in it
+
+
+def compute_bytes(arch: Architecture, context: Context) -> int:
+    """Bytes of llama.cpp's compute buffer on one device: a batch of prompt tokens at the end of a full context, with
+    logits for each token."""
+    return _Builder(arch, context).build().peak()
+
+
+def input_bytes(arch: Architecture, context: Context) -> int:
+    """Bytes of the buffer beside the GPU's where that computes all layers: the graph's inputs and the embeddings."""
+    return _Builder(arch, context).build().leaf_bytes() + 4 * arch.width * context.ubatch
+
+
+class _Inputs(NamedTuple):
+    """What attention reads beside its tokens: the cells where keys and values go, the mask, and the rotations that
+    quantized caches get."""
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    key_rotation: Tensor | None
+    value_rotation: Tensor | None
+
+
+class _Builder:
+    def __init__(self, arch: Architecture, context: Context) -> None:
+        self.arch, self.context, self.n = arch, context, context.ubatch
+        self.graph = Graph()
+        self.positions = Tensor((self.n,))
+        self.selected = Tensor((self.n,))  # the tokens whose logits are wanted
+        self.inputs = {slides: self._attention_inputs(slides) for slides in {layer.slides for layer in arch.layers}}
+
+    def build(self) -> Graph:
+        current = self.graph.expand(self.op((self.arch.width, self.n), Tensor((self.n,))))
+        self.graph.expand(Tensor((self.arch.width, self.n)))  # the other way in: embeddings instead of tokens
+        for i, layer in enumerate(self.arch.layers):
+            current = self._layer(f"blk.{i}.", layer, current, last=i == len(self.arch.layers) - 1)
+        kept: tuple[Tensor, ...] = ()
+        if self._selects_last:
+            kept = (current,)  # an output of the graph too
+            current = self.op((self.arch.width, self.n), current, self.selected)
+        logits = self.op((self.arch.vocabulary, self.n), self._norm(current, "output_norm"), *kept)
+        if "final_logit_softcapping" in self.arch.keys:
+            for _ in ("scale", "tanh", "scale"):
+                logits = self.same(logits)
+        self.graph.expand(logits)
+        return self.graph
+
+    @staticmethod
+    def op(shape: tuple[int, ...], *sources: Tensor, item: int = 4) -> Tensor:
+        return Tensor(shape, sources, item=item)
+
+    @staticmethod
+    def same(*sources: Tensor) -> Tensor:
+        """An operation whose result may take the place of a source."""
+        return Tensor(sources[0].shape, sources, in_place=True)
+
+    @staticmethod
+    def view(source: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return Tensor(shape, (source,), base=source.base or source)
+
+    @property
+    def _selects_last(self) -> bool:
+        """Whether the wanted tokens are picked behind the last layer instead of inside it."""
+        return self.arch.name == "gpt-oss"
+
+    def _attention_inputs(self, slides: bool) -> _Inputs:
+        layer = next(layer for layer in self.arch.layers if layer.slides == slides)
+        flash = self.context.flash_attention
+        rows = 1 if flash else max(layer.value_row for layer in self.arch.layers)
+        mask = Tensor((cells(self.arch, layer, self.context), self.n), item=2 if flash else 4)
+        key = value = None
+        if is_quantized(self.context.kv_type) and self.arch.latent is None:
+            key = Tensor((layer.key & -layer.key,) * 2) if layer.key % 64 == 0 else None
+            value = Tensor((64, 64)) if layer.value % 64 == 0 else None
+        return _Inputs(Tensor((self.n,), item=8), Tensor((self.n, rows), item=8), mask, key, value)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        if not self.arch.has(f"{name}.weight"):
+            return x
+        root_mean_square = "attention.layer_norm_rms_epsilon" in self.arch.keys
+        x = self.same(self.same(x) if root_mean_square else self.op(x.shape, x))
+        return self.same(x) if self.arch.has(f"{name}.bias") else x
+
+    def _matrix(self, x: Tensor, name: str) -> Tensor:
+        x = self.op((self.arch.rows(f"{name}.weight"), x.shape[1]), x)
+        return self.same(x) if self.arch.has(f"{name}.bias") else x
+
+    def _layer(self, at: str, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
+        residual, normed = x, self._norm(x, f"{at}attn_norm")
+        attend = self._latent_attention if self.arch.latent else self._attention
+        x = attend(at, layer, normed)
+        if last and not self._selects_last:
+            x, residual, normed = (self.op(t.shape, t, self.selected) for t in (x, residual, normed))
+        follows, own = self._norm_follows, self.arch.has(f"{at}ffn_norm.weight")
+        if follows:
+            x = self._norm(x, f"{at}post_attention_norm")
+        norm = f"{at}ffn_norm" if own or follows else f"{at}post_attention_norm"
+        if not follows and not self.arch.has(f"{norm}.weight"):  # attention and feed-forward side by side
+            return self.same(self.same(self._feed_forward(at, normed), residual), x)
+        x = residual = self.same(x, residual)
+        x = self._feed_forward(at, self._norm(x, norm))
+        x = self._norm(x, f"{at}post_ffw_norm")
+        return self.same(residual, x) if self.arch.name == "phi3" else self.same(x, residual)
+
+    @property
+    def _norm_follows(self) -> bool:
+        """Whether attention's result is normed before it is added (Gemma 2 and 3, OLMo 2)."""
+        return self.arch.has("blk.0.post_attention_norm.weight") and self.arch.has("blk.0.post_ffw_norm.weight")
+
+    def _attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+        q, k, v = self._queries_keys_values(at, layer, x)
+        inputs = self.inputs[layer.slides]
+        if inputs.key_rotation is not None:
+            q, k = (self.op(t.shape, t, inputs.key_rotation) for t in (q, k))
+        if inputs.value_rotation is not None:
+            v = self.op(v.shape, v, inputs.value_rotation)
+        for tensor in (q, v, k):
+            self.graph.expand(tensor)
+        self._store(k, inputs.keys)
+        self._store(v, inputs.values)
+        x = self._scores(layer, q, inputs.mask)
+        if inputs.value_rotation is not None:
+            x = self.op(x.shape, x, inputs.value_rotation)
+        return self._matrix(x, f"{at}attn_output")
+
+    def _store(self, rows: Tensor, places: Tensor) -> None:
+        """Puts keys or values into the cache."""
+        self.graph.expand(Tensor((1,), (self.view(rows, rows.shape), places), stored=True))
+
+    def _queries_keys_values(self, at: str, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        shapes = (layer.heads, layer.key), (layer.kv_heads, layer.key), (layer.kv_heads, layer.value)
+        if self.arch.has(f"{at}attn_qkv.weight"):
+            fused = self._matrix(x, f"{at}attn_qkv")
+            q, k, v = (self.view(fused, (size, heads, self.n)) for heads, size in shapes)
+        else:
+            parts = [self._matrix(x, f"{at}attn_{name}") for name in "qkv"]
+            if self._norms_heads_as_one:
+                parts[:2] = (self._norm(t, f"{at}attn_{name}_norm") for t, name in zip(parts[:2], "qk", strict=True))
+            q, k, v = (self.view(t, (size, heads, self.n)) for t, (heads, size) in zip(parts, shapes, strict=True))
+        if not self._norms_heads_as_one:
+            q, k = self._norm(q, f"{at}attn_q_norm"), self._norm(k, f"{at}attn_k_norm")
+        q, k = (self.same(t, self.positions) for t in (q, k))
+        return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v
+
+    @property
+    def _norms_heads_as_one(self) -> bool:
+        norm = self.arch.tensors.get("blk.0.attn_q_norm.weight")
+        return norm is not None and norm.shape[0] != self.arch.layers[0].key
+
+    def _scores(self, layer: Layer, q: Tensor, mask: Tensor) -> Tensor:
+        """Attention over the whole cache; gives back (values of all heads, tokens)."""
+        latent = self.arch.latent
+        value = latent.rank if latent else layer.value
+        q = self.view(q, (layer.key, self.n, layer.heads))
+        if self.context.flash_attention:
+            x = self.op((value, layer.heads, self.n), q, mask)
+            if latent:
+                x = self.op((latent.value, self.n, layer.heads), self.view(x, (value, self.n, layer.heads)))
+                x = self.op((latent.value, layer.heads, self.n), self.view(x, (latent.value, layer.heads, self.n)))
+            return self.graph.expand(self.view(x, (x.shape[0] * layer.heads, self.n)))
+        count = mask.shape[0]
+        x = self.op((count, self.n, layer.heads), q)
+        if "attn_logit_softcapping" in self.arch.keys:
+            for _ in ("scale", "tanh", "scale"):
+                x = self.same(x)
+        x = self.same(x, mask)
+        # values behind latent keys are a view of them, which has to be transposed here
+        copied = (self.op((count, value), self.positions, item=2),) if latent else ()
+        x = self.op((value, self.n, layer.heads), *copied, x)
+        if latent:
+            x = self.op((latent.value, self.n, layer.heads), x)
+        rows = x.shape[0] * layer.heads
+        return self.graph.expand(self.op((rows, self.n), self.view(x, (x.shape[0], layer.heads, self.n))))
+
+    def _latent_attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+        latent = self.arch.latent
+        assert latent is not None
+        q = x
+        if self.arch.has(f"{at}attn_q_a.weight"):
+            q = self._norm(self._matrix(q, f"{at}attn_q_a"), f"{at}attn_q_a_norm")
+            q = self._matrix(q, f"{at}attn_q_b")
+        else:
+            q = self._matrix(q, f"{at}attn_q")
+        compressed = self._matrix(x, f"{at}attn_kv_a_mqa")
+        q_rope = self.same(self.view(q, (latent.rope, layer.heads, self.n)), self.positions)
+        absorbed = self.op((latent.rank, self.n, layer.heads), self.view(q, (latent.head, self.n, layer.heads)))
+        absorbed = self.view(absorbed, (latent.rank, layer.heads, self.n))
+        k_rope = self.same(self.view(compressed, (latent.rope, 1, self.n)), self.positions)
+        values = self._norm(self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm")
+        values = self.view(values, (latent.rank, 1, self.n))
+        q = self.op((layer.key, layer.heads, self.n), absorbed, q_rope)
+        k = self.op((layer.key, 1, self.n), values, k_rope)
+        inputs = self.inputs[layer.slides]
+        for tensor in (q, values, k):
+            self.graph.expand(tensor)
+        self._store(k, inputs.keys)
+        return self._matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
+
+    def _feed_forward(self, at: str, x: Tensor) -> Tensor:
+        if not self.arch.experts_used or not self.arch.has(f"{at}ffn_gate_inp.weight"):
+            return self._dense(at, "", x)
+        result = self._experts(at, x)
+        if not self.arch.has(f"{at}ffn_up_shexp.weight"):
+            return result
+        shared = self._dense(at, "_shexp", x)
+        if self.arch.has(f"{at}ffn_gate_inp_shexp.weight"):
+            gate = self.op((1, self.n), x)
+            shared = self.same(shared, self.same(self.same(gate), gate))
+        return self.same(result, shared)
+
+    def _dense(self, at: str, kind: str, x: Tensor) -> Tensor:
+        down = f"{at}ffn_down{kind}"
+        width = self.arch.tensors[f"{down}.weight"].shape[0] if self.arch.has(f"{down}.weight") else 0
+        up = self._matrix(x, f"{at}ffn_up{kind}")
+        if self.arch.has(f"{at}ffn_gate{kind}.weight"):
+            x = self.op((width, self.n), self._matrix(x, f"{at}ffn_gate{kind}"), up)
+        elif up.shape[0] == 2 * width:  # gate and up in one matrix
+            x = self.op((width, self.n), up)
+        else:
+            x = self.same(up)
+        return self._matrix(x, down)
+
+    def _experts(self, at: str, x: Tensor) -> Tensor:
+        used, n = self.arch.experts_used, self.n
+        scores = self._matrix(x, f"{at}ffn_gate_inp")
+        late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
+        scores = scores if late else self.same(scores)
+        biased = self.same(scores) if self.arch.has(f"{at}exp_probs_b.bias") else scores
+        sorted_ = self.op(scores.shape, biased)
+        chosen = self.view(sorted_, (used, n))
+        weights = self.op((1, used, n), self.view(scores, (1, *scores.shape)), chosen)
+        if late:
+            weights = self.view(self.same(self.view(weights, (used, n))), (1, used, n))
+        elif self._weights_are_normed:
+            flat = self.view(weights, (used, n))
+            weights = self.view(self.same(flat, self.same(self.op((1, n), flat))), (1, used, n))
+        self.graph.expand(weights)
+        x = self.view(x, (x.shape[0], 1, n))
+        up = self._expert_matrix(x, f"{at}ffn_up_exps", chosen)
+        gate = self._expert_matrix(x, f"{at}ffn_gate_exps", chosen)
+        x = self._expert_matrix(self.op(gate.shape, gate, up), f"{at}ffn_down_exps", chosen)
+        x = self.graph.expand(self.same(x, weights))
+        parts = [self.graph.expand(self.view(x, (self.arch.width, n))) for _ in range(used)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = self.graph.expand(self.same(total, part))
+        return total if used > 1 else self.op(total.shape, total)
+
+    @property
+    def _weights_are_normed(self) -> bool:
+        return self.arch.name not in ("qwen2moe", "deepseek2") or self.arch.flag("expert_weights_norm")
+
+    def _expert_matrix(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
+        x = self.op((self.arch.rows(f"{name}.weight"), self.arch.experts_used, self.n), x, chosen)
+        return self.same(x, chosen) if self.arch.has(f"{name}.bias") else x

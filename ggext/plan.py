@@ -1,0 +1,134 @@
+"""What a model and a context will take, from the file's header alone, and the largest context that fits.
+
+The parts are in `ggext.footprint`: this adds them up for RAM and for the memory of a GPU, and holds them to what is
+free.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ggext.errors import GgufError, UsageError
+from ggext.footprint import machine
+from ggext.footprint.architecture import Architecture, architecture
+from ggext.footprint.cache import STEP, Context
+from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
+from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.split import part_path
+
+#: Architectures whose figures the tests hold to what llama.cpp allocates.
+MEASURED = frozenset({
+    "cohere2", "deepseek2", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "mistral3", "olmo2", "phi3",
+    "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "seed_oss", "smollm3", "starcoder2",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """``context`` in tokens, None: what the file is made for; "auto": the largest up to that which fits. ``gpu_layers``
+    None: all where llama.cpp has a GPU here. Raises UsageError."""
+
+    context: int | str | None = None
+    gpu_layers: int | None = None
+    choices: Choices = field(default_factory=Choices)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.context, str) and self.context != "auto":
+            raise UsageError(f"the context is {self.context!r}, but must be a number of tokens or auto")
+        if isinstance(self.context, int) and not 1 <= self.context <= LONGEST:
+            raise UsageError(f"the context is {self.context}, but must be from 1 to {LONGEST} tokens")
+        if self.gpu_layers is not None and self.gpu_layers < 0:
+            raise UsageError(f"gpu layers is {self.gpu_layers}, but must not be negative")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `plan` found. ``made_for``: tokens that the file is made for. ``largest``: tokens of the largest context
+    that fits, whatever the file is made for; None: the free memory is not known. ``measured``: this architecture's
+    figures are held to llama.cpp's."""
+
+    path: Path
+    arch: str
+    layers: int
+    made_for: int
+    context: Context
+    gpu_layers: int
+    ram: Share
+    gpu: Share
+    free: Memories
+    largest: int | None
+    windowed_layers: int
+    measured: bool
+
+    @property
+    def fits(self) -> bool | None:
+        return self.free.hold(self.ram, self.gpu)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same for JSON: sizes in bytes, lengths in tokens."""
+        values = asdict(self) | {"path": str(self.path), "fits": self.fits}
+        values["ram"]["total"], values["gpu"]["total"] = self.ram.total, self.gpu.total
+        return values
+
+
+def plan(path: Path, options: PlanOptions | None = None, free: Memories | None = None) -> Plan:
+    """Plans the file's memory. ``free`` None: measured on this machine.
+
+    Raises GgufError for a malformed file or an architecture whose memory is not known, UsageError for what llama.cpp
+    would refuse.
+    """
+    options = options or PlanOptions()
+    header = _whole(read_gguf(path))
+    arch = architecture(header)
+    free, gpu_layers = _devices(options.gpu_layers, free)
+    planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
+    largest = planner.largest(free)
+    context = planner.context(_length(arch, options, largest))
+    ram, gpu = planner.shares(context)
+    return Plan(
+        path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
+        sum(layer.slides for layer in arch.layers) if arch.window else 0, arch.name in MEASURED,
+    )  # fmt: skip
+
+
+def _whole(header: GgufFile) -> GgufFile:
+    """The header with the tensors of all parts, where the file is the first of several."""
+    count = header.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return header
+    name = header.path.name.removesuffix(f"-00001-of-{count:05d}.gguf")
+    if name == header.path.name:
+        raise GgufError(f"{header.path} is one of {count} parts, but not named as the first: name that one")
+    tensors = dict(header.tensors)
+    for number in range(1, count):
+        part = part_path(header.path.with_name(f"{name}.gguf"), number, count)
+        tensors |= read_gguf(part, any_kind=True).tensors
+    return replace(header, tensors=tensors)
+
+
+def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:
+    if isinstance(options.context, int):
+        return options.context
+    if options.context == "auto" and largest is not None:
+        return max(min(largest, arch.context), STEP)
+    return arch.context
+
+
+def _devices(gpu_layers: int | None, free: Memories | None) -> tuple[Memories, int]:
+    """What is free, and how many layers go to a GPU."""
+    if free is None:
+        free = Memories(machine.free_memory(), None if gpu_layers == 0 else _free_gpu())
+    return free, (LONGEST if free.gpu else 0) if gpu_layers is None else gpu_layers
+
+
+def _free_gpu() -> int | None:
+    """Bytes that are free on all GPUs that the installed llama.cpp sees; None where it sees none."""
+    from ggext.errors import GgextError
+    from ggext.runtime import devices
+
+    try:
+        return sum(memory.free for memory in devices.gpu_memory()) or None
+    except GgextError:  # llama.cpp is not installed, or in another version
+        return None

@@ -1,0 +1,278 @@
+"""GGUF files of real models' sizes that take no space: true headers over holes, several architectures.
+
+llama.cpp opens them with ``no_alloc``, which does everything but touch the tensors' memory, and logs what it would
+take.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
+from ggext.gguf.writer import pack_header
+
+_NORMS = {
+    "cohere2": ("attn_norm",), "gpt-oss": ("attn_norm", "post_attention_norm"),
+    "seed_oss": ("attn_norm", "post_attention_norm"), "olmo2": ("post_attention_norm", "post_ffw_norm"),
+} | dict.fromkeys(("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"))  # fmt: skip
+_LAYER_NORM = ("cohere2", "starcoder2")
+_NORMED_HEADS = ("qwen3", "qwen3moe", "gemma3", "olmo2")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a model; ``keys`` go into the header as they stand, without the architecture's prefix."""
+
+    arch: str
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head: int
+    ff: int
+    vocab: int
+    type: int = F16
+    keys: dict[str, Any] = field(default_factory=dict)
+    tied: bool = False
+    fused: bool = False
+    biases: bool = False
+    experts: tuple[int, int, int] | None = None  # count, used, their width
+    shared_ff: int = 0
+    dense_lead: int = 0
+    mla: tuple[int, int, int, int] | None = None  # rank of q (0: none), rank of kv, rope dimensions, value head
+
+
+_GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+_GRANITE = {"attention.scale": 0.015625, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}
+_COHERE2 = {"attention.sliding_window": 4096, "logit_scale": 0.25}
+_ONE_WINDOW_IN_TWO = {"attention.sliding_window": 128}
+
+#: Sizes of published models.
+SHAPES = {
+    "llama-3-8b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 128256),
+    "llama-2-7b": Shape("llama", 32, 4096, 32, 32, 128, 11008, 32000),
+    "llama-3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128256, tied=True),
+    "mixtral-8x7b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 32000, experts=(8, 2, 14336)),
+    "mistral-nemo": Shape("mistral3", 40, 5120, 32, 8, 128, 14336, 131072),
+    "qwen2.5-7b": Shape("qwen2", 28, 3584, 28, 4, 128, 18944, 152064, biases=True),
+    "qwen2-moe": Shape("qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, biases=True, experts=(60, 4, 1408),
+                       shared_ff=5632),
+    "qwen2-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 128, 18944, 152064, biases=True,
+                         keys={"rope.dimension_sections": [16, 24, 24, 0]}),
+    "qwen3-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151936, tied=True),
+    "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, experts=(128, 8, 768)),
+    "gemma-2b": Shape("gemma", 18, 2048, 8, 1, 256, 16384, 256000, tied=True),
+    "gemma-2-9b": Shape("gemma2", 42, 3584, 16, 8, 256, 14336, 256000, tied=True, keys=_GEMMA2),
+    "gemma-3-4b": Shape("gemma3", 34, 2560, 8, 4, 256, 10240, 262144, tied=True,
+                        keys={"attention.sliding_window": 1024}),
+    "phi-3-mini": Shape("phi3", 32, 3072, 32, 32, 96, 8192, 32064, fused=True),
+    "deepseek-v2-lite": Shape("deepseek2", 27, 2048, 16, 1, 192, 10944, 102400, experts=(64, 6, 1408),
+                              shared_ff=1408, dense_lead=1, mla=(0, 512, 64, 128)),
+    "deepseek-v3-8-layers": Shape("deepseek2", 8, 7168, 128, 1, 192, 18432, 129280, experts=(256, 8, 2048),
+                                  shared_ff=2048, dense_lead=3, mla=(1536, 512, 64, 128)),
+    "gpt-oss-20b": Shape("gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, biases=True, experts=(32, 4, 2880),
+                         keys=_ONE_WINDOW_IN_TWO),
+    "granite-2b": Shape("granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE),
+    "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, tied=True),
+    "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True),
+    "command-r7b": Shape("cohere2", 32, 4096, 32, 8, 128, 14336, 256000, tied=True, keys=_COHERE2),
+    "olmo-2-7b": Shape("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
+    "seed-oss-36b": Shape("seed_oss", 64, 5120, 80, 8, 128, 27648, 155136, biases=True),
+}  # fmt: skip
+
+
+def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape in GGUF order, as llama.cpp's loader of the architecture asks for them."""
+    yield "token_embd.weight", (s.width, s.vocab)
+    yield "output_norm.weight", (s.width,)
+    if s.arch == "starcoder2":
+        yield "output_norm.bias", (s.width,)
+    if not s.tied:
+        yield "output.weight", (s.width, s.vocab)
+    for i in range(s.layers):
+        for name, shape in (*_attention(s), *_norms(s), *_feed_forward(s, i)):
+            yield f"blk.{i}.{name}", shape
+
+
+def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if s.mla:
+        yield from _latent_attention(s, *s.mla)
+        return
+    q, kv = s.heads * s.head, s.kv_heads * s.head
+    rows = {"attn_qkv": q + 2 * kv} if s.fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+    for name, n in rows.items():
+        yield f"{name}.weight", (s.width, n)
+        if s.biases:
+            yield f"{name}.bias", (n,)
+    yield "attn_output.weight", (q, s.width)
+    if s.arch in ("gpt-oss", "starcoder2"):
+        yield "attn_output.bias", (s.width,)
+    if s.arch == "gpt-oss":
+        yield "attn_sinks.weight", (s.heads,)
+
+
+def _latent_attention(s: Shape, q_rank: int, rank: int, rope: int, value: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if q_rank:
+        yield "attn_q_a.weight", (s.width, q_rank)
+        yield "attn_q_a_norm.weight", (q_rank,)
+    yield ("attn_q_b.weight" if q_rank else "attn_q.weight"), (q_rank or s.width, s.heads * s.head)
+    yield "attn_kv_a_mqa.weight", (s.width, rank + rope)
+    yield "attn_kv_a_norm.weight", (rank,)
+    yield "attn_k_b.weight", (s.head - rope, rank, s.heads)
+    yield "attn_v_b.weight", (rank, value, s.heads)
+    yield "attn_output.weight", (s.heads * value, s.width)
+
+
+def _norms(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for name in _NORMS.get(s.arch, ("attn_norm", "ffn_norm")):
+        yield f"{name}.weight", (s.width,)
+        if s.arch == "starcoder2":
+            yield f"{name}.bias", (s.width,)
+    if s.arch in _NORMED_HEADS:
+        whole = s.arch == "olmo2"  # all heads as one
+        yield "attn_q_norm.weight", (s.heads * s.head if whole else s.head,)
+        yield "attn_k_norm.weight", (s.kv_heads * s.head if whole else s.head,)
+
+
+def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    if s.experts is None or layer < s.dense_lead:
+        if s.arch not in ("phi3", "starcoder2"):
+            yield "ffn_gate.weight", (s.width, s.ff)
+        yield "ffn_up.weight", (s.width, 2 * s.ff if s.arch == "phi3" else s.ff)
+        yield "ffn_down.weight", (s.ff, s.width)
+        if s.arch == "starcoder2":
+            yield "ffn_up.bias", (s.ff,)
+            yield "ffn_down.bias", (s.width,)
+        return
+    count, _, ff = s.experts
+    yield "ffn_gate_inp.weight", (s.width, count)
+    for name, shape in (("gate", (s.width, ff)), ("up", (s.width, ff)), ("down", (ff, s.width))):
+        yield f"ffn_{name}_exps.weight", (*shape, count)
+        if s.arch == "gpt-oss":
+            yield f"ffn_{name}_exps.bias", (shape[1], count)
+    if s.arch == "gpt-oss":
+        yield "ffn_gate_inp.bias", (count,)
+    if s.shared_ff:
+        for name, shape in (
+            ("gate", (s.width, s.shared_ff)), ("up", (s.width, s.shared_ff)), ("down", (s.shared_ff, s.width)),
+        ):  # fmt: skip
+            yield f"ffn_{name}_shexp.weight", shape
+    if s.shared_ff and s.arch == "qwen2moe":
+        yield "ffn_gate_inp_shexp.weight", (s.width,)
+
+
+def header_keys(s: Shape) -> dict[str, Any]:
+    keys: dict[str, Any] = {
+        "context_length": 131072, "embedding_length": s.width, "feed_forward_length": s.ff, "block_count": s.layers,
+        "attention.head_count": s.heads, "attention.head_count_kv": s.kv_heads, "attention.key_length": s.head,
+        "attention.value_length": s.head, "vocab_size": s.vocab,
+        "rope.dimension_count": s.head, "rope.freq_base": 10000.0,
+        f"attention.layer_norm_{'' if s.arch in _LAYER_NORM else 'rms_'}epsilon": 1e-6,
+    }  # fmt: skip
+    if s.experts:
+        count, used, ff = s.experts
+        keys |= {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": ff}
+    if s.arch == "qwen2moe":
+        keys["expert_shared_feed_forward_length"] = s.shared_ff
+    if s.mla:
+        q_rank, rank, rope, value = s.mla
+        keys |= {
+            "attention.kv_lora_rank": rank, "attention.key_length": rank + rope, "attention.value_length": rank,
+            "attention.key_length_mla": s.head, "attention.value_length_mla": value, "rope.dimension_count": rope,
+            "attention.head_count_kv": 1, "leading_dense_block_count": s.dense_lead, "expert_shared_count": 1,
+            "expert_weights_scale": 1.0, "expert_gating_func": 1,
+        }  # fmt: skip
+        if q_rank:
+            keys["attention.q_lora_rank"] = q_rank
+    return {f"{s.arch}.{k}": v for k, v in (keys | s.keys).items()}
+
+
+def write_sized(path: Path, s: Shape) -> Path:
+    """The header of such a model, with a hole where the tensors would be."""
+    infos, offset = [], 0
+    for name, shape in tensors(s):
+        kind = s.type if len(shape) > 1 and not name.endswith(".bias") and "gate_inp" not in name else F32
+        info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))
+        infos.append(info)
+        offset = aligned(offset + info.nbytes, 32)
+    fields = {"general.architecture": s.arch, "tokenizer.ggml.model": "no_vocab"} | header_keys(s)
+    header = pack_header({k: Field.of(v) for k, v in fields.items()}, infos)
+    with path.open("wb") as file:
+        file.write(header)
+        file.truncate(aligned(len(header), 32) + offset)
+    return path
+
+
+@dataclass(frozen=True)
+class Allocated:
+    """What llama.cpp says that it allocates, in bytes (logged to a hundredth of a MiB)."""
+
+    weights: int
+    cache: int
+    compute: int
+    output: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.compute + self.output
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Callable[..., Allocated]]:
+    """The file, opened without its tensors: a function that makes a context, with its parameters' fields as arguments.
+
+    Raises RuntimeError with the log's end when llama.cpp refuses.
+    """
+    from ggext.runtime import llama
+
+    module = llama.lib()
+    lines, llama._log.lines = llama._log.lines, deque()
+    params = module.llama_model_default_params()
+    params.no_alloc, params.n_gpu_layers = True, 0
+    params.load_mode = 0  # no mapping: the file is a hole
+    model = module.llama_model_load_from_file(str(path).encode(), params)
+    try:
+        if not model:
+            raise RuntimeError("".join(text for _, text in llama._log.lines)[-2000:])
+        yield partial(_with_context, module, model)
+    finally:
+        llama._log.lines = lines
+        module.llama_model_free(model)
+
+
+def _with_context(module: Any, model: Any, **options: Any) -> Allocated:
+    from ggext.runtime import llama
+
+    params = module.llama_context_default_params()
+    for name, value in options.items():
+        setattr(params, name, value)
+    llama.clear_log()
+    context = module.llama_init_from_model(model, params)
+    if not context:
+        raise RuntimeError("".join(text for _, text in llama._log.lines)[-2000:])
+    sizes = logged_sizes(module.llama_model_size(model))
+    module.llama_free(context)
+    return sizes
+
+
+def logged_sizes(weights: int) -> Allocated:
+    """What the log says since it was cleared."""
+    from ggext.runtime import llama
+
+    log = "".join(text for _, text in llama._log.lines)
+    cache = _logged(log, r"size = +([\d.]+) MiB \( *\d+ cells")
+    compute, output = (_logged(log, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output"))
+    return Allocated(weights, cache, compute, output)
+
+
+def _logged(log: str, pattern: str) -> int:
+    """The sum of all sizes that the log has in a place, in bytes."""
+    return math.ceil(sum(float(size) for size in re.findall(pattern, log)) * 2**20)

@@ -1,0 +1,171 @@
+"""`ggext doctor`: what it finds here, and what it says of installations that lack something or are broken."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from ggext import __version__, doctor, native
+from ggext.cli import main
+from ggext.doctor import Finding, Report, examine, gpu_here, satisfies
+from ggext.errors import ModelError
+
+
+def findings(report: Report) -> dict[str, Finding]:
+    return {finding.name: finding for finding in report.findings}
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if the package were not installed."""
+    version = metadata.version
+
+    def looked_up(name: str) -> str:
+        if name == package:
+            raise metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(metadata, "version", looked_up)
+    monkeypatch.setitem(__import__("sys").modules, package.replace("-python", "").replace("-", "_"), None)
+
+
+def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
+    pytest.importorskip("llama_cpp")
+    done = CliRunner().invoke(main, ["doctor", "--json"])
+    found = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert found["healthy"] is True
+    by_name = {finding["name"]: finding for finding in found["findings"]}
+    assert by_name["ggext"]["value"].startswith(__version__)
+    assert by_name["llama-cpp-python"]["value"] == "0.3.36"
+    assert by_name["llama.cpp"]["value"].startswith(("0c1e570", "unknown"))
+    assert by_name["device CPU"]["value"]
+    assert by_name["rotation"]["value"].startswith("CPU, ")
+    assert by_name["native rotation"]["value"].endswith("off float64 at most, to position 131,072")
+    assert by_name["embedded model"]["value"].startswith("Where is the ")
+    assert all(set(finding) == {"part", "name", "state", "value", "remedy"} for finding in found["findings"])
+
+
+def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "llama-cpp-python")
+    report = examine()
+    found = findings(report)
+    assert found["llama-cpp-python"] == Finding(
+        "versions", "llama-cpp-python", "missing", "for chat, demo, K-quants, verify to the logits",
+        'pip install "ggext[run]"',
+    )  # fmt: skip
+    assert report.healthy
+    assert "embedded model" not in found
+    assert found["native rotation"].state == "ok"
+
+
+def test_a_needed_package_that_is_missing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "tqdm")
+    report = examine()
+    found = findings(report)["tqdm"]
+    assert (found.state, found.value, found.remedy) == ("wrong", "needed", 'pip install "tqdm>=4.66"')
+    assert not report.healthy
+
+
+def test_another_version_than_the_pinned_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: ['click==7.0; extra == "run"', "numpy>=1.26"])
+    found = findings(examine())
+    installed = metadata.version("click")
+    assert found["click"] == Finding(
+        "versions", "click", "wrong", f"{installed}, wanted ==7.0", 'pip install "click==7.0"'
+    )
+    assert found["numpy"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "answer"),
+    [
+        ("1.2.3", "", True), ("1.2.3", ">=1.2.3", True), ("1.10", ">=1.9", True), ("1.2", ">=1.2.1", False),
+        ("2.13.0+cpu", "==2.13", True), ("0.3.37", "==0.3.36", False), ("5.1", ">=5,<6", True),
+        ("6.0", ">=5,<6", False),
+    ],
+)  # fmt: skip
+def test_versions_are_compared_number_by_number(version: str, wanted: str, answer: bool) -> None:
+    assert satisfies(version, wanted) is answer
+
+
+def test_the_packages_are_those_of_the_distribution() -> None:
+    found = findings(examine())
+    assert {"click", "gguf", "numpy", "tqdm", "rich", "jinja2", "torch", "matplotlib"} <= set(found)
+    assert "pytest" not in found
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind"), [("proc/driver/nvidia/version", "cuda"), ("dev/kfd", "rocm"), ("proc/none", None)]
+)
+def test_a_gpu_is_known_by_its_driver(driver: str, kind: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    (tmp_path / driver).parent.mkdir(parents=True)
+    (tmp_path / driver).touch()
+    assert gpu_here(tmp_path) == kind
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "rotation"), [("cuda", "CUDA", True), ("metal", "METAL", True), ("rocm", "HIP", False)]
+)
+def test_a_gpu_that_llama_cpp_was_built_without(
+    kind: str, flag: str, rotation: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime import devices
+
+    monkeypatch.setattr(doctor, "gpu_here", lambda: kind)
+    monkeypatch.setattr(devices, "gpu_memory", list)
+    monkeypatch.setattr(native, "available", lambda device: device == "cpu")
+    found = findings(examine())
+    missing = found["llama.cpp on the GPU"]
+    assert missing.state == "missing"
+    assert missing.value.startswith(f"built without {kind}")
+    assert missing.remedy == (
+        f'CMAKE_ARGS="-DGGML_{flag}=on" pip install --force-reinstall --no-deps --no-cache-dir '
+        '"llama-cpp-python==0.3.36"'
+    )
+    assert (f"rotation on {kind}" in found) is rotation
+    if rotation:
+        command = f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
+        assert found[f"rotation on {kind}"].remedy == command
+
+
+def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime import devices, ggml
+
+    monkeypatch.setattr(devices, "commit", lambda: "abcdef0")
+    found = findings(examine())["llama.cpp"]
+    assert (found.state, found.value) == ("wrong", "abcdef0, but ggext reads files as 0c1e57098 does")
+
+    def refuse() -> None:
+        raise ModelError("a tensor has 8 bytes")
+
+    monkeypatch.undo()
+    monkeypatch.setattr(ggml, "library", refuse)
+    found = findings(examine())["llama.cpp"]
+    assert (found.state, found.value) == ("wrong", "a tensor has 8 bytes")
+    assert "--force-reinstall" in found.remedy
+
+
+def test_a_rotation_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "rotate", lambda rows, *_, **__: rows)
+    done = CliRunner().invoke(main, ["doctor"])
+    assert done.exit_code == 1
+    assert "  WRONG   native rotation" in done.stdout
+    assert done.stdout.endswith("wrong, see above\n")
+
+
+def test_a_model_that_answers_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext import demo
+
+    example = demo.Example("Where is the map?", "Look below.", {"yarn": "Look up."})
+    monkeypatch.setattr(demo, "spot_check", lambda _: example)
+    found = findings(examine())["embedded model"]
+    assert (found.state, found.value) == ("wrong", "Where is the map? Look up. (it should say 'Look below.')")
