@@ -16,6 +16,7 @@ import pytest
 from conftest import SHARED
 
 from ggext.errors import ContextFullError, GgextError, GgufError, ModelError, UsageError
+from ggext.footprint.planner import Choices
 from ggext.gguf.reader import read_gguf
 from ggext.gguf.types import Field, tensor_nbytes
 from ggext.gguf.writer import TensorToWrite, write_gguf
@@ -403,23 +404,19 @@ def test_another_version_of_the_binding_is_refused(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_default_context_is_capped_to_the_memory_and_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    per_token = capacity.kv_bytes_per_token(model)
-    assert per_token == 5 * 4 * 8 * 2 * 2  # layers, KV heads, head dim, K and V, f16
-    monkeypatch.setattr(capacity, "largest_context", lambda *_: 256)
+    room = capacity.room(model, Choices())
+    assert room is not None
+    ram, _ = room.planner.shares(room.planner.context(256))
+    assert ram.cache == 256 * 5 * 4 * 8 * 2 * 2  # layers, KV heads, head dim, K and V, f16
+    monkeypatch.setattr(capacity, "free_memory", lambda: ram.total * 100 // 94)
     with Session(model) as session:
         assert session.n_ctx == 256
         assert "the context is 256 tokens" in session.notices[0]
     with pytest.raises(ModelError, match="--ctx"):
         Session(model, SessionOptions(n_ctx=512))
-
-
-def test_the_memory_for_a_context_is_counted(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "free_memory", lambda: 50_000_000)
-    largest = capacity.largest_context(model, "f16", 128)
-    assert largest is not None
-    assert 0 < largest * capacity.kv_bytes_per_token(model) < 50_000_000
     monkeypatch.setattr(capacity, "free_memory", lambda: 1000)
-    assert capacity.largest_context(model, "f16", 128) == 0
+    with pytest.raises(ModelError, match="the free memory holds 0"):
+        Session(model)
 
 
 def test_trained_means_before_the_extension(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from tiny_gguf import write_random
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
+from ggext.footprint.cache import KV_TYPES
+from ggext.footprint.planner import Choices
 from ggext.rope.encode import EncodingName
 from ggext.rope.scaling import RopeScaling
 from ggext.sources import DEMO_MODEL
@@ -379,7 +381,7 @@ def test_a_move_that_fails_leaves_an_empty_cache_and_a_usable_session(
             assert session.used + session.dropped == 700
 
 
-@pytest.mark.parametrize("kv_type", capacity.KV_TYPES)
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_every_kv_type_answers(model: Model, text: list[int], kv_type: str) -> None:
     exact = perplexity(model, text[:300], SessionOptions(n_ctx=512, kv_type="f32"))
     other = perplexity(model, text[:300], SessionOptions(n_ctx=512, kv_type=kv_type))
@@ -392,7 +394,9 @@ def test_kv_bytes_are_what_llama_allocates(model: Model) -> None:
             session.evaluate([5] * 100)
             lib = session.cache.lib
             size = lib.llama_state_seq_get_size(session.cache.handle, 0)
-        cells = 100 * (capacity.kv_bytes_per_token(model, kv_type) + 12)
+        room = capacity.room(model, Choices(kv_type))
+        assert room is not None
+        cells = 100 * (room.planner.shares(room.planner.context(256))[0].cache // 256 + 12)
         assert cells <= size <= cells + 1000
 
 

@@ -13,7 +13,7 @@ STEP = 256  # llama.cpp rounds the context, and a window's cache, up to a multip
 KV_TYPES = {
     "f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
-_BLOCK = 32
+BLOCK = 32  # values that a quantized type stores together
 _WHOLE_VALUES = ("f16", "bf16", "f32")
 
 
@@ -79,6 +79,6 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
 def _bytes(row: int, head: int, count: int, context: Context) -> int:
     if not row:
         return 0
-    if is_quantized(context.kv_type) and head % _BLOCK:
-        raise UsageError(f"kv type {context.kv_type} has blocks of {_BLOCK} values, and heads have {head}: take f16")
+    if is_quantized(context.kv_type) and head % BLOCK:
+        raise UsageError(f"kv type {context.kv_type} has blocks of {BLOCK} values, and heads have {head}: take f16")
     return tensor_nbytes("cache", (row, count), KV_TYPES[context.kv_type])

@@ -1,35 +1,18 @@
-"""How long a context this machine holds: the KV cache's bytes against the free memory."""
+"""What a machine can do for a model: how long a context it holds, and with how many threads."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from ggext.errors import GgufError
+from ggext.footprint.architecture import architecture
+from ggext.footprint.machine import free_memory
+from ggext.footprint.planner import Choices, Memories, Planner, Share
 from ggext.runtime.model import Model
 
-STEP = 256  # llama.cpp rounds a context up to a multiple of this
-#: Type of cached keys and values → values in a block, bytes of it (ggml-common.h).
-_KV_BLOCKS = {
-    "f16": (1, 2), "bf16": (1, 2), "f32": (1, 4), "q8_0": (32, 34), "q5_1": (32, 24), "q5_0": (32, 22),
-    "q4_1": (32, 20), "q4_0": (32, 18), "iq4_nl": (32, 18),
-}  # fmt: skip
-_HEADROOM = 0.95
 _SMALL_MODEL = 20_000_000  # parameters
-KV_TYPES = tuple(_KV_BLOCKS)
-
-
-def kv_bytes_per_token(model: Model, kv_type: str = "f16") -> int:
-    """Bytes of KV cache that one token takes, all layers together.
-
-    An upper bound where layers keep less than the whole context (recurrent or MLA layers).
-    """
-    keys = model.header.arch_keys()
-    layers = int(keys.get("block_count", 0))
-    kv_heads = keys.get("attention.head_count_kv", _first(keys.get("attention.head_count", 1)))
-    total = sum(kv_heads) if isinstance(kv_heads, list) else layers * int(kv_heads)
-    values, size = _KV_BLOCKS[kv_type]
-    return total * sum(-(-width // values) * size for width in head_sizes(model))
 
 
 def head_sizes(model: Model) -> tuple[int, int]:
@@ -40,64 +23,47 @@ def head_sizes(model: Model) -> tuple[int, int]:
     return int(keys.get("attention.key_length", size)), int(keys.get("attention.value_length", size))
 
 
-def block_of(kv_type: str) -> int:
-    """Values that the type stores together: a head's size must be a multiple."""
-    return _KV_BLOCKS[kv_type][0]
-
-
-def ggml_type(kv_type: str) -> int:
-    """ggml's number of the type; llama-cpp-python does not name them all."""
-    from gguf import GGMLQuantizationType
-
-    return int(GGMLQuantizationType[kv_type.upper()])
-
-
-def is_quantized(kv_type: str) -> bool:
-    """Whether the type stores blocks, and so needs flash attention for values."""
-    return block_of(kv_type) > 1
-
-
 def _first(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else max(value, default=1)
 
 
-def attention_bytes(model: Model, n_ctx: int, n_batch: int) -> int:
-    """Bytes of the score matrix that attention holds without flash attention."""
-    heads = _first(model.header.arch_keys().get("attention.head_count", 1))
-    return 4 * n_ctx * n_batch * heads
+def most_heads(model: Model) -> int:
+    """Heads of the layer that has most."""
+    return _first(model.header.arch_keys().get("attention.head_count", 1))
 
 
-def largest_context(model: Model, kv_type: str, n_batch: int) -> int | None:
-    """Tokens of context that fit into the memory that is free beside the weights, None: unknown.
+@dataclass(frozen=True)
+class Room:
+    """The free memory, for contexts of a model on the CPU."""
 
-    Known only when the model runs on the CPU, whose memory the kernel promises generously and
-    takes back by killing; a GPU refuses at once.
-    """
-    free = free_memory()
-    if free is None or model.offloads:
+    planner: Planner
+    free: Memories
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a context of so many tokens fits beside the weights."""
+        return self.free.hold(*self._shares(tokens)) is not False
+
+    def largest(self) -> int:
+        """Tokens of the largest context that does, a multiple of 256."""
+        return self.planner.largest(self.free) or 0
+
+    def needed(self, tokens: int) -> int:
+        """Bytes that a context takes beside the weights."""
+        ram, _ = self._shares(tokens)
+        return ram.total - ram.weights
+
+    def _shares(self, tokens: int) -> tuple[Share, Share]:
+        return self.planner.shares(self.planner.context(tokens))
+
+
+def room(model: Model, choices: Choices) -> Room | None:
+    """None where it is not known: on a GPU, which refuses at once (a CPU's memory the kernel promises generously and
+    takes back by killing), and for architectures whose memory is not computed."""
+    if model.offloads:
         return None
-    embedding = int(model.header.arch_keys().get("embedding_length", 0))
-    compute = 4 * n_batch * (model.n_vocab + 16 * embedding)
-    budget = int(free * _HEADROOM) - model.size - compute
-    per_token = max(kv_bytes_per_token(model, kv_type), 1)
-    return max(budget // per_token // STEP * STEP, 0)
-
-
-def free_memory() -> int | None:
-    """Bytes of memory that can be had without swapping, None where the system does not say."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return _physical_memory()
-
-
-def _physical_memory() -> int | None:
-    sysconf: Any = getattr(os, "sysconf", None)  # not on Windows
-    try:
-        return int(sysconf("SC_PAGE_SIZE") * sysconf("SC_PHYS_PAGES"))
-    except (TypeError, ValueError, OSError):
+        return Room(Planner(model.header, architecture(model.header), choices, gpu_layers=0), Memories(free_memory()))
+    except GgufError:
         return None
 
 

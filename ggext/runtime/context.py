@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
+from ggext.footprint import defaults
+from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, is_quantized
+from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 from ggext.runtime.regimes import DynamicNtk, Regime, regimes
-
-# Flash attention is slower on a CPU as long as the score matrix is small.
-_MAX_SCORE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class SessionOptions:
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
-        if self.kv_type not in capacity.KV_TYPES:
-            known = ", ".join(capacity.KV_TYPES)
+        if self.kv_type not in KV_TYPES:
+            known = ", ".join(KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
         if self.dynamic_ntk not in (None, "rotate", "replay"):
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
             raise UsageError(f"dynamic NTK keeps everything and cannot go with --when-full {self.memory.when_full}")
-        if self.dynamic_ntk == "rotate" and capacity.is_quantized(self.kv_type):
+        if self.dynamic_ntk == "rotate" and is_quantized(self.kv_type):
             raise UsageError(f"keys of kv type {self.kv_type} cannot be rotated exactly: take f16, or replay")
-        if self.flash_attention is False and capacity.is_quantized(self.kv_type):
+        if self.flash_attention is False and is_quantized(self.kv_type):
             raise UsageError(
                 f"kv_type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
                 "values in no other way; leave flash attention to ggext, or take f16"
@@ -98,9 +98,8 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     params.n_ctx = regime.span
     params.n_batch = params.n_ubatch = plan.n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
-    params.type_k = params.type_v = capacity.ggml_type(options.kv_type)
-    scores = capacity.attention_bytes(model, plan.n_ctx, plan.n_batch)
-    params.flash_attn_type = _flash_attention(module, options, model.offloads, scores)
+    params.type_k = params.type_v = KV_TYPES[options.kv_type]
+    params.flash_attn_type = _flash_attention(module, options, model, plan.n_ctx, plan.n_batch)
     if options.edits_cache:
         params.n_seq_max, params.kv_unified, params.swa_full = 2, True, True  # a second sequence to take cells out by
     params.abort_callback, params.abort_callback_data = abort
@@ -118,7 +117,7 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
 
 def _check_heads(model: Model, kv_type: str) -> None:
     """llama.cpp says this only in its log, after reading the whole file."""
-    block = capacity.block_of(kv_type)
+    block = BLOCK if is_quantized(kv_type) else 1
     for name, size in zip(("key", "value"), capacity.head_sizes(model), strict=True):
         if size % block:
             raise ModelError(
@@ -130,11 +129,11 @@ def _check_heads(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.n_ctx or trained
-    largest = capacity.largest_context(model, options.kv_type, n_batch)
-    if largest is not None and asked > largest:
-        size = asked * capacity.kv_bytes_per_token(model, options.kv_type) / 2**30
+    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention))
+    if room is not None and not room.holds(asked):
+        size, largest = room.needed(asked) / 2**30, room.largest()
         short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"
-        if options.n_ctx is not None or largest < capacity.STEP:
+        if options.n_ctx is not None or largest < STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
         return largest, [f"{short}: the context is {largest} tokens"]
     if asked > trained and options.memory.when_full != "self-extend" and options.dynamic_ntk is None:
@@ -146,10 +145,13 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
     return asked, []
 
 
-def _flash_attention(module: Any, options: SessionOptions, offloads: bool, scores: int) -> int:
-    if options.flash_attention is None and not capacity.is_quantized(options.kv_type):
-        small = not offloads and scores <= _MAX_SCORE_BYTES
-        name = "DISABLED" if small else "AUTO"
+def _flash_attention(module: Any, options: SessionOptions, model: Model, n_ctx: int, n_batch: int) -> int:
+    quantized = is_quantized(options.kv_type)
+    if options.flash_attention is None and not quantized:
+        wanted = defaults.flash_attention(
+            capacity.most_heads(model), n_ctx, n_batch, on_gpu=model.offloads, quantized=quantized
+        )
+        name = "AUTO" if wanted else "DISABLED"
     else:
         name = "DISABLED" if options.flash_attention is False else "ENABLED"
     return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

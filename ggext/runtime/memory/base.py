@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError, RopeError, UsageError
-from ggext.runtime import capacity
+from ggext.footprint.cache import is_quantized
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
@@ -138,7 +138,7 @@ class Window(Memory):
 def require_movable(cache: Cache, policy: str) -> None:
     """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them otherwise than ggext."""
     remedy = "recompute works with every file"
-    if capacity.is_quantized(cache.kv_type):
+    if is_quantized(cache.kv_type):
         raise ModelError(
             f"--when-full {policy} moves cached keys, and quantized ones of kv type {cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
