@@ -191,7 +191,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def room(engine: QueuedEngine) -> Room:
-    return Room("model.gguf", engine.n_ctx, 8000, engine.trained, 512, 2**30)
+    return Room("model.gguf", engine.n_ctx, 8000, engine.trained, lambda tokens: 512 * tokens, 2**30)
 
 
 def chat(
@@ -277,7 +277,7 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         > {"x" * 50}
         ! the context is full: 53 more tokens are needed, 29 of 40 are left. The turn was not sent, nothing was \
 dropped; what helps:
-        -   --ctx 1024 makes a context that holds it: its KV cache takes 0.5 MiB, 1.0 GiB of memory are free
+        -   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
         -   --when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
 back what resembles the question, compress keeps averages
         -   a shorter text, or a part of it at a time
@@ -503,7 +503,7 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     chat(QueuedEngine(n_ctx=50), screen)
     assert screen.lines[2:4] == [
         "- that is more than fits:",
-        "-   --ctx 1024 makes a context that holds it: its KV cache takes 0.5 MiB, 1.0 GiB of memory are free",
+        "-   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free",
     ]
 
 

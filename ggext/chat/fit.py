@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 _ANSWER = 512  # tokens that a suggested context has beyond the text
@@ -12,14 +12,14 @@ _STEP = 1024
 @dataclass(frozen=True)
 class Room:
     """What bounds a chat's context. Tokens: ``allocated`` now, ``made_for`` by the file, ``trained`` before any
-    extension. Bytes: ``kv_bytes`` a token, ``free`` memory beside what is in use (None: unknown). ``when_full``: the
-    engine's policy for a full context."""
+    extension. Bytes: ``needed`` by a context of so many tokens beside the weights (None: unknown), ``free`` memory.
+    ``when_full``: the engine's policy for a full context."""
 
     model: str
     allocated: int
     made_for: int
     trained: int
-    kv_bytes: int
+    needed: Callable[[int], int] | None
     free: int | None
     when_full: str = "stop"
 
@@ -31,11 +31,11 @@ def choices(room: Room, needed: int, used: int) -> Iterator[str]:
     target = -(-(needed + _ANSWER) // _STEP) * _STEP
     memory = _memory(room, target)
     if target <= room.made_for:
-        yield f"--ctx {target} makes a context that holds it: {memory}"
+        yield f"--ctx {target} makes a context that holds it{memory}"
     else:
         yield (
             f"ggext convert {room.model} LONGER.gguf --target-context {target} makes the file for a longer context, "
-            f"{target / room.trained:.3g} × the {room.trained:,} that the model was trained on: {memory}"
+            f"{target / room.trained:.3g} × the {room.trained:,} that the model was trained on{memory}"
         )
     if room.when_full == "stop":
         yield (
@@ -46,7 +46,9 @@ def choices(room: Room, needed: int, used: int) -> Iterator[str]:
 
 
 def _memory(room: Room, tokens: int) -> str:
-    size = f"its KV cache takes {_size(tokens * room.kv_bytes)}"
+    if room.needed is None:
+        return ""
+    size = f": it takes {_size(room.needed(tokens))} beside the weights"
     return size if room.free is None else f"{size}, {_size(room.free)} of memory are free"
 
 

@@ -286,13 +286,14 @@ def _open(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversa
 
 def _room(request: _Request, session: Session) -> Room:
     from ggext.chat.fit import Room
+    from ggext.footprint.planner import Choices
     from ggext.runtime import capacity
 
     model = session.model
-    kv_bytes = capacity.kv_bytes_per_token(model, session.cache.kv_type)
-    free = None if model.offloads else capacity.free_memory()
+    memory = capacity.room(model, Choices(session.cache.kv_type))
+    needed, free = (memory.needed, memory.free.ram) if memory else (None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
-    return Room(request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, kv_bytes, free, when_full)
+    return Room(request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, needed, free, when_full)
 
 
 def _keeper(request: _Request, question: str | None, session: Session) -> Keeper | None:
