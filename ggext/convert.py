@@ -124,7 +124,8 @@ def plan(options: ConvertOptions) -> Plan:
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
         return open_source(options.model)
-    source = open_source(metadata_part(options.model), one_part=True)
+    checkpoint = (options.model / "config.json").is_file()
+    source = open_source(options.model if checkpoint else metadata_part(options.model), one_part=True)
     others = {
         "OUT": options.out, "--type": options.type.lower() != "auto", "--tensor-type": options.tensor_types,
         "--imatrix": options.imatrix, "--split": options.split,

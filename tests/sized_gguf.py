@@ -16,8 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
-from ggext.gguf.writer import pack_header
 
 _NORMS = {
     "cohere2": ("attn_norm",), "gpt-oss": ("attn_norm", "post_attention_norm"),
@@ -204,10 +204,11 @@ def write_sized(path: Path, s: Shape) -> Path:
         infos.append(info)
         offset = aligned(offset + info.nbytes, 32)
     fields = {"general.architecture": s.arch, "tokenizer.ggml.model": "no_vocab"} | header_keys(s)
-    header = pack_header({k: Field.of(v) for k, v in fields.items()}, infos)
+    values = {k: Field.of(v) for k, v in fields.items()}
+    header = pack_header(values, infos, roomy_length(packed_length(values, infos), 32))
     with path.open("wb") as file:
         file.write(header)
-        file.truncate(aligned(len(header), 32) + offset)
+        file.truncate(len(header) + offset)
     return path
 
 

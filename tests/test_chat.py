@@ -191,7 +191,15 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def room(engine: QueuedEngine) -> Room:
-    return Room("model.gguf", engine.n_ctx, 8000, engine.trained, lambda tokens: 512 * tokens, 2**30)
+    return Room(
+        "model.gguf",
+        engine.n_ctx,
+        8000,
+        engine.trained,
+        lambda tokens: 512 * tokens,
+        lambda tokens: 512 * tokens,
+        2**30,
+    )
 
 
 def chat(

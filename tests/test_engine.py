@@ -6,7 +6,6 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -510,10 +509,10 @@ def _zeros(size: int) -> list[bytes]:
 def damaged(source: Path, out: Path, fields: dict[str, Any], types: dict[str, int]) -> Path:
     """A copy of a GGUF file with other values (in place of the old) and tensor types."""
     header = read_gguf(source)
-    changed = {
-        key: replace(header.fields[key], value=value) if key in header.fields else Field.of(value)
-        for key, value in fields.items()
-    }
+    changed = {}
+    for key, value in fields.items():
+        old = header.fields.get(key)
+        changed[key] = Field.of(value) if old is None else Field(old.type, value, old.item_type)
     tensors = []
     for name, info in header.tensors.items():
         kind = types.get(name, info.type)

@@ -85,10 +85,10 @@ def test_an_id_is_fetched_converted_and_cached(hub: Hub, ggext: Ggext, tiny: Pat
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("Tiny-1B: llama, 21 tensors")
     assert first.stderr == ""  # no bars where nobody watches
-    assert read_gguf(tmp_path / "Tiny-1B-yarn4.gguf").get("general.name") == "Tiny-1B"
+    assert read_gguf(tmp_path / "Tiny-1B-yarn4.gguf").get("general.name") == "Tiny 1B"
     shards = {p.name for p in tiny.glob("model-*.safetensors")}
     assert len(shards) > 1
-    wanted = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    wanted = {"README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert set(hub.fetched()) == shards | wanted | {"model.safetensors.index.json"}
     assert ggext("convert", str(tiny), "local.gguf", "--yarn", "4").returncode == 0
     assert same_tensors(tmp_path / "Tiny-1B-yarn4.gguf", tmp_path / "local.gguf")

@@ -72,9 +72,12 @@ def _context(chat: Chat, _: str) -> None:
     parts = [f"{name} {sum(count(turn.content) for turn in turns):,}" for name, turns in shares.items() if turns]
     if parts:
         chat.screen.notice(f"tokens of text: {', '.join(parts)}")
-    size = engine.used * room.kv_bytes / 2**20
-    allocated = room.allocated * room.kv_bytes / 2**20
-    chat.screen.notice(f"KV cache: {size:,.1f} of {allocated:,.1f} MiB, {room.kv_bytes:,} bytes a token")
+    if room.cache is not None:
+        allocated = room.cache(room.allocated)
+        each = allocated / room.allocated
+        chat.screen.notice(
+            f"KV cache: {engine.used * each / 2**20:,.1f} of {allocated / 2**20:,.1f} MiB, {each:,.0f} bytes a token"
+        )
 
 
 def _save(chat: Chat, name: str) -> None:

@@ -12,7 +12,8 @@ _STEP = 1024
 @dataclass(frozen=True)
 class Room:
     """What bounds a chat's context. Tokens: ``allocated`` now, ``made_for`` by the file, ``trained`` before any
-    extension. Bytes: ``needed`` by a context of so many tokens beside the weights (None: unknown), ``free`` memory.
+    extension. Bytes: ``needed`` by a context of so many tokens beside the weights, of which ``cache`` is keys and
+    values (None: unknown), and ``free`` memory.
     ``when_full``: the engine's policy for a full context."""
 
     model: str
@@ -20,6 +21,7 @@ class Room:
     made_for: int
     trained: int
     needed: Callable[[int], int] | None
+    cache: Callable[[int], int] | None
     free: int | None
     when_full: str = "stop"
 

@@ -22,7 +22,7 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 #: Names that end so are files, not models on the hub.
 _FILES = (".gguf", ".safetensors", ".bin", ".json", ".model", ".toml")
 _SMALL_FILES = [
-    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "README.md"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
     *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_templates/*.jinja"),

@@ -291,9 +291,11 @@ def _room(request: _Request, session: Session) -> Room:
 
     model = session.model
     memory = capacity.room(model, Choices(session.cache.kv_type))
-    needed, free = (memory.needed, memory.free.ram) if memory else (None, None)
+    needed, cache, free = (memory.needed, memory.cache, memory.free.ram) if memory else (None, None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
-    return Room(request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, needed, free, when_full)
+    return Room(
+        request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, needed, cache, free, when_full
+    )
 
 
 def _keeper(request: _Request, question: str | None, session: Session) -> Keeper | None:

@@ -52,6 +52,10 @@ class Room:
         ram, _ = self._shares(tokens)
         return ram.total - ram.weights
 
+    def cache(self, tokens: int) -> int:
+        """Bytes of its keys and values."""
+        return self._shares(tokens)[0].cache
+
     def _shares(self, tokens: int) -> tuple[Share, Share]:
         return self.planner.shares(self.planner.context(tokens))
 

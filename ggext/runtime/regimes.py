@@ -10,7 +10,6 @@ from typing import Literal
 
 from ggext.errors import ModelError
 from ggext.file_rope import effective_table
-from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import float32, geometry_of, stated_method
 from ggext.rope.methods import ntk_base, theta
 from ggext.rope.scaling import RopeGeometry
@@ -54,8 +53,7 @@ def _doublings(geometry: RopeGeometry, n_ctx: int) -> list[Regime]:
 
 
 def _unscaled(model: Model) -> RopeGeometry:
-    keys, arch = model.header.arch_keys(), model.header.arch
-    geometry = geometry_of(keys, capability_of(arch).layout)
+    geometry = geometry_of(model.header.arch_keys(), model.header.arch)
     table = effective_table(model.header)
     if table.inv_freq != tuple(theta(geometry)) or table.attention_factor != 1:
         raise ModelError(

@@ -37,7 +37,7 @@ class KeyRotation:
 
     def __init__(self, header: GgufFile, regime: Regime) -> None:
         self._layout = capability_of(header.arch).layout
-        geometry = geometry_of(header.arch_keys(), self._layout)
+        geometry = geometry_of(header.arch_keys(), header.arch)
         self._head_dim = geometry.head_dim
         table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
         self._inv_freq = table.inv_freq if regime.freq_base is None else tuple(theta(geometry, regime.freq_base))
