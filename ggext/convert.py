@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggext.bake import Bake, check_in_place, check_weights_stay, float32_bytes
+from ggext.before import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, RopeError, UsageError
 from ggext.fold import Rounding, fold_query
 from ggext.gguf.reader import read_gguf
@@ -99,7 +100,7 @@ def plan(options: ConvertOptions) -> Plan:
         if options.in_place:
             check_weights_stay(source.path, encoding, source.query_scale)
         tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
-        fields = _with_rope(fields, source.arch, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
+        fields = _with_rope(source, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
     rounding = Rounding()
@@ -251,12 +252,19 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     )
 
 
-def _with_rope(fields: dict[str, Field], arch: str, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
-    """``fields`` with every trace of an earlier scaling gone and the new one in its place."""
+def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
+    """The source's fields with every trace of an earlier scaling gone and the new one in its place. Where nothing is
+    asked for but no scaling, a file gets back what it said before its first one."""
+    fields, arch = source.fields, source.arch
+    before = as_before(fields, arch, recipe.table()) if recipe.scaling == RopeScaling() else None
+    if before is not None:
+        return before
     stale = {f"{arch}.{key}" for key in SCALING_KEYS} | {RECIPE_KEY}
     kept = {key: value for key, value in fields.items() if key not in stale}
     new = {f"{arch}.{key}": Field.of(value) for key, value in encoding.keys.items()}
     new[RECIPE_KEY] = Field.of(json.dumps(recipe.as_dict(), separators=(",", ":")))
+    if source.is_unscaled_gguf and recipe.scaling.method != "none" and BEFORE_KEY not in kept:
+        new[BEFORE_KEY] = remembered(fields, arch)
     return kept | new
 
 

@@ -25,6 +25,7 @@ from ggext.mapped import MappedTensor, RowBlock, mapped, rows_at_once, taken_sca
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
+    FACTOR_TENSORS,
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
@@ -110,6 +111,12 @@ class ModelSource:
     notes: list[str] = field(default_factory=list)
     query_scale: float = 1.0
     gguf: GgufFile | None = None
+
+    @property
+    def is_unscaled_gguf(self) -> bool:
+        """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
+        factors = self.gguf is not None and any(name in self.gguf.tensors for name in FACTOR_TENSORS)
+        return self.is_gguf and not factors and self.scaling == RopeScaling() and self.query_scale == 1.0
 
 
 def named_model(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:

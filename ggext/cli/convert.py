@@ -263,7 +263,8 @@ def describe(plan: Plan) -> list[str]:
             f"{k.replace('_', ' ')} {v:g}" for k, v in scaling.given().items() if isinstance(v, (int, float))
         )
         lines.append(f"rope: {scaling.method}{' (' + parameters + ')' if parameters else ''}")
-        lines.append(f"context: {plan.geometry.trained_context:,} → {table.keys['context_length']:,} tokens")
+        context = plan.fields[f"{source.arch}.context_length"].value
+        lines.append(f"context: {plan.geometry.trained_context:,} → {context:,} tokens")
         lines.append(
             f"encoding: {table.name}, worst frequency error {table.exactness.frequency_error:.1e}, "
             f"gain error {table.exactness.gain_error:.1e}, {'shift-safe' if table.shift_safe else 'not shift-safe'}"
