@@ -200,8 +200,9 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
 
 
 def _write(plan: Plan, fields: dict[str, Field], tensors: list[TensorToWrite], progress: Progress) -> tuple[Path, ...]:
-    if plan.split is not None:
-        return write_parts(plan.out, fields, tensors, plan.split, progress)
+    if plan.split is not None:  # with the factors in the part that holds the metadata, a later bake finds them
+        in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
+        return write_parts(plan.out, fields, in_order, plan.split, progress)
     write_gguf(plan.out, fields, tensors, progress)
     return (plan.out,)
 

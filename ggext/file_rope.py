@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ggext.errors import RopeError
 from ggext.gguf.reader import GgufFile
+from ggext.gguf.shards import model_parts
 from ggext.rope.decode import FACTOR_TENSORS, decode
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
@@ -21,8 +22,13 @@ def effective_table(gguf: GgufFile, n_ctx: int | None = None, *, by_ggext: bool 
 
 
 def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:
-    """The RoPE factor tensors of a file by name, as ``rope.decode`` takes them."""
-    return {name: gguf.float_tensor(name).tolist() for name in FACTOR_TENSORS if name in gguf.tensors}
+    """The RoPE factor tensors of a model by name, as ``rope.decode`` takes them, in whichever part they are."""
+    return {
+        name: part.float_tensor(name).tolist()
+        for part in model_parts(gguf)
+        for name in FACTOR_TENSORS
+        if name in part.tensors
+    }
 
 
 def recipe_of(gguf: GgufFile) -> Recipe | None:

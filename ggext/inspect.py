@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ggext.errors import RopeError
 from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
@@ -38,7 +39,7 @@ class Inspection:
     more than the trained length (LongRoPE). ``None`` with the reason in ``rope_unknown`` where ggext cannot read the
     file's scaling. ``shift_safe``: whether the cached keys survive a context shift. ``context_parameters``: what
     ggext makes its contexts with for this file and other programs do not.
-    Contexts in tokens, ``size`` in bytes. ``method``: the recipe's, or what the keys say."""
+    Contexts in tokens, ``size`` in bytes, of all parts. ``method``: the recipe's, or what the keys say."""
 
     path: str
     name: str
@@ -70,7 +71,9 @@ class Inspection:
 
 def inspect(path: Path) -> Inspection:
     """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not raised."""
-    gguf = read_gguf(path)
+    gguf = read_gguf(metadata_part(path))
+    parts = model_parts(gguf)
+    tensors = [tensor for part in parts for tensor in part.tensors.values()]
     recipe, table, short, geometry, unknown = None, None, None, None, ""
     shift_safe, parameters_of_context = True, {}
     try:
@@ -83,11 +86,11 @@ def inspect(path: Path) -> Inspection:
         parameters_of_context = context_parameters(gguf.arch_keys())
     except RopeError as error:
         unknown = str(error)
-    parameters = sum(math.prod(t.shape) for t in gguf.tensors.values())
     context = gguf.arch_keys().get("context_length", 0)
     return Inspection(
-        path=str(path), name=str(gguf.get("general.name", "")), arch=gguf.arch, size=gguf.size,
-        parameters=parameters, types=dict(Counter(type_name(t.type) for t in gguf.tensors.values()).most_common()),
+        path=str(gguf.path), name=str(gguf.get("general.name", "")), arch=gguf.arch,
+        size=sum(part.size for part in parts), parameters=sum(math.prod(t.shape) for t in tensors),
+        types=dict(Counter(type_name(t.type) for t in tensors).most_common()),
         recipe=recipe, method=_method(gguf, recipe, unknown),
         trained_context=geometry.trained_context if geometry else context, context=context,
         rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown, shift_safe=shift_safe,

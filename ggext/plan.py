@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ggext.errors import GgufError, UsageError
+from ggext.errors import UsageError
 from ggext.footprint import machine
 from ggext.footprint.architecture import Architecture, architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
 from ggext.gguf.reader import GgufFile, read_gguf
-from ggext.gguf.split import part_path
+from ggext.gguf.shards import metadata_part, model_parts
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
 MEASURED = frozenset({
@@ -80,7 +80,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     would refuse.
     """
     options = options or PlanOptions()
-    header = _whole(read_gguf(path))
+    header = _whole(read_gguf(metadata_part(path)))
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
@@ -95,17 +95,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
 
 def _whole(header: GgufFile) -> GgufFile:
     """The header with the tensors of all parts, where the file is the first of several."""
-    count = header.get("split.count")
-    if not isinstance(count, int) or count < 2:
-        return header
-    name = header.path.name.removesuffix(f"-00001-of-{count:05d}.gguf")
-    if name == header.path.name:
-        raise GgufError(f"{header.path} is one of {count} parts, but not named as the first: name that one")
-    tensors = dict(header.tensors)
-    for number in range(1, count):
-        part = part_path(header.path.with_name(f"{name}.gguf"), number, count)
-        tensors |= read_gguf(part, any_kind=True).tensors
-    return replace(header, tensors=tensors)
+    return replace(header, tensors={name: t for part in model_parts(header) for name, t in part.tensors.items()})
 
 
 def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:

@@ -20,6 +20,7 @@ from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, UsageError
 from ggext.file_rope import factor_tensors, recipe_of
 from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.shards import metadata_part
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.mapped import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.rope import methods
@@ -147,7 +148,7 @@ def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
         )
     if path.suffix in (".safetensors", ".json", ".bin"):
         raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent}")
-    return _from_gguf(path, one_part)
+    return _from_gguf(metadata_part(path), one_part)
 
 
 def _from_checkpoint(folder: Path) -> ModelSource:

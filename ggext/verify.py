@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.file_rope import effective_table
 from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
 from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
 from ggext.rope.scaling import RopeTable
@@ -44,9 +45,10 @@ def verify(
     levels: Collection[str] | None = None,
     require_shift_safe: bool = False,
 ) -> Report:
-    """Check ``path``. ``reference``: the checkpoint it was made from. ``tokens``: how many are evaluated for
-    the logits. ``tolerance``: mean KL in nats, in place of the weight type's own. ``levels``: some of
-    ``LEVELS``, None: all that the installation and the arguments allow.
+    """Check ``path``; of a model in several parts any of them, or their folder, may be named. ``reference``: the
+    checkpoint it was made from. ``tokens``: how many are evaluated for the logits. ``tolerance``: mean KL in nats, in
+    place of the weight type's own. ``levels``: some of ``LEVELS``, None: all that the installation and the arguments
+    allow.
 
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
@@ -58,7 +60,7 @@ def verify(
             raise missing
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
-    gguf = read_gguf(path)
+    gguf = read_gguf(metadata_part(path))
     run = _Run(gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress)
     if "table" in chosen:
         run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(gguf, run.wanted)

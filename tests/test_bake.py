@@ -316,6 +316,52 @@ def test_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
     assert sorted(parts[0].parent.iterdir()) == parts
 
 
+@pytest.mark.parametrize("given", ["first", "last", "folder"])
+def test_what_reads_a_model_reads_its_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
+    """Whichever is named; what is counted is counted over all of them."""
+    pytest.importorskip("llama_cpp")
+    named = {"first": parts[0], "last": parts[2], "folder": parts[0].parent}[given]
+    told("convert", parts[0], "--in-place", *REQUESTS["yarn by tensor"])
+    told("convert", tmp_path / "whole.gguf", tmp_path / "one.gguf", *REQUESTS["yarn by tensor"])
+    several, one = (json.loads(told("inspect", path, "--json")) for path in (named, tmp_path / "one.gguf"))
+    assert several["size"] == sum(path.stat().st_size for path in parts)
+    differ = {"path", "size"}
+    assert {k: v for k, v in several.items() if k not in differ} == {k: v for k, v in one.items() if k not in differ}
+    assert "all within tolerance" in told("verify", named)
+    several, one = (json.loads(told("plan", path, "--json")) for path in (named, tmp_path / "one.gguf"))
+    assert several["ram"]["weights"] == one["ram"]["weights"]
+    np.testing.assert_array_equal(logits(named), logits(tmp_path / "one.gguf"))
+
+
+def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
+    """Written into the first part, where a later bake in place finds them; read wherever they are."""
+    pytest.importorskip("llama_cpp")
+    told("convert", model, tmp_path / "set.gguf", *REQUESTS["yarn by tensor"], "--split", "20K")
+    first, *others = sorted(tmp_path.glob("set-*.gguf"))
+    assert others
+    assert "rope_freqs.weight" in read_gguf(first).tensors
+    assert "all within tolerance" in told("verify", first)
+    told("convert", first, "--in-place", "--ntk", 4)
+    assert "all within tolerance" in told("verify", first)
+    told("undo", first)
+    gguf, last = read_gguf(first), read_gguf(others[-1], any_kind=True)
+    factors = bytes(gguf.tensor_data("rope_freqs.weight"))
+    content = {
+        file.path: [
+            TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda f=file, n=t.name: [f.tensor_data(n)])  # type: ignore[misc]
+            for t in file.tensors.values()
+            if t.name != "rope_freqs.weight"
+        ]
+        for file in (gguf, last)
+    }
+    content[last.path].append(TensorToWrite("rope_freqs.weight", (8,), 0, len(factors), lambda: [factors]))
+    write_gguf(first, gguf.fields, content[first])
+    write_gguf(last.path, last.fields, content[last.path])
+    assert "all within tolerance" in told("verify", first)
+    others[0].unlink()
+    assert f"{others[0]}: No such file" in refused("verify", first)
+
+
 def test_parts_that_are_not_there(parts: list[Path], tmp_path: Path) -> None:
     parts[0].unlink()
     assert "model-00001-of-00003.gguf is not there" in refused("convert", parts[1], "--in-place", "--yarn", 4)

@@ -212,14 +212,14 @@ def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
 
 def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     """Beside the model, where the command line names a scaling (else the recipe was read)."""
+    if options["recipe"] is None or (options["target_context"] is None and _scaling(options) is None):
+        return
     from ggext.recipe_file import Request, write_request
     from ggext.rope.scaling import RopeScaling
 
-    named = options["target_context"] is not None or _scaling(options) is not None
-    if options["recipe"] is not None and named:
-        rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
-        write_request(options["recipe"], Request(rope, asked.target_context, asked.encoding, asked.type), asked.force)
-        click.echo(f"wrote {options['recipe']}")
+    rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
+    write_request(options["recipe"], Request(rope, asked.target_context, asked.encoding, asked.type), asked.force)
+    click.echo(f"wrote {options['recipe']}")
 
 
 def _scaling(options: dict[str, Any]) -> RopeScaling | None:

@@ -21,9 +21,13 @@ def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = sil
     header = pack_header(edit.fields, edit.infos, start, gguf.version)
     source_at = gguf.data_offset // BLOCK * BLOCK
     target_at = start - gguf.data_offset + source_at
+    # the new file is empty and not truncated again: after O_TRUNC, ext4 writes all data out on close
     with (
-        replacing(out, start) as beside, output_errors(out), gguf.path.open("rb") as source, beside.open("wb") as target
-    ):  # fmt: skip
+        replacing(out, start) as beside,
+        output_errors(out),
+        gguf.path.open("rb") as source,
+        beside.open("r+b") as target,
+    ):
         shared, length = False, max(0, gguf.size - source_at)
         target.truncate(target_at + length)
         if length:

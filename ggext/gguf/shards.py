@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ggext.errors import GgufError
+from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.split import part_path
 
 _PART = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -33,6 +34,18 @@ def all_parts(first: Path) -> list[Path]:
         return [first]
     count = int(match["count"])
     return [part_path(first.with_name(match["prefix"]), number, count) for number in range(count)]
+
+
+def model_parts(first: GgufFile) -> list[GgufFile]:
+    """The headers of all parts of a model, ``first`` itself at the front. Raises ``GgufError`` where one is not there,
+    or not where llama.cpp looks for it."""
+    count = first.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return [first]
+    paths = all_parts(first.path)
+    if len(paths) != count or paths[0] != first.path:
+        raise GgufError(f"{first.path} is one of {count} parts, but not named as the first: name that one")
+    return [first, *(read_gguf(path, any_kind=True) for path in paths[1:])]
 
 
 def _only_model(folder: Path) -> Path:

@@ -69,10 +69,10 @@ def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite]) -> Ar
 
 
 def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], None]) -> None:
-    """Write the file in its place. Raises ``OSError``."""
+    """Write the file, which is there and empty. Raises ``OSError``."""
     from ggext import native
 
-    with path.open("wb", buffering=0) as file:
+    with path.open("r+b", buffering=0) as file:  # after O_TRUNC, ext4 writes all data out on close
         native.reserve(file.fileno(), arranged.size)
         write_at(file.fileno(), 0, memoryview(arranged.header))
         write_pieces(file.fileno(), _placed(arranged), progress)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ggext.errors import ModelError
+from ggext.gguf.shards import metadata_part
 from ggext.runtime import llama
 from ggext.runtime.closing import Closing
 
@@ -61,12 +62,14 @@ class Model(Closing):
         gpu_layers: int | None = None,
         progress: LoadProgress | None = None,
     ) -> Model:
-        """Loads a GGUF file. `gpu_layers` None offloads whatever the library can.
+        """Loads a GGUF file; of a model in several parts any of them, or their folder, may be named.
+
+        `gpu_layers` None offloads whatever the library can.
 
         `progress` is called with 0.0 to 1.0 and cancels the load by returning False. Raises
         GgufError for a malformed file, ModelError when llama.cpp refuses it, CancelledError.
         """
-        path = Path(path)
+        path = metadata_part(Path(path))
         header = llama.check_gguf(path)
         module = llama.lib()
         params = module.llama_model_default_params()
