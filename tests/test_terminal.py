@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -92,21 +92,19 @@ def test_ctrl_c_reaches_a_prefill_inside_llama_cpp(slow_gguf: Path) -> None:
 
     with Model.open(slow_gguf) as model, Session(model, SessionOptions(n_batch=4096)) as session:
         session.evaluate([1])
-        sent: list[float] = []
+        make_batch, timers = session.cache._batch, []
 
-        def interrupt() -> None:
-            sent.append(time.monotonic())
-            _interrupt()
+        def batch(tokens: Sequence[int], every_logit: bool) -> Any:
+            timers.append(interrupt_after(0.1))
+            return make_batch(tokens, every_logit)
 
-        timer = threading.Timer(0.1, interrupt)
-        timer.start()
+        session.cache._batch = batch  # type: ignore[method-assign]
         with on_interrupt(session.cancel):
             prefill = session.evaluate([1] * 4096)
-        late = time.monotonic() - sent[0]
-        timer.join()
+            timers[0].join()
     assert prefill.cancelled
-    assert prefill.evaluated == 0  # all were in one call of llama_decode
-    assert late < 1  # tenths of a second, on a machine that others use
+    assert prefill.evaluated == 0  # all were in one call of llama_decode, which did not come to its end
+    assert len(timers) == 1
 
 
 def _interrupt() -> None:
@@ -127,19 +125,18 @@ def test_on_interrupt_raises_nothing_and_restores_the_handler() -> None:
     called = threading.Event()
     with on_interrupt(called.set):
         interrupt_after(0).join()
-        assert called.wait(2)
+        assert called.wait(30)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal comes in the sleep
         interrupt_after(0.05)
-        time.sleep(2)
+        time.sleep(30)
 
 
 def test_on_interrupt_cancels_what_starts_a_moment_later() -> None:
-    calls: list[float] = []
-    with on_interrupt(lambda: calls.append(time.monotonic())):
+    calls = threading.Semaphore(0)
+    with on_interrupt(calls.release):
         _interrupt()
-        time.sleep(0.3)
-    assert len(calls) > 3
+        assert all(calls.acquire(timeout=30) for _ in range(4))
 
 
 def test_on_interrupt_leaves_other_threads_alone() -> None:
@@ -351,7 +348,7 @@ class Keyboard:
         self.wait_for(">")
         self.type(line + "\r")
 
-    def wait_for(self, text: str, seconds: float = 15) -> str:
+    def wait_for(self, text: str, seconds: float = 60) -> str:
         """What came up to and with `text`, terminal control left out."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -442,7 +439,7 @@ def test_ctrl_c_in_a_prefill_keeps_the_chat(keyboard: Callable[..., Keyboard], s
     chat.wait_for("reading")
     time.sleep(0.3)
     chat.type(CTRL_C)
-    chat.wait_for("the turn was taken back", seconds=2)
+    chat.wait_for("the turn was taken back")
     chat.say("/clear")
     chat.wait_for("the chat starts over")
     chat.say("Who?")
