@@ -6,17 +6,17 @@ free.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggext.errors import GgufError, UsageError
+from ggext.errors import UsageError
 from ggext.footprint import machine
 from ggext.footprint.architecture import Architecture, architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
-from ggext.gguf.reader import GgufFile, read_gguf
-from ggext.gguf.split import part_path
+from ggext.gguf.reader import read_gguf
+from ggext.gguf.shards import whole_header
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
 MEASURED = frozenset({
@@ -80,7 +80,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     would refuse.
     """
     options = options or PlanOptions()
-    header = _whole(read_gguf(path))
+    header = whole_header(read_gguf(path))
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
@@ -91,21 +91,6 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
         path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
         sum(layer.slides for layer in arch.layers) if arch.window else 0, arch.name in MEASURED,
     )  # fmt: skip
-
-
-def _whole(header: GgufFile) -> GgufFile:
-    """The header with the tensors of all parts, where the file is the first of several."""
-    count = header.get("split.count")
-    if not isinstance(count, int) or count < 2:
-        return header
-    name = header.path.name.removesuffix(f"-00001-of-{count:05d}.gguf")
-    if name == header.path.name:
-        raise GgufError(f"{header.path} is one of {count} parts, but not named as the first: name that one")
-    tensors = dict(header.tensors)
-    for number in range(1, count):
-        part = part_path(header.path.with_name(f"{name}.gguf"), number, count)
-        tensors |= read_gguf(part, any_kind=True).tensors
-    return replace(header, tensors=tensors)
 
 
 def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:

@@ -42,6 +42,12 @@ CONTEXTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer cores make smaller batches."""
+    monkeypatch.setattr(defaults, "physical_cores", lambda: 2)
+
+
 def within(share: float, found: int, wanted: int) -> bool:
     return abs(found - wanted) <= share * wanted
 
@@ -384,7 +390,7 @@ def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pyte
     assert (code, "q8_0" in text) == (1, False)
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
-    assert "it does not fit; the largest context that does: 16,384 tokens\nwith --kv q8_0: 30,720 tokens\n" in text
+    assert "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
 
 

@@ -290,7 +290,7 @@ def _room(request: _Request, session: Session) -> Room:
     from ggext.runtime import capacity
 
     model = session.model
-    memory = capacity.room(model, Choices(session.cache.kv_type))
+    memory = capacity.room(model, Choices(session.cache.kv_type, session.n_batch))
     needed, cache, free = (memory.needed, memory.cache, memory.free.ram) if memory else (None, None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
     return Room(

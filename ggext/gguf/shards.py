@@ -4,9 +4,11 @@ finds the others by name."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import GgufError
+from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.split import part_path
 
 _PART = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -33,6 +35,21 @@ def all_parts(first: Path) -> list[Path]:
         return [first]
     count = int(match["count"])
     return [part_path(first.with_name(match["prefix"]), number, count) for number in range(count)]
+
+
+def whole_header(header: GgufFile) -> GgufFile:
+    """The header with the tensors of all parts, where the file is the first of several. Their offsets are those in
+    their own files. Raises ``GgufError``."""
+    count = header.get("split.count")
+    if not isinstance(count, int) or count < 2:
+        return header
+    parts = all_parts(header.path)
+    if len(parts) != count or parts[0] != header.path:
+        raise GgufError(f"{header.path} is one of {count} parts, but not named as the first: name that one")
+    tensors = dict(header.tensors)
+    for part in parts[1:]:
+        tensors |= read_gguf(part, any_kind=True).tensors
+    return replace(header, tensors=tensors)
 
 
 def _only_model(folder: Path) -> Path:
