@@ -276,7 +276,8 @@ def test_a_seed_repeats_the_answer(stories_gguf: Path) -> None:
         (["-f", "nothing.txt"], 2, "nothing.txt cannot be read: No such file or directory"),
         (["-f", "-", "-f", "-"], 2, "can be read once"),
         (["--load", "nothing.json"], 1, "nothing.json cannot be read"),
-        (["--ctx", "0"], 2, "--ctx"),
+        (["--ctx", "0"], 2, "'0' is neither a number of tokens nor auto"),
+        (["--context", "many"], 2, "'many' is neither a number of tokens nor auto"),
     ],
 )
 def test_a_mistake_ends_in_one_line(stories_gguf: Path, arguments: list[str], code: int, message: str) -> None:
@@ -530,6 +531,12 @@ def test_a_stop_string_and_a_grammar_from_the_command_line(demo_gguf: Path, stor
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
     said = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30").stdout
     assert re.match(rb"Look [abc]", said)
+
+
+@pytest.mark.parametrize(("given", "allocated"), [("auto", 512), ("256", 256)])
+def test_the_context_is_a_number_or_auto(stories_gguf: Path, given: str, allocated: int) -> None:
+    done = ggext(stories_gguf, "-p", "Once", "--context", given, "--max-tokens", "1", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["context"]["allocated"] == allocated
 
 
 def test_an_answer_that_fills_the_context_exits_with_3(stories_gguf: Path) -> None:
