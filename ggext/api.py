@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, cast
 
+from ggext.chat.answer import AnswerText
 from ggext.chat.conversation import reserve
-from ggext.chat.prompt import Detokenizer, Prompts, behind_system
+from ggext.chat.prompt import Prompts, behind_system
+from ggext.chat.reasoning import Thought
 from ggext.chat.transcript import Role, Turn
 from ggext.errors import UsageError
 from ggext.runtime import engine
@@ -124,7 +126,9 @@ class Model(Closing):
         tokens, left = self._prompt(turns, max_tokens)
         if left:
             _log.warning("%s: the context was full: the %d oldest turns left it", self.path, len(left))
-        reply = Reply(self._worker, Question(tokens, sampling or Sampling(), max_tokens), Detokenizer(self._model))
+        inside = self._prompts.opens_reasoning(tokens)
+        answer = AnswerText(self._model, self._prompts.tags, inside)
+        reply = Reply(self._worker, Question(tokens, sampling or Sampling(), max_tokens), answer)
         reply.left = left
         reply._answering.cancel_event = cancel
         reply._answering.progress = progress
@@ -143,7 +147,8 @@ class Reply(Closing):
     """An answer on its way: its text, piece by piece.
 
     ``finish`` says why it ended, None before that: "eog" (the model ended it), "length" (``max_tokens``),
-    "context" (it is full), "cancelled". ``prefill`` counts what was read. ``left``: turns that were left out.
+    "context" (it is full), "cancelled". ``prefill`` counts what was read. ``left``: turns that were left out. What the
+    model reasons before it answers is no part of the answer: ``reasoning`` has it, as far as it has come.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -166,8 +171,8 @@ class Reply(Closing):
 
     left: tuple[Turn, ...] = ()
 
-    def __init__(self, worker: Worker, question: Question, detokenizer: Detokenizer) -> None:
-        self._detokenizer = detokenizer
+    def __init__(self, worker: Worker, question: Question, answer: AnswerText) -> None:
+        self._answer = answer
         self._answering = worker.ask(question)
 
     @property
@@ -185,31 +190,38 @@ class Reply(Closing):
         """Tokens so far."""
         return self._answering.count
 
+    @property
+    def reasoning(self) -> str:
+        """The reasoning so far, without its tags."""
+        return self._answer.reasoning
+
     def __iter__(self) -> Iterator[str]:
         for token in self._answering:
-            if piece := self._detokenizer.push(token):
-                yield piece
-        if rest := self._detokenizer.rest():
-            yield rest
+            yield from _said(self._answer.extend([token]))
+        yield from _said(self._answer.end())
 
     async def __aiter__(self) -> AsyncIterator[str]:
         async for token in self._answering:
-            if piece := self._detokenizer.push(token):
+            for piece in _said(self._answer.extend([token])):
                 yield piece
-        if rest := self._detokenizer.rest():
-            yield rest
+        for piece in _said(self._answer.end()):
+            yield piece
 
     def text(self) -> str:
         """The whole answer, once it is there; what was iterated before included."""
         for _ in self:
             pass
-        return self._detokenizer.text
+        return self._answer.text
 
     def cancel(self) -> None:
         """Ends the answer, from any thread; the model stays usable."""
         self._answering.cancel()
 
     close = cancel
+
+
+def _said(pieces: Iterator[str]) -> Iterator[str]:
+    return (piece for piece in pieces if not isinstance(piece, Thought))
 
 
 def _turn(message: Message) -> Turn:

@@ -18,9 +18,15 @@ from ggext.rope.capabilities import LLAMA_CPP
 
 State = Literal["ok", "missing", "wrong"]
 #: Extra of ggext → what it is for.
-EXTRAS = {"run": "chat, demo, K-quants, verify to the logits", "torch": "pickled checkpoints", "plot": "--plot"}
+EXTRAS = {
+    "run": "chat, demo, K-quants, verify to the logits",
+    "hub": "models by their id on the Hugging Face hub",
+    "torch": "pickled checkpoints",
+    "plot": "--plot",
+}
 _ALSO = {"transformers": "verify --reference"}  # used where it is there
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[.*?\])?\s*([<>=!~].*?)?\s*(?:;.*?extra == ['\"](\w+)['\"])?")
+_CACHED = 100  # tokens that the form of the cache is tried on
 _ANGLES = 1 << 17  # tokens of context that the native rotation is tried on
 
 
@@ -64,8 +70,8 @@ def _versions() -> Iterator[Finding]:
     yield Finding("versions", "ggext", "ok", f"{__version__}, Python {platform.python_version()}, {system}")
     for requirement in metadata.requires("ggext") or []:
         match = _REQUIREMENT.fullmatch(requirement)
-        if match is None or (match[3] and match[3] not in EXTRAS):
-            continue
+        if match is None or match[1] == "ggext" or (match[3] and match[3] not in EXTRAS):
+            continue  # an extra that names another one of ggext's
         yield _version(match[1], match[2] or "", match[3] or "")
     for name, purpose in _ALSO.items():
         yield _found_or_missing(name, f"for {purpose}", f"pip install {name}")
@@ -180,6 +186,7 @@ def gpu_here(root: Path = Path("/")) -> Literal["cuda", "rocm", "metal"] | None:
 def _tests() -> Iterator[Finding]:
     yield _test("native rotation", _try_rotation)
     if _installed():
+        yield _test("form of the cache", _try_cache)
         yield _test("embedded model", _try_model)
 
 
@@ -200,6 +207,25 @@ def _try_rotation() -> tuple[bool, str]:
     checks = check_kernels(make_table(RopeScaling("none"), geometry), geometry)
     worst = max(check.value for check in checks)
     return all(check.passed for check in checks), f"{worst:.1e} off float64 at most, to position {_ANGLES:,}"
+
+
+def _try_cache() -> tuple[bool, str]:
+    """llama.cpp's undocumented form of cached tokens, and how it rotates keys: what raises is wrong."""
+    from ggext.demo import TRAINED, bake
+    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+
+    with (
+        tempfile.TemporaryDirectory(prefix="ggext-doctor-") as folder,
+        Model.open(bake(Path(folder), "none", TRAINED)) as model,
+        Session(model, SessionOptions(memory=MemoryOptions("stream"))) as session,
+    ):
+        session.evaluate(range(_CACHED))
+        cache = session.cache
+        block = cache.take(0, _CACHED)
+        cache.remove(0, _CACHED)
+        cache.put(block)
+        turned = cache.rotation_error()
+    return True, f"{_CACHED} tokens read as they were written; keys turned {turned:.1e} off llama.cpp's at most"
 
 
 def _try_model() -> tuple[bool, str]:

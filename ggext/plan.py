@@ -6,7 +6,7 @@ free.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from ggext.footprint import machine
 from ggext.footprint.architecture import Architecture, architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
-from ggext.gguf.reader import GgufFile, read_gguf
-from ggext.gguf.shards import metadata_part, model_parts
+from ggext.gguf.reader import read_gguf
+from ggext.gguf.shards import metadata_part, whole_header
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
 MEASURED = frozenset({
@@ -80,7 +80,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     would refuse.
     """
     options = options or PlanOptions()
-    header = _whole(read_gguf(metadata_part(path)))
+    header = whole_header(read_gguf(metadata_part(path)))
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
@@ -91,11 +91,6 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
         path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
         sum(layer.slides for layer in arch.layers) if arch.window else 0, arch.name in MEASURED,
     )  # fmt: skip
-
-
-def _whole(header: GgufFile) -> GgufFile:
-    """The header with the tensors of all parts, where the file is the first of several."""
-    return replace(header, tensors={name: t for part in model_parts(header) for name, t in part.tensors.items()})
 
 
 def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:

@@ -24,6 +24,7 @@ pytest.importorskip("jinja2")
 
 import ggext.api
 from ggext import ContextFullError, GgextError, Model, Sampling, SessionOptions, Settings
+from ggext.chat.reasoning import Tags
 from ggext.demo import sample_text
 from ggext.runtime.cache import Cache
 from ggext.runtime.engine import Model as Weights
@@ -72,6 +73,19 @@ def test_an_answer_comes_in_pieces(model: Model) -> None:
     assert (reply.finish, reply.count) == ("eog", 6)
     assert reply.prefill is not None
     assert reply.text() == "Look for the map below."
+
+
+def test_reasoning_is_no_part_of_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model answers "Look for the map below.", of which the tags make a block of reasoning."""
+    monkeypatch.setattr(model._prompts, "tags", Tags("Look", "map"))
+    reply = model.chat(hides("map", "below"), sampling=GREEDY)
+    assert "".join(reply) == reply.text() == "below."
+    assert reply.reasoning.strip() == "for the"
+
+    async def ask() -> str:
+        return "".join([piece async for piece in model.chat(hides("map", "below"), sampling=GREEDY)])
+
+    assert asyncio.run(ask()) == "below."
 
 
 def test_only_what_changed_is_read_again(model: Model) -> None:

@@ -47,6 +47,8 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
     assert by_name["rotation"]["value"].startswith("CPU, ")
     assert by_name["native rotation"]["value"].endswith("off float64 at most, to position 131,072")
     assert by_name["embedded model"]["value"].startswith("Where is the ")
+    assert by_name["form of the cache"]["value"].startswith("100 tokens read as they were written; keys turned ")
+    assert len(by_name) == len(found["findings"])
     assert all(set(finding) == {"part", "name", "state", "value", "remedy"} for finding in found["findings"])
 
 
@@ -95,7 +97,7 @@ def test_versions_are_compared_number_by_number(version: str, wanted: str, answe
 
 def test_the_packages_are_those_of_the_distribution() -> None:
     found = findings(examine())
-    assert {"click", "gguf", "numpy", "tqdm", "rich", "jinja2", "torch", "matplotlib"} <= set(found)
+    assert {"click", "gguf", "numpy", "tqdm", "rich", "jinja2", "huggingface_hub", "torch", "matplotlib"} <= set(found)
     assert "pytest" not in found
 
 
@@ -159,6 +161,16 @@ def test_a_rotation_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
     assert done.exit_code == 1
     assert "  WRONG   native rotation" in done.stdout
     assert done.stdout.endswith("wrong, see above\n")
+
+
+def test_a_cache_of_another_form_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime import state
+
+    monkeypatch.setattr(state, "ELEMENT_BYTES", {0: 4, 1: 4})
+    found = findings(examine())["form of the cache"]
+    assert found.state == "wrong"
+    assert "in a form that ggext cannot edit" in found.value
 
 
 def test_a_model_that_answers_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

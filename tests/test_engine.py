@@ -482,7 +482,7 @@ def test_large_models_read_in_smaller_batches(model: Model) -> None:
     assert capacity.batch_for(model, 1) == 128
     shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
     tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
-    large: Any = SimpleNamespace(offloads=False, header=SimpleNamespace(tensors=tensors))
+    large: Any = SimpleNamespace(offloads=False, all_parts=SimpleNamespace(tensors=tensors))
     assert [capacity.batch_for(large, threads) for threads in (2, 16)] == [64, 128]
     large.offloads = True
     assert capacity.batch_for(large, 2) == 512

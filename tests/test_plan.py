@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections import deque
@@ -40,6 +41,12 @@ CONTEXTS = {
     "longest": (131072, 512, "q4_0", True, True),
     "wide": (4096, 2048, "f16", False, True),
 }
+
+
+@pytest.fixture(autouse=True)
+def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer cores make smaller batches."""
+    monkeypatch.setattr(defaults, "physical_cores", lambda: 2)
 
 
 def within(share: float, found: int, wanted: int) -> bool:
@@ -248,6 +255,14 @@ def test_what_llama_cpp_would_refuse_is_refused(options: dict[str, Any], message
         plan(path, PlanOptions(**own, choices=Choices(**choices)), FREE)
 
 
+def tensors_of(path: Path) -> list[TensorToWrite]:
+    header = read_gguf(path)
+    return [
+        TensorToWrite(info.name, info.shape, info.type, info.nbytes, lambda name=info.name: [header.tensor_data(name)])  # type: ignore[misc]
+        for info in header.tensors.values()
+    ]
+
+
 def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
@@ -256,11 +271,7 @@ def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
     whole, name = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
     convert(ConvertOptions(DEMO_MODEL, whole, RopeScaling("none")))
     header = read_gguf(whole)
-    tensors = [
-        TensorToWrite(info.name, info.shape, info.type, info.nbytes, lambda name=info.name: [header.tensor_data(name)])  # type: ignore[misc]
-        for info in header.tensors.values()
-    ]
-    first, *others = write_parts(name, header.fields, tensors, most=1_000_000)
+    first, *others = write_parts(name, header.fields, tensors_of(whole), most=1_000_000)
     options = PlanOptions(512, gpu_layers=0)
     assert len(others) > 1
     assert plan(first, options, FREE).ram == plan(whole, options, FREE).ram
@@ -268,6 +279,21 @@ def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
     others[1].unlink()
     with pytest.raises(GgufError, match="00003-of"):
         plan(first, options, FREE)
+
+
+def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime import capacity
+    from ggext.runtime.model import Model
+
+    first, *_ = write_parts(tmp_path / "parts.gguf", read_gguf(demo_gguf).fields, tensors_of(demo_gguf), most=1_000_000)
+    found = plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE)
+    with Model.open(first, gpu_layers=0) as model:
+        room = capacity.room(model, Choices())
+        assert room is not None
+        assert room.planner.shares(room.planner.context(512))[0] == found.ram
+        assert capacity.batch_for(model, capacity.threads_for(model)) == found.context.batch
+        assert model.n_params == sum(math.prod(info.shape) for info in model.all_parts.tensors.values())
 
 
 def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
@@ -383,7 +409,7 @@ def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pyte
     assert (code, "q8_0" in text) == (1, False)
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
-    assert "it does not fit; the largest context that does: 16,384 tokens\nwith --kv q8_0: 30,720 tokens\n" in text
+    assert "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
 
 

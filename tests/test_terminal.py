@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -92,21 +92,19 @@ def test_ctrl_c_reaches_a_prefill_inside_llama_cpp(slow_gguf: Path) -> None:
 
     with Model.open(slow_gguf) as model, Session(model, SessionOptions(n_batch=4096)) as session:
         session.evaluate([1])
-        sent: list[float] = []
+        make_batch, timers = session.cache._batch, []
 
-        def interrupt() -> None:
-            sent.append(time.monotonic())
-            _interrupt()
+        def batch(tokens: Sequence[int], every_logit: bool) -> Any:
+            timers.append(interrupt_after(0.1))
+            return make_batch(tokens, every_logit)
 
-        timer = threading.Timer(0.1, interrupt)
-        timer.start()
+        session.cache._batch = batch  # type: ignore[method-assign]
         with on_interrupt(session.cancel):
             prefill = session.evaluate([1] * 4096)
-        late = time.monotonic() - sent[0]
-        timer.join()
+            timers[0].join()
     assert prefill.cancelled
-    assert prefill.evaluated == 0  # all were in one call of llama_decode
-    assert late < 1  # tenths of a second, on a machine that others use
+    assert prefill.evaluated == 0  # all were in one call of llama_decode, which did not come to its end
+    assert len(timers) == 1
 
 
 def _interrupt() -> None:
@@ -127,19 +125,18 @@ def test_on_interrupt_raises_nothing_and_restores_the_handler() -> None:
     called = threading.Event()
     with on_interrupt(called.set):
         interrupt_after(0).join()
-        assert called.wait(2)
+        assert called.wait(30)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - the signal comes in the sleep
         interrupt_after(0.05)
-        time.sleep(2)
+        time.sleep(30)
 
 
 def test_on_interrupt_cancels_what_starts_a_moment_later() -> None:
-    calls: list[float] = []
-    with on_interrupt(lambda: calls.append(time.monotonic())):
+    calls = threading.Semaphore(0)
+    with on_interrupt(calls.release):
         _interrupt()
-        time.sleep(0.3)
-    assert len(calls) > 3
+        assert all(calls.acquire(timeout=30) for _ in range(4))
 
 
 def test_on_interrupt_leaves_other_threads_alone() -> None:
@@ -279,7 +276,8 @@ def test_a_seed_repeats_the_answer(stories_gguf: Path) -> None:
         (["-f", "nothing.txt"], 2, "nothing.txt cannot be read: No such file or directory"),
         (["-f", "-", "-f", "-"], 2, "can be read once"),
         (["--load", "nothing.json"], 1, "nothing.json cannot be read"),
-        (["--ctx", "0"], 2, "--ctx"),
+        (["--ctx", "0"], 2, "'0' is neither a number of tokens nor auto"),
+        (["--context", "many"], 2, "'many' is neither a number of tokens nor auto"),
     ],
 )
 def test_a_mistake_ends_in_one_line(stories_gguf: Path, arguments: list[str], code: int, message: str) -> None:
@@ -351,7 +349,7 @@ class Keyboard:
         self.wait_for(">")
         self.type(line + "\r")
 
-    def wait_for(self, text: str, seconds: float = 15) -> str:
+    def wait_for(self, text: str, seconds: float = 60) -> str:
         """What came up to and with `text`, terminal control left out."""
         end = time.monotonic() + seconds
         while text not in self.seen:
@@ -442,7 +440,7 @@ def test_ctrl_c_in_a_prefill_keeps_the_chat(keyboard: Callable[..., Keyboard], s
     chat.wait_for("reading")
     time.sleep(0.3)
     chat.type(CTRL_C)
-    chat.wait_for("the turn was taken back", seconds=2)
+    chat.wait_for("the turn was taken back")
     chat.say("/clear")
     chat.wait_for("the chat starts over")
     chat.say("Who?")
@@ -533,6 +531,12 @@ def test_a_stop_string_and_a_grammar_from_the_command_line(demo_gguf: Path, stor
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
     said = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30").stdout
     assert re.match(rb"Look [abc]", said)
+
+
+@pytest.mark.parametrize(("given", "allocated"), [("auto", 512), ("256", 256)])
+def test_the_context_is_a_number_or_auto(stories_gguf: Path, given: str, allocated: int) -> None:
+    done = ggext(stories_gguf, "-p", "Once", "--context", given, "--max-tokens", "1", "--json")
+    assert json.loads(done.stdout.splitlines()[-1])["context"]["allocated"] == allocated
 
 
 def test_an_answer_that_fills_the_context_exits_with_3(stories_gguf: Path) -> None:

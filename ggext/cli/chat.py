@@ -101,12 +101,25 @@ _sampled = _grouped(
     click.option("--json-schema", metavar="SCHEMA", help="The answer is JSON of this schema (a file, or the text)."),
     click.option("--grammar", type=click.Path(path_type=Path), metavar="FILE", help="The answer follows this GBNF."),
 )
+
+
+def _tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
+    """None is auto."""
+    if text is None or text == "auto":
+        return None
+    if not text.isdecimal() or not int(text):
+        raise click.BadParameter(f"{text!r} is neither a number of tokens nor auto")
+    return int(text)
+
+
 _machine = _grouped(
     click.option(
         "--ctx",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Context in tokens.  [default: what the file is made for]",
+        "--context",
+        "ctx",
+        metavar="N|auto",
+        callback=_tokens,
+        help="Context in tokens; auto: what the file is made for, or what fits into the memory.  [default: auto]",
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
     click.option(
@@ -290,7 +303,7 @@ def _room(request: _Request, session: Session) -> Room:
     from ggext.runtime import capacity
 
     model = session.model
-    memory = capacity.room(model, Choices(session.cache.kv_type))
+    memory = capacity.room(model, Choices(session.cache.kv_type, session.n_batch))
     needed, cache, free = (memory.needed, memory.cache, memory.free.ram) if memory else (None, None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
     return Room(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 from ggext.errors import UsageError
 from ggext.footprint import defaults
@@ -78,12 +78,17 @@ class Planner:
     def context(self, tokens: int) -> Context:
         """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses."""
         on_gpu, kv_type = self.gpu_layers > 0, self.choices.kv_type
-        batch = self.choices.batch or defaults.batch(on_gpu)
+        batch = self._batch
         flash = self.choices.flash_attention
         if flash is None:
             heads = max(layer.heads for layer in self.arch.layers)
             flash = defaults.flash_attention(heads, tokens, batch, on_gpu=on_gpu, quantized=is_quantized(kv_type))
         return Context(tokens, batch, kv_type, flash, whole_windows=not self.choices.small_windows)
+
+    @cached_property
+    def _batch(self) -> int:
+        tensors = self.header.tensors
+        return self.choices.batch or defaults.batch(tensors, defaults.threads(tensors), on_gpu=self.gpu_layers > 0)
 
     def shares(self, context: Context) -> tuple[Share, Share]:
         """What lies in RAM, and what on the GPU."""

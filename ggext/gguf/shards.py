@@ -4,6 +4,7 @@ finds the others by name."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import GgufError
@@ -46,6 +47,15 @@ def model_parts(first: GgufFile) -> list[GgufFile]:
     if len(paths) != count or paths[0] != first.path:
         raise GgufError(f"{first.path} is one of {count} parts, but not named as the first: name that one")
     return [first, *(read_gguf(path, any_kind=True) for path in paths[1:])]
+
+
+def whole_header(header: GgufFile) -> GgufFile:
+    """The header with the tensors of all parts, where the file is the first of several. Their offsets are those in
+    their own files. Raises ``GgufError``."""
+    parts = model_parts(header)
+    if len(parts) == 1:
+        return header
+    return replace(header, tensors={name: info for part in parts for name, info in part.tensors.items()})
 
 
 def _only_model(folder: Path) -> Path:

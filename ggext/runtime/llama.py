@@ -223,8 +223,9 @@ def check_gguf(path: Path) -> GgufFile:
     Raises GgufError.
     """
     from ggext.gguf.reader import read_gguf
+    from ggext.gguf.shards import whole_header
     from ggext.runtime.precheck import refuse_what_aborts
 
     header = read_gguf(path)
-    refuse_what_aborts(header)
+    refuse_what_aborts(whole_header(header))
     return header

@@ -6,13 +6,14 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ggext.errors import ModelError
-from ggext.gguf.shards import metadata_part
+from ggext.gguf.shards import metadata_part, whole_header
 from ggext.runtime import llama
 from ggext.runtime.closing import Closing
 
@@ -98,6 +99,11 @@ class Model(Closing):
         handle, self._handle = self._handle, None
         if handle:
             self._lib.llama_model_free(handle)
+
+    @cached_property
+    def all_parts(self) -> GgufFile:
+        """The header with the tensors of all of the model's files."""
+        return whole_header(self.header)
 
     @property
     def offloads(self) -> bool:

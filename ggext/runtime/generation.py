@@ -1,0 +1,84 @@
+"""One answer, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from ggext.errors import ModelError
+from ggext.runtime.sampling import Chooser, Sampling
+
+if TYPE_CHECKING:
+    from ggext.runtime.engine import Session
+
+FinishReason = Literal["eog", "length", "context", "cancelled"]
+
+
+class Generation:
+    """The tokens of one answer. ``finish`` says why it ended, None while it goes on.
+
+    "eog": the model ended it; "length": `max_tokens`; "context": the context is full; "cancelled".
+    A token is in the session's cache once the next one was asked for.
+    """
+
+    def __init__(self, session: Session, sampling: Sampling, max_tokens: int | None) -> None:
+        self.finish: FinishReason | None = None
+        self.count = 0
+        self._session = session
+        self._cache = session.cache
+        self._max_tokens = max_tokens
+        self._pending: int | None = None
+        self._epoch = session.cache.epoch
+        self._lib = session.cache.lib
+        self._vocab = session.model.vocabulary()
+        self._chooser = Chooser(sampling, session.model, session.cache.tokens)
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> int:
+        if self.finish is not None:
+            raise StopIteration
+        self._session._enter()
+        try:
+            token, reason = self._step()
+        finally:
+            self._session._lock.release()
+        if token is None:
+            self._end(reason)
+            raise StopIteration
+        self.count += 1
+        self._pending = token
+        return token
+
+    def _step(self) -> tuple[int | None, FinishReason | None]:
+        cache = self._cache
+        if cache.epoch != self._epoch:
+            raise ModelError("the session was used for something else; start a new generation")
+        if self.count == self._max_tokens:
+            return None, "length"
+        if self._pending is not None:
+            limit = self._session.memory.limit
+            if limit is not None and len(cache.tokens) >= limit:
+                return None, "context"
+            memory = self._session.memory
+            if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
+                return None, "cancelled"
+            self._epoch = cache.epoch
+        if cache.cancelled:
+            return None, "cancelled"
+        token = self._chooser.choose(cache.handle)
+        return (None, "eog") if self._lib.llama_vocab_is_eog(self._vocab, token) else (token, None)
+
+    def _end(self, reason: FinishReason | None) -> None:
+        self.finish = reason
+        if reason == "cancelled":
+            self._session.resume()
+        self.close()
+
+    def close(self) -> None:
+        """Frees the samplers; done at the end by itself."""
+        self._chooser.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_chooser"):
+            self.close()
