@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import CheckpointError, MissingExtraError
+from ggext.errors import CheckpointError, MissingExtraError, first_line
 from ggext.rope import methods
 from ggext.rope.config import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -80,7 +80,7 @@ def transformers_logits(
         with torch.inference_mode():
             logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot run it: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(f"{folder}: transformers cannot run it: {first_line(error)}") from None
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
 

@@ -113,8 +113,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     from ggext.sources import named_model
 
     asked = _options(model, out, options)
-    asked = replace(asked, model=named_model(model, options["revision"], show_progress=True))
-    if options["via_llama_cpp"] is None:
+    by_ggext = options["via_llama_cpp"] is None
+    named = named_model(model, options["revision"], show_progress=True, known_family=by_ggext)
+    asked = replace(asked, model=named)
+    if by_ggext:
         _convert(asked, options)
     else:
         _convert_via_llama_cpp(asked, options)
