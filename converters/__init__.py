@@ -30,8 +30,9 @@ def family_of(config: Config) -> Family:
     model_type = config.string("model_type")
     if model_type not in known_families():
         raise CheckpointError(
-            f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; known: "
-            f"{', '.join(known_families())}; --via-llama-cpp FOLDER runs llama.cpp's own converter from its source"
+            f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; "
+            "--via-llama-cpp FOLDER runs llama.cpp's own converter from its source; known: "
+            f"{', '.join(known_families())}"
         )
     module = import_module(f"ggext.converters.{model_type}")
     family: Family = module.FAMILY(config)

@@ -66,3 +66,8 @@ class ContextFullError(ModelError):
         self.requested = requested
         self.used = used
         self.available = available
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for a message of one line; its class, where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

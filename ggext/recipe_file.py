@@ -36,12 +36,13 @@ _VALUES_A_LINE = 8
 @dataclass(frozen=True)
 class Request:
     """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest exact one;
-    ``type`` as ``convert --type``."""
+    ``type`` and ``tensor_types`` as ``convert --type`` and ``--tensor-type``."""
 
     rope: RopeScaling
     target_context: int | None = None
     encoding: EncodingName | None = None
     type: str = "auto"
+    tensor_types: tuple[str, ...] = ()
 
 
 def read_request(path: Path) -> Request:
@@ -63,7 +64,7 @@ def read_request(path: Path) -> Request:
 def _request(values: dict[str, Any]) -> Request:
     if values.get("format") != _FORMAT:
         raise RopeError(f"format is {values.get('format')!r}; this version reads {_FORMAT}")
-    _refuse_unknown(values, {"format", "rope", "target_context", "encoding", "type"}, "the recipe")
+    _refuse_unknown(values, {"format", "rope", "target_context", "encoding", "type", "tensor_types"}, "the recipe")
     rope = values.get("rope")
     if not isinstance(rope, dict):
         raise RopeError("the table [rope] is missing; it names the method")
@@ -74,11 +75,14 @@ def _request(values: dict[str, Any]) -> Request:
         raise RopeError(f"encoding is {encoding!r}; known: {', '.join(ENCODINGS)}")
     if not isinstance(kind, str):
         raise RopeError(f"type is {kind!r}; it must be a string such as q8_0")
+    types = values.get("tensor_types", [])
+    if not isinstance(types, list) or not all(isinstance(item, str) for item in types):
+        raise RopeError(f"tensor_types is {types!r}; it must be a list of strings such as output=f16")
     scaling = _scaling(rope)
     if target is not None and scaling.factor is not None:
         raise RopeError("target_context and a factor exclude each other; keep one")
     methods.check(replace(scaling, factor=1.0) if target is not None and scaling.method != "none" else scaling)
-    return Request(scaling, target, encoding, kind)
+    return Request(scaling, target, encoding, kind, tuple(types))
 
 
 def _scaling(values: dict[str, Any]) -> RopeScaling:
@@ -119,6 +123,7 @@ def write_request(path: Path, request: Request, force: bool = False) -> None:
 def to_toml(request: Request) -> str:
     top: dict[str, Any] = {"format": _FORMAT, "target_context": request.target_context, "encoding": request.encoding}
     top["type"] = None if request.type == "auto" else request.type
+    top["tensor_types"] = request.tensor_types or None
     rope = {"method": request.rope.method, **request.rope.given()}
     lines = ["# ggext convert MODEL OUT --recipe THIS_FILE"]
     lines += [f"{key} = {_value(value)}" for key, value in top.items() if value is not None]
@@ -133,7 +138,7 @@ def _value(value: Any) -> str:
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'"{escaped}"'
     if isinstance(value, tuple):
-        texts = [repr(v) for v in value]
+        texts = [_value(v) for v in value]
         rows = [", ".join(texts[i : i + _VALUES_A_LINE]) for i in range(0, len(texts), _VALUES_A_LINE)]
         return "[\n    " + ",\n    ".join(rows) + ",\n]"
     return repr(value)

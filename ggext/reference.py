@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import CheckpointError, MissingExtraError
+from ggext.errors import CheckpointError, MissingExtraError, first_line
 from ggext.rope import methods
 from ggext.rope.config import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -49,7 +49,10 @@ def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]
 def transformers_logits(
     folder: Path, scaling: RopeScaling, geometry: RopeGeometry, tokens: list[int]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain attention."""
+    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain attention.
+
+    Quantized weights are taken as what they stand for, rounded to the configuration's ``dtype`` as in the file.
+    """
     try:
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -61,15 +64,23 @@ def transformers_logits(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         _set_rope(config.get_text_config(), scaling, geometry)
+        quantization = getattr(config, "quantization_config", None)
+        if quantization is not None:
+            config.quantization_config = {**quantization, "dequantize": True}
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-        ).eval()
+            folder,
+            config=config,
+            dtype="auto" if quantization else torch.float32,
+            attn_implementation="eager",
+            local_files_only=True,
+        )
+        model = model.to("cpu", torch.float32).eval()
+        if scaling.attention_factor is not None:  # only yarn has a parameter for it
+            model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
+        with torch.inference_mode():
+            logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {str(error).splitlines()[0]}") from None
-    if scaling.attention_factor is not None:  # only yarn has a parameter for it
-        model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
-    with torch.inference_mode():
-        logits = model(torch.tensor([tokens]), use_cache=False).logits
+        raise CheckpointError(f"{folder}: transformers cannot run it: {first_line(error)}") from None
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
 

@@ -120,14 +120,24 @@ class ModelSource:
         return self.is_gguf and not factors and self.scaling == RopeScaling() and self.query_scale == 1.0
 
 
-def named_model(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:
+def named_model(
+    path: Path, revision: str | None = None, *, show_progress: bool = False, known_family: bool = False
+) -> Path:
     """``path``, or what stands for it where nothing has that name: the embedded model's folder for the word
-    ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model there (``hub.fetch``)."""
+    ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model there (``hub.fetch``).
+
+    ``known_family``: what ggext cannot convert is refused before its weights are fetched.
+    """
     if hub.is_hub_id(path):
-        return hub.fetch(path, revision, show_progress=show_progress)
+        check = _check_family if known_family else Path
+        return hub.fetch(path, revision, show_progress=show_progress, check=check)
     if revision is not None:
         raise UsageError(f"--revision {revision} is for models on the hub; {path} is none")
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
+
+
+def _check_family(folder: Path) -> None:
+    family_of(read_config(folder)).rope()
 
 
 def shown(path: Path) -> str:
@@ -138,7 +148,7 @@ def shown(path: Path) -> str:
 def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model. ``one_part``: the first of
     several files will do."""
-    path = named_model(path)
+    path = named_model(path, known_family=True)
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():

@@ -330,7 +330,7 @@ def edit_config(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba9"}, "'mamba9' is not a family that ggext converts; known: apertus, arcee"),
+        ({"model_type": "mamba9"}, "'mamba9' is not a family that ggext converts; --via-llama-cpp FOLDER"),
         ({"model_type": 7}, "model_type is 7; it must be a string"),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_size": None}, "hidden_size is missing"),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny import make_llama
+from family_rows import ROWS
+from tiny import make_llama, make_model
 
 from ggext.checkpoint.config import Config, read_config
 from ggext.checkpoint.float8 import float8_values, weights_of
@@ -18,6 +20,7 @@ from ggext.checkpoint.weights import read_tensors
 from ggext.cli import main
 from ggext.errors import CheckpointError
 from ggext.gguf.reader import read_gguf
+from ggext.verify import verify
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -58,7 +61,7 @@ def quantized(plain: Path, folder: Path, config: dict[str, Any], suffix: str, sc
     tensors = {}
     for name, weight in load_file(folder / "model.safetensors").items():
         tensors[name] = weight
-        if name.endswith("proj.weight"):
+        if name.endswith(("proj.weight", "proj_with_mqa.weight")):
             tensors[name] = (weight.float() * 300).clamp(-448, 448).to(dtype)
             shape = scale_of(*weight.shape)
             tensors[name + suffix] = torch.rand(shape, generator=generator) / 300 + 1e-4
@@ -128,21 +131,86 @@ def test_scales_of_every_layout(
 
 def test_the_file_is_that_of_the_values(plain: Path, tmp_path: Path) -> None:
     """Converted from float8, and from the bfloat16 values saved as such: the same tensors."""
-    from safetensors.torch import load_file, save_file
-
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
     dense = {
         name: torch.from_numpy(tensor.array()[:].copy()).view(torch.bfloat16)
         for name, tensor in weights_of(read_tensors(folder), read_config(folder)).items()
     }
     assert ggext("convert", folder, tmp_path / "a.gguf", "--yarn", 4).exit_code == 0
-    config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": None}))
-    save_file(dense, folder / "model.safetensors")
-    assert load_file(folder / "model.safetensors").keys() == dense.keys()
-    assert ggext("convert", folder, tmp_path / "b.gguf", "--yarn", 4).exit_code == 0
-    one, two = read_gguf(tmp_path / "a.gguf"), read_gguf(tmp_path / "b.gguf")
+    twin = without_quantization(folder, tmp_path / "twin", dense)
+    assert ggext("convert", twin, tmp_path / "b.gguf", "--yarn", 4).exit_code == 0
+    assert_same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
+
+
+def without_quantization(folder: Path, twin: Path, tensors: dict[str, Any]) -> Path:
+    """The checkpoint in ``folder`` with ``tensors`` as its weights."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    shutil.copytree(folder, twin)
+    config = json.loads((twin / "config.json").read_text())
+    (twin / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    save_file(tensors, twin / "model.safetensors", {"format": "pt"})
+    return twin
+
+
+def assert_same_tensors(a: Path, b: Path) -> None:
+    one, two = read_gguf(a), read_gguf(b)
+    assert list(one.tensors) == list(two.tensors)
     assert all(bytes(one.tensor_data(n)) == bytes(two.tensor_data(n)) for n in two.tensors)
+
+
+def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
+    """Experts that are stacked, latents that are parted, blocks that the edge cuts: the values are PyTorch's, and the
+    logits those of transformers with these values."""
+    pytest.importorskip("llama_cpp")
+    from safetensors.torch import load_file
+
+    row = ROWS["deepseek_v3-mscale"]
+    plain = make_model(tmp_path / "plain", row.model_type, **row.config)
+    folder = quantized(plain, tmp_path / "fp8", FP8 | {"weight_block_size": [32, 40]}, "_scale_inv", grid)
+    stored = load_file(folder / "model.safetensors")
+    dense = {}
+    for name, weight in stored.items():
+        if name + "_scale_inv" in stored:
+            scale = stored[name + "_scale_inv"].repeat_interleave(32, 0).repeat_interleave(40, 1)
+            dense[name] = weight.float() * scale[: weight.shape[0], : weight.shape[1]]
+        elif not name.endswith(("_scale_inv", "input_scale")):
+            dense[name] = weight
+    assert {name.rsplit(".", 2)[-2] for name in stored if name.endswith("_scale_inv")} >= {
+        "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj", "down_proj"
+    }  # fmt: skip
+    twin = without_quantization(folder, tmp_path / "twin", dense)
+    assert ggext("convert", folder, tmp_path / "a.gguf").exit_code == 0
+    assert ggext("convert", twin, tmp_path / "b.gguf").exit_code == 0
+    assert_same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
+    assert verify(tmp_path / "a.gguf", twin, levels=("table", "logits"), tolerance=row.bound).passed
+
+
+def grid(rows: int, columns: int) -> tuple[int, int]:
+    return -(-rows // 32), -(-columns // 40)
+
+
+def test_what_only_the_part_for_text_says(plain: Path, tmp_path: Path) -> None:
+    folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
+    stated = weights_of(read_tensors(folder), read_config(folder))
+    text = Config({"dtype": None, "text_config": {"quantization_config": FP8, "dtype": "bfloat16"}}, "config.json")
+    assert weights_of(read_tensors(folder), text) == stated
+
+
+def test_transformers_judges_what_the_weights_stand_for(plain: Path, tmp_path: Path) -> None:
+    """Its own float8 needs a GPU, and would compute in bfloat16."""
+    pytest.importorskip("llama_cpp")
+    folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
+    assert ggext("convert", folder, tmp_path / "a.gguf", "--yarn", 4).exit_code == 0
+    result = ggext("verify", tmp_path / "a.gguf", "--reference", folder, "--level", "table,logits")
+    if find_spec("accelerate"):
+        assert result.exit_code == 0, result.output
+        assert "mean KL beyond it" in result.output
+    else:
+        assert result.exit_code == 1
+        assert "requires accelerate (`pip install accelerate`)" in result.stderr.splitlines()[-1]
 
 
 def ggext(*arguments: object) -> Any:

@@ -5,6 +5,7 @@ Each command runs as its own process: huggingface_hub reads its environment when
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -176,10 +177,28 @@ def test_a_repository_that_is_no_model(hub: Hub, ggext: Ggext, tmp_path: Path) -
     empty.mkdir()
     headless.mkdir()
     (empty / "README.md").write_text("x")
-    (headless / "config.json").write_text('{"model_type": "llama"}')
     hub.models |= {"Owner/Empty": {"main": empty}, "Owner/Headless": {"main": headless}}
+    (headless / "config.json").write_text((DEMO / "config.json").read_text())
     refused(ggext("convert", "Owner/Empty"), "the model Owner/Empty has no config.json")
     refused(ggext("convert", "Owner/Headless"), "has neither model.safetensors nor pytorch_model.bin")
+
+
+def test_what_cannot_be_converted_is_refused_before_its_weights_come(
+    hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
+) -> None:
+    config = json.loads((tiny / "config.json").read_text())
+    for name, change in (("Unknown", {"model_type": "mystery"}), ("Wrong", {"hidden_act": "gelu"})):
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in tiny.iterdir():
+            (folder / path.name).symlink_to(path)
+        (folder / "config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config | change))
+        hub.models[f"Owner/{name}"] = {"main": folder}
+    refused(ggext("convert", "Owner/Unknown"), "model_type 'mystery' is not a family that ggext converts")
+    refused(ggext("convert", "Owner/Wrong"), "hidden_act is 'gelu'")
+    assert "config.json" in hub.fetched()
+    assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
 
 
 def test_a_folder_of_that_name_goes_first(hub: Hub, ggext: Ggext, other: Path, tmp_path: Path) -> None:

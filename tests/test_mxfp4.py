@@ -16,6 +16,7 @@ from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.types import MXFP4
 from ggext.mapped import ggml_mxfp4
 from ggext.rope.scaling import RopeScaling
+from ggext.verify import verify
 
 pytest.importorskip("transformers")
 
@@ -81,6 +82,14 @@ def test_every_value_is_the_one_that_transformers_makes(
     assert found == [f"blk.{i}.ffn_{part}_exps.weight" for i in (0, 1) for part in ("gate", "up", "down")]
     for name in found:
         assert np.array_equal(values(one, name), other.float_tensor(name).reshape(values(one, name).shape)), name
+
+
+def test_transformers_judges_what_the_blocks_stand_for(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    convert(ConvertOptions(checkpoints[0], tmp_path / "packed.gguf", YARN))
+    report = verify(tmp_path / "packed.gguf", checkpoints[0], levels=("table", "logits"), tolerance=1e-2)
+    assert report.passed, report
+    assert len([check for check in report.checks if check.level == "logits"]) == 2
 
 
 def test_a_block_by_hand() -> None:

@@ -19,6 +19,7 @@ from ggext.rope.scaling import RopeScaling
 REQUESTS = {
     "none": Request(RopeScaling("none")),
     "yarn": Request(RopeScaling("yarn", factor=4), encoding="folded", type="Q4_K_M"),
+    "types": Request(RopeScaling("linear", factor=2), type="q8_0", tensor_types=("output=f16", 'a\\"*=bf16')),
     "target": Request(RopeScaling("yarn", original_context=32768, truncate=False), target_context=131072),
     "longrope": Request(
         RopeScaling("longrope", factor=32.0, short_factors=(1.0, 1.25) * 12, long_factors=(1.08, 64.84) * 12)
@@ -82,6 +83,7 @@ def test_every_number_comes_back_exactly(
         ("format = 1\ntarget_context = 9\n[rope]\nmethod = 'yarn'\nfactor = 2", "exclude each other"),
         ("format = 1\nencoding = 'morse'\n[rope]\nmethod = 'yarn'\nfactor = 2", "encoding is 'morse'; known: keys"),
         ("format = 1\ntype = 8\n[rope]\nmethod = 'yarn'\nfactor = 2", "type is 8"),
+        ("format = 1\ntensor_types = ['a=f16', 1]\n[rope]\nmethod = 'none'", "must be a list of strings"),
         ("format = ", "is not a TOML file"),
         ("\xff", "is not a TOML file"),
         ("a = " + "[" * 5000, "is not a TOML file"),
@@ -141,6 +143,19 @@ def test_the_command_line_goes_before_the_recipe(model: Path, tmp_path: Path) ->
     write_request(recipe, Request(RopeScaling("yarn", factor=4), encoding="folded"))
     assert ggext(model, out, "--recipe", recipe, "--encoding", "keys").exit_code == 0
     assert json.loads(read_gguf(out).get("ggext.recipe"))["encoding"] == "keys"
+
+
+def test_types_of_single_tensors_are_repeated(model: Path, tmp_path: Path) -> None:
+    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.types import BF16, Q8_0
+
+    recipe, out = tmp_path / "r.toml", tmp_path / "out.gguf"
+    types = ("--tensor-type", "*.ffn_down=bf16", "--tensor-type", "*.ffn_up=f16")
+    result = ggext(model, tmp_path / "first.gguf", "--yarn", 4, "--type", "q8_0", *types, "--recipe", recipe)
+    assert result.exit_code == 0, result.output
+    assert ggext(model, out, "--recipe", recipe, "--tensor-type", "*.ffn_up=bf16").exit_code == 0
+    tensors = read_gguf(out).tensors
+    assert [tensors[f"blk.0.ffn_{part}.weight"].type for part in ("gate", "up", "down")] == [Q8_0, BF16, BF16]
 
 
 def test_a_recipe_is_not_overwritten(model: Path, tmp_path: Path) -> None:

@@ -500,6 +500,14 @@ def test_stops_beside_eos(tmp_path: Path) -> None:
     assert ["'<halt>'" in note or "'<quit>'" in note for note in vocabulary.notes] == [True, True]
 
 
+@pytest.mark.parametrize(("end", "eom"), [(258, {"eom": 258}), (3, {})])
+def test_an_end_of_the_document_is_a_stop(tmp_path: Path, end: int, eom: dict[str, int]) -> None:
+    """Hunyuan's; not the 3 that its class has by default, where that is an ordinary token."""
+    root = tiny() | {"added_tokens": added(257, EOS, "<eod>")}
+    save(tmp_path, root, tokenizer_config={"eos_token": EOS}, config={"eod_token_id": end})
+    assert read_vocabulary(tmp_path, 259).special_ids == {"eos": 257, "eot": 257, **eom}
+
+
 def test_sentencepiece_added_tokens(shared: Path, tmp_path: Path) -> None:
     shutil.copy(shared / "models/stories260K/tokenizer.model", tmp_path)
     decoder = {"513": {"content": "<|im_end|>", "special": True}, "1": {"content": "<s>"}}

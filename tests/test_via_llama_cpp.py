@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ggext.converters import known_families
 from tiny import make_llama
 
 from ggext.cli import main
@@ -58,8 +59,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_error_says_the_way_out(mystery: Path, tmp_path: Path) -> None:
     result = ggext("convert", mystery, tmp_path / "x.gguf")
     assert result.exit_code == 1
-    assert "model_type 'mystery' is not a family that ggext converts; known: " in result.stderr
+    assert "model_type 'mystery' is not a family that ggext converts; " in result.stderr
     assert "--via-llama-cpp FOLDER runs llama.cpp's own converter" in result.stderr
+    assert f"known: {', '.join(known_families())}" in result.stderr
 
 
 def test_its_file_is_baked_and_verified(mystery: Path, checkout: Path, tmp_path: Path) -> None:
@@ -68,6 +70,7 @@ def test_its_file_is_baked_and_verified(mystery: Path, checkout: Path, tmp_path:
     out.parent.mkdir()
     result = ggext("convert", mystery, out, "--yarn", 4, "--type", "f16", "--via-llama-cpp", checkout)
     assert result.exit_code == 0, result.output
+    assert f"{mystery}: llama, 21 tensors" in result.stdout  # not llama.cpp's file, which is gone
     assert "context: 64 → 256 tokens" in result.output
     assert "checks within tolerance" in result.output
     gguf = read_gguf(out)

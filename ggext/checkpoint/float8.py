@@ -10,7 +10,7 @@ the configuration states for the weights (``dtype``, else float32): what transfo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from ggext.checkpoint.config import Config
@@ -38,7 +38,8 @@ def weights_of(tensors: dict[str, CheckpointTensor], config: Config) -> dict[str
     if found is None:
         return tensors
     suffix, block = found
-    dtype = "BF16" if config.string("dtype", "torch_dtype", default="float32") == "bfloat16" else "F32"
+    stated = _with_text(config).string("dtype", "torch_dtype", default="float32")
+    dtype = "BF16" if stated == "bfloat16" else "F32"
     weights: dict[str, CheckpointTensor] = {}
     for name, tensor in tensors.items():
         base = name.removesuffix(suffix)
@@ -51,7 +52,8 @@ def weights_of(tensors: dict[str, CheckpointTensor], config: Config) -> dict[str
 def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
     """What follows a weight's name in its scale's, and the block (rows, columns) that shares a scale, ``None``: not
     blocks. ``None``: there is nothing to do here."""
-    stated = config.values.get("quantization_config") or config.values.get("compression_config")
+    values = _with_text(config).values
+    stated = values.get("quantization_config") or values.get("compression_config")
     if stated is None:
         return None
     where = f"{config.source}: quantization_config"
@@ -68,6 +70,13 @@ def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
         f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, compressed-tensors with 8-bit "
         "floats and the MXFP4 of gpt-oss it does); take the unquantized model, and quantize with --type"
     )
+
+
+def _with_text(config: Config) -> Config:
+    """With what ``text_config`` says where the configuration itself is silent."""
+    text = config.values.get("text_config")
+    said = {key: value for key, value in config.values.items() if value is not None}
+    return replace(config, values={**text, **said}) if isinstance(text, dict) else config
 
 
 def _block(value: object, where: str) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ every failure is one line that says what to do.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,14 @@ def is_hub_id(path: Path) -> bool:
     return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
 
 
-def fetch(path: Path, revision: str | None = None, *, show_progress: bool = False) -> Path:
+def fetch(
+    path: Path, revision: str | None = None, *, show_progress: bool = False, check: Callable[[Path], object] = Path
+) -> Path:
     """The local folder of the model with the id ``path``, fetched where the cache does not have it whole.
 
     ``revision``: a branch, a tag or a commit. ``show_progress``: bars on standard error, where that is a terminal.
-    Raises ``HubError``.
+    ``check``: raises for a folder whose weights are not to be fetched, the small files being there. Raises
+    ``HubError``.
     """
     try:
         from huggingface_hub.utils import logging
@@ -53,6 +57,7 @@ def fetch(path: Path, revision: str | None = None, *, show_progress: bool = Fals
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
         raise HubError(f"{wanted.name} has no config.json, so it is no model that can be converted; see {wanted.page}")
+    check(folder)
     for name in FORMATS:
         names = shard_names(folder / f"{name}.index.json") or [name]
         wanted.download(names)
@@ -135,6 +140,6 @@ class _Wanted:
             )
         reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         return HubError(
-            f"{self.name} could not be fetched from {constants.ENDPOINT}: {reason}; run the command again: files that "
-            "have arrived whole are kept"
+            f"{self.name} is not on this machine and could not be fetched from {constants.ENDPOINT}: {reason}; "
+            "check the spelling, or run the command again: files that have arrived whole are kept"
         )

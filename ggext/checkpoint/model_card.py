@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.files import read_json
-from ggext.errors import CheckpointError
+from ggext.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -42,8 +42,7 @@ def general_metadata(
     try:
         return _described(writer, _card(folder), sampling, name)
     except (OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        notes.append(f"README.md: its front matter cannot be used ({reason[:80]}); what it says is left out")
+        notes.append(f"README.md: its front matter cannot be used ({first_line(error)[:80]}); what it says is left out")
         return _described(writer, {}, sampling, name)
 
 

@@ -159,6 +159,12 @@ def _numbered(files: SmallFiles, hf_name: str, table: TokenTable) -> int | None:
     return None
 
 
+def _document_ends(files: SmallFiles, table: TokenTable) -> list[int]:
+    """Hunyuan's second end. Its class has the default 3, in most vocabularies an ordinary token."""
+    numbers = _id_list(files.config, "eod_token_id", str(files.folder / "config.json"))
+    return [n for n in numbers if n in table.tokens and table.tokens[n].type == CONTROL]
+
+
 def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> None:
     """The other ends: eos_token_id may be a list, and GGUF has three places: eos, eot and eom."""
     texts = {token.text: number for number, token in source.table if token.type != NORMAL}
@@ -166,7 +172,7 @@ def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> N
         number = next((texts[name] for name in names if name in texts), None)
         if number is not None:
             ids[role] = number
-    for number in dict.fromkeys(_all_ids(files, "eos")):
+    for number in dict.fromkeys(_all_ids(files, "eos") + _document_ends(files, source.table)):
         token = source.table.tokens.get(number)
         if token is None or number in (ids["eos"], ids.get("eot"), ids.get("eom")):
             continue
@@ -177,7 +183,7 @@ def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> N
             ids[free] = number
         else:
             source.notes.append(
-                f"eos_token_id lists {quote(token.text)} ({number}) too, for which GGUF has no "
+                f"the configuration ends texts at {quote(token.text)} ({number}) too, for which GGUF has no "
                 "place left: llama.cpp will not stop at it"
             )
 

@@ -101,7 +101,8 @@ SIZE = _Size()
 @click.option("--in-place", is_flag=True, help="Change MODEL itself, a GGUF file, one of its parts or their folder: "
               "the data stays, ggext undo MODEL takes it back.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing (a model on the hub is fetched all "
+              "the same).")  # fmt: skip
 def convert(model: Path, out: Path | None, **options: Any) -> None:
     """Write MODEL (a Hugging Face folder, a model's id on the hub such as Qwen/Qwen3-0.6B, or a .gguf file)
     as a GGUF file with a RoPE scaling in it.
@@ -112,19 +113,22 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     from ggext.sources import named_model
 
     asked = _options(model, out, options)
-    asked = replace(asked, model=named_model(model, options["revision"], show_progress=True))
-    if options["via_llama_cpp"] is None:
+    by_ggext = options["via_llama_cpp"] is None
+    named = named_model(model, options["revision"], show_progress=True, known_family=by_ggext)
+    asked = replace(asked, model=named)
+    if by_ggext:
         _convert(asked, options)
     else:
         _convert_via_llama_cpp(asked, options)
 
 
-def _convert(asked: ConvertOptions, options: dict[str, Any]) -> Plan:
+def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = None) -> Plan:
+    """``name``: of the model, where what is read is not the user's own file."""
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
 
     planned = plan(asked)
-    for line in describe(planned):
+    for line in describe(planned, name):
         click.echo(line)
     if options["dry_run"]:
         click.echo("dry run: nothing was written")
@@ -148,9 +152,10 @@ def _convert_via_llama_cpp(asked: ConvertOptions, options: dict[str, Any]) -> No
     from ggext.sources import shown
     from ggext.upstream import converted
 
-    click.echo(f"{shown(asked.model)}: llama.cpp's converter runs", err=True)
+    name = shown(asked.model)
+    click.echo(f"{name}: llama.cpp's converter runs", err=True)
     with converted(asked, options["via_llama_cpp"]) as through:
-        done = _convert(through, options)
+        done = _convert(through, options, name)
     if options["dry_run"]:
         return
     if done.scaling is None:
@@ -197,7 +202,7 @@ def _names_a_scaling(asked: ConvertOptions) -> bool:
 
 
 def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
-    """The request in the file; an encoding or a type on the command line goes before it."""
+    """The request in the file; an encoding or types on the command line go before it."""
     from ggext.recipe_file import read_request
 
     request = read_request(path)
@@ -207,6 +212,7 @@ def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
         target_context=request.target_context,
         encoding=asked.encoding or request.encoding,
         type=request.type if asked.type == "auto" else asked.type,
+        tensor_types=request.tensor_types + asked.tensor_types,
     )
 
 
@@ -218,7 +224,8 @@ def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     from ggext.rope.scaling import RopeScaling
 
     rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
-    write_request(options["recipe"], Request(rope, asked.target_context, asked.encoding, asked.type), asked.force)
+    request = Request(rope, asked.target_context, asked.encoding, asked.type, asked.tensor_types)
+    write_request(options["recipe"], request, asked.force)
     click.echo(f"wrote {options['recipe']}")
 
 
@@ -248,13 +255,13 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
     return RopeScaling(method=method, factor=factor, **parameters)
 
 
-def describe(plan: Plan) -> list[str]:
-    """The plan in words, a line a thing."""
+def describe(plan: Plan, name: str | None = None) -> list[str]:
+    """The plan in words, a line a thing. ``name``: of the model, ``None`` for that of its path."""
     from ggext.sources import shown
 
     source = plan.source
     size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
-    lines = [f"{shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
+    lines = [f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
     if plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
