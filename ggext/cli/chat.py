@@ -161,8 +161,10 @@ def chat(**given: Any) -> None:
     130 stopped by Ctrl-C.
     """
     from ggext.chat.conversation import ChatOptions
+    from ggext.gguf.shards import metadata_part
     from ggext.runtime.sampling import Sampling
 
+    given["file"] = metadata_part(given["file"])
     sampled = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
     grammar = _grammar(given.pop("json_schema"), given.pop("grammar"))
     sampling = Sampling(**{name: given.pop(name) for name in sampled}, grammar=grammar)
