@@ -408,6 +408,18 @@ def test_heads_that_blocks_do_not_divide_are_refused_first(tmp_path: Path) -> No
             assert session.evaluate([5, 6]).evaluated == 2
 
 
+def test_behind_a_sliding_window_a_text_is_cut_back_as_if_it_had_not_gone_on(tmp_path: Path) -> None:
+    path = write_random(tmp_path / "windows.gguf", "gemma3", extra_keys={"gemma3.attention.sliding_window": 64})
+    long = [5 + i % 50 for i in range(2000)]
+    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=2048)) as session:
+        session.evaluate(long)
+        assert session.evaluate([*long[:1000], 7]).reused == 1000
+        cut = session.last_logits()
+        session.clear()
+        session.evaluate([*long[:1000], 7])
+        assert np.allclose(cut, session.last_logits(), atol=1e-4)
+
+
 def test_quantized_values_without_flash_attention_are_refused_first() -> None:
     with pytest.raises(UsageError, match="q8_0 needs flash attention, which is switched off"):
         SessionOptions(kv_type="q8_0", flash_attention=False)

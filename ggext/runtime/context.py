@@ -100,8 +100,10 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
     params.flash_attn_type = _flash_attention(module, options, model, plan.n_ctx, plan.n_batch)
+    # A small window llama.cpp cuts back without a word, and the logits are wrong from there on.
+    params.swa_full = True
     if options.edits_cache:
-        params.n_seq_max, params.kv_unified, params.swa_full = 2, True, True  # a second sequence to take cells out by
+        params.n_seq_max, params.kv_unified = 2, True  # a second sequence to take cells out by
     params.abort_callback, params.abort_callback_data = abort
     if options.eval_callback is not None:
         params.cb_eval = options.eval_callback
