@@ -112,7 +112,7 @@ class Family:
         if kinds is None:
             period = self.config.integer("sliding_window_pattern", default=period)
             slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
-        elif not isinstance(kinds, list) or len(kinds) != self.n_layers or set(kinds) - {FULL, SLIDING}:
+        elif not names_each(kinds, self.n_layers, (FULL, SLIDING)):
             raise CheckpointError(
                 f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of {self.n_layers} layers"
             )
@@ -127,6 +127,11 @@ class Family:
 
     def tensors(self) -> Iterator[TensorRule]:
         raise NotImplementedError
+
+
+def names_each(kinds: object, n_layers: int, known: tuple[str, ...]) -> bool:
+    """Whether ``kinds`` is a list of as many names as there are layers, all of them known."""
+    return isinstance(kinds, list) and len(kinds) == n_layers and all(kind in known for kind in kinds)
 
 
 def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:

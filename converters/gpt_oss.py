@@ -45,7 +45,7 @@ class GptOss(Llama):
         self.require("swiglu_alpha", 1.702, f"{why} takes 1.702")
         self.require("swiglu_limit", 7.0, f"{why} takes 7")
         self.n_experts = self.config.integer("num_local_experts", "num_experts")
-        method = (self.config.values.get("quantization_config") or {}).get("quant_method")
+        method = self.config.section("quantization_config").get("quant_method")
         if method not in (None, "mxfp4"):
             raise CheckpointError(f"{self.config.source}: quant_method is {method!r}; known for gpt-oss: 'mxfp4'")
         self.packed = method == "mxfp4"

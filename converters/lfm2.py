@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ggext.converters.base import TensorRule, weight
+from ggext.converters.base import TensorRule, names_each, weight
 from ggext.converters.llama import Llama
 
 from ggext.checkpoint.config import Config
@@ -33,9 +33,13 @@ class Lfm2(Llama):
         attending = self.config.values.get("full_attn_idxs")
         kinds = self.config.values.get("layer_types")
         if kinds is None:
-            chosen = range(self.n_layers) if attending is None else attending
+            chosen = list(range(self.n_layers)) if attending is None else attending
+            if not isinstance(chosen, list):
+                raise CheckpointError(
+                    f"{self.config.source}: full_attn_idxs is {chosen!r}; it must be a list of layers"
+                )
             kinds = ["full_attention" if i in chosen else "conv" for i in range(self.n_layers)]
-        if not isinstance(kinds, list) or len(kinds) != self.n_layers or set(kinds) - {"full_attention", "conv"}:
+        if not names_each(kinds, self.n_layers, ("full_attention", "conv")):
             raise CheckpointError(
                 f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or conv for each of the "
                 f"{self.n_layers} layers"

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from family_rows import EXPERTS
-from tiny import make_model
+from ggext.converters import family_of
+from tiny import make_model, small_config
 
+from ggext.checkpoint.config import Config
 from ggext.convert import ConvertOptions, plan
 from ggext.errors import CheckpointError
 
@@ -48,3 +50,17 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_parameters"}))
     with pytest.raises(CheckpointError, match=message):
         plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer_types": [["conv"], {}]}, "must name full_attention or conv for each of the 2 layers"),
+        ({"layer_types": None, "full_attn_idxs": 1}, "full_attn_idxs is 1; it must be a list of layers"),
+    ],
+)
+def test_layers_that_are_not_named(change: dict[str, Any], message: str) -> None:
+    """As no class of transformers would take them."""
+    values = json.loads(small_config("lfm2", layer_types=["conv", "full_attention"]).to_json_string(use_diff=False))
+    with pytest.raises(CheckpointError, match=message):
+        family_of(Config(values | change, "config.json"))

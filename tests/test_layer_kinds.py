@@ -353,6 +353,7 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
         ("gemma2", {"tie_word_embeddings": False}, "has no output matrix but the embedding"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "does not cap the scores"),
         ("gemma3", {"use_bidirectional_attention": True}, "attends to what was before"),
+        ("gemma3", {"layer_types": [{}] * 7}, "layer_types must name .* for each of 7 layers"),
         ("gemma3", {"layer_types": ["full_attention"]}, "layer_types must name .* for each of 7 layers"),
         ("exaone4", {"sliding_window": None}, "sliding_window is None in 64 layers"),
         ("exaone4", {"layer_types": None, "sliding_window_pattern": "LGLG"}, "sliding_window_pattern 'LGLG'"),

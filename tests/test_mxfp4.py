@@ -115,6 +115,7 @@ def test_logits(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"quantization_config": {"quant_method": "gptq"}}, "quant_method is 'gptq'"),
+        ({"quantization_config": "mxfp4"}, "quantization_config is 'mxfp4'; it must be an object"),
         ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0; llama.cpp's architecture gpt-oss takes 7"),
         ({"num_local_experts": 3}, r"has the shape \[4, 128\]; .* implies \[3, 128\]"),
         ({"intermediate_size": 192}, r"blocks has the shape \[4, 320, 4, 16\]; .* implies \[4, 384, 4, 16\]"),

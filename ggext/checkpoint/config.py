@@ -61,6 +61,13 @@ class Config:
             raise self._wrong(names, value, "true or false")
         return value
 
+    def section(self, name: str) -> dict[str, Any]:
+        """An object within; an empty one where it is missing."""
+        value = self._first((name,), {})
+        if not isinstance(value, dict):
+            raise self._wrong((name,), value, "an object")
+        return value
+
     def _first(self, names: tuple[str, ...], default: Any) -> Any:
         for name in names:
             if self.values.get(name) is not None:
