@@ -8,7 +8,8 @@ from ggext.errors import UsageError
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.gguf.types import tensor_nbytes
 
-STEP = 256  # llama.cpp rounds the context, and a window's cache, up to a multiple of this
+#: llama.cpp rounds the context, by which it picks LongRoPE's table, and a window's cache up to a multiple of this.
+STEP = 256
 #: What llama.cpp's command line offers for the cache, as ggml type numbers.
 KV_TYPES = {
     "f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,

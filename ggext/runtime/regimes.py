@@ -10,12 +10,12 @@ from typing import Literal
 
 from ggext.errors import ModelError
 from ggext.file_rope import effective_table
+from ggext.footprint.cache import STEP
 from ggext.rope.decode import float32, geometry_of, stated_method
 from ggext.rope.methods import ntk_base, theta
 from ggext.rope.scaling import RopeGeometry
 from ggext.runtime.model import Model
 
-STEP = 256  # llama.cpp rounds a context up to a multiple of this, and picks LongRoPE's table by it
 DynamicNtk = Literal["rotate", "replay"]
 
 

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.file_rope import effective_table
+from ggext.footprint.cache import STEP
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import geometry_of, query_scale
 from ggext.rope.methods import theta
-from ggext.runtime.regimes import STEP, Regime
+from ggext.runtime.regimes import Regime
 from ggext.runtime.state import KvBlock
 
 if TYPE_CHECKING:
