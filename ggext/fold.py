@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import BF16, F16, F32, type_name
-from ggext.mapped import bfloat16_values
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import layer_kinds
 from ggext.rope.scaling import RopeGeometry

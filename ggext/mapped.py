@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.safetensors import CheckpointTensor
+from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
 from ggext.errors import CheckpointError
 from ggext.gguf.types import BF16, F16, F32, MXFP4, aligned
 
@@ -27,12 +27,6 @@ _LARGEST_SPAN = 4
 _MOST_BYTES = 8  # of a value, as it is stored
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
-
-
-def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
-    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
-    return values
 
 
 def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:

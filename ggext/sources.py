@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,17 @@ def named_model(
     if revision is not None:
         raise UsageError(f"--revision {revision} is for models on the hub; {path} is none")
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
+
+
+@contextmanager
+def planned_model(path: Path, revision: str | None = None) -> Iterator[Path]:
+    """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched, and its family must
+    be known."""
+    if hub.is_hub_id(path):
+        with hub.headers_alone(path, revision, check=_check_family) as folder:
+            yield folder
+    else:
+        yield named_model(path, revision)
 
 
 def _check_family(folder: Path) -> None:

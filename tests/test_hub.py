@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -114,6 +115,30 @@ def test_a_revision_is_what_is_converted(hub: Hub, ggext: Ggext, other: Path, tm
     run = ggext("convert", str(other), "--revision", "v1")
     assert run.returncode == 2
     assert "--revision v1 is for models on the hub" in run.stderr
+
+
+def test_a_dry_run_fetches_no_weights(hub: Hub, ggext: Ggext, tiny: Path, other: Path, tmp_path: Path) -> None:
+    """The plan is the same as of the folder, sharded or not, and is made of headers alone."""
+    for revision, folder in (("main", tiny), ("v1", other)):
+        asked = ("--yarn", "4", "--dry-run")
+        planned = ggext("convert", "Owner/Tiny-1B", "--revision", revision, *asked)
+        assert planned.returncode == 0, planned.stderr
+        local = ggext("convert", str(folder), *asked)
+        assert planned.stdout.split(":", 1)[1] == local.stdout.split(":", 1)[1]
+    ranges = {asked for _, path, asked in hub.requests if path.endswith(".safetensors")}
+    assert ranges == {"bytes=0-100000"}
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.gguf"))
+
+
+def test_a_dry_run_says_what_is_wrong_with_a_header(hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "broken")
+    (folder / "model.safetensors.index.json").unlink()
+    hub.models["Owner/Broken"] = {"main": folder}
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}
+    header = json.dumps({"model.norm.weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(ggext("convert", "Owner/Broken", "--dry-run"), "the model Owner/Broken", "File too large")
 
 
 def test_a_lost_connection_goes_on_at_the_byte(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:

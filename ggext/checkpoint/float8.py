@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ggext.checkpoint.config import Config
 from ggext.checkpoint.files import get, quote
-from ggext.checkpoint.safetensors import CheckpointTensor
+from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
 from ggext.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -179,8 +179,9 @@ class _Rows:
         self._bits = tensor.weight.array()
         self._values = float8_values(tensor.weight.dtype)
         self._rows_each, self._columns_each = tensor.extent
-        scale = _as_float32(tensor.scale)
-        self._scale = scale.reshape(-(-self.shape[0] // self._rows_each), -1)
+        scale = tensor.scale.array()
+        values = bfloat16_values(scale) if tensor.scale.dtype == "BF16" else scale.astype("<f4")
+        self._scale = values.reshape(-(-self.shape[0] // self._rows_each), -1)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -199,16 +200,6 @@ class _Rows:
         scale = np.repeat(of_rows, self._columns_each, axis=-1)[..., : self.shape[1]]
         values = self._values[self._bits[rows]] * scale
         return values if self.dtype == "<f4" else bfloat16_bits(values)
-
-
-def _as_float32(tensor: CheckpointTensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import dequantize
-
-    array = tensor.array().reshape(-1)
-    if tensor.dtype == "BF16":
-        return dequantize(array.view("u1"), GGMLQuantizationType.BF16)
-    return array.astype("<f4")
 
 
 def float8_values(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -7,9 +7,12 @@ every failure is one line that says what to do.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.files import quote
@@ -46,6 +49,35 @@ def fetch(
     ``check``: raises for a folder whose weights are not to be fetched, the small files being there. Raises
     ``HubError``.
     """
+    wanted, folder = _small_files(path, revision, show_progress, check)
+    for name in FORMATS:
+        names = shard_names(folder / f"{name}.index.json") or [name]
+        wanted.download(names)
+        if all((folder / n).is_file() for n in names):
+            return folder
+    raise HubError(f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights")
+
+
+@contextmanager
+def headers_alone(path: Path, revision: str | None = None, *, check: Callable[[Path], object] = Path) -> Iterator[Path]:
+    """As ``fetch``, for a plan: of safetensors that the cache does not have, only the headers are fetched, and in the
+    folder that is given, which is removed afterwards, their values are holes."""
+    wanted, folder = _small_files(path, revision, show_progress=False, check=check)
+    whole = "model.safetensors"
+    names = shard_names(folder / f"{whole}.index.json") or [whole]
+    with TemporaryDirectory() as temporary:
+        hollow = Path(temporary, *folder.parts[-3:])  # models--OWNER--NAME/snapshots/COMMIT: ``model_name`` reads it
+        hollow.mkdir(parents=True)
+        for file in folder.iterdir():
+            (hollow / file.name).symlink_to(file)
+        there = all((hollow / name).exists() or wanted.header(name, hollow / name) for name in names)
+        yield hollow if there else fetch(path, revision)
+
+
+def _small_files(
+    path: Path, revision: str | None, show_progress: bool, check: Callable[[Path], object]
+) -> tuple[_Wanted, Path]:
+    """What there is to be had, and its folder with all but the weights."""
     try:
         from huggingface_hub.utils import logging
     except ImportError:
@@ -58,12 +90,7 @@ def fetch(
     if not (folder / "config.json").is_file():
         raise HubError(f"{wanted.name} has no config.json, so it is no model that can be converted; see {wanted.page}")
     check(folder)
-    for name in FORMATS:
-        names = shard_names(folder / f"{name}.index.json") or [name]
-        wanted.download(names)
-        if all((folder / n).is_file() for n in names):
-            return folder
-    raise HubError(f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights")
+    return wanted, folder
 
 
 def model_name(folder: Path) -> str | None:
@@ -118,6 +145,26 @@ class _Wanted:
             raise self._failure(error) from None
         self.commit = Path(folder).name
         return Path(folder)
+
+    def header(self, name: str, target: Path) -> bool:
+        """Write a safetensors file with the header of the repository's and a hole for its values. False: it has no
+        such file."""
+        from huggingface_hub import HfApi, errors
+
+        try:
+            tensors = HfApi().parse_safetensors_file_metadata(self.repository, name, revision=self.commit).tensors
+            entries = {
+                key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets} for key, t in tensors.items()
+            }
+            header = json.dumps(entries).encode()
+            with target.open("wb") as file:
+                file.write(len(header).to_bytes(8, "little") + header)
+                file.truncate(8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0))
+        except errors.EntryNotFoundError:
+            return False
+        except Exception as error:  # noqa: BLE001 - as above; and the header may be anything
+            raise self._failure(error) from None
+        return True
 
     def _failure(self, error: Exception) -> HubError:
         from huggingface_hub import constants, errors

@@ -90,6 +90,12 @@ def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> n
     return values
 
 
+def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
+    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
+    return values
+
+
 def read_header(path: Path) -> Iterator[CheckpointTensor]:
     """The tensors of one file, each extent checked against the file and the other tensors."""
     try:

@@ -101,8 +101,8 @@ SIZE = _Size()
 @click.option("--in-place", is_flag=True, help="Change MODEL itself, a GGUF file, one of its parts or their folder: "
               "the data stays, ggext undo MODEL takes it back.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing (a model on the hub is fetched all "
-              "the same).")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing; of a model on the hub, fetch all but "
+              "the weights.")  # fmt: skip
 def convert(model: Path, out: Path | None, **options: Any) -> None:
     """Write MODEL (a Hugging Face folder, a model's id on the hub such as Qwen/Qwen3-0.6B, or a .gguf file)
     as a GGUF file with a RoPE scaling in it.
@@ -110,11 +110,14 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     Without a scaling option, what the checkpoint's own config says is baked. OUT defaults to the
     model's name in the current folder.
     """
-    from ggext.sources import named_model
+    from ggext.sources import named_model, planned_model
 
     asked = _options(model, out, options)
-    by_ggext = options["via_llama_cpp"] is None
-    named = named_model(model, options["revision"], show_progress=True, known_family=by_ggext)
+    by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
+    if by_ggext and options["dry_run"]:
+        named = click.get_current_context().with_resource(planned_model(model, revision))
+    else:
+        named = named_model(model, revision, show_progress=True, known_family=by_ggext)
     asked = replace(asked, model=named)
     if by_ggext:
         _convert(asked, options)

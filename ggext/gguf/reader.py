@@ -99,6 +99,10 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return replace(parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns)
+    except FileNotFoundError:
+        raise GgufError(
+            f"{path}: No such file; check the path (of a checkpoint or a model on the hub, ggext convert makes a file)"
+        ) from None
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
 

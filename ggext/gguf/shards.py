@@ -62,5 +62,6 @@ def _only_model(folder: Path) -> Path:
     models = sorted({metadata_part(path) for path in folder.glob("*.gguf")})
     if len(models) != 1:
         names = ", ".join(path.name for path in models[:3]) or "no .gguf file"
-        raise GgufError(f"{folder} holds {names}{' …' if len(models) > 3 else ''}; name one .gguf file")
+        remedy = "name one .gguf file" if models else "ggext convert makes one of a checkpoint"
+        raise GgufError(f"{folder} holds {names}{' …' if len(models) > 3 else ''}; {remedy}")
     return models[0]
