@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
 
     from ggext.checkpoint.config import Config
 
-    RowOrder = np.ndarray[Any, np.dtype[np.intp]]
+    RowNumbers = np.ndarray[Any, np.dtype[np.intp]]
+    RowOrder = Callable[[], RowNumbers]
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class TensorRule:
     ``sources``: their names, each of ``shape`` (PyTorch order, as the configuration implies it); several are stacked
     in a new first dimension. ``target``: the GGUF name, ``None`` for what the ``gguf`` package calls it. Then, in this
     order: ``transposed`` swaps the last two dimensions; ``view`` is the shape that the values are then read in (the
-    same number of values); ``rows`` chooses rows, all dimensions but the last taken together (of a one-dimensional
-    tensor its values), for each written row the one that it is; ``written`` is the shape to write, where it is not
-    that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's array in place of
-    the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents, where the source
-    is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
+    same number of values); ``rows`` gives another order of the rows, all dimensions but the last taken together (of a
+    one-dimensional tensor its values): for each written row the one that it is; ``written`` is the shape to write,
+    where it is not that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's
+    array in place of the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents,
+    where the source is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may
+    be absent.
     """
 
     sources: tuple[str, ...]
@@ -168,7 +171,8 @@ def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_
         yield stacked(f"{module}.experts.{{}}.{name}", count, *shape)
 
 
-def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
+@cache
+def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowNumbers:
     """Row order that turns rotary pairs (i, i + d/2) of each head into neighbours (2i, 2i + 1).
 
     transformers stores Q and K of Llama for the half-split layout, llama.cpp's architecture rotates
@@ -180,7 +184,8 @@ def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowOrder:
     return rows.swapaxes(1, 2).reshape(-1)
 
 
-def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowOrder:
+@cache
+def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowNumbers:
     """Row order of a fused projection: from groups of queries with their key and value (GPT-NeoX, Falcon) to all
     queries, all keys, all values."""
     import numpy as np

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 from ggext.converters.base import TensorRule, grouped_to_blocks, weight
 from ggext.converters.llama import LlamaWithLayerNorm
@@ -49,11 +50,12 @@ class Falcon(LlamaWithLayerNorm):
         yield weight("transformer.word_embeddings", self.vocab_size, self.n_embd)
         yield from self.norm("transformer.ln_f")
         yield from self.output()
-        order = grouped_to_blocks(self.n_heads, self.n_kv_heads, self.head_dim)
+        order = partial(grouped_to_blocks, self.n_heads, self.n_kv_heads, self.head_dim)
+        qkv_rows = (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
         for i in range(self.n_layers):
             block = f"transformer.h.{i}"
             yield from self.norms(block)
-            yield weight(f"{block}.self_attention.query_key_value", len(order), self.n_embd, rows=order)
+            yield weight(f"{block}.self_attention.query_key_value", qkv_rows, self.n_embd, rows=order)
             yield weight(f"{block}.self_attention.dense", self.n_embd, self.n_embd)
             yield weight(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)
             yield weight(f"{block}.mlp.dense_4h_to_h", self.n_embd, self.n_ff)

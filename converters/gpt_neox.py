@@ -7,6 +7,7 @@ it costs the tiny models of the tests a KL of 7e-8; with the same table in trans
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ggext.converters.base import TensorRule, grouped_to_blocks, weight, with_bias
@@ -34,7 +35,7 @@ class GPTNeoX(LlamaWithLayerNorm):
         tied = self.config.flag("tie_word_embeddings")
         head = "gpt_neox.embed_in" if tied else "embed_out"
         yield weight(head, self.vocab_size, self.n_embd, target="output.weight")
-        order = grouped_to_blocks(self.n_heads, self.n_heads, self.head_dim)
+        order = partial(grouped_to_blocks, self.n_heads, self.n_heads, self.head_dim)
         for i in range(self.n_layers):
             block = f"gpt_neox.layers.{i}"
             yield from self.norms(block)

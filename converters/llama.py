@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, weight, with_bias
@@ -89,8 +90,8 @@ class Llama(Family):
         q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         q_order = k_order = None
         if capability_of(self.arch).layout == "norm" and not self.rotates_adjacent:
-            q_order = half_split_to_adjacent(self.n_heads, self.head_dim)
-            k_order = half_split_to_adjacent(self.n_kv_heads, self.head_dim)
+            q_order = partial(half_split_to_adjacent, self.n_heads, self.head_dim)
+            k_order = partial(half_split_to_adjacent, self.n_kv_heads, self.head_dim)
         yield from self.project(module, "q_proj", q_rows, self.n_embd, q_order)
         yield from self.project(module, "k_proj", kv_rows, self.n_embd, k_order)
         yield from self.project(module, "v_proj", kv_rows, self.n_embd)

@@ -57,7 +57,8 @@ class ConvertOptions:
 @dataclass(frozen=True)
 class Plan:
     """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
-    ``nbytes``: tensor data in bytes, before quantizing by llama.cpp; ``notes``: lines for the user.
+    ``fields``: all but what ``described`` adds. ``nbytes``: tensor data in bytes, before quantizing by llama.cpp;
+    ``notes``: lines for the user.
     ``bake``: the same of a GGUF file whose tensor data stays as it is. Known after writing: ``rounding``, what folding
     cost a GGUF file's query weights, ``files``, and ``how`` the data of a GGUF file got there."""
 
@@ -78,6 +79,13 @@ class Plan:
     bake: Bake | None = None
     in_place: bool = False
     how: str = ""
+
+    def described(self) -> dict[str, Field]:
+        """``fields`` with what a checkpoint says of itself; may add to ``notes``."""
+        if self.source.description is None:
+            return self.fields
+        said = {key: Field.of(value) for key, value in self.source.description(self.notes).items()}
+        return {"general.architecture": self.fields["general.architecture"]} | said | self.fields
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -180,11 +188,14 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
         how = plan.bake.beside(plan.out, progress) if plan.bake and plan.split is None else ""
         if how:
             return replace(plan, how=how, files=(plan.out,))
-        return replace(plan, files=_write(plan, plan.fields, plan.tensors, progress))
+        if plan.split is not None:
+            return replace(plan, files=_write_parts(plan, plan.described(), plan.tensors, progress))
+        write_gguf(plan.out, plan.fields, plan.tensors, progress, plan.described)
+        return replace(plan, files=(plan.out,))
     from ggext.runtime.llama import quantize
 
     with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
-        write_gguf(unquantized, plan.fields, plan.tensors, progress)
+        write_gguf(unquantized, plan.fields, plan.tensors, progress, plan.described)
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(unquantized, quantized, plan.types.quantization, tensor_types=plan.types.exact, imatrix=entries)
         made = read_gguf(quantized)
@@ -196,15 +207,16 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
             to_write(SourceTensor(info.name, info.shape, info.type, made), info.type, plan.rounding)
             for info in made.tensors.values()
         ]
-        return replace(plan, files=_write(plan, made.fields, tensors, silent))
+        return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
 
 
-def _write(plan: Plan, fields: dict[str, Field], tensors: list[TensorToWrite], progress: Progress) -> tuple[Path, ...]:
-    if plan.split is not None:  # with the factors in the part that holds the metadata, a later bake finds them
-        in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
-        return write_parts(plan.out, fields, in_order, plan.split, progress)
-    write_gguf(plan.out, fields, tensors, progress)
-    return (plan.out,)
+def _write_parts(
+    plan: Plan, fields: dict[str, Field], tensors: list[TensorToWrite], progress: Progress
+) -> tuple[Path, ...]:
+    """With the factors in the part that holds the metadata, where a later bake finds them."""
+    assert plan.split is not None
+    in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
+    return write_parts(plan.out, fields, in_order, plan.split, progress)
 
 
 def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[str]) -> tuple[RopeScaling | None, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
@@ -80,9 +81,18 @@ class MappedTensor:
         if rule.written is not None:
             return rule.written
         shape = _rearranged(rule)
-        if rule.rows is not None:
-            return (len(rule.rows), *shape[-1:]) if len(shape) > 1 else (len(rule.rows),)
+        if rule.rows is not None and len(shape) > 1:
+            return (math.prod(shape[:-1]), shape[-1])
         return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
+
+    def stored(self) -> list[tuple[Path, int, int]]:
+        """Where the bytes to write stand, one after the other, as (file, first byte, bytes); nothing where they are to
+        be made."""
+        rule = self.rule
+        made = rule.rows or rule.transposed or rule.plus or rule.arranged or self.tensors[0].dtype == "F64"
+        if made or not all(tensor.is_stored for tensor in self.tensors):
+            return []
+        return [(tensor.path, tensor.start, tensor.nbytes) for tensor in self.tensors]
 
     def blocks(self, nbytes: int) -> Iterator[RowBlock]:
         """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
@@ -92,7 +102,7 @@ class MappedTensor:
             return
         shape = _rearranged(self.rule)
         row_length = shape[-1] if len(shape) > 1 else 1
-        n_rows = math.prod(shape) // row_length if self.rule.rows is None else len(self.rule.rows)
+        n_rows = math.prod(shape) // row_length
         row_bytes = self.tensors[0].nbytes * row_length // math.prod(shape)
         step = rows_at_once(nbytes, row_bytes, row_length)
         for tensor in self.tensors:
@@ -155,13 +165,13 @@ def _rows(tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int) -> 
     if tensor.is_stored and not rule.transposed:
         if rule.rows is None:
             return tensor.values(start * n, stop * n).reshape(-1, *row)
-        chosen = rule.rows[start:stop]
+        chosen = rule.rows()[start:stop]
         first, end = int(chosen.min()), int(chosen.max()) + 1
         if end - first <= _LARGEST_SPAN * len(chosen):
             return tensor.values(first * n, end * n).reshape(-1, *row)[chosen - first]
     values = tensor.array()
     values = (values.swapaxes(-1, -2) if rule.transposed else values).reshape(-1, *row)
-    return values[start:stop] if rule.rows is None else values[rule.rows[start:stop]]
+    return values[start:stop] if rule.rows is None else values[rule.rows()[start:stop]]
 
 
 def mapped(
@@ -254,7 +264,7 @@ def gguf_name(arch: str, name: str) -> str:
 
 @cache
 def _names_of_one_layer(arch: str) -> TensorNameMap:
-    from gguf.constants import MODEL_ARCH_NAMES
-    from gguf.tensor_mapping import get_tensor_name_map
+    from ggext.gguf.tables import constants, tensor_mapping
 
-    return get_tensor_name_map(next(number for number, name in MODEL_ARCH_NAMES.items() if name == arch), 1)
+    number = next(number for number, name in constants.MODEL_ARCH_NAMES.items() if name == arch)
+    return tensor_mapping.get_tensor_name_map(number, 1)

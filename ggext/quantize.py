@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.errors import CheckpointError, GgufError
 from ggext.fold import Rounding, scale_bytes, scale_values
-from ggext.gguf.pieces import Piece
+from ggext.gguf.pieces import Piece, stored_pieces
 from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
 from ggext.mapped import RowBlock
@@ -35,6 +35,11 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
     if kind != tensor.type and kind not in _NATIVE_NAMES:
         raise GgufError(f"tensor {tensor.name} cannot become {type_name(kind)} here; llama.cpp's quantizer makes that")
     nbytes, n_values = tensor_nbytes(tensor.name, tensor.shape, kind), math.prod(tensor.shape)
+    stored = tensor.stored() if kind == tensor.type else []
+    if stored:
+        return TensorToWrite(
+            tensor.name, tensor.shape, kind, nbytes, lambda: (p for place in stored for p in stored_pieces(*place))
+        )
 
     def pieces() -> Iterator[Piece]:
         row = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -71,6 +71,16 @@ class SourceTensor:
             return f"{self.origin.path}: tensor {self.name}"
         return f"{self.origin.tensors[0].path}: tensor {self.origin.tensors[0].name}"
 
+    def stored(self) -> list[tuple[Path, int, int]]:
+        """Where the bytes stand that the tensor is written as in its own type, one after the other, as (file, first
+        byte, bytes); nothing where they are to be made."""
+        if self.row_scale is not None:
+            return []
+        if isinstance(self.origin, MappedTensor):
+            return self.origin.stored()
+        info = self.origin.tensors[self.name]
+        return [(self.origin.path, self.origin.data_offset + info.offset, info.nbytes)]
+
     def blocks(self) -> Iterator[RowBlock]:
         """Whole rows in writing order, a MB at a time: values of float types (bfloat16 as uint16 bits), else bytes."""
         if isinstance(self.origin, MappedTensor):
@@ -101,7 +111,8 @@ class ModelSource:
     """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
     ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method.
     ``query_scale``: what its query weights were multiplied by, to fold a gain into them. ``gguf``: the file, where it
-    is one."""
+    is one. ``description``: makes the ``general.`` keys that a checkpoint's fields lack, from what it says of itself,
+    and may add to the notes it is given; that takes as long as a plan."""
 
     path: Path
     arch: str
@@ -113,6 +124,7 @@ class ModelSource:
     notes: list[str] = field(default_factory=list)
     query_scale: float = 1.0
     gguf: GgufFile | None = None
+    description: Callable[[list[str]], dict[str, Any]] | None = None
 
     @property
     def is_unscaled_gguf(self) -> bool:
@@ -190,12 +202,15 @@ def _from_checkpoint(folder: Path) -> ModelSource:
         "general.architecture": family.arch,
         "general.type": "model",
     }
-    shapes = ((t.name, t.shape[::-1]) for t in tensors)
-    values |= general_metadata(folder, model_name(folder), family.arch, shapes, notes)
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     values |= scalars | vocabulary.metadata()
     fields = {key: Field.of(value) for key, value in values.items()}
-    return ModelSource(folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes)
+    shapes = [(t.name, t.shape[::-1]) for t in tensors]
+    description = partial(general_metadata, folder, model_name(folder), family.arch, shapes)
+    return ModelSource(
+        folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes,
+        description=description,
+    )  # fmt: skip
 
 
 def model_name(folder: Path) -> str:

@@ -79,9 +79,9 @@ def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[s
 
 
 def _type_number(name: str, override: str) -> int:
-    from gguf.constants import GGMLQuantizationType
+    from ggext.gguf.tables import constants
 
-    known = {kind.name: int(kind) for kind in GGMLQuantizationType}
+    known = {kind.name: int(kind) for kind in constants.GGMLQuantizationType}
     if name.upper() not in known:
         mixed = "; a mixture such as Q4_K_M is no type of one tensor" if name.upper().startswith("Q") else ""
         raise UsageError(f"--tensor-type {override}: the type {name} is unknown; known: {', '.join(known)}{mixed}")

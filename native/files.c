@@ -4,6 +4,9 @@
 #include "files.h"
 
 #include <errno.h>
+#include <stdlib.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #if defined(__linux__)
 #include <fcntl.h>
@@ -27,6 +30,49 @@ int ggext_reserve(int descriptor, long long nbytes)
     return -1;
 }
 #endif
+
+enum { COPIED_AT_ONCE = 1 << 20 };
+
+/* Writes all of it: the system may write less at once. Returns 0, or -1 and errno. */
+static int write_all(int target, const char *data, size_t length, int64_t at)
+{
+    while (length > 0) {
+        ssize_t written = pwrite(target, data, length, (off_t)at);
+        if (written < 0 && errno != EINTR)
+            return -1;
+        if (written > 0) {
+            data += written;
+            length -= (size_t)written;
+            at += written;
+        }
+    }
+    return 0;
+}
+
+int64_t ggext_copy(int source, int target, int64_t source_at, int64_t target_at, int64_t length)
+{
+    char *buffer = malloc(COPIED_AT_ONCE);
+    if (buffer == NULL)
+        return -1;
+    int64_t copied = 0;
+    while (copied < length) {
+        size_t step = length - copied < COPIED_AT_ONCE ? (size_t)(length - copied) : COPIED_AT_ONCE;
+        ssize_t got = pread(source, buffer, step, (off_t)(source_at + copied));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got > 0 && write_all(target, buffer, (size_t)got, target_at + copied) != 0)
+            got = -1;
+        if (got < 0)
+            copied = -1;
+        if (got <= 0)
+            break;
+        copied += got;
+    }
+    int failure = errno; /* free may set it */
+    free(buffer);
+    errno = failure;
+    return copied;
+}
 
 static uint64_t read_u64(const unsigned char *bytes)
 {

@@ -239,6 +239,24 @@ static PyObject *py_shift_range(PyObject *module, PyObject *arguments)
     return Py_NewRef(Py_None);
 }
 
+PyDoc_STRVAR(copy_doc, "copy(source, target, source_at, target_at, length, /)\n--\n\n"
+                       "Copy bytes from an open file to another. Return how many: fewer only where the source ends.");
+
+static PyObject *py_copy(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    int source, target;
+    long long source_at, target_at, length, copied;
+    if (!PyArg_ParseTuple(arguments, "iiLLL:copy", &source, &target, &source_at, &target_at, &length))
+        return NULL;
+    if (source_at < 0 || target_at < 0 || length < 0 || length > INT64_MAX - source_at || length > INT64_MAX - target_at)
+        return PyErr_Format(PyExc_ValueError, "offsets and length must be 0 or more, and end below 2**63");
+    Py_BEGIN_ALLOW_THREADS
+    copied = ggext_copy(source, target, source_at, target_at, length);
+    Py_END_ALLOW_THREADS
+    return copied < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLongLong(copied);
+}
+
 static PyMethodDef methods[] = {
     {"rotate", py_rotate, METH_VARARGS, rotate_doc},
     {"cos_sin", py_cos_sin, METH_VARARGS, cos_sin_doc},
@@ -247,6 +265,7 @@ static PyMethodDef methods[] = {
     {"reserve", py_reserve, METH_VARARGS, reserve_doc},
     {"skip_strings", py_skip_strings, METH_VARARGS, skip_strings_doc},
     {"shift_range", py_shift_range, METH_VARARGS, shift_range_doc},
+    {"copy", py_copy, METH_VARARGS, copy_doc},
     {"use_vectors", py_use_vectors, METH_VARARGS, use_vectors_doc},
     {NULL, NULL, 0, NULL},
 };

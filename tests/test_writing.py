@@ -197,7 +197,7 @@ def test_no_space_for_it_all(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ggext.native.reserve", refuse)
+        patch.setattr("ggext._native.reserve", refuse)
         with pytest.raises(OutputError, match="No space left on device; nothing was written"):
             write_gguf(tmp_path / "x.gguf", FIELDS, [tensor])
     assert made == []

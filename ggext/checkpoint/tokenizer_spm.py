@@ -8,6 +8,7 @@ not C++. Field numbers are those of the .proto file.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,16 +99,24 @@ def _text(value: Value | None) -> str | None:
         raise WireError("a piece is not UTF-8") from error
 
 
+#: A piece as SentencePiece itself writes it: text of fewer than 128 bytes, score, and a type that is not NORMAL.
+_USUAL_PIECE = re.compile(rb"\n([\0-\x7f])(.*)\x15(.{4})(?:\x18([\0-\x7f]))?", re.DOTALL)
+
+
 def _piece(data: bytes) -> tuple[str, int, float]:
-    message = _last(data)
-    raw = message.get((_SCORE, 5), b"\0\0\0\0")
+    usual = _USUAL_PIECE.fullmatch(data)
+    kind: Value
+    if usual is not None and len(usual[2]) == usual[1][0]:
+        text, raw, kind = usual[2], usual[3], usual[4][0] if usual[4] else 1
+    else:
+        message = _last(data)
+        text, raw, kind = message.get((_TEXT, 2)), message.get((_SCORE, 5), b"\0\0\0\0"), message.get((_TYPE, 0), 1)
     (score,) = struct.unpack("<f", raw) if isinstance(raw, bytes) else (math.nan,)
-    kind = message.get((_TYPE, 0), 1)
     if not isinstance(kind, int) or not 1 <= kind <= BYTE:
         raise WireError(f"a piece has the type {kind!r}")
     if not math.isfinite(score):
         raise WireError("a piece's score is not a finite number")
-    return _text(message.get((_TEXT, 2))) or "", kind, float(score)
+    return _text(text) or "", kind, float(score)
 
 
 def _read_messages(data: bytes, where: str) -> SentencePieceModel:

@@ -131,13 +131,18 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     from ggext.convert import execute, plan
 
     planned = plan(asked)
+    if options["dry_run"]:
+        planned.described()  # for its notes
     for line in describe(planned, name):
         click.echo(line)
     if options["dry_run"]:
         click.echo("dry run: nothing was written")
         return planned
+    told = len(planned.notes)
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
+    for note in done.notes[told:]:
+        click.echo(f"note: {note}")
     if planned.rounding.numbers:
         click.echo(f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
                    f"{planned.rounding.worst:.1e}, relative")  # fmt: skip

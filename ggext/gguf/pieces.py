@@ -9,12 +9,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from ggext.errors import CheckpointError
 
 Buffer = bytes | bytearray | memoryview
 
 #: More threads would only wait for each other: a file system writes to one file from one thread at a time.
 _MAX_THREADS = 8
+#: Long enough for the interpreter's lock, which is needed between pieces, not to matter.
+_COPIED_AT_ONCE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -25,14 +31,31 @@ class Piece:
     make: Callable[[], Buffer]
 
 
-def write_pieces(file: int, pieces: Iterator[tuple[int, Piece]], progress: Callable[[int], None]) -> None:
-    """Write the pieces, each at its offset of the open ``file``; the first error ends it and is raised.
+@dataclass(frozen=True)
+class StoredPiece:
+    """``nbytes`` that stand in another file from ``start`` on, and are written as they are."""
+
+    nbytes: int
+    path: Path
+    start: int
+
+
+def stored_pieces(path: Path, start: int, nbytes: int) -> Iterator[StoredPiece]:
+    for at in range(0, nbytes, _COPIED_AT_ONCE):
+        yield StoredPiece(min(_COPIED_AT_ONCE, nbytes - at), path, start + at)
+
+
+@contextmanager
+def writing(
+    file: int, pieces: Iterator[tuple[int, Piece | StoredPiece]], progress: Callable[[int], None]
+) -> Iterator[None]:
+    """Write the pieces, each at its offset of the open ``file``, while the block runs and until all is written; the
+    first error ends it and is raised.
 
     ``progress`` gets the bytes of each piece, from one thread at a time. Needs no order of offsets.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     lock, ended = threading.Lock(), threading.Event()
+    errors: list[BaseException] = []
 
     def work() -> None:
         try:
@@ -44,24 +67,49 @@ def write_pieces(file: int, pieces: Iterator[tuple[int, Piece]], progress: Calla
                 _write(file, at, piece)
                 with lock:
                     progress(piece.nbytes)
-        except BaseException:
+        except BaseException as error:  # noqa: BLE001 - the main thread raises it
+            errors.append(error)
             ended.set()
-            raise
 
     n_threads = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
-    with ThreadPoolExecutor(n_threads) as pool:
-        try:
-            for worker in [pool.submit(work) for _ in range(n_threads)]:
-                worker.result()
-        finally:
-            ended.set()  # also when the main thread is interrupted
+    workers = [threading.Thread(target=work) for _ in range(n_threads)]
+    for worker in workers:
+        worker.start()
+    try:
+        yield
+        for worker in workers:
+            worker.join()
+    finally:
+        ended.set()  # also when the main thread is interrupted
+        for worker in workers:
+            worker.join()
+    if errors:
+        raise errors[0]
 
 
-def _write(file: int, at: int, piece: Piece) -> None:
+def _write(file: int, at: int, piece: Piece | StoredPiece) -> None:
+    if isinstance(piece, StoredPiece):
+        _copy(file, at, piece)
+        return
     data = memoryview(piece.make()).cast("B")
     if data.nbytes != piece.nbytes:
         raise ValueError(f"{data.nbytes} bytes were made where {piece.nbytes} belong")
     write_at(file, at, data)
+
+
+def _copy(file: int, at: int, piece: StoredPiece) -> None:
+    from ggext import _native
+
+    try:
+        source = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            copied = _native.copy(source, file, piece.start, at, piece.nbytes)
+        finally:
+            os.close(source)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{piece.path}: {error.strerror}; it could be read before: try again") from None
+    if copied < piece.nbytes:
+        raise CheckpointError(f"{piece.path} was cut short while it was read; nothing was written: try again")
 
 
 def write_at(file: int, at: int, data: memoryview) -> None:

@@ -127,17 +127,17 @@ class TensorInfo:
 
 
 def type_name(ggml_type: int) -> str:
-    from gguf.constants import GGMLQuantizationType
+    from ggext.gguf.tables import constants
 
-    return GGMLQuantizationType(ggml_type).name
+    return constants.GGMLQuantizationType(ggml_type).name
 
 
 def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
     """Bytes of a tensor's data. Raises ``GgufError`` for an unknown type or rows of partial blocks."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+    from ggext.gguf.tables import constants
 
     try:
-        block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType(ggml_type)]
+        block, block_bytes = constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType(ggml_type)]
     except (ValueError, KeyError):
         raise GgufError(f"tensor {name!r} has the unknown type {ggml_type}") from None
     if shape[0] % block:

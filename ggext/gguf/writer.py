@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ggext.errors import OutputError
-from ggext.gguf.header import alignment_of, pack_header, packed_length, roomy_length
-from ggext.gguf.pieces import Buffer, Piece, write_at, write_pieces
+from ggext.gguf.header import SLACK, alignment_of, fits, pack_header, packed_length, roomy_length
+from ggext.gguf.pieces import Buffer, Piece, StoredPiece, write_at, writing
 from ggext.gguf.types import Field, TensorInfo, aligned
 
 
@@ -31,7 +31,7 @@ class TensorToWrite:
     shape: tuple[int, ...]
     type: int
     nbytes: int
-    chunks: Callable[[], Iterable[Buffer | Piece]]
+    chunks: Callable[[], Iterable[Buffer | Piece | StoredPiece]]
 
 
 def write_gguf(
@@ -39,44 +39,71 @@ def write_gguf(
     fields: Mapping[str, Field],
     tensors: Sequence[TensorToWrite],
     progress: Callable[[int], None] = lambda _: None,
+    complete: Callable[[], Mapping[str, Field]] | None = None,
 ) -> int:
-    """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece.
+    """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece. ``complete`` gives all
+    fields, where ``fields`` are not all, and is called while the data is written: about ``SLACK`` bytes more have room,
+    for others the file is written again.
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
-    arranged = arrange(fields, tensors)
-    with replacing(path, arranged.size) as beside, output_errors(path):
-        write_arranged(beside, arranged, progress)
+    arranged = arrange(fields, tensors, room=SLACK if complete else 0)
+    try:
+        with replacing(path, arranged.size) as beside, output_errors(path):
+            write_arranged(beside, arranged, progress, complete)
+    except _NoRoomError as error:
+        return write_gguf(path, error.fields, tensors, progress)
     return arranged.size
+
+
+class _NoRoomError(Exception):
+    """``fields`` do not fit before the data."""
+
+    def __init__(self, fields: Mapping[str, Field]) -> None:
+        self.fields = fields
 
 
 @dataclass(frozen=True)
 class Arranged:
-    """A file before its data: ``header`` up to the data, ``infos`` of the ``tensors``, ``size`` in bytes of it all."""
+    """A file to be: ``infos`` of the ``tensors``, ``start`` of their data, ``size`` of it all in bytes."""
 
-    header: bytes
+    fields: Mapping[str, Field]
+    start: int
     infos: list[TensorInfo]
     tensors: Sequence[TensorToWrite]
     size: int
 
 
-def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite]) -> Arranged:
+def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite], room: int = 0) -> Arranged:
+    """``room``: bytes for fields that are not known yet."""
     alignment = alignment_of(fields)
     infos = layout(tensors, alignment)
-    start = roomy_length(packed_length(fields, infos), alignment)
+    start = roomy_length(packed_length(fields, infos) + room, alignment)
     size = start + (aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0)
-    return Arranged(pack_header(fields, infos, start), infos, tensors, size)
+    return Arranged(fields, start, infos, tensors, size)
 
 
-def write_arranged(path: Path, arranged: Arranged, progress: Callable[[int], None]) -> None:
+def write_arranged(
+    path: Path,
+    arranged: Arranged,
+    progress: Callable[[int], None],
+    complete: Callable[[], Mapping[str, Field]] | None = None,
+) -> None:
     """Write the file, which is there and empty. Raises ``OSError``."""
-    from ggext import native
+    from ggext import _native
 
     with path.open("r+b", buffering=0) as file:  # after O_TRUNC, ext4 writes all data out on close
-        native.reserve(file.fileno(), arranged.size)
-        write_at(file.fileno(), 0, memoryview(arranged.header))
-        write_pieces(file.fileno(), _placed(arranged), progress)
+        _native.reserve(file.fileno(), arranged.size)
+        with writing(file.fileno(), _placed(arranged), progress):
+            header = _header(arranged, complete() if complete else arranged.fields)
+        write_at(file.fileno(), 0, memoryview(header))
         file.truncate(arranged.size)
+
+
+def _header(arranged: Arranged, fields: Mapping[str, Field]) -> bytes:
+    if not fits(packed_length(fields, arranged.infos), arranged.start, alignment_of(fields)):
+        raise _NoRoomError(fields)
+    return pack_header(fields, arranged.infos, arranged.start)
 
 
 @contextmanager
@@ -97,13 +124,14 @@ def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]
     return infos
 
 
-def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece]]:
-    """The tensors in pieces, each with its offset in the file."""
-    for tensor, info in zip(arranged.tensors, arranged.infos, strict=True):
+def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece | StoredPiece]]:
+    """The tensors in pieces, each with its offset in the file; large ones first, so that all threads end together."""
+    both = zip(arranged.tensors, arranged.infos, strict=True)
+    for tensor, info in sorted(both, key=lambda pair: -pair[1].nbytes):
         at = 0
         for chunk in tensor.chunks():
-            piece = chunk if isinstance(chunk, Piece) else _as_piece(chunk)
-            yield len(arranged.header) + info.offset + at, piece
+            piece = chunk if isinstance(chunk, (Piece, StoredPiece)) else _as_piece(chunk)
+            yield arranged.start + info.offset + at, piece
             at += piece.nbytes
         if at != info.nbytes:
             raise OutputError(f"tensor {tensor.name}: {at} bytes were made where {info.nbytes} belong")
