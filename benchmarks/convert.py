@@ -1,6 +1,7 @@
 """How fast a checkpoint becomes a GGUF file: ggext, llama.cpp's own converter, and cp of the same bytes, in one run.
 
     python benchmarks/convert.py --upstream LLAMA_CPP/convert_hf_to_gguf.py [--folder /tmp] [--gb 2] [--rounds 3]
+    python benchmarks/convert.py --types bf16 --rounds 9    (bf16 against cp alone)
 
 The checkpoint is made here: TinyLlama's shapes with as many layers as fill --gb, random bfloat16 weights in two
 safetensors shards, and the vocabulary of --tokenizer. Each round runs every contestant once, in turn. Before each, its
@@ -8,6 +9,11 @@ output is removed, what is dirty is written to the disk, and the checkpoint is r
 cache. The table gives the median wall time, the median of each round's ratio to the peer, and the largest peak memory:
 all resident pages (VmHWM, mapped files and libraries included) and anonymous ones alone (RssAnon), looked at 50 times a
 second. Once, the tensors of ggext's and of upstream's file are compared. All files are deleted.
+
+How long cp takes depends on whether the page cache takes all that it writes. A round in which cp's wall time is above
+1.25 times its CPU time is one in which it waited, for the disk or for a core, and is counted apart. Beside them run what
+no Python program is faster than: the interpreter's start, NumPy's import, and a bare copy of the same bytes by two
+threads of the extension, into a file whose place was reserved.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import shutil
 import statistics
 import struct
@@ -40,10 +47,28 @@ TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "tokenizers" / "lla
 #: What issue 4 asks for: of upstream's wall time, and of cp's.
 TARGETS = {"f16": ("upstream f16", 0.30), "q8_0": ("upstream q8_0", 0.40), "bf16": ("cp", 1.15)}
 MAX_RSS = 200 << 20
+#: Of its CPU time, what cp takes where the page cache takes all that it writes and a core is free.
+UNDISTURBED = 1.25
+BARE_COPY = """
+import sys
+from itertools import accumulate
+from pathlib import Path
+from ggext import _native
+from ggext.gguf.pieces import stored_pieces, writing
+
+shards = [Path(name) for name in sys.argv[2:]]
+sizes = [shard.stat().st_size for shard in shards]
+pieces = [p for shard, size in zip(shards, sizes) for p in stored_pieces(shard, 0, size)]
+with open(sys.argv[1], "wb", buffering=0) as file:
+    _native.reserve(file.fileno(), sum(sizes))
+    with writing(file.fileno(), zip(accumulate((p.nbytes for p in pieces), initial=0), pieces), lambda _: None):
+        pass
+"""
 
 
 class Run(NamedTuple):
     seconds: float
+    cpu: float
     rss: int
     anonymous: int
 
@@ -128,12 +153,15 @@ def contestants(options: argparse.Namespace, checkpoint: Path, work: Path) -> It
     copy = work / "copy"
     shards = sorted(map(str, checkpoint.glob("*.safetensors")))
     yield Contestant("cp", ["cp", *shards, str(copy)], copy)
+    yield Contestant("start", [sys.executable, "-c", "pass"], copy)
+    yield Contestant("numpy", [sys.executable, "-c", "import numpy"], copy)
+    yield Contestant("bare", [sys.executable, "-c", BARE_COPY, str(work / "bare"), *shards], work / "bare")
     ggext = [str(Path(sys.executable).with_name("ggext")), "convert", str(checkpoint)]
-    for kind in TYPES:
+    for kind in options.types:
         out = work / f"ggext-{kind}.gguf"
         yield Contestant(f"ggext {kind}", [*ggext, str(out), "--type", kind], out)
     if options.upstream is not None:
-        for kind in TYPES:
+        for kind in options.types:
             out = work / f"upstream-{kind}.gguf"
             command = [options.upstream_python, str(options.upstream), str(checkpoint), "--outtype", kind]
             yield Contestant(f"upstream {kind}", [*command, "--outfile", str(out)], out)
@@ -158,7 +186,7 @@ def prepared(checkpoint: Path) -> None:
 
 
 def timed(command: list[str]) -> Run:
-    start = time.perf_counter()
+    start, before = time.perf_counter(), children_cpu()
     with tempfile.TemporaryFile() as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
         peaks, ended = {"VmHWM": 0, "RssAnon": 0}, threading.Event()
@@ -171,7 +199,12 @@ def timed(command: list[str]) -> Run:
         if child.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
-    return Run(seconds, peaks["VmHWM"], peaks["RssAnon"])
+    return Run(seconds, children_cpu() - before, peaks["VmHWM"], peaks["RssAnon"])
+
+
+def children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def watch(pid: int, peaks: dict[str, int], ended: threading.Event) -> None:
@@ -216,7 +249,7 @@ def measure(field: list[Contestant], checkpoint: Path, rounds: int) -> tuple[dic
             print(f"round {number + 1}: {name} {runs[name][-1].seconds:.2f} s", file=sys.stderr, flush=True)
             if name == "ggext bf16":
                 syncs.append(seconds_of(lambda output=output: synced(output)))  # type: ignore[misc]
-            if number == 0 and name != "cp":
+            if number == 0 and " " in name:
                 seen[name] = fingerprints(output)
             clear(output)
     for kind in TYPES:
@@ -232,8 +265,8 @@ def compare(ours: dict[str, tuple[int, int]], theirs: dict[str, tuple[int, int]]
 
 
 def report(runs: dict[str, list[Run]], syncs: list[float], nbytes: int) -> None:
-    print("\n| | wall, s | each round | of the peer | target | peak RSS, MB | of it anonymous, MB |")
-    print("|---|---|---|---|---|---|---|")
+    print("\n| | wall, s | CPU, s | each round | of the peer | target | peak RSS, MB | of it anonymous, MB |")
+    print("|---|---|---|---|---|---|---|---|")
     for name, own in runs.items():
         who, _, kind = name.partition(" ")
         peer, target = TARGETS.get(kind, ("", 0.0))
@@ -243,12 +276,25 @@ def report(runs: dict[str, list[Run]], syncs: list[float], nbytes: int) -> None:
             ratio, aim = f"{value:.2f} × {peer}", f"≤ {target:.2f}: {'met' if value <= target else 'MISSED'}"
         times = " ".join(f"{run.seconds:.2f}" for run in own)
         rss, anonymous = max(run.rss for run in own) / 1e6, max(run.anonymous for run in own) / 1e6
-        print(f"| {name} | {statistics.median(r.seconds for r in own):.2f} | {times} | {ratio} | {aim} | "
+        cpu = statistics.median(r.cpu for r in own)
+        print(f"| {name} | {statistics.median(r.seconds for r in own):.2f} | {cpu:.2f} | {times} | {ratio} | {aim} | "
               f"{rss:.0f} | {anonymous:.0f} |")  # fmt: skip
     worst = max(run.rss for name, own in runs.items() if name.startswith("ggext") for run in own)
     print(f"\nmemory: at most {worst / 1e6:.0f} MB resident, {'met' if worst <= MAX_RSS else 'MISSED'} (200 MB); "
           f"{nbytes / 1e9:.2f} GB of tensors")  # fmt: skip
-    print(f"fsync of the bf16 file afterwards, which only replacing a file waits for: {statistics.median(syncs):.2f} s")
+    if "ggext bf16" in runs:
+        told_apart(runs["cp"], runs["ggext bf16"])
+    if syncs:
+        print(f"fsync of the bf16 file, which only replacing a file waits for: {statistics.median(syncs):.2f} s")
+
+
+def told_apart(cp: list[Run], ggext: list[Run]) -> None:
+    """The ratio in rounds in which cp waited, and in which it did not."""
+    for waited, words in ((False, "cp did not wait"), (True, "cp waited for the disk or a core")):
+        pairs = [(a, b) for a, b in zip(ggext, cp, strict=True) if (b.seconds > UNDISTURBED * b.cpu) == waited]
+        if pairs:
+            ratio = statistics.median(a.seconds / b.seconds for a, b in pairs)
+            print(f"ggext bf16 / cp, {words}: {ratio:.2f}, the median of {len(pairs)} rounds")
 
 
 def machine(folder: Path, options: argparse.Namespace) -> str:
@@ -274,6 +320,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--gb", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     options = parser.parse_args()
     print(machine(options.folder, options))
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

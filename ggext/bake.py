@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.errors import GgufError, RopeError, UsageError
-from ggext.gguf.beside import write_beside
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
-from ggext.gguf.inplace import apply
 from ggext.gguf.reader import GgufFile, read_gguf
 from ggext.gguf.shards import all_parts
 from ggext.gguf.types import Field
@@ -34,6 +32,8 @@ class Bake:
     def in_place(self, progress: Progress) -> str:
         """Returns what was done, in words. Factors that others lie behind become ones, by which llama.cpp divides
         without effect."""
+        from ggext.gguf.inplace import apply
+
         check_other_parts(self.gguf)
         edit = self._edit({name: self._ones(name) for name in self.stale})
         done = apply(self.gguf, edit, progress)
@@ -47,6 +47,8 @@ class Bake:
     def beside(self, out: Path, progress: Progress) -> str:
         """A second file with the data of this one. Returns how it got there, empty where data would have to move and
         nothing was written."""
+        from ggext.gguf.beside import write_beside
+
         try:
             edit = self._edit(dict.fromkeys(self.stale))
         except DataWouldMoveError:

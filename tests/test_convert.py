@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(checkpoint: Path, tmp_path: Path) -> Path:
     """A checkpoint that a test may damage."""
-    import shutil
-
     return Path(shutil.copytree(checkpoint, tmp_path / "copy"))
 
 
@@ -519,3 +520,24 @@ def test_verify_without_anything_to_hold_to(checkpoint: Path, tmp_path: Path) ->
     fields = {k: f for k, f in gguf.fields.items() if k != "ggext.recipe"}
     write_gguf(tmp_path / "foreign.gguf", fields, [])
     assert_refused(ggext("verify", tmp_path / "foreign.gguf"), "give --reference CHECKPOINT", 2)
+
+
+def test_a_plan_needs_neither_numpy_nor_all_of_gguf(checkpoint: Path) -> None:
+    """They take as long as the rest of it; a conversion imports them while it copies."""
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from ggext.convert import ConvertOptions, plan\n"
+        f"plan(ConvertOptions(Path({str(checkpoint)!r}), Path('x.gguf')))\n"
+        "print([name for name in ('numpy', 'gguf', 'yaml') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_what_is_wrong_with_a_card_is_told(checkpoint: Path, tmp_path: Path) -> None:
+    """In a plan, and of a conversion, which reads the card while it writes."""
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
+    for more in (["--dry-run"], []):
+        result = ggext("convert", folder, tmp_path / "x.gguf", *more)
+        assert result.output.count("note: README.md: its front matter cannot be used") == 1, result.output

@@ -227,3 +227,18 @@ def test_reserving_too_much(tmp_path: Path) -> None:
             native.reserve(file.fileno(), 0)
     with pytest.raises(OSError, match="Bad file descriptor"):
         native.reserve(10_000, 4096)
+
+
+def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
+    data = bytes(range(256)) * 12_000  # 3 MB: more than is copied at once
+    (tmp_path / "a").write_bytes(data)
+    with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("w+b") as target:
+        assert _native.copy(source.fileno(), target.fileno(), 5, 100, 2_500_000) == 2_500_000
+        assert target.read() == bytes(100) + data[5:2_500_005]
+        assert _native.copy(source.fileno(), target.fileno(), len(data) - 7, 0, 100) == 7  # the source ends
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            _native.copy(source.fileno(), source.fileno(), 0, 0, 1)
+        with pytest.raises(ValueError, match="0 or more"):
+            _native.copy(source.fileno(), target.fileno(), 0, -1, 1)
+        with pytest.raises(ValueError, match=r"below 2\*\*63"):
+            _native.copy(source.fileno(), target.fileno(), 2**63 - 1, 0, 1)

@@ -31,7 +31,7 @@ from vocabulary import (
     write_gguf,
 )
 
-from ggext.checkpoint import pretokenizers
+from ggext.checkpoint import pretokenizers, tokenizer_spm
 from ggext.checkpoint.byte_level import SYMBOLS
 from ggext.checkpoint.files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
 from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
@@ -629,11 +629,27 @@ def test_every_cut_and_flip_of_a_sentencepiece_model(shared: Path, tmp_path: Pat
             if bad:
                 bad[source.randrange(len(bad))] = source.randrange(256)
         (tmp_path / "tokenizer.model").write_bytes(bad)
-        try:
-            read_vocabulary(tmp_path, 512)
-        except CheckpointError as error:
-            refused += "\n" not in str(error)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer_spm, "_usual_pieces", lambda _: ([], 0))
+            by_field = outcome(tmp_path)
+        assert outcome(tmp_path) == by_field
+        refused += isinstance(by_field, str) and "\n" not in by_field
     assert refused > 100
+
+
+def outcome(folder: Path) -> Vocabulary | str:
+    try:
+        return read_vocabulary(folder, 512)
+    except CheckpointError as error:
+        return str(error)
+
+
+def test_pieces_are_read_at_once(shared: Path) -> None:
+    """All of a usual file: the other way is the slow one."""
+    data = (shared / "tokenizers/llama2/tokenizer.model").read_bytes()
+    pieces, end = tokenizer_spm._usual_pieces(data)
+    assert len(pieces) == 32_000
+    assert {number for number, _, _ in tokenizer_spm.fields(data[end:])} == {2, 3}
 
 
 def test_llama_form_that_scores_cannot_say(tmp_path: Path) -> None:

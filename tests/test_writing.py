@@ -160,6 +160,36 @@ def test_pieces_and_bytes_land_in_their_places(tmp_path: Path) -> None:
     assert (tmp_path / "x.gguf").stat().st_size == size
 
 
+@pytest.mark.parametrize("length", [10, 100_000])
+def test_a_header_that_is_completed_while_the_data_is_written(tmp_path: Path, length: int) -> None:
+    """With room for it, and without: then the file is written again."""
+    more = FIELDS | {"general.name": Field.of("x" * length)}
+    calls: list[int] = []
+
+    def complete() -> dict[str, Field]:
+        calls.append(1)
+        return more
+
+    tensor = TensorToWrite("t", (4,), 0, 16, lambda: [b"0123456789abcdef"])
+    size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor], complete=complete)
+    gguf = read_gguf(tmp_path / "x.gguf")
+    assert (gguf.get("general.name"), bytes(gguf.tensor_data("t"))) == ("x" * length, b"0123456789abcdef")
+    assert (len(calls), (tmp_path / "x.gguf").stat().st_size) == (1, size)
+
+
+def test_a_header_that_cannot_be_completed_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_text("old")
+
+    def fails() -> dict[str, Field]:
+        raise CheckpointError("no")
+
+    tensors = [TensorToWrite("t", (1 << 18,), 0, 1 << 20, lambda: [bytes(1 << 20)])]
+    with pytest.raises(CheckpointError, match="no"):
+        write_gguf(tmp_path / "x.gguf", FIELDS, tensors, complete=fails)
+    assert [(p.name, p.read_text()) for p in tmp_path.glob("*.gguf*")] == [("x.gguf", "old")]
+    assert not list(tmp_path.glob(".x.gguf*"))
+
+
 def test_a_piece_of_another_length_is_refused(tmp_path: Path) -> None:
     tensor = TensorToWrite("t", (4,), 0, 16, lambda: [Piece(16, lambda: bytes(15))])
     with pytest.raises(ValueError, match="15 bytes were made where 16 belong"):

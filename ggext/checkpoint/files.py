@@ -118,7 +118,7 @@ def check_id(value: object, what: str) -> int:
     return value
 
 
-@dataclass
+@dataclass(slots=True)
 class Token:
     """One vocabulary entry, as the GGUF file will hold it."""
 

@@ -8,12 +8,11 @@ not C++. Field numbers are those of the .proto file.
 from __future__ import annotations
 
 import math
-import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, UNKNOWN, USER_DEFINED, TokenTable, quote
+from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, USER_DEFINED, TokenTable, quote
 from ggext.errors import CheckpointError
 
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
@@ -26,6 +25,10 @@ _TEXT, _SCORE, _TYPE = 1, 2, 3
 _MODEL_TYPE, _SUFFIX, _BOS, _EOS, _PAD = 3, 24, 46, 47, 48
 # NormalizerSpec
 _CHARSMAP, _PREFIX, _EXTRA_SPACES, _ESCAPE = 2, 3, 4, 5
+
+# What stands before them in a file: number and wire type.
+_TAG_PIECE, _TAG_TEXT, _TAG_SCORE, _TAG_TYPE = 0x0A, 0x0A, 0x15, 0x18
+_FLOAT = struct.Struct("<f")
 
 Value = int | bytes
 
@@ -99,46 +102,61 @@ def _text(value: Value | None) -> str | None:
         raise WireError("a piece is not UTF-8") from error
 
 
-#: A piece as SentencePiece itself writes it: text of fewer than 128 bytes, score, and a type that is not NORMAL.
-_USUAL_PIECE = re.compile(rb"\n([\0-\x7f])(.*)\x15(.{4})(?:\x18([\0-\x7f]))?", re.DOTALL)
-
-
 def _piece(data: bytes) -> tuple[str, int, float]:
-    usual = _USUAL_PIECE.fullmatch(data)
-    kind: Value
-    if usual is not None and len(usual[2]) == usual[1][0]:
-        text, raw, kind = usual[2], usual[3], usual[4][0] if usual[4] else 1
-    else:
-        message = _last(data)
-        text, raw, kind = message.get((_TEXT, 2)), message.get((_SCORE, 5), b"\0\0\0\0"), message.get((_TYPE, 0), 1)
-    (score,) = struct.unpack("<f", raw) if isinstance(raw, bytes) else (math.nan,)
+    message = _last(data)
+    raw = message.get((_SCORE, 5), b"\0\0\0\0")
+    (score,) = _FLOAT.unpack(raw) if isinstance(raw, bytes) else (math.nan,)
+    kind = message.get((_TYPE, 0), 1)
     if not isinstance(kind, int) or not 1 <= kind <= BYTE:
         raise WireError(f"a piece has the type {kind!r}")
-    if not math.isfinite(score):
-        raise WireError("a piece's score is not a finite number")
-    return _text(text) or "", kind, float(score)
+    return _text(message.get((_TEXT, 2))) or "", kind, float(score)
+
+
+def _usual_pieces(data: bytes) -> tuple[list[tuple[str, int, float]], int]:
+    """The pieces that a file begins with, as far as they are written as SentencePiece itself writes them, and where
+    they end; four times as fast as field by field. Such a piece has fewer than 128 bytes: its text, its score, and its
+    type unless that is NORMAL."""
+    pieces: list[tuple[str, int, float]] = []
+    at = 0
+    try:
+        while len(pieces) < MAX_TOKENS and data[at] == _TAG_PIECE and data[at + 2] == _TAG_TEXT and data[at + 1] < 0x80:
+            score_at, end = at + 4 + data[at + 3], at + 2 + data[at + 1]
+            if data[score_at] != _TAG_SCORE:
+                break
+            if end == score_at + 5:
+                kind = NORMAL
+            elif end == score_at + 7 and data[score_at + 5] == _TAG_TYPE and NORMAL <= data[score_at + 6] <= BYTE:
+                kind = data[score_at + 6]
+            else:
+                break
+            pieces.append((_text(data[at + 4 : score_at]) or "", kind, _FLOAT.unpack_from(data, score_at + 1)[0]))
+            at = end
+    except (IndexError, struct.error):  # the file ends within a piece: what is wrong with it is said elsewhere
+        pass
+    return pieces, at
 
 
 def _read_messages(data: bytes, where: str) -> SentencePieceModel:
     model = SentencePieceModel(TokenTable(where, escapes_spaces=True))
     trainer: dict[tuple[int, int], Value] = {}
     normalizer: dict[tuple[int, int], Value] = {}
-    count = 0
-    for number, wire, value in fields(data):
+    pieces, end = _usual_pieces(data)
+    for number, wire, value in fields(data[end:]):
         if wire != 2 or not isinstance(value, bytes):
             continue
         if number == _PIECES:
-            if count >= MAX_TOKENS:
+            if len(pieces) >= MAX_TOKENS:
                 raise WireError(f"it has more than {MAX_TOKENS} pieces")
-            text, kind, score = _piece(value)
-            # A user-defined piece is matched in the raw text, before spaces become U+2581.
-            text = text.replace("\u2581", " ") if kind == USER_DEFINED else text
-            model.table.put(count, text, kind, score)
-            count += 1
+            pieces.append(_piece(value))
         elif number == _TRAINER:
             trainer.update(_last(value))
         elif number == _NORMALIZER:
             normalizer.update(_last(value))
+    for i, (text, kind, score) in enumerate(pieces):
+        if not math.isfinite(score):
+            raise WireError("a piece's score is not a finite number")
+        # A user-defined piece is matched in the raw text, before spaces become U+2581.
+        model.table.put(i, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score)
     _set_trainer(model, trainer)
     model.charsmap = bool(normalizer.get((_CHARSMAP, 2)))
     model.add_dummy_prefix = bool(normalizer.get((_PREFIX, 0), 1))
