@@ -81,16 +81,15 @@ def _root(
 
 def _from_ranks(ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]) -> dict[str, Any]:
     vocab = {symbols_of(token): first_id + rank for token, rank in ranks.items()}
-    merges = [[symbols_of(left), symbols_of(right)] for left, right in _merges(ranks)]
-    return _root(vocab, merges, expression, ignore_merges=True, added=added)
+    return _root(vocab, list(_merges(vocab)), expression, ignore_merges=True, added=added)
 
 
-def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+def _merges(ranks: dict[str, int]) -> Iterator[list[str]]:
     """Every way to cut a token into two, in the order of its rank, then of the left part's and the right part's."""
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
         pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
-        yield from ((a, b) for _, _, a, b in sorted(pairs))
+        yield from ([a, b] for _, _, a, b in sorted(pairs))
 
 
 def _decoded(text: object, where: str) -> bytes:
