@@ -282,12 +282,12 @@ def test_each_pre_tokenizer(
     load: Load,
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    vocab = crossing[0] | {"Hello": len(crossing[0])}  # no merges make it: only a name that ignores merges gives it
+    vocab = crossing[0] | {"unmerged": len(crossing[0])}  # only a name that ignores merges gives it
     root = tokenizer_json(vocab, crossing[1], split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1)
     assert vocabulary.pre == row.name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = alike(row.name, strings(2600 if not row.notes else 4500, (EOS,), seed=3))
+    texts = alike(row.name, strings(2600 if not row.notes else 4500, (EOS, "unmerged"), seed=3))
     assert len(texts) > 2000
     assert differences(original, load(vocabulary), texts) == []
 

@@ -148,7 +148,7 @@ def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> N
     config = {"bos_token": names[128000], "eos_token": names[128009], "added_tokens_decoder": decoder}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     vocabulary = read_vocabulary(tmp_path, 128256)
-    assert vocabulary.pre == "llama-bpe"
+    assert (vocabulary.pre, vocabulary.add_bos) == ("llama-bpe", True)
     assert vocabulary.special_ids == {"bos": 128000, "eos": 128009, "eot": 128009}
     ranks = {base64.b64decode(line.split()[0]): i for i, line in enumerate(data.splitlines())}
     assert differences(judge(ranks, pre.LLAMA3), load(vocabulary), strings(500)) == []
