@@ -6,12 +6,11 @@ import base64
 import importlib.util
 import json
 import re
-import unicodedata
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabulary import EOS, Load, differences, save, split_steps, strings, tokenizer_json
+from vocabulary import EOS, Load, alike, differences, save, split_steps, strings, tokenizer_json
 
 from ggext.checkpoint import pretokenizers as pre
 from ggext.checkpoint.byte_level import SYMBOLS, symbols_of
@@ -20,12 +19,6 @@ from ggext.checkpoint.tokenizer import read_vocabulary
 from ggext.errors import CheckpointError
 
 Crossing = tuple[dict[str, int], list[list[str]]]
-
-
-def plain(text: str) -> bool:
-    """No combining marks and no cased letters beyond ASCII, which llama.cpp's tekken splits elsewhere."""
-    kinds = ((unicodedata.category(c), c.isascii()) for c in text)
-    return all(kind[0] != "M" and (ascii_ or kind not in {"Lu", "Ll", "Lt"}) for kind, ascii_ in kinds)
 
 
 def byte_values(symbols: str) -> bytes:
@@ -76,7 +69,7 @@ def test_tekken(crossing: Crossing, tmp_path: Path, load: Load) -> None:
     assert set(vocabulary.token_types[:100]) == {CONTROL}
     assert vocabulary.special_ids == {"bos": 1, "eos": 2}
     original = judge(dict(list(ranks.items())[:-5]), pre.TEKKEN, 100)
-    texts = [text for text in strings(4000) if plain(text)]
+    texts = alike("tekken", strings(4000))
     assert len(texts) > 2000
     assert differences(original, load(vocabulary), texts) == []
 
@@ -102,7 +95,7 @@ def test_published_tekken(mistral_common: Path, tmp_path: Path, load: Load, name
     original = judge(
         {base64.b64decode(row["token_bytes"]): row["rank"] for row in rows}, root["config"]["pattern"], special
     )
-    texts = [text for text in strings(4500) if plain(text)]
+    texts = alike("tekken", strings(4500))
     assert len(texts) > 2000
     assert differences(original, load(vocabulary), texts) == []
 
@@ -143,7 +136,7 @@ def test_ranks_with_the_expression_in_python(
     vocabulary = read_vocabulary(tmp_path, len(ranks) + 1)
     assert vocabulary.pre == name
     expression = {"kimi-k2": pre.KIMI, "qwen2": pre.QWEN2}[name]
-    texts = [text for text in strings(3000) if plain(text) and not re.search("[a-z][A-Z]|\u02ca", text)]
+    texts = alike("kimi-k2", strings(3000))
     assert differences(judge(ranks, expression), load(vocabulary), texts) == []
 
 
@@ -155,7 +148,7 @@ def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> N
     config = {"bos_token": names[128000], "eos_token": names[128009], "added_tokens_decoder": decoder}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     vocabulary = read_vocabulary(tmp_path, 128256)
-    assert vocabulary.pre == "llama-bpe"
+    assert (vocabulary.pre, vocabulary.add_bos) == ("llama-bpe", True)
     assert vocabulary.special_ids == {"bos": 128000, "eos": 128009, "eot": 128009}
     ranks = {base64.b64decode(line.split()[0]): i for i, line in enumerate(data.splitlines())}
     assert differences(judge(ranks, pre.LLAMA3), load(vocabulary), strings(500)) == []

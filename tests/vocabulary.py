@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -52,6 +53,22 @@ def strings(count: int, specials: Iterable[str] = (), seed: int = 1) -> list[str
         )
         texts.append("".join(parts))
     return texts
+
+
+def alike(name: str, texts: Iterable[str]) -> list[str]:
+    """The texts on which llama.cpp's expression of this name is the original one, as the row's notes say.
+
+    tekken, gpt-4o, kimi-k2 and granite-embed-multi-97m have no case for non-ASCII letters; the first three leave
+    combining marks out, and kimi-k2 leaves camelCase whole. deepseek-llm and deepseek-coder: white space beyond ASCII.
+    """
+    if name in {"deepseek-llm", "deepseek-coder"}:
+        return [text for text in texts if all(c.isascii() for c in text if c.isspace())]
+    if name in {"tekken", "gpt-4o", "kimi-k2"}:
+        texts = [text for text in texts if not any(unicodedata.category(c)[0] == "M" for c in text)]
+    if name in {"tekken", "gpt-4o", "kimi-k2", "granite-embed-multi-97m"}:
+        cased = {"Lu", "Ll", "Lt"}
+        texts = [text for text in texts if all(c.isascii() or unicodedata.category(c) not in cased for c in text)]
+    return [text for text in texts if name != "kimi-k2" or not re.search("[a-z][A-Z]|\u02ca", text)]
 
 
 class LlamaCpp:

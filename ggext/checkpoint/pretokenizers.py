@@ -45,6 +45,7 @@ GPT4O = (
 )
 DIGIT = r"\p{N}"
 DIGITS_3 = r"\p{N}{1,3}"
+MINICPM5 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")
 CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
@@ -85,8 +86,12 @@ DEEPSEEK_LLM = ("[\r\n]", _LETTERS_DEEPSEEK, "\\s?[!-/:-~！-／：-～‘-‟\u
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_DEEPSEEK, DIGIT)
 
 _CASE_NOTE = (
-    "llama.cpp's expression takes every non-ASCII letter for both upper and lower case and leaves "
-    "combining marks out: words with them may be split elsewhere than in the original"
+    "llama.cpp's expression takes every non-ASCII letter for both upper and lower case: a word in which the case "
+    "changes may be split elsewhere than in the original"
+)
+_MARKS_NOTE = (
+    "llama.cpp's expression cuts words at combining marks, which the original does not: Hindi, Thai, vowelled Arabic "
+    "and the like become more tokens than the model was trained on"
 )
 # std::regex recurses once a character: measured, 10,000 letters pass and 30,000 end the process.
 _STACK_NOTE = (
@@ -138,9 +143,11 @@ TABLE = (
     PreTokenizer("qwen2", (QWEN2,)),
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
-    PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE)),
-    PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _STACK_NOTE)),
-    PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _CAMEL_NOTE)),
+    PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
+    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE)),
+    PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
+    PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)),
+    PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _MARKS_NOTE, _CAMEL_NOTE)),
     PreTokenizer("deepseek-v3", (DIGITS_3, CJK, DEEPSEEK3), notes=(_STACK_NOTE,)),
     PreTokenizer("deepseek-coder", DEEPSEEK_CODER, notes=(_STACK_NOTE, _SPACE_NOTE)),
     PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, DIGIT), joins=_two_numerals, notes=(_STACK_NOTE, _SPACE_NOTE)),
@@ -153,7 +160,7 @@ _COVERING = {GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O}
 
 
 def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokenizer, ...]:
-    """The rows with this ``pre_tokenizer``'s splits (they differ in ``ignore_merges`` alone).
+    """The rows with this ``pre_tokenizer``'s splits.
 
     Raises CheckpointError, naming the expressions, where llama.cpp has no name for them.
     """

@@ -205,6 +205,7 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
         )
     if model.add_dummy_prefix and any(token.type == USER_DEFINED for _, token in model.table):
         source.notes.append(
-            "llama.cpp puts a space between a user-defined piece and the text after it, SentencePiece does not"
+            "llama.cpp puts a space between a user-defined piece and the text after it, SentencePiece before a piece "
+            "that begins a text"
         )
     return source

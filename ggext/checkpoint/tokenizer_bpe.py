@@ -7,9 +7,11 @@ the highest score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import chain, groupby, pairwise, starmap, takewhile
+from operator import add
 from typing import Literal
 
 from ggext.checkpoint.byte_level import SYMBOLS
@@ -84,20 +86,31 @@ def _read_vocab(model: JsonObject, table: TokenTable) -> dict[str, int]:
 
 def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> list[Pair]:
     """The merges in order of rank. A pair listed twice has its last rank, as in `tokenizers`."""
-    ranks: dict[Pair, int] = {}
-    for rank, item in enumerate(get(model, "merges", list, where, [])):
-        pair = item.split(" ") if isinstance(item, str) else item
-        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-            raise CheckpointError(f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it")
-        left, right = pair
-        for part in (left, right, left + right):
-            if part not in vocab:
-                raise CheckpointError(
-                    f"{where}: merge {rank} ({quote(left)} + {quote(right)}) names the token "
-                    f"{quote(part)}, which is not in the vocabulary; correct the file"
-                )
-        ranks[left, right] = rank
-    return sorted(ranks, key=ranks.__getitem__)
+    items = get(model, "merges", list, where, [])
+    try:
+        pairs = [(left, right) for left, right in (i.split(" ") if isinstance(i, str) else i for i in items)]
+        known = all(map(vocab.__contains__, chain.from_iterable(pairs)))
+        known = known and all(map(vocab.__contains__, starmap(add, pairs)))
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise next(filter(None, (_merge_error(rank, item, vocab, where) for rank, item in enumerate(items))))
+    ranks = dict(zip(pairs, range(len(pairs)), strict=True))
+    return pairs if len(ranks) == len(pairs) else sorted(ranks, key=ranks.__getitem__)
+
+
+def _merge_error(rank: int, item: object, vocab: Mapping[str, int], where: str) -> CheckpointError | None:
+    pair = item.split(" ") if isinstance(item, str) else item
+    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+        return CheckpointError(f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it")
+    left, right = pair
+    missing = next((part for part in (left, right, left + right) if part not in vocab), None)
+    if missing is None:
+        return None
+    return CheckpointError(
+        f"{where}: merge {rank} ({quote(left)} + {quote(right)}) names the token {quote(missing)}, which is not in the "
+        "vocabulary; correct the file"
+    )
 
 
 def add_tokens(root: JsonObject, table: TokenTable, where: str) -> None:
@@ -175,23 +188,25 @@ def _choose(
     table: TokenTable,
     merges: Sequence[Pair],
 ) -> pretokenizers.PreTokenizer:
-    """The row that treats whole words as the checkpoint does.
+    """The row with the fewest known differences that treats whole words as the checkpoint does.
 
-    Where llama.cpp has the expressions only with the other setting, the two are the same if
-    every token can be reached by merges, so that is checked.
+    Where llama.cpp has the expressions only with the other ``ignore_merges``, the two are the same if every token can
+    be reached by merges, so that is checked.
     """
     for row in rows:
         _check_joins(row, merges, table.where)
+    unreachable: list[str] = []
+    for row in sorted(rows, key=lambda row: (len(row.notes), row.ignore_merges != ignore_merges)):
         if row.ignore_merges == ignore_merges:
             return row
-    unreachable = _unreachable(table, merges)
-    if unreachable:
-        raise CheckpointError(
-            f"{table.where} has ignore_merges={str(ignore_merges).lower()} and {len(unreachable)} "
-            f"tokens that merges cannot form (first {quote(unreachable[0])}), but llama.cpp's "
-            f"pre-tokenizer {rows[0].name} does the opposite: its token ids would differ"
-        )
-    return rows[0]
+        unreachable = _unreachable(table, merges)
+        if not unreachable:
+            return row
+    raise CheckpointError(
+        f"{table.where} has ignore_merges={str(ignore_merges).lower()} and {len(unreachable)} tokens that merges "
+        f"cannot form (first {quote(unreachable[0])}), but llama.cpp's pre-tokenizer {rows[0].name} does the "
+        "opposite: its token ids would differ"
+    )
 
 
 def _check_joins(row: pretokenizers.PreTokenizer, merges: Sequence[Pair], where: str) -> None:
@@ -213,12 +228,15 @@ def _unreachable(table: TokenTable, merges: Sequence[Pair]) -> list[str]:
 def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
     """Byte-pair encoding of one word: the pair of lowest rank first, the leftmost of equals."""
     symbols = list(word)
-    while len(symbols) > 1:
-        found = [(rank, i) for i, pair in enumerate(pairwise(symbols)) if (rank := ranks.get(pair)) is not None]
-        if not found:
-            break
-        at = min(found)[1]
+    never = len(ranks)
+    found = [ranks.get(pair, never) for pair in pairwise(symbols)]
+    while found and (lowest := min(found)) < never:
+        at = found.index(lowest)
         symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
+        del found[at]
+        for i in (at - 1, at):
+            if 0 <= i < len(found):
+                found[i] = ranks.get((symbols[i], symbols[i + 1]), never)
     return symbols
 
 
@@ -318,27 +336,21 @@ def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
     can meet that form a token without a merge. Both are checked.
     """
     table = source.table
-    first: dict[str, int] = {}
-    previous, apart = None, set()
-    for rank, (left, right) in enumerate(merges):
-        text = left + right
-        if text != previous and text in first:
-            apart.add(text)
-        first.setdefault(text, rank)
-        previous = text
+    texts = list(starmap(add, merges))
+    order = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    apart = {text for text, places in Counter(text for text, _ in groupby(texts)).items() if places > 1}
     apart -= _cut_off(source, merges, apart)
     if apart:
         raise CheckpointError(
             f"{table.where}: the merges of the token {quote(min(apart))} are not next to each other, "
             "so no SentencePiece scores say the same; add the original tokenizer.model"
         )
-    order = {text: place for place, text in enumerate(first)}
     pairs = set(merges)
     mergeable = {token.text for _, token in table if token.type in (NORMAL, UNKNOWN)}
     for _, token in table:
         if token.type == NORMAL:
             token.score = -float(order.get(token.text, len(order)))
-            _check_cuts(token.text, mergeable, pairs, table.where)
+    _check_cuts((token.text for _, token in table if token.type == NORMAL), mergeable, pairs, table.where)
 
 
 def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> set[str]:
@@ -366,12 +378,13 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
     return found
 
 
-def _check_cuts(text: str, tokens: set[str], pairs: set[Pair], where: str) -> None:
-    for cut in range(1, len(text)):
-        pair = text[:cut], text[cut:]
-        if pair not in pairs and pair[0] in tokens and pair[1] in tokens:
-            raise CheckpointError(
-                f"{where}: llama.cpp would merge {quote(pair[0])} + {quote(pair[1])}, for which "
-                "there is no merge: these are no SentencePiece merges; add the original "
-                "tokenizer.model"
-            )
+def _check_cuts(texts: Iterable[str], tokens: set[str], pairs: set[Pair], where: str) -> None:
+    for text in texts:
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in tokens and right in tokens and (left, right) not in pairs:
+                raise CheckpointError(
+                    f"{where}: llama.cpp would merge {quote(left)} + {quote(right)}, for which "
+                    "there is no merge: these are no SentencePiece merges; add the original "
+                    "tokenizer.model"
+                )

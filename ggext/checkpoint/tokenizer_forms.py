@@ -34,8 +34,10 @@ from ggext.errors import CheckpointError
 #: Files of ranks, in the order of preference.
 _RANK_FILES = ("tiktoken.model", "tokenizer.model", "*.tiktoken")
 _FIRST_RANK = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
-#: SHA-256 of a file of ranks whose expression is published elsewhere: Meta's Llama 3.
-_KNOWN_RANKS = {"82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": LLAMA3}
+#: SHA-256 of a file of ranks → (expression, the token that its text begins with), published elsewhere: Meta's Llama 3.
+_KNOWN_RANKS = {
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": (LLAMA3, "<|begin_of_text|>"),
+}
 #: Expressions to look for in the Python files, as the strings that they are written in.
 _IN_PYTHON = {KIMI: KIMI_ALTERNATIVES, QWEN2: (QWEN2,), LLAMA3: (LLAMA3,)}
 #: tokenizer_class → (expression, normalizer) that its code in transformers has.
@@ -81,16 +83,21 @@ def _root(
 
 def _from_ranks(ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]) -> dict[str, Any]:
     vocab = {symbols_of(token): first_id + rank for token, rank in ranks.items()}
-    merges = [[symbols_of(left), symbols_of(right)] for left, right in _merges(ranks)]
-    return _root(vocab, merges, expression, ignore_merges=True, added=added)
+    return _root(vocab, list(_merges(vocab)), expression, ignore_merges=True, added=added)
 
 
-def _merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+def _beginning(token: str) -> dict[str, Any]:
+    begin = {"SpecialToken": {"id": token, "type_id": 0}}
+    single = [begin, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"post_processor": {"type": "TemplateProcessing", "single": single}}
+
+
+def _merges(ranks: dict[str, int]) -> Iterator[list[str]]:
     """Every way to cut a token into two, in the order of its rank, then of the left part's and the right part's."""
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
         pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
-        yield from ((a, b) for _, _, a, b in sorted(pairs))
+        yield from ([a, b] for _, _, a, b in sorted(pairs))
 
 
 def _decoded(text: object, where: str) -> bytes:
@@ -135,9 +142,7 @@ def _tekken(root: JsonObject, where: str) -> dict[str, Any]:
     items = ((get(_object(row, where), "token_bytes", str, where), row.get("rank")) for row in rows[: size - n_special])
     added = _tekken_specials(root, n_special, where)
     ranks = _ranks(items, where)
-    begin = {"SpecialToken": {"id": "<s>", "type_id": 0}}
-    template = {"type": "TemplateProcessing", "single": [begin, {"Sequence": {"id": "A", "type_id": 0}}]}
-    return _from_ranks(ranks, n_special, expression, added) | {"post_processor": template}
+    return _from_ranks(ranks, n_special, expression, added) | _beginning("<s>")
 
 
 def _object(item: object, where: str) -> JsonObject:
@@ -169,14 +174,16 @@ def _tekken_specials(root: JsonObject, count: int, where: str) -> list[JsonObjec
 
 
 def _tiktoken(folder: Path, path: Path, data: bytes) -> dict[str, Any]:
-    expression = _KNOWN_RANKS.get(hashlib.sha256(data).hexdigest()) or _expression_in_python(folder)
+    known, begin = _KNOWN_RANKS.get(hashlib.sha256(data).hexdigest(), (None, None))
+    expression = known or _expression_in_python(folder)
     if expression is None:
         raise CheckpointError(
             f"{path} is a list of tiktoken ranks, which says nothing of words, and no Python file beside it holds an "
             "expression that ggext knows; put the tokenizer.json of the Hugging Face release beside it"
         )
     lines = (line.split() for line in data.splitlines() if line.strip())
-    return _from_ranks(_ranks(map(_line, lines), str(path)), 0, expression, [])
+    root = _from_ranks(_ranks(map(_line, lines), str(path)), 0, expression, [])
+    return root | _beginning(begin) if begin else root
 
 
 def _line(parts: list[bytes]) -> tuple[object, int]:
