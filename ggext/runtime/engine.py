@@ -270,12 +270,14 @@ class Session(Closing):
         """Takes the lock, which the caller releases. Raises ModelError."""
         if os.getpid() != self._pid:
             raise ModelError(f"the session over {self.model.path} is another process's: open the model after the fork")
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):
             raise ModelError("the session is in use by another thread; open one for each thread")
-        if not self.cache.handle:
+        cache = self.cache
+        if not cache.handle:
             self._lock.release()
             raise ModelError(f"the session over {self.model.path} is closed")
-        self.cache.repair()
+        if cache.unsure is not None:
+            cache.repair()
 
     def _check_logits(self) -> None:
         if not self.cache.has_logits:
