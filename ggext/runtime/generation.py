@@ -41,41 +41,39 @@ class Generation:
             session = self._session
             session._enter()
             try:
-                token = self._step()
+                token, reason = self._step()
             finally:
                 session._lock.release()
             if token is not None:
+                self.count += 1
+                self._pending = token
                 return token
-            if self.finish == "cancelled":
-                session.resume()
-            self.close()
+            self._end(reason)
         raise StopIteration
 
-    def _step(self) -> int | None:
-        """The next token; None, and why there is none in ``finish``."""
+    def _step(self) -> tuple[int, None] | tuple[None, FinishReason]:
         cache = self._cache
         if cache.epoch != self._epoch:
             raise ModelError("the session was used for something else; start a new generation")
         if self.count == self._max_tokens:
-            return self._ended("length")
+            return None, "length"
         if self._pending is not None:
             memory = self._memory
             if memory.limit is not None and len(cache.tokens) >= memory.limit:
-                return self._ended("context")
+                return None, "context"
             if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
-                return self._ended("cancelled")
+                return None, "cancelled"
             self._epoch = cache.epoch
         if cache.cancelled:
-            return self._ended("cancelled")
+            return None, "cancelled"
         token = self._chooser.choose(cache.handle)
-        if self._is_last(token):
-            return self._ended("eog")
-        self.count += 1
-        self._pending = token
-        return token
+        return (None, "eog") if self._is_last(token) else (token, None)
 
-    def _ended(self, reason: FinishReason) -> None:
+    def _end(self, reason: FinishReason | None) -> None:
         self.finish = reason
+        if reason == "cancelled":
+            self._session.resume()
+        self.close()
 
     def close(self) -> None:
         """Frees the samplers; done at the end by itself."""

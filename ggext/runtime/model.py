@@ -38,8 +38,8 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained on
-    before that), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``n_gpu_layers`` (None: as
-    many as the library can).
+    before that), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not
+    the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
@@ -49,6 +49,7 @@ class Model(Closing):
         self.n_gpu_layers = gpu_layers
         self._handle = handle
         self._vocab = self._lib.llama_model_get_vocab(handle)
+        self.copied = llama.copied_weights()
         self.sessions: WeakSet[Session] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
