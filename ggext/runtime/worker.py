@@ -7,7 +7,6 @@ not hold up the others, and llama.cpp's threads never fight each other.
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ggext.errors import ModelError
+from ggext.runtime import forks
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import FinishReason, Prefill, Progress, Sampling, Session
 
@@ -268,7 +268,7 @@ class Worker(Closing):
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
         self._closing = threading.Event()
-        self._pid = os.getpid()
+        self._forks = forks.count
         self._lock = threading.Lock()
         arguments = (self._inbox, self._lanes, self._closing)
         self._thread = threading.Thread(target=_run, args=arguments, name="ggext worker", daemon=True)
@@ -294,7 +294,7 @@ class Worker(Closing):
         self._stop()
 
     def _submit(self, job: _Job) -> None:
-        if os.getpid() != self._pid:
+        if forks.count != self._forks:
             raise ModelError(
                 "the model was opened in another process, whose threads are not here: open it after the fork"
             )
