@@ -11,6 +11,7 @@ each round's ratio to the tight loop. Without MODEL it is a random Llama of 0.94
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+import ggext
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.runtime import llama
@@ -158,6 +160,25 @@ def by_worker(model: Model, task: Task, stack: ExitStack) -> Contestant:
     return run
 
 
+def by_model(path: Path, task: Task, stack: ExitStack) -> Contestant:
+    """What a program gets: `ggext.Model`, text in and text out."""
+    options = SessionOptions(threads=task.threads, n_batch=task.batch)
+    model = stack.enter_context(ggext.Model(path, CONTEXT, settings=ggext.Settings(options, gpu_layers=0)))
+    numbers = itertools.count()
+
+    def run() -> Speed:
+        words = f"{next(numbers):03} {'word ' * 999}"[: len(task.prompt) - 1]  # another beginning: all of it is read
+        start = time.perf_counter()
+        reply = model.chat([{"role": "user", "content": words}], sampling=GREEDY, max_tokens=task.tokens)
+        first = 0.0
+        for _ in reply:
+            first = first or time.perf_counter()
+        assert reply.count == task.tokens
+        return speed(task, start, first)
+
+    return run
+
+
 def by_llama(path: Path, task: Task, stack: ExitStack) -> Contestant:
     """llama-cpp-python's own class, streaming."""
     model = open_llama(path, task, stack)
@@ -212,6 +233,7 @@ def measure(path: Path, task: Task, rounds: int) -> dict[str, list[Speed]]:
             "tight loop, flash attention on": tight_loop(model, task, True, stack),
             "ggext Session": by_session(model, task, stack),
             "ggext Worker, loop in another thread": by_worker(model, task, stack),
+            "ggext.Model, text": by_model(path, task, stack),
             "Llama class, generate": by_llama_tokens(path, task, stack),
             "Llama class, streamed completion": by_llama(path, task, stack),
         }

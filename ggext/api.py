@@ -196,8 +196,7 @@ class Reply(Closing):
         return self._answer.reasoning
 
     def __iter__(self) -> Iterator[str]:
-        for token in self._answering:
-            yield from _said(self._answer.extend([token]))
+        yield from _said(self._answer.extend(self._answering))
         yield from _said(self._answer.end())
 
     async def __aiter__(self) -> AsyncIterator[str]:

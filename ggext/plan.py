@@ -12,7 +12,7 @@ from typing import Any
 
 from ggext.errors import UsageError
 from ggext.footprint import machine
-from ggext.footprint.architecture import Architecture, architecture
+from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
 from ggext.gguf.reader import read_gguf
@@ -85,7 +85,7 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
     largest = planner.largest(free)
-    context = planner.context(_length(arch, options, largest))
+    context = planner.context(_length(planner, options, free), free)
     ram, gpu = planner.shares(context)
     return Plan(
         path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
@@ -93,12 +93,12 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     )  # fmt: skip
 
 
-def _length(arch: Architecture, options: PlanOptions, largest: int | None) -> int:
+def _length(planner: Planner, options: PlanOptions, free: Memories) -> int:
     if isinstance(options.context, int):
         return options.context
-    if options.context == "auto" and largest is not None:
-        return max(min(largest, arch.context), STEP)
-    return arch.context
+    if options.context == "auto" and (fitting := planner.automatic(free)) is not None:
+        return max(fitting, STEP)
+    return planner.arch.context
 
 
 def _devices(gpu_layers: int | None, free: Memories | None) -> tuple[Memories, int]:

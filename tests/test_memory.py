@@ -17,7 +17,7 @@ from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
 from ggext.footprint.cache import KV_TYPES
-from ggext.footprint.planner import Choices
+from ggext.footprint.planner import Choices, Memories
 from ggext.rope.encode import EncodingName
 from ggext.rope.scaling import RopeScaling
 from ggext.sources import DEMO_MODEL
@@ -396,7 +396,7 @@ def test_kv_bytes_are_what_llama_allocates(model: Model) -> None:
             size = lib.llama_state_seq_get_size(session.cache.handle, 0)
         room = capacity.room(model, Choices(kv_type))
         assert room is not None
-        cells = 100 * (room.planner.shares(room.planner.context(256))[0].cache // 256 + 12)
+        cells = 100 * (room.planner.shares(room.planner.context(256, Memories(room.free)))[0].cache // 256 + 12)
         assert cells <= size <= cells + 1000
 
 

@@ -34,22 +34,20 @@ class AnswerText:
     def extend(self, tokens: Iterable[int]) -> Iterator[str]:
         """Takes tokens until they or the answer end; yields text as soon as it is certain, reasoning as Thought."""
         for token in tokens:
-            yield from self._split(self._detokenizer.push(token))
-            if self.stopped:
-                return
+            if text := self._detokenizer.push(token):
+                yield from self._pieces(self._splitter.feed(text))
+                if self.stopped:
+                    return
 
     def end(self) -> Iterator[str]:
         """The text that was held back, at the end of the answer; nothing the second time."""
         if not self.stopped:
-            yield from self._split(self._detokenizer.rest())
+            if text := self._detokenizer.rest():
+                yield from self._pieces(self._splitter.feed(text))
             yield from self._pieces(self._splitter.end())
         held, self._held = self._held, ""
         if not self.stopped and held:
             yield self._said(held)
-
-    def _split(self, text: str) -> Iterator[str]:
-        if text:
-            yield from self._pieces(self._splitter.feed(text))
 
     def _pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         for piece in pieces:
@@ -61,6 +59,8 @@ class AnswerText:
 
     def _unstopped(self, piece: str) -> str:
         """The text in front of a stop string, or of what may become one."""
+        if not self._stop:
+            return piece
         self._held += piece
         places = [self._held.find(stop) for stop in self._stop]
         found = min((place for place in places if place >= 0), default=None)

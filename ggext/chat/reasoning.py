@@ -81,9 +81,11 @@ class Splitter:
 
     def feed(self, text: str) -> list[str]:
         """What is certain after this text: pieces without tags, Thought or str."""
+        if self._tags is None:
+            return [text] if text else []
         self._held += text
         pieces: list[str] = []
-        while self._step(pieces):
+        while self._step(self._tags, pieces):
             pass
         return [piece for piece in pieces if piece]
 
@@ -92,15 +94,12 @@ class Splitter:
         rest, self._held = self._held, ""
         return [Thought(rest) if self._inside else rest] if rest else []
 
-    def _step(self, pieces: list[str]) -> bool:
+    def _step(self, tags: Tags, pieces: list[str]) -> bool:
         """Handles one tag, or all the text that no tag can begin in; whether more may follow."""
-        if self._tags is None:
-            pieces.append(self._take(len(self._held)))
-            return False
         if self._inside:
-            return self._think(self._tags, pieces)
+            return self._think(tags, pieces)
         if self._opening:
-            return self._open(self._tags)
+            return self._open(tags)
         pieces.append(self._take(len(self._held)))
         return False
 

@@ -306,7 +306,7 @@ def _room(request: _Request, session: Session) -> Room:
 
     model = session.model
     memory = capacity.room(model, Choices(session.cache.kv_type, session.n_batch))
-    needed, cache, free = (memory.needed, memory.cache, memory.free.ram) if memory else (None, None, None)
+    needed, cache, free = (memory.needed, memory.cache, memory.free) if memory else (None, None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
     return Room(
         request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, needed, cache, free, when_full

@@ -9,8 +9,6 @@ from typing import Protocol
 
 _BATCH_GPU = 512
 _SMALL_MODEL = 20_000_000  # parameters
-# Flash attention is slower on a CPU as long as the score matrix is small.
-_MAX_SCORE_BYTES = 256 << 20
 
 
 class Shaped(Protocol):
@@ -58,9 +56,3 @@ def physical_cores() -> int:
         except OSError:
             return len(cpus)
     return max(len(siblings), 1)
-
-
-def flash_attention(heads: int, tokens: int, batch: int, *, on_gpu: bool, quantized: bool) -> bool:
-    """Whether attention is computed in pieces: where quantized values need it, on a GPU, and where the whole score
-    matrix (4 bytes for each head, token of the batch and token of the context) is large."""
-    return quantized or on_gpu or 4 * heads * tokens * min(batch, tokens) > _MAX_SCORE_BYTES

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 
 from ggext.errors import UsageError
 from ggext.footprint import defaults
@@ -20,8 +19,8 @@ _HEADROOM = 0.95  # of what is free; the rest is for threads' buffers and for wh
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` and ``flash_attention`` None: as `defaults` says. ``small_windows``: layers with a sliding window keep
-    the window's tokens only. Raises UsageError."""
+    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``small_windows``:
+    layers with a sliding window keep the window's tokens only. Raises UsageError."""
 
     kv_type: str = "f16"
     batch: int | None = None
@@ -75,15 +74,22 @@ class Planner:
     choices: Choices
     gpu_layers: int
 
-    def context(self, tokens: int) -> Context:
-        """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses."""
-        on_gpu, kv_type = self.gpu_layers > 0, self.choices.kv_type
-        batch = self._batch
-        flash = self.choices.flash_attention
-        if flash is None:
-            heads = max(layer.heads for layer in self.arch.layers)
-            flash = defaults.flash_attention(heads, tokens, batch, on_gpu=on_gpu, quantized=is_quantized(kv_type))
-        return Context(tokens, batch, kv_type, flash, whole_windows=not self.choices.small_windows)
+    def context(self, tokens: int, free: Memories) -> Context:
+        """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses.
+
+        Flash attention, where nobody chose: on a GPU, where a quantized cache needs it, and where `free` holds the
+        context in no other way; else a CPU is faster without it (`benchmarks/results/generate.md`).
+        """
+        flash = True if self._needs_flash_attention else self.choices.flash_attention
+        context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), not self.choices.small_windows)
+        if flash is None and free.hold(*self.shares(context)) is False:
+            return replace(context, flash_attention=True)
+        return context
+
+    @property
+    def _needs_flash_attention(self) -> bool:
+        nobody_chose = self.choices.flash_attention is None
+        return nobody_chose and (self.gpu_layers > 0 or is_quantized(self.choices.kv_type))
 
     @cached_property
     def _batch(self) -> int:
@@ -120,25 +126,25 @@ class Planner:
             in_ram += info.nbytes * (not there or name == "token_embd.weight")
         return on_gpu, in_ram
 
+    def automatic(self, free: Memories) -> int | None:
+        """Tokens that a context gets where nobody says: what the file is made for, or what fits. Less is then taken
+        without flash attention where that is possible: a few tokens fewer, and much faster."""
+        if free.hold(*self.shares(self.context(self.arch.context, free))) is not False:
+            return self.arch.context
+        if self.choices.flash_attention is None and not self._needs_flash_attention:
+            without = replace(self, choices=replace(self.choices, flash_attention=False))
+            return without.largest(free) or self.largest(free)
+        return self.largest(free)
+
     def largest(self, free: Memories) -> int | None:
         """Tokens of the largest context that fits, a multiple of 256; 0: none does, None: not known."""
 
-        def too_large(steps: int, planner: Planner) -> bool:
-            return not free.hold(*planner.shares(planner.context(steps * STEP)))
+        def too_large(steps: int) -> bool:
+            return not free.hold(*self.shares(self.context(steps * STEP, free)))
 
-        if free.hold(*self.shares(self.context(STEP))) is None:
+        if free.hold(*self.shares(self.context(STEP, free))) is None:
             return None
-
-        # where flash attention begins by itself, the need falls once: so both sides of that are searched
-        always = replace(self, choices=replace(self.choices, flash_attention=True))
-        planners = (self, always) if self.choices.flash_attention is None else (self,)
-        found = [_last_before(partial(too_large, planner=planner), LONGEST // STEP) for planner in planners]
-        return max((steps for steps in found if steps and not too_large(steps, self)), default=0) * STEP
-
-
-def _last_before(too_large: Callable[[int], bool], most: int) -> int:
-    """The last number from 1 to `most` for which the answer is no, 0 without one; the answer turns once."""
-    return bisect_left(range(1, most + 1), True, key=too_large)
+        return bisect_left(range(1, LONGEST // STEP + 1), True, key=too_large) * STEP
 
 
 def _layer_of(name: str) -> int | None:

@@ -31,8 +31,8 @@ class Cache(Closing):
     """The tokens of one context with their positions; keys and values belong to them at every moment.
 
     ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx``, ``n_batch`` in
-    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there. ``regimes``: what
-    a text passes through as it grows.
+    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there. ``unsure``: tokens
+    whose `append` was left in the middle, until `repair`. ``regimes``: what a text passes through as it grows.
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
@@ -59,7 +59,7 @@ class Cache(Closing):
         self.positions: list[int] = []
         self.has_logits = False
         self.epoch = 0
-        self._unsure: Sequence[int] | None = None
+        self.unsure: Sequence[int] | None = None
         self._rotation: KeyRotation | None = None
         self._tested = False
 
@@ -105,7 +105,7 @@ class Cache(Closing):
         """
         if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(len(self.tokens) + len(tokens)):
             return False
-        self._unsure = tokens
+        self.unsure = tokens
         llama.clear_log()
         status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
         if status != 0:
@@ -120,14 +120,14 @@ class Cache(Closing):
         if len(self.tokens) >= self.regime.span and not self.grow(len(self.tokens) + 1):
             return False
         self._one[0] = token
-        self._unsure = (token,)
+        self.unsure = (token,)
         llama.clear_log()
         status = self.lib.llama_decode(self.handle, self._batch_of_one)
         if status != 0:
             return self._failed(status, 1)
         self.positions.append(self.positions[-1] + 1 if self.positions else 0)
         self.tokens.append(token)
-        self._unsure = None
+        self.unsure = None
         self.epoch += 1
         self.has_logits = True
         return True
@@ -141,18 +141,17 @@ class Cache(Closing):
 
     def repair(self) -> None:
         """Brings tokens and cache into step again, where an `append` was left in the middle."""
-        if self._unsure is None:
-            return
+        assert self.unsure is not None
         reached = int(self.lib.llama_memory_seq_pos_max(self._memory, _MAIN)) + 1
         self.has_logits = False
-        self._settle(max(0, min(reached - self.next_position, len(self._unsure))))
+        self._settle(max(0, min(reached - self.next_position, len(self.unsure))))
 
     def _settle(self, count: int) -> None:
-        assert self._unsure is not None
+        assert self.unsure is not None
         start = self.next_position
         self.positions.extend(range(start, start + count))
-        self.tokens.extend(self._unsure[:count])
-        self._unsure = None
+        self.tokens.extend(self.unsure[:count])
+        self.unsure = None
 
     def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
         self._ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch points into these

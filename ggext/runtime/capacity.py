@@ -25,25 +25,22 @@ def _first(value: int | Sequence[int]) -> int:
     return value if isinstance(value, int) else max(value, default=1)
 
 
-def most_heads(model: Model) -> int:
-    """Heads of the layer that has most."""
-    return _first(model.header.arch_keys().get("attention.head_count", 1))
-
-
 @dataclass(frozen=True)
 class Room:
-    """The free memory, for contexts of a model on the CPU."""
+    """The memory for contexts of a model on the CPU. ``free``: bytes that are free now, None: not known. ``copied``:
+    bytes of the model's weights that were taken from it, which the planner counts too."""
 
     planner: Planner
-    free: Memories
+    free: int | None
+    copied: int
 
     def holds(self, tokens: int) -> bool:
         """Whether a context of so many tokens fits beside the weights."""
-        return self.free.hold(*self._shares(tokens)) is not False
+        return self._memories.hold(*self._shares(tokens)) is not False
 
     def largest(self) -> int:
-        """Tokens of the largest context that does, a multiple of 256."""
-        return self.planner.largest(self.free) or 0
+        """Tokens of the largest context that a session takes by itself, a multiple of 256."""
+        return self.planner.automatic(self._memories) or 0
 
     def needed(self, tokens: int) -> int:
         """Bytes that a context takes beside the weights."""
@@ -54,8 +51,16 @@ class Room:
         """Bytes of its keys and values."""
         return self._shares(tokens)[0].cache
 
+    def flash_attention(self, tokens: int) -> bool:
+        """Whether a context of so many tokens is to use it."""
+        return self.planner.context(tokens, self._memories).flash_attention
+
+    @property
+    def _memories(self) -> Memories:
+        return Memories(None if self.free is None else self.free + self.copied)
+
     def _shares(self, tokens: int) -> tuple[Share, Share]:
-        return self.planner.shares(self.planner.context(tokens))
+        return self.planner.shares(self.planner.context(tokens, self._memories))
 
 
 def room(model: Model, choices: Choices) -> Room | None:
@@ -65,7 +70,7 @@ def room(model: Model, choices: Choices) -> Room | None:
         return None
     header = model.all_parts
     try:
-        return Room(Planner(header, architecture(header), choices, gpu_layers=0), Memories(free_memory()))
+        return Room(Planner(header, architecture(header), choices, gpu_layers=0), free_memory(), model.copied)
     except GgufError:
         return None
 

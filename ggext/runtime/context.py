@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
-from ggext.footprint import defaults
 from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, is_quantized
 from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
 from ggext.runtime.regimes import DynamicNtk, Regime, regimes
@@ -22,8 +22,8 @@ class SessionOptions:
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
     cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128, 64 for a large model, 512 on a GPU.
-    ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: on where quantized
-    values need it, off on a CPU while its score matrix is small, else as llama.cpp chooses. ``memory``: what stays
+    ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
+    `ggext.footprint.planner.Planner.context` says. ``memory``: what stays
     when the context is full. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is
     rotated to it or evaluated again. ``eval_callback`` sees every node of the graph (a
     ``ggml_backend_sched_eval_callback``). Raises UsageError.
@@ -66,11 +66,12 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; the regimes that its text passes through;
-    and what the user should know of it."""
+    """How long a session's context gets and how it is fed, in tokens; whether it uses flash attention; the regimes
+    that its text passes through; and what the user should know of it."""
 
     n_ctx: int
     n_batch: int
+    flash_attention: bool
     regimes: tuple[Regime, ...]
     notices: tuple[str, ...]
 
@@ -79,8 +80,10 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
     _check_heads(model, options.kv_type)
     n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
-    n_ctx, notices = _length(model, options, n_batch)
-    return Plan(n_ctx, min(n_batch, n_ctx), regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
+    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention))
+    n_ctx, notices = _length(model, options, room)
+    flash = _flash_attention(model, options, room, n_ctx)
+    return Plan(n_ctx, min(n_batch, n_ctx), flash, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
 
 def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
@@ -99,7 +102,7 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     params.n_batch = params.n_ubatch = plan.n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
-    params.flash_attn_type = _flash_attention(module, options, model, plan.n_ctx, plan.n_batch)
+    params.flash_attn_type = _flash_attention_type(module, options, plan)
     # A small window llama.cpp cuts back without a word, and the logits are wrong from there on.
     params.swa_full = True
     if options.edits_cache:
@@ -128,10 +131,9 @@ def _check_heads(model: Model, kv_type: str) -> None:
             )
 
 
-def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, list[str]]:
+def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.n_ctx or trained
-    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention))
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"
@@ -147,13 +149,14 @@ def _length(model: Model, options: SessionOptions, n_batch: int) -> tuple[int, l
     return asked, []
 
 
-def _flash_attention(module: Any, options: SessionOptions, model: Model, n_ctx: int, n_batch: int) -> int:
-    quantized = is_quantized(options.kv_type)
-    if options.flash_attention is None and not quantized:
-        wanted = defaults.flash_attention(
-            capacity.most_heads(model), n_ctx, n_batch, on_gpu=model.offloads, quantized=quantized
-        )
-        name = "AUTO" if wanted else "DISABLED"
-    else:
-        name = "DISABLED" if options.flash_attention is False else "ENABLED"
+def _flash_attention(model: Model, options: SessionOptions, room: Room | None, n_ctx: int) -> bool:
+    if options.flash_attention is not None:
+        return options.flash_attention
+    return model.offloads or is_quantized(options.kv_type) if room is None else room.flash_attention(n_ctx)
+
+
+def _flash_attention_type(module: Any, options: SessionOptions, plan: Plan) -> int:
+    """Where nothing needs it, llama.cpp may do without on a device that cannot."""
+    needed = options.flash_attention or is_quantized(options.kv_type)
+    name = ("ENABLED" if needed else "AUTO") if plan.flash_attention else "DISABLED"
     return int(getattr(module, f"LLAMA_FLASH_ATTN_TYPE_{name}"))

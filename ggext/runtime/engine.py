@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
+from ggext.runtime import forks
 from ggext.runtime.cache import Cache
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
@@ -60,7 +60,7 @@ class Session(Closing):
         self.model = model
         self._lock = threading.Lock()
         self._options = options or SessionOptions()
-        self._pid = os.getpid()
+        self._forks = forks.count
         self.cache = Cache(model, self._options)
         try:
             self.memory = new_memory(self.cache, self._options.memory)
@@ -268,14 +268,16 @@ class Session(Closing):
 
     def _enter(self) -> None:
         """Takes the lock, which the caller releases. Raises ModelError."""
-        if os.getpid() != self._pid:
+        if forks.count != self._forks:
             raise ModelError(f"the session over {self.model.path} is another process's: open the model after the fork")
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):
             raise ModelError("the session is in use by another thread; open one for each thread")
-        if not self.cache.handle:
+        cache = self.cache
+        if not cache.handle:
             self._lock.release()
             raise ModelError(f"the session over {self.model.path} is closed")
-        self.cache.repair()
+        if cache.unsure is not None:
+            cache.repair()
 
     def _check_logits(self) -> None:
         if not self.cache.has_logits:

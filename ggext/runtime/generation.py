@@ -25,49 +25,49 @@ class Generation:
         self.count = 0
         self._session = session
         self._cache = session.cache
+        self._memory = session.memory
         self._max_tokens = max_tokens
         self._pending: int | None = None
         self._epoch = session.cache.epoch
-        self._lib = session.cache.lib
-        self._vocab = session.model.vocabulary()
+        session.model.vocabulary()  # raises where there is none
+        self._is_last = session.model.is_last
         self._chooser = Chooser(sampling, session.model, session.cache.tokens)
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> int:
-        if self.finish is not None:
-            raise StopIteration
-        self._session._enter()
-        try:
-            token, reason = self._step()
-        finally:
-            self._session._lock.release()
-        if token is None:
+        if self.finish is None:
+            session = self._session
+            session._enter()
+            try:
+                token, reason = self._step()
+            finally:
+                session._lock.release()
+            if token is not None:
+                self.count += 1
+                self._pending = token
+                return token
             self._end(reason)
-            raise StopIteration
-        self.count += 1
-        self._pending = token
-        return token
+        raise StopIteration
 
-    def _step(self) -> tuple[int | None, FinishReason | None]:
+    def _step(self) -> tuple[int, None] | tuple[None, FinishReason]:
         cache = self._cache
         if cache.epoch != self._epoch:
             raise ModelError("the session was used for something else; start a new generation")
         if self.count == self._max_tokens:
             return None, "length"
         if self._pending is not None:
-            limit = self._session.memory.limit
-            if limit is not None and len(cache.tokens) >= limit:
+            memory = self._memory
+            if memory.limit is not None and len(cache.tokens) >= memory.limit:
                 return None, "context"
-            memory = self._session.memory
             if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
                 return None, "cancelled"
             self._epoch = cache.epoch
         if cache.cancelled:
             return None, "cancelled"
         token = self._chooser.choose(cache.handle)
-        return (None, "eog") if self._lib.llama_vocab_is_eog(self._vocab, token) else (token, None)
+        return (None, "eog") if self._is_last(token) else (token, None)
 
     def _end(self, reason: FinishReason | None) -> None:
         self.finish = reason

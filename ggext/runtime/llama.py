@@ -28,10 +28,14 @@ if TYPE_CHECKING:
 
 VERSION = "0.3.36"
 
+_LOG_DEBUG = 1
 _LOG_ERROR = 4
 _LOG_CONTINUED = 5
 # Lines that only say that something failed, after the line that says why.
 _EMPTY_PHRASES = ("failed to load model", "failed to quantize:", "failed to decode, ret")
+
+# How much of a model's weights lies where; what is mapped is the file's own memory.
+_WEIGHTS = re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")
 
 _RULER = re.compile("={4,}")  # llama.cpp frames some errors
 
@@ -46,11 +50,17 @@ class _Log:
         self.lines: deque[tuple[int, str]] = deque(maxlen=400)
 
     def write(self, level: int, text: bytes, _user_data: object) -> None:
+        if level == _LOG_DEBUG:  # a line for each tensor of a model
+            return
         line = text.decode("utf-8", "replace")
         if level == _LOG_CONTINUED and self.lines:
             level, start = self.lines.pop()
             line = start + line
         self.lines.append((level, line))
+
+    def copied_weights(self) -> int:
+        sizes = (match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text)))
+        return int(sum(float(size) * 2**20 for name, size in sizes if not name.endswith("_Mapped")))
 
     def reason(self) -> str:
         """The first error since the last `clear` (the cause precedes its consequences)."""
@@ -126,6 +136,12 @@ def clear_log() -> None:
 def reason() -> str:
     """The first error that llama.cpp logged since `clear_log`."""
     return _log.reason()
+
+
+def copied_weights() -> int:
+    """Bytes of the weights that were loaded since `clear_log` and have memory of their own: those on devices, and those
+    that llama.cpp laid out anew for its CPU kernels."""
+    return _log.copied_weights()
 
 
 def failure(message: str) -> ModelError:

@@ -6,7 +6,7 @@ import ctypes
 import os
 import re
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ LoadProgress = Callable[[float], bool]
 
 _HANDWRITTEN_SPLITTERS = ("gpt-2", "llama-bpe")
 # The tail that is left uncut keeps a marker behind the run whole.
+_PIECES = 1 << 15  # tokens whose bytes are remembered
 _LONG_RUN = re.compile(r"\w{1024}(?=\w{64})|[^\w\s]{1024}(?=[^\w\s]{64})|\s{1024}(?=\s{64})")
 
 
@@ -37,8 +38,8 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained on
-    before that), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``n_gpu_layers`` (None: as
-    many as the library can).
+    before that), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not
+    the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
@@ -48,6 +49,7 @@ class Model(Closing):
         self.n_gpu_layers = gpu_layers
         self._handle = handle
         self._vocab = self._lib.llama_model_get_vocab(handle)
+        self.copied = llama.copied_weights()
         self.sessions: WeakSet[Session] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
@@ -184,12 +186,19 @@ class Model(Closing):
 
     def token_to_piece(self, token: int) -> bytes:
         """The bytes that a token stands for, empty for control tokens; UTF-8 only when joined."""
+        return self._piece(token)
+
+    @cached_property
+    def _piece(self) -> Callable[[int], bytes]:
+        """`token_to_piece`, which remembers: an answer asks for each of its tokens."""
+        return lru_cache(_PIECES)(self._read_piece)
+
+    def _read_piece(self, token: int) -> bytes:
         size = 64
+        vocab = self.vocabulary()
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._lib.llama_token_to_piece(
-                self.vocabulary(), self._checked_token(token), buffer, size, 0, False
-            )
+            count = self._lib.llama_token_to_piece(vocab, self._checked_token(token), buffer, size, 0, False)
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
@@ -198,6 +207,11 @@ class Model(Closing):
         """How the vocabulary spells a token, control tokens included: ``<s>``."""
         text = self._lib.llama_vocab_get_text(self.vocabulary(), self._checked_token(token))
         return bytes(text).decode("utf-8", "replace")
+
+    @cached_property
+    def is_last(self) -> Callable[[int], bool]:
+        """`is_eog` of a token that is one; for generating, where the call would be made for each token."""
+        return cache(partial(self._lib.llama_vocab_is_eog, self.vocabulary()))
 
     def is_eog(self, token: int) -> bool:
         """Whether the token ends a generation (EOS, end of turn, ...)."""

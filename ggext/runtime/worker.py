@@ -7,23 +7,24 @@ not hold up the others, and llama.cpp's threads never fight each other.
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 import threading
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from ggext.errors import ModelError
+from ggext.runtime import forks
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import FinishReason, Prefill, Progress, Sampling, Session
 
 _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
-# Tokens that come faster than this (seconds) are handed over together: waking a reader costs some 10 µs, which is
-# 3 % of a token of a model of a million parameters and nothing of a larger one's.
+# Tokens that come within this many seconds are handed over together: waking a reader costs some 10 µs, which is 3 % of
+# a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
 _POLL = 0.02  # seconds between two looks at an event that cancels
 
@@ -82,8 +83,11 @@ class Answering(Closing):
             while self.finish is None:
                 if not self._parcel:
                     self._unpack(self._wait())
-                if (token := self._take(self._parcel.popleft())) is not None:
-                    return token
+                happening = self._parcel.popleft()
+                if type(happening) is int:
+                    self.count += 1
+                    return happening
+                self._note(happening)
         except BaseException:
             self.cancel()
             raise
@@ -97,8 +101,11 @@ class Answering(Closing):
             while self.finish is None:
                 if not self._parcel:
                     self._unpack(await self._await())
-                if (token := self._take(self._parcel.popleft())) is not None:
-                    return token
+                happening = self._parcel.popleft()
+                if type(happening) is int:
+                    self.count += 1
+                    return happening
+                self._note(happening)
         except BaseException:
             self.cancel()
             raise
@@ -119,20 +126,16 @@ class Answering(Closing):
         if self._job.paused:
             self._wake()
 
-    def _take(self, happening: Happening) -> int | None:
-        """The token, if it is one; else it is noted. Raises the session's error."""
-        if isinstance(happening, int):
-            self.count += 1
-            return happening
+    def _note(self, happening: Happening) -> None:
+        """Raises the session's error."""
         if isinstance(happening, Prefill):
             self.prefill = happening
         elif isinstance(happening, End):
             self.finish = happening.finish
             if happening.error is not None:
                 raise happening.error
-        elif self.progress is not None:
+        elif isinstance(happening, tuple) and self.progress is not None:
             self.progress(*happening)
-        return None
 
     def _wait(self) -> list[Happening]:
         parcels = self._job.parcels
@@ -170,14 +173,14 @@ class _Job:
         self.question = question
         self.parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
         self._packed: list[Happening] = []
-        self._sent = 0.0
+        self._writing = False
         self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self.callback: Callback | None = None
         self.paused = False
         self.ended = False
         self._cancelled = False
         self._lock = threading.RLock()  # a reader that is collected while its answer ends cancels in the same thread
-        self._steps: Generator[Happening, None, End] | None = None
+        self._happenings: Generator[Happening, None, None] | None = None
 
     def cancel(self) -> None:
         with self._lock:
@@ -185,15 +188,24 @@ class _Job:
                 self._cancelled = True
                 self.session.cancel()
 
-    def step(self) -> None:
-        """One batch or one token. Sets ``ended`` behind the last one."""
+    def turn(self, seconds: float) -> None:
+        """One batch, or one token and those that follow within so many seconds. Sets ``ended`` behind the last one."""
+        # What follows anything but a token is handed over at once: it is the first token.
+        until = time.perf_counter() + seconds if self._writing else 0.0
         try:
-            if self._steps is None:
+            if self._happenings is None:
                 self._begin()
-                self._steps = self._work()
-            self.tell(next(self._steps))
-        except StopIteration as stop:
-            self.end(stop.value)
+                self._happenings = self._work()
+            tell = self.callback or self._packed.append
+            for happening in self._happenings:
+                if isinstance(happening, End):
+                    self.end(happening)
+                    return
+                tell(happening)
+                self._writing = type(happening) is int
+                if not self._writing or time.perf_counter() >= until:
+                    break
+            self._send()
         except BaseException as error:  # noqa: BLE001 - raised where the answer is read
             self.end(End("cancelled", error))
 
@@ -202,31 +214,22 @@ class _Job:
         if self._cancelled:
             self.session.cancel()
 
-    def _work(self) -> Generator[Happening, None, End]:
+    def _work(self) -> Generator[Happening, None, None]:
         question = self.question
         prefill = yield from self.session.steps(question.tokens)
         yield prefill
         if prefill.cancelled:
-            return End("cancelled")
+            yield End("cancelled")
+            return
         generation = self.session.generate(question.sampling, question.max_tokens)
         yield from generation
         assert generation.finish is not None
-        return End(generation.finish)
+        yield End(generation.finish)
 
-    def tell(self, happening: Happening) -> None:
-        if self.callback is not None:
-            self.callback(happening)
-            return
-        self._packed.append(happening)
-        if type(happening) is not int or time.perf_counter() - self._sent >= _TOGETHER:
-            self.send()
-
-    def send(self) -> None:
+    def _send(self) -> None:
         """Hands over what has been packed."""
         if not self._packed:
             return
-        # What follows anything but a token goes at once: it is the first token.
-        self._sent = time.perf_counter() if type(self._packed[-1]) is int else 0.0
         self.parcels.put(self._packed)
         self._packed = []
         if (waiter := self.waiter) is not None:
@@ -237,16 +240,19 @@ class _Job:
                 self.cancel()
 
     def end(self, end: End) -> None:
+        """Ends the answer, unless it has ended."""
         with self._lock:
             if self.ended:
                 return
             self.ended = True
-        if self._steps is not None:
-            self._steps.close()
-        try:
-            self.tell(end)
-        except Exception:  # noqa: BLE001 - a callback's error was told already, or nobody listens
+        if self._happenings is not None:
+            self._happenings.close()
+        if self.callback is None:
+            self._packed.append(end)
+            self._send()
             return
+        with suppress(Exception):  # an error of the callback was told already, or nobody listens
+            self.callback(end)
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -262,7 +268,7 @@ class Worker(Closing):
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
         self._closing = threading.Event()
-        self._pid = os.getpid()
+        self._forks = forks.count
         self._lock = threading.Lock()
         arguments = (self._inbox, self._lanes, self._closing)
         self._thread = threading.Thread(target=_run, args=arguments, name="ggext worker", daemon=True)
@@ -288,7 +294,7 @@ class Worker(Closing):
         self._stop()
 
     def _submit(self, job: _Job) -> None:
-        if os.getpid() != self._pid:
+        if forks.count != self._forks:
             raise ModelError(
                 "the model was opened in another process, whose threads are not here: open it after the fork"
             )
@@ -317,17 +323,15 @@ def _in_common(left: Sequence[int], right: Sequence[int]) -> int:
 
 
 def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event) -> None:
-    """The thread: a step of each lane's first question, for ever."""
+    """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():
         active = [lane for lane in lanes if lane and not _lags(lane[0])]
         if not active:
             inbox.get()
+        seconds = _TOGETHER if len(active) == 1 else 0.0  # the others may take long
         for lane in active:
-            job = lane[0]
-            job.step()
-            if len(active) > 1:
-                job.send()  # the others may take long
-            if job.ended:
+            lane[0].turn(seconds)
+            if lane[0].ended:
                 lane.popleft()
     for lane in lanes:
         while lane:
