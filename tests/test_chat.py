@@ -91,7 +91,7 @@ class QueuedEngine:
         self.answers = [a.encode() if isinstance(a, str) else a for a in answers]
         self.tokens: list[int] = []
         self.prompts: list[list[int]] = []
-        self.n_ctx, self.trained, self.dropped = n_ctx, 2000, 0
+        self.n_ctx, self.trained, self.ever_dropped = n_ctx, 2000, 0
         self.finish: FinishReason = "eog"
         self.cancelled = False
 

@@ -258,7 +258,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_p
     done = ggext(stories_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
     assert re.search(rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free", done.stderr)
-    assert re.search(rb"the context is full: \d+ more tokens requested, 0 used, 512 of 512 left", done.stderr)
+    assert re.search(rb"the context is full: \d+ more tokens are needed, 512 of 512 are left", done.stderr)
     assert b"Traceback" not in done.stderr
 
 

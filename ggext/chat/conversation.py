@@ -36,7 +36,7 @@ class Engine(Protocol):
     @property
     def trained(self) -> int: ...
     @property
-    def dropped(self) -> int: ...
+    def ever_dropped(self) -> int: ...
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
@@ -75,6 +75,8 @@ class ChatOptions:
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise UsageError("a stop string is empty; leave it out, or write what shall end the answer")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UsageError(f"max_tokens is {self.max_tokens}, but must not be negative")
 
 
 class Conversation:
@@ -96,6 +98,7 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.left = 0
+        self._dropped = engine.ever_dropped  # of which an outcome has told
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -144,7 +147,7 @@ class Conversation:
         it; then nothing was sent and the conversation is as before.
         """
         asked = self._asked = [*self.turns, Turn("user", question)]
-        before, dropped, clock = self.left, self.engine.dropped, _Clock()
+        before, clock = self.left, _Clock()
         finish: Finish = "cancelled"
         try:
             prefill, answer = self._read(asked, None, progress)
@@ -158,7 +161,7 @@ class Conversation:
                 list(said.end())  # what a tag or a stop string might have begun in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
-        dropped = max(self.engine.dropped - dropped, 0)
+        dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
         self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
 
     def _generate(

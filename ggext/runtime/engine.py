@@ -100,6 +100,11 @@ class Session(Closing):
         return self.memory.gone.count
 
     @property
+    def ever_dropped(self) -> int:
+        """Tokens that have left the cache since the session was opened, also of other texts."""
+        return self.memory.gone.before + self.memory.gone.count
+
+    @property
     def whole(self) -> bool:
         """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
         return not self.dropped and self.cache.positions == list(range(self.used))
