@@ -258,7 +258,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_p
     done = ggext(stories_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
     assert re.search(rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free", done.stderr)
-    assert re.search(rb"the context is full: \d+ more tokens are needed, 512 of 512 are left", done.stderr)
+    assert re.search(rb"the context is full: [\d,]+ more tokens are needed, 512 of 512 are left", done.stderr)
     assert b"Traceback" not in done.stderr
 
 
@@ -456,6 +456,37 @@ def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_g
     chat.say(f"/save {tmp_path}/chat.json")
     chat.wait_for("saved 2 turns")
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_a_document_without_a_question_waits_for_one(
+    keyboard: Callable[..., Keyboard], demo_gguf: Path, story: Path
+) -> None:
+    chat = keyboard(demo_gguf, "-f", story, "--temperature", "0")
+    chat.wait_for(f"{story}: 301 tokens go into the next turn")
+    chat.wait_for("which the question decides")
+    chat.say("Where is the crown?")
+    chat.wait_for("Look for the crown ")
+    chat.wait_for("read 54 at ")
+    chat.wait_for(" and 256 while you typed, reused 0; wrote 6")
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
+    chat = keyboard(slow_gguf, "-f", tmp_path / "long.txt", "--temperature", "0", "--max-tokens", "5")
+    chat.wait_for("reading the document meanwhile: ")
+    chat.wait_for(" left")  # after the first batch
+    chat.type(CTRL_C)
+    chat.wait_for("the reading stops, what was read is kept; Ctrl-C again or Ctrl-D leaves")
+    chat.say("Why?")
+    seen = chat.wait_for("wrote 5")
+    assert "meanwhile" not in seen
+    assert re.search(r"read [\d,]+ at [\d,]+/s and [\d,]+ while you typed, reused 0;", seen)
     assert chat.leave() == 0
 
 
@@ -674,7 +705,7 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "",
         "> Where is the crown?",
         "Look for the crown PLACE.",
-        "context: 316 of 1,024 tokens, trained on 256; read 310 at N/s, reused 0; wrote 6 at N/s",
+        "context: 316 of 1,024 tokens, trained on 256; read N at N/s and N while you typed, reused 0; wrote 6 at N/s",
         "",
         "> /context",
         "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was trained on 256",
@@ -743,5 +774,9 @@ def typed(arguments: list[Any], *lines: str) -> list[str]:
         chat.process.wait()
         os.close(chat.side)
     text = re.sub(r"at [\d,]+/s", "at N/s", "\n".join(lines_on_screen(raw)))
+    # How far a document was read before the question came depends on how fast that was typed.
+    text = re.sub(
+        r"read 310 at N/s|read [\d,]+ at N/s and [\d,]+ while you typed", "read N at N/s and N while you typed", text
+    )
     text = re.sub(r"in \d+\.\d\d s", "in N s", text)
     return re.sub(r"Look for the crown \w+\.", "Look for the crown PLACE.", text).rstrip("\n").split("\n")

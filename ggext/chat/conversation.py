@@ -11,7 +11,7 @@ from ggext.chat.answer import AnswerText
 from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
-from ggext.runtime.engine import FinishReason, Prefill, Sampling
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
 
 Progress = Callable[[int, int], None]
 Finish = FinishReason | Literal["stop"]
@@ -38,6 +38,7 @@ class Engine(Protocol):
     @property
     def ever_dropped(self) -> int: ...
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
+    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
 
@@ -164,6 +165,15 @@ class Conversation:
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
         self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
 
+    def certain(self, beginning: str) -> list[int]:
+        """The tokens of the next prompt as far as the beginning of its turn decides them; none where it does not fit
+        as things are. Raises TemplateError."""
+        turns = without(self.turns, self.left)
+        first, second = (self.prompts.tokens([*turns, Turn("user", beginning + rest)]) for rest in ("A", "1"))
+        capacity = self.engine.used + self.engine.available
+        kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
+        return first[: in_common(first, second)] if len(first) <= capacity - kept_free else []
+
     def _generate(
         self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None
     ) -> Generator[str, None, Finish]:
@@ -229,9 +239,9 @@ class _Clock:
         self.seconds += time.perf_counter() - start
 
 
-def with_document(document: str, question: str) -> str:
-    """One user turn: the document, at least one line break, the question."""
-    return document + question if document.endswith("\n") else f"{document}\n{question}"
+def with_documents(documents: Iterable[str], question: str) -> str:
+    """One user turn: the documents, each with at least one line break behind it, the question."""
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question
 
 
 def check_text(data: bytes, name: str) -> str:

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar
 
 from ggext.errors import ModelError
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import FinishReason, Prefill, Sampling, Session
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, Session, in_common
 
 _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
 # Tokens that come faster than this (seconds) are handed over together: waking a reader costs some 10 µs, which is
@@ -338,16 +338,12 @@ class Worker(Closing):
             return self.sessions[0]
 
         def rank(index: int) -> tuple[int, int]:
-            return len(self._lanes[index]), -_in_common(self.sessions[index].tokens, tokens)
+            return len(self._lanes[index]), -in_common(self.sessions[index].tokens, tokens)
 
         return self.sessions[min(range(len(self.sessions)), key=rank)]
 
     def _wake(self) -> None:
         self._inbox.put(None)
-
-
-def _in_common(left: Sequence[int], right: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event) -> None:

@@ -44,7 +44,7 @@ class PlainScreen:
         self._bar = PrefillBar(self._console)
         self._column = 0
 
-    def read(self) -> str | None:
+    def read(self, note: Callable[[], str] | None = None) -> str | None:  # noqa: ARG002 - there is no place for it
         """The next line, None at the end of the input."""
         sys.stderr.write("> ")
         sys.stderr.flush()
@@ -195,11 +195,17 @@ class ChatScreen(AnswerScreen):
         super().__init__()
         self._keyboard = new_keyboard(history)
 
-    def read(self) -> str | None:
-        """The next input, None for Ctrl-D. Ctrl-C drops what was typed, else KeyboardInterrupt."""
+    def read(self, note: Callable[[], str] | None = None) -> str | None:
+        """The next input, None for Ctrl-D, with ``note`` above it. Ctrl-C drops what was typed, else
+        KeyboardInterrupt."""
         self._console.print()
+
+        def message() -> list[tuple[str, str]]:
+            above = note() if note is not None and not self._keyboard.app.is_done else ""
+            return [("class:note", f"{above}\n" if above else ""), ("", "> ")]
+
         try:
-            return self._keyboard.prompt("> ")
+            return self._keyboard.prompt(message)
         except EOFError:
             return None
         except KeyboardInterrupt:
