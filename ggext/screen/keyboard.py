@@ -39,8 +39,8 @@ def new_keyboard(history: Path) -> PromptSession[str]:
         # Only commands offer themselves; a question is left alone.
         complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
         prompt_continuation="  ",
+        enable_suspend=True,
         reserve_space_for_menu=6,
-        refresh_interval=0.5,  # what stands above the input changes by itself
         style=Style([("note", "dim")]),
     )
     return session

@@ -204,6 +204,7 @@ class ChatScreen(AnswerScreen):
             above = note() if note is not None and not self._keyboard.app.is_done else ""
             return [("class:note", f"{above}\n" if above else ""), ("", "> ")]
 
+        self._keyboard.refresh_interval = 0 if note is None else _BETWEEN_COUNTS
         try:
             return self._keyboard.prompt(message)
         except EOFError:
