@@ -15,7 +15,7 @@ import pytest
 
 from ggext.chat import transcript
 from ggext.chat.conversation import ChatOptions, Conversation, with_documents
-from ggext.chat.fit import Room
+from ggext.chat.fit import Room, choices
 from ggext.chat.loop import Chat, Status
 from ggext.chat.session import Keeper
 from ggext.chat.template import ChatTemplate, TemplateError
@@ -526,6 +526,15 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     assert screen.lines[2:4] == [
         "- that is more than fits:",
         "-   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free",
+    ]
+
+
+def test_self_extend_is_offered_more_cells() -> None:
+    """Its far tokens share positions: no other file is needed."""
+    small = Room("model.gguf", 100, 800, 200, None, None, None, "self-extend")
+    assert list(choices(small, 5000, 0)) == [
+        "--ctx 6144 makes a context that holds it",
+        "a shorter text, or a part of it at a time",
     ]
 
 

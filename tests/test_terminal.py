@@ -449,6 +449,19 @@ def test_ctrl_c_in_a_prefill_keeps_the_chat(keyboard: Callable[..., Keyboard], s
 
 
 @needs_pty
+def test_keys_that_come_during_an_answer_wait_for_the_prompt(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path
+) -> None:
+    chat = keyboard(slow_gguf, "--temperature", "0", "--max-tokens", "40")
+    chat.say("Once")
+    chat.wait_for("xxx")
+    chat.type(f"/clearly\x7f\x7f\r{CTRL_D}")
+    chat.wait_for("the chat starts over")
+    assert chat.process.wait(30) == 0
+    os.close(chat.side)
+
+
+@needs_pty
 def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
     chat.say("\x1b[200~one\ntwo\x1b[201~")
@@ -466,11 +479,24 @@ def test_a_document_without_a_question_waits_for_one(
     chat = keyboard(demo_gguf, "-f", story, "--temperature", "0")
     chat.wait_for(f"{story}: 301 tokens go into the next turn")
     chat.wait_for("which the question decides")
-    chat.say("Where is the crown?")
+    chat.type("Where is the crown?\r")
     chat.wait_for("Look for the crown ")
     chat.wait_for("read 54 at ")
     chat.wait_for(" and 256 while you typed, reused 0; wrote 6")
     assert chat.leave() == 0
+
+
+@needs_pty
+def test_what_was_read_ahead_is_kept_with_the_session(
+    keyboard: Callable[..., Keyboard], demo_gguf: Path, story: Path
+) -> None:
+    chat = keyboard(demo_gguf, "-f", story, "--session", "crown")
+    chat.wait_for("which the question decides")
+    chat.type(CTRL_D)
+    assert chat.process.wait(30) == 0
+    os.close(chat.side)
+    notices = typed([demo_gguf, "--session", "crown"])
+    assert notices[0] == "session crown: 0 turns; 256 tokens of KV cache restored in N s"
 
 
 @needs_pty
@@ -601,7 +627,7 @@ def test_blocks_of_markdown_are_whole_when_nothing_can_join_them(text: str, part
 
 MARKDOWN = (
     "# Plan\n\nFirst *line*\nsecond **line**.\n\n- one\n- two\n\n```python\nprint('x')\n\nprint('y')\n```\n\n"
-    "| a | b |\n|---|---|\n| 1 | 2 |\n\nThe end.\x1b[2J"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\nMuch of vector<int>.\n\nThe end.\x1b[2J"
 )
 
 
@@ -638,6 +664,7 @@ def test_markdown_grows_into_what_it_is_when_printed_at_once(monkeypatch: pytest
     wanted = [line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before]  # no two blank lines
     for step in (1, 7, 1000):
         assert paint(monkeypatch, MARKDOWN, step)[: len(wanted)] == wanted
+    assert any("of vector<int>" in line for line in wanted)  # no HTML is taken out
     assert "First line" in wanted  # a line that a model ended stays a line
     assert "The end.�[2J" in wanted
 

@@ -217,7 +217,8 @@ class ChatScreen(AnswerScreen):
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
-    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt."""
+    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt, each as it is: in
+    lines, Ctrl-D would be lost."""
     import termios
 
     try:
@@ -226,7 +227,7 @@ def _no_echo() -> Iterator[None]:
         yield
         return
     quiet = [*before]
-    quiet[3] &= ~termios.ECHO
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield
