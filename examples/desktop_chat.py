@@ -29,7 +29,7 @@ from PySide6.QtWidgets import (
     QWidget,
 )
 
-from ggext import GgextError, Model, Reply, Sampling
+from ggext import GgextError, Model, Reading, Reply, Sampling, Text
 
 _FRAME = 16  # milliseconds
 
@@ -67,7 +67,7 @@ class ChatWindow(QWidget):
         self.messages.append({"role": "user", "content": text})
         self._append(f"<p><b>You:</b> {html.escape(text)}</p><p><b>Model:</b> </p>")
         try:
-            self._reply = self.model.chat(self.messages, sampling=self._sampling, progress=self._read)
+            self._reply = self.model.chat(self.messages, sampling=self._sampling)
         except GgextError as error:
             self._finish("", str(error))
             return
@@ -104,15 +104,15 @@ class ChatWindow(QWidget):
     def _answer(self, reply: Reply) -> None:
         text, problem = "", ""
         try:
-            for piece in reply:
-                text += piece
-                self._inbox.put(piece)
+            for event in reply.events():
+                if isinstance(event, Text):
+                    text += event.text
+                    self._inbox.put(event.text)
+                elif isinstance(event, Reading):
+                    self._inbox.put(partial(self._show_progress, event.done, event.total))
         except GgextError as error:
             problem = str(error)
         self._inbox.put(partial(self._finish, text, problem))
-
-    def _read(self, done: int, total: int) -> None:
-        self._inbox.put(partial(self._show_progress, done, total))
 
     # In the window's thread.
 

@@ -11,10 +11,10 @@ from ggext.errors import ContextFullError, GgextError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
-    from ggext.api import Model, Reply, Settings
+    from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
-    from ggext.runtime.sampling import Sampling
+    from ggext.runtime.sampling import Sampling, json_grammar
 
 __version__ = "0.1.0"
 
@@ -23,21 +23,25 @@ __all__ = [
     "GgextError",
     "MemoryOptions",
     "Model",
+    "Reading",
+    "Reasoning",
     "Reply",
+    "ReplyEvent",
     "RopeGeometry",
     "RopeScaling",
     "RopeTable",
     "Sampling",
     "SessionOptions",
     "Settings",
+    "Text",
+    "Turn",
     "__version__",
+    "json_grammar",
 ]
 
 _LAZY = {
-    "Model": "ggext.api",
-    "Reply": "ggext.api",
-    "Settings": "ggext.api",
-    "Sampling": "ggext.runtime.sampling",
+    **dict.fromkeys(("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"), "ggext.api"),
+    **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "SessionOptions": "ggext.runtime.context",
     "MemoryOptions": "ggext.runtime.memory.options",
 }

@@ -13,18 +13,19 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ggext.chat.answer import AnswerText
-from ggext.chat.conversation import reserve
+from ggext.chat.conversation import ChatOptions, Finish, reserve
 from ggext.chat.prompt import Prompts, behind_system
 from ggext.chat.reasoning import Thought
+from ggext.chat.session import rope_digest
 from ggext.chat.transcript import Role, Turn
-from ggext.errors import UsageError
-from ggext.runtime import engine
+from ggext.errors import ContextFullError, UsageError
+from ggext.runtime import engine, store
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import FinishReason, Prefill, Progress, Sampling, SessionOptions
+from ggext.runtime.engine import Prefill, Sampling, SessionOptions
 from ggext.runtime.memory.options import WhenFull
-from ggext.runtime.worker import Event, Question, Worker
+from ggext.runtime.worker import Answering, End, Event, Happening, Question, Worker
 
-__all__ = ["Model", "Reply"]
+__all__ = ["Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"]
 
 _log = logging.getLogger(__name__)
 _ROLES = ("system", "user", "assistant")
@@ -60,6 +61,16 @@ class Model(Closing):
     ...     for piece in model.chat([question], sampling=Sampling(temperature=0)):
     ...         print(piece, end="")
     Look for the map below.
+
+    An answer that is JSON of a schema:
+
+    >>> import json
+    >>> from ggext import json_grammar
+    >>> schema = {"type": "object", "properties": {"found": {"type": "boolean"}}, "required": ["found"]}
+    >>> with Model("demo.gguf") as model:
+    ...     reply = model.chat([question], sampling=Sampling(seed=1, grammar=json_grammar(schema)))
+    ...     sorted(json.loads(reply.text()))
+    ['found']
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class Model(Closing):
             self._model.close()
             raise
         self._worker = Worker(sessions)
+        self._limit = sessions[0].memory.limit
         self.context = sessions[0].n_ctx
         for notice in sessions[0].notices:
             _log.warning("%s: %s", path, notice)
@@ -104,51 +116,129 @@ class Model(Closing):
 
     def count(self, text: str) -> int:
         """Tokens of a text by itself."""
-        return len(self._model.tokenize(text, add_special=False))
+        return self._prompts.count(text)
+
+    def count_chat(self, messages: Sequence[Message]) -> int:
+        """Tokens of the prompt that a conversation makes, its template and the opening of the answer included;
+        ``context`` is how many there may be. Nothing is evaluated. Raises UsageError, TemplateError."""
+        return len(self._prompts.tokens([_turn(message) for message in messages]))
 
     def chat(
         self,
         messages: Sequence[Message],
         *,
-        cancel: Event | None = None,
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
-        progress: Progress | None = None,
+        stop: str | Sequence[str] = (),
+        think: bool | None = None,
+        cancel: Event | None = None,
     ) -> Reply:
         """The answer to a conversation, as it is made: for a `for` or an `async for` loop.
 
-        ``messages``: each with a ``role`` (system, user, assistant) and a ``content``. Only what differs from the
-        conversation before is evaluated. ``cancel``: an event; once it is set, the answer ends. ``progress``: is
-        called with tokens read and to read, by the thread that reads the answer. Raises UsageError for messages
-        that are none, TemplateError; the loop raises ContextFullError.
+        ``messages``: each with a ``role`` (system, user, assistant) and a ``content``; `Reply.message` is one. Only
+        what differs from the conversation before is evaluated. ``max_tokens``: of the answer and its reasoning; 0 reads
+        the conversation and answers nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a
+        model that can shall reason first (None: as its template does by itself); with a grammar in ``sampling`` it
+        does not. ``cancel``: an event; once it is set, the answer ends.
+
+        Raises ContextFullError, before anything is read, where the conversation does not fit; UsageError for messages
+        that are none, TemplateError.
         """
+        options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop), think=think)
+        sampling = sampling or Sampling()
+        prompts = self._prompts.thinking(False if sampling.grammar is not None else think)
         turns = [_turn(message) for message in messages]
-        tokens, left = self._prompt(turns, max_tokens)
+        left: tuple[Turn, ...] = ()
+        if self._drops_turns:
+            tokens, count = prompts.fitted(turns, self.context, reserve(self.context, max_tokens))
+            left = tuple(behind_system(turns)[:count])
+        else:
+            tokens = prompts.tokens(turns)
         if left:
             _log.warning("%s: the context was full: the %d oldest turns left it", self.path, len(left))
-        inside = self._prompts.opens_reasoning(tokens)
-        answer = AnswerText(self._model, self._prompts.tags, inside)
-        reply = Reply(self._worker, Question(tokens, sampling or Sampling(), max_tokens), answer)
-        reply.left = left
-        reply._answering.cancel_event = cancel
-        reply._answering.progress = progress
-        if cancel is not None and cancel.is_set():
-            reply.cancel()
-        return reply
+        answer = AnswerText(self._model, prompts.tags, prompts.opens_reasoning(tokens), options.stop)
+        return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
-    def _prompt(self, turns: list[Turn], max_tokens: int | None) -> tuple[list[int], tuple[Turn, ...]]:
-        if not self._drops_turns:
-            return self._prompts.tokens(turns), ()
-        tokens, left = self._prompts.fitted(turns, self.context, reserve(self.context, max_tokens))
-        return tokens, tuple(behind_system(turns)[:left])
+    def complete(
+        self,
+        prompt: str,
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] = (),
+        special: bool = False,
+        cancel: Event | None = None,
+    ) -> Reply:
+        """How the model continues a text, without a chat template: for base models, and for prompts of one's own.
+
+        ``special``: control tokens that are spelled out in the prompt are meant as such (`<|fim_prefix|>`); never for
+        a stranger's text. The others, and what is raised: see `chat`.
+        """
+        options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop))
+        tokens = self._model.tokenize(prompt, parse_special=special)
+        answer = AnswerText(self._model, stop=options.stop)
+        return self._reply(Question(tokens, sampling or Sampling(), max_tokens), answer, cancel)
+
+    def save_cache(self, path: str | Path) -> int:
+        """Writes the KV cache of the conversation that was answered last, so that it need not be read again after
+        `restore_cache`; the bytes of the file. Waits for answers that are on their way. Raises StateError where tokens
+        have left the context, UsageError with ``parallel`` contexts, OutputError."""
+        session = self._only_session()
+        return self._worker.do(session, lambda: store.save(Path(path), session, _key(session)))
+
+    def restore_cache(self, path: str | Path) -> int:
+        """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates what differs from
+        them. Raises StateError, after which the cache is empty: for a file that is damaged or of another model, RoPE
+        table, type of cache or version of llama-cpp-python."""
+        session = self._only_session()
+        return self._worker.do(session, lambda: store.restore(Path(path), session, _key(session)))
+
+    def _only_session(self) -> engine.Session:
+        sessions = self._worker.sessions
+        if len(sessions) > 1:
+            raise UsageError(f"with parallel={len(sessions)} contexts no single cache is the conversation's: take 1")
+        return sessions[0]
+
+    def _reply(
+        self, question: Question, answer: AnswerText, cancel: Event | None, left: tuple[Turn, ...] = ()
+    ) -> Reply:
+        count, limit = len(question.tokens), self._limit
+        if limit is not None and count > limit:
+            raise ContextFullError(count, 0, limit)
+        answering = self._worker.ask(question)
+        answering.cancel_event = cancel
+        if cancel is not None and cancel.is_set():
+            answering.cancel()
+        return Reply(answering, answer, left)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The prompt is being read: ``done`` of ``total`` tokens that need evaluation."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Reasoning:
+    """A piece of what the model reasons before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of the answer."""
+
+    text: str
+
+
+ReplyEvent = Reading | Reasoning | Text
 
 
 class Reply(Closing):
-    """An answer on its way: its text, piece by piece.
-
-    ``finish`` says why it ended, None before that: "eog" (the model ended it), "length" (``max_tokens``),
-    "context" (it is full), "cancelled". ``prefill`` counts what was read. ``left``: turns that were left out. What the
-    model reasons before it answers is no part of the answer: ``reasoning`` has it, as far as it has come.
+    """An answer on its way: its text, piece by piece. Leaving the loop, or dropping the reply, ends the answer.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -169,16 +259,18 @@ class Reply(Closing):
     Look for the map below.
     """
 
-    left: tuple[Turn, ...] = ()
-
-    def __init__(self, worker: Worker, question: Question, answer: AnswerText) -> None:
+    def __init__(self, answering: Answering, answer: AnswerText, left: tuple[Turn, ...]) -> None:
+        self._answering = answering
         self._answer = answer
-        self._answering = worker.ask(question)
+        self.left = left
+        """Turns of the conversation that the model does not see: they did not fit (``when_full="turns"``)."""
 
     @property
-    def finish(self) -> FinishReason | None:
-        """Why the answer ended, None while it goes on."""
-        return self._answering.finish
+    def finish(self) -> Finish | None:
+        """Why the answer ended, None while it goes on: "eog" (the model ended it), "stop" (a stop string), "length"
+        (``max_tokens``), "context" (it is full), "cancelled"."""
+        ended = self._answering.finish
+        return "stop" if ended is not None and self._answer.stopped else ended
 
     @property
     def prefill(self) -> Prefill | None:
@@ -187,24 +279,43 @@ class Reply(Closing):
 
     @property
     def count(self) -> int:
-        """Tokens so far."""
+        """Tokens so far, those of the reasoning included."""
         return self._answering.count
+
+    @property
+    def dropped(self) -> int:
+        """Oldest tokens that left the context for this answer, by a policy such as "stream"; known at its end."""
+        return self._answering.dropped
 
     @property
     def reasoning(self) -> str:
         """The reasoning so far, without its tags."""
         return self._answer.reasoning
 
+    @property
+    def message(self) -> dict[str, str]:
+        """The answer so far as a message, to go on with."""
+        return Turn("assistant", self._answer.text, self._answer.reasoning).as_json()
+
+    def events(self) -> Events:
+        """All that happens, for a `for` or an `async for` loop: Reading, Reasoning and Text.
+
+        >>> from ggext import Model, Sampling
+        >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
+        >>> with Model("demo.gguf") as model:
+        ...     events = list(model.chat([question], sampling=Sampling(temperature=0)).events())
+        >>> events[0], events[-1]
+        (Reading(done=0, total=15), Text(text='.'))
+        """
+        return Events(self._answering, self._answer)
+
     def __iter__(self) -> Iterator[str]:
-        yield from _said(self._answer.extend(self._answering))
-        yield from _said(self._answer.end())
+        return (event.text for event in self.events() if isinstance(event, Text))
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        async for token in self._answering:
-            for piece in _said(self._answer.extend([token])):
-                yield piece
-        for piece in _said(self._answer.end()):
-            yield piece
+        async for event in self.events():
+            if isinstance(event, Text):
+                yield event.text
 
     def text(self) -> str:
         """The whole answer, once it is there; what was iterated before included."""
@@ -219,14 +330,55 @@ class Reply(Closing):
     close = cancel
 
 
-def _said(pieces: Iterator[str]) -> Iterator[str]:
-    return (piece for piece in pieces if not isinstance(piece, Thought))
+class Events:
+    """What happens in an answer, as it happens; see `Reply.events`."""
+
+    def __init__(self, answering: Answering, answer: AnswerText) -> None:
+        self._answering = answering
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[ReplyEvent]:
+        try:
+            while (happening := self._answering.next_happening()) is not None:
+                yield from self._told(happening)
+        finally:
+            self._answering.cancel()  # whoever leaves the loop has enough
+
+    async def __aiter__(self) -> AsyncIterator[ReplyEvent]:
+        try:
+            while (happening := await self._answering.await_happening()) is not None:
+                for event in self._told(happening):
+                    yield event
+        finally:
+            self._answering.cancel()
+
+    def _told(self, happening: Happening) -> Iterator[ReplyEvent]:
+        if isinstance(happening, tuple):
+            yield Reading(*happening)
+        elif isinstance(happening, int):
+            yield from map(_event, self._answer.extend([happening]))
+            if self._answer.stopped:
+                self._answering.cancel()
+        elif isinstance(happening, End):
+            yield from map(_event, self._answer.end())
+
+
+def _event(piece: str) -> Reasoning | Text:
+    return Reasoning(str(piece)) if isinstance(piece, Thought) else Text(piece)
+
+
+def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _key(session: engine.Session) -> dict[str, str]:
+    return store.session_key(session, rope_digest(session))
 
 
 def _turn(message: Message) -> Turn:
     if isinstance(message, Turn):
         return message
-    role, content = message.get("role"), message.get("content")
-    if role not in _ROLES or not isinstance(content, str):
+    role, content, reasoning = message.get("role"), message.get("content"), message.get("reasoning", "")
+    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
         raise UsageError(f"a message needs a role ({', '.join(_ROLES)}) and a content, not {message!r:.80}")
-    return Turn(cast(Role, role), content)
+    return Turn(cast(Role, role), content, reasoning)

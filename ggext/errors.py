@@ -59,9 +59,9 @@ class ContextFullError(ModelError):
 
     def __init__(self, requested: int, used: int, available: int) -> None:
         super().__init__(
-            f"the context is full: {requested} more tokens requested, {used} used, "
-            f"{available} of {used + available} left; start over with /clear, shorten the text, or "
-            "convert the model for a longer context (ggext convert MODEL --target-context N)"
+            f"the context is full: {requested:,} more tokens are needed, {available:,} of {used + available:,} are "
+            "left; shorten the text, leave older turns out, or convert the model for a longer context "
+            "(ggext convert MODEL --target-context N)"
         )
         self.requested = requested
         self.used = used

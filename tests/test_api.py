@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import doctest
 import gc
+import json
 import logging
 import multiprocessing
 import os
@@ -23,8 +24,22 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
 import ggext.api
-from ggext import ContextFullError, GgextError, Model, Sampling, SessionOptions, Settings
+from ggext import (
+    ContextFullError,
+    GgextError,
+    Model,
+    Reading,
+    Reasoning,
+    Reply,
+    ReplyEvent,
+    Sampling,
+    SessionOptions,
+    Settings,
+    Text,
+    json_grammar,
+)
 from ggext.chat.reasoning import Tags
+from ggext.chat.template import ChatTemplate
 from ggext.demo import sample_text
 from ggext.runtime.cache import Cache
 from ggext.runtime.engine import Model as Weights
@@ -98,18 +113,133 @@ def test_only_what_changed_is_read_again(model: Model) -> None:
     assert again.prefill.evaluated < 10
 
 
-def test_progress_is_told_to_who_reads(model: Model) -> None:
-    told: list[tuple[int, int]] = []
-    where: set[int] = set()
+def test_events_tell_the_reading_the_reasoning_and_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model._prompts, "tags", Tags("Look", "map"))
+    question = user(f"{sample_text(280, seed=5)}Tom hides the map below.\nWhere is the map?")
+    reply = model.chat(question, sampling=GREEDY)
+    events = list(reply.events())
+    reading = [event for event in events if isinstance(event, Reading)]
+    assert events[: len(reading)] == reading
+    assert reading[0].done == 0
+    assert reading[-1].done == reading[-1].total > 280
+    assert reply.prefill is not None
+    assert reply.prefill.evaluated == reading[-1].total
+    assert "".join(event.text for event in events if isinstance(event, Reasoning)) == reply.reasoning == "for the "
+    assert [event.text for event in events if isinstance(event, Text)] == ["below", "."]
 
-    def progress(done: int, total: int) -> None:
-        told.append((done, total))
-        where.add(threading.get_ident())
+    async def ask() -> list[ReplyEvent]:
+        return [event async for event in model.chat(question, sampling=GREEDY).events()]
 
-    model.chat(user(sample_text(280, seed=5)), max_tokens=1, progress=progress).text()
-    assert told[0][0] == 0
-    assert told[-1][0] == told[-1][1] > 280
-    assert where == {threading.get_ident()}
+    assert [event for event in asyncio.run(ask()) if not isinstance(event, Reading)] == events[len(reading) :]
+
+
+def test_a_stop_string_ends_the_answer_in_front_of_it(model: Model) -> None:
+    for stop, text in {" map": "Look for the", " the map b": "Look for", "nowhere": "Look for the map below."}.items():
+        reply = model.chat(hides("map", "below"), sampling=GREEDY, stop=stop)
+        assert reply.text() == text
+        assert reply.finish == ("eog" if stop == "nowhere" else "stop")
+    reply = model.chat(hides("map", "below"), sampling=GREEDY, stop=["below", " for"])
+    assert (list(reply), reply.finish) == (["Look"], "stop")
+    with pytest.raises(GgextError, match="a stop string is empty"):
+        model.chat(user("?"), stop="")
+
+
+def test_an_answer_has_the_length_that_was_asked_for(model: Model) -> None:
+    for most in (0, 2):
+        reply = model.chat(hides("map", "below"), sampling=GREEDY, max_tokens=most)
+        assert reply.text() == ("Look for" if most else "")
+        assert (reply.finish, reply.count) == ("length", most)
+    with pytest.raises(GgextError, match="max_tokens is -1, but must not be negative"):
+        model.chat(user("?"), max_tokens=-1)
+
+
+def test_an_answer_follows_a_schema(model: Model) -> None:
+    schema = {"type": "object", "properties": {"place": {"enum": ["below", "aloft"]}}, "required": ["place"]}
+    told = set()
+    for grammar in (json_grammar(schema), json_grammar(json.dumps(schema))):
+        reply = model.chat(hides("map", "below"), sampling=Sampling(seed=7, grammar=grammar))
+        told.add(json.loads(reply.text())["place"])
+    assert len(told) == 1
+    assert told <= {"below", "aloft"}
+    with pytest.raises(GgextError, match="the grammar is not GBNF"):
+        model.chat(user("?"), sampling=Sampling(grammar="tree ::= [a-z]")).text()
+
+
+def test_reasoning_is_asked_of_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template adds words for what it was asked; the tokens that are read tell which."""
+    template = (
+        "{{ messages[-1].content }}{% if enable_thinking is defined %}{{ ' the' * (9 if enable_thinking else 5) }}"
+        "{% endif %}"
+    )
+    monkeypatch.setattr(model._prompts, "template", ChatTemplate(template, {}))
+    counts = []
+    for think in (None, True, False):
+        reply = model.chat(user("map"), think=think, max_tokens=0)
+        reply.text()
+        assert reply.prefill is not None
+        counts.append(reply.prefill.evaluated + reply.prefill.reused)
+    assert [count - counts[0] for count in counts] == [0, 9, 5]
+
+
+def test_a_base_model_continues_a_text(model: Model) -> None:
+    reply = model.complete("Leo smiles again. The", sampling=GREEDY, stop="sleeps")
+    assert (reply.text(), reply.finish) == (" goat dances. The dog ", "stop")
+    counts = []
+    for special in (False, True):
+        reply = model.complete("The map <|end|>", max_tokens=0, special=special)
+        reply.text()
+        assert reply.prefill is not None
+        counts.append(reply.prefill.evaluated + reply.prefill.reused)
+    assert counts[0] > counts[1]
+
+
+def test_a_conversation_is_counted_as_it_is_read(model: Model) -> None:
+    messages = [{"role": "system", "content": "The dog sings."}, *hides("map", "below")]
+    count = model.count_chat(messages)
+    reply = model.chat(messages, sampling=GREEDY)
+    reply.text()
+    assert reply.prefill is not None
+    assert reply.prefill.evaluated + reply.prefill.reused == count > model.count(messages[1]["content"])
+    messages += [reply.message, {"role": "user", "content": "Where is the map?"}]
+    assert messages[2] == {"role": "assistant", "content": "Look for the map below."}
+    assert model.chat(messages, sampling=GREEDY).text() == "Look for the map below."
+
+
+def test_a_cache_is_saved_and_restored(demo_gguf: Path, tmp_path: Path) -> None:
+    question = user(f"{TEXT}\nWhere is the map?")
+    with Model(demo_gguf, context=512) as model:
+        answer = model.chat(question, sampling=GREEDY).text()
+        assert model.save_cache(tmp_path / "book.kv") == (tmp_path / "book.kv").stat().st_size
+    with Model(demo_gguf, context=512) as model:
+        count = model.restore_cache(tmp_path / "book.kv")
+        reply = model.chat(question, sampling=GREEDY)
+        assert reply.text() == answer
+        assert reply.prefill is not None
+        assert reply.prefill.reused == model.count_chat(question) - 1 < count
+        (tmp_path / "book.kv").write_bytes(b"GGUF")
+        with pytest.raises(GgextError, match=r"book\.kv"):
+            model.restore_cache(tmp_path / "book.kv")
+        assert model.chat(question, sampling=GREEDY).text() == answer
+    with pytest.raises(GgextError, match="the model is closed"):
+        model.save_cache(tmp_path / "book.kv")
+    with (
+        Model(demo_gguf, context=512, settings=Settings(parallel=2)) as model,
+        pytest.raises(GgextError, match="parallel=2"),
+    ):
+        model.save_cache(tmp_path / "book.kv")
+
+
+def test_what_a_policy_dropped_is_told(demo_gguf: Path) -> None:
+    """Of each answer by itself: the second text is another one, and the third a short one."""
+    with Model(demo_gguf, context=256, when_full="stream") as model:
+        dropped = []
+        for length, seed in ((900, 1), (600, 2), (150, 3)):
+            reply = model.chat(user(sample_text(length, seed)), sampling=GREEDY, max_tokens=4)
+            reply.text()
+            dropped.append(reply.dropped)
+    assert 600 < dropped[0] < 900
+    assert 300 < dropped[1] < 600
+    assert dropped[2] == 0
 
 
 def test_asyncio_streams_and_does_not_block(model: Model) -> None:
@@ -168,6 +298,46 @@ def test_an_event_cancels_before_and_during_the_answer(model: Model, monkeypatch
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
+def test_leaving_the_loop_frees_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the reply is kept; in asyncio as well, where a task's cancel does the same at once."""
+    slowly(monkeypatch)
+    replies = [model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=seed)) for seed in range(3)]
+    for _ in replies[0]:
+        break
+
+    async def leave() -> None:
+        async for _ in replies[1]:
+            break
+        task = asyncio.create_task(_drained(replies[2]))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    for reply in replies:
+        assert reply.text() or reply.finish
+        assert reply.finish == "cancelled"
+    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+
+
+async def _drained(reply: Reply) -> None:
+    async for _ in reply:
+        pass
+
+
+def test_several_tasks_share_a_model(model: Model) -> None:
+    places = {"map": "below", "oar": "aloft", "lamp": "below", "drum": "aloft"}
+
+    async def ask(thing: str, place: str) -> str:
+        return "".join([piece async for piece in model.chat(hides(thing, place), sampling=GREEDY)])
+
+    async def all_of_them() -> list[str]:
+        return await asyncio.gather(*(ask(thing, place) for thing, place in places.items()))
+
+    assert asyncio.run(all_of_them()) == [f"Look for the {thing} {place}." for thing, place in places.items()]
+
+
 def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
     reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=1))
     next(iter(reply))
@@ -176,11 +346,13 @@ def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_a_full_context_is_an_error_with_counts_in_the_loop(model: Model) -> None:
-    reply = model.chat(user(sample_text(600)))
+def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(model: Model) -> None:
+    document = user(sample_text(600))
     with pytest.raises(ContextFullError) as full:
-        reply.text()
-    assert (full.value.available, full.value.requested > 600) == (512 - full.value.used, True)
+        model.chat(document)
+    assert (full.value.requested, full.value.available) == (model.count_chat(document), 512)
+    with pytest.raises(ContextFullError):
+        model.complete(document[0]["content"])
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 
 from ggext.chat import transcript
-from ggext.chat.conversation import ChatOptions, Conversation, with_document
-from ggext.chat.fit import Room
+from ggext.chat.conversation import ChatOptions, Conversation, with_documents
+from ggext.chat.fit import Room, choices
 from ggext.chat.loop import Chat, Status
 from ggext.chat.session import Keeper
 from ggext.chat.template import ChatTemplate, TemplateError
@@ -91,7 +92,7 @@ class QueuedEngine:
         self.answers = [a.encode() if isinstance(a, str) else a for a in answers]
         self.tokens: list[int] = []
         self.prompts: list[list[int]] = []
-        self.n_ctx, self.trained, self.dropped = n_ctx, 2000, 0
+        self.n_ctx, self.trained, self.ever_dropped = n_ctx, 2000, 0
         self.finish: FinishReason = "eog"
         self.cancelled = False
 
@@ -117,6 +118,16 @@ class QueuedEngine:
         self.prompts.append(list(tokens))
         return Prefill(reused, len(tokens) - reused, 0.0, cancelled=False)
 
+    def read_ahead(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefill:
+        """In steps of ten, as long as nobody cancels."""
+        self.cancelled, done = False, 0
+        while done + 10 <= len(tokens) and not self.cancelled:
+            done += 10
+            if progress is not None:
+                progress(done, len(tokens) // 10 * 10)
+        self.tokens = list(tokens[:done])
+        return Prefill(0, done, 0.0, cancelled=done < len(tokens))
+
     def generate(self, _sampling: Sampling, max_tokens: int | None = None) -> Answered:
         return Answered(self, self.answers.pop(0)[:max_tokens], self.finish)
 
@@ -134,8 +145,11 @@ class Script:
         self.lines: list[str] = []
         self.interrupt_at: str | None = None
         self.cancel: Callable[[], None] = lambda: None
+        self.noted: Callable[[Callable[[], str]], object] = lambda _: None
 
-    def read(self) -> str | None:
+    def read(self, note: Callable[[], str] | None = None) -> str | None:
+        if note is not None:
+            self.noted(note)
         if not self.inputs:
             self.lines.append("> ^D")
             return None
@@ -515,6 +529,15 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     ]
 
 
+def test_self_extend_is_offered_more_cells() -> None:
+    """Its far tokens share positions: no other file is needed."""
+    small = Room("model.gguf", 100, 800, 200, None, None, None, "self-extend")
+    assert list(choices(small, 5000, 0)) == [
+        "--ctx 6144 makes a context that holds it",
+        "a shorter text, or a part of it at a time",
+    ]
+
+
 def test_clear_keeps_the_system_prompt() -> None:
     engine = QueuedEngine("Hi!", "Hi again!")
     chat(engine, Script("Hello", "/clear", "Hello"), system="Be kind.")
@@ -530,6 +553,35 @@ def test_a_document_goes_into_the_next_turn_and_only_there(tmp_path: Path) -> No
     assert [t.content for t in conversation.turns] == ["Facts.\nWhat?", "1", "Why?", "2"]
 
 
+def test_a_document_is_read_while_its_question_is_typed(tmp_path: Path) -> None:
+    (tmp_path / "doc.txt").write_text("All cats are grey.")
+    screen, notes = Script(f"/file {tmp_path}/doc.txt", "Are they?", "Sure?"), []
+
+    def wait_until_read(note: Callable[[], str]) -> None:
+        end = time.monotonic() + 30
+        while not note().startswith("the document is read") and time.monotonic() < end:
+            time.sleep(0.001)
+        notes.append(note())
+
+    screen.noted = wait_until_read
+    engine = QueuedEngine("Yes.", "Sure.")
+    chat(engine, screen)
+    assert notes == ["the document is read but for its last tokens, which the question decides"]
+    assert "read 11 and 20 while you typed, reused 0" in screen.text
+    assert "read 8, reused 35" in screen.text
+
+
+@pytest.mark.parametrize(("length", "drop_turns"), [(1200, False), (900, True)])
+def test_a_document_that_does_not_fit_as_things_are_is_not_read_ahead(
+    tmp_path: Path, length: int, drop_turns: bool
+) -> None:
+    """900 would fit, but not beside what is kept free for the answer: turns would leave."""
+    (tmp_path / "doc.txt").write_text("x" * length)
+    conversation = chat(QueuedEngine(), Script(f"/file {tmp_path}/doc.txt"), drop_turns=drop_turns)
+    assert conversation.certain("x" * length) == []
+    assert conversation.engine.used == 0
+
+
 def test_a_document_that_does_not_fit_waits_until_cleared(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("x" * 100)
     screen = Script(f"/file {tmp_path}/long.txt", "What?", "/clear", "Who?")
@@ -539,9 +591,8 @@ def test_a_document_that_does_not_fit_waits_until_cleared(tmp_path: Path) -> Non
 
 
 def test_a_document_ends_its_line() -> None:
-    assert with_document("a", "b") == "a\nb"
-    assert with_document("a\n", "b") == "a\nb"
-    assert with_document("a\n\n", "b") == "a\n\nb"
+    assert with_documents(["a", "c\n"], "b") == "a\nc\nb"
+    assert with_documents(["a\n\n"], "b") == "a\n\nb"
 
 
 @pytest.mark.parametrize(

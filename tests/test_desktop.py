@@ -18,7 +18,7 @@ pytest.importorskip("PySide6", reason='the extra "examples" is not installed')
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
-from PySide6.QtCore import Qt, QTimer
+from PySide6.QtCore import QEvent, Qt, QTimer
 from PySide6.QtTest import QTest
 from PySide6.QtWidgets import QApplication
 
@@ -72,8 +72,10 @@ def show(application: QApplication, example: ModuleType) -> Iterator[Callable[[P
     yield make
     for window in windows:
         window.close()
+        # Now and here: what is only marked to be deleted may be collected by the next window's thread, and Qt ends the
+        # process when a widget goes in a thread that is not its own.
         window.deleteLater()
-        application.processEvents()
+        application.sendPostedEvents(window, QEvent.Type.DeferredDelete)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

@@ -118,6 +118,30 @@ def test_only_the_changed_suffix_is_evaluated(
         np.testing.assert_allclose(last_logits(session), last_logits(fresh), atol=2e-3)
 
 
+@pytest.mark.parametrize("cancelled_at", [None, 128])
+def test_what_is_read_ahead_gives_the_logits_of_reading_at_once(
+    model: Model, story: list[int], cancelled_at: int | None
+) -> None:
+    """Bit for bit: only whole batches are read ahead, also where that is stopped on the way."""
+    with Session(model) as session:
+        session.evaluate(story[:50])
+        session.evaluate(story)
+        expected = last_logits(session)
+    with Session(model) as session:
+        session.evaluate(story[:50])
+
+        def progress(done: int, _total: int) -> None:
+            if done == cancelled_at:
+                session.cancel()
+
+        ahead = session.read_ahead(story[:-7], progress)
+        assert (ahead.reused, ahead.evaluated) == (50, cancelled_at or 384)
+        assert session.read_ahead(story[:60]).evaluated == 0
+        prefill = session.evaluate(story)
+        assert prefill.reused == 50 + ahead.evaluated
+        assert np.array_equal(last_logits(session), expected)
+
+
 def test_an_answer_is_reused_by_the_next_turn(session: Session) -> None:
     session.evaluate([1, 2, 3])
     answer = list(session.generate(GREEDY, 10))

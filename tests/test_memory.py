@@ -453,7 +453,7 @@ def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_p
     question = [str(demo_gguf), "-f", str(tmp_path / "text.txt"), "-p", "Where is the map?", "--temperature", "0"]
     small = CliRunner().invoke(main, ["chat", *question, "--ctx", "256"])
     assert small.exit_code == 3
-    assert "the context is full: 910 more tokens requested" in small.stderr
+    assert "the context is full: 910 more tokens are needed" in small.stderr
     streamed = CliRunner().invoke(main, ["chat", *question, "--ctx", "256", "--when-full", "stream"])
     assert streamed.exit_code == 0
     assert "of the oldest tokens left it" in streamed.stderr

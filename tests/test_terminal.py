@@ -258,7 +258,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_p
     done = ggext(stories_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
     assert re.search(rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free", done.stderr)
-    assert re.search(rb"the context is full: \d+ more tokens requested, 0 used, 512 of 512 left", done.stderr)
+    assert re.search(rb"the context is full: [\d,]+ more tokens are needed, 512 of 512 are left", done.stderr)
     assert b"Traceback" not in done.stderr
 
 
@@ -449,6 +449,19 @@ def test_ctrl_c_in_a_prefill_keeps_the_chat(keyboard: Callable[..., Keyboard], s
 
 
 @needs_pty
+def test_keys_that_come_during_an_answer_wait_for_the_prompt(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path
+) -> None:
+    chat = keyboard(slow_gguf, "--temperature", "0", "--max-tokens", "40")
+    chat.say("Once")
+    chat.wait_for("xxx")
+    chat.type(f"/clearly\x7f\x7f\r{CTRL_D}")
+    chat.wait_for("the chat starts over")
+    assert chat.process.wait(30) == 0
+    os.close(chat.side)
+
+
+@needs_pty
 def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
     chat.say("\x1b[200~one\ntwo\x1b[201~")
@@ -456,6 +469,50 @@ def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_g
     chat.say(f"/save {tmp_path}/chat.json")
     chat.wait_for("saved 2 turns")
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_a_document_without_a_question_waits_for_one(
+    keyboard: Callable[..., Keyboard], demo_gguf: Path, story: Path
+) -> None:
+    chat = keyboard(demo_gguf, "-f", story, "--temperature", "0")
+    chat.wait_for(f"{story}: 301 tokens go into the next turn")
+    chat.wait_for("which the question decides")
+    chat.type("Where is the crown?\r")
+    chat.wait_for("Look for the crown ")
+    chat.wait_for("read 54 at ")
+    chat.wait_for(" and 256 while you typed, reused 0; wrote 6")
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_what_was_read_ahead_is_kept_with_the_session(
+    keyboard: Callable[..., Keyboard], demo_gguf: Path, story: Path
+) -> None:
+    chat = keyboard(demo_gguf, "-f", story, "--session", "crown")
+    chat.wait_for("which the question decides")
+    chat.type(CTRL_D)
+    assert chat.process.wait(30) == 0
+    os.close(chat.side)
+    notices = typed([demo_gguf, "--session", "crown"])
+    assert notices[0] == "session crown: 0 turns; 256 tokens of KV cache restored in N s"
+
+
+@needs_pty
+def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
+    chat = keyboard(slow_gguf, "-f", tmp_path / "long.txt", "--temperature", "0", "--max-tokens", "5")
+    chat.wait_for("reading the document meanwhile: ")
+    chat.wait_for(" left")  # after the first batch
+    chat.type(CTRL_C)
+    chat.wait_for("the reading stops, what was read is kept; Ctrl-C again or Ctrl-D leaves")
+    chat.say("Why?")
+    seen = chat.wait_for("wrote 5")
+    assert "meanwhile" not in seen
+    assert re.search(r"read [\d,]+ at [\d,]+/s and [\d,]+ while you typed, reused 0;", seen)
     assert chat.leave() == 0
 
 
@@ -570,7 +627,7 @@ def test_blocks_of_markdown_are_whole_when_nothing_can_join_them(text: str, part
 
 MARKDOWN = (
     "# Plan\n\nFirst *line*\nsecond **line**.\n\n- one\n- two\n\n```python\nprint('x')\n\nprint('y')\n```\n\n"
-    "| a | b |\n|---|---|\n| 1 | 2 |\n\nThe end.\x1b[2J"
+    "| a | b |\n|---|---|\n| 1 | 2 |\n\nMuch of vector<int>.\n\nThe end.\x1b[2J"
 )
 
 
@@ -607,6 +664,7 @@ def test_markdown_grows_into_what_it_is_when_printed_at_once(monkeypatch: pytest
     wanted = [line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before]  # no two blank lines
     for step in (1, 7, 1000):
         assert paint(monkeypatch, MARKDOWN, step)[: len(wanted)] == wanted
+    assert any("of vector<int>" in line for line in wanted)  # no HTML is taken out
     assert "First line" in wanted  # a line that a model ended stays a line
     assert "The end.�[2J" in wanted
 
@@ -674,7 +732,7 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "",
         "> Where is the crown?",
         "Look for the crown PLACE.",
-        "context: 316 of 1,024 tokens, trained on 256; read 310 at N/s, reused 0; wrote 6 at N/s",
+        "context: 316 of 1,024 tokens, trained on 256; read N at N/s and N while you typed, reused 0; wrote 6 at N/s",
         "",
         "> /context",
         "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was trained on 256",
@@ -743,5 +801,9 @@ def typed(arguments: list[Any], *lines: str) -> list[str]:
         chat.process.wait()
         os.close(chat.side)
     text = re.sub(r"at [\d,]+/s", "at N/s", "\n".join(lines_on_screen(raw)))
+    # How far a document was read before the question came depends on how fast that was typed.
+    text = re.sub(
+        r"read 310 at N/s|read [\d,]+ at N/s and [\d,]+ while you typed", "read N at N/s and N while you typed", text
+    )
     text = re.sub(r"in \d+\.\d\d s", "in N s", text)
     return re.sub(r"Look for the crown \w+\.", "Look for the crown PLACE.", text).rstrip("\n").split("\n")

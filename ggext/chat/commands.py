@@ -47,14 +47,7 @@ def _help(chat: Chat, _: str) -> None:
 
 
 def _file(chat: Chat, name: str) -> None:
-    document = read_document(_path(name))
-    chat.documents.append(document)
-    tokens, engine = chat.conversation.prompts.count(document), chat.conversation.engine
-    chat.screen.notice(f"{name}: {tokens:,} tokens go into the next turn; {engine.available:,} are available")
-    fits = chat.room.allocated if chat.conversation.options.drop_turns else engine.available
-    if tokens > fits and chat.room.when_full == "stop":
-        chat.screen.notice("that is more than fits:")
-        chat.explain(engine.used + tokens, engine.used)
+    chat.attach(name, read_document(_path(name)))
 
 
 def _context(chat: Chat, _: str) -> None:

@@ -11,7 +11,7 @@ from ggext.chat.answer import AnswerText
 from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
-from ggext.runtime.engine import FinishReason, Prefill, Sampling
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
 
 Progress = Callable[[int, int], None]
 Finish = FinishReason | Literal["stop"]
@@ -36,8 +36,9 @@ class Engine(Protocol):
     @property
     def trained(self) -> int: ...
     @property
-    def dropped(self) -> int: ...
+    def ever_dropped(self) -> int: ...
     def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
+    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
 
@@ -75,6 +76,8 @@ class ChatOptions:
     def __post_init__(self) -> None:
         if not all(self.stop):
             raise UsageError("a stop string is empty; leave it out, or write what shall end the answer")
+        if self.max_tokens is not None and self.max_tokens < 0:
+            raise UsageError(f"max_tokens is {self.max_tokens}, but must not be negative")
 
 
 class Conversation:
@@ -96,6 +99,7 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.left = 0
+        self._dropped = engine.ever_dropped  # of which an outcome has told
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -144,7 +148,7 @@ class Conversation:
         it; then nothing was sent and the conversation is as before.
         """
         asked = self._asked = [*self.turns, Turn("user", question)]
-        before, dropped, clock = self.left, self.engine.dropped, _Clock()
+        before, clock = self.left, _Clock()
         finish: Finish = "cancelled"
         try:
             prefill, answer = self._read(asked, None, progress)
@@ -158,8 +162,17 @@ class Conversation:
                 list(said.end())  # what a tag or a stop string might have begun in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
-        dropped = max(self.engine.dropped - dropped, 0)
+        dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
         self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
+
+    def certain(self, beginning: str) -> list[int]:
+        """The tokens of the next prompt as far as the beginning of its turn decides them; none where it does not fit
+        as things are. Raises TemplateError."""
+        turns = without(self.turns, self.left)
+        first, second = (self.prompts.tokens([*turns, Turn("user", beginning + rest)]) for rest in ("A", "1"))
+        capacity = self.engine.used + self.engine.available
+        kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
+        return first[: in_common(first, second)] if len(first) <= capacity - kept_free else []
 
     def _generate(
         self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None
@@ -226,9 +239,9 @@ class _Clock:
         self.seconds += time.perf_counter() - start
 
 
-def with_document(document: str, question: str) -> str:
-    """One user turn: the document, at least one line break, the question."""
-    return document + question if document.endswith("\n") else f"{document}\n{question}"
+def with_documents(documents: Iterable[str], question: str) -> str:
+    """One user turn: the documents, each with at least one line break behind it, the question."""
+    return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question
 
 
 def check_text(data: bytes, name: str) -> str:

@@ -32,7 +32,7 @@ def choices(room: Room, needed: int, used: int) -> Iterator[str]:
         yield f"/clear starts over: then all {room.allocated:,} tokens are available and it fits"
     target = -(-(needed + _ANSWER) // _STEP) * _STEP
     memory = _memory(room, target)
-    if target <= room.made_for:
+    if target <= room.made_for or room.when_full == "self-extend":  # far tokens share the positions that there are
         yield f"--ctx {target} makes a context that holds it{memory}"
     else:
         yield (

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ggext.chat import transcript
-from ggext.chat.conversation import Conversation, Outcome, check_text, with_document
+from ggext.chat.ahead import ReadAhead
+from ggext.chat.conversation import Conversation, Outcome, check_text, with_documents
 from ggext.chat.fit import Room, choices
 from ggext.chat.reasoning import Thought
 from ggext.chat.transcript import Turn
@@ -25,6 +26,7 @@ _FINISHES = {
     "cancelled": "stopped",
 }
 _WITHDRAWN = "stopped before the answer: the turn was taken back"
+_KEPT = "the reading stops, what was read is kept; "
 _HOW_TO_LEAVE = "Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it"
 _QUOTED = 40  # characters of a turn that left
 _BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
@@ -32,18 +34,22 @@ _BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
 
 @dataclass(frozen=True)
 class Status:
-    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before any extension."""
+    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before any extension;
+    ``ahead``: tokens of the turn that were read while it was typed."""
 
     used: int
     allocated: int
     trained: int
     outcome: Outcome
+    ahead: int = 0
 
     def __str__(self) -> str:
         prefill, outcome = self.outcome.prefill, self.outcome
+        ahead = f" and {self.ahead:,} while you typed" if self.ahead else ""
         return (
             f"context: {self.used:,} of {self.allocated:,} tokens, trained on {self.trained:,}; "
-            f"read {prefill.evaluated:,}{_speed(prefill.evaluated, prefill.seconds)}, reused {prefill.reused:,}; "
+            f"read {prefill.evaluated:,}{_speed(prefill.evaluated, prefill.seconds)}{ahead}, "
+            f"reused {prefill.reused - self.ahead:,}; "
             f"wrote {outcome.generated:,}{_speed(outcome.generated, outcome.seconds)}"
         )
 
@@ -55,8 +61,9 @@ class Screen(Protocol):
     show_thoughts: bool
     markdown: bool
 
-    def read(self) -> str | None:
-        """The next input, None at its end. Raises KeyboardInterrupt for Ctrl-C."""
+    def read(self, note: Callable[[], str] | None = None) -> str | None:
+        """The next input, None at its end; ``note`` is a line to show meanwhile, and changes. Raises KeyboardInterrupt
+        for Ctrl-C."""
 
     def notice(self, text: str) -> None:
         """Something that the user should know."""
@@ -93,6 +100,7 @@ class Chat:
         self.keeper = keeper
         self.documents: list[str] = []
         self.unanswered: str | None = None
+        self._ahead = ReadAhead(conversation)
 
     def run(self) -> None:
         """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on."""
@@ -101,15 +109,32 @@ class Chat:
         going_on, interrupted = True, False
         while going_on:
             try:
-                line = self.screen.read()
+                line = self._typed()
             except KeyboardInterrupt:
                 if interrupted:
                     return
                 interrupted = True
-                self.screen.notice(_HOW_TO_LEAVE)
+                self.screen.notice(f"{_KEPT if self._ahead.interrupted() else ''}{_HOW_TO_LEAVE}")
                 continue
             interrupted = False
             going_on = line is not None and self._obey(line, obey)
+
+    def _typed(self) -> str | None:
+        """The next input; what waits for the question is read meanwhile, where nothing can leave the context by it."""
+        if not self.documents or self.room.when_full != "stop":
+            return self.screen.read()
+        with self._ahead.reading(self.documents) as note:
+            return self.screen.read(note)
+
+    def attach(self, name: str, document: str) -> None:
+        """Puts a document into the next turn, and says whether it fits."""
+        self.documents.append(document)
+        tokens, engine = self.conversation.prompts.count(document), self.conversation.engine
+        self.screen.notice(f"{name}: {tokens:,} tokens go into the next turn; {engine.available:,} are available")
+        fits = self.room.allocated if self.conversation.options.drop_turns else engine.available
+        if tokens > fits and self.room.when_full == "stop":
+            self.screen.notice("that is more than fits:")
+            self.explain(engine.used + tokens, engine.used)
 
     def _obey(self, line: str, command: Callable[[Chat, str], bool]) -> bool:
         if not line.strip():
@@ -126,8 +151,7 @@ class Chat:
 
     def turn(self, question: str) -> None:
         """Sends a question, with the documents that wait. Raises what `Conversation.ask` raises."""
-        for document in reversed(self.documents):
-            question = with_document(document, question)
+        question, (ahead, seconds) = with_documents(self.documents, question), self._ahead.taken()
         try:
             outcome = ask(self.conversation, self.screen, question, self.record)
         except ContextFullError as error:
@@ -146,9 +170,9 @@ class Chat:
         if outcome.finish == "context":
             self.screen.notice("/save FILE keeps the chat, /clear starts over")
         self._remind()
-        self.screen.status(status(self.conversation, outcome))
+        self.screen.status(status(self.conversation, outcome, min(ahead, outcome.prefill.reused)))
         if self.keeper is not None:
-            self.keeper.turn_over(outcome.prefill.seconds)
+            self.keeper.turn_over(outcome.prefill.seconds + seconds)
 
     def explain(self, needed: int, used: int) -> None:
         """The choices for a text that does not fit, in numbers."""
@@ -222,10 +246,10 @@ def notices(outcome: Outcome) -> list[str]:
     return [*found, ending] if ending else found
 
 
-def status(conversation: Conversation, outcome: Outcome) -> Status:
-    """Where the chat stands after a turn."""
+def status(conversation: Conversation, outcome: Outcome, ahead: int = 0) -> Status:
+    """Where the chat stands after a turn; ``ahead``: tokens of it that were read before it was sent."""
     engine = conversation.engine
-    return Status(engine.used, engine.used + engine.available, engine.trained, outcome)
+    return Status(engine.used, engine.used + engine.available, engine.trained, outcome, ahead)
 
 
 def _speed(tokens: int, seconds: float) -> str:

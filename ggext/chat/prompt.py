@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,6 +65,12 @@ class Prompts:
         if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
             tokens.insert(0, self.vocabulary.bos)
         return tokens
+
+    def thinking(self, think: bool | None) -> Prompts:
+        """The same with another ``think``."""
+        other = copy.copy(self)
+        other.think = think
+        return other
 
     def fitted(self, turns: Sequence[Turn], room: int, reserve: int) -> tuple[list[int], int]:
         """The prompt with whole oldest turns left out until it fits `room` less `reserve` tokens, and how many.

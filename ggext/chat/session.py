@@ -91,9 +91,9 @@ class Keeper(Closing):
         self._saved, self._unsaved = session.tokens, 0.0
 
     def close(self) -> None:
-        """Closes the journal; what nobody said anything in is removed."""
+        """Closes the journal; what nobody said or read anything in is removed."""
         self._journal.close()
-        if not self.kept:
+        if not self.kept and not self._state.exists():
             shutil.rmtree(self._journal.path.parent, ignore_errors=True)
 
     def _key(self, session: Session) -> dict[str, str]:

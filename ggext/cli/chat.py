@@ -19,7 +19,7 @@ from ggext.runtime.memory.options import POLICIES, WhenFull
 if TYPE_CHECKING:
     from ggext.chat.conversation import ChatOptions, Conversation
     from ggext.chat.fit import Room
-    from ggext.chat.loop import Screen
+    from ggext.chat.loop import Chat, Screen
     from ggext.chat.session import Keeper
     from ggext.runtime.engine import Session
     from ggext.runtime.regimes import DynamicNtk
@@ -75,7 +75,8 @@ _question = _grouped(
         "documents",
         metavar="DOCUMENT",
         multiple=True,
-        help="A text in front of the question; - is the standard input. May be repeated.",
+        help="A text in front of the question, or of the first one that is typed; - is the standard input. May be "
+        "repeated.",
     ),
     click.option("--system", metavar="TEXT", help="The system prompt."),
     click.option("--think", type=click.Choice(_THINK), help="Reasoning: show it, fold it (hide), or ask for none."),
@@ -153,9 +154,9 @@ _machine = _grouped(
 def chat(**given: Any) -> None:
     """Chat with the model in FILE (.gguf), or ask it one question.
 
-    With -p, with -f, or with a question on the standard input, only the answer stands on the
-    standard output. Otherwise type; /help lists the commands, Ctrl-C stops an answer, and
-    Ctrl-D leaves.
+    With -p, or with a question on the standard input, only the answer stands on the standard
+    output. Otherwise type; /help lists the commands, Ctrl-C stops an answer, and Ctrl-D leaves.
+    -f TEXT without -p opens the chat with the text in front of the first question.
 
     Exit codes: 0 answered, 1 an error, 2 a mistake on the command line, 3 the context is full,
     130 stopped by Ctrl-C.
@@ -180,7 +181,7 @@ def run(request: _Request) -> None:
     from ggext.screen.events import JsonScreen
     from ggext.screen.terminal import answer_screen, open_screen
 
-    question = _the_question(request)
+    question, waiting = _asked(request)
     if request.json and question is None:
         raise UsageError("--json answers one question: give it with -p, -f or on the standard input")
     if request.session is not None and request.load is not None:
@@ -190,25 +191,27 @@ def run(request: _Request) -> None:
     screen.show_thoughts = request.json or request.think == "show"
     with ExitStack() as stack:
         try:
-            _talk(request, question, screen, stack)
+            chat = _open(request, question, screen, stack)
+            if question is not None:
+                _answer(chat, question)
+            else:
+                _converse(chat, waiting)
         except GgextError as error:
             if request.json:
                 screen.error(str(error))
             raise
 
 
-def _talk(request: _Request, question: str | None, screen: Screen, stack: ExitStack) -> None:
-    conversation, session = _open(request, screen, stack)
+def _open(request: _Request, question: str | None, screen: Screen, stack: ExitStack) -> Chat:
+    from ggext.chat.loop import Chat
+
+    conversation, session = _load(request, screen, stack)
     screen.markdown = request.markdown and conversation.prompts.template is not None
     keeper = _keeper(request, question, session)
     if keeper is not None:
         stack.callback(_leave, request, screen, keeper)
         _resume(request, conversation, screen, keeper)
-    room = _room(request, session)
-    if question is None:
-        _converse(conversation, screen, room, keeper)
-    else:
-        _answer(conversation, screen, question, room, keeper)
+    return Chat(conversation, screen, _room(request, session), keeper)
 
 
 def _grammar(schema: str | None, grammar: Path | None) -> str | None:
@@ -223,17 +226,21 @@ def _grammar(schema: str | None, grammar: Path | None) -> str | None:
     return None if grammar is None else read_document(grammar)
 
 
-def _the_question(request: _Request) -> str | None:
-    """The one turn that the command line and the standard input make, None for a chat.
+def _asked(request: _Request) -> tuple[str | None, list[tuple[str, str]]]:
+    """The one turn that the command line and the standard input make, None for a chat; and the documents that wait for
+    the chat's first question, by their names.
 
-    What is piped is a document where -p asks a question, and else the question.
+    What is piped is a document where -p asks a question, and else the question. Documents alone are a turn, but on a
+    terminal they wait.
     """
-    from ggext.chat.conversation import with_document
+    from ggext.chat.conversation import with_documents
 
     question = request.prompt
     if request.documents.count(_STDIN) > 1:
         raise UsageError("-f - reads the standard input, which can be read once")
     documents = [_document(name) for name in request.documents]
+    if question is None and sys.stdin.isatty() and sys.stdout.isatty() and not request.json:
+        return None, list(zip(request.documents, documents, strict=True))
     if _STDIN not in request.documents and _is_piped(request.prompt is not None or bool(documents)):
         piped = _stdin()
         if question is None:
@@ -243,11 +250,9 @@ def _the_question(request: _Request) -> str | None:
         if not question and not documents:
             raise UsageError("there is no question: neither -p nor anything on the standard input")
     if question is None and not documents:
-        return None
-    question = question or ""
-    for document in reversed(documents):
-        question = with_document(document, question) if question else document
-    return question
+        return None, []
+    *before, last = [*documents, question] if question else documents
+    return with_documents(before, last), []
 
 
 def _is_piped(optional: bool) -> bool:
@@ -274,7 +279,7 @@ def _stdin() -> str:
     return check_text(sys.stdin.buffer.read(), "the standard input")
 
 
-def _open(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversation, Session]:
+def _load(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversation, Session]:
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import load
     from ggext.runtime import llama
@@ -349,29 +354,31 @@ def _leave(request: _Request, screen: Screen, keeper: Keeper) -> None:
         screen.notice(f"the chat is kept: ggext chat {request.file} --session {keeper.name}")
 
 
-def _converse(conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None) -> None:
-    from ggext.chat.loop import Chat, without_question
+def _converse(chat: Chat, documents: list[tuple[str, str]]) -> None:
+    from ggext.chat.loop import without_question
 
+    conversation, screen, room = chat.conversation, chat.screen, chat.room
     screen.notice(
         f"{room.model}: {room.allocated:,} tokens of context, trained on {room.trained:,}; "
         "/help lists the commands, Ctrl-D leaves"
     )
-    chat = Chat(conversation, screen, room, keeper)
     conversation.turns, chat.unanswered = without_question(conversation.turns)
     if chat.unanswered is not None:
         screen.notice("its last question has no answer yet: /regen answers it")
+    for name, document in documents:
+        chat.attach(name, document)
     chat.run()
 
 
-def _answer(conversation: Conversation, screen: Screen, question: str, room: Room, keeper: Keeper | None) -> None:
-    from ggext.chat.loop import Chat, ask, notices, status, without_question
+def _answer(chat: Chat, question: str) -> None:
+    from ggext.chat.loop import ask, notices, status, without_question
 
-    chat = Chat(conversation, screen, room, keeper)
+    conversation, screen = chat.conversation, chat.screen
     conversation.turns, _ = without_question(conversation.turns)
     try:
         outcome = ask(conversation, screen, question, chat.record)
     except ContextFullError as error:
-        screen.notice(f"the text does not fit into the context of {room.allocated:,} tokens; what helps:")
+        screen.notice(f"the text does not fit into the context of {chat.room.allocated:,} tokens; what helps:")
         chat.explain(error.used + error.requested, 0)
         raise
     finally:

@@ -33,6 +33,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionOptions",
+    "in_common",
 ]
 
 Progress = Callable[[int, int], None]
@@ -100,6 +101,11 @@ class Session(Closing):
         return self.memory.gone.count
 
     @property
+    def ever_dropped(self) -> int:
+        """Tokens that have left the cache since the session was opened, also of other texts."""
+        return self.memory.gone.before + self.memory.gone.count
+
+    @property
     def whole(self) -> bool:
         """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
         return not self.dropped and self.cache.positions == list(range(self.used))
@@ -137,6 +143,17 @@ class Session(Closing):
                     return prefill
                 if progress is not None:
                     progress(*counts)
+
+    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
+        """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the batches that it would
+        have had at once, and gives the same numbers bit for bit."""
+        with self._exclusive():
+            wanted = list(tokens)
+            _, reused = self._reusable(wanted) if wanted else (0, 0)
+        whole = (len(wanted) - reused) // self.memory.batch * self.memory.batch
+        if not whole:
+            return Prefill(reused, 0, 0.0, cancelled=False)
+        return self.evaluate(wanted[: reused + whole], progress)
 
     def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
         """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel` before the
@@ -297,12 +314,12 @@ class Session(Closing):
         cached, gone = self.cache.tokens, self.memory.gone
         start, count = gone.start, gone.count
         if gone.found_in(wanted) and wanted[:start] == cached[:start]:
-            common = start + _common(cached[start:], wanted[start + count :])
+            common = start + in_common(cached[start:], wanted[start + count :])
             if common + count == len(wanted) and not (self.cache.has_logits and common == len(cached)):
                 common -= 1
             if common > start:
                 return common, common + count
-        common = _common(cached[:start] if count else cached, wanted)
+        common = in_common(cached[:start] if count else cached, wanted)
         if common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
             common -= 1
         return common, common
@@ -327,7 +344,7 @@ def _batches(tokens: list[int], size: int) -> Iterator[list[int]]:
         yield tokens[start : start + size]
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def in_common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many tokens both begin with."""
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:

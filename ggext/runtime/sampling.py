@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -142,13 +143,17 @@ def _new_grammar(grammar: str, model: Model) -> Any:
     return sampler
 
 
-def json_grammar(schema: str) -> str:
-    """GBNF for the JSON documents that a JSON schema describes. Raises UsageError."""
+def json_grammar(schema: str | Mapping[str, Any]) -> str:
+    """GBNF for the JSON documents that a JSON schema describes, for `Sampling.grammar`. Raises UsageError.
+
+    >>> 'root ::= ("true" | "false") space' in json_grammar({"type": "boolean"})
+    True
+    """
     lib("constraining an answer to a JSON schema")
     from llama_cpp.llama_grammar import json_schema_to_gbnf
 
     try:
-        return str(json_schema_to_gbnf(schema))
+        return str(json_schema_to_gbnf(schema if isinstance(schema, str) else json.dumps(schema)))
     # The schema is a user's text; the converter raises whatever Python raises, assertions included.
     except Exception as error:
         words = " ".join(str(error).split()) or type(error).__name__

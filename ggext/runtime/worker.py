@@ -15,17 +15,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 from ggext.errors import ModelError
 from ggext.runtime import forks
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import FinishReason, Prefill, Progress, Sampling, Session
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, Session, in_common
 
 _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
 # Tokens that come within this many seconds are handed over together: waking a reader costs some 10 µs, which is 3 % of
 # a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
+_CLOSED = "the model is closed"
 _POLL = 0.02  # seconds between two looks at an event that cancels
 
 
@@ -46,32 +48,36 @@ class Question:
 
 @dataclass(frozen=True)
 class End:
-    """The last event of an answer: why it ended, or the error that ended it."""
+    """The last event of an answer: why it ended, or the error that ended it. ``dropped``: tokens that left the context
+    for it."""
 
     finish: FinishReason
     error: BaseException | None = None
+    dropped: int = 0
 
 
 #: What a session reports: tokens read and to read, what reading came to, a token, the end.
 Happening = tuple[int, int] | Prefill | int | End
 Callback = Callable[[Happening], None]
+Result = TypeVar("Result")
 
 
 class Answering(Closing):
-    """An answer that the worker is making: its tokens, for one `for` or `async for` loop.
+    """An answer that the worker is making: its tokens, for one `for` or `async for` loop; `next_happening` and
+    `await_happening` give all that the session reports.
 
-    ``prefill`` is there before the first token, ``finish`` after the last one, None until then. `cancel` may come
-    from any thread; closing, leaving the loop by an exception and dropping the object cancel too. An error of the
-    session is raised in the loop.
+    ``prefill`` is there before the first token, ``finish`` and ``dropped`` after the last one, None and 0 until then.
+    `cancel` may come from any thread; closing, leaving the loop by an exception and dropping the object cancel too. An
+    error of the session is raised in the loop.
     """
 
     def __init__(self, session: Session, question: Question, wake: Callable[[], None]) -> None:
         self.prefill: Prefill | None = None
         self.finish: FinishReason | None = None
         self.count = 0
-        self.progress: Progress | None = None
+        self.dropped = 0
         self.cancel_event: Event | None = None
-        self._job = _Job(session, question)
+        self._job = _Job(session, partial(_answer, session, question))
         self._wake = wake
         self._parcel: deque[Happening] = deque()
 
@@ -79,37 +85,43 @@ class Answering(Closing):
         return self
 
     def __next__(self) -> int:
-        try:
-            while self.finish is None:
-                if not self._parcel:
-                    self._unpack(self._wait())
-                happening = self._parcel.popleft()
-                if type(happening) is int:
-                    self.count += 1
-                    return happening
-                self._note(happening)
-        except BaseException:
-            self.cancel()
-            raise
+        while (happening := self.next_happening()) is not None:
+            if type(happening) is int:
+                return happening
         raise StopIteration
 
     def __aiter__(self) -> Answering:
         return self
 
     async def __anext__(self) -> int:
+        while (happening := await self.await_happening()) is not None:
+            if type(happening) is int:
+                return happening
+        raise StopAsyncIteration
+
+    def next_happening(self) -> Happening | None:
+        """What the session reports next, None behind the end. Raises the session's error."""
+        if self.finish is not None:
+            return None
         try:
-            while self.finish is None:
-                if not self._parcel:
-                    self._unpack(await self._await())
-                happening = self._parcel.popleft()
-                if type(happening) is int:
-                    self.count += 1
-                    return happening
-                self._note(happening)
+            if not self._parcel:
+                self._unpack(self._wait())
+            return self._noted(self._parcel.popleft())
         except BaseException:
             self.cancel()
             raise
-        raise StopAsyncIteration
+
+    async def await_happening(self) -> Happening | None:
+        """`next_happening` for asyncio."""
+        if self.finish is not None:
+            return None
+        try:
+            if not self._parcel:
+                self._unpack(await self._await())
+            return self._noted(self._parcel.popleft())
+        except BaseException:
+            self.cancel()
+            raise
 
     def cancel(self) -> None:
         """Ends the answer within one node of llama.cpp's graph. Without effect on an answer that has ended."""
@@ -126,16 +138,16 @@ class Answering(Closing):
         if self._job.paused:
             self._wake()
 
-    def _note(self, happening: Happening) -> None:
-        """Raises the session's error."""
-        if isinstance(happening, Prefill):
+    def _noted(self, happening: Happening) -> Happening:
+        if type(happening) is int:
+            self.count += 1
+        elif isinstance(happening, Prefill):
             self.prefill = happening
         elif isinstance(happening, End):
-            self.finish = happening.finish
+            self.finish, self.dropped = happening.finish, happening.dropped
             if happening.error is not None:
                 raise happening.error
-        elif isinstance(happening, tuple) and self.progress is not None:
-            self.progress(*happening)
+        return happening
 
     def _wait(self) -> list[Happening]:
         parcels = self._job.parcels
@@ -168,9 +180,9 @@ class Answering(Closing):
 class _Job:
     """A question on its way through the worker; it outlives an `Answering` that was dropped."""
 
-    def __init__(self, session: Session, question: Question) -> None:
+    def __init__(self, session: Session, work: Callable[[], Generator[Happening, None, None]]) -> None:
         self.session = session
-        self.question = question
+        self._work = work
         self.parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
         self._packed: list[Happening] = []
         self._writing = False
@@ -214,18 +226,6 @@ class _Job:
         if self._cancelled:
             self.session.cancel()
 
-    def _work(self) -> Generator[Happening, None, None]:
-        question = self.question
-        prefill = yield from self.session.steps(question.tokens)
-        yield prefill
-        if prefill.cancelled:
-            yield End("cancelled")
-            return
-        generation = self.session.generate(question.sampling, question.max_tokens)
-        yield from generation
-        assert generation.finish is not None
-        yield End(generation.finish)
-
     def _send(self) -> None:
         """Hands over what has been packed."""
         if not self._packed:
@@ -253,6 +253,19 @@ class _Job:
             return
         with suppress(Exception):  # an error of the callback was told already, or nobody listens
             self.callback(end)
+
+
+def _answer(session: Session, question: Question) -> Generator[Happening, None, None]:
+    before = session.ever_dropped
+    prefill = yield from session.steps(question.tokens)
+    yield prefill
+    if prefill.cancelled:
+        yield End("cancelled", dropped=session.ever_dropped - before)
+        return
+    generation = session.generate(question.sampling, question.max_tokens)
+    yield from generation
+    assert generation.finish is not None
+    yield End(generation.finish, dropped=session.ever_dropped - before)
 
 
 def _set(future: asyncio.Future[None]) -> None:
@@ -284,10 +297,28 @@ class Worker(Closing):
 
     def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
         """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The result cancels."""
-        job = _Job(self._session(question.tokens), question)
+        session = self._session(question.tokens)
+        job = _Job(session, partial(_answer, session, question))
         job.callback = callback
         self._submit(job)
         return job.cancel
+
+    def do(self, session: Session, errand: Callable[[], Result]) -> Result:
+        """Calls it in the worker's thread, behind the session's answers; what it returns. Raises what it raises."""
+        results: list[Result] = []
+
+        def work() -> Generator[Happening, None, None]:
+            results.append(errand())
+            yield End("eog")
+
+        job = _Job(session, work)
+        self._submit(job)
+        (end,) = job.parcels.get()
+        if isinstance(end, End) and end.error is not None:
+            raise end.error
+        if not results:
+            raise ModelError(_CLOSED)
+        return results[0]
 
     def close(self) -> None:
         """Ends all answers as cancelled, then the thread. Further calls do nothing."""
@@ -300,7 +331,7 @@ class Worker(Closing):
             )
         with self._lock:
             if self._closing.is_set():
-                raise ModelError("the model is closed")
+                raise ModelError(_CLOSED)
             self._lanes[self.sessions.index(job.session)].append(job)
         self._inbox.put(None)
 
@@ -310,16 +341,12 @@ class Worker(Closing):
             return self.sessions[0]
 
         def rank(index: int) -> tuple[int, int]:
-            return len(self._lanes[index]), -_in_common(self.sessions[index].tokens, tokens)
+            return len(self._lanes[index]), -in_common(self.sessions[index].tokens, tokens)
 
         return self.sessions[min(range(len(self.sessions)), key=rank)]
 
     def _wake(self) -> None:
         self._inbox.put(None)
-
-
-def _in_common(left: Sequence[int], right: Sequence[int]) -> int:
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
 def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event) -> None:

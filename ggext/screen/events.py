@@ -28,7 +28,7 @@ class JsonScreen:
         self._start = 0.0
         self._counted = 0.0
 
-    def read(self) -> str | None:
+    def read(self, note: Callable[[], str] | None = None) -> str | None:  # noqa: ARG002 - of the protocol
         """Nothing is typed here."""
         return None
 

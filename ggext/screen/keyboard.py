@@ -23,6 +23,7 @@ def new_keyboard(history: Path) -> PromptSession[str]:
         from prompt_toolkit import PromptSession
         from prompt_toolkit.filters import Condition
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+        from prompt_toolkit.styles import Style
     except ModuleNotFoundError as error:
         raise MissingExtraError("prompt_toolkit", "run", "ggext chat on a terminal") from error
     keys = KeyBindings()
@@ -38,7 +39,9 @@ def new_keyboard(history: Path) -> PromptSession[str]:
         # Only commands offer themselves; a question is left alone.
         complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
         prompt_continuation="  ",
+        enable_suspend=True,
         reserve_space_for_menu=6,
+        style=Style([("note", "dim")]),
     )
     return session
 

@@ -176,6 +176,7 @@ def new_console(file: IO[str]) -> Console:
 
 
 def _markdown(text: str) -> RenderableType:
+    from markdown_it import MarkdownIt
     from rich.markdown import Heading, Markdown
     from rich.text import Text
 
@@ -190,7 +191,9 @@ def _markdown(text: str) -> RenderableType:
     class Answer(Markdown):
         elements = Markdown.elements | {"heading_open": PlainHeading}
 
-    answer = Answer(shown(text), code_theme="ansi_dark", hyperlinks=False)
+    answer = Answer("", code_theme="ansi_dark", hyperlinks=False)
+    # rich parses with HTML and then leaves it out: of "a vector<int> is" it would show "a vector is".
+    answer.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(shown(text))
     for token in answer.parsed:
         for child in token.children or ():
             if child.type == "softbreak":  # a model that ends a line means it: verses, addresses

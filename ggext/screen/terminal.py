@@ -44,7 +44,7 @@ class PlainScreen:
         self._bar = PrefillBar(self._console)
         self._column = 0
 
-    def read(self) -> str | None:
+    def read(self, note: Callable[[], str] | None = None) -> str | None:  # noqa: ARG002 - there is no place for it
         """The next line, None at the end of the input."""
         sys.stderr.write("> ")
         sys.stderr.flush()
@@ -195,11 +195,18 @@ class ChatScreen(AnswerScreen):
         super().__init__()
         self._keyboard = new_keyboard(history)
 
-    def read(self) -> str | None:
-        """The next input, None for Ctrl-D. Ctrl-C drops what was typed, else KeyboardInterrupt."""
+    def read(self, note: Callable[[], str] | None = None) -> str | None:
+        """The next input, None for Ctrl-D, with ``note`` above it. Ctrl-C drops what was typed, else
+        KeyboardInterrupt."""
         self._console.print()
+
+        def message() -> list[tuple[str, str]]:
+            above = note() if note is not None and not self._keyboard.app.is_done else ""
+            return [("class:note", f"{above}\n" if above else ""), ("", "> ")]
+
+        self._keyboard.refresh_interval = 0 if note is None else _BETWEEN_COUNTS
         try:
-            return self._keyboard.prompt("> ")
+            return self._keyboard.prompt(message)
         except EOFError:
             return None
         except KeyboardInterrupt:
@@ -210,7 +217,8 @@ class ChatScreen(AnswerScreen):
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
-    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt."""
+    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt, each as it is: in
+    lines, Ctrl-D would be lost."""
     import termios
 
     try:
@@ -219,7 +227,7 @@ def _no_echo() -> Iterator[None]:
         yield
         return
     quiet = [*before]
-    quiet[3] &= ~termios.ECHO
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(sys.stdin, termios.TCSANOW, quiet)
     try:
         yield

@@ -24,9 +24,10 @@ _ROTATION_TOLERANCE = 0.06
 
 class Gone:
     """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
-    so that a text can be recognized without keeping it."""
+    so that a text can be recognized without keeping it. ``before``: tokens of other texts that left earlier."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: int = 0) -> None:
+        self.before = before
         self.start = 0
         self.count = 0
         self._digest = hashlib.blake2b()
@@ -79,7 +80,7 @@ class Memory(ABC):
 
     def forget(self) -> None:
         """Nothing is behind the first tokens any more."""
-        self.gone = Gone()
+        self.gone = Gone(self.gone.before + self.gone.count)
 
     def close(self) -> None:
         """Frees what is kept outside the cache."""

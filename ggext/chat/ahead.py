@@ -1,0 +1,85 @@
+"""Documents that wait for a question are read while it is typed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ggext.chat.conversation import with_documents
+from ggext.errors import GgextError
+
+if TYPE_CHECKING:
+    from ggext.chat.conversation import Conversation
+
+_REPEAT = 0.02  # seconds
+
+
+class ReadAhead:
+    """Reads what is certain of the next turn in a thread of its own."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._read_tokens, self._seconds = 0, 0.0
+        self._done = self._total = 0
+        self._begun = 0.0
+        self._given_up = ""
+        self._interrupted = False
+
+    @contextmanager
+    def reading(self, documents: Sequence[str]) -> Iterator[Callable[[], str] | None]:
+        """A block during which the documents are read; yields what tells how far that is, None where there is nothing
+        to read. Its end stops the reading and keeps what was read; Ctrl-C in it leaves the rest to the question."""
+        beginning = with_documents(documents, "")
+        if beginning == self._given_up:
+            yield None
+            return
+        self._done = self._total = 0
+        thread = threading.Thread(target=self._read, args=(beginning,), daemon=True)
+        thread.start()
+        try:
+            yield self.note
+        except KeyboardInterrupt:
+            self._given_up = beginning
+            self._interrupted = self._done < self._total
+            raise
+        finally:
+            while thread.is_alive():  # a cancel that comes before the reading begins is without effect
+                self._conversation.engine.cancel()
+                thread.join(_REPEAT)
+
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C has just ended a reading."""
+        interrupted, self._interrupted = self._interrupted, False
+        return interrupted
+
+    def note(self) -> str:
+        """How far the reading is, in one line."""
+        if not self._total:
+            return ""
+        if self._done == self._total:
+            return "the document is read but for its last tokens, which the question decides"
+        left = (time.monotonic() - self._begun) / self._done * (self._total - self._done) if self._done else None
+        clock = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
+        return f"reading the document meanwhile: {self._done:,} of {self._total:,} tokens{clock}"
+
+    def taken(self) -> tuple[int, float]:
+        """Tokens that were read for the turn that begins now, and the seconds that it took."""
+        taken = self._read_tokens, self._seconds
+        self._read_tokens, self._seconds = 0, 0.0
+        return taken
+
+    def _read(self, beginning: str) -> None:
+        try:
+            tokens = self._conversation.certain(beginning)
+            self._begun = time.monotonic()
+            prefill = self._conversation.engine.read_ahead(tokens, self._count)
+        except GgextError:  # the turn itself will tell
+            return
+        self._read_tokens += prefill.evaluated
+        self._seconds += prefill.seconds
+
+    def _count(self, done: int, total: int) -> None:
+        self._done, self._total = done, total
