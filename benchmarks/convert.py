@@ -11,8 +11,8 @@ all resident pages (VmHWM, mapped files and libraries included) and anonymous on
 second. Once, the tensors of ggext's and of upstream's file are compared. All files are deleted.
 
 How long cp takes depends on whether the page cache takes all that it writes. A round in which cp's wall time is above
-1.25 times its CPU time is one in which it waited, for the disk or for a core, and is counted apart. Beside them run what
-no Python program is faster than: the interpreter's start, NumPy's import, and a bare copy of the same bytes by two
+1.25 times its CPU time is one in which it waited, for the disk or for a core, and is counted apart. Beside them runs
+what no Python program is faster than: the interpreter's start, NumPy's import, and a bare copy of the same bytes by two
 threads of the extension, into a file whose place was reserved.
 """
 
