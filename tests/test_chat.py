@@ -529,6 +529,30 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     ]
 
 
+def test_documents_are_held_to_the_context_together(tmp_path: Path) -> None:
+    (tmp_path / "doc.txt").write_text("x" * 600 + "\n")
+    screen = Script(*[f"/file {tmp_path}/doc.txt"] * 2)
+    chat(QueuedEngine(), screen)
+    notices = [line for line in screen.lines if line.startswith("- ")]
+    assert notices[0].endswith("doc.txt: 601 tokens go into the next turn; 1,000 are available")
+    assert notices[1].endswith("601 tokens go into the next turn, 1,202 with what waits already; 1,000 are available")
+    assert notices[2] == "- that is more than fits:"
+
+
+def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:
+    """The second text loses fewer tokens than the first one had lost; that they left is told all the same."""
+    engine = QueuedEngine("One.", "Two.", "Three.")
+    conversation = Conversation(Letters(), engine, Sampling())
+    told = []
+    for total in (500, 620, 620):
+        engine.ever_dropped = total
+        list(conversation.ask("?"))
+        conversation.clear()
+        assert conversation.outcome is not None
+        told.append(conversation.outcome.dropped)
+    assert told == [500, 120, 0]
+
+
 def test_self_extend_is_offered_more_cells() -> None:
     """Its far tokens share positions: no other file is needed."""
     small = Room("model.gguf", 100, 800, 200, None, None, None, "self-extend")

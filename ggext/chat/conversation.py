@@ -165,11 +165,14 @@ class Conversation:
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
         self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
 
+    def next_prompt(self, question: str) -> list[int]:
+        """The prompt that the question would make as things are. Raises TemplateError."""
+        return self.prompts.tokens([*without(self.turns, self.left), Turn("user", question)])
+
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none where it does not fit
         as things are. Raises TemplateError."""
-        turns = without(self.turns, self.left)
-        first, second = (self.prompts.tokens([*turns, Turn("user", beginning + rest)]) for rest in ("A", "1"))
+        first, second = (self.next_prompt(beginning + rest) for rest in ("A", "1"))
         capacity = self.engine.used + self.engine.available
         kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
         return first[: in_common(first, second)] if len(first) <= capacity - kept_free else []

@@ -127,14 +127,21 @@ class Chat:
             return self.screen.read(note)
 
     def attach(self, name: str, document: str) -> None:
-        """Puts a document into the next turn, and says whether it fits."""
+        """Puts a document into the next turn, and says whether it fits beside what waits already."""
+        conversation, allocated = self.conversation, self.room.allocated
         self.documents.append(document)
-        tokens, engine = self.conversation.prompts.count(document), self.conversation.engine
-        self.screen.notice(f"{name}: {tokens:,} tokens go into the next turn; {engine.available:,} are available")
-        fits = self.room.allocated if self.conversation.options.drop_turns else engine.available
-        if tokens > fits and self.room.when_full == "stop":
+        text = with_documents(self.documents, "")
+        alone, tokens = (conversation.prompts.count(part) for part in (document, text))
+        # Not what the cache holds: of that the chat may be cleared, or this very document be read ahead.
+        used = len(conversation.next_prompt(text)) - tokens if conversation.turns else 0
+        together = f", {tokens:,} with what waits already" if len(self.documents) > 1 else ""
+        self.screen.notice(
+            f"{name}: {alone:,} tokens go into the next turn{together}; {max(allocated - used, 0):,} are available"
+        )
+        may_leave = used if conversation.options.drop_turns else 0
+        if used - may_leave + tokens > allocated and self.room.when_full == "stop":
             self.screen.notice("that is more than fits:")
-            self.explain(engine.used + tokens, engine.used)
+            self.explain(used + tokens, used)
 
     def _obey(self, line: str, command: Callable[[Chat, str], bool]) -> bool:
         if not line.strip():

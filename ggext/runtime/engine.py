@@ -349,4 +349,4 @@ def in_common(left: Sequence[int], right: Sequence[int]) -> int:
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter
-    return next(i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b)
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), shorter)
