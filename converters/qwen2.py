@@ -8,6 +8,7 @@ from ggext.converters.llama import QKV, Llama
 class Qwen2(Llama):
     arch = "qwen2"
     biased = QKV
+    bias_flags = {}  # always there
 
 
 FAMILY = Qwen2
