@@ -30,9 +30,9 @@ class TensorRule:
     tensor its values), for each written row the one that it is; ``written`` is the shape to write, where it is not
     that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's array in place of
     the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents, where the source
-    is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent. ``unless``:
-    nothing is written, and a source that is there is refused with this reason, but where it repeats ``repeated``, a
-    tensor's name.
+    is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
+    ``unless``: nothing is written, and a source that is there is refused for this reason, but where its values are
+    those of the tensor ``repeated``.
     """
 
     sources: tuple[str, ...]

@@ -25,8 +25,8 @@ class Llama(Family):
     ``bias_flags``: keys of config.json that say whether there are such biases; transformers goes by them alone.
     ``rotates_part``: it reads how many of a head's dimensions are rotated. ``free_head_dim``: a head's size need not
     be hidden_size / num_attention_heads. ``needs_output``: it reads an output matrix even where the model has tied
-    it to the embedding. And by the checkpoint: ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary
-    pairs are neighbours already.
+    it to the embedding. ``needs_all_heads``: it has no fewer keys and values than queries. And by the checkpoint:
+    ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary pairs are neighbours already.
     """
 
     arch = "llama"
@@ -38,6 +38,7 @@ class Llama(Family):
     rotates_part = False
     free_head_dim = True
     needs_output = False
+    needs_all_heads = False
     embedding = "model.embed_tokens"
     final_norm = "model.norm"
     rotates_adjacent = False
@@ -49,6 +50,11 @@ class Llama(Family):
             raise CheckpointError(
                 f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture {self.arch} has "
                 f"hidden_size / num_attention_heads = {self.n_embd}/{self.n_heads}"
+            )
+        if self.needs_all_heads and self.n_kv_heads != self.n_heads:
+            raise CheckpointError(
+                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; llama.cpp's architecture {self.arch} "
+                f"has as many as num_attention_heads, {self.n_heads}"
             )
         if self.config.flag("use_sliding_window"):
             raise CheckpointError(
@@ -121,9 +127,9 @@ class Llama(Family):
 
     def project(self, module: str, name: str, rows: int, columns: int, order: Any = None) -> Iterator[TensorRule]:
         flag = self.bias_flags.get(name)
-        unless = "" if flag is None or self.config.flag(flag) else (
-            f"{flag} is not set in {self.config.source}, where transformers leaves it out: set it to true if it is meant"
-        )  # fmt: skip
+        unless = ""
+        if flag is not None and not self.config.flag(flag):
+            unless = f"{flag} is not true, so that transformers leaves it out: set it to true if it is meant"
         return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless)
 
 

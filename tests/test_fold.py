@@ -193,6 +193,7 @@ FOLDED = [
     ("qwen2moe", False), ("apertus", False), ("arcee", False), ("cohere2", False), ("ernie4_5", False),
     ("falcon", False), ("glm4", False), ("gptneox", False), ("granite", False), ("nemotron", False),
     ("olmo2", False), ("phi2", False), ("seed_oss", False), ("smollm3", False), ("starcoder2", False),
+    ("dots1", False), ("ernie4_5-moe", False), ("glm4moe", False), ("granitemoe", False), ("olmoe", False),
 ]  # fmt: skip
 
 
