@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ggext.converters.ministral3 import Ministral3
 from ggext.converters.mistral import Mistral
 
 from ggext.checkpoint.config import Config
+
+_OF_MISTRAL = {**Mistral.defaults, "rms_norm_eps": 1e-6, "head_dim": None}
 
 
 class Mistral3(Ministral3):
     """llama.cpp's architecture of both."""
 
     def __init__(self, config: Config) -> None:
-        self.is_mistral = config.section("text_config").get("model_type") == "mistral"
-        if self.is_mistral:
-            self.defaults = {"rms_norm_eps": 1e-6, **Mistral.defaults}
-        super().__init__(config)
+        text = config.section("text_config")
+        self.is_mistral = text.get("model_type") == "mistral"
+        usual = _OF_MISTRAL if self.is_mistral else {}
+        super().__init__(replace(config, values={**config.values, "text_config": {**usual, **text}}))
 
     def require_rope(self, otherwise: str) -> None:
         if not self.is_mistral:

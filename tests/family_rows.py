@@ -60,6 +60,10 @@ _GROWING = _OWN_YARN | {
     "rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
     "max_position_embeddings": 256,
 }  # fmt: skip
+_LLAMA4 = {
+    "num_hidden_layers": 4, "head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 96,
+}  # fmt: skip
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
@@ -128,6 +132,9 @@ ROWS = {
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "llama": Row("llama"),
+    "llama4_text": Row("llama4_text", _LLAMA4),
+    "llama4_text-own": Row("llama4_text", _LLAMA4 | {"interleave_moe_layer_step": 2, "max_position_embeddings": 256,
+                           "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0}}, None),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row("minicpm3", _MINICPM3 | {"rope_parameters": _LONGROPE | {
         "short_factor": [1 + 0.02 * i for i in range(8)], "long_factor": [1.05 + 0.6 * i for i in range(8)]},

@@ -25,7 +25,8 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 #: Keys most of whose values llama.cpp cannot do, and which are turned less often.
 _SELDOM = frozenset(
     "hidden_act activation topk_method scoring_func decoder_sparse_step mlp_only_layers no_rope_layer_interval "
-    "clip_qkv moe_layer_interval attn_logit_softcapping swiglu_alpha swiglu_limit scale_depth scale_emb dim_model_base "
+    "clip_qkv moe_layer_interval no_rope_layers "
+    "full_attn_idxs attn_logit_softcapping swiglu_alpha swiglu_limit scale_depth scale_emb dim_model_base "
     "sliding_window_pattern use_sliding_window block_ffn_dim_multiplier".split()
 )
 _FLIPPED = {"conv_bias": 0.02, "tie_word_embeddings": 0.3, "attention_bias": 0.2, "mlp_bias": 0.1,
@@ -44,7 +45,7 @@ _DRAWN: dict[str, tuple[Any, ...]] = {
     "intermediate_size_mlp": (64, 96),
     "n_shared_experts": (1, 2), "moe_num_shared_experts": (0, 1, 2), "num_shared_experts": (1, 2),
     "first_k_dense_replace": (0, 1, 2), "moe_layer_start_index": (0, 1), "moe_layer_end_index": (-1, -1, 30, 1),
-    "moe_layer_interval": (1, 1, 2), "interleave_moe_layer_step": (1, 2), "moe_layers": (None, [0, 1]),
+    "moe_layer_interval": (1, 1, 2), "interleave_moe_layer_step": (1, 2), "moe_layers": (None,),
     "n_group": (1, 2, 4), "topk_group": (1, 2),
     "query_pre_attn_scalar": (16, 24, 32, 48),
     "clip_qkv": (None, 2.0),
@@ -137,6 +138,13 @@ def _what_belongs_together(model_type: str, config: dict[str, Any], random: Rand
         window = random.choice((None, None, None, None, 40))
         fixed |= {"sliding_window": window, "layer_types": ["full_attention"] * layers if window is None else None}
         fixed["sliding_window_pattern"] = 4
+    if model_type == "llama4_text":
+        fixed |= {
+            "num_hidden_layers": random.choice((4, 5, 8)),
+            "attention_chunk_size": 8192,
+            "floor_scale": 8192,
+            "attn_scale": 0.1,
+        }
     if model_type in ("dots1", "olmoe") and random.random() < 0.9:
         fixed["num_key_value_heads"] = heads
     if model_type == "qwen3_moe":
@@ -238,3 +246,11 @@ def respell(folder: Path, random: Random) -> None:
         if random.random() < (0.5 if value is None else 0.08):
             del values[key]
     path.write_text(json.dumps(values, indent=1))
+
+
+def gelu_of_ggml(values: Any) -> Any:
+    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
+    import torch
+
+    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+    return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))

@@ -212,6 +212,7 @@ def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arc
     ("arch", "reason"),
     [
         ("hunyuan-dense", "behind their rotation, which takes the gain away"),
+        ("llama4", "behind their rotation, which takes the gain away"),
         ("lfm2", "layer 0 has none of"),
         ("minicpm3", "layer 0 has none of"),
         ("stablelm", "has a row for each head"),

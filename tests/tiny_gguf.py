@@ -106,6 +106,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD}),
     "minicpm3": ("minicpm3", {"num_key_value_heads": N_HEADS, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": HEAD,
                  "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "tie_word_embeddings": True}),
     "nemotron": ("nemotron", {}),

@@ -81,6 +81,7 @@ CAPABILITIES = {
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "lfm2": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "llama4": RopeCapability("norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True

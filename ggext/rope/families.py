@@ -80,6 +80,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
+    "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     # the first makes queries longer with their position, which is no RoPE table; the second repeats the outer one
     "ministral3": FamilyRule(defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),

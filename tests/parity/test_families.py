@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from family_rows import ROWS, Row
+from random_models import gelu_of_ggml
 from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert, plan
@@ -31,14 +32,6 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
     assert report.passed is row.exact, report
 
 
-def _gelu_of_ggml(values: Any) -> Any:
-    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
-    import torch
-
-    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
-    return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))
-
-
 @pytest.mark.parametrize(
     ("name", "rest"),
     [
@@ -52,7 +45,7 @@ def test_the_rest_is_the_activation(name: str, rest: float, tmp_path: Path, monk
     from transformers.activations import ACT2FN
 
     class Gelu(nn.Module):
-        forward = staticmethod(_gelu_of_ggml)
+        forward = staticmethod(gelu_of_ggml)
 
     row = ROWS[name]
     checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
