@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.granite import Granite
 from ggext.converters.llama import QKV
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    _Array = np.ndarray[Any, Any]
+
+
+def _rows(part: slice, matrices: _Array) -> _Array:
+    return matrices[..., part, :]
 
 
 class GraniteMoe(Granite):
@@ -32,7 +42,7 @@ class GraniteMoe(Granite):
         for name, part in (("gate", slice(0, self.n_ff)), ("up", slice(self.n_ff, None))):
             yield weight(
                 f"{block}.input_linear", *both, target=f"blk.{layer}.ffn_{name}_exps.weight",
-                arranged=lambda values, part=part: values[:, part], written=(self.n_experts, self.n_ff, self.n_embd),
+                arranged=partial(_rows, part), written=(self.n_experts, self.n_ff, self.n_embd),
             )  # fmt: skip
         yield weight(f"{block}.output_linear", self.n_experts, self.n_embd, self.n_ff)
 

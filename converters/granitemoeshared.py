@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from ggext.converters.base import TensorRule, weight
-from ggext.converters.granitemoe import GraniteMoe
+from ggext.converters.granitemoe import GraniteMoe, _rows
 
 
 class GraniteMoeShared(GraniteMoe):
@@ -28,7 +29,7 @@ class GraniteMoeShared(GraniteMoe):
             yield weight(
                 f"{block}.input_linear", 2 * self.n_shared_ff, self.n_embd,
                 target=f"blk.{layer}.ffn_{name}_shexp.weight",
-                arranged=lambda values, part=part: values[part], written=(self.n_shared_ff, self.n_embd),
+                arranged=partial(_rows, part), written=(self.n_shared_ff, self.n_embd),
             )  # fmt: skip
         yield weight(f"{block}.output_linear", self.n_embd, self.n_shared_ff)
 

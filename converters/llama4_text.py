@@ -9,16 +9,26 @@ not roll the context of these models.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import QKV, Llama
 
 from ggext.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import numpy as np
+
+    _Array = np.ndarray[Any, Any]
+
 _INTERVAL = 4
 _WITHOUT_NORMS = 128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
 _SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
+
+
+def _columns(part: slice, experts: _Array) -> _Array:
+    return experts.swapaxes(1, 2)[:, part]
 
 
 class Llama4(Llama):
@@ -83,7 +93,7 @@ class Llama4(Llama):
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             yield TensorRule(
                 (f"{block}.experts.gate_up_proj",), (count, self.n_embd, 2 * n_ff), f"{target}_{name}_exps.weight",
-                arranged=lambda values, part=part: values.swapaxes(1, 2)[:, part], written=(count, n_ff, self.n_embd),
+                arranged=partial(_columns, part), written=(count, n_ff, self.n_embd),
             )  # fmt: skip
         yield TensorRule(
             (f"{block}.experts.down_proj",), (count, n_ff, self.n_embd), f"{target}_down_exps.weight", transposed=True

@@ -90,6 +90,26 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
     assert written == pytest.approx(rope["rope_theta"]) or "alpha" in rope  # which makes the base larger
 
 
+@pytest.mark.parametrize(
+    ("model_type", "outer"), [("ministral3", "mistral3"), ("mistral", "mistral3"), ("llama4_text", "llama4")]
+)
+def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:
+    """Its names have a prefix, and its configuration is nested."""
+    from safetensors.numpy import load_file, save_file
+
+    row = next(row for row in ROWS.values() if row.model_type == model_type)
+    checkpoint = make_model(tmp_path / "model", model_type, **row.config)
+    text = _metadata(checkpoint)
+    path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
+    path.write_text(json.dumps({"model_type": outer, "text_config": json.loads(path.read_text())}))
+    save_file({f"language_model.{name}": values for name, values in load_file(weights).items()}, weights)
+    seeing = _metadata(checkpoint)
+    if model_type != "mistral":
+        assert seeing == text
+    convert(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+    assert verify(tmp_path / "out.gguf", levels=["table", "graph"]).passed
+
+
 @pytest.mark.parametrize("model_type", ["mistral", "starcoder2"])
 def test_a_window_that_llama_cpp_has_not_limits_the_context(model_type: str, tmp_path: Path) -> None:
     checkpoint = make_model(tmp_path / "model", model_type, max_position_embeddings=256, sliding_window=96)

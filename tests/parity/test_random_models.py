@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from ggext.converters import known_families
 from random_models import gelu_of_ggml, make_random_model, random_config, respell
+from test_families_table import WITHOUT_A_ROW
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError
@@ -21,14 +22,12 @@ from ggext.reference import divergence
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
 
-#: Models that see too, and names without a class of their own in transformers.
-ALIASES = {"gemma3", "kimi_k2", "llama4", "mistral3"}
 EACH = 2 * int(os.environ.get("GGEXT_LONGER", "1"))
 TRIED = 15  # for each that is compared
 BOUND = 2e-6  # mean KL in nats; a model of large scores loses as much to float32
 
 
-@pytest.mark.parametrize("model_type", sorted(set(known_families()) - ALIASES))
+@pytest.mark.parametrize("model_type", sorted(set(known_families()) - WITHOUT_A_ROW))
 @pytest.mark.usefixtures("ggml_gelu")
 def test_random_configurations(model_type: str, tmp_path: Path) -> None:
     """``EACH`` that transformers runs and ggext converts."""
