@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import QKV, Llama
 
-from ggext.errors import CheckpointError
-
 
 class Apertus(Llama):
     arch = "apertus"
@@ -20,11 +18,7 @@ class Apertus(Llama):
 
     def check(self) -> None:
         super().check()
-        if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
-            raise CheckpointError(
-                f"{self.config.source}: rope_parameters is missing; transformers would take a Llama 3 scaling by 8: "
-                "say it, or what is meant"
-            )
+        self.require_rope("a Llama 3 scaling by 8")
 
     def scalars(self) -> dict[str, list[str]]:
         layers = range(self.n_layers)

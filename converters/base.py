@@ -33,7 +33,8 @@ class TensorRule:
     where it is not that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's
     array in place of the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents,
     where the source is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may
-    be absent.
+    be absent. ``unless``: nothing is written, and a source that is there is refused for this reason, but where its
+    values are those of the tensor ``repeated``.
     """
 
     sources: tuple[str, ...]
@@ -47,6 +48,8 @@ class TensorRule:
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     scales: str | None = None
     optional: bool = False
+    unless: str = ""
+    repeated: str = ""
 
 
 class Family:
@@ -143,18 +146,25 @@ def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
 
 
 def linear(
-    module: str, rows: int, columns: int, order: RowOrder | None = None, *, bias: bool = True
+    module: str, rows: int, columns: int, order: RowOrder | None = None, *, bias: bool = True, unless: str = ""
 ) -> Iterator[TensorRule]:
-    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp adds one."""
+    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp adds one;
+    ``unless``: why the checkpoint must not have one."""
     yield weight(module, rows, columns, rows=order)
     if bias:
-        yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True)
+        yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True, unless=unless)
 
 
 def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
     """A module's weight and its bias, which llama.cpp both needs."""
     yield weight(module, *shape, rows=order)
     yield TensorRule((f"{module}.bias",), shape[:1], rows=order)
+
+
+def tied(head: str, embedding: str) -> TensorRule:
+    """What a checkpoint may have of an output matrix that is the embedding, and transformers would take otherwise."""
+    reason = f"tie_word_embeddings is true, but it is not {embedding}: set it to false if it is meant"
+    return TensorRule((f"{head}.weight",), (), unless=reason, repeated=f"{embedding}.weight")
 
 
 def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:

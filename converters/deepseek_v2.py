@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggext.converters.base import TensorRule, experts, weight
-from ggext.converters.llama import Llama
+from ggext.converters.llama import WithLatents
 
 from ggext.errors import CheckpointError
 
@@ -24,7 +24,7 @@ _SOFTMAX, _SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
 _LITE_LAYERS = (26, 27)  # llama.cpp believes that models of so many layers do not compress their queries
 
 
-class DeepseekV2(Llama):
+class DeepseekV2(WithLatents):
     arch = "deepseek2"
     defaults = {
         "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "n_shared_experts": 2, "routed_scaling_factor": 1.0,
@@ -32,8 +32,6 @@ class DeepseekV2(Llama):
         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64,
         "moe_intermediate_size": 1407,
     }  # fmt: skip
-    biased = ()
-    rotates_part = True
     scoring, gating = "softmax", _SOFTMAX
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from ggext.rope.capabilities import capability_of
 
 class Exaone4(Llama):
     arch = "exaone4"
-    defaults = {"rms_norm_eps": 1e-5}
+    defaults = {"rms_norm_eps": 1e-5, "sliding_window": 4096}
     biased = QKV
     free_head_dim = False
 

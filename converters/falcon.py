@@ -25,6 +25,7 @@ class Falcon(LlamaWithLayerNorm):
     }  # fmt: skip
     activations = ("gelu", "gelu_new", "gelu_pytorch_tanh")
     epsilon = "layer_norm_epsilon"
+    embedding = "transformer.word_embeddings"
 
     def __init__(self, config: Config) -> None:
         config = replace(config, values={**self.defaults, **config.values})
@@ -47,7 +48,7 @@ class Falcon(LlamaWithLayerNorm):
             self.require("parallel_attn", True, f"{why} runs attention and feed-forward side by side")
 
     def tensors(self) -> Iterator[TensorRule]:
-        yield weight("transformer.word_embeddings", self.vocab_size, self.n_embd)
+        yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm("transformer.ln_f")
         yield from self.output()
         order = partial(grouped_to_blocks, self.n_heads, self.n_kv_heads, self.head_dim)

@@ -41,7 +41,10 @@ class Gemma2(Llama):
 
     def check_caps(self) -> None:
         for name in ("attn_logit_softcapping", "final_logit_softcapping"):
-            self.config.number(name)
+            if self.config.number(name, default=None) is None:
+                raise CheckpointError(
+                    f"{self.config.source}: {name} is null; llama.cpp's architecture {self.arch} caps"
+                )
         if not self.config.flag("tie_word_embeddings"):
             raise CheckpointError(
                 f"{self.config.source}: tie_word_embeddings is false, and llama.cpp's architecture {self.arch} has no "

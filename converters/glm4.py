@@ -11,7 +11,7 @@ from ggext.converters.llama import QKV, Llama
 
 class Glm4(Llama):
     arch = "glm4"
-    defaults = {"rms_norm_eps": 1.5625e-7, "head_dim": 128}
+    defaults = {"rms_norm_eps": 1.5625e-7, "head_dim": 128, "attention_bias": True}
     biased = QKV
     rotates_part = True
     rotates_adjacent = True

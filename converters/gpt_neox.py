@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ggext.converters.base import TensorRule, grouped_to_blocks, weight, with_bias
+from ggext.converters.base import TensorRule, grouped_to_blocks, tied, weight, with_bias
 from ggext.converters.llama import LlamaWithLayerNorm
 
 
@@ -20,6 +20,7 @@ class GPTNeoX(LlamaWithLayerNorm):
     activations = ("gelu", "gelu_fast", "gelu_new", "gelu_pytorch_tanh")
     rotates_part = True
     free_head_dim = False
+    embedding = "gpt_neox.embed_in"
 
     def check(self) -> None:
         super().check()
@@ -30,11 +31,12 @@ class GPTNeoX(LlamaWithLayerNorm):
         return super().metadata() | {"use_parallel_residual": self.config.flag("use_parallel_residual")}
 
     def tensors(self) -> Iterator[TensorRule]:
-        yield weight("gpt_neox.embed_in", self.vocab_size, self.n_embd)
+        yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm("gpt_neox.final_layer_norm")
-        tied = self.config.flag("tie_word_embeddings")
-        head = "gpt_neox.embed_in" if tied else "embed_out"
-        yield weight(head, self.vocab_size, self.n_embd, target="output.weight")
+        is_tied = self.config.flag("tie_word_embeddings")
+        yield weight(self.embedding if is_tied else "embed_out", self.vocab_size, self.n_embd, target="output.weight")
+        if is_tied:
+            yield tied("embed_out", self.embedding)
         order = partial(grouped_to_blocks, self.n_heads, self.n_heads, self.head_dim)
         for i in range(self.n_layers):
             block = f"gpt_neox.layers.{i}"

@@ -36,10 +36,12 @@ def _transposed(experts: _Array) -> _Array:
 
 class GptOss(Llama):
     arch = "gpt-oss"
+    needs_output = True
     defaults = {"rms_norm_eps": 1e-5, "head_dim": 64, "sliding_window": 128, "attention_bias": True}
 
     def check(self) -> None:
         super().check()
+        self.require_rope("YaRN by 32")
         why = f"llama.cpp's architecture {self.arch}"
         self.require("attention_bias", True, f"{why} has biases")
         self.require("swiglu_alpha", 1.702, f"{why} takes 1.702")

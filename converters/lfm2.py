@@ -55,7 +55,7 @@ class Lfm2(Llama):
         }
 
     def tensors(self) -> Iterator[TensorRule]:
-        yield weight("model.embed_tokens", self.vocab_size, self.n_embd)
+        yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm(self.final_norm)
         yield from self.output()
         for i, attends in enumerate(self.attends):

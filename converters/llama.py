@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
-from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, weight, with_bias
+from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, tied, weight, with_bias
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope
 
 QKV = ("q_proj", "k_proj", "v_proj")
+_LARGEST_EPSILON = 1e-5
+_MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Llama(Family):
@@ -21,18 +23,24 @@ class Llama(Family):
     llama.cpp's architecture does:
 
     ``activations``: names of the one that it computes. ``biased``: projections to which it adds a bias.
+    ``bias_flags``: keys of config.json that say whether there are such biases; transformers goes by them alone.
     ``rotates_part``: it reads how many of a head's dimensions are rotated. ``free_head_dim``: a head's size need not
     be hidden_size / num_attention_heads. ``needs_output``: it reads an output matrix even where the model has tied
-    it to the embedding. And by the checkpoint: ``final_norm`` is a module's name; ``rotates_adjacent``: its rotary
-    pairs are neighbours already.
+    it to the embedding. ``needs_all_heads``: it has no fewer keys and values than queries. And by the checkpoint:
+    ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary pairs are neighbours already.
     """
 
     arch = "llama"
     activations: tuple[str, ...] = ("silu",)
-    biased: tuple[str, ...] = (*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")
+    biased: tuple[str, ...] = (*QKV, "o_proj", *_MLP)
+    bias_flags: ClassVar[Mapping[str, str]] = dict.fromkeys((*QKV, "o_proj"), "attention_bias") | dict.fromkeys(
+        _MLP, "mlp_bias"
+    )
     rotates_part = False
     free_head_dim = True
     needs_output = False
+    needs_all_heads = False
+    embedding = "model.embed_tokens"
     final_norm = "model.norm"
     rotates_adjacent = False
 
@@ -44,10 +52,23 @@ class Llama(Family):
                 f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture {self.arch} has "
                 f"hidden_size / num_attention_heads = {self.n_embd}/{self.n_heads}"
             )
+        if self.needs_all_heads and self.n_kv_heads != self.n_heads:
+            raise CheckpointError(
+                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; llama.cpp's architecture {self.arch} "
+                f"has as many as num_attention_heads, {self.n_heads}"
+            )
         if self.config.flag("use_sliding_window"):
             raise CheckpointError(
                 f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture {self.arch} attends "
                 "to everything; set it to false to accept that"
+            )
+
+    def require_rope(self, otherwise: str) -> None:
+        """``otherwise``: the scaling that transformers' class has where the configuration says nothing."""
+        if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
+            raise CheckpointError(
+                f"{self.config.source}: rope_parameters is missing; transformers would take {otherwise}: say it, or "
+                "what is meant"
             )
 
     def rope(self) -> CheckpointRope:
@@ -64,7 +85,7 @@ class Llama(Family):
         return super().metadata() | {"attention.layer_norm_rms_epsilon": epsilon}
 
     def tensors(self) -> Iterator[TensorRule]:
-        yield weight("model.embed_tokens", self.vocab_size, self.n_embd)
+        yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm(self.final_norm)
         yield from self.output()
         for i in range(self.n_layers):
@@ -76,8 +97,10 @@ class Llama(Family):
     def output(self) -> Iterator[TensorRule]:
         if not self.config.flag("tie_word_embeddings"):
             yield weight("lm_head", self.vocab_size, self.n_embd)
-        elif self.needs_output:
-            yield weight("model.embed_tokens", self.vocab_size, self.n_embd, target="output.weight")
+            return
+        yield tied("lm_head", self.embedding)
+        if self.needs_output:
+            yield weight(self.embedding, self.vocab_size, self.n_embd, target="output.weight")
 
     def norm(self, module: str) -> Iterator[TensorRule]:
         yield weight(module, self.n_embd)
@@ -104,7 +127,11 @@ class Llama(Family):
         yield from self.project(module, "down_proj", self.n_embd, self.n_ff)
 
     def project(self, module: str, name: str, rows: int, columns: int, order: Any = None) -> Iterator[TensorRule]:
-        return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased)
+        flag = self.bias_flags.get(name)
+        unless = ""
+        if flag is not None and not self.config.flag(flag):
+            unless = f"{flag} is not true, so that transformers leaves it out: set it to true if it is meant"
+        return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless)
 
 
 class Windowed(Llama):
@@ -140,6 +167,36 @@ class LlamaWithLayerNorm(Llama):
 
     def metadata(self) -> dict[str, Any]:
         return super(Llama, self).metadata() | {"attention.layer_norm_epsilon": self.config.number(self.epsilon)}
+
+
+class WithLatents(Llama):
+    """Attention whose queries, keys and values are made of short vectors with norms of their own (MLA).
+
+    transformers has an epsilon of 1e-6 in these norms whatever rms_norm_eps is, llama.cpp takes rms_norm_eps: up to
+    1e-5 that is below what float32 rounds away.
+    """
+
+    biased = ()
+    rotates_part = True
+
+    def check(self) -> None:
+        super().check()
+        epsilon = self.config.number("rms_norm_eps")
+        if epsilon > _LARGEST_EPSILON:
+            raise CheckpointError(
+                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture {self.arch} takes it for "
+                f"the norms of the latents too, where transformers has 1e-6: at most {_LARGEST_EPSILON:g} is alike"
+            )
+
+    def rope(self) -> CheckpointRope:
+        rope = super().rope()
+        if rope.geometry.n_rot != self.config.integer("qk_rope_head_dim"):
+            raise CheckpointError(
+                f"{self.config.source}: partial_rotary_factor rotates {rope.geometry.n_rot} of the "
+                f"{self.config.integer('qk_rope_head_dim')} dimensions of qk_rope_head_dim, which transformers does "
+                "not do; remove it"
+            )
+        return rope
 
 
 FAMILY = Llama

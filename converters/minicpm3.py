@@ -10,20 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggext.converters.base import TensorRule, weight
-from ggext.converters.llama import Llama
+from ggext.converters.llama import WithLatents
 
 from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
 from ggext.rope.config import CheckpointRope
 
 
-class MiniCPM3(Llama):
+class MiniCPM3(WithLatents):
     arch = "minicpm3"
     defaults = {
         "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "q_lora_rank": 768, "kv_lora_rank": 256,
         "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256,
     }  # fmt: skip
-    rotates_part = True
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)

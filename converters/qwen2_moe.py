@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggext.converters.base import TensorRule, experts, weight
-from ggext.converters.llama import Llama
+from ggext.converters.llama import QKV, Llama
 from ggext.converters.qwen2 import Qwen2
 
 
@@ -41,6 +41,8 @@ class QwenExperts(Llama):
 
 class Qwen2Moe(QwenExperts, Qwen2):
     arch = "qwen2moe"
+    defaults = QwenExperts.defaults | {"qkv_bias": True}
+    bias_flags = dict.fromkeys(QKV, "qkv_bias")
     free_head_dim = False
     needs_output = True
 

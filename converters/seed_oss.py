@@ -7,7 +7,7 @@ from ggext.converters.llama import QKV, Llama
 
 class SeedOss(Llama):
     arch = "seed_oss"
-    defaults = {"head_dim": 128}
+    defaults = {"head_dim": 128, "attention_bias": True}
     biased = QKV
 
 

@@ -13,6 +13,7 @@ class StableLM(LlamaWithLayerNorm):
     arch = "stablelm"
     defaults = {"layer_norm_eps": 1e-5}
     biased = QKV
+    bias_flags = dict.fromkeys(QKV, "use_qkv_bias")
     rotates_part = True
     free_head_dim = False
     needs_output = True

@@ -17,6 +17,7 @@ class Starcoder2(LlamaWithLayerNorm, Windowed):
     defaults = {"norm_epsilon": 1e-5, "tie_word_embeddings": True}
     activations = ("gelu_pytorch_tanh", "gelu_new")
     biased = (*QKV, "o_proj")
+    bias_flags = {}  # use_bias, which check() wants
     free_head_dim = False
     epsilon = "norm_epsilon"
 

@@ -25,6 +25,7 @@ _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 _DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias", "attention.bias")
 #: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted head 1.
 _LARGEST_SPAN = 4
+_COMPARED = 1 << 20  # values at a time
 _MOST_BYTES = 8  # of a value, as it is stored
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
@@ -186,6 +187,9 @@ def mapped(
         names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
         tensors = [found.get(name) for name in names]
         used.update(names)
+        if rule.unless:
+            _check_unneeded(rule, found, source)
+            continue
         missing = [name for name, tensor in zip(names, tensors, strict=True) if tensor is None]
         if missing and rule.optional and len(missing) == len(tensors):
             continue
@@ -220,6 +224,25 @@ def taken_scalars(
             value = tensor.array().reshape(-1)
             values.setdefault(key, []).append(float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0]))
     return values
+
+
+def _check_unneeded(rule: TensorRule, found: dict[str, CheckpointTensor], source: str) -> None:
+    stray, repeated = found.get(rule.sources[0]), found.get(rule.repeated)
+    if stray is not None and (repeated is None or not _alike(stray, repeated)):
+        raise CheckpointError(f"{source}: the model has {stray.name}, and {rule.unless}")
+
+
+def _alike(one: CheckpointTensor, other: CheckpointTensor) -> bool:
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    count = math.prod(one.shape)
+    pieces = ((start, min(count, start + _COMPARED)) for start in range(0, count, _COMPARED))
+    return all((_values(one, *piece) == _values(other, *piece)).all() for piece in pieces)
+
+
+def _values(tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Values [start, stop), all dimensions taken together."""
+    return tensor.values(start, stop) if tensor.is_stored else tensor.array().reshape(-1)[start:stop]
 
 
 def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:

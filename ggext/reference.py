@@ -95,9 +95,9 @@ def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None
 
 
 def _kept(config: Any) -> dict[str, Any]:
-    """Which part of a head rotates is the model's, whatever the scaling."""
+    """Which part of a head rotates, and how queries grow, is the model's, whatever the scaling."""
     given = config.rope_parameters or {}
-    return {key: given[key] for key in ("partial_rotary_factor",) if key in given}
+    return {key: given[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in given}
 
 
 def divergence(

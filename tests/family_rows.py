@@ -48,6 +48,22 @@ _MINICPM3 = {
     "v_head_dim": 24, "tie_word_embeddings": True,
 }  # fmt: skip
 _GPT_OSS = {"num_hidden_layers": 3, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 32}
+_GLM4_MOE = {
+    "num_hidden_layers": 3, "first_k_dense_replace": 1, "n_routed_experts": 8, "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48, "n_shared_experts": 2,
+}  # fmt: skip
+_GRANITE_MOE = {
+    "num_local_experts": 6, "num_experts_per_tok": 2, "embedding_multiplier": 12.0, "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.5, "logits_scaling": 2.0,
+}  # fmt: skip
+_GROWING = _OWN_YARN | {
+    "rope_theta": 1e6, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+_LLAMA4 = {
+    "num_hidden_layers": 4, "head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 96,
+}  # fmt: skip
 _NARROW = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
@@ -76,6 +92,9 @@ ROWS = {
     "kimi-k2-betas": Row("deepseek_v3", _LATENT | {"n_group": 1, "topk_group": 1, "max_position_embeddings": 256,
         "rope_parameters": _OWN_YARN | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0,
                                         "beta_fast": 1.0, "beta_slow": 1.0}}, None),
+    "dots1": Row("dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}),
+    "ernie4_5_moe": Row("ernie4_5_moe", {"num_hidden_layers": 3, "moe_num_experts": 8, "moe_k": 3,
+                        "moe_intermediate_size": 48, "moe_num_shared_experts": 2, "tie_word_embeddings": True}),
     "exaone4-1.2b": Row("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2,
         "rope_parameters": _OWN_LLAMA3, "max_position_embeddings": 256}, None),
     "exaone4-32b": Row("exaone4", _NARROW | {"num_hidden_layers": 64, "sliding_window": 32,
@@ -94,6 +113,8 @@ ROWS = {
         "sliding_window": 32, "max_position_embeddings": 256, "final_logit_softcapping": 20.0,
         "rope_parameters": _nested({"rope_type": "linear", "factor": 8.0}, 1e6, 1e4)}, None, 1e-5, beyond=False),
     "glm4": Row("glm4", {"head_dim": 48}),
+    "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
+    "glm4_moe-norms": Row("glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
     "gpt_oss": Row("gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}),
@@ -102,6 +123,8 @@ ROWS = {
     "granite": Row("granite", {"embedding_multiplier": 12.0, "attention_multiplier": 0.0625,
                    "residual_multiplier": 0.8, "logits_scaling": 0.5, "tie_word_embeddings": True}),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
+    "granitemoe": Row("granitemoe", _GRANITE_MOE),
+    "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
     "hunyuan_v1_dense-own": Row("hunyuan_v1_dense", {"head_dim": 32, "max_position_embeddings": 256,
         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 8.0, "factor": 1.0, "mscale": 1.0,
@@ -109,10 +132,14 @@ ROWS = {
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "llama": Row("llama"),
+    "llama4_text": Row("llama4_text", _LLAMA4),
+    "llama4_text-own": Row("llama4_text", _LLAMA4 | {"interleave_moe_layer_step": 2, "max_position_embeddings": 256,
+                           "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0}}, None),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row("minicpm3", _MINICPM3 | {"rope_parameters": _LONGROPE | {
         "short_factor": [1 + 0.02 * i for i in range(8)], "long_factor": [1.05 + 0.6 * i for i in range(8)]},
         "max_position_embeddings": 256}, None),
+    "ministral3": Row("ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None),
     "mistral": Row("mistral", {"sliding_window": None}),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),
@@ -122,6 +149,7 @@ ROWS = {
     "olmo3": Row("olmo3", {"num_hidden_layers": 5, "sliding_window": 32}),
     "olmo3-own": Row("olmo3", {"num_hidden_layers": 5, "sliding_window": 32, "max_position_embeddings": 256,
                      "rope_parameters": _nested(_OWN_YARN | {"attention_factor": 1.2}, 5e5, 5e5)}, None),
+    "olmoe": Row("olmoe", {"num_key_value_heads": 4, "num_experts": 6, "num_experts_per_tok": 2}),
     "phi": Row("phi"),
     "phi3": Row("phi3", {"rope_parameters": _LONGROPE | {"short_factor": [1 + 0.02 * i for i in range(16)],
         "long_factor": [1.05 + 0.6 * i for i in range(16)]}, "max_position_embeddings": 256,

@@ -193,6 +193,7 @@ FOLDED = [
     ("qwen2moe", False), ("apertus", False), ("arcee", False), ("cohere2", False), ("ernie4_5", False),
     ("falcon", False), ("glm4", False), ("gptneox", False), ("granite", False), ("nemotron", False),
     ("olmo2", False), ("phi2", False), ("seed_oss", False), ("smollm3", False), ("starcoder2", False),
+    ("dots1", False), ("ernie4_5-moe", False), ("glm4moe", False), ("granitemoe", False), ("olmoe", False),
 ]  # fmt: skip
 
 
@@ -211,6 +212,7 @@ def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arc
     ("arch", "reason"),
     [
         ("hunyuan-dense", "behind their rotation, which takes the gain away"),
+        ("llama4", "behind their rotation, which takes the gain away"),
         ("lfm2", "layer 0 has none of"),
         ("minicpm3", "layer 0 has none of"),
         ("stablelm", "has a row for each head"),

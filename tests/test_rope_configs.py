@@ -186,7 +186,7 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
         ({"rope_parameters": NESTED | {"third": {}}}, "stands third, which no kind of layer is"),
         ({"model_type": "olmo3", "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
          "transformers ignores that"),
-        ({"model_type": "ministral3", "rope_parameters": {
+        ({"model_type": "mistral", "rope_parameters": {
             "rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}}, "does not use llama_4_scaling_beta"),
         ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}}, "must be whole numbers that add to 32"),
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is unknown"),

@@ -78,6 +78,8 @@ def shapes(arch: str, *, fused: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 WRITTEN = ("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
+GLM4_MOE = {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "n_shared_experts": 1}  # fmt: skip
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {}),
@@ -87,6 +89,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
                   "kv_lora_rank": 32, "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "v_head_dim": HEAD,
                   "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
                   "topk_group": 1}),
+    "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
+    "ernie4_5-moe": ("ernie4_5_moe", {"num_hidden_layers": N_LAYERS, "moe_num_experts": 4, "moe_k": 2,
+                     "moe_intermediate_size": 32, "moe_num_shared_experts": 1}),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
     "falcon": ("falcon", {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV}),
@@ -94,15 +99,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("gemma3_text", {"num_hidden_layers": 6, "head_dim": HEAD, "query_pre_attn_scalar": HEAD,
                "sliding_window": 64, "tie_word_embeddings": True}),
     "glm4": ("glm4", {"head_dim": HEAD}),
+    "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
     "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD}),
     "minicpm3": ("minicpm3", {"num_key_value_heads": N_HEADS, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": HEAD,
                  "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "tie_word_embeddings": True}),
     "nemotron": ("nemotron", {}),
     "olmo2": ("olmo2", {}),
+    "olmoe": ("olmoe", {"num_key_value_heads": N_HEADS, "num_experts": 4, "num_experts_per_tok": 2}),
     "phi2": ("phi", {}),
     "phi3": ("phi3", {}),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),

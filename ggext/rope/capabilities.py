@@ -63,7 +63,9 @@ CAPABILITIES = {
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
     "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
+    "ernie4_5-moe": RopeCapability("norm"),
     "exaone4": RopeCapability(
         "neox", loads_rope_freqs=True, query_norm=True, sliding="alone", sliding_period=4, sliding_depth=64
     ),
@@ -71,18 +73,22 @@ CAPABILITIES = {
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base", sliding_period=6),
     "glm4": RopeCapability("norm"),
+    "glm4moe": RopeCapability("neox", query_norm=True),
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "granitemoe": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "lfm2": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "llama4": RopeCapability("norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True
     ),
     "nemotron": RopeCapability("neox"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled", sliding_period=4),
+    "olmoe": RopeCapability("neox", query_norm=True),
     "phi2": RopeCapability("neox"),
     "phi3": RopeCapability("neox", rope_factors="always"),
     "qwen2": RopeCapability("neox"),

@@ -185,6 +185,7 @@ class _Reader:
 
     def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         inert = self.rule.inert
+        parameters = {k: v for k, v in parameters.items() if k not in self.rule.beside}
         if self.rule.static_alpha and parameters.get("alpha") is None:
             return parameters
         return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}

@@ -20,7 +20,8 @@ class FamilyRule:
     ``base_defaults``: the base where none is given. ``scaled_kind``: un-nested rope parameters concern this kind of
     layer only, the other kind is not scaled. ``unrotated``: kinds without RoPE, where the file has a sliding window.
     ``partial_key``: key of the rotated share of a head outside the rope parameters.
-    ``inert``: rope keys that change nothing while they have one of these values. ``static_alpha``: a ``dynamic`` with
+    ``inert``: rope keys that change nothing while they have one of these values. ``beside``: keys among
+    them that are no matter of the table. ``static_alpha``: a ``dynamic`` with
     ``alpha`` is a fixed NTK-aware table. ``final_maximum``: max_position_embeddings is the extended context already.
     ``read_as``: transformers does not know the family; its own code is a copy of this one.
     """
@@ -33,6 +34,7 @@ class FamilyRule:
     unrotated: tuple[str, ...] = ()
     partial_key: str = "partial_rotary_factor"
     inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     static_alpha: bool = False
     final_maximum: bool = False
     read_as: str = ""
@@ -59,6 +61,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "deepseek_v3": _LATENT,
     "kimi_k2": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
+    "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
@@ -67,6 +70,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
+    "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "gpt_neox": FamilyRule(defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}),
     "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
     "hunyuan_v1_dense": _HUNYUAN,
@@ -76,8 +80,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
-    # llama_4_scaling_beta would make queries longer with their position, which is no RoPE table
-    "ministral3": FamilyRule(inert={"llama_4_scaling_beta": (0, 0.0)}),
+    "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
+    # the first makes queries longer with their position, which is no RoPE table; the second repeats the outer one
+    "ministral3": FamilyRule(defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),

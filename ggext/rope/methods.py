@@ -256,12 +256,14 @@ def _llama3(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
     factor = scaling.factor or 1.0
     low = scaling.low_freq_factor or LLAMA3_LOW_FREQ_FACTOR
     high = scaling.high_freq_factor or LLAMA3_HIGH_FREQ_FACTOR
-    if high <= low:
-        raise RopeError(f"llama3 needs high_freq_factor above low_freq_factor; they are {high:g} and {low:g}")
+    if high < low:
+        raise RopeError(f"llama3 needs high_freq_factor not below low_freq_factor; they are {high:g} and {low:g}")
     original = original_context(scaling, geometry)
 
     def scaled(w: float) -> float:
         turns = original * w / (2 * math.pi)  # original context in wavelengths
+        if high == low:  # Llama 4: nothing is blended
+            return w if turns > high else w / factor
         smooth = min(1.0, max(0.0, (turns - low) / (high - low)))
         return (1 - smooth) * w / factor + smooth * w
 

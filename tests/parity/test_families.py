@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from family_rows import ROWS, Row
+from random_models import gelu_of_ggml
 from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert, plan
@@ -31,14 +32,6 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
     assert report.passed is row.exact, report
 
 
-def _gelu_of_ggml(values: Any) -> Any:
-    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
-    import torch
-
-    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
-    return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))
-
-
 @pytest.mark.parametrize(
     ("name", "rest"),
     [
@@ -52,7 +45,7 @@ def test_the_rest_is_the_activation(name: str, rest: float, tmp_path: Path, monk
     from transformers.activations import ACT2FN
 
     class Gelu(nn.Module):
-        forward = staticmethod(_gelu_of_ggml)
+        forward = staticmethod(gelu_of_ggml)
 
     row = ROWS[name]
     checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
@@ -95,6 +88,26 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
     rope = rope.get("full_attention", rope)
     written = full[f"{full['general.architecture']}.rope.freq_base"]
     assert written == pytest.approx(rope["rope_theta"]) or "alpha" in rope  # which makes the base larger
+
+
+@pytest.mark.parametrize(
+    ("model_type", "outer"), [("ministral3", "mistral3"), ("mistral", "mistral3"), ("llama4_text", "llama4")]
+)
+def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:
+    """Its names have a prefix, and its configuration is nested."""
+    from safetensors.numpy import load_file, save_file
+
+    row = next(row for row in ROWS.values() if row.model_type == model_type)
+    checkpoint = make_model(tmp_path / "model", model_type, **row.config)
+    text = _metadata(checkpoint)
+    path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
+    path.write_text(json.dumps({"model_type": outer, "text_config": json.loads(path.read_text())}))
+    save_file({f"language_model.{name}": values for name, values in load_file(weights).items()}, weights)
+    seeing = _metadata(checkpoint)
+    if model_type != "mistral":
+        assert seeing == text
+    convert(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+    assert verify(tmp_path / "out.gguf", levels=["table", "graph"]).passed
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "starcoder2"])

@@ -1,0 +1,32 @@
+"""Ministral 3 and Mistral Small 3 that see too: what concerns text is Ministral 3 or Mistral."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ggext.converters.ministral3 import Ministral3
+from ggext.converters.mistral import Mistral
+
+from ggext.checkpoint.config import Config
+
+_OF_MISTRAL = {**Mistral.defaults, "rms_norm_eps": 1e-6, "head_dim": None}
+
+
+class Mistral3(Ministral3):
+    """llama.cpp's architecture of both."""
+
+    def __init__(self, config: Config) -> None:
+        text = config.section("text_config")
+        self.is_mistral = text.get("model_type") == "mistral"
+        usual = _OF_MISTRAL if self.is_mistral else {}
+        super().__init__(replace(config, values={**config.values, "text_config": {**usual, **text}}))
+
+    def require_rope(self, otherwise: str) -> None:
+        if not self.is_mistral:
+            super().require_rope(otherwise)
+
+    def stored_name(self, name: str) -> str:
+        return name.replace("language_model.", "")
+
+
+FAMILY = Mistral3
