@@ -219,14 +219,6 @@ def convert(
     return out
 
 
-def reserve(descriptor: int, nbytes: int) -> bool:
-    """Give an open, empty file its place on the disk, so that writing it is faster and cannot fail half way.
-
-    Its size stays. Returns whether the system can do that; ``OSError`` where the disk has not so much.
-    """
-    return _native.reserve(descriptor, nbytes)
-
-
 def vectors() -> str:
     """The vector instructions that rotations on the CPU use here; no result depends on them."""
     level = _native.use_vectors(len(_VECTORS))

@@ -209,7 +209,7 @@ def test_the_face_refuses_unknown_types() -> None:
 
 def test_reserving_keeps_the_size(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
-        reserved = native.reserve(file.fileno(), 1 << 20)
+        reserved = _native.reserve(file.fileno(), 1 << 20)
         status = os.fstat(file.fileno())
         assert status.st_size == 0
         assert reserved == (status.st_blocks * 512 >= 1 << 20)
@@ -218,15 +218,15 @@ def test_reserving_keeps_the_size(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems reserve nothing")
 def test_reserving_too_much(tmp_path: Path) -> None:
     with (tmp_path / "x").open("wb") as file:
-        if not native.reserve(file.fileno(), 4096):
+        if not _native.reserve(file.fileno(), 4096):
             pytest.skip("this file system reserves nothing")
         with pytest.raises(OSError) as caught:  # noqa: PT011 - which of the two is the file system's choice
-            native.reserve(file.fileno(), 1 << 50)
+            _native.reserve(file.fileno(), 1 << 50)
         assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
         with pytest.raises(ValueError, match="nbytes must be 1 or more"):
-            native.reserve(file.fileno(), 0)
+            _native.reserve(file.fileno(), 0)
     with pytest.raises(OSError, match="Bad file descriptor"):
-        native.reserve(10_000, 4096)
+        _native.reserve(10_000, 4096)
 
 
 def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
