@@ -367,11 +367,14 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
     assert differences(original, load(vocabulary), texts) == []
 
 
-def test_a_long_run_does_not_end_the_process(crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path) -> None:
-    """llama.cpp's std::regex overflows the stack on 30,000 equal characters; the model cuts the run."""
+@pytest.mark.parametrize("name", ["tekken", "granite-embed-multi-97m"])
+def test_a_long_run_does_not_end_the_process(
+    name: str, crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path
+) -> None:
+    """llama.cpp's std::regex overflows the stack on 30,000 characters of a kind; the model cuts the run."""
     from ggext.runtime.engine import Model
 
-    row = next(row for row in pretokenizers.TABLE if row.name == "tekken")
+    row = next(row for row in pretokenizers.TABLE if row.name == name)
     root = tokenizer_json(*crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
     path = tmp_path / "long.gguf"
@@ -379,7 +382,7 @@ def test_a_long_run_does_not_end_the_process(crossing: tuple[dict[str, int], lis
     handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
     model = Model(path, read_gguf(path), handle, None)
     try:
-        text = "the " + "a" * 50_000 + " end " + "=" * 50_000 + EOS
+        text = "the " + "a" * 50_000 + " end " + "\u0939\u093f" * 25_000 + " end " + "=" * 50_000 + EOS
         tokens = model.tokenize(text, parse_special=True)
         assert b"".join(map(model.token_to_piece, tokens)).decode() == text.removesuffix(EOS)
         assert model.is_eog(tokens[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import unicodedata
 from collections.abc import Callable
 from functools import cache, cached_property, lru_cache, partial
 from itertools import pairwise
@@ -24,9 +25,17 @@ if TYPE_CHECKING:
 LoadProgress = Callable[[float], bool]
 
 _HANDWRITTEN_SPLITTERS = ("gpt-2", "llama-bpe")
-# The tail that is left uncut keeps a marker behind the run whole.
 _PIECES = 1 << 15  # tokens whose bytes are remembered
-_LONG_RUN = re.compile(r"\w{1024}(?=\w{64})|[^\w\s]{1024}(?=[^\w\s]{64})|\s{1024}(?=\s{64})")
+
+
+@cache
+def _long_run() -> re.Pattern[str]:
+    """A run that is cut; the tail that is left uncut keeps a marker behind it whole. Marks, as Hindi vowels, go with
+    letters, which they do not in Python's \\w."""
+    points = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
+    marks = "".join(c for c in map(chr, points) if unicodedata.category(c)[0] == "M")
+    kinds = (rf"[\w{marks}]", r"[^\w\s]", r"\s")
+    return re.compile("|".join(f"{kind}{{1024}}(?={kind}{{64}})" for kind in kinds))
 
 
 class CancelledError(ModelError):
@@ -168,9 +177,10 @@ class Model(Closing):
         such a run: 30,000 overflow the stack. Two of its splitters are written by hand and need no cut.
         """
         pre = self.header.get("tokenizer.ggml.pre")
-        if self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS:
+        handwritten = self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS
+        if handwritten or len(text) <= 1024:
             return [text]
-        cuts = [match.end() for match in _LONG_RUN.finditer(text)]
+        cuts = [match.end() for match in _long_run().finditer(text)]
         return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
