@@ -24,7 +24,7 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from ggext.runtime import capacity, llama  # noqa: E402
+from ggext.runtime import capacity, forks, llama  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
@@ -457,6 +457,15 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
             left = capacity.room(model, Choices())
             assert left is not None
             assert left.holds(512) is holds
+
+
+def test_a_session_of_a_parent_process_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.evaluate([1])
+    generation = session.generate(GREEDY)
+    monkeypatch.setattr(forks, "count", forks.count + 1)
+    for use in (lambda: session.evaluate([1, 2]), lambda: next(generation)):
+        with pytest.raises(ModelError, match="another process's"):
+            use()
 
 
 def test_quantizing_by_name(stories_gguf: Path, tmp_path: Path) -> None:
