@@ -24,7 +24,7 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from ggext.runtime import capacity, llama  # noqa: E402
+from ggext.runtime import capacity, forks, llama  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
@@ -483,6 +483,15 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
             assert left.holds(512) is holds
 
 
+def test_a_session_of_a_parent_process_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    session.evaluate([1])
+    generation = session.generate(GREEDY)
+    monkeypatch.setattr(forks, "count", forks.count + 1)
+    for use in (lambda: session.evaluate([1, 2]), lambda: next(generation)):
+        with pytest.raises(ModelError, match="another process's"):
+            use()
+
+
 def test_quantizing_by_name(stories_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.gguf"
     llama.quantize(stories_gguf, out, "q8_0")
@@ -511,7 +520,7 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
 
 def test_large_models_read_in_smaller_batches(model: Model) -> None:
     """So that a cancel is seen soon: 128 tokens through a matrix of 60 million take a second on a slow core."""
-    assert capacity.batch_for(model, 1) == 128
+    assert [capacity.batch_for(model, threads) for threads in (1, 4)] == [64, 128]
     shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
     tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
     large: Any = SimpleNamespace(offloads=False, all_parts=SimpleNamespace(tensors=tensors))

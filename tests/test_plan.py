@@ -382,6 +382,7 @@ def run(*arguments: str) -> tuple[int, str]:
 
 
 def test_the_command_line_tells_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "physical_cores", lambda: 4)
     monkeypatch.setattr(machine, "free_memory", lambda: 8 * GIB)
     monkeypatch.chdir(tmp_path)
     write_sized(tmp_path / "m.gguf", SHAPES["llama-3.2-1b"])
@@ -426,6 +427,7 @@ def test_an_architecture_that_was_not_measured_is_called_so(tmp_path: Path) -> N
 
 
 def test_json_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "physical_cores", lambda: 4)
     monkeypatch.setattr(machine, "free_memory", lambda: 8 * GIB)
     path = write_sized(tmp_path / "m.gguf", SHAPES["llama-3.2-1b"])
     code, text = run(str(path), "--context", "auto", "--kv", "q8_0", "--gpu-layers", "0", "--json")

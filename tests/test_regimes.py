@@ -97,7 +97,7 @@ def test_longrope_is_short_while_the_text_is(longrope: Model, text: list[int]) -
 
 
 def test_longrope_crosses_once_while_an_answer_grows(longrope: Model, text: list[int]) -> None:
-    with Session(longrope, SessionOptions(kv_type="f32")) as session:
+    with Session(longrope, SessionOptions(kv_type="f32", n_batch=128)) as session:
         session.evaluate(text[:250])
         spans, tokens = [], []
         for token in session.generate(Sampling(temperature=5, seed=1), 40):
@@ -107,7 +107,7 @@ def test_longrope_crosses_once_while_an_answer_grows(longrope: Model, text: list
         assert spans == sorted(spans)
         assert session.tokens == (*text[:250], *tokens)[: session.used]
         session.evaluate(session.tokens)
-        with Cache(longrope, SessionOptions(kv_type="f32", memory=MemoryOptions("stream"))) as fresh:
+        with Cache(longrope, SessionOptions(kv_type="f32", n_batch=128, memory=MemoryOptions("stream"))) as fresh:
             fresh.append(session.tokens[:128])
             fresh.append(session.tokens[128:256])
             fresh.append(session.tokens[256:])

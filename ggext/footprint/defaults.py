@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 _BATCH_GPU = 512
+_SOME_THREADS = 4
 _SMALL_MODEL = 20_000_000  # parameters
 
 
@@ -21,12 +22,15 @@ class Shaped(Protocol):
 def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
     """Tokens that are evaluated at a time.
 
-    A prefill is cancelled between two operations of the graph, so on a CPU the largest of them shall take less than a
-    tenth of a second even at 25 GFLOP/s a thread. Below 64 llama.cpp's flash attention is four times slower (measured
-    on 51 million parameters; 64, 128 and 256 are alike within 5 %).
+    A prefill is cancelled between two operations of the graph, so on a CPU the largest of them shall be short: a
+    multiplication by weights less than a tenth of a second even at 25 GFLOP/s a thread. Behind many tokens it is
+    attention, which few threads take long for. 64 read within 5 % as fast as 128 (`benchmarks/results/generate.md`);
+    32 up to 18 % slower, and with flash attention four times.
     """
     if on_gpu:
         return _BATCH_GPU
+    if threads < _SOME_THREADS:
+        return 64
     sizes = (
         info.shape[0] * info.shape[1]
         for name, info in tensors.items()

@@ -21,7 +21,7 @@ class SessionOptions:
     """How a context is made.
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
-    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 128, 64 for a large model, 512 on a GPU.
+    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 64 to 128, 512 on a GPU.
     ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
     `ggext.footprint.planner.Planner.context` says. ``memory``: what stays
     when the context is full. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is
