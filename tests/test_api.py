@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,6 +25,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
 import ggext.api
+import ggext.runtime.sampling
 from ggext import (
     ContextFullError,
     GgextError,
@@ -64,10 +66,13 @@ def hides(thing: str, place: str) -> list[dict[str, str]]:
     return user(f"Tom hides the {thing} {place}.\nWhere is the {thing}?")
 
 
-def test_the_examples_in_the_documentation_run(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("module", "least"), [(ggext.api, 16), (ggext.runtime.sampling, 1)])
+def test_the_examples_in_the_documentation_run(
+    module: ModuleType, least: int, demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(demo_gguf.parent)
-    result = doctest.testmod(ggext.api)
-    assert (result.failed, result.attempted > 6) == (0, True)
+    result = doctest.testmod(module)
+    assert (result.failed, result.attempted >= least) == (0, True)
 
 
 def test_the_example_in_the_docs_runs(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

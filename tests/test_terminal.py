@@ -499,6 +499,25 @@ def test_what_was_read_ahead_is_kept_with_the_session(
     assert notices[0] == "session crown: 0 turns; 256 tokens of KV cache restored in N s"
 
 
+def test_ctrl_c_while_the_cache_is_written_keeps_the_turns(
+    stories_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ggext.chat.session import Keeper, named
+    from ggext.cli import main
+
+    def interrupted(_: Keeper) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Keeper, "save_state", interrupted)
+    arguments = ["chat", str(stories_gguf), "-p", "Once upon a time,", "--session", "lily", *GREEDY]
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code in (0, None)
+    assert "the KV cache is not kept: Ctrl-C stopped its writing" in capsys.readouterr().err
+    with Keeper(named("lily"), "stories.gguf", None) as kept:
+        assert [turn.role for turn in kept.turns] == ["user", "assistant"]
+
+
 @needs_pty
 def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
     keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path

@@ -26,6 +26,8 @@ class ReadAhead:
         self._done = self._total = 0
         self._begun = 0.0
         self._given_up = ""
+        self._tokens: list[int] = []
+        self._for_what: tuple[object, ...] = ()
         self._interrupted = False
 
     @contextmanager
@@ -73,13 +75,20 @@ class ReadAhead:
 
     def _read(self, beginning: str) -> None:
         try:
-            tokens = self._conversation.certain(beginning)
+            self._prepare(beginning)
             self._begun = time.monotonic()
-            prefill = self._conversation.engine.read_ahead(tokens, self._count)
+            prefill = self._conversation.engine.read_ahead(self._tokens, self._count)
         except GgextError:  # the turn itself will tell
             return
         self._read_tokens += prefill.evaluated
         self._seconds += prefill.seconds
+
+    def _prepare(self, beginning: str) -> None:
+        """A book is not cut into tokens again for each command that is typed before its question."""
+        conversation = self._conversation
+        for_what = (beginning, tuple(conversation.turns), conversation.options, conversation.prompts.think)
+        if for_what != self._for_what:
+            self._tokens, self._for_what = conversation.certain(beginning), for_what
 
     def _count(self, done: int, total: int) -> None:
         self._done, self._total = done, total

@@ -172,10 +172,12 @@ class Conversation:
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none where it does not fit
         as things are. Raises TemplateError."""
-        first, second = (self.next_prompt(beginning + rest) for rest in ("A", "1"))
+        prompt = self.next_prompt(f"{beginning}A")
         capacity = self.engine.used + self.engine.available
         kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
-        return first[: in_common(first, second)] if len(first) <= capacity - kept_free else []
+        if len(prompt) > capacity - kept_free:
+            return []
+        return prompt[: in_common(prompt, self.next_prompt(f"{beginning}1"))]
 
     def _generate(
         self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None

@@ -349,6 +349,8 @@ def _leave(request: _Request, screen: Screen, keeper: Keeper) -> None:
         keeper.save_state()
     except GgextError as error:
         screen.error(f"the KV cache is not kept: {error}")
+    except KeyboardInterrupt:
+        screen.error("the KV cache is not kept: Ctrl-C stopped its writing")
     keeper.close()
     if request.session is None and keeper.kept:
         screen.notice(f"the chat is kept: ggext chat {request.file} --session {keeper.name}")

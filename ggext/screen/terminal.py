@@ -14,6 +14,8 @@ from ggext.screen.interrupt import on_interrupt
 from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, write
 
 if TYPE_CHECKING:
+    from prompt_toolkit.formatted_text import AnyFormattedText
+
     from ggext.chat.loop import Screen, Status
 
 _BETWEEN_COUNTS = 0.25  # seconds
@@ -200,7 +202,7 @@ class ChatScreen(AnswerScreen):
         KeyboardInterrupt."""
         self._console.print()
 
-        def message() -> list[tuple[str, str]]:
+        def message() -> AnyFormattedText:
             above = note() if note is not None and not self._keyboard.app.is_done else ""
             return [("class:note", f"{above}\n" if above else ""), ("", "> ")]
 
