@@ -76,7 +76,7 @@ def transformers_logits(
         )
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
-            model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
+            _set_gain(model, scaling.attention_factor)
         with torch.inference_mode():
             logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -92,6 +92,12 @@ def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None
         config.original_max_position_embeddings = methods.original_context(scaling, geometry)
     if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
         config.head_dim = geometry.head_dim
+
+
+def _set_gain(model: Any, gain: float) -> None:
+    for module in model.modules():
+        if hasattr(module, "attention_scaling"):
+            module.attention_scaling = gain
 
 
 def _kept(config: Any) -> dict[str, Any]:
