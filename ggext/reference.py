@@ -87,7 +87,10 @@ def transformers_logits(
 
 def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
-    config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+    kept = _kept(config)
+    config.rope_parameters = kept | rope_parameters(scaling, geometry)
+    if "llama_4_scaling_beta" in kept:  # Ministral 3's queries grow by this context, whatever the method
+        config.rope_parameters["original_max_position_embeddings"] = methods.original_context(scaling, geometry)
     if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
         config.original_max_position_embeddings = methods.original_context(scaling, geometry)
     if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
