@@ -19,9 +19,11 @@ _COLOURS = {"kept": "#2a78a0", "blended": "#d18f1f", "interpolated": "#b8472f"}
 
 
 def check_plot(path: Path, command: str) -> None:
-    """Raises UsageError for an ending that cannot be drawn, MissingExtraError without matplotlib."""
+    """Raises UsageError for an unknown ending or a missing folder, MissingExtraError without matplotlib."""
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--plot {path}: the file's ending must be one of {', '.join(_FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"--plot {path}: the folder {path.parent} does not exist; make it first")
     try:
         import matplotlib  # noqa: F401 - only whether it is there
     except ImportError:

@@ -76,7 +76,7 @@ def transformers_logits(
         )
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
-            model.base_model.rotary_emb.attention_scaling = scaling.attention_factor
+            _set_gain(model, scaling.attention_factor)
         with torch.inference_mode():
             logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -87,11 +87,20 @@ def transformers_logits(
 
 def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
-    config.rope_parameters = _kept(config) | rope_parameters(scaling, geometry)
+    kept = _kept(config)
+    config.rope_parameters = kept | rope_parameters(scaling, geometry)
+    if "llama_4_scaling_beta" in kept:  # Ministral 3's queries grow by this context, whatever the method
+        config.rope_parameters["original_max_position_embeddings"] = methods.original_context(scaling, geometry)
     if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
         config.original_max_position_embeddings = methods.original_context(scaling, geometry)
     if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
         config.head_dim = geometry.head_dim
+
+
+def _set_gain(model: Any, gain: float) -> None:
+    for module in model.modules():
+        if hasattr(module, "attention_scaling"):
+            module.attention_scaling = gain
 
 
 def _kept(config: Any) -> dict[str, Any]:

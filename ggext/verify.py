@@ -53,6 +53,8 @@ def verify(
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
     reference = named_model(reference) if reference is not None else None
+    if tolerance is not None and tolerance < 0:
+        raise UsageError(f"--tolerance is {tolerance:g}; a KL divergence is 0 or more")
     chosen, notes = _chosen(levels, reference, require_shift_safe)
     missing = _missing_runtime() if chosen & _NEED_LLAMA_CPP else None
     if missing is not None:

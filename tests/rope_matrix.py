@@ -70,6 +70,8 @@ def shapes() -> dict[str, Shape]:
     """The first row of each family in the parity table."""
     found: dict[str, Shape] = {}
     for row in ROWS.values():
+        if row.model_type == "ministral3":  # transformers cannot run it without the context of its own YaRN
+            continue
         config = dict(row.config)
         if row.rope is None:  # it has a scaling of its own
             own = {"max_position_embeddings": CONTEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}

@@ -88,3 +88,25 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
         "    except SystemExit as end: assert not end.code, (arguments, end.code)\n"
     )
     assert "all within tolerance" in python(code)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "demo", "{out}", "--yarn", "1e30"], "a factor of 1e+30 makes a context of 2.56e+32 tokens"),
+        (["verify", "{gguf}", "--tolerance", "-1"], "--tolerance is -1; a KL divergence is 0 or more"),
+        (["verify", "{gguf}", "--reference", "{gguf}"], "is a file, not a checkpoint"),
+        (["verify", "{folder}"], "is a checkpoint; ggext convert {folder} makes a .gguf file of it"),
+        (["plan", "{folder}"], "is a checkpoint; ggext convert {folder} makes a .gguf file of it"),
+        (["undo", "{out}"], "{out} does not exist; check the path"),
+    ],
+)
+def test_a_wrong_input_is_one_line_that_names_it(tmp_path: Path, arguments: list[str], message: str) -> None:
+    names = {"gguf": tmp_path / "model.gguf", "out": tmp_path / "out.gguf", "folder": tmp_path / "checkpoint"}
+    assert CliRunner().invoke(main, ["convert", "demo", str(names["gguf"])]).exit_code == 0
+    names["folder"].mkdir()
+    (names["folder"] / "config.json").write_text("{}")
+    result = CliRunner().invoke(main, [argument.format(**names) for argument in arguments])
+    assert result.exit_code in (1, 2)
+    assert message.format(**names) in result.stderr
+    assert not names["out"].exists()

@@ -156,7 +156,7 @@ def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
         (RopeScaling("yarn"), "needs a factor"),
         (RopeScaling("linear", factor=2, beta_fast=3), "does not use beta_fast"),
         (RopeScaling("yarn", factor=math.inf), "finite number"),
-        (RopeScaling("llama3", factor=8, low_freq_factor=4, high_freq_factor=1), "above low_freq_factor"),
+        (RopeScaling("llama3", factor=8, low_freq_factor=4, high_freq_factor=1), "not below low_freq_factor"),
         (RopeScaling("none", factor=2), "does not use factor"),
     ],
 )

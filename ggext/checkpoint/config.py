@@ -89,6 +89,8 @@ def _short(value: Any) -> str:
 def read_config(folder: Path) -> Config:
     """The checkpoint's ``config.json``, or ``CheckpointError`` when ``folder`` is not a model's folder."""
     path = folder / "config.json"
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file, not a checkpoint; give a Hugging Face model's folder or id")
     if not path.is_file():
         raise CheckpointError(
             f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder or a .gguf file"

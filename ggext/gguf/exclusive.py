@@ -110,6 +110,8 @@ def exclusive(path: Path) -> Iterator[ExclusiveFile]:
     """Raises ``OutputError`` for a file that is read-only, has a second name, or is open in any program."""
     try:
         file = ExclusiveFile(path)
+    except FileNotFoundError:
+        raise OutputError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise OutputError(f"{path} cannot be changed: {error.strerror or error}; write to a new file") from None
     try:

@@ -60,6 +60,8 @@ def whole_header(header: GgufFile) -> GgufFile:
 
 def _only_model(folder: Path) -> Path:
     models = sorted({metadata_part(path) for path in folder.glob("*.gguf")})
+    if not models and (folder / "config.json").is_file():
+        raise GgufError(f"{folder} is a checkpoint; ggext convert {folder} makes a .gguf file of it")
     if len(models) != 1:
         names = ", ".join(path.name for path in models[:3]) or "no .gguf file"
         remedy = "name one .gguf file" if models else "ggext convert makes one of a checkpoint"

@@ -49,6 +49,8 @@ _NOT_BAKED = {
 #: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter writes).
 _STANDS_STILL = 1e30
 
+_MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -87,6 +89,11 @@ def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: Encodi
     if scaling.method in _NOT_BAKED:
         raise RopeError(_NOT_BAKED[scaling.method])
     wanted = methods.make_table(scaling, geometry)
+    if wanted.context > _MAX_CONTEXT:
+        raise RopeError(
+            f"a factor of {scaling.factor or 1:g} makes a context of {wanted.context:.3g} tokens; the largest is "
+            f"{_MAX_CONTEXT:,}: choose a smaller one"
+        )
     if name == "folded" and wanted.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, wanted)
     candidates = _candidates(scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name)
