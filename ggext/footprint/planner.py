@@ -10,7 +10,16 @@ from functools import cached_property, partial
 from ggext.errors import UsageError
 from ggext.footprint import defaults
 from ggext.footprint.architecture import Architecture
-from ggext.footprint.cache import STEP, Context, cache_bytes, is_quantized
+from ggext.footprint.cache import (
+    STEP,
+    Context,
+    Swa,
+    cache_bytes,
+    check_swa,
+    checkpoint_bytes,
+    is_quantized,
+    whole_windows,
+)
 from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 
@@ -20,31 +29,34 @@ _HEADROOM = 0.95  # of what is free; the rest is for threads' buffers and for wh
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` and ``flash_attention`` None: as `defaults` says. ``small_windows``: layers with a sliding window keep
-    the window's tokens only. Raises UsageError."""
+    """``batch`` and ``flash_attention`` None: as `defaults` says. ``swa``: what layers with a sliding window keep.
+    Raises UsageError."""
 
     kv_type: str = "f16"
     batch: int | None = None
     flash_attention: bool | None = None
-    small_windows: bool = False
+    swa: Swa = "auto"
 
     def __post_init__(self) -> None:
+        check_swa(self.swa)
         if self.batch is not None and not 1 <= self.batch <= LONGEST:
             raise UsageError(f"the batch is {self.batch}, but must be from 1 to {LONGEST} tokens")
 
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes in one memory. ``output``: the logits that the program reads."""
+    """Bytes in one memory. ``output``: the logits that the program reads. ``checkpoints``: ggext's own copies of small
+    windows; the rest is llama.cpp's."""
 
     weights: int = 0
     cache: int = 0
     compute: int = 0
     output: int = 0
+    checkpoints: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.compute + self.output
+        return self.weights + self.cache + self.compute + self.output + self.checkpoints
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,8 @@ class Planner:
         if flash is None:
             heads = max(layer.heads for layer in self.arch.layers)
             flash = defaults.flash_attention(heads, tokens, batch, on_gpu=on_gpu, quantized=is_quantized(kv_type))
-        return Context(tokens, batch, kv_type, flash, whole_windows=not self.choices.small_windows)
+        whole = whole_windows(self.choices.swa, self.arch.window, tokens, min(batch, tokens))
+        return Context(tokens, batch, kv_type, flash, whole)
 
     @cached_property
     def _batch(self) -> int:
@@ -96,10 +109,9 @@ class Planner:
         on_gpu, in_ram = self._weights()
         compute = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
-        if not self.gpu_layers:
-            return Share(in_ram, sum(caches), compute, output), Share()
-        beside = input_bytes(self.arch, context) if first == 0 else compute
-        return Share(in_ram, sum(caches[:first]), beside, output), Share(on_gpu, sum(caches[first:]), compute)
+        beside = input_bytes(self.arch, context) if self.gpu_layers and first == 0 else compute
+        ram = Share(in_ram, sum(caches[:first]), beside, output, checkpoint_bytes(self.arch, context))
+        return ram, Share(on_gpu, sum(caches[first:]), compute) if self.gpu_layers else Share()
 
     @property
     def _first_on_gpu(self) -> int:
@@ -129,9 +141,11 @@ class Planner:
         if free.hold(*self.shares(self.context(STEP))) is None:
             return None
 
-        # where flash attention begins by itself, the need falls once: so both sides of that are searched
-        always = replace(self, choices=replace(self.choices, flash_attention=True))
-        planners = (self, always) if self.choices.flash_attention is None else (self,)
+        # where flash attention or small windows begin by themselves, the need falls: so what is beyond is searched too
+        flash = (None, True) if self.choices.flash_attention is None else (self.choices.flash_attention,)
+        swa: tuple[Swa, ...] = ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
+        choices = [replace(self.choices, flash_attention=f, swa=s) for f in flash for s in swa]
+        planners = [replace(self, choices=choice) for choice in choices]
         found = [_last_before(partial(too_large, planner=planner), LONGEST // STEP) for planner in planners]
         return max((steps for steps in found if steps and not too_large(steps, self)), default=0) * STEP
 

@@ -151,16 +151,17 @@ class Session(Closing):
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            if (cut := self._keep(kept, len(wanted))) != kept:
-                reused = cut
+            reused = self._keep(kept, len(wanted)) + self.dropped
             done, total = 0, len(wanted) - reused
             try:
                 for batch in _batches(wanted[reused:], self.memory.batch):
                     yield done, total
+                    self.cache.checkpoint(total - done, likely=not done)
                     if not self._read(batch, last=done + len(batch) == total):
                         break
                     done += len(batch)
                 else:
+                    self.cache.checkpoint(likely=True)
                     yield done, total
             finally:
                 if done < total:

@@ -144,6 +144,8 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"exactly: take f16; {remedy}"
         )
     where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    if cache.checkpoints.window:
+        raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
     try:
         error = cache.rotation_error()
     except RopeError as reason:
