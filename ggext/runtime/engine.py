@@ -16,6 +16,7 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
+from ggext.runtime.memory.base import Gone
 from ggext.runtime.model import CancelledError, Model
 from ggext.runtime.sampling import Sampling
 
@@ -100,9 +101,10 @@ class Session(Closing):
         return self.memory.gone.count
 
     @property
-    def whole(self) -> bool:
-        """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
-        return not self.dropped and self.cache.positions == list(range(self.used))
+    def in_a_row(self) -> bool:
+        """Whether the tokens in the cache stand one behind the other, with nothing between them: then they and what
+        `snapshot` returns are all that there is of it."""
+        return self.cache.positions == list(range(self.used))
 
     @property
     def trained(self) -> int:
@@ -238,21 +240,31 @@ class Session(Closing):
 
     def snapshot(self) -> NDArray[np.uint8]:
         """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
-        it is not ``whole``."""
+        it is not ``in_a_row``."""
         with self._exclusive():
-            if not self.whole:
-                raise ModelError(
-                    "a cache that tokens have left, or in which they were moved, cannot be taken for a text"
-                )
+            if not self.in_a_row:
+                raise ModelError("a cache in which a policy has moved tokens apart cannot be taken for its tokens")
             return self.cache.snapshot()
 
-    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then. llama.cpp
-        trusts the positions in it: `runtime.store` checks them."""
+    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8], gone: Gone | None = None) -> None:
+        """Makes the cache what `snapshot` returned for `tokens`, when ``gone`` had left it. Raises ModelError; the
+        cache is empty then. llama.cpp trusts the positions in it: `runtime.store` checks them."""
         with self._exclusive():
             wanted = self._checked(tokens)
             self.memory.cut(0)
             self.cache.restore(wanted, state)
+            self.memory.gone = gone or Gone()
+
+    def reread_last(self) -> None:
+        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises ModelError."""
+        with self._exclusive():
+            self.resume()
+            cache, tokens = self.cache, list(self.cache.tokens)
+            kept = cache.cut(len(tokens) - 1)
+            between = _batches(tokens[kept:-1], self.memory.batch)
+            if not (all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])):
+                self.resume()
+                raise CancelledError("reading the last token again was cancelled")
 
     def clear(self) -> None:
         """Empties the cache."""

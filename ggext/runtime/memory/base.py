@@ -24,31 +24,44 @@ _ROTATION_TOLERANCE = 0.06
 
 class Gone:
     """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
-    so that a text can be recognized without keeping it."""
+    so that a text can be recognized without keeping it.
 
-    def __init__(self) -> None:
-        self.start = 0
-        self.count = 0
-        self._digest = hashlib.blake2b()
+    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on: ``digest`` of the whole
+    blocks, and the ``rest`` behind them.
+    """
+
+    BLOCK = 256
+
+    def __init__(self, start: int = 0, count: int = 0, digest: bytes = b"", rest: Sequence[int] = ()) -> None:
+        self.start = start
+        self.count = count
+        self.digest = digest
+        self.rest = array("i", rest)
 
     def add(self, start: int, tokens: Sequence[int]) -> None:
         """These tokens left, from behind the first `start`."""
         self.start = start
         self.count += len(tokens)
-        self._digest.update(array("i", tokens).tobytes())
+        self.rest.extend(tokens)
+        whole = len(self.rest) - len(self.rest) % self.BLOCK
+        for first in range(0, whole, self.BLOCK):
+            block = self.rest[first : first + self.BLOCK]
+            self.digest = hashlib.blake2b(self.digest + block.tobytes()).digest()
+        del self.rest[:whole]
 
     def found_in(self, wanted: Sequence[int]) -> bool:
         """Whether `wanted` has them where they were, and goes on behind them."""
         end = self.start + self.count
         if not self.count or len(wanted) <= end:
             return False
-        there = array("i", wanted[self.start : end]).tobytes()
-        return hashlib.blake2b(there).digest() == self._digest.digest()
+        there = Gone()
+        there.add(self.start, wanted[self.start : end])
+        return (there.digest, there.rest) == (self.digest, self.rest)
 
 
 class Memory(ABC):
     """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``:
-    tokens that may be appended at once."""
+    tokens that may be appended at once. ``room``: tokens that may stand in the cache in a row, before any has moved."""
 
     limit: int | None = None
 
@@ -56,6 +69,7 @@ class Memory(ABC):
         self.cache = cache
         self.options = options
         self.batch = cache.n_batch
+        self.room = cache.n_ctx
         self.gone = Gone()
 
     @abstractmethod
@@ -94,7 +108,7 @@ class Window(Memory):
         super().__init__(cache, options)
         self.sinks = options.sinks
         self.reserved = reserved
-        self.size = cache.n_ctx - reserved
+        self.room = self.size = cache.n_ctx - reserved
         window = self.size - self.sinks
         self.evict = options.evict or max(window // 4, 1)
         if reserved:
