@@ -132,6 +132,16 @@ def test_no_token_is_ever_lost_without_an_account(model: Model, policy: WhenFull
             walk.check()
 
 
+def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(model: Model) -> None:
+    """recompute empties the cache before it reads the window again."""
+    with opened(model, "recompute") as session:
+        session.evaluate(list(range(3, 190)))
+        session.cancel()
+        assert not session.memory.make_room(30)
+        session.resume()
+        assert (session.used, session.dropped) == (0, 0)
+
+
 @pytest.mark.parametrize("policy", ["stop", "recompute"])
 def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(model: Model, policy: WhenFull) -> None:
     made = SessionOptions(n_ctx=512, n_batch=64, kv_type="f32")

@@ -129,8 +129,12 @@ class Window(Memory):
     def _leave(self, start: int, end: int) -> bool:
         """Tokens `start` to `end` of the cache leave it."""
         self.gone.add(start, self.cache.tokens[start:end])
-        with self.cache.whole():
-            return self.slide(start, end)
+        try:
+            with self.cache.whole():
+                return self.slide(start, end)
+        finally:
+            if len(self.cache.tokens) < start:  # it was left in the middle: what was in front is not there either
+                self.forget()
 
     def forget(self) -> None:
         if self.reserved and self.gone.count:
