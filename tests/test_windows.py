@@ -184,6 +184,32 @@ def test_a_restored_state_goes_on_and_is_cut_as_a_fresh_one(
         assert same(second, first)
 
 
+def test_dynamic_ntk_reads_again_and_does_not_rotate(tmp_path: Path) -> None:
+    keys = {"gemma2.attention.sliding_window": WINDOW, "gemma2.context_length": 256}
+    path = write_random(tmp_path / "short.gguf", "gemma2", extra_keys=keys)
+    with Model.open(path) as model:
+        with pytest.raises(ModelError, match="layers with a sliding window, whose keys are not rotated: take replay"):
+            Session(model, options(n_ctx=1024, dynamic_ntk="rotate"))
+        made = options(n_ctx=1024, dynamic_ntk="replay")
+        with Session(model, made) as session, Session(model, made) as fresh:
+            session.evaluate(TEXT[:200])
+            session.evaluate(TEXT[:600])
+            assert same(session, fresh)
+            session.evaluate([*TEXT[:400], 7])
+            assert session.used == 401
+
+
+def test_a_window_that_llama_cpp_does_not_use_needs_no_copies(tmp_path: Path) -> None:
+    """Of EXAONE 4 only the model of 64 layers has windows, whatever the file says."""
+    with Model.open(windowed(tmp_path, "exaone4")) as model:
+        assert model.n_swa == WINDOW
+        with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
+            session.evaluate(TEXT)
+            assert not session.cache.checkpoints.most
+            assert session.evaluate([*TEXT[:500], 7]).reused == 500
+            assert same(session, fresh)
+
+
 def test_the_default_is_what_takes_less_memory() -> None:
     assert not whole_windows("auto", 1024, 131072, 128)
     assert whole_windows("auto", 1024, 4096, 128)

@@ -57,7 +57,7 @@ class Cache(Closing):
         self._memory = self.lib.llama_get_memory(self.handle)
         self.cells = Cells(self.handle)
         window = model.n_swa if self.cells.slides else 0
-        self.checkpoints = Checkpoints(window, 0 if self._plan.whole_windows else CHECKPOINTS)
+        self.checkpoints = Checkpoints(window, CHECKPOINTS if window and not self._plan.whole_windows else 0)
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.tokens: list[int] = []
@@ -82,6 +82,7 @@ class Cache(Closing):
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
         handle, self.handle = self.handle, None
+        self.checkpoints.clear()
         if handle:
             self.lib.llama_free(handle)
 

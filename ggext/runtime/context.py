@@ -82,6 +82,8 @@ class Plan:
 def plan_context(model: Model, options: SessionOptions) -> Plan:
     """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
     _check_heads(model, options.kv_type)
+    if options.dynamic_ntk == "rotate" and model.n_swa:
+        raise ModelError(f"{model.path} has layers with a sliding window, whose keys are not rotated: take replay")
     n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
     n_ctx, notices = _length(model, options, n_batch)
     n_batch = min(n_batch, n_ctx)
