@@ -19,7 +19,7 @@ from test_chat import QueuedEngine, Script, chat
 from ggext.chat.journal import Journal
 from ggext.chat.session import Keeper, autosaved, named, state_folder
 from ggext.chat.transcript import TranscriptError, Turn
-from ggext.errors import OutputError, UsageError
+from ggext.errors import ModelError, OutputError, UsageError
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -446,6 +446,14 @@ def repair(data: bytearray) -> None:
     struct.pack_into("<I", data, 8, zlib.crc32(data[12:]))
 
 
+def test_an_empty_cache_is_not_saved(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    with pytest.raises(ModelError, match="no token to evaluate"):
+        store.save(tmp_path / "kv.bin", open_session(), KEY)
+    assert not (tmp_path / "kv.bin").exists()
+
+
 def test_damage_is_found_at_every_place(tmp_path: Path, open_session: Open) -> None:
     from ggext.runtime import store
 
@@ -524,6 +532,8 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
         assert (folder / "kv.bin").stat().st_mtime_ns == written
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.turns == tuple(SAID)
+        assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
+    with Keeper(folder, "demo.gguf", open_session(n_ctx=1600)) as keeper:  # of another length, with the same table
         assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
     with Keeper(folder, "demo.gguf", open_session(kv_type="f32")) as keeper:
         assert keeper.restore() == (

@@ -259,7 +259,7 @@ class Session(Closing):
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises ModelError."""
         with self._exclusive():
             self.resume()
-            cache, tokens = self.cache, list(self.cache.tokens)
+            cache, tokens = self.cache, self._checked(self.cache.tokens)
             kept = cache.cut(len(tokens) - 1)
             between = _batches(tokens[kept:-1], self.memory.batch)
             if not (all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])):

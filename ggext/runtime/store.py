@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ggext.runtime.engine import Session
     from ggext.runtime.regimes import Regime
 
-_MAGIC = b"ggext\0K\1"
+_MAGIC = b"ggext\0K\2"
 _HEAD = struct.Struct("<8sII")
 _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
