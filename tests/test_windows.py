@@ -184,6 +184,15 @@ def test_a_restored_state_goes_on_and_is_cut_as_a_fresh_one(
         assert same(second, first)
 
 
+def test_a_state_of_which_all_layers_slide_is_kept(tmp_path: Path) -> None:
+    """The tiny OLMo 2 has 2 layers, and of 4 the last one would see everything."""
+    with Model.open(windowed(tmp_path, "olmo2")) as model, Session(model, options()) as session:
+        session.evaluate(TEXT[:500])
+        store.save(tmp_path / "kv.bin", session, KEY)
+        session.clear()
+        assert store.restore(tmp_path / "kv.bin", session, KEY) == 500
+
+
 def test_dynamic_ntk_reads_again_and_does_not_rotate(tmp_path: Path) -> None:
     keys = {"gemma2.attention.sliding_window": WINDOW, "gemma2.context_length": 256}
     path = write_random(tmp_path / "short.gguf", "gemma2", extra_keys=keys)

@@ -239,7 +239,7 @@ class _Walk:
 
     def layers(self, cells: int) -> None:
         transposed, layers = self.unpack("II")
-        if transposed > 1 or not 0 < layers <= _MAX_LAYERS:
+        if transposed > 1 or layers > _MAX_LAYERS:  # 0: all layers have a sliding window, or none
             raise StateError(f"the saved state has {layers} layers")
         for _ in range(layers):
             self.skip(cells * self.unpack("iQ")[1])
