@@ -81,7 +81,7 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
         assert model.n_swa == WINDOW
         text, before, reused, length = some(rng, 300), [[5]], 0, 0
         with Session(model, options(swa="full", n_batch=128)) as fresh:
-            for step in range(25):
+            for step in range(15):
                 prefill = session.evaluate(text)
                 assert prefill.reused + prefill.evaluated == len(text)
                 assert same(session, fresh), (step, len(text), prefill)
@@ -136,7 +136,7 @@ def test_the_cache_itself_is_used_where_it_still_has_the_window(model: Model) ->
 def test_random_cancels_leave_a_cache_that_goes_on_as_a_fresh_one(model: Model) -> None:
     rng = random.Random("cancel")
     with Session(model, options()) as session, Session(model, options(swa="full", n_batch=128)) as fresh:
-        for _ in range(15):
+        for _ in range(8):
             timer = threading.Timer(rng.random() * 0.04, session.cancel)
             timer.start()
             text = edited(rng, [*TEXT[: rng.randrange(1, 1500)]], [TEXT[:400]])
