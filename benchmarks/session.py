@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 
-from ggext.chat.session import rope_digest
 from ggext.convert import ConvertOptions, convert
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime import store
@@ -56,7 +55,7 @@ def _measure(path: Path, state: Path, given: argparse.Namespace) -> None:
 
         with open_session() as session:
             prefill = _timed(lambda: session.evaluate(text))
-            key = store.session_key(session, rope_digest(session))
+            key = store.session_key(session)
             save = _timed(lambda: store.save(state, session, key))
             session.evaluate([*text, *more])
             wanted = session.last_logits()

@@ -16,7 +16,6 @@ from ggext.chat.answer import AnswerText
 from ggext.chat.conversation import ChatOptions, Finish, reserve
 from ggext.chat.prompt import Prompts, behind_system
 from ggext.chat.reasoning import Thought
-from ggext.chat.session import rope_digest
 from ggext.chat.transcript import Role, Turn
 from ggext.errors import ContextFullError, UsageError
 from ggext.runtime import engine, store
@@ -184,14 +183,14 @@ class Model(Closing):
         `restore_cache`; the bytes of the file. Waits for answers that are on their way. Raises StateError where tokens
         have left the context, UsageError with ``parallel`` contexts, OutputError."""
         session = self._only_session()
-        return self._worker.do(session, lambda: store.save(Path(path), session, _key(session)))
+        return self._worker.do(session, lambda: store.save(Path(path), session, store.session_key(session)))
 
     def restore_cache(self, path: str | Path) -> int:
         """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates what differs from
         them. Raises StateError, after which the cache is empty: for a file that is damaged or of another model, RoPE
         table, type of cache or version of llama-cpp-python."""
         session = self._only_session()
-        return self._worker.do(session, lambda: store.restore(Path(path), session, _key(session)))
+        return self._worker.do(session, lambda: store.restore(Path(path), session, store.session_key(session)))
 
     def _only_session(self) -> engine.Session:
         sessions = self._worker.sessions
@@ -369,10 +368,6 @@ def _event(piece: str) -> Reasoning | Text:
 
 def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _key(session: engine.Session) -> dict[str, str]:
-    return store.session_key(session, rope_digest(session))
 
 
 def _turn(message: Message) -> Turn:

@@ -303,7 +303,7 @@ def test_a_state_that_is_cut_or_changed_is_refused(model: Model, text: list[int]
 
 def test_a_state_of_another_form_is_told_at_the_first_move(model: Model, text: list[int]) -> None:
     with Session(model, options("stream")) as session:
-        session.cache._read_scratch = lambda: state.parse(b"\0" * 64)  # type: ignore[method-assign]
+        session.cache.cells._read_scratch = lambda: state.parse(b"\0" * 64)  # type: ignore[method-assign]
         with pytest.raises(ModelError, match="keeps its cache in a form that ggext cannot edit"):
             session.evaluate(text[:300])
 
@@ -312,7 +312,7 @@ def test_what_is_written_and_reads_otherwise_is_refused(model: Model, text: list
     with Cache(model, options("stream")) as cache:
         cache.append(text[:20])
         block = cache.take(0, 20)
-        cache._read_scratch = lambda: block.cells(slice(0, 19))  # type: ignore[method-assign]
+        cache.cells._read_scratch = lambda: block.cells(slice(0, 19))  # type: ignore[method-assign]
         with pytest.raises(ModelError, match="does not read as it was written"):
             cache.put(block)
 
@@ -408,18 +408,6 @@ def test_heads_that_blocks_do_not_divide_are_refused_first(tmp_path: Path) -> No
             assert session.evaluate([5, 6]).evaluated == 2
 
 
-def test_behind_a_sliding_window_a_text_is_cut_back_as_if_it_had_not_gone_on(tmp_path: Path) -> None:
-    path = write_random(tmp_path / "windows.gguf", "gemma3", extra_keys={"gemma3.attention.sliding_window": 64})
-    long = [5 + i % 50 for i in range(2000)]
-    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=2048)) as session:
-        session.evaluate(long)
-        assert session.evaluate([*long[:1000], 7]).reused == 1000
-        cut = session.last_logits()
-        session.clear()
-        session.evaluate([*long[:1000], 7])
-        assert np.allclose(cut, session.last_logits(), atol=1e-4)
-
-
 def test_quantized_values_without_flash_attention_are_refused_first() -> None:
     with pytest.raises(UsageError, match="q8_0 needs flash attention, which is switched off"):
         SessionOptions(kv_type="q8_0", flash_attention=False)
@@ -438,8 +426,9 @@ def test_random_cancels_never_part_tokens_and_cache(model: Model, text: list[int
             timer.join()
             session.resume()
             assert prefill.reused + prefill.evaluated == length or prefill.cancelled
-            positions = session.cache.take(0, 4096).positions
-            assert set(session.cache.positions) <= set(positions.tolist())
+            if policy != "recompute":  # which has no second sequence to take cells out by
+                positions = session.cache.take(0, 4096).positions
+                assert set(session.cache.positions) <= set(positions.tolist())
             assert session.tokens[4:] == tuple(text[4 + session.dropped : 4 + session.dropped + session.used - 4])
 
 

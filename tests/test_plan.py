@@ -9,7 +9,7 @@ import sys
 from collections import deque
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import tiny_gguf
@@ -21,7 +21,7 @@ from ggext.errors import GgufError, UsageError
 from ggext.footprint import defaults, machine
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import architecture
-from ggext.footprint.cache import KV_TYPES, Context
+from ggext.footprint.cache import KV_TYPES, Context, Swa
 from ggext.footprint.planner import Choices, Memories, Planner
 from ggext.gguf.reader import read_gguf
 from ggext.gguf.split import write_parts
@@ -60,7 +60,7 @@ def test_the_plan_is_what_llama_cpp_allocates_for_published_models(shape: str, t
     path = write_sized(tmp_path / "model.gguf", SHAPES[shape])
     with opened(path) as make:
         for name, (tokens, batch, kv_type, flash, small) in CONTEXTS.items():
-            options = PlanOptions(tokens, 0, Choices(kv_type, batch, flash, small))
+            options = PlanOptions(tokens, 0, Choices(kv_type, batch, flash, "small" if small else "full"))
             share, kind = plan(path, options, FREE).ram, KV_TYPES[kv_type]
             wanted = make(
                 n_ctx=tokens, n_batch=batch, n_ubatch=batch, flash_attn_type=int(flash), type_k=kind, type_v=kind,
@@ -76,6 +76,7 @@ def test_every_architecture_that_is_called_measured_is() -> None:
 
 
 TINY = ["llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
+WINDOWED = ["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"]
 
 
 @pytest.mark.parametrize("arch", TINY)
@@ -92,6 +93,35 @@ def test_the_plan_is_what_a_session_allocates(arch: str, options: dict[str, Any]
     assert (found.weights, found.cache) == (wanted.weights, wanted.cache)
     assert within(0.05, found.compute, wanted.compute)
     assert within(0.05, found.total, wanted.total)
+
+
+@pytest.mark.parametrize("arch", WINDOWED)
+@pytest.mark.parametrize("swa", ["auto", "full", "small"])
+@pytest.mark.parametrize("options", [{"n_ctx": 4000}, {"n_ctx": 1024, "n_batch": 700, "kv_type": "f32"}])
+def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
+    arch: str, swa: Swa, options: dict[str, Any], tmp_path: Path
+) -> None:
+    """At 4,000 tokens the small cache is the default, and not at 1,024."""
+    pytest.importorskip("llama_cpp")
+    path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch, extra_keys={f"{arch}.attention.sliding_window": 256})
+    found = plan(
+        path,
+        PlanOptions(options["n_ctx"], 0, Choices(options.get("kv_type", "f16"), options.get("n_batch"), swa=swa)),
+        FREE,
+    )
+    wanted = session_sizes(path, options | {"swa": swa})
+    assert found.context.whole_windows == (options["n_ctx"] == 1024 if swa == "auto" else swa == "full")
+    assert abs(found.ram.cache - wanted.cache) < 0.02 * 2**20  # two caches, each logged to a hundredth of a MiB
+    assert within(0.05, found.ram.compute, wanted.compute)
+    assert within(0.05, found.ram.total - found.ram.checkpoints, wanted.total)
+
+
+@pytest.mark.parametrize("gib", [8, 9, 10, 11, 12, 16, 24])
+def test_the_default_fits_no_less_than_either_choice(gib: int, tmp_path: Path) -> None:
+    path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
+    free = Memories(gib * GIB)
+    largest = {swa: plan(path, PlanOptions(4096, 0, Choices(swa=swa)), free).largest for swa in get_args(Swa)}
+    assert largest["auto"] == max(largest["full"], largest["small"])
 
 
 def session_sizes(path: Path, options: dict[str, Any]) -> Allocated:
@@ -300,7 +330,7 @@ def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -
 
 def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
-    small, whole = (plan(path, PlanOptions(32768, 0, Choices(small_windows=s)), FREE) for s in (True, False))
+    small, whole = (plan(path, PlanOptions(32768, 0, Choices(swa=s)), FREE) for s in ("small", "full"))
     token = 2 * 2 * 4 * 256  # keys and values of a layer, 2 bytes each
     assert whole.ram.cache == 34 * 32768 * token
     assert small.ram.cache == (5 * 32768 + 29 * 1280) * token
@@ -413,10 +443,15 @@ def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(machine, "free_memory", lambda: 10 * GIB)
     code, text = run(str(path), "--gpu-layers", "0", "--no-flash-attention")
     assert (code, "q8_0" in text) == (1, False)
-    code, text = run(str(path), "--gpu-layers", "0")
+    code, text = run(str(path), "--gpu-layers", "0", "--swa", "full")
     assert code == 1
     assert "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
+    code, text = run(str(path), "--gpu-layers", "0")
+    assert code == 1
+    assert "it does not fit; the largest context that does: 68,096 tokens\n" in text
+    assert "checkpoints  696.0 MiB\n" in text
+    assert "29 layers see a sliding window; their cache keeps the window's tokens\n" in text
 
 
 def test_an_architecture_that_was_not_measured_is_called_so(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from test_chat import QueuedEngine, Script, chat
 from ggext.chat.journal import Journal
 from ggext.chat.session import Keeper, autosaved, named, state_folder
 from ggext.chat.transcript import TranscriptError, Turn
-from ggext.errors import OutputError, UsageError
+from ggext.errors import ModelError, OutputError, UsageError
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 if TYPE_CHECKING:
     from ggext.runtime.engine import Model, Session
+    from ggext.runtime.memory import WhenFull
 
 ASKED = [Turn("system", "Be kind."), Turn("user", "Hello ☃")]
 SAID = [*ASKED, Turn("assistant", "Hi!", "Hm.")]
@@ -231,7 +232,7 @@ def open_session(model: Model) -> Iterator[Open]:
 
 
 TEXT = [1 + i % 250 for i in range(1500)]
-KEY = {"the model file": "a", "the RoPE table": "b"}
+KEY = {"the model file": "a", "the version": "b"}
 
 
 @pytest.mark.parametrize(
@@ -255,22 +256,131 @@ def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, open_session: Open
         assert np.array_equal(first.last_logits(), second.last_logits())
 
 
-def test_a_cache_that_is_no_whole_text_any_more_is_not_kept(tmp_path: Path, model_path: Path) -> None:
-    """YaRN's keys are turned by ggext's own rotation here; what left the context cannot be told from the tokens."""
-    from ggext.runtime import store
-    from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+def streaming(when_full: WhenFull = "stream", n_ctx: int = 512, **memory: Any) -> dict[str, Any]:
+    from ggext.runtime.engine import MemoryOptions
 
-    with Model.open(model_path) as model:
-        options = SessionOptions(n_ctx=512, memory=MemoryOptions("stream"))
-        with Session(model, options) as session:
-            session.evaluate(TEXT[:300])
-            store.save(tmp_path / "kv.bin", session, KEY)
-            session.evaluate(TEXT[:900])
-            assert session.dropped
-            with pytest.raises(store.StateError, match="tokens have left the context"):
-                store.save(tmp_path / "kv.bin", session, KEY)
-            assert store.restore(tmp_path / "kv.bin", session, KEY) == 300
-            assert session.dropped == 0
+    return {"n_ctx": n_ctx, "memory": MemoryOptions(when_full, **memory)}
+
+
+@pytest.mark.parametrize("policy", ["stream", "recompute"])
+@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+def test_a_text_that_left_the_context_goes_on_where_it_was(
+    tmp_path: Path, open_session: Open, policy: WhenFull, kv_type: str
+) -> None:
+    """YaRN's keys, turned by ggext's own rotation. Of the two answers one needs room that must be made first."""
+    from ggext.runtime import store
+    from ggext.runtime.engine import Sampling
+
+    options = streaming(policy) | {"kv_type": kv_type}
+    first, second = open_session(**options), open_session(**options)
+    first.evaluate(TEXT[:1300])
+    assert first.dropped > 700
+    store.save(tmp_path / "kv.bin", first, KEY)
+    assert store.restore(tmp_path / "kv.bin", second, KEY) == first.used
+    assert (second.tokens, second.dropped) == (first.tokens, first.dropped)
+    text = TEXT[:1310]
+    for _ in range(2):
+        counts = [session.evaluate(text) for session in (first, second)]
+        assert counts[0].reused == counts[1].reused == len(text) - counts[1].evaluated
+        assert counts[1].evaluated <= 11
+        answers = [list(session.generate(Sampling(temperature=0), 150)) for session in (first, second)]
+        assert answers[0] == answers[1]
+        assert (second.tokens, second.dropped) == (first.tokens, first.dropped)
+        text = [*text, *answers[0], *TEXT[:10]]
+    assert second.evaluate([*text[:700], 5]).reused == 4  # what left is known again, and that this is another text
+
+
+def test_what_left_is_known_however_it_left() -> None:
+    from ggext.runtime.memory.base import Gone
+
+    left = TEXT[4:1100]
+    whole, parts = Gone(), Gone()
+    whole.add(4, left)
+    for start in range(0, len(left), 37):
+        parts.add(4, left[start : start + 37])
+    copied = Gone(parts.start, parts.count, parts.digest, parts.rest.tolist())
+    for gone in (whole, parts, copied):
+        assert gone.found_in(TEXT)
+        for place in (4, 500, 1099):
+            assert not gone.found_in([*TEXT[:place], 0, *TEXT[place + 1 :]])
+        gone.add(4, TEXT[1100:1200])
+        assert gone.found_in(TEXT)
+        assert not gone.found_in(TEXT[:1200])
+
+
+def test_only_the_same_window_goes_on_with_a_text_that_left(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    path = tmp_path / "kv.bin"
+    first = open_session(**streaming())
+    first.evaluate(TEXT[:900])
+    store.save(path, first, KEY)
+    for other in (streaming("recompute"), streaming(sinks=8), streaming(evict=9), {}):
+        session = open_session(**other)
+        with pytest.raises(store.StateError, match="what stays in a full context is another one than when the state"):
+            store.restore(path, session, KEY)
+        assert (session.used, session.dropped) == (0, 0)
+    assert store.restore(path, open_session(**streaming(n_ctx=1024)), KEY) == first.used
+
+
+def test_a_text_from_which_nothing_left_goes_on_under_any_policy(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    path = tmp_path / "kv.bin"
+    plain = open_session()
+    plain.evaluate(TEXT[:500])
+    store.save(path, plain, KEY)
+    session = open_session(**streaming())
+    assert store.restore(path, session, KEY) == 500
+    assert session.evaluate(TEXT[:900]).reused == 500
+    assert session.used + session.dropped == 900
+    landmark = open_session(**streaming("landmark", n_ctx=700))
+    plain.evaluate(TEXT[:560])
+    store.save(path, plain, KEY)
+    with pytest.raises(store.StateError, match="it has 560 tokens, more than the context of 188"):
+        store.restore(path, landmark, KEY)
+
+
+@pytest.mark.parametrize("policy", ["landmark", "compress", "self-extend"])
+def test_what_a_policy_keeps_elsewhere_is_not_kept_on_disk(
+    tmp_path: Path, open_session: Open, policy: WhenFull
+) -> None:
+    from ggext.runtime import store
+
+    n_ctx = 3000 if policy == "self-extend" else 512
+    session = open_session(**streaming(policy, n_ctx, block=16))
+    session.evaluate((TEXT * 2)[: n_ctx + 300 if n_ctx == 512 else 2500])
+    with pytest.raises(store.StateError, match=f"of what {policy} makes of it only the text is kept"):
+        store.save(tmp_path / "kv.bin", session, KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": 5}, {"start": -4}, {"count": 0}, {"count": 2**40}, {"count": None}, {"digest": "00"}, {"digest": ""},
+        {"digest": 5}, {"rest": []}, {"rest": [-1]}, {"rest": [2**31]}, {"rest": "x"}, {"rest": [None]},
+    ],
+)  # fmt: skip
+def test_a_stranger_s_account_of_what_left_is_refused(
+    tmp_path: Path, open_session: Open, change: dict[str, Any]
+) -> None:
+    from ggext.runtime import store
+
+    session, path = open_session(**streaming()), tmp_path / "kv.bin"
+    session.evaluate(TEXT[:900])
+    store.save(path, session, KEY)
+    data = path.read_bytes()
+    length = struct.unpack_from("<I", data, 12)[0]
+    document = json.loads(data[16 : 16 + length])
+    if isinstance(change.get("rest"), list) and change["rest"]:
+        change = {"rest": change["rest"] * len(document["gone"]["rest"])}
+    document["gone"] |= change
+    head = json.dumps(document).encode()
+    damaged = bytearray(data[:12] + struct.pack("<I", len(head)) + head + data[16 + length :])
+    repair(damaged)
+    path.write_bytes(damaged)
+    with pytest.raises(store.StateError, match="is damaged"):
+        store.restore(path, session, KEY)
 
 
 def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
@@ -292,9 +402,9 @@ def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
             assert second.cache.regime == first.cache.regime
             first.evaluate(TEXT[:100])
             store.save(path, first, KEY)
-            with pytest.raises(store.StateError, match="RoPE table of another length of text"):
+            with pytest.raises(store.StateError, match="the RoPE table is another one than when the state was saved"):
                 store.restore(path, second, KEY)
-            assert second.used == 0
+            assert second.used == 600  # as it was
 
 
 def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) -> None:
@@ -303,8 +413,8 @@ def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) ->
     session = open_session()
     session.evaluate(TEXT[:100])
     store.save(tmp_path / "kv.bin", session, KEY)
-    with pytest.raises(store.StateError, match="the RoPE table is another one than when the state was saved"):
-        store.restore(tmp_path / "kv.bin", session, KEY | {"the RoPE table": "c"})
+    with pytest.raises(store.StateError, match="the version is another one than when the state was saved"):
+        store.restore(tmp_path / "kv.bin", session, KEY | {"the version": "c"})
     with pytest.raises(store.StateError, match="100 tokens, more than the context of 64"):
         store.restore(tmp_path / "kv.bin", open_session(n_ctx=64), KEY)
     for other in ({"kv_type": "f32"}, {"flash_attention": True}):  # llama.cpp's own refusals are ours too
@@ -334,6 +444,14 @@ def test_a_cache_that_gives_other_logits_is_not_used(tmp_path: Path, open_sessio
 def repair(data: bytearray) -> None:
     """The checksum that a stranger would write."""
     struct.pack_into("<I", data, 8, zlib.crc32(data[12:]))
+
+
+def test_an_empty_cache_is_not_saved(tmp_path: Path, open_session: Open) -> None:
+    from ggext.runtime import store
+
+    with pytest.raises(ModelError, match="no token to evaluate"):
+        store.save(tmp_path / "kv.bin", open_session(), KEY)
+    assert not (tmp_path / "kv.bin").exists()
 
 
 def test_damage_is_found_at_every_place(tmp_path: Path, open_session: Open) -> None:
@@ -415,10 +533,22 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.turns == tuple(SAID)
         assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
+    with Keeper(folder, "demo.gguf", open_session(n_ctx=1600)) as keeper:  # of another length, with the same table
+        assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
     with Keeper(folder, "demo.gguf", open_session(kv_type="f32")) as keeper:
         assert keeper.restore() == (
             "the KV type is another one than when the state was saved: the next question reads the chat again"
         )
+    with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
+        assert keeper.session is not None
+        assert keeper.restore().startswith("it has 1500 tokens, more than the context of 512: the next question reads")
+        keeper.session.evaluate(TEXT)
+        keeper.save_state()
+    with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
+        assert keeper.session is not None
+        assert keeper.restore().startswith(f"{keeper.session.used:,} tokens of KV cache restored in ")
+        assert keeper.session.used + keeper.session.dropped == 1500
+        assert keeper.session.evaluate([*TEXT, 9]).evaluated == 1
     (folder / "kv.bin").write_bytes(b"")
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.restore().endswith("the next question reads the chat again")
@@ -442,23 +572,27 @@ SAVER = """
 import sys
 from pathlib import Path
 from ggext.runtime import store
-from ggext.runtime.engine import Model, Session
-with Model.open(sys.argv[1]) as model, Session(model) as session:
+from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+options = SessionOptions(n_ctx=512 if sys.argv[3] == "stream" else None, memory=MemoryOptions(sys.argv[3]))
+with Model.open(sys.argv[1]) as model, Session(model, options) as session:
     tokens = [1 + i % 250 for i in range(1000)]
     while True:
         session.evaluate(tokens)
-        store.save(Path(sys.argv[2]), session, {"the model file": "a", "the RoPE table": "b"})
+        store.save(Path(sys.argv[2]), session, {"the model file": "a", "the version": "b"})
         print(len(tokens), flush=True)
         tokens.append(7)
 """
 
 
-def test_kill_9_during_a_save_leaves_the_state_before(tmp_path: Path, model_path: Path, open_session: Open) -> None:
+@pytest.mark.parametrize("policy", ["stop", "stream"])
+def test_kill_9_during_a_save_leaves_the_state_before(
+    tmp_path: Path, model_path: Path, open_session: Open, policy: WhenFull
+) -> None:
     from ggext.runtime import store
 
     path = tmp_path / "kv.bin"
     for _ in range(3):
-        command = [sys.executable, "-c", SAVER, str(model_path), str(path)]
+        command = [sys.executable, "-c", SAVER, str(model_path), str(path), policy]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as saver:
             assert saver.stdout is not None
             for _ in range(8):
@@ -466,4 +600,6 @@ def test_kill_9_during_a_save_leaves_the_state_before(tmp_path: Path, model_path
             saver.send_signal(signal.SIGKILL)
             rest = saver.stdout.read().split()
         reported = int(rest[-1]) if rest else reported
-        assert store.restore(path, open_session(), KEY) in (reported, reported + 1)
+        session = open_session(**(streaming() if policy == "stream" else {}))
+        store.restore(path, session, KEY)
+        assert session.used + session.dropped in (reported, reported + 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -14,8 +13,7 @@ from typing import TYPE_CHECKING
 
 from ggext.chat.journal import Journal
 from ggext.chat.transcript import Turn
-from ggext.errors import GgextError, RopeError, UsageError
-from ggext.file_rope import effective_table
+from ggext.errors import GgextError, UsageError
 from ggext.runtime import store
 from ggext.runtime.closing import Closing
 
@@ -49,7 +47,7 @@ class Keeper(Closing):
         self.model = self._journal.model
         self.damaged = self._journal.damaged
         self._unsaved = 0.0
-        self._saved: tuple[int, ...] = ()
+        self._saved: object = None
 
     @property
     def kept(self) -> bool:
@@ -65,7 +63,7 @@ class Keeper(Closing):
             count = store.restore(self._state, self.session, self._key(self.session))
         except store.StateError as error:
             return self._replay(str(error))
-        self._saved = self.session.tokens
+        self._saved = _content(self.session)
         return f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s"
 
     def _replay(self, reason: str) -> str:
@@ -85,10 +83,10 @@ class Keeper(Closing):
     def save_state(self) -> None:
         """Writes the KV cache, if it is another one than what is there. Raises OutputError, StateError, ModelError."""
         session = self.session
-        if session is None or not session.used or session.tokens == self._saved:
+        if session is None or not session.used or _content(session) == self._saved:
             return
         store.save(self._state, session, self._key(session))
-        self._saved, self._unsaved = session.tokens, 0.0
+        self._saved, self._unsaved = _content(session), 0.0
 
     def close(self) -> None:
         """Closes the journal; what nobody said or read anything in is removed."""
@@ -97,7 +95,12 @@ class Keeper(Closing):
             shutil.rmtree(self._journal.path.parent, ignore_errors=True)
 
     def _key(self, session: Session) -> dict[str, str]:
-        return store.session_key(session, rope_digest(session))
+        return store.session_key(session)
+
+
+def _content(session: Session) -> tuple[int, tuple[int, ...]]:
+    """What tells one cache of a session from another."""
+    return session.dropped, session.tokens
 
 
 def named(name: str) -> Path:
@@ -114,16 +117,3 @@ def autosaved() -> Path:
         shutil.rmtree(old, ignore_errors=True)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return sessions / f"{_AUTOSAVED}{stamp}-{os.getpid()}"
-
-
-def rope_digest(session: Session) -> str:
-    """Of the frequencies and the gain that the session's contexts rotate by, in each regime of its length."""
-    digest = hashlib.sha256()
-    for regime in session.cache.regimes:
-        try:
-            table = effective_table(session.model.header, regime.span, by_ggext=True)
-        except RopeError as error:
-            return f"unknown: {error}"
-        values = [regime.span, regime.freq_base or 0.0, *table.inv_freq, table.attention_factor]
-        digest.update(" ".join(float(value).hex() for value in values).encode())
-    return digest.hexdigest()

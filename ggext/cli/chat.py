@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ggext.chat.fit import Room
     from ggext.chat.loop import Chat, Screen
     from ggext.chat.session import Keeper
+    from ggext.footprint.cache import Swa
     from ggext.runtime.engine import Session
     from ggext.runtime.regimes import DynamicNtk
     from ggext.runtime.sampling import Sampling
@@ -41,6 +42,7 @@ class _Request:
     threads: int | None
     gpu_layers: int | None
     kv: str
+    swa: str
     when_full: str
     dynamic_ntk: str | None
     load: Path | None
@@ -130,6 +132,13 @@ _machine = _grouped(
         help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
     ),
     click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ..."),
+    click.option(
+        "--swa",
+        type=click.Choice(["auto", "full", "small"]),
+        default="auto",
+        show_default=True,
+        help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
+    ),
     click.option(
         "--when-full",
         type=click.Choice(["stop", "turns", *POLICIES[1:]]),
@@ -292,7 +301,14 @@ def _load(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversa
     stack.enter_context(model)
     memory = MemoryOptions("stop" if request.options.drop_turns else cast("WhenFull", request.when_full))
     dynamic = cast("DynamicNtk | None", request.dynamic_ntk)
-    options = SessionOptions(request.ctx, request.threads, kv_type=request.kv, memory=memory, dynamic_ntk=dynamic)
+    options = SessionOptions(
+        request.ctx,
+        request.threads,
+        kv_type=request.kv,
+        memory=memory,
+        dynamic_ntk=dynamic,
+        swa=cast("Swa", request.swa),
+    )
     session = stack.enter_context(Session(model, options))
     conversation = Conversation(model, session, request.sampling, request.options)
     for notice in session.notices:
@@ -310,7 +326,7 @@ def _room(request: _Request, session: Session) -> Room:
     from ggext.runtime import capacity
 
     model = session.model
-    memory = capacity.room(model, Choices(session.cache.kv_type, session.n_batch))
+    memory = capacity.room(model, Choices(request.kv, session.n_batch, swa=cast("Swa", request.swa)))
     needed, cache, free = (memory.needed, memory.cache, memory.free) if memory else (None, None, None)
     when_full = "stop" if request.options.drop_turns else request.when_full
     return Room(

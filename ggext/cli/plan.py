@@ -13,7 +13,10 @@ import click
 if TYPE_CHECKING:
     from ggext.plan import Plan, PlanOptions
 
-_PARTS = {"weights": "weights", "cache": "KV cache", "compute": "computing", "output": "logits", "total": "total"}
+_PARTS = {
+    "weights": "weights", "cache": "KV cache", "compute": "computing", "output": "logits",
+    "checkpoints": "checkpoints", "total": "total",
+}  # fmt: skip
 
 
 @click.command(short_help="Say what a model and a context need, before loading.")
@@ -27,7 +30,13 @@ _PARTS = {"weights": "weights", "cache": "KV cache", "compute": "computing", "ou
 @click.option(
     "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.  [default: all, if there is one]"
 )
-@click.option("--small-windows", is_flag=True, help="Layers with a sliding window keep no more than the window.")
+@click.option(
+    "--swa",
+    type=click.Choice(["auto", "full", "small"]),
+    default="auto",
+    show_default=True,
+    help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def plan(file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any) -> None:
     """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what is free.
@@ -72,9 +81,10 @@ def _table(found: Plan) -> list[str]:
     if found.gpu_layers:
         columns.append(("GPU", found.gpu, found.free.gpu))
     rows = [("", [name for name, _, _ in columns])]
-    rows += [(words, [size(getattr(share, part)) for _, share, _ in columns]) for part, words in _PARTS.items()]
+    parts = {part: words for part, words in _PARTS.items() if part != "checkpoints" or found.ram.checkpoints}
+    rows += [(words, [size(getattr(share, part)) for _, share, _ in columns]) for part, words in parts.items()]
     rows.append(("free", ["not known" if free is None else size(free) for _, _, free in columns]))
-    return [f"{words:10}" + "".join(f"{cell:>12}" for cell in cells) for words, cells in rows]
+    return [f"{words:11}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:]) for words, cells in rows]
 
 
 def _verdict(found: Plan, options: PlanOptions) -> list[str]:
@@ -111,7 +121,7 @@ def _beyond(found: Plan) -> str:
 def _notes(found: Plan) -> list[str]:
     lines = []
     if found.windowed_layers:
-        kept = "every token" if found.context.whole_windows else "the window's tokens only"
+        kept = "every token" if found.context.whole_windows else "the window's tokens"
         lines.append(f"{found.windowed_layers} layers see a sliding window; their cache keeps {kept}")
     if not found.measured:
         lines.append(

@@ -52,6 +52,11 @@ class Layer:
     def value_row(self) -> int:
         return self.kv_heads * self.value
 
+    @property
+    def rows(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Values of a token's keys and of one head of them, and the same of its values."""
+        return (self.key_row, self.key), (self.value_row, self.value)
+
 
 @dataclass(frozen=True)
 class Latent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ggext.errors import UsageError
 from ggext.footprint.architecture import Architecture, Layer
@@ -15,13 +16,17 @@ KV_TYPES = {
     "f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
 }  # fmt: skip
 BLOCK = 32  # values that a quantized type stores together
+#: What layers with a sliding window keep: every token, the window and a batch, or whichever is less memory.
+Swa = Literal["auto", "full", "small"]
+#: Copies of the windows' cells that the engine keeps beside a small cache, so that a text can be cut back.
+CHECKPOINTS = 6
 _WHOLE_VALUES = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True)
 class Context:
     """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time. ``kv_type`` of keys
-    and values. ``whole_windows``: windows get a cell for every token, so that a context can be shifted.
+    and values. ``whole_windows``: windows get a cell for every token.
 
     Raises UsageError for a value that llama.cpp refuses.
     """
@@ -45,7 +50,7 @@ class Context:
     @property
     def cells(self) -> int:
         """The length as llama.cpp makes it: a multiple of 256."""
-        return -(-self.tokens // STEP) * STEP
+        return _padded(self.tokens)
 
     @property
     def ubatch(self) -> int:
@@ -57,12 +62,32 @@ def is_quantized(kv_type: str) -> bool:
     return kv_type not in _WHOLE_VALUES
 
 
+def check_swa(swa: str) -> None:
+    """Raises UsageError for what layers with a sliding window cannot be told to keep."""
+    if swa not in get_args(Swa):
+        raise UsageError(f"swa is {swa!r}, but must be one of {', '.join(get_args(Swa))}")
+
+
+def whole_windows(swa: Swa, window: int, tokens: int, batch: int) -> bool:
+    """Whether layers with a window of `window` tokens (0: there are none) keep every token of a context of `tokens`."""
+    if swa != "auto" or not window:
+        return swa != "small" or not window
+    return _window_cells(window, tokens, batch) + CHECKPOINTS * window > _padded(tokens)
+
+
+def _window_cells(window: int, tokens: int, batch: int) -> int:
+    return _padded(min(_padded(tokens), window + batch))
+
+
+def _padded(tokens: int) -> int:
+    return -(-tokens // STEP) * STEP
+
+
 def cells(arch: Architecture, layer: Layer, context: Context) -> int:
     """Tokens that a layer's cache holds."""
     if not layer.slides or context.whole_windows:
         return context.cells
-    needed = min(context.cells, arch.window * context.sequences + context.ubatch)
-    return -(-needed // STEP) * STEP
+    return _window_cells(arch.window * context.sequences, context.tokens, context.ubatch)
 
 
 def cache_bytes(arch: Architecture, context: Context) -> list[int]:
@@ -75,6 +100,15 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
         count = cells(arch, layer, context)
         sizes.append(_bytes(layer.key_row, layer.key, count, context) + _bytes(value_row, layer.value, count, context))
     return sizes
+
+
+def checkpoint_bytes(arch: Architecture, context: Context) -> int:
+    """Bytes of the copies that the engine keeps beside small windows, when there are as many as there can be."""
+    if context.whole_windows or not arch.window:
+        return 0
+    count = CHECKPOINTS * min(arch.window, context.tokens)
+    rows = ((row, head) for layer in arch.layers if layer.slides for row, head in layer.rows)
+    return sum(_bytes(row, head, count, context) for row, head in rows)
 
 
 def _bytes(row: int, head: int, count: int, context: Context) -> int:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from ggext.errors import UsageError
 from ggext.footprint import defaults
 from ggext.footprint.architecture import Architecture
-from ggext.footprint.cache import STEP, Context, cache_bytes, is_quantized
+from ggext.footprint.cache import (
+    STEP,
+    Context,
+    Swa,
+    cache_bytes,
+    check_swa,
+    checkpoint_bytes,
+    is_quantized,
+    whole_windows,
+)
 from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 
@@ -19,31 +28,34 @@ _HEADROOM = 0.95  # of what is free; the rest is for threads' buffers and for wh
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``small_windows``:
-    layers with a sliding window keep the window's tokens only. Raises UsageError."""
+    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers with
+    a sliding window keep. Raises UsageError."""
 
     kv_type: str = "f16"
     batch: int | None = None
     flash_attention: bool | None = None
-    small_windows: bool = False
+    swa: Swa = "auto"
 
     def __post_init__(self) -> None:
+        check_swa(self.swa)
         if self.batch is not None and not 1 <= self.batch <= LONGEST:
             raise UsageError(f"the batch is {self.batch}, but must be from 1 to {LONGEST} tokens")
 
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes in one memory. ``output``: the logits that the program reads."""
+    """Bytes in one memory. ``output``: the logits that the program reads. ``checkpoints``: ggext's own copies of small
+    windows; the rest is llama.cpp's."""
 
     weights: int = 0
     cache: int = 0
     compute: int = 0
     output: int = 0
+    checkpoints: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.compute + self.output
+        return self.weights + self.cache + self.compute + self.output + self.checkpoints
 
 
 @dataclass(frozen=True)
@@ -81,7 +93,8 @@ class Planner:
         context in no other way; else a CPU is faster without it (`benchmarks/results/generate.md`).
         """
         flash = True if self._needs_flash_attention else self.choices.flash_attention
-        context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), not self.choices.small_windows)
+        whole = whole_windows(self.choices.swa, self.arch.window, tokens, min(self._batch, tokens))
+        context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), whole)
         if flash is None and free.hold(*self.shares(context)) is False:
             return replace(context, flash_attention=True)
         return context
@@ -102,10 +115,9 @@ class Planner:
         on_gpu, in_ram = self._weights()
         compute = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
-        if not self.gpu_layers:
-            return Share(in_ram, sum(caches), compute, output), Share()
-        beside = input_bytes(self.arch, context) if first == 0 else compute
-        return Share(in_ram, sum(caches[:first]), beside, output), Share(on_gpu, sum(caches[first:]), compute)
+        beside = input_bytes(self.arch, context) if self.gpu_layers and first == 0 else compute
+        ram = Share(in_ram, sum(caches[:first]), beside, output, checkpoint_bytes(self.arch, context))
+        return ram, Share(on_gpu, sum(caches[first:]), compute) if self.gpu_layers else Share()
 
     @property
     def _first_on_gpu(self) -> int:
@@ -139,12 +151,18 @@ class Planner:
     def largest(self, free: Memories) -> int | None:
         """Tokens of the largest context that fits, a multiple of 256; 0: none does, None: not known."""
 
-        def too_large(steps: int) -> bool:
-            return not free.hold(*self.shares(self.context(steps * STEP, free)))
+        def too_large(steps: int, planner: Planner) -> bool:
+            return not free.hold(*planner.shares(planner.context(steps * STEP, free)))
 
         if free.hold(*self.shares(self.context(STEP, free))) is None:
             return None
-        return bisect_left(range(1, LONGEST // STEP + 1), True, key=too_large) * STEP
+
+        # where small windows begin by themselves, the need falls: so what is beyond is searched too
+        swa: tuple[Swa, ...] = ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
+        planners = [replace(self, choices=replace(self.choices, swa=kept)) for kept in swa]
+        steps = range(1, LONGEST // STEP + 1)
+        found = [bisect_left(steps, True, key=partial(too_large, planner=planner)) for planner in planners]
+        return max((count for count in found if count and not too_large(count, self)), default=0) * STEP
 
 
 def _layer_of(name: str) -> int | None:

@@ -9,7 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
+from ggext.footprint.cache import CHECKPOINTS
 from ggext.runtime import llama, state
+from ggext.runtime.cells import MAIN, SCRATCH, Cells
+from ggext.runtime.checkpoints import Checkpoint, Checkpoints
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
     from ggext.runtime.rotation import KeyRotation
 
 _ABORTED = 2
-_MAIN, _SCRATCH = 0, 1  # sequences of the context
 _MOVED_AT_ONCE = 4096  # cells that pass through host memory together
 
 
@@ -53,6 +55,9 @@ class Cache(Closing):
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
         self._memory = self.lib.llama_get_memory(self.handle)
+        self.cells = Cells(self.handle)
+        window = model.n_swa if self.cells.slides else 0
+        self.checkpoints = Checkpoints(window, CHECKPOINTS if window and not self._plan.whole_windows else 0)
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.tokens: list[int] = []
@@ -61,7 +66,6 @@ class Cache(Closing):
         self.epoch = 0
         self.unsure: Sequence[int] | None = None
         self._rotation: KeyRotation | None = None
-        self._tested = False
 
     @property
     def queries(self) -> QueryWatcher:
@@ -78,6 +82,7 @@ class Cache(Closing):
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
         handle, self.handle = self.handle, None
+        self.checkpoints.clear()
         if handle:
             self.lib.llama_free(handle)
 
@@ -142,7 +147,7 @@ class Cache(Closing):
     def repair(self) -> None:
         """Brings tokens and cache into step again, where an `append` was left in the middle."""
         assert self.unsure is not None
-        reached = int(self.lib.llama_memory_seq_pos_max(self._memory, _MAIN)) + 1
+        reached = int(self.lib.llama_memory_seq_pos_max(self._memory, MAIN)) + 1
         self.has_logits = False
         self._settle(max(0, min(reached - self.next_position, len(self.unsure))))
 
@@ -164,44 +169,61 @@ class Cache(Closing):
     def clear(self) -> None:
         """Empties the cache."""
         self.lib.llama_memory_clear(self._memory, False)
+        self.checkpoints.clear()
         self.tokens, self.positions = [], []
         self.epoch += 1
         self.has_logits = False
 
     def snapshot(self) -> NDArray[np.uint8]:
-        """All cells as llama.cpp writes them."""
-        import numpy as np
-
-        size = int(self.lib.llama_state_seq_get_size(self.handle, _MAIN))
-        data = np.empty(size, np.uint8)
-        llama.clear_log()
-        if self.lib.llama_state_seq_get_data(self.handle, _pointer(data), size, _MAIN) != size:
-            raise llama.failure(f"the cache of {len(self.tokens)} tokens cannot be copied")
-        return data
+        """All cells as llama.cpp writes them. Raises ModelError."""
+        return self.cells.copied()
 
     def restore(self, tokens: list[int], state: NDArray[np.uint8]) -> None:
         """The cells that `snapshot` wrote for these tokens, at the positions from 0 on. Raises ModelError."""
         self.start(len(tokens))
-        llama.clear_log()
-        if self.lib.llama_state_seq_set_data(self.handle, _pointer(state), len(state), _MAIN) != len(state):
-            self.clear()
-            raise llama.failure(f"a cache of {len(tokens)} tokens cannot be put back")
+        with self.whole():
+            self.cells.replace(state)
         self.tokens, self.positions = tokens, list(range(len(tokens)))
         self.epoch += 1
 
+    def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
+        """Makes it cheap to `cut` back to here later, where layers with a sliding window would have forgotten it. With
+        many tokens ``left`` to read only far behind the last such place; ``likely``: a cut is."""
+        count = len(self.tokens)
+        near = likely or left <= 2 * self.n_batch
+        if self.checkpoints.most and count > self.checkpoints.last + (0 if near else self.checkpoints.step):
+            first = max(self.cells.first_position, count - self.checkpoints.window)
+            self.checkpoints.add(Checkpoint(first, count, self.cells.copied(sliding=True), likely))
+
     def cut(self, count: int) -> int:
-        """Cuts to the first `count` tokens, fewer where several share a position; 0 where llama.cpp cannot cut."""
+        """Cuts to the first `count` tokens; fewer where several share a position, or where layers with a sliding
+        window have forgotten what the next token attends to; 0 where llama.cpp cannot cut."""
         if count == len(self.tokens):
             return count
         while count > 0 and self.positions[count] == self.positions[count - 1]:
             count -= 1
-        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, _MAIN, self.positions[count], -1):
+        count = self._windows_back(count)
+        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, MAIN, self.positions[count], -1):
             self.clear()
             return 0
+        self.checkpoints.cut(count)
         del self.tokens[count:], self.positions[count:]
         self.epoch += 1
         self.has_logits = False
         return count
+
+    def _windows_back(self, count: int) -> int:
+        """The most tokens up to `count` behind which the text can go on, the windows' cells being put back for it."""
+        if not self.checkpoints.window or self.checkpoints.covers(self.cells.first_position, count):
+            return count
+        checkpoint = self.checkpoints.nearest(count)
+        if checkpoint is None:
+            return 0
+        try:
+            self.cells.replace(checkpoint.data, sliding=True)
+        except ModelError:
+            return 0  # what is evaluated again is as good
+        return checkpoint.count
 
     @property
     def grows_by_rotation(self) -> bool:
@@ -239,7 +261,8 @@ class Cache(Closing):
         handle = self._open(regime)
         self.close()
         self.handle, self.regime, self._rotation = handle, regime, None
-        self._memory = self.lib.llama_get_memory(handle)
+        self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
+        self.checkpoints.clear()
         self.tokens, self.positions = [], []
         self.epoch += 1
         self.has_logits = False
@@ -273,7 +296,7 @@ class Cache(Closing):
     def _alone(self, position: int) -> state.KvBlock:
         """The cells of one token that is evaluated by itself."""
         batch = self.lib.llama_batch()
-        sequence = ctypes.pointer(ctypes.c_int32(_SCRATCH))
+        sequence = ctypes.pointer(ctypes.c_int32(SCRATCH))
         batch.n_tokens = 1
         batch.token = (ctypes.c_int32 * 1)(min(100, self.model.n_vocab - 1))
         batch.pos, batch.n_seq_id = (ctypes.c_int32 * 1)(position), (ctypes.c_int32 * 1)(1)
@@ -281,10 +304,7 @@ class Cache(Closing):
         llama.clear_log()
         if self.lib.llama_decode(self.handle, batch) != 0:
             raise llama.failure(f"a token at position {position} cannot be evaluated")
-        try:
-            return self._read_scratch()
-        finally:
-            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+        return self.cells.take_scratch()
 
     @contextmanager
     def whole(self) -> Iterator[None]:
@@ -334,61 +354,17 @@ class Cache(Closing):
 
     def remove(self, first: int, last: int) -> None:
         """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they belong to."""
-        if not self.lib.llama_memory_seq_rm(self._memory, _MAIN, first, last):
+        if not self.lib.llama_memory_seq_rm(self._memory, MAIN, first, last):
             raise ModelError(f"llama.cpp cannot remove positions {first} to {last} from this model's cache")
         self.epoch += 1
         self.has_logits = False
 
     def take(self, first: int, last: int) -> state.KvBlock:
         """A copy of the cells at positions `first` to `last`."""
-        self.lib.llama_memory_seq_cp(self._memory, _MAIN, _SCRATCH, first, last)
-        try:
-            return self._read_scratch()
-        finally:
-            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+        return self.cells.take(first, last)
 
     def put(self, block: state.KvBlock) -> None:
         """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
-        data = state.build(block, _SCRATCH)
-        llama.clear_log()
-        if self.lib.llama_state_seq_set_data(self.handle, _bytes(data), len(data), _SCRATCH) != len(data):
-            raise llama.failure(f"{len(block)} cells cannot be put into the cache")
-        try:
-            if not self._tested:
-                self._test(block)
-            self.lib.llama_memory_seq_cp(self._memory, _SCRATCH, _MAIN, -1, -1)
-        finally:
-            self.lib.llama_memory_seq_rm(self._memory, _SCRATCH, -1, -1)
+        self.cells.put(block)
         self.epoch += 1
         self.has_logits = False
-
-    def _read_scratch(self) -> state.KvBlock:
-        size = int(self.lib.llama_state_seq_get_size(self.handle, _SCRATCH))
-        data = bytearray(size)
-        buffer = (ctypes.c_uint8 * size).from_buffer(data)
-        if self.lib.llama_state_seq_get_data(self.handle, buffer, size, _SCRATCH) != size:
-            raise llama.failure("the state of a sequence cannot be read")
-        return state.parse(data)
-
-    def _test(self, block: state.KvBlock) -> None:
-        """Once for each context: what was put is what is read. Raises ModelError."""
-        import numpy as np
-
-        back = self._read_scratch()
-        pairs: Any = zip(
-            (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
-        )
-        if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):
-            raise ModelError(
-                f"llama.cpp's state of a sequence does not read as it was written; ggext knows that of "
-                f'llama-cpp-python {llama.VERSION}: pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
-            )
-        self._tested = True
-
-
-def _bytes(data: bytes) -> Any:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
-
-
-def _pointer(data: NDArray[np.uint8]) -> Any:
-    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

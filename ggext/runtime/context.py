@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
-from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, is_quantized
+from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, Swa, check_swa, is_quantized, whole_windows
 from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
@@ -21,11 +21,12 @@ class SessionOptions:
     """How a context is made.
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
-    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 64 to 128, 512 on a GPU.
-    ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
-    `ggext.footprint.planner.Planner.context` says. ``memory``: what stays
-    when the context is full. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is
-    rotated to it or evaluated again. ``eval_callback`` sees every node of the graph (a
+    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 64 to 128, 512 on a GPU. ``kv_type`` of
+    keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
+    `ggext.footprint.planner.Planner.context` says. ``memory``: what stays when the context is full. ``swa``: what
+    layers with a sliding window keep: "full", every token; "small", the window and a batch; "auto", what takes less
+    memory. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it or
+    evaluated again. ``eval_callback`` sees every node of the graph (a
     ``ggml_backend_sched_eval_callback``). Raises UsageError.
     """
 
@@ -37,11 +38,12 @@ class SessionOptions:
     memory: MemoryOptions = field(default_factory=MemoryOptions)
     dynamic_ntk: DynamicNtk | None = None
     eval_callback: Any = None
+    swa: Swa = "auto"
 
     @property
     def edits_cache(self) -> bool:
         """Whether cells are taken out of the cache and put back."""
-        return self.memory.when_full != "stop" or self.dynamic_ntk == "rotate"
+        return self.memory.when_full not in ("stop", "recompute") or self.dynamic_ntk == "rotate"
 
     def __post_init__(self) -> None:
         for name in ("n_ctx", "threads", "n_batch"):
@@ -51,6 +53,7 @@ class SessionOptions:
         if self.kv_type not in KV_TYPES:
             known = ", ".join(KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
+        check_swa(self.swa)
         if self.dynamic_ntk not in (None, "rotate", "replay"):
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
@@ -66,12 +69,13 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; whether it uses flash attention; the regimes
-    that its text passes through; and what the user should know of it."""
+    """How long a session's context gets and how it is fed, in tokens; whether it uses flash attention; whether sliding
+    windows keep every token; the regimes that its text passes through; and what the user should know of it."""
 
     n_ctx: int
     n_batch: int
     flash_attention: bool
+    whole_windows: bool
     regimes: tuple[Regime, ...]
     notices: tuple[str, ...]
 
@@ -79,11 +83,15 @@ class Plan:
 def plan_context(model: Model, options: SessionOptions) -> Plan:
     """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
     _check_heads(model, options.kv_type)
+    if options.dynamic_ntk == "rotate" and model.n_swa:
+        raise ModelError(f"{model.path} has layers with a sliding window, whose keys are not rotated: take replay")
     n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
-    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention))
+    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa))
     n_ctx, notices = _length(model, options, room)
+    n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
-    return Plan(n_ctx, min(n_batch, n_ctx), flash, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
+    whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    return Plan(n_ctx, n_batch, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
 
 def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
@@ -103,8 +111,7 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
     params.flash_attn_type = _flash_attention_type(module, options, plan)
-    # A small window llama.cpp cuts back without a word, and the logits are wrong from there on.
-    params.swa_full = True
+    params.swa_full = plan.whole_windows
     if options.edits_cache:
         params.n_seq_max, params.kv_unified = 2, True  # a second sequence to take cells out by
     params.abort_callback, params.abort_callback_data = abort

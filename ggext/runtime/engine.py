@@ -16,6 +16,7 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
+from ggext.runtime.memory.base import Gone
 from ggext.runtime.model import CancelledError, Model
 from ggext.runtime.sampling import Sampling
 
@@ -103,12 +104,13 @@ class Session(Closing):
     @property
     def ever_dropped(self) -> int:
         """Tokens that have left the cache since the session was opened, also of other texts."""
-        return self.memory.gone.before + self.memory.gone.count
+        return self.memory.left_before + self.memory.gone.count
 
     @property
-    def whole(self) -> bool:
-        """Whether the cache is that of its tokens in a row: no policy has taken out or moved anything."""
-        return not self.dropped and self.cache.positions == list(range(self.used))
+    def in_a_row(self) -> bool:
+        """Whether the tokens in the cache stand one behind the other, with nothing between them: then they and what
+        `snapshot` returns are all that there is of it."""
+        return self.cache.positions == list(range(self.used))
 
     @property
     def trained(self) -> int:
@@ -168,16 +170,17 @@ class Session(Closing):
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
-            if (cut := self._keep(kept, len(wanted))) != kept:
-                reused = cut
+            reused = self._keep(kept, len(wanted)) + self.dropped
             done, total = 0, len(wanted) - reused
             try:
                 for batch in _batches(wanted[reused:], self.memory.batch):
                     yield done, total
+                    self.cache.checkpoint(total - done, likely=not done)
                     if not self._read(batch, last=done + len(batch) == total):
                         break
                     done += len(batch)
                 else:
+                    self.cache.checkpoint(likely=True)
                     yield done, total
             finally:
                 if done < total:
@@ -254,21 +257,31 @@ class Session(Closing):
 
     def snapshot(self) -> NDArray[np.uint8]:
         """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
-        it is not ``whole``."""
+        it is not ``in_a_row``."""
         with self._exclusive():
-            if not self.whole:
-                raise ModelError(
-                    "a cache that tokens have left, or in which they were moved, cannot be taken for a text"
-                )
+            if not self.in_a_row:
+                raise ModelError("a cache in which a policy has moved tokens apart cannot be taken for its tokens")
             return self.cache.snapshot()
 
-    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8]) -> None:
-        """Makes the cache what `snapshot` returned for `tokens`. Raises ModelError; the cache is empty then. llama.cpp
-        trusts the positions in it: `runtime.store` checks them."""
+    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8], gone: Gone | None = None) -> None:
+        """Makes the cache what `snapshot` returned for `tokens`, when ``gone`` had left it. Raises ModelError; the
+        cache is empty then. llama.cpp trusts the positions in it: `runtime.store` checks them."""
         with self._exclusive():
             wanted = self._checked(tokens)
             self.memory.cut(0)
             self.cache.restore(wanted, state)
+            self.memory.gone = gone or Gone()
+
+    def reread_last(self) -> None:
+        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises ModelError."""
+        with self._exclusive():
+            self.resume()
+            cache, tokens = self.cache, self._checked(self.cache.tokens)
+            kept = cache.cut(len(tokens) - 1)
+            between = _batches(tokens[kept:-1], self.memory.batch)
+            if not (all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])):
+                self.resume()
+                raise CancelledError("reading the last token again was cancelled")
 
     def clear(self) -> None:
         """Empties the cache."""

@@ -47,8 +47,9 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained on
-    before that), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not
-    the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
+    before that), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there are none), ``n_vocab``,
+    ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not the mapped file's),
+    ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
@@ -63,6 +64,7 @@ class Model(Closing):
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
         self.n_ctx_original = original if isinstance(original, int) and original > 0 else self.n_ctx_train
+        self.n_swa = int(self._lib.llama_model_n_swa(handle))
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))
         self.size = int(self._lib.llama_model_size(handle))

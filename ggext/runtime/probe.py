@@ -40,6 +40,7 @@ class Probe(Closing):
             kv_type="f32",
             flash_attention=False,
             eval_callback=self._watcher.callback,
+            swa="full",  # positions come in any order
         )
         plan = plan_context(model, options)
         whole = plan.regimes[-1]

@@ -1,7 +1,7 @@
 """A session's KV cache in a file, so that a long text is not read twice.
 
 The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object (``key``; the counts
-``tokens``, ``logits`` and ``state``; ``span``, the length of text that the context's RoPE table is for), then int32
+``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``, what has left the context), then int32
 tokens, float32 logits behind the last of them, and the bytes of ``llama_state_seq_get_data``. Little-endian. It is
 written beside its place and renamed when whole.
 
@@ -15,15 +15,18 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import re
 import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import GgextError, ModelError
+from ggext.errors import GgextError, ModelError, RopeError
+from ggext.file_rope import effective_table
 from ggext.gguf.writer import whole_file
 from ggext.runtime import llama
+from ggext.runtime.memory.base import Gone
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,11 +34,14 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.runtime.engine import Session
+    from ggext.runtime.regimes import Regime
 
-_MAGIC = b"ggext\0K\1"
+_MAGIC = b"ggext\0K\2"
 _HEAD = struct.Struct("<8sII")
 _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
+_TABLE = "the RoPE table"
+_DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 _TOLERANCE = 1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
 _MAX_LAYERS = 512
@@ -59,14 +65,23 @@ def fingerprint(header: GgufFile) -> str:
     return digest.hexdigest()
 
 
-def session_key(session: Session, rope: str) -> dict[str, str]:
-    """What must agree for a saved state to be of use; ``rope``: a digest of the table that the context rotates by."""
+def session_key(session: Session) -> dict[str, str]:
+    """What must agree for a saved state to be of use, whatever text is in it."""
     return {
         "the model file": fingerprint(session.model.header),
-        "the RoPE table": rope,
         "the KV type": session.cache.kv_type,
         "the version of llama-cpp-python": llama.VERSION,
     }
+
+
+def table_digest(header: GgufFile, regime: Regime) -> str:
+    """SHA-256, in hexadecimal, of the frequencies and the gain that a context of the regime rotates by."""
+    try:
+        table = effective_table(header, regime.span, by_ggext=True)
+    except RopeError as error:
+        return f"unknown: {error}"
+    values = [regime.freq_base or 0.0, *table.inv_freq, table.attention_factor]
+    return hashlib.sha256(" ".join(float(value).hex() for value in values).encode()).hexdigest()
 
 
 def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
@@ -74,18 +89,18 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     whose cache cannot be kept."""
     import numpy as np
 
-    if not session.whole:
-        raise StateError("tokens have left the context, and what stayed is not the cache of a text")
+    if not session.in_a_row:
+        policy = session.memory.options.when_full
+        raise StateError(f"tokens have left the context, and of what {policy} makes of it only the text is kept")
     tokens = np.array(session.tokens, "<i4")
-    # The last token by itself, as `restore` will evaluate it: in a batch it is rounded otherwise (measured with flash
-    # attention: by 1 % of the logits' range).
-    if len(tokens) > 1:
-        session.evaluate(session.tokens[:-1])
-    session.evaluate(tokens.tolist())
+    # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range otherwise.
+    session.reread_last()
     logits, state = session.last_logits().astype("<f4"), session.snapshot()
     check_state(state, len(tokens))
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(state)}
-    document = json.dumps({"key": dict(key), "span": session.cache.regime.span, **counts}).encode("ascii")
+    table = table_digest(session.model.header, session.cache.regime)
+    facts = {"key": dict(key), _TABLE: table, "gone": _gone_as_json(session)}
+    document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, state]
     crc = 0
     for part in parts:
@@ -100,8 +115,8 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
 
 
 def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
-    """Fills the session's cache from a file; the tokens that are in it then. Raises StateError, after which the cache
-    is empty."""
+    """Fills the session's cache from a file; the tokens that are in it then. Raises StateError, after which nothing of
+    the file is in the cache."""
     import numpy as np
 
     data = _mapped(path)
@@ -110,16 +125,17 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     n_tokens, n_logits, n_state = (_count(path, document, name) for name in ("tokens", "logits", "state"))
     if at + 4 * (n_tokens + n_logits) + n_state != len(data) or n_logits != session.model.n_vocab:
         raise StateError(f"{path} is damaged: its counts do not fit its {len(data)} bytes")
-    if n_tokens > session.n_ctx:
-        raise StateError(f"it has {n_tokens} tokens, more than the context of {session.n_ctx}")
+    if n_tokens > session.memory.room:
+        raise StateError(f"it has {n_tokens} tokens, more than the context of {session.memory.room}")
+    table = table_digest(session.model.header, session.cache.regime_of(n_tokens))
+    _check_key(document, {_TABLE: table})
+    gone = _gone_from_json(path, document.get("gone"), session)
     tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
     logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
     state = np.frombuffer(data, np.uint8, n_state, len(data) - n_state)
     try:
         check_state(state, n_tokens)
-        session.restore(tokens, state)
-        if document.get("span") != session.cache.regime.span:
-            raise StateError("it was read with the RoPE table of another length of text")
+        session.restore(tokens, state, gone)
         _check_logits(session, logits)
     except ModelError as error:
         raise StateError(str(error)) from error
@@ -127,6 +143,39 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
         if not session.cache.has_logits:  # nothing is left of what was not found good
             session.clear()
     return n_tokens
+
+
+def _gone_as_json(session: Session) -> dict[str, Any] | None:
+    gone = session.memory.gone
+    if not gone.count:
+        return None
+    window = session.memory.options.window
+    return {
+        "window": window, "start": gone.start, "count": gone.count, "digest": gone.digest.hex(),
+        "rest": gone.rest.tolist(),
+    }  # fmt: skip
+
+
+def _gone_from_json(path: Path, saved: Any, session: Session) -> Gone | None:
+    """What had left the context when the state was saved; only the same policy can go on from there."""
+    if saved is None:
+        return None
+    options, there = session.memory.options, saved if isinstance(saved, dict) else {}
+    _check_key({"what stays in a full context": there.get("window")}, {"what stays in a full context": options.window})
+    start, count = (_count(path, there, name) for name in ("start", "count"))
+    digest, rest = there.get("digest"), there.get("rest")
+    whole = count >= Gone.BLOCK
+    if (
+        start == options.sinks
+        and isinstance(digest, str)
+        and _DIGEST.fullmatch(digest) is not None
+        and bool(digest) is whole
+        and isinstance(rest, list)
+        and len(rest) == count % Gone.BLOCK
+        and all(isinstance(token, int) and 0 <= token < session.model.n_vocab for token in rest)
+    ):
+        return Gone(start, count, bytes.fromhex(digest), rest)
+    raise StateError(f"{path} is damaged: what had left the context is not described by it")
 
 
 def check_state(state: NDArray[np.uint8], n_tokens: int) -> None:
@@ -190,7 +239,7 @@ class _Walk:
 
     def layers(self, cells: int) -> None:
         transposed, layers = self.unpack("II")
-        if transposed > 1 or not 0 < layers <= _MAX_LAYERS:
+        if transposed > 1 or layers > _MAX_LAYERS:  # 0: all layers have a sliding window, or none
             raise StateError(f"the saved state has {layers} layers")
         for _ in range(layers):
             self.skip(cells * self.unpack("iQ")[1])
@@ -242,7 +291,7 @@ def _check_key(saved: Any, now: Mapping[str, str]) -> None:
 def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
     import numpy as np
 
-    session.evaluate(session.tokens)
+    session.reread_last()
     now = session.last_logits()
     span = float(now.max() - now.min())
     apart = float(np.abs(now - saved).max()) if np.isfinite(saved).all() else np.inf

@@ -24,32 +24,45 @@ _ROTATION_TOLERANCE = 0.06
 
 class Gone:
     """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
-    so that a text can be recognized without keeping it. ``before``: tokens of other texts that left earlier."""
+    so that a text can be recognized without keeping it.
 
-    def __init__(self, before: int = 0) -> None:
-        self.before = before
-        self.start = 0
-        self.count = 0
-        self._digest = hashlib.blake2b()
+    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on: ``digest`` of the whole
+    blocks, and the ``rest`` behind them.
+    """
+
+    BLOCK = 256
+
+    def __init__(self, start: int = 0, count: int = 0, digest: bytes = b"", rest: Sequence[int] = ()) -> None:
+        self.start = start
+        self.count = count
+        self.digest = digest
+        self.rest = array("i", rest)
 
     def add(self, start: int, tokens: Sequence[int]) -> None:
         """These tokens left, from behind the first `start`."""
         self.start = start
         self.count += len(tokens)
-        self._digest.update(array("i", tokens).tobytes())
+        self.rest.extend(tokens)
+        whole = len(self.rest) - len(self.rest) % self.BLOCK
+        for first in range(0, whole, self.BLOCK):
+            block = self.rest[first : first + self.BLOCK]
+            self.digest = hashlib.blake2b(self.digest + block.tobytes()).digest()
+        del self.rest[:whole]
 
     def found_in(self, wanted: Sequence[int]) -> bool:
         """Whether `wanted` has them where they were, and goes on behind them."""
         end = self.start + self.count
         if not self.count or len(wanted) <= end:
             return False
-        there = array("i", wanted[self.start : end]).tobytes()
-        return hashlib.blake2b(there).digest() == self._digest.digest()
+        there = Gone()
+        there.add(self.start, wanted[self.start : end])
+        return (there.digest, there.rest) == (self.digest, self.rest)
 
 
 class Memory(ABC):
     """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``:
-    tokens that may be appended at once."""
+    tokens that may be appended at once. ``room``: tokens that may stand in the cache in a row, before any has moved.
+    ``gone``: what left of this text, ``left_before``: tokens of other texts that left earlier."""
 
     limit: int | None = None
 
@@ -57,7 +70,9 @@ class Memory(ABC):
         self.cache = cache
         self.options = options
         self.batch = cache.n_batch
+        self.room = cache.n_ctx
         self.gone = Gone()
+        self.left_before = 0
 
     @abstractmethod
     def make_room(self, count: int) -> bool:
@@ -80,7 +95,8 @@ class Memory(ABC):
 
     def forget(self) -> None:
         """Nothing is behind the first tokens any more."""
-        self.gone = Gone(self.gone.before + self.gone.count)
+        self.left_before += self.gone.count
+        self.gone = Gone()
 
     def close(self) -> None:
         """Frees what is kept outside the cache."""
@@ -95,7 +111,7 @@ class Window(Memory):
         super().__init__(cache, options)
         self.sinks = options.sinks
         self.reserved = reserved
-        self.size = cache.n_ctx - reserved
+        self.room = self.size = cache.n_ctx - reserved
         window = self.size - self.sinks
         self.evict = options.evict or max(window // 4, 1)
         if reserved:
@@ -116,8 +132,12 @@ class Window(Memory):
     def _leave(self, start: int, end: int) -> bool:
         """Tokens `start` to `end` of the cache leave it."""
         self.gone.add(start, self.cache.tokens[start:end])
-        with self.cache.whole():
-            return self.slide(start, end)
+        try:
+            with self.cache.whole():
+                return self.slide(start, end)
+        finally:
+            if len(self.cache.tokens) < start:  # it was left in the middle: what was in front is not there either
+                self.forget()
 
     def forget(self) -> None:
         if self.reserved and self.gone.count:
@@ -145,6 +165,8 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"exactly: take f16; {remedy}"
         )
     where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    if cache.checkpoints.window:
+        raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
     try:
         error = cache.rotation_error()
     except RopeError as reason:

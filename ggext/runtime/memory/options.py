@@ -31,6 +31,11 @@ class MemoryOptions:
     group: int = 8
     spill: Path | None = None
 
+    @property
+    def window(self) -> str:
+        """What two sessions must have in common for one to go on with the window of the other."""
+        return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once"
+
     def __post_init__(self) -> None:
         if self.when_full not in POLICIES:
             raise UsageError(f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}")

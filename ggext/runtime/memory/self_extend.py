@@ -22,7 +22,7 @@ class SelfExtend(Memory):
     def __init__(self, cache: Cache, options: MemoryOptions) -> None:
         super().__init__(cache, options)
         require_movable(cache, options.when_full)
-        self.positions = min(cache.model.n_ctx_train, cache.n_ctx)
+        self.room = self.positions = min(cache.model.n_ctx_train, cache.n_ctx)
         self._near = max(self.positions // 2, 1)
         self._grouped = 0
         far = max(self.positions - self._near - options.group, 0)  # the last group may be incomplete

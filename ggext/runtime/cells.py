@@ -1,0 +1,117 @@
+"""The cells of a llama.cpp context as bytes: copied, put back, by position or all of a sequence."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+from ggext.errors import ModelError
+from ggext.runtime import llama, state
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+MAIN, SCRATCH = 0, 1  # sequences of the context
+_SLIDING = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a model with sliding windows, those layers alone
+
+
+class Cells:
+    """The cells of one context; a new context needs a new one."""
+
+    def __init__(self, handle: Any) -> None:
+        self._lib = llama.lib()
+        self._handle = handle
+        self._memory = self._lib.llama_get_memory(handle)
+        self._tested = False
+
+    @property
+    def slides(self) -> bool:
+        """Whether layers with a sliding window have a cache of their own."""
+        return self._size(MAIN, _SLIDING) < self._size(MAIN, 0)
+
+    @property
+    def first_position(self) -> int:
+        """The lowest position that all layers have; -1 where some have none."""
+        return int(self._lib.llama_memory_seq_pos_min(self._memory, MAIN))
+
+    def copied(self, *, sliding: bool = False) -> NDArray[np.uint8]:
+        """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window, those that the last
+        token attends to. Raises ModelError."""
+        import numpy as np
+
+        flags = _SLIDING if sliding else 0
+        data = np.empty(self._size(MAIN, flags), np.uint8)
+        llama.clear_log()
+        if self._lib.llama_state_seq_get_data_ext(self._handle, _pointer(data), len(data), MAIN, flags) != len(data):
+            raise llama.failure("the cache cannot be copied")
+        return data
+
+    def replace(self, data: NDArray[np.uint8], *, sliding: bool = False) -> None:
+        """Makes the cells those that `copied` returned. Raises ModelError; which are there then is not known."""
+        flags = _SLIDING if sliding else 0
+        llama.clear_log()
+        if self._lib.llama_state_seq_set_data_ext(self._handle, _pointer(data), len(data), MAIN, flags) != len(data):
+            raise llama.failure("the cells of a cache cannot be put back")
+
+    def take(self, first: int, last: int) -> state.KvBlock:
+        """A copy of the cells at positions `first` to `last`."""
+        self._lib.llama_memory_seq_cp(self._memory, MAIN, SCRATCH, first, last)
+        return self.take_scratch()
+
+    def put(self, block: state.KvBlock) -> None:
+        """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
+        data = state.build(block, SCRATCH)
+        llama.clear_log()
+        if self._lib.llama_state_seq_set_data(self._handle, _bytes(data), len(data), SCRATCH) != len(data):
+            raise llama.failure(f"{len(block)} cells cannot be put into the cache")
+        try:
+            if not self._tested:
+                self._test(block)
+            self._lib.llama_memory_seq_cp(self._memory, SCRATCH, MAIN, -1, -1)
+        finally:
+            self._empty_scratch()
+
+    def take_scratch(self) -> state.KvBlock:
+        """The cells of the second sequence, which is empty then."""
+        try:
+            return self._read_scratch()
+        finally:
+            self._empty_scratch()
+
+    def _empty_scratch(self) -> None:
+        self._lib.llama_memory_seq_rm(self._memory, SCRATCH, -1, -1)
+
+    def _read_scratch(self) -> state.KvBlock:
+        size = self._size(SCRATCH, 0)
+        data = bytearray(size)
+        buffer = (ctypes.c_uint8 * size).from_buffer(data)
+        if self._lib.llama_state_seq_get_data(self._handle, buffer, size, SCRATCH) != size:
+            raise llama.failure("the state of a sequence cannot be read")
+        return state.parse(data)
+
+    def _test(self, block: state.KvBlock) -> None:
+        """Once for each context: what was put is what is read. Raises ModelError."""
+        import numpy as np
+
+        back = self._read_scratch()
+        pairs: Any = zip(
+            (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
+        )
+        if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):
+            raise ModelError(
+                f"llama.cpp's state of a sequence does not read as it was written; ggext knows that of "
+                f'llama-cpp-python {llama.VERSION}: pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
+            )
+        self._tested = True
+
+    def _size(self, sequence: int, flags: int) -> int:
+        return int(self._lib.llama_state_seq_get_size_ext(self._handle, sequence, flags))
+
+
+def _bytes(data: bytes) -> Any:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.POINTER(ctypes.c_uint8))
+
+
+def _pointer(data: NDArray[np.uint8]) -> Any:
+    return data.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

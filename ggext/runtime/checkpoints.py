@@ -1,0 +1,87 @@
+"""What layers with a sliding window forget, kept aside at some places of the text so that it can be cut back there.
+
+A small cache of such layers holds the window and a batch; where its cells were used again, a token behind a cut
+would attend to nothing. llama.cpp's server decides by the lowest position that is left, and keeps copies of those
+layers alone ("context checkpoints", ``tools/server/server-context.cpp``, 0c1e57098); so does this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_LIKELIER = 4
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The windows' cells at positions ``first`` to ``count`` - 1; ``data`` may have later ones, of another text.
+    ``likely``: a text is often cut here, at the end of a question or of an answer."""
+
+    first: int
+    count: int
+    data: NDArray[np.uint8]
+    likely: bool = False
+
+
+class Checkpoints:
+    """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text; ``step``: tokens of
+    a long text after which another is due."""
+
+    def __init__(self, window: int, most: int) -> None:
+        self.window = window
+        self.most = most
+        self.step = min(4 * window, 4096)
+        self._kept: list[Checkpoint] = []
+
+    def needed(self, count: int) -> int:
+        """The first position that the token behind `count` tokens attends to."""
+        return max(count - self.window + 1, 0)
+
+    def covers(self, first: int, count: int) -> bool:
+        """Whether cells from position `first` on suffice to go on behind `count` tokens."""
+        return 0 <= first < count and first <= self.needed(count)
+
+    @property
+    def last(self) -> int:
+        """Tokens at the last checkpoint, 0 without one."""
+        return self._kept[-1].count if self._kept else 0
+
+    def add(self, checkpoint: Checkpoint) -> None:
+        """Keeps a checkpoint of more tokens than the last one has; another may go for it."""
+        self._kept.append(checkpoint)
+        if len(self._kept) > self.most:
+            del self._kept[min(range(len(self._kept) - 1), key=self._loss)]
+
+    def nearest(self, count: int) -> Checkpoint | None:
+        """The one from which fewest tokens must be evaluated again to have `count`, its ``count`` as far as it serves
+        for that."""
+        cut = [replace(kept, count=min(kept.count, count)) for kept in self._kept]
+        return max((kept for kept in cut if self.covers(kept.first, kept.count)), key=_count, default=None)
+
+    def cut(self, count: int) -> None:
+        """The text is another one behind its first `count` tokens."""
+        cut = (replace(kept, count=min(kept.count, count)) for kept in self._kept)
+        useful: dict[int, Checkpoint] = {}
+        for kept in cut:
+            if self.covers(kept.first, kept.count):
+                useful.setdefault(kept.count, kept)  # of several the first, which reaches back farthest
+        self._kept = list(useful.values())
+
+    def clear(self) -> None:
+        """Forgets all."""
+        self._kept = []
+
+    def _loss(self, index: int) -> float:
+        """What a cut back to this checkpoint would cost without it, as a share of the tokens that it takes away."""
+        before = self._kept[index - 1].count if index else 0
+        here = self._kept[index].count
+        return (here - before) / (self._kept[-1].count - here) * (_LIKELIER if self._kept[index].likely else 1)
+
+
+def _count(checkpoint: Checkpoint) -> int:
+    return checkpoint.count

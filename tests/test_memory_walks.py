@@ -1,0 +1,160 @@
+"""Random walks through what a session is asked to do: under each policy the account of the text stays true.
+
+Extending, cutting, changing the middle, going on, asking again, cancelling at any place; in caches so small that
+tokens leave all the time.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ggext.errors import ContextFullError
+
+np = pytest.importorskip("numpy")
+pytest.importorskip("llama_cpp")
+
+from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
+from ggext.runtime.memory import POLICIES, WhenFull  # noqa: E402
+from ggext.runtime.memory.self_extend import SelfExtend  # noqa: E402
+
+LONGEST = 700
+SINKS = 4
+
+
+@pytest.fixture(scope="module")
+def model(demo_gguf: Path) -> Iterator[Model]:
+    with Model.open(demo_gguf) as model:
+        yield model
+
+
+def opened(model: Model, policy: WhenFull) -> Session:
+    n_ctx = {"self-extend": 900, "stop": 512}.get(policy, 192)
+    memory = MemoryOptions(policy, block=16, retrieved=3, group=4)
+    return Session(model, SessionOptions(n_ctx=n_ctx, n_batch=32, kv_type="f32", memory=memory))
+
+
+class Walk:
+    """A session, and the text that it was told last; ``whole``: it was not cancelled on the way."""
+
+    def __init__(self, session: Session, rng: random.Random) -> None:
+        self.session, self.rng = session, rng
+        self.text: list[int] = self.words(100)
+        self.whole = False
+
+    def words(self, count: int) -> list[int]:
+        return [self.rng.randrange(3, 250) for _ in range(count)]
+
+    def step(self) -> None:
+        rng, text = self.rng, self.text
+        at = rng.randrange(1, len(text) + 1)
+        how = rng.choice(["on", "on", "on", "cut", "middle", "again", "answer", "answer", "clear"])
+        if how == "on":
+            text = text + self.words(rng.choice([1, 5, 40, 250]))
+        elif how == "cut":
+            text = text[:at]
+        elif how == "middle":
+            text = [*text[: at - 1], *self.words(2), *text[at:]]
+        elif how == "clear":
+            self.session.clear()
+        elif how == "answer" and self.whole:
+            self.answer()
+            return
+        self.text = text[:LONGEST]
+        self.read()
+
+    def read(self) -> None:
+        stop_at = self.rng.randrange(len(self.text)) if self.rng.random() < 0.25 else None
+
+        def progress(done: int, _total: int) -> None:
+            if stop_at is not None and done >= stop_at:
+                self.session.cancel()
+
+        limit = self.session.memory.limit
+        if limit is not None and len(self.text) > limit:
+            before = self.session.tokens
+            with pytest.raises(ContextFullError, match="the context is full"):
+                self.session.evaluate(self.text)
+            assert self.session.tokens == before  # nothing is changed, nothing is lost
+            self.text, self.whole = list(before) or self.words(5), False
+            return
+        prefill = self.session.evaluate(self.text, progress)
+        self.session.resume()
+        self.whole = not prefill.cancelled
+        assert prefill.reused + prefill.evaluated <= len(self.text)
+        assert prefill.cancelled or prefill.reused + prefill.evaluated == len(self.text)
+
+    def answer(self) -> None:
+        most = self.rng.choice([1, 10, 80])
+        stop_at = self.rng.randrange(1, 2 * most)
+        generation = self.session.generate(Sampling(temperature=3, seed=self.rng.randrange(99)), most)
+        said = []
+        for token in generation:
+            said.append(token)
+            if len(said) == stop_at:
+                self.session.cancel()
+        self.session.resume()
+        generation.close()
+        self.text = [*self.text, *said][: self.session.used + self.session.dropped]
+
+    def check(self) -> None:
+        """What is cached and what is gone are the text, as far as it was read."""
+        session, gone = self.session, self.session.memory.gone
+        read = session.used + session.dropped
+        assert read == len(self.text) if self.whole else read <= len(self.text)
+        start = gone.start if gone.count else session.used
+        assert list(session.tokens[:start]) == self.text[:start]
+        assert list(session.tokens[start:]) == self.text[start + gone.count : read]
+        if gone.count:
+            assert gone.start == SINKS
+            assert gone.found_in(self.text)
+        places = session.cache.positions
+        last = session.memory.positions if isinstance(session.memory, SelfExtend) else session.n_ctx
+        assert len(places) == session.used <= session.n_ctx
+        assert places == sorted(places)
+        assert not places or 0 <= places[0] <= places[-1] < last
+        if session.memory.options.when_full not in ("stop", "recompute"):
+            cells = session.cache.take(0, session.n_ctx).positions.tolist()
+            assert set(places) <= set(cells)
+            assert len(cells) <= session.n_ctx
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_token_is_ever_lost_without_an_account(model: Model, policy: WhenFull, seed: int) -> None:
+    with opened(model, policy) as session:
+        walk = Walk(session, random.Random(f"{policy} {seed}"))
+        for _ in range(40):
+            walk.step()
+            walk.check()
+
+
+def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(model: Model) -> None:
+    """recompute empties the cache before it reads the window again."""
+    with opened(model, "recompute") as session:
+        session.evaluate(list(range(3, 190)))
+        session.cancel()
+        assert not session.memory.make_room(30)
+        session.resume()
+        assert (session.used, session.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("policy", ["stop", "recompute"])
+def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(model: Model, policy: WhenFull) -> None:
+    made = SessionOptions(n_ctx=512, n_batch=64, kv_type="f32")
+    with opened(model, policy) as session, Session(model, made) as fresh:
+        walk = Walk(session, random.Random(policy))
+        compared = 0
+        for _ in range(40):
+            walk.step()
+            if not (walk.whole and session.cache.has_logits):
+                continue
+            fresh.clear()
+            fresh.evaluate(session.tokens)
+            wanted = fresh.last_logits()
+            assert np.abs(session.last_logits() - wanted).max() < 1e-3 * np.ptp(wanted)
+            compared += 1
+        assert compared > 15
