@@ -28,8 +28,8 @@ _HEADROOM = 0.95  # of what is free; the rest is for threads' buffers and for wh
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers with
-    a sliding window keep. Raises UsageError."""
+    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers
+    with a sliding window keep. Raises UsageError."""
 
     kv_type: str = "f16"
     batch: int | None = None
