@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ggext.footprint.cache import Swa
-from ggext.footprint.planner import Choices
+from ggext.footprint.planner import Choices, Memories
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.runtime import capacity
@@ -82,7 +82,7 @@ def measure(path: Path, tokens: int, batch: int, repeat: int) -> None:
         for swa in CHOICES:
             room = capacity.room(model, Choices("f16", batch, swa=swa))
             assert room is not None
-            share = room.planner.shares(room.planner.context(tokens))[0]
+            share = room.planner.shares(room.planner.context(tokens, Memories(None)))[0]
             late = statistics.median(read[swa][-1024 // batch :]) / batch * 1e3
             print(
                 f"| {swa} | {share.cache / 2**20:.1f} | {share.checkpoints / 2**20:.1f} | "

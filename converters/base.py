@@ -33,8 +33,7 @@ class TensorRule:
     where it is not that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's
     array in place of the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents,
     where the source is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may
-    be absent. ``unless``: nothing is written, and a source that is there is refused for this reason, but where its
-    values are those of the tensor ``repeated``.
+    be absent. ``unless``: not written, and refused for this reason where it differs from the tensor ``repeated``.
     """
 
     sources: tuple[str, ...]
@@ -183,11 +182,8 @@ def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_
 
 @cache
 def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowNumbers:
-    """Row order that turns rotary pairs (i, i + d/2) of each head into neighbours (2i, 2i + 1).
-
-    transformers stores Q and K of Llama for the half-split layout, llama.cpp's architecture rotates
-    adjacent dimensions.
-    """
+    """Row order that turns the rotary pairs (i, i + d/2) of each head, as transformers stores Llama's queries and keys,
+    into neighbours (2i, 2i + 1), as llama.cpp's architecture rotates them."""
     import numpy as np
 
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)

@@ -349,7 +349,7 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
     [
         ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar is 64; .* divides the scores by √32"),
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
-        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is missing"),
+        ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is null"),
         ("gemma2", {"tie_word_embeddings": False}, "has no output matrix but the embedding"),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "does not cap the scores"),
         ("gemma3", {"use_bidirectional_attention": True}, "attends to what was before"),

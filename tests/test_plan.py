@@ -435,6 +435,7 @@ def test_the_command_line_tells_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "physical_cores", lambda: 2)
     monkeypatch.setattr(machine, "free_memory", lambda: 4 * GIB)
     path = write_sized(tmp_path / "m.gguf", SHAPES["gemma-3-4b"])
     code, text = run(str(path), "--gpu-layers", "0")
@@ -449,7 +450,7 @@ def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pyte
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
-    assert "it does not fit; the largest context that does: 68,096 tokens\n" in text
+    assert "it does not fit; the largest context that does: 72,448 tokens\n" in text
     assert "checkpoints  696.0 MiB\n" in text
     assert "29 layers see a sliding window; their cache keeps the window's tokens\n" in text
 

@@ -13,7 +13,7 @@ from tiny_gguf import write_random
 
 from ggext.errors import ModelError, UsageError
 from ggext.footprint.cache import CHECKPOINTS, whole_windows
-from ggext.footprint.planner import Choices
+from ggext.footprint.planner import Choices, Memories
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -234,7 +234,7 @@ def test_the_default_is_what_takes_less_memory() -> None:
 def test_the_copies_are_bounded_as_the_plan_says(model: Model) -> None:
     room = capacity.room(model, Choices("f32", 32, swa="small"))
     assert room is not None
-    planned = room.planner.shares(room.planner.context(2048))[0].checkpoints
+    planned = room.planner.shares(room.planner.context(2048, Memories(None)))[0].checkpoints
     with Session(model, options()) as session:
         for length in range(100, 2000, 100):
             session.evaluate(TEXT[:length])
