@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,6 +173,9 @@ class Script:
         if not self.lines[-1].startswith("? "):
             self.lines.append("? ")
         self.lines[-1] += text
+
+    def waiting(self, _text: str) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def progress(self, _done: int, _total: int) -> None:
         if self.interrupt_at == "prefill":

@@ -431,6 +431,23 @@ def test_a_default_context_is_capped_to_the_memory_and_says_so(model: Model, mon
         Session(model)
 
 
+@pytest.mark.parametrize("tokens", [256, 512])
+def test_a_context_can_leave_half_of_the_memory_to_others(
+    model: Model, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    room = capacity.room(model, Choices(flash_attention=True))
+    assert room is not None
+    ram, _ = room.planner.shares(room.planner.context(tokens, Memories(None)))
+    free = ram.total * 2 * 100 // 95 - ram.weights + 8
+    monkeypatch.setattr(capacity, "free_memory", lambda: free)
+    with Session(model, SessionOptions(leaves_memory=True)) as session:
+        assert session.n_ctx == tokens
+        assert ["--ctx auto" in notice for notice in session.notices] == ([True] if tokens < 512 else [])
+    for options in (SessionOptions(), SessionOptions(n_ctx=512, leaves_memory=True)):
+        with Session(model, options) as session:
+            assert (session.n_ctx, session.notices) == (512, ())
+
+
 def test_trained_means_before_the_extension(tmp_path: Path) -> None:
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling

@@ -191,6 +191,19 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize(("after", "is_shown"), [(0.0, True), (60.0, False)])
+def test_what_takes_long_is_said_and_taken_off(monkeypatch: pytest.MonkeyPatch, after: float, is_shown: bool) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(painting, "_LONG_WAIT", after)
+    file = Terminal()
+    with painting.waiting(painting.new_console(file), "loading \x1b[31mx.gguf"):
+        deadline = time.monotonic() + 10
+        while is_shown and "loading" not in file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert ("loading \ufffd[31mx.gguf" in file.getvalue()) is is_shown
+    assert file.getvalue().endswith("\x1b[2K" if is_shown else "")
+
+
 @pytest.mark.parametrize(
     ("total", "seconds", "bar_at"),
     [

@@ -77,6 +77,9 @@ class Screen(Protocol):
     def progress(self, done: int, total: int) -> None:
         """How much of a prompt is evaluated, in tokens."""
 
+    def waiting(self, text: str) -> AbstractContextManager[None]:
+        """A block that may take long, and what is waited for."""
+
     def thought(self, text: str) -> None:
         """The next piece of the reasoning."""
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
@@ -38,7 +38,7 @@ class _Request:
     file: Path
     prompt: str | None
     documents: tuple[str, ...]
-    ctx: int | None
+    ctx: int | Literal["auto"] | None
     threads: int | None
     gpu_layers: int | None
     kv: str
@@ -106,10 +106,9 @@ _sampled = _grouped(
 )
 
 
-def _tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
-    """None is auto."""
+def _tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
     if text is None or text == "auto":
-        return None
+        return text
     if not text.isdecimal() or not int(text):
         raise click.BadParameter(f"{text!r} is neither a number of tokens nor auto")
     return int(text)
@@ -122,7 +121,8 @@ _machine = _grouped(
         "ctx",
         metavar="N|auto",
         callback=_tokens,
-        help="Context in tokens; auto: what the file is made for, or what fits into the memory.  [default: auto]",
+        help="Context in tokens; auto: what the file is made for, or what fits into the memory.  [default: auto, but "
+        "half of the free memory for a new chat without a text]",
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
     click.option(
@@ -214,7 +214,8 @@ def run(request: _Request) -> None:
 def _open(request: _Request, question: str | None, screen: Screen, stack: ExitStack) -> Chat:
     from ggext.chat.loop import Chat
 
-    conversation, session = _load(request, screen, stack)
+    kept = request.documents or request.session is not None or request.load is not None
+    conversation, session = _load(request, screen, stack, is_empty=question is None and not kept)
     screen.markdown = request.markdown and conversation.prompts.template is not None
     keeper = _keeper(request, question, session)
     if keeper is not None:
@@ -288,7 +289,8 @@ def _stdin() -> str:
     return check_text(sys.stdin.buffer.read(), "the standard input")
 
 
-def _load(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversation, Session]:
+def _load(request: _Request, screen: Screen, stack: ExitStack, *, is_empty: bool) -> tuple[Conversation, Session]:
+    """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to come."""
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import load
     from ggext.runtime import llama
@@ -296,20 +298,22 @@ def _load(request: _Request, screen: Screen, stack: ExitStack) -> tuple[Conversa
 
     llama.lib("ggext chat")
     interrupted: list[bool] = []
-    with screen.interrupts(lambda: interrupted.append(True)):
+    with screen.interrupts(lambda: interrupted.append(True)), screen.waiting(f"loading {request.file.name}"):
         model = Model.open(request.file, request.gpu_layers, lambda _: not interrupted)
     stack.enter_context(model)
     memory = MemoryOptions("stop" if request.options.drop_turns else cast("WhenFull", request.when_full))
     dynamic = cast("DynamicNtk | None", request.dynamic_ntk)
     options = SessionOptions(
-        request.ctx,
+        None if request.ctx == "auto" else request.ctx,
         request.threads,
         kv_type=request.kv,
         memory=memory,
         dynamic_ntk=dynamic,
         swa=cast("Swa", request.swa),
+        leaves_memory=request.ctx is None and is_empty,
     )
-    session = stack.enter_context(Session(model, options))
+    with screen.waiting("making room for the context"):
+        session = stack.enter_context(Session(model, options))
     conversation = Conversation(model, session, request.sampling, request.options)
     for notice in session.notices:
         screen.notice(notice)

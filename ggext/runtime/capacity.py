@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ggext.errors import GgufError
 from ggext.footprint import defaults
 from ggext.footprint.architecture import architecture
+from ggext.footprint.cache import STEP
 from ggext.footprint.machine import free_memory
 from ggext.footprint.planner import Choices, Memories, Planner, Share
 from ggext.runtime.model import Model
@@ -41,6 +42,13 @@ class Room:
     def largest(self) -> int:
         """Tokens of the largest context that a session takes by itself, a multiple of 256."""
         return self.planner.automatic(self._memories) or 0
+
+    def half(self) -> int:
+        """Tokens of the context that a session takes by itself and that leaves half of the memory to others."""
+        if self.free is None:
+            return self.largest()
+        weights = self._shares(STEP)[0].weights - self.copied
+        return replace(self, free=(self.free + weights) // 2).largest()
 
     def needed(self, tokens: int) -> int:
         """Bytes that a context takes beside the weights."""

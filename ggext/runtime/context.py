@@ -25,9 +25,9 @@ class SessionOptions:
     keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
     `ggext.footprint.planner.Planner.context` says. ``memory``: what stays when the context is full. ``swa``: what
     layers with a sliding window keep: "full", every token; "small", the window and a batch; "auto", what takes less
-    memory. ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it or
-    evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    memory. ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others. ``dynamic_ntk``: the base
+    grows with the length of the text, and what is cached is rotated to it or evaluated again. ``eval_callback`` sees
+    every node of the graph (a ``ggml_backend_sched_eval_callback``). Raises UsageError.
     """
 
     n_ctx: int | None = None
@@ -39,6 +39,7 @@ class SessionOptions:
     dynamic_ntk: DynamicNtk | None = None
     eval_callback: Any = None
     swa: Swa = "auto"
+    leaves_memory: bool = False
 
     @property
     def edits_cache(self) -> bool:
@@ -141,6 +142,10 @@ def _check_heads(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.n_ctx or trained
+    half = room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
+    if STEP <= half < asked:
+        made = f"of the {trained:,} that the file is made for: more would take over half of the free memory"
+        return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"

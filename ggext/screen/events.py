@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from ggext.screen.interrupt import on_interrupt
@@ -49,6 +49,10 @@ class JsonScreen:
             self._counted = now
             left = round((now - self._start) / done * (total - done), 1) if done else None
             _write("prefill", done=done, total=total, seconds_left=left)
+
+    def waiting(self, text: str) -> AbstractContextManager[None]:  # noqa: ARG002 - nobody watches
+        """Nothing."""
+        return nullcontext()
 
     def thought(self, text: str) -> None:
         """The next piece of the reasoning."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -49,6 +52,26 @@ class PrefillBar:
     def _is_long(self, left: float | None, total: int) -> bool:
         long = total >= _LONG_PROMPT if left is None else left > _LONG_WAIT
         return long and self._console.is_terminal
+
+
+@contextmanager
+def waiting(console: Console, text: str) -> Iterator[None]:
+    """A block that may take long; if it does, a line on a terminal says what is waited for."""
+    if not console.is_terminal:
+        yield
+        return
+    from rich.status import Status
+    from rich.text import Text
+
+    status = Status(Text(shown(text), "dim"), console=console)
+    timer = threading.Timer(_LONG_WAIT, status.start)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # else it might start behind the stop
+        status.stop()
 
 
 class GrowingMarkdown:

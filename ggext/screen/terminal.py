@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.screen.interrupt import on_interrupt
-from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, write
+from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, waiting, write
 
 if TYPE_CHECKING:
     from prompt_toolkit.formatted_text import AnyFormattedText
@@ -69,6 +69,10 @@ class PlainScreen:
     def progress(self, done: int, total: int) -> None:
         """A bar for a prompt that takes long."""
         self._bar.update(done, total)
+
+    def waiting(self, text: str) -> AbstractContextManager[None]:
+        """A line while the block takes long."""
+        return waiting(self._console, text)
 
     def thought(self, text: str) -> None:
         """The reasoning, on the standard error if at all."""
