@@ -101,6 +101,10 @@ _STACK_NOTE = (
 
 
 _CAMEL_NOTE = "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
+_NEW_NOTE = (
+    "a llama.cpp from before May 2026 does not know this name and refuses the file; the one that it knows, gpt-4o, "
+    "cuts words at combining marks"
+)
 _SPACE_NOTE = "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
 
 
@@ -144,7 +148,7 @@ TABLE = (
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
-    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE)),
+    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_NEW_NOTE, _CASE_NOTE, _STACK_NOTE)),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
     PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)),
     PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _MARKS_NOTE, _CAMEL_NOTE)),
