@@ -409,6 +409,7 @@ def test_the_noted_difference_is_real(
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert differences(original, load(vocabulary), [text]) == [text] * 2
     assert any(note in line for line in vocabulary.notes)
+    assert any("before May 2026" in line for line in vocabulary.notes) is (name == "granite-embed-multi-97m")
 
 
 def test_demo_model(load: Load) -> None:

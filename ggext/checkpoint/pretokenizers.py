@@ -101,7 +101,7 @@ _STACK_NOTE = (
 
 
 _CAMEL_NOTE = "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
-_NEW_NOTE = (
+_NEEDS = (
     "a llama.cpp from before May 2026 does not know this name and refuses the file; the one that it knows, gpt-4o, "
     "cuts words at combining marks"
 )
@@ -115,7 +115,7 @@ class PreTokenizer:
     ``ignore_merges`` is what llama.cpp does under this name: take a word that is a token whole,
     without merging. ``joins``: whether a merge would join what the checkpoint cuts and llama.cpp does
     not: the two are the same for a vocabulary without such merges. ``notes`` say on which text
-    llama.cpp's own expression differs.
+    llama.cpp's own expression differs, ``needs`` which llama.cpp knows the name.
     """
 
     name: str
@@ -123,6 +123,7 @@ class PreTokenizer:
     ignore_merges: bool = False
     joins: Callable[[str, str], bool] | None = None
     notes: tuple[str, ...] = ()
+    needs: str = ""
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -148,7 +149,9 @@ TABLE = (
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
-    PreTokenizer("granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_NEW_NOTE, _CASE_NOTE, _STACK_NOTE)),
+    PreTokenizer(
+        "granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE), needs=_NEEDS
+    ),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
     PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)),
     PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _MARKS_NOTE, _CAMEL_NOTE)),

@@ -151,7 +151,7 @@ def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: 
                 f"{where}: the merge {quote(left)} + {quote(right)} contains a space, which is no "
                 "symbol of byte-level BPE; correct the file"
             )
-    notes += [f"pre-tokenizer {row.name}: {note}" for note in row.notes]
+    notes += [f"pre-tokenizer {row.name}: {note}" for note in (*row.notes, row.needs) if note]
     in_text = SYMBOLS[:0xC0] + SYMBOLS[0xC2:0xF5]  # the other bytes are in no UTF-8
     missing = [symbol for symbol in in_text if table.find(symbol) is None]
     if missing and model.get("unk_token") is not None:
