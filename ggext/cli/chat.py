@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import click
 
+from ggext.cli import chat_options
 from ggext.errors import ContextFullError, GgextError, UsageError
-from ggext.runtime.memory.options import POLICIES, WhenFull
+from ggext.runtime.memory.options import WhenFull
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import ChatOptions, Conversation
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _STDIN = "-"
 _STOPPED = 130  # the exit code of what Ctrl-C ended
-_THINK = ("show", "hide", "off")
 
 
 @dataclass(frozen=True)
@@ -55,111 +54,12 @@ class _Request:
     options: ChatOptions
 
 
-_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-
-
-def _grouped(*options: _Decorator) -> _Decorator:
-    """Decorators as one, in the order in which --help shows them."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_question = _grouped(
-    click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question and leave."),
-    click.option(
-        "-f",
-        "--file",
-        "documents",
-        metavar="DOCUMENT",
-        multiple=True,
-        help="A text in front of the question, or of the first one that is typed; - is the standard input. May be "
-        "repeated.",
-    ),
-    click.option("--system", metavar="TEXT", help="The system prompt."),
-    click.option("--think", type=click.Choice(_THINK), help="Reasoning: show it, fold it (hide), or ask for none."),
-    click.option("--json", is_flag=True, help="Events on the standard output, one JSON object a line."),
-    click.option("--markdown/--no-markdown", default=True, help="Paint Markdown on a terminal.  [default: yes]"),
-)
-_kept = _grouped(
-    click.option("--session", metavar="NAME", help="Keep the chat and its KV cache under this name, or go on with it."),
-    click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a chat that /save wrote."),
-    click.option(
-        "--autosave/--no-autosave", default=True, help="Keep the text of a chat without a name.  [default: yes]"
-    ),
-)
-_sampled = _grouped(
-    click.option("--temperature", default=0.8, show_default=True, help="0 always takes the likeliest."),
-    click.option("--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."),
-    click.option("--top-p", default=0.95, show_default=True, help="Of the likeliest that make up P. 1 is off."),
-    click.option("--min-p", default=0.05, show_default=True, help="At least P times the likeliest. 0 is off."),
-    click.option("--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
-    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer."),
-    click.option("--stop", metavar="TEXT", multiple=True, help="Ends the answer in front of it. May be repeated."),
-    click.option("--json-schema", metavar="SCHEMA", help="The answer is JSON of this schema (a file, or the text)."),
-    click.option("--grammar", type=click.Path(path_type=Path), metavar="FILE", help="The answer follows this GBNF."),
-)
-
-
-def _tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdecimal() or not int(text):
-        raise click.BadParameter(f"{text!r} is neither a number of tokens nor auto")
-    return int(text)
-
-
-_machine = _grouped(
-    click.option(
-        "--ctx",
-        "--context",
-        "ctx",
-        metavar="N|auto",
-        callback=_tokens,
-        help="Context in tokens; auto: what the file is made for, or what fits into the memory.  [default: auto, but "
-        "half of the free memory for a new chat without a text]",
-    ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
-    click.option(
-        "--gpu-layers",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
-    ),
-    click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ..."),
-    click.option(
-        "--swa",
-        type=click.Choice(["auto", "full", "small"]),
-        default="auto",
-        show_default=True,
-        help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
-    ),
-    click.option(
-        "--when-full",
-        type=click.Choice(["stop", "turns", *POLICIES[1:]]),
-        default="stop",
-        show_default=True,
-        help="What stays when the context is full.",
-    ),
-    click.option(
-        "--dynamic-ntk",
-        type=click.Choice(["rotate", "replay"]),
-        help="Grow the RoPE base with the text, of a file without scaling: rotate what is cached, or read it again.",
-    ),
-)
-
-
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@_question
-@_kept
-@_sampled
-@_machine
+@chat_options.question
+@chat_options.kept
+@chat_options.sampled
+@chat_options.machine
 def chat(**given: Any) -> None:
     """Chat with the model in FILE (.gguf), or ask it one question.
 
