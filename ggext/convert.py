@@ -57,7 +57,7 @@ class ConvertOptions:
 @dataclass(frozen=True)
 class Plan:
     """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
-    ``fields``: all but what ``described`` adds. ``nbytes``: tensor data in bytes, before quantizing by llama.cpp;
+    ``fields``: all but what ``completed`` adds. ``nbytes``: tensor data in bytes, before quantizing by llama.cpp;
     ``notes``: lines for the user.
     ``bake``: the same of a GGUF file whose tensor data stays as it is. Known after writing: ``rounding``, what folding
     cost a GGUF file's query weights, ``files``, and ``how`` the data of a GGUF file got there."""
@@ -80,12 +80,12 @@ class Plan:
     in_place: bool = False
     how: str = ""
 
-    def described(self) -> dict[str, Field]:
-        """``fields`` with what a checkpoint says of itself; may add to ``notes``."""
-        if self.source.description is None:
-            return self.fields
-        said = {key: Field.of(value) for key, value in self.source.description(self.notes).items()}
-        return {"general.architecture": self.fields["general.architecture"]} | said | self.fields
+    def completed(self) -> dict[str, Field]:
+        """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
+        made: dict[str, Field] = {}
+        for make in self.source.later:
+            made |= make(self.notes)
+        return {"general.architecture": self.fields["general.architecture"]} | made | self.fields
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -189,13 +189,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
         if how:
             return replace(plan, how=how, files=(plan.out,))
         if plan.split is not None:
-            return replace(plan, files=_write_parts(plan, plan.described(), plan.tensors, progress))
-        write_gguf(plan.out, plan.fields, plan.tensors, progress, plan.described)
+            return replace(plan, files=_write_parts(plan, plan.completed(), plan.tensors, progress))
+        _write(plan, plan.out, progress)
         return replace(plan, files=(plan.out,))
     from ggext.runtime.llama import quantize
 
     with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
-        write_gguf(unquantized, plan.fields, plan.tensors, progress, plan.described)
+        _write(plan, unquantized, progress)
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(unquantized, quantized, plan.types.quantization, tensor_types=plan.types.exact, imatrix=entries)
         made = read_gguf(quantized)
@@ -208,6 +208,11 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
             for info in made.tensors.values()
         ]
         return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
+
+
+def _write(plan: Plan, out: Path, progress: Progress) -> None:
+    complete = plan.completed if plan.source.later else None
+    write_gguf(out, plan.fields, plan.tensors, progress, complete, plan.source.later_bytes)
 
 
 def _write_parts(

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ggext.checkpoint import hub
 from ggext.checkpoint.config import read_config
 from ggext.checkpoint.float8 import weights_of
-from ggext.checkpoint.model_card import general_metadata
 from ggext.checkpoint.safetensors import read_values
-from ggext.checkpoint.tokenizer import read_vocabulary
+from ggext.checkpoint.vocabulary_room import vocabulary_room
 from ggext.checkpoint.weights import read_tensors
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, UsageError
@@ -47,6 +46,9 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 1 << 20
 #: The checkpoint of the project's own chat model, installed with the package.
 DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"
+
+#: Gives fields by their full keys, and may add to the notes.
+MakeFields = Callable[[list[str]], dict[str, Field]]
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class ModelSource:
     """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
     ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method.
     ``query_scale``: what its query weights were multiplied by, to fold a gain into them. ``gguf``: the file, where it
-    is one. ``description``: makes the ``general.`` keys that a checkpoint's fields lack, from what it says of itself,
-    and may add to the notes it is given; that takes as long as a plan."""
+    is one. ``later``: each makes some of the fields that a checkpoint's ``fields`` lack, and may add to the notes it is
+    given; that takes longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take up,
+    beyond a few KB."""
 
     path: Path
     arch: str
@@ -124,7 +127,8 @@ class ModelSource:
     notes: list[str] = field(default_factory=list)
     query_scale: float = 1.0
     gguf: GgufFile | None = None
-    description: Callable[[list[str]], dict[str, Any]] | None = None
+    later: tuple[MakeFields, ...] = ()
+    later_bytes: int = 0
 
     @property
     def is_unscaled_gguf(self) -> bool:
@@ -196,21 +200,38 @@ def _from_checkpoint(folder: Path) -> ModelSource:
         SourceTensor(t.name, t.shape[::-1], t.type, t)
         for t in mapped(family.tensors(), found, family.arch, config.source, notes)
     ]
-    vocabulary = read_vocabulary(folder, family.vocab_size)
-    notes += vocabulary.notes
     values: dict[str, Any] = {
         "general.architecture": family.arch,
         "general.type": "model",
     }
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
-    values |= scalars | vocabulary.metadata()
-    fields = {key: Field.of(value) for key, value in values.items()}
-    shapes = [(t.name, t.shape[::-1]) for t in tensors]
-    description = partial(general_metadata, folder, model_name(folder), family.arch, shapes)
+    fields = {key: Field.of(value) for key, value in (values | scalars).items()}
+    later: tuple[MakeFields, ...] = (partial(_described, folder, family.arch, tensors),)
+    room = vocabulary_room(folder, family.vocab_size)
+    if room is None:
+        fields |= _vocabulary(folder, family.vocab_size, notes)
+    else:
+        later += (partial(_vocabulary, folder, family.vocab_size),)
     return ModelSource(
         folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes,
-        description=description,
+        later=later, later_bytes=room or 0,
     )  # fmt: skip
+
+
+def _described(folder: Path, arch: str, tensors: list[SourceTensor], notes: list[str]) -> dict[str, Field]:
+    from ggext.checkpoint.model_card import general_metadata
+
+    shapes = [(t.name, t.shape[::-1]) for t in tensors]
+    said = general_metadata(folder, model_name(folder), arch, shapes, notes)
+    return {key: Field.of(value) for key, value in said.items()}
+
+
+def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Field]:
+    from ggext.checkpoint.tokenizer import read_vocabulary
+
+    vocabulary = read_vocabulary(folder, vocab_size)
+    notes += vocabulary.notes
+    return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
 
 
 def model_name(folder: Path) -> str:

@@ -134,7 +134,7 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
 
     planned = plan(asked)
     if options["dry_run"]:
-        planned.described()  # for its notes
+        planned.completed()  # for its notes and errors
     for line in describe(planned, name):
         click.echo(line)
     if options["dry_run"]:

@@ -40,14 +40,15 @@ def write_gguf(
     tensors: Sequence[TensorToWrite],
     progress: Callable[[int], None] = lambda _: None,
     complete: Callable[[], Mapping[str, Field]] | None = None,
+    room: int = 0,
 ) -> int:
     """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece. ``complete`` gives all
-    fields, where ``fields`` are not all, and is called while the data is written: about ``SLACK`` bytes more have room,
-    for others the file is written again.
+    fields, where ``fields`` are not all, and is called while the data is written: ``room`` and about ``SLACK`` bytes
+    more fit, for others the file is written again. What is not needed of it remains as padding.
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
-    arranged = arrange(fields, tensors, room=SLACK if complete else 0)
+    arranged = arrange(fields, tensors, room=room + SLACK if complete else 0)
     try:
         with replacing(path, arranged.size) as beside, output_errors(path):
             write_arranged(beside, arranged, progress, complete)
