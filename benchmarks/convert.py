@@ -19,6 +19,7 @@ threads of the extension, into a file whose place was reserved.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
 import platform
@@ -39,6 +40,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+import ggext
+from ggext import converters
 from ggext.gguf.reader import read_gguf
 
 HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 4, 32_000
@@ -323,6 +326,8 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     options = parser.parse_args()
     print(machine(options.folder, options))
+    for package in (ggext, converters):  # as pip does with what it installs, whatever PYTHONDONTWRITEBYTECODE says
+        compileall.compile_dir(Path(str(package.__file__)).parent, quiet=1)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         work = Path(name)
         nbytes = make_checkpoint(work / "model", options.gb, options.tokenizer)

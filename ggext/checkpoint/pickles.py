@@ -6,7 +6,6 @@ around it is checked first: nothing in it is compressed, so that nothing grows w
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +64,8 @@ def _repeats(tensor: Any) -> bool:
 
 def _check_archive(path: Path) -> None:
     """Refuse an archive that is larger inside than outside: zip entries that are compressed or overlap."""
+    import zipfile
+
     try:
         size = path.stat().st_size
         with zipfile.ZipFile(path) as archive:

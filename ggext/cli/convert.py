@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import sys
@@ -111,6 +113,7 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     Without a scaling option, what the checkpoint's own config says is baked. OUT defaults to the
     model's name in the current folder.
     """
+    _without_collector()
     from ggext.sources import named_model, planned_model
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts them on import, 0.06 s of CPU time; none is used
@@ -125,6 +128,14 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         _convert(asked, options)
     else:
         _convert_via_llama_cpp(asked, options)
+
+
+def _without_collector() -> None:
+    """A vocabulary is some 100,000 objects, none of them in a circle: looking for circles takes 30 ms while it is made,
+    and as long again when Python ends."""
+    gc.disable()
+    click.get_current_context().call_on_close(gc.enable)
+    atexit.register(gc.freeze)
 
 
 def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = None) -> Plan:

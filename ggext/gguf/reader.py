@@ -6,7 +6,6 @@ nothing larger than the file is ever allocated, and every error says the byte of
 
 from __future__ import annotations
 
-import logging
 import math
 import mmap
 import os
@@ -120,6 +119,8 @@ def _end_interrupted_change(path: Path) -> None:
 
         done = repair(path)
         if done:
+            import logging
+
             logging.getLogger("ggext").warning("%s: %s", path, done)
 
 
