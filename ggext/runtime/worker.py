@@ -28,7 +28,7 @@ _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the
 # a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
 _CLOSED = "the model is closed"
-_POLL = 0.02  # seconds between two looks at an event that cancels
+_POLL = 0.01  # seconds between two looks at an event that cancels
 
 
 class Event(Protocol):
