@@ -1,12 +1,13 @@
 """Reading and writing behind many cached tokens, with flash attention and without, and how soon a cancel is seen.
 
     python benchmarks/prefill.py SHAPE ... [--layers 2] [--threads 2] [--depths 0,2048,8192,32768] [--rounds 5]
-    python benchmarks/prefill.py SHAPE ... --cancels 40
+    python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64]
+    python benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
 
 SHAPE: one of `shaped_model.SHAPES`, Q4_0 with random weights, made here; fewer layers leave each operation as it is.
-The cache is filled with copies of 512 tokens, f16. ggext's own batch is read, and 512 tokens at once with flash
-attention, as llama.cpp's programs do by default; all take turns, and the last two columns are medians of each round's
-ratio, without flash attention to with it.
+The cache is filled with copies of 512 tokens, f16. Read are 512 tokens: in ggext's own batches, 64 at once, 512 at
+once, and 512 at once with flash attention, as llama.cpp's programs do by default; all take turns, and the last columns
+are medians of each round's ratio, ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +27,22 @@ from typing import Self
 
 from shaped_model import SHAPES, with_layers, write_shaped
 
+from ggext.runtime import llama
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
+from ggext.runtime.ggml import Tensor
 
 COPIED = 512
 PROMPT = 512
 WRITTEN = 4
 _SPEEDS = (
-    "| cached | reads, off | reads, on | 512 at once, on | writes, off | writes, on | × reads | × writes |",
-    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    "| cached | reads | of 64 | of 512 | 512, flash | writes | writes, flash | × 64 | × 512 | × llama.cpp | × flash |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
-_CANCELS = ("| cached | while | batch | median, ms | worst, ms |", "| --- | --- | --- | --- | --- |")
+_NODES = ("| cached | at once | longest operation, ms of wall | of a thread's time |", "| --- | --- | --- | --- |")
+_CANCELS = (
+    "| cached | while | batch | median, ms | worst, ms | median of a thread's time | worst of a thread's time |",
+    "| --- | --- | --- | --- | --- | --- | --- |",
+)
 
 
 class Reader:
@@ -47,7 +54,7 @@ class Reader:
         self.depth = depth
         cache = self.session.cache
         if depth:
-            cache.append([3 + i % 250 for i in range(min(COPIED, cache.n_batch))])
+            cache.append_all([3 + i % 250 for i in range(min(COPIED, depth))])
             block = cache.take(0, len(cache.tokens))
             for start in range(len(block), depth, len(block)):
                 cache.put(replace(block, positions=block.positions + start))
@@ -55,8 +62,9 @@ class Reader:
 
     def read(self, count: int) -> float:
         """Tokens a second."""
+        cache, tokens = self.session.cache, [3 + i % 250 for i in range(count)]
         start = time.perf_counter()
-        assert self.session.cache.append([3 + i % 250 for i in range(count)])
+        assert all(map(cache.append, cache.batches.split(tokens, self.depth, cache.n_batch)))
         seconds = time.perf_counter() - start
         self.back()
         return count / seconds
@@ -72,36 +80,40 @@ class Reader:
     def back(self) -> None:
         self.session.cache.cut(self.depth)
 
-    def cancel_reading(self, seconds: float) -> float:
-        """Milliseconds from a cancel, so long after the start, to the end; a prompt that ends before is no answer."""
+    def cancel_reading(self, seconds: float) -> tuple[float, float]:
+        """Milliseconds from a cancel, so long after the start, to the end, of the clock on the wall and of the
+        processor; a prompt that ends before is no answer."""
         tokens = [5] * self.depth + [3 + i % 250 for i in range(PROMPT)]
         with _cancelled(self.session, seconds) as told:
             prefill = self.session.evaluate(tokens)
-            ended = time.perf_counter()
+            since = told.since()
         self.back()
         assert prefill.cancelled
-        return (ended - told.at) * 1e3
+        return since
 
-    def cancel_writing(self, seconds: float) -> float:
+    def cancel_writing(self, seconds: float) -> tuple[float, float]:
         self.session.evaluate([5] * self.depth + [9])
         with _cancelled(self.session, seconds) as told:
             for _ in self.session.generate(Sampling(temperature=5)):
                 pass
-            ended = time.perf_counter()
+            since = told.since()
         self.back()
-        return (ended - told.at) * 1e3
+        return since
 
 
 class _cancelled:  # noqa: N801 - a context manager
-    """Cancels from another thread after some seconds; ``at`` says when that was."""
+    """Cancels from another thread after some seconds; ``since`` says how long ago that was."""
 
     def __init__(self, session: Session, seconds: float) -> None:
-        self.at = 0.0
+        self._at = (0.0, 0.0)
         self._timer = threading.Timer(seconds, self._cancel, [session])
 
     def _cancel(self, session: Session) -> None:
-        self.at = time.perf_counter()
+        self._at = time.perf_counter(), time.process_time()
         session.cancel()
+
+    def since(self) -> tuple[float, float]:
+        return (time.perf_counter() - self._at[0]) * 1e3, (time.process_time() - self._at[1]) * 1e3
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -111,37 +123,91 @@ class _cancelled:  # noqa: N801 - a context manager
         self._timer.join()
 
 
+class Clock:
+    """Milliseconds that each node of the graph took, by `SessionOptions.eval_callback`: of the clock on the wall and of
+    the processor."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[float, float, str]] = []
+        self._since = (0.0, 0.0)
+        self.callback = llama.lib().ggml_backend_sched_eval_callback(self._see)
+
+    def _see(self, address: int, ask: bool, _user_data: object) -> bool:
+        now = time.perf_counter(), time.process_time()
+        if ask:
+            self._since = now
+        else:
+            name = Tensor.from_address(address).name
+            wall, spent = (1e3 * (after - before) for before, after in zip(self._since, now, strict=True))
+            self.found.append((wall, spent, str(name, "utf-8")))
+        return True
+
+
 def speeds(model: Model, depth: int, threads: int, rounds: int) -> str:
     """A row of the table."""
-    made = SessionOptions(threads=threads)
+    off = SessionOptions(threads=threads, flash_attention=False)
+    on = replace(off, flash_attention=True)
     with ExitStack() as stack:
-        off, on, llama = (
+        ours, fixed, large, llama_cpp, flash = (
             stack.enter_context(reader.session) and reader
             for reader in (
-                Reader(model, depth, replace(made, flash_attention=False)),
-                Reader(model, depth, replace(made, flash_attention=True)),
-                Reader(model, depth, replace(made, flash_attention=True, n_batch=512)),
+                Reader(model, depth, options)
+                for options in (off, replace(off, n_batch=64), replace(off, n_batch=512), replace(on, n_batch=512), on)
             )
         )
-        batch = off.session.n_batch
+        readers = ours, fixed, large, llama_cpp
         found = [
-            (off.read(batch), on.read(batch), llama.read(512), off.write(), on.write()) for _ in range(rounds + 1)
+            [*(reader.read(PROMPT) for reader in readers), ours.write(), flash.write()] for _ in range(rounds + 1)
         ][1:]
     middle = [statistics.median(column) for column in zip(*found, strict=True)]
-    reads = statistics.median(row[0] / row[1] for row in found)
-    writes = statistics.median(row[3] / row[4] for row in found)
-    cells = " | ".join(f"{value:,.1f}" for value in middle)
-    return f"| {depth:,} | {cells} | {reads:.2f} | {writes:.2f} |"
+    pairs = (0, 1), (0, 2), (0, 3), (4, 5)
+    ratios = [statistics.median(row[first] / row[second] for row in found) for first, second in pairs]
+    cells = [f"{value:,.1f}" for value in middle] + [f"{ratio:.2f}" for ratio in ratios]
+    return " | ".join([f"| {depth:,}", *cells]) + " |"
 
 
-def cancels(model: Model, depth: int, threads: int, count: int) -> Iterator[str]:
+def nodes(model: Model, depth: int, options: SessionOptions, counts: list[int], rounds: int = 4) -> Iterator[str]:
+    for count in counts:
+        clock = Clock()
+        made = replace(options, n_batch=count, eval_callback=clock.callback)
+        with (reader := Reader(model, depth, made)).session:
+            longest = []
+            for _ in range(rounds):
+                clock.found.clear()
+                reader.read(count)
+                longest.append(max(clock.found))
+        wall, _, name = min(longest)
+        spent = min(spent for _, spent, _ in longest) / (options.threads or 1)
+        yield f"| {depth:,} | {count} | {wall:.0f} ({name}) | {spent:.0f} |"
+
+
+def cancels(model: Model, depth: int, options: SessionOptions, count: int) -> Iterator[str]:
     rng = random.Random(0)
-    with (reader := Reader(model, depth, SessionOptions(threads=threads))).session:
-        batch = reader.session.n_batch
-        seconds = PROMPT / reader.read(batch) / 2  # half of the prompt: even twice as fast it is not at its end
+    with (reader := Reader(model, depth, options)).session:
+        batch = min(reader.session.n_batch, reader.session.cache.batches.at(depth))
+        seconds = PROMPT / reader.read(PROMPT) / 2  # half of the prompt: even twice as fast it is not at its end
         for name, once in (("reading", reader.cancel_reading), ("writing", reader.cancel_writing)):
             found = [once(rng.random() * min(seconds, 1.5)) for _ in range(count)]
-            yield f"| {depth:,} | {name} | {batch} | {statistics.median(found):.1f} | {max(found):.1f} |"
+            wall, spent = zip(*found, strict=True)
+            threads = options.threads or 1
+            columns = [*_middle_and_worst(wall), *(value / threads for value in _middle_and_worst(spent))]
+            yield " | ".join([f"| {depth:,}", name, str(batch), *(f"{value:.1f}" for value in columns)]) + " |"
+
+
+def _middle_and_worst(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.median(values), max(values)
+
+
+def table(model: Model, args: argparse.Namespace) -> Iterator[str]:
+    options = SessionOptions(threads=args.threads, n_batch=args.batch, flash_attention=args.flash)
+    yield from _NODES if args.nodes else _CANCELS if args.cancels else _SPEEDS
+    for depth in map(int, args.depths.split(",")):
+        if args.nodes:
+            yield from nodes(model, depth, options, [int(count) for count in args.nodes.split(",")])
+        elif args.cancels:
+            yield from cancels(model, depth, options, args.cancels)
+        else:
+            yield speeds(model, depth, args.threads, args.rounds)
 
 
 def main() -> None:
@@ -150,6 +216,9 @@ def main() -> None:
     parser.add_argument("--depths", default="0,2048,8192,32768")
     for name, value in (("layers", 2), ("threads", 2), ("rounds", 5), ("cancels", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--nodes", metavar="N,...")
+    parser.add_argument("--flash", action="store_true")
     args = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, {args.threads} threads, Q4_0, cache f16, {args.layers} layers")
     for name in args.shapes:
@@ -157,12 +226,8 @@ def main() -> None:
             path = write_shaped(Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), "q4_0")
             with Model.open(path, gpu_layers=0) as model:
                 print(f"\n{name} ({SHAPES[name].layers} layers in full)\n")
-                print("\n".join(_CANCELS if args.cancels else _SPEEDS))
-                for depth in map(int, args.depths.split(",")):
-                    if args.cancels:
-                        print(*cancels(model, depth, args.threads, args.cancels), sep="\n", flush=True)
-                    else:
-                        print(speeds(model, depth, args.threads, args.rounds), flush=True)
+                for line in table(model, args):
+                    print(line, flush=True)
 
 
 if __name__ == "__main__":

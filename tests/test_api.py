@@ -508,6 +508,33 @@ def test_an_error_in_a_callback_ends_only_its_answer(worker: Worker) -> None:
     assert len(list(worker.ask(Question([5] * 100, GREEDY, 3)))) == 3
 
 
+def test_cancelling_an_answer_that_waits_ends_it_at_once_and_leaves_the_one_before_alone(demo_gguf: Path) -> None:
+    with Weights.open(demo_gguf) as weights, Session(weights, SessionOptions(n_ctx=1024)) as session:
+        entered, leave = threading.Event(), threading.Event()
+        with Worker([session]) as worker:
+            expected = list(worker.ask(Question([5, 6, 7], GREEDY, 20)))
+            session.clear()
+            threading.Thread(target=worker.do, args=(session, lambda: (entered.set(), leave.wait(30)))).start()
+            assert entered.wait(30)
+            first, second, third = (worker.ask(Question([5, 6, 7], GREEDY, 20)) for _ in range(3))
+            second.cancel()
+            assert (list(second), second.finish, second.prefill) == ([], "cancelled", None)
+            leave.set()
+            assert (list(first), list(third)) == (expected, expected)
+            assert first.finish != "cancelled" != third.finish
+
+
+def test_cancelling_an_answer_that_waits_does_not_stop_the_one_that_runs(demo_gguf: Path) -> None:
+    with Weights.open(demo_gguf) as weights, Worker([Session(weights, SessionOptions(n_ctx=1024))]) as worker:
+        runs = worker.ask(Question([5, 6, 7], Sampling(temperature=5, seed=1), 200))
+        next(runs)
+        waits = worker.ask(Question([8, 9], GREEDY, 20))
+        waits.cancel()
+        assert list(waits) == []
+        assert len(list(runs)) == runs.count - 1
+        assert runs.finish in ("length", "eog")
+
+
 def test_a_long_prompt_does_not_hold_up_the_other_session(worker: Worker) -> None:
     order: list[str] = []
     done = threading.Event()

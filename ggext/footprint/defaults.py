@@ -7,6 +7,11 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
+#: Within so many seconds a cancel shall be seen, which needs the end of an operation at so many floating-point
+#: operations a second and thread (`benchmarks/results/generate.md`).
+SOON = 0.1
+SPEED = 25e9
+
 _BATCH_GPU = 512
 _SOME_THREADS = 4
 _SMALL_MODEL = 20_000_000  # parameters
@@ -20,12 +25,11 @@ class Shaped(Protocol):
 
 
 def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
-    """Tokens that are evaluated at a time.
+    """Tokens that are evaluated at a time, at most: behind many the engine takes fewer (`ggext.runtime.batches`).
 
-    A prefill is cancelled between two operations of the graph, so on a CPU the largest of them shall be short: a
-    multiplication by weights less than a tenth of a second even at 25 GFLOP/s a thread. Behind many tokens it is
-    attention, which few threads take long for. 64 read within 5 % as fast as 128 (`benchmarks/results/generate.md`);
-    32 up to 18 % slower, and with flash attention four times.
+    A prefill is cancelled between two operations of the graph, so on a CPU the largest multiplication by weights shall
+    be short. 64 read within 5 % as fast as 128 (`benchmarks/results/generate.md`); 32 with flash attention take four
+    times as long.
     """
     if on_gpu:
         return _BATCH_GPU
@@ -36,7 +40,7 @@ def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
         for name, info in tensors.items()
         if len(info.shape) > 1 and name.startswith("blk.")
     )
-    return 128 if 2 * 128 * max(sizes, default=0) < 0.1 * 25e9 * threads else 64
+    return 128 if 2 * 128 * max(sizes, default=0) < SOON * SPEED * threads else 64
 
 
 def threads(tensors: Mapping[str, Shaped]) -> int:

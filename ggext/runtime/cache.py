@@ -32,9 +32,10 @@ _MOVED_AT_ONCE = 4096  # cells that pass through host memory together
 class Cache(Closing):
     """The tokens of one context with their positions; keys and values belong to them at every moment.
 
-    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx``, ``n_batch`` in
-    tokens. ``epoch`` grows with each change, ``has_logits``: those behind the last token are there. ``unsure``: tokens
-    whose `append` was left in the middle, until `repair`. ``regimes``: what a text passes through as it grows.
+    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx`` in tokens, ``n_batch``: what
+    `append` takes at most, ``batches``: those that a text is read in. ``epoch`` grows with each change, ``has_logits``:
+    those behind the last token are there. ``unsure``: tokens whose `append` was left in the middle, until `repair`.
+    ``regimes``: what a text passes through as it grows.
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
@@ -47,7 +48,8 @@ class Cache(Closing):
             options = replace(options, eval_callback=self.queries.callback)
         self._options = options
         self._plan = plan_context(model, options)
-        self.n_ctx, self.n_batch, self.notices = self._plan.n_ctx, self._plan.n_batch, self._plan.notices
+        self.n_ctx, self.batches, self.notices = self._plan.n_ctx, self._plan.batches, self._plan.notices
+        self.n_batch = self.batches.most
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last regime.
         settled = options.memory.when_full not in ("stop", "recompute")
@@ -106,8 +108,10 @@ class Cache(Closing):
     def append(self, tokens: Sequence[int], every_logit: bool = False) -> bool:
         """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are kept.
 
-        ``every_logit``: not only the last token's. Raises ModelError.
+        ``every_logit``: not only the last token's. Raises ModelError, also for more than ``n_batch`` tokens.
         """
+        if len(tokens) > self.n_batch:  # llama.cpp would end the process
+            raise ModelError(f"{len(tokens)} tokens at once are too many for a context of n_batch {self.n_batch}")
         if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(len(self.tokens) + len(tokens)):
             return False
         self.unsure = tokens
@@ -254,7 +258,11 @@ class Cache(Closing):
             return True
         tokens = self.tokens
         self._enter(regime)
-        return all(self.append(tokens[i : i + self.n_batch]) for i in range(0, len(tokens), self.n_batch))
+        return self.append_all(tokens)
+
+    def append_all(self, tokens: Sequence[int]) -> bool:
+        """`append` of a text from its beginning, in its batches."""
+        return all(map(self.append, self.batches.split(tokens, 0, self.n_batch)))
 
     def _enter(self, regime: Regime) -> None:
         """An empty cache in a context of another regime."""

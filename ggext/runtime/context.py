@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
-from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, Swa, check_swa, is_quantized, whole_windows
+from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, Context, Swa, check_swa, is_quantized, whole_windows
 from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.batches import Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
@@ -21,8 +22,8 @@ class SessionOptions:
     """How a context is made.
 
     ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
-    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 64 to 128, 512 on a GPU. ``kv_type`` of
-    keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
+    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512 on a GPU, else 64 to 128, and behind
+    many down to 16. ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
     `ggext.footprint.planner.Planner.context` says. ``memory``: what stays when the context is full. ``swa``: what
     layers with a sliding window keep: "full", every token; "small", the window and a batch; "auto", what takes less
     memory. ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others. ``dynamic_ntk``: the base
@@ -74,7 +75,7 @@ class Plan:
     windows keep every token; the regimes that its text passes through; and what the user should know of it."""
 
     n_ctx: int
-    n_batch: int
+    batches: Batches
     flash_attention: bool
     whole_windows: bool
     regimes: tuple[Regime, ...]
@@ -92,7 +93,8 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
-    return Plan(n_ctx, n_batch, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
+    batches = _batches(model, options, room, Context(n_ctx, n_batch, options.kv_type, flash, whole))
+    return Plan(n_ctx, batches, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
 
 def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
@@ -108,13 +110,14 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     if regime.freq_base is not None:
         params.rope_freq_base = regime.freq_base
     params.n_ctx = regime.span
-    params.n_batch = params.n_ubatch = plan.n_batch
     params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
     params.flash_attn_type = _flash_attention_type(module, options, plan)
     params.swa_full = plan.whole_windows
     if options.edits_cache:
         params.n_seq_max, params.kv_unified = 2, True  # a second sequence to take cells out by
+    # A batch that is smaller than the number of sequences ends the process.
+    params.n_batch = params.n_ubatch = max(plan.batches.most, params.n_seq_max)
     params.abort_callback, params.abort_callback_data = abort
     if options.eval_callback is not None:
         params.cb_eval = options.eval_callback
@@ -126,6 +129,15 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
     return handle
+
+
+def _batches(model: Model, options: SessionOptions, room: Room | None, context: Context) -> Batches:
+    """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation whatever it reads, and
+    four times as long for less than 64."""
+    if options.n_batch or context.flash_attention or room is None:
+        return Batches(context.batch)
+    threads = options.threads or capacity.threads_for(model)
+    return Batches(context.batch, threads, attention(room.planner.arch, context))
 
 
 def _check_heads(model: Model, kv_type: str) -> None:

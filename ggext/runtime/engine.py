@@ -152,10 +152,8 @@ class Session(Closing):
         with self._exclusive():
             wanted = list(tokens)
             _, reused = self._reusable(wanted) if wanted else (0, 0)
-        whole = (len(wanted) - reused) // self.memory.batch * self.memory.batch
-        if not whole:
-            return Prefill(reused, 0, 0.0, cancelled=False)
-        return self.evaluate(wanted[: reused + whole], progress)
+        *_, end = reused, *self.cache.batches.ends(reused, len(wanted), self.memory.batch)
+        return self.evaluate(wanted[:end], progress) if end > reused else Prefill(reused, 0, 0.0, cancelled=False)
 
     def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
         """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel` before the
@@ -173,7 +171,7 @@ class Session(Closing):
             reused = self._keep(kept, len(wanted)) + self.dropped
             done, total = 0, len(wanted) - reused
             try:
-                for batch in _batches(wanted[reused:], self.memory.batch):
+                for batch in self.memory.batches(wanted[reused:], reused):
                     yield done, total
                     self.cache.checkpoint(total - done, likely=not done)
                     if not self._read(batch, last=done + len(batch) == total):
@@ -205,7 +203,7 @@ class Session(Closing):
     def logits(self, tokens: Sequence[int], n_batch: int | None = None) -> NDArray[np.float32]:
         """The logits behind each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
 
-        `n_batch` tokens at a time (None: the session's). Raises ContextFullError, CancelledError.
+        At most `n_batch` tokens at a time (None: the session's). Raises ContextFullError, CancelledError.
         """
         import numpy as np
 
@@ -238,7 +236,7 @@ class Session(Closing):
                 raise ContextFullError(len(wanted), 0, self.memory.limit)
             self._keep(0, len(wanted))
             done = 0
-            for batch in _batches(wanted, min(n_batch or self.memory.batch, self.memory.batch)):
+            for batch in self.cache.batches.split(wanted, 0, min(n_batch or self.memory.batch, self.memory.batch)):
                 if not (self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)):
                     self.resume()
                     raise CancelledError(f"cancelled after {done} of {len(wanted)} tokens")
@@ -278,7 +276,7 @@ class Session(Closing):
             self.resume()
             cache, tokens = self.cache, self._checked(self.cache.tokens)
             kept = cache.cut(len(tokens) - 1)
-            between = _batches(tokens[kept:-1], self.memory.batch)
+            between = self.memory.batches(tokens[kept:-1], kept)
             if not (all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])):
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
@@ -350,11 +348,6 @@ class Session(Closing):
         if self.cache.cancelled:
             return False
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
-
-
-def _batches(tokens: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(tokens), size):
-        yield tokens[start : start + size]
 
 
 def in_common(left: Sequence[int], right: Sequence[int]) -> int:

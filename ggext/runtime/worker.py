@@ -28,7 +28,7 @@ _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the
 # a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
 _CLOSED = "the model is closed"
-_POLL = 0.02  # seconds between two looks at an event that cancels
+_POLL = 0.01  # seconds between two looks at an event that cancels
 
 
 class Event(Protocol):
@@ -195,21 +195,24 @@ class _Job:
         self._happenings: Generator[Happening, None, None] | None = None
 
     def cancel(self) -> None:
+        """Ends the answer; one that waits for its turn at once, without a word to the session, which is another's."""
         with self._lock:
-            if not self.ended:
-                self._cancelled = True
+            if self.ended:
+                return
+            self._cancelled = True
+            if self._happenings is not None:
                 self.session.cancel()
+            elif self.callback is None:  # a callback is called in the worker's thread only
+                self.end(End("cancelled"))
 
     def turn(self, seconds: float) -> None:
         """One batch, or one token and those that follow within so many seconds. Sets ``ended`` behind the last one."""
         # What follows anything but a token is handed over at once: it is the first token.
         until = time.perf_counter() + seconds if self._writing else 0.0
         try:
-            if self._happenings is None:
-                self._begin()
-                self._happenings = self._work()
+            happenings = self._happenings or self._begin()
             tell = self.callback or self._packed.append
-            for happening in self._happenings:
+            for happening in happenings:
                 if isinstance(happening, End):
                     self.end(happening)
                     return
@@ -221,10 +224,15 @@ class _Job:
         except BaseException as error:  # noqa: BLE001 - raised where the answer is read
             self.end(End("cancelled", error))
 
-    def _begin(self) -> None:
-        self.session.resume()  # a cancel of the question before, that came too late
-        if self._cancelled:
-            self.session.cancel()
+    def _begin(self) -> Iterator[Happening]:
+        with self._lock:
+            if self.ended:
+                return iter(())
+            self.session.resume()  # a cancel of the question before, that came too late
+            if self._cancelled:
+                self.session.cancel()
+            self._happenings = self._work()
+            return self._happenings
 
     def _send(self) -> None:
         """Hands over what has been packed."""
@@ -357,7 +365,8 @@ def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], cl
             inbox.get()
         seconds = _TOGETHER if len(active) == 1 else 0.0  # the others may take long
         for lane in active:
-            lane[0].turn(seconds)
+            if not lane[0].ended:
+                lane[0].turn(seconds)
             if lane[0].ended:
                 lane.popleft()
     for lane in lanes:

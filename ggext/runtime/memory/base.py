@@ -60,8 +60,8 @@ class Gone:
 
 
 class Memory(ABC):
-    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``:
-    tokens that may be appended at once. ``room``: tokens that may stand in the cache in a row, before any has moved.
+    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``: tokens
+    that may be appended at once, at most. ``room``: tokens that may stand in the cache in a row, before any has moved.
     ``gone``: what left of this text, ``left_before``: tokens of other texts that left earlier."""
 
     limit: int | None = None
@@ -73,6 +73,10 @@ class Memory(ABC):
         self.room = cache.n_ctx
         self.gone = Gone()
         self.left_before = 0
+
+    def batches(self, tokens: Sequence[int], start: int) -> Iterator[list[int]]:
+        """Tokens that stand behind `start` others of a text, in what is appended at once."""
+        return self.cache.batches.split(tokens, start, self.batch)
 
     @abstractmethod
     def make_room(self, count: int) -> bool:

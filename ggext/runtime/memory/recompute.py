@@ -15,4 +15,4 @@ class Recompute(Window):
         cache = self.cache
         kept = cache.tokens[:start] + cache.tokens[end:]
         cache.clear()
-        return all(cache.append(kept[i : i + cache.n_batch]) for i in range(0, len(kept), cache.n_batch))
+        return cache.append_all(kept)
