@@ -357,7 +357,7 @@ def test_a_text_from_which_nothing_left_goes_on_under_any_policy(tmp_path: Path,
         store.restore(path, landmark, KEY)
 
 
-@pytest.mark.parametrize("policy", ["landmark", "compress", "self-extend"])
+@pytest.mark.parametrize("policy", ["compress", "self-extend"])
 def test_what_a_policy_keeps_elsewhere_is_not_kept_on_disk(
     tmp_path: Path, open_session: Open, policy: WhenFull
 ) -> None:

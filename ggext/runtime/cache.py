@@ -178,12 +178,12 @@ class Cache(Closing):
         """All cells as llama.cpp writes them. Raises ModelError."""
         return self.cells.copied()
 
-    def restore(self, tokens: list[int], state: NDArray[np.uint8]) -> None:
-        """The cells that `snapshot` wrote for these tokens, at the positions from 0 on. Raises ModelError."""
+    def restore(self, tokens: list[int], state: NDArray[np.uint8], places: list[int]) -> None:
+        """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises ModelError."""
         self.start(len(tokens))
         with self.whole():
             self.cells.replace(state)
-        self.tokens, self.positions = tokens, list(range(len(tokens)))
+        self.tokens, self.positions = tokens, places
         self.epoch += 1
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
