@@ -611,6 +611,18 @@ def test_a_file_that_would_abort_llama_cpp_is_refused(
         Model.open(bad)
 
 
+@pytest.mark.parametrize("arch", ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"])
+def test_families_with_experts_and_chunks_answer(tmp_path: Path, arch: str) -> None:
+    path = tiny_gguf.write_random(tmp_path / "m.gguf", arch)
+    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256)) as session:
+        session.evaluate([*range(5, 60)])
+        answers = [[*session.generate(Sampling(temperature=0), 8)]]
+        session.evaluate([*range(5, 60)])
+        answers.append([*session.generate(Sampling(temperature=0), 8)])
+    assert len(answers[0]) == 8
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize(
     ("arch", "changed", "problem"),
     [
