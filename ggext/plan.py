@@ -20,8 +20,9 @@ from ggext.gguf.shards import metadata_part, whole_header
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
 MEASURED = frozenset({
-    "cohere2", "deepseek2", "gemma", "gemma2", "gemma3", "gpt-oss", "granite", "llama", "mistral3", "olmo2", "phi3",
-    "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "seed_oss", "smollm3", "starcoder2",
+    "cohere2", "deepseek2", "dots1", "ernie4_5-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "granite",
+    "llama", "mistral3", "olmo2", "olmoe", "phi3", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "seed_oss",
+    "smollm3", "starcoder2",
 })  # fmt: skip
 
 

@@ -21,10 +21,12 @@ from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
 
 _NORMS = {
     "cohere2": ("attn_norm",), "gpt-oss": ("attn_norm", "post_attention_norm"),
-    "seed_oss": ("attn_norm", "post_attention_norm"), "olmo2": ("post_attention_norm", "post_ffw_norm"),
+    "seed_oss": ("attn_norm", "post_attention_norm"), "glm4moe": ("attn_norm", "post_attention_norm"),
+    "olmo2": ("post_attention_norm", "post_ffw_norm"),
 } | dict.fromkeys(("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"))  # fmt: skip
 _LAYER_NORM = ("cohere2", "starcoder2")
-_NORMED_HEADS = ("qwen3", "qwen3moe", "gemma3", "olmo2")
+_NORMED_HEADS = ("dots1", "qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe")
+_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ _GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "fi
 _GRANITE = {"attention.scale": 0.015625, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}
 _COHERE2 = {"attention.sliding_window": 4096, "logit_scale": 0.25}
 _ONE_WINDOW_IN_TWO = {"attention.sliding_window": 128}
+_CHOSEN = {"expert_shared_count": 1, "expert_gating_func": 2, "expert_weights_scale": 1.0, "expert_weights_norm": True,
+           "leading_dense_block_count": 1}  # fmt: skip
 
 #: Sizes of published models.
 SHAPES = {
@@ -85,6 +89,15 @@ SHAPES = {
     "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True),
     "command-r7b": Shape("cohere2", 32, 4096, 32, 8, 128, 14336, 256000, tied=True, keys=_COHERE2),
     "olmo-2-7b": Shape("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
+    "glm-4.5-air-8-layers": Shape("glm4moe", 8, 4096, 96, 8, 128, 10944, 151552, biases=True, experts=(128, 8, 1408),
+                                  shared_ff=1408, dense_lead=1, keys=_CHOSEN | {"rope.dimension_count": 64}),
+    "olmoe-7b-a1b": Shape("olmoe", 16, 2048, 16, 16, 128, 1024, 50304, experts=(64, 8, 1024)),
+    "ernie-4.5-21b-a3b": Shape("ernie4_5-moe", 28, 2560, 20, 4, 128, 12288, 103424, tied=True, experts=(64, 6, 1536),
+                               shared_ff=3072, dense_lead=1,
+                               keys=_CHOSEN | {"interleave_moe_layer_step": 1,
+                                               "expert_shared_feed_forward_length": 3072}),
+    "dots1-8-layers": Shape("dots1", 8, 4096, 32, 32, 128, 10944, 152064, experts=(128, 6, 1408), shared_ff=2816,
+                            dense_lead=1, keys=_CHOSEN | {"expert_shared_count": 2}),
     "seed-oss-36b": Shape("seed_oss", 64, 5120, 80, 8, 128, 27648, 155136, biases=True),
 }  # fmt: skip
 
@@ -137,7 +150,7 @@ def _norms(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         if s.arch == "starcoder2":
             yield f"{name}.bias", (s.width,)
     if s.arch in _NORMED_HEADS:
-        whole = s.arch == "olmo2"  # all heads as one
+        whole = s.arch in ("olmo2", "olmoe")  # all heads as one
         yield "attn_q_norm.weight", (s.heads * s.head if whole else s.head,)
         yield "attn_k_norm.weight", (s.kv_heads * s.head if whole else s.head,)
 
@@ -160,6 +173,8 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
             yield f"ffn_{name}_exps.bias", (shape[1], count)
     if s.arch == "gpt-oss":
         yield "ffn_gate_inp.bias", (count,)
+    if s.arch in _BIASED_CHOICE:
+        yield "exp_probs_b.bias", (count,)
     if s.shared_ff:
         for name, shape in (
             ("gate", (s.width, s.shared_ff)), ("up", (s.width, s.shared_ff)), ("down", (s.shared_ff, s.width)),

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_gguf
 from conftest import SHARED
 
 from ggext.errors import ContextFullError, GgextError, GgufError, ModelError, UsageError
@@ -608,6 +609,37 @@ def test_a_file_that_would_abort_llama_cpp_is_refused(
     bad = damaged(stories_gguf, tmp_path / "bad.gguf", fields, types)
     with pytest.raises(GgufError, match=f"{problem}.*would abort"):
         Model.open(bad)
+
+
+@pytest.mark.parametrize("arch", ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"])
+def test_families_with_experts_and_chunks_answer(tmp_path: Path, arch: str) -> None:
+    path = tiny_gguf.write_random(tmp_path / "m.gguf", arch)
+    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256)) as session:
+        session.evaluate([*range(5, 60)])
+        answers = [[*session.generate(Sampling(temperature=0), 8)]]
+        session.evaluate([*range(5, 60)])
+        answers.append([*session.generate(Sampling(temperature=0), 8)])
+    assert len(answers[0]) == 8
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(
+    ("arch", "changed", "problem"),
+    [
+        ("llama4", {"block_count": 3}, "block_count is 3, and the architecture llama4 has 4 layers or more"),
+        ("llama4", {"attention.sliding_window": 0}, "attention.sliding_window is 0"),
+        ("llama4", {"attention.sliding_window_pattern": 1}, "attention.sliding_window is 8192, and no layer has a"),
+        ("gemma3", {"attention.sliding_window_pattern": 1}, "attention.sliding_window is 64, and no layer has a"),
+        ("gpt-oss", {"attention.sliding_window_pattern": [0, 0]}, "attention.sliding_window is 128, and no layer has"),
+    ],
+)
+def test_windows_that_would_abort_llama_cpp_are_refused(
+    tmp_path: Path, arch: str, changed: dict[str, Any], problem: str
+) -> None:
+    keys = {f"{arch}.{key}": value for key, value in changed.items()}
+    path = tiny_gguf.write_random(tmp_path / "m.gguf", arch, extra_keys=keys)
+    with pytest.raises(GgufError, match=f"{problem}.*would abort"):
+        Model.open(path)
 
 
 def test_the_damage_itself_is_what_is_refused(stories_gguf: Path, tmp_path: Path) -> None:

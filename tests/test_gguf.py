@@ -184,7 +184,9 @@ def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, fli
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(GgufError, match=r"none\.gguf: No such file"):
+    with pytest.raises(GgufError, match=r"demo: No such file.* ggext convert demo makes a \.gguf file of it"):
+        read_gguf(Path("demo"))
+    with pytest.raises(GgufError, match=r"none\.gguf: No such file; check the path$"):
         read_gguf(tmp_path / "none.gguf")
     with pytest.raises(GgufError, match="is a folder"):
         read_gguf(tmp_path)

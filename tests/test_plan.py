@@ -75,7 +75,7 @@ def test_every_architecture_that_is_called_measured_is() -> None:
     assert {shape.arch for shape in SHAPES.values()} == MEASURED
 
 
-TINY = ["llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
+TINY = ["granitemoe", "llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
 WINDOWED = ["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"]
 
 

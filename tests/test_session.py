@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -74,6 +75,18 @@ class TestJournal:
                 journal.update(SAID)
             assert reread(path) == SAID
 
+    def test_it_says_how_many_turns_left_the_context(self, tmp_path: Path) -> None:
+        path = tmp_path / "chat.jsonl"
+        with Journal(path, "m.gguf") as journal:
+            journal.update(SAID)
+            journal.update(SAID, 2)
+        for _ in range(2):  # as it was written, and as it was when it was opened
+            with Journal(path, "m.gguf") as journal:
+                assert (journal.turns, journal.left) == (SAID, 2)
+        with Journal(path, "m.gguf") as journal:
+            journal.update(SAID[:1])
+            assert journal.left == 0
+
     def test_two_programs_cannot_have_it(self, tmp_path: Path) -> None:
         with Journal(tmp_path / "chat.jsonl", "m.gguf"), pytest.raises(OutputError, match="open in another ggext"):
             Journal(tmp_path / "chat.jsonl", "m.gguf")
@@ -98,6 +111,9 @@ class TestJournal:
             b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 1, "turns": []}\n',
             b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": -1, "turns": []}\n',
             b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [{"role": "root"}]}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": 1}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": -1}\n',
+            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": "0"}\n',
             b'{"format": "ggext journal", "version": 1, "model": "m"}\n' + b"[" * 100_000 + b"\n",
         ],
     )
@@ -180,7 +196,7 @@ def test_a_chat_is_kept_while_it_goes_on() -> None:
 def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
     with Keeper(named("full"), "model.gguf", None) as keeper:
 
-        def full(_turns: object) -> None:
+        def full(_turns: object, _left: int) -> None:
             raise OutputError("chat.jsonl: No space left on device; the chat is not being kept")
 
         monkeypatch.setattr(keeper, "record", full)
@@ -341,7 +357,7 @@ def test_a_text_from_which_nothing_left_goes_on_under_any_policy(tmp_path: Path,
         store.restore(path, landmark, KEY)
 
 
-@pytest.mark.parametrize("policy", ["landmark", "compress", "self-extend"])
+@pytest.mark.parametrize("policy", ["compress", "self-extend"])
 def test_what_a_policy_keeps_elsewhere_is_not_kept_on_disk(
     tmp_path: Path, open_session: Open, policy: WhenFull
 ) -> None:
@@ -555,6 +571,58 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
     (folder / "kv.bin").unlink()
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.restore() == "no KV state was saved: the next question reads the chat again"
+
+
+TURNS = ["--temperature", "0", "--when-full", "turns", "--session", "long", "--ctx"]
+STATUS = re.compile(r"read ([\d,]+) .*reused ([\d,]+)")
+
+
+def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[str], *questions: str) -> list[str]:
+    """What `ggext chat` shows for typed questions."""
+    from ggext.cli import main
+    from ggext.screen import terminal
+
+    screen = Script(*questions)
+    monkeypatch.setattr("ggext.cli.chat._asked", lambda _: (None, []))
+    monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
+    main.main(["chat", *arguments], standalone_mode=False)
+    return screen.lines
+
+
+def reading(lines: list[str]) -> list[tuple[int, int]]:
+    """Tokens read and reused by each turn."""
+    found = (STATUS.search(line.replace(",", "")) for line in lines if line.startswith("="))
+    return [(int(match[1]), int(match[2])) for match in found if match]
+
+
+def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And so its kept cache is of use: the next turn reads itself alone."""
+    questions = [f"Leo hides the {thing} below. Where is the {thing}?" for thing in ("map", "crown", "hammer") * 5]
+    before = converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
+    assert any("the context was full" in line for line in before)
+    with Journal(named("long") / "chat.jsonl", "") as journal:
+        left, turns = journal.left, journal.turns
+    assert 0 < left < len(turns) == 2 * len(questions)
+    after = converse(monkeypatch, [str(model_path), *TURNS, "160"], "Where is the map?")
+    assert re.search("session long: 30 turns; [0-9]+ tokens of KV cache restored", after[0])
+    assert after[1] == (
+        f"- the {left} oldest turns left the context earlier, from “Leo hides the map below. Where is the ma…” on; the "
+        "model does not see them any more, /save keeps them"
+    )
+    [(read, reused)] = reading(after)
+    assert read < 12 < reused
+
+
+def test_turns_that_left_come_back_into_a_larger_context(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions = ["Leo hides the map below. Where is the map?"] * 12
+    converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
+    after = converse(monkeypatch, [str(model_path), *TURNS, "2048"], "Where is the map?")
+    assert after[1].endswith("they fit into this one, and the next turn reads the chat again")
+    assert sum(reading(after)[0]) > 160
+    with Journal(named("long") / "chat.jsonl", "") as journal:
+        assert journal.left == 0
 
 
 def test_the_cache_is_saved_when_losing_it_would_cost_much(open_session: Open) -> None:

@@ -94,6 +94,31 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
     assert reused > 0.4 * length  # not by reading everything again
 
 
+def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
+    """Llama 4 attends within chunks of 8,192 tokens, which no key of the file says."""
+    tokens = some(random.Random("chunks"), 8800)
+    path = write_random(tmp_path / "llama4.gguf", "llama4", extra_keys={"llama4.context_length": 32768})
+    with Model.open(path) as model:
+        assert model.n_swa == 8192
+        with Session(model, options(n_ctx=9216, n_batch=256, swa="full")) as whole:
+            wanted = np.concatenate(list(whole._rows(tokens, None)))
+        with Session(model, options(n_ctx=9216, n_batch=256)) as session:
+            for count, most in ((8800, 8800), (8799, 1), (8800, 1), (8500, 309), (8498, 1), (8193, 300)):
+                prefill = session.evaluate(tokens[:count])
+                assert prefill.evaluated <= most, count
+                apart = np.abs(session.last_logits() - wanted[count - 1]).max()
+                assert apart < 1e-3 * np.ptp(wanted[count - 1]), count
+
+
+def test_what_a_window_that_begins_anew_needs() -> None:
+    chunked = Checkpoints(64, 4, chunked=True)
+    assert [chunked.needed(count) for count in (0, 63, 64, 127, 128)] == [0, 0, 64, 64, 128]
+    assert chunked.covers(64, 70)
+    assert not chunked.covers(65, 70)
+    assert not chunked.covers(64, 63)
+    assert not Checkpoints(64, 4).covers(64, 70)
+
+
 def test_without_what_was_kept_aside_the_same_cut_is_wrong(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
     with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:

@@ -118,10 +118,18 @@ class Conversation:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
         self.restart(self.turns[: self.system is not None])
 
-    def restart(self, turns: Sequence[Turn]) -> None:
-        """Goes on from other turns."""
+    def restart(self, turns: Sequence[Turn], left: int = 0) -> None:
+        """Goes on from other turns, of which the ``left`` oldest behind the system prompt have left the context."""
         self.turns = list(turns)
-        self.left = 0
+        self.left = left
+
+    def bring_back(self) -> bool:
+        """Whether the turns that left fit into this context with room for an answer; then they are part of the next
+        prompt. Raises TemplateError."""
+        capacity = self.engine.used + self.engine.available
+        whole = len(self.prompts.tokens(self.turns)) <= capacity - 2 * reserve(capacity, self.options.max_tokens)
+        self.left = 0 if whole else self.left
+        return whole
 
     def undo(self) -> list[Turn]:
         """Takes the last question and its answer back; they are returned, empty where there are none."""

@@ -1,7 +1,8 @@
 """A chat kept on disk while it goes on: a journal that is only ever appended to, so that a crash cuts one line at most.
 
 Each line is a JSON object: the first names the format and the model, each further one says ``{"keep": K, "turns":
-[...]}``: the first K turns stay, these follow. A last line without its end is what a crash was writing; it is left out.
+[...], "left": N}``: the first K turns stay, these follow; the N oldest behind the system prompt are not in the context
+any more (none where it is not said). A last line without its end is what a crash was writing; it is left out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _MAX_BYTES = 1 << 30
 
 
 class Journal(Closing):
-    """The journal of one chat. ``turns``: what it says; ``damaged``: its last line was cut off by a crash.
+    """The journal of one chat. ``turns``: what it says, ``left``: how many left the context; ``damaged``: its last line
+    was cut off by a crash.
 
     Raises TranscriptError for a file that is no journal, OutputError where it cannot be written or another program
     has it open.
@@ -36,27 +38,28 @@ class Journal(Closing):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(path.with_suffix(".lock"))
         try:
-            self.model, self.turns, self.damaged = _read(path) if path.exists() else (model, [], False)
+            self.model, self.turns, self.left, self.damaged = _read(path) if path.exists() else (model, [], 0, False)
             # Rewritten when opened: without the halves of answers, and with a whole last line.
             lines = [{"format": _FORMAT, "version": _VERSION, "model": model}]
-            self._replace([*lines, _record(0, self.turns)] if self.turns else lines)
+            self._replace([*lines, _record(0, self.turns, self.left)] if self.turns else lines)
             with _as_output_error(path):
                 self._file: IO[bytes] = path.open("ab")
         except BaseException:
             self._lock.close()
             raise
 
-    def update(self, turns: Sequence[Turn]) -> None:
-        """Makes the journal say these turns; on disk when it returns. Raises OutputError."""
+    def update(self, turns: Sequence[Turn], left: int = 0) -> None:
+        """Makes the journal say these turns, and how many left the context; on disk when it returns. Raises
+        OutputError."""
         pairs = enumerate(zip(self.turns, turns, strict=False))
         keep = next((i for i, (old, new) in pairs if old != new), min(len(self.turns), len(turns)))
-        if keep == len(turns) == len(self.turns):
+        if keep == len(turns) == len(self.turns) and left == self.left:
             return
         with _as_output_error(self.path):
-            self._file.write(_line(_record(keep, turns[keep:])))
+            self._file.write(_line(_record(keep, turns[keep:], left)))
             self._file.flush()
             os.fsync(self._file.fileno())
-        self.turns = list(turns)
+        self.turns, self.left = list(turns), left
 
     def close(self) -> None:
         """Closes the file and lets other programs have it."""
@@ -69,8 +72,9 @@ class Journal(Closing):
             file.write(data)
 
 
-def _record(keep: int, turns: Sequence[Turn]) -> dict[str, Any]:
-    return {"keep": keep, "turns": [turn.as_json() for turn in turns]}
+def _record(keep: int, turns: Sequence[Turn], left: int) -> dict[str, Any]:
+    record = {"keep": keep, "turns": [turn.as_json() for turn in turns]}
+    return record | {"left": left} if left else record
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -78,7 +82,7 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode("ascii") + b"\n"
 
 
-def _read(path: Path) -> tuple[str, list[Turn], bool]:
+def _read(path: Path) -> tuple[str, list[Turn], int, bool]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise TranscriptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
@@ -90,12 +94,16 @@ def _read(path: Path) -> tuple[str, list[Turn], bool]:
     if head.get("format") != _FORMAT or head.get("version") != _VERSION or not isinstance(head.get("model"), str):
         raise TranscriptError(f"{path} is not the journal of a chat that this ggext reads")
     turns: list[Turn] = []
+    left = 0
     for record in records:
-        keep, new = record.get("keep"), record.get("turns")
+        keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
+        malformed = TranscriptError(f"{path}: a line is malformed; move the file away to start over")
         if not (isinstance(keep, int) and 0 <= keep <= len(turns) and isinstance(new, list)):
-            raise TranscriptError(f"{path}: a line is malformed; move the file away to start over")
+            raise malformed
+        if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
+            raise malformed
         turns = [*turns[:keep], *checked_turns(path, new, keep)]
-    return head["model"], turns, bool(rest)
+    return head["model"], turns, left, bool(rest)
 
 
 def _parsed(path: Path, lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:

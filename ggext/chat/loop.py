@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from ggext.chat import transcript
 from ggext.chat.ahead import ReadAhead
 from ggext.chat.conversation import Conversation, Outcome, check_text, with_documents
 from ggext.chat.fit import Room, choices
+from ggext.chat.prompt import behind_system
 from ggext.chat.reasoning import Thought
 from ggext.chat.transcript import Turn
 from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
@@ -29,6 +30,7 @@ _WITHDRAWN = "stopped before the answer: the turn was taken back"
 _KEPT = "the reading stops, what was read is kept; "
 _HOW_TO_LEAVE = "Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it"
 _QUOTED = 40  # characters of a turn that left
+_UNSEEN = "the model does not see them any more, /save keeps them"
 _BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
 
 
@@ -194,7 +196,7 @@ class Chat:
         if self.keeper is None:
             return
         try:
-            self.keeper.record(self.conversation.so_far)
+            self.keeper.record(self.conversation.so_far, self.conversation.left)
         except OutputError as error:
             self.keeper = None
             self.screen.error(f"{error}; /save FILE keeps it elsewhere")
@@ -244,16 +246,27 @@ def notices(outcome: Outcome) -> list[str]:
     """What left the context, and why the answer ended, unless the model ended it."""
     found = []
     if outcome.left:
-        words = " ".join(outcome.left[0].content.split())
-        first = words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"
-        found.append(
-            f"the context was full: the {len(outcome.left)} oldest turns left it, from “{first}” on; the model does "
-            "not see them any more, /save keeps them"
-        )
+        found.append(f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}")
     if outcome.dropped:
         found.append(f"the context was full: {outcome.dropped:,} of the oldest tokens left it")
     ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
     return [*found, ending] if ending else found
+
+
+def left_earlier(conversation: Conversation) -> list[str]:
+    """What of a chat that goes on had left the context, which may be larger than it was. Raises TemplateError."""
+    gone = behind_system(conversation.turns)[: conversation.left]
+    if not gone:
+        return []
+    seen_again = conversation.bring_back()
+    so = "they fit into this one, and the next turn reads the chat again" if seen_again else _UNSEEN
+    return [f"{_oldest(gone, 'left the context earlier')}; {so}"]
+
+
+def _oldest(gone: Sequence[Turn], did: str) -> str:
+    words = " ".join(gone[0].content.split())
+    first = words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"
+    return f"the {len(gone)} oldest turns {did}, from “{first}” on"
 
 
 def status(conversation: Conversation, outcome: Outcome, ahead: int = 0) -> Status:

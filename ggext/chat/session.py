@@ -33,7 +33,8 @@ def state_folder() -> Path:
 
 
 class Keeper(Closing):
-    """Keeps one chat: ``turns`` are those that were there; with ``session`` its KV cache as well.
+    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest behind the system prompt had
+    left the context; with ``session`` its KV cache as well.
 
     Raises TranscriptError, OutputError.
     """
@@ -44,6 +45,7 @@ class Keeper(Closing):
         self._state = folder / _STATE
         self._journal = Journal(folder / _JOURNAL, model)
         self.turns = tuple(self._journal.turns)
+        self.left = self._journal.left
         self.model = self._journal.model
         self.damaged = self._journal.damaged
         self._unsaved = 0.0
@@ -69,9 +71,9 @@ class Keeper(Closing):
     def _replay(self, reason: str) -> str:
         return f"{reason}: the next question reads the chat again" if self.turns else "a new chat"
 
-    def record(self, turns: Sequence[Turn]) -> None:
+    def record(self, turns: Sequence[Turn], left: int = 0) -> None:
         """Brings the journal up to date. Raises OutputError."""
-        self._journal.update(turns)
+        self._journal.update(turns, left)
 
     def turn_over(self, prefill_seconds: float) -> None:
         """Saves the cache when losing it would cost more than half a minute; where that fails, leaving says so."""

@@ -250,13 +250,18 @@ def _keeper(request: _Request, question: str | None, session: Session) -> Keeper
 
 
 def _resume(request: _Request, conversation: Conversation, screen: Screen, keeper: Keeper) -> None:
+    from ggext.chat.loop import left_earlier
+
     if request.session is None:
         return
     if keeper.turns:
-        conversation.restart(keeper.turns)
+        by_turns = request.when_full in ("stop", "turns")  # the others are given every turn
+        conversation.restart(keeper.turns, keeper.left if by_turns else 0)
         if request.options.system is not None:
             conversation.set_system(request.options.system)
     screen.notice(f"session {keeper.name}: {len(keeper.turns)} turns; {keeper.restore()}")
+    for notice in left_earlier(conversation):
+        screen.notice(notice)
     if keeper.damaged:
         screen.notice("the last line of its journal was cut off when the program ended; it is left out")
     if keeper.model != request.file.name:

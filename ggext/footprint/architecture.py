@@ -16,6 +16,8 @@ _WINDOW_PERIOD = {
     "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2,
     "laguna": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8, "smallthinker": 4,
 }  # fmt: skip
+#: Architectures some of whose layers see a window, in llama.cpp 0c1e57098, where the file has one.
+WINDOWED = frozenset({*_WINDOW_PERIOD, "llama4"})
 _WHOLE_FIRST = {"cohere2moe", "laguna", "smallthinker"}  # the first layer of a period is the one
 _DEFAULT_WINDOW = {"gemma2": 4096}
 _LISTED_WINDOW = {"granite_swa", "maple", "mimo2", "spark2_5", "step35"}  # the file lists the layers

@@ -99,9 +99,9 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return replace(parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns)
     except FileNotFoundError:
-        raise GgufError(
-            f"{path}: No such file; check the path (of a checkpoint or a model on the hub, ggext convert makes a file)"
-        ) from None
+        named = path.suffix.lower() != ".gguf"
+        remedy = f" (if it names a model: ggext convert {path} makes a .gguf file of it)" if named else ""
+        raise GgufError(f"{path}: No such file; check the path{remedy}") from None
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
 

@@ -59,7 +59,8 @@ class Cache(Closing):
         self._memory = self.lib.llama_get_memory(self.handle)
         self.cells = Cells(self.handle)
         window = model.n_swa if self.cells.slides else 0
-        self.checkpoints = Checkpoints(window, CHECKPOINTS if window and not self._plan.whole_windows else 0)
+        most = CHECKPOINTS if window and not self._plan.whole_windows else 0
+        self.checkpoints = Checkpoints(window, most, chunked=model.architecture == "llama4")
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.tokens: list[int] = []
@@ -182,12 +183,12 @@ class Cache(Closing):
         """All cells as llama.cpp writes them. Raises ModelError."""
         return self.cells.copied()
 
-    def restore(self, tokens: list[int], state: NDArray[np.uint8]) -> None:
-        """The cells that `snapshot` wrote for these tokens, at the positions from 0 on. Raises ModelError."""
+    def restore(self, tokens: list[int], state: NDArray[np.uint8], places: list[int]) -> None:
+        """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises ModelError."""
         self.start(len(tokens))
         with self.whole():
             self.cells.replace(state)
-        self.tokens, self.positions = tokens, list(range(len(tokens)))
+        self.tokens, self.positions = tokens, places
         self.epoch += 1
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
@@ -196,7 +197,7 @@ class Cache(Closing):
         count = len(self.tokens)
         near = likely or left <= 2 * self.n_batch
         if self.checkpoints.most and count > self.checkpoints.last + (0 if near else self.checkpoints.step):
-            first = max(self.cells.first_position, count - self.checkpoints.window)
+            first = max(self.cells.first_position, self.checkpoints.needed(count - 1))
             self.checkpoints.add(Checkpoint(first, count, self.cells.copied(sliding=True), likely))
 
     def cut(self, count: int) -> int:

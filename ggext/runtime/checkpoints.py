@@ -30,16 +30,19 @@ class Checkpoint:
 
 class Checkpoints:
     """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text; ``step``: tokens of
-    a long text after which another is due."""
+    a long text after which another is due. ``chunked``: a window begins anew at each multiple of its size (Llama 4)."""
 
-    def __init__(self, window: int, most: int) -> None:
+    def __init__(self, window: int, most: int, *, chunked: bool = False) -> None:
         self.window = window
+        self.chunked = chunked
         self.most = most
         self.step = min(4 * window, 4096)
         self._kept: list[Checkpoint] = []
 
     def needed(self, count: int) -> int:
         """The first position that the token behind `count` tokens attends to."""
+        if self.chunked:
+            return count // self.window * self.window
         return max(count - self.window + 1, 0)
 
     def covers(self, first: int, count: int) -> bool:

@@ -107,10 +107,11 @@ class Session(Closing):
         return self.memory.left_before + self.memory.gone.count
 
     @property
-    def in_a_row(self) -> bool:
-        """Whether the tokens in the cache stand one behind the other, with nothing between them: then they and what
-        `snapshot` returns are all that there is of it."""
-        return self.cache.positions == list(range(self.used))
+    def can_be_kept(self) -> bool:
+        """Whether the tokens in the cache, what `snapshot` returns and what the memory says of itself are all that
+        there is of the text."""
+        memory = self.memory
+        return self.cache.positions == memory.layout(self.used, memory.gone, memory.account()).places
 
     @property
     def trained(self) -> int:
@@ -255,20 +256,20 @@ class Session(Closing):
 
     def snapshot(self) -> NDArray[np.uint8]:
         """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
-        it is not ``in_a_row``."""
+        it ``can_be_kept`` no more."""
         with self._exclusive():
-            if not self.in_a_row:
+            if not self.can_be_kept:
                 raise ModelError("a cache in which a policy has moved tokens apart cannot be taken for its tokens")
             return self.cache.snapshot()
 
-    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8], gone: Gone | None = None) -> None:
-        """Makes the cache what `snapshot` returned for `tokens`, when ``gone`` had left it. Raises ModelError; the
-        cache is empty then. llama.cpp trusts the positions in it: `runtime.store` checks them."""
+    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8], places: list[int], gone: Gone) -> None:
+        """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left it. Raises
+        ModelError; the cache is empty then. llama.cpp trusts the positions in it: `runtime.store` checks them."""
         with self._exclusive():
             wanted = self._checked(tokens)
             self.memory.cut(0)
-            self.cache.restore(wanted, state)
-            self.memory.gone = gone or Gone()
+            self.cache.restore(wanted, state, places)
+            self.memory.gone = gone
 
     def reread_last(self) -> None:
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises ModelError."""

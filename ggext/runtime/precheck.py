@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError
+from ggext.footprint.architecture import WINDOWED
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+_CHUNKED, _PERIOD = "llama4", 4
 _F32 = 0
 _NO_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 _LOOKUP = "tid2eid"  # the one kind of tensor that holds integers
@@ -33,6 +35,7 @@ def refuse_what_aborts(header: GgufFile) -> None:
 def _problems(header: GgufFile) -> Iterator[str]:
     keys = header.arch_keys()
     yield from _shape(keys)
+    yield from _windows(header.arch, keys)
     yield from _experts(keys)
     yield from _tensors(header)
     yield from _vocabulary(header)
@@ -50,6 +53,20 @@ def _shape(keys: dict[str, Any]) -> Iterator[str]:
     scaling = keys.get("rope.scaling.type", "none")
     if isinstance(scaling, str) and scaling not in _SCALING_TYPES:  # != ..._UNSPECIFIED
         yield f"rope.scaling.type is {scaling!r:.40}, not one of {', '.join(_SCALING_TYPES)}"
+
+
+def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
+    layers, window = keys.get("block_count", 1), keys.get("attention.sliding_window")
+    if arch == _CHUNKED:
+        if window == 0:  # f_attn_temp_scale != 0.0f
+            yield "attention.sliding_window is 0"
+        if isinstance(layers, int) and layers < _PERIOD:  # tensor buffer not set
+            yield f"block_count is {layers}, and the architecture {arch} has {_PERIOD} layers or more"
+        window = 8192
+    pattern = keys.get("attention.sliding_window_pattern")
+    none = pattern == 1 or (isinstance(pattern, list) and not any(pattern))
+    if arch in WINDOWED and window and none:  # is_swa_any()
+        yield f"attention.sliding_window is {window!r:.40}, and no layer has a window"
 
 
 def _experts(keys: dict[str, Any]) -> Iterator[str]:

@@ -56,6 +56,11 @@ class KvBlock:
         """Bytes of all keys and values."""
         return sum(array.nbytes for array in (*self.keys, *self.values))
 
+    def is_like(self, other: KvBlock) -> bool:
+        """Whether both can be cells of one cache."""
+        widths = ([array.shape[1] for array in (*block.keys, *block.values)] for block in (self, other))
+        return self.form == other.form and next(widths) == next(widths)
+
     def cells(self, chosen: Any) -> KvBlock:
         """The cells that a numpy index of the first axis picks, copied."""
         pick = tuple(array[chosen].copy() for array in self.keys), tuple(array[chosen].copy() for array in self.values)

@@ -1,9 +1,10 @@
 """A session's KV cache in a file, so that a long text is not read twice.
 
 The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object (``key``; the counts
-``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``, what has left the context), then int32
-tokens, float32 logits behind the last of them, and the bytes of ``llama_state_seq_get_data``. Little-endian. It is
-written beside its place and renamed when whole.
+``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``, what has left the context; ``account``, what
+the policy tells of itself), then int32 tokens, float32 logits behind the last of them, the bytes of
+``llama_state_seq_get_data``, and the policy's blocks outside the cache, all of one size. Little-endian. It is written
+beside its place and renamed when whole.
 
 A file comes from a stranger: every count is held against the bytes that are there, and the state is walked through
 before llama.cpp sees it. That what was restored is what was saved is measured: the last token is evaluated
@@ -18,7 +19,8 @@ import mmap
 import re
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,29 +91,30 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     whose cache cannot be kept."""
     import numpy as np
 
-    if not session.in_a_row:
+    if not session.can_be_kept:
         policy = session.memory.options.when_full
         raise StateError(f"tokens have left the context, and of what {policy} makes of it only the text is kept")
     tokens = np.array(session.tokens, "<i4")
     # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range otherwise.
     session.reread_last()
     logits, state = session.last_logits().astype("<f4"), session.snapshot()
-    check_state(state, len(tokens))
+    gone, account = session.memory.gone, session.memory.account()
+    layout = session.memory.layout(len(tokens), gone, account)
+    check_state(state, layout.cells)
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(state)}
     table = table_digest(session.model.header, session.cache.regime)
-    facts = {"key": dict(key), _TABLE: table, "gone": _gone_as_json(session)}
+    facts = {"key": dict(key), _TABLE: table, "gone": _gone_as_json(session), "account": account}
     document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, state]
-    crc = 0
-    for part in parts:
-        crc = zlib.crc32(part, crc)
+    crc = size = 0
+    for part in chain(parts, session.memory.blocks_outside()):  # twice one at a time, rather than all at once
+        crc, size = zlib.crc32(part, crc), size + memoryview(part).nbytes
     head = struct.pack("<8sI", _MAGIC, crc)
-    size = len(head) + sum(memoryview(part).nbytes for part in parts)
-    with whole_file(path, size) as file:
+    with whole_file(path, len(head) + size) as file:
         file.write(head)
-        for part in parts:
+        for part in chain(parts, session.memory.blocks_outside()):
             file.write(part)
-    return size
+    return len(head) + size
 
 
 def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
@@ -123,19 +126,24 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     document, at = _document(path, data)
     _check_key(document.get("key"), key)
     n_tokens, n_logits, n_state = (_count(path, document, name) for name in ("tokens", "logits", "state"))
-    if at + 4 * (n_tokens + n_logits) + n_state != len(data) or n_logits != session.model.n_vocab:
+    state_at = at + 4 * (n_tokens + n_logits)
+    if state_at + n_state > len(data) or n_logits != session.model.n_vocab:
         raise StateError(f"{path} is damaged: its counts do not fit its {len(data)} bytes")
     if n_tokens > session.memory.room:
         raise StateError(f"it has {n_tokens} tokens, more than the context of {session.memory.room}")
     table = table_digest(session.model.header, session.cache.regime_of(n_tokens))
     _check_key(document, {_TABLE: table})
-    gone = _gone_from_json(path, document.get("gone"), session)
+    gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
     tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
     logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
-    state = np.frombuffer(data, np.uint8, n_state, len(data) - n_state)
+    state = np.frombuffer(data, np.uint8, n_state, state_at)
+    account = document.get("account")
     try:
-        check_state(state, n_tokens)
-        session.restore(tokens, state, gone)
+        layout = session.memory.layout(n_tokens, gone, account)
+        blocks = _parts(memoryview(data)[state_at + n_state :], layout.blocks)
+        check_state(state, layout.cells)
+        session.restore(tokens, state, layout.places, gone)
+        session.memory.resume(account, blocks)
         _check_logits(session, logits)
     except ModelError as error:
         raise StateError(str(error)) from error
@@ -143,6 +151,14 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
         if not session.cache.has_logits:  # nothing is left of what was not found good
             session.clear()
     return n_tokens
+
+
+def _parts(data: memoryview, count: int) -> Iterator[memoryview]:
+    """The bytes in `count` parts of one size, none of them empty. Raises StateError."""
+    size = len(data) // count if count else 0
+    if size * count != len(data) or (count and not size):
+        raise StateError(f"the saved state has {len(data)} bytes for {count} blocks that left the context")
+    return (data[i * size : (i + 1) * size] for i in range(count))
 
 
 def _gone_as_json(session: Session) -> dict[str, Any] | None:
@@ -156,17 +172,17 @@ def _gone_as_json(session: Session) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def _gone_from_json(path: Path, saved: Any, session: Session) -> Gone | None:
+def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> Gone:
     """What had left the context when the state was saved; only the same policy can go on from there."""
     if saved is None:
-        return None
+        return Gone()
     options, there = session.memory.options, saved if isinstance(saved, dict) else {}
     _check_key({"what stays in a full context": there.get("window")}, {"what stays in a full context": options.window})
     start, count = (_count(path, there, name) for name in ("start", "count"))
     digest, rest = there.get("digest"), there.get("rest")
     whole = count >= Gone.BLOCK
     if (
-        start == options.sinks
+        start == options.sinks < n_tokens
         and isinstance(digest, str)
         and _DIGEST.fullmatch(digest) is not None
         and bool(digest) is whole
@@ -178,9 +194,9 @@ def _gone_from_json(path: Path, saved: Any, session: Session) -> Gone | None:
     raise StateError(f"{path} is damaged: what had left the context is not described by it")
 
 
-def check_state(state: NDArray[np.uint8], n_tokens: int) -> None:
+def check_state(state: NDArray[np.uint8], places: Sequence[int]) -> None:
     """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError for what is not the
-    cache of the positions 0 to ``n_tokens`` - 1.
+    cache of these positions, each once.
 
     The format is llama.cpp's own (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32 sequence; then a section
     for each cache (a model with sliding windows has two): u32 streams; u32 cells; per cell i32 position, u32 number
@@ -188,13 +204,16 @@ def check_state(state: NDArray[np.uint8], n_tokens: int) -> None:
     rows of keys; then the values (none with MLA) in the same way, or transposed: i32 type, u32 element bytes, u32
     width, the elements. llama.cpp compares types and sizes with its own, and throws what we get as an error.
     """
+    import numpy as np
+
+    wanted = np.array(places, np.int32)
     walk = _Walk(state)
     walk.skip(8)
     first = True
     while first or walk.left:
-        positions = walk.cells(n_tokens)
-        if first and len(positions) != n_tokens:
-            raise StateError(f"the saved state has {len(positions)} cells for {n_tokens} tokens")
+        positions = walk.cells(wanted)
+        if first and len(positions) != len(wanted):
+            raise StateError(f"the saved state has {len(positions)} cells for {len(wanted)} positions")
         first = False
         if len(positions):
             walk.layers(len(positions))
@@ -222,18 +241,18 @@ class _Walk:
         packed = struct.Struct(f"<{codes}")
         return packed.unpack_from(self._state.data, self.skip(packed.size))
 
-    def cells(self, most: int) -> NDArray[np.int32]:
-        """The positions of a section's cells: each once, 0 to ``most`` - 1."""
+    def cells(self, wanted: NDArray[np.int32]) -> NDArray[np.int32]:
+        """The positions of a section's cells: some of the wanted, each once."""
         import numpy as np
 
         streams, count = self.unpack("II")
-        if streams != 1 or count > most:
-            raise StateError(f"the saved state has {count} cells in {streams} streams for {most} tokens")
+        if streams != 1 or count > len(wanted):
+            raise StateError(f"the saved state has {count} cells in {streams} streams for {len(wanted)} positions")
         start = self.skip(12 * count)
         table = np.frombuffer(self._state, "<i4", 3 * count, start).reshape(count, 3)
         positions = table[:, 0]
         once = len(np.unique(positions)) == count
-        if count and not (once and positions.min() >= 0 and positions.max() < most and (table[:, 1] == 1).all()):
+        if not (once and np.isin(positions, wanted).all() and (table[:, 1] == 1).all()):
             raise StateError("the saved state has cells that no text of its length has")
         return positions
 

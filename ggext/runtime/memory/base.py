@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError, RopeError, UsageError
 from ggext.footprint.cache import is_quantized
@@ -59,6 +60,16 @@ class Gone:
         return (there.digest, there.rest) == (self.digest, self.rest)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A cache that can be kept: the positions where its tokens stand, in order, those of all of its cells, and how many
+    blocks are outside of it."""
+
+    places: list[int]
+    cells: list[int]
+    blocks: int = 0
+
+
 class Memory(ABC):
     """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``: tokens
     that may be appended at once, at most. ``room``: tokens that may stand in the cache in a row, before any has moved.
@@ -105,6 +116,23 @@ class Memory(ABC):
     def close(self) -> None:
         """Frees what is kept outside the cache."""
         self.gone = Gone()
+
+    def account(self) -> dict[str, Any]:
+        """For JSON: what `resume` needs to know beside the tokens, the cells and the blocks."""
+        return {}
+
+    def blocks_outside(self) -> Iterator[bytes]:
+        """What is kept outside the cache, in blocks of one size."""
+        yield from ()
+
+    def layout(self, count: int, gone: Gone, account: Any) -> Layout:  # noqa: ARG002 - for policies that move tokens
+        """How a cache is made up in which `count` tokens are when ``gone`` had left. Raises ModelError for an `account`
+        that `account` did not make; it may be a stranger's."""
+        return Layout([*range(count)], [*range(count)])
+
+    def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:  # noqa: B027 - most have nothing outside
+        """Goes on from what `account` and `blocks_outside` told, of which `layout` was asked, over the cells of that
+        time. Raises ModelError."""
 
 
 class Window(Memory):

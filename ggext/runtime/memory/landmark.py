@@ -14,12 +14,13 @@ before it find the blocks that the chunk before asked for, and an answer is look
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from ggext.errors import ModelError
 from ggext.runtime import state
-from ggext.runtime.memory.base import Window, require_movable
+from ggext.runtime.memory.base import Gone, Layout, Window, require_movable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +50,7 @@ class Landmark(Window):
 
     def slide(self, start: int, end: int) -> bool:
         for block in self.blocks(start, end):
-            self._store.add(block, [_outstanding(keys) for keys in self.cache.rotation().upright(block)])
+            self._keep(block)
         self.cache.drop(start, end, to=self.sinks + self.reserved)
         return True
 
@@ -81,6 +82,49 @@ class Landmark(Window):
     def close(self) -> None:
         self._store.close()
 
+    def account(self) -> dict[str, Any]:
+        if not self._store:
+            return {}
+        return {"fetched": [*self.fetched], "wanted": [*self._wanted], "written": self._written}
+
+    def blocks_outside(self) -> Iterator[bytes]:
+        for index in range(len(self._store)):
+            yield state.build(self._store.block(index), 1)
+
+    def layout(self, count: int, gone: Gone, account: Any) -> Layout:
+        if not gone.count:
+            return super().layout(count, gone, account)
+        size, there = self.options.block, account if isinstance(account, dict) else {}
+        blocks = gone.count // size
+        chosen = [there.get(name) for name in ("fetched", "wanted")]
+        written = there.get("written")
+        counted = isinstance(written, int) and written >= 0 and gone.count % size == 0
+        if not (counted and all(_are_some(indices, blocks, self.options.retrieved) for indices in chosen)):
+            raise ModelError("what it tells of the blocks that left the context is damaged")
+        behind = range(self.sinks + self.reserved, self.reserved + count)
+        fetched = range(self.sinks, self.sinks + size * len(there["fetched"]))
+        return Layout([*range(self.sinks), *behind], [*range(self.sinks), *fetched, *behind], blocks)
+
+    def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
+        of_this_cache = self.cache.take(0, 1)
+        for data in blocks:
+            block = state.parse(data)
+            self._check(block, of_this_cache)
+            self._keep(block)
+        if self._store:
+            self.fetched, self._wanted = tuple(account["fetched"]), tuple(account["wanted"])
+            self._written = account["written"]
+
+    def _check(self, block: KvBlock, like: KvBlock) -> None:
+        first = int(block.positions[0]) if len(block) else -1
+        in_a_row = [*range(first, first + len(block))] == block.positions.tolist()
+        if not (first >= 0 and len(block) == self.options.block and in_a_row and block.is_like(like)):
+            raise ModelError(f"a block that left the context is none of {self.options.block} tokens of this cache")
+
+    def _keep(self, block: KvBlock) -> None:
+        """A block that leaves, or had left, the cache."""
+        self._store.add(block, [_outstanding(keys) for keys in self.cache.rotation().upright(block)])
+
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and finds the blocks that they ask for."""
         watcher = self.cache.queries
@@ -104,6 +148,16 @@ class Landmark(Window):
             places = np.arange(self.sinks, self.sinks + len(block), dtype=np.int32)
             self.cache.put(self.cache.rotation().moved(block, places))
         self.fetched = wanted
+
+
+def _are_some(indices: Any, count: int, most: int) -> bool:
+    """Whether these are at most `most` of `count` blocks, in the order of the text."""
+    return (
+        isinstance(indices, list)
+        and len(indices) <= most
+        and all(isinstance(index, int) and 0 <= index < count for index in indices)
+        and indices == sorted(set(indices))
+    )
 
 
 class _Store:

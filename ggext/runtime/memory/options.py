@@ -34,7 +34,8 @@ class MemoryOptions:
     @property
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
-        return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once"
+        kept = f", {self.retrieved} blocks of {self.block}" if self.when_full == "landmark" else ""
+        return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
     def __post_init__(self) -> None:
         if self.when_full not in POLICIES:
