@@ -4,8 +4,8 @@
 
 One run, one file, the same threads, prompt and greedy sampling. The tight loop is a Python loop around
 llama_decode and llama_sampler_sample with nothing else in it, in the better of its two settings of flash
-attention. Each round lets every contestant write once, in turn; the table gives the median, and the median of
-each round's ratio to the tight loop. Without MODEL it is a random Llama of 0.94 M parameters, made here.
+attention. Each round lets every contestant write once, in a shuffled order; the table gives the median, and the median
+of each round's ratio to the tight loop. Without MODEL it is a random Llama of 0.94 M parameters, made here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -240,9 +241,10 @@ def measure(path: Path, task: Task, rounds: int) -> dict[str, list[Speed]]:
         found: dict[str, list[Speed]] = {name: [] for name in contestants}
         for run in contestants.values():  # once, not counted
             run()
+        order = random.Random(0)
         for _ in range(rounds):
-            for name, run in contestants.items():
-                found[name].append(run())
+            for name in order.sample(sorted(contestants), len(contestants)):
+                found[name].append(contestants[name]())
     return found
 
 

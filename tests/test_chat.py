@@ -304,7 +304,7 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
 dropped; what helps:
         -   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
         -   --when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
-back what resembles the question, compress keeps averages
+back what resembles the question, compress keeps averages of the latest
         -   a shorter text, or a part of it at a time
         > Ok?
         < Yes.

@@ -42,7 +42,7 @@ def choices(room: Room, needed: int, used: int) -> Iterator[str]:
     if room.when_full == "stop":
         yield (
             "--when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings "
-            "back what resembles the question, compress keeps averages"
+            "back what resembles the question, compress keeps averages of the latest"
         )
     yield "a shorter text, or a part of it at a time"
 
