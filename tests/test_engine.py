@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from ggext.runtime import capacity, forks, llama  # noqa: E402
+from ggext.runtime import capacity, context, forks, llama  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
@@ -508,6 +509,18 @@ def test_a_session_of_a_parent_process_is_refused(session: Session, monkeypatch:
     for use in (lambda: session.evaluate([1, 2]), lambda: next(generation)):
         with pytest.raises(ModelError, match="another process's"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("layers", "kv_type", "refused"), [(24, "q8_0", True), (12, "q4_0", True), (24, "f16", False), (8, "q8_0", False)]
+)
+def test_a_graph_that_llama_cpp_has_no_room_for_is_refused(layers: int, kv_type: str, refused: bool) -> None:
+    """As seen on headers of Granite 3.0 1B A400M with so many layers: 12 end the process, 8 run."""
+    keys = {"block_count": layers, "expert_used_count": 8}
+    parts = SimpleNamespace(tensors=range(2 + 10 * layers), arch_keys=lambda: keys)
+    model: Any = SimpleNamespace(path="m.gguf", architecture="granitemoe", header=parts, all_parts=parts)
+    with pytest.raises(ModelError, match="take f16") if refused else nullcontext():
+        context._check_graph(model, kv_type)
 
 
 def test_quantizing_by_name(stories_gguf: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class Plan:
 def plan_context(model: Model, options: SessionOptions) -> Plan:
     """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
     _check_heads(model, options.kv_type)
+    _check_graph(model, options.kv_type)
     if options.dynamic_ntk == "rotate" and model.n_swa:
         raise ModelError(f"{model.path} has layers with a sliding window, whose keys are not rotated: take replay")
     n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
@@ -149,6 +150,21 @@ def _check_heads(model: Model, kv_type: str) -> None:
                 f"{model.path} has {name} heads of {size} values, which the blocks of {block} of kv type {kv_type} do "
                 "not divide: take f16"
             )
+
+
+def _check_graph(model: Model, kv_type: str) -> None:
+    """llama.cpp ends the process where a graph has more tensors than it reckons with, 8 for each of the file. Of the
+    architectures that ggext converts only Granite's experts come to that (57 nodes a layer and 2 for each expert that
+    is asked, counted in its log; its table holds the weights and the cache as well)."""
+    if model.architecture != "granitemoe" or not is_quantized(kv_type):
+        return
+    keys, weights = model.header.arch_keys(), len(model.all_parts.tensors)
+    layers, experts = int(keys.get("block_count", 0)), int(keys.get("expert_used_count", 0))
+    if layers * (57 + 2 * experts + 2) + 16 + weights > max(1024, 8 * weights):
+        raise ModelError(
+            f"{model.path} with kv type {kv_type} makes a graph of more nodes than llama.cpp has room for, which ends "
+            "the program: take f16"
+        )
 
 
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
