@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggext.converters.base import TensorRule, experts, weight
-from ggext.converters.llama import WithLatents
+from ggext.converters.llama import SOFTMAX, WithLatents, gated
 
 from ggext.errors import CheckpointError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     _Array = np.ndarray[Any, Any]
 
-_SOFTMAX, _SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
 _LITE_LAYERS = (26, 27)  # llama.cpp believes that models of so many layers do not compress their queries
 
 
@@ -32,7 +31,7 @@ class DeepseekV2(WithLatents):
         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64,
         "moe_intermediate_size": 1407,
     }  # fmt: skip
-    scoring, gating = "softmax", _SOFTMAX
+    scoring, gating = "softmax", SOFTMAX
 
     def check(self) -> None:
         super().check()
@@ -118,10 +117,7 @@ class DeepseekV2(WithLatents):
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
-        n_shared_ff = self.n_shared * self.n_expert_ff
-        yield weight(f"{module}.shared_experts.gate_proj", n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_experts.up_proj", n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_experts.down_proj", self.n_embd, n_shared_ff)
+        yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff)
 
 
 FAMILY = DeepseekV2

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggext.converters.base import TensorRule
-from ggext.converters.deepseek_v2 import _SIGMOID, DeepseekV2
+from ggext.converters.deepseek_v2 import DeepseekV2
+from ggext.converters.llama import SIGMOID
 
 
 class DeepseekV3(DeepseekV2):
@@ -16,7 +17,7 @@ class DeepseekV3(DeepseekV2):
         "topk_method": "noaux_tc", "norm_topk_prob": True, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8,
         "moe_intermediate_size": 2048, "rope_interleave": True,
     }  # fmt: skip
-    scoring, gating = "sigmoid", _SIGMOID
+    scoring, gating = "sigmoid", SIGMOID
 
     def check_routing(self, why: str) -> None:
         self.require("topk_method", "noaux_tc", f"{why} chooses by the best two of each group")

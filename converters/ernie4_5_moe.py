@@ -8,6 +8,7 @@ from typing import Any
 
 from ggext.converters.base import TensorRule, experts, weight
 from ggext.converters.ernie4_5 import Ernie45
+from ggext.converters.llama import gated
 
 from ggext.errors import CheckpointError
 
@@ -51,9 +52,7 @@ class Ernie45Moe(Ernie45):
         yield TensorRule((source,), (1, self.n_experts), f"blk.{layer}.exp_probs_b.bias", written=(self.n_experts,))
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
         if self.n_shared_ff:
-            yield weight(f"{module}.shared_experts.gate_proj", self.n_shared_ff, self.n_embd)
-            yield weight(f"{module}.shared_experts.up_proj", self.n_shared_ff, self.n_embd)
-            yield weight(f"{module}.shared_experts.down_proj", self.n_embd, self.n_shared_ff)
+            yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared_ff)
 
 
 FAMILY = Ernie45Moe

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggext.converters.base import TensorRule, experts, weight
-from ggext.converters.llama import QKV, Llama
-
-_SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
+from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 
 class Glm4Moe(Llama):
@@ -41,7 +39,7 @@ class Glm4Moe(Llama):
             "expert_shared_count": self.n_shared,
             "expert_weights_scale": self.config.number("routed_scaling_factor"),
             "expert_weights_norm": self.config.flag("norm_topk_prob"),
-            "expert_gating_func": _SIGMOID,
+            "expert_gating_func": SIGMOID,
         }
 
     def attention(self, module: str) -> Iterator[TensorRule]:
@@ -58,10 +56,7 @@ class Glm4Moe(Llama):
         source = f"{module}.gate.e_score_correction_bias"
         yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
-        n_shared_ff = self.n_shared * self.n_expert_ff
-        yield weight(f"{module}.shared_experts.gate_proj", n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_experts.up_proj", n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_experts.down_proj", self.n_embd, n_shared_ff)
+        yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff)
 
 
 FAMILY = Glm4Moe

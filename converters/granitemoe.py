@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     _Array = np.ndarray[Any, Any]
 
 
+def gate_and_up(module: str, target: str, *shape: int) -> Iterator[TensorRule]:
+    """The two tensors that a module's weight holds in its rows, one behind the other; ``target``: their names, with
+    ``{}`` for gate or up."""
+    *count, rows, columns = shape
+    for name, part in (("gate", slice(0, rows // 2)), ("up", slice(rows // 2, None))):
+        yield weight(
+            module, *shape, target=target.format(name), arranged=partial(_rows, part),
+            written=(*count, rows // 2, columns),
+        )  # fmt: skip
+
+
 def _rows(part: slice, matrices: _Array) -> _Array:
     return matrices[..., part, :]
 
@@ -38,12 +49,8 @@ class GraniteMoe(Granite):
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.router.layer", self.n_experts, self.n_embd)
-        both = (self.n_experts, 2 * self.n_ff, self.n_embd)
-        for name, part in (("gate", slice(0, self.n_ff)), ("up", slice(self.n_ff, None))):
-            yield weight(
-                f"{block}.input_linear", *both, target=f"blk.{layer}.ffn_{name}_exps.weight",
-                arranged=partial(_rows, part), written=(self.n_experts, self.n_ff, self.n_embd),
-            )  # fmt: skip
+        target, both = f"blk.{layer}.ffn_{{}}_exps.weight", (self.n_experts, 2 * self.n_ff, self.n_embd)
+        yield from gate_and_up(f"{block}.input_linear", target, *both)
         yield weight(f"{block}.output_linear", self.n_experts, self.n_embd, self.n_ff)
 
 

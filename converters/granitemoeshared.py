@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from ggext.converters.base import TensorRule, weight
-from ggext.converters.granitemoe import GraniteMoe, _rows
+from ggext.converters.granitemoe import GraniteMoe, gate_and_up
 
 
 class GraniteMoeShared(GraniteMoe):
@@ -25,12 +24,8 @@ class GraniteMoeShared(GraniteMoe):
         if not self.n_shared_ff:
             return
         block = module.replace(".mlp", ".shared_mlp")
-        for name, part in (("gate", slice(0, self.n_shared_ff)), ("up", slice(self.n_shared_ff, None))):
-            yield weight(
-                f"{block}.input_linear", 2 * self.n_shared_ff, self.n_embd,
-                target=f"blk.{layer}.ffn_{name}_shexp.weight",
-                arranged=partial(_rows, part), written=(self.n_shared_ff, self.n_embd),
-            )  # fmt: skip
+        target = f"blk.{layer}.ffn_{{}}_shexp.weight"
+        yield from gate_and_up(f"{block}.input_linear", target, 2 * self.n_shared_ff, self.n_embd)
         yield weight(f"{block}.output_linear", self.n_embd, self.n_shared_ff)
 
 

@@ -14,6 +14,7 @@ from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope
 
 QKV = ("q_proj", "k_proj", "v_proj")
+SOFTMAX, SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
 _LARGEST_EPSILON = 1e-5
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -132,6 +133,14 @@ class Llama(Family):
         if flag is not None and not self.config.flag(flag):
             unless = f"{flag} is not true, so that transformers leaves it out: set it to true if it is meant"
         return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless)
+
+
+def gated(module: str, n_embd: int, n_ff: int) -> Iterator[TensorRule]:
+    """The three projections of a feed-forward part without biases, such as that of a shared expert."""
+    gate, up, down = (f"{module}.{name}" for name in _MLP)
+    yield weight(gate, n_ff, n_embd)
+    yield weight(up, n_ff, n_embd)
+    yield weight(down, n_embd, n_ff)
 
 
 class Windowed(Llama):

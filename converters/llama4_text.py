@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ggext.converters.base import TensorRule, weight
-from ggext.converters.llama import QKV, Llama
+from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 from ggext.errors import CheckpointError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _INTERVAL = 4
 _WITHOUT_NORMS = 128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
-_SIGMOID = 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
 
 
 def _columns(part: slice, experts: _Array) -> _Array:
@@ -76,7 +75,7 @@ class Llama4(Llama):
             "expert_used_count": self.config.integer("num_experts_per_tok"),
             "expert_feed_forward_length": self.n_ff,
             "interleave_moe_layer_step": self.step,
-            "expert_gating_func": _SIGMOID,
+            "expert_gating_func": SIGMOID,
         }
 
     def stored_name(self, name: str) -> str:
@@ -85,10 +84,10 @@ class Llama4(Llama):
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".feed_forward")
         if (layer + 1) % self.step:
-            yield from self._feed_forward(block, self.n_dense_ff)
+            yield from gated(block, self.n_embd, self.n_dense_ff)
             return
         yield weight(f"{block}.router", self.n_experts, self.n_embd)
-        yield from self._feed_forward(f"{block}.shared_expert", self.n_ff)
+        yield from gated(f"{block}.shared_expert", self.n_embd, self.n_ff)
         count, n_ff, target = self.n_experts, self.n_ff, f"blk.{layer}.ffn"
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             yield TensorRule(
@@ -98,11 +97,6 @@ class Llama4(Llama):
         yield TensorRule(
             (f"{block}.experts.down_proj",), (count, n_ff, self.n_embd), f"{target}_down_exps.weight", transposed=True
         )
-
-    def _feed_forward(self, module: str, n_ff: int) -> Iterator[TensorRule]:
-        yield weight(f"{module}.gate_proj", n_ff, self.n_embd)
-        yield weight(f"{module}.up_proj", n_ff, self.n_embd)
-        yield weight(f"{module}.down_proj", self.n_embd, n_ff)
 
 
 FAMILY = Llama4

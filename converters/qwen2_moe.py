@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ggext.converters.base import TensorRule, experts, weight
-from ggext.converters.llama import QKV, Llama
+from ggext.converters.llama import QKV, Llama, gated
 from ggext.converters.qwen2 import Qwen2
 
 
@@ -56,9 +56,7 @@ class Qwen2Moe(QwenExperts, Qwen2):
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from super().mlp(module, layer)
         yield weight(f"{module}.shared_expert_gate", 1, self.n_embd, written=(self.n_embd,))
-        yield weight(f"{module}.shared_expert.gate_proj", self.n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_expert.up_proj", self.n_shared_ff, self.n_embd)
-        yield weight(f"{module}.shared_expert.down_proj", self.n_embd, self.n_shared_ff)
+        yield from gated(f"{module}.shared_expert", self.n_embd, self.n_shared_ff)
 
 
 FAMILY = Qwen2Moe

@@ -62,7 +62,7 @@ class Keeper(Closing):
             return self._replay("no KV state was saved")
         start = time.perf_counter()
         try:
-            count = store.restore(self._state, self.session, self._key(self.session))
+            count = store.restore(self._state, self.session, store.session_key(self.session))
         except store.StateError as error:
             return self._replay(str(error))
         self._saved = _content(self.session)
@@ -87,7 +87,7 @@ class Keeper(Closing):
         session = self.session
         if session is None or not session.used or _content(session) == self._saved:
             return
-        store.save(self._state, session, self._key(session))
+        store.save(self._state, session, store.session_key(session))
         self._saved, self._unsaved = _content(session), 0.0
 
     def close(self) -> None:
@@ -95,9 +95,6 @@ class Keeper(Closing):
         self._journal.close()
         if not self.kept and not self._state.exists():
             shutil.rmtree(self._journal.path.parent, ignore_errors=True)
-
-    def _key(self, session: Session) -> dict[str, str]:
-        return store.session_key(session)
 
 
 def _content(session: Session) -> tuple[int, tuple[int, ...]]:

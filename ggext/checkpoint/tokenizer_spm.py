@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, USER_DEFINED, TokenTable, quote
@@ -102,20 +102,8 @@ def _text(value: Value | None) -> str | None:
         raise WireError("a piece is not UTF-8") from error
 
 
-def _piece_fields(data: bytes) -> Mapping[tuple[int, int], Value]:
-    """``_last`` of a piece: at once where it is a short text, a score and perhaps a type, as nearly all of them are."""
-    if len(data) > 1 and data[0] == _TEXT << 3 | 2 and data[1] < 0x80:
-        text, rest = data[2 : 2 + data[1]], data[2 + data[1] :]
-        if len(rest) in (5, 7) and rest[0] == _SCORE << 3 | 5:
-            if len(rest) == 5:
-                return {(_TEXT, 2): text, (_SCORE, 5): rest[1:]}
-            if rest[5] == _TYPE << 3 and rest[6] < 0x80:
-                return {(_TEXT, 2): text, (_SCORE, 5): rest[1:5], (_TYPE, 0): rest[6]}
-    return _last(data)
-
-
 def _piece(data: bytes) -> tuple[str, int, float]:
-    message = _piece_fields(data)
+    message = _last(data)
     raw = message.get((_SCORE, 5), b"\0\0\0\0")
     (score,) = _FLOAT.unpack(raw) if isinstance(raw, bytes) else (math.nan,)
     kind = message.get((_TYPE, 0), 1)

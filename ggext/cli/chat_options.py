@@ -69,6 +69,14 @@ def tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | str
     return int(text)
 
 
+#: Also of ``ggext plan``.
+swa = click.option(
+    "--swa",
+    type=click.Choice(["auto", "full", "small"]),
+    default="auto",
+    show_default=True,
+    help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
+)
 machine = grouped(
     click.option(
         "--ctx",
@@ -87,13 +95,7 @@ machine = grouped(
         help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
     ),
     click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ..."),
-    click.option(
-        "--swa",
-        type=click.Choice(["auto", "full", "small"]),
-        default="auto",
-        show_default=True,
-        help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
-    ),
+    swa,
     click.option(
         "--when-full",
         type=click.Choice(["stop", "turns", *POLICIES[1:]]),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.cli import chat_options
+
 if TYPE_CHECKING:
     from ggext.plan import Plan, PlanOptions
 
@@ -30,13 +32,7 @@ _PARTS = {
 @click.option(
     "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.  [default: all, if there is one]"
 )
-@click.option(
-    "--swa",
-    type=click.Choice(["auto", "full", "small"]),
-    default="auto",
-    show_default=True,
-    help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
-)
+@chat_options.swa
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def plan(file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any) -> None:
     """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what is free.

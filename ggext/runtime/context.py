@@ -71,11 +71,13 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; whether it uses flash attention; whether sliding
-    windows keep every token; the regimes that its text passes through; and what the user should know of it."""
+    """How long a session's context gets and how it is fed, in tokens; how many threads run it; whether it uses flash
+    attention; whether sliding windows keep every token; the regimes that its text passes through; and what the user
+    should know of it."""
 
     n_ctx: int
     batches: Batches
+    threads: int
     flash_attention: bool
     whole_windows: bool
     regimes: tuple[Regime, ...]
@@ -88,14 +90,15 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     _check_graph(model, options.kv_type)
     if options.dynamic_ntk == "rotate" and model.n_swa:
         raise ModelError(f"{model.path} has layers with a sliding window, whose keys are not rotated: take replay")
-    n_batch = options.n_batch or capacity.batch_for(model, options.threads or capacity.threads_for(model))
+    threads = options.threads or capacity.threads_for(model)
+    n_batch = options.n_batch or capacity.batch_for(model, threads)
     room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa))
     n_ctx, notices = _length(model, options, room)
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
-    batches = _batches(model, options, room, Context(n_ctx, n_batch, options.kv_type, flash, whole))
-    return Plan(n_ctx, batches, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
+    batches = _batches(options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole))
+    return Plan(n_ctx, batches, threads, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
 
 
 def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
@@ -111,7 +114,7 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     if regime.freq_base is not None:
         params.rope_freq_base = regime.freq_base
     params.n_ctx = regime.span
-    params.n_threads = params.n_threads_batch = options.threads or capacity.threads_for(model)
+    params.n_threads = params.n_threads_batch = plan.threads
     params.type_k = params.type_v = KV_TYPES[options.kv_type]
     params.flash_attn_type = _flash_attention_type(module, options, plan)
     params.swa_full = plan.whole_windows
@@ -132,12 +135,11 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     return handle
 
 
-def _batches(model: Model, options: SessionOptions, room: Room | None, context: Context) -> Batches:
+def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
     """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation whatever it reads, and
     four times as long for less than 64."""
     if options.n_batch or context.flash_attention or room is None:
         return Batches(context.batch)
-    threads = options.threads or capacity.threads_for(model)
     return Batches(context.batch, threads, attention(room.planner.arch, context))
 
 
