@@ -42,7 +42,7 @@ import numpy as np
 
 import ggext
 from ggext import converters
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 4, 32_000
 TYPES = ("f16", "bf16", "q8_0")

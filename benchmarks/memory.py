@@ -25,13 +25,13 @@ import numpy as np
 from generate import random_llama
 
 from ggext.chat.conversation import ChatOptions, Conversation
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.regimes import DynamicNtk
-from ggext.sources import DEMO_MODEL
 
 GREEDY = Sampling(temperature=0)
 TEXT_TOKENS = 1500

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime import store
 from ggext.runtime.engine import Model, Session, SessionOptions
-from ggext.sources import DEMO_MODEL
 
 
 def main() -> None:

@@ -20,10 +20,10 @@ from pathlib import Path
 from memory import resident
 
 from ggext import Model, Reply, Sampling, SessionOptions, Settings
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.demo import sample_text
 from ggext.rope.scaling import RopeScaling
-from ggext.sources import DEMO_MODEL
 
 GREEDY = Sampling(temperature=0)
 THINGS = "map oar lamp drum kettle anchor bottle crown".split()

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggext.convert import ConvertOptions, convert, silent
+from ggext.checkpoint.named import DEMO_MODEL
+from ggext.convert import ConvertOptions, convert
+from ggext.convert.run import silent
 from ggext.data import demo_language as language
 from ggext.errors import ModelError, UsageError
 from ggext.rope.scaling import Method, RopeScaling
-from ggext.sources import DEMO_MODEL
 from ggext.verify import verify
 
 TRAINED = 256

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggext.errors import RopeError
-from ggext.file_rope import effective_table, recipe_of
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import effective_table, recipe_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.rope import methods

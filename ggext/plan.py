@@ -15,7 +15,7 @@ from ggext.footprint import machine
 from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import metadata_part, whole_header
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.

@@ -13,14 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggext.checkpoint.named import named_model
 from ggext.errors import MissingExtraError, ModelError, UsageError
-from ggext.file_rope import effective_table
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
 from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
 from ggext.rope.scaling import RopeTable
-from ggext.sources import named_model
 
 if TYPE_CHECKING:
     from ggext.proof.graph import Executed

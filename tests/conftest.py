@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from vocabulary import Load
 
-    from ggext.checkpoint.tokenizer import Vocabulary
+    from ggext.checkpoint.vocabulary.read import Vocabulary
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -103,9 +103,9 @@ def crossing() -> tuple[dict[str, int], list[list[str]]]:
 @pytest.fixture(scope="session")
 def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model with YaRN for 2,048 tokens, float32; everybody has it."""
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
-    from ggext.sources import DEMO_MODEL
 
     out = tmp_path_factory.mktemp("models") / "demo.gguf"
     convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8)))

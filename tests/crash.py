@@ -25,7 +25,8 @@ from library_gguf import library_file
 
 from ggext.gguf import disk, inplace
 from ggext.gguf.edit import Edit, NewTensor, plan_edit
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field
 
 CALLS = (

@@ -15,10 +15,11 @@ from tiny_gguf import write_random
 
 from ggext.cli import main
 from ggext.errors import GgufError
-from ggext.file_rope import effective_table
 from ggext.gguf import disk, inplace
 from ggext.gguf.exclusive import ExclusiveFile
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.types import Field, ValueType
 from ggext.gguf.writer import TensorToWrite, write_gguf

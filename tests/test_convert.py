@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from tiny import make_llama
 
 from ggext.cli import main
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import ValueType, type_name
 from ggext.rope.recipe import parse_recipe
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.cli import main
 from ggext.data import demo_language as language
 from ggext.demo import DemoResult, run
-from ggext.sources import DEMO_MODEL
 from ggext.verify import verify
 
 pytest.importorskip("llama_cpp")

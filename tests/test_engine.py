@@ -19,7 +19,7 @@ from conftest import SHARED
 
 from ggext.errors import ContextFullError, GgextError, GgufError, ModelError, UsageError
 from ggext.footprint.planner import Choices, Memories
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field, tensor_nbytes
 from ggext.gguf.writer import TensorToWrite, write_gguf
 
@@ -451,9 +451,9 @@ def test_a_context_can_leave_half_of_the_memory_to_others(
 
 
 def test_trained_means_before_the_extension(tmp_path: Path) -> None:
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
-    from ggext.sources import DEMO_MODEL
 
     convert(ConvertOptions(DEMO_MODEL, tmp_path / "x.gguf", RopeScaling("yarn", factor=4)))
     with Model.open(tmp_path / "x.gguf") as model, Session(model) as session:

@@ -26,7 +26,7 @@ from crash import main, some_edit
 from library_gguf import library_file
 from ggext.gguf import inplace
 from ggext.gguf.beside import write_beside
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 folder = Path(sys.argv[1])
 path = library_file(folder / "x.gguf")

@@ -19,7 +19,7 @@ from ggext.checkpoint.float8 import float8_values, weights_of
 from ggext.checkpoint.weights import read_tensors
 from ggext.cli import main
 from ggext.errors import CheckpointError
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.verify import verify
 
 torch = pytest.importorskip("torch")

@@ -16,9 +16,10 @@ from tiny_gguf import HEAD, N_HEADS, write_random
 
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
+from ggext.convert.fold import SCALES_OF_TYPE, Rounding, scale_bytes
 from ggext.errors import GgextError, GgufError, RopeError
-from ggext.fold import SCALES_OF_TYPE, Rounding, scale_bytes
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.rope.decode import QUERY_SCALE, decode
 from ggext.rope.encode import EncodingName, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -182,7 +183,7 @@ def logits_of(path: Path, count: int = 200) -> np.ndarray[Any, Any]:
 
 
 def divergence(expected: Path, actual: Path) -> float:
-    from ggext import reference
+    from ggext.proof import reference
 
     kl, _ = reference.divergence(logits_of(expected), logits_of(actual))
     return float(kl.mean())
@@ -237,8 +238,8 @@ def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:
 
 
 def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Path) -> None:
-    from ggext.fold import fold_query
-    from ggext.sources import open_source
+    from ggext.convert.fold import fold_query
+    from ggext.convert.sources import open_source
 
     source = open_source(write_random(tmp_path / "model.gguf", "qwen2"))
     geometry = RopeGeometry(HEAD // 2, HEAD, 10000.0, "neox", 64)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggext.errors import GgufError, OutputError
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field, ValueType
 from ggext.gguf.writer import TensorToWrite, check_output, write_gguf
 

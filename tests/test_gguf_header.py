@@ -19,7 +19,7 @@ from ggext.errors import GgufError
 from ggext.gguf.edit import NewTensor, plan_edit
 from ggext.gguf.header import SLACK, fits, pack_header, packed_length, roomy_length
 from ggext.gguf.inplace import apply, undo
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field, TensorInfo, ValueType
 from ggext.gguf.values import StoredArray
 from ggext.gguf.writer import TensorToWrite, write_gguf

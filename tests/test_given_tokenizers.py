@@ -20,11 +20,11 @@ from vocabulary import LlamaCpp, alike, strings, vocabulary_only
 
 from ggext.chat.prompt import Prompts
 from ggext.chat.transcript import Turn
-from ggext.checkpoint import pretokenizers
 from ggext.checkpoint.files import CONTROL, USER_DEFINED
-from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
-from ggext.checkpoint.tokenizer_spm import is_sentencepiece
-from ggext.gguf.reader import read_gguf
+from ggext.checkpoint.vocabulary import pretokenizers
+from ggext.checkpoint.vocabulary.read import Vocabulary, read_vocabulary
+from ggext.checkpoint.vocabulary.spm import is_sentencepiece
+from ggext.gguf.open import read_gguf
 from ggext.runtime.engine import Model
 from ggext.runtime.llama import lib
 

@@ -18,7 +18,7 @@ import pytest
 from hub_standin import Hub, serving
 from tiny import make_llama
 
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("transformers")

@@ -25,7 +25,7 @@ from ggext.gguf import disk, inplace
 from ggext.gguf.edit import NewTensor, plan_edit
 from ggext.gguf.exclusive import exclusive, part_path
 from ggext.gguf.journal import undo_path
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field
 
 

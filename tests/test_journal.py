@@ -15,7 +15,7 @@ from library_gguf import library_file
 from ggext.errors import GgufError, OutputError
 from ggext.gguf import inplace
 from ggext.gguf.journal import Journal, undo_path
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 
 def test_a_file_that_was_replaced_is_not_undone(tmp_path: Path) -> None:

@@ -15,14 +15,14 @@ import pytest
 from click.testing import CliRunner
 from tiny import VOCABULARY, make_llama
 
-from ggext.checkpoint.tokenizer import read_vocabulary
-from ggext.checkpoint.vocabulary_room import vocabulary_room
+from ggext.checkpoint.vocabulary.read import read_vocabulary
+from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import CheckpointError
 from ggext.gguf import writer
 from ggext.gguf.header import BLOCK, SLACK, packed_length
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field
 
 BYTES = [(f"<0x{byte:02X}>", 6) for byte in range(256)]
@@ -151,7 +151,7 @@ def test_an_error_that_is_found_late_leaves_the_old_file(
 
 def test_kill_9_while_the_vocabulary_is_read(checkpoint: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from ggext import sources\n"
+        "import sys, time; from pathlib import Path; from ggext.convert import sources\n"
         "from ggext.convert import ConvertOptions, convert\n"
         "def slow(*_): print('reading', flush=True); time.sleep(60)\n"
         "sources._vocabulary = slow\n"

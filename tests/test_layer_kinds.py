@@ -13,7 +13,7 @@ from tiny import make_model
 
 from ggext.convert import ConvertOptions, Plan, convert
 from ggext.errors import CheckpointError, GgextError, RopeError
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.rope import methods

@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import RopeError
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.inspect import effective_table, inspect
 from ggext.rope.decode import ROPE_LONG, ROPE_SHORT, decode
 from ggext.rope.encode import encode

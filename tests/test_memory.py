@@ -13,6 +13,7 @@ import pytest
 from conftest import SHARED
 from tiny_gguf import write_random
 
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
@@ -20,7 +21,6 @@ from ggext.footprint.cache import KV_TYPES
 from ggext.footprint.planner import Choices, Memories
 from ggext.rope.encode import EncodingName
 from ggext.rope.scaling import RopeScaling
-from ggext.sources import DEMO_MODEL
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")

@@ -11,10 +11,11 @@ import pytest
 from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert
+from ggext.convert.rules import ggml_mxfp4
 from ggext.errors import CheckpointError
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import MXFP4
-from ggext.mapped import ggml_mxfp4
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 

@@ -23,7 +23,7 @@ from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import KV_TYPES, Context, Swa
 from ggext.footprint.planner import Choices, Memories, Planner
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.split import write_parts
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite
@@ -296,9 +296,9 @@ def tensors_of(path: Path) -> list[TensorToWrite]:
 
 
 def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
-    from ggext.sources import DEMO_MODEL
 
     whole, name = tmp_path / "whole.gguf", tmp_path / "parts.gguf"
     convert(ConvertOptions(DEMO_MODEL, whole, RopeScaling("none")))

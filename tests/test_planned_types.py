@@ -9,7 +9,7 @@ from family_rows import ROWS
 from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.types import type_name
 
 pytest.importorskip("llama_cpp")

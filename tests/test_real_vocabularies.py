@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from vocabulary import BYTE_LEVEL, Load, differences, save, split_steps, strings, tokenizer_json
 
-from ggext.checkpoint import pretokenizers as pre
 from ggext.checkpoint.files import CONTROL, USER_DEFINED
-from ggext.checkpoint.tokenizer import read_vocabulary
-from ggext.gguf.reader import read_gguf
+from ggext.checkpoint.vocabulary import pretokenizers as pre
+from ggext.checkpoint.vocabulary.read import read_vocabulary
+from ggext.gguf.open import read_gguf
 
 FOLDER = os.environ.get("GGEXT_LLAMA_CPP_MODELS")
 pytestmark = pytest.mark.skipif(

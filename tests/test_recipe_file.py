@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggext.cli import main
+from ggext.convert.recipe_file import Request, read_request, to_toml, write_request
 from ggext.errors import OutputError, RopeError
-from ggext.recipe_file import Request, read_request, to_toml, write_request
 from ggext.rope.scaling import RopeScaling
 
 REQUESTS = {
@@ -137,7 +137,7 @@ def test_a_recipe_is_written_and_repeated(model: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_line_goes_before_the_recipe(model: Path, tmp_path: Path) -> None:
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
 
     recipe, out = tmp_path / "r.toml", tmp_path / "out.gguf"
     write_request(recipe, Request(RopeScaling("yarn", factor=4), encoding="folded"))
@@ -146,7 +146,7 @@ def test_the_command_line_goes_before_the_recipe(model: Path, tmp_path: Path) ->
 
 
 def test_types_of_single_tensors_are_repeated(model: Path, tmp_path: Path) -> None:
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.gguf.types import BF16, Q8_0
 
     recipe, out = tmp_path / "r.toml", tmp_path / "out.gguf"

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
 from ggext.errors import ModelError, UsageError
 from ggext.rope.methods import ntk_base
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import DEMO_MODEL
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")

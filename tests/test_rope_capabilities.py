@@ -150,7 +150,7 @@ def test_the_keys_that_are_read_are_decoded() -> None:
 def test_beta_keys_are_the_tensor_of_the_same_table(tmp_path: Path, encoding: Any) -> None:
     """llama.cpp's own reading of the beta keys against rope_freqs, which needs no reading."""
     from ggext.convert import ConvertOptions, convert
-    from ggext.reference import divergence
+    from ggext.proof.reference import divergence
 
     model = write_random(tmp_path / "model.gguf", "mistral3")
     rope = RopeScaling("yarn", factor=4, beta_fast=8, beta_slow=0.05)
@@ -212,7 +212,7 @@ def last_logits(path: Path, parameters: dict[str, float]) -> np.ndarray[Any, Any
 def test_a_context_with_the_parameters_computes_the_table(tmp_path: Path, betas: tuple[float, float]) -> None:
     """The library with the betas of the runtime encoding, against rope_freqs with the same table."""
     from ggext.convert import ConvertOptions, convert
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.rope.decode import context_parameters
 
     rope = RopeScaling("yarn", factor=4, beta_fast=betas[0], beta_slow=betas[1])

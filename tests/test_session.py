@@ -217,9 +217,9 @@ def test_a_chat_in_which_nothing_was_said_leaves_nothing() -> None:
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, for 2,048 tokens."""
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
-    from ggext.sources import DEMO_MODEL
 
     path = tmp_path_factory.mktemp("session") / "demo.gguf"
     convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("yarn", factor=8)))
@@ -401,11 +401,11 @@ def test_a_stranger_s_account_of_what_left_is_refused(
 
 def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
     """Dynamic NTK: the base grew with the text, and stays when the text is cut."""
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
     from ggext.runtime import store
     from ggext.runtime.engine import Model, Session, SessionOptions
-    from ggext.sources import DEMO_MODEL
 
     convert(ConvertOptions(DEMO_MODEL, tmp_path / "m.gguf", RopeScaling("none")))
     path = tmp_path / "kv.bin"
@@ -519,7 +519,7 @@ def test_a_strangers_file_with_a_right_checksum_harms_nobody(tmp_path: Path, ope
 
 
 def test_the_fingerprint_sees_the_header_the_size_and_the_weights(tmp_path: Path, model_path: Path) -> None:
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.runtime.store import fingerprint
 
     def of(data: bytes) -> str:

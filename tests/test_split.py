@@ -13,7 +13,7 @@ from tiny import make_llama
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import OutputError
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.split import part_path
 from ggext.gguf.types import ValueType
 

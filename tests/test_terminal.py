@@ -37,7 +37,7 @@ STORIES = SHARED / "models/stories260K"
 @pytest.fixture(scope="session")
 def slow_gguf(stories_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 25 million numbers, slow enough to be caught computing, that always says x."""
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.gguf.types import Field
     from ggext.gguf.writer import write_gguf
 
@@ -579,9 +579,9 @@ def test_an_error_is_an_event_too(demo_gguf: Path, story: Path) -> None:
 @pytest.fixture(scope="session")
 def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model, for 1,024 tokens."""
+    from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
-    from ggext.sources import DEMO_MODEL
 
     out = tmp_path_factory.mktemp("demo") / "demo.gguf"
     convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=4)))

@@ -31,12 +31,13 @@ from vocabulary import (
     write_gguf,
 )
 
-from ggext.checkpoint import pretokenizers, tokenizer_spm
-from ggext.checkpoint.byte_level import SYMBOLS
 from ggext.checkpoint.files import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED
-from ggext.checkpoint.tokenizer import Vocabulary, read_vocabulary
+from ggext.checkpoint.vocabulary import pretokenizers
+from ggext.checkpoint.vocabulary import spm as tokenizer_spm
+from ggext.checkpoint.vocabulary.byte_level import SYMBOLS
+from ggext.checkpoint.vocabulary.read import Vocabulary, read_vocabulary
 from ggext.errors import CheckpointError
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.runtime.llama import lib
 
 DEMO_MODEL = Path(__file__).parents[1] / "ggext/data/demo-model"
@@ -610,7 +611,7 @@ def test_files_that_are_missing_or_too_large(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match="vocab_size is 0"):
         read_vocabulary(tmp_path, 0)
-    monkeypatch.setattr("ggext.checkpoint.tokenizer.MAX_FILE_BYTES", 1 << 10)
+    monkeypatch.setattr("ggext.checkpoint.vocabulary.read.MAX_FILE_BYTES", 1 << 10)
     with pytest.raises(CheckpointError, match="is larger than"):
         read_vocabulary(save(tmp_path, TINY), 258)
 

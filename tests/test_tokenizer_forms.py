@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from vocabulary import EOS, Load, alike, differences, save, split_steps, strings, tokenizer_json
 
-from ggext.checkpoint import pretokenizers as pre
-from ggext.checkpoint.byte_level import SYMBOLS, symbols_of
 from ggext.checkpoint.files import CONTROL
-from ggext.checkpoint.tokenizer import read_vocabulary
+from ggext.checkpoint.vocabulary import pretokenizers as pre
+from ggext.checkpoint.vocabulary.byte_level import SYMBOLS, symbols_of
+from ggext.checkpoint.vocabulary.read import read_vocabulary
 from ggext.errors import CheckpointError
 
 Crossing = tuple[dict[str, int], list[list[str]]]

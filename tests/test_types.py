@@ -12,11 +12,12 @@ from tiny import make_llama
 from tiny_gguf import write_random
 
 from ggext.convert import ConvertOptions, convert
+from ggext.convert.imatrix import read_imatrix
 from ggext.errors import GgextError, GgufError, UsageError
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field, type_name
 from ggext.gguf.writer import TensorToWrite, write_gguf
-from ggext.imatrix import read_imatrix
 
 pytest.importorskip("transformers")
 

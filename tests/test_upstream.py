@@ -12,7 +12,7 @@ import pytest
 from compare_with_upstream import compare_family, differences
 from tiny_gguf import base_of, write_random
 
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import MissingExtraError, ModelError, UsageError
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.proof.report import Check, Report, Wanted

@@ -11,7 +11,7 @@ from ggext.converters import known_families
 from tiny import make_llama
 
 from ggext.cli import main
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 
 pytest.importorskip("transformers")
 

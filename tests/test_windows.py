@@ -19,9 +19,9 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, store  # noqa: E402
-from ggext.runtime.checkpoints import Checkpoint, Checkpoints  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
+from ggext.runtime.window_copies import Checkpoint, Checkpoints  # noqa: E402
 
 WINDOW = 64
 ARCHITECTURES = ("cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2")

@@ -17,8 +17,8 @@ from tiny_gguf import write_random
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import CheckpointError, GgextError, OutputError
+from ggext.gguf.open import read_gguf
 from ggext.gguf.pieces import Piece
-from ggext.gguf.reader import read_gguf
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.rope.scaling import RopeScaling

@@ -13,7 +13,7 @@ from typing import Any
 import gguf
 import pytest
 
-from ggext.checkpoint.tokenizer import Vocabulary
+from ggext.checkpoint.vocabulary.read import Vocabulary
 from ggext.runtime.llama import lib
 
 ATOMS = (

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from ggext.convert import ConvertOptions, convert
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 
 #: Regular expression of a metadata key → why the two files may differ there.
 REASONS = {

@@ -34,15 +34,17 @@ _SMALL_FILES = [
 ]
 
 
+#: Raises for a checkpoint's folder whose weights are not to be fetched.
+Check = Callable[[Path], None]
+
+
 def is_hub_id(path: Path) -> bool:
     """Whether ``path`` is nothing on this machine and has the form ``owner/name``."""
     text = path.as_posix()
     return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
 
 
-def fetch(
-    path: Path, revision: str | None = None, *, show_progress: bool = False, check: Callable[[Path], object] = Path
-) -> Path:
+def fetch(path: Path, revision: str | None = None, *, show_progress: bool = False, check: Check | None = None) -> Path:
     """The local folder of the model with the id ``path``, fetched where the cache does not have it whole.
 
     ``revision``: a branch, a tag or a commit. ``show_progress``: bars on standard error, where that is a terminal.
@@ -59,7 +61,7 @@ def fetch(
 
 
 @contextmanager
-def headers_alone(path: Path, revision: str | None = None, *, check: Callable[[Path], object] = Path) -> Iterator[Path]:
+def headers_alone(path: Path, revision: str | None = None, *, check: Check | None = None) -> Iterator[Path]:
     """As ``fetch``, for a plan: of safetensors that the cache does not have, only the headers are fetched, and in the
     folder that is given, which is removed afterwards, their values are holes."""
     wanted, folder = _small_files(path, revision, show_progress=False, check=check)
@@ -74,9 +76,7 @@ def headers_alone(path: Path, revision: str | None = None, *, check: Callable[[P
         yield hollow if there else fetch(path, revision)
 
 
-def _small_files(
-    path: Path, revision: str | None, show_progress: bool, check: Callable[[Path], object]
-) -> tuple[_Wanted, Path]:
+def _small_files(path: Path, revision: str | None, show_progress: bool, check: Check | None) -> tuple[_Wanted, Path]:
     """What there is to be had, and its folder with all but the weights."""
     try:
         from huggingface_hub.utils import logging
@@ -89,7 +89,8 @@ def _small_files(
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
         raise HubError(f"{wanted.name} has no config.json, so it is no model that can be converted; see {wanted.page}")
-    check(folder)
+    if check is not None:
+        check(folder)
     return wanted, folder
 
 

@@ -114,15 +114,16 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     model's name in the current folder.
     """
     _without_collector()
-    from ggext.sources import named_model, planned_model
+    from ggext.checkpoint.named import named_model, planned_model
+    from ggext.convert.sources import check_family
 
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy starts them on import, 0.06 s of CPU time; none is used
     asked = _options(model, out, options)
     by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
     if by_ggext and options["dry_run"]:
-        named = click.get_current_context().with_resource(planned_model(model, revision))
+        named = click.get_current_context().with_resource(planned_model(model, revision, check=check_family))
     else:
-        named = named_model(model, revision, show_progress=True, known_family=by_ggext)
+        named = named_model(model, revision, show_progress=True, check=check_family if by_ggext else None)
     asked = replace(asked, model=named)
     if by_ggext:
         _convert(asked, options)
@@ -170,8 +171,8 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
 
 def _convert_via_llama_cpp(asked: ConvertOptions, options: dict[str, Any]) -> None:
     """What is written is verified at once: ggext has not read this checkpoint itself."""
-    from ggext.sources import shown
-    from ggext.upstream import converted
+    from ggext.checkpoint.named import shown
+    from ggext.convert.llama_cpp_converter import converted
 
     name = shown(asked.model)
     click.echo(f"{name}: llama.cpp's converter runs", err=True)
@@ -224,7 +225,7 @@ def _names_a_scaling(asked: ConvertOptions) -> bool:
 
 def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
     """The request in the file; an encoding or types on the command line go before it."""
-    from ggext.recipe_file import read_request
+    from ggext.convert.recipe_file import read_request
 
     request = read_request(path)
     return replace(
@@ -241,7 +242,7 @@ def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     """Beside the model, where the command line names a scaling (else the recipe was read)."""
     if options["recipe"] is None or (options["target_context"] is None and _scaling(options) is None):
         return
-    from ggext.recipe_file import Request, write_request
+    from ggext.convert.recipe_file import Request, write_request
     from ggext.rope.scaling import RopeScaling
 
     rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
@@ -278,7 +279,7 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
 
 def describe(plan: Plan, name: str | None = None) -> list[str]:
     """The plan in words, a line a thing. ``name``: of the model, ``None`` for that of its path."""
-    from ggext.sources import shown
+    from ggext.checkpoint.named import shown
 
     source = plan.source
     size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"

@@ -33,7 +33,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
 
     result = run(file)
     if plot is not None:
-        from ggext.plot import plot_table
+        from ggext.cli.plot import plot_table
 
         plot_table(result, plot)
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
@@ -45,7 +45,7 @@ def _differences(before: Path, after: Path, as_json: bool) -> str:
     from dataclasses import asdict
 
     from ggext.cli.progress import transfer
-    from ggext.diff import diff
+    from ggext.gguf.diff import diff
 
     with transfer(before.stat().st_size if before.exists() else 0, after.name) as progress:
         found = diff(before, after, progress)

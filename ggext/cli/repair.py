@@ -15,7 +15,7 @@ def repair(file: Path) -> None:
     Every command of ggext does so when it opens a file; this one does nothing else.
     """
     from ggext.gguf.inplace import repair as run
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.gguf.shards import metadata_part
 
     path = metadata_part(file)

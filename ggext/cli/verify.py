@@ -38,8 +38,8 @@ def verify(
 
     Exit code 1 when a number is outside its tolerance.
     """
-    from ggext.plot import check_plot, plot_report
-    from ggext.sources import named_model
+    from ggext.checkpoint.named import named_model
+    from ggext.cli.plot import check_plot, plot_report
     from ggext.verify import verify as run
 
     if plot is not None:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import GgufError
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.split import part_path
 
 _PART = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)

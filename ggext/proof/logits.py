@@ -27,7 +27,7 @@ def check_logits(
     progress: Callable[[str], None],
 ) -> list[Check]:
     """In the trained window and beyond. ``notes`` gets a line for what was not measured."""
-    from ggext import reference as judge
+    from ggext.proof import reference as judge
     from ggext.runtime.engine import Model, Session, SessionOptions
 
     context = wanted.table.context

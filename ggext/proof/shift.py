@@ -13,8 +13,8 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
+from ggext.proof.reference import divergence, sample_tokens
 from ggext.proof.report import Check, ShiftRow
-from ggext.reference import divergence, sample_tokens
 
 if TYPE_CHECKING:
     from ggext.runtime.ggml import RopeNode

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from ggext.checkpoint.named import shown
 from ggext.errors import UsageError
-from ggext.file_rope import effective_table, recipe_of
 from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import effective_table, recipe_of
 from ggext.proof.report import Check, Wanted
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
@@ -15,7 +16,6 @@ from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
 from ggext.rope.decode import context_parameters, decode_sliding, layer_kinds, query_scale, score_scale
 from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeTable
-from ggext.sources import shown
 
 
 def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:

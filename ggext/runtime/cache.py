@@ -12,16 +12,16 @@ from ggext.errors import ModelError
 from ggext.footprint.cache import CHECKPOINTS
 from ggext.runtime import llama, state
 from ggext.runtime.cells import MAIN, SCRATCH, Cells
-from ggext.runtime.checkpoints import Checkpoint, Checkpoints
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
+from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggext.runtime.memory.queries import QueryWatcher
+    from ggext.runtime.queries import QueryWatcher
     from ggext.runtime.regimes import Regime
     from ggext.runtime.rotation import KeyRotation
 
@@ -73,7 +73,7 @@ class Cache(Closing):
     @property
     def queries(self) -> QueryWatcher:
         """Sees the queries of what is appended; only with the policy that reads them."""
-        from ggext.runtime.memory.queries import QueryWatcher
+        from ggext.runtime.queries import QueryWatcher
 
         if self._watcher is None:
             self._watcher = QueryWatcher()

@@ -238,7 +238,7 @@ def check_gguf(path: Path) -> GgufFile:
 
     Raises GgufError.
     """
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.gguf.shards import whole_header
     from ggext.runtime.precheck import refuse_what_aborts
 

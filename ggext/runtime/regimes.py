@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ggext.errors import ModelError
-from ggext.file_rope import effective_table
 from ggext.footprint.cache import STEP
+from ggext.gguf.rope import effective_table
 from ggext.rope.decode import float32, geometry_of, stated_method
 from ggext.rope.methods import ntk_base, theta
 from ggext.rope.scaling import RopeGeometry

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
-from ggext.file_rope import effective_table
 from ggext.footprint.cache import STEP
+from ggext.gguf.rope import effective_table
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import geometry_of, query_scale
 from ggext.rope.methods import theta

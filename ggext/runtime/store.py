@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgextError, ModelError, RopeError
-from ggext.file_rope import effective_table
+from ggext.gguf.rope import effective_table
 from ggext.gguf.writer import whole_file
 from ggext.runtime import llama
 from ggext.runtime.memory.base import Gone

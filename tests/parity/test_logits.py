@@ -99,7 +99,7 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
     """The reference has no scaling and the file has one: KL and table say so."""
     from dataclasses import replace
 
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.proof import logits
     from ggext.verify import what_is_wanted
 
@@ -114,7 +114,7 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -> None:
     """It has no recipe, and the keys that llama.cpp's own converter writes: table, graph and logits all see it."""
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
     from ggext.gguf.types import Field
     from ggext.gguf.writer import TensorToWrite, write_gguf
 

@@ -17,7 +17,7 @@ from test_families_table import WITHOUT_A_ROW
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError
-from ggext.reference import divergence
+from ggext.proof.reference import divergence
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")

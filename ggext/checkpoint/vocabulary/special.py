@@ -20,7 +20,7 @@ from ggext.checkpoint.files import (
     read_json,
     read_text,
 )
-from ggext.checkpoint.tokenizer_bpe import TokenSource
+from ggext.checkpoint.vocabulary.bpe import TokenSource
 from ggext.errors import CheckpointError
 
 # Our names (tokenizer.ggml.NAME_token_id) by the names in Hugging Face's files.

@@ -11,13 +11,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggext.checkpoint.safetensors import bfloat16_values
+from ggext.convert.fold import Rounding, scale_bytes, scale_values
+from ggext.convert.rules import RowBlock
+from ggext.convert.sources import SourceTensor
 from ggext.errors import CheckpointError, GgufError
-from ggext.fold import Rounding, scale_bytes, scale_values
 from ggext.gguf.pieces import Piece, stored_pieces
 from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name
 from ggext.gguf.writer import TensorToWrite
-from ggext.mapped import RowBlock
-from ggext.sources import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

@@ -58,7 +58,7 @@ def read_imatrix(path: Path) -> Imatrix:
 def _read_gguf(path: Path) -> Imatrix:
     import numpy as np
 
-    from ggext.gguf.reader import read_gguf
+    from ggext.gguf.open import read_gguf
 
     gguf = read_gguf(path, any_kind=True)
     entries = {}

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ggext.errors import GgufError, RopeError, UsageError
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import all_parts
 from ggext.gguf.types import Field
 from ggext.rope.decode import ROPE_FREQS

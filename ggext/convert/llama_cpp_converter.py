@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ggext.checkpoint import hub
 from ggext.convert import ConvertOptions
+from ggext.convert.tensor_types import NATIVE
 from ggext.errors import CheckpointError, OutputError, UsageError
 from ggext.gguf.writer import check_output
-from ggext.tensor_types import NATIVE
 
 _SCRIPT = "convert_hf_to_gguf.py"
 

@@ -25,16 +25,10 @@ from ggext.checkpoint.files import (
     read_file,
     read_json,
 )
-from ggext.checkpoint.tokenizer_bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
-from ggext.checkpoint.tokenizer_forms import read_other_form
-from ggext.checkpoint.tokenizer_special import (
-    SmallFiles,
-    add_listed_tokens,
-    added_around,
-    chat_templates,
-    special_ids,
-)
-from ggext.checkpoint.tokenizer_spm import is_sentencepiece, read_sentencepiece
+from ggext.checkpoint.vocabulary.bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
+from ggext.checkpoint.vocabulary.forms import read_other_form
+from ggext.checkpoint.vocabulary.special import SmallFiles, add_listed_tokens, added_around, chat_templates, special_ids
+from ggext.checkpoint.vocabulary.spm import is_sentencepiece, read_sentencepiece
 from ggext.errors import CheckpointError
 
 # GGUF spells one of its keys so.

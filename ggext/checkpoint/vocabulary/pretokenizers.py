@@ -21,8 +21,8 @@ from itertools import pairwise
 from typing import Any
 from unicodedata import category
 
-from ggext.checkpoint.byte_level import text_of
 from ggext.checkpoint.files import get, quote
+from ggext.checkpoint.vocabulary.byte_level import text_of
 from ggext.errors import CheckpointError
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -182,7 +182,7 @@ def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokeni
         raise CheckpointError(
             f"{where}: llama.cpp has no pre-tokenizer with the expressions "
             f"{quote(' then '.join(steps[:-1]) or 'none', 400)}; add the row to "
-            "ggext/checkpoint/pretokenizers.py once a name of llama.cpp is known to do the same"
+            "ggext/checkpoint/vocabulary/pretokenizers.py once a name of llama.cpp is known to do the same"
         )
     return rows
 

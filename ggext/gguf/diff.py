@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field, ValueType, type_name
 
 _SHOWN = 60

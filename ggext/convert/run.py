@@ -7,23 +7,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ggext.bake import Bake, check_in_place, check_weights_stay, float32_bytes
-from ggext.before import BEFORE_KEY, as_before, remembered
+from ggext.checkpoint.named import model_name
+from ggext.convert.fold import Rounding, fold_query
+from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
+from ggext.convert.imatrix import Imatrix, read_imatrix
+from ggext.convert.quantize import to_write
+from ggext.convert.sources import ModelSource, SourceTensor, open_source
+from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
+from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, RopeError, UsageError
-from ggext.fold import Rounding, fold_query
-from ggext.gguf.reader import read_gguf
+from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import TensorToWrite, check_output, put_in_place, temporary_beside, write_gguf
-from ggext.imatrix import Imatrix, read_imatrix
-from ggext.quantize import to_write
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
-from ggext.sources import ModelSource, SourceTensor, model_name, open_source
-from ggext.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 
 Progress = Callable[[int], None]
 

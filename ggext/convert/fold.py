@@ -16,12 +16,12 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import bfloat16_values
+from ggext.convert.sources import SourceTensor
 from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import layer_kinds
 from ggext.rope.scaling import RopeGeometry
-from ggext.sources import SourceTensor
 
 if TYPE_CHECKING:
     import numpy as np

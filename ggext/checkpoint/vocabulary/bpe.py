@@ -14,7 +14,6 @@ from itertools import chain, groupby, pairwise, starmap, takewhile
 from operator import add
 from typing import Literal
 
-from ggext.checkpoint.byte_level import SYMBOLS
 from ggext.checkpoint.files import (
     ADDED_SCORE,
     BYTE,
@@ -26,10 +25,10 @@ from ggext.checkpoint.files import (
     get,
     quote,
 )
-from ggext.checkpoint.tokenizer_spm import check_bytes
+from ggext.checkpoint.vocabulary import pretokenizers
+from ggext.checkpoint.vocabulary.byte_level import SYMBOLS
+from ggext.checkpoint.vocabulary.spm import check_bytes
 from ggext.errors import CheckpointError
-
-from . import pretokenizers
 
 SPACE = "\u2581"
 Pair = tuple[str, str]

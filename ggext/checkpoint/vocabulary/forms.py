@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ggext.checkpoint.byte_level import symbols_of
 from ggext.checkpoint.files import (
     MAX_FILE_BYTES,
     MAX_TOKEN_LENGTH,
@@ -28,7 +27,8 @@ from ggext.checkpoint.files import (
     read_json,
     read_text,
 )
-from ggext.checkpoint.pretokenizers import GPT2, KIMI, KIMI_ALTERNATIVES, LLAMA3, QWEN2
+from ggext.checkpoint.vocabulary.byte_level import symbols_of
+from ggext.checkpoint.vocabulary.pretokenizers import GPT2, KIMI, KIMI_ALTERNATIVES, LLAMA3, QWEN2
 from ggext.errors import CheckpointError
 
 #: Files of ranks, in the order of preference.

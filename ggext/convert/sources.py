@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint import hub
 from ggext.checkpoint.config import read_config
 from ggext.checkpoint.float8 import weights_of
+from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.safetensors import read_values
-from ggext.checkpoint.vocabulary_room import vocabulary_room
+from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_tensors
+from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.converters import family_of
-from ggext.errors import CheckpointError, GgufError, UsageError
-from ggext.file_rope import factor_tensors, recipe_of
-from ggext.gguf.reader import GgufFile, read_gguf
+from ggext.errors import CheckpointError, GgufError
+from ggext.gguf.open import read_gguf
+from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import factor_tensors, recipe_of
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
-from ggext.mapped import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
@@ -44,9 +44,6 @@ if TYPE_CHECKING:
 #: What is read at once: no more than a second-level cache, so that the values are still there to be converted and
 #: written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
 _BLOCK_BYTES = 1 << 20
-#: The checkpoint of the project's own chat model, installed with the package.
-DEMO_MODEL = Path(__file__).parent / "data" / "demo-model"
-
 #: Gives fields by their full keys, and may add to the notes.
 MakeFields = Callable[[list[str]], dict[str, Field]]
 
@@ -137,46 +134,15 @@ class ModelSource:
         return self.is_gguf and not factors and self.scaling == RopeScaling() and self.query_scale == 1.0
 
 
-def named_model(
-    path: Path, revision: str | None = None, *, show_progress: bool = False, known_family: bool = False
-) -> Path:
-    """``path``, or what stands for it where nothing has that name: the embedded model's folder for the word
-    ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model there (``hub.fetch``).
-
-    ``known_family``: what ggext cannot convert is refused before its weights are fetched.
-    """
-    if hub.is_hub_id(path):
-        check = _check_family if known_family else Path
-        return hub.fetch(path, revision, show_progress=show_progress, check=check)
-    if revision is not None:
-        raise UsageError(f"--revision {revision} is for models on the hub; {path} is none")
-    return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
-
-
-@contextmanager
-def planned_model(path: Path, revision: str | None = None) -> Iterator[Path]:
-    """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched, and its family must
-    be known."""
-    if hub.is_hub_id(path):
-        with hub.headers_alone(path, revision, check=_check_family) as folder:
-            yield folder
-    else:
-        yield named_model(path, revision)
-
-
-def _check_family(folder: Path) -> None:
+def check_family(folder: Path) -> None:
+    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone."""
     family_of(read_config(folder)).rope()
-
-
-def shown(path: Path) -> str:
-    """``path`` for a message: the embedded model and those of the hub under their names."""
-    return "demo" if path == DEMO_MODEL else hub.model_name(path) or str(path)
 
 
 def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model. ``one_part``: the first of
     several files will do."""
-    path = named_model(path, known_family=True)
+    path = named_model(path, check=check_family)
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():
@@ -227,15 +193,11 @@ def _described(folder: Path, arch: str, tensors: list[SourceTensor], notes: list
 
 
 def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Field]:
-    from ggext.checkpoint.tokenizer import read_vocabulary
+    from ggext.checkpoint.vocabulary.read import read_vocabulary
 
     vocabulary = read_vocabulary(folder, vocab_size)
     notes += vocabulary.notes
     return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
-
-
-def model_name(folder: Path) -> str:
-    return "demo" if folder == DEMO_MODEL else hub.model_name(folder) or folder.resolve().name or "model"
 
 
 def _from_gguf(path: Path, one_part: bool) -> ModelSource:

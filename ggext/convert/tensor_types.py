@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from ggext.convert.sources import SourceTensor
 from ggext.errors import UsageError
 from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, type_name
-from ggext.sources import SourceTensor
 
 NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 #: ggml type of most weights → general.file_type.

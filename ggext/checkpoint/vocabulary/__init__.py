@@ -1,0 +1,1 @@
+"""A checkpoint's tokenizer files as the vocabulary of a GGUF file."""
