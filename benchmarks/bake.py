@@ -1,12 +1,14 @@
-"""How long a scaling takes to get into a GGUF file: ggext in place, upstream's tools, llama.cpp's quantizer, and cp.
+"""How long a scaling takes to get into a GGUF file: ggext in place, upstream's tools, llama.cpp's
+quantizer, and cp.
 
     python benchmarks/bake.py [--gb 1.9] [--rounds 5] [--folder DIR]
 
-The file is a random Llama in Q8_0 with a vocabulary of 151,936 tokens, its data where the header happens to end, as
-llama.cpp writes it. Every contestant is a command, timed from its start to its end, Python's own start included; each
-round runs all of them once, in turn, with the file cached and the disk synced before. The table gives medians
-(processor time too, which does not depend on what else the machine does) and the peak of resident memory. What is not
-installed is left out, with the reason. Last, 50 GB that are nearly all holes."""
+The file is a random Llama in Q8_0 with a vocabulary of 151,936 tokens, its data where the header
+happens to end, as llama.cpp writes it. Every contestant is a command, timed from its start to its
+end, Python's own start included; each round runs all of them once, in turn, with the file cached
+and the disk synced before. The table gives medians (processor time too, which does not depend on
+what else the machine does) and the peak of resident memory. What is not installed is left out, with
+the reason. Last, 50 GB that are nearly all holes."""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ COPY = """
 import ctypes, llama_cpp, sys
 params = llama_cpp.llama_model_quantize_default_params()
 params.only_copy = True
-sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
+source, target = (path.encode() for path in sys.argv[1:])
+sys.exit(llama_cpp.llama_model_quantize(source, target, ctypes.byref(params)))
 """
 INSIDE = """
 import statistics, sys, time
@@ -66,21 +69,49 @@ def contestants(model: Path, out: Path) -> list[Contestant]:
     to_new_file = [GGEXT, "convert", str(model), str(out), "--yarn", "4"]
     in_place = [GGEXT, "convert", str(model), "--in-place", "--yarn"]
     found = [
-        Contestant("Python and its imports alone", [*python, "import ggext.cli.convert, ggext.convert, gguf"]),
+        Contestant(
+            "Python and its imports alone",
+            [*python, "import ggext.cli.convert, ggext.convert, gguf"],
+        ),
         Contestant("ggext convert --in-place, room is made", [*in_place, "4"]),
         Contestant("ggext convert --in-place again, room is there", [*in_place, "2"]),
         Contestant("ggext undo of both", [GGEXT, "undo", str(model)]),
         Contestant("ggext convert to a new file", to_new_file, remove),
-        Contestant("gguf-set-metadata: one number, in place",
-                   [*script, "gguf.scripts.gguf_set_metadata", str(model), "llama.context_length", "8192", "--force"]),
-        Contestant("gguf-new-metadata: a new file",
-                   [*script, "gguf.scripts.gguf_new_metadata", "--general-name", "x", str(model), str(out)], remove),
+        Contestant(
+            "gguf-set-metadata: one number, in place",
+            [
+                *script,
+                "gguf.scripts.gguf_set_metadata",
+                str(model),
+                "llama.context_length",
+                "8192",
+                "--force",
+            ],
+        ),
+        Contestant(
+            "gguf-new-metadata: a new file",
+            [
+                *script,
+                "gguf.scripts.gguf_new_metadata",
+                "--general-name",
+                "x",
+                str(model),
+                str(out),
+            ],
+            remove,
+        ),
         Contestant("cp", ["cp", str(model), str(out)], remove),
-        Contestant("cp, synced", ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", str(model), str(out)], remove),
+        Contestant(
+            "cp, synced",
+            ["sh", "-c", 'cp "$1" "$2" && sync "$2"', "sh", str(model), str(out)],
+            remove,
+        ),
         Contestant("ggext inspect", [GGEXT, "inspect", str(model)]),
-    ]  # fmt: skip
+    ]
     if importlib.util.find_spec("llama_cpp"):
-        copy = Contestant("llama.cpp's quantizer, COPY", [*python, COPY, str(model), str(out)], remove)
+        copy = Contestant(
+            "llama.cpp's quantizer, COPY", [*python, COPY, str(model), str(out)], remove
+        )
         found.insert(-3, copy)
     else:
         print("llama.cpp's quantizer is left out: llama-cpp-python is not installed\n")
@@ -117,10 +148,16 @@ def report(chosen: list[Contestant], model: Path, rounds: int) -> None:
             times[contestant.name].append(seconds)
             processor[contestant.name].append(busy)
             memory[contestant.name] = max(memory[contestant.name], resident)
-    print("| | seconds, median | fastest to slowest | of processor time | peak resident, MB |\n|---|---|---|---|---|")
+    print(
+        "| | seconds, median | fastest to slowest | of processor time | peak resident, MB "
+        "|\n|---|---|---|---|---|"
+    )
     for name, seconds in times.items():
-        print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to {max(seconds):.2f} "
-              f"| {statistics.median(processor[name]):.2f} | {memory[name] / 1e6:,.0f} |")  # fmt: skip
+        print(
+            f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f} to "
+            f"{max(seconds):.2f} "
+            f"| {statistics.median(processor[name]):.2f} | {memory[name] / 1e6:,.0f} |"
+        )
     print()
 
 

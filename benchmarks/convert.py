@@ -1,19 +1,22 @@
-"""How fast a checkpoint becomes a GGUF file: ggext, llama.cpp's own converter, and cp of the same bytes, in one run.
+"""How fast a checkpoint becomes a GGUF file: ggext, llama.cpp's own converter, and cp of the same
+bytes, in one run.
 
-    python benchmarks/convert.py --upstream LLAMA_CPP/convert_hf_to_gguf.py [--folder /tmp] [--gb 2] [--rounds 3]
-    python benchmarks/convert.py --types bf16 --rounds 9    (bf16 against cp alone)
+    python benchmarks/convert.py --upstream LLAMA_CPP/convert_hf_to_gguf.py [--folder /tmp] [--gb 2]
+    [--rounds 3] python benchmarks/convert.py --types bf16 --rounds 9    (bf16 against cp alone)
 
-The checkpoint is made here: TinyLlama's shapes with as many layers as fill --gb, random bfloat16 weights in two
-safetensors shards, and the vocabulary of --tokenizer. Each round runs every contestant once, in turn. Before each, its
-output is removed, what is dirty is written to the disk, and the checkpoint is read, so that all find it in the page
-cache. The table gives the median wall time, the median of each round's ratio to the peer, and the largest peak memory:
-all resident pages (VmHWM, mapped files and libraries included) and anonymous ones alone (RssAnon), looked at 50 times a
-second. Once, the tensors of ggext's and of upstream's file are compared. All files are deleted.
+The checkpoint is made here: TinyLlama's shapes with as many layers as fill --gb, random bfloat16
+weights in two safetensors shards, and the vocabulary of --tokenizer. Each round runs every
+contestant once, in turn. Before each, its output is removed, what is dirty is written to the disk,
+and the checkpoint is read, so that all find it in the page cache. The table gives the median wall
+time, the median of each round's ratio to the peer, and the largest peak memory: all resident pages
+(VmHWM, mapped files and libraries included) and anonymous ones alone (RssAnon), looked at 50 times
+a second. Once, the tensors of ggext's and of upstream's file are compared. All files are deleted.
 
-How long cp takes depends on whether the page cache takes all that it writes. A round in which cp's wall time is above
-1.25 times its CPU time is one in which it waited, for the disk or for a core, and is counted apart. Beside them runs
-what no Python program is faster than: the interpreter's start, NumPy's import, and a bare copy of the same bytes by two
-threads of the extension, into a file whose place was reserved.
+How long cp takes depends on whether the page cache takes all that it writes. A round in which cp's
+wall time is above 1.25 times its CPU time is one in which it waited, for the disk or for a core,
+and is counted apart. Beside them runs what no Python program is faster than: the interpreter's
+start, NumPy's import, and a bare copy of the same bytes by two threads of the extension, into a
+file whose place was reserved.
 """
 
 from __future__ import annotations
@@ -64,7 +67,8 @@ sizes = [shard.stat().st_size for shard in shards]
 pieces = [p for shard, size in zip(shards, sizes) for p in stored_pieces(shard, 0, size)]
 with open(sys.argv[1], "wb", buffering=0) as file:
     _native.reserve(file.fileno(), sum(sizes))
-    with writing(file.fileno(), zip(accumulate((p.nbytes for p in pieces), initial=0), pieces), lambda _: None):
+    starts = accumulate((p.nbytes for p in pieces), initial=0)
+    with writing(file.fileno(), zip(starts, pieces), lambda _: None):
         pass
 """
 
@@ -100,9 +104,10 @@ def layer_shapes(layer: int) -> dict[str, tuple[int, ...]]:
 def make_checkpoint(folder: Path, gigabytes: float, tokenizer: Path) -> int:
     """Write it; returns the bytes of its tensors."""
     outer: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN),
+        "model.embed_tokens.weight": (VOCABULARY, HIDDEN),
+        "lm_head.weight": (VOCABULARY, HIDDEN),
         "model.norm.weight": (HIDDEN,),
-    }  # fmt: skip
+    }
     one_layer = sum(2 * int(np.prod(shape)) for shape in layer_shapes(0).values())
     n_layers = max(2, round((gigabytes * 1e9 - 4 * VOCABULARY * HIDDEN) / one_layer))
     halves = [outer, {}]
@@ -112,12 +117,23 @@ def make_checkpoint(folder: Path, gigabytes: float, tokenizer: Path) -> int:
     for file in tokenizer.iterdir():
         shutil.copyfile(file, folder / file.name)
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": HIDDEN, "vocab_size": VOCABULARY,
-        "intermediate_size": FEED_FORWARD, "num_hidden_layers": n_layers, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu",
-        "rope_theta": 10000.0, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "bos_token_id": 1,
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": HIDDEN,
+        "vocab_size": VOCABULARY,
+        "intermediate_size": FEED_FORWARD,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "bos_token_id": 1,
         "eos_token_id": 2,
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config))
     weight_map: dict[str, str] = {}
     generator = np.random.default_rng(0)
@@ -125,11 +141,15 @@ def make_checkpoint(folder: Path, gigabytes: float, tokenizer: Path) -> int:
         name = f"model-{number + 1:05d}-of-00002.safetensors"
         weight_map |= dict.fromkeys(shapes, name)
         write_shard(folder / name, shapes, generator)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     return sum(2 * int(np.prod(shape)) for shapes in halves for shape in shapes.values())
 
 
-def write_shard(path: Path, shapes: dict[str, tuple[int, ...]], generator: np.random.Generator) -> None:
+def write_shard(
+    path: Path, shapes: dict[str, tuple[int, ...]], generator: np.random.Generator
+) -> None:
     header, at = {}, 0
     for name, shape in shapes.items():
         end = at + 2 * int(np.prod(shape))
@@ -158,7 +178,9 @@ def contestants(options: argparse.Namespace, checkpoint: Path, work: Path) -> It
     yield Contestant("cp", ["cp", *shards, str(copy)], copy)
     yield Contestant("start", [sys.executable, "-c", "pass"], copy)
     yield Contestant("numpy", [sys.executable, "-c", "import numpy"], copy)
-    yield Contestant("bare", [sys.executable, "-c", BARE_COPY, str(work / "bare"), *shards], work / "bare")
+    yield Contestant(
+        "bare", [sys.executable, "-c", BARE_COPY, str(work / "bare"), *shards], work / "bare"
+    )
     ggext = [str(Path(sys.executable).with_name("ggext")), "convert", str(checkpoint)]
     for kind in options.types:
         out = work / f"ggext-{kind}.gguf"
@@ -166,7 +188,13 @@ def contestants(options: argparse.Namespace, checkpoint: Path, work: Path) -> It
     if options.upstream is not None:
         for kind in options.types:
             out = work / f"upstream-{kind}.gguf"
-            command = [options.upstream_python, str(options.upstream), str(checkpoint), "--outtype", kind]
+            command = [
+                options.upstream_python,
+                str(options.upstream),
+                str(checkpoint),
+                "--outtype",
+                kind,
+            ]
             yield Contestant(f"upstream {kind}", [*command, "--outfile", str(out)], out)
 
 
@@ -201,7 +229,9 @@ def timed(command: list[str]) -> Run:
         watcher.join()
         if child.returncode:
             log.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
+            raise SystemExit(
+                f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}"
+            )
     return Run(seconds, children_cpu() - before, peaks["VmHWM"], peaks["RssAnon"])
 
 
@@ -211,7 +241,8 @@ def children_cpu() -> float:
 
 
 def watch(pid: int, peaks: dict[str, int], ended: threading.Event) -> None:
-    """Keep the largest values in bytes. (rusage's maximum is no use: a child begins with its parent's.)"""
+    """Keep the largest values in bytes. (rusage's maximum is no use: a child begins with its
+    parent's.)"""
     while not ended.wait(0.02):
         try:
             status = Path(f"/proc/{pid}/status").read_text()
@@ -226,7 +257,9 @@ def watch(pid: int, peaks: dict[str, int], ended: threading.Event) -> None:
 def fingerprints(path: Path) -> dict[str, tuple[int, int]]:
     """Each tensor's type and checksum."""
     gguf = read_gguf(path)
-    return {name: (info.type, zlib.crc32(gguf.tensor_data(name))) for name, info in gguf.tensors.items()}
+    return {
+        name: (info.type, zlib.crc32(gguf.tensor_data(name))) for name, info in gguf.tensors.items()
+    }
 
 
 def seconds_of(work: Callable[[], object]) -> float:
@@ -240,7 +273,9 @@ def synced(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def measure(field: list[Contestant], checkpoint: Path, rounds: int) -> tuple[dict[str, list[Run]], list[float]]:
+def measure(
+    field: list[Contestant], checkpoint: Path, rounds: int
+) -> tuple[dict[str, list[Run]], list[float]]:
     runs: dict[str, list[Run]] = {contestant.name: [] for contestant in field}
     seen: dict[str, dict[str, tuple[int, int]]] = {}
     syncs = []
@@ -249,7 +284,11 @@ def measure(field: list[Contestant], checkpoint: Path, rounds: int) -> tuple[dic
             clear(output)
             prepared(checkpoint)
             runs[name].append(timed(command))
-            print(f"round {number + 1}: {name} {runs[name][-1].seconds:.2f} s", file=sys.stderr, flush=True)
+            print(
+                f"round {number + 1}: {name} {runs[name][-1].seconds:.2f} s",
+                file=sys.stderr,
+                flush=True,
+            )
             if name == "ggext bf16":
                 syncs.append(seconds_of(lambda output=output: synced(output)))  # type: ignore[misc]
             if number == 0 and " " in name:
@@ -261,40 +300,67 @@ def measure(field: list[Contestant], checkpoint: Path, rounds: int) -> tuple[dic
     return runs, syncs
 
 
-def compare(ours: dict[str, tuple[int, int]], theirs: dict[str, tuple[int, int]], kind: str) -> None:
+def compare(
+    ours: dict[str, tuple[int, int]], theirs: dict[str, tuple[int, int]], kind: str
+) -> None:
     other = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
-    said = f"{len(other)} differ, first {min(other)}" if other else f"all {len(ours)} equal, bit for bit"
+    said = (
+        f"{len(other)} differ, first {min(other)}"
+        if other
+        else f"all {len(ours)} equal, bit for bit"
+    )
     print(f"tensors of ggext's and upstream's {kind}: {said}")
 
 
 def report(runs: dict[str, list[Run]], syncs: list[float], nbytes: int) -> None:
-    print("\n| | wall, s | CPU, s | each round | of the peer | target | peak RSS, MB | of it anonymous, MB |")
+    print(
+        "\n| | wall, s | CPU, s | each round | of the peer | target | peak RSS, MB | of it "
+        "anonymous, MB |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name, own in runs.items():
         who, _, kind = name.partition(" ")
         peer, target = TARGETS.get(kind, ("", 0.0))
         ratio = aim = ""
         if who == "ggext" and peer in runs:
-            value = statistics.median(a.seconds / b.seconds for a, b in zip(own, runs[peer], strict=True))
-            ratio, aim = f"{value:.2f} × {peer}", f"≤ {target:.2f}: {'met' if value <= target else 'MISSED'}"
+            value = statistics.median(
+                a.seconds / b.seconds for a, b in zip(own, runs[peer], strict=True)
+            )
+            ratio, aim = (
+                f"{value:.2f} × {peer}",
+                f"≤ {target:.2f}: {'met' if value <= target else 'MISSED'}",
+            )
         times = " ".join(f"{run.seconds:.2f}" for run in own)
         rss, anonymous = max(run.rss for run in own) / 1e6, max(run.anonymous for run in own) / 1e6
         cpu = statistics.median(r.cpu for r in own)
-        print(f"| {name} | {statistics.median(r.seconds for r in own):.2f} | {cpu:.2f} | {times} | {ratio} | {aim} | "
-              f"{rss:.0f} | {anonymous:.0f} |")  # fmt: skip
+        print(
+            f"| {name} | {statistics.median(r.seconds for r in own):.2f} | {cpu:.2f} | {times} | "
+            f"{ratio} | {aim} | "
+            f"{rss:.0f} | {anonymous:.0f} |"
+        )
     worst = max(run.rss for name, own in runs.items() if name.startswith("ggext") for run in own)
-    print(f"\nmemory: at most {worst / 1e6:.0f} MB resident, {'met' if worst <= MAX_RSS else 'MISSED'} (200 MB); "
-          f"{nbytes / 1e9:.2f} GB of tensors")  # fmt: skip
+    print(
+        f"\nmemory: at most {worst / 1e6:.0f} MB resident, "
+        f"{'met' if worst <= MAX_RSS else 'MISSED'} (200 MB); "
+        f"{nbytes / 1e9:.2f} GB of tensors"
+    )
     if "ggext bf16" in runs:
         told_apart(runs["cp"], runs["ggext bf16"])
     if syncs:
-        print(f"fsync of the bf16 file, which only replacing a file waits for: {statistics.median(syncs):.2f} s")
+        print(
+            "fsync of the bf16 file, which only replacing a file waits for: "
+            f"{statistics.median(syncs):.2f} s"
+        )
 
 
 def told_apart(cp: list[Run], ggext: list[Run]) -> None:
     """The ratio in rounds in which cp waited, and in which it did not."""
     for waited, words in ((False, "cp did not wait"), (True, "cp waited for the disk or a core")):
-        pairs = [(a, b) for a, b in zip(ggext, cp, strict=True) if (b.seconds > UNDISTURBED * b.cpu) == waited]
+        pairs = [
+            (a, b)
+            for a, b in zip(ggext, cp, strict=True)
+            if (b.seconds > UNDISTURBED * b.cpu) == waited
+        ]
         if pairs:
             ratio = statistics.median(a.seconds / b.seconds for a, b in pairs)
             print(f"ggext bf16 / cp, {words}: {ratio:.2f}, the median of {len(pairs)} rounds")
@@ -302,7 +368,10 @@ def told_apart(cp: list[Run], ggext: list[Run]) -> None:
 
 def machine(folder: Path, options: argparse.Namespace) -> str:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    cpu = next((line.split(": ", 1)[1] for line in info.splitlines() if line.startswith("model name")), "unknown CPU")
+    cpu = next(
+        (line.split(": ", 1)[1] for line in info.splitlines() if line.startswith("model name")),
+        "unknown CPU",
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     asked = ["df", "--output=fstype", str(folder)]
     kind = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()[-1]
@@ -310,15 +379,20 @@ def machine(folder: Path, options: argparse.Namespace) -> str:
     load = f", load average {os.getloadavg()[0]:.1f} before"
     return (
         f"{time.strftime('%Y-%m-%d')}, {cpu}, {os.cpu_count()} cores, {memory:.0f} GB, {kind}, "
-        f"{platform.system()} {platform.release()}{load}; Python {platform.python_version()}, {packages}; "
+        f"{platform.system()} {platform.release()}{load}; Python {platform.python_version()}, "
+        f"{packages}; "
         f"upstream: {options.upstream.name if options.upstream else 'none'}"
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--upstream", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
-    parser.add_argument("--upstream-python", default=sys.executable, help="the Python that runs it (needs torch)")
+    parser.add_argument(
+        "--upstream-python", default=sys.executable, help="the Python that runs it (needs torch)"
+    )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)
     parser.add_argument("--gb", type=float, default=2.0)
@@ -326,7 +400,10 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     options = parser.parse_args()
     print(machine(options.folder, options))
-    for package in (ggext, converters):  # as pip does with what it installs, whatever PYTHONDONTWRITEBYTECODE says
+    for package in (
+        ggext,
+        converters,
+    ):  # as pip does with what it installs, whatever PYTHONDONTWRITEBYTECODE says
         compileall.compile_dir(Path(str(package.__file__)).parent, quiet=1)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         work = Path(name)

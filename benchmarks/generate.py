@@ -1,11 +1,14 @@
-"""Tokens a second that ggext generates, against a tight loop over llama.cpp's functions and against `Llama`.
+"""Tokens a second that ggext generates, against a tight loop over llama.cpp's functions and against
+`Llama`.
 
-    python benchmarks/generate.py [MODEL.gguf] [--prompt 128] [--tokens 256] [--rounds 9] [--threads 1]
+    python benchmarks/generate.py [MODEL.gguf] [--prompt 128] [--tokens 256] [--rounds 9] [--threads
+    1]
 
-One run, one file, the same threads, prompt and greedy sampling. The tight loop is a Python loop around
-llama_decode and llama_sampler_sample with nothing else in it, in the better of its two settings of flash
-attention. Each round lets every contestant write once, in a shuffled order; the table gives the median, and the median
-of each round's ratio to the tight loop. Without MODEL it is a random Llama of 0.94 M parameters, made here.
+One run, one file, the same threads, prompt and greedy sampling. The tight loop is a Python loop
+around llama_decode and llama_sampler_sample with nothing else in it, in the better of its two
+settings of flash attention. Each round lets every contestant write once, in a shuffled order; the
+table gives the median, and the median of each round's ratio to the tight loop. Without MODEL it is
+a random Llama of 0.94 M parameters, made here.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ CONTEXT = 2048
 
 
 class Task(NamedTuple):
-    """What all write: ``tokens`` tokens behind ``prompt``, with ``threads``, in batches of ``batch``."""
+    """What all write: ``tokens`` tokens behind ``prompt``, with ``threads``, in batches of
+    ``batch``."""
 
     prompt: list[int]
     tokens: int
@@ -55,34 +59,55 @@ Contestant = Callable[[], Speed]
 
 
 def random_llama(path: Path, width: int = 128, layers: int = 4, vocab: int = 512) -> Path:
-    """A Llama of 0.94 M random parameters; its tokens mean nothing, which is all the same to a clock."""
+    """A Llama of 0.94 M random parameters; its tokens mean nothing, which is all the same to a
+    clock."""
     rng = np.random.default_rng(0)
     ff, kv, head = 3 * width, width // 2, 32
     shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (vocab, width), "output_norm.weight": (width,), "output.weight": (vocab, width),
-    }  # fmt: skip
+        "token_embd.weight": (vocab, width),
+        "output_norm.weight": (width,),
+        "output.weight": (vocab, width),
+    }
     for i in range(layers):
         layer = {
-            "attn_norm": (width,), "ffn_norm": (width,), "attn_q": (width, width), "attn_k": (kv, width),
-            "attn_v": (kv, width), "attn_output": (width, width), "ffn_gate": (ff, width), "ffn_up": (ff, width),
+            "attn_norm": (width,),
+            "ffn_norm": (width,),
+            "attn_q": (width, width),
+            "attn_k": (kv, width),
+            "attn_v": (kv, width),
+            "attn_output": (width, width),
+            "ffn_gate": (ff, width),
+            "ffn_up": (ff, width),
             "ffn_down": (width, ff),
-        }  # fmt: skip
+        }
         shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
     values = {name: rng.normal(0.0, 0.1, shape).astype("<f4") for name, shape in shapes.items()}
     values |= {name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name}
-    values["output.weight"][:259] = 0.0  # whole words are likelier: broken UTF-8 would slow `Llama` down
+    values["output.weight"][:259] = (
+        0.0  # whole words are likelier: broken UTF-8 would slow `Llama` down
+    )
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"▁{i}" for i in range(vocab - len(tokens))]
     keys: dict[str, Any] = {
-        "general.architecture": "llama", "llama.context_length": CONTEXT, "llama.embedding_length": width,
-        "llama.feed_forward_length": ff, "llama.block_count": layers, "llama.attention.head_count": width // head,
-        "llama.attention.head_count_kv": kv // head, "llama.attention.layer_norm_rms_epsilon": 1e-6,
-        "llama.vocab_size": vocab, "llama.rope.dimension_count": head, "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": [0.0] * vocab,
+        "general.architecture": "llama",
+        "llama.context_length": CONTEXT,
+        "llama.embedding_length": width,
+        "llama.feed_forward_length": ff,
+        "llama.block_count": layers,
+        "llama.attention.head_count": width // head,
+        "llama.attention.head_count_kv": kv // head,
+        "llama.attention.layer_norm_rms_epsilon": 1e-6,
+        "llama.vocab_size": vocab,
+        "llama.rope.dimension_count": head,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * vocab,
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (vocab - 259),
-    }  # fmt: skip
+    }
     parts = [
-        TensorToWrite(name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()])  # type: ignore[misc]
+        TensorToWrite(
+            name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()]
+        )  # type: ignore[misc]
         for name, array in values.items()
     ]
     write_gguf(path, {key: Field.of(value) for key, value in keys.items()}, parts)
@@ -97,7 +122,9 @@ def tight_loop(model: Model, task: Task, flash: bool, stack: ExitStack) -> Conte
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, task.batch, task.batch
     params.n_threads = params.n_threads_batch = task.threads
-    params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    params.flash_attn_type = (
+        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    )
     context = lib.llama_init_from_model(model.open_handle(), params)
     stack.callback(lib.llama_free, context)
     chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
@@ -164,13 +191,19 @@ def by_worker(model: Model, task: Task, stack: ExitStack) -> Contestant:
 def by_model(path: Path, task: Task, stack: ExitStack) -> Contestant:
     """What a program gets: `ggext.Model`, text in and text out."""
     options = SessionOptions(threads=task.threads, n_batch=task.batch)
-    model = stack.enter_context(ggext.Model(path, CONTEXT, settings=ggext.Settings(options, gpu_layers=0)))
+    model = stack.enter_context(
+        ggext.Model(path, CONTEXT, settings=ggext.Settings(options, gpu_layers=0))
+    )
     numbers = itertools.count()
 
     def run() -> Speed:
-        words = f"{next(numbers):03} {'word ' * 999}"[: len(task.prompt) - 1]  # another beginning: all of it is read
+        words = f"{next(numbers):03} {'word ' * 999}"[
+            : len(task.prompt) - 1
+        ]  # another beginning: all of it is read
         start = time.perf_counter()
-        reply = model.chat([{"role": "user", "content": words}], sampling=GREEDY, max_tokens=task.tokens)
+        reply = model.chat(
+            [{"role": "user", "content": words}], sampling=GREEDY, max_tokens=task.tokens
+        )
         first = 0.0
         for _ in reply:
             first = first or time.perf_counter()
@@ -219,9 +252,14 @@ def open_llama(path: Path, task: Task, stack: ExitStack) -> Any:
     from llama_cpp import Llama
 
     model = Llama(
-        str(path), n_ctx=CONTEXT, n_batch=task.batch, n_threads=task.threads, n_threads_batch=task.threads,
-        n_gpu_layers=0, verbose=False,
-    )  # fmt: skip
+        str(path),
+        n_ctx=CONTEXT,
+        n_batch=task.batch,
+        n_threads=task.threads,
+        n_threads_batch=task.threads,
+        n_gpu_layers=0,
+        verbose=False,
+    )
     stack.callback(model.close)
     return model
 
@@ -253,23 +291,38 @@ def report(found: dict[str, list[Speed]]) -> str:
     best = max(loops, key=lambda name: statistics.median(s.wrote for s in found[name]))
     lines = ["| | reads, tokens/s | writes, tokens/s | × tight loop |", "| --- | --- | --- | --- |"]
     for name, speeds in found.items():
-        ratio = statistics.median(s.wrote / b.wrote for s, b in zip(speeds, found[best], strict=True))
+        ratio = statistics.median(
+            s.wrote / b.wrote for s, b in zip(speeds, found[best], strict=True)
+        )
         read, wrote = (statistics.median(values) for values in zip(*speeds, strict=True))
         lines.append(f"| {name} | {read:,.0f} | {wrote:,.0f} | {ratio:.3f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model", nargs="?", type=Path)
-    for name, value in (("prompt", 128), ("tokens", 256), ("rounds", 9), ("threads", 1), ("batch", 128)):
+    for name, value in (
+        ("prompt", 128),
+        ("tokens", 256),
+        ("rounds", 9),
+        ("threads", 1),
+        ("batch", 128),
+    ):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         path = args.model or random_llama(Path(folder) / "random.gguf")
-        task = Task([3 + i % 250 for i in range(args.prompt)], args.tokens, args.threads, args.batch)
+        task = Task(
+            [3 + i % 250 for i in range(args.prompt)], args.tokens, args.threads, args.batch
+        )
         found = measure(path, task, args.rounds)
-    print(f"{os.cpu_count()} CPUs, {args.threads} threads, {args.prompt} + {args.tokens} tokens, {args.rounds} rounds")
+    print(
+        f"{os.cpu_count()} CPUs, {args.threads} threads, {args.prompt} + {args.tokens} tokens, "
+        f"{args.rounds} rounds"
+    )
     print(report(found))
 
 

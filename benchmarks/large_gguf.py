@@ -1,4 +1,5 @@
-"""Writes a random Llama in Q8_0 as a GGUF file, as llama.cpp does: 151,936 tokens, and no slack in the header.
+"""Writes a random Llama in Q8_0 as a GGUF file, as llama.cpp does: 151,936 tokens, and no slack in
+the header.
 
 python benchmarks/large_gguf.py FILE GB [--sparse]
 """
@@ -21,24 +22,46 @@ N_VOCAB, N_EMBD, N_FF, N_KV = 151_936, 3072, 8192, 1024
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
     square, down = (N_EMBD, N_EMBD), (N_FF, N_EMBD)
     layer = {
-        "attn_norm": (N_EMBD,), "attn_q": square, "attn_k": (N_EMBD, N_KV), "attn_v": (N_EMBD, N_KV),
-        "attn_output": square, "ffn_norm": (N_EMBD,), "ffn_gate": down[::-1], "ffn_up": down[::-1], "ffn_down": down,
-    }  # fmt: skip
-    result: dict[str, tuple[int, ...]] = {"token_embd.weight": (N_EMBD, N_VOCAB), "output_norm.weight": (N_EMBD,)}
-    return result | {f"blk.{i}.{name}.weight": shape for i in range(layers) for name, shape in layer.items()}
+        "attn_norm": (N_EMBD,),
+        "attn_q": square,
+        "attn_k": (N_EMBD, N_KV),
+        "attn_v": (N_EMBD, N_KV),
+        "attn_output": square,
+        "ffn_norm": (N_EMBD,),
+        "ffn_gate": down[::-1],
+        "ffn_up": down[::-1],
+        "ffn_down": down,
+    }
+    result: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (N_EMBD, N_VOCAB),
+        "output_norm.weight": (N_EMBD,),
+    }
+    return result | {
+        f"blk.{i}.{name}.weight": shape for i in range(layers) for name, shape in layer.items()
+    }
 
 
 def metadata(layers: int) -> dict[str, Field]:
     values = {
-        "general.architecture": "llama", "general.name": "benchmark", "general.file_type": 7,
-        "llama.context_length": 8192, "llama.embedding_length": N_EMBD, "llama.feed_forward_length": N_FF,
-        "llama.block_count": layers, "llama.attention.head_count": 24, "llama.attention.head_count_kv": 8,
-        "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.rope.freq_base": 500000.0,
-        "llama.rope.dimension_count": 128, "general.quantization_version": 2,
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe",
+        "general.architecture": "llama",
+        "general.name": "benchmark",
+        "general.file_type": 7,
+        "llama.context_length": 8192,
+        "llama.embedding_length": N_EMBD,
+        "llama.feed_forward_length": N_FF,
+        "llama.block_count": layers,
+        "llama.attention.head_count": 24,
+        "llama.attention.head_count_kv": 8,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.rope.freq_base": 500000.0,
+        "llama.rope.dimension_count": 128,
+        "general.quantization_version": 2,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
         "tokenizer.ggml.tokens": [f"tok{i:06}" for i in range(N_VOCAB)],
-        "tokenizer.ggml.token_type": [1] * N_VOCAB, "tokenizer.ggml.merges": [f"a{i} b{i}" for i in range(N_VOCAB)],
-    }  # fmt: skip
+        "tokenizer.ggml.token_type": [1] * N_VOCAB,
+        "tokenizer.ggml.merges": [f"a{i} b{i}" for i in range(N_VOCAB)],
+    }
     return {key: Field.of(value) for key, value in values.items()}
 
 

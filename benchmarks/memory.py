@@ -1,13 +1,15 @@
 """What the policies for a full context cost and keep, at an equal cache, and how they hold out.
 
-    python benchmarks/memory.py quality [--cache 512] [--texts 40]    the embedded model: recall and perplexity
-    python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]    perplexity of a long text, stream and recompute
-    python benchmarks/memory.py speed [--cache 4096]                  time a token once the cache is full
-    python benchmarks/memory.py ntk [--texts 20]                      dynamic NTK: rotated keys against a new evaluation
-    python benchmarks/memory.py endless [--tokens 1000000]            memory and time of one answer that never ends
+    python benchmarks/memory.py quality [--cache 512] [--texts 40]    the embedded model: recall and
+    perplexity python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]    perplexity of a
+    long text, stream and recompute python benchmarks/memory.py speed [--cache 4096]
+    time a token once the cache is full python benchmarks/memory.py ntk [--texts 20]
+    dynamic NTK: rotated keys against a new evaluation python benchmarks/memory.py endless [--tokens
+    1000000]            memory and time of one answer that never ends
 
-quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text; the embedded
-model with YaRN for 2,048 tokens, so that a cache of the whole text is the other end of the scale.
+quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text;
+the embedded model with YaRN for 2,048 tokens, so that a cache of the whole text is the other end of
+the scale.
 """
 
 from __future__ import annotations
@@ -43,30 +45,44 @@ def needles(count: int) -> Iterator[language.RecallSample]:
         told = language.facts(rng, language.RECALL_FACTS)
         asked = rng.choice(told)
         text = language.document(rng, told, TEXT_TOKENS)
-        yield language.RecallSample(text, language.question(asked.key), language.answer(asked.key, asked.place))
+        yield language.RecallSample(
+            text, language.question(asked.key), language.answer(asked.key, asked.place)
+        )
 
 
 def quality(cache: int, texts: int) -> None:
     policies: dict[str, MemoryOptions] = {
         "stream": MemoryOptions("stream"),
         "recompute": MemoryOptions("recompute"),
-        "compress, 4 tokens a cell": MemoryOptions("compress", block=16, retrieved=cache // 64, group=4),
-        "compress, 8 tokens a cell": MemoryOptions("compress", block=16, retrieved=cache // 64, group=8),
+        "compress, 4 tokens a cell": MemoryOptions(
+            "compress", block=16, retrieved=cache // 64, group=4
+        ),
+        "compress, 8 tokens a cell": MemoryOptions(
+            "compress", block=16, retrieved=cache // 64, group=8
+        ),
         "landmark": MemoryOptions("landmark", block=16, retrieved=cache // 64),
     }
     samples = list(needles(texts))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "demo.gguf"
         convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("yarn", factor=8)))
-        print(f"{texts} texts of {TEXT_TOKENS:,} tokens, cache {cache}, {2 * language.RECALL_FACTS // 2} facts each\n")
-        print("| policy | answers that are exact | perplexity | ms a token read |\n| --- | --- | --- | --- |")
+        print(
+            f"{texts} texts of {TEXT_TOKENS:,} tokens, cache {cache}, "
+            f"{2 * language.RECALL_FACTS // 2} facts each\n"
+        )
+        print(
+            "| policy | answers that are exact | perplexity | ms a token read |\n| --- | --- | --- "
+            "| --- |"
+        )
         with Model.open(path) as model:
             row(model, "stop, the whole text in the cache", SessionOptions(n_ctx=2048), samples)
             for name, memory in policies.items():
                 row(model, name, SessionOptions(n_ctx=cache, memory=memory), samples)
 
 
-def row(model: Model, name: str, options: SessionOptions, samples: list[language.RecallSample]) -> None:
+def row(
+    model: Model, name: str, options: SessionOptions, samples: list[language.RecallSample]
+) -> None:
     right, losses, seconds = 0, [], []
     with Session(model, options) as session:
         conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
@@ -78,9 +94,14 @@ def row(model: Model, name: str, options: SessionOptions, samples: list[language
             assert prefill is not None
             seconds.append(prefill.seconds / prefill.evaluated)
             prompt = f"{language.BOS}{language.USER}{sample.document}"
-            losses.append(session.losses(model.tokenize(prompt, add_special=False, parse_special=True)).mean())
+            losses.append(
+                session.losses(model.tokenize(prompt, add_special=False, parse_special=True)).mean()
+            )
     perplexity = math.exp(statistics.mean(losses))
-    print(f"| {name} | {right} of {len(samples)} | {perplexity:.3f} | {1000 * statistics.median(seconds):.3f} |")
+    print(
+        f"| {name} | {right} of {len(samples)} | {perplexity:.3f} | "
+        f"{1000 * statistics.median(seconds):.3f} |"
+    )
 
 
 def book(text: Path, path: Path, cache: int, tokens: int) -> None:
@@ -93,21 +114,32 @@ def book(text: Path, path: Path, cache: int, tokens: int) -> None:
                 start = time.perf_counter()
                 value = math.exp(session.losses(wanted).mean())
                 seconds = time.perf_counter() - start
-                print(f"| {policy} | {options.kv_type} | {len(wanted):,} | {value:.4f} | {seconds:.1f} |")
+                print(
+                    f"| {policy} | {options.kv_type} | {len(wanted):,} | {value:.4f} | "
+                    f"{seconds:.1f} |"
+                )
 
 
 def speed(cache: int, tokens: int) -> None:
-    """Once the cache is full, ``tokens`` more, one at a time: by stream, by recompute with ggext's default of a quarter
-    of the window at a time, and 3 by recompute with a window that slides by one, as StreamingLLM's baseline does.
-    One thread, so its CPU time is the time that it takes, whatever else the machine does."""
+    """Once the cache is full, ``tokens`` more, one at a time: by stream, by recompute with ggext's
+    default of a quarter of the window at a time, and 3 by recompute with a window that slides by
+    one, as StreamingLLM's baseline does. One thread, so its CPU time is the time that it takes,
+    whatever else the machine does."""
     print("| policy | leaves at once | CPU ms a token | × stream |\n| --- | --- | --- | --- |")
     rows: list[tuple[WhenFull, int | None, int]] = [
-        ("stream", None, tokens), ("recompute", None, tokens), ("recompute", 1, 3)
-    ]  # fmt: skip
+        ("stream", None, tokens),
+        ("recompute", None, tokens),
+        ("recompute", 1, 3),
+    ]
     base = 0.0
-    with tempfile.TemporaryDirectory() as folder, Model.open(random_llama(Path(folder) / "m.gguf", 256), 0) as model:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Model.open(random_llama(Path(folder) / "m.gguf", 256), 0) as model,
+    ):
         for policy, evict, count in rows:
-            options = SessionOptions(n_ctx=cache, threads=1, memory=MemoryOptions(policy, evict=evict))
+            options = SessionOptions(
+                n_ctx=cache, threads=1, memory=MemoryOptions(policy, evict=evict)
+            )
             with Session(model, options) as session:
                 prompt = [259 + i % 250 for i in range(cache)]
                 session.evaluate(prompt[: cache - 2])
@@ -117,19 +149,33 @@ def speed(cache: int, tokens: int) -> None:
                     session.memory.write(prompt[i])
                 each = (time.process_time() - start) / count
             base = base or each
-            print(f"| {policy} | {evict or session.memory.evict} | {1000 * each:.3f} | {each / base:.1f} |")
+            print(
+                f"| {policy} | {evict or session.memory.evict} | {1000 * each:.3f} | "
+                f"{each / base:.1f} |"
+            )
 
 
 def ntk(texts: int) -> None:
-    """The embedded model, trained on 256 tokens, reads texts of 1,000: what each way makes of the last 400."""
-    lines = ["| table | perplexity of the last 400 | mean KL from replay, nats | worst logit difference |"]
+    """The embedded model, trained on 256 tokens, reads texts of 1,000: what each way makes of the
+    last 400."""
+    lines = [
+        (
+            "| table | perplexity of the last 400 | mean KL from replay, nats | worst logit "
+            "difference |"
+        )
+    ]
     lines.append("| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plain.gguf"
         convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("none")))
         with Model.open(path) as model:
-            prompts = [f"{language.BOS}{language.USER}{sample.document}" for sample in needles(texts)]
-            ids = [model.tokenize(text, add_special=False, parse_special=True)[:1000] for text in prompts]
+            prompts = [
+                f"{language.BOS}{language.USER}{sample.document}" for sample in needles(texts)
+            ]
+            ids = [
+                model.tokenize(text, add_special=False, parse_special=True)[:1000]
+                for text in prompts
+            ]
             ways: tuple[DynamicNtk | None, ...] = ("replay", "rotate", None)
             rows = {way: [tail(model, tokens, way) for tokens in ids] for way in ways}
     for way, found in rows.items():
@@ -137,14 +183,17 @@ def ntk(texts: int) -> None:
         pairs = [(a, b) for (_, a), (_, b) in zip(rows["replay"], found, strict=True)]
         kl = statistics.mean(float((np.exp(a) * (a - b)).sum(axis=1).mean()) for a, b in pairs)
         worst = max(float(np.abs(a - b).max()) for a, b in pairs)
-        lines.append(f"| {way or 'the file, not scaled'} | {math.exp(loss):.3f} | {kl:.1e} | {worst:.2f} |")
+        lines.append(
+            f"| {way or 'the file, not scaled'} | {math.exp(loss):.3f} | {kl:.1e} | {worst:.2f} |"
+        )
     print(f"{texts} texts\n", *lines, sep="\n")
 
 
 def tail(model: Model, tokens: list[int], way: DynamicNtk | None) -> tuple[np.ndarray, np.ndarray]:
     """-log p of the last 400 tokens, and log p of everything behind each, float64.
 
-    Token by token from 250 on, as an answer grows, so that both bases are passed through on the way.
+    Token by token from 250 on, as an answer grows, so that both bases are passed through on the
+    way.
     """
     rows = []
     with Session(model, SessionOptions(n_ctx=1024, kv_type="f32", dynamic_ntk=way)) as session:
@@ -167,7 +216,10 @@ def endless(tokens: int, cache: int, path: Path | None) -> None:
             options = SessionOptions(n_ctx=cache, threads=1, memory=MemoryOptions("stream"))
             with Session(model, options) as session:
                 print(f"{model.n_params:,} parameters, cache {cache}\n")
-                print("| tokens | resident, MiB | CPU µs a token | µs a token |\n| --- | --- | --- | --- |")
+                print(
+                    "| tokens | resident, MiB | CPU µs a token | µs a token |\n| --- | --- | --- | "
+                    "--- |"
+                )
                 session.evaluate([300])
                 done, part = 0, tokens // 10
                 while done < tokens:
@@ -179,7 +231,10 @@ def endless(tokens: int, cache: int, path: Path | None) -> None:
                         continue
                     each = (time.perf_counter() - start) / (done - before)
                     cpu = (time.process_time() - cpu) / (done - before)
-                    print(f"| {done:,} | {resident():.1f} | {1e6 * cpu:.1f} | {1e6 * each:.1f} |", flush=True)
+                    print(
+                        f"| {done:,} | {resident():.1f} | {1e6 * cpu:.1f} | {1e6 * each:.1f} |",
+                        flush=True,
+                    )
 
 
 def resident() -> float:
@@ -189,7 +244,9 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("quality")
     one.add_argument("--cache", type=int, default=512)
@@ -209,9 +266,9 @@ def main() -> None:
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--path", type=Path)
     arguments = vars(parser.parse_args())
-    {"quality": quality, "book": book, "speed": speed, "ntk": ntk, "endless": endless}[arguments.pop("command")](
-        **arguments
-    )
+    {"quality": quality, "book": book, "speed": speed, "ntk": ntk, "endless": endless}[
+        arguments.pop("command")
+    ](**arguments)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Reading and writing behind many cached tokens, with flash attention and without, and how soon a cancel is seen.
+"""Reading and writing behind many cached tokens, with flash attention and without, and how soon a
+cancel is seen.
 
-    python benchmarks/prefill.py SHAPE ... [--layers 2] [--threads 2] [--depths 0,2048,8192,32768] [--rounds 5]
-    python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64]
-    python benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
+    python benchmarks/prefill.py SHAPE ... [--layers 2] [--threads 2] [--depths 0,2048,8192,32768]
+    [--rounds 5] python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64] python
+    benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
 
-SHAPE: one of `shaped_model.SHAPES`, Q4_0 with random weights, made here; fewer layers leave each operation as it is.
-The cache is filled with copies of 512 tokens, f16. Read are 512 tokens: in ggext's own batches, 64 at once, 512 at
-once, and 512 at once with flash attention, as llama.cpp's programs do by default; all take turns, and the last columns
-are medians of each round's ratio, ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
+SHAPE: one of `shaped_model.SHAPES`, Q4_0 with random weights, made here; fewer layers leave each
+operation as it is. The cache is filled with copies of 512 tokens, f16. Read are 512 tokens: in
+ggext's own batches, 64 at once, 512 at once, and 512 at once with flash attention, as llama.cpp's
+programs do by default; all take turns, and the last columns are medians of each round's ratio,
+ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
 """
 
 from __future__ import annotations
@@ -35,12 +37,21 @@ COPIED = 512
 PROMPT = 512
 WRITTEN = 4
 _SPEEDS = (
-    "| cached | reads | of 64 | of 512 | 512, flash | writes | writes, flash | × 64 | × 512 | × llama.cpp | × flash |",
+    (
+        "| cached | reads | of 64 | of 512 | 512, flash | writes | writes, flash | × 64 | × 512 | "
+        "× llama.cpp | × flash |"
+    ),
     "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
 )
-_NODES = ("| cached | at once | longest operation, ms of wall | of a thread's time |", "| --- | --- | --- | --- |")
+_NODES = (
+    "| cached | at once | longest operation, ms of wall | of a thread's time |",
+    "| --- | --- | --- | --- |",
+)
 _CANCELS = (
-    "| cached | while | batch | median, ms | worst, ms | median of a thread's time | worst of a thread's time |",
+    (
+        "| cached | while | batch | median, ms | worst, ms | median of a thread's time | worst of "
+        "a thread's time |"
+    ),
     "| --- | --- | --- | --- | --- | --- | --- |",
 )
 
@@ -49,7 +60,9 @@ class Reader:
     """A context with ``depth`` cached tokens, and what reading and writing behind them comes to."""
 
     def __init__(self, model: Model, depth: int, options: SessionOptions) -> None:
-        options = replace(options, n_ctx=depth + 2 * PROMPT, memory=MemoryOptions("stream", evict=PROMPT))
+        options = replace(
+            options, n_ctx=depth + 2 * PROMPT, memory=MemoryOptions("stream", evict=PROMPT)
+        )
         self.session = Session(model, options)
         self.depth = depth
         cache = self.session.cache
@@ -81,8 +94,8 @@ class Reader:
         self.session.cache.cut(self.depth)
 
     def cancel_reading(self, seconds: float) -> tuple[float, float]:
-        """Milliseconds from a cancel, so long after the start, to the end, of the clock on the wall and of the
-        processor; a prompt that ends before is no answer."""
+        """Milliseconds from a cancel, so long after the start, to the end, of the clock on the wall
+        and of the processor; a prompt that ends before is no answer."""
         tokens = [5] * self.depth + [3 + i % 250 for i in range(PROMPT)]
         with _cancelled(self.session, seconds) as told:
             prefill = self.session.evaluate(tokens)
@@ -124,8 +137,8 @@ class _cancelled:  # noqa: N801 - a context manager
 
 
 class Clock:
-    """Milliseconds that each node of the graph took, by `SessionOptions.eval_callback`: of the clock on the wall and of
-    the processor."""
+    """Milliseconds that each node of the graph took, by `SessionOptions.eval_callback`: of the
+    clock on the wall and of the processor."""
 
     def __init__(self) -> None:
         self.found: list[tuple[float, float, str]] = []
@@ -138,7 +151,9 @@ class Clock:
             self._since = now
         else:
             name = Tensor.from_address(address).name
-            wall, spent = (1e3 * (after - before) for before, after in zip(self._since, now, strict=True))
+            wall, spent = (
+                1e3 * (after - before) for before, after in zip(self._since, now, strict=True)
+            )
             self.found.append((wall, spent, str(name, "utf-8")))
         return True
 
@@ -152,21 +167,32 @@ def speeds(model: Model, depth: int, threads: int, rounds: int) -> str:
             stack.enter_context(reader.session) and reader
             for reader in (
                 Reader(model, depth, options)
-                for options in (off, replace(off, n_batch=64), replace(off, n_batch=512), replace(on, n_batch=512), on)
+                for options in (
+                    off,
+                    replace(off, n_batch=64),
+                    replace(off, n_batch=512),
+                    replace(on, n_batch=512),
+                    on,
+                )
             )
         )
         readers = ours, fixed, large, llama_cpp
         found = [
-            [*(reader.read(PROMPT) for reader in readers), ours.write(), flash.write()] for _ in range(rounds + 1)
+            [*(reader.read(PROMPT) for reader in readers), ours.write(), flash.write()]
+            for _ in range(rounds + 1)
         ][1:]
     middle = [statistics.median(column) for column in zip(*found, strict=True)]
     pairs = (0, 1), (0, 2), (0, 3), (4, 5)
-    ratios = [statistics.median(row[first] / row[second] for row in found) for first, second in pairs]
+    ratios = [
+        statistics.median(row[first] / row[second] for row in found) for first, second in pairs
+    ]
     cells = [f"{value:,.1f}" for value in middle] + [f"{ratio:.2f}" for ratio in ratios]
     return " | ".join([f"| {depth:,}", *cells]) + " |"
 
 
-def nodes(model: Model, depth: int, options: SessionOptions, counts: list[int], rounds: int = 4) -> Iterator[str]:
+def nodes(
+    model: Model, depth: int, options: SessionOptions, counts: list[int], rounds: int = 4
+) -> Iterator[str]:
     for count in counts:
         clock = Clock()
         made = replace(options, n_batch=count, eval_callback=clock.callback)
@@ -185,13 +211,23 @@ def cancels(model: Model, depth: int, options: SessionOptions, count: int) -> It
     rng = random.Random(0)
     with (reader := Reader(model, depth, options)).session:
         batch = min(reader.session.n_batch, reader.session.cache.batches.at(depth))
-        seconds = PROMPT / reader.read(PROMPT) / 2  # half of the prompt: even twice as fast it is not at its end
+        seconds = (
+            PROMPT / reader.read(PROMPT) / 2
+        )  # half of the prompt: even twice as fast it is not at its end
         for name, once in (("reading", reader.cancel_reading), ("writing", reader.cancel_writing)):
             found = [once(rng.random() * min(seconds, 1.5)) for _ in range(count)]
             wall, spent = zip(*found, strict=True)
             threads = options.threads or 1
-            columns = [*_middle_and_worst(wall), *(value / threads for value in _middle_and_worst(spent))]
-            yield " | ".join([f"| {depth:,}", name, str(batch), *(f"{value:.1f}" for value in columns)]) + " |"
+            columns = [
+                *_middle_and_worst(wall),
+                *(value / threads for value in _middle_and_worst(spent)),
+            ]
+            yield (
+                " | ".join(
+                    [f"| {depth:,}", name, str(batch), *(f"{value:.1f}" for value in columns)]
+                )
+                + " |"
+            )
 
 
 def _middle_and_worst(values: Sequence[float]) -> tuple[float, float]:
@@ -211,7 +247,9 @@ def table(model: Model, args: argparse.Namespace) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shapes", nargs="+", choices=SHAPES)
     parser.add_argument("--depths", default="0,2048,8192,32768")
     for name, value in (("layers", 2), ("threads", 2), ("rounds", 5), ("cancels", 0)):
@@ -223,7 +261,9 @@ def main() -> None:
     print(f"{os.cpu_count()} CPUs, {args.threads} threads, Q4_0, cache f16, {args.layers} layers")
     for name in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
-            path = write_shaped(Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), "q4_0")
+            path = write_shaped(
+                Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), "q4_0"
+            )
             with Model.open(path, gpu_layers=0) as model:
                 print(f"\n{name} ({SHAPES[name].layers} layers in full)\n")
                 for line in table(model, args):

@@ -1,10 +1,13 @@
-"""How fast rows are rotated: GB/s of ggext, of ggml's CPU op and of torch, against memcpy of the same bytes.
+"""How fast rows are rotated: GB/s of ggext, of ggml's CPU op and of torch, against memcpy of the
+same bytes.
 
-    python benchmarks/rope.py [--positions 4096] [--heads 32] [--dim 128] [--threads 2] [--rounds 15]
+    python benchmarks/rope.py [--positions 4096] [--heads 32] [--dim 128] [--threads 2] [--rounds
+    15]
 
-Bytes are counted once read and once written. Each round times every contestant once, in turn, so that what else the
-machine does hits all alike; the table gives the median time, and the median of each round's ratio to its own memcpy.
-ggml and torch are left out, with the reason, where they are not installed. With a CUDA device, its rows follow.
+Bytes are counted once read and once written. Each round times every contestant once, in turn, so
+that what else the machine does hits all alike; the table gives the median time, and the median of
+each round's ratio to its own memcpy. ggml and torch are left out, with the reason, where they are
+not installed. With a CUDA device, its rows follow.
 """
 
 from __future__ import annotations
@@ -60,7 +63,9 @@ def memcpy(shape: Shape, dtype: native.Dtype) -> Contestant:
     out = np.zeros_like(rows)
     pool = ThreadPoolExecutor(shape.threads)
     bounds = np.linspace(0, rows.nbytes, shape.threads + 1).astype(int).tolist()
-    parts = [(out.ctypes.data + a, rows.ctypes.data + a, b - a) for a, b in itertools.pairwise(bounds)]
+    parts = [
+        (out.ctypes.data + a, rows.ctypes.data + a, b - a) for a, b in itertools.pairwise(bounds)
+    ]
 
     def work() -> None:
         list(pool.map(lambda part: ctypes.memmove(*part), parts))
@@ -76,7 +81,9 @@ def ggext_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
         for place, out in (("", np.zeros_like(rows)), (", in place", rows)):
 
             def work(rows: Any = rows, layout: native.Layout = layout, out: Any = out) -> None:
-                native.rotate(rows, positions, table, 1.0, layout, dtype=dtype, out=out, threads=shape.threads)
+                native.rotate(
+                    rows, positions, table, 1.0, layout, dtype=dtype, out=out, threads=shape.threads
+                )
 
             yield Contestant(f"ggext {layout}{place}", dtype, work)
 
@@ -84,7 +91,11 @@ def ggext_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
 class InitParams(ctypes.Structure):
     """ggml's struct ggml_init_params."""
 
-    _fields_ = (("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool))
+    _fields_ = (
+        ("mem_size", ctypes.c_size_t),
+        ("mem_buffer", ctypes.c_void_p),
+        ("no_alloc", ctypes.c_bool),
+    )
 
 
 def ggml_library() -> ctypes.CDLL:
@@ -120,14 +131,18 @@ def ggml_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
     f32, f16, i32 = 0, 1, 26
     rows, positions = random_rows(shape, dtype), np.arange(shape.positions, dtype=np.int32)
     for layout, mode in zip(LAYOUTS, (0, 2), strict=True):
-        context = ggml.ggml_init(InitParams(2 * rows.nbytes + positions.nbytes + (16 << 20), None, False))
+        context = ggml.ggml_init(
+            InitParams(2 * rows.nbytes + positions.nbytes + (16 << 20), None, False)
+        )
         a = ggml.ggml_new_tensor_3d(
             context, f32 if dtype == "float32" else f16, shape.dim, shape.heads, shape.positions
         )
         b = ggml.ggml_new_tensor_1d(context, i32, shape.positions)
         ctypes.memmove(ggml.ggml_get_data(a), rows.ctypes.data, rows.nbytes)
         ctypes.memmove(ggml.ggml_get_data(b), positions.ctypes.data, positions.nbytes)
-        result = ggml.ggml_rope_ext(context, a, b, None, shape.dim, mode, 4096, 10_000.0, 1.0, 0.0, 1.0, 32.0, 1.0)
+        result = ggml.ggml_rope_ext(
+            context, a, b, None, shape.dim, mode, 4096, 10_000.0, 1.0, 0.0, 1.0, 32.0, 1.0
+        )
         graph = ggml.ggml_new_graph(context)
         ggml.ggml_build_forward_expand(graph, result)
 
@@ -140,13 +155,18 @@ def ggml_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
             ctypes.cast(ggml.ggml_get_data(result), ctypes.POINTER(ctypes.c_uint8)), (rows.nbytes,)
         ).view(rows.dtype)
         want = native.rotate(rows, positions, inv_freq(shape.dim), 1.0, layout, dtype=dtype)
-        if not np.allclose(got.reshape(rows.shape).astype(np.float32), want.astype(np.float32), atol=5e-3):
-            raise RuntimeError(f"ggml's {layout} rotation gives something else than ours: the benchmark is wrong")
+        if not np.allclose(
+            got.reshape(rows.shape).astype(np.float32), want.astype(np.float32), atol=5e-3
+        ):
+            raise RuntimeError(
+                f"ggml's {layout} rotation gives something else than ours: the benchmark is wrong"
+            )
         yield Contestant(f"ggml {layout}", dtype, work)
 
 
 def torch_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
-    """As models do it: cos and sin are there, float32 or the rows' type; x · cos + rotate_half(x) · sin."""
+    """As models do it: cos and sin are there, float32 or the rows' type; x · cos + rotate_half(x) ·
+    sin."""
     import torch
 
     torch.set_num_threads(shape.threads)
@@ -192,7 +212,9 @@ def measure(shape: Shape, dtype: native.Dtype, rounds: int) -> None:
     for i, contestant in enumerate(field):
         median = statistics.median(row[i] for row in times)
         ratio = statistics.median(row[0] / row[i] for row in times)
-        print(f"| {contestant.name} | {dtype} | {size / median / 1e9:.1f} | {ratio:.2f} |", flush=True)
+        print(
+            f"| {contestant.name} | {dtype} | {size / median / 1e9:.1f} | {ratio:.2f} |", flush=True
+        )
 
 
 def measure_cuda(shape: Shape, rounds: int) -> None:
@@ -205,18 +227,37 @@ def measure_cuda(shape: Shape, rounds: int) -> None:
         size = 2 * random_rows(shape, dtype).nbytes
         for layout in LAYOUTS:
             rotation, copy = native.cuda_seconds(
-                np.arange(shape.positions), inv_freq(shape.dim), layout, (shape.heads, shape.dim), dtype, repeats=rounds
+                np.arange(shape.positions),
+                inv_freq(shape.dim),
+                layout,
+                (shape.heads, shape.dim),
+                dtype,
+                repeats=rounds,
             )
-            print(f"| ggext {layout} | {dtype} | {size / rotation / 1e9:.0f} | {copy / rotation:.2f} |")
+            print(
+                f"| ggext {layout} | {dtype} | {size / rotation / 1e9:.0f} | {copy / rotation:.2f} "
+                "|"
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("positions", 4096), ("heads", 32), ("dim", 128), ("threads", 2), ("rounds", 15)):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, default in (
+        ("positions", 4096),
+        ("heads", 32),
+        ("dim", 128),
+        ("threads", 2),
+        ("rounds", 15),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     shape = Shape(options.positions, options.heads, options.dim, options.threads)
-    print(f"{shape.positions} positions, {shape.heads} heads of {shape.dim}, {shape.threads} threads\n")
+    print(
+        f"{shape.positions} positions, {shape.heads} heads of {shape.dim}, {shape.threads} "
+        "threads\n"
+    )
     print("| | type | GB/s | of memcpy |\n|---|---|---|---|")
     with contextlib.suppress(KeyboardInterrupt):
         for dtype in DTYPES:

@@ -2,9 +2,10 @@
 
     python benchmarks/session.py [--tokens 32768] [--model FILE.gguf] [--repeat 3]
 
-Without a model it is the embedded one, baked to the length. Prints a Markdown table of medians. Each restore
-reads the file, checks it, fills the cache, evaluates the last token and compares its logits, in a new context.
-The restored logits behind 16 further tokens are compared with those of the session that was read.
+Without a model it is the embedded one, baked to the length. Prints a Markdown table of medians.
+Each restore reads the file, checks it, fills the cache, evaluates the last token and compares its
+logits, in a new context. The restored logits behind 16 further tokens are compared with those of
+the session that was read.
 """
 
 from __future__ import annotations
@@ -75,15 +76,25 @@ def _measure(path: Path, state: Path, given: argparse.Namespace) -> None:
             "restore, file in memory": _median(warm),
             "restore, file on disk": _median(cold),
         }
-        print(f"{model.description}, {len(text):,} tokens, KV {given.kv}, state {state.stat().st_size:,} bytes;")
+        print(
+            f"{model.description}, {len(text):,} tokens, KV {given.kv}, state "
+            f"{state.stat().st_size:,} bytes;"
+        )
         print("16 more tokens behind the restored cache: logits equal bit for bit\n")
-        print("| what | seconds | CPU seconds | × the prefill's speed | by CPU time |\n|---|---:|---:|---:|---:|")
+        print(
+            "| what | seconds | CPU seconds | × the prefill's speed | by CPU time "
+            "|\n|---|---:|---:|---:|---:|"
+        )
         for name, (wall, cpu) in rows.items():
-            print(f"| {name} | {wall:.4g} | {cpu:.4g} | {prefill[0] / wall:,.0f} | {prefill[1] / cpu:,.0f} |")
+            print(
+                f"| {name} | {wall:.4g} | {cpu:.4g} | {prefill[0] / wall:,.0f} | "
+                f"{prefill[1] / cpu:,.0f} |"
+            )
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and seconds of this process on the CPU: what they would be on a machine that does nothing else."""
+    """Seconds, and seconds of this process on the CPU: what they would be on a machine that does
+    nothing else."""
     start, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start, time.process_time() - cpu

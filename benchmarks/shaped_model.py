@@ -1,9 +1,10 @@
-"""Writes a Llama of a real model's shape with random weights: its tokens mean nothing, which a clock does not mind.
+"""Writes a Llama of a real model's shape with random weights: its tokens mean nothing, which a
+clock does not mind.
 
 python benchmarks/shaped_model.py FILE SHAPE [--type q4_0|q8_0|f16] [--layers N]
 
-With fewer layers the vocabulary shrinks as much: a token takes as much less time, in the same proportions, and every
-other operation of the graph the same.
+With fewer layers the vocabulary shrinks as much: a token takes as much less time, in the same
+proportions, and every other operation of the graph the same.
 """
 
 from __future__ import annotations
@@ -54,28 +55,46 @@ def with_layers(shape: Shape, layers: int | None) -> Shape:
 def tensors(s: Shape) -> dict[str, tuple[int, ...]]:
     q, kv = s.heads * s.head, s.kv_heads * s.head
     layer = {
-        "attn_norm": (s.width,), "attn_q": (s.width, q), "attn_k": (s.width, kv), "attn_v": (s.width, kv),
-        "attn_output": (q, s.width), "ffn_norm": (s.width,), "ffn_gate": (s.width, s.ff), "ffn_up": (s.width, s.ff),
+        "attn_norm": (s.width,),
+        "attn_q": (s.width, q),
+        "attn_k": (s.width, kv),
+        "attn_v": (s.width, kv),
+        "attn_output": (q, s.width),
+        "ffn_norm": (s.width,),
+        "ffn_gate": (s.width, s.ff),
+        "ffn_up": (s.width, s.ff),
         "ffn_down": (s.ff, s.width),
-    }  # fmt: skip
+    }
     ends = ("token_embd",) if s.tied else ("token_embd", "output")
     result: dict[str, tuple[int, ...]] = {f"{name}.weight": (s.width, s.vocab) for name in ends}
     result["output_norm.weight"] = (s.width,)
-    return result | {f"blk.{i}.{name}.weight": shape for i in range(s.layers) for name, shape in layer.items()}
+    return result | {
+        f"blk.{i}.{name}.weight": shape for i in range(s.layers) for name, shape in layer.items()
+    }
 
 
 def metadata(s: Shape) -> dict[str, Field]:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"▁{i}" for i in range(s.vocab - len(tokens))]
     values = {
-        "general.architecture": "llama", "llama.context_length": CONTEXT, "llama.embedding_length": s.width,
-        "llama.feed_forward_length": s.ff, "llama.block_count": s.layers, "llama.attention.head_count": s.heads,
-        "llama.attention.head_count_kv": s.kv_heads, "llama.attention.key_length": s.head,
-        "llama.attention.value_length": s.head, "llama.attention.layer_norm_rms_epsilon": 1e-6,
-        "llama.rope.dimension_count": s.head, "llama.rope.freq_base": 500000.0, "llama.vocab_size": s.vocab,
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.scores": [0.0] * s.vocab,
+        "general.architecture": "llama",
+        "llama.context_length": CONTEXT,
+        "llama.embedding_length": s.width,
+        "llama.feed_forward_length": s.ff,
+        "llama.block_count": s.layers,
+        "llama.attention.head_count": s.heads,
+        "llama.attention.head_count_kv": s.kv_heads,
+        "llama.attention.key_length": s.head,
+        "llama.attention.value_length": s.head,
+        "llama.attention.layer_norm_rms_epsilon": 1e-6,
+        "llama.rope.dimension_count": s.head,
+        "llama.rope.freq_base": 500000.0,
+        "llama.vocab_size": s.vocab,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * s.vocab,
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (s.vocab - 259),
-    }  # fmt: skip
+    }
     return {key: Field.of(value) for key, value in values.items()}
 
 
@@ -87,7 +106,9 @@ def _filling(kind: int) -> bytes:
     if kind == F16:
         return rng.normal(0.0, 0.03, 2**21).astype("<f2").tobytes()
     blocks = rng.integers(0, 256, (2**17, 2 + _BLOCK_BYTES[kind]), np.uint8)
-    blocks[:, :2] = np.frombuffer(np.float16(0.006 if kind == TYPES["q4_0"] else 0.0004).tobytes(), np.uint8)
+    blocks[:, :2] = np.frombuffer(
+        np.float16(0.006 if kind == TYPES["q4_0"] else 0.0004).tobytes(), np.uint8
+    )
     return blocks.tobytes()
 
 
@@ -111,7 +132,9 @@ def write_shaped(path: Path, shape: Shape, kind: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--type", choices=TYPES, default="q4_0")

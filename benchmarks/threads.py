@@ -1,10 +1,11 @@
-"""Eight threads hammer one model with questions, and cancel at random: right answers, memory, time to stop.
+"""Eight threads hammer one model with questions, and cancel at random: right answers, memory, time
+to stop.
 
     python benchmarks/threads.py [--seconds 300] [--threads 8] [--parallel 2]
 
-The embedded model, greedy; each answer that was not cancelled is compared with the one that a single thread got,
-each cancelled one with its beginning. Also how long a cancel takes: in a
-prefill of ordinary batches, in one of a single batch, and in answers.
+The embedded model, greedy; each answer that was not cancelled is compared with the one that a
+single thread got, each cancelled one with its beginning. Also how long a cancel takes: in a prefill
+of ordinary batches, in one of a single batch, and in answers.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ class Hammer:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.questions = [user(f"{sample_text(300, seed)}\nWhere is the {thing}?") for seed, thing in enumerate(THINGS)]
+        self.questions = [
+            user(f"{sample_text(300, seed)}\nWhere is the {thing}?")
+            for seed, thing in enumerate(THINGS)
+        ]
         self.right = [self.answer(question) for question in self.questions]
         self.whole = self.cancelled = 0
         self.wrong: list[object] = []
@@ -74,10 +78,15 @@ def hammer(path: Path, seconds: float, threads: int, parallel: int) -> None:
     with Model(path, context=1024, settings=Settings(parallel=parallel)) as model:
         shared = Hammer(model)
         until = time.monotonic() + seconds
-        workers = [threading.Thread(target=shared.run, args=(number, until)) for number in range(threads)]
+        workers = [
+            threading.Thread(target=shared.run, args=(number, until)) for number in range(threads)
+        ]
         for worker in workers:
             worker.start()
-        print("| seconds | answers | cancelled | wrong | resident, MiB |\n| --- | --- | --- | --- | --- |")
+        print(
+            "| seconds | answers | cancelled | wrong | resident, MiB |\n| --- | --- | --- | --- | "
+            "--- |"
+        )
         for i in range(1, 11):
             time.sleep(max(until - seconds * (10 - i) / 10 - time.monotonic(), 0))
             counts = f"{shared.whole:,} | {shared.cancelled:,} | {len(shared.wrong)}"
@@ -101,7 +110,10 @@ def cancelling(path: Path, batch: int | None, rounds: int = 30) -> None:
             writing.append(stop(reply))
     where = "a prompt of 1,900 tokens" if batch is None else f"one batch of {batch:,} tokens"
     for name, values in ((where, reading), ("an answer", writing)):
-        print(f"cancel in {name}: median {statistics.median(values):.1f} ms, worst {max(values):.1f} ms of {rounds}")
+        print(
+            f"cancel in {name}: median {statistics.median(values):.1f} ms, worst {max(values):.1f} "
+            f"ms of {rounds}"
+        )
 
 
 def stop(reply: Reply) -> float:
@@ -112,7 +124,9 @@ def stop(reply: Reply) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name, value in (("seconds", 300), ("threads", 8), ("parallel", 2)):
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()

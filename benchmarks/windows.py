@@ -1,11 +1,12 @@
-"""Layers with a sliding window: a small cache against one of every token, in speed, memory and what an edit costs.
+"""Layers with a sliding window: a small cache against one of every token, in speed, memory and what
+an edit costs.
 
     python benchmarks/windows.py [--tokens 8192] [--batch 128] [--repeat 3]
 
-The layers of Gemma 3 270M (18, of which 15 see 512 tokens) with random weights and a small vocabulary. Both sessions
-read the same text, a batch in turn, and then write in turn; so whatever else the machine does meets both. CPU time,
-medians. An edit is a cut of the text that is read, and 16 tokens behind it; the logits are compared with those of the
-cache of every token.
+The layers of Gemma 3 270M (18, of which 15 see 512 tokens) with random weights and a small
+vocabulary. Both sessions read the same text, a batch in turn, and then write in turn; so whatever
+else the machine does meets both. CPU time, medians. An edit is a cut of the text that is read, and
+16 tokens behind it; the logits are compared with those of the cache of every token.
 """
 
 from __future__ import annotations
@@ -35,33 +36,60 @@ def random_gemma3(path: Path, context: int) -> Path:
     """About 100 M random parameters."""
     rng = np.random.default_rng(0)
     layer = {
-        "attn_norm": (WIDTH,), "ffn_norm": (WIDTH,), "post_attention_norm": (WIDTH,), "post_ffw_norm": (WIDTH,),
-        "attn_q_norm": (HEAD,), "attn_k_norm": (HEAD,), "attn_q": (HEADS * HEAD, WIDTH), "attn_k": (HEAD, WIDTH),
-        "attn_v": (HEAD, WIDTH), "attn_output": (WIDTH, HEADS * HEAD), "ffn_gate": (FF, WIDTH), "ffn_up": (FF, WIDTH),
+        "attn_norm": (WIDTH,),
+        "ffn_norm": (WIDTH,),
+        "post_attention_norm": (WIDTH,),
+        "post_ffw_norm": (WIDTH,),
+        "attn_q_norm": (HEAD,),
+        "attn_k_norm": (HEAD,),
+        "attn_q": (HEADS * HEAD, WIDTH),
+        "attn_k": (HEAD, WIDTH),
+        "attn_v": (HEAD, WIDTH),
+        "attn_output": (WIDTH, HEADS * HEAD),
+        "ffn_gate": (FF, WIDTH),
+        "ffn_up": (FF, WIDTH),
         "ffn_down": (WIDTH, FF),
-    }  # fmt: skip
-    shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (VOCABULARY, WIDTH), "output_norm.weight": (WIDTH,)}
-    shapes |= {f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()}
+    }
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (VOCABULARY, WIDTH),
+        "output_norm.weight": (WIDTH,),
+    }
+    shapes |= {
+        f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()
+    }
     values = {name: rng.normal(0.0, 0.03, shape).astype("<f4") for name, shape in shapes.items()}
     values |= {name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name}
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"▁{i}" for i in range(VOCABULARY - len(tokens))]
     numbers = {
-        "context_length": context, "embedding_length": WIDTH, "feed_forward_length": FF, "block_count": LAYERS,
-        "attention.head_count": HEADS, "attention.head_count_kv": 1, "attention.key_length": HEAD,
-        "attention.value_length": HEAD, "attention.layer_norm_rms_epsilon": 1e-6, "rope.freq_base": 1e6,
+        "context_length": context,
+        "embedding_length": WIDTH,
+        "feed_forward_length": FF,
+        "block_count": LAYERS,
+        "attention.head_count": HEADS,
+        "attention.head_count_kv": 1,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "rope.freq_base": 1e6,
         "attention.sliding_window": WINDOW,
-    }  # fmt: skip
+    }
     keys: dict[str, Any] = {f"gemma3.{key}": value for key, value in numbers.items()} | {
-        "general.architecture": "gemma3", "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
+        "general.architecture": "gemma3",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": [0.0] * VOCABULARY,
         "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (VOCABULARY - 259),
-    }  # fmt: skip
+    }
     parts = []
     for name, array in values.items():
         whole = array.ndim == 1
         data = (array if whole else array.astype("<f2")).tobytes()
-        parts.append(TensorToWrite(name, array.shape[::-1], 0 if whole else 1, len(data), lambda data=data: [data]))  # type: ignore[misc]
+        parts.append(
+            TensorToWrite(
+                name, array.shape[::-1], 0 if whole else 1, len(data), lambda data=data: [data]
+            )
+        )  # type: ignore[misc]
     write_gguf(path, {key: Field.of(value) for key, value in keys.items()}, parts)
     return path
 
@@ -70,13 +98,16 @@ def measure(path: Path, tokens: int, batch: int, repeat: int) -> None:
     text = np.random.default_rng(1).integers(3, VOCABULARY, tokens).tolist()
     with Model.open(path) as model, ExitStack() as stack:
         sessions = {
-            swa: stack.enter_context(Session(model, SessionOptions(n_ctx=tokens, n_batch=batch, swa=swa)))
+            swa: stack.enter_context(
+                Session(model, SessionOptions(n_ctx=tokens, n_batch=batch, swa=swa))
+            )
             for swa in CHOICES
         }
         read, written = reading(sessions, text[:-256], batch), writing(sessions, repeat)
         print(f"{model.n_params / 1e6:.0f} M parameters, {tokens:,} tokens, {batch} at a time\n")
         print(
-            "| cells of a sliding layer | KV cache, MiB | copies, MiB | read, CPU ms a token | the last 1,024 | write |"
+            "| cells of a sliding layer | KV cache, MiB | copies, MiB | read, CPU ms a token | the "
+            "last 1,024 | write |"
         )
         print("|---|---:|---:|---:|---:|---:|")
         for swa in CHOICES:
@@ -86,7 +117,8 @@ def measure(path: Path, tokens: int, batch: int, repeat: int) -> None:
             late = statistics.median(read[swa][-1024 // batch :]) / batch * 1e3
             print(
                 f"| {swa} | {share.cache / 2**20:.1f} | {share.checkpoints / 2**20:.1f} | "
-                f"{statistics.median(read[swa]) / batch * 1e3:.2f} | {late:.2f} | {written[swa] * 1e3:.2f} |"
+                f"{statistics.median(read[swa]) / batch * 1e3:.2f} | {late:.2f} | "
+                f"{written[swa] * 1e3:.2f} |"
             )
         edits(sessions, text)
 
@@ -117,7 +149,10 @@ def writing(sessions: dict[Swa, Session], repeat: int) -> dict[Swa, float]:
 
 
 def edits(sessions: dict[Swa, Session], text: list[int]) -> None:
-    print("\n| after reading, cut to | full reads again | small reads again | worst logit apart, of the range |")
+    print(
+        "\n| after reading, cut to | full reads again | small reads again | worst logit apart, of "
+        "the range |"
+    )
     print("|---:|---:|---:|---:|")
     length = len(text) - 256
     for cut in (length - 1, length - 100, length - 1000, length // 2):
@@ -137,7 +172,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(random_gemma3(Path(folder) / "m.gguf", given.tokens), given.tokens, given.batch, given.repeat)
+        measure(
+            random_gemma3(Path(folder) / "m.gguf", given.tokens),
+            given.tokens,
+            given.batch,
+            given.repeat,
+        )
 
 
 if __name__ == "__main__":

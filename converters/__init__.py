@@ -1,4 +1,5 @@
-"""Model families: one short module each, named after its ``model_type``; a file here is a family that is known.
+"""Model families: one short module each, named after its ``model_type``; a file here is a family
+that is known.
 
 Installed as ``ggext.converters``; import it under that name only.
 """

@@ -1,5 +1,6 @@
-"""Apertus: Llama's blocks with norms of each head's query and key and a feed-forward part of two projections, whose
-activation xIELU has four parameters in each layer: llama.cpp keeps them as metadata."""
+"""Apertus: Llama's blocks with norms of each head's query and key and a feed-forward part of two
+projections, whose activation xIELU has four parameters in each layer: llama.cpp keeps them as
+metadata."""
 
 from __future__ import annotations
 

@@ -25,15 +25,18 @@ if TYPE_CHECKING:
 class TensorRule:
     """Tensors of the checkpoint and the one that they become.
 
-    ``sources``: their names, each of ``shape`` (PyTorch order, as the configuration implies it); several are stacked
-    in a new first dimension. ``target``: the GGUF name, ``None`` for what the ``gguf`` package calls it. Then, in this
-    order: ``transposed`` swaps the last two dimensions; ``view`` is the shape that the values are then read in (the
-    same number of values); ``rows`` gives another order of the rows, all dimensions but the last taken together (of a
-    one-dimensional tensor its values): for each written row the one that it is; ``written`` is the shape to write,
-    where it is not that of what was read; ``plus`` is added to every value. ``arranged``: a function of the source's
-    array in place of the first three, whose result has the shape ``written``. ``scales``: the tensor of the exponents,
-    where the source is one of MXFP4 blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may
-    be absent. ``unless``: not written, and refused for this reason where it differs from the tensor ``repeated``.
+    ``sources``: their names, each of ``shape`` (PyTorch order, as the configuration implies it);
+    several are stacked in a new first dimension. ``target``: the GGUF name, ``None`` for what the
+    ``gguf`` package calls it. Then, in this order: ``transposed`` swaps the last two dimensions;
+    ``view`` is the shape that the values are then read in (the same number of values); ``rows``
+    gives another order of the rows, all dimensions but the last taken together (of a
+    one-dimensional tensor its values): for each written row the one that it is; ``written`` is the
+    shape to write, where it is not that of what was read; ``plus`` is added to every value.
+    ``arranged``: a function of the source's array in place of the first three, whose result has the
+    shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
+    blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
+    ``unless``: not written, and refused for this reason where it differs from the tensor
+    ``repeated``.
     """
 
     sources: tuple[str, ...]
@@ -52,11 +55,11 @@ class TensorRule:
 
 
 class Family:
-    """A family of models. Subclasses state ``arch`` and ``tensors``, and refuse in ``check`` what their
-    architecture in llama.cpp would compute otherwise.
+    """A family of models. Subclasses state ``arch`` and ``tensors``, and refuse in ``check`` what
+    their architecture in llama.cpp would compute otherwise.
 
-    ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent (null is not), of
-    what no tensor's shape would give away.
+    ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent
+    (null is not), of what no tensor's shape would give away.
     """
 
     arch: str
@@ -81,7 +84,8 @@ class Family:
         self.check()
 
     def check(self) -> None:
-        """Raise ``CheckpointError`` for a configuration that this architecture cannot run as meant."""
+        """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
+        meant."""
 
     def require(self, name: str, wanted: object, why: str) -> None:
         """``wanted``: the value, or a tuple of those that are accepted."""
@@ -94,7 +98,8 @@ class Family:
         return read_rope(values, capability_of(self.arch).layout, self.config.source)
 
     def metadata(self) -> dict[str, Any]:
-        """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among them."""
+        """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among
+        them."""
         return {
             "block_count": self.n_layers,
             "embedding_length": self.n_embd,
@@ -107,19 +112,21 @@ class Family:
         }
 
     def scalars(self) -> dict[str, list[str]]:
-        """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their names."""
+        """Metadata (full keys) that the checkpoint keeps as tensors of one value each: key → their
+        names."""
         return {}
 
     def sliding_window(self, period: int) -> dict[str, Any]:
-        """The keys of a window over some layers: those that ``layer_types`` names, else all but each n-th, n the
-        ``period`` or what an old configuration says in its place."""
+        """The keys of a window over some layers: those that ``layer_types`` names, else all but
+        each n-th, n the ``period`` or what an old configuration says in its place."""
         kinds = self.config.values.get("layer_types")
         if kinds is None:
             period = self.config.integer("sliding_window_pattern", default=period)
             slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
         elif not names_each(kinds, self.n_layers, (FULL, SLIDING)):
             raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of {self.n_layers} layers"
+                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
+                f"{self.n_layers} layers"
             )
         else:
             slides = [kind == SLIDING for kind in kinds]
@@ -136,7 +143,9 @@ class Family:
 
 def names_each(kinds: object, n_layers: int, known: tuple[str, ...]) -> bool:
     """Whether ``kinds`` is a list of as many names as there are layers, all of them known."""
-    return isinstance(kinds, list) and len(kinds) == n_layers and all(kind in known for kind in kinds)
+    return (
+        isinstance(kinds, list) and len(kinds) == n_layers and all(kind in known for kind in kinds)
+    )
 
 
 def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
@@ -145,10 +154,16 @@ def weight(module: str, *shape: int, **transforms: Any) -> TensorRule:
 
 
 def linear(
-    module: str, rows: int, columns: int, order: RowOrder | None = None, *, bias: bool = True, unless: str = ""
+    module: str,
+    rows: int,
+    columns: int,
+    order: RowOrder | None = None,
+    *,
+    bias: bool = True,
+    unless: str = "",
 ) -> Iterator[TensorRule]:
-    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp adds one;
-    ``unless``: why the checkpoint must not have one."""
+    """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp
+    adds one; ``unless``: why the checkpoint must not have one."""
     yield weight(module, rows, columns, rows=order)
     if bias:
         yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True, unless=unless)
@@ -161,20 +176,27 @@ def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterat
 
 
 def tied(head: str, embedding: str) -> TensorRule:
-    """What a checkpoint may have of an output matrix that is the embedding, and transformers would take otherwise."""
-    reason = f"tie_word_embeddings is true, but it is not {embedding}: set it to false if it is meant"
+    """What a checkpoint may have of an output matrix that is the embedding, and transformers would
+    take otherwise."""
+    reason = (
+        f"tie_word_embeddings is true, but it is not {embedding}: set it to false if it is meant"
+    )
     return TensorRule((f"{head}.weight",), (), unless=reason, repeated=f"{embedding}.weight")
 
 
 def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:
-    """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the expert's number."""
-    return TensorRule(tuple(f"{template.format(i)}.weight" for i in range(count)), shape, **transforms)
+    """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the
+    expert's number."""
+    return TensorRule(
+        tuple(f"{template.format(i)}.weight" for i in range(count)), shape, **transforms
+    )
 
 
-def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_proj up_proj down_proj") -> (
-    Iterator[TensorRule]
-):  # fmt: skip
-    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the way back."""
+def experts(
+    module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_proj up_proj down_proj"
+) -> Iterator[TensorRule]:
+    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the
+    way back."""
     gate, up, down = names.split()
     for name, shape in ((gate, (n_ff, n_embd)), (up, (n_ff, n_embd)), (down, (n_embd, n_ff))):
         yield stacked(f"{module}.experts.{{}}.{name}", count, *shape)
@@ -182,8 +204,9 @@ def experts(module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_
 
 @cache
 def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowNumbers:
-    """Row order that turns the rotary pairs (i, i + d/2) of each head, as transformers stores Llama's queries and keys,
-    into neighbours (2i, 2i + 1), as llama.cpp's architecture rotates them."""
+    """Row order that turns the rotary pairs (i, i + d/2) of each head, as transformers stores
+    Llama's queries and keys, into neighbours (2i, 2i + 1), as llama.cpp's architecture rotates
+    them."""
     import numpy as np
 
     rows = np.arange(n_heads * head_dim).reshape(n_heads, 2, head_dim // 2)
@@ -192,8 +215,8 @@ def half_split_to_adjacent(n_heads: int, head_dim: int) -> RowNumbers:
 
 @cache
 def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowNumbers:
-    """Row order of a fused projection: from groups of queries with their key and value (GPT-NeoX, Falcon) to all
-    queries, all keys, all values."""
+    """Row order of a fused projection: from groups of queries with their key and value (GPT-NeoX,
+    Falcon) to all queries, all keys, all values."""
     import numpy as np
 
     groups = np.arange((n_heads + 2 * n_kv_heads) * head_dim).reshape(n_kv_heads, -1, head_dim)

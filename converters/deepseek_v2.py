@@ -1,8 +1,8 @@
-"""DeepSeek 2: attention over one compressed key and value for all heads (MLA), and routed experts of which some are
-always asked, behind a few layers without experts.
+"""DeepSeek 2: attention over one compressed key and value for all heads (MLA), and routed experts
+of which some are always asked, behind a few layers without experts.
 
-llama.cpp attends in the compressed space: of ``kv_b_proj`` it takes the keys' part, transposed, into the queries and
-the values' part out of the result.
+llama.cpp attends in the compressed space: of ``kv_b_proj`` it takes the keys' part, transposed,
+into the queries and the values' part out of the result.
 """
 
 from __future__ import annotations
@@ -20,17 +20,28 @@ if TYPE_CHECKING:
 
     _Array = np.ndarray[Any, Any]
 
-_LITE_LAYERS = (26, 27)  # llama.cpp believes that models of so many layers do not compress their queries
+_LITE_LAYERS = (
+    26,
+    27,
+)  # llama.cpp believes that models of so many layers do not compress their queries
 
 
 class DeepseekV2(WithLatents):
     arch = "deepseek2"
     defaults = {
-        "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "n_shared_experts": 2, "routed_scaling_factor": 1.0,
-        "topk_method": "greedy", "norm_topk_prob": False, "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 64,
+        "rms_norm_eps": 1e-6,
+        "first_k_dense_replace": 0,
+        "n_shared_experts": 2,
+        "routed_scaling_factor": 1.0,
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 64,
         "moe_intermediate_size": 1407,
-    }  # fmt: skip
+    }
     scoring, gating = "softmax", SOFTMAX
 
     def check(self) -> None:
@@ -43,22 +54,36 @@ class DeepseekV2(WithLatents):
             self.q_rank = None if lite else 1536
         self.kv_rank = number("kv_lora_rank")
         self.n_plain, self.n_rotated = number("qk_nope_head_dim"), number("qk_rope_head_dim")
-        self.n_value, self.n_dense = number("v_head_dim"), number("first_k_dense_replace", minimum=0)
+        self.n_value, self.n_dense = (
+            number("v_head_dim"),
+            number("first_k_dense_replace", minimum=0),
+        )
         self.n_experts, self.n_shared = number("n_routed_experts"), number("n_shared_experts")
         self.n_expert_ff = number("moe_intermediate_size")
         why = f"llama.cpp's architecture {self.arch}"
         self.require("moe_layer_freq", 1, f"{why} has experts in every layer behind the first ones")
-        self.require("scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}")
+        self.require(
+            "scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}"
+        )
         if lite and self.q_rank is not None:
             raise CheckpointError(
-                f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; {why} takes such a "
+                f"{self.config.source}: q_lora_rank is {self.q_rank} in {self.n_layers} layers; "
+                f"{why} takes such a "
                 "model for one without it"
             )
         self.check_routing(why)
 
     def check_routing(self, why: str) -> None:
-        self.require("topk_method", "greedy", f"{why} chooses groups of experts otherwise (by their best two)")
-        self.require("norm_topk_prob", False, "transformers' deepseek_v2 does not normalize the chosen weights")
+        self.require(
+            "topk_method",
+            "greedy",
+            f"{why} chooses groups of experts otherwise (by their best two)",
+        )
+        self.require(
+            "norm_topk_prob",
+            False,
+            "transformers' deepseek_v2 does not normalize the chosen weights",
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
@@ -107,9 +132,13 @@ class DeepseekV2(WithLatents):
             ("v", values, (self.n_heads, self.n_value, self.kv_rank)),
         ):
             yield weight(
-                f"{module}.kv_b_proj", by_head[0] * by_head[1], self.kv_rank,
-                target=f"blk.{layer}.attn_{name}_b.weight", arranged=part, written=shape,
-            )  # fmt: skip
+                f"{module}.kv_b_proj",
+                by_head[0] * by_head[1],
+                self.kv_rank,
+                target=f"blk.{layer}.attn_{name}_b.weight",
+                arranged=part,
+                written=shape,
+            )
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         if layer < self.n_dense:

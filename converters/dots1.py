@@ -8,8 +8,11 @@ from ggext.converters.glm4_moe import Glm4Moe
 class Dots1(Glm4Moe):
     arch = "dots1"
     defaults = Glm4Moe.defaults | {
-        "rms_norm_eps": 1e-6, "first_k_dense_replace": 0, "norm_topk_prob": False, "use_qk_norm": True,
-    }  # fmt: skip
+        "rms_norm_eps": 1e-6,
+        "first_k_dense_replace": 0,
+        "norm_topk_prob": False,
+        "use_qk_norm": True,
+    }
     needs_output = True
     needs_all_heads = True
     rotates_part = False

@@ -1,4 +1,5 @@
-"""ERNIE 4.5 without experts: Llama's blocks, rotated in neighbouring pairs by the checkpoint already."""
+"""ERNIE 4.5 without experts: Llama's blocks, rotated in neighbouring pairs by the checkpoint
+already."""
 
 from __future__ import annotations
 

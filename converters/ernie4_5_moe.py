@@ -1,5 +1,5 @@
-"""ERNIE 4.5 with experts: ERNIE 4.5 whose later layers choose experts by their probabilities and a learned correction,
-beside one that is always asked."""
+"""ERNIE 4.5 with experts: ERNIE 4.5 whose later layers choose experts by their probabilities and a
+learned correction, beside one that is always asked."""
 
 from __future__ import annotations
 
@@ -16,18 +16,29 @@ from ggext.errors import CheckpointError
 class Ernie45Moe(Ernie45):
     arch = "ernie4_5-moe"
     defaults = {
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "moe_num_experts": 64, "moe_k": 6,
-        "moe_intermediate_size": 1536, "moe_num_shared_experts": 2, "moe_layer_start_index": 1, "moe_layer_interval": 1,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "moe_num_experts": 64,
+        "moe_k": 6,
+        "moe_intermediate_size": 1536,
+        "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1,
+        "moe_layer_interval": 1,
         "moe_layer_end_index": 27,
-    }  # fmt: skip
+    }
 
     def check(self) -> None:
         super().check()
         number = self.config.integer
-        self.n_experts, self.n_expert_ff = number("moe_num_experts"), number("moe_intermediate_size")
+        self.n_experts, self.n_expert_ff = (
+            number("moe_num_experts"),
+            number("moe_intermediate_size"),
+        )
         self.n_shared_ff = number("moe_num_shared_experts", minimum=0) * self.n_expert_ff
         self.n_dense = number("moe_layer_start_index", minimum=0)
-        why = f"llama.cpp's architecture {self.arch} has experts in every layer behind the first ones"
+        why = (
+            f"llama.cpp's architecture {self.arch} has experts in every layer behind the first ones"
+        )
         self.require("moe_layer_interval", 1, why)
         last = number("moe_layer_end_index", minimum=-1)
         if -1 < last < self.n_layers - 1:
@@ -49,7 +60,12 @@ class Ernie45Moe(Ernie45):
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
         source = f"{module}.moe_statics.e_score_correction_bias"
-        yield TensorRule((source,), (1, self.n_experts), f"blk.{layer}.exp_probs_b.bias", written=(self.n_experts,))
+        yield TensorRule(
+            (source,),
+            (1, self.n_experts),
+            f"blk.{layer}.exp_probs_b.bias",
+            written=(self.n_experts,),
+        )
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
         if self.n_shared_ff:
             yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared_ff)

@@ -1,6 +1,8 @@
-"""EXAONE 4: Llama's blocks with the norms behind attention and feed-forward, and norms of each head's query and key.
+"""EXAONE 4: Llama's blocks with the norms behind attention and feed-forward, and norms of each
+head's query and key.
 
-The 32B model has windows in three of four layers, and only those rotate; llama.cpp knows them by their 64 layers.
+The 32B model has windows in three of four layers, and only those rotate; llama.cpp knows them by
+their 64 layers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Exaone4(Llama):
         window = self.config.integer("sliding_window", default=None)
         if (window is not None) is not (self.n_layers == depth):
             raise CheckpointError(
-                f"{self.config.source}: sliding_window is {window} in {self.n_layers} layers; llama.cpp's architecture "
+                f"{self.config.source}: sliding_window is {window} in {self.n_layers} layers; "
+                "llama.cpp's architecture "
                 f"{self.arch} has windows in models of {depth} layers and in no others"
             )
         pattern = self.config.values.get("sliding_window_pattern")
@@ -35,7 +38,9 @@ class Exaone4(Llama):
             period = pattern.find("G") + 1
             self.config.values["sliding_window_pattern"] = period
             if period != len(pattern) or not set(pattern) <= {"L", "G"}:
-                raise CheckpointError(f"{self.config.source}: sliding_window_pattern {pattern!r} is not known here")
+                raise CheckpointError(
+                    f"{self.config.source}: sliding_window_pattern {pattern!r} is not known here"
+                )
 
     def metadata(self) -> dict[str, Any]:
         slides = self.config.values.get("sliding_window") is not None

@@ -1,8 +1,9 @@
-"""Falcon 7B, and the newer decoder of 40B, 180B and Falcon 2 11B: attention and feed-forward side by side, Q, K and V
-fused group by group, no biases.
+"""Falcon 7B, and the newer decoder of 40B, 180B and Falcon 2 11B: attention and feed-forward side
+by side, Q, K and V fused group by group, no biases.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a table of float16:
-it costs the tiny models of the tests a KL of 2e-7; with the same table in transformers it is below 5e-9.
+The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a
+table of float16: it costs the tiny models of the tests a KL of 2e-7; with the same table in
+transformers it is below 5e-9.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ from ggext.checkpoint.config import Config
 class Falcon(LlamaWithLayerNorm):
     arch = "falcon"
     defaults = {
-        "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "multi_query": True, "parallel_attn": True,
-        "activation": "gelu", "max_position_embeddings": 2048,
-    }  # fmt: skip
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+        "multi_query": True,
+        "parallel_attn": True,
+        "activation": "gelu",
+        "max_position_embeddings": 2048,
+    }
     activations = ("gelu", "gelu_new", "gelu_pytorch_tanh")
     epsilon = "layer_norm_epsilon"
     embedding = "transformer.word_embeddings"
@@ -34,7 +39,9 @@ class Falcon(LlamaWithLayerNorm):
         groups = config.integer("num_kv_heads", default=heads)
         named = {
             "num_key_value_heads": groups if self.newer or not config.flag("multi_query") else 1,
-            "intermediate_size": config.integer("ffn_hidden_size", default=4 * config.integer("hidden_size")),
+            "intermediate_size": config.integer(
+                "ffn_hidden_size", default=4 * config.integer("hidden_size")
+            ),
             "hidden_act": config.string("activation"),
         }
         super().__init__(replace(config, values=config.values | named))
@@ -45,7 +52,9 @@ class Falcon(LlamaWithLayerNorm):
         self.require("alibi", False, f"{why} rotates; this model has ALiBi")
         self.require("bias", False, f"{why} has no biases")
         if not self.newer:
-            self.require("parallel_attn", True, f"{why} runs attention and feed-forward side by side")
+            self.require(
+                "parallel_attn", True, f"{why} runs attention and feed-forward side by side"
+            )
 
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)
@@ -56,13 +65,16 @@ class Falcon(LlamaWithLayerNorm):
         for i in range(self.n_layers):
             block = f"transformer.h.{i}"
             yield from self.norms(block)
-            yield weight(f"{block}.self_attention.query_key_value", qkv_rows, self.n_embd, rows=order)
+            yield weight(
+                f"{block}.self_attention.query_key_value", qkv_rows, self.n_embd, rows=order
+            )
             yield weight(f"{block}.self_attention.dense", self.n_embd, self.n_embd)
             yield weight(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)
             yield weight(f"{block}.mlp.dense_4h_to_h", self.n_embd, self.n_ff)
 
     def norms(self, block: str) -> Iterator[TensorRule]:
-        """The newer decoder has one for each of its two branches, unless it says that it has one."""
+        """The newer decoder has one for each of its two branches, unless it says that it has
+        one."""
         if self.newer and self.config.integer("num_ln_in_parallel_attn", default=2) == 2:
             yield from self.norm(f"{block}.ln_mlp")
             yield from self.norm(f"{block}.ln_attn")

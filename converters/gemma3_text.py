@@ -1,5 +1,6 @@
-"""Gemma 3: Gemma 2 with norms of each head's query and key in place of capped scores, and windows in five of six
-layers, which rotate by a base of their own and are never scaled. Of a model that sees too, the text part."""
+"""Gemma 3: Gemma 2 with norms of each head's query and key in place of capped scores, and windows
+in five of six layers, which rotate by a base of their own and are never scaled. Of a model that
+sees too, the text part."""
 
 from __future__ import annotations
 
@@ -12,10 +13,17 @@ from ggext.converters.gemma2 import Gemma2
 class Gemma3(Gemma2):
     arch = "gemma3"
     defaults = Gemma2.defaults | {
-        "attn_logit_softcapping": None, "final_logit_softcapping": None, "vocab_size": 262208, "hidden_size": 2304,
-        "intermediate_size": 9216, "num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4,
-        "max_position_embeddings": 131072, "model_type": "gemma3_text",
-    }  # fmt: skip
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "vocab_size": 262208,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 131072,
+        "model_type": "gemma3_text",
+    }
     scaled_by_width = 62
     period = 6
 

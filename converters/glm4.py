@@ -1,5 +1,5 @@
-"""GLM-4-0414: norms before and behind attention and feed-forward, gate and up fused, half of each head rotated in
-neighbouring pairs."""
+"""GLM-4-0414: norms before and behind attention and feed-forward, gate and up fused, half of each
+head rotated in neighbouring pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ class Glm4(Llama):
     rotates_adjacent = True
 
     def norms(self, block: str) -> Iterator[TensorRule]:
-        for name in ("input_layernorm", "post_self_attn_layernorm", "post_attention_layernorm", "post_mlp_layernorm"):
+        for name in (
+            "input_layernorm",
+            "post_self_attn_layernorm",
+            "post_attention_layernorm",
+            "post_mlp_layernorm",
+        ):
             yield from self.norm(f"{block}.{name}")
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:

@@ -1,5 +1,6 @@
-"""GLM-4.5, 4.6 and 4.7 and their Air: GLM-4's successors with routed experts, of which some are always asked, behind
-a few layers without experts. Their layers that predict a second token are left out."""
+"""GLM-4.5, 4.6 and 4.7 and their Air: GLM-4's successors with routed experts, of which some are
+always asked, behind a few layers without experts. Their layers that predict a second token are left
+out."""
 
 from __future__ import annotations
 
@@ -13,10 +14,18 @@ from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 class Glm4Moe(Llama):
     arch = "glm4moe"
     defaults = {
-        "rms_norm_eps": 1e-5, "first_k_dense_replace": 1, "n_routed_experts": 128, "n_shared_experts": 1,
-        "num_experts_per_tok": 8, "moe_intermediate_size": 1408, "norm_topk_prob": True, "routed_scaling_factor": 1.0,
-        "use_qk_norm": False, "n_group": 1, "topk_group": 1,
-    }  # fmt: skip
+        "rms_norm_eps": 1e-5,
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 128,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 1408,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 1.0,
+        "use_qk_norm": False,
+        "n_group": 1,
+        "topk_group": 1,
+    }
     biased = QKV
     rotates_part = True
 

@@ -1,7 +1,8 @@
 """GPT-NeoX and Pythia: layer norms, biases everywhere, Q, K and V fused head by head.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a table of float16:
-it costs the tiny models of the tests a KL of 7e-8; with the same table in transformers it is below 5e-9.
+The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a
+table of float16: it costs the tiny models of the tests a KL of 7e-8; with the same table in
+transformers it is below 5e-9.
 """
 
 from __future__ import annotations
@@ -25,23 +26,36 @@ class GPTNeoX(LlamaWithLayerNorm):
     def check(self) -> None:
         super().check()
         self.n_kv_heads = self.n_heads
-        self.require("attention_bias", True, f"llama.cpp's architecture {self.arch} has biases on all projections")
+        self.require(
+            "attention_bias",
+            True,
+            f"llama.cpp's architecture {self.arch} has biases on all projections",
+        )
 
     def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {"use_parallel_residual": self.config.flag("use_parallel_residual")}
+        return super().metadata() | {
+            "use_parallel_residual": self.config.flag("use_parallel_residual")
+        }
 
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm("gpt_neox.final_layer_norm")
         is_tied = self.config.flag("tie_word_embeddings")
-        yield weight(self.embedding if is_tied else "embed_out", self.vocab_size, self.n_embd, target="output.weight")
+        yield weight(
+            self.embedding if is_tied else "embed_out",
+            self.vocab_size,
+            self.n_embd,
+            target="output.weight",
+        )
         if is_tied:
             yield tied("embed_out", self.embedding)
         order = partial(grouped_to_blocks, self.n_heads, self.n_heads, self.head_dim)
         for i in range(self.n_layers):
             block = f"gpt_neox.layers.{i}"
             yield from self.norms(block)
-            yield from with_bias(f"{block}.attention.query_key_value", 3 * self.n_embd, self.n_embd, order=order)
+            yield from with_bias(
+                f"{block}.attention.query_key_value", 3 * self.n_embd, self.n_embd, order=order
+            )
             yield from with_bias(f"{block}.attention.dense", self.n_embd, self.n_embd)
             yield from with_bias(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)
             yield from with_bias(f"{block}.mlp.dense_4h_to_h", self.n_embd, self.n_ff)

@@ -1,9 +1,10 @@
-"""gpt-oss: routed experts whose gate and other projection are interleaved, mostly in MXFP4, attention sinks, and a
-sliding window in every other layer.
+"""gpt-oss: routed experts whose gate and other projection are interleaved, mostly in MXFP4,
+attention sinks, and a sliding window in every other layer.
 
-Its YaRN does not round the range of blended pairs (``truncate: false``); llama.cpp always does, so a converted model
-differs from transformers' (see ``ggext.rope.encode``). The tiny model of the tests has a KL of 0.31 beyond its window
-in ggext's contexts, with the nearest whole bounds, and of 0.72 as llama.cpp's own converter writes it.
+Its YaRN does not round the range of blended pairs (``truncate: false``); llama.cpp always does, so
+a converted model differs from transformers' (see ``ggext.rope.encode``). The tiny model of the
+tests has a KL of 0.31 beyond its window in ggext's contexts, with the nearest whole bounds, and of
+0.72 as llama.cpp's own converter writes it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class GptOss(Llama):
         self.n_experts = self.config.integer("num_local_experts", "num_experts")
         method = self.config.section("quantization_config").get("quant_method")
         if method not in (None, "mxfp4"):
-            raise CheckpointError(f"{self.config.source}: quant_method is {method!r}; known for gpt-oss: 'mxfp4'")
+            raise CheckpointError(
+                f"{self.config.source}: quant_method is {method!r}; known for gpt-oss: 'mxfp4'"
+            )
         self.packed = method == "mxfp4"
 
     def metadata(self) -> dict[str, Any]:
@@ -57,7 +60,9 @@ class GptOss(Llama):
             super().metadata()
             | {
                 "expert_count": self.n_experts,
-                "expert_used_count": self.config.integer("num_experts_per_tok", "experts_per_token"),
+                "expert_used_count": self.config.integer(
+                    "num_experts_per_tok", "experts_per_token"
+                ),
                 "expert_feed_forward_length": self.n_ff,
             }
             | self.sliding_window(2)
@@ -65,32 +70,52 @@ class GptOss(Llama):
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)
-        yield TensorRule((f"{module}.sinks",), (self.n_heads,), f"blk.{module.split('.')[2]}.attn_sinks.weight")
+        yield TensorRule(
+            (f"{module}.sinks",), (self.n_heads,), f"blk.{module.split('.')[2]}.attn_sinks.weight"
+        )
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from with_bias(f"{module}.router", self.n_experts, self.n_embd)
         count, block = self.n_experts, f"blk.{layer}.ffn"
         for name, part in (("gate", _gates), ("up", _ups)):
             source, shape = f"{module}.experts.gate_up_proj", (count, self.n_ff, self.n_embd)
-            yield self._projection(source, 2 * self.n_ff, f"{block}_{name}_exps.weight", shape, part)
+            yield self._projection(
+                source, 2 * self.n_ff, f"{block}_{name}_exps.weight", shape, part
+            )
             yield TensorRule(
-                (f"{source}_bias",), (count, 2 * self.n_ff), f"{block}_{name}_exps.bias",
-                arranged=part, written=(count, self.n_ff),
-            )  # fmt: skip
+                (f"{source}_bias",),
+                (count, 2 * self.n_ff),
+                f"{block}_{name}_exps.bias",
+                arranged=part,
+                written=(count, self.n_ff),
+            )
         source, shape = f"{module}.experts.down_proj", (count, self.n_embd, self.n_ff)
-        yield self._projection(source, self.n_embd, f"{block}_down_exps.weight", shape, lambda rows: rows)
+        yield self._projection(
+            source, self.n_embd, f"{block}_down_exps.weight", shape, lambda rows: rows
+        )
         yield TensorRule((f"{source}_bias",), (count, self.n_embd), f"{block}_down_exps.bias")
 
-    def _projection(self, source: str, rows: int, target: str, written: tuple[int, ...], part: Any) -> TensorRule:
-        """``rows`` of each expert, of which ``part`` is taken; not packed, they are stored as columns."""
+    def _projection(
+        self, source: str, rows: int, target: str, written: tuple[int, ...], part: Any
+    ) -> TensorRule:
+        """``rows`` of each expert, of which ``part`` is taken; not packed, they are stored as
+        columns."""
         count, _, columns = written
         if self.packed:
             return TensorRule(
-                (f"{source}_blocks",), (count, rows, columns // 32, 16), target,
-                arranged=part, written=written, scales=f"{source}_scales",
-            )  # fmt: skip
+                (f"{source}_blocks",),
+                (count, rows, columns // 32, 16),
+                target,
+                arranged=part,
+                written=written,
+                scales=f"{source}_scales",
+            )
         return TensorRule(
-            (source,), (count, columns, rows), target, arranged=lambda a: part(_transposed(a)), written=written
+            (source,),
+            (count, columns, rows),
+            target,
+            arranged=lambda a: part(_transposed(a)),
+            written=written,
         )
 
 

@@ -1,4 +1,5 @@
-"""IBM's Granite 3: Llama's blocks with four constants, on embeddings, attention, residuals and logits."""
+"""IBM's Granite 3: Llama's blocks with four constants, on embeddings, attention, residuals and
+logits."""
 
 from __future__ import annotations
 

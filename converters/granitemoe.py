@@ -1,4 +1,5 @@
-"""Granite 3's mixture of experts: Granite with routed experts whose gate and other projection are one tensor."""
+"""Granite 3's mixture of experts: Granite with routed experts whose gate and other projection are
+one tensor."""
 
 from __future__ import annotations
 
@@ -17,14 +18,17 @@ if TYPE_CHECKING:
 
 
 def gate_and_up(module: str, target: str, *shape: int) -> Iterator[TensorRule]:
-    """The two tensors that a module's weight holds in its rows, one behind the other; ``target``: their names, with
-    ``{}`` for gate or up."""
+    """The two tensors that a module's weight holds in its rows, one behind the other; ``target``:
+    their names, with ``{}`` for gate or up."""
     *count, rows, columns = shape
     for name, part in (("gate", slice(0, rows // 2)), ("up", slice(rows // 2, None))):
         yield weight(
-            module, *shape, target=target.format(name), arranged=partial(_rows, part),
+            module,
+            *shape,
+            target=target.format(name),
+            arranged=partial(_rows, part),
             written=(*count, rows // 2, columns),
-        )  # fmt: skip
+        )
 
 
 def _rows(part: slice, matrices: _Array) -> _Array:
@@ -49,7 +53,10 @@ class GraniteMoe(Granite):
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.router.layer", self.n_experts, self.n_embd)
-        target, both = f"blk.{layer}.ffn_{{}}_exps.weight", (self.n_experts, 2 * self.n_ff, self.n_embd)
+        target, both = (
+            f"blk.{layer}.ffn_{{}}_exps.weight",
+            (self.n_experts, 2 * self.n_ff, self.n_embd),
+        )
         yield from gate_and_up(f"{block}.input_linear", target, *both)
         yield weight(f"{block}.output_linear", self.n_experts, self.n_embd, self.n_ff)
 

@@ -1,7 +1,9 @@
-"""Hunyuan's dense models: Llama's blocks with norms of each head's query and key, behind their rotation.
+"""Hunyuan's dense models: Llama's blocks with norms of each head's query and key, behind their
+rotation.
 
-These norms take a gain of the rotation away, in transformers as here. llama.cpp's context shift turns the cached keys
-behind them, which is another thing than turning them before: do not roll the context of these models.
+These norms take a gain of the rotation away, in transformers as here. llama.cpp's context shift
+turns the cached keys behind them, which is another thing than turning them before: do not roll the
+context of these models.
 """
 
 from __future__ import annotations
@@ -19,7 +21,11 @@ class HunyuanDense(Llama):
 
     def check(self) -> None:
         super().check()
-        self.require("use_cla", False, f"llama.cpp's architecture {self.arch} has keys and values in every layer")
+        self.require(
+            "use_cla",
+            False,
+            f"llama.cpp's architecture {self.arch} has keys and values in every layer",
+        )
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)

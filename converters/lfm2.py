@@ -1,4 +1,5 @@
-"""LFM 2: layers of attention, with norms of each head's query and key, among layers of a short convolution."""
+"""LFM 2: layers of attention, with norms of each head's query and key, among layers of a short
+convolution."""
 
 from __future__ import annotations
 
@@ -15,14 +16,23 @@ from ggext.errors import CheckpointError
 
 class Lfm2(Llama):
     arch = "lfm2"
-    defaults = {"norm_eps": 1e-5, "tie_word_embeddings": True, "conv_L_cache": 3, "block_auto_adjust_ff_dim": True,
-                "block_multiple_of": 256, "block_ffn_dim_multiplier": 1.0}  # fmt: skip
+    defaults = {
+        "norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "conv_L_cache": 3,
+        "block_auto_adjust_ff_dim": True,
+        "block_multiple_of": 256,
+        "block_ffn_dim_multiplier": 1.0,
+    }
     free_head_dim = False
     final_norm = "model.embedding_norm"
 
     def __init__(self, config: Config) -> None:
         given = Config({**self.defaults, **config.values}, config.source)
-        named = {"intermediate_size": _feed_forward(given), "rms_norm_eps": given.number("norm_eps")}
+        named = {
+            "intermediate_size": _feed_forward(given),
+            "rms_norm_eps": given.number("norm_eps"),
+        }
         if "tie_embedding" in config.values:
             named["tie_word_embeddings"] = given.flag("tie_embedding")
         super().__init__(replace(config, values=config.values | named))
@@ -36,21 +46,27 @@ class Lfm2(Llama):
             chosen = list(range(self.n_layers)) if attending is None else attending
             if not isinstance(chosen, list):
                 raise CheckpointError(
-                    f"{self.config.source}: full_attn_idxs is {chosen!r}; it must be a list of layers"
+                    f"{self.config.source}: full_attn_idxs is {chosen!r}; it must be a list of "
+                    "layers"
                 )
             kinds = ["full_attention" if i in chosen else "conv" for i in range(self.n_layers)]
         if not names_each(kinds, self.n_layers, ("full_attention", "conv")):
             raise CheckpointError(
-                f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or conv for each of the "
+                f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or "
+                "conv for each of the "
                 f"{self.n_layers} layers"
             )
         if len(set(kinds)) < 2:  # llama.cpp aborts on a model without one of the two caches
-            raise CheckpointError(f"{self.config.source}: all layers are {kinds[0]}; llama.cpp needs both kinds")
+            raise CheckpointError(
+                f"{self.config.source}: all layers are {kinds[0]}; llama.cpp needs both kinds"
+            )
         self.attends = [kind == "full_attention" for kind in kinds]
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
-            "attention.head_count_kv": [self.n_kv_heads if attends else 0 for attends in self.attends],
+            "attention.head_count_kv": [
+                self.n_kv_heads if attends else 0 for attends in self.attends
+            ],
             "shortconv.l_cache": self.config.integer("conv_L_cache"),
         }
 
@@ -62,13 +78,21 @@ class Lfm2(Llama):
             block = f"model.layers.{i}"
             yield from self.norm(f"{block}.operator_norm")
             yield from self.norm(f"{block}.ffn_norm")
-            yield from self.attention(f"{block}.self_attn") if attends else self.convolution(f"{block}.conv")
+            yield from (
+                self.attention(f"{block}.self_attn")
+                if attends
+                else self.convolution(f"{block}.conv")
+            )
             yield weight(f"{block}.feed_forward.w1", self.n_ff, self.n_embd)
             yield weight(f"{block}.feed_forward.w3", self.n_ff, self.n_embd)
             yield weight(f"{block}.feed_forward.w2", self.n_embd, self.n_ff)
 
     def attention(self, module: str) -> Iterator[TensorRule]:
-        for name, heads in (("q_proj", self.n_heads), ("k_proj", self.n_kv_heads), ("v_proj", self.n_kv_heads)):
+        for name, heads in (
+            ("q_proj", self.n_heads),
+            ("k_proj", self.n_kv_heads),
+            ("v_proj", self.n_kv_heads),
+        ):
             yield weight(f"{module}.{name}", heads * self.head_dim, self.n_embd)
         yield weight(f"{module}.out_proj", self.n_embd, self.n_embd)
         yield weight(f"{module}.q_layernorm", self.head_dim)

@@ -7,7 +7,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
 
-from ggext.converters.base import Family, TensorRule, half_split_to_adjacent, linear, tied, weight, with_bias
+from ggext.converters.base import (
+    Family,
+    TensorRule,
+    half_split_to_adjacent,
+    linear,
+    tied,
+    weight,
+    with_bias,
+)
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
@@ -20,23 +28,25 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Llama(Family):
-    """Other families are told from it by what they override: ``norms``, ``attention``, ``mlp``, and by what
-    llama.cpp's architecture does:
+    """Other families are told from it by what they override: ``norms``, ``attention``, ``mlp``, and
+    by what llama.cpp's architecture does:
 
-    ``activations``: names of the one that it computes. ``biased``: projections to which it adds a bias.
-    ``bias_flags``: keys of config.json that say whether there are such biases; transformers goes by them alone.
-    ``rotates_part``: it reads how many of a head's dimensions are rotated. ``free_head_dim``: a head's size need not
-    be hidden_size / num_attention_heads. ``needs_output``: it reads an output matrix even where the model has tied
-    it to the embedding. ``needs_all_heads``: it has no fewer keys and values than queries. And by the checkpoint:
-    ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary pairs are neighbours already.
+    ``activations``: names of the one that it computes. ``biased``: projections to which it adds a
+    bias. ``bias_flags``: keys of config.json that say whether there are such biases; transformers
+    goes by them alone. ``rotates_part``: it reads how many of a head's dimensions are rotated.
+    ``free_head_dim``: a head's size need not be hidden_size / num_attention_heads.
+    ``needs_output``: it reads an output matrix even where the model has tied it to the embedding.
+    ``needs_all_heads``: it has no fewer keys and values than queries. And by the checkpoint:
+    ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary pairs are
+    neighbours already.
     """
 
     arch = "llama"
     activations: tuple[str, ...] = ("silu",)
     biased: tuple[str, ...] = (*QKV, "o_proj", *_MLP)
-    bias_flags: ClassVar[Mapping[str, str]] = dict.fromkeys((*QKV, "o_proj"), "attention_bias") | dict.fromkeys(
-        _MLP, "mlp_bias"
-    )
+    bias_flags: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        (*QKV, "o_proj"), "attention_bias"
+    ) | dict.fromkeys(_MLP, "mlp_bias")
     rotates_part = False
     free_head_dim = True
     needs_output = False
@@ -46,29 +56,37 @@ class Llama(Family):
     rotates_adjacent = False
 
     def check(self) -> None:
-        why = f"llama.cpp's architecture {self.arch} uses {self.activations[0]}; this model is another family"
+        why = (
+            f"llama.cpp's architecture {self.arch} uses {self.activations[0]}; this model is "
+            "another family"
+        )
         self.require("hidden_act", self.activations, why)
         if not self.free_head_dim and self.head_dim * self.n_heads != self.n_embd:
             raise CheckpointError(
-                f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture {self.arch} has "
+                f"{self.config.source}: head_dim is {self.head_dim}; llama.cpp's architecture "
+                f"{self.arch} has "
                 f"hidden_size / num_attention_heads = {self.n_embd}/{self.n_heads}"
             )
         if self.needs_all_heads and self.n_kv_heads != self.n_heads:
             raise CheckpointError(
-                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; llama.cpp's architecture {self.arch} "
+                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; llama.cpp's "
+                f"architecture {self.arch} "
                 f"has as many as num_attention_heads, {self.n_heads}"
             )
         if self.config.flag("use_sliding_window"):
             raise CheckpointError(
-                f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture {self.arch} attends "
+                f"{self.config.source}: use_sliding_window is true, and llama.cpp's architecture "
+                f"{self.arch} attends "
                 "to everything; set it to false to accept that"
             )
 
     def require_rope(self, otherwise: str) -> None:
-        """``otherwise``: the scaling that transformers' class has where the configuration says nothing."""
+        """``otherwise``: the scaling that transformers' class has where the configuration says
+        nothing."""
         if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
             raise CheckpointError(
-                f"{self.config.source}: rope_parameters is missing; transformers would take {otherwise}: say it, or "
+                f"{self.config.source}: rope_parameters is missing; transformers would take "
+                f"{otherwise}: say it, or "
                 "what is meant"
             )
 
@@ -76,7 +94,8 @@ class Llama(Family):
         rope = super().rope()
         if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
             raise CheckpointError(
-                f"{self.config.source}: {rope.geometry.n_rot} of {self.head_dim} dimensions are rotated "
+                f"{self.config.source}: {rope.geometry.n_rot} of {self.head_dim} dimensions are "
+                "rotated "
                 f"(partial_rotary_factor); llama.cpp's architecture {self.arch} rotates all"
             )
         return rope
@@ -127,16 +146,24 @@ class Llama(Family):
         yield from self.project(module, "up_proj", self.n_ff, self.n_embd)
         yield from self.project(module, "down_proj", self.n_embd, self.n_ff)
 
-    def project(self, module: str, name: str, rows: int, columns: int, order: Any = None) -> Iterator[TensorRule]:
+    def project(
+        self, module: str, name: str, rows: int, columns: int, order: Any = None
+    ) -> Iterator[TensorRule]:
         flag = self.bias_flags.get(name)
         unless = ""
         if flag is not None and not self.config.flag(flag):
-            unless = f"{flag} is not true, so that transformers leaves it out: set it to true if it is meant"
-        return linear(f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless)
+            unless = (
+                f"{flag} is not true, so that transformers leaves it out: set it to true if "
+                "it is meant"
+            )
+        return linear(
+            f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless
+        )
 
 
 def gated(module: str, n_embd: int, n_ff: int) -> Iterator[TensorRule]:
-    """The three projections of a feed-forward part without biases, such as that of a shared expert."""
+    """The three projections of a feed-forward part without biases, such as that of a shared
+    expert."""
     gate, up, down = (f"{module}.{name}" for name in _MLP)
     yield weight(gate, n_ff, n_embd)
     yield weight(up, n_ff, n_embd)
@@ -144,7 +171,8 @@ def gated(module: str, n_embd: int, n_ff: int) -> Iterator[TensorRule]:
 
 
 class Windowed(Llama):
-    """A family whose layers may all have a sliding window, which its architecture in llama.cpp has not."""
+    """A family whose layers may all have a sliding window, which its architecture in llama.cpp has
+    not."""
 
     def rope(self) -> CheckpointRope:
         """With the context up to which attending to everything is the same."""
@@ -154,12 +182,16 @@ class Windowed(Llama):
             return rope
         if rope.scaling.method != "none":
             raise CheckpointError(
-                f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture {self.arch} attends "
-                f"to everything, which differs beyond {window} tokens; set sliding_window to null to accept that"
+                f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture "
+                f"{self.arch} attends "
+                f"to everything, which differs beyond {window} tokens; set sliding_window to null "
+                "to accept that"
             )
         note = (
-            f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to everything: the "
-            f"context is {window} tokens, up to which that is the same, and not {rope.geometry.trained_context} (set "
+            f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to "
+            "everything: the "
+            f"context is {window} tokens, up to which that is the same, and not "
+            f"{rope.geometry.trained_context} (set "
             "sliding_window to null in config.json to accept the difference beyond)"
         )
         geometry = replace(rope.geometry, trained_context=window)
@@ -167,7 +199,8 @@ class Windowed(Llama):
 
 
 class LlamaWithLayerNorm(Llama):
-    """Llama's blocks with layer norms, which subtract the mean and add a bias, in place of RMS norms."""
+    """Llama's blocks with layer norms, which subtract the mean and add a bias, in place of RMS
+    norms."""
 
     epsilon = "layer_norm_eps"
 
@@ -175,14 +208,17 @@ class LlamaWithLayerNorm(Llama):
         return with_bias(module, self.n_embd)
 
     def metadata(self) -> dict[str, Any]:
-        return super(Llama, self).metadata() | {"attention.layer_norm_epsilon": self.config.number(self.epsilon)}
+        return super(Llama, self).metadata() | {
+            "attention.layer_norm_epsilon": self.config.number(self.epsilon)
+        }
 
 
 class WithLatents(Llama):
-    """Attention whose queries, keys and values are made of short vectors with norms of their own (MLA).
+    """Attention whose queries, keys and values are made of short vectors with norms of their own
+    (MLA).
 
-    transformers has an epsilon of 1e-6 in these norms whatever rms_norm_eps is, llama.cpp takes rms_norm_eps: up to
-    1e-5 that is below what float32 rounds away.
+    transformers has an epsilon of 1e-6 in these norms whatever rms_norm_eps is, llama.cpp takes
+    rms_norm_eps: up to 1e-5 that is below what float32 rounds away.
     """
 
     biased = ()
@@ -193,8 +229,10 @@ class WithLatents(Llama):
         epsilon = self.config.number("rms_norm_eps")
         if epsilon > _LARGEST_EPSILON:
             raise CheckpointError(
-                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture {self.arch} takes it for "
-                f"the norms of the latents too, where transformers has 1e-6: at most {_LARGEST_EPSILON:g} is alike"
+                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
+                f"{self.arch} takes it for "
+                "the norms of the latents too, where transformers has 1e-6: at most "
+                f"{_LARGEST_EPSILON:g} is alike"
             )
 
     def rope(self) -> CheckpointRope:
@@ -202,7 +240,8 @@ class WithLatents(Llama):
         if rope.geometry.n_rot != self.config.integer("qk_rope_head_dim"):
             raise CheckpointError(
                 f"{self.config.source}: partial_rotary_factor rotates {rope.geometry.n_rot} of the "
-                f"{self.config.integer('qk_rope_head_dim')} dimensions of qk_rope_head_dim, which transformers does "
+                f"{self.config.integer('qk_rope_head_dim')} dimensions of qk_rope_head_dim, which "
+                "transformers does "
                 "not do; remove it"
             )
         return rope

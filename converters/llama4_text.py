@@ -1,9 +1,9 @@
-"""Llama 4 Scout and Maverick: three layers of four rotate and attend within chunks of 8192 tokens, the fourth attends
-to everything, does not rotate, and has longer queries the later they stand; routed experts beside one that is always
-asked. Of a model that sees too, the text part.
+"""Llama 4 Scout and Maverick: three layers of four rotate and attend within chunks of 8192 tokens,
+the fourth attends to everything, does not rotate, and has longer queries the later they stand;
+routed experts beside one that is always asked. Of a model that sees too, the text part.
 
-llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted, and behind a norm: do
-not roll the context of these models.
+llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted, and
+behind a norm: do not roll the context of these models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     _Array = np.ndarray[Any, Any]
 
 _INTERVAL = 4
-_WITHOUT_NORMS = 128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
+_WITHOUT_NORMS = (
+    128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
+)
 
 
 def _columns(part: slice, experts: _Array) -> _Array:
@@ -33,11 +35,20 @@ def _columns(part: slice, experts: _Array) -> _Array:
 class Llama4(Llama):
     arch = "llama4"
     defaults = {
-        "rms_norm_eps": 1e-5, "head_dim": 128, "intermediate_size": 8192, "intermediate_size_mlp": 16384,
-        "num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "use_qk_norm": True,
-        "no_rope_layer_interval": _INTERVAL, "attention_chunk_size": 8192, "attn_temperature_tuning": True,
-        "floor_scale": 8192, "attn_scale": 0.1,
-    }  # fmt: skip
+        "rms_norm_eps": 1e-5,
+        "head_dim": 128,
+        "intermediate_size": 8192,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "use_qk_norm": True,
+        "no_rope_layer_interval": _INTERVAL,
+        "attention_chunk_size": 8192,
+        "attn_temperature_tuning": True,
+        "floor_scale": 8192,
+        "attn_scale": 0.1,
+    }
     biased = QKV
     rotates_adjacent = True
 
@@ -47,26 +58,46 @@ class Llama4(Llama):
         self.n_experts, self.step = number("num_local_experts"), number("interleave_moe_layer_step")
         self.n_dense_ff = number("intermediate_size_mlp")
         why = f"llama.cpp's architecture {self.arch}"
-        for name, value in (("attention_chunk_size", 8192), ("floor_scale", 8192), ("attn_scale", 0.1)):
+        for name, value in (
+            ("attention_chunk_size", 8192),
+            ("floor_scale", 8192),
+            ("attn_scale", 0.1),
+        ):
             if self.config.number(name, default=None) != value:
-                raise CheckpointError(f"{source}: {name} is {self.config.values.get(name)!r}; {why} has {value}")
+                raise CheckpointError(
+                    f"{source}: {name} is {self.config.values.get(name)!r}; {why} has {value}"
+                )
         self.require("attn_temperature_tuning", True, f"{why} has queries that grow")
         normed = self.n_experts != _WITHOUT_NORMS
-        self.require("use_qk_norm", normed, f"{why} has it to be {normed} of {self.n_experts} experts")
+        self.require(
+            "use_qk_norm", normed, f"{why} has it to be {normed} of {self.n_experts} experts"
+        )
         self._check_layers(why)
 
     def _check_layers(self, why: str) -> None:
         if self.n_layers < _INTERVAL:  # llama.cpp aborts without a layer that does not rotate
-            raise CheckpointError(f"{self.config.source}: num_hidden_layers is {self.n_layers}; {why} has 4 or more")
+            raise CheckpointError(
+                f"{self.config.source}: num_hidden_layers is {self.n_layers}; {why} has 4 or more"
+            )
         rotating = [int((i + 1) % _INTERVAL != 0) for i in range(self.n_layers)]
         if self.config.values.get("no_rope_layers") in (None, []):
-            self.require("no_rope_layer_interval", _INTERVAL, f"{why} rotates in all layers but every {_INTERVAL}th")
+            self.require(
+                "no_rope_layer_interval",
+                _INTERVAL,
+                f"{why} rotates in all layers but every {_INTERVAL}th",
+            )
         else:
-            self.require("no_rope_layers", rotating, f"{why} rotates in all layers but every {_INTERVAL}th")
+            self.require(
+                "no_rope_layers", rotating, f"{why} rotates in all layers but every {_INTERVAL}th"
+            )
         kinds = ["chunked_attention" if rotates else "full_attention" for rotates in rotating]
-        self.require("layer_types", kinds, f"{why} attends to everything in the layers that do not rotate")
+        self.require(
+            "layer_types", kinds, f"{why} attends to everything in the layers that do not rotate"
+        )
         with_experts = list(range(self.step - 1, self.n_layers, self.step))
-        self.require("moe_layers", with_experts, f"{why} has experts in each layer of the step {self.step}")
+        self.require(
+            "moe_layers", with_experts, f"{why} has experts in each layer of the step {self.step}"
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
@@ -91,11 +122,17 @@ class Llama4(Llama):
         count, n_ff, target = self.n_experts, self.n_ff, f"blk.{layer}.ffn"
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             yield TensorRule(
-                (f"{block}.experts.gate_up_proj",), (count, self.n_embd, 2 * n_ff), f"{target}_{name}_exps.weight",
-                arranged=partial(_columns, part), written=(count, n_ff, self.n_embd),
-            )  # fmt: skip
+                (f"{block}.experts.gate_up_proj",),
+                (count, self.n_embd, 2 * n_ff),
+                f"{target}_{name}_exps.weight",
+                arranged=partial(_columns, part),
+                written=(count, n_ff, self.n_embd),
+            )
         yield TensorRule(
-            (f"{block}.experts.down_proj",), (count, n_ff, self.n_embd), f"{target}_down_exps.weight", transposed=True
+            (f"{block}.experts.down_proj",),
+            (count, n_ff, self.n_embd),
+            f"{target}_down_exps.weight",
+            transposed=True,
         )
 
 

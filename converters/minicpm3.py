@@ -1,7 +1,8 @@
-"""MiniCPM 3: latent attention, half of each head rotated, and constants that llama.cpp knows by heart.
+"""MiniCPM 3: latent attention, half of each head rotated, and constants that llama.cpp knows by
+heart.
 
-llama.cpp takes rms_norm_eps for the norms of the latents too, where transformers has 1e-6: with the published 1e-5 the
-tiny model of the tests has a KL of 9e-12.
+llama.cpp takes rms_norm_eps for the norms of the latents too, where transformers has 1e-6: with the
+published 1e-5 the tiny model of the tests has a KL of 9e-12.
 """
 
 from __future__ import annotations
@@ -20,16 +21,26 @@ from ggext.rope.config import CheckpointRope
 class MiniCPM3(WithLatents):
     arch = "minicpm3"
     defaults = {
-        "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "q_lora_rank": 768, "kv_lora_rank": 256,
-        "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 256,
-    }  # fmt: skip
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "q_lora_rank": 768,
+        "kv_lora_rank": 256,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 32,
+        "scale_emb": 12,
+        "scale_depth": 1.4,
+        "dim_model_base": 256,
+    }
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.n_rot = self.config.integer("qk_rope_head_dim")
         self.head_dim = self.config.integer("qk_nope_head_dim") + self.n_rot
         self.value_dim = self.config.integer("v_head_dim", default=self.n_embd // self.n_heads)
-        self.q_rank, self.kv_rank = self.config.integer("q_lora_rank"), self.config.integer("kv_lora_rank")
+        self.q_rank, self.kv_rank = (
+            self.config.integer("q_lora_rank"),
+            self.config.integer("kv_lora_rank"),
+        )
 
     def check(self) -> None:
         super().check()
@@ -37,7 +48,8 @@ class MiniCPM3(WithLatents):
             self.require(name, value, f"llama.cpp's architecture {self.arch} computes with {value}")
         if self.n_kv_heads != self.n_heads:
             raise CheckpointError(
-                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; latent attention has "
+                f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; latent attention "
+                "has "
                 f"num_attention_heads, {self.n_heads}"
             )
 
@@ -45,7 +57,8 @@ class MiniCPM3(WithLatents):
         rope = super().rope()
         if rope.scaling.mscale_all_dim:
             raise CheckpointError(
-                f"{self.config.source}: mscale_all_dim is {rope.scaling.mscale_all_dim:g}, by which all attention "
+                f"{self.config.source}: mscale_all_dim is {rope.scaling.mscale_all_dim:g}, by "
+                "which all attention "
                 f"scores are scaled; llama.cpp's architecture {self.arch} does not do that"
             )
         return rope

@@ -1,4 +1,5 @@
-"""Ministral 3: Llama's blocks whose queries grow with their position, beyond the context before YaRN."""
+"""Ministral 3: Llama's blocks whose queries grow with their position, beyond the context before
+YaRN."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ class Mistral3(Ministral3):
         text = config.section("text_config")
         self.is_mistral = text.get("model_type") == "mistral"
         usual = _OF_MISTRAL if self.is_mistral else {}
-        super().__init__(replace(config, values={**config.values, "text_config": {**usual, **text}}))
+        super().__init__(
+            replace(config, values={**config.values, "text_config": {**usual, **text}})
+        )
 
     def require_rope(self, otherwise: str) -> None:
         if not self.is_mistral:

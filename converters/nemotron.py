@@ -1,4 +1,5 @@
-"""Nemotron 4 and Minitron: layer norms whose weights are stored less 1, a squared ReLU, half of each head rotated."""
+"""Nemotron 4 and Minitron: layer norms whose weights are stored less 1, a squared ReLU, half of
+each head rotated."""
 
 from __future__ import annotations
 

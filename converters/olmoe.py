@@ -11,7 +11,12 @@ from ggext.converters.llama import QKV, Llama
 
 class Olmoe(Llama):
     arch = "olmoe"
-    defaults = {"rms_norm_eps": 1e-5, "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False}
+    defaults = {
+        "rms_norm_eps": 1e-5,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "norm_topk_prob": False,
+    }
     biased = QKV
     free_head_dim = False
     needs_output = True

@@ -1,7 +1,8 @@
-"""Phi 1, 1.5 and 2: one layer norm for attention and feed-forward, which run side by side, and biases everywhere.
+"""Phi 1, 1.5 and 2: one layer norm for attention and feed-forward, which run side by side, and
+biases everywhere.
 
-ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 5e-8; with the same table in
-transformers it is below 5e-9.
+ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 5e-8;
+with the same table in transformers it is below 5e-9.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class Phi(LlamaWithLayerNorm):
         super().check()
         why = f"llama.cpp's architecture {self.arch}"
         self.require("qk_layernorm", False, f"{why} has no norm of queries and keys")
-        self.require("tie_word_embeddings", False, f"{why} has an output matrix with a bias of its own")
+        self.require(
+            "tie_word_embeddings", False, f"{why} has an output matrix with a bias of its own"
+        )
 
     def output(self) -> Iterator[TensorRule]:
         return with_bias("lm_head", self.vocab_size, self.n_embd)
@@ -34,7 +37,11 @@ class Phi(LlamaWithLayerNorm):
         return self.norm(f"{block}.input_layernorm")
 
     def attention(self, module: str) -> Iterator[TensorRule]:
-        for name, heads in (("q_proj", self.n_heads), ("k_proj", self.n_kv_heads), ("v_proj", self.n_kv_heads)):
+        for name, heads in (
+            ("q_proj", self.n_heads),
+            ("k_proj", self.n_kv_heads),
+            ("v_proj", self.n_kv_heads),
+        ):
             yield from with_bias(f"{module}.{name}", heads * self.head_dim, self.n_embd)
         yield from with_bias(f"{module}.dense", self.n_embd, self.n_embd)
 

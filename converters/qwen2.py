@@ -1,4 +1,5 @@
-"""Qwen 2 and 2.5: Llama's blocks with biases on Q, K and V, rotated in halves as transformers does."""
+"""Qwen 2 and 2.5: Llama's blocks with biases on Q, K and V, rotated in halves as transformers
+does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Qwen 1.5's and 2's mixture of experts: Qwen 2 with routed experts and one that is always asked, behind a gate."""
+"""Qwen 1.5's and 2's mixture of experts: Qwen 2 with routed experts and one that is always asked,
+behind a gate."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from ggext.converters.qwen2 import Qwen2
 
 
 class QwenExperts(Llama):
-    """``normalizes``: whether llama.cpp's architecture lets the weights of the chosen experts add to 1."""
+    """``normalizes``: whether llama.cpp's architecture lets the weights of the chosen experts add
+    to 1."""
 
     defaults = {"norm_topk_prob": False, "decoder_sparse_step": 1}
     normalizes = False
@@ -24,7 +26,9 @@ class QwenExperts(Llama):
         self.require("decoder_sparse_step", 1, f"{why} has experts in every layer")
         self.require("mlp_only_layers", [], f"{why} has experts in every layer")
         does = "normalizes" if self.normalizes else "does not normalize"
-        self.require("norm_topk_prob", self.normalizes, f"{why} {does} the weights of the chosen experts")
+        self.require(
+            "norm_topk_prob", self.normalizes, f"{why} {does} the weights of the chosen experts"
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {

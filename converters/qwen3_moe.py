@@ -1,4 +1,5 @@
-"""Qwen 3's mixture of experts: Qwen 3 with routed experts, the weights of the chosen ones normalized."""
+"""Qwen 3's mixture of experts: Qwen 3 with routed experts, the weights of the chosen ones
+normalized."""
 
 from __future__ import annotations
 

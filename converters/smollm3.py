@@ -1,7 +1,7 @@
 """SmolLM 3: Llama's blocks, of which every fourth does not rotate.
 
-llama.cpp turns the cached keys of those layers too when a context is shifted, which no file can prevent: do not roll
-the context of these models.
+llama.cpp turns the cached keys of those layers too when a context is shifted, which no file can
+prevent: do not roll the context of these models.
 """
 
 from __future__ import annotations
@@ -25,10 +25,18 @@ class SmolLM3(Llama):
         interval = self.config.integer("no_rope_layer_interval")
         if rotating is None and interval == _INTERVAL:
             return
-        if not isinstance(rotating, list) or [int(bool(r)) for r in rotating[: self.n_layers]] != pattern:
-            said = f"no_rope_layer_interval is {interval}" if rotating is None else f"no_rope_layers is {rotating}"
+        if (
+            not isinstance(rotating, list)
+            or [int(bool(r)) for r in rotating[: self.n_layers]] != pattern
+        ):
+            said = (
+                f"no_rope_layer_interval is {interval}"
+                if rotating is None
+                else f"no_rope_layers is {rotating}"
+            )
             raise CheckpointError(
-                f"{self.config.source}: {said}; llama.cpp's architecture {self.arch} rotates in all layers but every "
+                f"{self.config.source}: {said}; llama.cpp's architecture {self.arch} rotates in "
+                "all layers but every "
                 f"{_INTERVAL}th"
             )
 

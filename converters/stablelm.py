@@ -1,5 +1,5 @@
-"""StableLM 3B, StableLM 2 and their Zephyrs: layer norms, a quarter of each head rotated; the 12B one has norms of
-each head's query and key, and runs attention and feed-forward side by side."""
+"""StableLM 3B, StableLM 2 and their Zephyrs: layer norms, a quarter of each head rotated; the 12B
+one has norms of each head's query and key, and runs attention and feed-forward side by side."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class StableLM(LlamaWithLayerNorm):
             block = module.removeprefix("model.layers.").removesuffix(".self_attn")
             for name, heads in (("q", self.n_heads), ("k", self.n_kv_heads)):
                 target = f"blk.{block}.attn_{name}_norm.weight"
-                yield stacked(f"{module}.{name}_layernorm.norms.{{}}", heads, self.head_dim, target=target)
+                yield stacked(
+                    f"{module}.{name}_layernorm.norms.{{}}", heads, self.head_dim, target=target
+                )
 
 
 FAMILY = StableLM

@@ -1,7 +1,8 @@
 """StarCoder 2: layer norms, biases everywhere, no gate in the feed-forward part.
 
-ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 4e-8; with the same table in
-transformers it is below 5e-9. Published models have windows of 4096 tokens: their context is limited to that.
+ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 4e-8;
+with the same table in transformers it is below 5e-9. Published models have windows of 4096 tokens:
+their context is limited to that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ class Starcoder2(LlamaWithLayerNorm, Windowed):
 
     def check(self) -> None:
         super().check()
-        self.require("use_bias", True, f"llama.cpp's architecture {self.arch} has biases on all projections")
+        self.require(
+            "use_bias", True, f"llama.cpp's architecture {self.arch} has biases on all projections"
+        )
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         del layer

@@ -1,7 +1,9 @@
-"""A chat window: ``pip install "ggext[run,examples]"``, then ``python examples/desktop_chat.py MODEL.gguf``.
+"""A chat window: ``pip install "ggext[run,examples]"``, then ``python examples/desktop_chat.py
+MODEL.gguf``.
 
-What it shows of embedding: the model is loaded and the answer is made in other threads, so the window always reacts;
-pieces of the answer wait in a queue that the window empties sixty times a second, however fast they come.
+What it shows of embedding: the model is loaded and the answer is made in other threads, so the
+window always reacts; pieces of the answer wait in a queue that the window empties sixty times a
+second, however fast they come.
 """
 
 from __future__ import annotations
@@ -175,7 +177,9 @@ class ChatWindow(QWidget):
             widget.setEnabled(not self.busy)
         self.stop_button.setEnabled(self._reply is not None)
         if self.model is not None:
-            self.status.setText("thinking …" if self.busy else f"{self.model.context:,} tokens of context")
+            self.status.setText(
+                "thinking …" if self.busy else f"{self.model.context:,} tokens of context"
+            )
         if not self.busy:
             self.input.setFocus()
 

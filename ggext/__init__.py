@@ -1,7 +1,7 @@
 """ggext: long contexts for local models, baked into GGUF files, proved in numbers, and run.
 
-`Model` loads a GGUF file and talks; ``ggext.convert.convert`` bakes one and ``ggext.verify.verify`` proves it.
-Importing this costs nothing: the names below are found when they are first used.
+`Model` loads a GGUF file and talks; ``ggext.convert.convert`` bakes one and ``ggext.verify.verify``
+proves it. Importing this costs nothing: the names below are found when they are first used.
 """
 
 from importlib import import_module
@@ -40,7 +40,10 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"), "ggext.api"),
+    **dict.fromkeys(
+        ("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"),
+        "ggext.api",
+    ),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "SessionOptions": "ggext.runtime.context",
     "MemoryOptions": "ggext.runtime.memory.options",

@@ -3,5 +3,12 @@ from ggext._native import _Array, _Table
 
 def devices() -> tuple[int, str | None]: ...
 def rotate(
-    rows: _Array, kind: int, to: _Table | None, from_: _Table | None, neox: bool, threads: int, out: _Array, /
+    rows: _Array,
+    kind: int,
+    to: _Table | None,
+    from_: _Table | None,
+    neox: bool,
+    threads: int,
+    out: _Array,
+    /,
 ) -> None: ...

@@ -10,11 +10,25 @@ _Array: TypeAlias = NDArray[Any] | Buffer
 _Table: TypeAlias = tuple[_Array, int, _Array, float]
 
 def rotate(
-    rows: _Array, kind: int, to: _Table | None, from_: _Table | None, neox: bool, threads: int, out: _Array, /
+    rows: _Array,
+    kind: int,
+    to: _Table | None,
+    from_: _Table | None,
+    neox: bool,
+    threads: int,
+    out: _Array,
+    /,
 ) -> None: ...
 def cos_sin(to: _Table, threads: int, cos_out: _Array, sin_out: _Array, /) -> None: ...
 def worst_error(
-    actual: _Array, rows: _Array, kind: int, to: _Table | None, from_: _Table | None, neox: bool, threads: int, /
+    actual: _Array,
+    rows: _Array,
+    kind: int,
+    to: _Table | None,
+    from_: _Table | None,
+    neox: bool,
+    threads: int,
+    /,
 ) -> tuple[float, int, int, int]: ...
 def convert(values: _Array, kind: int, out: _Array, out_kind: int, /) -> int: ...
 def use_vectors(level: int, /) -> int: ...

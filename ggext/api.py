@@ -1,7 +1,8 @@
-"""A model to talk to, for programs: text in, text out, from any thread. ``from ggext import Model``.
+"""A model to talk to, for programs: text in, text out, from any thread. ``from ggext import
+Model``.
 
-Nothing is printed; the module's logger says when text leaves a context. Above it stand no other parts of
-ggext; below it `ggext.chat` makes prompts and `ggext.runtime` runs them.
+Nothing is printed; the module's logger says when text leaves a context. Above it stand no other
+parts of ggext; below it `ggext.chat` makes prompts and `ggext.runtime` runs them.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ Message = Mapping[str, str] | Turn
 @dataclass(frozen=True)
 class Settings:
     """How a `Model` runs. ``session``: see `ggext.runtime.engine.SessionOptions`; its ``n_ctx`` and
-    ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library can.
-    ``parallel``: answers that are made at a time, each with a context of its own."""
+    ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library
+    can. ``parallel``: answers that are made at a time, each with a context of its own."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     gpu_layers: int | None = None
@@ -50,9 +51,10 @@ class Settings:
 class Model(Closing):
     """A GGUF file, loaded. Threads may share it; close it when done, or use it in a `with` block.
 
-    ``context``: tokens, or "auto": what the file is made for, or less where the free memory does not hold it.
-    ``when_full``: what happens when a conversation outgrows that: "stop" raises ContextFullError, "turns" leaves
-    whole oldest turns out, the others are `ggext.runtime.memory`'s. Raises GgextError.
+    ``context``: tokens, or "auto": what the file is made for, or less where the free memory does
+    not hold it. ``when_full``: what happens when a conversation outgrows that: "stop" raises
+    ContextFullError, "turns" leaves whole oldest turns out, the others are
+    `ggext.runtime.memory`'s. Raises GgextError.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -65,7 +67,8 @@ class Model(Closing):
 
     >>> import json
     >>> from ggext import json_grammar
-    >>> schema = {"type": "object", "properties": {"found": {"type": "boolean"}}, "required": ["found"]}
+    >>> properties = {"found": {"type": "boolean"}}
+    >>> schema = {"type": "object", "properties": properties, "required": ["found"]}
     >>> with Model("demo.gguf") as model:
     ...     reply = model.chat([question], sampling=Sampling(seed=1, grammar=json_grammar(schema)))
     ...     sorted(json.loads(reply.text()))
@@ -82,7 +85,9 @@ class Model(Closing):
     ) -> None:
         settings = settings or Settings()
         self._drops_turns = when_full == "turns"
-        memory = replace(settings.session.memory, when_full="stop" if when_full == "turns" else when_full)
+        memory = replace(
+            settings.session.memory, when_full="stop" if when_full == "turns" else when_full
+        )
         n_ctx = None if context == "auto" else context
         options = replace(settings.session, n_ctx=n_ctx, memory=memory)
         self._model = engine.Model.open(path, settings.gpu_layers, load_progress)
@@ -118,8 +123,9 @@ class Model(Closing):
         return self._prompts.count(text)
 
     def count_chat(self, messages: Sequence[Message]) -> int:
-        """Tokens of the prompt that a conversation makes, its template and the opening of the answer included;
-        ``context`` is how many there may be. Nothing is evaluated. Raises UsageError, TemplateError."""
+        """Tokens of the prompt that a conversation makes, its template and the opening of the
+        answer included; ``context`` is how many there may be. Nothing is evaluated. Raises
+        UsageError, TemplateError."""
         return len(self._prompts.tokens([_turn(message) for message in messages]))
 
     def chat(
@@ -134,14 +140,15 @@ class Model(Closing):
     ) -> Reply:
         """The answer to a conversation, as it is made: for a `for` or an `async for` loop.
 
-        ``messages``: each with a ``role`` (system, user, assistant) and a ``content``; `Reply.message` is one. Only
-        what differs from the conversation before is evaluated. ``max_tokens``: of the answer and its reasoning; 0 reads
-        the conversation and answers nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a
-        model that can shall reason first (None: as its template does by itself); with a grammar in ``sampling`` it
-        does not. ``cancel``: an event; once it is set, the answer ends.
+        ``messages``: each with a ``role`` (system, user, assistant) and a ``content``;
+        `Reply.message` is one. Only what differs from the conversation before is evaluated.
+        ``max_tokens``: of the answer and its reasoning; 0 reads the conversation and answers
+        nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a model
+        that can shall reason first (None: as its template does by itself); with a grammar in
+        ``sampling`` it does not. ``cancel``: an event; once it is set, the answer ends.
 
-        Raises ContextFullError, before anything is read, where the conversation does not fit; UsageError for messages
-        that are none, TemplateError.
+        Raises ContextFullError, before anything is read, where the conversation does not fit;
+        UsageError for messages that are none, TemplateError.
         """
         options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop), think=think)
         sampling = sampling or Sampling()
@@ -154,8 +161,12 @@ class Model(Closing):
         else:
             tokens = prompts.tokens(turns)
         if left:
-            _log.warning("%s: the context was full: the %d oldest turns left it", self.path, len(left))
-        answer = AnswerText(self._model, prompts.tags, prompts.opens_reasoning(tokens), options.stop)
+            _log.warning(
+                "%s: the context was full: the %d oldest turns left it", self.path, len(left)
+            )
+        answer = AnswerText(
+            self._model, prompts.tags, prompts.opens_reasoning(tokens), options.stop
+        )
         return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
     def complete(
@@ -168,10 +179,11 @@ class Model(Closing):
         special: bool = False,
         cancel: Event | None = None,
     ) -> Reply:
-        """How the model continues a text, without a chat template: for base models, and for prompts of one's own.
+        """How the model continues a text, without a chat template: for base models, and for prompts
+        of one's own.
 
-        ``special``: control tokens that are spelled out in the prompt are meant as such (`<|fim_prefix|>`); never for
-        a stranger's text. The others, and what is raised: see `chat`.
+        ``special``: control tokens that are spelled out in the prompt are meant as such
+        (`<|fim_prefix|>`); never for a stranger's text. The others, and what is raised: see `chat`.
         """
         options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop))
         tokens = self._model.tokenize(prompt, parse_special=special)
@@ -179,27 +191,39 @@ class Model(Closing):
         return self._reply(Question(tokens, sampling or Sampling(), max_tokens), answer, cancel)
 
     def save_cache(self, path: str | Path) -> int:
-        """Writes the KV cache of the conversation that was answered last, so that it need not be read again after
-        `restore_cache`; the bytes of the file. Waits for answers that are on their way. Raises StateError where tokens
-        have left the context, UsageError with ``parallel`` contexts, OutputError."""
+        """Writes the KV cache of the conversation that was answered last, so that it need not be
+        read again after `restore_cache`; the bytes of the file. Waits for answers that are on their
+        way. Raises StateError where tokens have left the context, UsageError with ``parallel``
+        contexts, OutputError."""
         session = self._only_session()
-        return self._worker.do(session, lambda: store.save(Path(path), session, store.session_key(session)))
+        return self._worker.do(
+            session, lambda: store.save(Path(path), session, store.session_key(session))
+        )
 
     def restore_cache(self, path: str | Path) -> int:
-        """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates what differs from
-        them. Raises StateError, after which the cache is empty: for a file that is damaged or of another model, RoPE
-        table, type of cache or version of llama-cpp-python."""
+        """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates
+        what differs from them. Raises StateError, after which the cache is empty: for a file that
+        is damaged or of another model, RoPE table, type of cache or version of llama-cpp-python."""
         session = self._only_session()
-        return self._worker.do(session, lambda: store.restore(Path(path), session, store.session_key(session)))
+        return self._worker.do(
+            session, lambda: store.restore(Path(path), session, store.session_key(session))
+        )
 
     def _only_session(self) -> engine.Session:
         sessions = self._worker.sessions
         if len(sessions) > 1:
-            raise UsageError(f"with parallel={len(sessions)} contexts no single cache is the conversation's: take 1")
+            raise UsageError(
+                f"with parallel={len(sessions)} contexts no single cache is the conversation's: "
+                "take 1"
+            )
         return sessions[0]
 
     def _reply(
-        self, question: Question, answer: AnswerText, cancel: Event | None, left: tuple[Turn, ...] = ()
+        self,
+        question: Question,
+        answer: AnswerText,
+        cancel: Event | None,
+        left: tuple[Turn, ...] = (),
     ) -> Reply:
         count, limit = len(question.tokens), self._limit
         if limit is not None and count > limit:
@@ -237,7 +261,8 @@ ReplyEvent = Reading | Reasoning | Text
 
 
 class Reply(Closing):
-    """An answer on its way: its text, piece by piece. Leaving the loop, or dropping the reply, ends the answer.
+    """An answer on its way: its text, piece by piece. Leaving the loop, or dropping the reply, ends
+    the answer.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -262,12 +287,13 @@ class Reply(Closing):
         self._answering = answering
         self._answer = answer
         self.left = left
-        """Turns of the conversation that the model does not see: they did not fit (``when_full="turns"``)."""
+        """Turns of the conversation that the model does not see: they did not fit
+        (``when_full="turns"``)."""
 
     @property
     def finish(self) -> Finish | None:
-        """Why the answer ended, None while it goes on: "eog" (the model ended it), "stop" (a stop string), "length"
-        (``max_tokens``), "context" (it is full), "cancelled"."""
+        """Why the answer ended, None while it goes on: "eog" (the model ended it), "stop" (a stop
+        string), "length" (``max_tokens``), "context" (it is full), "cancelled"."""
         ended = self._answering.finish
         return "stop" if ended is not None and self._answer.stopped else ended
 
@@ -283,7 +309,8 @@ class Reply(Closing):
 
     @property
     def dropped(self) -> int:
-        """Oldest tokens that left the context for this answer, by a policy such as "stream"; known at its end."""
+        """Oldest tokens that left the context for this answer, by a policy such as "stream"; known
+        at its end."""
         return self._answering.dropped
 
     @property
@@ -373,7 +400,13 @@ def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 def _turn(message: Message) -> Turn:
     if isinstance(message, Turn):
         return message
-    role, content, reasoning = message.get("role"), message.get("content"), message.get("reasoning", "")
+    role, content, reasoning = (
+        message.get("role"),
+        message.get("content"),
+        message.get("reasoning", ""),
+    )
     if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
-        raise UsageError(f"a message needs a role ({', '.join(_ROLES)}) and a content, not {message!r:.80}")
+        raise UsageError(
+            f"a message needs a role ({', '.join(_ROLES)}) and a content, not {message!r:.80}"
+        )
     return Turn(cast(Role, role), content, reasoning)

@@ -1,8 +1,8 @@
 """What context extension does, measured on the embedded model through llama.cpp.
 
-The model was trained on 256 tokens. For each method and length a file is baked, verified and asked for
-facts in texts that fill the length; perplexity by position stands beside it. Every figure is measured in
-the run that prints it.
+The model was trained on 256 tokens. For each method and length a file is baked, verified and asked
+for facts in texts that fill the length; perplexity by position stands beside it. Every figure is
+measured in the run that prints it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ def bake(folder: Path, method: Method, length: int) -> Path:
 
 
 def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silent) -> DemoResult:
-    """Bake, verify and measure. ``texts``: read for each figure, ``QUESTIONS`` each. Needs the extra ``run``."""
+    """Bake, verify and measure. ``texts``: read for each figure, ``QUESTIONS`` each. Needs the
+    extra ``run``."""
     recalls: list[Recall] = []
     perplexities: list[Perplexity] = []
     answers: dict[Method, list[str]] = {}
@@ -98,11 +99,16 @@ def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silen
     for method in METHODS:
         for length in LENGTHS:
             if length == TRAINED and method != "none":
-                recalls.append(Recall(method, length, recalls[0].correct, recalls[0].asked))  # the same file
+                recalls.append(
+                    Recall(method, length, recalls[0].correct, recalls[0].asked)
+                )  # the same file
                 continue
             progress(f"{method} at {length} tokens: {len(samples[length])} questions")
             said = list(_ask(bake(folder, method, length), samples[length]))
-            right = [answer == sample.answer for answer, sample in zip(said, samples[length], strict=True)]
+            right = [
+                answer == sample.answer
+                for answer, sample in zip(said, samples[length], strict=True)
+            ]
             recalls.append(Recall(method, length, sum(right), len(right)))
             if length == 4 * TRAINED:
                 answers[method] = said
@@ -131,17 +137,22 @@ def sample_text(tokens: int, seed: int = 0) -> str:
         return language.document(rng, language.facts(rng, language.RECALL_FACTS), tokens)
     except ValueError:
         least = language.FACT_TOKENS * language.RECALL_FACTS
-        raise UsageError(f"--text {tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens") from None
+        raise UsageError(
+            f"--text {tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens"
+        ) from None
 
 
 def _samples(seed: int, length: int, texts: int) -> Iterator[language.RecallSample]:
-    """``QUESTIONS`` for each text: the session evaluates the text once and then only what differs."""
+    """``QUESTIONS`` for each text: the session evaluates the text once and then only what
+    differs."""
     rng = random.Random(f"recall {seed} {length}")
     for _ in range(texts):
         told = language.facts(rng, language.RECALL_FACTS)
         text = language.document(rng, told, length - language.CHAT_TOKENS)
         for fact in rng.sample(told, QUESTIONS):
-            yield language.RecallSample(text, language.question(fact.key), language.answer(fact.key, fact.place))
+            yield language.RecallSample(
+                text, language.question(fact.key), language.answer(fact.key, fact.place)
+            )
 
 
 def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
@@ -150,7 +161,9 @@ def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
     from ggext.runtime.engine import Model, Sampling, Session
 
     with Model.open(path) as model, Session(model) as session:
-        conversation = Conversation(model, session, Sampling(temperature=0.0), ChatOptions(max_tokens=_LONGEST_ANSWER))
+        conversation = Conversation(
+            model, session, Sampling(temperature=0.0), ChatOptions(max_tokens=_LONGEST_ANSWER)
+        )
         for sample in samples:
             conversation.clear()
             yield "".join(conversation.ask(language.opening(sample))).strip()
@@ -159,14 +172,17 @@ def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
 def _example(samples: list[language.RecallSample], answers: dict[Method, list[str]]) -> Example:
     """The first question that tells the two files apart, or simply the first."""
     right = [sample.answer for sample in samples]
-    apart = (i for i, answer in enumerate(right) if answers["yarn"][i] == answer != answers["none"][i])
+    apart = (
+        i for i, answer in enumerate(right) if answers["yarn"][i] == answer != answers["none"][i]
+    )
     index = next(apart, 0)
     said: dict[Method, str] = {method: answers[method][index] for method in ("none", "yarn")}
     return Example(samples[index].question, right[index], said)
 
 
 def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
-    """exp of the mean negative log-likelihood of the next token, by position in steps of ``TRAINED``."""
+    """exp of the mean negative log-likelihood of the next token, by position in steps of
+    ``TRAINED``."""
     import numpy as np
 
     from ggext.runtime.engine import Model, Session

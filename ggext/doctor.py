@@ -1,4 +1,5 @@
-"""What is installed, what of it is in use, what is missing and the command that brings it, and whether it works."""
+"""What is installed, what of it is in use, what is missing and the command that brings it, and
+whether it works."""
 
 from __future__ import annotations
 
@@ -25,14 +26,17 @@ EXTRAS = {
     "plot": "--plot",
 }
 _ALSO = {"transformers": "verify --reference"}  # used where it is there
-_REQUIREMENT = re.compile(r"([\w.-]+)\s*(?:\[.*?\])?\s*([<>=!~].*?)?\s*(?:;.*?extra == ['\"](\w+)['\"])?")
+_REQUIREMENT = re.compile(
+    r"([\w.-]+)\s*(?:\[.*?\])?\s*([<>=!~].*?)?\s*(?:;.*?extra == ['\"](\w+)['\"])?"
+)
 _CACHED = 100  # tokens that the form of the cache is tried on
 _ANGLES = 1 << 17  # tokens of context that the native rotation is tried on
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``part``: versions, backends or tests. ``value``: what was found. ``remedy``: a command, where there is one."""
+    """``part``: versions, backends or tests. ``value``: what was found. ``remedy``: a command,
+    where there is one."""
 
     part: str
     name: str
@@ -58,8 +62,10 @@ def examine(progress: Callable[[str], None] = lambda _: None) -> Report:
     """Looks at everything and runs the self-tests. Nothing that is missing or broken raises."""
     findings = [*_versions()]
     for line, look in (
-        ("looking at llama.cpp", _llama_cpp), ("looking for GPUs", _backends), ("testing", _tests),
-    ):  # fmt: skip
+        ("looking at llama.cpp", _llama_cpp),
+        ("looking for GPUs", _backends),
+        ("testing", _tests),
+    ):
         progress(line)
         findings += look()
     return Report(tuple(findings))
@@ -67,7 +73,9 @@ def examine(progress: Callable[[str], None] = lambda _: None) -> Report:
 
 def _versions() -> Iterator[Finding]:
     system = f"{platform.system()} {platform.machine()}"
-    yield Finding("versions", "ggext", "ok", f"{__version__}, Python {platform.python_version()}, {system}")
+    yield Finding(
+        "versions", "ggext", "ok", f"{__version__}, Python {platform.python_version()}, {system}"
+    )
     for requirement in metadata.requires("ggext") or []:
         match = _REQUIREMENT.fullmatch(requirement)
         if match is None or match[1] == "ggext" or (match[3] and match[3] not in EXTRAS):
@@ -83,9 +91,17 @@ def _version(name: str, wanted: str, extra: str) -> Finding:
         name, purpose, f'pip install "ggext[{extra}]"' if extra else f'pip install "{name}{wanted}"'
     )
     if finding.state == "missing":
-        return finding if extra else Finding("versions", name, "wrong", finding.value, finding.remedy)
+        return (
+            finding if extra else Finding("versions", name, "wrong", finding.value, finding.remedy)
+        )
     if not satisfies(finding.value, wanted):
-        return Finding("versions", name, "wrong", f"{finding.value}, wanted {wanted}", f'pip install "{name}{wanted}"')
+        return Finding(
+            "versions",
+            name,
+            "wrong",
+            f"{finding.value}, wanted {wanted}",
+            f'pip install "{name}{wanted}"',
+        )
     return finding
 
 
@@ -97,7 +113,8 @@ def _found_or_missing(name: str, purpose: str, remedy: str) -> Finding:
 
 
 def satisfies(version: str, wanted: str) -> bool:
-    """Whether a version is what ``>=1.2,<3`` or ``==1.2.3`` asks for; only these three signs are understood."""
+    """Whether a version is what ``>=1.2,<3`` or ``==1.2.3`` asks for; only these three signs are
+    understood."""
     own = _numbers(version)
     for condition in filter(None, wanted.split(",")):
         sign, number = condition.strip()[:2], _numbers(condition.strip().lstrip("<>="))
@@ -133,7 +150,9 @@ def _llama_cpp() -> Iterator[Finding]:
         return
     known = commit == "unknown" or commit.startswith(LLAMA_CPP[:7])
     value = commit if known else f"{commit}, but ggext reads files as {LLAMA_CPP} does"
-    yield Finding("backends", "llama.cpp", "ok" if known else "wrong", value, "" if known else again)
+    yield Finding(
+        "backends", "llama.cpp", "ok" if known else "wrong", value, "" if known else again
+    )
     for backend, names in features.items():
         yield Finding("backends", f"built with {backend}", "ok", " ".join(names))
 
@@ -148,8 +167,13 @@ def _backends() -> Iterator[Finding]:
     if kind in ("cuda", "metal"):
         there = native.available(kind)
         remedy = f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
-        yield Finding("backends", f"rotation on {kind}", "ok" if there else "missing", "" if there else "not built, or "
-                      "it finds no device", "" if there else remedy)  # fmt: skip
+        yield Finding(
+            "backends",
+            f"rotation on {kind}",
+            "ok" if there else "missing",
+            "" if there else "not built, or it finds no device",
+            "" if there else remedy,
+        )
 
 
 def _devices() -> Iterator[Finding]:
@@ -170,8 +194,14 @@ def _devices() -> Iterator[Finding]:
             f'CMAKE_ARGS="-DGGML_{flag}=on" pip install --force-reinstall --no-deps --no-cache-dir '
             f'"llama-cpp-python=={llama.VERSION}"'
         )
-        needs = " (needs the CUDA toolkit's nvcc)" if kind == "cuda" and not shutil.which("nvcc") else ""
-        yield Finding("backends", "llama.cpp on the GPU", "missing", f"built without {kind}{needs}", remedy)
+        needs = (
+            " (needs the CUDA toolkit's nvcc)"
+            if kind == "cuda" and not shutil.which("nvcc")
+            else ""
+        )
+        yield Finding(
+            "backends", "llama.cpp on the GPU", "missing", f"built without {kind}{needs}", remedy
+        )
 
 
 def gpu_here(root: Path = Path("/")) -> Literal["cuda", "rocm", "metal"] | None:
@@ -203,14 +233,19 @@ def _try_rotation() -> tuple[bool, str]:
     from ggext.rope.methods import make_table
     from ggext.rope.scaling import RopeGeometry, RopeScaling
 
-    geometry = RopeGeometry(n_rot=128, head_dim=128, base=500_000.0, layout="neox", trained_context=_ANGLES)
+    geometry = RopeGeometry(
+        n_rot=128, head_dim=128, base=500_000.0, layout="neox", trained_context=_ANGLES
+    )
     checks = check_kernels(make_table(RopeScaling("none"), geometry), geometry)
     worst = max(check.value for check in checks)
-    return all(check.passed for check in checks), f"{worst:.1e} off float64 at most, to position {_ANGLES:,}"
+    return all(
+        check.passed for check in checks
+    ), f"{worst:.1e} off float64 at most, to position {_ANGLES:,}"
 
 
 def _try_cache() -> tuple[bool, str]:
-    """llama.cpp's undocumented form of cached tokens, and how it rotates keys: what raises is wrong."""
+    """llama.cpp's undocumented form of cached tokens, and how it rotates keys: what raises is
+    wrong."""
     from ggext.demo import TRAINED, bake
     from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
 
@@ -225,15 +260,24 @@ def _try_cache() -> tuple[bool, str]:
         cache.remove(0, _CACHED)
         cache.put(block)
         turned = cache.rotation_error()
-    return True, f"{_CACHED} tokens read as they were written; keys turned {turned:.1e} off llama.cpp's at most"
+    return (
+        True,
+        (
+            f"{_CACHED} tokens read as they were written; keys turned {turned:.1e} off "
+            "llama.cpp's at most"
+        ),
+    )
 
 
 def _try_model() -> tuple[bool, str]:
-    """The whole way: convert with a scaling, verify the file and llama.cpp's kernels and graph, answer a question."""
+    """The whole way: convert with a scaling, verify the file and llama.cpp's kernels and graph,
+    answer a question."""
     from ggext.demo import spot_check
 
     with tempfile.TemporaryDirectory(prefix="ggext-doctor-") as folder:
         example = spot_check(Path(folder))
     said = example.answers["yarn"]
     right = f"it should say {example.right!r}"
-    return said == example.right, f"{example.question} {said}" + ("" if said == example.right else f" ({right})")
+    return said == example.right, f"{example.question} {said}" + (
+        "" if said == example.right else f" ({right})"
+    )

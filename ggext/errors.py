@@ -8,13 +8,15 @@ from __future__ import annotations
 
 
 class GgextError(Exception):
-    """Base of all errors that a user or a host application can cause; ``exit_code`` is the CLI's."""
+    """Base of all errors that a user or a host application can cause; ``exit_code`` is the
+    CLI's."""
 
     exit_code = 1
 
 
 class UsageError(GgextError):
-    """The request itself cannot be meant: an option out of range, two options that exclude each other."""
+    """The request itself cannot be meant: an option out of range, two options that exclude each
+    other."""
 
     exit_code = 2
 
@@ -23,7 +25,10 @@ class MissingExtraError(GgextError):
     """An optional package is not installed. ``extra`` names the extra that brings it."""
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f'{purpose} needs the package {package}, which is not installed: pip install "ggext[{extra}]"')
+        super().__init__(
+            f"{purpose} needs the package {package}, which is not installed: "
+            f'pip install "ggext[{extra}]"'
+        )
         self.package = package
         self.extra = extra
 
@@ -33,7 +38,8 @@ class CheckpointError(GgextError):
 
 
 class HubError(CheckpointError):
-    """A model cannot be had from the hub: gated, missing, not in the cache, or the network failed."""
+    """A model cannot be had from the hub: gated, missing, not in the cache, or the network
+    failed."""
 
 
 class GgufError(GgextError):
@@ -53,14 +59,17 @@ class ModelError(GgextError):
 
 
 class ContextFullError(ModelError):
-    """The prompt does not fit. Nothing was evaluated and nothing was dropped. All counts in tokens."""
+    """The prompt does not fit. Nothing was evaluated and nothing was dropped. All counts in
+    tokens."""
 
     exit_code = 3
 
     def __init__(self, requested: int, used: int, available: int) -> None:
         super().__init__(
-            f"the context is full: {requested:,} more tokens are needed, {available:,} of {used + available:,} are "
-            "left; shorten the text, leave older turns out, or convert the model for a longer context "
+            f"the context is full: {requested:,} more tokens are needed, {available:,} of "
+            f"{used + available:,} are "
+            "left; shorten the text, leave older turns out, or convert the model for a longer "
+            "context "
             "(ggext convert MODEL --target-context N)"
         )
         self.requested = requested
@@ -69,5 +78,6 @@ class ContextFullError(ModelError):
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for a message of one line; its class, where it says nothing."""
+    """What another library's error says, for a message of one line; its class, where it says
+    nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,14 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import ROPE_FREQS, context_parameters, geometry_of, query_scale, rolls, stated_method
+from ggext.rope.decode import (
+    ROPE_FREQS,
+    context_parameters,
+    geometry_of,
+    query_scale,
+    rolls,
+    stated_method,
+)
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
@@ -26,7 +33,8 @@ _SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a freq
 
 @dataclass(frozen=True)
 class Pair:
-    """One rotated pair: its ``wavelength`` in tokens, ``slowdown`` = unscaled / effective frequency."""
+    """One rotated pair: its ``wavelength`` in tokens, ``slowdown`` = unscaled / effective
+    frequency."""
 
     index: int
     wavelength: float
@@ -36,11 +44,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``rope``: the table at the file's own context; ``short_rope``: another one in a context that is made for no
-    more than the trained length (LongRoPE). ``None`` with the reason in ``rope_unknown`` where ggext cannot read the
-    file's scaling. ``shift_safe``: whether the cached keys survive a context shift. ``context_parameters``: what
-    ggext makes its contexts with for this file and other programs do not.
-    Contexts in tokens, ``size`` in bytes, of all parts. ``method``: the recipe's, or what the keys say."""
+    """``rope``: the table at the file's own context; ``short_rope``: another one in a context that
+    is made for no more than the trained length (LongRoPE). ``None`` with the reason in
+    ``rope_unknown`` where ggext cannot read the file's scaling. ``shift_safe``: whether the cached
+    keys survive a context shift. ``context_parameters``: what ggext makes its contexts with for
+    this file and other programs do not. Contexts in tokens, ``size`` in bytes, of all parts.
+    ``method``: the recipe's, or what the keys say."""
 
     path: str
     name: str
@@ -71,7 +80,8 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not raised."""
+    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not
+    raised."""
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
@@ -80,23 +90,36 @@ def inspect(path: Path) -> Inspection:
     try:
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
-        short = effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
+        short = (
+            effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
+        )
         geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
-        unit_gain = abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        unit_gain = (
+            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+        )
         shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         parameters_of_context = context_parameters(gguf.arch_keys())
     except RopeError as error:
         unknown = str(error)
     context = gguf.arch_keys().get("context_length", 0)
     return Inspection(
-        path=str(gguf.path), name=str(gguf.get("general.name", "")), arch=gguf.arch,
-        size=sum(part.size for part in parts), parameters=sum(math.prod(t.shape) for t in tensors),
+        path=str(gguf.path),
+        name=str(gguf.get("general.name", "")),
+        arch=gguf.arch,
+        size=sum(part.size for part in parts),
+        parameters=sum(math.prod(t.shape) for t in tensors),
         types=dict(Counter(type_name(t.type) for t in tensors).most_common()),
-        recipe=recipe, method=_method(gguf, recipe, unknown),
-        trained_context=geometry.trained_context if geometry else context, context=context,
-        rope=table, short_rope=short, geometry=geometry, rope_unknown=unknown, shift_safe=shift_safe,
+        recipe=recipe,
+        method=_method(gguf, recipe, unknown),
+        trained_context=geometry.trained_context if geometry else context,
+        context=context,
+        rope=table,
+        short_rope=short,
+        geometry=geometry,
+        rope_unknown=unknown,
+        shift_safe=shift_safe,
         context_parameters=parameters_of_context,
-    )  # fmt: skip
+    )
 
 
 def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
@@ -110,7 +133,8 @@ def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
 
 
 def compare_to_unscaled(table: RopeTable, geometry: RopeGeometry) -> list[Pair]:
-    """What became of each pair: kept, interpolated by the largest factor in the table, or in between."""
+    """What became of each pair: kept, interpolated by the largest factor in the table, or in
+    between."""
     unscaled = methods.theta(geometry)
     slowdowns = [t / w if w else math.inf for t, w in zip(unscaled, table.inv_freq, strict=True)]
     most = max(slowdowns)

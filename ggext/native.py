@@ -1,8 +1,9 @@
-"""The compiled extension's Python face: rotary position embedding of query and key rows, and conversion of values.
+"""The compiled extension's Python face: rotary position embedding of query and key rows, and
+conversion of values.
 
-The rotation runs on the CPU, and on a GPU where ``device`` asks for it and :func:`available` says yes: the same
-bits on CUDA; on Metal, which has no float64, float32 all through (4e-7 of the pair's length at any
-position).
+The rotation runs on the CPU, and on a GPU where ``device`` asks for it and :func:`available` says
+yes: the same bits on CUDA; on Metal, which has no float64, float32 all through (4e-7 of the pair's
+length at any position).
 
 Angles are float64 and reduced exactly, and each result is rounded to the type of the rows once: for
 float32 the error is half a unit in the last place (some 3e-8 of the pair's length) at any angle up
@@ -10,11 +11,11 @@ to 2**53 radians.
 
 Conventions in all functions that rotate, and what they raise:
 
-- ``rows``, ``actual`` and ``out``: ``(n_positions, n_heads, head_dim)``, C-contiguous, of float32, of
-  float16, or of uint16 with ``dtype="bfloat16"``: numpy has no such type, so its bits are passed
+- ``rows``, ``actual`` and ``out``: ``(n_positions, n_heads, head_dim)``, C-contiguous, of float32,
+  of float16, or of uint16 with ``dtype="bfloat16"``: numpy has no such type, so its bits are passed
   (``tensor.view(torch.uint16).numpy()``). What comes back is of the same type;
-- ``positions``: whole tokens, int32 or int64 ``(n_positions,)``; negative ones shift back. ``offset``
-  is added to each; what results is at most 2**31 in size;
+- ``positions``: whole tokens, int32 or int64 ``(n_positions,)``; negative ones shift back.
+  ``offset`` is added to each; what results is at most 2**31 in size;
 - ``inv_freq``: radians per token, ``(n_pairs,)``, one for each rotated pair; an array of float64,
   or a plain sequence. Dimensions of a head from ``2 * n_pairs`` on are not rotated;
 - ``attention_factor``: the gain on both cos and sin, finite and above 0;
@@ -22,8 +23,8 @@ Conventions in all functions that rotate, and what they raise:
 - ``out``: where the result goes instead of a new array; it may be ``rows`` itself;
 - ``threads``: an upper limit, 0 for all cores that this process may use; results never depend on
   it;
-- ``device``: ``cpu``, or ``cuda`` or ``metal`` for the current device of that kind; the rows go there and
-  come back; ``GgextError`` where there is none, or where it refuses;
+- ``device``: ``cpu``, or ``cuda`` or ``metal`` for the current device of that kind; the rows go
+  there and come back; ``GgextError`` where there is none, or where it refuses;
 - ``TypeError`` for a wrong type of object or of items, ``ValueError`` for a wrong shape, order in
   memory, or value. Arrays are never converted or copied behind the caller's back.
 
@@ -130,7 +131,7 @@ def rotate_between(
     each row and the same number of frequencies.
 
     >>> import numpy as np
-    >>> rows = np.array([[[0.0, 1.0]]], dtype=np.float32)  # (1, 0) turned by a quarter at position 1
+    >>> rows = np.array([[[0.0, 1.0]]], dtype=np.float32)  # (1, 0), turned at position 1
     >>> before, after = Rotation(np.array([1]), [np.pi / 2]), Rotation(np.array([4]), [np.pi / 4])
     >>> rotate_between(rows, before, after, "norm").round(6).tolist()
     [[[-1.0, 0.0]]]
@@ -177,7 +178,9 @@ def worst_error(
     table = _table(Rotation(positions, inv_freq, attention_factor, offset))
     to, before = (None, table) if inverse else (table, None)
     return WorstError(
-        *_native.worst_error(actual, rows, _type_number(rows, dtype), to, before, _neox(layout), _threads(threads))
+        *_native.worst_error(
+            actual, rows, _type_number(rows, dtype), to, before, _neox(layout), _threads(threads)
+        )
     )
 
 
@@ -196,11 +199,12 @@ def convert(
     *,
     dtype: Dtype | None = None,
 ) -> NDArray[Any]:
-    """The values (one-dimensional, types as above) in another type: each rounded once, ties to even.
+    """The values (one-dimensional, types as above) in another type: each rounded once, ties to
+    even.
 
-    bfloat16 comes as uint16. ``q8_0``: the bytes of ggml's blocks, 34 for each 32 values, as its reference quantizer
-    makes them. Raises ``ValueLostError`` for a finite value that would become infinite, and in q8_0 for NaN, infinity
-    and a block whose scale float16 cannot hold.
+    bfloat16 comes as uint16. ``q8_0``: the bytes of ggml's blocks, 34 for each 32 values, as its
+    reference quantizer makes them. Raises ``ValueLostError`` for a finite value that would become
+    infinite, and in q8_0 for NaN, infinity and a block whose scale float16 cannot hold.
 
     >>> import numpy as np
     >>> convert(np.array([1.0, -0.5], dtype=np.float32), "bfloat16").tolist()
@@ -215,7 +219,9 @@ def convert(
     if place >= 0:
         lost = values[place : place + 1]
         wide = lost.astype("<u4") << 16 if number == _TYPE_NUMBERS["bfloat16"] else lost
-        raise ValueLostError(float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]), place, to)
+        raise ValueLostError(
+            float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]), place, to
+        )
     return out
 
 
@@ -227,7 +233,8 @@ def vectors() -> str:
 
 
 def available(device: Device) -> bool:
-    """Whether it works here: for a GPU, the backend is built, and a driver and a device are there."""
+    """Whether it works here: for a GPU, the backend is built, and a driver and a device are
+    there."""
     try:
         _module(device)
     except GgextError:
@@ -244,7 +251,8 @@ def cuda_seconds(
     *,
     repeats: int = 20,
 ) -> tuple[float, float]:
-    """The fastest rotation of such rows in device memory, and the fastest copy of the same bytes, in seconds.
+    """The fastest rotation of such rows in device memory, and the fastest copy of the same bytes,
+    in seconds.
 
     ``heads``: their number and their dimensions. The gain is 1. For benchmarks.
     """
@@ -280,12 +288,15 @@ def _rotate(
     try:
         module.rotate(rows, number, *tables, _neox(layout), _threads(threads), out)
     except RuntimeError as error:  # only the device's
-        raise GgextError(f"{_GPUS[device][0]} refused the rotation of rows {rows.shape}: {error}") from error
+        raise GgextError(
+            f"{_GPUS[device][0]} refused the rotation of rows {rows.shape}: {error}"
+        ) from error
     return out
 
 
 def _module(device: str) -> ModuleType:
-    """A backend, loaded on first use; GgextError where the build lacks it or no device can be used."""
+    """A backend, loaded on first use; GgextError where the build lacks it or no device can be
+    used."""
     if device == "cpu":
         return _native
     name, needed = _GPUS[device]
@@ -298,12 +309,15 @@ def _module(device: str) -> ModuleType:
         ) from error
     n_devices, reason = module.devices()
     if n_devices == 0:
-        raise GgextError(f"{name} was asked for, but no {name} device can be used ({reason}): use the CPU")
+        raise GgextError(
+            f"{name} was asked for, but no {name} device can be used ({reason}): use the CPU"
+        )
     return module
 
 
 def _table(rotation: Rotation) -> _Table:
-    """A sequence of frequencies (a table's tuple) becomes an array; an array passes as it is, checked in C."""
+    """A sequence of frequencies (a table's tuple) becomes an array; an array passes as it is,
+    checked in C."""
     positions, inv_freq, attention_factor, offset = rotation
     if not -(2**62) <= offset <= 2**62:
         raise ValueError(f"offset must be at most 2**31 in size, not {offset}")
@@ -322,7 +336,8 @@ def _type_number(rows: NDArray[Any], dtype: str | None, name: str = "rows") -> i
         raise TypeError(f"{name} must be a numpy array, not {type(rows).__name__}")
     if rows.dtype not in (np.float32, np.float16):
         raise TypeError(
-            f"{name} must be float32, float16, or uint16 with dtype='bfloat16', in native byte order, not {rows.dtype}"
+            f"{name} must be float32, float16, or uint16 with dtype='bfloat16', in native byte "
+            f"order, not {rows.dtype}"
         )
     return _TYPE_NUMBERS[rows.dtype.name]
 

@@ -1,7 +1,8 @@
-"""What a model and a context will take, from the file's header alone, and the largest context that fits.
+"""What a model and a context will take, from the file's header alone, and the largest context that
+fits.
 
-The parts are in `ggext.footprint`: this adds them up for RAM and for the memory of a GPU, and holds them to what is
-free.
+The parts are in `ggext.footprint`: this adds them up for RAM and for the memory of a GPU, and holds
+them to what is free.
 """
 
 from __future__ import annotations
@@ -19,17 +20,39 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import metadata_part, whole_header
 
 #: Architectures whose figures the tests hold to what llama.cpp allocates.
-MEASURED = frozenset({
-    "cohere2", "deepseek2", "dots1", "ernie4_5-moe", "gemma", "gemma2", "gemma3", "glm4moe", "gpt-oss", "granite",
-    "llama", "mistral3", "olmo2", "olmoe", "phi3", "qwen2", "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "seed_oss",
-    "smollm3", "starcoder2",
-})  # fmt: skip
+MEASURED = frozenset(
+    {
+        "cohere2",
+        "deepseek2",
+        "dots1",
+        "ernie4_5-moe",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "glm4moe",
+        "gpt-oss",
+        "granite",
+        "llama",
+        "mistral3",
+        "olmo2",
+        "olmoe",
+        "phi3",
+        "qwen2",
+        "qwen2moe",
+        "qwen2vl",
+        "qwen3",
+        "qwen3moe",
+        "seed_oss",
+        "smollm3",
+        "starcoder2",
+    }
+)
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """``context`` in tokens, None: what the file is made for; "auto": the largest up to that which fits. ``gpu_layers``
-    None: all where llama.cpp has a GPU here. Raises UsageError."""
+    """``context`` in tokens, None: what the file is made for; "auto": the largest up to that which
+    fits. ``gpu_layers`` None: all where llama.cpp has a GPU here. Raises UsageError."""
 
     context: int | str | None = None
     gpu_layers: int | None = None
@@ -37,18 +60,22 @@ class PlanOptions:
 
     def __post_init__(self) -> None:
         if isinstance(self.context, str) and self.context != "auto":
-            raise UsageError(f"the context is {self.context!r}, but must be a number of tokens or auto")
+            raise UsageError(
+                f"the context is {self.context!r}, but must be a number of tokens or auto"
+            )
         if isinstance(self.context, int) and not 1 <= self.context <= LONGEST:
-            raise UsageError(f"the context is {self.context}, but must be from 1 to {LONGEST} tokens")
+            raise UsageError(
+                f"the context is {self.context}, but must be from 1 to {LONGEST} tokens"
+            )
         if self.gpu_layers is not None and self.gpu_layers < 0:
             raise UsageError(f"gpu layers is {self.gpu_layers}, but must not be negative")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. ``made_for``: tokens that the file is made for. ``largest``: tokens of the largest context
-    that fits, whatever the file is made for; None: the free memory is not known. ``measured``: this architecture's
-    figures are held to llama.cpp's."""
+    """What `plan` found. ``made_for``: tokens that the file is made for. ``largest``: tokens of the
+    largest context that fits, whatever the file is made for; None: the free memory is not known.
+    ``measured``: this architecture's figures are held to llama.cpp's."""
 
     path: Path
     arch: str
@@ -77,8 +104,8 @@ class Plan:
 def plan(path: Path, options: PlanOptions | None = None, free: Memories | None = None) -> Plan:
     """Plans the file's memory. ``free`` None: measured on this machine.
 
-    Raises GgufError for a malformed file or an architecture whose memory is not known, UsageError for what llama.cpp
-    would refuse.
+    Raises GgufError for a malformed file or an architecture whose memory is not known, UsageError
+    for what llama.cpp would refuse.
     """
     options = options or PlanOptions()
     header = whole_header(read_gguf(metadata_part(path)))
@@ -89,9 +116,19 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     context = planner.context(_length(planner, options, free), free)
     ram, gpu = planner.shares(context)
     return Plan(
-        path, arch.name, len(arch.layers), arch.context, context, planner.gpu_layers, ram, gpu, free, largest,
-        sum(layer.slides for layer in arch.layers) if arch.window else 0, arch.name in MEASURED,
-    )  # fmt: skip
+        path,
+        arch.name,
+        len(arch.layers),
+        arch.context,
+        context,
+        planner.gpu_layers,
+        ram,
+        gpu,
+        free,
+        largest,
+        sum(layer.slides for layer in arch.layers) if arch.window else 0,
+        arch.name in MEASURED,
+    )
 
 
 def _length(planner: Planner, options: PlanOptions, free: Memories) -> int:
@@ -110,7 +147,8 @@ def _devices(gpu_layers: int | None, free: Memories | None) -> tuple[Memories, i
 
 
 def _free_gpu() -> int | None:
-    """Bytes that are free on all GPUs that the installed llama.cpp sees; None where it sees none."""
+    """Bytes that are free on all GPUs that the installed llama.cpp sees; None where it sees
+    none."""
     from ggext.errors import GgextError
     from ggext.runtime import devices
 

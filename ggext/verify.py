@@ -1,8 +1,9 @@
 """What a file says, what the kernels do and what the authors meant, against each other in numbers.
 
-Five levels, each a module of ``ggext.proof``: ``table`` (the file as llama.cpp reads it against what was
-asked for), ``kernel`` (the rotations against float64), ``graph`` (every ROPE operation that llama.cpp executes),
-``shift`` (whether the cache may roll) and, with a reference checkpoint, ``logits`` (against transformers).
+Five levels, each a module of ``ggext.proof``: ``table`` (the file as llama.cpp reads it against
+what was asked for), ``kernel`` (the rotations against float64), ``graph`` (every ROPE operation
+that llama.cpp executes), ``shift`` (whether the cache may roll) and, with a reference checkpoint,
+``logits`` (against transformers).
 """
 
 from __future__ import annotations
@@ -46,10 +47,10 @@ def verify(
     levels: Collection[str] | None = None,
     require_shift_safe: bool = False,
 ) -> Report:
-    """Check ``path``; of a model in several parts any of them, or their folder, may be named. ``reference``: the
-    checkpoint it was made from. ``tokens``: how many are evaluated for the logits. ``tolerance``: mean KL in nats, in
-    place of the weight type's own. ``levels``: some of ``LEVELS``, None: all that the installation and the arguments
-    allow.
+    """Check ``path``; of a model in several parts any of them, or their folder, may be named.
+    ``reference``: the checkpoint it was made from. ``tokens``: how many are evaluated for the
+    logits. ``tolerance``: mean KL in nats, in place of the weight type's own. ``levels``: some of
+    ``LEVELS``, None: all that the installation and the arguments allow.
 
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
@@ -64,9 +65,13 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
-    run = _Run(gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress)
+    run = _Run(
+        gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
+    )
     if "table" in chosen:
-        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(gguf, run.wanted)
+        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(
+            gguf, run.wanted
+        )
         notes += in_other_programs(gguf, run.wanted.table)
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)
@@ -85,16 +90,22 @@ def _chosen(
     """The levels to run, and a line for each that is left out without having been asked for."""
     unknown = set(levels or ()) - set(LEVELS)
     if unknown:
-        raise UsageError(f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}")
+        raise UsageError(
+            f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}"
+        )
     chosen = set(LEVELS if levels is None else levels)
     notes = []
     if require_shift_safe:
         chosen.add("shift")
     if "logits" in chosen and reference is None:
         if levels is not None:
-            raise UsageError("the level logits needs --reference CHECKPOINT to compare with transformers")
+            raise UsageError(
+                "the level logits needs --reference CHECKPOINT to compare with transformers"
+            )
         chosen.remove("logits")
-        notes.append("logits: not measured; give --reference CHECKPOINT to compare with transformers")
+        notes.append(
+            "logits: not measured; give --reference CHECKPOINT to compare with transformers"
+        )
     return chosen, notes
 
 
@@ -112,7 +123,12 @@ class _Run:
     """One verification on its way: what is compared, and what was found so far."""
 
     def __init__(
-        self, gguf: GgufFile, effective: RopeTable, wanted: Wanted, notes: list[str], progress: Progress
+        self,
+        gguf: GgufFile,
+        effective: RopeTable,
+        wanted: Wanted,
+        notes: list[str],
+        progress: Progress,
     ) -> None:
         self.gguf, self.effective, self.wanted = gguf, effective, wanted
         self.notes, self.progress = notes, progress
@@ -148,7 +164,9 @@ class _Run:
 
         try:
             self.shifts = measure_shifts(model)
-        except ModelError as error:  # a file is not wrong for being a kind that cannot be rolled, or not seen
+        except (
+            ModelError
+        ) as error:  # a file is not wrong for being a kind that cannot be rolled, or not seen
             if required:
                 raise
             self.notes.append(f"shift: not measured; {error}")
@@ -173,11 +191,19 @@ class _Run:
     def report(self) -> Report:
         wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
         executed = self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
-        pairs = [PairRow(i, *row) for i, row in enumerate(zip(wanted, file, executed, strict=False))]
+        pairs = [
+            PairRow(i, *row) for i, row in enumerate(zip(wanted, file, executed, strict=False))
+        ]
         order = {level: i for i, level in enumerate(LEVELS)}
         return Report(
-            str(self.gguf.path), self.wanted.source,
-            {"method": self.wanted.scaling.method, **self.wanted.scaling.given()}, self.effective.context,
-            sorted(self.checks, key=lambda check: order[check.level]), self.notes,
-            pairs, self.node_rows, self.kernel_rows, self.shifts,
-        )  # fmt: skip
+            str(self.gguf.path),
+            self.wanted.source,
+            {"method": self.wanted.scaling.method, **self.wanted.scaling.given()},
+            self.effective.context,
+            sorted(self.checks, key=lambda check: order[check.level]),
+            self.notes,
+            pairs,
+            self.node_rows,
+            self.kernel_rows,
+            self.shifts,
+        )

@@ -18,7 +18,9 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent")
+    config.addinivalue_line(
+        "markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent"
+    )
 
 
 def _require_shared(*paths: str) -> None:
@@ -28,7 +30,9 @@ def _require_shared(*paths: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _isolated_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+def _isolated_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """The test runs as a user who has never run anything; the real one's files stay untouched."""
     home = tmp_path / "home"
     home.mkdir()

@@ -2,11 +2,13 @@
 
     python tests/crash.py FOLDER SEED POINTS [--without-shifts] [--power]
 
-Each point is a system call of a change, of its undo, or of the repair of either, drawn at random; the child ends by
-SIGKILL before it, half way through it (writes) or behind it. After the repair the file must be the old or the new
-one to the byte, and undo must lead to the old one. Prints a line with the counts.
+Each point is a system call of a change, of its undo, or of the repair of either, drawn at random;
+the child ends by SIGKILL before it, half way through it (writes) or behind it. After the repair the
+file must be the old or the new one to the byte, and undo must lead to the old one. Prints a line
+with the counts.
 
---power: the machine stops, not the process. Of what was written and not synced, any sectors may be missing."""
+--power: the machine stops, not the process. Of what was written and not synced, any sectors may be
+missing."""
 
 from __future__ import annotations
 
@@ -30,15 +32,26 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field
 
 CALLS = (
-    "write_at", "insert_range", "collapse_range", "truncate", "sync", "replace", "remove", "sync_folder", "share",
+    "write_at",
+    "insert_range",
+    "collapse_range",
+    "truncate",
+    "sync",
+    "replace",
+    "remove",
+    "sync_folder",
+    "share",
     "copy",
-)  # fmt: skip
+)
 SECTOR = 512
 
 
 def some_edit(gguf: GgufFile, size: int = 2000) -> Edit:
     """A key changed, one more, and a tensor more: what a bake does."""
-    fields = gguf.fields | {"llama.context_length": Field.of(1024), "ggext.recipe": Field.of("x" * size)}
+    fields = gguf.fields | {
+        "llama.context_length": Field.of(1024),
+        "ggext.recipe": Field.of("x" * size),
+    }
     return plan_edit(gguf, fields, {}, [NewTensor("rope_freqs.weight", (8,), 0, bytes(range(32)))])
 
 
@@ -61,7 +74,9 @@ class Killer:
 
     def __init__(self, at: int | None, power: random.Random | None) -> None:
         self.at, self.count, self.power = at, 0, power
-        self.unsynced: dict[tuple[int, int], list[bytes]] = {}  # (file, sector) → what it held, write by write
+        self.unsynced: dict[
+            tuple[int, int], list[bytes]
+        ] = {}  # (file, sector) → what it held, write by write
         for name in CALLS:
             setattr(disk, name, self.wrapped(name, getattr(disk, name)))
 
@@ -74,7 +89,9 @@ class Killer:
                 call(file, data[: len(data) // 2], offset)
                 self.point()
             elif name in ("insert_range", "collapse_range"):
-                assert not any(file == arguments[0] for file, _ in self.unsynced), "sectors move that are not synced"
+                assert not any(file == arguments[0] for file, _ in self.unsynced), (
+                    "sectors move that are not synced"
+                )
             result = call(*arguments)
             if name == "sync":
                 self.unsynced = {k: v for k, v in self.unsynced.items() if k[0] != arguments[0]}
@@ -86,7 +103,9 @@ class Killer:
     def remember(self, file: int, offset: int, length: int) -> None:
         for sector in range(offset // SECTOR, -(-(offset + length) // SECTOR)):
             held = os.pread(file, SECTOR, sector * SECTOR).ljust(SECTOR, b"\0")
-            self.unsynced.setdefault((file, sector), []).append(held[: self.held_length(file, sector, offset, length)])
+            self.unsynced.setdefault((file, sector), []).append(
+                held[: self.held_length(file, sector, offset, length)]
+            )
 
     @staticmethod
     def held_length(file: int, sector: int, offset: int, length: int) -> int:
@@ -104,7 +123,9 @@ class Killer:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def in_child(work: Callable[[], object], kill_at: int | None, power: random.Random | None = None) -> tuple[bool, int]:
+def in_child(
+    work: Callable[[], object], kill_at: int | None, power: random.Random | None = None
+) -> tuple[bool, int]:
     """Whether it was killed, and how many points it passed if not."""
     read, write = os.pipe()
     child = os.fork()
@@ -151,17 +172,29 @@ def main(folder: Path, points: int, seed: int, with_power: bool) -> str:
         done = inplace.repair(path)
         read_gguf(path)
         told[done.split(":")[0] or "nothing to repair"] += 1
-        assert path.read_bytes() == (new if undo_file.exists() else old), "neither the old file nor the new one"
+        assert path.read_bytes() == (new if undo_file.exists() else old), (
+            "neither the old file nor the new one"
+        )
         if undo_file.exists():
             inplace.undo(path)
         assert path.read_bytes() == old
-        assert sorted(p.name for p in folder.iterdir()) == ["model.gguf", "pristine.gguf"], "something was left"
-    return f"{points} of {n_apply} + {n_undo} points: " + ", ".join(f"{k} ×{n}" for k, n in told.most_common())
+        assert sorted(p.name for p in folder.iterdir()) == ["model.gguf", "pristine.gguf"], (
+            "something was left"
+        )
+    return f"{points} of {n_apply} + {n_undo} points: " + ", ".join(
+        f"{k} ×{n}" for k, n in told.most_common()
+    )
 
 
 if __name__ == "__main__":
     if "--without-shifts" in sys.argv:
         without_shifts()
     sys.stdout.write(
-        main(Path(sys.argv[1]), points=int(sys.argv[3]), seed=int(sys.argv[2]), with_power="--power" in sys.argv) + "\n"
+        main(
+            Path(sys.argv[1]),
+            points=int(sys.argv[3]),
+            seed=int(sys.argv[2]),
+            with_power="--power" in sys.argv,
+        )
+        + "\n"
     )

@@ -1,9 +1,10 @@
-"""Damages headers at random and reads them: the answer is a header or a GgufError, within memory and time.
+"""Damages headers at random and reads them: the answer is a header or a GgufError, within memory
+and time.
 
     python tests/fuzz_gguf.py COUNT SEED
 
-Bytes are flipped, numbers replaced by extreme ones, pieces cut out, doubled and moved; what is read is also built, and
-packed again."""
+Bytes are flipped, numbers replaced by extreme ones, pieces cut out, doubled and moved; what is read
+is also built, and packed again."""
 
 from __future__ import annotations
 
@@ -19,7 +20,22 @@ from ggext.errors import GgufError
 from ggext.gguf.header import packed_length
 from ggext.gguf.reader import parse_header
 
-EXTREMES = [0, 1, 7, 8, 31, 32, 255, 1 << 16, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1]
+EXTREMES = [
+    0,
+    1,
+    7,
+    8,
+    31,
+    32,
+    255,
+    1 << 16,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 32,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+]
 
 
 def seeds(folder: Path) -> list[bytes]:
@@ -27,15 +43,22 @@ def seeds(folder: Path) -> list[bytes]:
     from gguf import GGUFValueType as T
 
     keys = {
-        "u8": (200, T.UINT8), "i64": (-5, T.INT64), "f64": (0.5, T.FLOAT64), "flag": (True, T.BOOL),
-        "names": (["x", "yz", ""], T.ARRAY), "flags": ([True, False], T.ARRAY), "numbers": ([1, 2, 3], T.ARRAY),
-    }  # fmt: skip
+        "u8": (200, T.UINT8),
+        "i64": (-5, T.INT64),
+        "f64": (0.5, T.FLOAT64),
+        "flag": (True, T.BOOL),
+        "names": (["x", "yz", ""], T.ARRAY),
+        "flags": ([True, False], T.ARRAY),
+        "numbers": ([1, 2, 3], T.ARRAY),
+    }
     files = [
         library_file(folder / "a.gguf", tokens=3, **keys),
         library_file(folder / "b.gguf", {}, alignment=64, tokens=1),
     ]
     whole = [path.read_bytes() for path in files]
-    nested = struct.pack("<IQ", 9, 2) + 2 * (struct.pack("<IQ", 8, 1) + struct.pack("<Q", 2) + b"ab")
+    nested = struct.pack("<IQ", 9, 2) + 2 * (
+        struct.pack("<IQ", 8, 1) + struct.pack("<Q", 2) + b"ab"
+    )
     architecture = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
     key = struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9) + nested
     return [*whole, b"GGUF" + struct.pack("<IQQ", 2, 0, 2) + architecture + key]

@@ -1,4 +1,5 @@
-"""A small stand-in of the Hugging Face hub: the endpoints that ``huggingface_hub`` asks, over local folders."""
+"""A small stand-in of the Hugging Face hub: the endpoints that ``huggingface_hub`` asks, over local
+folders."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Hub:
-    """``models``: id → revision → folder. ``gated``: ids that need ``TOKEN``. ``cut_after``: file name → bytes, after
-    which its next download loses the connection; ``stall_after``: after which it hangs until ``stalled`` is set.
-    ``requests``: what was asked, (method, path, Range)."""
+    """``models``: id → revision → folder. ``gated``: ids that need ``TOKEN``. ``cut_after``: file
+    name → bytes, after which its next download loses the connection; ``stall_after``: after which
+    it hangs until ``stalled`` is set. ``requests``: what was asked, (method, path, Range)."""
 
     TOKEN = "hf_stand_in"
 
@@ -42,7 +43,11 @@ class Hub:
 
     def fetched(self) -> list[str]:
         return sorted(
-            {path.rsplit("/", 1)[-1] for method, path, _ in self.requests if method == "GET" and "/resolve/" in path}
+            {
+                path.rsplit("/", 1)[-1]
+                for method, path, _ in self.requests
+                if method == "GET" and "/resolve/" in path
+            }
         )
 
 
@@ -92,12 +97,22 @@ class _Handler(BaseHTTPRequestHandler):
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         if rest[:1] == ["tree"]:
             rows = [(str(p.relative_to(folder)), p.stat().st_size, _oid(p)) for p in files]
-            return self._json([{"type": "file", "path": path, "size": size, "oid": oid} for path, size, oid in rows])
+            return self._json(
+                [
+                    {"type": "file", "path": path, "size": size, "oid": oid}
+                    for path, size, oid in rows
+                ]
+            )
         siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
-        return self._json({"id": model, "modelId": model, "sha": commit, "private": False, "siblings": siblings})
+        return self._json(
+            {"id": model, "modelId": model, "sha": commit, "private": False, "siblings": siblings}
+        )
 
     def _file(self, model: str, commit: str, path: Path) -> None:
-        if model in self.shared.gated and self.headers.get("Authorization") != f"Bearer {Hub.TOKEN}":
+        if (
+            model in self.shared.gated
+            and self.headers.get("Authorization") != f"Bearer {Hub.TOKEN}"
+        ):
             return self._fail(401, "GatedRepo")
         if not path.is_file():
             return self._fail(404, "EntryNotFound")

@@ -1,4 +1,5 @@
-"""GGUF files as the ``gguf`` library writes them: without slack, the data where the header happens to end."""
+"""GGUF files as the ``gguf`` library writes them: without slack, the data where the header happens
+to end."""
 
 from __future__ import annotations
 
@@ -23,7 +24,10 @@ def library_file(
 
     random = np.random.default_rng(0)
     if tensors is None:
-        tensors = {"a": random.normal(size=(100, 96)).astype("f4"), "b": random.normal(size=33).astype("f4")}
+        tensors = {
+            "a": random.normal(size=(100, 96)).astype("f4"),
+            "b": random.normal(size=33).astype("f4"),
+        }
     writer = GGUFWriter(path, "llama")
     if alignment != 32:
         writer.add_custom_alignment(alignment)

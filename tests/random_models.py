@@ -1,7 +1,9 @@
-"""Random valid configurations of a family, and random weights for them: what a differential test is fed with.
+"""Random valid configurations of a family, and random weights for them: what a differential test is
+fed with.
 
-The classes of transformers say what a configuration can hold: every flag of a class is turned now and then, every
-number moved, and what stands in config.json is spelt in one of the ways in which transformers reads it.
+The classes of transformers say what a configuration can hold: every flag of a class is turned now
+and then, every number moved, and what stands in config.json is spelt in one of the ways in which
+transformers reads it.
 """
 
 from __future__ import annotations
@@ -15,23 +17,38 @@ from tiny import VOCABULARY, write_tokenizer
 
 #: Keys that change no number of an evaluation, or that the sizes below decide.
 _LEFT_ALONE = frozenset(
-    "initializer_range use_cache bos_token_id eos_token_id pad_token_id model_type vocab_size hidden_size head_dim "
-    "num_hidden_layers num_attention_heads num_key_value_heads intermediate_size max_position_embeddings layer_types "
-    "rope_parameters output_router_logits router_aux_loss_coef router_jitter_noise input_jitter_noise pretraining_tp "
-    "is_decoder qk_head_dim eod_token_id sep_token_id enable_moe_fp32_combine num_nextn_predict_layers "
+    "initializer_range use_cache bos_token_id eos_token_id pad_token_id model_type vocab_size "
+    "hidden_size head_dim "
+    "num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
+    "max_position_embeddings layer_types "
+    "rope_parameters output_router_logits router_aux_loss_coef router_jitter_noise "
+    "input_jitter_noise pretraining_tp "
+    "is_decoder qk_head_dim eod_token_id sep_token_id enable_moe_fp32_combine "
+    "num_nextn_predict_layers "
     "num_mtp_modules".split()
 )
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 #: Keys most of whose values llama.cpp cannot do, and which are turned less often.
 _SELDOM = frozenset(
-    "hidden_act activation topk_method scoring_func decoder_sparse_step mlp_only_layers no_rope_layer_interval "
+    "hidden_act activation topk_method scoring_func decoder_sparse_step mlp_only_layers "
+    "no_rope_layer_interval "
     "clip_qkv moe_layer_interval no_rope_layers "
-    "full_attn_idxs attn_logit_softcapping swiglu_alpha swiglu_limit scale_depth scale_emb dim_model_base "
+    "full_attn_idxs attn_logit_softcapping swiglu_alpha swiglu_limit scale_depth scale_emb "
+    "dim_model_base "
     "sliding_window_pattern use_sliding_window block_ffn_dim_multiplier".split()
 )
-_FLIPPED = {"conv_bias": 0.02, "tie_word_embeddings": 0.3, "attention_bias": 0.2, "mlp_bias": 0.1,
-            "norm_topk_prob": 0.1, "use_parallel_residual": 0.4,
-            "new_decoder_architecture": 0.5, "use_qkv_bias": 0.5, "use_qk_norm": 0.5, "qk_layernorm": 0.2}  # fmt: skip
+_FLIPPED = {
+    "conv_bias": 0.02,
+    "tie_word_embeddings": 0.3,
+    "attention_bias": 0.2,
+    "mlp_bias": 0.1,
+    "norm_topk_prob": 0.1,
+    "use_parallel_residual": 0.4,
+    "new_decoder_architecture": 0.5,
+    "use_qkv_bias": 0.5,
+    "use_qk_norm": 0.5,
+    "qk_layernorm": 0.2,
+}
 _CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k")
 #: What a key is drawn from; a class that has not the key does not get it.
 _DRAWN: dict[str, tuple[Any, ...]] = {
@@ -39,29 +56,58 @@ _DRAWN: dict[str, tuple[Any, ...]] = {
     "activation": ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
     "sliding_window": (None, 24, 48, 4096),
     "attention_chunk_size": (24, 48, 8192),
-    "q_lora_rank": (None, 32, 48), "kv_lora_rank": (32, 64), "qk_nope_head_dim": (16, 32),
-    "qk_rope_head_dim": (8, 16, 24), "v_head_dim": (16, 24, 40),
-    "moe_intermediate_size": (32, 48), "shared_expert_intermediate_size": (32, 80), "shared_intermediate_size": (0, 48),
+    "q_lora_rank": (None, 32, 48),
+    "kv_lora_rank": (32, 64),
+    "qk_nope_head_dim": (16, 32),
+    "qk_rope_head_dim": (8, 16, 24),
+    "v_head_dim": (16, 24, 40),
+    "moe_intermediate_size": (32, 48),
+    "shared_expert_intermediate_size": (32, 80),
+    "shared_intermediate_size": (0, 48),
     "intermediate_size_mlp": (64, 96),
-    "n_shared_experts": (1, 2), "moe_num_shared_experts": (0, 1, 2), "num_shared_experts": (1, 2),
-    "first_k_dense_replace": (0, 1, 2), "moe_layer_start_index": (0, 1), "moe_layer_end_index": (-1, -1, 30, 1),
-    "moe_layer_interval": (1, 1, 2), "interleave_moe_layer_step": (1, 2), "moe_layers": (None,),
-    "n_group": (1, 2, 4), "topk_group": (1, 2),
+    "n_shared_experts": (1, 2),
+    "moe_num_shared_experts": (0, 1, 2),
+    "num_shared_experts": (1, 2),
+    "first_k_dense_replace": (0, 1, 2),
+    "moe_layer_start_index": (0, 1),
+    "moe_layer_end_index": (-1, -1, 30, 1),
+    "moe_layer_interval": (1, 1, 2),
+    "interleave_moe_layer_step": (1, 2),
+    "moe_layers": (None,),
+    "n_group": (1, 2, 4),
+    "topk_group": (1, 2),
     "query_pre_attn_scalar": (16, 24, 32, 48),
     "clip_qkv": (None, 2.0),
-    "attn_logit_softcapping": (None, 5.0, 50.0), "final_logit_softcapping": (30.0, 10.0),
-    "no_rope_layer_interval": (2, 4, 4), "decoder_sparse_step": (1, 1, 2), "mlp_only_layers": ([], [], [0]),
-    "num_kv_heads": (1, 2, 4), "num_ln_in_parallel_attn": (None, 1, 2), "ffn_hidden_size": (96, 160),
-    "conv_L_cache": (2, 3, 4), "block_multiple_of": (16, 32),
-    "layer_norm_eps": (1e-6, 1e-5, 1e-3), "rms_norm_eps": (1e-6, 1e-5, 1e-5, 1e-3), "norm_eps": (1e-6, 1e-5, 1e-3),
-    "norm_epsilon": (1e-6, 1e-5, 1e-3), "layer_norm_epsilon": (1e-6, 1e-5, 1e-3),
-    "scoring_func": ("softmax", "sigmoid"), "topk_method": ("greedy", "greedy", "group_limited_greedy"),
+    "attn_logit_softcapping": (None, 5.0, 50.0),
+    "final_logit_softcapping": (30.0, 10.0),
+    "no_rope_layer_interval": (2, 4, 4),
+    "decoder_sparse_step": (1, 1, 2),
+    "mlp_only_layers": ([], [], [0]),
+    "num_kv_heads": (1, 2, 4),
+    "num_ln_in_parallel_attn": (None, 1, 2),
+    "ffn_hidden_size": (96, 160),
+    "conv_L_cache": (2, 3, 4),
+    "block_multiple_of": (16, 32),
+    "layer_norm_eps": (1e-6, 1e-5, 1e-3),
+    "rms_norm_eps": (1e-6, 1e-5, 1e-5, 1e-3),
+    "norm_eps": (1e-6, 1e-5, 1e-3),
+    "norm_epsilon": (1e-6, 1e-5, 1e-3),
+    "layer_norm_epsilon": (1e-6, 1e-5, 1e-3),
+    "scoring_func": ("softmax", "sigmoid"),
+    "topk_method": ("greedy", "greedy", "group_limited_greedy"),
     "original_max_position_embeddings": (64,),
-    "attention_multiplier": (0.0625, 0.125, 0.25), "residual_multiplier": (0.2, 1.0),
-    "swiglu_alpha": (1.0,), "swiglu_limit": (5.0,), "scale_depth": (1.0,), "scale_emb": (10,), "dim_model_base": (128,),
-    "use_sliding_window": (True,), "block_ffn_dim_multiplier": (1.0, 0.75),
-    "floor_scale": (16, 8192), "attn_scale": (0.1, 0.5),
-}  # fmt: skip
+    "attention_multiplier": (0.0625, 0.125, 0.25),
+    "residual_multiplier": (0.2, 1.0),
+    "swiglu_alpha": (1.0,),
+    "swiglu_limit": (5.0,),
+    "scale_depth": (1.0,),
+    "scale_emb": (10,),
+    "dim_model_base": (128,),
+    "use_sliding_window": (True,),
+    "block_ffn_dim_multiplier": (1.0, 0.75),
+    "floor_scale": (16, 8192),
+    "attn_scale": (0.1, 0.5),
+}
 
 
 def random_config(model_type: str, random: Random) -> dict[str, Any]:
@@ -69,7 +115,9 @@ def random_config(model_type: str, random: Random) -> dict[str, Any]:
     from transformers import AutoConfig, PretrainedConfig
 
     usual = json.loads(type(AutoConfig.for_model(model_type))().to_json_string(use_diff=False))
-    of_all = json.loads(PretrainedConfig().to_json_string(use_diff=False)).keys() - {"tie_word_embeddings"}
+    of_all = json.loads(PretrainedConfig().to_json_string(use_diff=False)).keys() - {
+        "tie_word_embeddings"
+    }
     config = _sizes(usual, random)
     for key, value in usual.items():
         if key in of_all:
@@ -96,12 +144,17 @@ def _sizes(usual: dict[str, Any], random: Random) -> dict[str, Any]:
     head_dim = random.choice((8, 16, 24, 32, 48))
     config: dict[str, Any] = {
         "vocab_size": VOCABULARY + random.choice((0, 0, 7, 64)),
-        "hidden_size": heads * head_dim, "num_attention_heads": heads,
+        "hidden_size": heads * head_dim,
+        "num_attention_heads": heads,
         "num_key_value_heads": random.choice([n for n in range(1, heads + 1) if heads % n == 0]),
-        "num_hidden_layers": random.randint(1, 6), "intermediate_size": random.choice((32, 72, 96, 160)),
-        "max_position_embeddings": random.choice((64, 128, 256)), "initializer_range": 0.15,
-        "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1,
-    }  # fmt: skip
+        "num_hidden_layers": random.randint(1, 6),
+        "intermediate_size": random.choice((32, 72, 96, 160)),
+        "max_position_embeddings": random.choice((64, 128, 256)),
+        "initializer_range": 0.15,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 1,
+    }
     if "head_dim" in usual and random.random() < 0.3:
         config["head_dim"] = random.choice((8, 16, 24, 32, 40, 64))
     elif usual.get("head_dim") is not None:
@@ -109,7 +162,9 @@ def _sizes(usual: dict[str, Any], random: Random) -> dict[str, Any]:
     return config
 
 
-def _what_belongs_together(model_type: str, config: dict[str, Any], random: Random) -> dict[str, Any]:
+def _what_belongs_together(
+    model_type: str, config: dict[str, Any], random: Random
+) -> dict[str, Any]:
     """What a class does not check and its model cannot do without."""
     heads, layers = config["num_attention_heads"], config["num_hidden_layers"]
     fixed: dict[str, Any] = {}
@@ -121,22 +176,34 @@ def _what_belongs_together(model_type: str, config: dict[str, Any], random: Rand
             fixed["attention_bias"] = False
     if "n_group" in config and "n_routed_experts" in config:
         groups = random.choice((1, 2, 4)) if model_type == "deepseek_v3" else 1
-        fixed |= {"n_routed_experts": 8, "n_group": groups, "topk_group": min(2, groups), "num_experts_per_tok": 3}
+        fixed |= {
+            "n_routed_experts": 8,
+            "n_group": groups,
+            "topk_group": min(2, groups),
+            "num_experts_per_tok": 3,
+        }
         if groups == 4:
             fixed["num_experts_per_tok"] = 4
     if model_type == "falcon":
-        fixed["num_kv_heads"] = config["num_key_value_heads"] if config.get("new_decoder_architecture") else heads
+        fixed["num_kv_heads"] = (
+            config["num_key_value_heads"] if config.get("new_decoder_architecture") else heads
+        )
         if not config.get("new_decoder_architecture"):
             fixed["num_ln_in_parallel_attn"] = None
     if model_type in ("gemma2", "gemma3_text"):
         usual = config.get("head_dim", 256)
-        fixed |= {"query_pre_attn_scalar": usual if random.random() < 0.95 else 20,
-                  "sliding_window": config.get("sliding_window") or 40}  # fmt: skip
+        fixed |= {
+            "query_pre_attn_scalar": usual if random.random() < 0.95 else 20,
+            "sliding_window": config.get("sliding_window") or 40,
+        }
     if model_type in ("cohere2", "gpt_oss", "olmo3") and not config.get("sliding_window"):
         fixed["sliding_window"] = 40
     if model_type == "exaone4":
         window = random.choice((None, None, None, None, 40))
-        fixed |= {"sliding_window": window, "layer_types": ["full_attention"] * layers if window is None else None}
+        fixed |= {
+            "sliding_window": window,
+            "layer_types": ["full_attention"] * layers if window is None else None,
+        }
         fixed["sliding_window_pattern"] = 4
     if model_type == "llama4_text":
         fixed |= {
@@ -166,45 +233,72 @@ def _what_belongs_together(model_type: str, config: dict[str, Any], random: Rand
         and random.random() < 0.6
     ):
         fixed["sliding_window"] = None
-    return {k: v for k, v in fixed.items() if v is not None or k in ("sliding_window", "num_ln_in_parallel_attn")}
+    return {
+        k: v
+        for k, v in fixed.items()
+        if v is not None or k in ("sliding_window", "num_ln_in_parallel_attn")
+    }
 
 
 def _rope(config: dict[str, Any], usual: dict[str, Any], random: Random) -> dict[str, Any]:
     """Rope parameters, and the context that they are for."""
-    parameters: dict[str, Any] = {"rope_theta": random.choice((10000.0, 1e6, 500.0)), "rope_type": "default"}
+    parameters: dict[str, Any] = {
+        "rope_theta": random.choice((10000.0, 1e6, 500.0)),
+        "rope_type": "default",
+    }
     own = usual.get("rope_parameters") or {}
-    kind = random.choice(("", "", "default", "default", "linear", "yarn", "yarn", "llama3", "longrope"))
+    kind = random.choice(
+        ("", "", "default", "default", "linear", "yarn", "yarn", "llama3", "longrope")
+    )
     if not kind and "llama_4_scaling_beta" not in own:
         return {}
     if "original_max_position_embeddings" in usual:  # Phi 3, whose class takes no other
         kind = random.choice(("default", "longrope"))
     original = {"original_max_position_embeddings": 64}
     extra = {"max_position_embeddings": 256}
-    rotated = int(config.get("qk_rope_head_dim") or config.get("head_dim") or
-                  config["hidden_size"] // config["num_attention_heads"])  # fmt: skip
+    rotated = int(
+        config.get("qk_rope_head_dim")
+        or config.get("head_dim")
+        or config["hidden_size"] // config["num_attention_heads"]
+    )
     if "partial_rotary_factor" in own or random.random() < 0.05:
         parameters["partial_rotary_factor"] = random.choice((0.25, 0.5, 0.75, 1.0))
         rotated = int(rotated * parameters["partial_rotary_factor"])
     if kind == "linear":
         parameters |= {"rope_type": kind, "factor": 4.0}
     elif kind == "llama3":
-        parameters |= original | {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        parameters |= original | {
+            "rope_type": kind,
+            "factor": 4.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        }
     elif kind == "longrope":
         pairs = rotated // 2
-        parameters |= original | {"rope_type": kind, "short_factor": [1 + 0.02 * i for i in range(pairs)],
-                                  "long_factor": [1.05 + 0.6 * i for i in range(pairs)]}  # fmt: skip
+        parameters |= original | {
+            "rope_type": kind,
+            "short_factor": [1 + 0.02 * i for i in range(pairs)],
+            "long_factor": [1.05 + 0.6 * i for i in range(pairs)],
+        }
     elif kind == "yarn":
         parameters |= original | {"rope_type": kind, "factor": 4.0}
         for key, values in (
-            ("attention_factor", (1.0, 1.2)), ("beta_fast", (16.0, 32.0)), ("beta_slow", (1.0, 2.0)),
-            ("truncate", (True, False)), ("mscale", (0.707, 1.0)), ("mscale_all_dim", (0.707, 1.0)),
-        ):  # fmt: skip
+            ("attention_factor", (1.0, 1.2)),
+            ("beta_fast", (16.0, 32.0)),
+            ("beta_slow", (1.0, 2.0)),
+            ("truncate", (True, False)),
+            ("mscale", (0.707, 1.0)),
+            ("mscale_all_dim", (0.707, 1.0)),
+        ):
             if random.random() < 0.25:
                 parameters[key] = random.choice(values)
     if "llama_4_scaling_beta" in own:  # whose class takes no silence
         parameters |= original | {"llama_4_scaling_beta": random.choice((0.1, 0.3))}
     if "full_attention" in own:
-        sliding = {"rope_type": "default", "rope_theta": random.choice((10000.0, parameters["rope_theta"]))}
+        sliding = {
+            "rope_type": "default",
+            "rope_theta": random.choice((10000.0, parameters["rope_theta"])),
+        }
         parameters = {"full_attention": parameters, "sliding_attention": sliding}
     return {"rope_parameters": parameters} | ({} if kind == "default" else extra)
 
@@ -219,14 +313,16 @@ def make_random_model(folder: Path, config: Any, seed: int) -> None:
     stored = set(model.state_dict())
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
         if name in stored and values.is_floating_point() and ("bias" in name or "norm" in name):
-            torch.nn.init.normal_(values, 1.0 if "norm" in name and "bias" not in name else 0.0, 0.2)
+            torch.nn.init.normal_(
+                values, 1.0 if "norm" in name and "bias" not in name else 0.0, 0.2
+            )
     model.save_pretrained(folder)
     write_tokenizer(folder)
 
 
 def respell(folder: Path, random: Random) -> None:
-    """config.json as older programs or a lazy author write it: each means the same to transformers, or what
-    transformers then makes of it is what counts."""
+    """config.json as older programs or a lazy author write it: each means the same to transformers,
+    or what transformers then makes of it is what counts."""
     path = folder / "config.json"
     values = json.loads(path.read_text())
     parameters = values.get("rope_parameters")
@@ -249,7 +345,8 @@ def respell(folder: Path, random: Random) -> None:
 
 
 def gelu_of_ggml(values: Any) -> Any:
-    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its GELU up in."""
+    """The tanh approximation through a table of float16 values, which ggml's CPU code looks its
+    GELU up in."""
     import torch
 
     inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()

@@ -1,7 +1,7 @@
 """Every scaling on every family: what is written, and how far the logits are from transformers'.
 
-``python tests/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py`` holds that page
-to the code.
+``python tests/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py``
+holds that page to the code.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ def _yarn(**parameters: Any) -> Callable[[RopeGeometry], RopeScaling]:
 def _longrope(geometry: RopeGeometry) -> RopeScaling:
     pairs = range(geometry.n_rot // 2)
     return RopeScaling(
-        "longrope", factor=FACTOR, original_context=CONTEXT,
-        short_factors=tuple(1 + 0.02 * i for i in pairs), long_factors=tuple(1.05 + 0.3 * i for i in pairs),
-    )  # fmt: skip
+        "longrope",
+        factor=FACTOR,
+        original_context=CONTEXT,
+        short_factors=tuple(1 + 0.02 * i for i in pairs),
+        long_factors=tuple(1.05 + 0.3 * i for i in pairs),
+    )
 
 
 #: Column → the request.
@@ -70,12 +73,19 @@ def shapes() -> dict[str, Shape]:
     """The first row of each family in the parity table."""
     found: dict[str, Shape] = {}
     for row in ROWS.values():
-        if row.model_type == "ministral3":  # transformers cannot run it without the context of its own YaRN
+        if (
+            row.model_type == "ministral3"
+        ):  # transformers cannot run it without the context of its own YaRN
             continue
         config = dict(row.config)
         if row.rope is None:  # it has a scaling of its own
-            own = {"max_position_embeddings": CONTEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}
-            config |= own | {k: CONTEXT for k in ("original_max_position_embeddings",) if k in config}
+            own = {
+                "max_position_embeddings": CONTEXT,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+            }
+            config |= own | {
+                k: CONTEXT for k in ("original_max_position_embeddings",) if k in config
+            }
         found.setdefault(row.model_type, Shape(row.model_type, config))
     return dict(sorted(found.items()))
 
@@ -117,7 +127,9 @@ def measured(checkpoint: Path, scaling: RopeScaling, folder: Path) -> float:
 
 def rows(folder: Path) -> Iterator[list[str]]:
     for name, shape in shapes().items():
-        checkpoint = make_model(folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config)
+        checkpoint = make_model(
+            folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config
+        )
         cells = []
         for request in REQUESTS:
             scaling, found = encoded(checkpoint, request)
@@ -159,7 +171,8 @@ PUBLISHED = """
 The scaling that the file itself asks for (`../shared/configs` of the tests), as `ggext convert` writes it.
 
 """
-#: Published configuration's model_type → the architecture of llama.cpp that runs it; of the others none is known here.
+#: Published configuration's model_type → the architecture of llama.cpp that runs it; of the others
+#: none is known here.
 _ARCH = {"ministral3": "mistral3", "internlm2": "llama", "minicpm": "llama"}
 
 
@@ -169,7 +182,11 @@ def published(configs: Path) -> Iterator[list[str]]:
         config = Config(json.loads(path.read_text()), path.name)
         kind = config.values["model_type"]
         try:
-            rope = read_rope(config.values, "norm", path.name) if kind in _ARCH else family_of(config).rope()
+            rope = (
+                read_rope(config.values, "norm", path.name)
+                if kind in _ARCH
+                else family_of(config).rope()
+            )
             found: Encoding | GgextError = encode(
                 rope.scaling, rope.geometry, _ARCH.get(kind) or family_of(config).arch
             )
@@ -179,7 +196,10 @@ def published(configs: Path) -> Iterator[list[str]]:
             words = "no converter" if "not a family" in words else f"refused: {words}"
             yield [path.stem, kind, "", words, "", ""]
             continue
-        errors = [f"{c.frequency_error:.1g}" for c in (found.exactness, found.elsewhere or found.exactness)]
+        errors = [
+            f"{c.frequency_error:.1g}"
+            for c in (found.exactness, found.elsewhere or found.exactness)
+        ]
         yield [path.stem, kind, rope.scaling.method, found.name, *errors]
 
 
@@ -189,7 +209,14 @@ def page(folder: Path) -> str:
 
 
 def published_table() -> str:
-    head = ["file", "model_type", "method", "encoding", "worst frequency error in ggext", "elsewhere"]
+    head = [
+        "file",
+        "model_type",
+        "method",
+        "encoding",
+        "worst frequency error in ggext",
+        "elsewhere",
+    ]
     return table(head, published(CONFIGS))
 
 

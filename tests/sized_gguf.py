@@ -1,7 +1,8 @@
-"""GGUF files of real models' sizes that take no space: true headers over holes, several architectures.
+"""GGUF files of real models' sizes that take no space: true headers over holes, several
+architectures.
 
-llama.cpp opens them with ``no_alloc``, which does everything but touch the tensors' memory, and logs what it would
-take.
+llama.cpp opens them with ``no_alloc``, which does everything but touch the tensors' memory, and
+logs what it would take.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
 
 _NORMS = {
-    "cohere2": ("attn_norm",), "gpt-oss": ("attn_norm", "post_attention_norm"),
-    "seed_oss": ("attn_norm", "post_attention_norm"), "glm4moe": ("attn_norm", "post_attention_norm"),
+    "cohere2": ("attn_norm",),
+    "gpt-oss": ("attn_norm", "post_attention_norm"),
+    "seed_oss": ("attn_norm", "post_attention_norm"),
+    "glm4moe": ("attn_norm", "post_attention_norm"),
     "olmo2": ("post_attention_norm", "post_ffw_norm"),
-} | dict.fromkeys(("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"))  # fmt: skip
+} | dict.fromkeys(
+    ("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
+)
 _LAYER_NORM = ("cohere2", "starcoder2")
 _NORMED_HEADS = ("dots1", "qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe")
 _BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
@@ -31,7 +36,8 @@ _BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model; ``keys`` go into the header as they stand, without the architecture's prefix."""
+    """The numbers of a model; ``keys`` go into the header as they stand, without the architecture's
+    prefix."""
 
     arch: str
     layers: int
@@ -49,15 +55,31 @@ class Shape:
     experts: tuple[int, int, int] | None = None  # count, used, their width
     shared_ff: int = 0
     dense_lead: int = 0
-    mla: tuple[int, int, int, int] | None = None  # rank of q (0: none), rank of kv, rope dimensions, value head
+    mla: tuple[int, int, int, int] | None = (
+        None  # rank of q (0: none), rank of kv, rope dimensions, value head
+    )
 
 
-_GEMMA2 = {"attention.sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
-_GRANITE = {"attention.scale": 0.015625, "embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0}
+_GEMMA2 = {
+    "attention.sliding_window": 4096,
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+_GRANITE = {
+    "attention.scale": 0.015625,
+    "embedding_scale": 12.0,
+    "residual_scale": 0.22,
+    "logit_scale": 8.0,
+}
 _COHERE2 = {"attention.sliding_window": 4096, "logit_scale": 0.25}
 _ONE_WINDOW_IN_TWO = {"attention.sliding_window": 128}
-_CHOSEN = {"expert_shared_count": 1, "expert_gating_func": 2, "expert_weights_scale": 1.0, "expert_weights_norm": True,
-           "leading_dense_block_count": 1}  # fmt: skip
+_CHOSEN = {
+    "expert_shared_count": 1,
+    "expert_gating_func": 2,
+    "expert_weights_scale": 1.0,
+    "expert_weights_norm": True,
+    "leading_dense_block_count": 1,
+}
 
 #: Sizes of published models.
 SHAPES = {
@@ -67,39 +89,141 @@ SHAPES = {
     "mixtral-8x7b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 32000, experts=(8, 2, 14336)),
     "mistral-nemo": Shape("mistral3", 40, 5120, 32, 8, 128, 14336, 131072),
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 28, 4, 128, 18944, 152064, biases=True),
-    "qwen2-moe": Shape("qwen2moe", 24, 2048, 16, 16, 128, 5632, 151936, biases=True, experts=(60, 4, 1408),
-                       shared_ff=5632),
-    "qwen2-vl-7b": Shape("qwen2vl", 28, 3584, 28, 4, 128, 18944, 152064, biases=True,
-                         keys={"rope.dimension_sections": [16, 24, 24, 0]}),
+    "qwen2-moe": Shape(
+        "qwen2moe",
+        24,
+        2048,
+        16,
+        16,
+        128,
+        5632,
+        151936,
+        biases=True,
+        experts=(60, 4, 1408),
+        shared_ff=5632,
+    ),
+    "qwen2-vl-7b": Shape(
+        "qwen2vl",
+        28,
+        3584,
+        28,
+        4,
+        128,
+        18944,
+        152064,
+        biases=True,
+        keys={"rope.dimension_sections": [16, 24, 24, 0]},
+    ),
     "qwen3-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151936, tied=True),
     "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, experts=(128, 8, 768)),
     "gemma-2b": Shape("gemma", 18, 2048, 8, 1, 256, 16384, 256000, tied=True),
     "gemma-2-9b": Shape("gemma2", 42, 3584, 16, 8, 256, 14336, 256000, tied=True, keys=_GEMMA2),
-    "gemma-3-4b": Shape("gemma3", 34, 2560, 8, 4, 256, 10240, 262144, tied=True,
-                        keys={"attention.sliding_window": 1024}),
+    "gemma-3-4b": Shape(
+        "gemma3",
+        34,
+        2560,
+        8,
+        4,
+        256,
+        10240,
+        262144,
+        tied=True,
+        keys={"attention.sliding_window": 1024},
+    ),
     "phi-3-mini": Shape("phi3", 32, 3072, 32, 32, 96, 8192, 32064, fused=True),
-    "deepseek-v2-lite": Shape("deepseek2", 27, 2048, 16, 1, 192, 10944, 102400, experts=(64, 6, 1408),
-                              shared_ff=1408, dense_lead=1, mla=(0, 512, 64, 128)),
-    "deepseek-v3-8-layers": Shape("deepseek2", 8, 7168, 128, 1, 192, 18432, 129280, experts=(256, 8, 2048),
-                                  shared_ff=2048, dense_lead=3, mla=(1536, 512, 64, 128)),
-    "gpt-oss-20b": Shape("gpt-oss", 24, 2880, 64, 8, 64, 2880, 201088, biases=True, experts=(32, 4, 2880),
-                         keys=_ONE_WINDOW_IN_TWO),
+    "deepseek-v2-lite": Shape(
+        "deepseek2",
+        27,
+        2048,
+        16,
+        1,
+        192,
+        10944,
+        102400,
+        experts=(64, 6, 1408),
+        shared_ff=1408,
+        dense_lead=1,
+        mla=(0, 512, 64, 128),
+    ),
+    "deepseek-v3-8-layers": Shape(
+        "deepseek2",
+        8,
+        7168,
+        128,
+        1,
+        192,
+        18432,
+        129280,
+        experts=(256, 8, 2048),
+        shared_ff=2048,
+        dense_lead=3,
+        mla=(1536, 512, 64, 128),
+    ),
+    "gpt-oss-20b": Shape(
+        "gpt-oss",
+        24,
+        2880,
+        64,
+        8,
+        64,
+        2880,
+        201088,
+        biases=True,
+        experts=(32, 4, 2880),
+        keys=_ONE_WINDOW_IN_TWO,
+    ),
     "granite-2b": Shape("granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE),
     "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, tied=True),
     "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True),
     "command-r7b": Shape("cohere2", 32, 4096, 32, 8, 128, 14336, 256000, tied=True, keys=_COHERE2),
     "olmo-2-7b": Shape("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
-    "glm-4.5-air-8-layers": Shape("glm4moe", 8, 4096, 96, 8, 128, 10944, 151552, biases=True, experts=(128, 8, 1408),
-                                  shared_ff=1408, dense_lead=1, keys=_CHOSEN | {"rope.dimension_count": 64}),
+    "glm-4.5-air-8-layers": Shape(
+        "glm4moe",
+        8,
+        4096,
+        96,
+        8,
+        128,
+        10944,
+        151552,
+        biases=True,
+        experts=(128, 8, 1408),
+        shared_ff=1408,
+        dense_lead=1,
+        keys=_CHOSEN | {"rope.dimension_count": 64},
+    ),
     "olmoe-7b-a1b": Shape("olmoe", 16, 2048, 16, 16, 128, 1024, 50304, experts=(64, 8, 1024)),
-    "ernie-4.5-21b-a3b": Shape("ernie4_5-moe", 28, 2560, 20, 4, 128, 12288, 103424, tied=True, experts=(64, 6, 1536),
-                               shared_ff=3072, dense_lead=1,
-                               keys=_CHOSEN | {"interleave_moe_layer_step": 1,
-                                               "expert_shared_feed_forward_length": 3072}),
-    "dots1-8-layers": Shape("dots1", 8, 4096, 32, 32, 128, 10944, 152064, experts=(128, 6, 1408), shared_ff=2816,
-                            dense_lead=1, keys=_CHOSEN | {"expert_shared_count": 2}),
+    "ernie-4.5-21b-a3b": Shape(
+        "ernie4_5-moe",
+        28,
+        2560,
+        20,
+        4,
+        128,
+        12288,
+        103424,
+        tied=True,
+        experts=(64, 6, 1536),
+        shared_ff=3072,
+        dense_lead=1,
+        keys=_CHOSEN | {"interleave_moe_layer_step": 1, "expert_shared_feed_forward_length": 3072},
+    ),
+    "dots1-8-layers": Shape(
+        "dots1",
+        8,
+        4096,
+        32,
+        32,
+        128,
+        10944,
+        152064,
+        experts=(128, 6, 1408),
+        shared_ff=2816,
+        dense_lead=1,
+        keys=_CHOSEN | {"expert_shared_count": 2},
+    ),
     "seed-oss-36b": Shape("seed_oss", 64, 5120, 80, 8, 128, 27648, 155136, biases=True),
-}  # fmt: skip
+}
 
 
 def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -132,7 +256,9 @@ def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "attn_sinks.weight", (s.heads,)
 
 
-def _latent_attention(s: Shape, q_rank: int, rank: int, rope: int, value: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _latent_attention(
+    s: Shape, q_rank: int, rank: int, rope: int, value: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     if q_rank:
         yield "attn_q_a.weight", (s.width, q_rank)
         yield "attn_q_a_norm.weight", (q_rank,)
@@ -177,8 +303,10 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
         yield "exp_probs_b.bias", (count,)
     if s.shared_ff:
         for name, shape in (
-            ("gate", (s.width, s.shared_ff)), ("up", (s.width, s.shared_ff)), ("down", (s.shared_ff, s.width)),
-        ):  # fmt: skip
+            ("gate", (s.width, s.shared_ff)),
+            ("up", (s.width, s.shared_ff)),
+            ("down", (s.shared_ff, s.width)),
+        ):
             yield f"ffn_{name}_shexp.weight", shape
     if s.shared_ff and s.arch == "qwen2moe":
         yield "ffn_gate_inp_shexp.weight", (s.width,)
@@ -186,12 +314,19 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
 
 def header_keys(s: Shape) -> dict[str, Any]:
     keys: dict[str, Any] = {
-        "context_length": 131072, "embedding_length": s.width, "feed_forward_length": s.ff, "block_count": s.layers,
-        "attention.head_count": s.heads, "attention.head_count_kv": s.kv_heads, "attention.key_length": s.head,
-        "attention.value_length": s.head, "vocab_size": s.vocab,
-        "rope.dimension_count": s.head, "rope.freq_base": 10000.0,
+        "context_length": 131072,
+        "embedding_length": s.width,
+        "feed_forward_length": s.ff,
+        "block_count": s.layers,
+        "attention.head_count": s.heads,
+        "attention.head_count_kv": s.kv_heads,
+        "attention.key_length": s.head,
+        "attention.value_length": s.head,
+        "vocab_size": s.vocab,
+        "rope.dimension_count": s.head,
+        "rope.freq_base": 10000.0,
         f"attention.layer_norm_{'' if s.arch in _LAYER_NORM else 'rms_'}epsilon": 1e-6,
-    }  # fmt: skip
+    }
     if s.experts:
         count, used, ff = s.experts
         keys |= {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": ff}
@@ -200,11 +335,18 @@ def header_keys(s: Shape) -> dict[str, Any]:
     if s.mla:
         q_rank, rank, rope, value = s.mla
         keys |= {
-            "attention.kv_lora_rank": rank, "attention.key_length": rank + rope, "attention.value_length": rank,
-            "attention.key_length_mla": s.head, "attention.value_length_mla": value, "rope.dimension_count": rope,
-            "attention.head_count_kv": 1, "leading_dense_block_count": s.dense_lead, "expert_shared_count": 1,
-            "expert_weights_scale": 1.0, "expert_gating_func": 1,
-        }  # fmt: skip
+            "attention.kv_lora_rank": rank,
+            "attention.key_length": rank + rope,
+            "attention.value_length": rank,
+            "attention.key_length_mla": s.head,
+            "attention.value_length_mla": value,
+            "rope.dimension_count": rope,
+            "attention.head_count_kv": 1,
+            "leading_dense_block_count": s.dense_lead,
+            "expert_shared_count": 1,
+            "expert_weights_scale": 1.0,
+            "expert_gating_func": 1,
+        }
         if q_rank:
             keys["attention.q_lora_rank"] = q_rank
     return {f"{s.arch}.{k}": v for k, v in (keys | s.keys).items()}
@@ -214,7 +356,11 @@ def write_sized(path: Path, s: Shape) -> Path:
     """The header of such a model, with a hole where the tensors would be."""
     infos, offset = [], 0
     for name, shape in tensors(s):
-        kind = s.type if len(shape) > 1 and not name.endswith(".bias") and "gate_inp" not in name else F32
+        kind = (
+            s.type
+            if len(shape) > 1 and not name.endswith(".bias") and "gate_inp" not in name
+            else F32
+        )
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))
         infos.append(info)
         offset = aligned(offset + info.nbytes, 32)
@@ -243,7 +389,8 @@ class Allocated:
 
 @contextmanager
 def opened(path: Path) -> Iterator[Callable[..., Allocated]]:
-    """The file, opened without its tensors: a function that makes a context, with its parameters' fields as arguments.
+    """The file, opened without its tensors: a function that makes a context, with its parameters'
+    fields as arguments.
 
     Raises RuntimeError with the log's end when llama.cpp refuses.
     """
@@ -285,7 +432,9 @@ def logged_sizes(weights: int) -> Allocated:
 
     log = "".join(text for _, text in llama._log.lines)
     cache = _logged(log, r"size = +([\d.]+) MiB \( *\d+ cells")
-    compute, output = (_logged(log, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output"))
+    compute, output = (
+        _logged(log, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output")
+    )
     return Allocated(weights, cache, compute, output)
 
 

@@ -26,8 +26,14 @@ TEMPLATES = {
         Tags("<|START_THINKING|>", "<|END_THINKING|>"),
     ),
     "Seed-OSS": ("<seed:think>{{ x }}</seed:think>", Tags("<seed:think>", "</seed:think>")),
-    "Gemma 4": ("'<|channel>thought\\n' + thinking_text + '\\n<channel|>'", Tags("<|channel>thought", "<channel|>")),
-    "no reasoning": ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %} I think", None),
+    "Gemma 4": (
+        "'<|channel>thought\\n' + thinking_text + '\\n<channel|>'",
+        Tags("<|channel>thought", "<channel|>"),
+    ),
+    "no reasoning": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %} I think",
+        None,
+    ),
 }
 
 
@@ -39,7 +45,9 @@ def test_the_template_names_the_tags(template: str, tags: Tags | None) -> None:
 def split(text: str, tags: Tags | None, inside: bool = False, step: int = 1) -> tuple[str, str]:
     """Reasoning and answer of a text that comes in pieces of ``step`` characters."""
     splitter = Splitter(tags, inside)
-    pieces = [piece for at in range(0, len(text), step) for piece in splitter.feed(text[at : at + step])]
+    pieces = [
+        piece for at in range(0, len(text), step) for piece in splitter.feed(text[at : at + step])
+    ]
     pieces += splitter.end()
     thoughts = "".join(piece for piece in pieces if isinstance(piece, Thought))
     return thoughts, "".join(piece for piece in pieces if not isinstance(piece, Thought))
@@ -88,8 +96,10 @@ def test_no_reasoning_is_an_empty_block(prompt: str, opened: str) -> None:
 
 
 REASONING = (
-    "{{ bos_token }}{% for m in messages %}<|{{ 'bot' if m.role == 'assistant' else m.role }}|>{{ m.content }}"
-    "{% endfor %}<|bot|>{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}<|{{ 'bot' if m.role == 'assistant' else m.role }}|>{{ "
+    "m.content }}"
+    "{% endfor %}<|bot|>{% if enable_thinking is defined and not enable_thinking "
+    "%}<think></think>{% endif %}"
 )
 
 
@@ -142,7 +152,9 @@ def test_stop_strings_cut_the_answer_across_tokens(answer: str, stop: list[str],
 
 
 def test_stop_strings_are_not_looked_for_in_the_reasoning() -> None:
-    conversation = chat(QueuedEngine("<think>a\n\nb</think>c\n\nd"), Script("?"), template=REASONING, stop=("\n\n",))
+    conversation = chat(
+        QueuedEngine("<think>a\n\nb</think>c\n\nd"), Script("?"), template=REASONING, stop=("\n\n",)
+    )
     assert conversation.turns[-1] == Turn("assistant", "c", "a\n\nb")
 
 
@@ -191,18 +203,25 @@ class TestGrammars:
 
         schema = {
             "type": "object",
-            "properties": {"name": {"type": "string", "maxLength": 9}, "age": {"type": "integer", "maximum": 99}},
+            "properties": {
+                "name": {"type": "string", "maxLength": 9},
+                "age": {"type": "integer", "maximum": 99},
+            },
             "required": ["name", "age"],
         }
         grammar = json_grammar(json.dumps(schema))
         for seed in range(3):
-            sampling = Sampling(temperature=temperature, seed=seed, grammar=grammar, repeat_penalty=1.1)
+            sampling = Sampling(
+                temperature=temperature, seed=seed, grammar=grammar, repeat_penalty=1.1
+            )
             said = json.loads(self.answer(session, sampling))
             assert isinstance(said["age"], int)
             assert len(said["name"]) <= 9
 
     def test_an_answer_follows_gbnf_and_ends_with_it(self, session: Any) -> None:
-        said = self.answer(session, Sampling(temperature=1.0, seed=1, grammar='root ::= ("yes" | "no") "."'))
+        said = self.answer(
+            session, Sampling(temperature=1.0, seed=1, grammar='root ::= ("yes" | "no") "."')
+        )
         assert said in ("yes.", "no.")
 
     def test_a_grammar_that_is_none_is_refused(self, session: Any) -> None:
@@ -210,7 +229,9 @@ class TestGrammars:
         with pytest.raises(UsageError, match="the grammar is not GBNF with a rule root"):
             session.generate(Sampling(grammar="roof ::= x"))
 
-    @pytest.mark.parametrize("schema", ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"])
+    @pytest.mark.parametrize(
+        "schema", ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"]
+    )
     def test_a_schema_that_is_none_is_refused(self, session: Any, schema: str) -> None:  # noqa: ARG002 - needs llama_cpp
         from ggext.runtime.sampling import json_grammar
 

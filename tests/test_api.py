@@ -75,7 +75,9 @@ def test_the_examples_in_the_documentation_run(
     assert (result.failed, result.attempted >= least) == (0, True)
 
 
-def test_the_example_in_the_docs_runs(demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_in_the_docs_runs(
+    demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docs = Path(__file__).resolve().parents[1] / "docs" / "runtime.md"
     code = docs.read_text("utf-8").split("```python\n")[1].split("```")[0]
     shutil.copy(demo_gguf, tmp_path / "demo-yarn4.gguf")
@@ -103,7 +105,9 @@ def test_reasoning_is_no_part_of_the_answer(model: Model, monkeypatch: pytest.Mo
     assert reply.reasoning.strip() == "for the"
 
     async def ask() -> str:
-        return "".join([piece async for piece in model.chat(hides("map", "below"), sampling=GREEDY)])
+        return "".join(
+            [piece async for piece in model.chat(hides("map", "below"), sampling=GREEDY)]
+        )
 
     assert asyncio.run(ask()) == "below."
 
@@ -118,7 +122,9 @@ def test_only_what_changed_is_read_again(model: Model) -> None:
     assert again.prefill.evaluated < 10
 
 
-def test_events_tell_the_reading_the_reasoning_and_the_text(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_tell_the_reading_the_reasoning_and_the_text(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model._prompts, "tags", Tags("Look", "map"))
     question = user(f"{sample_text(280, seed=5)}Tom hides the map below.\nWhere is the map?")
     reply = model.chat(question, sampling=GREEDY)
@@ -129,17 +135,27 @@ def test_events_tell_the_reading_the_reasoning_and_the_text(model: Model, monkey
     assert reading[-1].done == reading[-1].total > 280
     assert reply.prefill is not None
     assert reply.prefill.evaluated == reading[-1].total
-    assert "".join(event.text for event in events if isinstance(event, Reasoning)) == reply.reasoning == "for the "
+    assert (
+        "".join(event.text for event in events if isinstance(event, Reasoning))
+        == reply.reasoning
+        == "for the "
+    )
     assert [event.text for event in events if isinstance(event, Text)] == ["below", "."]
 
     async def ask() -> list[ReplyEvent]:
         return [event async for event in model.chat(question, sampling=GREEDY).events()]
 
-    assert [event for event in asyncio.run(ask()) if not isinstance(event, Reading)] == events[len(reading) :]
+    assert [event for event in asyncio.run(ask()) if not isinstance(event, Reading)] == events[
+        len(reading) :
+    ]
 
 
 def test_a_stop_string_ends_the_answer_in_front_of_it(model: Model) -> None:
-    for stop, text in {" map": "Look for the", " the map b": "Look for", "nowhere": "Look for the map below."}.items():
+    for stop, text in {
+        " map": "Look for the",
+        " the map b": "Look for",
+        "nowhere": "Look for the map below.",
+    }.items():
         reply = model.chat(hides("map", "below"), sampling=GREEDY, stop=stop)
         assert reply.text() == text
         assert reply.finish == ("eog" if stop == "nowhere" else "stop")
@@ -159,7 +175,11 @@ def test_an_answer_has_the_length_that_was_asked_for(model: Model) -> None:
 
 
 def test_an_answer_follows_a_schema(model: Model) -> None:
-    schema = {"type": "object", "properties": {"place": {"enum": ["below", "aloft"]}}, "required": ["place"]}
+    schema = {
+        "type": "object",
+        "properties": {"place": {"enum": ["below", "aloft"]}},
+        "required": ["place"],
+    }
     told = set()
     for grammar in (json_grammar(schema), json_grammar(json.dumps(schema))):
         reply = model.chat(hides("map", "below"), sampling=Sampling(seed=7, grammar=grammar))
@@ -173,7 +193,8 @@ def test_an_answer_follows_a_schema(model: Model) -> None:
 def test_reasoning_is_asked_of_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """The template adds words for what it was asked; the tokens that are read tell which."""
     template = (
-        "{{ messages[-1].content }}{% if enable_thinking is defined %}{{ ' the' * (9 if enable_thinking else 5) }}"
+        "{{ messages[-1].content }}{% if enable_thinking is defined %}{{ ' the' * (9 if "
+        "enable_thinking else 5) }}"
         "{% endif %}"
     )
     monkeypatch.setattr(model._prompts, "template", ChatTemplate(template, {}))
@@ -204,7 +225,11 @@ def test_a_conversation_is_counted_as_it_is_read(model: Model) -> None:
     reply = model.chat(messages, sampling=GREEDY)
     reply.text()
     assert reply.prefill is not None
-    assert reply.prefill.evaluated + reply.prefill.reused == count > model.count(messages[1]["content"])
+    assert (
+        reply.prefill.evaluated + reply.prefill.reused
+        == count
+        > model.count(messages[1]["content"])
+    )
     messages += [reply.message, {"role": "user", "content": "Where is the map?"}]
     assert messages[2] == {"role": "assistant", "content": "Look for the map below."}
     assert model.chat(messages, sampling=GREEDY).text() == "Look for the map below."
@@ -279,7 +304,8 @@ def test_a_cancelled_task_cancels_the_answer(model: Model) -> None:
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token takes 5 ms, as with a larger model: no answer ends before its reader can say a word."""
+    """A token takes 5 ms, as with a larger model: no answer ends before its reader can say a
+    word."""
     append_one = Cache.append_one
 
     def slowed(cache: Cache, token: int) -> bool:
@@ -289,7 +315,9 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Cache, "append_one", slowed)
 
 
-def test_an_event_cancels_before_and_during_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_event_cancels_before_and_during_the_answer(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slowly(monkeypatch)
     event = threading.Event()
     event.set()
@@ -304,9 +332,13 @@ def test_an_event_cancels_before_and_during_the_answer(model: Model, monkeypatch
 
 
 def test_leaving_the_loop_frees_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also while the reply is kept; in asyncio as well, where a task's cancel does the same at once."""
+    """Also while the reply is kept; in asyncio as well, where a task's cancel does the same at
+    once."""
     slowly(monkeypatch)
-    replies = [model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=seed)) for seed in range(3)]
+    replies = [
+        model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=seed))
+        for seed in range(3)
+    ]
     for _ in replies[0]:
         break
 
@@ -340,7 +372,9 @@ def test_several_tasks_share_a_model(model: Model) -> None:
     async def all_of_them() -> list[str]:
         return await asyncio.gather(*(ask(thing, place) for thing, place in places.items()))
 
-    assert asyncio.run(all_of_them()) == [f"Look for the {thing} {place}." for thing, place in places.items()]
+    assert asyncio.run(all_of_them()) == [
+        f"Look for the {thing} {place}." for thing, place in places.items()
+    ]
 
 
 def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
@@ -351,7 +385,9 @@ def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(model: Model) -> None:
+def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(
+    model: Model,
+) -> None:
     document = user(sample_text(600))
     with pytest.raises(ContextFullError) as full:
         model.chat(document)
@@ -361,11 +397,16 @@ def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(m
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_oldest_turns_leave_and_it_is_said(demo_gguf: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_oldest_turns_leave_and_it_is_said(
+    demo_gguf: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     turns = [{"role": "system", "content": "The dog sings."}]
     for seed in range(4):
         turns += [*user(sample_text(150, seed)), {"role": "assistant", "content": "The cat runs."}]
-    with caplog.at_level(logging.WARNING, "ggext"), Model(demo_gguf, context=512, when_full="turns") as model:
+    with (
+        caplog.at_level(logging.WARNING, "ggext"),
+        Model(demo_gguf, context=512, when_full="turns") as model,
+    ):
         reply = model.chat([*turns, *hides("map", "below")], sampling=GREEDY)
         assert reply.text() == "Look for the map below."
     assert [turn.content for turn in reply.left[:1]] == [turns[1]["content"]]
@@ -374,14 +415,17 @@ def test_oldest_turns_leave_and_it_is_said(demo_gguf: Path, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize(
-    "message", [{}, {"role": "user"}, {"role": "king", "content": ""}, {"role": "user", "content": 1}]
+    "message",
+    [{}, {"role": "user"}, {"role": "king", "content": ""}, {"role": "user", "content": 1}],
 )
 def test_what_is_no_message_is_refused(model: Model, message: dict[str, str]) -> None:
     with pytest.raises(GgextError, match="a message needs a role"):
         model.chat([message])
 
 
-def test_a_session_s_error_is_raised_in_the_loop(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_s_error_is_raised_in_the_loop(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> bool:
         raise ZeroDivisionError
 
@@ -433,7 +477,9 @@ def test_a_forked_process_is_refused_clearly(model: Model) -> None:
     assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
 
 
-def test_closing_cancels_what_runs_and_further_calls_say_so(demo_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_cancels_what_runs_and_further_calls_say_so(
+    demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slowly(monkeypatch)
     model = Model(demo_gguf, context=512)
     reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=1))
@@ -447,12 +493,18 @@ def test_closing_cancels_what_runs_and_further_calls_say_so(demo_gguf: Path, mon
 
 @pytest.mark.parametrize("parallel", [1, 3])
 def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: int) -> None:
-    """Random answers are cancelled or dropped on the way; a longer run is `benchmarks/threads.py`."""
+    """Random answers are cancelled or dropped on the way; a longer run is
+    `benchmarks/threads.py`."""
     things = ("map", "oar", "lamp", "drum", "kettle", "anchor")
-    questions = [user(f"{sample_text(160, seed)}\nWhere is the {thing}?") for seed, thing in enumerate(things)]
+    questions = [
+        user(f"{sample_text(160, seed)}\nWhere is the {thing}?")
+        for seed, thing in enumerate(things)
+    ]
     wrong: list[object] = []
     with Model(demo_gguf, context=512, settings=Settings(parallel=parallel)) as model:
-        right = [model.chat(question, sampling=GREEDY, max_tokens=40).text() for question in questions]
+        right = [
+            model.chat(question, sampling=GREEDY, max_tokens=40).text() for question in questions
+        ]
 
         def hammer(number: int) -> None:
             rng = random.Random(number)
@@ -463,7 +515,9 @@ def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: 
                     if rng.random() < 0.4:
                         threading.Timer(rng.random() * 0.01, reply.cancel).start()
                     text = reply.text()
-                    if text != right[index] and not (reply.finish == "cancelled" and right[index].startswith(text)):
+                    if text != right[index] and not (
+                        reply.finish == "cancelled" and right[index].startswith(text)
+                    ):
                         wrong.append((index, text, reply.finish))
             except BaseException as error:  # noqa: BLE001 - told to the test
                 wrong.append(error)
@@ -508,13 +562,20 @@ def test_an_error_in_a_callback_ends_only_its_answer(worker: Worker) -> None:
     assert len(list(worker.ask(Question([5] * 100, GREEDY, 3)))) == 3
 
 
-def test_cancelling_an_answer_that_waits_ends_it_at_once_and_leaves_the_one_before_alone(demo_gguf: Path) -> None:
-    with Weights.open(demo_gguf) as weights, Session(weights, SessionOptions(n_ctx=1024)) as session:
+def test_cancelling_an_answer_that_waits_ends_it_at_once_and_leaves_the_one_before_alone(
+    demo_gguf: Path,
+) -> None:
+    with (
+        Weights.open(demo_gguf) as weights,
+        Session(weights, SessionOptions(n_ctx=1024)) as session,
+    ):
         entered, leave = threading.Event(), threading.Event()
         with Worker([session]) as worker:
             expected = list(worker.ask(Question([5, 6, 7], GREEDY, 20)))
             session.clear()
-            threading.Thread(target=worker.do, args=(session, lambda: (entered.set(), leave.wait(30)))).start()
+            threading.Thread(
+                target=worker.do, args=(session, lambda: (entered.set(), leave.wait(30)))
+            ).start()
             assert entered.wait(30)
             first, second, third = (worker.ask(Question([5, 6, 7], GREEDY, 20)) for _ in range(3))
             second.cancel()
@@ -525,7 +586,10 @@ def test_cancelling_an_answer_that_waits_ends_it_at_once_and_leaves_the_one_befo
 
 
 def test_cancelling_an_answer_that_waits_does_not_stop_the_one_that_runs(demo_gguf: Path) -> None:
-    with Weights.open(demo_gguf) as weights, Worker([Session(weights, SessionOptions(n_ctx=1024))]) as worker:
+    with (
+        Weights.open(demo_gguf) as weights,
+        Worker([Session(weights, SessionOptions(n_ctx=1024))]) as worker,
+    ):
         runs = worker.ask(Question([5, 6, 7], Sampling(temperature=5, seed=1), 200))
         next(runs)
         waits = worker.ask(Question([8, 9], GREEDY, 20))
@@ -566,7 +630,8 @@ def test_a_reader_that_lags_stops_the_worker_and_nothing_is_lost(
 
 
 def test_cancelling_stops_inside_a_batch(demo_gguf: Path) -> None:
-    """A prefill of one batch of some 2,000 tokens: nothing of it is kept. How fast: `benchmarks/generate.py`."""
+    """A prefill of one batch of some 2,000 tokens: nothing of it is kept. How fast:
+    `benchmarks/generate.py`."""
     with Model(demo_gguf, settings=Settings(SessionOptions(n_batch=2048, threads=1))) as model:
         reply = model.chat(user(sample_text(1900)), sampling=GREEDY)
         time.sleep(0.02)

@@ -1,4 +1,5 @@
-"""``convert --in-place`` and its kin as a user calls them: one decision, executed in a file or beside it."""
+"""``convert --in-place`` and its kin as a user calls them: one decision, executed in a file or
+beside it."""
 
 from __future__ import annotations
 
@@ -63,19 +64,28 @@ def logits(path: Path) -> Any:
 
 
 REQUESTS = {
-    "yarn": ["--yarn", "4"], "linear": ["--linear", "2"], "ntk": ["--ntk", "4"], "none": ["--rope", "none"],
-    "llama3": ["--llama3", "4"], "yarn by tensor": ["--yarn", "4", "--beta-slow", "0.1"],
-}  # fmt: skip
+    "yarn": ["--yarn", "4"],
+    "linear": ["--linear", "2"],
+    "ntk": ["--ntk", "4"],
+    "none": ["--rope", "none"],
+    "llama3": ["--llama3", "4"],
+    "yarn by tensor": ["--yarn", "4", "--beta-slow", "0.1"],
+}
 
 
 @pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS)
-def test_in_place_is_what_a_new_file_would_be(model: Path, tmp_path: Path, request_: list[str]) -> None:
-    """The same keys, tensors and, in llama.cpp, logits; and undo gives the same SHA-256 as before."""
+def test_in_place_is_what_a_new_file_would_be(
+    model: Path, tmp_path: Path, request_: list[str]
+) -> None:
+    """The same keys, tensors and, in llama.cpp, logits; and undo gives the same SHA-256 as
+    before."""
     pytest.importorskip("llama_cpp")
     before = digest(model)
     told("convert", model, tmp_path / "new.gguf", *request_)
     assert f"changed {model}" in told("convert", model, "--in-place", *request_)
-    assert "have the same keys and tensors" in told("inspect", "--diff", tmp_path / "new.gguf", model)
+    assert "have the same keys and tensors" in told(
+        "inspect", "--diff", tmp_path / "new.gguf", model
+    )
     np.testing.assert_array_equal(logits(model), logits(tmp_path / "new.gguf"))
     assert ggext("verify", model).exit_code == ggext("verify", tmp_path / "new.gguf").exit_code
     assert "1 change taken back" in told("undo", model)
@@ -104,14 +114,21 @@ UNSCALED: dict[str, dict[str, Any]] = {
     "as llama.cpp's of Qwen": {"llama.rope.dimension_count": None},
     "nothing said": {"llama.rope.dimension_count": None, "llama.rope.freq_base": None},
     "linear by 1": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
-    "yarn's context alone": {"llama.rope.scaling.original_context_length": Field(ValueType.INT64, 64)},
-    "other keys": {"llama.rope.scaling.finetuned": False, "llama.rope.scaling.yarn_attn_factor": 1.0},
+    "yarn's context alone": {
+        "llama.rope.scaling.original_context_length": Field(ValueType.INT64, 64)
+    },
+    "other keys": {
+        "llama.rope.scaling.finetuned": False,
+        "llama.rope.scaling.yarn_attn_factor": 1.0,
+    },
 }
 
 
 def unscaled_file(path: Path, origin: dict[str, Any]) -> Path:
     gguf = read_gguf(write_random(path.with_name("base.gguf"), "llama"))
-    fields = {key: field for key, field in gguf.fields.items() if origin.get(key, field) is not None}
+    fields = {
+        key: field for key, field in gguf.fields.items() if origin.get(key, field) is not None
+    }
     fields |= {key: Field.of(value) for key, value in origin.items() if value is not None}
     tensors = [
         TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
@@ -123,7 +140,8 @@ def unscaled_file(path: Path, origin: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("origin", UNSCALED.values(), ids=UNSCALED)
 def test_none_gives_the_same_keys_back(tmp_path: Path, origin: dict[str, Any]) -> None:
-    """Whichever of them the file had, in place and in a file of its own, and after a context of the user's own."""
+    """Whichever of them the file had, in place and in a file of its own, and after a context of the
+    user's own."""
     model = unscaled_file(tmp_path / "model.gguf", origin)
     scaled, back = tmp_path / "scaled.gguf", tmp_path / "back.gguf"
     told("convert", model, scaled, "--yarn", 4, "--original-context", 32)
@@ -133,9 +151,18 @@ def test_none_gives_the_same_keys_back(tmp_path: Path, origin: dict[str, Any]) -
 
 
 def test_none_gives_back_what_the_converter_said(tmp_path: Path) -> None:
-    """Also the recipe, by which a file is verified; and the keys of a file whose query weights were changed."""
+    """Also the recipe, by which a file is verified; and the keys of a file whose query weights were
+    changed."""
     told("convert", "demo", tmp_path / "model.gguf")
-    told("convert", tmp_path / "model.gguf", tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded")
+    told(
+        "convert",
+        tmp_path / "model.gguf",
+        tmp_path / "folded.gguf",
+        "--yarn",
+        4,
+        "--encoding",
+        "folded",
+    )
     told("convert", tmp_path / "folded.gguf", tmp_path / "back.gguf", "--rope", "none")
     original, back = read_gguf(tmp_path / "model.gguf"), read_gguf(tmp_path / "back.gguf")
     assert "checkpoint" in original.get("ggext.recipe")
@@ -145,18 +172,30 @@ def test_none_gives_back_what_the_converter_said(tmp_path: Path) -> None:
 def test_a_scaling_that_was_there_does_not_come_back(tmp_path: Path) -> None:
     """``--rope none`` is no scaling; the author's own comes back with undo."""
     model = unscaled_file(
-        tmp_path / "model.gguf", {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0}
+        tmp_path / "model.gguf",
+        {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 2.0},
     )
     told("convert", model, tmp_path / "scaled.gguf", "--linear", 4)
     told("convert", tmp_path / "scaled.gguf", "--in-place", "--rope", "none")
     assert read_gguf(tmp_path / "scaled.gguf").get("llama.rope.scaling.type") == "none"
 
 
-@pytest.mark.parametrize("kept", [
-    "", "[]", "3", '{"llama.context_length":[4,-1]}', '{"llama.context_length":[99,1]}', '{"llama.context_length":64}',
-    '{"llama.context_length":[8,64]}', '{"llama.context_length":[9,[1]]}', '{"general.alignment":[4,64]}',
-    '{"llama.context_length":[4,"64"]}', "[" * 100_000,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "",
+        "[]",
+        "3",
+        '{"llama.context_length":[4,-1]}',
+        '{"llama.context_length":[99,1]}',
+        '{"llama.context_length":64}',
+        '{"llama.context_length":[8,64]}',
+        '{"llama.context_length":[9,[1]]}',
+        '{"general.alignment":[4,64]}',
+        '{"llama.context_length":[4,"64"]}',
+        "[" * 100_000,
+    ],
+)
 def test_a_malformed_memory_is_refused(model: Path, tmp_path: Path, kept: str) -> None:
     told("convert", model, "--in-place", "--yarn", 4)
     gguf = read_gguf(model)
@@ -191,7 +230,9 @@ def with_factors_in_front(tmp_path: Path) -> Path:
     return tmp_path / "model.gguf"
 
 
-@pytest.mark.parametrize("request_", [REQUESTS["yarn"], REQUESTS["yarn by tensor"]], ids=["keys", "tensor"])
+@pytest.mark.parametrize(
+    "request_", [REQUESTS["yarn"], REQUESTS["yarn by tensor"]], ids=["keys", "tensor"]
+)
 def test_factors_that_others_lie_behind(tmp_path: Path, request_: list[str]) -> None:
     """They cannot be taken out without moving data: they become ones, or the new ones."""
     pytest.importorskip("llama_cpp")
@@ -212,16 +253,22 @@ def test_factors_that_others_lie_behind(tmp_path: Path, request_: list[str]) -> 
 def test_what_cannot_be_done_in_place(model: Path, tmp_path: Path) -> None:
     before = digest(model)
     assert "nothing is asked of" in refused("convert", model, "--in-place")
-    both = refused("convert", model, "x.gguf", "--in-place", "--yarn", 4, "--type", "q8_0", "--split", "1G")
+    both = refused(
+        "convert", model, "x.gguf", "--in-place", "--yarn", 4, "--type", "q8_0", "--split", "1G"
+    )
     assert "changes the header of" in both
     assert "excludes OUT, --type, --split; leave one of them out" in both
     assert "is a checkpoint" in refused("convert", "demo", "--in-place", "--yarn", 4)
     folded = refused("convert", model, "--in-place", "--yarn", 4, "--encoding", "folded")
     assert "a change of the query weights, which is not made in place" in folded
     told("convert", model, tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded")
-    assert "ggext undo" in refused("convert", tmp_path / "folded.gguf", "--in-place", "--rope", "none")
+    assert "ggext undo" in refused(
+        "convert", tmp_path / "folded.gguf", "--in-place", "--rope", "none"
+    )
     assert digest(model) == before
-    assert "dry run: nothing was written" in told("convert", model, "--in-place", "--yarn", 4, "--dry-run")
+    assert "dry run: nothing was written" in told(
+        "convert", model, "--in-place", "--yarn", 4, "--dry-run"
+    )
     assert digest(model) == before
 
 
@@ -229,22 +276,29 @@ def test_foreign_longrope_in_the_middle_is_refused(tmp_path: Path) -> None:
     gguf = read_gguf(write_random(tmp_path / "other.gguf", "llama"))
     data = FACTORS.tobytes()
     tensors = [
-        TensorToWrite(f"rope_factors_{which}.weight", (8,), 0, len(data), lambda: [data]) for which in ("long", "short")
+        TensorToWrite(f"rope_factors_{which}.weight", (8,), 0, len(data), lambda: [data])
+        for which in ("long", "short")
     ]
     last = gguf.tensors["output_norm.weight"]
-    tensors.append(TensorToWrite(last.name, last.shape, 0, last.nbytes, lambda: [gguf.tensor_data(last.name)]))
+    tensors.append(
+        TensorToWrite(last.name, last.shape, 0, last.nbytes, lambda: [gguf.tensor_data(last.name)])
+    )
     longrope = {
-        "llama.rope.scaling.type": "longrope", "llama.rope.scaling.original_context_length": 32,
+        "llama.rope.scaling.type": "longrope",
+        "llama.rope.scaling.original_context_length": 32,
         "llama.rope.scaling.attn_factor": 1.0,
-    }  # fmt: skip
+    }
     fields = gguf.fields | {key: Field.of(value) for key, value in longrope.items()}
     write_gguf(tmp_path / "model.gguf", fields, tensors)
     message = refused("convert", tmp_path / "model.gguf", "--in-place", "--yarn", 4)
     assert "others behind it and cannot be taken out in place; write to a new file" in message
 
 
-def test_a_second_file_shares_the_data(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its data lies at the same place of a block, so that a file system that can share blocks does."""
+def test_a_second_file_shares_the_data(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its data lies at the same place of a block, so that a file system that can share blocks
+    does."""
     shares = []
 
     def share(source: int, target: int, source_at: int, target_at: int, length: int) -> bool:
@@ -271,12 +325,15 @@ def odd_header(gguf: GgufFile) -> bytes:
     from ggext.gguf.header import pack_header, packed_length, roomy_length
 
     infos = list(gguf.tensors.values())
-    return pack_header(gguf.fields, infos, roomy_length(packed_length(gguf.fields, infos), 32, congruent_to=32))
+    return pack_header(
+        gguf.fields, infos, roomy_length(packed_length(gguf.fields, infos), 32, congruent_to=32)
+    )
 
 
 @pytest.fixture
 def parts(tmp_path: Path) -> list[Path]:
-    """A model in three parts, as llama-gguf-split makes them; the first has the metadata and some tensors."""
+    """A model in three parts, as llama-gguf-split makes them; the first has the metadata and some
+    tensors."""
     gguf = read_gguf(write_random(tmp_path / "whole.gguf", "llama"))
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -284,10 +341,15 @@ def parts(tmp_path: Path) -> list[Path]:
     paths = []
     for number in range(3):
         fields = {
-            "split.no": Field(ValueType.UINT16, number), "split.count": Field(ValueType.UINT16, 3),
+            "split.no": Field(ValueType.UINT16, number),
+            "split.count": Field(ValueType.UINT16, 3),
             "split.tensors.count": Field(ValueType.INT32, len(names)),
-        }  # fmt: skip
-        fields |= gguf.fields if number == 0 else {"general.architecture": gguf.fields["general.architecture"]}
+        }
+        fields |= (
+            gguf.fields
+            if number == 0
+            else {"general.architecture": gguf.fields["general.architecture"]}
+        )
         tensors = [
             TensorToWrite(n, t.shape, t.type, t.nbytes, lambda n=n: [gguf.tensor_data(n)])  # type: ignore[misc]
             for n, t in gguf.tensors.items()
@@ -307,7 +369,11 @@ def test_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
     output = told("convert", named, "--in-place", *REQUESTS["yarn by tensor"])
     assert f"changed {parts[0]}" in output
     gguf = read_gguf(parts[0])
-    assert [gguf.get(f"split.{key}") for key in ("no", "count", "tensors.count")] == [0, 3, count + 1]
+    assert [gguf.get(f"split.{key}") for key in ("no", "count", "tensors.count")] == [
+        0,
+        3,
+        count + 1,
+    ]
     assert [digest(path) for path in parts[1:]] == before[1:]
     told("convert", tmp_path / "whole.gguf", tmp_path / "new.gguf", *REQUESTS["yarn by tensor"])
     np.testing.assert_array_equal(logits(parts[0]), logits(tmp_path / "new.gguf"))
@@ -324,18 +390,25 @@ def test_what_reads_a_model_reads_its_parts(parts: list[Path], tmp_path: Path, g
     named = {"first": parts[0], "last": parts[2], "folder": parts[0].parent}[given]
     told("convert", parts[0], "--in-place", *REQUESTS["yarn by tensor"])
     told("convert", tmp_path / "whole.gguf", tmp_path / "one.gguf", *REQUESTS["yarn by tensor"])
-    several, one = (json.loads(told("inspect", path, "--json")) for path in (named, tmp_path / "one.gguf"))
+    several, one = (
+        json.loads(told("inspect", path, "--json")) for path in (named, tmp_path / "one.gguf")
+    )
     assert several["size"] == sum(path.stat().st_size for path in parts)
     differ = {"path", "size"}
-    assert {k: v for k, v in several.items() if k not in differ} == {k: v for k, v in one.items() if k not in differ}
+    assert {k: v for k, v in several.items() if k not in differ} == {
+        k: v for k, v in one.items() if k not in differ
+    }
     assert "all within tolerance" in told("verify", named)
-    several, one = (json.loads(told("plan", path, "--json")) for path in (named, tmp_path / "one.gguf"))
+    several, one = (
+        json.loads(told("plan", path, "--json")) for path in (named, tmp_path / "one.gguf")
+    )
     assert several["ram"]["weights"] == one["ram"]["weights"]
     np.testing.assert_array_equal(logits(named), logits(tmp_path / "one.gguf"))
 
 
 def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
-    """Written into the first part, where a later bake in place finds them; read wherever they are."""
+    """Written into the first part, where a later bake in place finds them; read wherever they
+    are."""
     pytest.importorskip("llama_cpp")
     told("convert", model, tmp_path / "set.gguf", *REQUESTS["yarn by tensor"], "--split", "20K")
     first, *others = sorted(tmp_path.glob("set-*.gguf"))
@@ -349,13 +422,17 @@ def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
     factors = bytes(gguf.tensor_data("rope_freqs.weight"))
     content = {
         file.path: [
-            TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda f=file, n=t.name: [f.tensor_data(n)])  # type: ignore[misc]
+            TensorToWrite(
+                t.name, t.shape, t.type, t.nbytes, lambda f=file, n=t.name: [f.tensor_data(n)]
+            )  # type: ignore[misc]
             for t in file.tensors.values()
             if t.name != "rope_freqs.weight"
         ]
         for file in (gguf, last)
     }
-    content[last.path].append(TensorToWrite("rope_freqs.weight", (8,), 0, len(factors), lambda: [factors]))
+    content[last.path].append(
+        TensorToWrite("rope_freqs.weight", (8,), 0, len(factors), lambda: [factors])
+    )
     write_gguf(first, gguf.fields, content[first])
     write_gguf(last.path, last.fields, content[last.path])
     assert "all within tolerance" in told("verify", first)
@@ -365,12 +442,16 @@ def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
 
 def test_parts_that_are_not_there(parts: list[Path], tmp_path: Path) -> None:
     parts[0].unlink()
-    assert "model-00001-of-00003.gguf is not there" in refused("convert", parts[1], "--in-place", "--yarn", 4)
+    assert "model-00001-of-00003.gguf is not there" in refused(
+        "convert", parts[1], "--in-place", "--yarn", 4
+    )
     shutil.copy(tmp_path / "whole.gguf", parts[0].parent)
     assert "model-00001-of-00003.gguf is not there" in refused("undo", parts[0].parent)
     renamed = parts[1].rename(parts[1].with_name("renamed.gguf"))
     message = refused("convert", renamed, "--in-place", "--yarn", 4)
-    assert "renamed.gguf is part 2 of 3 and its name does not say so; give it its name back" in message
+    assert (
+        "renamed.gguf is part 2 of 3 and its name does not say so; give it its name back" in message
+    )
     (tmp_path / "empty").mkdir()
     shutil.copy(tmp_path / "whole.gguf", tmp_path / "second.gguf")
     assert "holds second.gguf, whole.gguf; name one .gguf file" in refused("undo", tmp_path)
@@ -383,7 +464,9 @@ def test_factors_in_another_part_are_refused(parts: list[Path]) -> None:
     data = FACTORS.tobytes()
     content = [TensorToWrite("rope_freqs.weight", (8,), 0, len(data), lambda: [data])]
     write_gguf(parts[1], gguf.fields, content)
-    assert "holds rope_freqs.weight; merge the parts first" in refused("convert", parts[0], "--in-place", "--yarn", 4)
+    assert "holds rope_freqs.weight; merge the parts first" in refused(
+        "convert", parts[0], "--in-place", "--yarn", 4
+    )
 
 
 def test_parts_are_not_written_to_one_file(parts: list[Path], tmp_path: Path) -> None:
@@ -408,7 +491,10 @@ def test_differences(model: Path, tmp_path: Path) -> None:
     gguf = read_gguf(model)
     tokens = [*gguf.get("tokenizer.ggml.tokens")]
     tokens[300] = "other"
-    fields = gguf.fields | {"tokenizer.ggml.tokens": Field.of(tokens), "llama.vocab_size": Field.of(1.5)}
+    fields = gguf.fields | {
+        "tokenizer.ggml.tokens": Field.of(tokens),
+        "llama.vocab_size": Field.of(1.5),
+    }
     write_gguf(tmp_path / "tokens.gguf", fields, [])
     output = told("inspect", "--diff", model, tmp_path / "tokens.gguf")
     assert "320 × STRING, number 300 is '▁41' → 320 × STRING, number 300 is 'other'" in output
@@ -431,7 +517,10 @@ def test_repair_says_what_it_did(model: Path, monkeypatch: pytest.MonkeyPatch) -
                 ggext_unguarded("convert", model, "--in-place", *REQUESTS["yarn by tensor"])
         told_now = told(*command, model)
         if command == ["repair"]:
-            assert told_now == f"{model}: an interrupted change was taken back: the file is as it was before it\n"
+            assert (
+                told_now
+                == f"{model}: an interrupted change was taken back: the file is as it was before it\n"
+            )
         assert digest(model) == before
     assert told("repair", model) == f"{model}: nothing to repair\n"
 

@@ -1,4 +1,5 @@
-"""How many tokens are read at once: fewer behind many, the same for the same text, whoever reads it in which steps."""
+"""How many tokens are read at once: fewer behind many, the same for the same text, whoever reads it
+in which steps."""
 
 from __future__ import annotations
 
@@ -64,14 +65,20 @@ def test_the_number_never_grows_with_the_text(batches: Batches, one: int, other:
 
 
 @given(rules, places)
-def test_the_longest_operation_is_short_unless_the_batch_is_the_least(batches: Batches, place: int) -> None:
+def test_the_longest_operation_is_short_unless_the_batch_is_the_least(
+    batches: Batches, place: int
+) -> None:
     count = batches.at(place)
-    work = max((2 * each * min(place + count, cells) for cells, each in batches.attention), default=0)
+    work = max(
+        (2 * each * min(place + count, cells) for cells, each in batches.attention), default=0
+    )
     assert count <= 16 or count * work <= defaults.SOON * defaults.SPEED * batches.threads
 
 
 @settings(deadline=None)
-@given(rules, st.integers(0, 2**17), st.integers(1, 3000), st.integers(0, 3000), st.integers(1, 600))
+@given(
+    rules, st.integers(0, 2**17), st.integers(1, 3000), st.integers(0, 3000), st.integers(1, 600)
+)
 def test_what_is_read_ahead_ends_where_a_batch_would(
     batches: Batches, start: int, count: int, ahead: int, most: int
 ) -> None:
@@ -130,7 +137,9 @@ def options(**changed: Any) -> SessionOptions:
 
 
 @pytest.mark.usefixtures("_slow_machine")
-def test_a_long_text_is_read_in_ever_smaller_batches_and_gives_the_same_logits(model: Model) -> None:
+def test_a_long_text_is_read_in_ever_smaller_batches_and_gives_the_same_logits(
+    model: Model,
+) -> None:
     with Session(model, options()) as session, Session(model, options(n_batch=64)) as fixed:
         sizes, constant = sizes_of(session), sizes_of(fixed)
         session.evaluate(text(800))
@@ -174,16 +183,24 @@ def test_what_slides_is_read_again_in_the_batches_of_its_places(model: Model) ->
 
 
 @pytest.mark.usefixtures("_slow_machine")
-@pytest.mark.parametrize("changed", [{"n_batch": 48}, {"flash_attention": True}, {"kv_type": "q8_0"}])
-def test_who_chose_the_batch_or_uses_flash_attention_gets_it_everywhere(model: Model, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "changed", [{"n_batch": 48}, {"flash_attention": True}, {"kv_type": "q8_0"}]
+)
+def test_who_chose_the_batch_or_uses_flash_attention_gets_it_everywhere(
+    model: Model, changed: dict[str, Any]
+) -> None:
     with Session(model, options(**changed)) as session:
-        assert {session.cache.batches.at(place) for place in (0, 500, 1000)} == {changed.get("n_batch", 64)}
+        assert {session.cache.batches.at(place) for place in (0, 500, 1000)} == {
+            changed.get("n_batch", 64)
+        }
 
 
 def test_more_tokens_than_a_batch_are_an_error_and_change_nothing(model: Model) -> None:
     with Session(model, options(n_batch=32)) as session:
         session.evaluate(text(10))
-        with pytest.raises(ModelError, match="33 tokens at once are too many for a context of n_batch 32"):
+        with pytest.raises(
+            ModelError, match="33 tokens at once are too many for a context of n_batch 32"
+        ):
             session.cache.append(text(33))
         assert session.tokens == tuple(text(10))
         assert session.evaluate(text(100)).reused == 10

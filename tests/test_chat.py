@@ -40,7 +40,9 @@ class Letters:
         self.chat_template = chat_template
         self.adds_bos = adds_bos
 
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         tokens = [self.bos] if add_special and self.adds_bos else []
         pattern = "|".join(map(re.escape, CONTROL))
         for part in re.split(f"({pattern})", text) if parse_special else [text]:
@@ -59,7 +61,10 @@ class Letters:
     def text(self, tokens: Sequence[int]) -> str:
         """The tokens as one line, control tokens in guillemets."""
         pieces = (
-            self.token_text(t).replace("<", "«").replace(">", "»").encode() if t > 255 else bytes([t]) for t in tokens
+            self.token_text(t).replace("<", "«").replace(">", "»").encode()
+            if t > 255
+            else bytes([t])
+            for t in tokens
         )
         return b"".join(pieces).decode("utf-8", "replace")
 
@@ -104,7 +109,9 @@ class QueuedEngine:
     def available(self) -> int:
         return self.n_ctx - self.used
 
-    def evaluate(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefill:
+    def evaluate(
+        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> Prefill:
         self.cancelled = False
         pairs = zip(self.tokens, tokens, strict=False)
         reused = next((i for i, (a, b) in enumerate(pairs) if a != b), len(self.tokens))
@@ -118,7 +125,9 @@ class QueuedEngine:
         self.prompts.append(list(tokens))
         return Prefill(reused, len(tokens) - reused, 0.0, cancelled=False)
 
-    def read_ahead(self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None) -> Prefill:
+    def read_ahead(
+        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> Prefill:
         """In steps of ten, as long as nobody cancels."""
         self.cancelled, done = False, 0
         while done + 10 <= len(tokens) and not self.cancelled:
@@ -229,7 +238,9 @@ def chat(
     **options: Any,
 ) -> Conversation:
     """Runs the whole script; the conversation afterwards."""
-    conversation = Conversation(Letters(template), engine, sampling or Sampling(seed=1), ChatOptions(**options))
+    conversation = Conversation(
+        Letters(template), engine, sampling or Sampling(seed=1), ChatOptions(**options)
+    )
     Chat(conversation, screen, room(engine), keeper).run()
     return conversation
 
@@ -258,7 +269,9 @@ def test_a_chat() -> None:
 def test_the_prompt_is_the_template_over_all_turns_with_one_bos() -> None:
     engine = QueuedEngine("Hi!", "Well.")
     chat(engine, Script("Hello", "And?"), system="Be kind.")
-    assert Letters().text(engine.prompts[1]) == ("«s»«|system|»Be kind.«|user|»Hello«|bot|»Hi!«/s»«|user|»And?«|bot|»")
+    assert Letters().text(engine.prompts[1]) == (
+        "«s»«|system|»Be kind.«|user|»Hello«|bot|»Hi!«/s»«|user|»And?«|bot|»"
+    )
 
 
 def test_a_template_without_bos_gets_the_vocabularys() -> None:
@@ -332,7 +345,10 @@ def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
     screen = Script(f"Hello {'there ' * 4}", "And you?", "x" * 15)
     engine = QueuedEngine("Hi!", "Well.", "Yes.", n_ctx=100)
     conversation = chat(engine, screen, system="Be kind.", drop_turns=True)
-    left = "the 2 oldest turns left it, from “Hello there there there there” on; the model does not see them any more"
+    left = (
+        "the 2 oldest turns left it, from “Hello there there there there” on; the model does "
+        "not see them any more"
+    )
     assert screen.lines[7:10] == [
         "< Yes.",
         f"- the context was full: {left}, /save keeps them",
@@ -382,7 +398,11 @@ def test_ctrl_c_in_a_prefill_takes_the_turn_back() -> None:
 def test_ctrl_c_at_the_prompt_says_how_to_leave() -> None:
     screen = Script(KeyboardInterrupt)
     chat(QueuedEngine(), screen)
-    assert screen.lines == ["> ^C", "- Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it", "> ^D"]
+    assert screen.lines == [
+        "> ^C",
+        "- Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it",
+        "> ^D",
+    ]
 
 
 def test_commands() -> None:
@@ -417,7 +437,10 @@ def test_commands() -> None:
 
 
 def test_undo_and_regen() -> None:
-    engine, screen = QueuedEngine("One.", "Two.", "Three."), Script("/undo", "/regen", "Hi", "/regen", "/undo", "/undo")
+    engine, screen = (
+        QueuedEngine("One.", "Two.", "Three."),
+        Script("/undo", "/regen", "Hi", "/regen", "/undo", "/undo"),
+    )
     conversation = chat(engine, screen)
     assert [line for line in screen.lines if line[0] in "<!-"] == [
         "! there is nothing to take back",
@@ -472,7 +495,15 @@ def test_the_system_prompt_is_shown_and_changed() -> None:
 
 def test_settings_are_shown_and_changed() -> None:
     script = ("temperature 0.5", "seed none", "stop END", "max-tokens 3", "think show", "think off")
-    wrong = ("temperature x", "temperature -1", "top-p 2", "max-tokens 0", "think loud", "colour red", "seed")
+    wrong = (
+        "temperature x",
+        "temperature -1",
+        "top-p 2",
+        "max-tokens 0",
+        "think loud",
+        "colour red",
+        "seed",
+    )
     screen = Script(*(f"/set {line}" for line in (*script, *wrong)), "/set", "Hello")
     conversation = chat(QueuedEngine("abcdef"), screen)
     shown = [line for line in screen.lines if line.startswith("- ")]
@@ -493,14 +524,19 @@ def test_settings_are_shown_and_changed() -> None:
 
 
 def test_the_policy_for_a_full_context() -> None:
-    screen = Script("/when-full", "/when-full turns", "/when-full", "/when-full stream", "/when-full later")
+    screen = Script(
+        "/when-full", "/when-full turns", "/when-full", "/when-full stream", "/when-full later"
+    )
     conversation = chat(QueuedEngine(), screen)
     choices = "turns, stop, stream, recompute, self-extend, landmark, compress"
     assert [line for line in screen.lines if line[0] in "-!"] == [
         f"- when the context is full: stop; the choices are {choices}",
         "- when the context is full: turns",
         f"- when the context is full: turns; the choices are {choices}",
-        "! stream needs a context of another kind: start with --when-full stream; a chat with --session goes on",
+        (
+            "! stream needs a context of another kind: start with --when-full stream; a chat with "
+            "--session goes on"
+        ),
         f"! when-full is later, but must be one of {choices}",
     ]
     assert conversation.options.drop_turns
@@ -528,7 +564,10 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     chat(QueuedEngine(n_ctx=50), screen)
     assert screen.lines[2:4] == [
         "- that is more than fits:",
-        "-   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free",
+        (
+            "-   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 "
+            "GiB of memory are free"
+        ),
     ]
 
 
@@ -538,12 +577,15 @@ def test_documents_are_held_to_the_context_together(tmp_path: Path) -> None:
     chat(QueuedEngine(), screen)
     notices = [line for line in screen.lines if line.startswith("- ")]
     assert notices[0].endswith("doc.txt: 601 tokens go into the next turn; 1,000 are available")
-    assert notices[1].endswith("601 tokens go into the next turn, 1,202 with what waits already; 1,000 are available")
+    assert notices[1].endswith(
+        "601 tokens go into the next turn, 1,202 with what waits already; 1,000 are available"
+    )
     assert notices[2] == "- that is more than fits:"
 
 
 def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:
-    """The second text loses fewer tokens than the first one had lost; that they left is told all the same."""
+    """The second text loses fewer tokens than the first one had lost; that they left is told all
+    the same."""
     engine = QueuedEngine("One.", "Two.", "Three.")
     conversation = Conversation(Letters(), engine, Sampling())
     told = []
@@ -576,7 +618,9 @@ def test_a_document_goes_into_the_next_turn_and_only_there(tmp_path: Path) -> No
     engine = QueuedEngine("1", "2")
     screen = Script(f"/file '{tmp_path}/a b.txt'", "What?", "Why?")
     conversation = chat(engine, screen)
-    assert screen.lines[1] == (f"- '{tmp_path}/a b.txt': 6 tokens go into the next turn; 1,000 are available")
+    assert screen.lines[1] == (
+        f"- '{tmp_path}/a b.txt': 6 tokens go into the next turn; 1,000 are available"
+    )
     assert [t.content for t in conversation.turns] == ["Facts.\nWhat?", "1", "Why?", "2"]
 
 
@@ -626,7 +670,9 @@ def test_a_document_ends_its_line() -> None:
     ("data", "message"),
     [(None, "cannot be read: No such file"), (b"caf\xe9", r"not UTF-8 text \(byte 3\)")],
 )
-def test_a_document_that_is_no_text_is_refused(tmp_path: Path, data: bytes | None, message: str) -> None:
+def test_a_document_that_is_no_text_is_refused(
+    tmp_path: Path, data: bytes | None, message: str
+) -> None:
     if data is not None:
         (tmp_path / "doc").write_bytes(data)
     screen = Script(f"/file {tmp_path}/doc")
@@ -698,8 +744,12 @@ GOOD = {"format": "ggext chat", "version": 1, "model": "m", "sampling": {}, "tur
         pytest.param(json.dumps(GOOD | {"turns": [1]}), id="turn no object"),
         pytest.param(json.dumps(GOOD | {"turns": [{"role": "user"}]}), id="no content"),
         pytest.param(json.dumps(GOOD | {"turns": [{"role": [], "content": ""}]}), id="role a list"),
-        pytest.param(json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}), id="unknown role"),
-        pytest.param(json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}), id="two systems"),
+        pytest.param(
+            json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}), id="unknown role"
+        ),
+        pytest.param(
+            json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}), id="two systems"
+        ),
     ],
 )
 def test_a_file_that_is_no_chat_is_refused(tmp_path: Path, content: str) -> None:
@@ -718,7 +768,10 @@ def render(source: str, *turns: Turn) -> str:
     ("source", "text"),
     [
         (
-            "{% for m in messages %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}",
+            (
+                "{% for m in messages %}\n  {% if true %}\n{{ m.content }}\n  {% endif %}\n{% endfor "
+                "%}"
+            ),
             "hi\n",
         ),
         ("{{ {'a': 'ü<'} | tojson }}", '{"a": "ü<"}'),
@@ -742,19 +795,29 @@ HOSTILE = {
     "python's insides": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "globals": "{{ raise_exception.__globals__.keys() }}",
     "change of the turns": "{{ messages.append(1) }}",
-    "endless loop": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "endless loop": (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    ),
     "long range": "{{ range(10**7) | list | length }}",
     "long text": "{{ 'a' * 10**9 }}",
     "long list": "{{ [1] * 10**9 }}",
     "large power": "{{ 9 ** 1000000000 }}",
-    "squares": "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}",
+    "squares": (
+        "{% set n = namespace(s=9) %}{% for i in range(60) %}{% set n.s = n.s * n.s %}{% endfor %}"
+    ),
     "padding": "{{ 'a'.center(10**9) }}",
     "padding by a filter": "{{ 'a' | center(10**9) }}",
     "padding by format": "{{ '{:>1000000000}'.format(1) }}",
     "padding by %": "{{ '%1000000000d' % 1 }}",
     "padding of JSON": "{{ [[1]] | tojson(indent=10**9) }}",
-    "doubling by ~": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
-    "doubling by +": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s %}{% endfor %}",
+    "doubling by ~": (
+        "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s "
+        "%}{% endfor %}"
+    ),
+    "doubling by +": (
+        "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}{% set n.s = n.s + n.s "
+        "%}{% endfor %}"
+    ),
     "doubling by replace": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
     "{% set n.s = n.s.replace('a', 'aa') %}{% endfor %}",
     "doubling by join": "{% set n = namespace(s='aaaa') %}{% for i in range(60) %}"
@@ -784,7 +847,10 @@ def test_a_list_that_holds_itself_sixty_times_over_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.1)
-    double = "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
+    double = (
+        "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% "
+        "endfor %}"
+    )
     for use in ("{{ n.s }}", "{{ n.s | tojson }}", "{{ n.s | string }}", "{{ 'a' ~ n.s }}"):
         with pytest.raises(TemplateError):
             render(double + use)

@@ -15,7 +15,9 @@ COMMANDS = ("convert", "verify", "inspect", "chat", "demo")
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -24,7 +26,8 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from ggext.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'numpy', 'gguf', 'torch', 'llama_cpp', 'jinja2', 'rich', 'transformers', 'ggext.convert'}\n"
+        "heavy = {'numpy', 'gguf', 'torch', 'llama_cpp', 'jinja2', 'rich', 'transformers', "
+        "'ggext.convert'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     assert python(code).splitlines()[-1] == "[]"
@@ -78,7 +81,8 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
     """convert, inspect and verify without torch, transformers, llama.cpp, jinja2 and matplotlib."""
     code = (
         "import sys\n"
-        "for name in ('torch', 'transformers', 'llama_cpp', 'jinja2', 'matplotlib', 'prompt_toolkit'):\n"
+        "for name in ('torch', 'transformers', 'llama_cpp', 'jinja2', 'matplotlib', "
+        "'prompt_toolkit'):\n"
         "    sys.modules[name] = None\n"
         "from ggext.cli import main\n"
         f"out = {str(tmp_path / 'out.gguf')!r}\n"
@@ -93,16 +97,31 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "demo", "{out}", "--yarn", "1e30"], "a factor of 1e+30 makes a context of 2.56e+32 tokens"),
-        (["verify", "{gguf}", "--tolerance", "-1"], "--tolerance is -1; a KL divergence is 0 or more"),
+        (
+            ["convert", "demo", "{out}", "--yarn", "1e30"],
+            "a factor of 1e+30 makes a context of 2.56e+32 tokens",
+        ),
+        (
+            ["verify", "{gguf}", "--tolerance", "-1"],
+            "--tolerance is -1; a KL divergence is 0 or more",
+        ),
         (["verify", "{gguf}", "--reference", "{gguf}"], "is a file, not a checkpoint"),
-        (["verify", "{folder}"], "is a checkpoint; ggext convert {folder} makes a .gguf file of it"),
+        (
+            ["verify", "{folder}"],
+            "is a checkpoint; ggext convert {folder} makes a .gguf file of it",
+        ),
         (["plan", "{folder}"], "is a checkpoint; ggext convert {folder} makes a .gguf file of it"),
         (["undo", "{out}"], "{out} does not exist; check the path"),
     ],
 )
-def test_a_wrong_input_is_one_line_that_names_it(tmp_path: Path, arguments: list[str], message: str) -> None:
-    names = {"gguf": tmp_path / "model.gguf", "out": tmp_path / "out.gguf", "folder": tmp_path / "checkpoint"}
+def test_a_wrong_input_is_one_line_that_names_it(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    names = {
+        "gguf": tmp_path / "model.gguf",
+        "out": tmp_path / "out.gguf",
+        "folder": tmp_path / "checkpoint",
+    }
     assert CliRunner().invoke(main, ["convert", "demo", str(names["gguf"])]).exit_code == 0
     names["folder"].mkdir()
     (names["folder"] / "config.json").write_text("{}")

@@ -84,7 +84,9 @@ def test_target_context_picks_the_smallest_factor(checkpoint: Path, tmp_path: Pa
     assert linear.get("llama.rope.scaling.type") == "linear"
 
 
-def test_a_target_within_the_trained_context_needs_no_scaling(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_target_within_the_trained_context_needs_no_scaling(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     result = ggext("convert", checkpoint, tmp_path / "out.gguf", "--target-context", 50)
     assert "none is baked" in result.output
     assert read_gguf(tmp_path / "out.gguf").get("llama.rope.scaling.type") == "none"
@@ -96,7 +98,9 @@ def test_original_context_moves_the_table(checkpoint: Path, tmp_path: Path) -> N
     assert gguf.get("llama.context_length") == 128
 
 
-@pytest.mark.parametrize(("name", "bound"), [("f32", 0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("f32", 0), ("f16", 2**-11), ("bf16", 2**-8), ("q8_0", 1 / 127)]
+)
 def test_types(checkpoint: Path, tmp_path: Path, name: str, bound: float) -> None:
     """Every value is the nearest that the type holds (the gguf library decodes them)."""
     from gguf.constants import GGMLQuantizationType
@@ -137,7 +141,9 @@ def test_a_value_that_f16_cannot_hold_is_refused(tmp_path: Path) -> None:
 
 def test_k_quants_through_llama_cpp(tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    folder = make_llama(tmp_path / "wide", hidden_size=256, intermediate_size=512, num_attention_heads=4)
+    folder = make_llama(
+        tmp_path / "wide", hidden_size=256, intermediate_size=512, num_attention_heads=4
+    )
     gguf = bake(folder, tmp_path / "out.gguf", "--yarn", 4, "--type", "Q4_K_M")
     assert "Q4_K" in {type_name(t.type) for t in gguf.tensors.values()}
     assert gguf.get("llama.rope.scaling.factor") == 4.0
@@ -198,7 +204,9 @@ class Hostile:
         return (Path.touch, (Path("owned"),))
 
 
-def test_a_pickle_that_runs_code_is_refused(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickle_that_runs_code_is_refused(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     monkeypatch.chdir(tmp_path)
@@ -219,7 +227,9 @@ def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out.gguf").exists()
 
 
-def test_default_output_name(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_output_name(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert ggext("convert", checkpoint, "--yarn", 4, "--type", "f16").exit_code == 0
     assert (tmp_path / "tiny-yarn4-f16.gguf").exists()
@@ -259,7 +269,9 @@ def test_a_gguf_file_without_request_is_copied(checkpoint: Path, tmp_path: Path)
     assert copy.fields == yarn.fields
 
 
-def test_frequency_factors_of_unknown_origin_need_an_original_context(checkpoint: Path, tmp_path: Path) -> None:
+def test_frequency_factors_of_unknown_origin_need_an_original_context(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     from ggext.gguf.types import Field
     from ggext.gguf.writer import TensorToWrite, write_gguf
 
@@ -273,7 +285,9 @@ def test_frequency_factors_of_unknown_origin_need_an_original_context(checkpoint
     ]
     foreign = tmp_path / "foreign.gguf"
     write_gguf(foreign, fields, tensors)
-    assert_refused(ggext("convert", foreign, tmp_path / "x.gguf", "--yarn", 4), "--original-context")
+    assert_refused(
+        ggext("convert", foreign, tmp_path / "x.gguf", "--yarn", 4), "--original-context"
+    )
     gguf = bake(foreign, tmp_path / "x.gguf", "--yarn", 4, "--original-context", 64)
     assert gguf.get("llama.context_length") == 256
     assert "rope_freqs.weight" not in gguf.tensors
@@ -320,7 +334,9 @@ def test_usage_errors(checkpoint: Path, tmp_path: Path, arguments: list[str], me
         (["--yarn", "4", "--attention-factor", "0"], "attention_factor is 0; it must be above 0"),
     ],
 )
-def test_requests_that_mean_nothing(checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_requests_that_mean_nothing(
+    checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     assert_refused(ggext("convert", checkpoint, tmp_path / "x.gguf", *arguments), message)
 
 
@@ -332,19 +348,31 @@ def edit_config(folder: Path, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "mamba9"}, "'mamba9' is not a family that ggext converts; --via-llama-cpp FOLDER"),
+        (
+            {"model_type": "mamba9"},
+            "'mamba9' is not a family that ggext converts; --via-llama-cpp FOLDER",
+        ),
         ({"model_type": 7}, "model_type is 7; it must be a string"),
         ({"model_type": None}, "model_type is missing"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "128"}, "hidden_size is '128'; it must be a whole number"),
         ({"hidden_size": 0}, "hidden_size is 0; it must be between 1"),
         ({"num_hidden_layers": 1 << 40}, "num_hidden_layers is"),
-        ({"num_hidden_layers": 3}, "needs the tensor model.layers.2.input_layernorm.weight, which is not there"),
+        (
+            {"num_hidden_layers": 3},
+            "needs the tensor model.layers.2.input_layernorm.weight, which is not there",
+        ),
         ({"intermediate_size": 161}, "has the shape [160, 128]"),
         ({"num_key_value_heads": 3}, "is not a multiple of num_key_value_heads 3"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "magic", "factor": 2}}, "rope type 'magic' is unknown"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": -1}}, "factor is -1; it must be above 0"),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "magic", "factor": 2}},
+            "rope type 'magic' is unknown",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": -1}},
+            "factor is -1; it must be above 0",
+        ),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "dynamic NTK"),
         ({"partial_rotary_factor": 0.5}, "16 of 32 dimensions are rotated (partial_rotary_factor)"),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
@@ -392,8 +420,13 @@ def test_damaged_weights(copy: Path, tmp_path: Path) -> None:
     refused(with_header(names | {norm: names[norm] | {"shape": [-1]}}), "malformed")
     refused(with_header(names | {norm: {"dtype": "F32"}}), "malformed")
     refused(with_header(names | {norm: names[norm] | {"dtype": "I32"}}), "has dtype I32")
-    refused(with_header(names | {norm: names[norm] | {"shape": [129]}}), "needs 516 bytes and has 512")
-    refused(with_header({k: v for k, v in names.items() if k != norm}), "needs the tensor model.norm.weight")
+    refused(
+        with_header(names | {norm: names[norm] | {"shape": [129]}}), "needs 516 bytes and has 512"
+    )
+    refused(
+        with_header({k: v for k, v in names.items() if k != norm}),
+        "needs the tensor model.norm.weight",
+    )
     weights.unlink()
     assert_refused(ggext("convert", copy, tmp_path / "x.gguf"), "download the weights")
 
@@ -404,7 +437,10 @@ def test_extra_tensors_are_told(copy: Path, tmp_path: Path) -> None:
     tensors = load_file(copy / "model.safetensors") | {"model.extra": np.zeros(3, np.float32)}
     save_file(tensors, copy / "model.safetensors")
     result = ggext("convert", copy, tmp_path / "x.gguf")
-    assert "1 tensors are not part of this architecture and were left out: model.extra" in result.output
+    assert (
+        "1 tensors are not part of this architecture and were left out: model.extra"
+        in result.output
+    )
 
 
 def test_shard_indices(tmp_path: Path) -> None:
@@ -431,7 +467,9 @@ def test_outputs(checkpoint: Path, tmp_path: Path) -> None:
     assert out.read_bytes() != before
     assert_refused(ggext("convert", out, out, "--yarn", 2, "--force"), "is the input itself")
     assert_refused(ggext("convert", checkpoint, tmp_path), "is a folder")
-    assert_refused(ggext("convert", checkpoint, tmp_path / "no" / "x.gguf"), "does not exist; make it first")
+    assert_refused(
+        ggext("convert", checkpoint, tmp_path / "no" / "x.gguf"), "does not exist; make it first"
+    )
 
 
 def test_an_interrupted_conversion_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
@@ -450,7 +488,11 @@ def test_a_damaged_gguf(checkpoint: Path, tmp_path: Path) -> None:
     bake(checkpoint, out, "--yarn", 4)
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(out.read_bytes()[:-1000])
-    for command in (["convert", cut, tmp_path / "y.gguf", "--yarn", 2], ["inspect", cut], ["verify", cut]):
+    for command in (
+        ["convert", cut, tmp_path / "y.gguf", "--yarn", 2],
+        ["inspect", cut],
+        ["verify", cut],
+    ):
         assert_refused(ggext(*command), "truncated")
 
 
@@ -476,7 +518,11 @@ def test_inspect_plots(checkpoint: Path, tmp_path: Path, name: str) -> None:
     assert ggext("inspect", tmp_path / "out.gguf", "--plot", tmp_path / name).exit_code == 0
     start = (tmp_path / name).read_bytes()[:100]
     assert start.startswith(b"\x89PNG") or b"<?xml" in start
-    assert_refused(ggext("inspect", tmp_path / "out.gguf", "--plot", tmp_path / "t.doc"), "must be one of .png", 2)
+    assert_refused(
+        ggext("inspect", tmp_path / "out.gguf", "--plot", tmp_path / "t.doc"),
+        "must be one of .png",
+        2,
+    )
 
 
 def test_verify_holds_a_file_to_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
@@ -541,4 +587,6 @@ def test_what_is_wrong_with_a_card_is_told(checkpoint: Path, tmp_path: Path) -> 
     (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
     for more in (["--dry-run"], []):
         result = ggext("convert", folder, tmp_path / "x.gguf", *more)
-        assert result.output.count("note: README.md: its front matter cannot be used") == 1, result.output
+        assert result.output.count("note: README.md: its front matter cannot be used") == 1, (
+            result.output
+        )

@@ -51,14 +51,26 @@ def test_the_example_is_what_the_files_said(result: DemoResult) -> None:
 
 def test_the_checkpoint_is_small_and_ordinary() -> None:
     sizes = {p.name: p.stat().st_size for p in DEMO_MODEL.iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "CARD.md"} <= set(sizes)
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "CARD.md",
+    } <= set(sizes)
     assert sum(sizes.values()) <= 4 << 20
     config = json.loads((DEMO_MODEL / "config.json").read_text())
-    assert (config["model_type"], config["head_dim"], config["max_position_embeddings"]) == ("llama", 32, 256)
+    assert (config["model_type"], config["head_dim"], config["max_position_embeddings"]) == (
+        "llama",
+        32,
+        256,
+    )
     assert config["num_key_value_heads"] < config["num_attention_heads"]
 
 
-def test_the_word_demo_names_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_word_demo_names_the_embedded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("transformers")
     monkeypatch.chdir(tmp_path)
     assert CliRunner().invoke(main, ["convert", "demo", "--yarn", "4"]).exit_code == 0
@@ -77,5 +89,11 @@ def test_the_command_prints_what_it_measured() -> None:
     """Few questions: the figures are the other tests' matter."""
     outcome = CliRunner().invoke(main, ["demo", "--texts", "1"])
     assert outcome.exit_code == 0, outcome.output
-    for line in ("Answers that are exact", "no scaling", "YaRN", "Perplexity by position", "each was verified"):
+    for line in (
+        "Answers that are exact",
+        "no scaling",
+        "YaRN",
+        "Perplexity by position",
+        "each was verified",
+    ):
         assert line in outcome.stdout

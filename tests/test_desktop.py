@@ -1,4 +1,5 @@
-"""The example window, driven on Qt's offscreen platform: it streams, stops, and never stands still."""
+"""The example window, driven on Qt's offscreen platform: it streams, stops, and never stands
+still."""
 
 from __future__ import annotations
 
@@ -52,10 +53,14 @@ def example() -> ModuleType:
 def endless_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose end token is never the likeliest."""
     keys = {"llama.context_length": 60000, "tokenizer.chat_template": SPEAKS}
-    rows = np.random.default_rng(1).normal(0, 0.2, (tiny_gguf.N_VOCAB, tiny_gguf.N_EMBD)).astype("<f4")
+    rows = (
+        np.random.default_rng(1).normal(0, 0.2, (tiny_gguf.N_VOCAB, tiny_gguf.N_EMBD)).astype("<f4")
+    )
     rows[2] = 0
     path = tmp_path_factory.mktemp("models") / "endless.gguf"
-    return tiny_gguf.write_random(path, "llama", extra_keys=keys, extra_tensors={"output.weight": rows})
+    return tiny_gguf.write_random(
+        path, "llama", extra_keys=keys, extra_tensors={"output.weight": rows}
+    )
 
 
 @pytest.fixture
@@ -72,8 +77,8 @@ def show(application: QApplication, example: ModuleType) -> Iterator[Callable[[P
     yield make
     for window in windows:
         window.close()
-        # Now and here: what is only marked to be deleted may be collected by the next window's thread, and Qt ends the
-        # process when a widget goes in a thread that is not its own.
+        # Now and here: what is only marked to be deleted may be collected by the next window's
+        # thread, and Qt ends the process when a widget goes in a thread that is not its own.
         window.deleteLater()
         application.sendPostedEvents(window, QEvent.Type.DeferredDelete)
 
@@ -117,7 +122,9 @@ def test_it_answers_and_remembers(show: Callable[[Path], Any], demo_gguf: Path) 
     assert window.messages[-1]["content"] == "Look for the map below."
 
 
-def test_while_it_answers_the_window_reacts(show: Callable[[Path], Any], endless_gguf: Path) -> None:
+def test_while_it_answers_the_window_reacts(
+    show: Callable[[Path], Any], endless_gguf: Path
+) -> None:
     """Within one answer, which grows meanwhile, the event loop comes round a hundred times."""
     window = show(endless_gguf)
     ask(window, "tell")
@@ -131,7 +138,9 @@ def test_while_it_answers_the_window_reacts(show: Callable[[Path], Any], endless
 
 
 @pytest.mark.parametrize("how", ["button", "escape"])
-def test_an_answer_stops_at_once_and_stays(how: str, show: Callable[[Path], Any], endless_gguf: Path) -> None:
+def test_an_answer_stops_at_once_and_stays(
+    how: str, show: Callable[[Path], Any], endless_gguf: Path
+) -> None:
     window = show(endless_gguf)
     ask(window, "tell")
     wait_for(lambda: len(window.transcript.toPlainText()) > 100)
@@ -148,7 +157,9 @@ def test_an_answer_stops_at_once_and_stays(how: str, show: Callable[[Path], Any]
     wait_for(lambda: window.busy)
 
 
-def test_who_reads_further_up_is_left_there(show: Callable[[Path], Any], endless_gguf: Path) -> None:
+def test_who_reads_further_up_is_left_there(
+    show: Callable[[Path], Any], endless_gguf: Path
+) -> None:
     window = show(endless_gguf)
     bar = window.transcript.verticalScrollBar()
     ask(window, "tell")

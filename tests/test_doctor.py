@@ -1,4 +1,5 @@
-"""`ggext doctor`: what it finds here, and what it says of installations that lack something or are broken."""
+"""`ggext doctor`: what it finds here, and what it says of installations that lack something or are
+broken."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
         return version(name)
 
     monkeypatch.setattr(metadata, "version", looked_up)
-    monkeypatch.setitem(__import__("sys").modules, package.replace("-python", "").replace("-", "_"), None)
+    monkeypatch.setitem(
+        __import__("sys").modules, package.replace("-python", "").replace("-", "_"), None
+    )
 
 
 def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
@@ -47,9 +50,14 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
     assert by_name["rotation"]["value"].startswith("CPU, ")
     assert by_name["native rotation"]["value"].endswith("off float64 at most, to position 131,072")
     assert by_name["embedded model"]["value"].startswith("Where is the ")
-    assert by_name["form of the cache"]["value"].startswith("100 tokens read as they were written; keys turned ")
+    assert by_name["form of the cache"]["value"].startswith(
+        "100 tokens read as they were written; keys turned "
+    )
     assert len(by_name) == len(found["findings"])
-    assert all(set(finding) == {"part", "name", "state", "value", "remedy"} for finding in found["findings"])
+    assert all(
+        set(finding) == {"part", "name", "state", "value", "remedy"}
+        for finding in found["findings"]
+    )
 
 
 def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,9 +65,12 @@ def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPa
     report = examine()
     found = findings(report)
     assert found["llama-cpp-python"] == Finding(
-        "versions", "llama-cpp-python", "missing", "for chat, demo, K-quants, verify to the logits",
+        "versions",
+        "llama-cpp-python",
+        "missing",
+        "for chat, demo, K-quants, verify to the logits",
         'pip install "ggext[run]"',
-    )  # fmt: skip
+    )
     assert report.healthy
     assert "embedded model" not in found
     assert found["native rotation"].state == "ok"
@@ -69,12 +80,18 @@ def test_a_needed_package_that_is_missing_is_wrong(monkeypatch: pytest.MonkeyPat
     without(monkeypatch, "tqdm")
     report = examine()
     found = findings(report)["tqdm"]
-    assert (found.state, found.value, found.remedy) == ("wrong", "needed", 'pip install "tqdm>=4.66"')
+    assert (found.state, found.value, found.remedy) == (
+        "wrong",
+        "needed",
+        'pip install "tqdm>=4.66"',
+    )
     assert not report.healthy
 
 
 def test_another_version_than_the_pinned_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metadata, "requires", lambda _: ['click==7.0; extra == "run"', "numpy>=1.26"])
+    monkeypatch.setattr(
+        metadata, "requires", lambda _: ['click==7.0; extra == "run"', "numpy>=1.26"]
+    )
     found = findings(examine())
     installed = metadata.version("click")
     assert found["click"] == Finding(
@@ -86,25 +103,43 @@ def test_another_version_than_the_pinned_one_is_wrong(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("version", "wanted", "answer"),
     [
-        ("1.2.3", "", True), ("1.2.3", ">=1.2.3", True), ("1.10", ">=1.9", True), ("1.2", ">=1.2.1", False),
-        ("2.13.0+cpu", "==2.13", True), ("0.3.37", "==0.3.36", False), ("5.1", ">=5,<6", True),
+        ("1.2.3", "", True),
+        ("1.2.3", ">=1.2.3", True),
+        ("1.10", ">=1.9", True),
+        ("1.2", ">=1.2.1", False),
+        ("2.13.0+cpu", "==2.13", True),
+        ("0.3.37", "==0.3.36", False),
+        ("5.1", ">=5,<6", True),
         ("6.0", ">=5,<6", False),
     ],
-)  # fmt: skip
+)
 def test_versions_are_compared_number_by_number(version: str, wanted: str, answer: bool) -> None:
     assert satisfies(version, wanted) is answer
 
 
 def test_the_packages_are_those_of_the_distribution() -> None:
     found = findings(examine())
-    assert {"click", "gguf", "numpy", "tqdm", "rich", "jinja2", "huggingface_hub", "torch", "matplotlib"} <= set(found)
+    assert {
+        "click",
+        "gguf",
+        "numpy",
+        "tqdm",
+        "rich",
+        "jinja2",
+        "huggingface_hub",
+        "torch",
+        "matplotlib",
+    } <= set(found)
     assert "pytest" not in found
 
 
 @pytest.mark.parametrize(
-    ("driver", "kind"), [("proc/driver/nvidia/version", "cuda"), ("dev/kfd", "rocm"), ("proc/none", None)]
+    ("driver", "kind"),
+    [("proc/driver/nvidia/version", "cuda"), ("dev/kfd", "rocm"), ("proc/none", None)],
 )
-def test_a_gpu_is_known_by_its_driver(driver: str, kind: str | None, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_gpu_is_known_by_its_driver(
+    driver: str, kind: str | None, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
     (tmp_path / driver).parent.mkdir(parents=True)
     (tmp_path / driver).touch()
@@ -112,7 +147,8 @@ def test_a_gpu_is_known_by_its_driver(driver: str, kind: str | None, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("kind", "flag", "rotation"), [("cuda", "CUDA", True), ("metal", "METAL", True), ("rocm", "HIP", False)]
+    ("kind", "flag", "rotation"),
+    [("cuda", "CUDA", True), ("metal", "METAL", True), ("rocm", "HIP", False)],
 )
 def test_a_gpu_that_llama_cpp_was_built_without(
     kind: str, flag: str, rotation: bool, monkeypatch: pytest.MonkeyPatch
@@ -143,7 +179,10 @@ def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(devices, "commit", lambda: "abcdef0")
     found = findings(examine())["llama.cpp"]
-    assert (found.state, found.value) == ("wrong", "abcdef0, but ggext reads files as 0c1e57098 does")
+    assert (found.state, found.value) == (
+        "wrong",
+        "abcdef0, but ggext reads files as 0c1e57098 does",
+    )
 
     def refuse() -> None:
         raise ModelError("a tensor has 8 bytes")
@@ -180,4 +219,7 @@ def test_a_model_that_answers_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) 
     example = demo.Example("Where is the map?", "Look below.", {"yarn": "Look up."})
     monkeypatch.setattr(demo, "spot_check", lambda _: example)
     found = findings(examine())["embedded model"]
-    assert (found.state, found.value) == ("wrong", "Where is the map? Look up. (it should say 'Look below.')")
+    assert (found.state, found.value) == (
+        "wrong",
+        "Where is the map? Look up. (it should say 'Look below.')",
+    )

@@ -204,7 +204,9 @@ def test_the_context_is_the_one_asked_for_not_llama_cpps_rounded_one(model: Mode
 
 def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[int]) -> None:
     with Session(model, SessionOptions(n_batch=50)) as session:
-        prefill = session.evaluate(story, lambda done, _total: session.cancel() if done >= 100 else None)
+        prefill = session.evaluate(
+            story, lambda done, _total: session.cancel() if done >= 100 else None
+        )
         assert prefill.cancelled
         assert 0 < session.used < len(story)
         assert session.tokens == tuple(story[: session.used])
@@ -217,7 +219,9 @@ def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[
             np.testing.assert_allclose(last_logits(session), last_logits(fresh), atol=2e-3)
 
 
-def test_cancelling_stops_inside_a_batch(model: Model, story: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cancelling_stops_inside_a_batch(
+    model: Model, story: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Session(model, SessionOptions(n_batch=512)) as session:
         session.evaluate(story[:10])
 
@@ -251,7 +255,9 @@ def test_cancelling_logits_raises(session: Session, story: list[int]) -> None:
     timer.join()
 
 
-def test_a_failed_progress_callback_leaves_the_session_right(model: Model, story: list[int]) -> None:
+def test_a_failed_progress_callback_leaves_the_session_right(
+    model: Model, story: list[int]
+) -> None:
     def fail(done: int, _total: int) -> None:
         if done:
             raise ZeroDivisionError
@@ -373,7 +379,9 @@ def test_a_model_says_what_it_is(model: Model) -> None:
     assert "llama" in model.description
 
 
-def test_nothing_of_llama_cpp_reaches_the_terminal(stories_gguf: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_of_llama_cpp_reaches_the_terminal(
+    stories_gguf: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     with Model.open(stories_gguf) as model, Session(model) as session:
         session.evaluate([1])
     assert capfd.readouterr() == ("", "")
@@ -398,7 +406,9 @@ def test_a_truncated_file_never_reaches_llama_cpp(stories_gguf: Path, tmp_path: 
 
 def test_a_refusal_quotes_llama_cpps_reason(stories_gguf: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
-    other.write_bytes(stories_gguf.read_bytes().replace(b"blk.4.attn_norm.weight", b"blk.4.attn_nork.weight"))
+    other.write_bytes(
+        stories_gguf.read_bytes().replace(b"blk.4.attn_norm.weight", b"blk.4.attn_nork.weight")
+    )
     with pytest.raises(ModelError, match=r"llama\.cpp says: .*attn_norm\.weight' not found"):
         Model.open(other)
 
@@ -416,7 +426,9 @@ def test_another_version_of_the_binding_is_refused(monkeypatch: pytest.MonkeyPat
         llama.lib()
 
 
-def test_a_default_context_is_capped_to_the_memory_and_says_so(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_default_context_is_capped_to_the_memory_and_says_so(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     room = capacity.room(model, Choices())
     assert room is not None
     smallest = replace(room.planner.context(256, Memories(room.free)), flash_attention=True)
@@ -444,7 +456,9 @@ def test_a_context_can_leave_half_of_the_memory_to_others(
     monkeypatch.setattr(capacity, "free_memory", lambda: free)
     with Session(model, SessionOptions(leaves_memory=True)) as session:
         assert session.n_ctx == tokens
-        assert ["--ctx auto" in notice for notice in session.notices] == ([True] if tokens < 512 else [])
+        assert ["--ctx auto" in notice for notice in session.notices] == (
+            [True] if tokens < 512 else []
+        )
     for options in (SessionOptions(), SessionOptions(n_ctx=512, leaves_memory=True)):
         with Session(model, options) as session:
             assert (session.n_ctx, session.notices) == (512, ())
@@ -494,7 +508,9 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
             pytest.skip("llama.cpp runs q4_0 as it is on this CPU")
         room = capacity.room(model, Choices())
         assert room is not None
-        needed = room.planner.shares(room.planner.context(512, Memories(0)))[0].total * 100 // 95 + 1
+        needed = (
+            room.planner.shares(room.planner.context(512, Memories(0)))[0].total * 100 // 95 + 1
+        )
         for free, holds in ((needed - model.copied, True), (needed - model.copied - 4096, False)):
             monkeypatch.setattr(capacity, "free_memory", lambda free=free: free)
             left = capacity.room(model, Choices())
@@ -502,7 +518,9 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
             assert left.holds(512) is holds
 
 
-def test_a_session_of_a_parent_process_is_refused(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_of_a_parent_process_is_refused(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session.evaluate([1])
     generation = session.generate(GREEDY)
     monkeypatch.setattr(forks, "count", forks.count + 1)
@@ -512,13 +530,18 @@ def test_a_session_of_a_parent_process_is_refused(session: Session, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("layers", "kv_type", "refused"), [(24, "q8_0", True), (12, "q4_0", True), (24, "f16", False), (8, "q8_0", False)]
+    ("layers", "kv_type", "refused"),
+    [(24, "q8_0", True), (12, "q4_0", True), (24, "f16", False), (8, "q8_0", False)],
 )
-def test_a_graph_that_llama_cpp_has_no_room_for_is_refused(layers: int, kv_type: str, refused: bool) -> None:
+def test_a_graph_that_llama_cpp_has_no_room_for_is_refused(
+    layers: int, kv_type: str, refused: bool
+) -> None:
     """As seen on headers of Granite 3.0 1B A400M with so many layers: 12 end the process, 8 run."""
     keys = {"block_count": layers, "expert_used_count": 8}
     parts = SimpleNamespace(tensors=range(2 + 10 * layers), arch_keys=lambda: keys)
-    model: Any = SimpleNamespace(path="m.gguf", architecture="granitemoe", header=parts, all_parts=parts)
+    model: Any = SimpleNamespace(
+        path="m.gguf", architecture="granitemoe", header=parts, all_parts=parts
+    )
     with pytest.raises(ModelError, match="take f16") if refused else nullcontext():
         context._check_graph(model, kv_type)
 
@@ -550,7 +573,8 @@ def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path
 
 
 def test_large_models_read_in_smaller_batches(model: Model) -> None:
-    """So that a cancel is seen soon: 128 tokens through a matrix of 60 million take a second on a slow core."""
+    """So that a cancel is seen soon: 128 tokens through a matrix of 60 million take a second on a
+    slow core."""
     assert [capacity.batch_for(model, threads) for threads in (1, 4)] == [64, 128]
     shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
     tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
@@ -599,13 +623,23 @@ def damaged(source: Path, out: Path, fields: dict[str, Any], types: dict[str, in
     [
         pytest.param({"llama.block_count": 0}, {}, "block_count is 0", id="no layers"),
         pytest.param({"llama.block_count": 513}, {}, "block_count is 513", id="many layers"),
-        pytest.param({"llama.attention.layer_norm_rms_epsilon": -1.0}, {}, "epsilon is -1", id="epsilon"),
-        pytest.param({"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "epsilon is nan", id="nan"),
-        pytest.param({"llama.rope.scaling.type": "dynamic"}, {}, "scaling.type is 'dynamic'", id="scaling"),
+        pytest.param(
+            {"llama.attention.layer_norm_rms_epsilon": -1.0}, {}, "epsilon is -1", id="epsilon"
+        ),
+        pytest.param(
+            {"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "epsilon is nan", id="nan"
+        ),
+        pytest.param(
+            {"llama.rope.scaling.type": "dynamic"}, {}, "scaling.type is 'dynamic'", id="scaling"
+        ),
         pytest.param({"llama.expert_count": 8}, {}, "0 of 8 experts", id="experts"),
         pytest.param({"llama.expert_used_count": 8}, {}, "8 of 0 experts", id="experts used"),
-        pytest.param({"tokenizer.ggml.tokens": ["a"] * 512}, {}, "511 tokens occur twice", id="same tokens"),
-        pytest.param({"tokenizer.ggml.tokens": [""] * 512}, {}, "lacks the byte token <0x00>", id="no bytes"),
+        pytest.param(
+            {"tokenizer.ggml.tokens": ["a"] * 512}, {}, "511 tokens occur twice", id="same tokens"
+        ),
+        pytest.param(
+            {"tokenizer.ggml.tokens": [""] * 512}, {}, "lacks the byte token <0x00>", id="no bytes"
+        ),
         pytest.param({"tokenizer.ggml.model": "bert"}, {}, "has byte tokens", id="bert with bytes"),
         pytest.param({}, {"output_norm.weight": 1}, "not of type F32", id="f16 norm"),
         pytest.param({}, {"blk.0.ffn_up.weight": 28}, "of type F64", id="f64 weight"),
@@ -624,7 +658,9 @@ def test_a_file_that_would_abort_llama_cpp_is_refused(
         Model.open(bad)
 
 
-@pytest.mark.parametrize("arch", ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"])
+@pytest.mark.parametrize(
+    "arch", ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"]
+)
 def test_families_with_experts_and_chunks_answer(tmp_path: Path, arch: str) -> None:
     path = tiny_gguf.write_random(tmp_path / "m.gguf", arch)
     with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256)) as session:
@@ -639,11 +675,27 @@ def test_families_with_experts_and_chunks_answer(tmp_path: Path, arch: str) -> N
 @pytest.mark.parametrize(
     ("arch", "changed", "problem"),
     [
-        ("llama4", {"block_count": 3}, "block_count is 3, and the architecture llama4 has 4 layers or more"),
+        (
+            "llama4",
+            {"block_count": 3},
+            "block_count is 3, and the architecture llama4 has 4 layers or more",
+        ),
         ("llama4", {"attention.sliding_window": 0}, "attention.sliding_window is 0"),
-        ("llama4", {"attention.sliding_window_pattern": 1}, "attention.sliding_window is 8192, and no layer has a"),
-        ("gemma3", {"attention.sliding_window_pattern": 1}, "attention.sliding_window is 64, and no layer has a"),
-        ("gpt-oss", {"attention.sliding_window_pattern": [0, 0]}, "attention.sliding_window is 128, and no layer has"),
+        (
+            "llama4",
+            {"attention.sliding_window_pattern": 1},
+            "attention.sliding_window is 8192, and no layer has a",
+        ),
+        (
+            "gemma3",
+            {"attention.sliding_window_pattern": 1},
+            "attention.sliding_window is 64, and no layer has a",
+        ),
+        (
+            "gpt-oss",
+            {"attention.sliding_window_pattern": [0, 0]},
+            "attention.sliding_window is 128, and no layer has",
+        ),
     ],
 )
 def test_windows_that_would_abort_llama_cpp_are_refused(

@@ -9,7 +9,8 @@ from family_rows import ROWS
 from ggext.converters import known_families
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Another name of a family, or a part of a model, that transformers' own class cannot make a text model of.
+#: Another name of a family, or a part of a model, that transformers' own class cannot make a text
+#: model of.
 WITHOUT_A_ROW = {"gemma3", "kimi_k2", "llama4", "mistral3"}
 
 

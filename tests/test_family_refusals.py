@@ -1,4 +1,5 @@
-"""Configurations that a family's architecture in llama.cpp would compute otherwise: each is refused by name."""
+"""Configurations that a family's architecture in llama.cpp would compute otherwise: each is refused
+by name."""
 
 from __future__ import annotations
 
@@ -19,29 +20,66 @@ pytest.importorskip("transformers")
 
 
 LATENT = {
-    "num_key_value_heads": 4, "first_k_dense_replace": 1, "q_lora_rank": 48, "kv_lora_rank": 64, "v_head_dim": 24,
-    "qk_nope_head_dim": 32, "qk_rope_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 3,
-    "moe_intermediate_size": 48, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "v_head_dim": 24,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_group": 1,
+    "topk_group": 1,
+}
 
 
 @pytest.mark.parametrize(
     ("model_type", "config", "message"),
     [
         ("apertus", {"rope_parameters": None}, "rope_parameters is missing"),
-        ("deepseek_v2", LATENT | {"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001; .* at most 1e-05 is alike"),
-        ("deepseek_v3", LATENT | {"partial_rotary_factor": 0.5}, "of the 16 dimensions of qk_rope_head_dim"),
-        ("dots1", {"n_routed_experts": 4, "n_shared_experts": 1}, "num_key_value_heads is 2; .* has as many as"),
-        ("ernie4_5_moe", {"moe_num_experts": 4, "moe_layer_end_index": 0}, "moe_layer_end_index is 0"),
-        ("glm4_moe", {"n_routed_experts": 4, "n_group": 2}, "n_group is 2; .* chooses among all experts"),
+        (
+            "deepseek_v2",
+            LATENT | {"rms_norm_eps": 1e-3},
+            "rms_norm_eps is 0.001; .* at most 1e-05 is alike",
+        ),
+        (
+            "deepseek_v3",
+            LATENT | {"partial_rotary_factor": 0.5},
+            "of the 16 dimensions of qk_rope_head_dim",
+        ),
+        (
+            "dots1",
+            {"n_routed_experts": 4, "n_shared_experts": 1},
+            "num_key_value_heads is 2; .* has as many as",
+        ),
+        (
+            "ernie4_5_moe",
+            {"moe_num_experts": 4, "moe_layer_end_index": 0},
+            "moe_layer_end_index is 0",
+        ),
+        (
+            "glm4_moe",
+            {"n_routed_experts": 4, "n_group": 2},
+            "n_group is 2; .* chooses among all experts",
+        ),
         ("gpt_oss", {"rope_parameters": None, "num_local_experts": 4}, "would take YaRN by 32"),
         ("llama4_text", {"num_local_experts": 4, "num_hidden_layers": 3}, "has 4 or more"),
-        ("llama4_text", {"num_local_experts": 4, "num_hidden_layers": 4, "attention_chunk_size": 64}, "has 8192"),
+        (
+            "llama4_text",
+            {"num_local_experts": 4, "num_hidden_layers": 4, "attention_chunk_size": 64},
+            "has 8192",
+        ),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         ("ministral3", {"rope_parameters": None}, "would take YaRN by 16"),
         ("olmoe", {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0}, "clip_qkv is 8.0"),
         ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),
-        ("ernie4_5", {"use_bias": True}, "bias, and llama.cpp's architecture ernie4_5 adds no bias there"),
+        (
+            "ernie4_5",
+            {"use_bias": True},
+            "bias, and llama.cpp's architecture ernie4_5 adds no bias there",
+        ),
         ("falcon", {"alibi": True}, "this model has ALiBi"),
         ("falcon", {"bias": True}, "falcon has no biases"),
         ("falcon", {"parallel_attn": False}, "side by side"),
@@ -50,7 +88,11 @@ LATENT = {
         ("lfm2", {"layer_types": ["conv", "conv"]}, "llama.cpp needs both kinds"),
         ("minicpm3", {"scale_depth": 1.0}, "computes with 1.4"),
         ("nemotron", {"head_dim": 48}, "hidden_size / num_attention_heads"),
-        ("olmo2", {"attention_bias": True}, "o_proj.bias, and llama.cpp's architecture olmo2 adds no bias there"),
+        (
+            "olmo2",
+            {"attention_bias": True},
+            "o_proj.bias, and llama.cpp's architecture olmo2 adds no bias there",
+        ),
         ("phi", {"qk_layernorm": True}, "no norm of queries and keys"),
         ("qwen2_moe", EXPERTS | {"norm_topk_prob": True}, "does not normalize"),
         ("qwen2_moe", EXPERTS | {"mlp_only_layers": [0]}, "has experts in every layer"),
@@ -65,7 +107,11 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
     checkpoint = make_model(tmp_path / "model", model_type, **config)
     if "rope_parameters" in config:
         path = checkpoint / "config.json"
-        path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "rope_parameters"}))
+        path.write_text(
+            json.dumps(
+                {k: v for k, v in json.loads(path.read_text()).items() if k != "rope_parameters"}
+            )
+        )
     with pytest.raises(CheckpointError, match=message):
         plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
 
@@ -73,13 +119,21 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layer_types": [["conv"], {}]}, "must name full_attention or conv for each of the 2 layers"),
-        ({"layer_types": None, "full_attn_idxs": 1}, "full_attn_idxs is 1; it must be a list of layers"),
+        (
+            {"layer_types": [["conv"], {}]},
+            "must name full_attention or conv for each of the 2 layers",
+        ),
+        (
+            {"layer_types": None, "full_attn_idxs": 1},
+            "full_attn_idxs is 1; it must be a list of layers",
+        ),
     ],
 )
 def test_layers_that_are_not_named(change: dict[str, Any], message: str) -> None:
     """As no class of transformers would take them."""
-    values = json.loads(small_config("lfm2", layer_types=["conv", "full_attention"]).to_json_string(use_diff=False))
+    values = json.loads(
+        small_config("lfm2", layer_types=["conv", "full_attention"]).to_json_string(use_diff=False)
+    )
     with pytest.raises(CheckpointError, match=message):
         family_of(Config(values | change, "config.json"))
 
@@ -94,16 +148,24 @@ def test_a_bias_that_the_configuration_does_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("model_type", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
-def test_an_output_matrix_beside_a_tied_embedding(model_type: str, head: str, tmp_path: Path) -> None:
+def test_an_output_matrix_beside_a_tied_embedding(
+    model_type: str, head: str, tmp_path: Path
+) -> None:
     """One that repeats it is left out; transformers takes one that does not."""
     from safetensors.numpy import load_file, save_file
 
     checkpoint = make_model(tmp_path / "model", model_type)
     path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
-    with pytest.raises(CheckpointError, match=f"{head}.weight, and tie_word_embeddings is true, but it is not"):
+    with pytest.raises(
+        CheckpointError, match=f"{head}.weight, and tie_word_embeddings is true, but it is not"
+    ):
         plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
     tensors = load_file(weights)
-    embedding = next(name for name in tensors if name.endswith(("embed_tokens.weight", "embed_in.weight")))
+    embedding = next(
+        name for name in tensors if name.endswith(("embed_tokens.weight", "embed_in.weight"))
+    )
     save_file(tensors | {f"{head}.weight": tensors[embedding].copy()}, weights)
-    assert not any(head in note for note in plan(ConvertOptions(checkpoint, tmp_path / "out.gguf")).notes)
+    assert not any(
+        head in note for note in plan(ConvertOptions(checkpoint, tmp_path / "out.gguf")).notes
+    )

@@ -1,4 +1,5 @@
-"""Changes in place on file systems that move, share or only copy data, mounted for the test where that is allowed."""
+"""Changes in place on file systems that move, share or only copy data, mounted for the test where
+that is allowed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-#: File system → how room is made there, and how a second file gets its data. "copied" needs no kernel's help.
+#: File system → how room is made there, and how a second file gets its data. "copied" needs no
+#: kernel's help.
 KINDS = {
     "ext4": ("moved", "copied"),
     "xfs": ("moved", "shared"),
@@ -64,8 +66,11 @@ def test_file_system(tmp_path: Path, kind: str) -> None:
     mounting = ["unshare", "-m", "sh", "-c", f'{mount} || exit {NO_MOUNT}; exec "$@"', "sh"]
     done = subprocess.run(
         [*mounting, sys.executable, "-c", SCRIPT, str(mounted)],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(TESTS)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(TESTS)},
+    )
     image.unlink(missing_ok=True)
     if done.returncode == NO_MOUNT:
         pytest.skip(f"{kind} cannot be mounted here: {done.stderr.strip()}")

@@ -1,4 +1,5 @@
-"""Float8 checkpoints: the values that the scales beside them give, against PyTorch's and transformers' own."""
+"""Float8 checkpoints: the values that the scales beside them give, against PyTorch's and
+transformers' own."""
 
 from __future__ import annotations
 
@@ -25,18 +26,27 @@ from ggext.verify import verify
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+FP8 = {
+    "quant_method": "fp8",
+    "fmt": "e4m3",
+    "activation_scheme": "dynamic",
+    "weight_block_size": [128, 128],
+}
 COMPRESSED = {
     "quant_method": "compressed-tensors",
     "format": "float-quantized",
     "config_groups": {
-        "group_0": {"weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}}
+        "group_0": {
+            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+        }
     },
     "ignore": ["lm_head"],
 }
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("F8_E4M3", "float8_e4m3fn"), ("F8_E5M2", "float8_e5m2")]
+)
 def test_every_code_is_what_pytorch_reads(name: str, dtype: str) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
     np.testing.assert_array_equal(float8_values(name), codes.float().numpy())
@@ -44,12 +54,20 @@ def test_every_code_is_what_pytorch_reads(name: str, dtype: str) -> None:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Projections of 256, 128 and 384 rows, so that blocks of 128 fit (transformers takes no others)."""
-    shape = {"hidden_size": 256, "intermediate_size": 384, "num_attention_heads": 4, "num_key_value_heads": 2}
+    """Projections of 256, 128 and 384 rows, so that blocks of 128 fit (transformers takes no
+    others)."""
+    shape = {
+        "hidden_size": 256,
+        "intermediate_size": 384,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     return make_llama(tmp_path_factory.mktemp("float8") / "plain", dtype="bfloat16", **shape)
 
 
-def quantized(plain: Path, folder: Path, config: dict[str, Any], suffix: str, scale_of: Any, **other: Any) -> Path:
+def quantized(
+    plain: Path, folder: Path, config: dict[str, Any], suffix: str, scale_of: Any, **other: Any
+) -> Path:
     """The checkpoint with float8 projections; ``scale_of``: (rows, columns) → the scales' shape."""
     import shutil
 
@@ -68,7 +86,9 @@ def quantized(plain: Path, folder: Path, config: dict[str, Any], suffix: str, sc
             tensors[name.replace("weight", "input_scale")] = torch.ones(1)
     save_file(tensors, folder / "model.safetensors")
     path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config} | other))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": config} | other)
+    )
     return folder
 
 
@@ -89,7 +109,9 @@ def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: s
         expected = stored[name]
         if name + "_scale_inv" in stored:
             judge = Fp8Dequantize(None)
-            expected = judge._dequantize_one(expected, stored[name + "_scale_inv"], getattr(torch, dtype))
+            expected = judge._dequantize_one(
+                expected, stored[name + "_scale_inv"], getattr(torch, dtype)
+            )
             assert tensor.dtype == {"bfloat16": "BF16", "float32": "F32"}[dtype]
             assert tensor.nbytes == expected.nbytes
         bits = expected.view(torch.uint16) if expected.dtype == torch.bfloat16 else expected
@@ -100,7 +122,11 @@ def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: s
     ("config", "suffix", "scale_of"),
     [
         (FP8 | {"weight_block_size": None}, "_scale_inv", lambda *_: (1,)),
-        (FP8 | {"weight_block_size": [96, 100]}, "_scale_inv", lambda r, c: (-(-r // 96), -(-c // 100))),
+        (
+            FP8 | {"weight_block_size": [96, 100]},
+            "_scale_inv",
+            lambda r, c: (-(-r // 96), -(-c // 100)),
+        ),
         (COMPRESSED, "_scale", lambda r, _: (r, 1)),
         (COMPRESSED, "_scale", lambda *_: (1,)),
     ],
@@ -112,7 +138,9 @@ def test_scales_of_every_layout(
 ) -> None:
     from safetensors.torch import load_file
 
-    folder = quantized(plain, tmp_path / "fp8", config, suffix, scale_of, float8=getattr(torch, float8))
+    folder = quantized(
+        plain, tmp_path / "fp8", config, suffix, scale_of, float8=getattr(torch, float8)
+    )
     stored = load_file(folder / "model.safetensors")
     block = config.get("weight_block_size")
     for name, tensor in weights_of(read_tensors(folder), read_config(folder)).items():
@@ -121,7 +149,11 @@ def test_scales_of_every_layout(
             continue
         rows, columns = tensor.shape
         each = block or (rows // scale.shape[0], columns)
-        grid = scale.reshape(scale.shape[0], -1).repeat_interleave(each[0], 0).repeat_interleave(each[1], 1)
+        grid = (
+            scale.reshape(scale.shape[0], -1)
+            .repeat_interleave(each[0], 0)
+            .repeat_interleave(each[1], 1)
+        )
         expected = (stored[name].float() * grid[:rows, :columns]).bfloat16()
         array = tensor.array()
         np.testing.assert_array_equal(array[:], expected.view(torch.uint16).numpy())
@@ -162,14 +194,16 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 
 
 def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
-    """Experts that are stacked, latents that are parted, blocks that the edge cuts: the values are PyTorch's, and the
-    logits those of transformers with these values."""
+    """Experts that are stacked, latents that are parted, blocks that the edge cuts: the values are
+    PyTorch's, and the logits those of transformers with these values."""
     pytest.importorskip("llama_cpp")
     from safetensors.torch import load_file
 
     row = ROWS["deepseek_v3-mscale"]
     plain = make_model(tmp_path / "plain", row.model_type, **row.config)
-    folder = quantized(plain, tmp_path / "fp8", FP8 | {"weight_block_size": [32, 40]}, "_scale_inv", grid)
+    folder = quantized(
+        plain, tmp_path / "fp8", FP8 | {"weight_block_size": [32, 40]}, "_scale_inv", grid
+    )
     stored = load_file(folder / "model.safetensors")
     dense = {}
     for name, weight in stored.items():
@@ -179,8 +213,11 @@ def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
         elif not name.endswith(("_scale_inv", "input_scale")):
             dense[name] = weight
     assert {name.rsplit(".", 2)[-2] for name in stored if name.endswith("_scale_inv")} >= {
-        "kv_a_proj_with_mqa", "kv_b_proj", "gate_proj", "down_proj"
-    }  # fmt: skip
+        "kv_a_proj_with_mqa",
+        "kv_b_proj",
+        "gate_proj",
+        "down_proj",
+    }
     twin = without_quantization(folder, tmp_path / "twin", dense)
     assert ggext("convert", folder, tmp_path / "a.gguf").exit_code == 0
     assert ggext("convert", twin, tmp_path / "b.gguf").exit_code == 0
@@ -195,7 +232,10 @@ def grid(rows: int, columns: int) -> tuple[int, int]:
 def test_what_only_the_part_for_text_says(plain: Path, tmp_path: Path) -> None:
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
     stated = weights_of(read_tensors(folder), read_config(folder))
-    text = Config({"dtype": None, "text_config": {"quantization_config": FP8, "dtype": "bfloat16"}}, "config.json")
+    text = Config(
+        {"dtype": None, "text_config": {"quantization_config": FP8, "dtype": "bfloat16"}},
+        "config.json",
+    )
     assert weights_of(read_tensors(folder), text) == stated
 
 
@@ -222,8 +262,12 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 
     rows = 40_000
     weight = torch.zeros(rows, 512, dtype=torch.float8_e4m3fn)
-    save_file({"w": weight, "w_scale_inv": torch.ones(blocks(rows, 512))}, tmp_path / "model.safetensors")
-    tensor = weights_of(read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json"))["w"]
+    save_file(
+        {"w": weight, "w_scale_inv": torch.ones(blocks(rows, 512))}, tmp_path / "model.safetensors"
+    )
+    tensor = weights_of(
+        read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json")
+    )["w"]
     array = tensor.array()
     tracemalloc.start()
     for start in range(0, rows, 1000):
@@ -243,16 +287,24 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         ({}, None),
         ({"bits": 4}, "has quant_method ''"),
         ({"quant_method": 8}, "quant_method is '8', expected str"),
-        (FP8 | {"weight_block_size": [128]}, "weight_block_size is '[128]', expected two whole numbers"),
+        (
+            FP8 | {"weight_block_size": [128]},
+            "weight_block_size is '[128]', expected two whole numbers",
+        ),
         (FP8 | {"weight_block_size": [0, 128]}, "expected two whole numbers"),
         (FP8 | {"weight_block_size": [64, 64]}, "it must be one of [1], [256, 1], [4, 6]"),
-        (COMPRESSED | {"format": "pack-quantized"}, "compressed-tensors of the format 'pack-quantized'"),
+        (
+            COMPRESSED | {"format": "pack-quantized"},
+            "compressed-tensors of the format 'pack-quantized'",
+        ),
         (COMPRESSED | {"config_groups": {}}, "compressed-tensors of the format"),
         (COMPRESSED | {"config_groups": {"a": 1}}, "compressed-tensors of the format"),
         (COMPRESSED, "is F8_E4M3 without a scale"),
     ],
 )
-def test_what_is_not_known_is_refused_by_name(plain: Path, tmp_path: Path, config: Any, message: str | None) -> None:
+def test_what_is_not_known_is_refused_by_name(
+    plain: Path, tmp_path: Path, config: Any, message: str | None
+) -> None:
     folder = quantized(plain, tmp_path / "fp8", config, "_scale_inv", blocks)
     result = ggext("convert", folder, tmp_path / "x.gguf")
     assert result.exit_code == 1
@@ -266,9 +318,15 @@ def test_scales_that_are_no_scales(tmp_path: Path) -> None:
 
     weight, scale = torch.zeros(4, 4, dtype=torch.float8_e4m3fn), torch.ones(1)
     for tensors, message in (
-        ({"w": weight, "w_scale_inv": torch.ones(1, dtype=torch.int32)}, "the scale w_scale_inv is I32"),
+        (
+            {"w": weight, "w_scale_inv": torch.ones(1, dtype=torch.int32)},
+            "the scale w_scale_inv is I32",
+        ),
         ({"w": weight, "w_scale_inv": torch.ones(3)}, "has the shape [3]; for [4, 4]"),
-        ({"w": weight.reshape(2, 2, 4), "w_scale_inv": scale}, "is F8_E4M3 [2, 2, 4], not a matrix"),
+        (
+            {"w": weight.reshape(2, 2, 4), "w_scale_inv": scale},
+            "is F8_E4M3 [2, 2, 4], not a matrix",
+        ),
         ({"w": weight[0].clone(), "w_scale_inv": scale}, "is F8_E4M3 [4], not a matrix"),
     ):
         save_file(tensors, tmp_path / "model.safetensors")

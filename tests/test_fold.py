@@ -1,4 +1,5 @@
-"""A gain folded into the query weights: the same logits, and keys whose length survives context shifts."""
+"""A gain folded into the query weights: the same logits, and keys whose length survives context
+shifts."""
 
 from __future__ import annotations
 
@@ -29,8 +30,13 @@ YARN = RopeScaling("yarn", factor=4)
 BETAS = RopeScaling("yarn", factor=4, beta_slow=0.1, attention_factor=1.2)
 
 
-def bake(model: Path, out: Path, rope: RopeScaling | None, encoding: EncodingName | None = "folded", **options: Any
-         ) -> GgufFile:  # fmt: skip
+def bake(
+    model: Path,
+    out: Path,
+    rope: RopeScaling | None,
+    encoding: EncodingName | None = "folded",
+    **options: Any,
+) -> GgufFile:
     convert(ConvertOptions(model, out, rope, encoding=encoding, **options))
     return read_gguf(out)
 
@@ -41,7 +47,12 @@ def floats(gguf: GgufFile, name: str) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize(
     ("scaling", "arch", "carried_by"),
-    [(YARN, "llama", "keys"), (YARN, "qwen2", "keys"), (BETAS, "llama", "tensor"), (YARN, "qwen3", "keys")],
+    [
+        (YARN, "llama", "keys"),
+        (YARN, "qwen2", "keys"),
+        (BETAS, "llama", "tensor"),
+        (YARN, "qwen3", "keys"),
+    ],
 )
 def test_the_kernel_has_no_gain_left(scaling: RopeScaling, arch: str, carried_by: str) -> None:
     encoding = encode(scaling, GEOMETRY, arch, "folded")
@@ -76,7 +87,12 @@ def test_without_a_gain_there_is_nothing_to_fold() -> None:
 @pytest.mark.parametrize(
     ("scaling", "arch", "name", "message"),
     [
-        (YARN, "qwen2", "tensor", "qwen2 does not load rope_freqs.weight; choose --encoding keys or folded"),
+        (
+            YARN,
+            "qwen2",
+            "tensor",
+            "qwen2 does not load rope_freqs.weight; choose --encoding keys or folded",
+        ),
         (BETAS, "llama", "keys", "cannot run yarn .* as keys: the nearest"),
         (
             RopeScaling("llama3", factor=4, attention_factor=1.2),
@@ -102,12 +118,21 @@ def test_a_query_scale_that_means_nothing_is_refused() -> None:
 
 # blocks of quantized types
 
-_K_QUANTS = {"Q2_K": 84, "Q3_K": 110, "Q4_K": 144, "Q5_K": 176, "Q6_K": 210, "IQ4_NL": 18, "IQ4_XS": 136}
+_K_QUANTS = {
+    "Q2_K": 84,
+    "Q3_K": 110,
+    "Q4_K": 144,
+    "Q5_K": 176,
+    "Q6_K": 210,
+    "IQ4_NL": 18,
+    "IQ4_XS": 136,
+}
 
 
 @pytest.mark.parametrize("name", SCALES_OF_TYPE)
 def test_scaled_blocks_are_the_scaled_values(name: str) -> None:
-    """What the gguf library makes of the scaled blocks: each float16 scale is within half a unit of its last place."""
+    """What the gguf library makes of the scaled blocks: each float16 scale is within half a unit of
+    its last place."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -135,7 +160,12 @@ def test_what_cannot_be_scaled_is_refused() -> None:
     with pytest.raises(GgufError, match=r"block scale of 60000 times 1.3 does not fit"):
         scale_bytes(full, GGMLQuantizationType.Q8_0.value, np.array([1.3]), Rounding())
     with pytest.raises(GgufError, match=r"MXFP4, whose scales are not float16"):
-        scale_bytes(np.zeros((1, 17), np.uint8), GGMLQuantizationType.MXFP4.value, np.array([1.3]), Rounding())
+        scale_bytes(
+            np.zeros((1, 17), np.uint8),
+            GGMLQuantizationType.MXFP4.value,
+            np.array([1.3]),
+            Rounding(),
+        )
     with pytest.raises(GgufError, match="does not fit into F16"):
         scale_bytes(np.float16([[60000]]).view(np.uint8), 1, np.array([1.3]), Rounding())
 
@@ -154,14 +184,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 PARITY: dict[str, tuple[RopeScaling, dict[str, Any]]] = {
     "keys": (YARN, {}),
     "biases": (YARN, {"attention_bias": True}),
-    "tensor": (RopeScaling("yarn", factor=4, beta_fast=16, beta_slow=0.1, attention_factor=1.3), {}),
-    "linear-gain": (RopeScaling("linear", factor=4, attention_factor=1.2), {"num_key_value_heads": 4}),
+    "tensor": (
+        RopeScaling("yarn", factor=4, beta_fast=16, beta_slow=0.1, attention_factor=1.3),
+        {},
+    ),
+    "linear-gain": (
+        RopeScaling("linear", factor=4, attention_factor=1.2),
+        {"num_key_value_heads": 4},
+    ),
     "none-gain": (RopeScaling("none", attention_factor=1.2), {}),
 }
 
 
 @pytest.mark.parametrize(("scaling", "config"), PARITY.values(), ids=PARITY)
-def test_folded_logits_equal_transformers(tmp_path: Path, scaling: RopeScaling, config: dict[str, Any]) -> None:
+def test_folded_logits_equal_transformers(
+    tmp_path: Path, scaling: RopeScaling, config: dict[str, Any]
+) -> None:
     from ggext.verify import verify
 
     model = make_llama(tmp_path / "model", **config)
@@ -178,7 +216,9 @@ def logits_of(path: Path, count: int = 200) -> np.ndarray[Any, Any]:
 
     with Model.open(path) as model:
         ids = [(7 * i + i // 5) % (model.n_vocab - 2) + 2 for i in range(count)]
-        with Session(model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)) as session:
+        with Session(
+            model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)
+        ) as session:
             return session.logits(ids)
 
 
@@ -190,21 +230,46 @@ def divergence(expected: Path, actual: Path) -> float:
 
 
 FOLDED = [
-    ("llama", True), ("mistral3", False), ("qwen2", False), ("qwen2", True), ("qwen3", False), ("qwen3moe", False),
-    ("qwen2moe", False), ("apertus", False), ("arcee", False), ("cohere2", False), ("ernie4_5", False),
-    ("falcon", False), ("glm4", False), ("gptneox", False), ("granite", False), ("nemotron", False),
-    ("olmo2", False), ("phi2", False), ("seed_oss", False), ("smollm3", False), ("starcoder2", False),
-    ("dots1", False), ("ernie4_5-moe", False), ("glm4moe", False), ("granitemoe", False), ("olmoe", False),
-]  # fmt: skip
+    ("llama", True),
+    ("mistral3", False),
+    ("qwen2", False),
+    ("qwen2", True),
+    ("qwen3", False),
+    ("qwen3moe", False),
+    ("qwen2moe", False),
+    ("apertus", False),
+    ("arcee", False),
+    ("cohere2", False),
+    ("ernie4_5", False),
+    ("falcon", False),
+    ("glm4", False),
+    ("gptneox", False),
+    ("granite", False),
+    ("nemotron", False),
+    ("olmo2", False),
+    ("phi2", False),
+    ("seed_oss", False),
+    ("smollm3", False),
+    ("starcoder2", False),
+    ("dots1", False),
+    ("ernie4_5-moe", False),
+    ("glm4moe", False),
+    ("granitemoe", False),
+    ("olmoe", False),
+]
 
 
 @pytest.mark.parametrize(("arch", "fused"), FOLDED)
-def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arch: str, fused: bool) -> None:
+def test_every_architecture_folds_where_its_queries_are_made(
+    tmp_path: Path, arch: str, fused: bool
+) -> None:
     """Against the same model with the gain in its keys."""
     model = write_random(tmp_path / "model.gguf", arch, fused=fused)
     keys = bake(model, tmp_path / "keys.gguf", YARN, "keys")
     bake(model, tmp_path / "folded.gguf", YARN)
-    wrong = bake(model, tmp_path / "wrong.gguf", RopeScaling("yarn", factor=4, attention_factor=1.0), "keys")
+    wrong = bake(
+        model, tmp_path / "wrong.gguf", RopeScaling("yarn", factor=4, attention_factor=1.0), "keys"
+    )
     assert divergence(keys.path, tmp_path / "folded.gguf") <= 1e-6
     assert divergence(keys.path, wrong.path) > 1e-4
 
@@ -219,7 +284,9 @@ def test_every_architecture_folds_where_its_queries_are_made(tmp_path: Path, arc
         ("stablelm", "has a row for each head"),
     ],
 )
-def test_where_a_gain_cannot_be_folded_it_is_refused(tmp_path: Path, arch: str, reason: str) -> None:
+def test_where_a_gain_cannot_be_folded_it_is_refused(
+    tmp_path: Path, arch: str, reason: str
+) -> None:
     with pytest.raises(RopeError, match=reason):
         bake(write_random(tmp_path / "model.gguf", arch), tmp_path / "folded.gguf", YARN)
 
@@ -233,7 +300,9 @@ def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:
         queries = N_HEADS * HEAD
         assert np.allclose(after[:queries], before[:queries] * scale, rtol=1e-7)
         assert np.array_equal(after[queries:], before[queries:])
-    changed = [n for n in model.tensors if bytes(model.tensor_data(n)) != bytes(gguf.tensor_data(n))]
+    changed = [
+        n for n in model.tensors if bytes(model.tensor_data(n)) != bytes(gguf.tensor_data(n))
+    ]
     assert changed == [f"blk.{i}.attn_qkv.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
 
 
@@ -253,7 +322,9 @@ def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Pat
     assert scale.reshape(N_HEADS, HEAD).tolist() == [[1.3] * 8 + [1.0] * 8] * N_HEADS
     with pytest.raises(RopeError, match="layer 2 has none of"):
         fold_query(source.tensors, "qwen2", geometry, keys(N_HEADS, 3), 1.3)
-    with pytest.raises(RopeError, match="at most 512 layers"):  # at once, however many the file claims
+    with pytest.raises(
+        RopeError, match="at most 512 layers"
+    ):  # at once, however many the file claims
         fold_query(source.tensors, "qwen2", geometry, keys(N_HEADS, 1 << 32), 1.3)
     with pytest.raises(RopeError, match="layers that are alike"):
         fold_query(source.tensors, "qwen2", geometry, keys([4, 2], 2), 1.3)
@@ -270,7 +341,8 @@ def test_a_folded_file_is_unfolded_before_the_next_bake(checkpoint: Path, tmp_pa
         for key in one.fields.keys() | other.fields.keys():
             assert key == "ggext.recipe" or one.fields[key] == other.fields[key]
         for name in plain.tensors:
-            # float32 twice: at most one unit in the last place, and nothing but the queries is touched
+            # float32 twice: at most one unit in the last place, and nothing but the queries is
+            # touched
             tolerance = 2**-22 if "attn_q." in name else 0
             assert np.allclose(floats(one, name), floats(other, name), rtol=tolerance, atol=0), name
 
@@ -282,7 +354,10 @@ def test_16_bit_weights_come_back_within_their_rounding(checkpoint: Path, tmp_pa
         back = bake(folded.path, tmp_path / f"{kind}-back.gguf", RopeScaling("none"), None)
         name = "blk.0.attn_q.weight"
         raw = [np.frombuffer(g.tensor_data(name), np.uint16) for g in (plain, back)]
-        one, other = (r.view("<f2").astype("f4") if kind == "f16" else (r.astype("<u4") << 16).view("<f4") for r in raw)
+        one, other = (
+            r.view("<f2").astype("f4") if kind == "f16" else (r.astype("<u4") << 16).view("<f4")
+            for r in raw
+        )
         assert np.abs(one - other).max() <= 2 * unit * np.abs(one).max()
 
 
@@ -290,7 +365,12 @@ def test_another_form_of_the_same_scaling(checkpoint: Path, tmp_path: Path) -> N
     """--encoding alone rewrites what a GGUF file says, also one that another program made."""
     from ggext.gguf.writer import TensorToWrite, write_gguf
 
-    keys = bake(checkpoint, tmp_path / "keys.gguf", RopeScaling("yarn", factor=4, attention_factor=1.3), "keys")
+    keys = bake(
+        checkpoint,
+        tmp_path / "keys.gguf",
+        RopeScaling("yarn", factor=4, attention_factor=1.3),
+        "keys",
+    )
     fields = {k: f for k, f in keys.fields.items() if k != "ggext.recipe"}
     tensors = [
         TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [keys.tensor_data(t.name)])  # type: ignore[misc]
@@ -306,10 +386,14 @@ def test_another_form_of_the_same_scaling(checkpoint: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS"])
 def test_quantized_files_are_folded_in_their_block_scales(tmp_path: Path, kind: str) -> None:
     """The cost in KL is far below what the quantization itself cost."""
-    model = make_llama(tmp_path / "model", hidden_size=256, intermediate_size=256, num_attention_heads=4)
+    model = make_llama(
+        tmp_path / "model", hidden_size=256, intermediate_size=256, num_attention_heads=4
+    )
     exact = bake(model, tmp_path / "f32.gguf", YARN, "keys")
     keys = bake(model, tmp_path / "keys.gguf", YARN, "keys", type=kind)
-    result = CliRunner().invoke(main, ["convert", str(keys.path), str(tmp_path / "f.gguf"), "--encoding", "folded"])
+    result = CliRunner().invoke(
+        main, ["convert", str(keys.path), str(tmp_path / "f.gguf"), "--encoding", "folded"]
+    )
     assert result.exit_code == 0, result.output
     assert "shift-safe" in result.output
     assert "folding: rounding of the query weights rms" in result.output
@@ -328,14 +412,17 @@ def test_a_checkpoint_is_folded_before_it_is_quantized(checkpoint: Path, tmp_pat
         gguf = bake(checkpoint, tmp_path / f"{kind}.gguf", YARN, type=kind)
         raw = np.frombuffer(gguf.tensor_data(name), np.uint8).reshape(128, -1)
         values = dequantize(raw if kind == "q8_0" else raw.view("<f2"), out)
-        assert np.abs(values - floats(exact, name)).max() <= np.abs(values).max() * (1 / 254 + 2**-11)
+        assert np.abs(values - floats(exact, name)).max() <= np.abs(values).max() * (
+            1 / 254 + 2**-11
+        )
 
 
 # context shifts
 
 
 def k_norms(data: bytes) -> np.ndarray[Any, Any]:
-    """Norm of each cell's K in layer 0 of a sequence's state (llama_state_seq_get_data of llama.cpp 0c1e57098)."""
+    """Norm of each cell's K in layer 0 of a sequence's state (llama_state_seq_get_data of llama.cpp
+    0c1e57098)."""
     _, _, _, cells = struct.unpack_from("<IiII", data)
     at = 16
     for _ in range(cells):
@@ -355,7 +442,10 @@ def norms_after_shifts(path: Path, shifts: int) -> np.ndarray[Any, Any]:
     from ggext.runtime.engine import Model, Session, SessionOptions
 
     lib = llama.lib()
-    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256, kv_type="f32")) as session:
+    with (
+        Model.open(path) as model,
+        Session(model, SessionOptions(n_ctx=256, kv_type="f32")) as session,
+    ):
         context, memory = session.cache.handle, session.cache._memory
 
         def state() -> np.ndarray[Any, Any]:
@@ -386,16 +476,28 @@ def test_k_norms_survive_100_shifts_only_when_folded(checkpoint: Path, tmp_path:
 
 def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
-        return CliRunner().invoke(main, ["convert", str(checkpoint), str(tmp_path / "x.gguf"), *arguments]).output
+        return (
+            CliRunner()
+            .invoke(main, ["convert", str(checkpoint), str(tmp_path / "x.gguf"), *arguments])
+            .output
+        )
 
     assert "encoding: keys, worst frequency error" in run("--yarn", "4", "--dry-run")
     assert "not shift-safe" in run("--yarn", "4", "--dry-run")
     assert "encoding: folded" in run("--yarn", "4", "--encoding", "folded", "--dry-run")
     assert "not shift-safe" not in run("--yarn", "4", "--encoding", "folded", "--dry-run")
     assert "is not one of" in run("--yarn", "4", "--encoding", "magic")
-    assert "nothing for --encoding folded to do: keys says it all" in run("--linear", "4", "--encoding", "folded")
-    for encoding, words in (("folded", "attention factor 1.13863, shift-safe"), ("keys", "1.13863, not shift-safe")):
+    assert "nothing for --encoding folded to do: keys says it all" in run(
+        "--linear", "4", "--encoding", "folded"
+    )
+    for encoding, words in (
+        ("folded", "attention factor 1.13863, shift-safe"),
+        ("keys", "1.13863, not shift-safe"),
+    ):
         bake(checkpoint, tmp_path / f"{encoding}.gguf", YARN, encoding)  # type: ignore[arg-type]
-        assert words in CliRunner().invoke(main, ["inspect", str(tmp_path / f"{encoding}.gguf")]).output
+        assert (
+            words
+            in CliRunner().invoke(main, ["inspect", str(tmp_path / f"{encoding}.gguf")]).output
+        )
     with pytest.raises(GgextError, match="cannot run yarn"):
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))

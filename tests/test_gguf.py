@@ -26,18 +26,25 @@ def tensor(name: str, values: list[float]) -> TensorToWrite:
 
 def small_file(path: Path, **fields: Any) -> Path:
     values = {"general.architecture": "llama", "llama.context_length": 64} | fields
-    write_gguf(path, {k: Field.of(v) for k, v in values.items()}, [tensor("a", [1.0, 2.0]), tensor("b", [3.0])])
+    write_gguf(
+        path,
+        {k: Field.of(v) for k, v in values.items()},
+        [tensor("a", [1.0, 2.0]), tensor("b", [3.0])],
+    )
     return path
 
 
 def test_the_bytes_of_a_tiny_file(tmp_path: Path) -> None:
-    """Data at the second block: 4 KB of slack in a key of spaces, which the next change of the header uses."""
+    """Data at the second block: 4 KB of slack in a key of spaces, which the next change of the
+    header uses."""
     path = tmp_path / "tiny.gguf"
     write_gguf(path, {"general.architecture": Field.of("x")}, [tensor("t", [1.5])])
     key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
     info = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 1, 0, 0)
     spaces = 8192 - 24 - len(key) - len(info) - (8 + 13 + 4 + 8)
-    padding = struct.pack("<Q", 13) + b"ggext.padding" + struct.pack("<IQ", 8, spaces) + b" " * spaces
+    padding = (
+        struct.pack("<Q", 13) + b"ggext.padding" + struct.pack("<IQ", 8, spaces) + b" " * spaces
+    )
     header = b"GGUF\x03\0\0\0" + struct.pack("<QQ", 1, 2) + key + padding + info
     assert path.read_bytes() == header + struct.pack("<f", 1.5) + bytes(28)
     assert list(read_gguf(path).fields) == ["general.architecture"]
@@ -46,7 +53,15 @@ def test_the_bytes_of_a_tiny_file(tmp_path: Path) -> None:
 def test_the_gguf_library_reads_what_we_write(tmp_path: Path) -> None:
     from gguf import GGUFReader
 
-    fields = {"s": "täxt", "i": 7, "f": 0.5, "b": True, "strings": ["a", "bc"], "ints": [1, -2], "floats": [0.5, 2.0]}
+    fields = {
+        "s": "täxt",
+        "i": 7,
+        "f": 0.5,
+        "b": True,
+        "strings": ["a", "bc"],
+        "ints": [1, -2],
+        "floats": [0.5, 2.0],
+    }
     path = small_file(tmp_path / "x.gguf", **fields)
     reader = GGUFReader(path)
     assert {k: reader.fields[k].contents() for k in fields} == fields
@@ -72,7 +87,14 @@ def test_we_read_what_the_gguf_library_writes(tmp_path: Path) -> None:
     writer.close()
     gguf = read_gguf(path)
     values = {k: f.value for k, f in gguf.fields.items() if k != "general.architecture"}
-    assert values == {"u8": 1, "i64": -5, "f64": 0.1, "flag": True, "names": ["x", "yz"], "numbers": [1, 2, 3]}
+    assert values == {
+        "u8": 1,
+        "i64": -5,
+        "f64": 0.1,
+        "flag": True,
+        "names": ["x", "yz"],
+        "numbers": [1, 2, 3],
+    }
     assert gguf.fields["i64"].type is ValueType.INT64
     assert gguf.tensors["w"].shape == (4, 3)
     assert gguf.float_tensor("w").tolist() == list(range(12))
@@ -82,7 +104,9 @@ def test_fields_are_written_back_as_they_were(tmp_path: Path) -> None:
     fields = {
         "general.architecture": Field.of("llama"),
         "u16": Field(ValueType.UINT16, 65535),
-        "nested": Field(ValueType.ARRAY, [Field(ValueType.ARRAY, [1, 2], ValueType.UINT8)], ValueType.ARRAY),
+        "nested": Field(
+            ValueType.ARRAY, [Field(ValueType.ARRAY, [1, 2], ValueType.UINT8)], ValueType.ARRAY
+        ),
         "not utf-8": Field.of(b"\xff\xfe".decode("utf-8", "surrogateescape")),
         "general.alignment": Field.of(64),
     }
@@ -121,29 +145,63 @@ HOSTILE = {
     "huge-key-count": (header(fields=1 << 63), "keys do not fit"),
     "huge-tensor-count": (header(tensors=1 << 63), "tensors do not fit"),
     "long-key": (header(struct.pack("<Q", 1 << 40) + bytes(32)), "reaches past the end"),
-    "long-string": (header(string(b"k") + struct.pack("<IQ", 8, 1 << 62) + bytes(32)), "reaches past the end"),
-    "huge-array": (header(string(b"k") + struct.pack("<IIQ", 9, 4, 1 << 62) + bytes(32)), "do not fit"),
-    "deep-array": (header(string(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(64)), "deeper"),
-    "unknown-type": (header(string(b"k") + struct.pack("<I", 99) + bytes(32)), "unknown value type 99"),
+    "long-string": (
+        header(string(b"k") + struct.pack("<IQ", 8, 1 << 62) + bytes(32)),
+        "reaches past the end",
+    ),
+    "huge-array": (
+        header(string(b"k") + struct.pack("<IIQ", 9, 4, 1 << 62) + bytes(32)),
+        "do not fit",
+    ),
+    "deep-array": (
+        header(string(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(64)),
+        "deeper",
+    ),
+    "unknown-type": (
+        header(string(b"k") + struct.pack("<I", 99) + bytes(32)),
+        "unknown value type 99",
+    ),
     "empty-key": (header(text_field(b"", b"x") + bytes(32)), "key is empty"),
     "twice": (header(ARCH, ARCH, fields=2), "occurs twice"),
     "no-architecture": (header(text_field(b"some.key", b"x")), "general.architecture is missing"),
     "alignment": (
-        header(ARCH, string(b"general.alignment") + struct.pack("<II", 4, 24), fields=2), "power of two"
+        header(ARCH, string(b"general.alignment") + struct.pack("<II", 4, 24), fields=2),
+        "power of two",
     ),
-    "alignment-0": (header(ARCH, string(b"general.alignment") + struct.pack("<II", 4, 0), fields=2), "power of two"),
-    "tensor-twice": (header(ARCH, info(b"t", (1,)), info(b"t", (1,), offset=32), tensors=2), "occurs twice"),
+    "alignment-0": (
+        header(ARCH, string(b"general.alignment") + struct.pack("<II", 4, 0), fields=2),
+        "power of two",
+    ),
+    "tensor-twice": (
+        header(ARCH, info(b"t", (1,)), info(b"t", (1,), offset=32), tensors=2),
+        "occurs twice",
+    ),
     "no-dimensions": (header(ARCH, info(b"t", ()), bytes(64), tensors=1), "0 dimensions"),
     "five-dimensions": (header(ARCH, info(b"t", (1,) * 5), tensors=1), "5 dimensions"),
     "overflow": (header(ARCH, info(b"t", (1 << 40, 1 << 40)), tensors=1), "impossible shape"),
     "zero-size": (header(ARCH, info(b"t", (0,)), tensors=1), "impossible shape"),
-    "unknown-tensor-type": (header(ARCH, info(b"t", (1,), kind=250), tensors=1), "unknown type 250"),
+    "unknown-tensor-type": (
+        header(ARCH, info(b"t", (1,), kind=250), tensors=1),
+        "unknown type 250",
+    ),
     "partial-block": (header(ARCH, info(b"t", (31,), kind=8), tensors=1), "whole blocks of 32"),
-    "misaligned": (header(ARCH, info(b"t", (1,), offset=4), bytes(96), tensors=1), "not a multiple"),
-    "overlap": (header(ARCH, info(b"t", (16,)), info(b"u", (16,), offset=32), bytes(256), tensors=2), "overlaps"),
-    "truncated-data": (header(ARCH, info(b"t", (4096,)), bytes(64), tensors=1), "file is truncated"),
-    "far-offset": (header(ARCH, info(b"t", (1,), offset=1 << 62), bytes(64), tensors=1), "file is truncated"),
-}  # fmt: skip
+    "misaligned": (
+        header(ARCH, info(b"t", (1,), offset=4), bytes(96), tensors=1),
+        "not a multiple",
+    ),
+    "overlap": (
+        header(ARCH, info(b"t", (16,)), info(b"u", (16,), offset=32), bytes(256), tensors=2),
+        "overlaps",
+    ),
+    "truncated-data": (
+        header(ARCH, info(b"t", (4096,)), bytes(64), tensors=1),
+        "file is truncated",
+    ),
+    "far-offset": (
+        header(ARCH, info(b"t", (1,), offset=1 << 62), bytes(64), tensors=1),
+        "file is truncated",
+    ),
+}
 
 
 @pytest.mark.parametrize(("data", "message"), HOSTILE.values(), ids=HOSTILE)
@@ -171,9 +229,13 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
-def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]) -> None:
+def test_flipped_bytes_never_crash(
+    tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]
+) -> None:
     folder = tmp_path_factory.mktemp("flip")
-    data = bytearray(small_file(folder / "x.gguf", names=["a", "b"], flag=True, numbers=[1, 2]).read_bytes())
+    data = bytearray(
+        small_file(folder / "x.gguf", names=["a", "b"], flag=True, numbers=[1, 2]).read_bytes()
+    )
     for at, value in flips:
         data[at % len(data)] = value
     (folder / "x.gguf").write_bytes(data)
@@ -184,7 +246,9 @@ def test_flipped_bytes_never_crash(tmp_path_factory: pytest.TempPathFactory, fli
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(GgufError, match=r"demo: No such file.* ggext convert demo makes a \.gguf file of it"):
+    with pytest.raises(
+        GgufError, match=r"demo: No such file.* ggext convert demo makes a \.gguf file of it"
+    ):
         read_gguf(Path("demo"))
     with pytest.raises(GgufError, match=r"none\.gguf: No such file; check the path$"):
         read_gguf(tmp_path / "none.gguf")

@@ -1,4 +1,5 @@
-"""Headers of any content, written by the ``gguf`` library and read by us, and the reverse; headers of exact length."""
+"""Headers of any content, written by the ``gguf`` library and read by us, and the reverse; headers
+of exact length."""
 
 from __future__ import annotations
 
@@ -26,13 +27,19 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 
 TYPES = {"f4": 0, "f2": 1, "i1": 24, "i2": 25, "i4": 26, "i8": 27, "f8": 28}
 VALUES = {
-    "UINT8": st.integers(0, 2**8 - 1), "INT8": st.integers(-(2**7), 2**7 - 1),
-    "UINT16": st.integers(0, 2**16 - 1), "INT16": st.integers(-(2**15), 2**15 - 1),
-    "UINT32": st.integers(0, 2**32 - 1), "INT32": st.integers(-(2**31), 2**31 - 1),
-    "UINT64": st.integers(0, 2**64 - 1), "INT64": st.integers(-(2**63), 2**63 - 1),
-    "FLOAT32": st.floats(width=32, allow_nan=False), "FLOAT64": st.floats(allow_nan=False),
-    "BOOL": st.booleans(), "STRING": st.text(st.characters(codec="utf-8"), max_size=40),
-}  # fmt: skip
+    "UINT8": st.integers(0, 2**8 - 1),
+    "INT8": st.integers(-(2**7), 2**7 - 1),
+    "UINT16": st.integers(0, 2**16 - 1),
+    "INT16": st.integers(-(2**15), 2**15 - 1),
+    "UINT32": st.integers(0, 2**32 - 1),
+    "INT32": st.integers(-(2**31), 2**31 - 1),
+    "UINT64": st.integers(0, 2**64 - 1),
+    "INT64": st.integers(-(2**63), 2**63 - 1),
+    "FLOAT32": st.floats(width=32, allow_nan=False),
+    "FLOAT64": st.floats(allow_nan=False),
+    "BOOL": st.booleans(),
+    "STRING": st.text(st.characters(codec="utf-8"), max_size=40),
+}
 NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
 
 
@@ -53,7 +60,9 @@ def fields(draw: st.DrawFn) -> dict[str, Field]:
 @st.composite
 def tensors(draw: st.DrawFn) -> dict[str, np.ndarray[Any, Any]]:
     result = {}
-    for name in draw(st.lists(st.text("abc.0123456789", min_size=1, max_size=30), max_size=5, unique=True)):
+    for name in draw(
+        st.lists(st.text("abc.0123456789", min_size=1, max_size=30), max_size=5, unique=True)
+    ):
         shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
         code = draw(st.sampled_from(sorted(TYPES)))
         result[name] = np.arange(np.prod(shape)).reshape(shape).astype("<" + code)
@@ -63,7 +72,9 @@ def tensors(draw: st.DrawFn) -> dict[str, np.ndarray[Any, Any]]:
 ALIGNMENTS = st.sampled_from([8, 16, 32, 64, 256, 4096, 8192])
 
 
-def by_library(path: Path, values: dict[str, Field], data: dict[str, np.ndarray[Any, Any]], alignment: int) -> Path:
+def by_library(
+    path: Path, values: dict[str, Field], data: dict[str, np.ndarray[Any, Any]], alignment: int
+) -> Path:
     writer = GGUFWriter(path, "llama")
     writer.add_custom_alignment(alignment)
     for name, field in values.items():
@@ -95,10 +106,15 @@ def test_what_the_library_writes_is_read_changed_and_restored(
         assert bytes(gguf.tensor_data(name)) == array.tobytes()
     whole = path.read_bytes()
     for key, (start, end) in gguf.ranges.items():
-        assert whole[start:end] == struct.pack("<Q", len(key.encode())) + key.encode() + gguf.fields[key].packed()
+        assert (
+            whole[start:end]
+            == struct.pack("<Q", len(key.encode())) + key.encode() + gguf.fields[key].packed()
+        )
 
     new = gguf.fields | {"zz.new": Field.of("x" * 300)}
-    apply(gguf, plan_edit(gguf, new, {}, [NewTensor("rope_freqs.weight", (3,), 0, b"012345678912")]))
+    apply(
+        gguf, plan_edit(gguf, new, {}, [NewTensor("rope_freqs.weight", (3,), 0, b"012345678912")])
+    )
     changed = read_gguf(path)
     assert changed.fields == new
     assert changed.data_offset % alignment == 0
@@ -120,7 +136,9 @@ def test_the_library_reads_what_we_write(
 ) -> None:
     path = tmp_path_factory.mktemp("ours") / "x.gguf"
     written = [
-        TensorToWrite(name, a.shape[::-1], TYPES[a.dtype.str[1:]], a.nbytes, lambda a=a: [a.tobytes()])  # type: ignore[misc]
+        TensorToWrite(
+            name, a.shape[::-1], TYPES[a.dtype.str[1:]], a.nbytes, lambda a=a: [a.tobytes()]
+        )  # type: ignore[misc]
         for name, a in data.items()
     ]
     own = {"general.architecture": Field.of("llama"), "general.alignment": Field.of(alignment)}
@@ -172,7 +190,11 @@ def test_arrays_are_built_when_asked_for(tmp_path: Path) -> None:
     assert "value" not in vars(field)
     assert (field.count, field.item_type) == (500, ValueType.STRING)
     assert field.value == TOKENS
-    assert field == Field(ValueType.ARRAY, TOKENS, ValueType.STRING) != Field(ValueType.ARRAY, TOKENS[1:])
+    assert (
+        field
+        == Field(ValueType.ARRAY, TOKENS, ValueType.STRING)
+        != Field(ValueType.ARRAY, TOKENS[1:])
+    )
     assert field.packed() == Field(ValueType.ARRAY, TOKENS, ValueType.STRING).packed()
 
 

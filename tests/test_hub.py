@@ -44,7 +44,11 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(tiny: Path, other: Path) -> Iterator[Hub]:
-    models = {"Owner/Tiny-1B": {"main": tiny, "v1": other}, "Owner/Gated": {"main": tiny}, "Owner/Demo": {"main": DEMO}}
+    models = {
+        "Owner/Tiny-1B": {"main": tiny, "v1": other},
+        "Owner/Gated": {"main": tiny},
+        "Owner/Demo": {"main": DEMO},
+    }
     with serving(Hub(models, gated={"Owner/Gated"})) as hub:
         yield hub
 
@@ -60,9 +64,14 @@ COMMAND = [sys.executable, "-c", "from ggext.cli import main; main()"]
 def ggext(hub: Hub, tmp_path: Path) -> Ggext:
     def run(*arguments: str, **changes: str) -> Run:
         return subprocess.run(
-            [*COMMAND, *arguments], env=environment(hub, **changes), cwd=tmp_path, capture_output=True, text=True,
-            check=False, timeout=120,
-        )  # fmt: skip
+            [*COMMAND, *arguments],
+            env=environment(hub, **changes),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
 
     return run
 
@@ -82,7 +91,9 @@ def refused(run: Run, *parts: str) -> None:
         assert part in run.stderr
 
 
-def test_an_id_is_fetched_converted_and_cached(hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path) -> None:
+def test_an_id_is_fetched_converted_and_cached(
+    hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
+) -> None:
     first = ggext("convert", "Owner/Tiny-1B", "--yarn", "4")
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("Tiny-1B: llama, 21 tensors")
@@ -90,7 +101,13 @@ def test_an_id_is_fetched_converted_and_cached(hub: Hub, ggext: Ggext, tiny: Pat
     assert read_gguf(tmp_path / "Tiny-1B-yarn4.gguf").get("general.name") == "Tiny 1B"
     shards = {p.name for p in tiny.glob("model-*.safetensors")}
     assert len(shards) > 1
-    wanted = {"README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    wanted = {
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert set(hub.fetched()) == shards | wanted | {"model.safetensors.index.json"}
     assert ggext("convert", str(tiny), "local.gguf", "--yarn", "4").returncode == 0
     assert same_tensors(tmp_path / "Tiny-1B-yarn4.gguf", tmp_path / "local.gguf")
@@ -104,7 +121,9 @@ def test_an_id_is_fetched_converted_and_cached(hub: Hub, ggext: Ggext, tiny: Pat
     assert hub.requests == []
 
 
-def test_a_revision_is_what_is_converted(hub: Hub, ggext: Ggext, other: Path, tmp_path: Path) -> None:
+def test_a_revision_is_what_is_converted(
+    hub: Hub, ggext: Ggext, other: Path, tmp_path: Path
+) -> None:
     assert ggext("convert", "Owner/Tiny-1B", "v1.gguf", "--revision", "v1").returncode == 0
     assert ggext("convert", str(other), "other.gguf").returncode == 0
     assert same_tensors(tmp_path / "v1.gguf", tmp_path / "other.gguf")
@@ -117,7 +136,9 @@ def test_a_revision_is_what_is_converted(hub: Hub, ggext: Ggext, other: Path, tm
     assert "--revision v1 is for models on the hub" in run.stderr
 
 
-def test_a_dry_run_fetches_no_weights(hub: Hub, ggext: Ggext, tiny: Path, other: Path, tmp_path: Path) -> None:
+def test_a_dry_run_fetches_no_weights(
+    hub: Hub, ggext: Ggext, tiny: Path, other: Path, tmp_path: Path
+) -> None:
     """The plan is the same as of the folder, sharded or not, and is made of headers alone."""
     for revision, folder in (("main", tiny), ("v1", other)):
         asked = ("--yarn", "4", "--dry-run")
@@ -131,14 +152,18 @@ def test_a_dry_run_fetches_no_weights(hub: Hub, ggext: Ggext, tiny: Path, other:
     assert not list(tmp_path.rglob("*.gguf"))
 
 
-def test_a_dry_run_says_what_is_wrong_with_a_header(hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path) -> None:
+def test_a_dry_run_says_what_is_wrong_with_a_header(
+    hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny, tmp_path / "broken")
     (folder / "model.safetensors.index.json").unlink()
     hub.models["Owner/Broken"] = {"main": folder}
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}
     header = json.dumps({"model.norm.weight": entry}).encode()
     (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(ggext("convert", "Owner/Broken", "--dry-run"), "the model Owner/Broken", "File too large")
+    refused(
+        ggext("convert", "Owner/Broken", "--dry-run"), "the model Owner/Broken", "File too large"
+    )
 
 
 def test_a_lost_connection_goes_on_at_the_byte(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:
@@ -183,14 +208,24 @@ def resumed(hub: Hub) -> list[str]:
 
 
 def test_each_failure_has_its_own_line(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:
-    refused(ggext("convert", "Owner/None"), "Owner/None is neither a path on this machine nor a model at", "spelling")
+    refused(
+        ggext("convert", "Owner/None"),
+        "Owner/None is neither a path on this machine nor a model at",
+        "spelling",
+    )
     run = ggext("convert", "Owner/Gated")
     refused(run, "the model Owner/Gated is gated: accept its terms at", "/Owner/Gated", "HF_TOKEN")
     assert ggext("convert", "Owner/Gated", "x.gguf", HF_TOKEN=Hub.TOKEN).returncode == 0
     run = ggext("convert", "Owner/Demo", HF_HUB_OFFLINE="1")
-    refused(run, "the model Owner/Demo is not whole in the cache", "HF_HUB_OFFLINE forbids to fetch it")
+    refused(
+        run, "the model Owner/Demo is not whole in the cache", "HF_HUB_OFFLINE forbids to fetch it"
+    )
     run = ggext("convert", "Owner/Demo", HF_ENDPOINT="http://127.0.0.1:1")
-    refused(run, "could not be fetched from http://127.0.0.1:1", "files that have arrived whole are kept")
+    refused(
+        run,
+        "could not be fetched from http://127.0.0.1:1",
+        "files that have arrived whole are kept",
+    )
     refused(ggext("convert", "no such model"), "no such model does not exist", "Qwen/Qwen3-0.6B")
     refused(ggext("convert", "here/model.gguf"), "here/model.gguf does not exist")
     assert hub.models.keys() >= {"Owner/Demo"}
@@ -205,7 +240,9 @@ def test_a_repository_that_is_no_model(hub: Hub, ggext: Ggext, tmp_path: Path) -
     hub.models |= {"Owner/Empty": {"main": empty}, "Owner/Headless": {"main": headless}}
     (headless / "config.json").write_text((DEMO / "config.json").read_text())
     refused(ggext("convert", "Owner/Empty"), "the model Owner/Empty has no config.json")
-    refused(ggext("convert", "Owner/Headless"), "has neither model.safetensors nor pytorch_model.bin")
+    refused(
+        ggext("convert", "Owner/Headless"), "has neither model.safetensors nor pytorch_model.bin"
+    )
 
 
 def test_what_cannot_be_converted_is_refused_before_its_weights_come(
@@ -220,13 +257,18 @@ def test_what_cannot_be_converted_is_refused_before_its_weights_come(
         (folder / "config.json").unlink()
         (folder / "config.json").write_text(json.dumps(config | change))
         hub.models[f"Owner/{name}"] = {"main": folder}
-    refused(ggext("convert", "Owner/Unknown"), "model_type 'mystery' is not a family that ggext converts")
+    refused(
+        ggext("convert", "Owner/Unknown"),
+        "model_type 'mystery' is not a family that ggext converts",
+    )
     refused(ggext("convert", "Owner/Wrong"), "hidden_act is 'gelu'")
     assert "config.json" in hub.fetched()
     assert not [name for name in hub.fetched() if name.endswith(".safetensors")]
 
 
-def test_a_folder_of_that_name_goes_first(hub: Hub, ggext: Ggext, other: Path, tmp_path: Path) -> None:
+def test_a_folder_of_that_name_goes_first(
+    hub: Hub, ggext: Ggext, other: Path, tmp_path: Path
+) -> None:
     (tmp_path / "Owner").mkdir()
     (tmp_path / "Owner" / "Tiny-1B").symlink_to(other)
     assert ggext("convert", "Owner/Tiny-1B", "x.gguf").returncode == 0
@@ -249,12 +291,21 @@ def test_from_an_id_to_a_chat(ggext: Ggext, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     assert "context: 256 → 1,024 tokens" in run.stdout
     run = ggext(
-        "verify", "demo.gguf", "--reference", "Owner/Demo", "--level", "table,kernel,graph,logits", "--tokens", "300"
+        "verify",
+        "demo.gguf",
+        "--reference",
+        "Owner/Demo",
+        "--level",
+        "table,kernel,graph,logits",
+        "--tokens",
+        "300",
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert "all within tolerance" in run.stdout
     text = tmp_path / "text.txt"
     text.write_text("Look for the lamp upstairs. Look for the key below.")
-    run = ggext("chat", "demo.gguf", "-f", "text.txt", "-p", "Where is the lamp?", "--temperature", "0")
+    run = ggext(
+        "chat", "demo.gguf", "-f", "text.txt", "-p", "Where is the lamp?", "--temperature", "0"
+    )
     assert run.returncode == 0, run.stderr
     assert "lamp" in run.stdout

@@ -1,4 +1,5 @@
-"""Changes of a GGUF file in its place: what they change, what they leave, and that they can always be taken back."""
+"""Changes of a GGUF file in its place: what they change, what they leave, and that they can always
+be taken back."""
 
 from __future__ import annotations
 
@@ -70,9 +71,10 @@ def test_change_and_undo(tmp_path: Path, alignment: int, size: int) -> None:
     assert new.get("ggext.recipe") == "x" * size
     assert list(new.tensors) == ["a", "b", "rope_freqs.weight"]
     for name in old.tensors:
-        assert bytes(new.tensor_data(name)) == before[old.data_offset + old.tensors[name].offset :][
-            : old.tensors[name].nbytes
-        ]  # fmt: skip
+        assert (
+            bytes(new.tensor_data(name))
+            == before[old.data_offset + old.tensors[name].offset :][: old.tensors[name].nbytes]
+        )
     assert bytes(new.tensor_data("rope_freqs.weight")) == bytes(range(32))
     assert new.data_offset % alignment == 0
     assert path.stat().st_mode & 0o777 == 0o640
@@ -89,7 +91,9 @@ def test_the_second_change_finds_slack(tmp_path: Path) -> None:
     first = inplace.apply(gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 700)}, {}, []))
     assert first.inserted == 8192
     gguf = read_gguf(path)
-    second = inplace.apply(gguf, plan_edit(gguf, gguf.fields | {"newer": Field.of("y" * 700)}, {}, []))
+    second = inplace.apply(
+        gguf, plan_edit(gguf, gguf.fields | {"newer": Field.of("y" * 700)}, {}, [])
+    )
     assert (second.inserted, second.how) == (0, "")
     assert second.written <= 16384
     assert inplace.undo(path) == 2
@@ -100,7 +104,9 @@ def test_tensors_at_the_end_come_and_go(tmp_path: Path) -> None:
     path = library_file(tmp_path / "x.gguf")
     gguf = read_gguf(path)
     for number in (8, 16):  # one of another size takes its place
-        edit = plan_edit(gguf, gguf.fields, {}, [NewTensor("r", (number,), 0, bytes(range(4 * number)))])
+        edit = plan_edit(
+            gguf, gguf.fields, {}, [NewTensor("r", (number,), 0, bytes(range(4 * number)))]
+        )
         inplace.apply(gguf, edit)
         gguf = read_gguf(path)
         assert list(gguf.tensors) == ["a", "b", "r"]
@@ -113,7 +119,9 @@ def test_a_tensor_in_the_middle_stays(tmp_path: Path) -> None:
     path = library_file(tmp_path / "x.gguf")
     gguf = read_gguf(path)
     before = digest(path)
-    with pytest.raises(GgufError, match="tensor a has others behind it and cannot be taken out in place"):
+    with pytest.raises(
+        GgufError, match="tensor a has others behind it and cannot be taken out in place"
+    ):
         plan_edit(gguf, gguf.fields, {"a": None}, [])
     edit = plan_edit(gguf, gguf.fields, {"a": bytes(38400)}, [])
     assert edit.neutralized == ["a"]
@@ -146,16 +154,22 @@ def test_what_follows_the_data_is_kept(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("options", [["200"], ["100", "--power"], ["60", "--without-shifts"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [["200"], ["100", "--power"], ["60", "--without-shifts"]], ids=" ".join
+)
 def test_killed_at_any_point(tmp_path: Path, options: list[str]) -> None:
-    """By SIGKILL or by a power failure, in changes, undos and repairs of both; tests/crash.py says what must hold."""
+    """By SIGKILL or by a power failure, in changes, undos and repairs of both; tests/crash.py says
+    what must hold."""
     folder = tmp_path / "files"
     folder.mkdir()
     script = Path(__file__).with_name("crash.py")
     done = subprocess.run(
         [sys.executable, str(script), str(folder), "7", *options],
-        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(script.parent)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(script.parent)},
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{options[0]} of ")
 
@@ -215,8 +229,9 @@ def test_each_system_call_fails_in_turn(tmp_path: Path, for_good: bool, undoing:
 
 
 def test_a_gap_at_a_wrong_place_is_closed(tmp_path: Path) -> None:
-    """The power fails while a file system moves extents, from the last one on: the file has its new size, and the gap
-    is still further back. A file system that moves them is needed to take it out."""
+    """The power fails while a file system moves extents, from the last one on: the file has its new
+    size, and the gap is still further back. A file system that moves them is needed to take it
+    out."""
     if not can_shift(tmp_path):
         pytest.skip("the file system here cannot insert ranges")
     path = library_file(tmp_path / "x.gguf", {"a": np.ones((512, 512), "f4")})
@@ -294,11 +309,15 @@ def test_the_cache_of_hugging_face_is_refused(tmp_path: Path) -> None:
     link.parent.mkdir(parents=True)
     link.symlink_to(library_file(tmp_path / "blobs" / "5678"))
     gguf = read_gguf(link)
-    with pytest.raises(OutputError, match="lies in Hugging Face's cache, where its name is its checksum"):
+    with pytest.raises(
+        OutputError, match="lies in Hugging Face's cache, where its name is its checksum"
+    ):
         inplace.apply(gguf, some_edit(gguf))
 
 
-needs_leases = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who has a file open")
+needs_leases = pytest.mark.skipif(
+    sys.platform != "linux", reason="only Linux tells who has a file open"
+)
 
 
 @needs_leases
@@ -308,13 +327,18 @@ def test_a_mapped_file_is_refused(tmp_path: Path) -> None:
     gguf = read_gguf(path)
     code = (
         "import mmap, sys\n"
-        f"with open({str(path)!r}, 'rb') as file: held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        f"with open({str(path)!r}, 'rb') as file: held = mmap.mmap(file.fileno(), 0, "
+        "access=mmap.ACCESS_READ)\n"
         "print('ready', flush=True); sys.stdin.read()"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
-        with pytest.raises(OutputError, match=rf"is open in python\S* \(process {child.pid}\); close that first"):
+        with pytest.raises(
+            OutputError, match=rf"is open in python\S* \(process {child.pid}\); close that first"
+        ):
             inplace.apply(gguf, some_edit(gguf))
         assert child.stdin is not None
         child.stdin.close()
@@ -327,7 +351,10 @@ def test_a_model_of_a_running_chat_is_refused(tmp_path: Path) -> None:
     from ggext.runtime.model import Model
 
     path = write_random(tmp_path / "x.gguf", "llama")
-    with Model.open(path), pytest.raises(OutputError, match=rf"is open in .*\(process {os.getpid()}\)"):
+    with (
+        Model.open(path),
+        pytest.raises(OutputError, match=rf"is open in .*\(process {os.getpid()}\)"),
+    ):
         inplace.apply(read_gguf(path), some_edit(read_gguf(path)))
     inplace.apply(read_gguf(path), some_edit(read_gguf(path)))
 
@@ -345,7 +372,9 @@ def test_who_opens_it_meanwhile_waits(tmp_path: Path) -> None:
         assert child.stdout.readline() == b"open\n"
 
 
-def test_without_leases_a_lock_keeps_others_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_leases_a_lock_keeps_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a network's file system, or on macOS."""
     path = library_file(tmp_path / "x.gguf")
     gguf = read_gguf(path)

@@ -25,7 +25,10 @@ def test_a_file_that_was_replaced_is_not_undone(tmp_path: Path) -> None:
     other = library_file(tmp_path / "y.gguf", general__name=("another", 8))
     other.replace(path)
     before = path.read_bytes()
-    for attempt in (lambda: inplace.undo(path), lambda: inplace.apply(read_gguf(path), some_edit(read_gguf(path)))):
+    for attempt in (
+        lambda: inplace.undo(path),
+        lambda: inplace.apply(read_gguf(path), some_edit(read_gguf(path))),
+    ):
         with pytest.raises(GgufError, match=r"is not the file that x\.gguf\.ggext-undo belongs to"):
             attempt()
     assert path.read_bytes() == before
@@ -40,7 +43,13 @@ def test_a_file_that_changed_since_it_was_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"something else entirely", b"ggext-undo 1\n" + b"B" + (1 << 63).to_bytes(8, "little"), b"ggext-", b""]
+    "data",
+    [
+        b"something else entirely",
+        b"ggext-undo 1\n" + b"B" + (1 << 63).to_bytes(8, "little"),
+        b"ggext-",
+        b"",
+    ],
 )
 def test_hostile_undo_files(tmp_path: Path, data: bytes) -> None:
     path = library_file(tmp_path / "x.gguf")
@@ -55,7 +64,9 @@ def test_hostile_undo_files(tmp_path: Path, data: bytes) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("damage", [{"old_size": -1}, {"written": [["a", 1]]}, {"saved": 3}, {"more": 1}])
+@pytest.mark.parametrize(
+    "damage", [{"old_size": -1}, {"written": [["a", 1]]}, {"saved": 3}, {"more": 1}]
+)
 def test_a_malformed_record_is_refused(tmp_path: Path, damage: dict[str, Any]) -> None:
     path = library_file(tmp_path / "x.gguf")
     values = {

@@ -1,4 +1,5 @@
-"""A kept cache under landmark: the blocks that left the context are kept with it, and a stranger's are refused."""
+"""A kept cache under landmark: the blocks that left the context are kept with it, and a stranger's
+are refused."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def landmark(session: Session) -> Landmark:
 def test_a_restored_session_goes_on_as_the_one_that_was_never_closed(
     model: Model, tmp_path: Path, kv_type: str, spills: bool
 ) -> None:
-    """Of the two answers both are longer than the 16 tokens after which other blocks may be fetched."""
+    """Of the two answers both are longer than the 16 tokens after which other blocks may be
+    fetched."""
     made = options(kv_type=kv_type, spill=tmp_path if spills else None)
     with Session(model, made) as first, Session(model, made) as second:
         first.evaluate(TEXT[:1300])
@@ -72,7 +74,9 @@ def test_a_restored_session_goes_on_as_the_one_that_was_never_closed(
             text = [*text, *answers[0], *TEXT[:10]]
 
 
-def test_a_fact_that_had_left_is_found_by_the_restored_session(model: Model, tmp_path: Path) -> None:
+def test_a_fact_that_had_left_is_found_by_the_restored_session(
+    model: Model, tmp_path: Path
+) -> None:
     """The texts are read and kept without a question; by chance one place of 32 is right."""
     rng, right, blocks = random.Random("needles"), 0, {"block": 16, "retrieved": 8}
     for _ in range(6):
@@ -83,7 +87,9 @@ def test_a_fact_that_had_left_is_found_by_the_restored_session(model: Model, tmp
         asked = language.opening(language.RecallSample(document, question, ""))
         with Session(model, options(512, **blocks)) as session:
             conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
-            beginnings = [conversation.next_prompt(asked.removesuffix(question) + letter) for letter in "A1"]
+            beginnings = [
+                conversation.next_prompt(asked.removesuffix(question) + letter) for letter in "A1"
+            ]
             session.evaluate(beginnings[0][: in_common(*beginnings)])
             assert session.dropped > 300
             store.save(tmp_path / "kv.bin", session, KEY)
@@ -151,12 +157,26 @@ def kept(model: Model, tmp_path: Path) -> Iterator[tuple[Session, Path]]:
 @pytest.mark.parametrize(
     "account",
     [
-        None, {}, [], {"fetched": None}, {"fetched": [-1]}, {"fetched": [10**9]}, {"fetched": [2, 1]},
-        {"fetched": [1, 1]}, {"fetched": ["0"]}, {"fetched": [0, 1, 2, 3, 4]}, {"fetched": [0]}, {"wanted": [99]},
-        {"wanted": 3}, {"written": -1}, {"written": None},
+        None,
+        {},
+        [],
+        {"fetched": None},
+        {"fetched": [-1]},
+        {"fetched": [10**9]},
+        {"fetched": [2, 1]},
+        {"fetched": [1, 1]},
+        {"fetched": ["0"]},
+        {"fetched": [0, 1, 2, 3, 4]},
+        {"fetched": [0]},
+        {"wanted": [99]},
+        {"wanted": 3},
+        {"written": -1},
+        {"written": None},
     ],
-)  # fmt: skip
-def test_a_stranger_s_account_of_the_blocks_is_refused(kept: tuple[Session, Path], account: Any) -> None:
+)
+def test_a_stranger_s_account_of_the_blocks_is_refused(
+    kept: tuple[Session, Path], account: Any
+) -> None:
     session, path = kept
     whole = path.read_bytes()
 

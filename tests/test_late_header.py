@@ -1,4 +1,5 @@
-"""A SentencePiece vocabulary is read while the data is copied: there is room for it, and what goes wrong is found."""
+"""A SentencePiece vocabulary is read while the data is copied: there is room for it, and what goes
+wrong is found."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ USUAL = [*FIRST, *((f"piece{i}", 1) for i in range(VOCABULARY - len(FIRST)))]
 
 
 def sentencepiece(pieces: Iterable[tuple[str, int]]) -> bytes:
-    """A tokenizer.model of the pieces and their types, as SentencePiece writes it, and its trainer's type, BPE."""
+    """A tokenizer.model of the pieces and their types, as SentencePiece writes it, and its
+    trainer's type, BPE."""
     data = b""
     for i, (text, kind) in enumerate(pieces):
         raw = text.encode()
@@ -74,7 +76,8 @@ def writes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def written(checkpoint: Path) -> tuple[int, Path]:
-    """Bytes of padding in the file that is made of a checkpoint, whose vocabulary is found in it; and the file."""
+    """Bytes of padding in the file that is made of a checkpoint, whose vocabulary is found in it;
+    and the file."""
     out = checkpoint.parent / "out.gguf"
     convert(ConvertOptions(checkpoint, out))
     gguf = read_gguf(out)
@@ -94,7 +97,9 @@ def test_there_is_room_and_little_more(checkpoint: Path, writes: list[Path]) -> 
 def test_the_room_is_enough_for_any_pieces(tmp_path: Path) -> None:
     draw = random.Random(7)
     for count in (259, 300, 5000):
-        texts = dict.fromkeys("".join(draw.choices("ab\u2581é漢", k=draw.randint(1, 40))) for _ in range(count))
+        texts = dict.fromkeys(
+            "".join(draw.choices("ab\u2581é漢", k=draw.randint(1, 40))) for _ in range(count)
+        )
         pieces = [*FIRST, *((text, 1) for text in texts)]
         (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces))
         room = vocabulary_room(tmp_path, len(pieces))
@@ -117,8 +122,12 @@ def test_room_that_is_not_needed_is_padding(checkpoint: Path, writes: list[Path]
     assert len(writes) == 1
 
 
-@pytest.mark.parametrize("data", [b"IQ== 0\n", sentencepiece(USUAL) + b"\x32\xff\xff\x03" + bytes(0xFFFF), None])
-def test_where_no_size_tells_the_room(checkpoint: Path, writes: list[Path], data: bytes | None) -> None:
+@pytest.mark.parametrize(
+    "data", [b"IQ== 0\n", sentencepiece(USUAL) + b"\x32\xff\xff\x03" + bytes(0xFFFF), None]
+)
+def test_where_no_size_tells_the_room(
+    checkpoint: Path, writes: list[Path], data: bytes | None
+) -> None:
     """Ranks, a file that is mostly something else, and none: the vocabulary is read first."""
     assert vocabulary_room(checkpoint, VOCABULARY) is not None
     (checkpoint / "tokenizer.model").unlink()
@@ -132,7 +141,10 @@ def test_where_no_size_tells_the_room(checkpoint: Path, writes: list[Path], data
 
 @pytest.mark.parametrize(
     ("pieces", "message"),
-    [(USUAL[:-70], "lacks 9 of the 256 byte tokens"), ([*USUAL, ("more", 1)], "321 tokens .* is 320")],
+    [
+        (USUAL[:-70], "lacks 9 of the 256 byte tokens"),
+        ([*USUAL, ("more", 1)], "321 tokens .* is 320"),
+    ],
 )
 def test_an_error_that_is_found_late_leaves_the_old_file(
     checkpoint: Path, pieces: list[tuple[str, int]], message: str
@@ -159,7 +171,9 @@ def test_kill_9_while_the_vocabulary_is_read(checkpoint: Path) -> None:
     )
     out = checkpoint.parent / "out.gguf"
     out.write_bytes(b"the old file")
-    child = subprocess.Popen([sys.executable, "-c", code, str(checkpoint), str(out)], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(checkpoint), str(out)], stdout=subprocess.PIPE, text=True
+    )
     assert child.stdout is not None
     assert child.stdout.readline() == "reading\n"
     child.kill()

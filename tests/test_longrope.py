@@ -1,4 +1,5 @@
-"""LongRoPE in a file: two factor tensors, picked by the size of the context, against transformers on both sides."""
+"""LongRoPE in a file: two factor tensors, picked by the size of the context, against transformers
+on both sides."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 GEOMETRY = RopeGeometry(n_rot=32, head_dim=32, base=10000.0, layout="norm", trained_context=256)
 SHORT = tuple(1 + 0.02 * i for i in range(16))
 LONG = tuple(1.05 + 0.6 * i for i in range(16))
-LONGROPE = RopeScaling("longrope", factor=4.0, original_context=256, short_factors=SHORT, long_factors=LONG)
+LONGROPE = RopeScaling(
+    "longrope", factor=4.0, original_context=256, short_factors=SHORT, long_factors=LONG
+)
 
 
 def test_keys_and_tensors() -> None:
@@ -78,16 +81,32 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     ("keys", "tensors", "message"),
     [
         ({}, {ROPE_LONG: LONG}, "does not load with the scaling type linear"),
-        ({"rope.scaling.type": "longrope"}, {}, "there is no rope_factors_long.weight; llama.cpp would not scale"),
-        ({"rope.scaling.type": "longrope"}, {ROPE_LONG: LONG[:3]}, "rope_factors_long.weight has 3 values"),
+        (
+            {"rope.scaling.type": "longrope"},
+            {},
+            "there is no rope_factors_long.weight; llama.cpp would not scale",
+        ),
+        (
+            {"rope.scaling.type": "longrope"},
+            {ROPE_LONG: LONG[:3]},
+            "rope_factors_long.weight has 3 values",
+        ),
         ({"rope.scaling.type": "longrope"}, {ROPE_LONG: (0.0,) * 16}, "not a number above 0"),
-        ({"rope.scaling.type": "longrope"}, {"rope_freqs.weight": LONG}, "rope_freqs.weight, which llama.cpp does not"),
+        (
+            {"rope.scaling.type": "longrope"},
+            {"rope_freqs.weight": LONG},
+            "rope_freqs.weight, which llama.cpp does not",
+        ),
     ],
 )
 def test_files_that_llama_cpp_would_not_read_so(
     keys: dict[str, Any], tensors: dict[str, tuple[float, ...]], message: str
 ) -> None:
-    base = {"rope.dimension_count": 32, "context_length": 1024, "rope.scaling.original_context_length": 256}
+    base = {
+        "rope.dimension_count": 32,
+        "context_length": 1024,
+        "rope.scaling.original_context_length": 256,
+    }
     with pytest.raises(RopeError, match=message):
         decode(base | keys, tensors, "llama")
 
@@ -101,10 +120,17 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama whose own config says LongRoPE."""
     from tiny import make_llama
 
-    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": list(SHORT), "long_factor": list(LONG)}
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": list(SHORT),
+        "long_factor": list(LONG),
+    }
     folder = tmp_path_factory.mktemp("models") / "longrope"
     return make_llama(
-        folder, max_position_embeddings=1024, rope_parameters=rope | {"original_max_position_embeddings": 256}
+        folder,
+        max_position_embeddings=1024,
+        rope_parameters=rope | {"original_max_position_embeddings": 256},
     )
 
 
@@ -124,7 +150,9 @@ def folded(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> GgufFi
 
 @pytest.mark.parametrize("tokens", [100, 256, 257, 600])
 @pytest.mark.parametrize("name", ["baked", "folded"])
-def test_logits_equal_transformers(checkpoint: Path, name: str, tokens: int, request: pytest.FixtureRequest) -> None:
+def test_logits_equal_transformers(
+    checkpoint: Path, name: str, tokens: int, request: pytest.FixtureRequest
+) -> None:
     from ggext.proof.logits import check_logits
     from ggext.verify import Wanted
 
@@ -147,7 +175,9 @@ def test_inspect_tells_both_tables(baked: GgufFile) -> None:
     assert "another table in a context made for at most 256 tokens" in output
 
 
-def test_a_foreign_file_is_written_in_another_form(baked: GgufFile, folded: GgufFile, tmp_path: Path) -> None:
+def test_a_foreign_file_is_written_in_another_form(
+    baked: GgufFile, folded: GgufFile, tmp_path: Path
+) -> None:
     from ggext.gguf.writer import TensorToWrite, write_gguf
 
     fields = {k: f for k, f in baked.fields.items() if k != "ggext.recipe"}

@@ -49,10 +49,14 @@ def text(model: Model) -> list[int]:
     """1,500 tokens of a text."""
     rng = random.Random("text")
     document = language.document(rng, language.facts(rng, language.RECALL_FACTS), 1498)
-    return model.tokenize(f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True)
+    return model.tokenize(
+        f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True
+    )
 
 
-def options(when_full: WhenFull, n_ctx: int = 256, kv_type: str = "f16", **memory: Any) -> SessionOptions:
+def options(
+    when_full: WhenFull, n_ctx: int = 256, kv_type: str = "f16", **memory: Any
+) -> SessionOptions:
     return SessionOptions(n_ctx=n_ctx, kv_type=kv_type, memory=MemoryOptions(when_full, **memory))
 
 
@@ -97,8 +101,11 @@ def test_keys_with_a_gain_are_moved_as_exactly_as_folded_ones(
     assert perplexity(model, text, made) == pytest.approx(other, rel=1e-5)
 
 
-def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(model: Model, text: list[int]) -> None:
-    """Layer 0's keys depend on the token and its position alone, so a moved one has an exact oracle."""
+def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(
+    model: Model, text: list[int]
+) -> None:
+    """Layer 0's keys depend on the token and its position alone, so a moved one has an exact
+    oracle."""
     with (
         Session(model, options("stream", kv_type="f32")) as session,
         Cache(model, options("stream", 256, "f32")) as fresh,
@@ -115,17 +122,24 @@ def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(model: Model, tex
 
 @pytest.mark.parametrize("policy", ["stream", "self-extend", "landmark", "compress"])
 def test_quantized_keys_are_not_moved(model: Model, policy: WhenFull) -> None:
-    with pytest.raises(ModelError, match=rf"--when-full {policy} moves cached keys.*kv type q8_0.*take f16; recompute"):
+    with pytest.raises(
+        ModelError,
+        match=rf"--when-full {policy} moves cached keys.*kv type q8_0.*take f16; recompute",
+    ):
         Session(model, options(policy, 1024, "q8_0"))
 
 
 def test_recompute_works_with_quantized_keys(model: Model, text: list[int]) -> None:
     exact = perplexity(model, text, options("recompute"))
-    assert perplexity(model, text, options("recompute", kv_type="q8_0")) == pytest.approx(exact, rel=0.05)
+    assert perplexity(model, text, options("recompute", kv_type="q8_0")) == pytest.approx(
+        exact, rel=0.05
+    )
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "stop"])
-def test_a_long_text_is_read_to_its_end_and_goes_on(model: Model, text: list[int], policy: WhenFull) -> None:
+def test_a_long_text_is_read_to_its_end_and_goes_on(
+    model: Model, text: list[int], policy: WhenFull
+) -> None:
     n_ctx = 2000 if policy == "self-extend" else 256
     with Session(model, options(policy, n_ctx, **SMALL)) as session:
         prefill = session.evaluate(text)
@@ -139,7 +153,9 @@ def test_a_long_text_is_read_to_its_end_and_goes_on(model: Model, text: list[int
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "stop"])
-def test_what_left_is_remembered_as_the_same_text(model: Model, text: list[int], policy: WhenFull) -> None:
+def test_what_left_is_remembered_as_the_same_text(
+    model: Model, text: list[int], policy: WhenFull
+) -> None:
     n_ctx = 2000 if policy == "self-extend" else 256
     with Session(model, options(policy, n_ctx, **SMALL)) as session:
         session.evaluate(text[:1000])
@@ -166,7 +182,10 @@ def test_the_same_text_gives_the_same_logits_whatever_was_there_before(
 
 
 def test_recompute_is_a_fresh_evaluation_of_its_window(model: Model, text: list[int]) -> None:
-    with Session(model, options("recompute", kv_type="f32")) as session, Session(model, options("stop")) as fresh:
+    with (
+        Session(model, options("recompute", kv_type="f32")) as session,
+        Session(model, options("stop")) as fresh,
+    ):
         session.evaluate(text[:255])
         session.memory.make_room(40)
         session.cache.append(text[255:256])
@@ -198,7 +217,10 @@ def test_self_extend_meets_no_position_beyond_the_file_s(tmp_path: Path, text: l
         assert len(positions) == 1100
         assert max(positions) < 256
         assert positions == sorted(positions)
-        with Session(plain, options("self-extend", 4000, group=4)) as session, pytest.raises(ContextFullError):
+        with (
+            Session(plain, options("self-extend", 4000, group=4)) as session,
+            pytest.raises(ContextFullError),
+        ):
             session.evaluate(text)
 
 
@@ -220,14 +242,18 @@ def recall(model: Model, made: SessionOptions, count: int) -> int:
     return right
 
 
-def test_landmark_finds_what_left_the_window_and_stream_does_not(model: Model, tmp_path: Path) -> None:
+def test_landmark_finds_what_left_the_window_and_stream_does_not(
+    model: Model, tmp_path: Path
+) -> None:
     """The first fact of each text; by chance one place of 32 is right."""
     assert recall(model, options("landmark", 512, block=16, retrieved=8), 8) >= 7
     assert recall(model, options("landmark", 512, block=16, retrieved=8, spill=tmp_path), 8) >= 7
     assert recall(model, options("stream", 512), 8) <= 2
 
 
-def test_landmark_s_files_go_when_it_is_closed(model: Model, text: list[int], tmp_path: Path) -> None:
+def test_landmark_s_files_go_when_it_is_closed(
+    model: Model, text: list[int], tmp_path: Path
+) -> None:
     folder = tmp_path / "spill"
     folder.mkdir()
     with Session(model, options("landmark", spill=folder, **SMALL)) as session:
@@ -236,7 +262,9 @@ def test_landmark_s_files_go_when_it_is_closed(model: Model, text: list[int], tm
     assert list(folder.iterdir()) == []
 
 
-def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(model: Model, text: list[int]) -> None:
+def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(
+    model: Model, text: list[int]
+) -> None:
     with Session(model, options("landmark", kv_type="f32", **SMALL)) as session:
         session.evaluate(text[:600])
         memory = session.memory
@@ -247,12 +275,17 @@ def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(model: Model
         assert session.cache.positions[4] == 68
         stored = memory._store.block(memory.fetched[0])
         np.testing.assert_array_equal(cells.values[0][4:20], stored.values[0])
-        upright = [session.cache.rotation().upright(block)[0] for block in (cells.cells(slice(4, 20)), stored)]
+        upright = [
+            session.cache.rotation().upright(block)[0]
+            for block in (cells.cells(slice(4, 20)), stored)
+        ]
         np.testing.assert_allclose(*upright, atol=1e-4)
 
 
 def test_compress_keeps_means_of_keys_before_rotation(model: Model, text: list[int]) -> None:
-    with Session(model, options("compress", kv_type="f32", block=16, retrieved=2, group=8)) as session:
+    with Session(
+        model, options("compress", kv_type="f32", block=16, retrieved=2, group=8)
+    ) as session:
         session.evaluate(text[:220])
         rotation = session.cache.rotation()
         leaving = session.cache.take(4, 20)
@@ -266,19 +299,28 @@ def test_compress_keeps_means_of_keys_before_rotation(model: Model, text: list[i
 
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32"])
 @pytest.mark.parametrize("flash", [False, True])
-def test_a_state_reads_as_it_was_written(model: Model, text: list[int], kv_type: str, flash: bool) -> None:
-    made = SessionOptions(n_ctx=256, kv_type=kv_type, flash_attention=flash, memory=MemoryOptions("stream"))
+def test_a_state_reads_as_it_was_written(
+    model: Model, text: list[int], kv_type: str, flash: bool
+) -> None:
+    made = SessionOptions(
+        n_ctx=256, kv_type=kv_type, flash_attention=flash, memory=MemoryOptions("stream")
+    )
     with Cache(model, made) as cache:
         cache.append(text[:50])
         block = cache.take(10, 40)
         assert block.positions.tolist() == list(range(10, 40))
         assert block.form.transposed is not flash
-        assert state.parse(state.build(block, 0)).cells(slice(None)).values[2].tolist() == block.values[2].tolist()
+        assert (
+            state.parse(state.build(block, 0)).cells(slice(None)).values[2].tolist()
+            == block.values[2].tolist()
+        )
         cache.remove(10, 40)
         cache.put(block)
         assert cache.append([5])
         again = cache.take(10, 40)
-    for first, second in zip((*block.keys, *block.values), (*again.keys, *again.values), strict=True):
+    for first, second in zip(
+        (*block.keys, *block.values), (*again.keys, *again.values), strict=True
+    ):
         np.testing.assert_array_equal(first, second)
 
 
@@ -334,7 +376,9 @@ def test_sizes_out_of_range_are_refused(memory: dict[str, Any], problem: str) ->
 
 
 def test_a_context_too_small_for_its_policy_is_refused(model: Model) -> None:
-    with pytest.raises(UsageError, match=r"landmark: 4 sinks, 512 reserved and .* need a context of more than"):
+    with pytest.raises(
+        UsageError, match=r"landmark: 4 sinks, 512 reserved and .* need a context of more than"
+    ):
         Session(model, options("landmark", 256))
 
 
@@ -342,7 +386,9 @@ def test_keys_of_an_architecture_that_is_not_established_are_not_moved(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ggext.rope.capabilities.CAPABILITIES", {})
-    with pytest.raises(ModelError, match=r"stream moves cached keys: .*'llama'.* recompute works with every file"):
+    with pytest.raises(
+        ModelError, match=r"stream moves cached keys: .*'llama'.* recompute works with every file"
+    ):
         Session(model, options("stream"))
     Session(model, options("recompute")).close()
 
@@ -350,14 +396,18 @@ def test_keys_of_an_architecture_that_is_not_established_are_not_moved(
 def test_a_rotation_that_is_not_llama_s_is_found_before_anything_is_moved(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As with an architecture that rotates some layers otherwise, or whose layout is not the one in the table."""
+    """As with an architecture that rotates some layers otherwise, or whose layout is not the one in
+    the table."""
     for kv_type in ("f32", "f16", "bf16"):
         with Cache(model, options("stream", kv_type=kv_type)) as cache:
             assert cache.rotation_error() < (1e-4 if kv_type == "f32" else 0.02)
             cache.rotation()._layout = "neox"
             assert cache.rotation_error() > 0.3
     monkeypatch.setattr(Cache, "rotation_error", lambda _: 0.5)
-    with pytest.raises(ModelError, match=r"llama.cpp turns those of this file otherwise \(by 0.5\); recompute works"):
+    with pytest.raises(
+        ModelError,
+        match=r"llama.cpp turns those of this file otherwise \(by 0.5\); recompute works",
+    ):
         Session(model, options("stream"))
 
 
@@ -390,19 +440,25 @@ def test_every_kv_type_answers(model: Model, text: list[int], kv_type: str) -> N
 
 def test_kv_bytes_are_what_llama_allocates(model: Model) -> None:
     for kv_type in ("f16", "q8_0", "q4_0"):
-        with Session(model, options("stream" if kv_type == "f16" else "stop", kv_type=kv_type)) as session:
+        with Session(
+            model, options("stream" if kv_type == "f16" else "stop", kv_type=kv_type)
+        ) as session:
             session.evaluate([5] * 100)
             lib = session.cache.lib
             size = lib.llama_state_seq_get_size(session.cache.handle, 0)
         room = capacity.room(model, Choices(kv_type))
         assert room is not None
-        cells = 100 * (room.planner.shares(room.planner.context(256, Memories(room.free)))[0].cache // 256 + 12)
+        cells = 100 * (
+            room.planner.shares(room.planner.context(256, Memories(room.free)))[0].cache // 256 + 12
+        )
         assert cells <= size <= cells + 1000
 
 
 def test_heads_that_blocks_do_not_divide_are_refused_first(tmp_path: Path) -> None:
     with Model.open(write_random(tmp_path / "small.gguf", "llama")) as model:
-        with pytest.raises(ModelError, match="key heads of 16 values, which the blocks of 32 of kv type q8_0"):
+        with pytest.raises(
+            ModelError, match="key heads of 16 values, which the blocks of 32 of kv type q8_0"
+        ):
             Session(model, SessionOptions(n_ctx=64, kv_type="q8_0"))
         with Session(model, SessionOptions(n_ctx=64)) as session:
             assert session.evaluate([5, 6]).evaluated == 2
@@ -414,7 +470,9 @@ def test_quantized_values_without_flash_attention_are_refused_first() -> None:
 
 
 @pytest.mark.parametrize("policy", ["stream", "landmark", "compress", "recompute", "self-extend"])
-def test_random_cancels_never_part_tokens_and_cache(model: Model, text: list[int], policy: WhenFull) -> None:
+def test_random_cancels_never_part_tokens_and_cache(
+    model: Model, text: list[int], policy: WhenFull
+) -> None:
     n_ctx = 1600 if policy == "self-extend" else 256
     rng = random.Random(policy)
     with Session(model, options(policy, n_ctx, **SMALL)) as session:
@@ -429,7 +487,9 @@ def test_random_cancels_never_part_tokens_and_cache(model: Model, text: list[int
             if policy != "recompute":  # which has no second sequence to take cells out by
                 positions = session.cache.take(0, 4096).positions
                 assert set(session.cache.positions) <= set(positions.tolist())
-            assert session.tokens[4:] == tuple(text[4 + session.dropped : 4 + session.dropped + session.used - 4])
+            assert session.tokens[4:] == tuple(
+                text[4 + session.dropped : 4 + session.dropped + session.used - 4]
+            )
 
 
 def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_path: Path) -> None:
@@ -439,11 +499,21 @@ def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_p
     from ggext.demo import sample_text
 
     (tmp_path / "text.txt").write_text(sample_text(900))
-    question = [str(demo_gguf), "-f", str(tmp_path / "text.txt"), "-p", "Where is the map?", "--temperature", "0"]
+    question = [
+        str(demo_gguf),
+        "-f",
+        str(tmp_path / "text.txt"),
+        "-p",
+        "Where is the map?",
+        "--temperature",
+        "0",
+    ]
     small = CliRunner().invoke(main, ["chat", *question, "--ctx", "256"])
     assert small.exit_code == 3
     assert "the context is full: 910 more tokens are needed" in small.stderr
-    streamed = CliRunner().invoke(main, ["chat", *question, "--ctx", "256", "--when-full", "stream"])
+    streamed = CliRunner().invoke(
+        main, ["chat", *question, "--ctx", "256", "--when-full", "stream"]
+    )
     assert streamed.exit_code == 0
     assert "of the oldest tokens left it" in streamed.stderr
     assert streamed.stdout.startswith("Look for the map")

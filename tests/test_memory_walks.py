@@ -1,7 +1,8 @@
-"""Random walks through what a session is asked to do: under each policy the account of the text stays true.
+"""Random walks through what a session is asked to do: under each policy the account of the text
+stays true.
 
-Extending, cutting, changing the middle, going on, asking again, cancelling at any place; in caches so small that
-tokens leave all the time.
+Extending, cutting, changing the middle, going on, asking again, cancelling at any place; in caches
+so small that tokens leave all the time.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class Walk:
     def answer(self) -> None:
         most = self.rng.choice([1, 10, 80])
         stop_at = self.rng.randrange(1, 2 * most)
-        generation = self.session.generate(Sampling(temperature=3, seed=self.rng.randrange(99)), most)
+        generation = self.session.generate(
+            Sampling(temperature=3, seed=self.rng.randrange(99)), most
+        )
         said = []
         for token in generation:
             said.append(token)
@@ -124,7 +127,9 @@ class Walk:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("policy", POLICIES)
-def test_no_token_is_ever_lost_without_an_account(model: Model, policy: WhenFull, seed: int) -> None:
+def test_no_token_is_ever_lost_without_an_account(
+    model: Model, policy: WhenFull, seed: int
+) -> None:
     with opened(model, policy) as session:
         walk = Walk(session, random.Random(f"{policy} {seed}"))
         for _ in range(40):
@@ -143,7 +148,9 @@ def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(mo
 
 
 @pytest.mark.parametrize("policy", ["stop", "recompute"])
-def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(model: Model, policy: WhenFull) -> None:
+def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(
+    model: Model, policy: WhenFull
+) -> None:
     made = SessionOptions(n_ctx=512, n_batch=64, kv_type="f32")
     with opened(model, policy) as session, Session(model, made) as fresh:
         walk = Walk(session, random.Random(policy))

@@ -13,7 +13,9 @@ from ggext.checkpoint.model_card import general_metadata
 TENSORS = [("token_embd.weight", (32000, 4096)), ("blk.0.ffn_up_exps.weight", (8, 4096, 14336))]
 
 
-def described(folder: Path, name: str = "Mistral-0.6B-Instruct-v0.2", **files: Any) -> tuple[dict[str, Any], list[str]]:
+def described(
+    folder: Path, name: str = "Mistral-0.6B-Instruct-v0.2", **files: Any
+) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     for file, text in files.items():
         (folder / file.replace("_md", ".md").replace("_json", ".json")).write_text(text)
@@ -24,14 +26,20 @@ def test_name_and_parameters_tell_something(tmp_path: Path) -> None:
     values, notes = described(tmp_path)
     assert notes == []
     assert values == {
-        "general.name": "Mistral 0.6B Instruct v0.2", "general.version": "v0.2", "general.finetune": "Instruct",
-        "general.basename": "Mistral", "general.size_label": "0.6B",
-    }  # fmt: skip
+        "general.name": "Mistral 0.6B Instruct v0.2",
+        "general.version": "v0.2",
+        "general.finetune": "Instruct",
+        "general.basename": "Mistral",
+        "general.size_label": "0.6B",
+    }
     assert described(tmp_path, "x")[0] == {"general.name": "X", "general.size_label": "8x190M"}
 
 
 def test_a_card_and_a_generation_config(tmp_path: Path) -> None:
-    card = "---\nlicense: apache-2.0\ntags: [chat]\nlanguage:\n- en\n- no\nbase_model: org/Base-7B\n---\n# Words\n"
+    card = (
+        "---\nlicense: apache-2.0\ntags: [chat]\nlanguage:\n- en\n- no\nbase_model: "
+        "org/Base-7B\n---\n# Words\n"
+    )
     sampling = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": 2, "min_p": True}
     values, notes = described(tmp_path, README_md=card, generation_config_json=json.dumps(sampling))
     assert notes == []
@@ -61,6 +69,8 @@ def test_a_card_that_is_no_card_is_left_out(tmp_path: Path, card: str) -> None:
 
 
 def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
-    values, notes = described(tmp_path, README_md="---\nlicense: [unclosed\n---\n", generation_config_json="[1]")
+    values, notes = described(
+        tmp_path, README_md="---\nlicense: [unclosed\n---\n", generation_config_json="[1]"
+    )
     assert "general.license" not in values
     assert notes[0].startswith("README.md: its front matter cannot be used")

@@ -1,4 +1,5 @@
-"""gpt-oss as it is published: experts in MXFP4, packed otherwise in a GGUF file, the same values bit for bit."""
+"""gpt-oss as it is published: experts in MXFP4, packed otherwise in a GGUF file, the same values
+bit for bit."""
 
 from __future__ import annotations
 
@@ -22,15 +23,17 @@ from ggext.verify import verify
 pytest.importorskip("transformers")
 
 CONFIG: dict[str, Any] = {
-    "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 32,
     "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
-}  # fmt: skip
+}
 YARN = RopeScaling("yarn", factor=4)
 
 
 def pack(folder: Path, twin: Path) -> None:
-    """Random MXFP4 in place of the experts of the model in ``folder``; ``twin`` gets the values that transformers
-    makes of them."""
+    """Random MXFP4 in place of the experts of the model in ``folder``; ``twin`` gets the values
+    that transformers makes of them."""
     import torch
     from safetensors.torch import load_file, save_file
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -49,7 +52,9 @@ def pack(folder: Path, twin: Path) -> None:
     save_file(plain, twin / "model.safetensors", {"format": "pt"})
     save_file(packed, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,21 +85,30 @@ def test_every_value_is_the_one_that_transformers_makes(
     convert(ConvertOptions(twin, tmp_path / "twin.gguf", YARN))
     one, other = read_gguf(tmp_path / "packed.gguf"), read_gguf(tmp_path / "twin.gguf")
     found = [name for name, info in one.tensors.items() if info.type == MXFP4]
-    assert found == [f"blk.{i}.ffn_{part}_exps.weight" for i in (0, 1) for part in ("gate", "up", "down")]
+    assert found == [
+        f"blk.{i}.ffn_{part}_exps.weight" for i in (0, 1) for part in ("gate", "up", "down")
+    ]
     for name in found:
-        assert np.array_equal(values(one, name), other.float_tensor(name).reshape(values(one, name).shape)), name
+        assert np.array_equal(
+            values(one, name), other.float_tensor(name).reshape(values(one, name).shape)
+        ), name
 
 
-def test_transformers_judges_what_the_blocks_stand_for(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
+def test_transformers_judges_what_the_blocks_stand_for(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     convert(ConvertOptions(checkpoints[0], tmp_path / "packed.gguf", YARN))
-    report = verify(tmp_path / "packed.gguf", checkpoints[0], levels=("table", "logits"), tolerance=1e-2)
+    report = verify(
+        tmp_path / "packed.gguf", checkpoints[0], levels=("table", "logits"), tolerance=1e-2
+    )
     assert report.passed, report
     assert len([check for check in report.checks if check.level == "logits"]) == 2
 
 
 def test_a_block_by_hand() -> None:
-    """Neighbours 0 and 1 of byte 0 stand in bytes 0 and 1, whose upper halves have the values 16 and 17."""
+    """Neighbours 0 and 1 of byte 0 stand in bytes 0 and 1, whose upper halves have the values 16
+    and 17."""
     blocks = np.zeros((1, 1, 16), np.uint8)
     blocks[0, 0, 0], blocks[0, 0, 8] = 0x21, 0x43
     packed = ggml_mxfp4(blocks, np.array([[127]], np.uint8))
@@ -102,7 +116,8 @@ def test_a_block_by_hand() -> None:
 
 
 def test_logits(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
-    """ggml multiplies MXFP4 with activations that it rounds to 8 bits, which costs some 1e-3 nats."""
+    """ggml multiplies MXFP4 with activations that it rounds to 8 bits, which costs some 1e-3
+    nats."""
     pytest.importorskip("llama_cpp")
     from ggext.verify import verify
 
@@ -119,10 +134,15 @@ def test_logits(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
         ({"quantization_config": "mxfp4"}, "quantization_config is 'mxfp4'; it must be an object"),
         ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0; llama.cpp's architecture gpt-oss takes 7"),
         ({"num_local_experts": 3}, r"has the shape \[4, 128\]; .* implies \[3, 128\]"),
-        ({"intermediate_size": 192}, r"blocks has the shape \[4, 320, 4, 16\]; .* implies \[4, 384, 4, 16\]"),
+        (
+            {"intermediate_size": 192},
+            r"blocks has the shape \[4, 320, 4, 16\]; .* implies \[4, 384, 4, 16\]",
+        ),
     ],
 )
-def test_what_is_refused(checkpoints: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_what_is_refused(
+    checkpoints: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     for path in checkpoints[0].iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "config.json").unlink()

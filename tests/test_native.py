@@ -63,7 +63,9 @@ def exact_cos_sin(position: int, inv_freq: float) -> tuple[float, float]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
-@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (64, 64), (8, 8), (3, 2), (300, 260)])
+@pytest.mark.parametrize(
+    ("dim", "n_rot"), [(128, 128), (96, 32), (64, 64), (8, 8), (3, 2), (300, 260)]
+)
 def test_rotate_matches_float64(layout, inverse, dtype, dim, n_rot) -> None:
     positions = np.array([0, 1, 17, 4095, 131_071, 1_000_000, 10_000_000, -5], dtype=dtype)
     rows, inv_freq = random_rows(len(positions), 3, dim), frequencies(n_rot)
@@ -80,13 +82,17 @@ def test_literal_quarter_turn() -> None:
     assert rotate(rows, position, quarter, 1.0, "norm").tolist() == [[[-2, 1, 3, 4, 5]]]
     assert rotate(rows, position, quarter, 1.0, "neox").tolist() == [[[-3, 2, 1, 4, 5]]]
     assert rotate(rows, position, quarter, 2.0, "norm").tolist() == [[[-4, 2, 6, 8, 5]]]
-    assert rotate(rows, position, quarter, 2.0, "norm", inverse=True).tolist() == [[[1, -0.5, 1.5, 2, 5]]]
+    assert rotate(rows, position, quarter, 2.0, "norm", inverse=True).tolist() == [
+        [[1, -0.5, 1.5, 2, 5]]
+    ]
 
 
 @pytest.mark.parametrize("base", [10_000.0, 1e6, 150_000.0])
 def test_cos_sin_is_half_a_unit_off_at_any_position(base: float) -> None:
     positions = np.array([0, 1, 4096, 999_999, 1_048_576, 9_999_991, 10**9 + 7, 2**31, -(2**31)])
-    inv_freq = np.concatenate([frequencies(16, base), [-1.0, math.pi / 2, 1e3 / 3, 2.0**22]])  # up to an angle of 2^53
+    inv_freq = np.concatenate(
+        [frequencies(16, base), [-1.0, math.pi / 2, 1e3 / 3, 2.0**22]]
+    )  # up to an angle of 2^53
     cos, sin = cos_sin(positions, inv_freq, 1.0)
     for i, position in enumerate(positions.tolist()):
         for j, frequency in enumerate(inv_freq.tolist()):
@@ -109,9 +115,9 @@ def test_threads_change_no_bit(layout) -> None:
     one = rotate(rows, positions, inv_freq, 1.5, layout, threads=1)
     for threads in (0, 2, 3, 7, 300, 2**40):
         assert np.array_equal(one, rotate(rows, positions, inv_freq, 1.5, layout, threads=threads))
-        assert worst_error(one, rows, positions, inv_freq, 1.5, layout, threads=threads) == worst_error(
-            one, rows, positions, inv_freq, 1.5, layout, threads=1
-        )
+        assert worst_error(
+            one, rows, positions, inv_freq, 1.5, layout, threads=threads
+        ) == worst_error(one, rows, positions, inv_freq, 1.5, layout, threads=1)
     long_positions = np.arange(5000)
     for a, b in zip(
         cos_sin(long_positions, inv_freq, 1.0, threads=1),
@@ -141,7 +147,8 @@ def test_input_is_not_changed_and_no_rows_are_fine() -> None:
 
 
 def bfloat16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
-    """The nearest bfloat16, ties to even, of finite float64 values: found in the sorted list of all."""
+    """The nearest bfloat16, ties to even, of finite float64 values: found in the sorted list of
+    all."""
     magnitudes = (np.arange(0x7F81, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
     magnitudes[-1] = 2.0**128  # what infinity stands for in rounding
     size = np.abs(values).astype(np.float64)
@@ -181,17 +188,22 @@ def test_every_type_is_rounded_once(dtype, layout, inverse, dim, n_rot) -> None:
     expected = reference(values_of(dtype, rows), positions + 40, inv_freq, 1.25, layout, inverse)
     assert out.dtype == rows.dtype
     error = np.abs(values_of(dtype, out) - expected)
-    half_unit = UNIT[dtype] / 2 * np.maximum(2.0 ** np.floor(np.log2(np.abs(expected) + 1e-300)), 2.0**-14)
+    half_unit = (
+        UNIT[dtype] / 2 * np.maximum(2.0 ** np.floor(np.log2(np.abs(expected) + 1e-300)), 2.0**-14)
+    )
     assert (error <= half_unit + 1e-9).all()
     assert np.array_equal(out[..., n_rot:], rows[..., n_rot:])
-    worst = worst_error(out, rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype)
+    worst = worst_error(
+        out, rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype
+    )
     assert worst.error == pytest.approx(error.max(), rel=0, abs=1e-9)
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
-    """By angle 0 every value comes back; by a gain of 1/2 and 3/2, all roundings of ties and tiny values."""
+    """By angle 0 every value comes back; by a gain of 1/2 and 3/2, all roundings of ties and tiny
+    values."""
     bits = np.arange(2**16, dtype=np.uint16).reshape(256, 2, 128)
     rows = bits if dtype == "bfloat16" else bits.view(np.float16)
     values = values_of(dtype, rows)
@@ -213,7 +225,10 @@ def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_vector_instructions_change_no_bit(dtype, layout) -> None:
-    rows = as_type(dtype, random_rows(40, 3, 150) * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)))
+    rows = as_type(
+        dtype,
+        random_rows(40, 3, 150) * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)),
+    )
     arguments = (np.arange(40) * 1001 - 20_000, frequencies(146), 1.25, layout)
     results = []
     for level in (0, 1, 2):
@@ -235,13 +250,20 @@ def test_rotate_between_matches_float64(dtype, layout, dim, n_rot) -> None:
     old_freq, new_freq = frequencies(n_rot), frequencies(n_rot, 500_000.0) / 4
     rows = as_type(dtype, reference(plain, old, old_freq, 1.25, layout))
     out = rotate_between(
-        rows, Rotation(old - 7, old_freq, 1.25, offset=7), Rotation(new, new_freq, 1.1), layout, dtype=dtype
+        rows,
+        Rotation(old - 7, old_freq, 1.25, offset=7),
+        Rotation(new, new_freq, 1.1),
+        layout,
+        dtype=dtype,
     )
     plain_again = reference(values_of(dtype, rows), old, old_freq, 1.25, layout, inverse=True)
     expected = reference(plain_again, new, new_freq, 1.1, layout)
     np.testing.assert_allclose(values_of(dtype, out), expected, rtol=0, atol=UNIT[dtype])
     np.testing.assert_allclose(
-        values_of(dtype, out), reference(plain, new, new_freq, 1.1, layout), rtol=0, atol=3 * UNIT[dtype]
+        values_of(dtype, out),
+        reference(plain, new, new_freq, 1.1, layout),
+        rtol=0,
+        atol=3 * UNIT[dtype],
     )
 
 
@@ -250,14 +272,23 @@ def test_rotate_between_checks_both() -> None:
     for bad, message in [
         (Rotation(np.arange(5), INV_FREQ), "same number of positions, not 5 and 4"),
         (Rotation(POSITIONS, INV_FREQ[:3].copy()), "same number of frequencies, not 3 and 4"),
-        (Rotation(POSITIONS, [1.0, np.nan, 1.0, 1.0]), r"inv_freq\[1\] is not a finite number but nan"),
-        (Rotation(POSITIONS, INV_FREQ, 0.0), "attention_factor must be a finite number above 0, not 0.0"),
+        (
+            Rotation(POSITIONS, [1.0, np.nan, 1.0, 1.0]),
+            r"inv_freq\[1\] is not a finite number but nan",
+        ),
+        (
+            Rotation(POSITIONS, INV_FREQ, 0.0),
+            "attention_factor must be a finite number above 0, not 0.0",
+        ),
         (Rotation(POSITIONS + 2**31, INV_FREQ), r"positions\[1\] is too large: 2147483649"),
     ]:
         with pytest.raises(ValueError, match=message):
             rotate_between(ROWS, bad, good, "norm")
     tiny, huge = Rotation(POSITIONS, INV_FREQ, 1e-200), Rotation(POSITIONS, INV_FREQ, 1e200)
-    with pytest.raises(ValueError, match="quotient of the attention factors must be a finite number above 0, not inf"):
+    with pytest.raises(
+        ValueError,
+        match="quotient of the attention factors must be a finite number above 0, not inf",
+    ):
         rotate_between(ROWS, tiny, huge, "norm")
 
 
@@ -266,16 +297,18 @@ def test_float64_tables() -> None:
     cos, sin = cos_sin(positions, inv_freq, 1.0, offset=3, dtype="float64")
     for i, position in enumerate(positions.tolist()):
         for j, frequency in enumerate(inv_freq.tolist()):
-            assert (cos[i, j], sin[i, j]) == pytest.approx(exact_cos_sin(position + 3, frequency), rel=0, abs=1.5e-15)
+            assert (cos[i, j], sin[i, j]) == pytest.approx(
+                exact_cos_sin(position + 3, frequency), rel=0, abs=1.5e-15
+            )
     with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', not 'float16'"):
         cos_sin(positions, inv_freq, 1.0, dtype="float16")  # type: ignore[arg-type]
 
 
 # Properties
 
-arrays = st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(2, 20), st.integers(0, 2**32 - 1)).map(
-    lambda t: random_rows(*t)
-)
+arrays = st.tuples(
+    st.integers(1, 5), st.integers(1, 3), st.integers(2, 20), st.integers(0, 2**32 - 1)
+).map(lambda t: random_rows(*t))
 layouts = st.sampled_from(LAYOUTS)
 gains = st.floats(0.25, 4.0)
 
@@ -329,7 +362,9 @@ def test_rotations_add_up(case, shift) -> None:
     frequency=st.floats(),
     position=st.integers(-(2**63), 2**63 - 1),
 )
-def test_any_arguments_work_or_raise(shape, n_positions, n_pairs, gain, threads, frequency, position) -> None:
+def test_any_arguments_work_or_raise(
+    shape, n_positions, n_pairs, gain, threads, frequency, position
+) -> None:
     rows, positions = np.zeros(shape, np.float32), np.full(n_positions, position)
     inv_freq = np.full(n_pairs, frequency)
     try:
@@ -373,7 +408,9 @@ def test_equal_errors_name_the_first_place() -> None:
     out[[100, 500], 1, 40] = 1.0
     out[100, 1, 20] = -1.0
     for threads in (1, 2):
-        worst = worst_error(out, rows, np.arange(600), frequencies(64), 1.0, "neox", threads=threads)
+        worst = worst_error(
+            out, rows, np.arange(600), frequencies(64), 1.0, "neox", threads=threads
+        )
         assert worst == (1.0, 100, 1, 20)
 
 
@@ -395,7 +432,9 @@ def test_cuda_is_not_measured_where_there_is_none() -> None:
         ggext.native.cuda_seconds(POSITIONS, INV_FREQ, "norm", (2, 8), "float32")
 
 
-needs_metal = pytest.mark.skipif(not ggext.native.available("metal"), reason="no Metal device, or no Metal backend")
+needs_metal = pytest.mark.skipif(
+    not ggext.native.available("metal"), reason="no Metal device, or no Metal backend"
+)
 
 
 @needs_metal
@@ -410,17 +449,25 @@ def test_metal_is_as_exact_as_float32(dtype, layout) -> None:
     for inverse in (False, True):
         arguments = (rows, positions, inv_freq, 1.25, layout)
         on_metal = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="metal")
-        error = ggext.native.worst_error(on_metal, *arguments, inverse=inverse, offset=5, dtype=dtype).error
+        error = ggext.native.worst_error(
+            on_metal, *arguments, inverse=inverse, offset=5, dtype=dtype
+        ).error
         assert error <= 1.25 * size * (6e-7 + 2 * unit)
-    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, layout, dtype=dtype, device="metal").shape == (0, 19, 96)
+    assert rotate(
+        rows[:0], positions[:0], inv_freq, 1.0, layout, dtype=dtype, device="metal"
+    ).shape == (0, 19, 96)
 
 
 def test_cuda_backend_loads_without_a_device() -> None:
-    cuda = pytest.importorskip("ggext._cuda", reason="this build has no CUDA backend: no nvcc was found")
+    cuda = pytest.importorskip(
+        "ggext._cuda", reason="this build has no CUDA backend: no nvcc was found"
+    )
     n_devices, reason = cuda.devices()
     assert (n_devices == 0) == (reason is not None)
     with pytest.raises(TypeError, match="rows must be float32"):
-        cuda.rotate(ROWS.astype(np.float64), 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+        cuda.rotate(
+            ROWS.astype(np.float64), 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy()
+        )
     with pytest.raises(ValueError, match="out of range"):
         cuda.measure(0, (POSITIONS, 0, INV_FREQ, 1.0), False, 2, 7, 1)
     if n_devices == 0:
@@ -428,13 +475,17 @@ def test_cuda_backend_loads_without_a_device() -> None:
             cuda.rotate(ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
 
 
-needs_cuda = pytest.mark.skipif(not ggext.native.available("cuda"), reason="no CUDA device, or no CUDA backend")
+needs_cuda = pytest.mark.skipif(
+    not ggext.native.available("cuda"), reason="no CUDA device, or no CUDA backend"
+)
 
 
 @needs_cuda
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260), (80, 48), (4120, 4120)])
+@pytest.mark.parametrize(
+    ("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260), (80, 48), (4120, 4120)]
+)
 def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
     rng = np.random.default_rng(3)
     rows = as_type(dtype, random_rows(70, 19, dim))
@@ -444,7 +495,10 @@ def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
         on_cuda = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="cuda")
         on_cpu = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype)
         assert np.array_equal(on_cuda, on_cpu)
-    before, after = Rotation(positions, inv_freq, 1.2), Rotation(np.arange(70, dtype=np.int32), inv_freq / 4, 1.1, 9)
+    before, after = (
+        Rotation(positions, inv_freq, 1.2),
+        Rotation(np.arange(70, dtype=np.int32), inv_freq / 4, 1.1, 9),
+    )
     assert np.array_equal(
         rotate_between(rows, before, after, layout, dtype=dtype, device="cuda"),
         rotate_between(rows, before, after, layout, dtype=dtype),
@@ -456,9 +510,15 @@ def test_cuda_takes_more_rows_than_a_slab_and_none() -> None:
     rows, inv_freq = np.zeros((40_000, 16, 128), np.float32), frequencies(128)  # 312 MiB
     rows[-1] = random_rows(1, 16, 128)
     positions = np.arange(40_000)
-    assert np.array_equal(rotate(rows, positions, inv_freq, 1.0, "neox", device="cuda"),
-                          rotate(rows, positions, inv_freq, 1.0, "neox"))  # fmt: skip
-    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda").shape == (0, 16, 128)
+    assert np.array_equal(
+        rotate(rows, positions, inv_freq, 1.0, "neox", device="cuda"),
+        rotate(rows, positions, inv_freq, 1.0, "neox"),
+    )
+    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda").shape == (
+        0,
+        16,
+        128,
+    )
 
 
 # Hostile callers
@@ -482,7 +542,12 @@ def unaligned(array: NDArray[Any]) -> NDArray[Any]:
 ROWS, POSITIONS, INV_FREQ = GOOD["rows"], GOOD["positions"], GOOD["inv_freq"]
 HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("rows", ROWS.astype(np.float64), TypeError, "rows must be float32"),
-    ("rows", ROWS.astype(np.uint16), TypeError, "rows must be float32, float16, or uint16 with dtype='bfloat16'"),
+    (
+        "rows",
+        ROWS.astype(np.uint16),
+        TypeError,
+        "rows must be float32, float16, or uint16 with dtype='bfloat16'",
+    ),
     ("rows", ROWS.astype(">f4"), TypeError, "in native byte order, not >f4"),
     ("rows", ROWS.astype(">f2"), TypeError, "in native byte order, not >f2"),
     ("rows", ROWS.view(np.int32), TypeError, "rows must be float32"),
@@ -508,14 +573,44 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("positions", POSITIONS[None], ValueError, "positions must have 1 dimension"),
     ("positions", np.arange(8)[::2], ValueError, "positions must be C-contiguous"),
     ("positions", np.arange(5), ValueError, "there are 5 positions"),
-    ("positions", np.array([0, 1, 2, 2**31 + 1]), ValueError, r"positions\[3\] is too large: 2147483649 .* 2\*\*31"),
-    ("positions", np.array([0, 1, 2, 2**63 - 1]), ValueError, r"positions\[3\] is too large: 9223372036854775807 "),
-    ("positions", np.array([0, -(2**63), 2, 3]), ValueError, r"positions\[1\] is too large: -9223372036854775808 "),
-    ("offset", 2**31 - 2, ValueError, r"positions\[3\] is too large: 3 with the offset 2147483646 "),
-    ("offset", -(2**62), ValueError, r"positions\[0\] is too large: 0 with the offset -4611686018427387904 "),
+    (
+        "positions",
+        np.array([0, 1, 2, 2**31 + 1]),
+        ValueError,
+        r"positions\[3\] is too large: 2147483649 .* 2\*\*31",
+    ),
+    (
+        "positions",
+        np.array([0, 1, 2, 2**63 - 1]),
+        ValueError,
+        r"positions\[3\] is too large: 9223372036854775807 ",
+    ),
+    (
+        "positions",
+        np.array([0, -(2**63), 2, 3]),
+        ValueError,
+        r"positions\[1\] is too large: -9223372036854775808 ",
+    ),
+    (
+        "offset",
+        2**31 - 2,
+        ValueError,
+        r"positions\[3\] is too large: 3 with the offset 2147483646 ",
+    ),
+    (
+        "offset",
+        -(2**62),
+        ValueError,
+        r"positions\[0\] is too large: 0 with the offset -4611686018427387904 ",
+    ),
     ("offset", 2**70, ValueError, "offset must be at most .* not 1180591620717411303424"),
     ("offset", 0.5, TypeError, "integer"),
-    ("dtype", "float64", ValueError, "dtype must be one of float32, float16, bfloat16, not 'float64'"),
+    (
+        "dtype",
+        "float64",
+        ValueError,
+        "dtype must be one of float32, float16, bfloat16, not 'float64'",
+    ),
     ("dtype", "bfloat16", TypeError, "rows must be uint16 .the bits of bfloat16."),
     ("dtype", "float16", TypeError, "rows must be float16"),
     ("inv_freq", INV_FREQ.astype(np.float32), TypeError, "inv_freq must be float64"),
@@ -542,7 +637,9 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
 
 def takes(entry: str, row: tuple[str, Any, type[Exception], str]) -> bool:
     """cos_sin has no rows: what concerns them, or a fit to them, is nothing to it."""
-    about_rows = row[0] in ("rows", "layout", "dtype") or "too small" in row[3] or "there are" in row[3]
+    about_rows = (
+        row[0] in ("rows", "layout", "dtype") or "too small" in row[3] or "there are" in row[3]
+    )
     return (entry != "cos_sin" or not about_rows) and (entry == "rotate" or row[0] != "device")
 
 

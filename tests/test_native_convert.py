@@ -44,10 +44,28 @@ def assert_same(got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> None
 
 
 def awkward_floats() -> np.ndarray[Any, Any]:
-    """Every exponent with mantissas that are ties, nearly ties and random, below the largest float16."""
-    mantissas = [0, 1, 0xFFF, 0x1000, 0x1001, 0x1FFF, 0x2000, 0x2FFF, 0x3000, 0x3001, 0x7FFF, 0x8000, 0x8001, 0x7FFFFF]
+    """Every exponent with mantissas that are ties, nearly ties and random, below the largest
+    float16."""
+    mantissas = [
+        0,
+        1,
+        0xFFF,
+        0x1000,
+        0x1001,
+        0x1FFF,
+        0x2000,
+        0x2FFF,
+        0x3000,
+        0x3001,
+        0x7FFF,
+        0x8000,
+        0x8001,
+        0x7FFFFF,
+    ]
     mantissas += np.random.default_rng(0).integers(0, 1 << 23, 64).tolist()
-    bits = (np.arange(0, 256, dtype=np.uint32)[:, None] << 23 | np.array(mantissas, np.uint32)).reshape(-1)
+    bits = (
+        np.arange(0, 256, dtype=np.uint32)[:, None] << 23 | np.array(mantissas, np.uint32)
+    ).reshape(-1)
     return np.concatenate([bits, bits | np.uint32(1 << 31)]).view("<f4")
 
 
@@ -64,7 +82,9 @@ def test_all_float16() -> None:
     halves = PATTERNS.view("<f2")
     assert_same(native.convert(halves, "float32"), halves.astype("<f4"))
     assert_same(native.convert(halves, "float16"), halves)
-    assert_same(of_bf16(native.convert(halves, "bfloat16")), of_bf16(rounded_to_bf16(halves.astype("<f4"))))
+    assert_same(
+        of_bf16(native.convert(halves, "bfloat16")), of_bf16(rounded_to_bf16(halves.astype("<f4")))
+    )
 
 
 def rounded_to_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -87,7 +107,9 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 
 @given(arrays(np.float32, st.integers(0, 300), elements=FLOATS))
-def test_a_lost_value_is_the_first_finite_one_that_becomes_infinite(values: np.ndarray[Any, Any]) -> None:
+def test_a_lost_value_is_the_first_finite_one_that_becomes_infinite(
+    values: np.ndarray[Any, Any],
+) -> None:
     with np.errstate(over="ignore"):
         halves = values.astype("<f2")
     lost = np.flatnonzero(np.isinf(halves) & np.isfinite(values))
@@ -103,7 +125,9 @@ def test_lost_values_far_into_an_array() -> None:
     for place in (0, 4095, 4096, 9999):
         values = np.zeros(10_000, np.float32)
         values[place] = 65520
-        with pytest.raises(native.ValueLostError, match=f"float16 cannot hold the value 65520 at {place}"):
+        with pytest.raises(
+            native.ValueLostError, match=f"float16 cannot hold the value 65520 at {place}"
+        ):
             native.convert(values, "float16")
         values[place] = 65519.996
         assert native.convert(values, "float16")[place] == 65504
@@ -112,7 +136,8 @@ def test_lost_values_far_into_an_array() -> None:
 
 
 def blocks_of_weights() -> np.ndarray[Any, Any]:
-    """Weights, tiny and huge ones, zeros of both signs, and blocks whose quants lie halfway between whole numbers."""
+    """Weights, tiny and huge ones, zeros of both signs, and blocks whose quants lie halfway between
+    whole numbers."""
     generator = np.random.default_rng(1)
     weights = generator.standard_normal((4096, 32)).astype("<f4") * np.float32(0.02)
     sizes = 2.0 ** generator.integers(-100, 23, (2048, 1))
@@ -132,7 +157,9 @@ def test_q8_0_is_the_gguf_packages() -> None:
     from gguf.quants import quantize
 
     values = blocks_of_weights()
-    assert np.array_equal(native.convert(values, "q8_0"), quantize(values[None], GGMLQuantizationType.Q8_0)[0])
+    assert np.array_equal(
+        native.convert(values, "q8_0"), quantize(values[None], GGMLQuantizationType.Q8_0)[0]
+    )
     halves, bits = values[: 4096 * 32].astype("<f2"), native.convert(values, "bfloat16")
     wide = quantize(halves.astype("<f4")[None], GGMLQuantizationType.Q8_0)[0]
     assert np.array_equal(native.convert(halves, "q8_0"), wide)
@@ -201,7 +228,9 @@ def test_wrong_arguments(arguments: tuple[Any, ...], error: type[Exception], mes
 
 
 def test_the_face_refuses_unknown_types() -> None:
-    with pytest.raises(ValueError, match="to must be one of float32, float16, bfloat16, q8_0, not 'q4_0'"):
+    with pytest.raises(
+        ValueError, match="to must be one of float32, float16, bfloat16, q8_0, not 'q4_0'"
+    ):
         native.convert(FLOAT, "q4_0")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="values must be float32, float16"):
         native.convert(np.zeros(4), "float32")  # type: ignore[arg-type]
@@ -235,7 +264,9 @@ def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
     with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("w+b") as target:
         assert _native.copy(source.fileno(), target.fileno(), 5, 100, 2_500_000) == 2_500_000
         assert target.read() == bytes(100) + data[5:2_500_005]
-        assert _native.copy(source.fileno(), target.fileno(), len(data) - 7, 0, 100) == 7  # the source ends
+        assert (
+            _native.copy(source.fileno(), target.fileno(), len(data) - 7, 0, 100) == 7
+        )  # the source ends
         with pytest.raises(OSError, match="Bad file descriptor"):
             _native.copy(source.fileno(), source.fileno(), 0, 0, 1)
         with pytest.raises(ValueError, match="0 or more"):

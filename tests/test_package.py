@@ -13,9 +13,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ("huggingface_hub", "jinja2", "llama_cpp", "matplotlib", "prompt_toolkit", "rich", "torch", "transformers")
+EXTRAS = (
+    "huggingface_hub",
+    "jinja2",
+    "llama_cpp",
+    "matplotlib",
+    "prompt_toolkit",
+    "rich",
+    "torch",
+    "transformers",
+)
 
-NEED_EXTRAS = {"__init__", "api", "chat"}  # chat templates are jinja2's; the others import extras on use
+NEED_EXTRAS = {
+    "__init__",
+    "api",
+    "chat",
+}  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. A part that is not named here fails.
@@ -44,7 +57,9 @@ KEPT_IN = {
 
 
 def run_python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -85,7 +100,11 @@ def package_of(path: Path) -> str:
 def is_part(name: str) -> bool:
     """Whether ggext.NAME is a module and not an attribute such as __version__."""
     inside = ROOT / "ggext"
-    return name in ("converters", "_native") or (inside / name).is_dir() or (inside / f"{name}.py").is_file()
+    return (
+        name in ("converters", "_native")
+        or (inside / name).is_dir()
+        or (inside / f"{name}.py").is_file()
+    )
 
 
 def inner_imports() -> Iterator[tuple[str, str, str]]:

@@ -1,4 +1,5 @@
-"""What `ggext plan` says against what llama.cpp allocates, over families and sizes; and what is free, and what fits."""
+"""What `ggext plan` says against what llama.cpp allocates, over families and sizes; and what is
+free, and what fits."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from ggext.plan import MEASURED, Plan, PlanOptions, plan
 
 GIB = 1 << 30
 FREE = Memories(64 * GIB)
-#: Contexts that make different tensors the largest: tokens, batch, type of the cache, flash attention, small windows.
+#: Contexts that make different tensors the largest: tokens, batch, type of the cache, flash
+#: attention, small windows.
 CONTEXTS = {
     "chat": (8192, 128, "f16", False, True),
     "quantized": (8192, 512, "q8_0", True, True),
@@ -54,21 +56,36 @@ def within(share: float, found: int, wanted: int) -> bool:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_plan_is_what_llama_cpp_allocates_for_published_models(shape: str, tmp_path: Path) -> None:
-    """Real sizes over files without tensors. Each figure by itself, so that large weights hide nothing."""
+def test_the_plan_is_what_llama_cpp_allocates_for_published_models(
+    shape: str, tmp_path: Path
+) -> None:
+    """Real sizes over files without tensors. Each figure by itself, so that large weights hide
+    nothing."""
     pytest.importorskip("llama_cpp")
     path = write_sized(tmp_path / "model.gguf", SHAPES[shape])
     with opened(path) as make:
         for name, (tokens, batch, kv_type, flash, small) in CONTEXTS.items():
-            options = PlanOptions(tokens, 0, Choices(kv_type, batch, flash, "small" if small else "full"))
+            options = PlanOptions(
+                tokens, 0, Choices(kv_type, batch, flash, "small" if small else "full")
+            )
             share, kind = plan(path, options, FREE).ram, KV_TYPES[kv_type]
             wanted = make(
-                n_ctx=tokens, n_batch=batch, n_ubatch=batch, flash_attn_type=int(flash), type_k=kind, type_v=kind,
+                n_ctx=tokens,
+                n_batch=batch,
+                n_ubatch=batch,
+                flash_attn_type=int(flash),
+                type_k=kind,
+                type_v=kind,
                 swa_full=not small,
-            )  # fmt: skip
+            )
             assert share.weights == wanted.weights, name
             for part in ("cache", "compute", "output"):
-                assert within(0.02, getattr(share, part), getattr(wanted, part)), (name, part, share, wanted)
+                assert within(0.02, getattr(share, part), getattr(wanted, part)), (
+                    name,
+                    part,
+                    share,
+                    wanted,
+                )
 
 
 def test_every_architecture_that_is_called_measured_is() -> None:
@@ -83,7 +100,9 @@ WINDOWED = ["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"]
 @pytest.mark.parametrize(
     "options", [{"n_ctx": 4000}, {"n_ctx": 3000, "n_batch": 700}, {"n_ctx": 2048, "kv_type": "f32"}]
 )
-def test_the_plan_is_what_a_session_allocates(arch: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_plan_is_what_a_session_allocates(
+    arch: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     """Real models, real memory, and what `ggext chat` chooses where nothing was asked."""
     pytest.importorskip("llama_cpp")
     path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch)
@@ -97,21 +116,33 @@ def test_the_plan_is_what_a_session_allocates(arch: str, options: dict[str, Any]
 
 @pytest.mark.parametrize("arch", WINDOWED)
 @pytest.mark.parametrize("swa", ["auto", "full", "small"])
-@pytest.mark.parametrize("options", [{"n_ctx": 4000}, {"n_ctx": 1024, "n_batch": 700, "kv_type": "f32"}])
+@pytest.mark.parametrize(
+    "options", [{"n_ctx": 4000}, {"n_ctx": 1024, "n_batch": 700, "kv_type": "f32"}]
+)
 def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
     arch: str, swa: Swa, options: dict[str, Any], tmp_path: Path
 ) -> None:
     """At 4,000 tokens the small cache is the default, and not at 1,024."""
     pytest.importorskip("llama_cpp")
-    path = tiny_gguf.write_random(tmp_path / "tiny.gguf", arch, extra_keys={f"{arch}.attention.sliding_window": 256})
+    path = tiny_gguf.write_random(
+        tmp_path / "tiny.gguf", arch, extra_keys={f"{arch}.attention.sliding_window": 256}
+    )
     found = plan(
         path,
-        PlanOptions(options["n_ctx"], 0, Choices(options.get("kv_type", "f16"), options.get("n_batch"), swa=swa)),
+        PlanOptions(
+            options["n_ctx"],
+            0,
+            Choices(options.get("kv_type", "f16"), options.get("n_batch"), swa=swa),
+        ),
         FREE,
     )
     wanted = session_sizes(path, options | {"swa": swa})
-    assert found.context.whole_windows == (options["n_ctx"] == 1024 if swa == "auto" else swa == "full")
-    assert abs(found.ram.cache - wanted.cache) < 0.02 * 2**20  # two caches, each logged to a hundredth of a MiB
+    assert found.context.whole_windows == (
+        options["n_ctx"] == 1024 if swa == "auto" else swa == "full"
+    )
+    assert (
+        abs(found.ram.cache - wanted.cache) < 0.02 * 2**20
+    )  # two caches, each logged to a hundredth of a MiB
     assert within(0.05, found.ram.compute, wanted.compute)
     assert within(0.05, found.ram.total - found.ram.checkpoints, wanted.total)
 
@@ -120,7 +151,10 @@ def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
 def test_the_default_fits_no_less_than_either_choice(gib: int, tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
     free = Memories(gib * GIB)
-    largest = {swa: plan(path, PlanOptions(4096, 0, Choices(swa=swa)), free).largest for swa in get_args(Swa)}
+    largest = {
+        swa: plan(path, PlanOptions(4096, 0, Choices(swa=swa)), free).largest
+        for swa in get_args(Swa)
+    }
     assert largest["auto"] == max(largest["full"], largest["small"])
 
 
@@ -188,7 +222,9 @@ def path_weights(path: Path) -> int:
 
 @pytest.mark.parametrize("gib", [3, 4, 6, 20, 60])
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-def test_the_largest_context_fits_and_the_next_does_not(gib: int, kv_type: str, tmp_path: Path) -> None:
+def test_the_largest_context_fits_and_the_next_does_not(
+    gib: int, kv_type: str, tmp_path: Path
+) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3.2-1b"])
     free = Memories(gib * GIB)
     largest = plan(path, PlanOptions(256, 0, Choices(kv_type)), free).largest
@@ -238,7 +274,9 @@ def test_what_is_not_known_is_not_called_fitting(tmp_path: Path) -> None:
         ({"split.count": 3}, "one of 3 parts, but not named as the first"),
     ],
 )
-def test_headers_that_say_too_little_or_too_much(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_headers_that_say_too_little_or_too_much(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = tiny_gguf.write_random(tmp_path / "odd.gguf", "llama", extra_keys=change)
     with pytest.raises(GgufError, match=message):
         plan(path, PlanOptions(256, gpu_layers=0), FREE)
@@ -248,18 +286,43 @@ def test_headers_that_say_too_little_or_too_much(change: dict[str, Any], message
 def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
     """Any key with any value, any tensor missing: a plan, or an error that says what is wrong."""
     header = read_gguf(write_sized(tmp_path / "model.gguf", replace(SHAPES[shape], layers=2)))
-    values = (0, 1, 3, 2**31 - 1, 2**31, -5, True, "x", 0.5, [], [1], [7, 0], [2**31] * 2, ["x", "y"])
+    values = (
+        0,
+        1,
+        3,
+        2**31 - 1,
+        2**31,
+        -5,
+        True,
+        "x",
+        0.5,
+        [],
+        [1],
+        [7, 0],
+        [2**31] * 2,
+        ["x", "y"],
+    )
     names = [name for name in header.tensors if not name.startswith("blk.1")]
     keys = [key for key in header.fields if key.startswith(header.arch)]
-    changed = [replace(header, fields=header.fields | {k: Field(header.fields[k].type, v)})
-               for k in keys for v in values]  # fmt: skip
-    changed += [replace(header, tensors={n: t for n, t in header.tensors.items() if n != name}) for name in names]
-    changed += [replace(header, fields={k: f for k, f in header.fields.items() if k != key}) for key in keys]
+    changed = [
+        replace(header, fields=header.fields | {k: Field(header.fields[k].type, v)})
+        for k in keys
+        for v in values
+    ]
+    changed += [
+        replace(header, tensors={n: t for n, t in header.tensors.items() if n != name})
+        for name in names
+    ]
+    changed += [
+        replace(header, fields={k: f for k, f in header.fields.items() if k != key}) for key in keys
+    ]
     planned = 0
     for odd in changed:
         try:
             arch = architecture(odd)
-            Planner(odd, arch, Choices(), 1).shares(Planner(odd, arch, Choices(), 1).context(512, FREE))
+            Planner(odd, arch, Choices(), 1).shares(
+                Planner(odd, arch, Choices(), 1).context(512, FREE)
+            )
             planned += 1
         except (GgufError, UsageError):
             pass
@@ -279,9 +342,13 @@ def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
         ({"gpu_layers": -1}, "gpu layers is -1"),
     ],
 )
-def test_what_llama_cpp_would_refuse_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_what_llama_cpp_would_refuse_is_refused(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     path = tiny_gguf.write_random(tmp_path / "tiny.gguf", "llama")
-    own = {"context": 256, "gpu_layers": 0} | {k: v for k, v in options.items() if k in ("context", "gpu_layers")}
+    own = {"context": 256, "gpu_layers": 0} | {
+        k: v for k, v in options.items() if k in ("context", "gpu_layers")
+    }
     choices = {name: value for name, value in options.items() if name not in own}
     with pytest.raises(UsageError, match=message):
         plan(path, PlanOptions(**own, choices=Choices(**choices)), FREE)
@@ -290,7 +357,13 @@ def test_what_llama_cpp_would_refuse_is_refused(options: dict[str, Any], message
 def tensors_of(path: Path) -> list[TensorToWrite]:
     header = read_gguf(path)
     return [
-        TensorToWrite(info.name, info.shape, info.type, info.nbytes, lambda name=info.name: [header.tensor_data(name)])  # type: ignore[misc]
+        TensorToWrite(
+            info.name,
+            info.shape,
+            info.type,
+            info.nbytes,
+            lambda name=info.name: [header.tensor_data(name)],
+        )  # type: ignore[misc]
         for info in header.tensors.values()
     ]
 
@@ -318,19 +391,25 @@ def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -
     from ggext.runtime import capacity
     from ggext.runtime.model import Model
 
-    first, *_ = write_parts(tmp_path / "parts.gguf", read_gguf(demo_gguf).fields, tensors_of(demo_gguf), most=1_000_000)
+    first, *_ = write_parts(
+        tmp_path / "parts.gguf", read_gguf(demo_gguf).fields, tensors_of(demo_gguf), most=1_000_000
+    )
     found = plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE)
     with Model.open(first, gpu_layers=0) as model:
         room = capacity.room(model, Choices())
         assert room is not None
         assert room.planner.shares(room.planner.context(512, Memories(room.free)))[0] == found.ram
         assert capacity.batch_for(model, capacity.threads_for(model)) == found.context.batch
-        assert model.n_params == sum(math.prod(info.shape) for info in model.all_parts.tensors.values())
+        assert model.n_params == sum(
+            math.prod(info.shape) for info in model.all_parts.tensors.values()
+        )
 
 
 def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
-    small, whole = (plan(path, PlanOptions(32768, 0, Choices(swa=s)), FREE) for s in ("small", "full"))
+    small, whole = (
+        plan(path, PlanOptions(32768, 0, Choices(swa=s)), FREE) for s in ("small", "full")
+    )
     token = 2 * 2 * 4 * 256  # keys and values of a layer, 2 bytes each
     assert whole.ram.cache == 34 * 32768 * token
     assert small.ram.cache == (5 * 32768 + 29 * 1280) * token
@@ -344,14 +423,28 @@ def test_a_second_sequence_widens_the_windows_and_the_logits() -> None:
 
 @pytest.mark.parametrize(
     ("gib", "gpu_layers", "kv_type", "wanted"),
-    [(60, 0, "f16", False), (7, 0, "f16", True), (3, 0, "f16", True), (60, 0, "q8_0", True), (60, 99, "f16", True)],
-    ids=["it fits without", "it fits in no other way", "it does not fit at all", "quantized", "on a GPU"],
+    [
+        (60, 0, "f16", False),
+        (7, 0, "f16", True),
+        (3, 0, "f16", True),
+        (60, 0, "q8_0", True),
+        (60, 99, "f16", True),
+    ],
+    ids=[
+        "it fits without",
+        "it fits in no other way",
+        "it does not fit at all",
+        "quantized",
+        "on a GPU",
+    ],
 )
 def test_flash_attention_is_on_where_it_is_needed(
     gib: int, gpu_layers: int, kv_type: str, wanted: bool, tmp_path: Path
 ) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3.2-1b"])
-    found = plan(path, PlanOptions(131072, gpu_layers, Choices(kv_type)), Memories(gib * GIB, 60 * GIB))
+    found = plan(
+        path, PlanOptions(131072, gpu_layers, Choices(kv_type)), Memories(gib * GIB, 60 * GIB)
+    )
     assert found.context.flash_attention is wanted
     assert found.fits is (gib > 3)
 
@@ -384,7 +477,12 @@ def test_a_container_s_limit_counts_and_its_cached_files_do_not(tmp_path: Path) 
     system.write(system.proc / "self" / "cgroup", "0::/a/b\n")
     system.group("a/b", memory__max="max\n", memory__current="5\n")
     assert system.free() == 1000 * 1024
-    system.group("a", memory__max="900000\n", memory__current="700000\n", memory__stat="file 1\ninactive_file 50000\n")
+    system.group(
+        "a",
+        memory__max="900000\n",
+        memory__current="700000\n",
+        memory__stat="file 1\ninactive_file 50000\n",
+    )
     assert system.free() == 250000
     system.group("", memory__max="800000\n", memory__current="700000\n")
     assert system.free() == 100000
@@ -395,8 +493,12 @@ def test_a_container_s_limit_counts_and_its_cached_files_do_not(tmp_path: Path) 
 def test_the_older_kind_of_container_counts_too(tmp_path: Path) -> None:
     system = System(tmp_path)
     system.write(system.proc / "self" / "cgroup", "12:cpu,cpuacct:/x\n5:memory:/docker/1\n0::/\n")
-    system.group("memory/docker/1", memory__limit_in_bytes="600000\n", memory__usage_in_bytes="500000\n",
-                 memory__stat="inactive_file 1\ntotal_inactive_file 20000\n")  # fmt: skip
+    system.group(
+        "memory/docker/1",
+        memory__limit_in_bytes="600000\n",
+        memory__usage_in_bytes="500000\n",
+        memory__stat="inactive_file 1\ntotal_inactive_file 20000\n",
+    )
     assert system.free() == 120000
 
 
@@ -434,7 +536,9 @@ def test_the_command_line_tells_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_says_what_would_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(defaults, "physical_cores", lambda: 2)
     monkeypatch.setattr(machine, "free_memory", lambda: 4 * GIB)
     path = write_sized(tmp_path / "m.gguf", SHAPES["gemma-3-4b"])
@@ -446,7 +550,10 @@ def test_the_command_line_says_what_would_help(tmp_path: Path, monkeypatch: pyte
     assert (code, "q8_0" in text) == (1, False)
     code, text = run(str(path), "--gpu-layers", "0", "--swa", "full")
     assert code == 1
-    assert "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
+    assert (
+        "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 "
+        "tokens\n" in text
+    )
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
@@ -471,10 +578,16 @@ def test_json_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert code == 0
     assert found["fits"] is True
     assert found["context"] == {
-        "tokens": 131072, "batch": 128, "kv_type": "q8_0", "flash_attention": True, "whole_windows": True,
+        "tokens": 131072,
+        "batch": 128,
+        "kv_type": "q8_0",
+        "flash_attention": True,
+        "whole_windows": True,
         "sequences": 1,
-    }  # fmt: skip
-    assert found["ram"]["total"] == sum(found["ram"][part] for part in ("weights", "cache", "compute", "output"))
+    }
+    assert found["ram"]["total"] == sum(
+        found["ram"][part] for part in ("weights", "cache", "compute", "output")
+    )
     assert found["free"] == {"ram": 8 * GIB, "gpu": None}
     assert set(found) == set(Plan.__dataclass_fields__) | {"fits"}
 

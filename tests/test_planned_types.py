@@ -21,7 +21,10 @@ pytest.importorskip("transformers")
     ("name", "kept"),
     [
         ("lfm2", ("blk.0.shortconv.conv.weight", "blk.1.attn_q_norm.weight")),
-        ("qwen2_moe", ("blk.0.ffn_gate_inp.weight", "blk.0.ffn_gate_inp_shexp.weight", "blk.1.attn_q.bias")),
+        (
+            "qwen2_moe",
+            ("blk.0.ffn_gate_inp.weight", "blk.0.ffn_gate_inp_shexp.weight", "blk.1.attn_q.bias"),
+        ),
         ("stablelm-12b", ("blk.0.attn_q_norm.weight", "output_norm.bias")),
     ],
 )
@@ -31,6 +34,9 @@ def test_norms_routers_and_convolutions_stay_float32(
     row = ROWS[name]
     checkpoint = make_model(tmp_path / "model", row.model_type, dtype="bfloat16", **row.config)
     convert(ConvertOptions(checkpoint, tmp_path / "out.gguf", type=kind))
-    types = {tensor.name: type_name(tensor.type) for tensor in read_gguf(tmp_path / "out.gguf").tensors.values()}
+    types = {
+        tensor.name: type_name(tensor.type)
+        for tensor in read_gguf(tmp_path / "out.gguf").tensors.values()
+    }
     assert {types[tensor] for tensor in kept} == {"F32"}
     assert types["token_embd.weight"] != "F32"

@@ -1,9 +1,10 @@
 """Published vocabularies, from the vocabulary files beside llama.cpp's source (its models/ folder).
 
-They are not part of this project: ``GGEXT_LLAMA_CPP_MODELS=…/llama.cpp/models`` names the folder, and without it
-these tests are skipped. Each file's tokens and merges are put back into a tokenizer.json with the pre-tokenizer that
-the model was published with; ``tokenizers`` on that is the original, and llama.cpp on what we make of it is compared.
-The ``.inp`` and ``.out`` files beside them are texts with the token ids of the original tokenizers.
+They are not part of this project: ``GGEXT_LLAMA_CPP_MODELS=…/llama.cpp/models`` names the folder,
+and without it these tests are skipped. Each file's tokens and merges are put back into a
+tokenizer.json with the pre-tokenizer that the model was published with; ``tokenizers`` on that is
+the original, and llama.cpp on what we make of it is compared. The ``.inp`` and ``.out`` files
+beside them are texts with the token ids of the original tokenizers.
 """
 
 from __future__ import annotations
@@ -38,14 +39,20 @@ FALCON = {
         {"type": "Punctuation", "behavior": "Contiguous"},
         GPT2,
         {"type": "Digits", "individual_digits": False},
-        {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": "[0-9][0-9][0-9]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
     ],
 }
 
 
 @dataclass(frozen=True)
 class Published:
-    """``unlike``: characters on which the note says that llama.cpp differs; texts with them are left out."""
+    """``unlike``: characters on which the note says that llama.cpp differs; texts with them are
+    left out."""
 
     pre_tokenizer: object
     name: str
@@ -55,22 +62,34 @@ class Published:
 
 VOCABULARIES = {
     "gpt-2": Published(GPT2, "gpt-2"),
-    "llama-bpe": Published(split_steps(pre.LLAMA3), "llama-bpe", {"model": {"ignore_merges": True}}),
+    "llama-bpe": Published(
+        split_steps(pre.LLAMA3), "llama-bpe", {"model": {"ignore_merges": True}}
+    ),
     "qwen2": Published(split_steps(pre.QWEN2), "qwen2", NFC),
     "starcoder": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"),
     "refact": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"),
     "command-r": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm", NFC),
     "mpt": Published(GPT2, "gpt-2", NFC),
     "falcon": Published(FALCON, "falcon"),
-    "deepseek-llm": Published(split_steps(*pre.DEEPSEEK_LLM, pre.DIGIT), "deepseek-llm", unlike="\u3000"),
+    "deepseek-llm": Published(
+        split_steps(*pre.DEEPSEEK_LLM, pre.DIGIT), "deepseek-llm", unlike="\u3000"
+    ),
     "deepseek-coder": Published(split_steps(*pre.DEEPSEEK_CODER), "deepseek-coder"),
     "gemma-4": Published(
-        {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
         "default",
-        {"normalizer": REPLACE, "model": {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"}},
+        {
+            "normalizer": REPLACE,
+            "model": {"byte_fallback": True, "fuse_unk": True, "unk_token": "<unk>"},
+        },
         unlike="\u2581",  # a space to the original, where llama.cpp looks for runs of spaces
     ),
-}  # fmt: skip
+}
 
 
 def rebuilt(name: str, folder: Path) -> int:
@@ -86,9 +105,15 @@ def rebuilt(name: str, folder: Path) -> int:
         if kind in (CONTROL, USER_DEFINED) and not text.startswith("[PAD")
     ]
     is_added = {item["content"] for item in added}
-    vocab = {text: i for i, text in enumerate(tokens) if text not in is_added and not text.startswith("[PAD")}
+    vocab = {
+        text: i
+        for i, text in enumerate(tokens)
+        if text not in is_added and not text.startswith("[PAD")
+    }
     vocab |= {item["content"]: item["id"] for item in added if published.name == "default"}
-    root = tokenizer_json(vocab, merges, published.pre_tokenizer, added_tokens=added, **published.other)
+    root = tokenizer_json(
+        vocab, merges, published.pre_tokenizer, added_tokens=added, **published.other
+    )
     eos = tokens[gguf.get("tokenizer.ggml.eos_token_id", 11)]
     save(folder, root, tokenizer_config={"eos_token": eos})
     return len(tokens)
@@ -117,6 +142,13 @@ def published_ids(name: str) -> list[tuple[str, list[int]]]:
     folder = Path(str(FOLDER))
     if not (folder / f"ggml-vocab-{name}.gguf.inp").exists():
         return []
-    texts = (folder / f"ggml-vocab-{name}.gguf.inp").read_bytes().decode().split("\n__ggml_vocab_test__\n")
+    texts = (
+        (folder / f"ggml-vocab-{name}.gguf.inp")
+        .read_bytes()
+        .decode()
+        .split("\n__ggml_vocab_test__\n")
+    )
     lines = (folder / f"ggml-vocab-{name}.gguf.out").read_text().splitlines()
-    return [(text, [int(n) for n in line.split()]) for text, line in zip(texts, lines, strict=False)]
+    return [
+        (text, [int(n) for n in line.split()]) for text, line in zip(texts, lines, strict=False)
+    ]

@@ -19,12 +19,20 @@ from ggext.rope.scaling import RopeScaling
 REQUESTS = {
     "none": Request(RopeScaling("none")),
     "yarn": Request(RopeScaling("yarn", factor=4), encoding="folded", type="Q4_K_M"),
-    "types": Request(RopeScaling("linear", factor=2), type="q8_0", tensor_types=("output=f16", 'a\\"*=bf16')),
-    "target": Request(RopeScaling("yarn", original_context=32768, truncate=False), target_context=131072),
-    "longrope": Request(
-        RopeScaling("longrope", factor=32.0, short_factors=(1.0, 1.25) * 12, long_factors=(1.08, 64.84) * 12)
+    "types": Request(
+        RopeScaling("linear", factor=2), type="q8_0", tensor_types=("output=f16", 'a\\"*=bf16')
     ),
-    "llama3": Request(RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, context=131072)),
+    "target": Request(
+        RopeScaling("yarn", original_context=32768, truncate=False), target_context=131072
+    ),
+    "longrope": Request(
+        RopeScaling(
+            "longrope", factor=32.0, short_factors=(1.0, 1.25) * 12, long_factors=(1.08, 64.84) * 12
+        )
+    ),
+    "llama3": Request(
+        RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, context=131072)
+    ),
 }
 
 
@@ -35,11 +43,13 @@ def test_a_request_comes_back(tmp_path: Path, request_: Request) -> None:
 
 
 def test_what_a_recipe_looks_like() -> None:
-    request = Request(RopeScaling("yarn", factor=4.5, attention_factor=1.0, truncate=False), encoding="tensor")
+    request = Request(
+        RopeScaling("yarn", factor=4.5, attention_factor=1.0, truncate=False), encoding="tensor"
+    )
     assert to_toml(request) == (
-        "# ggext convert MODEL OUT --recipe THIS_FILE\nformat = 1\nencoding = \"tensor\"\n\n[rope]\nmethod = \"yarn\"\n"
+        '# ggext convert MODEL OUT --recipe THIS_FILE\nformat = 1\nencoding = "tensor"\n\n[rope]\nmethod = "yarn"\n'
         "factor = 4.5\nattention_factor = 1.0\ntruncate = false\n"
-    )  # fmt: skip
+    )
 
 
 number = st.floats(1e-30, 1e30)
@@ -52,9 +62,15 @@ number = st.floats(1e-30, 1e30)
     context=st.none() | st.integers(1, 1 << 40),
 )
 def test_every_number_comes_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, factor: float, gain: float | None, low: float | None, context: int | None
+    tmp_path_factory: pytest.TempPathFactory,
+    factor: float,
+    gain: float | None,
+    low: float | None,
+    context: int | None,
 ) -> None:
-    scaling = RopeScaling("llama3", factor=factor, attention_factor=gain, low_freq_factor=low, context=context)
+    scaling = RopeScaling(
+        "llama3", factor=factor, attention_factor=gain, low_freq_factor=low, context=context
+    )
     path = tmp_path_factory.mktemp("recipe") / "r.toml"
     write_request(path, Request(scaling))
     assert read_request(path).rope == scaling
@@ -71,19 +87,37 @@ def test_every_number_comes_back_exactly(
         ("format = 1\n[rope]\nmethod = 'magic'", "method is 'magic'; known: none, linear"),
         ("format = 1\n[rope]\nfactor = 2.0", "method is None"),
         ("format = 1\n[rope]\nmethod = 'yarn'", "needs a factor"),
-        ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 'four'", "factor is 'four'; it must be a finite number"),
+        (
+            "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 'four'",
+            "factor is 'four'; it must be a finite number",
+        ),
         ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = nan", "must be a finite number"),
         ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\nbeta_fats = 3", "unknown key beta_fats"),
-        ("format = 1\n[rope]\nmethod = 'linear'\nfactor = 4\nbeta_fast = 3", "does not use beta_fast"),
+        (
+            "format = 1\n[rope]\nmethod = 'linear'\nfactor = 4\nbeta_fast = 3",
+            "does not use beta_fast",
+        ),
         ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ntruncate = 0", "true or false"),
-        ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ncontext = 1.5", "whole number of tokens"),
+        (
+            "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ncontext = 1.5",
+            "whole number of tokens",
+        ),
         ("format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = 3", "must be a list"),
         ("format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = ['a']", "holds 'a'"),
         ("format = 1\ntarget_context = 0\n[rope]\nmethod = 'yarn'", "target_context is 0"),
-        ("format = 1\ntarget_context = 9\n[rope]\nmethod = 'yarn'\nfactor = 2", "exclude each other"),
-        ("format = 1\nencoding = 'morse'\n[rope]\nmethod = 'yarn'\nfactor = 2", "encoding is 'morse'; known: keys"),
+        (
+            "format = 1\ntarget_context = 9\n[rope]\nmethod = 'yarn'\nfactor = 2",
+            "exclude each other",
+        ),
+        (
+            "format = 1\nencoding = 'morse'\n[rope]\nmethod = 'yarn'\nfactor = 2",
+            "encoding is 'morse'; known: keys",
+        ),
         ("format = 1\ntype = 8\n[rope]\nmethod = 'yarn'\nfactor = 2", "type is 8"),
-        ("format = 1\ntensor_types = ['a=f16', 1]\n[rope]\nmethod = 'none'", "must be a list of strings"),
+        (
+            "format = 1\ntensor_types = ['a=f16', 1]\n[rope]\nmethod = 'none'",
+            "must be a list of strings",
+        ),
         ("format = ", "is not a TOML file"),
         ("\xff", "is not a TOML file"),
         ("a = " + "[" * 5000, "is not a TOML file"),
@@ -125,7 +159,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_recipe_is_written_and_repeated(model: Path, tmp_path: Path) -> None:
     recipe, first, second = tmp_path / "r.toml", tmp_path / "1.gguf", tmp_path / "2.gguf"
-    options: list[Any] = ["--target-context", 200, "--beta-fast", 16, "--no-truncate", "--encoding", "folded"]
+    options: list[Any] = [
+        "--target-context",
+        200,
+        "--beta-fast",
+        16,
+        "--no-truncate",
+        "--encoding",
+        "folded",
+    ]
     result = ggext(model, first, *options, "--recipe", recipe)
     assert result.exit_code == 0, result.output
     assert f"wrote {recipe}" in result.output
@@ -151,11 +193,17 @@ def test_types_of_single_tensors_are_repeated(model: Path, tmp_path: Path) -> No
 
     recipe, out = tmp_path / "r.toml", tmp_path / "out.gguf"
     types = ("--tensor-type", "*.ffn_down=bf16", "--tensor-type", "*.ffn_up=f16")
-    result = ggext(model, tmp_path / "first.gguf", "--yarn", 4, "--type", "q8_0", *types, "--recipe", recipe)
+    result = ggext(
+        model, tmp_path / "first.gguf", "--yarn", 4, "--type", "q8_0", *types, "--recipe", recipe
+    )
     assert result.exit_code == 0, result.output
     assert ggext(model, out, "--recipe", recipe, "--tensor-type", "*.ffn_up=bf16").exit_code == 0
     tensors = read_gguf(out).tensors
-    assert [tensors[f"blk.0.ffn_{part}.weight"].type for part in ("gate", "up", "down")] == [Q8_0, BF16, BF16]
+    assert [tensors[f"blk.0.ffn_{part}.weight"].type for part in ("gate", "up", "down")] == [
+        Q8_0,
+        BF16,
+        BF16,
+    ]
 
 
 def test_a_recipe_is_not_overwritten(model: Path, tmp_path: Path) -> None:
@@ -172,8 +220,37 @@ def test_a_recipe_is_not_overwritten(model: Path, tmp_path: Path) -> None:
 
 def test_all_parameters_have_an_option(model: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
-    ggext(model, tmp_path / "a.gguf", "--yarn", 4, "--mscale", 0.7, "--mscale-all-dim", 1.1, "--recipe", recipe)
-    assert read_request(recipe).rope.given() == {"factor": 4.0, "mscale": 0.7, "mscale_all_dim": 1.1}
-    arguments = ["--llama3", 8, "--low-freq-factor", 2, "--high-freq-factor", 5, "--recipe", recipe, "--force"]
+    ggext(
+        model,
+        tmp_path / "a.gguf",
+        "--yarn",
+        4,
+        "--mscale",
+        0.7,
+        "--mscale-all-dim",
+        1.1,
+        "--recipe",
+        recipe,
+    )
+    assert read_request(recipe).rope.given() == {
+        "factor": 4.0,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.1,
+    }
+    arguments = [
+        "--llama3",
+        8,
+        "--low-freq-factor",
+        2,
+        "--high-freq-factor",
+        5,
+        "--recipe",
+        recipe,
+        "--force",
+    ]
     assert ggext(model, tmp_path / "b.gguf", *arguments).exit_code == 0
-    assert read_request(recipe).rope.given() == {"factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 5.0}
+    assert read_request(recipe).rope.given() == {
+        "factor": 8.0,
+        "low_freq_factor": 2.0,
+        "high_freq_factor": 5.0,
+    }

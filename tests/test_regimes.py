@@ -25,7 +25,9 @@ from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, Sessio
 GREEDY = Sampling(temperature=0)
 SHORT = tuple(1 + 0.02 * i for i in range(16))
 LONG = tuple(1.05 + 0.6 * i for i in range(16))
-LONGROPE = RopeScaling("longrope", factor=4.0, original_context=256, short_factors=SHORT, long_factors=LONG)
+LONGROPE = RopeScaling(
+    "longrope", factor=4.0, original_context=256, short_factors=SHORT, long_factors=LONG
+)
 GEOMETRY = RopeGeometry(n_rot=32, head_dim=32, base=1000.0, layout="norm", trained_context=256)
 
 
@@ -50,7 +52,9 @@ def text(plain: Model) -> list[int]:
     """1,000 tokens."""
     rng = random.Random("regimes")
     document = language.document(rng, language.facts(rng, language.RECALL_FACTS), 998)
-    return plain.tokenize(f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True)
+    return plain.tokenize(
+        f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True
+    )
 
 
 def next_logits(session: Session) -> Any:
@@ -107,26 +111,35 @@ def test_longrope_crosses_once_while_an_answer_grows(longrope: Model, text: list
         assert spans == sorted(spans)
         assert session.tokens == (*text[:250], *tokens)[: session.used]
         session.evaluate(session.tokens)
-        with Cache(longrope, SessionOptions(kv_type="f32", n_batch=128, memory=MemoryOptions("stream"))) as fresh:
+        with Cache(
+            longrope, SessionOptions(kv_type="f32", n_batch=128, memory=MemoryOptions("stream"))
+        ) as fresh:
             fresh.append(session.tokens[:128])
             fresh.append(session.tokens[128:256])
             fresh.append(session.tokens[256:])
             cells = [cache.handle for cache in (session.cache, fresh)]
             rows = [
-                np.ctypeslib.as_array(fresh.lib.llama_get_logits_ith(handle, -1), (longrope.n_vocab,)).copy()
+                np.ctypeslib.as_array(
+                    fresh.lib.llama_get_logits_ith(handle, -1), (longrope.n_vocab,)
+                ).copy()
                 for handle in cells
             ]
         np.testing.assert_allclose(rows[0], rows[1], atol=2e-3)
 
 
-def test_longrope_reads_a_long_prompt_with_the_long_table_at_once(longrope: Model, text: list[int]) -> None:
+def test_longrope_reads_a_long_prompt_with_the_long_table_at_once(
+    longrope: Model, text: list[int]
+) -> None:
     with Session(longrope, SessionOptions()) as session:
         assert session.evaluate(text[:200]).reused == 0
         assert session.cache.regime.span == 256
         longer = session.evaluate(text[:400])
         assert (longer.reused, longer.evaluated, session.cache.regime.span) == (0, 400, 1024)
         shorter = session.evaluate(text[:150])
-        assert (shorter.reused, session.cache.regime.span) == (149, 1024)  # no need to read it again
+        assert (shorter.reused, session.cache.regime.span) == (
+            149,
+            1024,
+        )  # no need to read it again
         other = session.evaluate(text[500:600])
         assert (other.reused, session.cache.regime.span) == (0, 256)
         assert session.available == 1024 - 100
@@ -155,7 +168,9 @@ def test_dynamic_ntk_takes_the_base_of_the_length(plain: Model, text: list[int],
         np.testing.assert_allclose(made, logits_at_base(plain, text[:length], base), atol=1e-3)
 
 
-def test_replay_is_a_fresh_evaluation_and_rotation_is_one_in_layer_0(plain: Model, text: list[int]) -> None:
+def test_replay_is_a_fresh_evaluation_and_rotation_is_one_in_layer_0(
+    plain: Model, text: list[int]
+) -> None:
     kept: dict[str, Any] = {}
     for mode in ("replay", "rotate"):
         options = SessionOptions(n_ctx=1000, kv_type="f32", dynamic_ntk=mode)  # type: ignore[arg-type]
@@ -173,12 +188,17 @@ def test_replay_is_a_fresh_evaluation_and_rotation_is_one_in_layer_0(plain: Mode
     with Session(plain, SessionOptions(n_ctx=1000, kv_type="f32", dynamic_ntk="rotate")) as session:
         session.evaluate(text[:300])
         right = session.cache.take(0, 250)
-    errors = [np.abs(a.view("<f4") - b.view("<f4")).max() for a, b in zip(keys.keys, right.keys, strict=True)]
+    errors = [
+        np.abs(a.view("<f4") - b.view("<f4")).max()
+        for a, b in zip(keys.keys, right.keys, strict=True)
+    ]
     assert errors[0] < 1e-4
     assert errors[1] > 1e-2
 
 
-def test_dynamic_ntk_keeps_an_answer_going_where_the_plain_file_fails(plain: Model, text: list[int]) -> None:
+def test_dynamic_ntk_keeps_an_answer_going_where_the_plain_file_fails(
+    plain: Model, text: list[int]
+) -> None:
     with Session(plain, SessionOptions(n_ctx=1000)) as session:
         plainly = session.losses(text)[600:].mean()
     for mode in ("rotate", "replay"):
@@ -191,7 +211,10 @@ def test_dynamic_ntk_is_refused_where_it_cannot_be(longrope: Model) -> None:
         Session(longrope, SessionOptions(dynamic_ntk="replay"))
     for options, words in (
         ({"dynamic_ntk": "often"}, "rotate or replay"),
-        ({"dynamic_ntk": "rotate", "memory": MemoryOptions("stream")}, "cannot go with --when-full stream"),
+        (
+            {"dynamic_ntk": "rotate", "memory": MemoryOptions("stream")},
+            "cannot go with --when-full stream",
+        ),
         ({"dynamic_ntk": "rotate", "kv_type": "q8_0"}, "take f16, or replay"),
     ):
         with pytest.raises(UsageError, match=words):

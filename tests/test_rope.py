@@ -64,8 +64,11 @@ def test_every_llama_config_is_covered(shared: Path) -> None:
 
 def llama(**config: Any) -> dict[str, Any]:
     return {
-        "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096,
-    } | config  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+    } | config
 
 
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -73,10 +76,18 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "old-key": {"rope_scaling": {"type": "linear", "factor": 2.5}},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
     "yarn-untruncated": {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": False}},
-    "yarn-betas": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2}},
-    "yarn-equal-betas": {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1, "beta_slow": 1}},
-    "yarn-mscale": {"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.1}},
-    "yarn-mscale-zero": {"rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.0}},
+    "yarn-betas": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2}
+    },
+    "yarn-equal-betas": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1, "beta_slow": 1}
+    },
+    "yarn-mscale": {
+        "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.1}
+    },
+    "yarn-mscale-zero": {
+        "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.0}
+    },
     "yarn-gain": {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.9}},
     "yarn-outside-wins": {
         "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
@@ -86,11 +97,14 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "head-dim": {"head_dim": 32, "rope_scaling": {"type": "yarn", "factor": 3.7}},
     "llama3": {
         "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
             "original_max_position_embeddings": 1024,
         },
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("config", SCALINGS.values(), ids=SCALINGS)
@@ -99,7 +113,8 @@ def test_tables_equal_transformers(config: dict[str, Any]) -> None:
 
 
 def test_table_by_hand() -> None:
-    """YaRN ×4 on d = 4, base 100, L0 = 256: θ = (1, 0.1); c(32) = 0.10 → 0, c(1) = 1.61 → 2; ramp (0, ½)."""
+    """YaRN ×4 on d = 4, base 100, L0 = 256: θ = (1, 0.1); c(32) = 0.10 → 0, c(1) = 1.61 → 2; ramp
+    (0, ½)."""
     geometry = RopeGeometry(4, 4, 100.0, "norm", 256)
     table = make_table(RopeScaling("yarn", factor=4), geometry)
     assert table.inv_freq == pytest.approx((1.0, 0.1 / 4 * 0.5 + 0.1 * 0.5))
@@ -127,13 +142,19 @@ def test_ntk_keeps_the_first_pair_and_interpolates_the_last() -> None:
         ({"type": "linear", "factor": True}, "must be a number"),
         ({"type": "linear", "factor": float("nan")}, "must be a finite number"),
         ({"type": "linear", "factor": 10**400}, "too large"),
-        ({"type": "linear", "factor": 2.0, "attention_factor": 1.1}, "does not use attention_factor"),
+        (
+            {"type": "linear", "factor": 2.0, "attention_factor": 1.1},
+            "does not use attention_factor",
+        ),
         ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, "different methods"),
         ({"type": 7, "factor": 2.0}, "must be a string"),
         ({"factor": 2.0}, "no rope_type"),
         ({"type": "yarn", "factor": 4.0, "beta_fats": 3}, "does not use beta_fats"),
         ({"type": "yarn", "factor": 4.0, "truncate": 0}, "true or false"),
-        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12.5}, "whole number of tokens"),
+        (
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12.5},
+            "whole number of tokens",
+        ),
         ({"rope_type": "llama3", "factor": 8.0}, "needs low_freq_factor, high_freq_factor"),
         ({"type": "dynamic", "factor": 2.0}, "llama.cpp has no such mode"),
         ({"full_attention": {"rope_type": "default"}}, "separate settings for full_attention"),
@@ -156,7 +177,10 @@ def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
         (RopeScaling("yarn"), "needs a factor"),
         (RopeScaling("linear", factor=2, beta_fast=3), "does not use beta_fast"),
         (RopeScaling("yarn", factor=math.inf), "finite number"),
-        (RopeScaling("llama3", factor=8, low_freq_factor=4, high_freq_factor=1), "not below low_freq_factor"),
+        (
+            RopeScaling("llama3", factor=8, low_freq_factor=4, high_freq_factor=1),
+            "not below low_freq_factor",
+        ),
         (RopeScaling("none", factor=2), "does not use factor"),
     ],
 )
@@ -221,7 +245,9 @@ def test_an_unestablished_architecture_is_refused() -> None:
         ({}, {ROPE_FREQS: [0.0] * 32}, "not a number above 0"),
     ],
 )
-def test_bad_keys_are_refused(keys: dict[str, Any], tensors: dict[str, list[float]], message: str) -> None:
+def test_bad_keys_are_refused(
+    keys: dict[str, Any], tensors: dict[str, list[float]], message: str
+) -> None:
     good = {"rope.dimension_count": 64, "rope.freq_base": 10000.0, "context_length": 4096}
     with pytest.raises(RopeError, match=message):
         decode(good | keys, tensors, "llama")
@@ -264,9 +290,18 @@ def test_a_recipe_survives_the_file() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "nul", '{"geometry": 3}', "[" * 100000,
-     json.dumps(Recipe(RopeScaling("yarn"), GEOMETRY, "keys", "x").as_dict()).replace("64", '"64"')],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "{}",
+        "nul",
+        '{"geometry": 3}',
+        "[" * 100000,
+        json.dumps(Recipe(RopeScaling("yarn"), GEOMETRY, "keys", "x").as_dict()).replace(
+            "64", '"64"'
+        ),
+    ],
+)
 def test_a_malformed_recipe_is_refused(text: str) -> None:
     with pytest.raises(RopeError):
         parse_recipe(text)
@@ -284,5 +319,7 @@ def test_a_malformed_recipe_is_refused(text: str) -> None:
         ({"rope.scaling.type": "longrope"}, ("longrope", 1.0)),
     ],
 )
-def test_what_the_keys_of_another_program_state(keys: dict[str, Any], stated: tuple[str, float]) -> None:
+def test_what_the_keys_of_another_program_state(
+    keys: dict[str, Any], stated: tuple[str, float]
+) -> None:
     assert stated_method(keys) == stated

@@ -1,4 +1,5 @@
-"""The table of what architectures do with RoPE, derived again from the installed llama.cpp with tiny models."""
+"""The table of what architectures do with RoPE, derived again from the installed llama.cpp with
+tiny models."""
 
 from __future__ import annotations
 
@@ -13,13 +14,25 @@ from tiny_gguf import HEAD, base_of, write_random
 from ggext.errors import ModelError, RopeError
 from ggext.rope import capabilities
 from ggext.rope.capabilities import CAPABILITIES
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, ROPE_FREQS, ROPE_LONG, ROPE_SHORT, decode
+from ggext.rope.decode import (
+    BETA_FAST,
+    BETA_SLOW,
+    LOG_MULTIPLIER,
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    decode,
+)
 from ggext.rope.encode import encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("llama_cpp")
 
-YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 64}
+YARN = {
+    "rope.scaling.type": "yarn",
+    "rope.scaling.factor": 4.0,
+    "rope.scaling.original_context_length": 64,
+}
 TOKENS = [(7 * i) % 300 + 3 for i in range(100)]
 
 
@@ -37,10 +50,14 @@ class Library:
     def __init__(self, arch: str, folder: Path) -> None:
         self.arch, self.folder, self.count = arch, folder, 0
         self.fields, self.tensors = base_of(arch)
-        self.factors = np.linspace(1, 3, self.fields[f"{arch}.rope.dimension_count"] // 2, dtype="<f4")
+        self.factors = np.linspace(
+            1, 3, self.fields[f"{arch}.rope.dimension_count"] // 2, dtype="<f4"
+        )
 
     def logits(
-        self, keys: dict[str, Any] | None = None, tensors: dict[str, np.ndarray[Any, Any]] | None = None
+        self,
+        keys: dict[str, Any] | None = None,
+        tensors: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> np.ndarray[Any, Any] | None:
         """``None`` where the model does not load."""
         self.count += 1
@@ -70,7 +87,9 @@ def test_the_table_names_the_version_that_is_installed() -> None:
     from ggext.runtime import llama
 
     assert capabilities.__doc__ is not None
-    assert f"{capabilities.LLAMA_CPP} (llama-cpp-python {llama.VERSION})" in " ".join(capabilities.__doc__.split())
+    assert f"{capabilities.LLAMA_CPP} (llama-cpp-python {llama.VERSION})" in " ".join(
+        capabilities.__doc__.split()
+    )
 
 
 @every_architecture
@@ -95,7 +114,11 @@ def test_rope_freqs(library: Library) -> None:
 def test_rope_factors(library: Library) -> None:
     keys = {"rope.scaling.type": "longrope", "rope.scaling.original_context_length": 64}
     factors = {ROPE_LONG: library.factors, ROPE_SHORT: np.ones_like(library.factors)}
-    plain, scaled, without = library.logits(), library.logits(keys, factors), library.logits(tensors=factors)
+    plain, scaled, without = (
+        library.logits(),
+        library.logits(keys, factors),
+        library.logits(tensors=factors),
+    )
     found = "always" if without is not None else "longrope" if scaled is not None else "no"
     assert found == CAPABILITIES[library.arch].rope_factors
     if scaled is not None:
@@ -106,13 +129,23 @@ def test_rope_factors(library: Library) -> None:
 def test_betas_and_log_multiplier(library: Library) -> None:
     yarn = library.logits(YARN)
     capability = CAPABILITIES[library.arch]
-    assert library.differ(yarn, library.logits(YARN | {BETA_FAST: 4.0, BETA_SLOW: 0.01})) is capability.reads_betas
-    assert library.differ(yarn, library.logits(YARN | {LOG_MULTIPLIER: 1.0})) is capability.reads_log_multiplier
+    assert (
+        library.differ(yarn, library.logits(YARN | {BETA_FAST: 4.0, BETA_SLOW: 0.01}))
+        is capability.reads_betas
+    )
+    assert (
+        library.differ(yarn, library.logits(YARN | {LOG_MULTIPLIER: 1.0}))
+        is capability.reads_log_multiplier
+    )
 
 
 @every_architecture
 def test_query_norm(library: Library) -> None:
-    norm = {n: np.full(a.shape, 2.0, "<f4") for n, a in library.tensors.items() if n.endswith("attn_q_norm.weight")}
+    norm = {
+        n: np.full(a.shape, 2.0, "<f4")
+        for n, a in library.tensors.items()
+        if n.endswith("attn_q_norm.weight")
+    }
     norm = norm or {f"blk.{i}.attn_q_norm.weight": np.full(HEAD, 2.0, "<f4") for i in (0, 1)}
     plain, normed = library.logits(), library.logits(tensors=norm)
     assert (normed is not None) is CAPABILITIES[library.arch].query_norm
@@ -135,11 +168,18 @@ def test_betas_are_keys_where_they_are_read() -> None:
 
 
 def test_the_keys_that_are_read_are_decoded() -> None:
-    keys = {"rope.dimension_count": 128, "context_length": 4096 * 64, "rope.scaling.type": "yarn",
-            "rope.scaling.factor": 64.0, "rope.scaling.original_context_length": 4096}  # fmt: skip
+    keys = {
+        "rope.dimension_count": 128,
+        "context_length": 4096 * 64,
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": 64.0,
+        "rope.scaling.original_context_length": 4096,
+    }
     gain = 1 + 0.1 * math.log(64)
     assert decode(keys, {}, "mistral3").attention_factor == pytest.approx(gain)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3").attention_factor == pytest.approx(1.0)
+    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3").attention_factor == pytest.approx(
+        1.0
+    )
     assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "llama").attention_factor == pytest.approx(gain)
     for key, value in ((BETA_FAST, 0.0), (BETA_SLOW, math.nan), (LOG_MULTIPLIER, -1.0)):
         with pytest.raises(RopeError, match=f"{key} is"):
@@ -164,7 +204,9 @@ def test_beta_keys_are_the_tensor_of_the_same_table(tmp_path: Path, encoding: An
 
 
 def test_betas_for_our_own_contexts() -> None:
-    scaling = RopeScaling("yarn", factor=32, beta_fast=1, beta_slow=1, mscale=1.0, mscale_all_dim=1.0)
+    scaling = RopeScaling(
+        "yarn", factor=32, beta_fast=1, beta_slow=1, mscale=1.0, mscale_all_dim=1.0
+    )
     geometry = RopeGeometry(64, 64, 50000.0, "neox", 4096)  # Kimi-K2
     encoding = encode(scaling, geometry, "qwen2", "runtime")
     assert encoding.name == "runtime"
@@ -209,19 +251,33 @@ def last_logits(path: Path, parameters: dict[str, float]) -> np.ndarray[Any, Any
 
 
 @pytest.mark.parametrize("betas", [(16.0, 2.0), (1.0, 1.0), (40.0, 0.01)])
-def test_a_context_with_the_parameters_computes_the_table(tmp_path: Path, betas: tuple[float, float]) -> None:
-    """The library with the betas of the runtime encoding, against rope_freqs with the same table."""
+def test_a_context_with_the_parameters_computes_the_table(
+    tmp_path: Path, betas: tuple[float, float]
+) -> None:
+    """The library with the betas of the runtime encoding, against rope_freqs with the same
+    table."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.open import read_gguf
     from ggext.rope.decode import context_parameters
 
     rope = RopeScaling("yarn", factor=4, beta_fast=betas[0], beta_slow=betas[1])
-    convert(ConvertOptions(write_random(tmp_path / "q.gguf", "qwen2"), tmp_path / "r.gguf", rope, encoding="runtime"))
+    convert(
+        ConvertOptions(
+            write_random(tmp_path / "q.gguf", "qwen2"),
+            tmp_path / "r.gguf",
+            rope,
+            encoding="runtime",
+        )
+    )
     parameters = context_parameters(read_gguf(tmp_path / "r.gguf").arch_keys())
     assert set(parameters) == {"yarn_beta_fast", "yarn_beta_slow"}
     model = write_random(tmp_path / "model.gguf", "llama")
     convert(ConvertOptions(model, tmp_path / "tensor.gguf", rope, encoding="tensor"))
-    convert(ConvertOptions(model, tmp_path / "keys.gguf", RopeScaling("yarn", factor=4), encoding="keys"))
+    convert(
+        ConvertOptions(
+            model, tmp_path / "keys.gguf", RopeScaling("yarn", factor=4), encoding="keys"
+        )
+    )
     wanted = last_logits(tmp_path / "tensor.gguf", {})
     assert np.abs(wanted - last_logits(tmp_path / "keys.gguf", parameters)).max() < 1e-3
     assert np.abs(wanted - last_logits(tmp_path / "keys.gguf", {})).max() > 1e-2
@@ -233,14 +289,26 @@ def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
     from ggext.cli import main
 
     model = write_random(tmp_path / "model.gguf", "qwen2")
-    arguments = ["convert", str(model), str(tmp_path / "x.gguf"), "--yarn", "4", "--beta-slow", "0.1", "--dry-run"]
+    arguments = [
+        "convert",
+        str(model),
+        str(tmp_path / "x.gguf"),
+        "--yarn",
+        "4",
+        "--beta-slow",
+        "0.1",
+        "--dry-run",
+    ]
     refused = CliRunner().invoke(main, [*arguments, "--encoding", "keys"])
     assert refused.exit_code == 1
     told = CliRunner().invoke(main, arguments).output  # auto finds nothing else
     assert "encoding: runtime" in told
     assert "in other programs: worst frequency error 0." in told
     assert "not exact" not in told
-    assert "not exact" in CliRunner().invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"]).output
+    assert (
+        "not exact"
+        in CliRunner().invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"]).output
+    )
     written = ["convert", str(model), str(tmp_path / "y.gguf"), "--yarn", "4", "--beta-slow", "0.1"]
     assert CliRunner().invoke(main, [*written, "--encoding", "runtime"]).exit_code == 0
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "y.gguf")]).output

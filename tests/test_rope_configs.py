@@ -1,4 +1,5 @@
-"""Every real configuration in ../shared/configs against the rotary class that transformers has for the model."""
+"""Every real configuration in ../shared/configs against the rotary class that transformers has for
+the model."""
 
 from __future__ import annotations
 
@@ -40,27 +41,50 @@ JUDGES = {
 }
 #: Where the file alone is not the whole story: the note that says so.
 NOTES = {
-    "Kimi-K2-Instruct": "transformers does not know model_type 'kimi_k2'; it is read as deepseek_v3",
+    "Kimi-K2-Instruct": (
+        "transformers does not know model_type 'kimi_k2'; it is read as deepseek_v3"
+    ),
     "MiniCPM-2B-128k": "transformers does not know model_type 'minicpm'; it is read as llama",
     "internlm2_5-7b": "transformers does not know model_type 'internlm2'; it is read as llama",
     "Qwen2.5-VL-7B-Instruct": "mrope_section [16, 24, 24]: the table holds for text",
     "EXAONE-4.0-32B": "layers of the kind full_attention do not rotate",
 }
 CONTEXTS = {
-    "DeepSeek-V2-Lite": 163840, "DeepSeek-V3": 163840, "Devstral-2-123B-Instruct": 262144, "EXAONE-4.0-32B": 131072,
-    "Kimi-K2-Instruct": 131072, "Llama-3.2-1B": 131072, "MiniCPM-2B-128k": 4 * 65536, "Olmo-3.1-32B-Instruct": 65536,
-    "Phi-3.5-mini-instruct": 131072, "Phi-4-mini-instruct": 131072, "Qwen2.5-Coder-32B-Instruct_yarn": 131072,
-    "Qwen2.5-VL-7B-Instruct": 128000, "Qwen3-0.6B": 40960, "gemma-3-4b-it_reduced": 131072, "gemma-4-26B-A4B": 262144,
-    "gpt-oss-20b": 131072, "internlm2_5-7b": 65536, "vicuna-7b-v1.5-16k": 16384,
-}  # fmt: skip
+    "DeepSeek-V2-Lite": 163840,
+    "DeepSeek-V3": 163840,
+    "Devstral-2-123B-Instruct": 262144,
+    "EXAONE-4.0-32B": 131072,
+    "Kimi-K2-Instruct": 131072,
+    "Llama-3.2-1B": 131072,
+    "MiniCPM-2B-128k": 4 * 65536,
+    "Olmo-3.1-32B-Instruct": 65536,
+    "Phi-3.5-mini-instruct": 131072,
+    "Phi-4-mini-instruct": 131072,
+    "Qwen2.5-Coder-32B-Instruct_yarn": 131072,
+    "Qwen2.5-VL-7B-Instruct": 128000,
+    "Qwen3-0.6B": 40960,
+    "gemma-3-4b-it_reduced": 131072,
+    "gemma-4-26B-A4B": 262144,
+    "gpt-oss-20b": 131072,
+    "internlm2_5-7b": 65536,
+    "vicuna-7b-v1.5-16k": 16384,
+}
 
 
 def transformers_config(config: dict[str, Any], judge: str) -> Any:
     from transformers import AutoConfig
 
     config = json.loads(json.dumps(config))  # transformers changes what it is given
-    values = {k: v for k, v in config.items() if k not in ("model_type", "auto_map", "quantization_config")}
-    model_type = config["model_type"] if config["model_type"] in ("gemma3", "gemma4", "qwen2_5_vl") else judge
+    values = {
+        k: v
+        for k, v in config.items()
+        if k not in ("model_type", "auto_map", "quantization_config")
+    }
+    model_type = (
+        config["model_type"]
+        if config["model_type"] in ("gemma3", "gemma4", "qwen2_5_vl")
+        else judge
+    )
     return AutoConfig.for_model(model_type, **values).get_text_config()
 
 
@@ -69,10 +93,17 @@ def judged(config: dict[str, Any], judge: tuple[str, str]) -> dict[str, tuple[li
     module = import_module(f"transformers.models.{judge[0]}.modeling_{judge[0]}")
     rotary = getattr(module, judge[1])(transformers_config(config, judge[0]))
     buffers = dict(rotary.named_buffers())
-    kinds = [n.removesuffix("_inv_freq") for n in buffers if n.endswith("_inv_freq") and "original" not in n]
+    kinds = [
+        n.removesuffix("_inv_freq")
+        for n in buffers
+        if n.endswith("_inv_freq") and "original" not in n
+    ]
     if not kinds:
         return {"all": (buffers["inv_freq"].double().tolist(), rotary.attention_scaling)}
-    return {k: (buffers[f"{k}_inv_freq"].double().tolist(), getattr(rotary, f"{k}_attention_scaling")) for k in kinds}
+    return {
+        k: (buffers[f"{k}_inv_freq"].double().tolist(), getattr(rotary, f"{k}_attention_scaling"))
+        for k in kinds
+    }
 
 
 def read(shared: Path, name: str) -> tuple[dict[str, Any], dict[str, CheckpointRope]]:
@@ -85,7 +116,9 @@ def read(shared: Path, name: str) -> tuple[dict[str, Any], dict[str, CheckpointR
 def test_the_table_equals_transformers(shared: Path, name: str) -> None:
     config, ropes = read(shared, name)
     expected = judged(config, JUDGES[name])
-    if name == "EXAONE-4.0-32B":  # the class has one table, the layers that use it are the sliding ones
+    if (
+        name == "EXAONE-4.0-32B"
+    ):  # the class has one table, the layers that use it are the sliding ones
         expected = {"sliding_attention": expected["all"]}
     assert set(ropes) == set(expected)
     for kind, (inv_freq, gain) in expected.items():
@@ -103,7 +136,9 @@ def test_every_config_is_judged(shared: Path) -> None:
 
 
 @pytest.mark.shared("configs")
-@pytest.mark.parametrize("name", ["Phi-3.5-mini-instruct", "Phi-4-mini-instruct", "MiniCPM-2B-128k", "internlm2_5-7b"])
+@pytest.mark.parametrize(
+    "name", ["Phi-3.5-mini-instruct", "Phi-4-mini-instruct", "MiniCPM-2B-128k", "internlm2_5-7b"]
+)
 @pytest.mark.parametrize("beyond", [0, 1, 1000, 100_000])
 def test_tables_that_depend_on_the_length(shared: Path, name: str, beyond: int) -> None:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -112,7 +147,9 @@ def test_tables_that_depend_on_the_length(shared: Path, name: str, beyond: int) 
     rope = ropes["all"]
     original = rope.scaling.original_context or 0
     make = ROPE_INIT_FUNCTIONS[rope.scaling.method]
-    inv_freq, gain = make(transformers_config(config, JUDGES[name][0]), None, seq_len=original + beyond)
+    inv_freq, gain = make(
+        transformers_config(config, JUDGES[name][0]), None, seq_len=original + beyond
+    )
     table = make_table(rope.scaling, rope.geometry, original + beyond)
     assert table.inv_freq == pytest.approx(inv_freq.double().tolist(), rel=1e-6, abs=0)
     assert table.attention_factor == pytest.approx(gain, rel=1e-7)
@@ -124,7 +161,9 @@ def test_the_regimes_of_a_method() -> None:
     geometry = RopeGeometry(4, 4, 10000.0, "norm", 100)
     longrope = RopeScaling("longrope", factor=4, short_factors=(1.0, 1.5), long_factors=(2.0, 9.0))
     assert [t.lengths for t in make_tables(longrope, geometry)] == [(1, 100), (101, 400)]
-    assert [t.inv_freq[1] for t in make_tables(longrope, geometry)] == pytest.approx([0.01 / 1.5, 0.01 / 9])
+    assert [t.inv_freq[1] for t in make_tables(longrope, geometry)] == pytest.approx(
+        [0.01 / 1.5, 0.01 / 9]
+    )
     dynamic = RopeScaling("dynamic", factor=2)
     assert [t.lengths for t in make_tables(dynamic, geometry)] == [(1, 100), (200, 200)]
     assert [t.lengths for t in make_tables(RopeScaling("yarn", factor=2), geometry)] == [None]
@@ -132,26 +171,41 @@ def test_the_regimes_of_a_method() -> None:
 
 def llama(**config: Any) -> dict[str, Any]:
     return {
-        "model_type": "llama", "hidden_size": 256, "num_attention_heads": 4, "max_position_embeddings": 4096,
-    } | config  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 4096,
+    } | config
 
 
 NESTED = {
-    "full_attention": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6, "original_max_position_embeddings": 1024},
+    "full_attention": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "rope_theta": 1e6,
+        "original_max_position_embeddings": 1024,
+    },
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
 
 
 @pytest.mark.parametrize("model_type", ["olmo3", "gemma3_text"])
 def test_nested_parameters_equal_transformers(model_type: str) -> None:
-    judge = {"olmo3": ("olmo3", "Olmo3RotaryEmbedding"), "gemma3_text": ("gemma3", "Gemma3RotaryEmbedding")}[model_type]
+    judge = {
+        "olmo3": ("olmo3", "Olmo3RotaryEmbedding"),
+        "gemma3_text": ("gemma3", "Gemma3RotaryEmbedding"),
+    }[model_type]
     config = llama(model_type=model_type, head_dim=64, rope_parameters=NESTED, num_hidden_layers=6)
     module = import_module(f"transformers.models.{judge[0]}.modeling_{judge[0]}")
     rotary = getattr(module, judge[1])(transformers_config(config, model_type))
     for kind, rope in read_ropes(config, "neox").items():
         table = make_table(rope.scaling, rope.geometry)
-        assert table.inv_freq == pytest.approx(getattr(rotary, f"{kind}_inv_freq").double().tolist(), rel=1e-6)
-        assert table.attention_factor == pytest.approx(getattr(rotary, f"{kind}_attention_scaling"), rel=1e-7)
+        assert table.inv_freq == pytest.approx(
+            getattr(rotary, f"{kind}_inv_freq").double().tolist(), rel=1e-6
+        )
+        assert table.attention_factor == pytest.approx(
+            getattr(rotary, f"{kind}_attention_scaling"), rel=1e-7
+        )
 
 
 def test_a_kind_without_parameters_does_not_rotate() -> None:
@@ -159,18 +213,29 @@ def test_a_kind_without_parameters_does_not_rotate() -> None:
     assert set(ropes) == {"sliding_attention"}
 
 
-HUNYUAN = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32,
-           "beta_slow": 1}  # fmt: skip
+HUNYUAN = {
+    "type": "dynamic",
+    "alpha": 1000.0,
+    "factor": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+}
 
 
 def test_hunyuans_alpha_is_a_fixed_table() -> None:
     from transformers import AutoConfig
-    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import HunYuanDenseV1RotaryEmbedding
+    from transformers.models.hunyuan_v1_dense.modeling_hunyuan_v1_dense import (
+        HunYuanDenseV1RotaryEmbedding,
+    )
 
     config = llama(model_type="hunyuan_v1_dense", head_dim=64, rope_scaling=dict(HUNYUAN))
     rope = read_rope(config, "neox")
     assert (rope.scaling.method, rope.scaling.factor) == ("ntk", 1000.0)
-    values = {k: v for k, v in config.items() if k != "model_type"} | {"rope_scaling": dict(HUNYUAN)}
+    values = {k: v for k, v in config.items() if k != "model_type"} | {
+        "rope_scaling": dict(HUNYUAN)
+    }
     rotary = HunYuanDenseV1RotaryEmbedding(AutoConfig.for_model("hunyuan_v1_dense", **values))
     table = make_table(rope.scaling, rope.geometry)
     assert table.inv_freq == pytest.approx(rotary.inv_freq.double().tolist(), rel=1e-6)
@@ -181,30 +246,79 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
     ("config", "message"),
     [
         ({"rope_scaling": HUNYUAN}, "does not use alpha"),
-        ({"model_type": "hunyuan_v1_dense", "rope_scaling": HUNYUAN | {"beta_fast": 4}}, "does not use beta_fast"),
+        (
+            {"model_type": "hunyuan_v1_dense", "rope_scaling": HUNYUAN | {"beta_fast": 4}},
+            "does not use beta_fast",
+        ),
         ({"rope_parameters": NESTED | {"factor": 2}}, "stands factor, which no kind of layer is"),
         ({"rope_parameters": NESTED | {"third": {}}}, "stands third, which no kind of layer is"),
-        ({"model_type": "olmo3", "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
-         "transformers ignores that"),
-        ({"model_type": "mistral", "rope_parameters": {
-            "rope_type": "yarn", "factor": 4.0, "llama_4_scaling_beta": 0.1}}, "does not use llama_4_scaling_beta"),
-        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}}, "must be whole numbers that add to 32"),
+        (
+            {
+                "model_type": "olmo3",
+                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+            },
+            "transformers ignores that",
+        ),
+        (
+            {
+                "model_type": "mistral",
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "llama_4_scaling_beta": 0.1,
+                },
+            },
+            "does not use llama_4_scaling_beta",
+        ),
+        (
+            {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
+            "must be whole numbers that add to 32",
+        ),
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is unknown"),
         ({"partial_rotary_factor": 0.0}, "partial_rotary_factor is 0; it must be above 0"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ({"partial_rotary_factor": 0.05}, "3 rotated dimensions in a head of 64"),
         ({"rope_theta": 1.0}, "rope base .* is 1; it must be a finite number above 1"),
         ({"rope_theta": float("nan")}, "rope base .* is nan"),
-        ({"rope_scaling": {"type": "longrope", "factor": 4.0, "short_factor": [1.0] * 32, "long_factor": [1.0] * 31},
-          "original_max_position_embeddings": 1024}, "long_factors has 31 values; the model rotates 32 pairs"),
-        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 32, "long_factor": [1.0] * 31 + [0.0]}},
-         "long_factors holds 0.0; it must be numbers above 0"),
-        ({"rope_scaling": {"type": "su", "short_factor": [1.0] * 31 + [float("nan")], "long_factor": [1.0] * 32}},
-         "short_factors holds nan"),
-        ({"rope_scaling": {"type": "su", "short_factor": [], "long_factor": [1.0]}}, "must be a list of numbers"),
+        (
+            {
+                "rope_scaling": {
+                    "type": "longrope",
+                    "factor": 4.0,
+                    "short_factor": [1.0] * 32,
+                    "long_factor": [1.0] * 31,
+                },
+                "original_max_position_embeddings": 1024,
+            },
+            "long_factors has 31 values; the model rotates 32 pairs",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "su",
+                    "short_factor": [1.0] * 32,
+                    "long_factor": [1.0] * 31 + [0.0],
+                }
+            },
+            "long_factors holds 0.0; it must be numbers above 0",
+        ),
+        (
+            {
+                "rope_scaling": {
+                    "type": "su",
+                    "short_factor": [1.0] * 31 + [float("nan")],
+                    "long_factor": [1.0] * 32,
+                }
+            },
+            "short_factors holds nan",
+        ),
+        (
+            {"rope_scaling": {"type": "su", "short_factor": [], "long_factor": [1.0]}},
+            "must be a list of numbers",
+        ),
         ({"rope_scaling": {"type": "su", "long_factor": [1.0] * 32}}, "needs short_factor"),
     ],
-)  # fmt: skip
+)
 def test_bad_configs_are_refused(config: dict[str, Any], message: str) -> None:
     def read() -> list[RopeTable]:
         ropes = read_ropes(llama(**config), "neox").values()

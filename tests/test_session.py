@@ -42,7 +42,13 @@ class TestJournal:
     def test_it_says_what_it_was_told_last(self, tmp_path: Path) -> None:
         path = tmp_path / "new" / "chat.jsonl"
         with Journal(path, "m.gguf") as journal:
-            for turns in (ASKED, [*ASKED, Turn("assistant", "H")], SAID, SAID[:1], [*SAID[:1], Turn("user", "Bye")]):
+            for turns in (
+                ASKED,
+                [*ASKED, Turn("assistant", "H")],
+                SAID,
+                SAID[:1],
+                [*SAID[:1], Turn("user", "Bye")],
+            ):
                 journal.update(turns)
         assert reread(path) == [Turn("system", "Be kind."), Turn("user", "Bye")]
         assert path.parent.stat().st_mode & 0o077 == 0  # nobody else's business
@@ -88,7 +94,10 @@ class TestJournal:
             assert journal.left == 0
 
     def test_two_programs_cannot_have_it(self, tmp_path: Path) -> None:
-        with Journal(tmp_path / "chat.jsonl", "m.gguf"), pytest.raises(OutputError, match="open in another ggext"):
+        with (
+            Journal(tmp_path / "chat.jsonl", "m.gguf"),
+            pytest.raises(OutputError, match="open in another ggext"),
+        ):
             Journal(tmp_path / "chat.jsonl", "m.gguf")
 
     def test_a_full_disk_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +106,9 @@ class TestJournal:
 
         with Journal(tmp_path / "chat.jsonl", "m.gguf") as journal:
             monkeypatch.setattr("os.fsync", full)
-            with pytest.raises(OutputError, match="No space left on device; the chat is not being kept"):
+            with pytest.raises(
+                OutputError, match="No space left on device; the chat is not being kept"
+            ):
                 journal.update(ASKED)
 
     @pytest.mark.parametrize(
@@ -117,7 +128,9 @@ class TestJournal:
             b'{"format": "ggext journal", "version": 1, "model": "m"}\n' + b"[" * 100_000 + b"\n",
         ],
     )
-    def test_what_is_no_journal_is_refused_and_left_alone(self, tmp_path: Path, lines: bytes) -> None:
+    def test_what_is_no_journal_is_refused_and_left_alone(
+        self, tmp_path: Path, lines: bytes
+    ) -> None:
         path = tmp_path / "chat.jsonl"
         path.write_bytes(lines)
         with pytest.raises(TranscriptError, match=str(path)):
@@ -144,7 +157,9 @@ def test_kill_9_loses_nothing_that_was_said(tmp_path: Path) -> None:
     path = tmp_path / "chat.jsonl"
     reported = 0
     for _ in range(6):
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
+        ) as writer:
             assert writer.stdout is not None
             for _ in range(20):
                 reported = int(writer.stdout.readline())
@@ -193,7 +208,9 @@ def test_a_chat_is_kept_while_it_goes_on() -> None:
     assert [turn.content for turn in reread(folder / "chat.jsonl")] == ["Hello", "Hi"]
 
 
-def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with Keeper(named("full"), "model.gguf", None) as keeper:
 
         def full(_turns: object, _left: int) -> None:
@@ -203,7 +220,10 @@ def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(monkeypatch: pytest.
         screen = Script("Hello", "And?")
         conversation = chat(QueuedEngine("Hi!", "Well."), screen, keeper=keeper)
     assert [line for line in screen.lines if line.startswith("!")] == [
-        "! chat.jsonl: No space left on device; the chat is not being kept; /save FILE keeps it elsewhere"
+        (
+            "! chat.jsonl: No space left on device; the chat is not being kept; /save FILE keeps it "
+            "elsewhere"
+        )
     ]
     assert len(conversation.turns) == 4
 
@@ -256,7 +276,9 @@ KEY = {"the model file": "a", "the version": "b"}
     [{}, {"kv_type": "f32"}, {"kv_type": "q8_0"}, {"flash_attention": True}],
     ids=["f16", "f32", "q8_0", "flash attention"],
 )
-def test_a_restored_cache_goes_on_bit_for_bit(tmp_path: Path, open_session: Open, options: dict[str, Any]) -> None:
+def test_a_restored_cache_goes_on_bit_for_bit(
+    tmp_path: Path, open_session: Open, options: dict[str, Any]
+) -> None:
     from ggext.runtime import store
 
     first, second = open_session(**options), open_session(**options)
@@ -283,7 +305,8 @@ def streaming(when_full: WhenFull = "stream", n_ctx: int = 512, **memory: Any) -
 def test_a_text_that_left_the_context_goes_on_where_it_was(
     tmp_path: Path, open_session: Open, policy: WhenFull, kv_type: str
 ) -> None:
-    """YaRN's keys, turned by ggext's own rotation. Of the two answers one needs room that must be made first."""
+    """YaRN's keys, turned by ggext's own rotation. Of the two answers one needs room that must be
+    made first."""
     from ggext.runtime import store
     from ggext.runtime.engine import Sampling
 
@@ -299,11 +322,15 @@ def test_a_text_that_left_the_context_goes_on_where_it_was(
         counts = [session.evaluate(text) for session in (first, second)]
         assert counts[0].reused == counts[1].reused == len(text) - counts[1].evaluated
         assert counts[1].evaluated <= 11
-        answers = [list(session.generate(Sampling(temperature=0), 150)) for session in (first, second)]
+        answers = [
+            list(session.generate(Sampling(temperature=0), 150)) for session in (first, second)
+        ]
         assert answers[0] == answers[1]
         assert (second.tokens, second.dropped) == (first.tokens, first.dropped)
         text = [*text, *answers[0], *TEXT[:10]]
-    assert second.evaluate([*text[:700], 5]).reused == 4  # what left is known again, and that this is another text
+    assert (
+        second.evaluate([*text[:700], 5]).reused == 4
+    )  # what left is known again, and that this is another text
 
 
 def test_what_left_is_known_however_it_left() -> None:
@@ -324,7 +351,9 @@ def test_what_left_is_known_however_it_left() -> None:
         assert not gone.found_in(TEXT[:1200])
 
 
-def test_only_the_same_window_goes_on_with_a_text_that_left(tmp_path: Path, open_session: Open) -> None:
+def test_only_the_same_window_goes_on_with_a_text_that_left(
+    tmp_path: Path, open_session: Open
+) -> None:
     from ggext.runtime import store
 
     path = tmp_path / "kv.bin"
@@ -333,13 +362,18 @@ def test_only_the_same_window_goes_on_with_a_text_that_left(tmp_path: Path, open
     store.save(path, first, KEY)
     for other in (streaming("recompute"), streaming(sinks=8), streaming(evict=9), {}):
         session = open_session(**other)
-        with pytest.raises(store.StateError, match="what stays in a full context is another one than when the state"):
+        with pytest.raises(
+            store.StateError,
+            match="what stays in a full context is another one than when the state",
+        ):
             store.restore(path, session, KEY)
         assert (session.used, session.dropped) == (0, 0)
     assert store.restore(path, open_session(**streaming(n_ctx=1024)), KEY) == first.used
 
 
-def test_a_text_from_which_nothing_left_goes_on_under_any_policy(tmp_path: Path, open_session: Open) -> None:
+def test_a_text_from_which_nothing_left_goes_on_under_any_policy(
+    tmp_path: Path, open_session: Open
+) -> None:
     from ggext.runtime import store
 
     path = tmp_path / "kv.bin"
@@ -366,17 +400,30 @@ def test_what_a_policy_keeps_elsewhere_is_not_kept_on_disk(
     n_ctx = 3000 if policy == "self-extend" else 512
     session = open_session(**streaming(policy, n_ctx, block=16))
     session.evaluate((TEXT * 2)[: n_ctx + 300 if n_ctx == 512 else 2500])
-    with pytest.raises(store.StateError, match=f"of what {policy} makes of it only the text is kept"):
+    with pytest.raises(
+        store.StateError, match=f"of what {policy} makes of it only the text is kept"
+    ):
         store.save(tmp_path / "kv.bin", session, KEY)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"start": 5}, {"start": -4}, {"count": 0}, {"count": 2**40}, {"count": None}, {"digest": "00"}, {"digest": ""},
-        {"digest": 5}, {"rest": []}, {"rest": [-1]}, {"rest": [2**31]}, {"rest": "x"}, {"rest": [None]},
+        {"start": 5},
+        {"start": -4},
+        {"count": 0},
+        {"count": 2**40},
+        {"count": None},
+        {"digest": "00"},
+        {"digest": ""},
+        {"digest": 5},
+        {"rest": []},
+        {"rest": [-1]},
+        {"rest": [2**31]},
+        {"rest": "x"},
+        {"rest": [None]},
     ],
-)  # fmt: skip
+)
 def test_a_stranger_s_account_of_what_left_is_refused(
     tmp_path: Path, open_session: Open, change: dict[str, Any]
 ) -> None:
@@ -418,7 +465,10 @@ def test_a_state_of_another_length_s_table_is_not_used(tmp_path: Path) -> None:
             assert second.cache.regime == first.cache.regime
             first.evaluate(TEXT[:100])
             store.save(path, first, KEY)
-            with pytest.raises(store.StateError, match="the RoPE table is another one than when the state was saved"):
+            with pytest.raises(
+                store.StateError,
+                match="the RoPE table is another one than when the state was saved",
+            ):
                 store.restore(path, second, KEY)
             assert second.used == 600  # as it was
 
@@ -429,11 +479,16 @@ def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) ->
     session = open_session()
     session.evaluate(TEXT[:100])
     store.save(tmp_path / "kv.bin", session, KEY)
-    with pytest.raises(store.StateError, match="the version is another one than when the state was saved"):
+    with pytest.raises(
+        store.StateError, match="the version is another one than when the state was saved"
+    ):
         store.restore(tmp_path / "kv.bin", session, KEY | {"the version": "c"})
     with pytest.raises(store.StateError, match="100 tokens, more than the context of 64"):
         store.restore(tmp_path / "kv.bin", open_session(n_ctx=64), KEY)
-    for other in ({"kv_type": "f32"}, {"flash_attention": True}):  # llama.cpp's own refusals are ours too
+    for other in (
+        {"kv_type": "f32"},
+        {"flash_attention": True},
+    ):  # llama.cpp's own refusals are ours too
         apart = open_session(**other)
         with pytest.raises(store.StateError, match="cannot be put back"):
             store.restore(tmp_path / "kv.bin", apart, KEY)
@@ -492,7 +547,9 @@ def test_damage_is_found_at_every_place(tmp_path: Path, open_session: Open) -> N
     assert store.restore(path, session, KEY) == 10
 
 
-def test_a_strangers_file_with_a_right_checksum_harms_nobody(tmp_path: Path, open_session: Open) -> None:
+def test_a_strangers_file_with_a_right_checksum_harms_nobody(
+    tmp_path: Path, open_session: Open
+) -> None:
     """Every 4 bytes of the head, the tokens and the first cells set to what overflows, in turn."""
     from ggext.runtime import store
 
@@ -518,7 +575,9 @@ def test_a_strangers_file_with_a_right_checksum_harms_nobody(tmp_path: Path, ope
     assert store.restore(path, session, KEY) == 10
 
 
-def test_the_fingerprint_sees_the_header_the_size_and_the_weights(tmp_path: Path, model_path: Path) -> None:
+def test_the_fingerprint_sees_the_header_the_size_and_the_weights(
+    tmp_path: Path, model_path: Path
+) -> None:
     from ggext.gguf.open import read_gguf
     from ggext.runtime.store import fingerprint
 
@@ -549,20 +608,27 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.turns == tuple(SAID)
         assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
-    with Keeper(folder, "demo.gguf", open_session(n_ctx=1600)) as keeper:  # of another length, with the same table
+    with Keeper(
+        folder, "demo.gguf", open_session(n_ctx=1600)
+    ) as keeper:  # of another length, with the same table
         assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
     with Keeper(folder, "demo.gguf", open_session(kv_type="f32")) as keeper:
         assert keeper.restore() == (
-            "the KV type is another one than when the state was saved: the next question reads the chat again"
+            "the KV type is another one than when the state was saved: the next question reads the "
+            "chat again"
         )
     with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
         assert keeper.session is not None
-        assert keeper.restore().startswith("it has 1500 tokens, more than the context of 512: the next question reads")
+        assert keeper.restore().startswith(
+            "it has 1500 tokens, more than the context of 512: the next question reads"
+        )
         keeper.session.evaluate(TEXT)
         keeper.save_state()
     with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
         assert keeper.session is not None
-        assert keeper.restore().startswith(f"{keeper.session.used:,} tokens of KV cache restored in ")
+        assert keeper.restore().startswith(
+            f"{keeper.session.used:,} tokens of KV cache restored in "
+        )
         assert keeper.session.used + keeper.session.dropped == 1500
         assert keeper.session.evaluate([*TEXT, 9]).evaluated == 1
     (folder / "kv.bin").write_bytes(b"")
@@ -599,7 +665,10 @@ def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so its kept cache is of use: the next turn reads itself alone."""
-    questions = [f"Leo hides the {thing} below. Where is the {thing}?" for thing in ("map", "crown", "hammer") * 5]
+    questions = [
+        f"Leo hides the {thing} below. Where is the {thing}?"
+        for thing in ("map", "crown", "hammer") * 5
+    ]
     before = converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
     assert any("the context was full" in line for line in before)
     with Journal(named("long") / "chat.jsonl", "") as journal:
@@ -608,14 +677,17 @@ def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
     after = converse(monkeypatch, [str(model_path), *TURNS, "160"], "Where is the map?")
     assert re.search("session long: 30 turns; [0-9]+ tokens of KV cache restored", after[0])
     assert after[1] == (
-        f"- the {left} oldest turns left the context earlier, from “Leo hides the map below. Where is the ma…” on; the "
+        f"- the {left} oldest turns left the context earlier, from “Leo hides the map below. Where "
+        "is the ma…” on; the "
         "model does not see them any more, /save keeps them"
     )
     [(read, reused)] = reading(after)
     assert read < 12 < reused
 
 
-def test_turns_that_left_come_back_into_a_larger_context(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turns_that_left_come_back_into_a_larger_context(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     questions = ["Leo hides the map below. Where is the map?"] * 12
     converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
     after = converse(monkeypatch, [str(model_path), *TURNS, "2048"], "Where is the map?")

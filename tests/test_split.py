@@ -22,7 +22,9 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llama(tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512)
+    return make_llama(
+        tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512
+    )
 
 
 def logits(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
@@ -54,7 +56,9 @@ def test_llama_cpp_opens_the_set_as_one(wide: Path, tmp_path: Path, kind: str) -
     done = convert(ConvertOptions(wide, tmp_path / "set.gguf", type=kind, split=400_000))
     count = len(done.files)
     assert count > 2
-    assert [f.name for f in done.files] == [f"set-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
+    assert [f.name for f in done.files] == [
+        f"set-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)
+    ]
     assert not (tmp_path / "set.gguf").exists()
     assert not list(tmp_path.glob(".*.part"))
     tokens = [5, 9, 200, 3, 77]
@@ -70,11 +74,15 @@ def test_keys_and_sizes_of_the_parts(wide: Path, tmp_path: Path) -> None:
     for number, part in enumerate(parts):
         stated = {key: field for key, field in part.fields.items() if key.startswith("split.")}
         assert [stated[f"split.{k}"].value for k in ("no", "count", "tensors.count")] == [
-            number, len(files), len(whole.tensors),
-        ]  # fmt: skip
+            number,
+            len(files),
+            len(whole.tensors),
+        ]
         assert [stated[f"split.{k}"].type for k in ("no", "count", "tensors.count")] == [
-            ValueType.UINT16, ValueType.UINT16, ValueType.INT32,
-        ]  # fmt: skip
+            ValueType.UINT16,
+            ValueType.UINT16,
+            ValueType.INT32,
+        ]
         sizes = [info.nbytes for info in part.tensors.values()]
         assert sum(sizes) <= 700_000 or len(sizes) == 1
         found += part.tensors
@@ -82,8 +90,11 @@ def test_keys_and_sizes_of_the_parts(wide: Path, tmp_path: Path) -> None:
             assert bytes(part.tensor_data(name)) == bytes(whole.tensor_data(name))
     assert found == list(whole.tensors)
     assert {k: f for k, f in parts[0].fields.items() if not k.startswith("split.")} == whole.fields
-    assert all(set(part.fields) <= {f"split.{k}" for k in ("no", "count", "tensors.count")} | {"ggext.padding"}
-               for part in parts[1:])  # fmt: skip
+    assert all(
+        set(part.fields)
+        <= {f"split.{k}" for k in ("no", "count", "tensors.count")} | {"ggext.padding"}
+        for part in parts[1:]
+    )
 
 
 def test_one_part_is_a_set_too(wide: Path, tmp_path: Path) -> None:
@@ -99,7 +110,10 @@ def test_a_set_is_replaced_only_with_force(wide: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"a\[1\]-00001-of-\d{5}\.gguf exists; use --force"):
         convert(options)
     before = [f.read_bytes() for f in files]
-    assert convert(ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000, force=True)).files == files
+    assert (
+        convert(ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000, force=True)).files
+        == files
+    )
     assert [f.read_bytes() for f in files] == before
 
 
@@ -137,13 +151,17 @@ def test_too_many_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", ["0G", "4", "4T", "-1G", "G", "1.5G", "٤G"])
 def test_sizes_that_are_none(wide: Path, tmp_path: Path, size: str) -> None:
-    result = CliRunner().invoke(main, ["convert", str(wide), str(tmp_path / "x.gguf"), "--split", size])
+    result = CliRunner().invoke(
+        main, ["convert", str(wide), str(tmp_path / "x.gguf"), "--split", size]
+    )
     assert result.exit_code == 2
     assert "is not a size such as 4G, 500M or 64K" in result.output
 
 
 def test_the_command_names_every_file(wide: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(main, ["convert", str(wide), str(tmp_path / "x.gguf"), "--split", "2M"])
+    result = CliRunner().invoke(
+        main, ["convert", str(wide), str(tmp_path / "x.gguf"), "--split", "2M"]
+    )
     assert result.exit_code == 0, result.output
     files = sorted(tmp_path.glob("x-*.gguf"))
     assert [line for line in result.output.splitlines() if line.startswith("wrote")] == [

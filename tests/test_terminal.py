@@ -103,7 +103,9 @@ def test_ctrl_c_reaches_a_prefill_inside_llama_cpp(slow_gguf: Path) -> None:
             prefill = session.evaluate([1] * 4096)
             timers[0].join()
     assert prefill.cancelled
-    assert prefill.evaluated == 0  # all were in one call of llama_decode, which did not come to its end
+    assert (
+        prefill.evaluated == 0
+    )  # all were in one call of llama_decode, which did not come to its end
     assert len(timers) == 1
 
 
@@ -113,7 +115,8 @@ def _interrupt() -> None:
 
 @pytest.fixture
 def _interruptible() -> Iterator[None]:
-    """Python's own handler, also where the tests run in the background and inherited an ignored SIGINT."""
+    """Python's own handler, also where the tests run in the background and inherited an ignored
+    SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -192,7 +195,9 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize(("after", "is_shown"), [(0.0, True), (60.0, False)])
-def test_what_takes_long_is_said_and_taken_off(monkeypatch: pytest.MonkeyPatch, after: float, is_shown: bool) -> None:
+def test_what_takes_long_is_said_and_taken_off(
+    monkeypatch: pytest.MonkeyPatch, after: float, is_shown: bool
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(painting, "_LONG_WAIT", after)
     file = Terminal()
@@ -270,8 +275,13 @@ def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_p
     (tmp_path / "doc.txt").write_text("Tim had a red ball.\n" * 500)
     done = ggext(stories_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
-    assert re.search(rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free", done.stderr)
-    assert re.search(rb"the context is full: [\d,]+ more tokens are needed, 512 of 512 are left", done.stderr)
+    assert re.search(
+        rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free",
+        done.stderr,
+    )
+    assert re.search(
+        rb"the context is full: [\d,]+ more tokens are needed, 512 of 512 are left", done.stderr
+    )
     assert b"Traceback" not in done.stderr
 
 
@@ -293,7 +303,9 @@ def test_a_seed_repeats_the_answer(stories_gguf: Path) -> None:
         (["--context", "many"], 2, "'many' is neither a number of tokens nor auto"),
     ],
 )
-def test_a_mistake_ends_in_one_line(stories_gguf: Path, arguments: list[str], code: int, message: str) -> None:
+def test_a_mistake_ends_in_one_line(
+    stories_gguf: Path, arguments: list[str], code: int, message: str
+) -> None:
     done = ggext(stories_gguf, "-p", "Hi", *arguments)
     assert done.returncode == code
     assert done.stdout == b""
@@ -332,7 +344,8 @@ def test_ctrl_c_ends_a_question_at_once(slow_gguf: Path) -> None:
 
 # Makes the terminal on its standard input its controlling one, whose Ctrl-C is a signal to it.
 TAKE_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.executable, sys.argv[1:])"
 )
 CTRL_C, CTRL_D = "\x03", "\x04"
 
@@ -377,7 +390,9 @@ class Keyboard:
     def raw_until_prompt(self, seconds: float = 20) -> str:
         """Everything up to the next prompt, terminal control included."""
         end, raw = time.monotonic() + seconds, ""
-        while not re.search(r"\x1b\[\?2004h.*\x1b\[\?25h$", raw, re.DOTALL):  # ready for a paste, cursor on
+        while not re.search(
+            r"\x1b\[\?2004h.*\x1b\[\?25h$", raw, re.DOTALL
+        ):  # ready for a paste, cursor on
             left = end - time.monotonic()
             assert left > 0, f"no prompt within {seconds} s after {raw!r}"
             if select.select([self.side], [], [], left)[0]:
@@ -412,7 +427,9 @@ needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no p
 
 
 @needs_pty
-def test_a_chat_in_a_terminal(keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path) -> None:
+def test_a_chat_in_a_terminal(
+    keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
+) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
     chat.say("Once upon a time,")
     assert LILY.decode() in chat.wait_for("wrote 12")
@@ -431,7 +448,9 @@ def test_a_chat_in_a_terminal(keyboard: Callable[..., Keyboard], stories_gguf: P
 
 
 @needs_pty
-def test_ctrl_c_in_an_answer_keeps_the_chat(keyboard: Callable[..., Keyboard], slow_gguf: Path) -> None:
+def test_ctrl_c_in_an_answer_keeps_the_chat(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path
+) -> None:
     chat = keyboard(slow_gguf, "--temperature", "0")
     chat.say("Once")
     chat.wait_for("xxx")
@@ -444,7 +463,9 @@ def test_ctrl_c_in_an_answer_keeps_the_chat(keyboard: Callable[..., Keyboard], s
 
 
 @needs_pty
-def test_ctrl_c_in_a_prefill_keeps_the_chat(keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path) -> None:
+def test_ctrl_c_in_a_prefill_keeps_the_chat(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
+) -> None:
     (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
     chat = keyboard(slow_gguf, "--temperature", "0", "--max-tokens", "5")
     chat.say(f"/file {tmp_path}/long.txt")
@@ -475,7 +496,9 @@ def test_keys_that_come_during_an_answer_wait_for_the_prompt(
 
 
 @needs_pty
-def test_a_pasted_block_is_one_turn(keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path) -> None:
+def test_a_pasted_block_is_one_turn(
+    keyboard: Callable[..., Keyboard], stories_gguf: Path, tmp_path: Path
+) -> None:
     chat = keyboard(stories_gguf, *GREEDY)
     chat.say("\x1b[200~one\ntwo\x1b[201~")
     chat.wait_for("wrote 12")
@@ -536,7 +559,9 @@ def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
     keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "long.txt").write_text("Tim had a red ball. " * 300)
-    chat = keyboard(slow_gguf, "-f", tmp_path / "long.txt", "--temperature", "0", "--max-tokens", "5")
+    chat = keyboard(
+        slow_gguf, "-f", tmp_path / "long.txt", "--temperature", "0", "--max-tokens", "5"
+    )
     chat.wait_for("reading the document meanwhile: ")
     chat.wait_for(" left")  # after the first batch
     chat.type(CTRL_C)
@@ -549,7 +574,9 @@ def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
 
 
 def test_events_are_one_json_object_a_line(demo_gguf: Path, story: Path) -> None:
-    done = ggext(demo_gguf, "-f", story, "-p", "Where is the crown?", "--temperature", "0", "--json")
+    done = ggext(
+        demo_gguf, "-f", story, "-p", "Where is the crown?", "--temperature", "0", "--json"
+    )
     assert done.returncode == 0
     assert done.stderr == b""
     events = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
@@ -612,13 +639,22 @@ def test_a_book_is_piped_and_asked(demo_gguf: Path, story: Path) -> None:
     assert (piped.returncode, piped.stderr) == (0, b"")
 
 
-def test_a_stop_string_and_a_grammar_from_the_command_line(demo_gguf: Path, story: Path, tmp_path: Path) -> None:
+def test_a_stop_string_and_a_grammar_from_the_command_line(
+    demo_gguf: Path, story: Path, tmp_path: Path
+) -> None:
     question = ("-f", story, "-p", "Where is the crown?", "--temperature", "0")
     assert ggext(demo_gguf, *question, "--stop", "the crown").stdout == b"Look for \n"
-    schema = '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, "required": ["n"]}'
-    assert isinstance(json.loads(ggext(demo_gguf, *question, "--json-schema", schema).stdout)["n"], int)
+    schema = (
+        '{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}, '
+        '"required": ["n"]}'
+    )
+    assert isinstance(
+        json.loads(ggext(demo_gguf, *question, "--json-schema", schema).stdout)["n"], int
+    )
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
-    said = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30").stdout
+    said = ggext(
+        demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30"
+    ).stdout
     assert re.match(rb"Look [abc]", said)
 
 
@@ -653,12 +689,15 @@ def test_an_answer_that_fills_the_context_exits_with_3(stories_gguf: Path) -> No
         ("- a\n\n  more\n\nEnd", ["- a\n\n  more\n\n", "End"]),
     ],
 )
-def test_blocks_of_markdown_are_whole_when_nothing_can_join_them(text: str, parts: list[str]) -> None:
+def test_blocks_of_markdown_are_whole_when_nothing_can_join_them(
+    text: str, parts: list[str]
+) -> None:
     assert painting.whole_blocks(text) == (parts[:-1], parts[-1])
 
 
 MARKDOWN = (
-    "# Plan\n\nFirst *line*\nsecond **line**.\n\n- one\n- two\n\n```python\nprint('x')\n\nprint('y')\n```\n\n"
+    "# Plan\n\nFirst *line*\nsecond **line**.\n\n- one\n- "
+    "two\n\n```python\nprint('x')\n\nprint('y')\n```\n\n"
     "| a | b |\n|---|---|\n| 1 | 2 |\n\nMuch of vector<int>.\n\nThe end.\x1b[2J"
 )
 
@@ -686,14 +725,18 @@ def paint(monkeypatch: pytest.MonkeyPatch, text: str, step: int) -> list[str]:
     return lines_on_screen(file.getvalue(), 60)
 
 
-def test_markdown_grows_into_what_it_is_when_printed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_markdown_grows_into_what_it_is_when_printed_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from rich.console import Console
 
     at_once = Console(width=60, file=io.StringIO(), color_system=None)
     at_once.print(painting._markdown(MARKDOWN))
     assert isinstance(at_once.file, io.StringIO)
     wanted = [line.rstrip() for line in at_once.file.getvalue().splitlines()]
-    wanted = [line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before]  # no two blank lines
+    wanted = [
+        line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before
+    ]  # no two blank lines
     for step in (1, 7, 1000):
         assert paint(monkeypatch, MARKDOWN, step)[: len(wanted)] == wanted
     assert any("of vector<int>" in line for line in wanted)  # no HTML is taken out
@@ -701,7 +744,9 @@ def test_markdown_grows_into_what_it_is_when_printed_at_once(monkeypatch: pytest
     assert "The end.�[2J" in wanted
 
 
-def test_a_block_taller_than_the_screen_is_whole_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_taller_than_the_screen_is_whole_at_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     text = "\n".join(f"- item {i}" for i in range(40))
     painted = paint(monkeypatch, text, 5)
     assert [line.strip() for line in painted if line] == [f"• item {i}" for i in range(40)]
@@ -757,17 +802,26 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
     )
     assert first == [
         "session crown: 0 turns; a new chat",
-        "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D leaves",
+        (
+            "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D "
+            "leaves"
+        ),
         "",
         f"> /file {story}",
         f"{story}: 301 tokens go into the next turn; 1,024 are available",
         "",
         "> Where is the crown?",
         "Look for the crown PLACE.",
-        "context: 316 of 1,024 tokens, trained on 256; read N at N/s and N while you typed, reused 0; wrote 6 at N/s",
+        (
+            "context: 316 of 1,024 tokens, trained on 256; read N at N/s and N while you typed, reused "
+            "0; wrote 6 at N/s"
+        ),
         "",
         "> /context",
-        "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was trained on 256",
+        (
+            "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was "
+            "trained on 256"
+        ),
         "tokens of text: questions 306, answers 6",
         "KV cache: 0.2 of 0.8 MiB, 768 bytes a token",
         "",
@@ -782,7 +836,10 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
     )
     assert second == [
         "session crown: 2 turns; 316 tokens of KV cache restored in N s",
-        "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D leaves",
+        (
+            "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D "
+            "leaves"
+        ),
         "",
         "> Where is the crown?",
         "Look for the crown PLACE.",
@@ -816,11 +873,15 @@ def test_kill_9_in_an_answer_costs_its_last_second(slow_gguf: Path) -> None:
     chat.process.wait()
     os.close(chat.side)
     notices = typed([slow_gguf, "--session", "book"])
-    assert notices[1] == "session book: 2 turns; no KV state was saved: the next question reads the chat again"
+    assert (
+        notices[1]
+        == "session book: 2 turns; no KV state was saved: the next question reads the chat again"
+    )
 
 
 def typed(arguments: list[Any], *lines: str) -> list[str]:
-    """Types the lines into a chat, each when the prompt is there, then Ctrl-D; the screen, numbers of speed as N."""
+    """Types the lines into a chat, each when the prompt is there, then Ctrl-D; the screen, numbers
+    of speed as N."""
     chat = Keyboard(*arguments)
     raw = ""
     try:
@@ -835,7 +896,13 @@ def typed(arguments: list[Any], *lines: str) -> list[str]:
     text = re.sub(r"at [\d,]+/s", "at N/s", "\n".join(lines_on_screen(raw)))
     # How far a document was read before the question came depends on how fast that was typed.
     text = re.sub(
-        r"read 310 at N/s|read [\d,]+ at N/s and [\d,]+ while you typed", "read N at N/s and N while you typed", text
+        r"read 310 at N/s|read [\d,]+ at N/s and [\d,]+ while you typed",
+        "read N at N/s and N while you typed",
+        text,
     )
     text = re.sub(r"in \d+\.\d\d s", "in N s", text)
-    return re.sub(r"Look for the crown \w+\.", "Look for the crown PLACE.", text).rstrip("\n").split("\n")
+    return (
+        re.sub(r"Look for the crown \w+\.", "Look for the crown PLACE.", text)
+        .rstrip("\n")
+        .split("\n")
+    )

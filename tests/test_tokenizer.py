@@ -54,7 +54,9 @@ def tiny(**changes: Any) -> dict[str, Any]:
 # SentencePiece ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("folder", "size"), [("tokenizers/llama2", 32000), ("models/stories260K", 512)])
+@pytest.mark.parametrize(
+    ("folder", "size"), [("tokenizers/llama2", 32000), ("models/stories260K", 512)]
+)
 def test_sentencepiece_ids(shared: Path, load: Load, folder: str, size: int) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     original = sentencepiece.SentencePieceProcessor(str(shared / folder / "tokenizer.model"))
@@ -85,7 +87,9 @@ def train_sentencepiece(folder: Path, **options: Any) -> Any:
     return sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model"))
 
 
-def test_sentencepiece_without_prefix_and_with_user_defined_pieces(tmp_path: Path, load: Load) -> None:
+def test_sentencepiece_without_prefix_and_with_user_defined_pieces(
+    tmp_path: Path, load: Load
+) -> None:
     original = train_sentencepiece(
         tmp_path,
         user_defined_symbols=["[INST]", "\u2581\u2581\u2581"],
@@ -123,7 +127,9 @@ def test_sentencepiece_that_normalizes_says_so(tmp_path: Path) -> None:
     ],
     ids=["unigram", "no-bytes", "suffix"],
 )
-def test_sentencepiece_that_llama_cpp_cannot_do(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_sentencepiece_that_llama_cpp_cannot_do(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     train_sentencepiece(tmp_path, **options)
     with pytest.raises(CheckpointError, match=message):
         read_vocabulary(tmp_path, 1000)
@@ -284,7 +290,9 @@ def test_each_pre_tokenizer(
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     vocab = crossing[0] | {"unmerged": len(crossing[0])}  # only a name that ignores merges gives it
-    root = tokenizer_json(vocab, crossing[1], split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
+    root = tokenizer_json(
+        vocab, crossing[1], split_steps(*row.splits), model={"ignore_merges": row.ignore_merges}
+    )
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1)
     assert vocabulary.pre == row.name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -299,7 +307,12 @@ FALCON = {
         {"type": "Punctuation", "behavior": "Contiguous"},
         BYTE_LEVEL | {"use_regex": True},
         {"type": "Digits", "individual_digits": False},
-        {"type": "Split", "pattern": {"Regex": "[0-9][0-9][0-9]"}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": "[0-9][0-9][0-9]"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
     ],
 }
 DEEPSEEK_LLM = split_steps(*pretokenizers.DEEPSEEK_LLM, pretokenizers.DIGIT)
@@ -313,15 +326,22 @@ DEEPSEEK_LLM = split_steps(*pretokenizers.DEEPSEEK_LLM, pretokenizers.DIGIT)
 def test_pre_tokenizers_that_are_equal_for_apt_merges(
     name: str, pre_tokenizer: dict[str, Any], joined: list[str], tmp_path: Path, load: Load
 ) -> None:
-    """llama.cpp leaves together what these cut: equal for a vocabulary that was trained with them, else refused."""
+    """llama.cpp leaves together what these cut: equal for a vocabulary that was trained with them,
+    else refused."""
     tokenizers = pytest.importorskip("tokenizers")
-    trained = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_json({"a": 0}, [], pre_tokenizer, added_tokens=[])))
+    trained = tokenizers.Tokenizer.from_str(
+        json.dumps(tokenizer_json({"a": 0}, [], pre_tokenizer, added_tokens=[]))
+    )
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=alphabet, show_progress=False
+    )
     trained.train_from_iterator(strings(3000, seed=9), trainer)
     model = json.loads(trained.to_str())["model"]
     vocab, merges = model["vocab"], model["merges"]
-    vocabulary = read_vocabulary(save(tmp_path, tokenizer_json(vocab, merges, pre_tokenizer)), len(vocab) + 1)
+    vocabulary = read_vocabulary(
+        save(tmp_path, tokenizer_json(vocab, merges, pre_tokenizer)), len(vocab) + 1
+    )
     assert vocabulary.pre == name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     texts = alike(name, strings(4000, (EOS,), seed=3))
@@ -333,11 +353,22 @@ def test_pre_tokenizers_that_are_equal_for_apt_merges(
         read_vocabulary(tmp_path, len(vocab) + 1)
 
 
-@pytest.mark.parametrize(("expression", "name"), [(e, {"dbrx": "dbrx", "qwen2": "qwen2"}[n]) for e, n in (
-    (pretokenizers.CL100K, "dbrx"), (pretokenizers.CL100K.replace("{1,3}", ""), "qwen2"),
-)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("expression", "name"),
+    [
+        (e, {"dbrx": "dbrx", "qwen2": "qwen2"}[n])
+        for e, n in (
+            (pretokenizers.CL100K, "dbrx"),
+            (pretokenizers.CL100K.replace("{1,3}", ""), "qwen2"),
+        )
+    ],
+)
 def test_other_words_for_the_same_matches(
-    expression: str, name: str, crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path, load: Load
+    expression: str,
+    name: str,
+    crossing: tuple[dict[str, int], list[list[str]]],
+    tmp_path: Path,
+    load: Load,
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     vocabulary = read_vocabulary(
@@ -349,14 +380,30 @@ def test_other_words_for_the_same_matches(
 
 
 def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
-    """Merges that grow a run go first: no scores say so, and llama.cpp cuts such runs off as user-defined tokens."""
+    """Merges that grow a run go first: no scores say so, and llama.cpp cuts such runs off as
+    user-defined tokens."""
     tokenizers = pytest.importorskip("tokenizers")
-    runs = [["\u2581" * a, "\u2581" * b] for n in range(6, 1, -1) for a, b in ((n - k, k) for k in range(1, n))]
-    runs.sort(key=lambda pair: -len(pair[0]))  # as published: those of one token are not next to each other
+    runs = [
+        ["\u2581" * a, "\u2581" * b]
+        for n in range(6, 1, -1)
+        for a, b in ((n - k, k) for k in range(1, n))
+    ]
+    runs.sort(
+        key=lambda pair: -len(pair[0])
+    )  # as published: those of one token are not next to each other
     merges = [*runs, ["\u2581", "t"], ["h", "e"], ["\u2581t", "he"]]
-    texts = [f"<0x{byte:02X}>" for byte in range(256)] + sorted({c for m in merges for c in "".join(m)})
-    vocab = {text: i for i, text in enumerate(dict.fromkeys([*texts, *("".join(m) for m in merges)]))}
-    split = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
+    texts = [f"<0x{byte:02X}>" for byte in range(256)] + sorted(
+        {c for m in merges for c in "".join(m)}
+    )
+    vocab = {
+        text: i for i, text in enumerate(dict.fromkeys([*texts, *("".join(m) for m in merges)]))
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     root = tokenizer_json(vocab, merges, split, normalizer=replace, model={"byte_fallback": True})
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1)
@@ -364,7 +411,11 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
     assert vocabulary.token_types[vocab["\u2581" * 6]] == USER_DEFINED
     assert vocabulary.tokens[vocab["\u2581" * 6]] == " " * 6
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = ["the  the", " " * 20 + "the", *(text for text in strings(2500, ("   ",)) if "\u2581" not in text)]
+    texts = [
+        "the  the",
+        " " * 20 + "the",
+        *(text for text in strings(2500, ("   ",)) if "\u2581" not in text),
+    ]
     assert differences(original, load(vocabulary), texts) == []
 
 
@@ -372,18 +423,23 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
 def test_a_long_run_does_not_end_the_process(
     name: str, crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path
 ) -> None:
-    """llama.cpp's std::regex overflows the stack on 30,000 characters of a kind; the model cuts the run."""
+    """llama.cpp's std::regex overflows the stack on 30,000 characters of a kind; the model cuts the
+    run."""
     from ggext.runtime.engine import Model
 
     row = next(row for row in pretokenizers.TABLE if row.name == name)
-    root = tokenizer_json(*crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges})
+    root = tokenizer_json(
+        *crossing, split_steps(*row.splits), model={"ignore_merges": row.ignore_merges}
+    )
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
     path = tmp_path / "long.gguf"
     write_gguf(vocabulary, path)
     handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
     model = Model(path, read_gguf(path), handle, None)
     try:
-        text = "the " + "a" * 50_000 + " end " + "\u0939\u093f" * 25_000 + " end " + "=" * 50_000 + EOS
+        text = (
+            "the " + "a" * 50_000 + " end " + "\u0939\u093f" * 25_000 + " end " + "=" * 50_000 + EOS
+        )
         tokens = model.tokenize(text, parse_special=True)
         assert b"".join(map(model.token_to_piece, tokens)).decode() == text.removesuffix(EOS)
         assert model.is_eog(tokens[-1])
@@ -400,9 +456,14 @@ def test_a_long_run_does_not_end_the_process(
     ids=["tekken", "gpt-4o"],
 )
 def test_the_noted_difference_is_real(
-    expression: str, name: str, text: str, note: str,
-    crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path, load: Load,
-) -> None:  # fmt: skip
+    expression: str,
+    name: str,
+    text: str,
+    note: str,
+    crossing: tuple[dict[str, int], list[list[str]]],
+    tmp_path: Path,
+    load: Load,
+) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     root = tokenizer_json(*crossing, split_steps(expression), model={"ignore_merges": True})
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
@@ -410,7 +471,9 @@ def test_the_noted_difference_is_real(
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert differences(original, load(vocabulary), [text]) == [text] * 2
     assert any(note in line for line in vocabulary.notes)
-    assert any("before May 2026" in line for line in vocabulary.notes) is (name == "granite-embed-multi-97m")
+    assert any("before May 2026" in line for line in vocabulary.notes) is (
+        name == "granite-embed-multi-97m"
+    )
 
 
 def test_demo_model(load: Load) -> None:
@@ -441,9 +504,19 @@ DIGITS = {"type": "Digits", "individual_digits": True}
         # the name that leaves combining marks with their letters goes before the other one
         (split_steps(pretokenizers.GPT4O), False, "granite-embed-multi-97m"),
     ],
-    ids=["gpt2", "digits", "gpt2-split", "llama3-merging", "qwen2-ignoring", "tekken-merging", "gpt4o-merging"],
+    ids=[
+        "gpt2",
+        "digits",
+        "gpt2-split",
+        "llama3-merging",
+        "qwen2-ignoring",
+        "tekken-merging",
+        "gpt4o-merging",
+    ],
 )
-def test_pre_tokenizer_name(tmp_path: Path, pre_tokenizer: object, ignore_merges: bool, name: str) -> None:
+def test_pre_tokenizer_name(
+    tmp_path: Path, pre_tokenizer: object, ignore_merges: bool, name: str
+) -> None:
     root = tiny(model={"ignore_merges": ignore_merges}) | {"pre_tokenizer": pre_tokenizer}
     assert read_vocabulary(save(tmp_path, root), 258).pre == name
 
@@ -601,12 +674,18 @@ def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str | 
     assert "\n" not in str(caught.value)
 
 
-def test_files_that_are_missing_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.json, tokenizer\.model, tekken\.json or vocab\.json"):
+def test_files_that_are_missing_or_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path
+) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"no tokenizer\.json, tokenizer\.model, tekken\.json or vocab\.json"
+    ):
         read_vocabulary(tmp_path, 10)
     ranks = (shared / "tokenizers/llama3/tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(ranks[:-20])  # no longer the file that is known
-    with pytest.raises(CheckpointError, match="is a list of tiktoken ranks, which says nothing of words"):
+    with pytest.raises(
+        CheckpointError, match="is a list of tiktoken ranks, which says nothing of words"
+    ):
         read_vocabulary(tmp_path, 10)
     (tmp_path / "tokenizer.model").unlink()
     with pytest.raises(CheckpointError, match="vocab_size is 0"):
@@ -660,7 +739,9 @@ def test_llama_form_that_scores_cannot_say(tmp_path: Path) -> None:
         (good[:3], "would merge 'a' \\+ 'bc', for which there is no merge"),
         ([good[2], good[0], good[3], good[1]], "are not next to each other"),
     ):
-        root = tokenizer_json(vocab, merges, None, normalizer=replace, model={"byte_fallback": True})
+        root = tokenizer_json(
+            vocab, merges, None, normalizer=replace, model={"byte_fallback": True}
+        )
         save(tmp_path, root)
         if message is None:
             vocabulary = read_vocabulary(tmp_path, len(vocab) + 1)

@@ -1,4 +1,5 @@
-"""Vocabularies without a tokenizer.json: tekken.json, tiktoken ranks, vocab.json with merges.txt."""
+"""Vocabularies without a tokenizer.json: tekken.json, tiktoken ranks, vocab.json with
+merges.txt."""
 
 from __future__ import annotations
 
@@ -37,14 +38,17 @@ def as_tiktoken(ranks: dict[bytes, int]) -> bytes:
 
 
 def judge(ranks: dict[bytes, int], expression: str, first: int = 0) -> Any:
-    """`tokenizers` with tiktoken's meaning: a whole word, else pairs by the rank of what they form."""
+    """`tokenizers` with tiktoken's meaning: a whole word, else pairs by the rank of what they
+    form."""
     tokenizers = pytest.importorskip("tokenizers")
     vocab = {symbols_of(token): first + rank for token, rank in ranks.items()}
     merges = []
     for token in ranks:
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
         merges += [[symbols_of(a), symbols_of(b)] for a, b in cuts if a in ranks and b in ranks]
-    root = tokenizer_json(vocab, merges, split_steps(expression), model={"ignore_merges": True}, added_tokens=[])
+    root = tokenizer_json(
+        vocab, merges, split_steps(expression), model={"ignore_merges": True}, added_tokens=[]
+    )
     return tokenizers.Tokenizer.from_str(json.dumps(root))
 
 
@@ -52,10 +56,20 @@ def judge(ranks: dict[bytes, int], expression: str, first: int = 0) -> Any:
 
 
 def tekken(ranks: dict[bytes, int], **changes: Any) -> dict[str, Any]:
-    rows = [{"rank": rank, "token_bytes": base64.b64encode(token).decode()} for token, rank in ranks.items()]
+    rows = [
+        {"rank": rank, "token_bytes": base64.b64encode(token).decode()}
+        for token, rank in ranks.items()
+    ]
     sizes = {"default_vocab_size": 100 + len(rows) - 5, "default_num_special_tokens": 100}
-    specials = [{"rank": i, "token_str": text, "is_control": True} for i, text in enumerate(("<unk>", "<s>", "</s>"))]
-    return {"config": {"pattern": pre.TEKKEN} | sizes, "vocab": rows, "special_tokens": specials} | changes
+    specials = [
+        {"rank": i, "token_str": text, "is_control": True}
+        for i, text in enumerate(("<unk>", "<s>", "</s>"))
+    ]
+    return {
+        "config": {"pattern": pre.TEKKEN} | sizes,
+        "vocab": rows,
+        "special_tokens": specials,
+    } | changes
 
 
 def test_tekken(crossing: Crossing, tmp_path: Path, load: Load) -> None:
@@ -89,11 +103,17 @@ def test_published_tekken(mistral_common: Path, tmp_path: Path, load: Load, name
     (tmp_path / "tekken.json").symlink_to(mistral_common / name)
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
     vocabulary = read_vocabulary(tmp_path, root["config"]["default_vocab_size"])
-    assert (vocabulary.pre, vocabulary.special_ids["bos"], vocabulary.tokens[3]) == ("tekken", 1, "[INST]")
+    assert (vocabulary.pre, vocabulary.special_ids["bos"], vocabulary.tokens[3]) == (
+        "tekken",
+        1,
+        "[INST]",
+    )
     special = root["config"]["default_num_special_tokens"]
     rows = root["vocab"][: root["config"]["default_vocab_size"] - special]
     original = judge(
-        {base64.b64decode(row["token_bytes"]): row["rank"] for row in rows}, root["config"]["pattern"], special
+        {base64.b64decode(row["token_bytes"]): row["rank"] for row in rows},
+        root["config"]["pattern"],
+        special,
     )
     texts = alike("tekken", strings(4500))
     assert len(texts) > 2000
@@ -101,7 +121,9 @@ def test_published_tekken(mistral_common: Path, tmp_path: Path, load: Load, name
 
 
 @pytest.mark.parametrize("version", ["v1", "v3", "v7"])
-def test_published_sentencepiece_models(mistral_common: Path, tmp_path: Path, load: Load, version: str) -> None:
+def test_published_sentencepiece_models(
+    mistral_common: Path, tmp_path: Path, load: Load, version: str
+) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
     (path,) = mistral_common.glob(f"*.model.{version}")
     (tmp_path / "tokenizer.model").symlink_to(path)
@@ -115,7 +137,11 @@ def test_published_sentencepiece_models(mistral_common: Path, tmp_path: Path, lo
 # ranks -------------------------------------------------------------------------------------------
 
 
-KIMI_CODE = 'pat_str = "|".join([\n' + "".join(f'    r"""{part}""",\n' for part in pre.KIMI_ALTERNATIVES) + "])\n"
+KIMI_CODE = (
+    'pat_str = "|".join([\n'
+    + "".join(f'    r"""{part}""",\n' for part in pre.KIMI_ALTERNATIVES)
+    + "])\n"
+)
 QWEN_CODE = f'PAT_STR = r"""{pre.QWEN2}"""\nraise SystemExit("this file is never run")\n'
 
 
@@ -145,7 +171,11 @@ def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> N
     (tmp_path / "tokenizer.model").write_bytes(data)
     names = {128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128009: "<|eot_id|>"}
     decoder = {str(i): {"content": text, "special": True} for i, text in names.items()}
-    config = {"bos_token": names[128000], "eos_token": names[128009], "added_tokens_decoder": decoder}
+    config = {
+        "bos_token": names[128000],
+        "eos_token": names[128009],
+        "added_tokens_decoder": decoder,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     vocabulary = read_vocabulary(tmp_path, 128256)
     assert (vocabulary.pre, vocabulary.add_bos) == ("llama-bpe", True)
@@ -157,14 +187,22 @@ def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> N
 # vocab.json and merges.txt -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), [("GPT2Tokenizer", "gpt-2"), ("Qwen2TokenizerFast", "qwen2")])
-def test_vocab_and_merges(crossing: Crossing, tmp_path: Path, load: Load, kind: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("GPT2Tokenizer", "gpt-2"), ("Qwen2TokenizerFast", "qwen2")]
+)
+def test_vocab_and_merges(
+    crossing: Crossing, tmp_path: Path, load: Load, kind: str, name: str
+) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     vocab, merges = crossing
     (tmp_path / "vocab.json").write_text(json.dumps(vocab))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (tmp_path / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges)
+    )
     (tmp_path / "added_tokens.json").write_text(json.dumps({EOS: len(vocab)}))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind, "eos_token": EOS}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": kind, "eos_token": EOS})
+    )
     vocabulary = read_vocabulary(tmp_path, len(vocab) + 1)
     assert (vocabulary.pre, vocabulary.special_ids["eos"]) == (name, len(vocab))
     expression = {"gpt-2": pre.GPT2, "qwen2": pre.QWEN2}[name]
@@ -175,26 +213,60 @@ def test_vocab_and_merges(crossing: Crossing, tmp_path: Path, load: Load, kind: 
 
 # broken ones -------------------------------------------------------------------------------------
 
-RANKS = {bytes([byte]): byte for byte in range(256)} | {bytes([97 + i]) * 2: 256 + i for i in range(10)}
+RANKS = {bytes([byte]): byte for byte in range(256)} | {
+    bytes([97 + i]) * 2: 256 + i for i in range(10)
+}
 EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"tekken.json": json.dumps(tekken(RANKS, config={}))}, "0 tokens, 0 of them special, cannot be made of 266"),
+        (
+            {"tekken.json": json.dumps(tekken(RANKS, config={}))},
+            "0 tokens, 0 of them special, cannot be made of 266",
+        ),
         ({"tekken.json": json.dumps(tekken(RANKS, vocab=[1] * 300))}, "'1' is no object"),
-        ({"tekken.json": json.dumps(tekken(RANKS, vocab=[{"rank": 0, "token_bytes": "?"}] * 300))}, "is not base64"),
-        ({"tekken.json": json.dumps(tekken(RANKS, vocab=[{"rank": 0, "token_bytes": ""}] * 300))}, "has 0 bytes"),
+        (
+            {
+                "tekken.json": json.dumps(
+                    tekken(RANKS, vocab=[{"rank": 0, "token_bytes": "?"}] * 300)
+                )
+            },
+            "is not base64",
+        ),
+        (
+            {
+                "tekken.json": json.dumps(
+                    tekken(RANKS, vocab=[{"rank": 0, "token_bytes": ""}] * 300)
+                )
+            },
+            "has 0 bytes",
+        ),
         ({"tekken.json": json.dumps(tekken(RANKS, vocab=[{"rank": 0}] * 300))}, "is not base64"),
-        ({"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 100}]))}, "has a rank outside 0 to 99"),
-        ({"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 1}]))}, "expected a string"),
+        (
+            {"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 100}]))},
+            "has a rank outside 0 to 99",
+        ),
+        (
+            {"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 1}]))},
+            "expected a string",
+        ),
         ({"qwen.tiktoken": as_tiktoken(RANKS)}, "no Python file beside it holds an expression"),
-        ({"qwen.tiktoken": b"YQ== 0\nYQ== 1\n", "tokenization_q.py": QWEN_CODE}, "rank 1 is '1' .* there twice"),
+        (
+            {"qwen.tiktoken": b"YQ== 0\nYQ== 1\n", "tokenization_q.py": QWEN_CODE},
+            "rank 1 is '1' .* there twice",
+        ),
         ({"qwen.tiktoken": b"YQ== 0\nYg== 7\n", "tokenization_q.py": QWEN_CODE}, "rank 1 is '7'"),
         ({"qwen.tiktoken": b"YQ== 0\nYg==\n", "tokenization_q.py": QWEN_CODE}, "rank 1 is '-1'"),
-        ({"qwen.tiktoken": b"YQ== 0\n", "tokenization_q.py": QWEN_CODE}, "the byte 0x00 has no token"),
-        ({"qwen.tiktoken": as_tiktoken(RANKS), "tokenization_q.py": QWEN_CODE + KIMI_CODE}, "no Python file beside it"),
+        (
+            {"qwen.tiktoken": b"YQ== 0\n", "tokenization_q.py": QWEN_CODE},
+            "the byte 0x00 has no token",
+        ),
+        (
+            {"qwen.tiktoken": as_tiktoken(RANKS), "tokenization_q.py": QWEN_CODE + KIMI_CODE},
+            "no Python file beside it",
+        ),
         ({"vocab.json": "{}", "merges.txt": ""}, "has the tokenizer_class ''"),
     ],
 )

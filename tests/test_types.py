@@ -1,4 +1,5 @@
-"""``--tensor-type`` and ``--imatrix``: which type each tensor gets, made here or by llama.cpp's quantizer."""
+"""``--tensor-type`` and ``--imatrix``: which type each tensor gets, made here or by llama.cpp's
+quantizer."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of 256 and 512 values, as K-quants need them."""
-    return make_llama(tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512)
+    return make_llama(
+        tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512
+    )
 
 
 def types_of(out: Path, model: Path, **options: Any) -> dict[str, str]:
@@ -45,7 +48,10 @@ def values_of(gguf: GgufFile, name: str) -> np.ndarray[Any, Any]:
 
 def test_some_tensors_in_another_native_type(wide: Path, tmp_path: Path) -> None:
     types = types_of(
-        tmp_path / "x.gguf", wide, type="q8_0", tensor_types=("output=f16", "blk.*.ffn_*.weight=bf16", "*ffn_up=f32")
+        tmp_path / "x.gguf",
+        wide,
+        type="q8_0",
+        tensor_types=("output=f16", "blk.*.ffn_*.weight=bf16", "*ffn_up=f32"),
     )
     assert types["output.weight"] == "F16"
     assert types["blk.0.ffn_down.weight"] == types["blk.1.ffn_gate.weight"] == "BF16"
@@ -54,7 +60,9 @@ def test_some_tensors_in_another_native_type(wide: Path, tmp_path: Path) -> None
     assert types["blk.0.ffn_norm.weight"] == "F32"  # one dimension: whatever the pattern
     whole = types_of(tmp_path / "f16.gguf", wide, type="f16")
     assert whole["output.weight"] == "F16"
-    got, wanted = (bytes(read_gguf(tmp_path / n).tensor_data("output.weight")) for n in ("x.gguf", "f16.gguf"))
+    got, wanted = (
+        bytes(read_gguf(tmp_path / n).tensor_data("output.weight")) for n in ("x.gguf", "f16.gguf")
+    )
     assert got == wanted
 
 
@@ -62,11 +70,20 @@ def test_some_tensors_of_a_k_quant(wide: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     plain = types_of(tmp_path / "plain.gguf", wide, type="Q4_K_M")
     types = types_of(
-        tmp_path / "x.gguf", wide, type="Q4_K_M", tensor_types=("output=f16", "blk.0.attn_q=q8_0", "blk.1.*_gate=q5_K")
+        tmp_path / "x.gguf",
+        wide,
+        type="Q4_K_M",
+        tensor_types=("output=f16", "blk.0.attn_q=q8_0", "blk.1.*_gate=q5_K"),
     )
     changed = {name: kind for name, kind in types.items() if kind != plain[name]}
-    assert changed == {"output.weight": "F16", "blk.0.attn_q.weight": "Q8_0", "blk.1.ffn_gate.weight": "Q5_K"}
-    assert read_gguf(tmp_path / "x.gguf").get("general.file_type") == 15  # LLAMA_FTYPE_MOSTLY_Q4_K_M
+    assert changed == {
+        "output.weight": "F16",
+        "blk.0.attn_q.weight": "Q8_0",
+        "blk.1.ffn_gate.weight": "Q5_K",
+    }
+    assert (
+        read_gguf(tmp_path / "x.gguf").get("general.file_type") == 15
+    )  # LLAMA_FTYPE_MOSTLY_Q4_K_M
 
 
 def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
@@ -79,7 +96,11 @@ def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "overrides", "message"),
     [
-        ("f16", ["nothing.*=f32"], r"nothing\.\*=f32: no tensor of two or more dimensions has such a name"),
+        (
+            "f16",
+            ["nothing.*=f32"],
+            r"nothing\.\*=f32: no tensor of two or more dimensions has such a name",
+        ),
         ("f16", ["*norm=f32"], "no tensor of two or more dimensions"),
         ("f16", ["output"], "write PATTERN=TYPE"),
         ("f16", ["=f16"], "write PATTERN=TYPE"),
@@ -89,7 +110,9 @@ def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
         ("auto", ["output=q6_K"], "--type auto is unknown"),
     ],
 )
-def test_overrides_that_mean_nothing(wide: Path, tmp_path: Path, kind: str, overrides: list[str], message: str) -> None:
+def test_overrides_that_mean_nothing(
+    wide: Path, tmp_path: Path, kind: str, overrides: list[str], message: str
+) -> None:
     pytest.importorskip("llama_cpp")
     with pytest.raises(UsageError, match=message):
         convert(ConvertOptions(wide, tmp_path / "x.gguf", type=kind, tensor_types=tuple(overrides)))
@@ -100,7 +123,9 @@ def test_what_llama_cpp_does_not_do_is_told(tmp_path: Path) -> None:
     """Rows of 160 values are no whole blocks of 256, so llama.cpp takes another type."""
     pytest.importorskip("llama_cpp")
     narrow = make_llama(tmp_path / "narrow", hidden_size=256)
-    with pytest.raises(UsageError, match=r"llama\.cpp made blk\.0\.ffn_down\.weight Q8_0, not Q6_K"):
+    with pytest.raises(
+        UsageError, match=r"llama\.cpp made blk\.0\.ffn_down\.weight Q8_0, not Q6_K"
+    ):
         types_of(tmp_path / "x.gguf", narrow, type="Q4_K_M", tensor_types=("*ffn_down=q6_K",))
     assert not list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*.part"))
 
@@ -113,7 +138,9 @@ def test_float_gguf_files_change_type_without_llama_cpp(
     for kind in ("f16", "bf16", "q8_0"):
         types_of(tmp_path / f"direct-{kind}.gguf", wide, type=kind)
         types_of(tmp_path / f"twice-{kind}.gguf", tmp_path / "f32.gguf", type=kind)
-        direct, twice = (read_gguf(tmp_path / f"{name}-{kind}.gguf") for name in ("direct", "twice"))
+        direct, twice = (
+            read_gguf(tmp_path / f"{name}-{kind}.gguf") for name in ("direct", "twice")
+        )
         assert direct.get("general.file_type") == twice.get("general.file_type")
         for name, info in direct.tensors.items():
             assert twice.tensors[name].type == info.type
@@ -152,16 +179,25 @@ def importance(wide: Path, tmp_path: Path) -> dict[str, np.ndarray[Any, Any]]:
     return matrix
 
 
-def write_gguf_imatrix(path: Path, matrix: dict[str, np.ndarray[Any, Any]], counts: float = 4.0) -> Path:
+def write_gguf_imatrix(
+    path: Path, matrix: dict[str, np.ndarray[Any, Any]], counts: float = 4.0
+) -> Path:
     fields = {
-        "general.type": "imatrix", "imatrix.datasets": ["text.txt"], "imatrix.chunk_count": 7,
+        "general.type": "imatrix",
+        "imatrix.datasets": ["text.txt"],
+        "imatrix.chunk_count": 7,
         "imatrix.chunk_size": 512,
-    }  # fmt: skip
+    }
     tensors = []
     for name, means in matrix.items():
-        for end, values in ((".in_sum2", means * np.float32(counts)), (".counts", np.full(1, counts, "<f4"))):
+        for end, values in (
+            (".in_sum2", means * np.float32(counts)),
+            (".counts", np.full(1, counts, "<f4")),
+        ):
             data = values.astype("<f4").tobytes()
-            tensors.append(TensorToWrite(name + end, values.shape, 0, len(data), lambda data=data: [data]))  # type: ignore[misc]
+            tensors.append(
+                TensorToWrite(name + end, values.shape, 0, len(data), lambda data=data: [data])
+            )  # type: ignore[misc]
     write_gguf(path, {key: Field.of(value) for key, value in fields.items()}, tensors)
     return path
 
@@ -169,7 +205,11 @@ def write_gguf_imatrix(path: Path, matrix: dict[str, np.ndarray[Any, Any]], coun
 def write_dat_imatrix(path: Path, matrix: dict[str, np.ndarray[Any, Any]], calls: int = 4) -> Path:
     parts = [struct.pack("<i", len(matrix))]
     for name, means in matrix.items():
-        parts += [struct.pack("<i", len(name)), name.encode(), struct.pack("<ii", calls, means.size)]
+        parts += [
+            struct.pack("<i", len(name)),
+            name.encode(),
+            struct.pack("<ii", calls, means.size),
+        ]
         parts.append((means * np.float32(calls)).astype("<f4").tobytes())
     path.write_bytes(b"".join([*parts, struct.pack("<ii", 7, 8), b"text.txt"]))
     return path
@@ -188,7 +228,9 @@ def test_the_columns_that_matter_are_kept_better(wide: Path, tmp_path: Path, wri
         files[out] = read_gguf(tmp_path / f"{out}.gguf")
     name = "blk.0.attn_k.weight"
     exact = values_of(read_gguf(tmp_path / "for-names.gguf"), name)
-    error = {out: np.abs(values_of(gguf, name) - exact)[:, ::4].mean() for out, gguf in files.items()}
+    error = {
+        out: np.abs(values_of(gguf, name) - exact)[:, ::4].mean() for out, gguf in files.items()
+    }
     assert error["weighted"] < 0.9 * error["plain"]
     assert files["weighted"].get("quantize.imatrix.file") == "imatrix.file"
     assert files["weighted"].get("quantize.imatrix.dataset") == "text.txt"
@@ -219,8 +261,12 @@ def test_experts_that_were_never_called_weigh_one(tmp_path: Path) -> None:
 def test_matrices_that_do_not_fit(wide: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
     matrix = importance(wide, tmp_path)
-    of_another = write_dat_imatrix(tmp_path / "other.dat", {"blk.0.other.weight": np.ones(4, "<f4")})
-    wrong_size = write_dat_imatrix(tmp_path / "size.dat", {name: means[:32] for name, means in matrix.items()})
+    of_another = write_dat_imatrix(
+        tmp_path / "other.dat", {"blk.0.other.weight": np.ones(4, "<f4")}
+    )
+    wrong_size = write_dat_imatrix(
+        tmp_path / "size.dat", {name: means[:32] for name, means in matrix.items()}
+    )
     good = write_dat_imatrix(tmp_path / "good.dat", matrix)
     for kind, path, message in (
         ("Q4_K_M", of_another, "knows no tensor of this model"),
@@ -236,12 +282,15 @@ def test_hostile_matrices(tmp_path: Path) -> None:
     good = write_dat_imatrix(tmp_path / "good.dat", {"a": np.ones(4, "<f4")}).read_bytes()
     whole = 4 + 4 + 1 + 8 + 16
     bad = {
-        "empty": b"", "no entries": struct.pack("<i", 0), "negative": struct.pack("<i", -1),
-        "a huge name": struct.pack("<ii", 1, 1 << 30), "a negative name": struct.pack("<ii", 1, -5),
+        "empty": b"",
+        "no entries": struct.pack("<i", 0),
+        "negative": struct.pack("<i", -1),
+        "a huge name": struct.pack("<ii", 1, 1 << 30),
+        "a negative name": struct.pack("<ii", 1, -5),
         "huge values": struct.pack("<ii1sii", 1, 1, b"a", 1, 0x7FFFFFFF),
         "not finite": good.replace(struct.pack("<f", 4.0), struct.pack("<f", float("nan"))),
         "another gguf": (write_random(tmp_path / "model.gguf", "llama")).read_bytes(),
-    } | {f"cut at {n}": good[:n] for n in range(whole)}  # fmt: skip
+    } | {f"cut at {n}": good[:n] for n in range(whole)}
     for name, data in bad.items():
         (tmp_path / "bad.dat").write_bytes(data)
         with pytest.raises(GgufError):

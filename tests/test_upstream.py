@@ -1,6 +1,8 @@
-"""Six families beside llama.cpp's own converter: the same tensors bit for bit, every other difference with its reason.
+"""Six families beside llama.cpp's own converter: the same tensors bit for bit, every other
+difference with its reason.
 
-``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each family.
+``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
+family.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def llama_cpp() -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "name", ["apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"]
+)
 def test_the_same_tensors_and_every_difference_has_a_reason(name: str, llama_cpp: Path) -> None:
     same, found = compare_family(llama_cpp, name)
     assert same > 0
@@ -37,12 +41,21 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
     values = base_of("llama")[1]
     one = write_random(tmp_path / "one.gguf", "llama")
     other = write_random(
-        tmp_path / "other.gguf", "llama",
+        tmp_path / "other.gguf",
+        "llama",
         extra_keys={"llama.block_count": 3, "general.license": "mit"},
-        extra_tensors={name: values[name] + 1, "output_norm.weight": values["output_norm.weight"][:8]},
-    )  # fmt: skip
+        extra_tensors={
+            name: values[name] + 1,
+            "output_norm.weight": values["output_norm.weight"][:8],
+        },
+    )
     found = {d.what: d for d in differences(read_gguf(one), read_gguf(other))}
-    assert set(found) == {"llama.block_count", "general.license", f"tensor {name}", "tensor output_norm.weight"}
+    assert set(found) == {
+        "llama.block_count",
+        "general.license",
+        f"tensor {name}",
+        "tensor output_norm.weight",
+    }
     assert all(d.reason == "" for d in found.values())
     assert (found["llama.block_count"].ours, found["llama.block_count"].upstream) == ("2", "3")
     assert found[f"tensor {name}"].upstream == "worst |Δ| 1.0e+00"

@@ -76,14 +76,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def upstream(files: dict[str, Path]) -> Path:
-    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that nobody reads."""
+    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that nobody
+    reads."""
     scaling = "llama.rope.scaling."
     keys = {
-        "type": "yarn", "factor": 4.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0,
-    }  # fmt: skip
+        "type": "yarn",
+        "factor": 4.0,
+        "yarn_attn_factor": 1.0,
+        "yarn_beta_fast": 16.0,
+        "yarn_beta_slow": 2.0,
+    }
     changes = {scaling + key: value for key, value in keys.items()}
     out = files["yarn-betas"].with_name("upstream.gguf")
-    return rewritten(files["yarn-betas"], out, changes, drop=("rope_freqs.weight", f"{scaling}attn_factor"))
+    return rewritten(
+        files["yarn-betas"], out, changes, drop=("rope_freqs.weight", f"{scaling}attn_factor")
+    )
 
 
 # graph
@@ -102,14 +109,19 @@ def test_quantized_weights_make_no_difference(files: dict[str, Path], tmp_path: 
     convert(ConvertOptions(files["yarn"], tmp_path / "q8.gguf", type="q8_0"))
     full, quantized = (verify(f, levels=["graph"]) for f in (files["yarn"], tmp_path / "q8.gguf"))
     assert quantized.passed
-    assert of_level(quantized, "graph")[0].value == pytest.approx(of_level(full, "graph")[0].value, rel=0.2)
+    assert of_level(quantized, "graph")[0].value == pytest.approx(
+        of_level(full, "graph")[0].value, rel=0.2
+    )
 
 
 def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream: Path) -> None:
     result = ggext("verify", upstream)
     assert result.exit_code == 1
     assert "pair 7 of 16 (dimensions 14 and 15, wavelength 516.1 tokens)" in result.stdout
-    assert "0.01217 rad a token wanted, 0.02029 executed (×1.667); 8 of 16 pairs are off" in result.stdout
+    assert (
+        "0.01217 rad a token wanted, 0.02029 executed (×1.667); 8 of 16 pairs are off"
+        in result.stdout
+    )
     assert "wanted 1, executed 1.138629, in 6 of 6 nodes" in result.stdout
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in result.stdout
     unread = "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
@@ -120,13 +132,33 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
 @pytest.mark.parametrize(
     ("method", "key", "value", "why"),
     [
-        ("yarn", "scaling.attn_factor", GAIN, "multiplies the gain by 1.13863 on its own, so rope.scaling.attn_factor"),
+        (
+            "yarn",
+            "scaling.attn_factor",
+            GAIN,
+            "multiplies the gain by 1.13863 on its own, so rope.scaling.attn_factor",
+        ),
         ("yarn", "scaling.factor", 8.0, "factor 4 wanted, 8 executed"),
-        ("yarn", "scaling.type", "linear", "the operation runs without it: rope.scaling.type must be yarn"),
-        ("yarn", "scaling.original_context_length", 512, "original context 256 wanted, 512 executed"),
+        (
+            "yarn",
+            "scaling.type",
+            "linear",
+            "the operation runs without it: rope.scaling.type must be yarn",
+        ),
+        (
+            "yarn",
+            "scaling.original_context_length",
+            512,
+            "original context 256 wanted, 512 executed",
+        ),
         ("linear", "scaling.type", "yarn", "linear is wanted, and the operation runs YaRN"),
         ("linear", "freq_base", 500000.0, "base 1000 wanted, 500000 executed"),
-        ("linear-gain", "scaling.attn_factor", 1.0, "attn_factor is 1; rope.scaling.attn_factor must be 1.2"),
+        (
+            "linear-gain",
+            "scaling.attn_factor",
+            1.0,
+            "attn_factor is 1; rope.scaling.attn_factor must be 1.2",
+        ),
         ("ntk", "freq_base", 10000.0, "10000 executed (rope.freq_base)"),
     ],
 )
@@ -146,7 +178,9 @@ def test_llama3_without_its_tensor(files: dict[str, Path], tmp_path: Path) -> No
     assert "needs the tensor rope_freqs.weight" in " ".join(check.why for check in report.checks)
 
 
-def test_a_slow_pair_is_seen_at_the_end_of_the_context(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_slow_pair_is_seen_at_the_end_of_the_context(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     """One factor off by 1e-4 turns the slowest pair by 1e-5 rad in 1024 tokens."""
     import numpy as np
 
@@ -155,7 +189,9 @@ def test_a_slow_pair_is_seen_at_the_end_of_the_context(files: dict[str, Path], t
     factors[-1] *= 1.0001
     data = factors.tobytes()
     tensors = [as_written(gguf, name) for name in gguf.tensors if name != "rope_freqs.weight"]
-    tensors.append(TensorToWrite("rope_freqs.weight", (len(factors),), 0, len(data), lambda: [data]))
+    tensors.append(
+        TensorToWrite("rope_freqs.weight", (len(factors),), 0, len(data), lambda: [data])
+    )
     write_gguf(tmp_path / "wrong.gguf", gguf.fields, tensors)
     report = verify(tmp_path / "wrong.gguf", levels=["graph"])
     assert not report.passed
@@ -217,7 +253,10 @@ def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
     geometry = RopeGeometry(32, 32, 10000.0, "neox", 256)
     encoding = encode(rope, geometry, "qwen2")
     recipe = json.dumps(Recipe(rope, geometry, encoding.name, COMMAND_LINE).as_dict())
-    fields = {k.replace("llama.", "qwen2.", 1) if k.startswith("llama.") else k: f for k, f in gguf.fields.items()}
+    fields = {
+        k.replace("llama.", "qwen2.", 1) if k.startswith("llama.") else k: f
+        for k, f in gguf.fields.items()
+    }
     fields |= {f"qwen2.{k}": Field.of(v) for k, v in encoding.keys.items()}
     fields |= {"general.architecture": Field.of("qwen2"), "ggext.recipe": Field.of(recipe)}
     tensors = [as_written(gguf, name) for name in gguf.tensors]
@@ -226,17 +265,23 @@ def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
             n = t.shape[1]
             bias = struct.pack(f"<{n}f", *[0.1] * n)
             name = t.name.replace("weight", "bias")
-            tensors.append(TensorToWrite(name, (n,), 0, len(bias), partial(lambda data: [data], bias)))
+            tensors.append(
+                TensorToWrite(name, (n,), 0, len(bias), partial(lambda data: [data], bias))
+            )
     write_gguf(tmp_path / "qwen2.gguf", fields, tensors)
     report = verify(tmp_path / "qwen2.gguf")
     assert report.passed, report.checks
     assert report.nodes[0].parameters["mode"] == 2
     other = replace(geometry, layout="norm")
-    fields["ggext.recipe"] = Field.of(json.dumps(Recipe(rope, other, encoding.name, COMMAND_LINE).as_dict()))
+    fields["ggext.recipe"] = Field.of(
+        json.dumps(Recipe(rope, other, encoding.name, COMMAND_LINE).as_dict())
+    )
     write_gguf(tmp_path / "wrong.gguf", fields, tensors)
     wrong = verify(tmp_path / "wrong.gguf")
     assert not wrong.passed
-    assert "llama.cpp's qwen2 pairs dimensions as neox; norm is wanted" in " ".join(c.why for c in wrong.checks)
+    assert "llama.cpp's qwen2 pairs dimensions as neox; norm is wanted" in " ".join(
+        c.why for c in wrong.checks
+    )
 
 
 def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Wanted, Any]:
@@ -266,8 +311,12 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
 
     def checks(held_to: Wanted) -> list[Check]:
         found = [_turn(node, held_to)]
-        return check_graph(GgufFile(Path("x"), 3, {"general.architecture": Field.of("llama")}, {}, 32, 0, 0),
-                           found, executed_by_node(found), gpu=False)  # fmt: skip
+        return check_graph(
+            GgufFile(Path("x"), 3, {"general.architecture": Field.of("llama")}, {}, 32, 0, 0),
+            found,
+            executed_by_node(found),
+            gpu=False,
+        )
 
     assert all(check.passed for check in checks(wanted))
     other = replace(wanted.geometry, layout="norm" if layout == "neox" else "neox")
@@ -277,7 +326,9 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
 
 
 def test_a_folded_gain_is_not_the_kernels() -> None:
-    wanted = Wanted(RopeScaling("yarn", factor=4), RopeGeometry(32, 32, 10000.0, "norm", 256), "a test", GAIN**2)
+    wanted = Wanted(
+        RopeScaling("yarn", factor=4), RopeGeometry(32, 32, 10000.0, "norm", 256), "a test", GAIN**2
+    )
     assert wanted.table.attention_factor == pytest.approx(GAIN)
     assert wanted.kernel_table.attention_factor == pytest.approx(1.0)
 
@@ -299,7 +350,9 @@ def test_every_device_is_measured_to_a_million_tokens(files: dict[str, Path]) ->
     assert worst["ggext"] < 1e-6 < 1e-2 < worst["llama.cpp CPU"] < 0.5
 
 
-def test_positions_beyond_the_context_do_not_decide(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> None:
+def test_positions_beyond_the_context_do_not_decide(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
+) -> None:
     from ggext.runtime import ggml
 
     real = ggml.rope_on
@@ -315,7 +368,9 @@ def test_positions_beyond_the_context_do_not_decide(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ggml, "rope_on", partial(broken, first=512))
     report = verify(files["yarn"], levels=["kernel"])
     assert not report.passed
-    assert "less exactly than float32 explains" in next(check.why for check in report.checks if check.why)
+    assert "less exactly than float32 explains" in next(
+        check.why for check in report.checks if check.why
+    )
 
 
 def test_a_million_tokens_are_told_in_words() -> None:
@@ -338,7 +393,8 @@ def test_a_million_tokens_are_told_in_words() -> None:
 @pytest.mark.parametrize("base", [1e4, 5e5, 1e7])
 @pytest.mark.parametrize("n_rot", [16, 64, 256])
 def test_the_bound_of_float32_holds(base: float, n_rot: int) -> None:
-    """Measured over 1440 tables the CPU never used more than 0.34 of it; a bound that is too wide hides errors."""
+    """Measured over 1440 tables the CPU never used more than 0.34 of it; a bound that is too wide
+    hides errors."""
     from dataclasses import replace
 
     from ggext.proof.kernels import check_devices
@@ -356,7 +412,9 @@ def test_the_bound_of_float32_holds(base: float, n_rot: int) -> None:
 
 def test_a_gain_in_the_keys_is_applied_again_by_every_shift(files: dict[str, Path]) -> None:
     report = verify(files["yarn"], levels=["shift"])
-    assert [row.k_norm for row in report.shifts] == pytest.approx([GAIN, GAIN**2, GAIN**3], rel=1e-5)
+    assert [row.k_norm for row in report.shifts] == pytest.approx(
+        [GAIN, GAIN**2, GAIN**3], rel=1e-5
+    )
     assert [round(row.k_norm, 4) for row in report.shifts] == [1.1386, 1.2965, 1.4762]
     assert 1e-5 < report.shifts[0].kl < report.shifts[2].kl
     assert report.shift_safe is False
@@ -373,7 +431,10 @@ def test_without_a_gain_the_cache_may_roll(files: dict[str, Path], method: str) 
 
 
 def test_require_shift_safe(files: dict[str, Path]) -> None:
-    told, required = (ggext("verify", files["yarn"], "--level", "shift", *o) for o in ([], ["--require-shift-safe"]))
+    told, required = (
+        ggext("verify", files["yarn"], "--level", "shift", *o)
+        for o in ([], ["--require-shift-safe"])
+    )
     assert (told.exit_code, required.exit_code) == (0, 1)
     assert "UNSAFE  not safe to roll: ×1.1386, ×1.2965, ×1.4762" in told.stdout
     assert "do not roll the context of this file" in told.stdout
@@ -386,7 +447,10 @@ def test_a_cache_that_cannot_shift(monkeypatch: pytest.MonkeyPatch, files: dict[
     monkeypatch.setattr(Probe, "can_shift", False)
     report = verify(files["none"])
     assert report.passed
-    assert "shift: not measured; llama.cpp cannot shift the cache of the architecture llama" in report.notes
+    assert (
+        "shift: not measured; llama.cpp cannot shift the cache of the architecture llama"
+        in report.notes
+    )
     assert report.shift_safe is None
     with pytest.raises(ModelError, match="cannot shift the cache"):
         verify(files["none"], require_shift_safe=True)
@@ -403,12 +467,18 @@ def test_another_layout_of_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) 
     for problem, name, value in (
         ("a tensor has", "_OBJECT", 40),
         ("a ROPE node reads as", "Tensor", swapped("ne", "nb")),
-        ("the parameters of a ROPE node stand elsewhere", "Tensor", swapped("op_params", "op_params", first=1)),
+        (
+            "the parameters of a ROPE node stand elsewhere",
+            "Tensor",
+            swapped("op_params", "op_params", first=1),
+        ),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(ggml, name, value)
             assert ggml.self_test(functions).startswith(problem)
-            with pytest.raises(ModelError, match=r"llama-cpp-python 0\.3\.36 is not the one that ggext knows"):
+            with pytest.raises(
+                ModelError, match=r"llama-cpp-python 0\.3\.36 is not the one that ggext knows"
+            ):
                 ggml._library.__wrapped__()
 
 
@@ -442,7 +512,9 @@ def test_a_tensor_whose_sizes_contradict_each_other_is_not_read() -> None:
             ggml.read_tensor(functions, address)
 
 
-@pytest.mark.parametrize("change", [{"n_dims": 7}, {"n_dims": 64}, {"mode": 8}, {"factors": (1.0,)}])
+@pytest.mark.parametrize(
+    "change", [{"n_dims": 7}, {"n_dims": 64}, {"mode": 8}, {"factors": (1.0,)}]
+)
 def test_what_ggml_would_abort_on_is_refused(change: dict[str, Any]) -> None:
     from dataclasses import replace
 
@@ -489,7 +561,9 @@ def test_json_has_every_figure(files: dict[str, Path]) -> None:
     assert len(report["pairs"]) == 16
     assert len(report["shifts"]) == 3
     assert report["nodes"][0]["parameters"]["freq_scale"] == 0.25
-    assert {"kernel", "position", "error", "bound", "pair", "inside", "meaning"} == set(report["kernels"][0])
+    assert {"kernel", "position", "error", "bound", "pair", "inside", "meaning"} == set(
+        report["kernels"][0]
+    )
 
 
 @pytest.mark.parametrize("name", ["proof.png", "proof.svg"])
@@ -502,7 +576,10 @@ def test_plot(files: dict[str, Path], tmp_path: Path, name: str) -> None:
 
 def test_a_plot_of_the_table_alone(files: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert ggext("verify", files["yarn"], "--level", "table", "--plot", tmp_path / "p.png").exit_code == 0
+    assert (
+        ggext("verify", files["yarn"], "--level", "table", "--plot", tmp_path / "p.png").exit_code
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -542,13 +619,17 @@ def test_without_llama_cpp_the_rest_is_proved(files: dict[str, Path]) -> None:
 
 @pytest.mark.usefixtures("without_llama_cpp")
 @pytest.mark.parametrize("options", [["--level", "table,graph"], ["--require-shift-safe"]])
-def test_a_level_that_was_asked_for_needs_its_extra(files: dict[str, Path], options: list[str]) -> None:
+def test_a_level_that_was_asked_for_needs_its_extra(
+    files: dict[str, Path], options: list[str]
+) -> None:
     result = ggext("verify", files["yarn"], *options)
     assert result.exit_code == MissingExtraError.exit_code
     assert 'pip install "ggext[run]"' in result.stderr.splitlines()[-1]
 
 
-def test_a_plot_needs_its_extra(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_needs_its_extra(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

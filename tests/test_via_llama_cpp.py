@@ -1,4 +1,5 @@
-"""``--via-llama-cpp``: a family that ggext does not know, through a stand-in of llama.cpp's converter."""
+"""``--via-llama-cpp``: a family that ggext does not know, through a stand-in of llama.cpp's
+converter."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from ggext.gguf.open import read_gguf
 
 pytest.importorskip("transformers")
 
-#: Does what the options say, with a file that was converted before; fails as upstream does where one is missing.
+#: Does what the options say, with a file that was converted before; fails as upstream does where
+#: one is missing.
 SCRIPT = """
 import argparse, shutil, sys
 from pathlib import Path
@@ -68,7 +70,9 @@ def test_its_file_is_baked_and_verified(mystery: Path, checkout: Path, tmp_path:
     pytest.importorskip("llama_cpp")
     out = tmp_path / "out" / "x.gguf"
     out.parent.mkdir()
-    result = ggext("convert", mystery, out, "--yarn", 4, "--type", "f16", "--via-llama-cpp", checkout)
+    result = ggext(
+        "convert", mystery, out, "--yarn", 4, "--type", "f16", "--via-llama-cpp", checkout
+    )
     assert result.exit_code == 0, result.output
     assert f"{mystery}: llama, 21 tensors" in result.stdout  # not llama.cpp's file, which is gone
     assert "context: 64 → 256 tokens" in result.output
@@ -97,13 +101,34 @@ def test_failures(mystery: Path, checkout: Path, tmp_path: Path) -> None:
         result = ggext("convert", *arguments)
         assert result.exit_code == code, result.output
         assert message in result.stderr.splitlines()[-1]
-        assert not [p for p in tmp_path.iterdir() if p.suffix == ".gguf" or p.name.startswith(".ggext")]
+        assert not [
+            p for p in tmp_path.iterdir() if p.suffix == ".gguf" or p.name.startswith(".ggext")
+        ]
 
     out = tmp_path / "x.gguf"
     last = "failed (exit code 1): NotImplementedError: Model Mystery is not supported"
     refused(last, mystery, out, "--type", "bf16", "--via-llama-cpp", checkout)
     (tmp_path / "silent").mkdir()
-    refused("failed (exit code 0): it said nothing", tmp_path / "silent", out, "--via-llama-cpp", checkout)
+    refused(
+        "failed (exit code 0): it said nothing",
+        tmp_path / "silent",
+        out,
+        "--via-llama-cpp",
+        checkout,
+    )
     refused("there is no convert_hf_to_gguf.py", mystery, out, "--via-llama-cpp", tmp_path, code=2)
-    refused("converts a checkpoint's folder", checkout / "auto.gguf", out, "--via-llama-cpp", checkout, code=2)
-    refused("does not exist; make it first", mystery, tmp_path / "no" / "x.gguf", "--via-llama-cpp", checkout)
+    refused(
+        "converts a checkpoint's folder",
+        checkout / "auto.gguf",
+        out,
+        "--via-llama-cpp",
+        checkout,
+        code=2,
+    )
+    refused(
+        "does not exist; make it first",
+        mystery,
+        tmp_path / "no" / "x.gguf",
+        "--via-llama-cpp",
+        checkout,
+    )

@@ -1,4 +1,5 @@
-"""Layers with a sliding window in a small cache: what they forget is put back or read again, and is never wrong."""
+"""Layers with a sliding window in a small cache: what they forget is put back or read again, and is
+never wrong."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def windowed(folder: Path, arch: str) -> Path:
 
 def options(**changed: Any) -> SessionOptions:
     """Small windows; 32-bit values, so that batches of another size round alike."""
-    return SessionOptions(**{"n_ctx": 2048, "n_batch": 32, "kv_type": "f32", "swa": "small"} | changed)
+    return SessionOptions(
+        **{"n_ctx": 2048, "n_batch": 32, "kv_type": "f32", "swa": "small"} | changed
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,12 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
                 reused, length = reused + prefill.reused, length + len(text)
                 before.append(text)
                 if rng.random() < 0.3:
-                    text = [*text, *session.generate(Sampling(temperature=2, seed=step), rng.choice([3, 80, 200]))]
+                    text = [
+                        *text,
+                        *session.generate(
+                            Sampling(temperature=2, seed=step), rng.choice([3, 80, 200])
+                        ),
+                    ]
                     assert list(session.tokens) == text[: len(session.tokens)]
                 text = edited(rng, text, before)
     assert reused > 0.4 * length  # not by reading everything again
@@ -97,13 +105,22 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
 def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
     """Llama 4 attends within chunks of 8,192 tokens, which no key of the file says."""
     tokens = some(random.Random("chunks"), 8800)
-    path = write_random(tmp_path / "llama4.gguf", "llama4", extra_keys={"llama4.context_length": 32768})
+    path = write_random(
+        tmp_path / "llama4.gguf", "llama4", extra_keys={"llama4.context_length": 32768}
+    )
     with Model.open(path) as model:
         assert model.n_swa == 8192
         with Session(model, options(n_ctx=9216, n_batch=256, swa="full")) as whole:
             wanted = np.concatenate(list(whole._rows(tokens, None)))
         with Session(model, options(n_ctx=9216, n_batch=256)) as session:
-            for count, most in ((8800, 8800), (8799, 1), (8800, 1), (8500, 309), (8498, 1), (8193, 300)):
+            for count, most in (
+                (8800, 8800),
+                (8799, 1),
+                (8800, 1),
+                (8500, 309),
+                (8498, 1),
+                (8193, 300),
+            ):
                 prefill = session.evaluate(tokens[:count])
                 assert prefill.evaluated <= most, count
                 apart = np.abs(session.last_logits() - wanted[count - 1]).max()
@@ -119,7 +136,9 @@ def test_what_a_window_that_begins_anew_needs() -> None:
     assert not Checkpoints(64, 4).covers(64, 70)
 
 
-def test_without_what_was_kept_aside_the_same_cut_is_wrong(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_what_was_kept_aside_the_same_cut_is_wrong(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
     with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
         monkeypatch.setattr("ggext.runtime.cache.Cache._windows_back", lambda _, count: count)
@@ -138,17 +157,25 @@ def test_a_chat_goes_on_asks_again_and_undoes_without_reading_again(model: Model
             pass
         for wanted, most in (
             (second, 1),  # another answer to the same question
-            ([*second[:-40], 7, 8, 9], 4),  # another question, behind an answer whose last token nobody asked on from
+            (
+                [*second[:-40], 7, 8, 9],
+                4,
+            ),  # another question, behind an answer whose last token nobody asked on from
             ([*TEXT[:1000], 7], 1),  # instead of the first answer
         ):
             assert session.evaluate(wanted).evaluated <= most
             assert same(session, fresh)
-        assert session.evaluate([*TEXT[:700], 7]).evaluated < 300  # in the middle of what was read at once
+        assert (
+            session.evaluate([*TEXT[:700], 7]).evaluated < 300
+        )  # in the middle of what was read at once
         assert same(session, fresh)
 
 
 def test_the_cache_itself_is_used_where_it_still_has_the_window(model: Model) -> None:
-    with Session(model, options(n_batch=256)) as session, Session(model, options(swa="full")) as fresh:
+    with (
+        Session(model, options(n_batch=256)) as session,
+        Session(model, options(swa="full")) as fresh,
+    ):
         session.cache.checkpoints.most = 0
         session.evaluate(TEXT[:300])
         assert session.evaluate([*TEXT[:150], 7]).reused == 150
@@ -160,7 +187,10 @@ def test_the_cache_itself_is_used_where_it_still_has_the_window(model: Model) ->
 
 def test_random_cancels_leave_a_cache_that_goes_on_as_a_fresh_one(model: Model) -> None:
     rng = random.Random("cancel")
-    with Session(model, options()) as session, Session(model, options(swa="full", n_batch=128)) as fresh:
+    with (
+        Session(model, options()) as session,
+        Session(model, options(swa="full", n_batch=128)) as fresh,
+    ):
         for _ in range(8):
             timer = threading.Timer(rng.random() * 0.04, session.cancel)
             timer.start()
@@ -180,26 +210,42 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
         assert session.used + session.dropped == 1500
         assert session.dropped > 900
         assert same(session, fresh)
-        for wanted in (TEXT[:1500], [*TEXT[:1490], 7], TEXT[:1510], [*TEXT[:1300], 7], [*TEXT[:600], 7]):
+        for wanted in (
+            TEXT[:1500],
+            [*TEXT[:1490], 7],
+            TEXT[:1510],
+            [*TEXT[:1300], 7],
+            [*TEXT[:600], 7],
+        ):
             prefill = session.evaluate(wanted)
-            assert prefill.reused + prefill.evaluated == session.used + session.dropped == len(wanted)
+            assert (
+                prefill.reused + prefill.evaluated == session.used + session.dropped == len(wanted)
+            )
             assert session.tokens == (*wanted[:4], *wanted[4 + session.dropped :])
             assert same(session, fresh)
 
 
 @pytest.mark.parametrize("policy", ["stream", "self-extend", "landmark", "compress"])
 def test_what_moves_keys_is_refused_with_the_remedy(model: Model, policy: WhenFull) -> None:
-    with pytest.raises(ModelError, match=f"--when-full {policy} moves cached keys, and layers with a .* recompute wor"):
+    with pytest.raises(
+        ModelError,
+        match=f"--when-full {policy} moves cached keys, and layers with a .* recompute wor",
+    ):
         Session(model, options(memory=MemoryOptions(policy)))
 
 
-@pytest.mark.parametrize(("saved", "restored"), [("small", "small"), ("small", "full"), ("full", "small")])
+@pytest.mark.parametrize(
+    ("saved", "restored"), [("small", "small"), ("small", "full"), ("full", "small")]
+)
 def test_a_restored_state_goes_on_and_is_cut_as_a_fresh_one(
     model: Model, tmp_path: Path, saved: str, restored: str
 ) -> None:
     """llama.cpp writes of these layers the window alone, whatever there is."""
     path = tmp_path / "kv.bin"
-    with Session(model, options(swa=saved)) as first, Session(model, options(swa=restored)) as second:
+    with (
+        Session(model, options(swa=saved)) as first,
+        Session(model, options(swa=restored)) as second,
+    ):
         first.evaluate(TEXT[:1500])
         store.save(path, first, KEY)
         assert store.restore(path, second, KEY) == 1500
@@ -222,7 +268,10 @@ def test_dynamic_ntk_reads_again_and_does_not_rotate(tmp_path: Path) -> None:
     keys = {"gemma2.attention.sliding_window": WINDOW, "gemma2.context_length": 256}
     path = write_random(tmp_path / "short.gguf", "gemma2", extra_keys=keys)
     with Model.open(path) as model:
-        with pytest.raises(ModelError, match="layers with a sliding window, whose keys are not rotated: take replay"):
+        with pytest.raises(
+            ModelError,
+            match="layers with a sliding window, whose keys are not rotated: take replay",
+        ):
             Session(model, options(n_ctx=1024, dynamic_ntk="rotate"))
         made = options(n_ctx=1024, dynamic_ntk="replay")
         with Session(model, made) as session, Session(model, made) as fresh:

@@ -1,4 +1,5 @@
-"""An output is whole or absent, whatever happens: the process is killed, the disk fills up, the input vanishes."""
+"""An output is whole or absent, whatever happens: the process is killed, the disk fills up, the
+input vanishes."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def test_kill_9_leaves_the_old_file(tmp_path: Path, form: str, after: int) -> No
     for name in names:
         (tmp_path / name).write_bytes(b"the old file")
     child = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(tmp_path / "x.gguf"), form], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", SLOW, str(tmp_path / "x.gguf"), form],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     for _ in range(after + 1):
@@ -76,10 +79,17 @@ def test_kill_9_leaves_the_old_file(tmp_path: Path, form: str, after: int) -> No
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + SLOW,
-         str(tmp_path / "x.gguf"), "one"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + SLOW,
+            str(tmp_path / "x.gguf"),
+            "one",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout is not None
     for _ in range(4):
         child.stdout.readline()
@@ -94,14 +104,17 @@ def test_a_full_disk(tmp_path: Path) -> None:
     code = (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
-        "from pathlib import Path; from ggext.gguf.types import Field; from ggext.errors import OutputError\n"
+        "from pathlib import Path; from ggext.gguf.types import Field; from ggext.errors import "
+        "OutputError\n"
         "from ggext.gguf.writer import TensorToWrite, write_gguf\n"
         "t = TensorToWrite('t', (1 << 20,), 0, 4 << 20, lambda: [bytes(1 << 20)] * 4)\n"
         "try: write_gguf(Path('x.gguf'), {'general.architecture': Field.of('x')}, [t])\n"
         "except OutputError as error: print(error)\n"
     )
     (tmp_path / "x.gguf").write_bytes(b"the old file")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.stdout == "x.gguf: File too large; nothing was written\n", done.stderr
     assert (tmp_path / "x.gguf").read_bytes() == b"the old file"
     assert not list(tmp_path.glob(".*.part"))
@@ -114,7 +127,9 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-def test_what_replaces_a_file_is_on_the_disk_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_replaces_a_file_is_on_the_disk_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A new file is left to the system, as cp leaves it."""
     calls = synced(monkeypatch)
     write_gguf(tmp_path / "x.gguf", FIELDS, [])
@@ -150,7 +165,9 @@ def test_pieces_and_bytes_land_in_their_places(tmp_path: Path) -> None:
         return bytes([value]) * 8
 
     chunks = [Piece(8, lambda value=value: slow(value)) for value in range(20)]  # type: ignore[misc]
-    tensor = TensorToWrite("t", (44,), 0, 176, lambda: [*chunks, bytearray(b"\x63" * 8), memoryview(b"\x64" * 8)])
+    tensor = TensorToWrite(
+        "t", (44,), 0, 176, lambda: [*chunks, bytearray(b"\x63" * 8), memoryview(b"\x64" * 8)]
+    )
     told: list[int] = []
     size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor, replace(tensor, name="u")], told.append)
     gguf = read_gguf(tmp_path / "x.gguf")
@@ -173,7 +190,10 @@ def test_a_header_that_is_completed_while_the_data_is_written(tmp_path: Path, le
     tensor = TensorToWrite("t", (4,), 0, 16, lambda: [b"0123456789abcdef"])
     size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor], complete=complete)
     gguf = read_gguf(tmp_path / "x.gguf")
-    assert (gguf.get("general.name"), bytes(gguf.tensor_data("t"))) == ("x" * length, b"0123456789abcdef")
+    assert (gguf.get("general.name"), bytes(gguf.tensor_data("t"))) == (
+        "x" * length,
+        b"0123456789abcdef",
+    )
     assert (len(calls), (tmp_path / "x.gguf").stat().st_size) == (1, size)
 
 
@@ -246,7 +266,9 @@ def test_memory_is_that_of_a_few_pieces(tmp_path: Path) -> None:
         "write_gguf(Path('x.gguf'), {'general.architecture': Field.of('x')}, [t])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) * (1 if sys.platform == "linux" else 1 / 1024) < 64 << 10
 

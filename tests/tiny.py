@@ -21,9 +21,11 @@ def _tokenizer_json() -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<s>", "</s>"], show_progress=False,
+        vocab_size=VOCABULARY,
+        special_tokens=["<s>", "</s>"],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator([DOCUMENT.read_text("utf-8")], trainer)
     return str(tokenizer.to_str())
 
@@ -35,33 +37,55 @@ def write_tokenizer(folder: Path) -> None:
 
 
 _SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "initializer_range": 0.15, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1, "tie_word_embeddings": False,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 128,
+    "intermediate_size": 160,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.15,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "tie_word_embeddings": False,
+}
 
 
 def small_config(model_type: str, **config: Any) -> Any:
     """transformers' configuration of what ``make_model`` makes."""
     from transformers import AutoConfig
 
-    values = {key: value for key, value in (_SIZES | config).items() if value is not None or key not in _SIZES}
+    values = {
+        key: value
+        for key, value in (_SIZES | config).items()
+        if value is not None or key not in _SIZES
+    }
     return AutoConfig.for_model(model_type, **values)
 
 
 def make_model(
-    folder: Path, model_type: str = "llama", *, seed: int = 0, dtype: str = "float32", shard: str = "1GB", **config: Any
+    folder: Path,
+    model_type: str = "llama",
+    *,
+    seed: int = 0,
+    dtype: str = "float32",
+    shard: str = "1GB",
+    **config: Any,
 ) -> Path:
-    """A random model: 2 layers, 4 heads of 32 over 2 KV heads, context 64 unless ``config`` says otherwise.
+    """A random model: 2 layers, 4 heads of 32 over 2 KV heads, context 64 unless ``config`` says
+    otherwise.
 
-    The weights are large enough for attention to be far from uniform, so a wrong RoPE table shows. A value of
-    ``None`` in ``config`` leaves the family's own default.
+    The weights are large enough for attention to be far from uniform, so a wrong RoPE table shows.
+    A value of ``None`` in ``config`` leaves the family's own default.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(small_config(model_type, **config)).to(getattr(torch, dtype))
+    model = AutoModelForCausalLM.from_config(small_config(model_type, **config)).to(
+        getattr(torch, dtype)
+    )
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)

@@ -1,7 +1,7 @@
 """Tiny random models of several architectures, as GGUF files.
 
-Some are written without a checkpoint, in forms that no converter of ours writes; of the others a family's checkpoint
-is made and converted.
+Some are written without a checkpoint, in forms that no converter of ours writes; of the others a
+family's checkpoint is made and converted.
 """
 
 from __future__ import annotations
@@ -28,19 +28,30 @@ def vocabulary() -> dict[str, Any]:
     tokens += [f"▁{i}" for i in range(N_VOCAB - len(tokens))]
     kinds = [2, 3, 3] + [6] * 256 + [1] * (N_VOCAB - 259)
     return {
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": [0.0] * N_VOCAB, "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
-    }  # fmt: skip
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": [0.0] * N_VOCAB,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
 
 
 def keys(arch: str, context: int = 64) -> dict[str, Any]:
     values = {
-        "context_length": context, "embedding_length": N_EMBD, "feed_forward_length": N_FF, "block_count": N_LAYERS,
-        "attention.head_count": N_HEADS, "attention.head_count_kv": N_KV, "attention.key_length": HEAD,
-        "attention.value_length": HEAD, "attention.layer_norm_rms_epsilon": 1e-6, "vocab_size": N_VOCAB,
-        "rope.dimension_count": HEAD, "rope.freq_base": 10000.0,
-    }  # fmt: skip
+        "context_length": context,
+        "embedding_length": N_EMBD,
+        "feed_forward_length": N_FF,
+        "block_count": N_LAYERS,
+        "attention.head_count": N_HEADS,
+        "attention.head_count_kv": N_KV,
+        "attention.key_length": HEAD,
+        "attention.value_length": HEAD,
+        "attention.layer_norm_rms_epsilon": 1e-6,
+        "vocab_size": N_VOCAB,
+        "rope.dimension_count": HEAD,
+        "rope.freq_base": 10000.0,
+    }
     if arch.endswith("moe"):
         values |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": N_FF}
     if arch == "qwen2moe":
@@ -52,23 +63,33 @@ def shapes(arch: str, *, fused: bool = False) -> dict[str, tuple[int, ...]]:
     """Name → shape in PyTorch order, as llama.cpp's loader of ``arch`` creates them."""
     q, kv = N_HEADS * HEAD, N_KV * HEAD
     result: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (N_VOCAB, N_EMBD), "output_norm.weight": (N_EMBD,), "output.weight": (N_VOCAB, N_EMBD),
-    }  # fmt: skip
-    layer: dict[str, tuple[int, ...]] = {"attn_norm": (N_EMBD,), "attn_output": (N_EMBD, q), "ffn_norm": (N_EMBD,)}
+        "token_embd.weight": (N_VOCAB, N_EMBD),
+        "output_norm.weight": (N_EMBD,),
+        "output.weight": (N_VOCAB, N_EMBD),
+    }
+    layer: dict[str, tuple[int, ...]] = {
+        "attn_norm": (N_EMBD,),
+        "attn_output": (N_EMBD, q),
+        "ffn_norm": (N_EMBD,),
+    }
     rows = {"attn_qkv": q + 2 * kv} if fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
     layer |= {name: (count, N_EMBD) for name, count in rows.items()}
     if arch.startswith("qwen3"):
         layer |= {"attn_q_norm": (HEAD,), "attn_k_norm": (HEAD,)}
     if arch.endswith("moe"):
         layer |= {
-            "ffn_gate_inp": (4, N_EMBD), "ffn_gate_exps": (4, N_FF, N_EMBD), "ffn_up_exps": (4, N_FF, N_EMBD),
+            "ffn_gate_inp": (4, N_EMBD),
+            "ffn_gate_exps": (4, N_FF, N_EMBD),
+            "ffn_up_exps": (4, N_FF, N_EMBD),
             "ffn_down_exps": (4, N_EMBD, N_FF),
-        }  # fmt: skip
+        }
     if arch == "qwen2moe":
         layer |= {
-            "ffn_gate_inp_shexp": (N_EMBD,), "ffn_gate_shexp": (N_FF, N_EMBD), "ffn_up_shexp": (N_FF, N_EMBD),
+            "ffn_gate_inp_shexp": (N_EMBD,),
+            "ffn_gate_shexp": (N_FF, N_EMBD),
+            "ffn_up_shexp": (N_FF, N_EMBD),
             "ffn_down_shexp": (N_EMBD, N_FF),
-        }  # fmt: skip
+        }
     if not arch.endswith("moe"):
         layer |= {"ffn_gate": (N_FF, N_EMBD), "ffn_up": (N_FF, N_EMBD), "ffn_down": (N_EMBD, N_FF)}
     for i in range(N_LAYERS):
@@ -79,26 +100,70 @@ def shapes(arch: str, *, fused: bool = False) -> dict[str, tuple[int, ...]]:
 
 
 WRITTEN = ("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe")
-GLM4_MOE = {"first_k_dense_replace": 1, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
-            "n_shared_experts": 1}  # fmt: skip
-#: Architecture → a family that is converted to it, and what its configuration needs to be as small as the others.
+GLM4_MOE = {
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+}
+#: Architecture → a family that is converted to it, and what its configuration needs to be as small
+#: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
-    "cohere2": ("cohere2", {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True}),
-    "deepseek2": ("deepseek_v3", {"num_key_value_heads": N_HEADS, "first_k_dense_replace": 1, "q_lora_rank": 32,
-                  "kv_lora_rank": 32, "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "v_head_dim": HEAD,
-                  "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "n_group": 1,
-                  "topk_group": 1}),
+    "cohere2": (
+        "cohere2",
+        {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
+    ),
+    "deepseek2": (
+        "deepseek_v3",
+        {
+            "num_key_value_heads": N_HEADS,
+            "first_k_dense_replace": 1,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": HEAD,
+            "qk_rope_head_dim": HEAD,
+            "v_head_dim": HEAD,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
-    "ernie4_5-moe": ("ernie4_5_moe", {"num_hidden_layers": N_LAYERS, "moe_num_experts": 4, "moe_k": 2,
-                     "moe_intermediate_size": 32, "moe_num_shared_experts": 1}),
+    "ernie4_5-moe": (
+        "ernie4_5_moe",
+        {
+            "num_hidden_layers": N_LAYERS,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 32,
+            "moe_num_shared_experts": 1,
+        },
+    ),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
-    "falcon": ("falcon", {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV}),
-    "gemma2": ("gemma2", {"head_dim": HEAD, "query_pre_attn_scalar": HEAD, "tie_word_embeddings": True}),
-    "gemma3": ("gemma3_text", {"num_hidden_layers": 6, "head_dim": HEAD, "query_pre_attn_scalar": HEAD,
-               "sliding_window": 64, "tie_word_embeddings": True}),
+    "falcon": (
+        "falcon",
+        {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV},
+    ),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": HEAD, "query_pre_attn_scalar": HEAD, "tie_word_embeddings": True},
+    ),
+    "gemma3": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": HEAD,
+            "query_pre_attn_scalar": HEAD,
+            "sliding_window": 64,
+            "tie_word_embeddings": True,
+        },
+    ),
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
@@ -106,43 +171,68 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
-    "lfm2": ("lfm2", {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False}),
+    "lfm2": (
+        "lfm2",
+        {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+    ),
     "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD}),
-    "minicpm3": ("minicpm3", {"num_key_value_heads": N_HEADS, "q_lora_rank": 32, "kv_lora_rank": 32, "v_head_dim": HEAD,
-                 "qk_nope_head_dim": HEAD, "qk_rope_head_dim": HEAD, "tie_word_embeddings": True}),
+    "minicpm3": (
+        "minicpm3",
+        {
+            "num_key_value_heads": N_HEADS,
+            "q_lora_rank": 32,
+            "kv_lora_rank": 32,
+            "v_head_dim": HEAD,
+            "qk_nope_head_dim": HEAD,
+            "qk_rope_head_dim": HEAD,
+            "tie_word_embeddings": True,
+        },
+    ),
     "nemotron": ("nemotron", {}),
     "olmo2": ("olmo2", {}),
-    "olmoe": ("olmoe", {"num_key_value_heads": N_HEADS, "num_experts": 4, "num_experts_per_tok": 2}),
+    "olmoe": (
+        "olmoe",
+        {"num_key_value_heads": N_HEADS, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
     "phi2": ("phi", {}),
     "phi3": ("phi3", {}),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
     "starcoder2": ("starcoder2", {"use_bias": True}),
-}  # fmt: skip
+}
 _FOLDER = TemporaryDirectory()
 
 
 @cache
 def _converted(arch: str) -> GgufFile:
-    """A tiny checkpoint of the family, converted without a scaling. It is called ``model``: where a file's name says
-    phi3, llama.cpp 0c1e57098 changes the attributes of tokens that this vocabulary has not, and fails."""
+    """A tiny checkpoint of the family, converted without a scaling. It is called ``model``: where a
+    file's name says phi3, llama.cpp 0c1e57098 changes the attributes of tokens that this vocabulary
+    has not, and fails."""
     pytest.importorskip("transformers")
     from tiny import make_model
 
     from ggext.convert import ConvertOptions, convert
 
     model_type, config = FAMILIES[arch]
-    sizes = {"hidden_size": N_EMBD, "intermediate_size": N_FF, "num_hidden_layers": N_LAYERS,
-             "num_attention_heads": N_HEADS, "num_key_value_heads": N_KV}  # fmt: skip
+    sizes = {
+        "hidden_size": N_EMBD,
+        "intermediate_size": N_FF,
+        "num_hidden_layers": N_LAYERS,
+        "num_attention_heads": N_HEADS,
+        "num_key_value_heads": N_KV,
+    }
     model = make_model(Path(_FOLDER.name, arch, "model"), model_type, **sizes | config)
     out = Path(_FOLDER.name, f"{arch}.gguf")
     convert(ConvertOptions(model, out, RopeScaling("none")))
     return read_gguf(out)
 
 
-def base_of(arch: str, *, fused: bool = False) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
-    """Metadata and tensors of a random float32 model, whose weights are large: attention is far from uniform."""
+def base_of(
+    arch: str, *, fused: bool = False
+) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Metadata and tensors of a random float32 model, whose weights are large: attention is far
+    from uniform."""
     if arch in FAMILIES:
         gguf = _converted(arch)
         fields = {key: field.value for key, field in gguf.fields.items() if key != "ggext.recipe"}
@@ -170,7 +260,9 @@ def write_random(
 ) -> Path:
     fields, arrays = base_of(arch, fused=fused)
     tensors = [
-        TensorToWrite(name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()])  # type: ignore[misc]
+        TensorToWrite(
+            name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()]
+        )  # type: ignore[misc]
         for name, array in (arrays | (extra_tensors or {})).items()
     ]
     write_gguf(path, {k: Field.of(v) for k, v in (fields | (extra_keys or {})).items()}, tensors)

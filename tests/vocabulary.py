@@ -1,4 +1,5 @@
-"""What the tests of vocabularies share: awkward strings, llama.cpp's tokenizer, tokenizer.json files."""
+"""What the tests of vocabularies share: awkward strings, llama.cpp's tokenizer, tokenizer.json
+files."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ ATOMS = (
     *("def f(x):\n    return x\n", "if (a<b) {\n\treturn;\n}\n", "\u2581", "\u2581\u2581"),
     *("\u0120", "<0x0A>", "[PAD3]", "aaaaaaa", "=====", "\ud7ff", "\ue000", "\U0010ffff"),
     *("\u2019s", "\uff01"),
-)  # fmt: skip
+)
 
 
 def strings(count: int, specials: Iterable[str] = (), seed: int = 1) -> list[str]:
@@ -56,10 +57,12 @@ def strings(count: int, specials: Iterable[str] = (), seed: int = 1) -> list[str
 
 
 def alike(name: str, texts: Iterable[str]) -> list[str]:
-    """The texts on which llama.cpp's expression of this name is the original one, as the row's notes say.
+    """The texts on which llama.cpp's expression of this name is the original one, as the row's
+    notes say.
 
-    tekken, gpt-4o, kimi-k2 and granite-embed-multi-97m have no case for non-ASCII letters; the first three leave
-    combining marks out, and kimi-k2 leaves camelCase whole. deepseek-llm and deepseek-coder: white space beyond ASCII.
+    tekken, gpt-4o, kimi-k2 and granite-embed-multi-97m have no case for non-ASCII letters; the
+    first three leave combining marks out, and kimi-k2 leaves camelCase whole. deepseek-llm and
+    deepseek-coder: white space beyond ASCII.
     """
     if name in {"deepseek-llm", "deepseek-coder"}:
         return [text for text in texts if all(c.isascii() for c in text if c.isspace())]
@@ -67,7 +70,11 @@ def alike(name: str, texts: Iterable[str]) -> list[str]:
         texts = [text for text in texts if not any(unicodedata.category(c)[0] == "M" for c in text)]
     if name in {"tekken", "gpt-4o", "kimi-k2", "granite-embed-multi-97m"}:
         cased = {"Lu", "Ll", "Lt"}
-        texts = [text for text in texts if all(c.isascii() or unicodedata.category(c) not in cased for c in text)]
+        texts = [
+            text
+            for text in texts
+            if all(c.isascii() or unicodedata.category(c) not in cased for c in text)
+        ]
     return [text for text in texts if name != "kimi-k2" or not re.search("[a-z][A-Z]|\u02ca", text)]
 
 
@@ -82,7 +89,9 @@ class LlamaCpp:
         assert self.model, "llama.cpp refused the vocabulary"
         self.vocab = self.lib.llama_model_get_vocab(self.model)
 
-    def encode(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, add_special: bool = False, parse_special: bool = False
+    ) -> list[int]:
         data = text.encode()
         room = len(data) + 8
         ids = (self.lib.llama_token * room)()
@@ -135,14 +144,17 @@ EOS = "<|end|>"
 
 def split_steps(*regexes: str) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False} for r in regexes
+        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False}
+        for r in regexes
     ]
     return {"type": "Sequence", "pretokenizers": [*steps, BYTE_LEVEL | {"use_regex": False}]}
 
 
 def added(first: int, *texts: str, special: bool = True) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return [{"id": first + i, "content": t, "special": special, **flags} for i, t in enumerate(texts)]
+    return [
+        {"id": first + i, "content": t, "special": special, **flags} for i, t in enumerate(texts)
+    ]
 
 
 def tokenizer_json(

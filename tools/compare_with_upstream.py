@@ -1,10 +1,11 @@
-"""ggext's GGUF file beside the one of llama.cpp's own converter, from the same checkpoint: every difference, with why.
+"""ggext's GGUF file beside the one of llama.cpp's own converter, from the same checkpoint: every
+difference, with why.
 
     python tools/compare_with_upstream.py --llama-cpp PATH CHECKPOINT...
     python tools/compare_with_upstream.py --llama-cpp PATH --families
 
-PATH is a checkout of llama.cpp; its converter needs torch and transformers. ``--families`` compares tiny random models
-of the families (tests/family_rows.py) and prints the tables of docs/upstream.md.
+PATH is a checkout of llama.cpp; its converter needs torch and transformers. ``--families`` compares
+tiny random models of the families (tests/family_rows.py) and prints the tables of docs/upstream.md.
 """
 
 from __future__ import annotations
@@ -30,31 +31,44 @@ from ggext.gguf.reader import GgufFile
 REASONS = {
     r"ggext\.recipe": "what was asked for, so that verify can prove the file",
     r".*\.vocab_size": "some of llama.cpp's families leave it to be counted",
-    r".*\.attention\.(key|value)_length(_mla)?": "written always: absent, llama.cpp takes hidden_size / heads",
+    r".*\.attention\.(key|value)_length(_mla)?": (
+        "written always: absent, llama.cpp takes hidden_size / heads"
+    ),
     r".*\.attention\.head_count_kv": "written always: absent, llama.cpp takes the number of heads",
     r".*\.rope\.dimension_count": "written always: absent, llama.cpp takes the size of a head",
     r".*\.rope\.freq_base(_swa)?": "written always: absent, llama.cpp takes 10000",
     r".*\.rope\.scaling\.type": "written as none where nothing is scaled: absent means linear",
-    r".*\.rope\.scaling\.(factor|original_context_length|attn_factor|yarn_.*)": "the keys that llama.cpp reads, and "
-    "none that it does not",
+    r".*\.rope\.scaling\.(factor|original_context_length|attn_factor|yarn_.*)": (
+        "the keys that llama.cpp reads, and none that it does not"
+    ),
     r".*\.feed_forward_length": "the configured size; upstream writes 4 × hidden_size",
     r".*\.context_length": "the configured size; upstream writes 2048",
     r".*\.tensor_data_layout": "a note for readers of files; llama.cpp does not read it",
     r".*\.use_parallel_residual": "llama.cpp goes by the tensors that are there",
-    r".*\.(expert_gating_func|expert_weights_norm|attention\.q_lora_rank)": "written always: what llama.cpp takes for "
-    "an absent one goes by the model's size",
+    r".*\.(expert_gating_func|expert_weights_norm|attention\.q_lora_rank)": (
+        "written always: what llama.cpp takes for an absent one goes by the model's size"
+    ),
     r".*\.expert_group(_used)?_count": "one group is none",
-    r".*\.attention\.sliding_window_pattern": "written always: absent, llama.cpp takes the family's usual one",
-    r".*\.rope\.ggext\..*": "what ggext's own contexts are made with, where llama.cpp reads no key for it",
+    r".*\.attention\.sliding_window_pattern": (
+        "written always: absent, llama.cpp takes the family's usual one"
+    ),
+    r".*\.rope\.ggext\..*": (
+        "what ggext's own contexts are made with, where llama.cpp reads no key for it"
+    ),
     r"general\.(file_type|quantization_version)": "ggext writes both for every type",
     r"general\.size_label": "an embedding that is written twice counts twice",
     r"tensor output\.weight": "tied, and the architecture needs it: the embedding once more",
-    r"tensor .*ffn_gate_inp_shexp\.weight": "a vector, as llama.cpp creates it; upstream writes a matrix of one row",
+    r"tensor .*ffn_gate_inp_shexp\.weight": (
+        "a vector, as llama.cpp creates it; upstream writes a matrix of one row"
+    ),
     r"tokenizer\.ggml\.eos_token_id": "upstream takes Hunyuan's from eod_token_id",
-    r"tokenizer\.ggml\.add_(bos|eos)_token": "written always: absent, llama.cpp goes by the kind of tokenizer",
-}  # fmt: skip
+    r"tokenizer\.ggml\.add_(bos|eos)_token": (
+        "written always: absent, llama.cpp goes by the kind of tokenizer"
+    ),
+}
 
-#: Runs upstream's converter; a tiny tokenizer's pre-tokenizer is told, which it knows of published ones only.
+#: Runs upstream's converter; a tiny tokenizer's pre-tokenizer is told, which it knows of published
+#: ones only.
 _DRIVER = """
 import runpy, sys
 root, pre, *arguments = sys.argv[1:]
@@ -84,18 +98,34 @@ LEGACY: dict[str, dict[str, Any]] = {
 
 
 def run_upstream(llama_cpp: Path, checkpoint: Path, out: Path, pre: str = "") -> None:
-    """Raises ``RuntimeError`` with the last line that the converter printed. ``pre``: the pre-tokenizer's name, where
-    the converter shall not look for it."""
-    command = [sys.executable, "-c", _DRIVER, str(llama_cpp), pre, str(checkpoint), "--outfile", str(out)]
-    done = subprocess.run([*command, "--outtype", "f32"], capture_output=True, text=True, check=False)
+    """Raises ``RuntimeError`` with the last line that the converter printed. ``pre``: the
+    pre-tokenizer's name, where the converter shall not look for it."""
+    command = [
+        sys.executable,
+        "-c",
+        _DRIVER,
+        str(llama_cpp),
+        pre,
+        str(checkpoint),
+        "--outfile",
+        str(out),
+    ]
+    done = subprocess.run(
+        [*command, "--outtype", "f32"], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise RuntimeError(re.sub(r"/\S*/", "", (done.stderr.strip().splitlines() or ["no message"])[-1]))
+        raise RuntimeError(
+            re.sub(r"/\S*/", "", (done.stderr.strip().splitlines() or ["no message"])[-1])
+        )
 
 
 def differences(ours: GgufFile, upstream: GgufFile) -> Iterator[Difference]:
     """Metadata key by key and tensors bit for bit."""
     for key in sorted(ours.fields.keys() | upstream.fields.keys()):
-        pair = [_plain(file.fields[key].value) if key in file.fields else None for file in (ours, upstream)]
+        pair = [
+            _plain(file.fields[key].value) if key in file.fields else None
+            for file in (ours, upstream)
+        ]
         if not _same(*pair):
             yield Difference(key, _shown(pair[0]), _shown(pair[1]), _reason(key))
     for name in sorted(ours.tensors.keys() | upstream.tensors.keys()):
@@ -104,7 +134,12 @@ def differences(ours: GgufFile, upstream: GgufFile) -> Iterator[Difference]:
             yield Difference(f"tensor {name}", *kinds, _reason(f"tensor {name}"))
         elif bytes(ours.tensor_data(name)) != bytes(upstream.tensor_data(name)):
             values = [np.frombuffer(file.tensor_data(name), "<f4") for file in (ours, upstream)]
-            yield Difference(f"tensor {name}", "other bits", f"worst |Δ| {np.abs(values[0] - values[1]).max():.1e}", "")
+            yield Difference(
+                f"tensor {name}",
+                "other bits",
+                f"worst |Δ| {np.abs(values[0] - values[1]).max():.1e}",
+                "",
+            )
 
 
 def _reason(what: str) -> str:
@@ -141,7 +176,8 @@ def compare(llama_cpp: Path, checkpoint: Path, pre: str = "") -> tuple[int, list
 
 
 def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
-    """``name``: of a row in tests/family_rows.py. Raises ``RuntimeError`` where upstream does not convert it."""
+    """``name``: of a row in tests/family_rows.py. Raises ``RuntimeError`` where upstream does not
+    convert it."""
     from family_rows import ROWS
     from tiny import make_model
 

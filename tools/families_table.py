@@ -1,4 +1,5 @@
-"""The families that ggext converts, as docs/families.md shows them: from converters/ and the test rows.
+"""The families that ggext converts, as docs/families.md shows them: from converters/ and the test
+rows.
 
 python tools/families_table.py > docs/families.md
 """
@@ -49,7 +50,10 @@ def table() -> str:
         first, *rest = (getdoc(module) or "").split("\n\n")
         rows = {test: row for test, row in ROWS.items() if row.model_type == name}
         variants = ", ".join(_variant(name, test) for test in rows)
-        lines.append(f"| `{name}` | {module.FAMILY.arch} | {_line(first)} | {variants} | {_bounds(name, rows)} |")
+        lines.append(
+            f"| `{name}` | {module.FAMILY.arch} | {_line(first)} | {variants} | "
+            f"{_bounds(name, rows)} |"
+        )
         remarks += [f"- `{name}`: {_line(paragraph)}" for paragraph in rest]
     return HEAD + "\n".join(lines) + "\n" + MIDDLE + "\n".join(remarks) + "\n"
 

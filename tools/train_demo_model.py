@@ -60,7 +60,9 @@ def build_tokenizer() -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     tokenizer.train_from_iterator(language.vocabulary(), trainer)
-    tokenizer.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in language.SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(mark, special=True, normalized=False) for mark in language.SPECIAL_TOKENS]
+    )
     for word in language.vocabulary():
         if len(tokenizer.encode(word).ids) != 1:
             raise SystemExit(f"tokenizer: {word!r} is not one token")
@@ -234,7 +236,10 @@ def perplexity(model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int)
         text = language.document(rng, told, LENGTHS[-1] - 2)
         ids = token_ids(tokenizer, [language.BOS + language.USER + text])
         total += cross_entropy(model(ids[:, :-1]).logits[0], ids[0, 1:], reduction="none")
-    return [math.exp(total[max(0, low - 1) : high - 1].mean().item() / n) for low, high in pairwise((0, *LENGTHS))]
+    return [
+        math.exp(total[max(0, low - 1) : high - 1].mean().item() / n)
+        for low, high in pairwise((0, *LENGTHS))
+    ]
 
 
 def margin(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> float:
@@ -351,7 +356,8 @@ def measure(model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int) ->
     recalls, perplexities = {}, {}
     for method in METHODS:
         recalls[method] = [
-            recall(rescale(model, method, length / CONTEXT), tokenizer, length, n, seed + length) for length in LENGTHS
+            recall(rescale(model, method, length / CONTEXT), tokenizer, length, n, seed + length)
+            for length in LENGTHS
         ]
         longest = rescale(model, method, LENGTHS[-1] / CONTEXT)
         perplexities[method] = perplexity(longest, tokenizer, 16, seed)
@@ -411,7 +417,9 @@ The base too was chosen with these figures in view: a run at base 10000 (seed 1,
 """
 
 
-def write_card(args: argparse.Namespace, parameters: int, minutes: float, tables: Mapping[str, str]) -> None:
+def write_card(
+    args: argparse.Namespace, parameters: int, minutes: float, tables: Mapping[str, str]
+) -> None:
     card = CARD.format(
         **tables,
         parameters=parameters,

@@ -32,8 +32,9 @@ class ReadAhead:
 
     @contextmanager
     def reading(self, documents: Sequence[str]) -> Iterator[Callable[[], str] | None]:
-        """A block during which the documents are read; yields what tells how far that is, None where there is nothing
-        to read. Its end stops the reading and keeps what was read; Ctrl-C in it leaves the rest to the question."""
+        """A block during which the documents are read; yields what tells how far that is, None
+        where there is nothing to read. Its end stops the reading and keeps what was read; Ctrl-C in
+        it leaves the rest to the question."""
         beginning = with_documents(documents, "")
         if beginning == self._given_up:
             yield None
@@ -48,7 +49,9 @@ class ReadAhead:
             self._interrupted = self._done < self._total
             raise
         finally:
-            while thread.is_alive():  # a cancel that comes before the reading begins is without effect
+            while (
+                thread.is_alive()
+            ):  # a cancel that comes before the reading begins is without effect
                 self._conversation.engine.cancel()
                 thread.join(_REPEAT)
 
@@ -63,7 +66,11 @@ class ReadAhead:
             return ""
         if self._done == self._total:
             return "the document is read but for its last tokens, which the question decides"
-        left = (time.monotonic() - self._begun) / self._done * (self._total - self._done) if self._done else None
+        left = (
+            (time.monotonic() - self._begun) / self._done * (self._total - self._done)
+            if self._done
+            else None
+        )
         clock = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
         return f"reading the document meanwhile: {self._done:,} of {self._total:,} tokens{clock}"
 
@@ -84,9 +91,15 @@ class ReadAhead:
         self._seconds += prefill.seconds
 
     def _prepare(self, beginning: str) -> None:
-        """A book is not cut into tokens again for each command that is typed before its question."""
+        """A book is not cut into tokens again for each command that is typed before its
+        question."""
         conversation = self._conversation
-        for_what = (beginning, tuple(conversation.turns), conversation.options, conversation.prompts.think)
+        for_what = (
+            beginning,
+            tuple(conversation.turns),
+            conversation.options,
+            conversation.prompts.think,
+        )
         if for_what != self._for_what:
             self._tokens, self._for_what = conversation.certain(beginning), for_what
 

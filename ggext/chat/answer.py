@@ -1,4 +1,5 @@
-"""An answer's text from its tokens: decoded across tokens, parted into reasoning and answer, cut at stop strings."""
+"""An answer's text from its tokens: decoded across tokens, parted into reasoning and answer, cut at
+stop strings."""
 
 from __future__ import annotations
 
@@ -11,11 +12,16 @@ from ggext.chat.reasoning import Splitter, Tags, Thought, held_back
 class AnswerText:
     """What one answer has become so far: ``text`` and ``reasoning``; ``stopped``: by a stop string.
 
-    ``inside``: the prompt opened a reasoning block. Stop strings are looked for in the answer, not in the reasoning.
+    ``inside``: the prompt opened a reasoning block. Stop strings are looked for in the answer, not
+    in the reasoning.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, tags: Tags | None = None, inside: bool = False, stop: Sequence[str] = ()
+        self,
+        vocabulary: Vocabulary,
+        tags: Tags | None = None,
+        inside: bool = False,
+        stop: Sequence[str] = (),
     ) -> None:
         self.text = ""
         self.reasoning = ""
@@ -32,7 +38,8 @@ class AnswerText:
         return self._detokenizer.tokens
 
     def extend(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Takes tokens until they or the answer end; yields text as soon as it is certain, reasoning as Thought."""
+        """Takes tokens until they or the answer end; yields text as soon as it is certain,
+        reasoning as Thought."""
         for token in tokens:
             if text := self._detokenizer.push(token):
                 yield from self._pieces(self._splitter.feed(text))

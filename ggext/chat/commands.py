@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """``argument``: how the help names it, empty where there is none, in brackets where it may be left out.
+    """``argument``: how the help names it, empty where there is none, in brackets where it may be
+    left out.
 
     ``run`` gets the chat and the argument; False leaves the chat.
     """
@@ -54,7 +55,8 @@ def _context(chat: Chat, _: str) -> None:
     conversation, room = chat.conversation, chat.room
     engine, count = conversation.engine, conversation.prompts.count
     chat.screen.notice(
-        f"{engine.used:,} tokens are in the context, {engine.available:,} more fit; the file is made for "
+        f"{engine.used:,} tokens are in the context, {engine.available:,} more fit; the file is "
+        "made for "
         f"{room.made_for:,}, the model was trained on {room.trained:,}"
     )
     shares = {
@@ -62,14 +64,19 @@ def _context(chat: Chat, _: str) -> None:
         "questions": [turn for turn in conversation.turns if turn.role == "user"],
         "answers": [turn for turn in conversation.turns if turn.role == "assistant"],
     }
-    parts = [f"{name} {sum(count(turn.content) for turn in turns):,}" for name, turns in shares.items() if turns]
+    parts = [
+        f"{name} {sum(count(turn.content) for turn in turns):,}"
+        for name, turns in shares.items()
+        if turns
+    ]
     if parts:
         chat.screen.notice(f"tokens of text: {', '.join(parts)}")
     if room.cache is not None:
         allocated = room.cache(room.allocated)
         each = allocated / room.allocated
         chat.screen.notice(
-            f"KV cache: {engine.used * each / 2**20:,.1f} of {allocated / 2**20:,.1f} MiB, {each:,.0f} bytes a token"
+            f"KV cache: {engine.used * each / 2**20:,.1f} of {allocated / 2**20:,.1f} MiB, "
+            f"{each:,.0f} bytes a token"
         )
 
 
@@ -105,7 +112,9 @@ def _regen(chat: Chat, _: str) -> None:
     if sampling.seed is not None:  # the same seed would give the same answer
         conversation.sampling = replace(sampling, seed=sampling.seed + 1)
     elif sampling.temperature == 0 and chat.unanswered is None:
-        chat.screen.notice("at temperature 0 the answer will be the same; /set temperature 0.8 varies it")
+        chat.screen.notice(
+            "at temperature 0 the answer will be the same; /set temperature 0.8 varies it"
+        )
     chat.documents = []
     count = len(conversation.turns)
     try:
@@ -133,25 +142,34 @@ def _clear(chat: Chat, _: str) -> None:
 def _system(chat: Chat, text: str) -> None:
     if text:
         chat.conversation.set_system(text)
-        chat.screen.notice("the system prompt is another now; the next turn reads the chat again behind it")
+        chat.screen.notice(
+            "the system prompt is another now; the next turn reads the chat again behind it"
+        )
     else:
-        chat.screen.notice(chat.conversation.system or "there is no system prompt; /system TEXT sets one")
+        chat.screen.notice(
+            chat.conversation.system or "there is no system prompt; /system TEXT sets one"
+        )
 
 
 def _when_full(chat: Chat, policy: str) -> None:
     conversation, engines = chat.conversation, chat.room.when_full
     if not policy:
         now = "turns" if conversation.options.drop_turns else engines
-        chat.screen.notice(f"when the context is full: {now}; the choices are {', '.join(('turns', *POLICIES))}")
+        chat.screen.notice(
+            f"when the context is full: {now}; the choices are {', '.join(('turns', *POLICIES))}"
+        )
     elif policy in ("stop", "turns") and engines == "stop":
         conversation.options = replace(conversation.options, drop_turns=policy == "turns")
         chat.screen.notice(f"when the context is full: {policy}")
     elif policy in ("turns", *POLICIES):
         raise UsageError(
-            f"{policy} needs a context of another kind: start with --when-full {policy}; a chat with --session goes on"
+            f"{policy} needs a context of another kind: start with --when-full {policy}; a chat "
+            "with --session goes on"
         )
     else:
-        raise UsageError(f"when-full is {policy}, but must be one of {', '.join(('turns', *POLICIES))}")
+        raise UsageError(
+            f"when-full is {policy}, but must be one of {', '.join(('turns', *POLICIES))}"
+        )
 
 
 def _set(chat: Chat, argument: str) -> None:
@@ -179,7 +197,9 @@ COMMANDS = {
     "/clear": Command("", "starts over; the system prompt stays", _clear),
     "/system": Command("[TEXT]", "shows the system prompt, or sets another", _system),
     "/set": Command("[NAME VALUE]", "shows the settings, or changes one", _set),
-    "/when-full": Command("[POLICY]", "shows what stays in a full context, or changes it", _when_full),
+    "/when-full": Command(
+        "[POLICY]", "shows what stays in a full context, or changes it", _when_full
+    ),
     "/save": Command("FILE", "saves the chat", _save),
     "/load": Command("FILE", "goes on with a saved chat", _load),
     "/export": Command("FILE", "writes the chat as Markdown", _export),

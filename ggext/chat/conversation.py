@@ -47,9 +47,9 @@ class Engine(Protocol):
 class Outcome:
     """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
 
-    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop string.
-    ``left``: turns that left the context for it, ``dropped``: tokens that did, where the engine drops tokens and
-    not turns.
+    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop
+    string. ``left``: turns that left the context for it, ``dropped``: tokens that did, where the
+    engine drops tokens and not turns.
     """
 
     finish: Finish
@@ -63,9 +63,10 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not part of it; ``think``:
-    whether the model shall reason first (None: as its template does by itself); ``drop_turns``: whole oldest turns
-    leave the prompt when the context is full. Raises UsageError."""
+    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not
+    part of it; ``think``: whether the model shall reason first (None: as its template does by
+    itself); ``drop_turns``: whole oldest turns leave the prompt when the context is full. Raises
+    UsageError."""
 
     system: str | None = None
     max_tokens: int | None = None
@@ -75,7 +76,9 @@ class ChatOptions:
 
     def __post_init__(self) -> None:
         if not all(self.stop):
-            raise UsageError("a stop string is empty; leave it out, or write what shall end the answer")
+            raise UsageError(
+                "a stop string is empty; leave it out, or write what shall end the answer"
+            )
         if self.max_tokens is not None and self.max_tokens < 0:
             raise UsageError(f"max_tokens is {self.max_tokens}, but must not be negative")
 
@@ -84,16 +87,22 @@ class Conversation:
     """Turns over one engine. ``outcome`` tells how the last `ask` ended.
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
-    a chat template in the file the turns are one text, which the model continues. ``turns`` keeps all of them; the
-    ``left`` oldest behind the system prompt are not in the context any more.
+    a chat template in the file the turns are one text, which the model continues. ``turns`` keeps
+    all of them; the ``left`` oldest behind the system prompt are not in the context any more.
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, engine: Engine, sampling: Sampling, options: ChatOptions | None = None
+        self,
+        vocabulary: Vocabulary,
+        engine: Engine,
+        sampling: Sampling,
+        options: ChatOptions | None = None,
     ) -> None:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
-        self.prompts = Prompts(vocabulary, False if sampling.grammar is not None else self.options.think)
+        self.prompts = Prompts(
+            vocabulary, False if sampling.grammar is not None else self.options.think
+        )
         self.engine = engine
         self.sampling = sampling
         self.outcome: Outcome | None = None
@@ -119,21 +128,27 @@ class Conversation:
         self.restart(self.turns[: self.system is not None])
 
     def restart(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Goes on from other turns, of which the ``left`` oldest behind the system prompt have left the context."""
+        """Goes on from other turns, of which the ``left`` oldest behind the system prompt have left
+        the context."""
         self.turns = list(turns)
         self.left = left
 
     def bring_back(self) -> bool:
-        """Whether the turns that left fit into this context with room for an answer; then they are part of the next
-        prompt. Raises TemplateError."""
+        """Whether the turns that left fit into this context with room for an answer; then they are
+        part of the next prompt. Raises TemplateError."""
         capacity = self.engine.used + self.engine.available
-        whole = len(self.prompts.tokens(self.turns)) <= capacity - 2 * reserve(capacity, self.options.max_tokens)
+        whole = len(self.prompts.tokens(self.turns)) <= capacity - 2 * reserve(
+            capacity, self.options.max_tokens
+        )
         self.left = 0 if whole else self.left
         return whole
 
     def undo(self) -> list[Turn]:
-        """Takes the last question and its answer back; they are returned, empty where there are none."""
-        last = max((i for i, turn in enumerate(self.turns) if turn.role == "user"), default=len(self.turns))
+        """Takes the last question and its answer back; they are returned, empty where there are
+        none."""
+        last = max(
+            (i for i, turn in enumerate(self.turns) if turn.role == "user"), default=len(self.turns)
+        )
         taken = self.turns[last:]
         del self.turns[last:]
         self.left = min(self.left, len(behind_system(self.turns)))
@@ -150,7 +165,8 @@ class Conversation:
         return [*self._asked, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
-        """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then see ``outcome``.
+        """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then
+        see ``outcome``.
 
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
@@ -163,7 +179,8 @@ class Conversation:
             self._answer = answer
             if not prefill.cancelled:
                 finish = yield from self._generate(asked, answer, clock, progress)
-        finally:  # what was said stays, also when the engine fails in the middle or the caller has enough
+        # what was said stays, also when the engine fails in the middle or the caller has enough
+        finally:
             said, self._asked, self._answer = self._answer, None, None
             kept = said is not None and (bool(said.tokens) or finish != "cancelled")
             if said is not None and kept:
@@ -171,15 +188,17 @@ class Conversation:
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
-        self.outcome = Outcome(finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped)
+        self.outcome = Outcome(
+            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped
+        )
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
         return self.prompts.tokens([*without(self.turns, self.left), Turn("user", question)])
 
     def certain(self, beginning: str) -> list[int]:
-        """The tokens of the next prompt as far as the beginning of its turn decides them; none where it does not fit
-        as things are. Raises TemplateError."""
+        """The tokens of the next prompt as far as the beginning of its turn decides them; none
+        where it does not fit as things are. Raises TemplateError."""
         prompt = self.next_prompt(f"{beginning}A")
         capacity = self.engine.used + self.engine.available
         kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
@@ -195,14 +214,17 @@ class Conversation:
         may_drop = self.options.drop_turns and self.sampling.grammar is None
         while finish == "context" and may_drop and exchange(asked, self.left):
             again, _ = self._read(asked, answer, progress)
-            finish = (yield from self._continue(answer, clock)) if not again.cancelled else "cancelled"
+            finish = (
+                (yield from self._continue(answer, clock)) if not again.cancelled else "cancelled"
+            )
         yield from answer.end()
         return "stop" if answer.stopped else finish
 
     def _read(
         self, asked: list[Turn], answer: AnswerText | None, progress: Progress | None
     ) -> tuple[Prefill, AnswerText]:
-        """Evaluates the prompt, and what there is of the answer; without the turns that must leave."""
+        """Evaluates the prompt, and what there is of the answer; without the turns that must
+        leave."""
         turns, left = without(asked, self.left), 0
         begun = answer.tokens if answer is not None else []
         if self.options.drop_turns:
@@ -216,12 +238,16 @@ class Conversation:
             self.left += left
         if answer is None:
             inside = self.prompts.opens_reasoning(tokens)
-            answer = AnswerText(self.prompts.vocabulary, self.prompts.tags, inside, self.options.stop)
+            answer = AnswerText(
+                self.prompts.vocabulary, self.prompts.tags, inside, self.options.stop
+            )
         return prefill, answer
 
     def _continue(self, answer: AnswerText, clock: _Clock) -> Generator[str, None, Finish]:
         most = self.options.max_tokens
-        generation = self.engine.generate(self.sampling, None if most is None else most - len(answer.tokens))
+        generation = self.engine.generate(
+            self.sampling, None if most is None else most - len(answer.tokens)
+        )
         try:
             yield from answer.extend(clock.timed(generation))
         finally:
@@ -232,13 +258,15 @@ class Conversation:
 
 
 def reserve(capacity: int, max_tokens: int | None) -> int:
-    """Tokens that are kept free for an answer where turns can leave: a quarter of the context at most."""
+    """Tokens that are kept free for an answer where turns can leave: a quarter of the context at
+    most."""
     most = max(capacity // 4, 1)
     return most if max_tokens is None else min(max_tokens, most)
 
 
 class _Clock:
-    """The ``seconds`` that an iterator took by itself, without what was done with its items meanwhile."""
+    """The ``seconds`` that an iterator took by itself, without what was done with its items
+    meanwhile."""
 
     def __init__(self) -> None:
         self.seconds = 0.0

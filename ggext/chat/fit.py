@@ -11,9 +11,9 @@ _STEP = 1024
 
 @dataclass(frozen=True)
 class Room:
-    """What bounds a chat's context. Tokens: ``allocated`` now, ``made_for`` by the file, ``trained`` before any
-    extension. Bytes: ``needed`` by a context of so many tokens beside the weights, of which ``cache`` is keys and
-    values (None: unknown), and ``free`` memory.
+    """What bounds a chat's context. Tokens: ``allocated`` now, ``made_for`` by the file,
+    ``trained`` before any extension. Bytes: ``needed`` by a context of so many tokens beside the
+    weights, of which ``cache`` is keys and values (None: unknown), and ``free`` memory.
     ``when_full``: the engine's policy for a full context."""
 
     model: str
@@ -27,21 +27,27 @@ class Room:
 
 
 def choices(room: Room, needed: int, used: int) -> Iterator[str]:
-    """Sentences, one a choice, for a prompt of ``needed`` tokens of which ``used`` are in the context already."""
+    """Sentences, one a choice, for a prompt of ``needed`` tokens of which ``used`` are in the
+    context already."""
     if used and needed - used <= room.allocated:
         yield f"/clear starts over: then all {room.allocated:,} tokens are available and it fits"
     target = -(-(needed + _ANSWER) // _STEP) * _STEP
     memory = _memory(room, target)
-    if target <= room.made_for or room.when_full == "self-extend":  # far tokens share the positions that there are
+    if (
+        target <= room.made_for or room.when_full == "self-extend"
+    ):  # far tokens share the positions that there are
         yield f"--ctx {target} makes a context that holds it{memory}"
     else:
         yield (
-            f"ggext convert {room.model} LONGER.gguf --target-context {target} makes the file for a longer context, "
-            f"{target / room.trained:.3g} × the {room.trained:,} that the model was trained on{memory}"
+            f"ggext convert {room.model} LONGER.gguf --target-context {target} makes the file for "
+            "a longer context, "
+            f"{target / room.trained:.3g} × the {room.trained:,} that the model was trained "
+            f"on{memory}"
         )
     if room.when_full == "stop":
         yield (
-            "--when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings "
+            "--when-full reads a text of any length: of what leaves the context, stream forgets "
+            "all, landmark brings "
             "back what resembles the question, compress keeps averages of the latest"
         )
     yield "a shorter text, or a part of it at a time"

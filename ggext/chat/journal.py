@@ -1,8 +1,10 @@
-"""A chat kept on disk while it goes on: a journal that is only ever appended to, so that a crash cuts one line at most.
+"""A chat kept on disk while it goes on: a journal that is only ever appended to, so that a crash
+cuts one line at most.
 
-Each line is a JSON object: the first names the format and the model, each further one says ``{"keep": K, "turns":
-[...], "left": N}``: the first K turns stay, these follow; the N oldest behind the system prompt are not in the context
-any more (none where it is not said). A last line without its end is what a crash was writing; it is left out.
+Each line is a JSON object: the first names the format and the model, each further one says
+``{"keep": K, "turns": [...], "left": N}``: the first K turns stay, these follow; the N oldest
+behind the system prompt are not in the context any more (none where it is not said). A last line
+without its end is what a crash was writing; it is left out.
 """
 
 from __future__ import annotations
@@ -25,11 +27,11 @@ _MAX_BYTES = 1 << 30
 
 
 class Journal(Closing):
-    """The journal of one chat. ``turns``: what it says, ``left``: how many left the context; ``damaged``: its last line
-    was cut off by a crash.
+    """The journal of one chat. ``turns``: what it says, ``left``: how many left the context;
+    ``damaged``: its last line was cut off by a crash.
 
-    Raises TranscriptError for a file that is no journal, OutputError where it cannot be written or another program
-    has it open.
+    Raises TranscriptError for a file that is no journal, OutputError where it cannot be written or
+    another program has it open.
     """
 
     def __init__(self, path: Path, model: str) -> None:
@@ -38,7 +40,9 @@ class Journal(Closing):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(path.with_suffix(".lock"))
         try:
-            self.model, self.turns, self.left, self.damaged = _read(path) if path.exists() else (model, [], 0, False)
+            self.model, self.turns, self.left, self.damaged = (
+                _read(path) if path.exists() else (model, [], 0, False)
+            )
             # Rewritten when opened: without the halves of answers, and with a whole last line.
             lines = [{"format": _FORMAT, "version": _VERSION, "model": model}]
             self._replace([*lines, _record(0, self.turns, self.left)] if self.turns else lines)
@@ -49,8 +53,8 @@ class Journal(Closing):
             raise
 
     def update(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Makes the journal say these turns, and how many left the context; on disk when it returns. Raises
-        OutputError."""
+        """Makes the journal say these turns, and how many left the context; on disk when it
+        returns. Raises OutputError."""
         pairs = enumerate(zip(self.turns, turns, strict=False))
         keep = next((i for i, (old, new) in pairs if old != new), min(len(self.turns), len(turns)))
         if keep == len(turns) == len(self.turns) and left == self.left:
@@ -91,13 +95,19 @@ def _read(path: Path) -> tuple[str, list[Turn], int, bool]:
         raise TranscriptError(f"{path} cannot be read: {error.strerror}") from error
     records = _parsed(path, lines)
     head = next(records, {})
-    if head.get("format") != _FORMAT or head.get("version") != _VERSION or not isinstance(head.get("model"), str):
+    if (
+        head.get("format") != _FORMAT
+        or head.get("version") != _VERSION
+        or not isinstance(head.get("model"), str)
+    ):
         raise TranscriptError(f"{path} is not the journal of a chat that this ggext reads")
     turns: list[Turn] = []
     left = 0
     for record in records:
         keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
-        malformed = TranscriptError(f"{path}: a line is malformed; move the file away to start over")
+        malformed = TranscriptError(
+            f"{path}: a line is malformed; move the file away to start over"
+        )
         if not (isinstance(keep, int) and 0 <= keep <= len(turns) and isinstance(new, list)):
             raise malformed
         if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
@@ -111,7 +121,9 @@ def _parsed(path: Path, lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise TranscriptError(f"{path}: line {number} is damaged; move the file away to start over") from error
+            raise TranscriptError(
+                f"{path}: line {number} is damaged; move the file away to start over"
+            ) from error
         yield record if isinstance(record, dict) else {}
 
 
@@ -123,7 +135,9 @@ def _locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise OutputError(f"the chat in {path.parent} is open in another ggext; leave that one first") from None
+        raise OutputError(
+            f"the chat in {path.parent} is open in another ggext; leave that one first"
+        ) from None
     return file
 
 
@@ -132,4 +146,6 @@ def _as_output_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; the chat is not being kept") from None
+        raise OutputError(
+            f"{path}: {error.strerror or error}; the chat is not being kept"
+        ) from None

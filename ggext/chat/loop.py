@@ -36,8 +36,8 @@ _BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
 
 @dataclass(frozen=True)
 class Status:
-    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before any extension;
-    ``ahead``: tokens of the turn that were read while it was typed."""
+    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before
+    any extension; ``ahead``: tokens of the turn that were read while it was typed."""
 
     used: int
     allocated: int
@@ -57,15 +57,15 @@ class Status:
 
 
 class Screen(Protocol):
-    """Where a chat is shown and typed. ``show_thoughts``: reasoning is shown, not only counted; ``markdown``: answers
-    are painted as Markdown, where the screen can."""
+    """Where a chat is shown and typed. ``show_thoughts``: reasoning is shown, not only counted;
+    ``markdown``: answers are painted as Markdown, where the screen can."""
 
     show_thoughts: bool
     markdown: bool
 
     def read(self, note: Callable[[], str] | None = None) -> str | None:
-        """The next input, None at its end; ``note`` is a line to show meanwhile, and changes. Raises KeyboardInterrupt
-        for Ctrl-C."""
+        """The next input, None at its end; ``note`` is a line to show meanwhile, and changes.
+        Raises KeyboardInterrupt for Ctrl-C."""
 
     def notice(self, text: str) -> None:
         """Something that the user should know."""
@@ -96,9 +96,12 @@ class Screen(Protocol):
 
 
 class Chat:
-    """The loop over one conversation. ``documents`` wait for the next turn; ``keeper`` keeps the chat on disk."""
+    """The loop over one conversation. ``documents`` wait for the next turn; ``keeper`` keeps the
+    chat on disk."""
 
-    def __init__(self, conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None = None) -> None:
+    def __init__(
+        self, conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None = None
+    ) -> None:
         self.conversation = conversation
         self.screen = screen
         self.room = room
@@ -108,7 +111,8 @@ class Chat:
         self._ahead = ReadAhead(conversation)
 
     def run(self) -> None:
-        """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on."""
+        """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes
+        on."""
         from ggext.chat.commands import obey
 
         going_on, interrupted = True, False
@@ -125,23 +129,27 @@ class Chat:
             going_on = line is not None and self._obey(line, obey)
 
     def _typed(self) -> str | None:
-        """The next input; what waits for the question is read meanwhile, where nothing can leave the context by it."""
+        """The next input; what waits for the question is read meanwhile, where nothing can leave
+        the context by it."""
         if not self.documents or self.room.when_full != "stop":
             return self.screen.read()
         with self._ahead.reading(self.documents) as note:
             return self.screen.read(note)
 
     def attach(self, name: str, document: str) -> None:
-        """Puts a document into the next turn, and says whether it fits beside what waits already."""
+        """Puts a document into the next turn, and says whether it fits beside what waits
+        already."""
         conversation, allocated = self.conversation, self.room.allocated
         self.documents.append(document)
         text = with_documents(self.documents, "")
         alone, tokens = (conversation.prompts.count(part) for part in (document, text))
-        # Not what the cache holds: of that the chat may be cleared, or this very document be read ahead.
+        # Not what the cache holds: of that the chat may be cleared, or this very document be read
+        # ahead.
         used = len(conversation.next_prompt(text)) - tokens if conversation.turns else 0
         together = f", {tokens:,} with what waits already" if len(self.documents) > 1 else ""
         self.screen.notice(
-            f"{name}: {alone:,} tokens go into the next turn{together}; {max(allocated - used, 0):,} are available"
+            f"{name}: {alone:,} tokens go into the next turn{together}; "
+            f"{max(allocated - used, 0):,} are available"
         )
         may_leave = used if conversation.options.drop_turns else 0
         if used - may_leave + tokens > allocated and self.room.when_full == "stop":
@@ -168,8 +176,10 @@ class Chat:
             outcome = ask(self.conversation, self.screen, question, self.record)
         except ContextFullError as error:
             self.screen.error(
-                f"the context is full: {error.requested:,} more tokens are needed, {error.available:,} of "
-                f"{error.used + error.available:,} are left. The turn was not sent, nothing was dropped; what helps:"
+                f"the context is full: {error.requested:,} more tokens are needed, "
+                f"{error.available:,} of "
+                f"{error.used + error.available:,} are left. The turn was not sent, nothing was "
+                "dropped; what helps:"
             )
             self.explain(error.used + error.requested, error.used)
             self._remind()
@@ -192,7 +202,8 @@ class Chat:
             self.screen.notice(f"  {choice}")
 
     def record(self) -> None:
-        """Brings the journal up to date; where that fails it is said once, and the chat goes on without."""
+        """Brings the journal up to date; where that fails it is said once, and the chat goes on
+        without."""
         if self.keeper is None:
             return
         try:
@@ -207,9 +218,13 @@ class Chat:
 
 
 def ask(
-    conversation: Conversation, screen: Screen, question: str, record: Callable[[], None] = lambda: None
+    conversation: Conversation,
+    screen: Screen,
+    question: str,
+    record: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """One turn, its answer streamed to the screen; ``record`` is called before it and every second of it.
+    """One turn, its answer streamed to the screen; ``record`` is called before it and every second
+    of it.
 
     Raises what `Conversation.ask` raises.
     """
@@ -228,7 +243,9 @@ def ask(
 
 
 def _read(screen: Screen, record: Callable[[], None], done: int, total: int) -> None:
-    if done == 0:  # the question fits and is about to be read: from here on a crash shall not lose it
+    if (
+        done == 0
+    ):  # the question fits and is about to be read: from here on a crash shall not lose it
         record()
     screen.progress(done, total)
 
@@ -254,7 +271,8 @@ def notices(outcome: Outcome) -> list[str]:
 
 
 def left_earlier(conversation: Conversation) -> list[str]:
-    """What of a chat that goes on had left the context, which may be larger than it was. Raises TemplateError."""
+    """What of a chat that goes on had left the context, which may be larger than it was. Raises
+    TemplateError."""
     gone = behind_system(conversation.turns)[: conversation.left]
     if not gone:
         return []
@@ -270,7 +288,8 @@ def _oldest(gone: Sequence[Turn], did: str) -> str:
 
 
 def status(conversation: Conversation, outcome: Outcome, ahead: int = 0) -> Status:
-    """Where the chat stands after a turn; ``ahead``: tokens of it that were read before it was sent."""
+    """Where the chat stands after a turn; ``ahead``: tokens of it that were read before it was
+    sent."""
     engine = conversation.engine
     return Status(engine.used, engine.used + engine.available, engine.trained, outcome, ahead)
 
@@ -288,7 +307,8 @@ def read_document(path: Path) -> str:
 
 
 def without_question(turns: list[Turn]) -> tuple[list[Turn], str | None]:
-    """Turns up to the last answer, and the question behind it that was never answered, if there is one."""
+    """Turns up to the last answer, and the question behind it that was never answered, if there is
+    one."""
     if turns and turns[-1].role == "user":
         return turns[:-1], turns[-1].content
     return turns, None

@@ -27,16 +27,20 @@ class Vocabulary(Protocol):
     def bos(self) -> int: ...
     @property
     def eos(self) -> int: ...
-    def tokenize(self, text: str, *, add_special: bool = ..., parse_special: bool = ...) -> list[int]: ...
+    def tokenize(
+        self, text: str, *, add_special: bool = ..., parse_special: bool = ...
+    ) -> list[int]: ...
     def token_to_piece(self, token: int) -> bytes: ...
     def token_text(self, token: int) -> str: ...
     def is_control(self, token: int) -> bool: ...
 
 
 class Prompts:
-    """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is continued.
+    """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is
+    continued.
 
-    ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves it to the template.
+    ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves
+    it to the template.
     """
 
     def __init__(self, vocabulary: Vocabulary, think: bool | None = None) -> None:
@@ -73,10 +77,11 @@ class Prompts:
         return other
 
     def fitted(self, turns: Sequence[Turn], room: int, reserve: int) -> tuple[list[int], int]:
-        """The prompt with whole oldest turns left out until it fits `room` less `reserve` tokens, and how many.
+        """The prompt with whole oldest turns left out until it fits `room` less `reserve` tokens,
+        and how many.
 
-        When any must leave, more do, until twice the reserve is free: else each turn would make the whole context
-        be read again. The system prompt and the last turn always stay.
+        When any must leave, more do, until twice the reserve is free: else each turn would make the
+        whole context be read again. The system prompt and the last turn always stay.
         """
         tokens, left = self.tokens(turns), 0
         if len(tokens) <= room - reserve:
@@ -98,7 +103,9 @@ class Prompts:
         return len(self.vocabulary.tokenize(text, add_special=False))
 
     def _guarded(self, turn: Turn, mark: str) -> Turn:
-        return replace(turn, content=self._cut(turn.content, mark), reasoning=self._cut(turn.reasoning, mark))
+        return replace(
+            turn, content=self._cut(turn.content, mark), reasoning=self._cut(turn.reasoning, mark)
+        )
 
     def _cut(self, content: str, mark: str) -> str:
         vocabulary = self.vocabulary
@@ -111,7 +118,8 @@ class Prompts:
 
 
 class Detokenizer:
-    """Tokens in, text out: UTF-8 that is complete, broken bytes marked. ``tokens`` and ``text``: all so far.
+    """Tokens in, text out: UTF-8 that is complete, broken bytes marked. ``tokens`` and ``text``:
+    all so far.
 
     Control tokens have no text; but those that occur in ``marks`` are spelled.
     """
@@ -156,7 +164,8 @@ def without(turns: Sequence[Turn], left: int) -> list[Turn]:
 
 
 def exchange(turns: Sequence[Turn], left: int) -> int:
-    """How many turns leave together after the `left` oldest: up to the next user turn; 0: none can."""
+    """How many turns leave together after the `left` oldest: up to the next user turn; 0: none
+    can."""
     start = _first(turns) + left
     following = (i for i in range(start + 1, len(turns)) if turns[i].role == "user")
     return next(following, start) - start
@@ -173,4 +182,6 @@ def _first(turns: Sequence[Turn]) -> int:
 
 def _special(vocabulary: Vocabulary) -> dict[str, str]:
     tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
-    return {name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()}
+    return {
+        name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()
+    }

@@ -1,4 +1,5 @@
-"""Reasoning blocks: which tags a model's template uses, and which part of an answer stands between them."""
+"""Reasoning blocks: which tags a model's template uses, and which part of an answer stands between
+them."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-_TAG = re.compile(r"<(/?)((?:\w+:)?(?:think|thinking|thought|reasoning))>|\[(/?)(THINK)\]|<\|(START|END)_(THINKING)\|>")
+_TAG = re.compile(
+    r"<(/?)((?:\w+:)?(?:think|thinking|thought|reasoning))>|\[(/?)(THINK)\]|<\|(START|END)_(THINKING)\|>"
+)
 
 
 class Thought(str):
@@ -18,7 +21,8 @@ class Thought(str):
 
 @dataclass(frozen=True)
 class Tags:
-    """``start`` and ``end`` of a reasoning block; ``headers``: what may stand before the answer proper."""
+    """``start`` and ``end`` of a reasoning block; ``headers``: what may stand before the answer
+    proper."""
 
     start: str
     end: str
@@ -36,7 +40,8 @@ _CHANNELS = (
 def tags_of(template: str) -> Tags | None:
     """The tags that a chat template names most often, None where it names none.
 
-    One of a pair is enough: some templates write only the end, because they cut the reasoning off there.
+    One of a pair is enough: some templates write only the end, because they cut the reasoning off
+    there.
     """
     for tags in _CHANNELS:
         if tags.start in template:
@@ -59,7 +64,8 @@ def opens_reasoning(prompt: str, tags: Tags | None) -> bool:
 
 
 def without_reasoning(prompt: str, tags: Tags) -> str:
-    """The prompt with its answer opened behind an empty reasoning block, for templates that cannot do it."""
+    """The prompt with its answer opened behind an empty reasoning block, for templates that cannot
+    do it."""
     if prompt.rstrip().endswith(tags.end):
         return prompt
     if tags.headers:
@@ -70,7 +76,8 @@ def without_reasoning(prompt: str, tags: Tags) -> str:
 
 
 class Splitter:
-    """Parts an answer's text into Thought and plain text, as it comes; ``inside``: it begins in a block."""
+    """Parts an answer's text into Thought and plain text, as it comes; ``inside``: it begins in a
+    block."""
 
     def __init__(self, tags: Tags | None, inside: bool = False) -> None:
         self._tags = tags

@@ -156,7 +156,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._check(len(text) + text.count(old) * len(new))
         return text.replace(old, new, -1 if count is None else count)
 
-    def _indent(self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    def _indent(
+        self, value: Any, width: int | str = 4, first: bool = False, blank: bool = False
+    ) -> str:
         _check_padding(width)
         pad = width if isinstance(width, str) else " " * width
         lines = self._text(value).split("\n")

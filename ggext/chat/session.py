@@ -27,14 +27,15 @@ _WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
 
 
 def state_folder() -> Path:
-    """Where ggext keeps a user's chats and what was typed: $XDG_STATE_HOME/ggext, or ~/.local/state/ggext."""
+    """Where ggext keeps a user's chats and what was typed: $XDG_STATE_HOME/ggext, or
+    ~/.local/state/ggext."""
     base = os.environ.get("XDG_STATE_HOME", "")
     return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "ggext"
 
 
 class Keeper(Closing):
-    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest behind the system prompt had
-    left the context; with ``session`` its KV cache as well.
+    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest behind the
+    system prompt had left the context; with ``session`` its KV cache as well.
 
     Raises TranscriptError, OutputError.
     """
@@ -76,14 +77,16 @@ class Keeper(Closing):
         self._journal.update(turns, left)
 
     def turn_over(self, prefill_seconds: float) -> None:
-        """Saves the cache when losing it would cost more than half a minute; where that fails, leaving says so."""
+        """Saves the cache when losing it would cost more than half a minute; where that fails,
+        leaving says so."""
         self._unsaved += prefill_seconds
         if self._unsaved > _WORTH_SAVING:
             with suppress(GgextError):
                 self.save_state()
 
     def save_state(self) -> None:
-        """Writes the KV cache, if it is another one than what is there. Raises OutputError, StateError, ModelError."""
+        """Writes the KV cache, if it is another one than what is there. Raises OutputError,
+        StateError, ModelError."""
         session = self.session
         if session is None or not session.used or _content(session) == self._saved:
             return

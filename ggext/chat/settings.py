@@ -1,4 +1,5 @@
-"""What /set shows and changes: how tokens are chosen, how long answers are, whether reasoning is shown."""
+"""What /set shows and changes: how tokens are chosen, how long answers are, whether reasoning is
+shown."""
 
 from __future__ import annotations
 
@@ -38,7 +39,9 @@ def current(conversation: Conversation, screen: Screen) -> dict[str, str]:
     """Every setting's name and value."""
     options = conversation.options
     sampled = {name: getattr(conversation.sampling, _field(name)) for name in _SAMPLING}
-    think = "off" if conversation.prompts.think is False else "show" if screen.show_thoughts else "hide"
+    think = (
+        "off" if conversation.prompts.think is False else "show" if screen.show_thoughts else "hide"
+    )
     shown = sampled | {
         "max-tokens": options.max_tokens,
         "stop": " ".join(map(repr, options.stop)) or None,
@@ -66,7 +69,8 @@ def change(conversation: Conversation, screen: Screen, name: str, value: str) ->
 
 
 def set_think(conversation: Conversation, screen: Screen, value: str) -> None:
-    """``show`` or ``hide`` the reasoning, or ask the model for none (``off``). Raises UsageError."""
+    """``show`` or ``hide`` the reasoning, or ask the model for none (``off``). Raises
+    UsageError."""
     if value not in THINK:
         raise UsageError(f"think is {value}, but must be one of {', '.join(THINK)}")
     screen.show_thoughts = value == "show"

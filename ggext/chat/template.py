@@ -33,14 +33,17 @@ class ChatTemplate:
         from ggext.chat.sandbox import Sandbox
 
         if len(source) > _MAX_TEMPLATE:
-            raise TemplateError(f"the file's chat template has {len(source)} characters, more than {_MAX_TEMPLATE}")
+            raise TemplateError(
+                f"the file's chat template has {len(source)} characters, more than {_MAX_TEMPLATE}"
+            )
         self._special = dict(special)
         self._environment = Sandbox(_MAX_MARKERS)
         with _errors_in_one_line():
             self._template = self._environment.from_string(source)
 
     def render(self, turns: Sequence[Turn], think: bool | None = None) -> str:
-        """The prompt's text, the answer's opening included; ``think`` under the names that templates ask for.
+        """The prompt's text, the answer's opening included; ``think`` under the names that
+        templates ask for.
 
         Raises TemplateError.
         """
@@ -78,7 +81,9 @@ def _errors_in_one_line() -> Iterator[None]:
         raise _refusal(error) from error
     # A template can raise whatever Python raises: division by zero, recursion, a wrong type.
     except Exception as error:
-        raise TemplateError(f"the file's chat template fails: {type(error).__name__}: {_line(error)}") from error
+        raise TemplateError(
+            f"the file's chat template fails: {type(error).__name__}: {_line(error)}"
+        ) from error
 
 
 def _joined(pieces: Iterable[str], limit: int) -> str:
@@ -96,7 +101,9 @@ def _refusal(error: Exception) -> TemplateError:
     from jinja2.exceptions import SecurityError, TemplateSyntaxError, UndefinedError
 
     if isinstance(error, TemplateSyntaxError):
-        return TemplateError(f"the file's chat template, line {error.lineno}: {_line(error.message)}")
+        return TemplateError(
+            f"the file's chat template, line {error.lineno}: {_line(error.message)}"
+        )
     if isinstance(error, UndefinedError):
         return TemplateError(f"the file's chat template fails: {_line(error)}")
     if isinstance(error, SecurityError):

@@ -97,14 +97,18 @@ def export(path: Path, turns: Sequence[Turn]) -> None:
 
 def _markdown(turn: Turn) -> str:
     thoughts = "".join(f"> {line}\n" for line in turn.reasoning.strip().splitlines())
-    return f"**{turn.role.capitalize()}**\n\n{thoughts}{thoughts and chr(10)}{turn.content.strip()}\n"
+    return (
+        f"**{turn.role.capitalize()}**\n\n{thoughts}{thoughts and chr(10)}{turn.content.strip()}\n"
+    )
 
 
 def _checked(path: Path, document: Any) -> Transcript:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise TranscriptError(f"{path} is not a chat that ggext saved")
     if document.get("version") != _VERSION:
-        raise TranscriptError(f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}")
+        raise TranscriptError(
+            f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}"
+        )
     model, sampling = document.get("model"), document.get("sampling")
     turns = document.get("turns")
     if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):
@@ -113,13 +117,18 @@ def _checked(path: Path, document: Any) -> Transcript:
 
 
 def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:
-    """Turns from JSON, of which the first stands behind ``before`` others. Raises TranscriptError."""
+    """Turns from JSON, of which the first stands behind ``before`` others. Raises
+    TranscriptError."""
     return tuple(_turn(path, number, turn) for number, turn in enumerate(turns, before + 1))
 
 
 def _turn(path: Path, number: int, turn: Any) -> Turn:
     fields = turn if isinstance(turn, dict) else {}
-    role, content, reasoning = fields.get("role"), fields.get("content"), fields.get("reasoning", "")
+    role, content, reasoning = (
+        fields.get("role"),
+        fields.get("content"),
+        fields.get("reasoning", ""),
+    )
     if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
         raise TranscriptError(f"{path}: turn {number} is malformed")
     if role == "system" and number != 1:

@@ -1,5 +1,5 @@
-"""``config.json``, read through typed accessors: a missing value, a wrong type and a value out of range
-are three different messages."""
+"""``config.json``, read through typed accessors: a missing value, a wrong type and a value out of
+range are three different messages."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
 _MISSING: Any = object()
-#: Sizes that multiply: far above what is published, and far below what takes all memory before a tensor is seen.
+#: Sizes that multiply: far above what is published, and far below what takes all memory before a
+#: tensor is seen.
 _MAXIMA = {
-    "hidden_size": 1 << 20, "head_dim": 1 << 12, "num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12,
-    "num_hidden_layers": 1 << 12, "num_experts": 1 << 13, "num_local_experts": 1 << 13, "n_routed_experts": 1 << 13,
-}  # fmt: skip
+    "hidden_size": 1 << 20,
+    "head_dim": 1 << 12,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "num_hidden_layers": 1 << 12,
+    "num_experts": 1 << 13,
+    "num_local_experts": 1 << 13,
+    "n_routed_experts": 1 << 13,
+}
 _MAX_FLOAT32 = 3.4028234663852886e38  # all numbers of a model become float32 in the file
 
 
@@ -39,7 +46,8 @@ class Config:
         return value
 
     def number(self, *names: str, default: float | None = _MISSING, minimum: float = 0.0) -> Any:
-        """The first of ``names`` that is set, as a float of at least ``minimum`` that a float32 can hold."""
+        """The first of ``names`` that is set, as a float of at least ``minimum`` that a float32 can
+        hold."""
         value = self._first(names, default)
         if value is default:
             return value
@@ -73,7 +81,9 @@ class Config:
             if self.values.get(name) is not None:
                 return self.values[name]
         if default is _MISSING:
-            raise CheckpointError(f"{self.source}: {names[0]} is missing; the model cannot be built without it")
+            raise CheckpointError(
+                f"{self.source}: {names[0]} is missing; the model cannot be built without it"
+            )
         return default
 
     def _wrong(self, names: tuple[str, ...], value: Any, wanted: str) -> CheckpointError:
@@ -87,12 +97,16 @@ def _short(value: Any) -> str:
 
 
 def read_config(folder: Path) -> Config:
-    """The checkpoint's ``config.json``, or ``CheckpointError`` when ``folder`` is not a model's folder."""
+    """The checkpoint's ``config.json``, or ``CheckpointError`` when ``folder`` is not a model's
+    folder."""
     path = folder / "config.json"
     if folder.is_file():
-        raise CheckpointError(f"{folder} is a file, not a checkpoint; give a Hugging Face model's folder or id")
+        raise CheckpointError(
+            f"{folder} is a file, not a checkpoint; give a Hugging Face model's folder or id"
+        )
     if not path.is_file():
         raise CheckpointError(
-            f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder or a .gguf file"
+            f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder "
+            "or a .gguf file"
         )
     return Config(dict(read_json(path) or {}), str(path))

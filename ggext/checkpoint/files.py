@@ -74,7 +74,9 @@ def read_json(path: Path, limit: int = MAX_SMALL_FILE_BYTES) -> JsonObject | Non
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; download the checkpoint again") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON: {error}; download the checkpoint again"
+        ) from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
     return value
@@ -90,7 +92,9 @@ def get(obj: JsonObject, key: str, kind: type[T], where: str, default: T | None 
     if value is None:
         return default
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise CheckpointError(f"{where}: {key} is {quote(repr(value))}, expected {kind.__name__}; correct the file")
+        raise CheckpointError(
+            f"{where}: {key} is {quote(repr(value))}, expected {kind.__name__}; correct the file"
+        )
     return value
 
 
@@ -108,7 +112,9 @@ def check_text(text: object, what: str) -> str:
     if "\0" in text:
         raise CheckpointError(f"{what} {quote(text)} contains a NUL, which llama.cpp cannot read")
     if not _is_unicode(text):
-        raise CheckpointError(f"{what} {quote(text)} is not valid Unicode (a lone surrogate); correct the file")
+        raise CheckpointError(
+            f"{what} {quote(text)} is not valid Unicode (a lone surrogate); correct the file"
+        )
     return text
 
 
@@ -116,7 +122,8 @@ def check_id(value: object, what: str) -> int:
     """A token id: an integer from 0 to ``MAX_TOKENS``."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_TOKENS:
         raise CheckpointError(
-            f"{what} has the id {quote(repr(value))}, expected an integer from 0 to {MAX_TOKENS - 1}; correct the file"
+            f"{what} has the id {quote(repr(value))}, expected an integer from 0 to "
+            f"{MAX_TOKENS - 1}; correct the file"
         )
     return value
 
@@ -146,7 +153,9 @@ class TokenTable:
         """Set one entry, over what stood there."""
         if not isinstance(text, str) or not isinstance(token_id, int) or isinstance(token_id, bool):
             self._refuse(token_id, text)
-        if not (0 <= token_id < MAX_TOKENS and 0 < len(text) <= MAX_TOKEN_LENGTH and "\0" not in text):
+        if not (
+            0 <= token_id < MAX_TOKENS and 0 < len(text) <= MAX_TOKEN_LENGTH and "\0" not in text
+        ):
             self._refuse(token_id, text)
         if not _is_unicode(text):
             self._refuse(token_id, text)
@@ -199,7 +208,9 @@ class TokenTable:
                 f"{quote(self.tokens[beyond - 1].text)}) but vocab_size in config.json is "
                 f"{vocab_size}; remove the surplus tokens, or resize the model's embeddings"
             )
-        rows = [self.tokens.get(i) or Token(f"[PAD{i}]", UNUSED, PAD_SCORE) for i in range(vocab_size)]
+        rows = [
+            self.tokens.get(i) or Token(f"[PAD{i}]", UNUSED, PAD_SCORE) for i in range(vocab_size)
+        ]
         seen: dict[str, int] = {}
         for number, token in enumerate(rows):
             first = seen.setdefault(token.text, number)

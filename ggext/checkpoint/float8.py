@@ -1,10 +1,12 @@
-"""Checkpoints whose weights are float8 with scales beside them: read as the bfloat16 or float32 that they stand for.
+"""Checkpoints whose weights are float8 with scales beside them: read as the bfloat16 or float32
+that they stand for.
 
-Two layouts: ``quant_method`` fp8 (DeepSeek-V3, Qwen3-FP8, Devstral: ``NAME_scale_inv``, one for each block of
-``weight_block_size`` or one for the tensor) and compressed-tensors with the format float-quantized (``NAME_scale``,
-one for the tensor, one a row, or one a block). A value is float32(weight) · float32(scale), rounded to the type that
-the configuration states for the weights (``dtype``, else float32): what transformers loads with
-``dequantize=True, dtype="auto"``. Other quantizations are refused by name.
+Two layouts: ``quant_method`` fp8 (DeepSeek-V3, Qwen3-FP8, Devstral: ``NAME_scale_inv``, one for
+each block of ``weight_block_size`` or one for the tensor) and compressed-tensors with the format
+float-quantized (``NAME_scale``, one for the tensor, one a row, or one a block). A value is
+float32(weight) · float32(scale), rounded to the type that the configuration states for the weights
+(``dtype``, else float32): what transformers loads with ``dequantize=True, dtype="auto"``. Other
+quantizations are refused by name.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 #: Quantizations that a family reads itself.
 _BY_FAMILY = {"mxfp4"}
-#: Scales of activations and caches: llama.cpp does not quantize these, and the weights do not need them.
+#: Scales of activations and caches: llama.cpp does not quantize these, and the weights do not need
+#: them.
 _UNUSED = ("activation_scale", "input_scale", "input_global_scale", "k_scale", "v_scale", "q_scale")
 _BYTES = {"BF16": 2, "F32": 4}
 
@@ -45,20 +48,26 @@ def weights_of(tensors: dict[str, CheckpointTensor], config: Config) -> dict[str
         base = name.removesuffix(suffix)
         if (base != name and base in tensors) or name.endswith(_UNUSED):
             continue
-        weights[name] = _scaled(tensor, tensors.get(name + suffix), dtype, block) if tensor.dtype in FLOAT8 else tensor
+        weights[name] = (
+            _scaled(tensor, tensors.get(name + suffix), dtype, block)
+            if tensor.dtype in FLOAT8
+            else tensor
+        )
     return weights
 
 
 def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
-    """What follows a weight's name in its scale's, and the block (rows, columns) that shares a scale, ``None``: not
-    blocks. ``None``: there is nothing to do here."""
+    """What follows a weight's name in its scale's, and the block (rows, columns) that shares a
+    scale, ``None``: not blocks. ``None``: there is nothing to do here."""
     values = _with_text(config).values
     stated = values.get("quantization_config") or values.get("compression_config")
     if stated is None:
         return None
     where = f"{config.source}: quantization_config"
     if not isinstance(stated, Mapping):
-        raise CheckpointError(f"{where} is {quote(repr(stated))}, expected an object; correct the file")
+        raise CheckpointError(
+            f"{where} is {quote(repr(stated))}, expected an object; correct the file"
+        )
     method = get(stated, "quant_method", str, where, "")
     if method in _BY_FAMILY:
         return None
@@ -67,8 +76,10 @@ def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
     if method == "compressed-tensors":
         return "_scale", _compressed(stated, where)
     raise CheckpointError(
-        f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, compressed-tensors with 8-bit "
-        "floats and the MXFP4 of gpt-oss it does); take the unquantized model, and quantize with --type"
+        f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, "
+        "compressed-tensors with 8-bit "
+        "floats and the MXFP4 of gpt-oss it does); take the unquantized model, and quantize with "
+        "--type"
     )
 
 
@@ -82,54 +93,79 @@ def _with_text(config: Config) -> Config:
 def _block(value: object, where: str) -> tuple[int, int] | None:
     if value is None:
         return None
-    if isinstance(value, list) and len(value) == 2 and all(type(n) is int and 0 < n < 1 << 31 for n in value):
+    if (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(n) is int and 0 < n < 1 << 31 for n in value)
+    ):
         return value[0], value[1]
-    raise CheckpointError(f"{where} is {quote(repr(value))}, expected two whole numbers; correct the file")
+    raise CheckpointError(
+        f"{where} is {quote(repr(value))}, expected two whole numbers; correct the file"
+    )
 
 
 def _compressed(stated: Mapping[str, Any], where: str) -> tuple[int, int] | None:
     """The block of compressed-tensors. All groups must be 8-bit floats around zero."""
     form = get(stated, "format", str, where, "")
     groups = get(stated, "config_groups", dict, where, {})
-    schemes = [group.get("weights") if isinstance(group, Mapping) else None for group in groups.values()]
+    schemes = [
+        group.get("weights") if isinstance(group, Mapping) else None for group in groups.values()
+    ]
     known = [scheme for scheme in schemes if isinstance(scheme, Mapping) and _is_float8(scheme)]
     if form != "float-quantized" or not known or len(known) < len(schemes):
         raise CheckpointError(
-            f"{where} is compressed-tensors of the format {quote(form)} with {quote(repr(schemes), 120)}; ggext reads "
-            "float-quantized weights of 8 bits a tensor, channel or block: take the unquantized model"
+            f"{where} is compressed-tensors of the format {quote(form)} with "
+            f"{quote(repr(schemes), 120)}; ggext reads "
+            "float-quantized weights of 8 bits a tensor, channel or block: take the unquantized "
+            "model"
         )
-    blocks = {repr(scheme.get("block_structure")): scheme.get("block_structure") for scheme in known}
+    blocks = {
+        repr(scheme.get("block_structure")): scheme.get("block_structure") for scheme in known
+    }
     if len(blocks) > 1:
-        raise CheckpointError(f"{where} has groups with blocks of {', '.join(blocks)}; ggext reads one size")
+        raise CheckpointError(
+            f"{where} has groups with blocks of {', '.join(blocks)}; ggext reads one size"
+        )
     return _block(next(iter(blocks.values())), f"{where}: block_structure")
 
 
 def _is_float8(scheme: Mapping[str, Any]) -> bool:
-    return (
-        (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) == ("float", 8, True)
-        and scheme.get("strategy") in ("tensor", "channel", "block")
-    )  # fmt: skip
+    return (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) == (
+        "float",
+        8,
+        True,
+    ) and scheme.get("strategy") in ("tensor", "channel", "block")
 
 
 def _scaled(
-    tensor: CheckpointTensor, scale: CheckpointTensor | None, dtype: str, block: tuple[int, int] | None
+    tensor: CheckpointTensor,
+    scale: CheckpointTensor | None,
+    dtype: str,
+    block: tuple[int, int] | None,
 ) -> CheckpointTensor:
     if scale is None:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} without a scale; download it again"
+            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} without a scale; download it "
+            "again"
         )
     if len(tensor.shape) != 2 or 0 in tensor.shape:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not a matrix"
+            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} {list(tensor.shape)}, not a "
+            "matrix"
         )
     if scale.dtype not in ("F32", "BF16", "F16"):
-        raise CheckpointError(f"{scale.path}: the scale {scale.name} is {scale.dtype}, expected F32, F16 or BF16")
+        raise CheckpointError(
+            f"{scale.path}: the scale {scale.name} is {scale.dtype}, expected F32, F16 or BF16"
+        )
     rows, columns = tensor.shape
     extent = _extent(tensor.shape, scale.shape, block)
     if extent is None:
-        fits = f"[1], [{rows}, 1]" + (f", [{-(-rows // block[0])}, {-(-columns // block[1])}]" if block else "")
+        fits = f"[1], [{rows}, 1]" + (
+            f", [{-(-rows // block[0])}, {-(-columns // block[1])}]" if block else ""
+        )
         raise CheckpointError(
-            f"{scale.path}: the scale {scale.name} has the shape {list(scale.shape)}; for {list(tensor.shape)} it must "
+            f"{scale.path}: the scale {scale.name} has the shape {list(scale.shape)}; for "
+            f"{list(tensor.shape)} it must "
             f"be one of {fits}"
         )
     return ScaledTensor(
@@ -145,8 +181,11 @@ def _scaled(
     )
 
 
-def _extent(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None) -> tuple[int, int] | None:
-    """How many (rows, columns) share a scale, ``None`` where the shapes do not fit. The last blocks may be cut."""
+def _extent(
+    shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """How many (rows, columns) share a scale, ``None`` where the shapes do not fit. The last blocks
+    may be cut."""
     rows, columns = shape
     if scale in ((), (1,), (1, 1)):
         return rows, columns
@@ -159,14 +198,16 @@ def _extent(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, in
 
 @dataclass(frozen=True)
 class ScaledTensor(CheckpointTensor):
-    """``dtype``, ``shape``, ``nbytes``: of the values. ``extent``: the rows and columns that share a scale."""
+    """``dtype``, ``shape``, ``nbytes``: of the values. ``extent``: the rows and columns that share
+    a scale."""
 
     weight: CheckpointTensor = field(repr=False)
     scale: CheckpointTensor = field(repr=False)
     extent: tuple[int, int]
 
     def array(self) -> np.ndarray[Any, Any]:
-        """Rows by index as of a NumPy array; each access computes the rows that it asks for, and no more."""
+        """Rows by index as of a NumPy array; each access computes the rows that it asks for, and no
+        more."""
         return cast("np.ndarray[Any, Any]", _Rows(self))
 
 
@@ -203,16 +244,21 @@ class _Rows:
 
 
 def float8_values(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The 256 values of a float8 type: E5M2 is the upper half of a float16; E4M3 has bias 7, no infinity, and NaN
-    where all bits but the sign are set (OCP 8-bit floating point specification)."""
+    """The 256 values of a float8 type: E5M2 is the upper half of a float16; E4M3 has bias 7, no
+    infinity, and NaN where all bits but the sign are set (OCP 8-bit floating point
+    specification)."""
     import numpy as np
 
     codes = np.arange(256)
     if dtype == "F8_E5M2":
-        halves: np.ndarray[Any, np.dtype[np.float32]] = (codes << 8).astype("<u2").view("<f2").astype("<f4")
+        halves: np.ndarray[Any, np.dtype[np.float32]] = (
+            (codes << 8).astype("<u2").view("<f2").astype("<f4")
+        )
         return halves
     exponent, mantissa = (codes >> 3) & 15, codes & 7
-    magnitude = np.where(exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6)
+    magnitude = np.where(
+        exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6
+    )
     values = np.where(codes & 127 == 127, np.nan, magnitude) * np.where(codes & 128, -1, 1)
     return values.astype("<f4")
 
@@ -224,5 +270,7 @@ def bfloat16_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.u
     from gguf.quants import quantize
 
     rows = np.atleast_2d(np.ascontiguousarray(values))
-    bits: np.ndarray[Any, np.dtype[np.uint16]] = quantize(rows, GGMLQuantizationType.BF16).view("<u2")
+    bits: np.ndarray[Any, np.dtype[np.uint16]] = quantize(rows, GGMLQuantizationType.BF16).view(
+        "<u2"
+    )
     return bits.reshape(values.shape)

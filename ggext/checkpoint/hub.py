@@ -1,8 +1,8 @@
 """Models by their id on the Hugging Face hub (``Qwen/Qwen3-0.6B``), through ``huggingface_hub``.
 
-Its cache, its token and its resuming are used as they are: a lost connection goes on at the byte within a
-run, a later run keeps the files that have arrived whole. What is fetched is only what ``ggext`` reads, and
-every failure is one line that says what to do.
+Its cache, its token and its resuming are used as they are: a lost connection goes on at the byte
+within a run, a later run keeps the files that have arrived whole. What is fetched is only what
+``ggext`` reads, and every failure is one line that says what to do.
 """
 
 from __future__ import annotations
@@ -26,10 +26,21 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 #: Names that end so are files, not models on the hub.
 _FILES = (".gguf", ".safetensors", ".bin", ".json", ".model", ".toml")
 _SMALL_FILES = [
-    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "README.md"),
+    *(
+        "config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "README.md",
+    ),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
-    *("chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "chat_templates/*.jinja"),
+    *(
+        "chat_template.json",
+        "chat_template.jinja",
+        "additional_chat_templates/*.jinja",
+        "chat_templates/*.jinja",
+    ),
     *(f"{name}.index.json" for name in FORMATS),
 ]
 
@@ -44,12 +55,19 @@ def is_hub_id(path: Path) -> bool:
     return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
 
 
-def fetch(path: Path, revision: str | None = None, *, show_progress: bool = False, check: Check | None = None) -> Path:
-    """The local folder of the model with the id ``path``, fetched where the cache does not have it whole.
+def fetch(
+    path: Path,
+    revision: str | None = None,
+    *,
+    show_progress: bool = False,
+    check: Check | None = None,
+) -> Path:
+    """The local folder of the model with the id ``path``, fetched where the cache does not have it
+    whole.
 
-    ``revision``: a branch, a tag or a commit. ``show_progress``: bars on standard error, where that is a terminal.
-    ``check``: raises for a folder whose weights are not to be fetched, the small files being there. Raises
-    ``HubError``.
+    ``revision``: a branch, a tag or a commit. ``show_progress``: bars on standard error, where that
+    is a terminal. ``check``: raises for a folder whose weights are not to be fetched, the small
+    files being there. Raises ``HubError``.
     """
     wanted, folder = _small_files(path, revision, show_progress, check)
     for name in FORMATS:
@@ -57,26 +75,37 @@ def fetch(path: Path, revision: str | None = None, *, show_progress: bool = Fals
         wanted.download(names)
         if all((folder / n).is_file() for n in names):
             return folder
-    raise HubError(f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights")
+    raise HubError(
+        f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights"
+    )
 
 
 @contextmanager
-def headers_alone(path: Path, revision: str | None = None, *, check: Check | None = None) -> Iterator[Path]:
-    """As ``fetch``, for a plan: of safetensors that the cache does not have, only the headers are fetched, and in the
-    folder that is given, which is removed afterwards, their values are holes."""
+def headers_alone(
+    path: Path, revision: str | None = None, *, check: Check | None = None
+) -> Iterator[Path]:
+    """As ``fetch``, for a plan: of safetensors that the cache does not have, only the headers are
+    fetched, and in the folder that is given, which is removed afterwards, their values are
+    holes."""
     wanted, folder = _small_files(path, revision, show_progress=False, check=check)
     whole = "model.safetensors"
     names = shard_names(folder / f"{whole}.index.json") or [whole]
     with TemporaryDirectory() as temporary:
-        hollow = Path(temporary, *folder.parts[-3:])  # models--OWNER--NAME/snapshots/COMMIT: ``model_name`` reads it
+        hollow = Path(
+            temporary, *folder.parts[-3:]
+        )  # models--OWNER--NAME/snapshots/COMMIT: ``model_name`` reads it
         hollow.mkdir(parents=True)
         for file in folder.iterdir():
             (hollow / file.name).symlink_to(file)
-        there = all((hollow / name).exists() or wanted.header(name, hollow / name) for name in names)
+        there = all(
+            (hollow / name).exists() or wanted.header(name, hollow / name) for name in names
+        )
         yield hollow if there else fetch(path, revision)
 
 
-def _small_files(path: Path, revision: str | None, show_progress: bool, check: Check | None) -> tuple[_Wanted, Path]:
+def _small_files(
+    path: Path, revision: str | None, show_progress: bool, check: Check | None
+) -> tuple[_Wanted, Path]:
     """What there is to be had, and its folder with all but the weights."""
     try:
         from huggingface_hub.utils import logging
@@ -88,14 +117,18 @@ def _small_files(path: Path, revision: str | None, show_progress: bool, check: C
     wanted = _Wanted(path.as_posix(), revision, _bars(show_progress, path.name))
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
-        raise HubError(f"{wanted.name} has no config.json, so it is no model that can be converted; see {wanted.page}")
+        raise HubError(
+            f"{wanted.name} has no config.json, so it is no model that can be converted; see "
+            f"{wanted.page}"
+        )
     if check is not None:
         check(folder)
     return wanted, folder
 
 
 def model_name(folder: Path) -> str | None:
-    """The model's name where ``folder`` is one of the hub's cache (named after the commit), else ``None``."""
+    """The model's name where ``folder`` is one of the hub's cache (named after the commit), else
+    ``None``."""
     repository = folder.parent.parent.name
     if folder.parent.name != "snapshots" or not repository.startswith("models--"):
         return None
@@ -103,14 +136,22 @@ def model_name(folder: Path) -> str | None:
 
 
 def _bars(show: bool, description: str) -> type[tqdm[Any]]:
-    """One bar of bytes written; huggingface_hub would show three, of files, of bytes and of bytes received."""
+    """One bar of bytes written; huggingface_hub would show three, of files, of bytes and of bytes
+    received."""
     from tqdm import tqdm
 
     class Bytes(tqdm):  # type: ignore[misc]
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
-            hidden = not show or options.get("unit") != "B" or options.get("desc") == "Downloading bytes"
-            options |= {"desc": description, "leave": False, "disable": True if hidden else None, "bar_format": None}
+            hidden = (
+                not show or options.get("unit") != "B" or options.get("desc") == "Downloading bytes"
+            )
+            options |= {
+                "desc": description,
+                "leave": False,
+                "disable": True if hidden else None,
+                "bar_format": None,
+            }
             super().__init__(*args, **options)
 
         def set_description(self, *_: Any, **__: Any) -> None:
@@ -120,14 +161,17 @@ def _bars(show: bool, description: str) -> type[tqdm[Any]]:
 
 
 class _Wanted:
-    """One repository at one revision. The first download settles the commit for the following ones."""
+    """One repository at one revision. The first download settles the commit for the following
+    ones."""
 
     def __init__(self, repository: str, revision: str | None, bars: type[tqdm[Any]]) -> None:
         self.repository = repository
         self.revision = revision
         self.bars = bars
         self.commit: str | None = None
-        self.name = f"the model {repository}" + (f" at revision {quote(revision)}" if revision else "")
+        self.name = f"the model {repository}" + (
+            f" at revision {quote(revision)}" if revision else ""
+        )
 
     @property
     def page(self) -> str:
@@ -140,7 +184,10 @@ class _Wanted:
 
         try:
             folder = snapshot_download(
-                self.repository, revision=self.commit or self.revision, allow_patterns=files, tqdm_class=self.bars
+                self.repository,
+                revision=self.commit or self.revision,
+                allow_patterns=files,
+                tqdm_class=self.bars,
             )
         except Exception as error:  # noqa: BLE001 - the network and the disk raise what they like
             raise self._failure(error) from None
@@ -148,19 +195,26 @@ class _Wanted:
         return Path(folder)
 
     def header(self, name: str, target: Path) -> bool:
-        """Write a safetensors file with the header of the repository's and a hole for its values. False: it has no
-        such file."""
+        """Write a safetensors file with the header of the repository's and a hole for its values.
+        False: it has no such file."""
         from huggingface_hub import HfApi, errors
 
         try:
-            tensors = HfApi().parse_safetensors_file_metadata(self.repository, name, revision=self.commit).tensors
+            tensors = (
+                HfApi()
+                .parse_safetensors_file_metadata(self.repository, name, revision=self.commit)
+                .tensors
+            )
             entries = {
-                key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets} for key, t in tensors.items()
+                key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
+                for key, t in tensors.items()
             }
             header = json.dumps(entries).encode()
             with target.open("wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header)
-                file.truncate(8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0))
+                file.truncate(
+                    8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0)
+                )
         except errors.EntryNotFoundError:
             return False
         except Exception as error:  # noqa: BLE001 - as above; and the header may be anything
@@ -172,22 +226,29 @@ class _Wanted:
 
         if isinstance(error, errors.GatedRepoError):
             return HubError(
-                f"{self.name} is gated: accept its terms at {self.page}, then log in (hf auth login) or set HF_TOKEN"
+                f"{self.name} is gated: accept its terms at {self.page}, then log in (hf auth "
+                "login) or set HF_TOKEN"
             )
         if isinstance(error, errors.RepositoryNotFoundError):
             return HubError(
-                f"{self.repository} is neither a path on this machine nor a model at {constants.ENDPOINT} that you may "
-                "read; check the spelling, and for a private one log in (hf auth login) or set HF_TOKEN"
+                f"{self.repository} is neither a path on this machine nor a model at "
+                f"{constants.ENDPOINT} that you may "
+                "read; check the spelling, and for a private one log in (hf auth login) or set "
+                "HF_TOKEN"
             )
         if isinstance(error, errors.RevisionNotFoundError):
-            return HubError(f"{self.name} does not exist; its branches and tags are at {self.page}/tree/main")
+            return HubError(
+                f"{self.name} does not exist; its branches and tags are at {self.page}/tree/main"
+            )
         if isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
             return HubError(
-                f"{self.name} is not whole in the cache {constants.HF_HUB_CACHE} and HF_HUB_OFFLINE forbids to fetch "
+                f"{self.name} is not whole in the cache {constants.HF_HUB_CACHE} and "
+                "HF_HUB_OFFLINE forbids to fetch "
                 "it; unset HF_HUB_OFFLINE, or give a folder"
             )
         reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         return HubError(
-            f"{self.name} is not on this machine and could not be fetched from {constants.ENDPOINT}: {reason}; "
+            f"{self.name} is not on this machine and could not be fetched from "
+            f"{constants.ENDPOINT}: {reason}; "
             "check the spelling, or run the command again: files that have arrived whole are kept"
         )

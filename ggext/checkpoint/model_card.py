@@ -1,7 +1,8 @@
-"""What a checkpoint says of itself, as the ``general.`` metadata that programs show: name, size, license, sampling.
+"""What a checkpoint says of itself, as the ``general.`` metadata that programs show: name, size,
+license, sampling.
 
-The ``gguf`` package makes it, of the front matter of README.md and of the model's name, as llama.cpp's own converter
-does.
+The ``gguf`` package makes it, of the front matter of README.md and of the model's name, as
+llama.cpp's own converter does.
 """
 
 from __future__ import annotations
@@ -28,10 +29,14 @@ _SAMPLING: dict[str, tuple[str, type[int | float]]] = {
 
 
 def general_metadata(
-    folder: Path, name: str, arch: str, tensors: Iterable[tuple[str, tuple[int, ...]]], notes: list[str]
+    folder: Path,
+    name: str,
+    arch: str,
+    tensors: Iterable[tuple[str, tuple[int, ...]]],
+    notes: list[str],
 ) -> dict[str, Any]:
-    """Full keys → values. ``name``: the model's, for what its card does not say. ``tensors``: name and shape (PyTorch
-    order) of all. ``notes`` gets a line where the card cannot be read."""
+    """Full keys → values. ``name``: the model's, for what its card does not say. ``tensors``: name
+    and shape (PyTorch order) of all. ``notes`` gets a line where the card cannot be read."""
     import numpy as np
     from gguf import GGUFWriter
 
@@ -41,8 +46,19 @@ def general_metadata(
     sampling = _sampling(folder)
     try:
         return _described(writer, _card(folder), sampling, name)
-    except (OSError, ValueError, TypeError, AttributeError, LookupError, AssertionError, RecursionError) as error:
-        notes.append(f"README.md: its front matter cannot be used ({first_line(error)[:80]}); what it says is left out")
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        AssertionError,
+        RecursionError,
+    ) as error:
+        notes.append(
+            f"README.md: its front matter cannot be used ({first_line(error)[:80]}); what it says "
+            "is left out"
+        )
         return _described(writer, {}, sampling, name)
 
 
@@ -94,4 +110,6 @@ def _described(
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, (str, int, float)) or (isinstance(value, list) and all(isinstance(v, str) for v in value))
+    return isinstance(value, (str, int, float)) or (
+        isinstance(value, list) and all(isinstance(v, str) for v in value)
+    )

@@ -14,10 +14,15 @@ DEMO_MODEL = Path(__file__).parents[1] / "data" / "demo-model"
 
 
 def named_model(
-    path: Path, revision: str | None = None, *, show_progress: bool = False, check: hub.Check | None = None
+    path: Path,
+    revision: str | None = None,
+    *,
+    show_progress: bool = False,
+    check: hub.Check | None = None,
 ) -> Path:
-    """``path``, or what stands for it where nothing has that name: the embedded model's folder for the word
-    ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model there (``hub.fetch``).
+    """``path``, or what stands for it where nothing has that name: the embedded model's folder for
+    the word ``demo``, the folder in the hub's cache, fetched if need be, for the id of a model
+    there (``hub.fetch``).
 
     ``check``: raises for what is to be refused before its weights are fetched.
     """
@@ -30,8 +35,8 @@ def named_model(
 
 @contextmanager
 def planned_model(path: Path, revision: str | None = None, *, check: hub.Check) -> Iterator[Path]:
-    """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched, and ``check``
-    must not raise."""
+    """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched,
+    and ``check`` must not raise."""
     if hub.is_hub_id(path):
         with hub.headers_alone(path, revision, check=check) as folder:
             yield folder
@@ -45,4 +50,8 @@ def shown(path: Path) -> str:
 
 
 def model_name(folder: Path) -> str:
-    return "demo" if folder == DEMO_MODEL else hub.model_name(folder) or folder.resolve().name or "model"
+    return (
+        "demo"
+        if folder == DEMO_MODEL
+        else hub.model_name(folder) or folder.resolve().name or "model"
+    )

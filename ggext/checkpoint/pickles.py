@@ -1,7 +1,9 @@
-"""Pickled checkpoints (``pytorch_model.bin``), read with PyTorch's weights-only loader and nothing else.
+"""Pickled checkpoints (``pytorch_model.bin``), read with PyTorch's weights-only loader and nothing
+else.
 
-A pickle can run code when it is loaded; the weights-only loader builds tensors and refuses the rest. The archive
-around it is checked first: nothing in it is compressed, so that nothing grows when it is read.
+A pickle can run code when it is loaded; the weights-only loader builds tensors and refuses the
+rest. The archive around it is checked first: nothing in it is compressed, so that nothing grows
+when it is read.
 """
 
 from __future__ import annotations
@@ -17,7 +19,12 @@ from ggext.errors import CheckpointError, MissingExtraError
 if TYPE_CHECKING:
     import numpy as np
 
-_DTYPES = {"torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+}
 _MAX_PICKLE = 64 << 20  # of the names and shapes, without the values: some 300,000 tensors
 
 
@@ -31,7 +38,9 @@ class PickledTensor(CheckpointTensor):
         import torch
 
         bits = self.tensor.contiguous()
-        array: np.ndarray[Any, Any] = bits.view(torch.uint16).numpy() if self.dtype == "BF16" else bits.numpy()
+        array: np.ndarray[Any, Any] = (
+            bits.view(torch.uint16).numpy() if self.dtype == "BF16" else bits.numpy()
+        )
         return array
 
 
@@ -40,19 +49,25 @@ def read_pickle(path: Path) -> Iterator[PickledTensor]:
     try:
         import torch
     except ImportError:
-        raise MissingExtraError("torch", "torch", f"reading the pickled checkpoint {path.name}") from None
+        raise MissingExtraError(
+            "torch", "torch", f"reading the pickled checkpoint {path.name}"
+        ) from None
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # noqa: BLE001 - whatever a hostile pickle makes the loader raise
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
-        raise CheckpointError(f"{path} is not a plain checkpoint of tensors: {reason}; use safetensors") from None
+        raise CheckpointError(
+            f"{path} is not a plain checkpoint of tensors: {reason}; use safetensors"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold tensors by name; use safetensors")
     for name, tensor in state.items():
         check_name(str(name), path)
         if tensor.layout is not torch.strided or tensor.is_quantized or _repeats(tensor):
-            raise CheckpointError(f"{path}: tensor {name} is sparse, quantized or repeats its values; use safetensors")
+            raise CheckpointError(
+                f"{path}: tensor {name} is sparse, quantized or repeats its values; use safetensors"
+            )
         dtype = _DTYPES.get(str(tensor.dtype), str(tensor.dtype))
         yield PickledTensor(str(name), dtype, tuple(tensor.shape), path, 0, tensor.nbytes, tensor)
 
@@ -63,7 +78,8 @@ def _repeats(tensor: Any) -> bool:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that is larger inside than outside: zip entries that are compressed or overlap."""
+    """Refuse an archive that is larger inside than outside: zip entries that are compressed or
+    overlap."""
     import zipfile
 
     try:
@@ -74,12 +90,16 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{path} is no archive as PyTorch writes it since 1.6: {error}; save it again, or use safetensors"
+            f"{path} is no archive as PyTorch writes it since 1.6: {error}; save it again, or use "
+            "safetensors"
         ) from None
-    packed = any(e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries)
+    packed = any(
+        e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries
+    )
     pickled = sum(e.file_size for e in entries if e.filename.endswith(".pkl"))
     if packed or sum(e.file_size for e in entries) > size or pickled > _MAX_PICKLE:
         raise CheckpointError(
-            f"{path} is a packed archive: {sum(e.file_size for e in entries)} bytes in {size}, {pickled} of them "
+            f"{path} is a packed archive: {sum(e.file_size for e in entries)} bytes in {size}, "
+            f"{pickled} of them "
             "pickled; PyTorch writes no such file: use safetensors"
         )

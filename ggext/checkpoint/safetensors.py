@@ -1,7 +1,8 @@
 """Safetensors files: headers checked, tensors mapped, nothing copied.
 
 Format: u64 length of the header, JSON header {name: {dtype, shape, data_offsets}}, data. The
-``safetensors`` package gives no NumPy arrays of bfloat16 and float8, and its errors do not name the tensor.
+``safetensors`` package gives no NumPy arrays of bfloat16 and float8, and its errors do not name the
+tensor.
 """
 
 from __future__ import annotations
@@ -21,20 +22,36 @@ from ggext.errors import CheckpointError
 if TYPE_CHECKING:
     import numpy as np
 
-_MAX_HEADER = 32 << 20  # some 300,000 tensors; Python needs up to 30 times as much memory to parse it
+_MAX_HEADER = (
+    32 << 20
+)  # some 300,000 tensors; Python needs up to 30 times as much memory to parse it
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
 #: dtype → NumPy type of its values, or of its bits where NumPy has no such type (bfloat16, float8).
 _NUMPY_TYPE = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "F8_E8M0": "u1",
-    "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "F8_E4M3": "u1",
+    "F8_E5M2": "u1",
+    "F8_E8M0": "u1",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "u1",
     "BOOL": "u1",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """``dtype`` as safetensors spells it, ``shape`` in PyTorch order, ``start`` the first data byte in ``path``."""
+    """``dtype`` as safetensors spells it, ``shape`` in PyTorch order, ``start`` the first data byte
+    in ``path``."""
 
     name: str
     dtype: str
@@ -44,49 +61,64 @@ class CheckpointTensor:
     nbytes: int
 
     def array(self) -> np.ndarray[Any, Any]:
-        """The values, mapped read-only from the file; bfloat16 as its uint16 bits, float8 as uint8."""
+        """The values, mapped read-only from the file; bfloat16 as its uint16 bits, float8 as
+        uint8."""
         import numpy as np
 
         if self.dtype not in _NUMPY_TYPE:
             raise CheckpointError(
-                f"{self.path}: tensor {self.name} has dtype {self.dtype}; known: {', '.join(_NUMPY_TYPE)}"
+                f"{self.path}: tensor {self.name} has dtype {self.dtype}; known: "
+                f"{', '.join(_NUMPY_TYPE)}"
             )
         if not self.nbytes:
             return np.empty(self.shape, _NUMPY_TYPE[self.dtype])
         try:
             return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
         except (OSError, ValueError) as error:  # the file has changed since its header was read
-            raise CheckpointError(f"{self.path}: tensor {self.name} cannot be read: {error}") from None
+            raise CheckpointError(
+                f"{self.path}: tensor {self.name} cannot be read: {error}"
+            ) from None
 
     @property
     def is_stored(self) -> bool:
-        """Whether the file holds the values as they are: not where a subclass makes them in its ``array``."""
+        """Whether the file holds the values as they are: not where a subclass makes them in its
+        ``array``."""
         return type(self).array is CheckpointTensor.array
 
     def values(self, start: int, stop: int) -> np.ndarray[Any, Any]:
-        """Values [start, stop) of one that is stored, all dimensions taken together, read into memory. Reading whole MB
-        is twice as fast as mapping them, and a file that was cut short meanwhile is an error, not a crash."""
+        """Values [start, stop) of one that is stored, all dimensions taken together, read into
+        memory. Reading whole MB is twice as fast as mapping them, and a file that was cut short
+        meanwhile is an error, not a crash."""
         return read_values(self.path, _NUMPY_TYPE[self.dtype], self.start, start, stop)
 
 
 def check_name(name: str, path: Path) -> str:
     """A tensor's name that may stand in a message: printable ASCII."""
     if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()):
-        raise CheckpointError(f"{path}: a tensor has the name {quote(name)}, which no model has; download it again")
+        raise CheckpointError(
+            f"{path}: a tensor has the name {quote(name)}, which no model has; download it again"
+        )
     return name
 
 
 def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Values [start, stop) of those that begin at a byte of a file. Raises ``CheckpointError`` if they are gone."""
+    """Values [start, stop) of those that begin at a byte of a file. Raises ``CheckpointError`` if
+    they are gone."""
     import numpy as np
 
     item = np.dtype(dtype).itemsize
     try:
-        values: np.ndarray[Any, Any] = np.fromfile(path, dtype, stop - start, offset=offset + start * item)
+        values: np.ndarray[Any, Any] = np.fromfile(
+            path, dtype, stop - start, offset=offset + start * item
+        )
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; it could be read before: try again") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}; it could be read before: try again"
+        ) from None
     if len(values) < stop - start:
-        raise CheckpointError(f"{path} was cut short while it was read; nothing was written: try again")
+        raise CheckpointError(
+            f"{path} was cut short while it was read; nothing was written: try again"
+        )
     return values
 
 
@@ -103,13 +135,18 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
         with path.open("rb") as file:
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise CheckpointError(f"{path} has {size} bytes; it is not a safetensors file: download it again")
+                raise CheckpointError(
+                    f"{path} has {size} bytes; it is not a safetensors file: download it again"
+                )
             (length,) = struct.unpack("<Q", prefix)
             if length > min(size - 8, _MAX_HEADER):
                 raise CheckpointError(
-                    f"{path}: its header claims {length} bytes and the file has {size}; download it again"
+                    f"{path}: its header claims {length} bytes and the file has {size}; download "
+                    "it again"
                 )
-            header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates)
+            header = json.loads(
+                file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates
+            )
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
     except _DuplicateError as error:
@@ -119,7 +156,10 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object; download it again")
     header.pop("__metadata__", None)
-    tensors = [_tensor(path, name, entry, data_start=8 + length, size=size) for name, entry in header.items()]
+    tensors = [
+        _tensor(path, name, entry, data_start=8 + length, size=size)
+        for name, entry in header.items()
+    ]
     _check_apart(tensors)
     yield from tensors
 
@@ -141,23 +181,31 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> Ch
     check_name(name, path)
     try:
         dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        whole = len(shape) <= _MAX_DIMENSIONS and all(type(n) is int and 0 <= n < 1 << 62 for n in [*shape, start, end])
+        whole = len(shape) <= _MAX_DIMENSIONS and all(
+            type(n) is int and 0 <= n < 1 << 62 for n in [*shape, start, end]
+        )
     except (TypeError, KeyError, ValueError):
         whole, dtype, shape, start, end = False, None, [], 0, 0
     if not whole or not isinstance(dtype, str):
-        raise CheckpointError(f"{path}: the header entry of tensor {name!r} is malformed; download it again")
+        raise CheckpointError(
+            f"{path}: the header entry of tensor {name!r} is malformed; download it again"
+        )
     if end < start or data_start + end > size:
         raise CheckpointError(
-            f"{path}: tensor {name} lies at bytes {start} to {end} of {size - data_start} bytes of data; "
+            f"{path}: tensor {name} lies at bytes {start} to {end} of {size - data_start} bytes of "
+            "data; "
             "the file is truncated: download it again"
         )
     expected = math.prod(shape) * item_bytes(dtype)
     if dtype in _NUMPY_TYPE and expected != end - start:
         raise CheckpointError(
-            f"{path}: tensor {name} of {dtype} {list(shape)} needs {expected} bytes and has {end - start}; "
+            f"{path}: tensor {name} of {dtype} {list(shape)} needs {expected} bytes and has "
+            f"{end - start}; "
             "download it again"
         )
-    return CheckpointTensor(name, quote(dtype, 40).strip("'"), tuple(shape), path, data_start + start, end - start)
+    return CheckpointTensor(
+        name, quote(dtype, 40).strip("'"), tuple(shape), path, data_start + start, end - start
+    )
 
 
 def item_bytes(dtype: str) -> int:
@@ -169,5 +217,6 @@ def _check_apart(tensors: list[CheckpointTensor]) -> None:
     for before, after in pairwise(sorted((t for t in tensors if t.nbytes), key=lambda t: t.start)):
         if after.start < before.start + before.nbytes:
             raise CheckpointError(
-                f"{after.path}: the tensors {before.name} and {after.name} overlap; download the file again"
+                f"{after.path}: the tensors {before.name} and {after.name} overlap; download the "
+                "file again"
             )

@@ -18,14 +18,17 @@ FORMATS: dict[str, Reader] = {"model.safetensors": read_header, "pytorch_model.b
 
 
 def read_tensors(folder: Path) -> dict[str, CheckpointTensor]:
-    """All tensors of a checkpoint by name. Raises ``CheckpointError`` naming file, tensor and remedy."""
+    """All tensors of a checkpoint by name. Raises ``CheckpointError`` naming file, tensor and
+    remedy."""
     for name, read in FORMATS.items():
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _indexed(folder, index, read)
         if (folder / name).is_file():
             return {tensor.name: tensor for tensor in read(folder / name)}
-    raise CheckpointError(f"{folder} has neither {', '.join(FORMATS)} nor an index of shards; download the weights")
+    raise CheckpointError(
+        f"{folder} has neither {', '.join(FORMATS)} nor an index of shards; download the weights"
+    )
 
 
 def shard_names(index: Path) -> list[str]:
@@ -39,7 +42,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
-            raise CheckpointError(f"{index} names the file {quote(repr(name))}; shards must lie beside it")
+            raise CheckpointError(
+                f"{index} names the file {quote(repr(name))}; shards must lie beside it"
+            )
     return dict(weight_map)
 
 
@@ -48,7 +53,9 @@ def _indexed(folder: Path, index: Path, read: Reader) -> dict[str, CheckpointTen
     tensors: dict[str, CheckpointTensor] = {}
     for name in sorted(set(weight_map.values())):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name} is missing and {index.name} names it; download it")
+            raise CheckpointError(
+                f"{folder / name} is missing and {index.name} names it; download it"
+            )
         for tensor in read(folder / name):
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name} is in two shards of {index}; keep one")
@@ -56,6 +63,7 @@ def _indexed(folder: Path, index: Path, read: Reader) -> dict[str, CheckpointTen
     missing = sorted(set(weight_map) - set(tensors))
     if missing:
         raise CheckpointError(
-            f"{index} promises {len(missing)} tensors that no shard holds, first {missing[0]}; download again"
+            f"{index} promises {len(missing)} tensors that no shard holds, first {missing[0]}; "
+            "download again"
         )
     return tensors

@@ -1,4 +1,5 @@
-"""The command line: a file a command, imported when it is called, so that ``--help`` starts at once."""
+"""The command line: a file a command, imported when it is called, so that ``--help`` starts at
+once."""
 
 from __future__ import annotations
 

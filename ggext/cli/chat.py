@@ -80,7 +80,9 @@ def chat(**given: Any) -> None:
     sampling = Sampling(**{name: given.pop(name) for name in sampled}, grammar=grammar)
     think = None if given["think"] is None else given["think"] != "off"
     turns = given["when_full"] == "turns"
-    options = ChatOptions(given.pop("system"), given.pop("max_tokens"), given.pop("stop"), think, turns)
+    options = ChatOptions(
+        given.pop("system"), given.pop("max_tokens"), given.pop("stop"), think, turns
+    )
     run(_Request(sampling=sampling, options=options, **given))
 
 
@@ -92,7 +94,9 @@ def run(request: _Request) -> None:
 
     question, waiting = _asked(request)
     if request.json and question is None:
-        raise UsageError("--json answers one question: give it with -p, -f or on the standard input")
+        raise UsageError(
+            "--json answers one question: give it with -p, -f or on the standard input"
+        )
     if request.session is not None and request.load is not None:
         raise UsageError("--session goes on with what it kept; /load in the chat reads another")
     one = JsonScreen if request.json else answer_screen
@@ -132,16 +136,18 @@ def _grammar(schema: str | None, grammar: Path | None) -> str | None:
     if schema is not None:
         from ggext.runtime.sampling import json_grammar
 
-        return json_grammar(schema if schema.lstrip().startswith("{") else read_document(Path(schema)))
+        return json_grammar(
+            schema if schema.lstrip().startswith("{") else read_document(Path(schema))
+        )
     return None if grammar is None else read_document(grammar)
 
 
 def _asked(request: _Request) -> tuple[str | None, list[tuple[str, str]]]:
-    """The one turn that the command line and the standard input make, None for a chat; and the documents that wait for
-    the chat's first question, by their names.
+    """The one turn that the command line and the standard input make, None for a chat; and the
+    documents that wait for the chat's first question, by their names.
 
-    What is piped is a document where -p asks a question, and else the question. Documents alone are a turn, but on a
-    terminal they wait.
+    What is piped is a document where -p asks a question, and else the question. Documents alone are
+    a turn, but on a terminal they wait.
     """
     from ggext.chat.conversation import with_documents
 
@@ -166,8 +172,8 @@ def _asked(request: _Request) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def _is_piped(optional: bool) -> bool:
-    """Whether there is a text on the standard input. Where it is ``optional`` only a file or a pipe counts: another
-    thing, such as what a service manager left open, may never end."""
+    """Whether there is a text on the standard input. Where it is ``optional`` only a file or a pipe
+    counts: another thing, such as what a service manager left open, may never end."""
     if not optional:
         return not sys.stdin.isatty()
     try:
@@ -189,7 +195,9 @@ def _stdin() -> str:
     return check_text(sys.stdin.buffer.read(), "the standard input")
 
 
-def _load(request: _Request, screen: Screen, stack: ExitStack, *, is_empty: bool) -> tuple[Conversation, Session]:
+def _load(
+    request: _Request, screen: Screen, stack: ExitStack, *, is_empty: bool
+) -> tuple[Conversation, Session]:
     """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to come."""
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import load
@@ -198,10 +206,15 @@ def _load(request: _Request, screen: Screen, stack: ExitStack, *, is_empty: bool
 
     llama.lib("ggext chat")
     interrupted: list[bool] = []
-    with screen.interrupts(lambda: interrupted.append(True)), screen.waiting(f"loading {request.file.name}"):
+    with (
+        screen.interrupts(lambda: interrupted.append(True)),
+        screen.waiting(f"loading {request.file.name}"),
+    ):
         model = Model.open(request.file, request.gpu_layers, lambda _: not interrupted)
     stack.enter_context(model)
-    memory = MemoryOptions("stop" if request.options.drop_turns else cast("WhenFull", request.when_full))
+    memory = MemoryOptions(
+        "stop" if request.options.drop_turns else cast("WhenFull", request.when_full)
+    )
     dynamic = cast("DynamicNtk | None", request.dynamic_ntk)
     options = SessionOptions(
         None if request.ctx == "auto" else request.ctx,
@@ -230,16 +243,28 @@ def _room(request: _Request, session: Session) -> Room:
     from ggext.runtime import capacity
 
     model = session.model
-    memory = capacity.room(model, Choices(request.kv, session.n_batch, swa=cast("Swa", request.swa)))
-    needed, cache, free = (memory.needed, memory.cache, memory.free) if memory else (None, None, None)
+    memory = capacity.room(
+        model, Choices(request.kv, session.n_batch, swa=cast("Swa", request.swa))
+    )
+    needed, cache, free = (
+        (memory.needed, memory.cache, memory.free) if memory else (None, None, None)
+    )
     when_full = "stop" if request.options.drop_turns else request.when_full
     return Room(
-        request.file.name, session.n_ctx, model.n_ctx_train, model.n_ctx_original, needed, cache, free, when_full
+        request.file.name,
+        session.n_ctx,
+        model.n_ctx_train,
+        model.n_ctx_original,
+        needed,
+        cache,
+        free,
+        when_full,
     )
 
 
 def _keeper(request: _Request, question: str | None, session: Session) -> Keeper | None:
-    """A chat is kept under its name, or without one if it is typed; one question only under a name."""
+    """A chat is kept under its name, or without one if it is typed; one question only under a
+    name."""
     from ggext.chat.session import Keeper, autosaved, named
 
     if request.session is not None:
@@ -263,7 +288,9 @@ def _resume(request: _Request, conversation: Conversation, screen: Screen, keepe
     for notice in left_earlier(conversation):
         screen.notice(notice)
     if keeper.damaged:
-        screen.notice("the last line of its journal was cut off when the program ended; it is left out")
+        screen.notice(
+            "the last line of its journal was cut off when the program ended; it is left out"
+        )
     if keeper.model != request.file.name:
         screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
 
@@ -305,7 +332,9 @@ def _answer(chat: Chat, question: str) -> None:
     try:
         outcome = ask(conversation, screen, question, chat.record)
     except ContextFullError as error:
-        screen.notice(f"the text does not fit into the context of {chat.room.allocated:,} tokens; what helps:")
+        screen.notice(
+            f"the text does not fit into the context of {chat.room.allocated:,} tokens; what helps:"
+        )
         chat.explain(error.used + error.requested, 0)
         raise
     finally:

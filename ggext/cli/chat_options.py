@@ -32,32 +32,83 @@ question = grouped(
         "documents",
         metavar="DOCUMENT",
         multiple=True,
-        help="A text in front of the question, or of the first one that is typed; - is the standard input. May be "
-        "repeated.",
+        help=(
+            "A text in front of the question, or of the first one that is typed; - is the "
+            "standard input. May be "
+            "repeated."
+        ),
     ),
     click.option("--system", metavar="TEXT", help="The system prompt."),
-    click.option("--think", type=click.Choice(_THINK), help="Reasoning: show it, fold it (hide), or ask for none."),
-    click.option("--json", is_flag=True, help="Events on the standard output, one JSON object a line."),
-    click.option("--markdown/--no-markdown", default=True, help="Paint Markdown on a terminal.  [default: yes]"),
+    click.option(
+        "--think",
+        type=click.Choice(_THINK),
+        help="Reasoning: show it, fold it (hide), or ask for none.",
+    ),
+    click.option(
+        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
+    ),
+    click.option(
+        "--markdown/--no-markdown",
+        default=True,
+        help="Paint Markdown on a terminal.  [default: yes]",
+    ),
 )
 kept = grouped(
-    click.option("--session", metavar="NAME", help="Keep the chat and its KV cache under this name, or go on with it."),
-    click.option("--load", type=click.Path(path_type=Path), metavar="FILE", help="Go on with a chat that /save wrote."),
     click.option(
-        "--autosave/--no-autosave", default=True, help="Keep the text of a chat without a name.  [default: yes]"
+        "--session",
+        metavar="NAME",
+        help="Keep the chat and its KV cache under this name, or go on with it.",
+    ),
+    click.option(
+        "--load",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Go on with a chat that /save wrote.",
+    ),
+    click.option(
+        "--autosave/--no-autosave",
+        default=True,
+        help="Keep the text of a chat without a name.  [default: yes]",
     ),
 )
 sampled = grouped(
-    click.option("--temperature", default=0.8, show_default=True, help="0 always takes the likeliest."),
-    click.option("--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."),
-    click.option("--top-p", default=0.95, show_default=True, help="Of the likeliest that make up P. 1 is off."),
-    click.option("--min-p", default=0.05, show_default=True, help="At least P times the likeliest. 0 is off."),
-    click.option("--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."),
+    click.option(
+        "--temperature", default=0.8, show_default=True, help="0 always takes the likeliest."
+    ),
+    click.option(
+        "--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."
+    ),
+    click.option(
+        "--top-p",
+        default=0.95,
+        show_default=True,
+        help="Of the likeliest that make up P. 1 is off.",
+    ),
+    click.option(
+        "--min-p", default=0.05, show_default=True, help="At least P times the likeliest. 0 is off."
+    ),
+    click.option(
+        "--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."
+    ),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
     click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer."),
-    click.option("--stop", metavar="TEXT", multiple=True, help="Ends the answer in front of it. May be repeated."),
-    click.option("--json-schema", metavar="SCHEMA", help="The answer is JSON of this schema (a file, or the text)."),
-    click.option("--grammar", type=click.Path(path_type=Path), metavar="FILE", help="The answer follows this GBNF."),
+    click.option(
+        "--stop",
+        metavar="TEXT",
+        multiple=True,
+        help="Ends the answer in front of it. May be repeated.",
+    ),
+    click.option(
+        "--json-schema",
+        metavar="SCHEMA",
+        help="The answer is JSON of this schema (a file, or the text).",
+    ),
+    click.option(
+        "--grammar",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="The answer follows this GBNF.",
+    ),
 )
 
 
@@ -75,7 +126,10 @@ swa = click.option(
     type=click.Choice(["auto", "full", "small"]),
     default="auto",
     show_default=True,
-    help="What layers with a sliding window keep: every token, the window, or whichever is less memory.",
+    help=(
+        "What layers with a sliding window keep: every token, the window, or whichever is "
+        "less memory."
+    ),
 )
 machine = grouped(
     click.option(
@@ -84,8 +138,11 @@ machine = grouped(
         "ctx",
         metavar="N|auto",
         callback=tokens,
-        help="Context in tokens; auto: what the file is made for, or what fits into the memory.  [default: auto, but "
-        "half of the free memory for a new chat without a text]",
+        help=(
+            "Context in tokens; auto: what the file is made for, or what fits into the "
+            "memory.  [default: auto, but "
+            "half of the free memory for a new chat without a text]"
+        ),
     ),
     click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
     click.option(
@@ -94,7 +151,13 @@ machine = grouped(
         metavar="N",
         help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
     ),
-    click.option("--kv", default="f16", show_default=True, metavar="TYPE", help="Type of the KV cache: f16, q8_0 ..."),
+    click.option(
+        "--kv",
+        default="f16",
+        show_default=True,
+        metavar="TYPE",
+        help="Type of the KV cache: f16, q8_0 ...",
+    ),
     swa,
     click.option(
         "--when-full",
@@ -106,6 +169,9 @@ machine = grouped(
     click.option(
         "--dynamic-ntk",
         type=click.Choice(["rotate", "replay"]),
-        help="Grow the RoPE base with the text, of a file without scaling: rotate what is cached, or read it again.",
+        help=(
+            "Grow the RoPE base with the text, of a file without scaling: rotate what is "
+            "cached, or read it again."
+        ),
     ),
 )

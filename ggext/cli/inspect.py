@@ -20,9 +20,16 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 @click.command(short_help="Show what a GGUF file says, without loading it.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table.")
-@click.option("--diff", "before", type=click.Path(path_type=Path), metavar="BEFORE",
-              help="Instead, list the keys and tensors in which BEFORE and FILE differ.")  # fmt: skip
+@click.option(
+    "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
+)
+@click.option(
+    "--diff",
+    "before",
+    type=click.Path(path_type=Path),
+    metavar="BEFORE",
+    help="Instead, list the keys and tensors in which BEFORE and FILE differ.",
+)
 def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -> None:
     """Say what FILE is, how far it reaches, and what its RoPE scaling does to each frequency."""
     from ggext.inspect import inspect as run
@@ -66,16 +73,21 @@ def in_words(result: Inspection) -> str:
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     lines.append(
-        f"rope          {_method_words(result)}, base {result.geometry.base:g}, {result.geometry.n_rot} of "
-        f"{result.geometry.head_dim} dimensions, attention factor {result.rope.attention_factor:.6g}, "
+        f"rope          {_method_words(result)}, base {result.geometry.base:g}, "
+        f"{result.geometry.n_rot} of "
+        f"{result.geometry.head_dim} dimensions, attention factor "
+        f"{result.rope.attention_factor:.6g}, "
         f"{'' if result.shift_safe else 'not '}shift-safe"
     )
     if result.context_parameters:
-        values = ", ".join(f"{name} {value:.6g}" for name, value in result.context_parameters.items())
+        values = ", ".join(
+            f"{name} {value:.6g}" for name, value in result.context_parameters.items()
+        )
         lines.append(f"              as other programs read it; ggext sets {values}")
     if result.short_rope is not None:
         lines.append(
-            f"              another table in a context made for at most {result.trained_context:,} tokens (llama.cpp "
+            f"              another table in a context made for at most {result.trained_context:,} "
+            "tokens (llama.cpp "
             "picks by the context's size, not by the text's)"
         )
     return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
@@ -84,7 +96,9 @@ def in_words(result: Inspection) -> str:
 def _extension(result: Inspection) -> str:
     if result.context == result.trained_context:
         return ", as trained"
-    return f", extended from {result.trained_context:,} (×{result.context / result.trained_context:g})"
+    return (
+        f", extended from {result.trained_context:,} (×{result.context / result.trained_context:g})"
+    )
 
 
 def _method_words(result: Inspection) -> str:
@@ -97,12 +111,17 @@ def _method_words(result: Inspection) -> str:
 def _regions(pairs: list[Pair]) -> list[str]:
     lines = []
     for treatment, words in (
-        ("kept", "kept as trained"), ("blended", "blended"), ("interpolated", "interpolated"),
-    ):  # fmt: skip
+        ("kept", "kept as trained"),
+        ("blended", "blended"),
+        ("interpolated", "interpolated"),
+    ):
         chosen = [p for p in pairs if p.treatment == treatment]
         if chosen:
             first, last = chosen[0], chosen[-1]
-            span = f"pairs {first.index} to {last.index}, wavelengths {_tokens(first)} to {_tokens(last)}"
+            span = (
+                f"pairs {first.index} to {last.index}, wavelengths {_tokens(first)} to "
+                f"{_tokens(last)}"
+            )
             factor = f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
             lines.append(f"  {_MARKS[treatment]} {words + factor}: {span} tokens")
     return lines
@@ -122,7 +141,9 @@ def _chart(result: Inspection) -> list[str]:
         return max(0, round(_CHART_COLUMNS * math.log(max(1.0, tokens)) / math.log(longest)))
 
     edge = column(result.trained_context)
-    lines = [f"pair  wavelength, tokens  ('|' is the trained context of {result.trained_context:,})"]
+    lines = [
+        f"pair  wavelength, tokens  ('|' is the trained context of {result.trained_context:,})"
+    ]
     for pair in shown:
         bar = (_MARKS[pair.treatment] * column(pair.wavelength)).ljust(_CHART_COLUMNS + 1)
         bar = bar[:edge] + "|" + bar[edge + 1 :] if column(pair.wavelength) <= edge else bar

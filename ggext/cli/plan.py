@@ -16,26 +16,52 @@ if TYPE_CHECKING:
     from ggext.plan import Plan, PlanOptions
 
 _PARTS = {
-    "weights": "weights", "cache": "KV cache", "compute": "computing", "output": "logits",
-    "checkpoints": "checkpoints", "total": "total",
-}  # fmt: skip
+    "weights": "weights",
+    "cache": "KV cache",
+    "compute": "computing",
+    "output": "logits",
+    "checkpoints": "checkpoints",
+    "total": "total",
+}
 
 
 @click.command(short_help="Say what a model and a context need, before loading.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--context", metavar="N|auto", help="Tokens; auto: what fits.  [default: what the file is made for]")
 @click.option(
-    "--kv", "kv_type", default="f16", show_default=True, metavar="TYPE", help="Type of cached keys and values."
+    "--context",
+    metavar="N|auto",
+    help="Tokens; auto: what fits.  [default: what the file is made for]",
 )
-@click.option("--batch", type=click.IntRange(min=1), metavar="N", help="Tokens at a time.  [default: as ggext chat]")
-@click.option("--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]")
 @click.option(
-    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.  [default: all, if there is one]"
+    "--kv",
+    "kv_type",
+    default="f16",
+    show_default=True,
+    metavar="TYPE",
+    help="Type of cached keys and values.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Tokens at a time.  [default: as ggext chat]",
+)
+@click.option(
+    "--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]"
+)
+@click.option(
+    "--gpu-layers",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Layers on the GPU.  [default: all, if there is one]",
 )
 @chat_options.swa
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def plan(file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any) -> None:
-    """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what is free.
+def plan(
+    file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any
+) -> None:
+    """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what
+    is free.
 
     The exit code is 0 if it fits and 1 if it does not.
     """
@@ -57,8 +83,10 @@ def in_words(found: Plan, options: PlanOptions) -> str:
     context = found.context
     lines = [
         f"{found.path}: {found.arch}, {found.layers} layers, made for {found.made_for:,} tokens",
-        f"context {context.tokens:,} tokens, {context.batch} at a time, kv {context.kv_type}, flash attention "
-        f"{'on' if context.flash_attention else 'off'}" + (f", {_on_gpu(found)}" if found.gpu_layers else ""),
+        f"context {context.tokens:,} tokens, {context.batch} at a time, kv {context.kv_type}, "
+        "flash attention "
+        f"{'on' if context.flash_attention else 'off'}"
+        + (f", {_on_gpu(found)}" if found.gpu_layers else ""),
         "",
         *_table(found),
         "",
@@ -69,7 +97,11 @@ def in_words(found: Plan, options: PlanOptions) -> str:
 
 
 def _on_gpu(found: Plan) -> str:
-    return "all layers on the GPU" if found.gpu_layers > found.layers else f"{found.gpu_layers} layers on the GPU"
+    return (
+        "all layers on the GPU"
+        if found.gpu_layers > found.layers
+        else f"{found.gpu_layers} layers on the GPU"
+    )
 
 
 def _table(found: Plan) -> list[str]:
@@ -77,10 +109,20 @@ def _table(found: Plan) -> list[str]:
     if found.gpu_layers:
         columns.append(("GPU", found.gpu, found.free.gpu))
     rows = [("", [name for name, _, _ in columns])]
-    parts = {part: words for part, words in _PARTS.items() if part != "checkpoints" or found.ram.checkpoints}
-    rows += [(words, [size(getattr(share, part)) for _, share, _ in columns]) for part, words in parts.items()]
+    parts = {
+        part: words
+        for part, words in _PARTS.items()
+        if part != "checkpoints" or found.ram.checkpoints
+    }
+    rows += [
+        (words, [size(getattr(share, part)) for _, share, _ in columns])
+        for part, words in parts.items()
+    ]
     rows.append(("free", ["not known" if free is None else size(free) for _, _, free in columns]))
-    return [f"{words:11}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:]) for words, cells in rows]
+    return [
+        f"{words:11}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:])
+        for words, cells in rows
+    ]
 
 
 def _verdict(found: Plan, options: PlanOptions) -> list[str]:
@@ -90,7 +132,11 @@ def _verdict(found: Plan, options: PlanOptions) -> list[str]:
     if not found.largest:
         return [f"{verdict}, nor does any context: take a smaller model or quantization"]
     lines = [f"{verdict}; the largest context that does: {found.largest:,} tokens{_beyond(found)}"]
-    if not found.fits and options.choices.kv_type == "f16" and options.choices.flash_attention is not False:
+    if (
+        not found.fits
+        and options.choices.kv_type == "f16"
+        and options.choices.flash_attention is not False
+    ):
         smaller = _with_small_cache(found, options)
         if smaller:
             lines.append(f"with --kv q8_0: {smaller:,} tokens")
@@ -98,30 +144,43 @@ def _verdict(found: Plan, options: PlanOptions) -> list[str]:
 
 
 def _with_small_cache(found: Plan, options: PlanOptions) -> int:
-    """The largest context with a cache of half the size; 0 where its blocks do not divide the heads."""
+    """The largest context with a cache of half the size; 0 where its blocks do not divide the
+    heads."""
     from ggext.errors import UsageError
     from ggext.plan import plan as run
 
     try:
         return (
-            run(found.path, replace(options, choices=replace(options.choices, kv_type="q8_0")), found.free).largest or 0
+            run(
+                found.path,
+                replace(options, choices=replace(options.choices, kv_type="q8_0")),
+                found.free,
+            ).largest
+            or 0
         )
     except UsageError:
         return 0
 
 
 def _beyond(found: Plan) -> str:
-    return ", more than the file is made for" if found.largest and found.largest > found.made_for else ""
+    return (
+        ", more than the file is made for"
+        if found.largest and found.largest > found.made_for
+        else ""
+    )
 
 
 def _notes(found: Plan) -> list[str]:
     lines = []
     if found.windowed_layers:
         kept = "every token" if found.context.whole_windows else "the window's tokens"
-        lines.append(f"{found.windowed_layers} layers see a sliding window; their cache keeps {kept}")
+        lines.append(
+            f"{found.windowed_layers} layers see a sliding window; their cache keeps {kept}"
+        )
     if not found.measured:
         lines.append(
-            f"the architecture {found.arch} was not held to llama.cpp: its figure for computing is an estimate"
+            f"the architecture {found.arch} was not held to llama.cpp: its figure for computing is "
+            "an estimate"
         )
     return lines
 

@@ -19,7 +19,8 @@ _COLOURS = {"kept": "#2a78a0", "blended": "#d18f1f", "interpolated": "#b8472f"}
 
 
 def check_plot(path: Path, command: str) -> None:
-    """Raises UsageError for an unknown ending or a missing folder, MissingExtraError without matplotlib."""
+    """Raises UsageError for an unknown ending or a missing folder, MissingExtraError without
+    matplotlib."""
     if path.suffix.lower() not in _FORMATS:
         raise UsageError(f"--plot {path}: the file's ending must be one of {', '.join(_FORMATS)}")
     if not path.absolute().parent.is_dir():
@@ -51,10 +52,22 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     for treatment, colour in _COLOURS.items():
         chosen = [p for p in pairs if p.treatment == treatment]
         if chosen:
-            axes.plot([p.index for p in chosen], [p.wavelength for p in chosen], "o", color=colour, markersize=4,
-                      label=f"{treatment} ({len(chosen)} pairs)")  # fmt: skip
+            axes.plot(
+                [p.index for p in chosen],
+                [p.wavelength for p in chosen],
+                "o",
+                color=colour,
+                markersize=4,
+                label=f"{treatment} ({len(chosen)} pairs)",
+            )
     axes.axhline(inspection.trained_context, color="0.3", linestyle=":", linewidth=1)
-    axes.text(0, inspection.trained_context, f"trained {inspection.trained_context:,}", va="bottom", fontsize=8)
+    axes.text(
+        0,
+        inspection.trained_context,
+        f"trained {inspection.trained_context:,}",
+        va="bottom",
+        fontsize=8,
+    )
     if inspection.context != inspection.trained_context:
         axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
         axes.text(0, inspection.context, f"context {inspection.context:,}", va="bottom", fontsize=8)
@@ -87,10 +100,22 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
     turning = [row for row in report.pairs if row.wanted > 0]
     index = [row.pair for row in turning]
     axes.plot(index, [row.wanted for row in turning], color="0.6", linewidth=4, label="wanted")
-    axes.plot(index, [row.file for row in turning], color=_COLOURS["kept"], linewidth=1.2, label="the file's")
+    axes.plot(
+        index,
+        [row.file for row in turning],
+        color=_COLOURS["kept"],
+        linewidth=1.2,
+        label="the file's",
+    )
     executed = [(row.pair, row.executed) for row in turning if row.executed is not None]
     if executed:
-        axes.plot(*zip(*executed, strict=True), ".", color=_COLOURS["interpolated"], markersize=5, label="executed")
+        axes.plot(
+            *zip(*executed, strict=True),
+            ".",
+            color=_COLOURS["interpolated"],
+            markersize=5,
+            label="executed",
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(yscale="log", xlabel="rotary pair", ylabel="frequency, radians per token")
     axes.legend(fontsize=8, frameon=False)
@@ -98,13 +123,35 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
 
 def _plot_kernels(report: Report, axes: Axes) -> None:
     names = list(dict.fromkeys(row.kernel for row in report.kernels))
-    for name, colour in zip(names, ("#2a78a0", "#b8472f", "#d18f1f", "#5b8c3a", "0.4"), strict=False):
+    for name, colour in zip(
+        names, ("#2a78a0", "#b8472f", "#d18f1f", "#5b8c3a", "0.4"), strict=False
+    ):
         rows = [row for row in report.kernels if row.kernel == name and row.position > 0]
-        axes.plot([row.position for row in rows], [max(row.error, 1e-9) for row in rows], ".-", color=colour,
-                  linewidth=1, markersize=4, label=name)  # fmt: skip
+        axes.plot(
+            [row.position for row in rows],
+            [max(row.error, 1e-9) for row in rows],
+            ".-",
+            color=colour,
+            linewidth=1,
+            markersize=4,
+            label=name,
+        )
     axes.axvline(report.context, color="0.3", linestyle="--", linewidth=1)
-    axes.text(report.context, 1, f" context {report.context:,}", rotation=90, va="top", ha="right", fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="position, tokens", ylabel="worst |Δ| of cos and sin / gain")
+    axes.text(
+        report.context,
+        1,
+        f" context {report.context:,}",
+        rotation=90,
+        va="top",
+        ha="right",
+        fontsize=8,
+    )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="position, tokens",
+        ylabel="worst |Δ| of cos and sin / gain",
+    )
     axes.set_ylim(1e-9, 3)
     if names:
         axes.legend(fontsize=8, frameon=False, loc="upper left")

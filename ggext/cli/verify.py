@@ -18,22 +18,51 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Prove in numbers that a file does what was asked.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--reference", type=click.Path(path_type=Path), metavar="CHECKPOINT",
-              help="The checkpoint it was made from (a folder, or an id on the hub): logits are compared with "
-              "transformers'.")  # fmt: skip
+@click.option(
+    "--reference",
+    type=click.Path(path_type=Path),
+    metavar="CHECKPOINT",
+    help=(
+        "The checkpoint it was made from (a folder, or an id on the hub): logits are "
+        "compared with "
+        "transformers'."
+    ),
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit of a reference on the hub.")
-@click.option("--level", "levels", metavar="NAME,...", help="Only these of table, kernel, graph, shift, logits.")
-@click.option("--require-shift-safe", is_flag=True, help="Fail a file whose context must not be rolled.")
-@click.option("--tokens", type=click.IntRange(2), metavar="N", help="Tokens to evaluate for the logits "
-              "[the context, at most 2048].")  # fmt: skip
-@click.option("--tolerance", type=NUMBER, metavar="KL", help="Mean KL in nats that passes [by weight type].")
+@click.option(
+    "--level",
+    "levels",
+    metavar="NAME,...",
+    help="Only these of table, kernel, graph, shift, logits.",
+)
+@click.option(
+    "--require-shift-safe", is_flag=True, help="Fail a file whose context must not be rolled."
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(2),
+    metavar="N",
+    help="Tokens to evaluate for the logits [the context, at most 2048].",
+)
+@click.option(
+    "--tolerance", type=NUMBER, metavar="KL", help="Mean KL in nats that passes [by weight type]."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg",
-              help="Draw the frequencies and the errors of the kernels.")  # fmt: skip
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png|svg",
+    help="Draw the frequencies and the errors of the kernels.",
+)
 def verify(
-    file: Path, reference: Path | None, revision: str | None, levels: str | None, as_json: bool, plot: Path | None,
+    file: Path,
+    reference: Path | None,
+    revision: str | None,
+    levels: str | None,
+    as_json: bool,
+    plot: Path | None,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Hold FILE to the recipe in it, or to the checkpoint that it was made from.
 
     Exit code 1 when a number is outside its tolerance.
@@ -47,7 +76,9 @@ def verify(
     names = None if levels is None else [name.strip() for name in levels.split(",")]
     if reference is not None:
         reference = named_model(reference, revision, show_progress=True)
-    report = run(file, reference, progress=lambda line: click.echo(line, err=True), levels=names, **options)
+    report = run(
+        file, reference, progress=lambda line: click.echo(line, err=True), levels=names, **options
+    )
     if plot is not None:
         plot_report(report, plot)
         click.echo(f"wrote {plot}", err=True)
@@ -57,8 +88,16 @@ def verify(
 
 def as_table(report: Report) -> str:
     head = ("level", "quantity", "value", "at most", "", "")
-    rows = [(c.level, c.quantity, f"{c.value:.2g}", f"{c.tolerance:.2g}", _verdict(c), c.detail) for c in report.checks]
-    lines = [f"{report.file}: {report.scaling['method']}, context {report.context:,}, held to the {report.wanted_from}"]
+    rows = [
+        (c.level, c.quantity, f"{c.value:.2g}", f"{c.tolerance:.2g}", _verdict(c), c.detail)
+        for c in report.checks
+    ]
+    lines = [
+        (
+            f"{report.file}: {report.scaling['method']}, context {report.context:,}, held to the "
+            f"{report.wanted_from}"
+        )
+    ]
     lines += _columns([head, *rows])
     lines += [f"why ({c.level}, {c.quantity}): {c.why}" for c in report.checks if c.why]
     lines += _kernels(report)

@@ -1,9 +1,10 @@
-"""A RoPE gain m folded into the weights: rotation leaves the keys' length alone, and the queries are m² longer.
+"""A RoPE gain m folded into the weights: rotation leaves the keys' length alone, and the queries
+are m² longer.
 
-Attention sees q·k only, so m on both sides is m² on one. What a context shift does to the cached keys is then a
-pure rotation, where a gain in the kernel would be applied again at every shift. Float tensors are scaled in
-float64 and rounded once; of quantized ones the float16 scales of their blocks are scaled, and what that costs is
-measured (``Rounding``).
+Attention sees q·k only, so m on both sides is m² on one. What a context shift does to the cached
+keys is then a pure rotation, where a gain in the kernel would be applied again at every shift.
+Float tensors are scaled in float64 and rounded once; of quantized ones the float16 scales of their
+blocks are scaled, and what that costs is measured (``Rounding``).
 """
 
 from __future__ import annotations
@@ -29,20 +30,30 @@ if TYPE_CHECKING:
     _Bytes = np.ndarray[Any, np.dtype[np.uint8]]
     _Floats = np.ndarray[Any, np.dtype[np.float64]]
 
-#: Quantized type → where in a block its float16 scales stand (bytes). A block's values are linear in them.
-#: From ggml-common.h, structs block_q4_0 to block_iq4_xs.
+#: Quantized type → where in a block its float16 scales stand (bytes). A block's values are linear
+#: in them. From ggml-common.h, structs block_q4_0 to block_iq4_xs.
 SCALES_OF_TYPE = {
-    "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,),
-    "Q2_K": (80, 82), "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,),
-    "IQ4_NL": (0,), "IQ4_XS": (0,),
-}  # fmt: skip
+    "Q4_0": (0,),
+    "Q4_1": (0, 2),
+    "Q5_0": (0,),
+    "Q5_1": (0, 2),
+    "Q8_0": (0,),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q4_K": (0, 2),
+    "Q5_K": (0, 2),
+    "Q6_K": (208,),
+    "IQ4_NL": (0,),
+    "IQ4_XS": (0,),
+}
 _QUERY_NORM = "attn_q_norm.weight"
 _PROJECTIONS = ("attn_q.weight", "attn_q.bias", "attn_qkv.weight", "attn_qkv.bias")
 
 
 @dataclass
 class Rounding:
-    """What storing the scaled numbers (values, or block scales of quantized tensors) lost, relative to them.
+    """What storing the scaled numbers (values, or block scales of quantized tensors) lost, relative
+    to them.
 
     ``worst``: of a single number; ``rms``: of all of them, √(Σ error² / Σ number²).
     """
@@ -70,19 +81,28 @@ class Rounding:
 
 
 def fold_query(
-    tensors: list[SourceTensor], arch: str, geometry: RopeGeometry, keys: Mapping[str, Any], ratio: float
+    tensors: list[SourceTensor],
+    arch: str,
+    geometry: RopeGeometry,
+    keys: Mapping[str, Any],
+    ratio: float,
 ) -> list[SourceTensor]:
-    """``tensors`` with ``ratio`` on the rotated query rows of every layer that the scaling concerns.
+    """``tensors`` with ``ratio`` on the rotated query rows of every layer that the scaling
+    concerns.
 
-    ``keys``: the architecture's, without its prefix. Raises ``RopeError`` where a layer's queries are made by tensors
-    that are not known here.
+    ``keys``: the architecture's, without its prefix. Raises ``RopeError`` where a layer's queries
+    are made by tensors that are not known here.
     """
     n_heads, kinds = keys.get("attention.head_count"), layer_kinds(keys, arch)
     if not isinstance(n_heads, int):
-        raise RopeError(f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that are alike")
+        raise RopeError(
+            f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that "
+            "are alike"
+        )
     if capability_of(arch).norm_behind:
         raise RopeError(
-            f"llama.cpp's architecture {arch} norms queries and keys behind their rotation, which takes the gain away: "
+            f"llama.cpp's architecture {arch} norms queries and keys behind their rotation, which "
+            "takes the gain away: "
             "there is nothing to fold; choose --encoding keys"
         )
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
@@ -90,37 +110,54 @@ def fold_query(
     names = (_QUERY_NORM,) if normed else _PROJECTIONS
     wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
     layers = {t.name: found[1] for t in tensors if (found := wanted.fullmatch(t.name))}
-    folded = [_scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t for t in tensors]
-    reached = {t.name.split(".")[1] for t in folded if t.row_scale is not None and t.name.endswith(".weight")}
+    folded = [
+        _scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t
+        for t in tensors
+    ]
+    reached = {
+        t.name.split(".")[1]
+        for t in folded
+        if t.row_scale is not None and t.name.endswith(".weight")
+    }
     missing = min(map(int, concerned - reached), default=None)
     if missing is not None:
         raise RopeError(
-            f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to fold the gain into; "
+            f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to "
+            "fold the gain into; "
             "choose --encoding keys"
         )
     return folded
 
 
-def _scaled(tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: float) -> SourceTensor:
-    """Rows of the query heads only (a fused tensor has the keys and values behind them), rotated dimensions only
-    (the first of a head, in either layout)."""
+def _scaled(
+    tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: float
+) -> SourceTensor:
+    """Rows of the query heads only (a fused tensor has the keys and values behind them), rotated
+    dimensions only (the first of a head, in either layout)."""
     import numpy as np
 
     rows = tensor.shape[-1]
     of_norm = tensor.name.endswith(_QUERY_NORM)  # of one head, or of all
     if of_norm and len(tensor.shape) > 1:
-        raise RopeError(f"tensor {tensor.name} has a row for each head, whose rotated part cannot be scaled alone; "
-                        "choose --encoding keys")  # fmt: skip
+        raise RopeError(
+            f"tensor {tensor.name} has a row for each head, whose rotated part cannot be scaled "
+            "alone; "
+            "choose --encoding keys"
+        )
     heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
     if rows < heads * geometry.head_dim:
-        raise RopeError(f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more")
+        raise RopeError(
+            f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more"
+        )
     scale = np.ones(rows)
     for head in range(heads):
         scale[head * geometry.head_dim :][: geometry.n_rot] = ratio
     return replace(tensor, row_scale=scale)
 
 
-def scale_values(values: np.ndarray[Any, Any], scale: _Floats) -> np.ndarray[Any, np.dtype[np.float32]]:
+def scale_values(
+    values: np.ndarray[Any, Any], scale: _Floats
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Rows of float values times their scale, rounded once to float32."""
     import numpy as np
 
@@ -130,22 +167,27 @@ def scale_values(values: np.ndarray[Any, Any], scale: _Floats) -> np.ndarray[Any
 
 
 def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> _Bytes:
-    """Rows of a GGUF tensor (n_rows, bytes) with each row's values times its scale, in the same type.
+    """Rows of a GGUF tensor (n_rows, bytes) with each row's values times its scale, in the same
+    type.
 
-    Raises ``GgufError`` for a type whose blocks have no float16 scale, or a scale that float16 cannot hold.
+    Raises ``GgufError`` for a type whose blocks have no float16 scale, or a scale that float16
+    cannot hold.
     """
     if kind in (F32, F16, BF16):
         return _scale_floats(rows, kind, scale, rounding)
     offsets = SCALES_OF_TYPE.get(type_name(kind))
     if offsets is None:
         raise GgufError(
-            f"a tensor of the queries is {type_name(kind)}, whose scales are not float16 numbers: nothing can be "
+            f"a tensor of the queries is {type_name(kind)}, whose scales are not float16 numbers: "
+            "nothing can be "
             "folded into it; choose --encoding keys, or start from a float file"
         )
     return _scale_blocks(rows, kind, offsets, scale, rounding)
 
 
-def _scale_blocks(rows: _Bytes, kind: int, offsets: tuple[int, ...], scale: _Floats, rounding: Rounding) -> _Bytes:
+def _scale_blocks(
+    rows: _Bytes, kind: int, offsets: tuple[int, ...], scale: _Floats, rounding: Rounding
+) -> _Bytes:
     import numpy as np
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -159,7 +201,8 @@ def _scale_blocks(rows: _Bytes, kind: int, offsets: tuple[int, ...], scale: _Flo
             new = exact.astype("<f2")
         if np.isinf(new).any() and not np.isinf(old).any():
             raise GgufError(
-                f"a block scale of {np.abs(old).max():g} times {scale.max():g} does not fit into float16; "
+                f"a block scale of {np.abs(old).max():g} times {scale.max():g} does not fit into "
+                "float16; "
                 "choose --encoding keys, or start from a float file"
             )
         rounding.add(exact, new.astype(np.float64))
@@ -185,6 +228,9 @@ def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -
         with np.errstate(over="ignore"):
             stored = exact.astype(values.dtype)
         if not np.isfinite(stored).all() and np.isfinite(values).all():
-            raise GgufError(f"a query weight times {scale.max():g} does not fit into {type_name(kind)}; start from f32")
+            raise GgufError(
+                f"a query weight times {scale.max():g} does not fit into {type_name(kind)}; start "
+                "from f32"
+            )
         rounding.add(exact, stored.astype(np.float64))
     return np.ascontiguousarray(stored).view("u1").reshape(rows.shape)

@@ -1,7 +1,8 @@
-"""Importance matrices, as llama.cpp's imatrix tool writes them: mean squared activations of each column of a weight.
+"""Importance matrices, as llama.cpp's imatrix tool writes them: mean squared activations of each
+column of a weight.
 
-Two forms are read as its quantizer reads them (common/imatrix-loader.cpp, tools/quantize/quantize.cpp): GGUF files
-with sums and counts, and the older .dat files.
+Two forms are read as its quantizer reads them (common/imatrix-loader.cpp,
+tools/quantize/quantize.cpp): GGUF files with sums and counts, and the older .dat files.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _MAX_NAME = 512
 
 @dataclass(frozen=True)
 class Imatrix:
-    """``entries``: tensor → float32 means, one for each column, of all experts one after the other."""
+    """``entries``: tensor → float32 means, one for each column, of all experts one after the
+    other."""
 
     path: Path
     entries: dict[str, Means]
@@ -34,13 +36,20 @@ class Imatrix:
 
     def metadata(self) -> dict[str, Any]:
         """What llama-quantize writes into the file about it; of the path the name only."""
-        values = {"file": self.path.name, "dataset": self.datasets[0] if self.datasets else None,
-                  "entries_count": len(self.entries), "chunks_count": self.chunks or None}  # fmt: skip
-        return {f"quantize.imatrix.{key}": value for key, value in values.items() if value is not None}
+        values = {
+            "file": self.path.name,
+            "dataset": self.datasets[0] if self.datasets else None,
+            "entries_count": len(self.entries),
+            "chunks_count": self.chunks or None,
+        }
+        return {
+            f"quantize.imatrix.{key}": value for key, value in values.items() if value is not None
+        }
 
 
 def read_imatrix(path: Path) -> Imatrix:
-    """Raises ``GgufError`` for a file that is neither form, is cut short or has values that are no numbers."""
+    """Raises ``GgufError`` for a file that is neither form, is cut short or has values that are no
+    numbers."""
     import numpy as np
 
     try:
@@ -51,7 +60,10 @@ def read_imatrix(path: Path) -> Imatrix:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
     for name, means in imatrix.entries.items():
         if not np.isfinite(means).all():
-            raise GgufError(f"{path}: the entry of {name} has values that are no finite numbers; make the matrix anew")
+            raise GgufError(
+                f"{path}: the entry of {name} has values that are no finite numbers; make the "
+                "matrix anew"
+            )
     return imatrix
 
 
@@ -65,22 +77,32 @@ def _read_gguf(path: Path) -> Imatrix:
     for name in [n.removesuffix(_SUMS) for n in gguf.tensors if n.endswith(_SUMS)]:
         both = [gguf.tensors.get(name + end) for end in (_SUMS, _COUNTS)]
         if any(info is None or info.type != F32 for info in both):
-            raise GgufError(f"{path}: the sums and counts of {name} are not both there in F32; make the matrix anew")
+            raise GgufError(
+                f"{path}: the sums and counts of {name} are not both there in F32; make the matrix "
+                "anew"
+            )
         sums, counts = (gguf.float_tensor(name + end) for end in (_SUMS, _COUNTS))
         if sums.size % counts.size:
-            raise GgufError(f"{path}: {name} has {sums.size} sums for {counts.size} counts; make the matrix anew")
+            raise GgufError(
+                f"{path}: {name} has {sums.size} sums for {counts.size} counts; make the matrix "
+                "anew"
+            )
         times = np.rint(counts)[:, None]
         sums = sums.reshape(counts.size, -1)
         entries[name] = np.divide(sums, times, out=np.ones_like(sums), where=times > 0).reshape(-1)
     if not entries:
-        raise GgufError(f"{path} is a GGUF file but no importance matrix: it has no tensor named *{_SUMS}")
+        raise GgufError(
+            f"{path} is a GGUF file but no importance matrix: it has no tensor named *{_SUMS}"
+        )
     datasets = gguf.get("imatrix.datasets", ())
-    return Imatrix(path, entries, tuple(map(str, datasets)), int(gguf.get("imatrix.chunk_count", 0)))
+    return Imatrix(
+        path, entries, tuple(map(str, datasets)), int(gguf.get("imatrix.chunk_count", 0))
+    )
 
 
 def _read_dat(path: Path) -> Imatrix:
-    """int32 count; for each entry int32 length, name, int32 calls, int32 n, n float32; then int32 chunks, and the
-    length and name of the text, both optional."""
+    """int32 count; for each entry int32 length, name, int32 calls, int32 n, n float32; then int32
+    chunks, and the length and name of the text, both optional."""
     import numpy as np
 
     data, at = path.read_bytes(), 0
@@ -89,7 +111,9 @@ def _read_dat(path: Path) -> Imatrix:
         nonlocal at
         at += 4
         if at > len(data):
-            raise GgufError(f"{path} is no importance matrix, or it was cut short (at byte {at - 4})")
+            raise GgufError(
+                f"{path} is no importance matrix, or it was cut short (at byte {at - 4})"
+            )
         return int(struct.unpack_from("<i", data, at - 4)[0])
 
     def taken(nbytes: int, most: int) -> bytes:

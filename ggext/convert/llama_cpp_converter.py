@@ -1,7 +1,9 @@
-"""Families that ggext does not convert: llama.cpp's own converter makes the file, ggext bakes and verifies it.
+"""Families that ggext does not convert: llama.cpp's own converter makes the file, ggext bakes and
+verifies it.
 
-The converter is run as a program from a checkout of llama.cpp, with the Python that runs ggext (it needs torch and
-transformers there). Its file lies beside the output until the end and is removed then.
+The converter is run as a program from a checkout of llama.cpp, with the Python that runs ggext (it
+needs torch and transformers there). Its file lies beside the output until the end and is removed
+then.
 """
 
 from __future__ import annotations
@@ -27,14 +29,19 @@ _SCRIPT = "convert_hf_to_gguf.py"
 def converted(options: ConvertOptions, checkout: Path) -> Iterator[ConvertOptions]:
     """``options`` with llama.cpp's file in the model's place, which is there until the block ends.
 
-    ``checkout``: the folder of llama.cpp's source. Raises ``UsageError`` where it is none, ``CheckpointError`` with
-    the converter's last line where it fails.
+    ``checkout``: the folder of llama.cpp's source. Raises ``UsageError`` where it is none,
+    ``CheckpointError`` with the converter's last line where it fails.
     """
     script = checkout / _SCRIPT
     if not script.is_file():
-        raise UsageError(f"--via-llama-cpp {checkout}: there is no {_SCRIPT}; give the folder of llama.cpp's source")
+        raise UsageError(
+            f"--via-llama-cpp {checkout}: there is no {_SCRIPT}; give the folder of llama.cpp's "
+            "source"
+        )
     if not options.model.is_dir():
-        raise UsageError(f"--via-llama-cpp converts a checkpoint's folder, and {options.model} is none")
+        raise UsageError(
+            f"--via-llama-cpp converts a checkpoint's folder, and {options.model} is none"
+        )
     if options.out is not None:
         check_output(options.out, options.force)
     kind = options.type.lower()
@@ -51,7 +58,9 @@ def _folder_beside(out: Path | None) -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix=".ggext-", dir=parent)
     except OSError as error:
-        raise OutputError(f"{parent}: {error.strerror or error}; choose a folder that can be written") from None
+        raise OutputError(
+            f"{parent}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
     with folder as path:
         yield Path(path)
 
@@ -59,9 +68,14 @@ def _folder_beside(out: Path | None) -> Iterator[Path]:
 def _run(script: Path, model: Path, out: Path, outtype: str) -> None:
     command = [sys.executable, str(script), str(model), "--outfile", str(out), "--outtype", outtype]
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        errors="replace", check=False,
-    )  # fmt: skip
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        check=False,
+    )
     if done.returncode or not out.is_file():
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         last = said[-1][:300] if said else "it said nothing"

@@ -1,4 +1,5 @@
-"""Tensor values from the type they have to the type that is written, piece by piece, in the native extension.
+"""Tensor values from the type they have to the type that is written, piece by piece, in the native
+extension.
 
 f32, f16, bf16 and q8_0 are made here; everything else is llama.cpp's own quantizer's.
 """
@@ -26,19 +27,30 @@ if TYPE_CHECKING:
     _Scale = np.ndarray[Any, np.dtype[np.float64]]
 
 _NATIVE_NAMES: dict[int, Literal["float32", "float16", "bfloat16", "q8_0"]] = {
-    F32: "float32", F16: "float16", BF16: "bfloat16", Q8_0: "q8_0",
-}  # fmt: skip
+    F32: "float32",
+    F16: "float16",
+    BF16: "bfloat16",
+    Q8_0: "q8_0",
+}
 
 
 def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWrite:
-    """``rounding`` counts what scaled rows lose, where the file that they came from had them already rounded."""
+    """``rounding`` counts what scaled rows lose, where the file that they came from had them
+    already rounded."""
     if kind != tensor.type and kind not in _NATIVE_NAMES:
-        raise GgufError(f"tensor {tensor.name} cannot become {type_name(kind)} here; llama.cpp's quantizer makes that")
+        raise GgufError(
+            f"tensor {tensor.name} cannot become {type_name(kind)} here; llama.cpp's quantizer "
+            "makes that"
+        )
     nbytes, n_values = tensor_nbytes(tensor.name, tensor.shape, kind), math.prod(tensor.shape)
     stored = tensor.stored() if kind == tensor.type else []
     if stored:
         return TensorToWrite(
-            tensor.name, tensor.shape, kind, nbytes, lambda: (p for place in stored for p in stored_pieces(*place))
+            tensor.name,
+            tensor.shape,
+            kind,
+            nbytes,
+            lambda: (p for place in stored for p in stored_pieces(*place)),
         )
 
     def pieces() -> Iterator[Piece]:
@@ -46,12 +58,17 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
         for block in tensor.blocks():
             scale = None if tensor.row_scale is None else tensor.row_scale[row : row + block.n_rows]
             row += block.n_rows
-            yield Piece(nbytes * block.n_values // n_values, partial(_bytes, block, tensor, kind, scale, rounding))
+            yield Piece(
+                nbytes * block.n_values // n_values,
+                partial(_bytes, block, tensor, kind, scale, rounding),
+            )
 
     return TensorToWrite(tensor.name, tensor.shape, kind, nbytes, pieces)
 
 
-def _bytes(block: RowBlock, tensor: SourceTensor, kind: int, scale: _Scale | None, rounding: Rounding) -> memoryview:
+def _bytes(
+    block: RowBlock, tensor: SourceTensor, kind: int, scale: _Scale | None, rounding: Rounding
+) -> memoryview:
     import numpy as np
 
     rows, held = block.read(), tensor.type
@@ -73,7 +90,8 @@ def _converted(values: _Values, held: int, kind: int, tensor: SourceTensor) -> _
         return native.convert(values, _NATIVE_NAMES[kind], dtype=dtype)
     except native.ValueLostError as error:
         raise CheckpointError(
-            f"{tensor.place} has the value {error.value:g}, which {_NATIVE_NAMES[kind]} cannot hold; "
+            f"{tensor.place} has the value {error.value:g}, which {_NATIVE_NAMES[kind]} cannot "
+            "hold; "
             "choose --type bf16 or f32"
         ) from None
 

@@ -9,8 +9,8 @@
     original_context = 32768
     attention_factor = 1.1
 
-``[rope]`` has the parameters of ``RopeScaling`` under their own names. What is unknown, or of the wrong type, is an
-error: a recipe that is read differently from how it was meant is worse than none.
+``[rope]`` has the parameters of ``RopeScaling`` under their own names. What is unknown, or of the
+wrong type, is an error: a recipe that is read differently from how it was meant is worse than none.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _VALUES_A_LINE = 8
 
 @dataclass(frozen=True)
 class Request:
-    """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest exact one;
-    ``type`` and ``tensor_types`` as ``convert --type`` and ``--tensor-type``."""
+    """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest
+    exact one; ``type`` and ``tensor_types`` as ``convert --type`` and ``--tensor-type``."""
 
     rope: RopeScaling
     target_context: int | None = None
@@ -49,12 +49,18 @@ def read_request(path: Path) -> Request:
     """Raises ``RopeError`` naming the file, the key and what would be accepted."""
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise RopeError(f"{path} has more than {_MAX_BYTES:,} bytes; a recipe is a short TOML file")
+            raise RopeError(
+                f"{path} has more than {_MAX_BYTES:,} bytes; a recipe is a short TOML file"
+            )
         values = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise RopeError(f"{path} does not exist; name a scaling too, for example --yarn 4, to write it") from None
+        raise RopeError(
+            f"{path} does not exist; name a scaling too, for example --yarn 4, to write it"
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RopeError(f"{path} is not a TOML file that can be read: {str(error).splitlines()[0]}") from None
+        raise RopeError(
+            f"{path} is not a TOML file that can be read: {str(error).splitlines()[0]}"
+        ) from None
     try:
         return _request(values)
     except RopeError as error:
@@ -64,11 +70,19 @@ def read_request(path: Path) -> Request:
 def _request(values: dict[str, Any]) -> Request:
     if values.get("format") != _FORMAT:
         raise RopeError(f"format is {values.get('format')!r}; this version reads {_FORMAT}")
-    _refuse_unknown(values, {"format", "rope", "target_context", "encoding", "type", "tensor_types"}, "the recipe")
+    _refuse_unknown(
+        values,
+        {"format", "rope", "target_context", "encoding", "type", "tensor_types"},
+        "the recipe",
+    )
     rope = values.get("rope")
     if not isinstance(rope, dict):
         raise RopeError("the table [rope] is missing; it names the method")
-    target, encoding, kind = values.get("target_context"), values.get("encoding"), values.get("type", "auto")
+    target, encoding, kind = (
+        values.get("target_context"),
+        values.get("encoding"),
+        values.get("type", "auto"),
+    )
     if target is not None and (type(target) is not int or target < 1):
         raise RopeError(f"target_context is {target!r}; it must be a whole number of tokens")
     if encoding is not None and encoding not in ENCODINGS:
@@ -77,11 +91,15 @@ def _request(values: dict[str, Any]) -> Request:
         raise RopeError(f"type is {kind!r}; it must be a string such as q8_0")
     types = values.get("tensor_types", [])
     if not isinstance(types, list) or not all(isinstance(item, str) for item in types):
-        raise RopeError(f"tensor_types is {types!r}; it must be a list of strings such as output=f16")
+        raise RopeError(
+            f"tensor_types is {types!r}; it must be a list of strings such as output=f16"
+        )
     scaling = _scaling(rope)
     if target is not None and scaling.factor is not None:
         raise RopeError("target_context and a factor exclude each other; keep one")
-    methods.check(replace(scaling, factor=1.0) if target is not None and scaling.method != "none" else scaling)
+    methods.check(
+        replace(scaling, factor=1.0) if target is not None and scaling.method != "none" else scaling
+    )
     return Request(scaling, target, encoding, kind, tuple(types))
 
 
@@ -107,7 +125,9 @@ def _typed(key: str, value: Any) -> Any:
 def _refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(set(values) - known)
     if unknown:
-        raise RopeError(f"{where} has the unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        raise RopeError(
+            f"{where} has the unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
 
 
 def write_request(path: Path, request: Request, force: bool = False) -> None:
@@ -121,7 +141,11 @@ def write_request(path: Path, request: Request, force: bool = False) -> None:
 
 
 def to_toml(request: Request) -> str:
-    top: dict[str, Any] = {"format": _FORMAT, "target_context": request.target_context, "encoding": request.encoding}
+    top: dict[str, Any] = {
+        "format": _FORMAT,
+        "target_context": request.target_context,
+        "encoding": request.encoding,
+    }
     top["type"] = None if request.type == "auto" else request.type
     top["tensor_types"] = request.tensor_types or None
     rope = {"method": request.rope.method, **request.rope.given()}
@@ -139,6 +163,8 @@ def _value(value: Any) -> str:
         return f'"{escaped}"'
     if isinstance(value, tuple):
         texts = [_value(v) for v in value]
-        rows = [", ".join(texts[i : i + _VALUES_A_LINE]) for i in range(0, len(texts), _VALUES_A_LINE)]
+        rows = [
+            ", ".join(texts[i : i + _VALUES_A_LINE]) for i in range(0, len(texts), _VALUES_A_LINE)
+        ]
         return "[\n    " + ",\n    ".join(rows) + ",\n]"
     return repr(value)

@@ -22,8 +22,15 @@ if TYPE_CHECKING:
 
 _GGML_TYPE = {"F64": F32, "F32": F32, "F16": F16, "BF16": BF16}
 #: Buffers that old checkpoints carry and the model does not need.
-_DERIVED_SUFFIXES = ("rotary_emb.inv_freq", "attn.masked_bias", "attn.bias", "attention.masked_bias", "attention.bias")
-#: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted head 1.
+_DERIVED_SUFFIXES = (
+    "rotary_emb.inv_freq",
+    "attn.masked_bias",
+    "attn.bias",
+    "attention.masked_bias",
+    "attention.bias",
+)
+#: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted
+#: head 1.
 _LARGEST_SPAN = 4
 _COMPARED = 1 << 20  # values at a time
 _MOST_BYTES = 8  # of a value, as it is stored
@@ -31,11 +38,14 @@ _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
 
-def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Rows of MXFP4 as ggml packs them: of 32 values the exponent, then 16 bytes with value i beside value i + 16.
+def ggml_mxfp4(
+    blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]
+) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Rows of MXFP4 as ggml packs them: of 32 values the exponent, then 16 bytes with value i
+    beside value i + 16.
 
-    ``blocks``: uint8 (rows, blocks, 16), each byte two neighbours, the first in its lower half; ``exponents``: uint8
-    (rows, blocks). The result is (rows, blocks · 17).
+    ``blocks``: uint8 (rows, blocks, 16), each byte two neighbours, the first in its lower half;
+    ``exponents``: uint8 (rows, blocks). The result is (rows, blocks · 17).
     """
     import numpy as np
 
@@ -46,7 +56,8 @@ def ggml_mxfp4(blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]) ->
 
 @dataclass(frozen=True)
 class RowBlock:
-    """``n_rows`` rows (values of a one-dimensional tensor), ``n_values`` in all, that ``read`` gives in any thread."""
+    """``n_rows`` rows (values of a one-dimensional tensor), ``n_values`` in all, that ``read``
+    gives in any thread."""
 
     n_rows: int
     n_values: int
@@ -55,9 +66,11 @@ class RowBlock:
 
 @dataclass(frozen=True)
 class MappedTensor:
-    """Tensors of a checkpoint in the order and the shape in which they are written, under their GGUF name.
+    """Tensors of a checkpoint in the order and the shape in which they are written, under their
+    GGUF name.
 
-    ``tensors`` are all of one shape and dtype, but for MXFP4's blocks and exponents. ``shape`` in PyTorch order.
+    ``tensors`` are all of one shape and dtype, but for MXFP4's blocks and exponents. ``shape`` in
+    PyTorch order.
     """
 
     name: str
@@ -66,7 +79,8 @@ class MappedTensor:
 
     @property
     def dtype(self) -> str:
-        """As safetensors spells it; F32 for what is computed, MXFP4 for what is packed as ggml packs it."""
+        """As safetensors spells it; F32 for what is computed, MXFP4 for what is packed as ggml
+        packs it."""
         if self.rule.scales is not None:
             return "MXFP4"
         return "F32" if self.rule.plus else self.tensors[0].dtype
@@ -87,17 +101,23 @@ class MappedTensor:
         return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
 
     def stored(self) -> list[tuple[Path, int, int]]:
-        """Where the bytes to write stand, one after the other, as (file, first byte, bytes); nothing where they are to
-        be made."""
+        """Where the bytes to write stand, one after the other, as (file, first byte, bytes);
+        nothing where they are to be made."""
         rule = self.rule
-        made = rule.rows or rule.transposed or rule.plus or rule.arranged or self.tensors[0].dtype == "F64"
+        made = (
+            rule.rows
+            or rule.transposed
+            or rule.plus
+            or rule.arranged
+            or self.tensors[0].dtype == "F64"
+        )
         if made or not all(tensor.is_stored for tensor in self.tensors):
             return []
         return [(tensor.path, tensor.start, tensor.nbytes) for tensor in self.tensors]
 
     def blocks(self, nbytes: int) -> Iterator[RowBlock]:
-        """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional where the tensor
-        is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
+        """Whole rows in writing order, about ``nbytes`` at a time: two-dimensional (one-dimensional
+        where the tensor is); bfloat16 as its uint16 bits, MXFP4 as ggml's bytes."""
         if self.rule.arranged is not None:
             yield from self._arranged_blocks(nbytes)
             return
@@ -109,7 +129,11 @@ class MappedTensor:
         for tensor in self.tensors:
             for start in range(0, n_rows, step):
                 stop = min(n_rows, start + step)
-                yield RowBlock(stop - start, (stop - start) * row_length, partial(self._read, tensor, start, stop))
+                yield RowBlock(
+                    stop - start,
+                    (stop - start) * row_length,
+                    partial(self._read, tensor, start, stop),
+                )
 
     def _arranged_blocks(self, nbytes: int) -> Iterator[RowBlock]:
         """Of two or more dimensions; no block has rows of two matrices."""
@@ -124,7 +148,9 @@ class MappedTensor:
     def _read_arranged(self, matrix: int | None, start: int, stop: int) -> np.ndarray[Any, Any]:
         assert self.rule.arranged is not None
         wholes = [_arranged(tensor, self.rule.arranged) for tensor in self.tensors]
-        first, *others = (whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes)
+        first, *others = (
+            whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes
+        )
         return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
 
     def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
@@ -140,12 +166,14 @@ class MappedTensor:
 def _arranged(
     tensor: CheckpointTensor, arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
 ) -> np.ndarray[Any, Any]:
-    """A view of the mapped values; the last ones are kept, since values of float8 are computed all together."""
+    """A view of the mapped values; the last ones are kept, since values of float8 are computed all
+    together."""
     return arranged(tensor.array())
 
 
 def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:
-    """How many rows to take together: about ``nbytes``, and whole blocks of 32 values even where a row is none."""
+    """How many rows to take together: about ``nbytes``, and whole blocks of 32 values even where a
+    row is none."""
     return aligned(max(1, nbytes // row_bytes), 32 // math.gcd(32, row_length))
 
 
@@ -157,9 +185,11 @@ def _rearranged(rule: TensorRule) -> tuple[int, ...]:
     return rule.view or shape
 
 
-def _rows(tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Rows [start, stop) in writing order. Chosen ones come out of the span that holds them, if that is not much
-    larger."""
+def _rows(
+    tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int
+) -> np.ndarray[Any, Any]:
+    """Rows [start, stop) in writing order. Chosen ones come out of the span that holds them, if
+    that is not much larger."""
     shape = _rearranged(rule)
     row = shape[-1:] if len(shape) > 1 else ()
     n = math.prod(row)
@@ -176,9 +206,14 @@ def _rows(tensor: CheckpointTensor, rule: TensorRule, start: int, stop: int) -> 
 
 
 def mapped(
-    rules: Iterable[TensorRule], found: dict[str, CheckpointTensor], arch: str, source: str, notes: list[str]
+    rules: Iterable[TensorRule],
+    found: dict[str, CheckpointTensor],
+    arch: str,
+    source: str,
+    notes: list[str],
 ) -> Iterator[MappedTensor]:
-    """Apply the family's rules; every tensor is there with its shape, and what is left over is told in ``notes``.
+    """Apply the family's rules; every tensor is there with its shape, and what is left over is told
+    in ``notes``.
 
     ``source``: what messages call the configuration. Raises ``CheckpointError``.
     """
@@ -194,7 +229,9 @@ def mapped(
         if missing and rule.optional and len(missing) == len(tensors):
             continue
         if missing:
-            raise CheckpointError(f"{source}: the model needs the tensor {missing[0]}, which is not there")
+            raise CheckpointError(
+                f"{source}: the model needs the tensor {missing[0]}, which is not there"
+            )
         there = tuple(tensor for tensor in tensors if tensor is not None)
         if rule.scales is None:
             for tensor in there:
@@ -203,18 +240,27 @@ def mapped(
             _check_packed(there, rule, source)
         yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
     unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
-    bias = next((n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used), None)
+    bias = next(
+        (n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used),
+        None,
+    )
     if bias is not None:
-        raise CheckpointError(f"{source}: the model has {bias}, and llama.cpp's architecture {arch} adds no bias there")
+        raise CheckpointError(
+            f"{source}: the model has {bias}, and llama.cpp's architecture {arch} adds no bias "
+            "there"
+        )
     if unknown:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-        notes.append(f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}")
+        notes.append(
+            f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"
+        )
 
 
 def taken_scalars(
     wanted: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
 ) -> dict[str, list[float]]:
-    """The values of tensors of one value each, which are taken out of ``found``. Raises ``CheckpointError``."""
+    """The values of tensors of one value each, which are taken out of ``found``. Raises
+    ``CheckpointError``."""
     values: dict[str, list[float]] = {}
     for key, names in wanted.items():
         for name in names:
@@ -222,7 +268,9 @@ def taken_scalars(
             if tensor is None or math.prod(tensor.shape) != 1:
                 raise CheckpointError(f"{source}: the model needs the tensor {name} of one value")
             value = tensor.array().reshape(-1)
-            values.setdefault(key, []).append(float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0]))
+            values.setdefault(key, []).append(
+                float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0])
+            )
     return values
 
 
@@ -242,7 +290,9 @@ def _alike(one: CheckpointTensor, other: CheckpointTensor) -> bool:
 
 def _values(tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
     """Values [start, stop), all dimensions taken together."""
-    return tensor.values(start, stop) if tensor.is_stored else tensor.array().reshape(-1)[start:stop]
+    return (
+        tensor.values(start, stop) if tensor.is_stored else tensor.array().reshape(-1)[start:stop]
+    )
 
 
 def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:
@@ -251,14 +301,16 @@ def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, sourc
         _check_shape(tensor, shape, source)
         if tensor.dtype != "U8":
             raise CheckpointError(
-                f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is stored as U8"
+                f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; MXFP4 is stored as "
+                "U8"
             )
 
 
 def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) -> None:
     if tensor.shape != shape:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; {source} implies {list(shape)}"
+            f"{tensor.path}: tensor {tensor.name} has the shape {list(tensor.shape)}; {source} "
+            f"implies {list(shape)}"
         )
 
 
@@ -266,22 +318,27 @@ def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) 
     _check_shape(tensor, rule.shape, source)
     if tensor.dtype not in _GGML_TYPE:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: {', '.join(_GGML_TYPE)}"
+            f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "
+            f"{', '.join(_GGML_TYPE)}"
         )
     if tensor.dtype != dtype:
         raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} and {rule.sources[0]} is {dtype}; "
+            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} and {rule.sources[0]} is "
+            f"{dtype}; "
             "they become one tensor: save the model in one dtype"
         )
 
 
 def gguf_name(arch: str, name: str) -> str:
-    """What the ``gguf`` package calls a checkpoint's tensor. Raises ``CheckpointError`` if it does not know it."""
+    """What the ``gguf`` package calls a checkpoint's tensor. Raises ``CheckpointError`` if it does
+    not know it."""
     layer = _LAYER_NUMBER.search(name)
     plain = _EXPERT_NUMBER.sub(".experts.", _LAYER_NUMBER.sub(".0.", name, count=1))
     known = _names_of_one_layer(arch).get_name(plain, try_suffixes=(".weight", ".bias"))
     if known is None:
-        raise CheckpointError(f"the gguf package has no name for the tensor {name} in the architecture {arch}")
+        raise CheckpointError(
+            f"the gguf package has no name for the tensor {name} in the architecture {arch}"
+        )
     return str(known).replace("blk.0.", f"blk.{layer[1]}.", 1) if layer else str(known)
 
 

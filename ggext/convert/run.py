@@ -20,7 +20,13 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
-from ggext.gguf.writer import TensorToWrite, check_output, put_in_place, temporary_beside, write_gguf
+from ggext.gguf.writer import (
+    TensorToWrite,
+    check_output,
+    put_in_place,
+    temporary_beside,
+    write_gguf,
+)
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
@@ -36,11 +42,12 @@ def silent(_: object) -> None:
 @dataclass(frozen=True)
 class ConvertOptions:
     """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
-    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
-    ``tensor_types``: PATTERN=TYPE for some tensors. ``imatrix``: an importance matrix for llama.cpp's quantizer.
-    ``encoding``: how the scaling is written, ``None`` for the simplest that is exact. ``split``: bytes of tensor data
-    in each file, ``None`` for one file. ``in_place``: ``model`` is a GGUF file (one of several parts, or their folder),
-    and its header is changed."""
+    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a
+    K-quant's name. ``tensor_types``: PATTERN=TYPE for some tensors. ``imatrix``: an importance
+    matrix for llama.cpp's quantizer. ``encoding``: how the scaling is written, ``None`` for the
+    simplest that is exact. ``split``: bytes of tensor data in each file, ``None`` for one file.
+    ``in_place``: ``model`` is a GGUF file (one of several parts, or their folder), and its header
+    is changed."""
 
     model: Path
     out: Path | None = None
@@ -57,11 +64,11 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they are;
-    ``fields``: all but what ``completed`` adds. ``nbytes``: tensor data in bytes, before quantizing by llama.cpp;
-    ``notes``: lines for the user.
-    ``bake``: the same of a GGUF file whose tensor data stays as it is. Known after writing: ``rounding``, what folding
-    cost a GGUF file's query weights, ``files``, and ``how`` the data of a GGUF file got there."""
+    """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they
+    are; ``fields``: all but what ``completed`` adds. ``nbytes``: tensor data in bytes, before
+    quantizing by llama.cpp; ``notes``: lines for the user. ``bake``: the same of a GGUF file whose
+    tensor data stays as it is. Known after writing: ``rounding``, what folding cost a GGUF file's
+    query weights, ``files``, and ``how`` the data of a GGUF file got there."""
 
     out: Path
     source: ModelSource
@@ -90,7 +97,8 @@ class Plan:
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
-    """Write the file that ``plan`` describes. Raises a ``GgextError``; the output is whole or absent."""
+    """Write the file that ``plan`` describes. Raises a ``GgextError``; the output is whole or
+    absent."""
     return execute(plan(options), progress)
 
 
@@ -105,10 +113,15 @@ def plan(options: ConvertOptions) -> Plan:
         geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
         encoding = encode(scaling, geometry, source.arch, options.encoding)
         if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
-            notes.append(f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says it all")
+            notes.append(
+                f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says "
+                "it all"
+            )
         if options.in_place:
             check_weights_stay(source.path, encoding, source.query_scale)
-        tensors = _with_query_scale([t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes)
+        tensors = _with_query_scale(
+            [t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes
+        )
         fields = _with_rope(source, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
@@ -123,23 +136,40 @@ def plan(options: ConvertOptions) -> Plan:
         fields["general.quantization_version"] = Field.of(2)
     imatrix = _imatrix(options.imatrix, types, tensors, notes)
     return Plan(
-        _output(options, source, scaling), source, encoding, scaling, geometry,
-        fields if imatrix is None else fields | {key: Field.of(value) for key, value in imatrix.metadata().items()},
-        written, sum(t.nbytes for t in written), types, imatrix, options.split, notes, rounding,
+        _output(options, source, scaling),
+        source,
+        encoding,
+        scaling,
+        geometry,
+        fields
+        if imatrix is None
+        else fields | {key: Field.of(value) for key, value in imatrix.metadata().items()},
+        written,
+        sum(t.nbytes for t in written),
+        types,
+        imatrix,
+        options.split,
+        notes,
+        rounding,
         bake=_bake(source, encoding, fields) if types.kinds == [t.type for t in tensors] else None,
         in_place=options.in_place,
-    )  # fmt: skip
+    )
 
 
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
         return open_source(options.model)
     checkpoint = (options.model / "config.json").is_file()
-    source = open_source(options.model if checkpoint else metadata_part(options.model), one_part=True)
+    source = open_source(
+        options.model if checkpoint else metadata_part(options.model), one_part=True
+    )
     others = {
-        "OUT": options.out, "--type": options.type.lower() != "auto", "--tensor-type": options.tensor_types,
-        "--imatrix": options.imatrix, "--split": options.split,
-    }  # fmt: skip
+        "OUT": options.out,
+        "--type": options.type.lower() != "auto",
+        "--tensor-type": options.tensor_types,
+        "--imatrix": options.imatrix,
+        "--split": options.split,
+    }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
     if options.rope is None and options.target_context is None and options.encoding is None:
         raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
@@ -157,18 +187,32 @@ def _output(options: ConvertOptions, source: ModelSource, scaling: RopeScaling |
     return out
 
 
-def _imatrix(path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]) -> Imatrix | None:
+def _imatrix(
+    path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]
+) -> Imatrix | None:
     if path is None:
         return None
     if types.quantization is None:
-        raise UsageError(f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as Q4_K_M")
+        raise UsageError(
+            f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as "
+            "Q4_K_M"
+        )
     imatrix = read_imatrix(path)
-    weights = [t.name for t in tensors if len(t.shape) > 1 and t.name not in ("token_embd.weight", "output.weight")]
+    weights = [
+        t.name
+        for t in tensors
+        if len(t.shape) > 1 and t.name not in ("token_embd.weight", "output.weight")
+    ]
     without = [name for name in weights if name not in imatrix.entries]
     if len(without) == len(weights):
-        raise UsageError(f"--imatrix {path} knows no tensor of this model; it was made from another one")
+        raise UsageError(
+            f"--imatrix {path} knows no tensor of this model; it was made from another one"
+        )
     if without:
-        notes.append(f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first {without[0]}")
+        notes.append(
+            f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first "
+            f"{without[0]}"
+        )
     return imatrix
 
 
@@ -177,8 +221,17 @@ def _bake(source: ModelSource, encoding: Encoding | None, fields: dict[str, Fiel
     if source.gguf is None or (encoding is not None and encoding.query_scale != source.query_scale):
         return None
     factors = {} if encoding is None else encoding.tensors
-    stale = () if encoding is None else tuple(name for name in SCALING_TENSORS if name in source.gguf.tensors)
-    return Bake(source.gguf, fields, {name: float32_bytes(values) for name, values in factors.items()}, stale)
+    stale = (
+        ()
+        if encoding is None
+        else tuple(name for name in SCALING_TENSORS if name in source.gguf.tensors)
+    )
+    return Bake(
+        source.gguf,
+        fields,
+        {name: float32_bytes(values) for name, values in factors.items()},
+        stale,
+    )
 
 
 def execute(plan: Plan, progress: Progress = silent) -> Plan:
@@ -198,7 +251,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
     with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
         _write(plan, unquantized, progress)
         entries = None if plan.imatrix is None else plan.imatrix.entries
-        quantize(unquantized, quantized, plan.types.quantization, tensor_types=plan.types.exact, imatrix=entries)
+        quantize(
+            unquantized,
+            quantized,
+            plan.types.quantization,
+            tensor_types=plan.types.exact,
+            imatrix=entries,
+        )
         made = read_gguf(quantized)
         check_made({name: info.type for name, info in made.tensors.items()}, plan.types.exact)
         if plan.split is None:
@@ -225,7 +284,9 @@ def _write_parts(
     return write_parts(plan.out, fields, in_order, plan.split, progress)
 
 
-def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[str]) -> tuple[RopeScaling | None, str]:
+def resolve_scaling(
+    options: ConvertOptions, source: ModelSource, notes: list[str]
+) -> tuple[RopeScaling | None, str]:
     """The request in full, and who made it. ``None``: a GGUF file stays as it is."""
     asked = options.rope
     if asked is None and options.target_context is not None:
@@ -236,8 +297,10 @@ def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[st
         return source.scaling, CHECKPOINT
     if asked.original_context is None and source.scaling is None:
         raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files do); a new scaling "
-            "replaces them, so say the context that they started from: --original-context (8192 for Llama 3.1 and 3.2)"
+            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
+            "do); a new scaling "
+            "replaces them, so say the context that they started from: --original-context (8192 "
+            "for Llama 3.1 and 3.2)"
         )
     own = source.scaling
     if own is None or own.method != "none":
@@ -250,9 +313,13 @@ def resolve_scaling(options: ConvertOptions, source: ModelSource, notes: list[st
         if asked.factor is not None:
             raise UsageError("a factor and --target-context exclude each other; give one")
         if options.target_context <= original:
-            notes.append(f"the model reaches {options.target_context} tokens without scaling; none is baked")
+            notes.append(
+                f"the model reaches {options.target_context} tokens without scaling; none is baked"
+            )
             return RopeScaling(), COMMAND_LINE
-        asked = replace(asked, factor=options.target_context / original, context=options.target_context)
+        asked = replace(
+            asked, factor=options.target_context / original, context=options.target_context
+        )
     return replace(asked, original_context=original), COMMAND_LINE
 
 
@@ -260,20 +327,25 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     """A GGUF file's scaling, to be written in another form."""
     if source.scaling is None:
         raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method, which are not written in another "
-            "form; name the scaling and --original-context (Llama 3.1 and 3.2: --llama3 F --original-context 8192)"
+            f"{source.path} has frequency factors baked in by an unknown method, which are not "
+            "written in another "
+            "form; name the scaling and --original-context (Llama 3.1 and 3.2: --llama3 F "
+            "--original-context 8192)"
         )
     context = source.fields[f"{source.arch}.context_length"].value
     if source.scaling.method == "none":
         return replace(source.scaling, context=context)
     return replace(
-        source.scaling, context=context, original_context=methods.original_context(source.scaling, source.geometry)
+        source.scaling,
+        context=context,
+        original_context=methods.original_context(source.scaling, source.geometry),
     )
 
 
 def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
-    """The source's fields with every trace of an earlier scaling gone and the new one in its place. Where nothing is
-    asked for but no scaling, a file gets back what it said before its first one."""
+    """The source's fields with every trace of an earlier scaling gone and the new one in its place.
+    Where nothing is asked for but no scaling, a file gets back what it said before its first
+    one."""
     fields, arch = source.fields, source.arch
     before = as_before(fields, arch, recipe.table()) if recipe.scaling == RopeScaling() else None
     if before is not None:
@@ -290,14 +362,22 @@ def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[
 def _with_query_scale(
     tensors: list[SourceTensor], source: ModelSource, encoding: Encoding, notes: list[str]
 ) -> list[SourceTensor]:
-    """The query weights with the new gain in them in place of the one that is folded there already."""
+    """The query weights with the new gain in them in place of the one that is folded there
+    already."""
     if source.query_scale != 1.0:
-        notes.append(f"the gain folded into the source's query weights is taken out again (÷ {source.query_scale:.6g})")
+        notes.append(
+            "the gain folded into the source's query weights is taken out again (÷ "
+            f"{source.query_scale:.6g})"
+        )
     if encoding.query_scale == source.query_scale:
         return tensors
     prefix = source.arch + "."
-    keys = {k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)}
-    return fold_query(tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale)
+    keys = {
+        k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)
+    }
+    return fold_query(
+        tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale
+    )
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-#: What is read at once: no more than a second-level cache, so that the values are still there to be converted and
-#: written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
+#: What is read at once: no more than a second-level cache, so that the values are still there to be
+#: converted and written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
 _BLOCK_BYTES = 1 << 20
 #: Gives fields by their full keys, and may add to the notes.
 MakeFields = Callable[[list[str]], dict[str, Field]]
@@ -50,8 +50,9 @@ MakeFields = Callable[[list[str]], dict[str, Field]]
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss. ``row_scale``: for each
-    written row (each value of a one-dimensional tensor) what it is to be multiplied by, ``None`` for unchanged."""
+    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss.
+    ``row_scale``: for each written row (each value of a one-dimensional tensor) what it is to be
+    multiplied by, ``None`` for unchanged."""
 
     name: str
     shape: tuple[int, ...]
@@ -71,8 +72,8 @@ class SourceTensor:
         return f"{self.origin.tensors[0].path}: tensor {self.origin.tensors[0].name}"
 
     def stored(self) -> list[tuple[Path, int, int]]:
-        """Where the bytes stand that the tensor is written as in its own type, one after the other, as (file, first
-        byte, bytes); nothing where they are to be made."""
+        """Where the bytes stand that the tensor is written as in its own type, one after the other,
+        as (file, first byte, bytes); nothing where they are to be made."""
         if self.row_scale is not None:
             return []
         if isinstance(self.origin, MappedTensor):
@@ -81,7 +82,8 @@ class SourceTensor:
         return [(self.origin.path, self.origin.data_offset + info.offset, info.nbytes)]
 
     def blocks(self) -> Iterator[RowBlock]:
-        """Whole rows in writing order, a MB at a time: values of float types (bfloat16 as uint16 bits), else bytes."""
+        """Whole rows in writing order, a MB at a time: values of float types (bfloat16 as uint16
+        bits), else bytes."""
         if isinstance(self.origin, MappedTensor):
             return self.origin.blocks(_BLOCK_BYTES)
         return _gguf_blocks(self.origin, self.origin.tensors[self.name])
@@ -94,25 +96,34 @@ def _gguf_blocks(gguf: GgufFile, info: TensorInfo) -> Iterator[RowBlock]:
     step = rows_at_once(_BLOCK_BYTES, info.nbytes // n_rows, row_length)
     for start in range(0, n_rows, step):
         stop = min(n_rows, start + step)
-        yield RowBlock(stop - start, (stop - start) * row_length, partial(_gguf_rows, gguf, info, dtype, start, stop))
+        yield RowBlock(
+            stop - start,
+            (stop - start) * row_length,
+            partial(_gguf_rows, gguf, info, dtype, start, stop),
+        )
 
 
-def _gguf_rows(gguf: GgufFile, info: TensorInfo, dtype: str, start: int, stop: int) -> np.ndarray[Any, Any]:
+def _gguf_rows(
+    gguf: GgufFile, info: TensorInfo, dtype: str, start: int, stop: int
+) -> np.ndarray[Any, Any]:
     """Rows [start, stop), two-dimensional unless the tensor is one-dimensional."""
     n_rows = math.prod(info.shape[1:]) if len(info.shape) > 1 else info.shape[0]
     items = info.nbytes // n_rows // int(dtype[-1])
-    values = read_values(gguf.path, dtype, gguf.data_offset + info.offset, start * items, stop * items)
+    values = read_values(
+        gguf.path, dtype, gguf.data_offset + info.offset, start * items, stop * items
+    )
     return values.reshape(stop - start, items) if len(info.shape) > 1 else values
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any scaling.
-    ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an unknown method.
-    ``query_scale``: what its query weights were multiplied by, to fold a gain into them. ``gguf``: the file, where it
-    is one. ``later``: each makes some of the fields that a checkpoint's ``fields`` lack, and may add to the notes it is
-    given; that takes longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take up,
-    beyond a few KB."""
+    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any
+    scaling. ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an
+    unknown method. ``query_scale``: what its query weights were multiplied by, to fold a gain into
+    them. ``gguf``: the file, where it is one. ``later``: each makes some of the fields that a
+    checkpoint's ``fields`` lack, and may add to the notes it is given; that takes longer than a
+    plan, so it is done while data is copied. ``later_bytes``: about what they take up, beyond a few
+    KB."""
 
     path: Path
     arch: str
@@ -130,24 +141,33 @@ class ModelSource:
     @property
     def is_unscaled_gguf(self) -> bool:
         """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
-        factors = self.gguf is not None and any(name in self.gguf.tensors for name in FACTOR_TENSORS)
-        return self.is_gguf and not factors and self.scaling == RopeScaling() and self.query_scale == 1.0
+        factors = self.gguf is not None and any(
+            name in self.gguf.tensors for name in FACTOR_TENSORS
+        )
+        return (
+            self.is_gguf
+            and not factors
+            and self.scaling == RopeScaling()
+            and self.query_scale == 1.0
+        )
 
 
 def check_family(folder: Path) -> None:
-    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone."""
+    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config
+    alone."""
     family_of(read_config(folder)).rope()
 
 
 def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
-    """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model. ``one_part``: the first of
-    several files will do."""
+    """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model.
+    ``one_part``: the first of several files will do."""
     path = named_model(path, check=check_family)
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():
         raise CheckpointError(
-            f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's id such as "
+            f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's "
+            "id such as "
             "Qwen/Qwen3-0.6B"
         )
     if path.suffix in (".safetensors", ".json", ".bin"):
@@ -160,7 +180,10 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    found = {family.stored_name(name): tensor for name, tensor in weights_of(read_tensors(folder), config).items()}
+    found = {
+        family.stored_name(name): tensor
+        for name, tensor in weights_of(read_tensors(folder), config).items()
+    }
     scalars = taken_scalars(family.scalars(), found, config.source)
     tensors = [
         SourceTensor(t.name, t.shape[::-1], t.type, t)
@@ -179,12 +202,22 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     else:
         later += (partial(_vocabulary, folder, family.vocab_size),)
     return ModelSource(
-        folder, family.arch, fields, tensors, rope.geometry, rope.scaling, is_gguf=False, notes=notes,
-        later=later, later_bytes=room or 0,
-    )  # fmt: skip
+        folder,
+        family.arch,
+        fields,
+        tensors,
+        rope.geometry,
+        rope.scaling,
+        is_gguf=False,
+        notes=notes,
+        later=later,
+        later_bytes=room or 0,
+    )
 
 
-def _described(folder: Path, arch: str, tensors: list[SourceTensor], notes: list[str]) -> dict[str, Field]:
+def _described(
+    folder: Path, arch: str, tensors: list[SourceTensor], notes: list[str]
+) -> dict[str, Field]:
     from ggext.checkpoint.model_card import general_metadata
 
     shapes = [(t.name, t.shape[::-1]) for t in tensors]
@@ -205,14 +238,20 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     parts = gguf.get("split.count", 1)
     if parts > 1 and not one_part:
         raise GgufError(
-            f"{path} is one of {parts} parts; bake it --in-place, or merge them first: llama-gguf-split --merge"
+            f"{path} is one of {parts} parts; bake it --in-place, or merge them first: "
+            "llama-gguf-split --merge"
         )
     if gguf.get("split.no", 0) != 0:
         number = gguf.get("split.no") + 1
-        raise GgufError(f"{path} is part {number} of {parts} and its name does not say so; give it its name back")
+        raise GgufError(
+            f"{path} is part {number} of {parts} and its name does not say so; give it its name "
+            "back"
+        )
     recipe = recipe_of(gguf)
     geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
-    tensors = [SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()]
+    tensors = [
+        SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()
+    ]
     return ModelSource(
         path,
         gguf.arch,
@@ -227,7 +266,8 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
 
 
 def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | None:
-    """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown method."""
+    """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown
+    method."""
     if ROPE_FREQS in gguf.tensors:
         return None
     keys = gguf.arch_keys()
@@ -237,7 +277,9 @@ def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | Non
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
     gain = decode(keys, {}, gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
-    return scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
+    return (
+        scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
+    )
 
 
 def _stated_longrope(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling:

@@ -1,7 +1,8 @@
-"""Which type each tensor is written in: ``--type`` for all, ``--tensor-type PATTERN=TYPE`` for some.
+"""Which type each tensor is written in: ``--type`` for all, ``--tensor-type PATTERN=TYPE`` for
+some.
 
-f32, f16, bf16 and q8_0 are made by ggext; everything else by llama.cpp's quantizer, from a file in which the
-tensors have the types that they have in the source.
+f32, f16, bf16 and q8_0 are made by ggext; everything else by llama.cpp's quantizer, from a file in
+which the tensors have the types that they have in the source.
 """
 
 from __future__ import annotations
@@ -19,17 +20,23 @@ NATIVE = {"f32": F32, "f16": F16, "bf16": BF16, "q8_0": Q8_0}
 FILE_TYPES = {F32: 0, F16: 1, Q8_0: 7, BF16: 32, MXFP4: 38}
 _FLOATS = (F32, F16, BF16)
 _Q8_0_BLOCK = 32
-#: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of llama.cpp says the same).
+#: llama.cpp computes with these in float32 whatever their dimensions (conversion/base.py of
+#: llama.cpp says the same).
 _KEPT_FLOAT32 = (
-    ".bias", "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight",
+    ".bias",
+    "_norm.weight",
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
     "shortconv.conv.weight",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
 class TypePlan:
-    """``kinds``: the ggml type in which each tensor is written. ``quantization``: what llama.cpp's quantizer makes of
-    that file, ``None`` for nothing. ``exact``: tensors that it must give, or leave, these types, by name."""
+    """``kinds``: the ggml type in which each tensor is written. ``quantization``: what llama.cpp's
+    quantizer makes of that file, ``None`` for nothing. ``exact``: tensors that it must give, or
+    leave, these types, by name."""
 
     kinds: list[int]
     quantization: str | None = None
@@ -37,21 +44,30 @@ class TypePlan:
 
 
 def plan_types(
-    tensors: Sequence[SourceTensor], wanted: str, overrides: Sequence[str], is_gguf: bool, notes: list[str]
+    tensors: Sequence[SourceTensor],
+    wanted: str,
+    overrides: Sequence[str],
+    is_gguf: bool,
+    notes: list[str],
 ) -> TypePlan:
-    """``wanted``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a tensor holds.
+    """``wanted``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a
+    tensor holds.
 
     Raises ``UsageError`` for types and patterns that mean nothing here.
     """
     chosen = _chosen(tensors, overrides)
     wanted = wanted.lower()
-    by_llama_cpp = wanted not in ("auto", *NATIVE) or any(kind not in NATIVE.values() for kind in chosen.values())
+    by_llama_cpp = wanted not in ("auto", *NATIVE) or any(
+        kind not in NATIVE.values() for kind in chosen.values()
+    )
     if by_llama_cpp:
         _check_quantization(wanted)
     if is_gguf and wanted != "auto":
         _refuse_quantized(tensors, f"--type {wanted}")
     if is_gguf:
-        _refuse_quantized([t for t in tensors if chosen.get(t.name, t.type) != t.type], "--tensor-type")
+        _refuse_quantized(
+            [t for t in tensors if chosen.get(t.name, t.type) != t.type], "--tensor-type"
+        )
     own = "auto" if by_llama_cpp else wanted
     kinds = [_kind(t, own, chosen.get(t.name), notes) for t in tensors]
     if not by_llama_cpp:
@@ -67,11 +83,18 @@ def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[s
     for override in overrides:
         pattern, equals, kind = override.partition("=")
         if not (pattern and equals and kind):
-            raise UsageError(f"--tensor-type {override}: write PATTERN=TYPE, for example 'output.weight=f16'")
-        found = [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)]
+            raise UsageError(
+                f"--tensor-type {override}: write PATTERN=TYPE, for example 'output.weight=f16'"
+            )
+        found = [
+            n
+            for n in names
+            if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)
+        ]
         if not found:
             raise UsageError(
-                f"--tensor-type {override}: no tensor of two or more dimensions has such a name; there are "
+                f"--tensor-type {override}: no tensor of two or more dimensions has such a name; "
+                "there are "
                 f"{names[0]}, {names[-1]} and {len(names) - 2} others (ggext inspect lists them)"
             )
         chosen |= dict.fromkeys(found, _type_number(kind, override))
@@ -83,8 +106,15 @@ def _type_number(name: str, override: str) -> int:
 
     known = {kind.name: int(kind) for kind in constants.GGMLQuantizationType}
     if name.upper() not in known:
-        mixed = "; a mixture such as Q4_K_M is no type of one tensor" if name.upper().startswith("Q") else ""
-        raise UsageError(f"--tensor-type {override}: the type {name} is unknown; known: {', '.join(known)}{mixed}")
+        mixed = (
+            "; a mixture such as Q4_K_M is no type of one tensor"
+            if name.upper().startswith("Q")
+            else ""
+        )
+        raise UsageError(
+            f"--tensor-type {override}: the type {name} is unknown; known: "
+            f"{', '.join(known)}{mixed}"
+        )
     return known[name.upper()]
 
 
@@ -97,7 +127,8 @@ def _check_quantization(wanted: str) -> None:
         raise UsageError(f"--type {wanted} is unknown; known: {known}")
     if wanted in ("f32", "f16", "bf16"):
         raise UsageError(
-            f"--tensor-type asks for a type that llama.cpp's quantizer makes, which --type {wanted} does not start; "
+            "--tensor-type asks for a type that llama.cpp's quantizer makes, which --type "
+            f"{wanted} does not start; "
             "choose one of its types for --type, for example q8_0"
         )
 
@@ -127,16 +158,19 @@ def _whole_blocks(tensor: SourceTensor, kind: int, notes: list[str]) -> int:
     if kind != Q8_0 or tensor.shape[0] % _Q8_0_BLOCK == 0:
         return kind
     notes.append(
-        f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of {_Q8_0_BLOCK}: written as f16"
+        f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of {_Q8_0_BLOCK}: "
+        "written as f16"
     )
     return F16
 
 
 def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
-    """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type than it was asked."""
+    """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type
+    than it was asked."""
     for name, kind in asked.items():
         if made.get(name, kind) != kind:
             raise UsageError(
-                f"--tensor-type: llama.cpp made {name} {type_name(made[name])}, not {type_name(kind)}: its rows are "
+                f"--tensor-type: llama.cpp made {name} {type_name(made[name])}, not "
+                f"{type_name(kind)}: its rows are "
                 "not whole blocks of that type, or it never quantizes this tensor"
             )

@@ -139,9 +139,14 @@ def story(rng: Random, n_sentences: int) -> str:
     return " ".join(story_sentence(rng, rng.choice(lengths)) for _ in range(n_sentences))
 
 
-def facts(rng: Random, count: int, keys: Sequence[str] = OBJECTS, places: Sequence[str] = PLACES) -> list[Fact]:
+def facts(
+    rng: Random, count: int, keys: Sequence[str] = OBJECTS, places: Sequence[str] = PLACES
+) -> list[Fact]:
     """`count` facts about different objects; `count` is at most len(keys)."""
-    return [Fact(rng.choice(NAMES), rng.choice(KEEPING), key, rng.choice(places)) for key in rng.sample(keys, count)]
+    return [
+        Fact(rng.choice(NAMES), rng.choice(KEEPING), key, rng.choice(places))
+        for key in rng.sample(keys, count)
+    ]
 
 
 def fills(gap: int) -> bool:

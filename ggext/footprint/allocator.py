@@ -1,7 +1,9 @@
-"""ggml's graph allocator (``ggml-alloc.c``) without the memory: which tensors share bytes, and the peak.
+"""ggml's graph allocator (``ggml-alloc.c``) without the memory: which tensors share bytes, and the
+peak.
 
-A graph's tensors live from the node that makes them to the last that reads them, and are placed by best fit. The peak
-is more than the largest sum of live tensors, because freed pieces do not always fit the next; so the placement is done.
+A graph's tensors live from the node that makes them to the last that reads them, and are placed by
+best fit. The peak is more than the largest sum of live tensors, because freed pieces do not always
+fit the next; so the placement is done.
 """
 
 from __future__ import annotations
@@ -14,10 +16,21 @@ _ENDLESS = 1 << 62
 
 
 class Tensor:
-    """A tensor of the graph, `shape` with the contiguous dimension first. ``base``: what it is a view of. ``stored``:
-    it lies in memory of its own, such as the KV cache, and takes none of the graph's."""
+    """A tensor of the graph, `shape` with the contiguous dimension first. ``base``: what it is a
+    view of. ``stored``: it lies in memory of its own, such as the KV cache, and takes none of the
+    graph's."""
 
-    __slots__ = ("address", "base", "children", "in_place", "shape", "size", "sources", "stored", "views")
+    __slots__ = (
+        "address",
+        "base",
+        "children",
+        "in_place",
+        "shape",
+        "size",
+        "sources",
+        "stored",
+        "views",
+    )
 
     def __init__(
         self,
@@ -40,7 +53,8 @@ class Tensor:
 
 
 class Graph:
-    """Nodes in the order of computation: `expand` appends what a tensor needs, depth first, then the tensor."""
+    """Nodes in the order of computation: `expand` appends what a tensor needs, depth first, then
+    the tensor."""
 
     def __init__(self) -> None:
         self._nodes: list[Tensor] = []
@@ -83,7 +97,11 @@ def _place(node: Tensor, blocks: _Blocks) -> None:
         return
     if node.in_place:
         for source in node.sources:
-            if source.address is not None and source.shape == node.shape and (source.children, source.views) == (1, 0):
+            if (
+                source.address is not None
+                and source.shape == node.shape
+                and (source.children, source.views) == (1, 0)
+            ):
                 node.address, source.address = source.address, None
                 return
     node.address = blocks.take(node.size)
@@ -112,7 +130,9 @@ class _Blocks:
 
     def take(self, size: int) -> int:
         inner = self._free[:-1]
-        fitting = min((b for b in reversed(inner) if b[1] >= size), key=lambda b: b[1], default=self._free[-1])
+        fitting = min(
+            (b for b in reversed(inner) if b[1] >= size), key=lambda b: b[1], default=self._free[-1]
+        )
         address = fitting[0]
         fitting[0] += size
         fitting[1] -= size

@@ -10,19 +10,37 @@ from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
 
-#: Architecture → every how many layers one attends to the whole context, where the file does not say
-#: (``load_swa_pattern`` in llama.cpp's models); the others of its layers see a window.
+#: Architecture → every how many layers one attends to the whole context, where the file does not
+#: say (``load_swa_pattern`` in llama.cpp's models); the others of its layers see a window.
 _WINDOW_PERIOD = {
-    "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gpt-oss": 2,
-    "laguna": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8, "smallthinker": 4,
-}  # fmt: skip
+    "afmoe": 4,
+    "cohere2": 4,
+    "cohere2moe": 4,
+    "exaone-moe": 4,
+    "exaone4": 4,
+    "gemma2": 2,
+    "gemma3": 6,
+    "gpt-oss": 2,
+    "laguna": 4,
+    "mellum": 4,
+    "muse-glimmer": 4,
+    "olmo2": 4,
+    "plamo3": 8,
+    "smallthinker": 4,
+}
 #: Architectures some of whose layers see a window, in llama.cpp 0c1e57098, where the file has one.
 WINDOWED = frozenset({*_WINDOW_PERIOD, "llama4"})
 _WHOLE_FIRST = {"cohere2moe", "laguna", "smallthinker"}  # the first layer of a period is the one
 _DEFAULT_WINDOW = {"gemma2": 4096}
-_LISTED_WINDOW = {"granite_swa", "maple", "mimo2", "spark2_5", "step35"}  # the file lists the layers
-# What a header says of a model whose memory is no plain KV cache: a state that does not grow, a second cache, shared
-# layers, an encoder; and the architectures that do not say it.
+_LISTED_WINDOW = {
+    "granite_swa",
+    "maple",
+    "mimo2",
+    "spark2_5",
+    "step35",
+}  # the file lists the layers
+# What a header says of a model whose memory is no plain KV cache: a state that does not grow, a
+# second cache, shared layers, an encoder; and the architectures that do not say it.
 _NOT_PLAIN_KEYS = (
     "ssm.",
     "wkv.",
@@ -38,7 +56,8 @@ _MOST_LAYERS = _MOST_EXPERTS = 512  # llama.cpp's LLAMA_MAX_LAYERS and LLAMA_MAX
 
 @dataclass(frozen=True)
 class Layer:
-    """Heads and their sizes in values. ``slides``: it attends to a window, so that its cache is small."""
+    """Heads and their sizes in values. ``slides``: it attends to a window, so that its cache is
+    small."""
 
     heads: int
     kv_heads: int
@@ -62,7 +81,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Latent:
-    """Multi-head latent attention: keys of ``rank`` + ``rope`` values for all heads, no values beside them.
+    """Multi-head latent attention: keys of ``rank`` + ``rope`` values for all heads, no values
+    beside them.
 
     ``head`` and ``value``: sizes of a head outside the cache.
     """
@@ -75,7 +95,8 @@ class Latent:
 
 @dataclass(frozen=True)
 class Architecture:
-    """``window`` in tokens, 0: none slides. ``experts_used`` of a token. ``tensors``: those of the file, by name."""
+    """``window`` in tokens, 0: none slides. ``experts_used`` of a token. ``tensors``: those of the
+    file, by name."""
 
     name: str
     layers: tuple[Layer, ...]
@@ -89,7 +110,8 @@ class Architecture:
     tensors: Mapping[str, TensorInfo]
 
     def rows(self, name: str) -> int:
-        """The rows of a matrix, which are the values that it makes of a token; 0 where the file has none."""
+        """The rows of a matrix, which are the values that it makes of a token; 0 where the file has
+        none."""
         info = self.tensors.get(name)
         return info.shape[1] if info is not None and len(info.shape) > 1 else 0
 
@@ -101,19 +123,31 @@ class Architecture:
 
 
 def architecture(header: GgufFile) -> Architecture:
-    """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not computed here, and for
-    a header that lacks a number or has an impossible one."""
+    """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not
+    computed here, and for a header that lacks a number or has an impossible one."""
     read = _Numbers(header)
-    plain = header.arch not in _NOT_PLAIN and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
+    plain = header.arch not in _NOT_PLAIN and not any(
+        key.startswith(_NOT_PLAIN_KEYS) for key in read.keys
+    )
     if not plain or read.keys.get("attention.causal") is False:
-        raise GgufError(f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it to see")
-    layers = read.number("block_count", most=_MOST_LAYERS) - read.number("nextn_predict_layers", 0, least=0)
+        raise GgufError(
+            f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
+            "to see"
+        )
+    layers = read.number("block_count", most=_MOST_LAYERS) - read.number(
+        "nextn_predict_layers", 0, least=0
+    )
     if layers < 1:
-        raise GgufError(f"{header.path}: no layer is left beside those of nextn_predict_layers; the file is damaged")
+        raise GgufError(
+            f"{header.path}: no layer is left beside those of nextn_predict_layers; the file is "
+            "damaged"
+        )
     width = read.number("embedding_length")
     embedding = header.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
-        raise GgufError(f"{header.path} has no token_embd.weight, so it is not a model that continues text")
+        raise GgufError(
+            f"{header.path} has no token_embd.weight, so it is not a model that continues text"
+        )
     latent, window = _latent(read), _window(read)
     slides = _slides(read, layers) if window else [False] * layers
     heads = read.each("attention.head_count", layers)
@@ -122,7 +156,10 @@ def architecture(header: GgufFile) -> Architecture:
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
     return Architecture(
         name=header.arch,
-        layers=tuple(Layer(h, kv, *size, swa) for h, kv, size, swa in zip(heads, kv_heads, sizes, slides, strict=True)),
+        layers=tuple(
+            Layer(h, kv, *size, swa)
+            for h, kv, size, swa in zip(heads, kv_heads, sizes, slides, strict=True)
+        ),
         width=width,
         vocabulary=embedding.shape[1],
         window=window if any(slides) else 0,
@@ -142,12 +179,20 @@ class _Numbers:
     def __init__(self, header: GgufFile) -> None:
         self.header, self.keys = header, header.arch_keys()
 
-    def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1) -> int:
+    def number(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
+    ) -> int:
         value = self.keys.get(key, default)
-        if value is None or isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if (
+            value is None
+            or isinstance(value, bool)
+            or not isinstance(value, int)
+            or not least <= value <= most
+        ):
             name = f"{self.header.arch}.{key}"
             raise GgufError(
-                f"{self.header.path}: {name} is {value!r}, not a number of {least} to {most}; the file is damaged"
+                f"{self.header.path}: {name} is {value!r}, not a number of {least} to {most}; the "
+                "file is damaged"
             )
         return value
 
@@ -160,7 +205,9 @@ class _Numbers:
             return [self.number(key)] * layers
         if len(value) < layers or not all(isinstance(v, int) and 0 <= v < 2**31 for v in value):
             name = f"{self.header.arch}.{key}"
-            raise GgufError(f"{self.header.path}: {name} is not a list of {layers} numbers; the file is damaged")
+            raise GgufError(
+                f"{self.header.path}: {name} is not a list of {layers} numbers; the file is damaged"
+            )
         return value[:layers]
 
 
@@ -200,6 +247,7 @@ def _head_sizes(read: _Numbers, head: int, latent: Latent | None, slides: bool) 
     key, value = (read.number(f"attention.{kind}_length", head) for kind in ("key", "value"))
     if slides:
         key, value = (
-            read.number(f"attention.{kind}_length_swa", size) for kind, size in (("key", key), ("value", value))
+            read.number(f"attention.{kind}_length_swa", size)
+            for kind, size in (("key", key), ("value", value))
         )
     return key, value

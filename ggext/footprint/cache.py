@@ -9,24 +9,35 @@ from ggext.errors import UsageError
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.gguf.types import tensor_nbytes
 
-#: llama.cpp rounds the context, by which it picks LongRoPE's table, and a window's cache up to a multiple of this.
+#: llama.cpp rounds the context, by which it picks LongRoPE's table, and a window's cache up to a
+#: multiple of this.
 STEP = 256
 #: What llama.cpp's command line offers for the cache, as ggml type numbers.
 KV_TYPES = {
-    "f16": 1, "bf16": 30, "f32": 0, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "iq4_nl": 20,
-}  # fmt: skip
+    "f16": 1,
+    "bf16": 30,
+    "f32": 0,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "q4_1": 3,
+    "q4_0": 2,
+    "iq4_nl": 20,
+}
 BLOCK = 32  # values that a quantized type stores together
-#: What layers with a sliding window keep: every token, the window and a batch, or whichever is less memory.
+#: What layers with a sliding window keep: every token, the window and a batch, or whichever is less
+#: memory.
 Swa = Literal["auto", "full", "small"]
-#: Copies of the windows' cells that the engine keeps beside a small cache, so that a text can be cut back.
+#: Copies of the windows' cells that the engine keeps beside a small cache, so that a text can be
+#: cut back.
 CHECKPOINTS = 6
 _WHOLE_VALUES = ("f16", "bf16", "f32")
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time. ``kv_type`` of keys
-    and values. ``whole_windows``: windows get a cell for every token.
+    """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time.
+    ``kv_type`` of keys and values. ``whole_windows``: windows get a cell for every token.
 
     Raises UsageError for a value that llama.cpp refuses.
     """
@@ -40,10 +51,13 @@ class Context:
 
     def __post_init__(self) -> None:
         if self.kv_type not in KV_TYPES:
-            raise UsageError(f"kv type {self.kv_type!r} is unknown; choose one of {', '.join(KV_TYPES)}")
+            raise UsageError(
+                f"kv type {self.kv_type!r} is unknown; choose one of {', '.join(KV_TYPES)}"
+            )
         if is_quantized(self.kv_type) and not self.flash_attention:
             raise UsageError(
-                f"kv type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
+                f"kv type {self.kv_type} needs flash attention, which is switched off: llama.cpp "
+                "reads quantized "
                 "values in no other way"
             )
 
@@ -69,7 +83,8 @@ def check_swa(swa: str) -> None:
 
 
 def whole_windows(swa: Swa, window: int, tokens: int, batch: int) -> bool:
-    """Whether layers with a window of `window` tokens (0: there are none) keep every token of a context of `tokens`."""
+    """Whether layers with a window of `window` tokens (0: there are none) keep every token of a
+    context of `tokens`."""
     if swa != "auto" or not window:
         return swa != "small" or not window
     return _window_cells(window, tokens, batch) + CHECKPOINTS * window > _padded(tokens)
@@ -91,19 +106,24 @@ def cells(arch: Architecture, layer: Layer, context: Context) -> int:
 
 
 def cache_bytes(arch: Architecture, context: Context) -> list[int]:
-    """Bytes of keys and values, layer by layer. Raises UsageError where the type's blocks do not divide a head."""
+    """Bytes of keys and values, layer by layer. Raises UsageError where the type's blocks do not
+    divide a head."""
     widest = max(layer.value_row for layer in arch.layers)
     sizes = []
     for layer in arch.layers:
         # without flash attention values are stored transposed, with as many rows in each layer
         value_row = layer.value_row if context.flash_attention or not layer.value else widest
         count = cells(arch, layer, context)
-        sizes.append(_bytes(layer.key_row, layer.key, count, context) + _bytes(value_row, layer.value, count, context))
+        sizes.append(
+            _bytes(layer.key_row, layer.key, count, context)
+            + _bytes(value_row, layer.value, count, context)
+        )
     return sizes
 
 
 def checkpoint_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of the copies that the engine keeps beside small windows, when there are as many as there can be."""
+    """Bytes of the copies that the engine keeps beside small windows, when there are as many as
+    there can be."""
     if context.whole_windows or not arch.window:
         return 0
     count = CHECKPOINTS * min(arch.window, context.tokens)
@@ -115,5 +135,8 @@ def _bytes(row: int, head: int, count: int, context: Context) -> int:
     if not row:
         return 0
     if is_quantized(context.kv_type) and head % BLOCK:
-        raise UsageError(f"kv type {context.kv_type} has blocks of {BLOCK} values, and heads have {head}: take f16")
+        raise UsageError(
+            f"kv type {context.kv_type} has blocks of {BLOCK} values, and heads have {head}: take "
+            "f16"
+        )
     return tensor_nbytes("cache", (row, count), KV_TYPES[context.kv_type])

@@ -7,8 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-#: Within so many seconds a cancel shall be seen, which needs the end of an operation at so many floating-point
-#: operations a second and thread (`benchmarks/results/generate.md`).
+#: Within so many seconds a cancel shall be seen, which needs the end of an operation at so many
+#: floating-point operations a second and thread (`benchmarks/results/generate.md`).
 SOON = 0.1
 SPEED = 25e9
 
@@ -25,11 +25,12 @@ class Shaped(Protocol):
 
 
 def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
-    """Tokens that are evaluated at a time, at most: behind many the engine takes fewer (`ggext.runtime.batches`).
+    """Tokens that are evaluated at a time, at most: behind many the engine takes fewer
+    (`ggext.runtime.batches`).
 
-    A prefill is cancelled between two operations of the graph, so on a CPU the largest multiplication by weights shall
-    be short. 64 read within 5 % as fast as 128 (`benchmarks/results/generate.md`); 32 with flash attention take four
-    times as long.
+    A prefill is cancelled between two operations of the graph, so on a CPU the largest
+    multiplication by weights shall be short. 64 read within 5 % as fast as 128
+    (`benchmarks/results/generate.md`); 32 with flash attention take four times as long.
     """
     if on_gpu:
         return _BATCH_GPU
@@ -44,10 +45,14 @@ def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
 
 
 def threads(tensors: Mapping[str, Shaped]) -> int:
-    """Threads to run a model with: the physical cores, but one for a model of a few million parameters, whose threads
-    would only wait for each other (measured on 0.26 million and two busy cores: 3000 tokens a second with one thread,
-    270 with two)."""
-    return 1 if sum(math.prod(info.shape) for info in tensors.values()) < _SMALL_MODEL else physical_cores()
+    """Threads to run a model with: the physical cores, but one for a model of a few million
+    parameters, whose threads would only wait for each other (measured on 0.26 million and two busy
+    cores: 3000 tokens a second with one thread, 270 with two)."""
+    return (
+        1
+        if sum(math.prod(info.shape) for info in tensors.values()) < _SMALL_MODEL
+        else physical_cores()
+    )
 
 
 def physical_cores() -> int:

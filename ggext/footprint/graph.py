@@ -1,7 +1,8 @@
-"""The graph that llama.cpp builds for a batch, as far as its memory goes: sizes, order, and what reads what.
+"""The graph that llama.cpp builds for a batch, as far as its memory goes: sizes, order, and what
+reads what.
 
-It follows ``llama-graph.cpp`` and ``models/*.cpp``; what differs between architectures is read off the tensors that the
-file has. Weights and cache lie elsewhere and are left out.
+It follows ``llama-graph.cpp`` and ``models/*.cpp``; what differs between architectures is read off
+the tensors that the file has. Weights and cache lie elsewhere and are left out.
 """
 
 from __future__ import annotations
@@ -16,19 +17,20 @@ _SCALED_QUERIES = ("gemma", "gemma2", "gemma3", "phi3")  # before attention inst
 
 
 def compute_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of llama.cpp's compute buffer on one device: a batch of prompt tokens at the end of a full context, with
-    logits for each token."""
+    """Bytes of llama.cpp's compute buffer on one device: a batch of prompt tokens at the end of a
+    full context, with logits for each token."""
     return _Builder(arch, context).build().peak()
 
 
 def input_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of the buffer beside the GPU's where that computes all layers: the graph's inputs and the embeddings."""
+    """Bytes of the buffer beside the GPU's where that computes all layers: the graph's inputs and
+    the embeddings."""
     return _Builder(arch, context).build().leaf_bytes() + 4 * arch.width * context.ubatch
 
 
 class _Inputs(NamedTuple):
-    """What attention reads beside its tokens: the cells where keys and values go, the mask, and the rotations that
-    quantized caches get."""
+    """What attention reads beside its tokens: the cells where keys and values go, the mask, and the
+    rotations that quantized caches get."""
 
     keys: Tensor
     values: Tensor
@@ -43,11 +45,16 @@ class _Builder:
         self.graph = Graph()
         self.positions = Tensor((self.n,))
         self.selected = Tensor((self.n,))  # the tokens whose logits are wanted
-        self.inputs = {slides: self._attention_inputs(slides) for slides in {layer.slides for layer in arch.layers}}
+        self.inputs = {
+            slides: self._attention_inputs(slides)
+            for slides in {layer.slides for layer in arch.layers}
+        }
 
     def build(self) -> Graph:
         current = self.graph.expand(self.op((self.arch.width, self.n), Tensor((self.n,))))
-        self.graph.expand(Tensor((self.arch.width, self.n)))  # the other way in: embeddings instead of tokens
+        self.graph.expand(
+            Tensor((self.arch.width, self.n))
+        )  # the other way in: embeddings instead of tokens
         for i, layer in enumerate(self.arch.layers):
             current = self._layer(f"blk.{i}.", layer, current, last=i == len(self.arch.layers) - 1)
         kept: tuple[Tensor, ...] = ()
@@ -106,12 +113,16 @@ class _Builder:
         attend = self._latent_attention if self.arch.latent else self._attention
         x = attend(at, layer, normed)
         if last and not self._selects_last:
-            x, residual, normed = (self.op(t.shape, t, self.selected) for t in (x, residual, normed))
+            x, residual, normed = (
+                self.op(t.shape, t, self.selected) for t in (x, residual, normed)
+            )
         follows, own = self._norm_follows, self.arch.has(f"{at}ffn_norm.weight")
         if follows:
             x = self._norm(x, f"{at}post_attention_norm")
         norm = f"{at}ffn_norm" if own or follows else f"{at}post_attention_norm"
-        if not follows and not self.arch.has(f"{norm}.weight"):  # attention and feed-forward side by side
+        if not follows and not self.arch.has(
+            f"{norm}.weight"
+        ):  # attention and feed-forward side by side
             return self.same(self.same(self._feed_forward(at, normed), residual), x)
         x = residual = self.same(x, residual)
         x = self._feed_forward(at, self._norm(x, norm))
@@ -121,7 +132,9 @@ class _Builder:
     @property
     def _norm_follows(self) -> bool:
         """Whether attention's result is normed before it is added (Gemma 2 and 3, OLMo 2)."""
-        return self.arch.has("blk.0.post_attention_norm.weight") and self.arch.has("blk.0.post_ffw_norm.weight")
+        return self.arch.has("blk.0.post_attention_norm.weight") and self.arch.has(
+            "blk.0.post_ffw_norm.weight"
+        )
 
     def _attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
         q, k, v = self._queries_keys_values(at, layer, x)
@@ -143,16 +156,28 @@ class _Builder:
         """Puts keys or values into the cache."""
         self.graph.expand(Tensor((1,), (self.view(rows, rows.shape), places), stored=True))
 
-    def _queries_keys_values(self, at: str, layer: Layer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        shapes = (layer.heads, layer.key), (layer.kv_heads, layer.key), (layer.kv_heads, layer.value)
+    def _queries_keys_values(
+        self, at: str, layer: Layer, x: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        shapes = (
+            (layer.heads, layer.key),
+            (layer.kv_heads, layer.key),
+            (layer.kv_heads, layer.value),
+        )
         if self.arch.has(f"{at}attn_qkv.weight"):
             fused = self._matrix(x, f"{at}attn_qkv")
             q, k, v = (self.view(fused, (size, heads, self.n)) for heads, size in shapes)
         else:
             parts = [self._matrix(x, f"{at}attn_{name}") for name in "qkv"]
             if self._norms_heads_as_one:
-                parts[:2] = (self._norm(t, f"{at}attn_{name}_norm") for t, name in zip(parts[:2], "qk", strict=True))
-            q, k, v = (self.view(t, (size, heads, self.n)) for t, (heads, size) in zip(parts, shapes, strict=True))
+                parts[:2] = (
+                    self._norm(t, f"{at}attn_{name}_norm")
+                    for t, name in zip(parts[:2], "qk", strict=True)
+                )
+            q, k, v = (
+                self.view(t, (size, heads, self.n))
+                for t, (heads, size) in zip(parts, shapes, strict=True)
+            )
         if not self._norms_heads_as_one:
             q, k = self._norm(q, f"{at}attn_q_norm"), self._norm(k, f"{at}attn_k_norm")
         q, k = (self.same(t, self.positions) for t in (q, k))
@@ -171,8 +196,13 @@ class _Builder:
         if self.context.flash_attention:
             x = self.op((value, layer.heads, self.n), q, mask)
             if latent:
-                x = self.op((latent.value, self.n, layer.heads), self.view(x, (value, self.n, layer.heads)))
-                x = self.op((latent.value, layer.heads, self.n), self.view(x, (latent.value, layer.heads, self.n)))
+                x = self.op(
+                    (latent.value, self.n, layer.heads), self.view(x, (value, self.n, layer.heads))
+                )
+                x = self.op(
+                    (latent.value, layer.heads, self.n),
+                    self.view(x, (latent.value, layer.heads, self.n)),
+                )
             return self.graph.expand(self.view(x, (x.shape[0] * layer.heads, self.n)))
         count = mask.shape[0]
         x = self.op((count, self.n, layer.heads), q)
@@ -186,7 +216,9 @@ class _Builder:
         if latent:
             x = self.op((latent.value, self.n, layer.heads), x)
         rows = x.shape[0] * layer.heads
-        return self.graph.expand(self.op((rows, self.n), self.view(x, (x.shape[0], layer.heads, self.n))))
+        return self.graph.expand(
+            self.op((rows, self.n), self.view(x, (x.shape[0], layer.heads, self.n)))
+        )
 
     def _latent_attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
         latent = self.arch.latent
@@ -199,7 +231,9 @@ class _Builder:
             q = self._matrix(q, f"{at}attn_q")
         compressed = self._matrix(x, f"{at}attn_kv_a_mqa")
         q_rope = self.same(self.view(q, (latent.rope, layer.heads, self.n)), self.positions)
-        absorbed = self.op((latent.rank, self.n, layer.heads), self.view(q, (latent.head, self.n, layer.heads)))
+        absorbed = self.op(
+            (latent.rank, self.n, layer.heads), self.view(q, (latent.head, self.n, layer.heads))
+        )
         absorbed = self.view(absorbed, (latent.rank, layer.heads, self.n))
         k_rope = self.same(self.view(compressed, (latent.rope, 1, self.n)), self.positions)
         values = self._norm(self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm")
@@ -226,7 +260,9 @@ class _Builder:
 
     def _dense(self, at: str, kind: str, x: Tensor) -> Tensor:
         down = f"{at}ffn_down{kind}"
-        width = self.arch.tensors[f"{down}.weight"].shape[0] if self.arch.has(f"{down}.weight") else 0
+        width = (
+            self.arch.tensors[f"{down}.weight"].shape[0] if self.arch.has(f"{down}.weight") else 0
+        )
         up = self._matrix(x, f"{at}ffn_up{kind}")
         if self.arch.has(f"{at}ffn_gate{kind}.weight"):
             x = self.op((width, self.n), self._matrix(x, f"{at}ffn_gate{kind}"), up)
@@ -264,7 +300,9 @@ class _Builder:
 
     @property
     def _weights_are_normed(self) -> bool:
-        return self.arch.name not in ("qwen2moe", "deepseek2") or self.arch.flag("expert_weights_norm")
+        return self.arch.name not in ("qwen2moe", "deepseek2") or self.arch.flag(
+            "expert_weights_norm"
+        )
 
     def _expert_matrix(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
         x = self.op((self.arch.rows(f"{name}.weight"), self.arch.experts_used, self.n), x, chosen)

@@ -1,4 +1,5 @@
-"""The memory that this machine can give to a model: what the system and other programs use is left alone."""
+"""The memory that this machine can give to a model: what the system and other programs use is left
+alone."""
 
 from __future__ import annotations
 
@@ -13,15 +14,20 @@ _SHARE = 0.75  # of the physical memory, where the system does not say what is f
 
 
 def free_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
-    """Bytes that can be had without swapping, within the limits of the containers that this process runs in. None
-    where the system does not say."""
-    limits = [room for room in (_available(proc), *_container_rooms(proc, cgroups)) if room is not None]
+    """Bytes that can be had without swapping, within the limits of the containers that this process
+    runs in. None where the system does not say."""
+    limits = [
+        room for room in (_available(proc), *_container_rooms(proc, cgroups)) if room is not None
+    ]
     return max(min(limits), 0) if limits else None
 
 
 def _available(proc: Path) -> int | None:
     try:
-        lines = dict(line.split(":", 1) for line in (proc / "meminfo").read_text(encoding="ascii").splitlines())
+        lines = dict(
+            line.split(":", 1)
+            for line in (proc / "meminfo").read_text(encoding="ascii").splitlines()
+        )
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         return _physical_share()
@@ -46,7 +52,9 @@ def _container_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
         if controllers == "":
             yield from _rooms(cgroups, path, "memory.max", "memory.current")
         elif "memory" in controllers.split(","):
-            yield from _rooms(cgroups / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes")
+            yield from _rooms(
+                cgroups / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes"
+            )
 
 
 def _rooms(root: Path, path: str, limit_name: str, usage_name: str) -> Iterator[int]:

@@ -1,4 +1,5 @@
-"""The parts added up, for RAM and for the memory of a GPU, and the largest context that a machine holds."""
+"""The parts added up, for RAM and for the memory of a GPU, and the largest context that a machine
+holds."""
 
 from __future__ import annotations
 
@@ -23,13 +24,15 @@ from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 
 LONGEST = 1 << 26  # tokens; beyond it no search goes
-_HEADROOM = 0.95  # of what is free; the rest is for threads' buffers and for what others begin to use
+_HEADROOM = (
+    0.95  # of what is free; the rest is for threads' buffers and for what others begin to use
+)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers
-    with a sliding window keep. Raises UsageError."""
+    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says.
+    ``swa``: what layers with a sliding window keep. Raises UsageError."""
 
     kv_type: str = "f16"
     batch: int | None = None
@@ -44,8 +47,8 @@ class Choices:
 
 @dataclass(frozen=True)
 class Share:
-    """Bytes in one memory. ``output``: the logits that the program reads. ``checkpoints``: ggext's own copies of small
-    windows; the rest is llama.cpp's."""
+    """Bytes in one memory. ``output``: the logits that the program reads. ``checkpoints``: ggext's
+    own copies of small windows; the rest is llama.cpp's."""
 
     weights: int = 0
     cache: int = 0
@@ -79,7 +82,8 @@ def _fits(share: Share, free: int | None) -> bool | None:
 
 @dataclass(frozen=True)
 class Planner:
-    """What a model takes with such choices. ``gpu_layers``: how many are on a GPU, the output counted as one more."""
+    """What a model takes with such choices. ``gpu_layers``: how many are on a GPU, the output
+    counted as one more."""
 
     header: GgufFile
     arch: Architecture
@@ -89,8 +93,9 @@ class Planner:
     def context(self, tokens: int, free: Memories) -> Context:
         """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses.
 
-        Flash attention, where nobody chose: on a GPU, where a quantized cache needs it, and where `free` holds the
-        context in no other way; else a CPU is faster without it (`benchmarks/results/generate.md`).
+        Flash attention, where nobody chose: on a GPU, where a quantized cache needs it, and where
+        `free` holds the context in no other way; else a CPU is faster without it
+        (`benchmarks/results/generate.md`).
         """
         flash = True if self._needs_flash_attention else self.choices.flash_attention
         whole = whole_windows(self.choices.swa, self.arch.window, tokens, min(self._batch, tokens))
@@ -107,7 +112,9 @@ class Planner:
     @cached_property
     def _batch(self) -> int:
         tensors = self.header.tensors
-        return self.choices.batch or defaults.batch(tensors, defaults.threads(tensors), on_gpu=self.gpu_layers > 0)
+        return self.choices.batch or defaults.batch(
+            tensors, defaults.threads(tensors), on_gpu=self.gpu_layers > 0
+        )
 
     def shares(self, context: Context) -> tuple[Share, Share]:
         """What lies in RAM, and what on the GPU."""
@@ -116,7 +123,9 @@ class Planner:
         compute = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
         beside = input_bytes(self.arch, context) if self.gpu_layers and first == 0 else compute
-        ram = Share(in_ram, sum(caches[:first]), beside, output, checkpoint_bytes(self.arch, context))
+        ram = Share(
+            in_ram, sum(caches[:first]), beside, output, checkpoint_bytes(self.arch, context)
+        )
         return ram, Share(on_gpu, sum(caches[first:]), compute) if self.gpu_layers else Share()
 
     @property
@@ -125,22 +134,26 @@ class Planner:
         return max(len(self.arch.layers) + 1 - self.gpu_layers, 0)
 
     def _weights(self) -> tuple[int, int]:
-        """Bytes on the GPU, and in RAM. The embedding stays in RAM; where it is the output too, the GPU has a copy."""
+        """Bytes on the GPU, and in RAM. The embedding stays in RAM; where it is the output too, the
+        GPU has a copy."""
         layers, first = len(self.arch.layers), self._first_on_gpu
         on_gpu = in_ram = 0
         for name, info in self.header.tensors.items():
             layer = _layer_of(name)
             if layer is not None and layer >= layers:
                 continue  # a layer for speculation, which is not loaded
-            output = name.startswith("output") or (name == "token_embd.weight" and not self.arch.has("output.weight"))
+            output = name.startswith("output") or (
+                name == "token_embd.weight" and not self.arch.has("output.weight")
+            )
             there = bool(self.gpu_layers) and (layer >= first if layer is not None else output)
             on_gpu += info.nbytes * there
             in_ram += info.nbytes * (not there or name == "token_embd.weight")
         return on_gpu, in_ram
 
     def automatic(self, free: Memories) -> int | None:
-        """Tokens that a context gets where nobody says: what the file is made for, or what fits. Less is then taken
-        without flash attention where that is possible: a few tokens fewer, and much faster."""
+        """Tokens that a context gets where nobody says: what the file is made for, or what fits.
+        Less is then taken without flash attention where that is possible: a few tokens fewer, and
+        much faster."""
         if free.hold(*self.shares(self.context(self.arch.context, free))) is not False:
             return self.arch.context
         if self.choices.flash_attention is None and not self._needs_flash_attention:
@@ -149,7 +162,8 @@ class Planner:
         return self.largest(free)
 
     def largest(self, free: Memories) -> int | None:
-        """Tokens of the largest context that fits, a multiple of 256; 0: none does, None: not known."""
+        """Tokens of the largest context that fits, a multiple of 256; 0: none does, None: not
+        known."""
 
         def too_large(steps: int, planner: Planner) -> bool:
             return not free.hold(*planner.shares(planner.context(steps * STEP, free)))
@@ -158,11 +172,19 @@ class Planner:
             return None
 
         # where small windows begin by themselves, the need falls: so what is beyond is searched too
-        swa: tuple[Swa, ...] = ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
+        swa: tuple[Swa, ...] = (
+            ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
+        )
         planners = [replace(self, choices=replace(self.choices, swa=kept)) for kept in swa]
         steps = range(1, LONGEST // STEP + 1)
-        found = [bisect_left(steps, True, key=partial(too_large, planner=planner)) for planner in planners]
-        return max((count for count in found if count and not too_large(count, self)), default=0) * STEP
+        found = [
+            bisect_left(steps, True, key=partial(too_large, planner=planner))
+            for planner in planners
+        ]
+        return (
+            max((count for count in found if count and not too_large(count, self)), default=0)
+            * STEP
+        )
 
 
 def _layer_of(name: str) -> int | None:

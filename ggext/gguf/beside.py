@@ -1,4 +1,5 @@
-"""A second file with another header and the same tensor data, shared block by block where the file system can."""
+"""A second file with another header and the same tensor data, shared block by block where the file
+system can."""
 
 from __future__ import annotations
 
@@ -13,15 +14,18 @@ from ggext.gguf.writer import output_errors, replacing
 
 
 def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = silent) -> str:
-    """``edit`` of ``gguf`` as the file ``out``, which is whole or absent. Returns ``shared`` or ``copied``.
+    """``edit`` of ``gguf`` as the file ``out``, which is whole or absent. Returns ``shared`` or
+    ``copied``.
 
-    The header is made as long as keeps the data at the same place within a block: only whole blocks are shared."""
+    The header is made as long as keeps the data at the same place within a block: only whole blocks
+    are shared."""
     needed = packed_length(edit.fields, edit.infos)
     start = roomy_length(needed, alignment_of(edit.fields), congruent_to=gguf.data_offset)
     header = pack_header(edit.fields, edit.infos, start, gguf.version)
     source_at = gguf.data_offset // BLOCK * BLOCK
     target_at = start - gguf.data_offset + source_at
-    # the new file is empty and not truncated again: after O_TRUNC, ext4 writes all data out on close
+    # the new file is empty and not truncated again: after O_TRUNC, ext4 writes all data out on
+    # close
     with (
         replacing(out, start) as beside,
         output_errors(out),
@@ -31,7 +35,9 @@ def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = sil
         shared, length = False, max(0, gguf.size - source_at)
         target.truncate(target_at + length)
         if length:
-            shared = disk.transfer(source.fileno(), target.fileno(), source_at, target_at, length, out.parent, progress)
+            shared = disk.transfer(
+                source.fileno(), target.fileno(), source_at, target_at, length, out.parent, progress
+            )
         disk.write_at(target.fileno(), header, 0)
         for offset, data in edit.patches:
             disk.write_at(target.fileno(), data, start + offset)

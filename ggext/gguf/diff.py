@@ -25,8 +25,11 @@ class Difference:
     after: str | None
 
 
-def diff(before: Path, after: Path, progress: Callable[[int], None] = lambda _: None) -> list[Difference]:
-    """In the order of the first file, then what only the second has. ``progress``: bytes of tensor data compared."""
+def diff(
+    before: Path, after: Path, progress: Callable[[int], None] = lambda _: None
+) -> list[Difference]:
+    """In the order of the first file, then what only the second has. ``progress``: bytes of tensor
+    data compared."""
     one, other = read_gguf(before), read_gguf(after)
     return [*_keys(one, other), *_tensors(one, other, progress)]
 
@@ -58,7 +61,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
-def _tensors(one: GgufFile, other: GgufFile, progress: Callable[[int], None]) -> Iterator[Difference]:
+def _tensors(
+    one: GgufFile, other: GgufFile, progress: Callable[[int], None]
+) -> Iterator[Difference]:
     for name in one.tensors | other.tensors:
         left, right = _shape(one, name), _shape(other, name)
         if left is not None and left == right:
@@ -74,7 +79,9 @@ def _shape(gguf: GgufFile, name: str) -> str | None:
     return None if info is None else f"{type_name(info.type)} {list(info.shape)}"
 
 
-def _differing_bytes(one: GgufFile, other: GgufFile, name: str, progress: Callable[[int], None]) -> int:
+def _differing_bytes(
+    one: GgufFile, other: GgufFile, name: str, progress: Callable[[int], None]
+) -> int:
     import numpy as np
 
     left, right = (np.frombuffer(gguf.tensor_data(name), np.uint8) for gguf in (one, other))

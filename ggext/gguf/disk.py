@@ -1,4 +1,5 @@
-"""The system calls that change files in place, each at one place: a test can fail or stop any of them."""
+"""The system calls that change files in place, each at one place: a test can fail or stop any of
+them."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from ggext.errors import OutputError
 from ggext.gguf import pieces
 
 #: What a file system says that cannot do a thing at all.
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTTY, errno.EPERM)
+UNSUPPORTED = (
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.EXDEV,
+    errno.ENOTTY,
+    errno.EPERM,
+)
 _FICLONERANGE = 0x4020940D  # linux/fs.h; fcntl has it from Python 3.12 on
 _COPY_AT_ONCE = 64 << 20
 
@@ -82,12 +91,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def share(source: int, target: int, source_at: int, target_at: int, length: int) -> bool:
-    """Let ``target`` refer to the blocks of ``source``; all three numbers are whole blocks, or reach to the end.
-    False where the file system cannot."""
+    """Let ``target`` refer to the blocks of ``source``; all three numbers are whole blocks, or
+    reach to the end. False where the file system cannot."""
     if sys.platform != "linux":
         return False
     try:
-        fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, length, target_at))
+        fcntl.ioctl(
+            target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, length, target_at)
+        )
     except OSError as error:
         if error.errno in UNSUPPORTED:
             return False
@@ -95,7 +106,9 @@ def share(source: int, target: int, source_at: int, target_at: int, length: int)
     return True
 
 
-def copy(source: int, target: int, source_at: int, target_at: int, length: int, progress: Progress) -> None:
+def copy(
+    source: int, target: int, source_at: int, target_at: int, length: int, progress: Progress
+) -> None:
     """``copy_file_range`` where there is such a thing, else through memory."""
     by_kernel = hasattr(os, "copy_file_range")
     while length:
@@ -118,9 +131,16 @@ def copy(source: int, target: int, source_at: int, target_at: int, length: int, 
 
 
 def transfer(
-    source: int, target: int, source_at: int, target_at: int, length: int, folder: Path, progress: Progress
+    source: int,
+    target: int,
+    source_at: int,
+    target_at: int,
+    length: int,
+    folder: Path,
+    progress: Progress,
 ) -> bool:
-    """Share the bytes where that can be, else copy them, once there is room for them. True: shared."""
+    """Share the bytes where that can be, else copy them, once there is room for them. True:
+    shared."""
     if share(source, target, source_at, target_at, length):
         progress(length)
         return True

@@ -1,7 +1,8 @@
 """What a changed header asks of a file: which bytes before the data, and in it, become what.
 
-llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added behind the last one, the
-last one can be taken away, and one that is followed by others keeps its place and can only get other values."""
+llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added behind
+the last one, the last one can be taken away, and one that is followed by others keeps its place and
+can only get other values."""
 
 from __future__ import annotations
 
@@ -34,8 +35,9 @@ class NewTensor:
 
 @dataclass(frozen=True)
 class Edit:
-    """``infos``: in the order of the data. ``patches``: bytes to write, at offsets from the data's start.
-    ``data_length``: of the data section afterwards. ``neutralized``: tensors that were overwritten, not removed."""
+    """``infos``: in the order of the data. ``patches``: bytes to write, at offsets from the data's
+    start. ``data_length``: of the data section afterwards. ``neutralized``: tensors that were
+    overwritten, not removed."""
 
     fields: dict[str, Field]
     infos: list[TensorInfo]
@@ -46,8 +48,9 @@ class Edit:
 
 @dataclass(frozen=True)
 class Change:
-    """An edit of one file in its place. ``insert_length`` zeros come in at ``insert_at`` (a block's start in the old
-    header); then the ``writes`` are made, at offsets of the new file, and it is ``new_size`` long."""
+    """An edit of one file in its place. ``insert_length`` zeros come in at ``insert_at`` (a block's
+    start in the old header); then the ``writes`` are made, at offsets of the new file, and it is
+    ``new_size`` long."""
 
     edit: Edit
     old_size: int
@@ -58,10 +61,14 @@ class Change:
 
 
 def plan_edit(
-    gguf: GgufFile, fields: Mapping[str, Field], remove: Mapping[str, bytes | None], add: Sequence[NewTensor]
+    gguf: GgufFile,
+    fields: Mapping[str, Field],
+    remove: Mapping[str, bytes | None],
+    add: Sequence[NewTensor],
 ) -> Edit:
-    """``remove``: names, each with the bytes that make it do nothing where it cannot be taken away, if there are any.
-    A tensor in ``add`` takes the place of one of its name and shape. Raises ``DataWouldMoveError``."""
+    """``remove``: names, each with the bytes that make it do nothing where it cannot be taken away,
+    if there are any. A tensor in ``add`` takes the place of one of its name and shape. Raises
+    ``DataWouldMoveError``."""
     infos = sorted(gguf.tensors.values(), key=lambda t: t.offset)
     overwritten = {t.name for t in add if _has_place(gguf, t)}
     patches = [(gguf.tensors[t.name].offset, t.data) for t in add if t.name in overwritten]
@@ -72,7 +79,8 @@ def plan_edit(
         neutral = remove.get(name)
         if neutral is None or any(name == t.name for t in add):
             raise DataWouldMoveError(
-                f"{gguf.path}: the tensor {name} has others behind it and cannot be taken out in place; "
+                f"{gguf.path}: the tensor {name} has others behind it and cannot be taken out in "
+                "place; "
                 "write to a new file: ggext convert FILE OUT"
             )
         patches.append((gguf.tensors[name].offset, neutral))
@@ -85,9 +93,13 @@ def plan_edit(
             gap = max(0, offset - length)  # behind a last tensor that its writer did not pad
             data = tensor.data.ljust(aligned(len(tensor.data), gguf.alignment), b"\0")
             patches.append((offset - gap, bytes(gap) + data))
-            infos.append(TensorInfo(tensor.name, tensor.shape, tensor.type, offset, len(tensor.data)))
+            infos.append(
+                TensorInfo(tensor.name, tensor.shape, tensor.type, offset, len(tensor.data))
+            )
             length = offset + len(data)
-    return Edit(_counted(fields, len(infos) - len(gguf.tensors)), infos, patches, length, sorted(leaving))
+    return Edit(
+        _counted(fields, len(infos) - len(gguf.tensors)), infos, patches, length, sorted(leaving)
+    )
 
 
 def _has_place(gguf: GgufFile, tensor: NewTensor) -> bool:
@@ -103,13 +115,15 @@ def _counted(fields: Mapping[str, Field], more: int) -> dict[str, Field]:
     """The first of several parts says how many tensors all of them have; llama.cpp checks it."""
     result = dict(fields)
     if _SPLIT_TENSORS in result:
-        result[_SPLIT_TENSORS] = replace(result[_SPLIT_TENSORS], value=result[_SPLIT_TENSORS].value + more)
+        result[_SPLIT_TENSORS] = replace(
+            result[_SPLIT_TENSORS], value=result[_SPLIT_TENSORS].value + more
+        )
     return result
 
 
 def in_place(gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK) -> Change:
-    """The change that makes ``edit`` of the file itself. ``old_header``: its bytes up to the data (all of them where
-    there is no data). ``block``: what the file system moves data by."""
+    """The change that makes ``edit`` of the file itself. ``old_header``: its bytes up to the data
+    (all of them where there is no data). ``block``: what the file system moves data by."""
     alignment, needed = alignment_of(edit.fields), packed_length(edit.fields, edit.infos)
     start, old_length = len(old_header), max(0, gguf.size - gguf.data_offset)
     insert_at = (start - 1) // block * block
@@ -119,12 +133,17 @@ def in_place(gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK) 
         new_start, inserted = start, 0
     else:
         step = max(block, alignment, BLOCK)
-        # longer than what a removed tensor leaves, so that the file's size tells whether the data has moved
+        # longer than what a removed tensor leaves, so that the file's size tells whether the data
+        # has moved
         least = max(roomy_length(needed, alignment) - start, old_length - edit.data_length + 1)
         inserted = aligned(least, step)
         new_start = start + inserted
     header = pack_header(edit.fields, edit.infos, new_start, gguf.version)
-    before = old_header[:insert_at] + bytes(inserted) + old_header[insert_at:] if inserted else old_header
+    before = (
+        old_header[:insert_at] + bytes(inserted) + old_header[insert_at:]
+        if inserted
+        else old_header
+    )
     writes = _differences(before, header)
     writes += [(new_start + offset, data) for offset, data in edit.patches]
     return Change(edit, gguf.size, new_start + edit.data_length, insert_at, inserted, writes)

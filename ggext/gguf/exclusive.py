@@ -17,7 +17,8 @@ from ggext.gguf.disk import UNSUPPORTED, Progress
 
 
 class ExclusiveFile:
-    """An open file and its path. On Linux others that open it meanwhile wait until it is closed (a write lease)."""
+    """An open file and its path. On Linux others that open it meanwhile wait until it is closed (a
+    write lease)."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.handle = path, _open_alone(path)
@@ -74,8 +75,8 @@ class ExclusiveFile:
         return "moved"
 
     def _rebuild(self, keep: int, source_at: int, target_at: int, progress: Progress) -> str:
-        """A new file takes this one's place: the first ``keep`` bytes, and what is behind ``source_at`` at
-        ``target_at``."""
+        """A new file takes this one's place: the first ``keep`` bytes, and what is behind
+        ``source_at`` at ``target_at``."""
         beside = part_path(self.path)
         old = os.fstat(self.handle)
         target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -83,7 +84,9 @@ class ExclusiveFile:
             _lease(target)
             disk.truncate(target, target_at + old.st_size - source_at)
             length = old.st_size - source_at
-            shared = disk.transfer(self.handle, target, source_at, target_at, length, beside.parent, progress)
+            shared = disk.transfer(
+                self.handle, target, source_at, target_at, length, beside.parent, progress
+            )
             disk.write_at(target, disk.read_at(self.handle, keep, 0), 0)
             with contextlib.suppress(OSError):  # not ours to give away
                 os.fchown(target, old.st_uid, old.st_gid)
@@ -107,13 +110,16 @@ def part_path(path: Path) -> Path:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[ExclusiveFile]:
-    """Raises ``OutputError`` for a file that is read-only, has a second name, or is open in any program."""
+    """Raises ``OutputError`` for a file that is read-only, has a second name, or is open in any
+    program."""
     try:
         file = ExclusiveFile(path)
     except FileNotFoundError:
         raise OutputError(f"{path} does not exist; check the path") from None
     except OSError as error:
-        raise OutputError(f"{path} cannot be changed: {error.strerror or error}; write to a new file") from None
+        raise OutputError(
+            f"{path} cannot be changed: {error.strerror or error}; write to a new file"
+        ) from None
     try:
         yield file
     finally:
@@ -127,16 +133,23 @@ def _open_alone(path: Path) -> int:
     if not status.st_mode & 0o222:
         raise OutputError(f"{path} is read-only; chmod u+w it, or write to a new file")
     if status.st_nlink > 1:
-        raise OutputError(f"{path} has {status.st_nlink} names (hard links), which all would change; copy it first")
+        raise OutputError(
+            f"{path} has {status.st_nlink} names (hard links), which all would change; copy it "
+            "first"
+        )
     if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
-        raise OutputError(f"{path} lies in Hugging Face's cache, where its name is its checksum; write to a new file")
+        raise OutputError(
+            f"{path} lies in Hugging Face's cache, where its name is its checksum; write to a new "
+            "file"
+        )
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         leased = _lease(handle)
         others = users_of(path) if leased is not True else []
         if leased is False or others:
             raise OutputError(
-                f"{path} is open in {', '.join(others) or 'another program'}; close that first (a chat that maps the "
+                f"{path} is open in {', '.join(others) or 'another program'}; close that first (a "
+                "chat that maps the "
                 "file would read changed bytes), or write to a new file"
             )
     except BaseException:
@@ -146,10 +159,12 @@ def _open_alone(path: Path) -> int:
 
 
 def _lease(handle: int) -> bool | None:
-    """True: nobody else has the file open or mapped, and who opens it waits until we close it. False: somebody has.
-    ``None``: not to be had here; then a lock keeps at least other ggexts away, or the answer is False again.
+    """True: nobody else has the file open or mapped, and who opens it waits until we close it.
+    False: somebody has. ``None``: not to be had here; then a lock keeps at least other ggexts away,
+    or the answer is False again.
 
-    The kernel tells a lease's holder of a waiting opener by SIGIO, which would end the process: SIGURG is ignored."""
+    The kernel tells a lease's holder of a waiting opener by SIGIO, which would end the process:
+    SIGURG is ignored."""
     if sys.platform == "linux":
         try:
             fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)

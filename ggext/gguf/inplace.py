@@ -1,9 +1,10 @@
 """Changes of a file in its place that a crash cannot leave half done, and that can be taken back.
 
-The order: what will be overwritten goes into the undo file and to the disk; room is made; the new bytes are written
-and go to the disk; the undo file says that the change is complete. Whoever opens the file after a crash finds the
-change begun and takes it back, or finds it complete. Every step back can itself be interrupted and begun again:
-whether data has moved is told by the file's size, and writing the old bytes twice does no harm."""
+The order: what will be overwritten goes into the undo file and to the disk; room is made; the new
+bytes are written and go to the disk; the undo file says that the change is complete. Whoever opens
+the file after a crash finds the change begun and takes it back, or finds it complete. Every step
+back can itself be interrupted and begun again: whether data has moved is told by the file's size,
+and writing the old bytes twice does no harm."""
 
 from __future__ import annotations
 
@@ -25,8 +26,9 @@ from ggext.gguf.reader import GgufFile
 
 @dataclass(frozen=True)
 class Done:
-    """``inserted``: bytes of room made, and ``how``: the data behind was moved (extents only), shared or copied;
-    empty where the header had room. ``written``: bytes that were written besides."""
+    """``inserted``: bytes of room made, and ``how``: the data behind was moved (extents only),
+    shared or copied; empty where the header had room. ``written``: bytes that were written
+    besides."""
 
     change: Change
     how: str
@@ -41,7 +43,8 @@ class Done:
 
 
 def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
-    """Make ``edit`` of ``gguf.path``. Raises ``OutputError`` or ``GgufError``; the file is then as it was."""
+    """Make ``edit`` of ``gguf.path``. Raises ``OutputError`` or ``GgufError``; the file is then as
+    it was."""
     path = gguf.path.resolve()
     with _changing(path) as (file, journal):
         if (file.size, os.fstat(file.handle).st_mtime_ns) != (gguf.size, gguf.mtime_ns):
@@ -52,7 +55,9 @@ def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
             how = _execute(file, change, progress)
             journal.mark("C")
         except BaseException:
-            with contextlib.suppress(OSError, GgextError):  # what cannot be taken back now is, at the next open
+            with contextlib.suppress(
+                OSError, GgextError
+            ):  # what cannot be taken back now is, at the next open
                 if journal.unfinished:
                     journal.mark("A")  # that all is done may be on the disk already
                 _take_back(file, journal, progress)
@@ -61,12 +66,15 @@ def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
 
 
 def undo(path: Path, progress: Progress = silent) -> int:
-    """Take back every change of ``path``, the last first: the file is byte for byte what it was before the first.
-    Returns how many there were. Raises ``GgufError`` where there is nothing to undo."""
+    """Take back every change of ``path``, the last first: the file is byte for byte what it was
+    before the first. Returns how many there were. Raises ``GgufError`` where there is nothing to
+    undo."""
     path = path.resolve()
     with _changing(path) as (file, journal):
         if not journal.entries:
-            raise GgufError(f"{path} has no {journal.path.name} beside it; there is nothing to undo")
+            raise GgufError(
+                f"{path} has no {journal.path.name} beside it; there is nothing to undo"
+            )
         count = len(journal.entries)
         for _ in range(count):
             _check_ours(file, journal)
@@ -109,20 +117,25 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OutputError(
-            f"{path}: {error.strerror or error}; the file is as it was, or is made whole when ggext next opens it"
+            f"{path}: {error.strerror or error}; the file is as it was, or is made whole when "
+            "ggext next opens it"
         ) from None
 
 
 def _check_ours(file: ExclusiveFile, journal: Journal) -> None:
     if not _is_complete(file, journal.entries[-1].record):
         raise GgufError(
-            f"{file.path} is not the file that {journal.path.name} belongs to: it was replaced or changed since; "
+            f"{file.path} is not the file that {journal.path.name} belongs to: it was replaced or "
+            "changed since; "
             f"move {journal.path.name} away"
         )
 
 
 def _is_complete(file: ExclusiveFile, record: Record) -> bool:
-    return file.size == record.new_size and _digest(file.read(*r) for r in record.written) == record.digest
+    return (
+        file.size == record.new_size
+        and _digest(file.read(*r) for r in record.written) == record.digest
+    )
 
 
 def _digest(pieces: Iterable[bytes]) -> str:
@@ -134,17 +147,28 @@ def _digest(pieces: Iterable[bytes]) -> str:
 
 def _record(file: ExclusiveFile, change: Change) -> Record:
     at, inserted = change.insert_at, change.insert_length
-    ranges = [r for offset, data in change.writes for r in _in_old_file(offset, len(data), at, inserted)]
+    ranges = [
+        r for offset, data in change.writes for r in _in_old_file(offset, len(data), at, inserted)
+    ]
     if inserted:
         ranges.append((at, file.block))  # by which a gap at a wrong place is noticed
-    ranges.append((change.new_size - inserted, change.old_size))  # what is cut off at the end, if it is
-    clipped = [(start, min(length, change.old_size - start)) for start, length in ranges if start < change.old_size]
+    ranges.append(
+        (change.new_size - inserted, change.old_size)
+    )  # what is cut off at the end, if it is
+    clipped = [
+        (start, min(length, change.old_size - start))
+        for start, length in ranges
+        if start < change.old_size
+    ]
     return Record(
-        change.old_size, change.new_size, at, inserted,
+        change.old_size,
+        change.new_size,
+        at,
+        inserted,
         saved=[(start, file.read(start, length)) for start, length in clipped],
         written=[(offset, len(data)) for offset, data in change.writes],
         digest=_digest(data for _, data in change.writes),
-    )  # fmt: skip
+    )
 
 
 def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[tuple[int, int]]:
@@ -192,10 +216,17 @@ def _take_back(file: ExclusiveFile, journal: Journal, progress: Progress) -> Non
 def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
     at, inserted = record.insert_at, record.insert_length
     if not file.is_current:  # interrupted at the very moment when a new file took its place
-        raise OutputError(f"{file.path} is another file now; ggext repair {file.path} ends what was interrupted")
-    if not min(record.old_size, record.new_size) <= file.size <= max(record.old_size + inserted, record.new_size):
+        raise OutputError(
+            f"{file.path} is another file now; ggext repair {file.path} ends what was interrupted"
+        )
+    if (
+        not min(record.old_size, record.new_size)
+        <= file.size
+        <= max(record.old_size + inserted, record.new_size)
+    ):
         raise GgufError(
-            f"{file.path} has {file.size:,} bytes where {record.old_size:,} or {record.new_size:,} belong: it was "
+            f"{file.path} has {file.size:,} bytes where {record.old_size:,} or {record.new_size:,} "
+            "belong: it was "
             f"replaced or cut since; move {undo_path(file.path).name} away"
         )
     moved = inserted > 0 and file.size > record.old_size
@@ -213,8 +244,8 @@ def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
 
 
 def _close_gap(file: ExclusiveFile, record: Record) -> bool:
-    """Whether the power failed while a file system moved extents, from the last to the first: the gap is then not yet
-    where it belongs, and what stood there still does. The gap is taken out."""
+    """Whether the power failed while a file system moved extents, from the last to the first: the
+    gap is then not yet where it belongs, and what stood there still does. The gap is taken out."""
     at, inserted = record.insert_at, record.insert_length
     there = next((data for offset, data in record.saved if offset == at), b"")
     if file.read(at, len(there)) != there or file.read(at + inserted, len(there)) == there:
@@ -222,6 +253,8 @@ def _close_gap(file: ExclusiveFile, record: Record) -> bool:
     hole = os.lseek(file.handle, at, os.SEEK_HOLE)
     end = os.lseek(file.handle, hole, os.SEEK_DATA)
     if end - hole != inserted:
-        raise GgufError(f"{file.path} lost its power while data moved, and which hole is ours is not clear")
+        raise GgufError(
+            f"{file.path} lost its power while data moved, and which hole is ours is not clear"
+        )
     file.collapse(hole, inserted, silent)
     return True

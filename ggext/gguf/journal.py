@@ -1,10 +1,11 @@
-"""``FILE.ggext-undo``: what stood where a change was made, so that it can be taken back, whole or half done.
+"""``FILE.ggext-undo``: what stood where a change was made, so that it can be taken back, whole or
+half done.
 
     "ggext-undo 1\\n", then frames: kind (1 byte), length (uint64), payload, SHA-256 of these three.
 
-``B`` begins a change: JSON (sizes, ranges) and the old bytes. ``C``: it is complete. ``R``: it is being taken back,
-``A``: because it failed.
-A frame is on the disk before the step that it announces is taken; a frame that is not whole announces nothing."""
+``B`` begins a change: JSON (sizes, ranges) and the old bytes. ``C``: it is complete. ``R``: it is
+being taken back, ``A``: because it failed. A frame is on the disk before the step that it announces
+is taken; a frame that is not whole announces nothing."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ _DIGEST = 32
 
 @dataclass(frozen=True)
 class Record:
-    """``saved``: (offset in the old file, bytes). ``written``: (offset, length) in the new file, and ``digest`` of
-    what was written there. ``insert_length`` zeros came in at ``insert_at``. Sizes in bytes."""
+    """``saved``: (offset in the old file, bytes). ``written``: (offset, length) in the new file,
+    and ``digest`` of what was written there. ``insert_length`` zeros came in at ``insert_at``.
+    Sizes in bytes."""
 
     old_size: int
     new_size: int
@@ -55,7 +57,12 @@ class Record:
             at += size
         written = [(int(offset), int(size)) for offset, size in values.pop("written")]
         record = cls(saved=saved, written=written, **values)
-        numbers: list[Any] = [record.old_size, record.new_size, record.insert_at, record.insert_length]
+        numbers: list[Any] = [
+            record.old_size,
+            record.new_size,
+            record.insert_at,
+            record.insert_length,
+        ]
         numbers += [n for pair in written for n in pair] + [offset for offset, _ in saved]
         if not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise ValueError("a number is missing or negative")
@@ -73,8 +80,8 @@ class Entry:
 
 @dataclass
 class Journal:
-    """The undo file at ``path``, which need not be there. ``entries``: the oldest change first. ``is_torn``: behind
-    them a crash left part of a frame."""
+    """The undo file at ``path``, which need not be there. ``entries``: the oldest change first.
+    ``is_torn``: behind them a crash left part of a frame."""
 
     path: Path
     entries: list[Entry] = field(default_factory=list)
@@ -90,9 +97,13 @@ class Journal:
         except FileNotFoundError:
             return journal
         except OSError as error:
-            raise GgufError(f"{journal.path}: {error.strerror or error}; make it readable") from None
+            raise GgufError(
+                f"{journal.path}: {error.strerror or error}; make it readable"
+            ) from None
         start = data[: len(_MAGIC)]
-        if start != _MAGIC and not _MAGIC.startswith(start.rstrip(b"\0")):  # zeros: it never reached the disk
+        if start != _MAGIC and not _MAGIC.startswith(
+            start.rstrip(b"\0")
+        ):  # zeros: it never reached the disk
             raise GgufError(f"{journal.path} is not an undo file of ggext; move it away")
         journal._read(data)
         journal.is_torn = journal._end < len(data) or not journal.entries
@@ -113,7 +124,9 @@ class Journal:
             try:
                 self._take(kind.decode(), data[start + _HEAD.size : body])
             except (ValueError, TypeError, KeyError, IndexError, struct.error) as error:
-                raise GgufError(f"{self.path}: malformed at byte {start} ({error}); move it away") from None
+                raise GgufError(
+                    f"{self.path}: malformed at byte {start} ({error}); move it away"
+                ) from None
             self._end = self.entries[-1].end = body + _DIGEST
 
     def _take(self, kind: str, payload: bytes) -> None:

@@ -12,9 +12,10 @@ from ggext.gguf.reader import GgufFile, parse_header
 
 
 def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
-    """Read and check a header; ``any_kind``: also of files that are no models. Raises ``GgufError`` (one line, with
-    the byte offset) for a file that is not GGUF, is truncated, or contradicts itself; ``OSError`` becomes it too. A
-    change in place that a crash interrupted is taken back first."""
+    """Read and check a header; ``any_kind``: also of files that are no models. Raises ``GgufError``
+    (one line, with the byte offset) for a file that is not GGUF, is truncated, or contradicts
+    itself; ``OSError`` becomes it too. A change in place that a crash interrupted is taken back
+    first."""
     path = Path(path)
     _end_interrupted_change(path)
     try:
@@ -25,10 +26,16 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
             if status.st_size == 0:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return replace(parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns)
+                return replace(
+                    parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns
+                )
     except FileNotFoundError:
         named = path.suffix.lower() != ".gguf"
-        remedy = f" (if it names a model: ggext convert {path} makes a .gguf file of it)" if named else ""
+        remedy = (
+            f" (if it names a model: ggext convert {path} makes a .gguf file of it)"
+            if named
+            else ""
+        )
         raise GgufError(f"{path}: No such file; check the path{remedy}") from None
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None

@@ -1,7 +1,8 @@
 """Pieces of a file, made and written by several threads at once, each in its own place.
 
-A thread reads, converts and writes one piece after the other, so one reads while another writes, and a piece of some
-MB is still in the processor's cache when it is written. All of that runs without the interpreter's lock.
+A thread reads, converts and writes one piece after the other, so one reads while another writes,
+and a piece of some MB is still in the processor's cache when it is written. All of that runs
+without the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from ggext.errors import CheckpointError
 
 Buffer = bytes | bytearray | memoryview
 
-#: More threads would only wait for each other: a file system writes to one file from one thread at a time.
+#: More threads would only wait for each other: a file system writes to one file from one thread at
+#: a time.
 _MAX_THREADS = 8
 #: Long enough for the interpreter's lock, which is needed between pieces, not to matter.
 _COPIED_AT_ONCE = 16 << 20
-#: Seconds that the main thread, making the header meanwhile, may keep a thread from its next piece. Python's own 5 ms
-#: are as long as a piece takes: with them 2 GB took 1.27 s, and 1.02 s with these.
+#: Seconds that the main thread, making the header meanwhile, may keep a thread from its next piece.
+#: Python's own 5 ms are as long as a piece takes: with them 2 GB took 1.27 s, and 1.02 s with
+#: these.
 _SWITCH_INTERVAL = 0.0002
 
 
@@ -53,8 +56,8 @@ def stored_pieces(path: Path, start: int, nbytes: int) -> Iterator[StoredPiece]:
 def writing(
     file: int, pieces: Iterator[tuple[int, Piece | StoredPiece]], progress: Callable[[int], None]
 ) -> Iterator[None]:
-    """Write the pieces, each at its offset of the open ``file``, while the block runs and until all is written; the
-    first error ends it and is raised.
+    """Write the pieces, each at its offset of the open ``file``, while the block runs and until all
+    is written; the first error ends it and is raised.
 
     ``progress`` gets the bytes of each piece, from one thread at a time. Needs no order of offsets.
     """
@@ -75,7 +78,10 @@ def writing(
             errors.append(error)
             ended.set()
 
-    n_threads = min(_MAX_THREADS, max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2))
+    n_threads = min(
+        _MAX_THREADS,
+        max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2),
+    )
     workers = [threading.Thread(target=work) for _ in range(n_threads)]
     before = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL)
@@ -114,9 +120,13 @@ def _copy(file: int, at: int, piece: StoredPiece) -> None:
         finally:
             os.close(source)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{piece.path}: {error.strerror}; it could be read before: try again") from None
+        raise CheckpointError(
+            f"{piece.path}: {error.strerror}; it could be read before: try again"
+        ) from None
     if copied < piece.nbytes:
-        raise CheckpointError(f"{piece.path} was cut short while it was read; nothing was written: try again")
+        raise CheckpointError(
+            f"{piece.path} was cut short while it was read; nothing was written: try again"
+        )
 
 
 def write_at(file: int, at: int, data: memoryview) -> None:

@@ -38,9 +38,9 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name, dimensions, one size, type, of
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start. ``ranges``: for each key, the
-    padding's too, the bytes where it stands, from the length of its name to the end of its value. ``mtime_ns``: when
-    the file was last written to, as it was read."""
+    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start. ``ranges``: for
+    each key, the padding's too, the bytes where it stands, from the length of its name to the end
+    of its value. ``mtime_ns``: when the file was last written to, as it was read."""
 
     path: Path
     version: int
@@ -63,7 +63,9 @@ class GgufFile:
     def arch_keys(self) -> dict[str, Any]:
         """The architecture's own values, without its prefix."""
         prefix = self.arch + "."
-        return {k.removeprefix(prefix): f.value for k, f in self.fields.items() if k.startswith(prefix)}
+        return {
+            k.removeprefix(prefix): f.value for k, f in self.fields.items() if k.startswith(prefix)
+        }
 
     def tensor_data(self, name: str) -> memoryview:
         """The raw bytes of a tensor, mapped from the file, not read."""
@@ -83,7 +85,8 @@ class GgufFile:
 
 
 def parse_header(path: Path, data: mmap.mmap | bytes, *, any_kind: bool = False) -> GgufFile:
-    """The header of a file whose bytes are ``data``; ``path`` is what errors name. Raises ``GgufError``."""
+    """The header of a file whose bytes are ``data``; ``path`` is what errors name. Raises
+    ``GgufError``."""
     return _Parser(path, data).parse(any_kind)
 
 
@@ -100,8 +103,13 @@ class _Parser(Cursor):
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
             reason = "is big-endian" if swapped in VERSIONS else f"has GGUF version {version}"
-            raise GgufError(f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3")
-        n_tensors, n_fields = self.count("tensors", _SMALLEST_TENSOR), self.count("keys", _SMALLEST_FIELD)
+            raise GgufError(
+                f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3"
+            )
+        n_tensors, n_fields = (
+            self.count("tensors", _SMALLEST_TENSOR),
+            self.count("keys", _SMALLEST_FIELD),
+        )
         fields = dict(self.keys(n_fields))
         fields.pop(PADDING_KEY, None)  # says nothing, and is made anew by who writes a header
         alignment = self.alignment(fields)
@@ -110,7 +118,9 @@ class _Parser(Cursor):
             self.check_architecture(fields)
         data_offset = aligned(self.at, alignment)
         self.check_extents(tensors, data_offset, alignment)
-        return GgufFile(self.path, version, fields, tensors, alignment, data_offset, self.size, self.ranges)
+        return GgufFile(
+            self.path, version, fields, tensors, alignment, data_offset, self.size, self.ranges
+        )
 
     def count(self, what: str, smallest: int) -> int:
         count: int = self.unpack("Q")
@@ -133,7 +143,12 @@ class _Parser(Cursor):
     def alignment(self, fields: dict[str, Field]) -> int:
         field = fields.get("general.alignment", Field(ValueType.UINT32, DEFAULT_ALIGNMENT))
         value = field.value
-        if field.type is not ValueType.UINT32 or value < 1 or value & (value - 1) or value > 1 << 20:
+        if (
+            field.type is not ValueType.UINT32
+            or value < 1
+            or value & (value - 1)
+            or value > 1 << 20
+        ):
             raise self.fail(f"general.alignment is {value!r}; it must be a power of two (UINT32)")
         return int(value)
 
@@ -162,16 +177,21 @@ class _Parser(Cursor):
                 raise self.fail(str(error)) from None
             yield TensorInfo(name, shape, kind, offset, nbytes)
 
-    def check_extents(self, tensors: dict[str, TensorInfo], data_offset: int, alignment: int) -> None:
+    def check_extents(
+        self, tensors: dict[str, TensorInfo], data_offset: int, alignment: int
+    ) -> None:
         end = 0
         for info in sorted(tensors.values(), key=lambda t: t.offset):
             if info.offset % alignment:
-                raise self.fail(f"tensor {info.name!r} starts at {info.offset}, not a multiple of {alignment}")
+                raise self.fail(
+                    f"tensor {info.name!r} starts at {info.offset}, not a multiple of {alignment}"
+                )
             if info.offset < end:
                 raise self.fail(f"tensor {info.name!r} overlaps the one before it")
             end = info.offset + info.nbytes
             if data_offset + end > self.size:
                 raise GgufError(
-                    f"{self.path}: tensor {info.name!r} ends at byte {data_offset + end} and the file has "
+                    f"{self.path}: tensor {info.name!r} ends at byte {data_offset + end} and the "
+                    "file has "
                     f"{self.size}; the file is truncated: copy or download it again"
                 )

@@ -1,7 +1,9 @@
-"""One model in several files, as llama.cpp's gguf-split makes them: all keys in the first, some tensors in each.
+"""One model in several files, as llama.cpp's gguf-split makes them: all keys in the first, some
+tensors in each.
 
-llama.cpp opens the set by its first file. Where a set replaces another, that one goes first and comes last, so at no
-moment does it name files that are not its own; between the two, for as long as the renames take, there is no set.
+llama.cpp opens the set by its first file. Where a set replaces another, that one goes first and
+comes last, so at no moment does it name files that are not its own; between the two, for as long as
+the renames take, there is no set.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ def part_path(out: Path, number: int, count: int) -> Path:
 def check_parts(out: Path, force: bool) -> None:
     """Raise ``OutputError`` where the folder has a set of this name already."""
     first = sorted(
-        out.parent.glob(f"{_escaped(out.name.removesuffix('.gguf'))}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf")
+        out.parent.glob(
+            f"{_escaped(out.name.removesuffix('.gguf'))}-00001-of-[0-9][0-9][0-9][0-9][0-9].gguf"
+        )
     )
     if first and not force:
         raise OutputError(f"{first[0]} exists; use --force to replace it, or name another output")
@@ -50,13 +54,18 @@ def write_parts(
     most: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> tuple[Path, ...]:
-    """Write files of at most ``most`` bytes of tensor data each (a larger tensor has one of its own) and return their
-    paths. All of them are whole, or none is there. Raises ``OutputError``.
+    """Write files of at most ``most`` bytes of tensor data each (a larger tensor has one of its
+    own) and return their paths. All of them are whole, or none is there. Raises ``OutputError``.
     """
     parts = _shared_out(tensors, most)
     if len(parts) > _MOST_PARTS:
-        raise OutputError(f"{out}: parts of {most:,} bytes would be {len(parts):,} files; {_MOST_PARTS:,} are allowed")
-    arranged = [arrange(_part_fields(fields, i, parts, len(tensors)), part) for i, part in enumerate(parts)]
+        raise OutputError(
+            f"{out}: parts of {most:,} bytes would be {len(parts):,} files; {_MOST_PARTS:,} are "
+            "allowed"
+        )
+    arranged = [
+        arrange(_part_fields(fields, i, parts, len(tensors)), part) for i, part in enumerate(parts)
+    ]
     paths = tuple(part_path(out, i, len(parts)) for i in range(len(parts)))
     with ExitStack() as files:
         needed = sum(part.size for part in arranged)
@@ -86,7 +95,9 @@ def _shared_out(tensors: Sequence[TensorToWrite], most: int) -> list[list[Tensor
     return parts
 
 
-def _part_fields(fields: Mapping[str, Field], number: int, parts: Sequence[object], n_tensors: int) -> dict[str, Field]:
+def _part_fields(
+    fields: Mapping[str, Field], number: int, parts: Sequence[object], n_tensors: int
+) -> dict[str, Field]:
     """The keys of one part: all of them in the first, in the others what says how to read them."""
     own = {key: field for key, field in fields.items() if number == 0 or key == "general.alignment"}
     return own | {

@@ -1,7 +1,8 @@
 """The tables of the ``gguf`` package: names of tensors, types and the sizes of their blocks.
 
-Its ``__init__`` imports NumPy, yaml and sentencepiece too, 0.15 s that reading a header need not wait for. They need
-nothing but each other, so they are imported as those of a package that is found where ``gguf`` is.
+Its ``__init__`` imports NumPy, yaml and sentencepiece too, 0.15 s that reading a header need not
+wait for. They need nothing but each other, so they are imported as those of a package that is found
+where ``gguf`` is.
 """
 
 from __future__ import annotations

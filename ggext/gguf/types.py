@@ -40,10 +40,18 @@ class ValueType(IntEnum):
 
 #: Value type → struct code of one little-endian value.
 STRUCT_CODE = {
-    ValueType.UINT8: "B", ValueType.INT8: "b", ValueType.UINT16: "H", ValueType.INT16: "h",
-    ValueType.UINT32: "I", ValueType.INT32: "i", ValueType.FLOAT32: "f", ValueType.BOOL: "?",
-    ValueType.UINT64: "Q", ValueType.INT64: "q", ValueType.FLOAT64: "d",
-}  # fmt: skip
+    ValueType.UINT8: "B",
+    ValueType.INT8: "b",
+    ValueType.UINT16: "H",
+    ValueType.INT16: "h",
+    ValueType.UINT32: "I",
+    ValueType.INT32: "i",
+    ValueType.FLOAT32: "f",
+    ValueType.BOOL: "?",
+    ValueType.UINT64: "Q",
+    ValueType.INT64: "q",
+    ValueType.FLOAT64: "d",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +71,8 @@ class Field:
 
     @classmethod
     def of(cls, value: Any) -> Field:
-        """The field that a plain Python value is written as: bool, str, int as UINT32, float as FLOAT32,
-        and lists of one kind (int as INT32). Raises ``GgufError`` for anything else."""
+        """The field that a plain Python value is written as: bool, str, int as UINT32, float as
+        FLOAT32, and lists of one kind (int as INT32). Raises ``GgufError`` for anything else."""
         if isinstance(value, cls):
             return value
         if isinstance(value, (list, tuple)):
@@ -94,7 +102,9 @@ def _scalar_type(value: Any, in_array: bool = False) -> ValueType:
         return ValueType.INT32 if in_array else ValueType.UINT32
     if isinstance(value, float):
         return ValueType.FLOAT32
-    raise GgufError(f"{value!r} has no GGUF type; use str, bool, int, float or a list of one of them")
+    raise GgufError(
+        f"{value!r} has no GGUF type; use str, bool, int, float or a list of one of them"
+    )
 
 
 def _pack_items(item_type: ValueType, values: list[Any]) -> bytes:
@@ -109,15 +119,16 @@ def _pack_items(item_type: ValueType, values: list[Any]) -> bytes:
 
 
 def pack_string(text: str) -> bytes:
-    """Length (u64) and UTF-8 bytes. Lone surrogates stand for bytes that were not UTF-8 when read."""
+    """Length (u64) and UTF-8 bytes. Lone surrogates stand for bytes that were not UTF-8 when
+    read."""
     data = text.encode("utf-8", "surrogateescape")
     return struct.pack("<Q", len(data)) + data
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """``shape``: GGUF order, the contiguous dimension first. ``offset``: bytes from the data section's
-    start. ``type``: a ggml type number."""
+    """``shape``: GGUF order, the contiguous dimension first. ``offset``: bytes from the data
+    section's start. ``type``: a ggml type number."""
 
     name: str
     shape: tuple[int, ...]
@@ -133,7 +144,8 @@ def type_name(ggml_type: int) -> str:
 
 
 def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
-    """Bytes of a tensor's data. Raises ``GgufError`` for an unknown type or rows of partial blocks."""
+    """Bytes of a tensor's data. Raises ``GgufError`` for an unknown type or rows of partial
+    blocks."""
     from ggext.gguf.tables import constants
 
     try:
@@ -141,7 +153,9 @@ def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
     except (ValueError, KeyError):
         raise GgufError(f"tensor {name!r} has the unknown type {ggml_type}") from None
     if shape[0] % block:
-        raise GgufError(f"tensor {name!r} has rows of {shape[0]} values, which are not whole blocks of {block}")
+        raise GgufError(
+            f"tensor {name!r} has rows of {shape[0]} values, which are not whole blocks of {block}"
+        )
     return math.prod(shape) // block * block_bytes
 
 

@@ -1,5 +1,6 @@
-"""Values out of a header's bytes, bounds-checked. Arrays are walked over when read and built when asked for:
-a vocabulary of 150,000 tokens costs a model's reader nothing until somebody wants a token."""
+"""Values out of a header's bytes, bounds-checked. Arrays are walked over when read and built when
+asked for: a vocabulary of 150,000 tokens costs a model's reader nothing until somebody wants a
+token."""
 
 from __future__ import annotations
 
@@ -17,15 +18,17 @@ _SMALLEST_ITEM = {ValueType.STRING: 8, ValueType.ARRAY: 12}
 
 
 class Cursor:
-    """A place in ``data`` that moves on as values are read. No count or length is trusted: each is checked
-    against the bytes that are left. ``start``: where ``data`` begins in the file, for messages."""
+    """A place in ``data`` that moves on as values are read. No count or length is trusted: each is
+    checked against the bytes that are left. ``start``: where ``data`` begins in the file, for
+    messages."""
 
     def __init__(self, path: Path, data: mmap.mmap | bytes, at: int = 0, start: int = 0) -> None:
         self.path, self.data, self.size, self.at, self.start = path, data, len(data), at, start
 
     def fail(self, message: str) -> GgufError:
         return GgufError(
-            f"{self.path}: {message} (at byte {self.start + self.at}); the file is damaged or not a GGUF file"
+            f"{self.path}: {message} (at byte {self.start + self.at}); the file is damaged or not "
+            "a GGUF file"
         )
 
     def unpack(self, code: str) -> Any:
@@ -88,7 +91,8 @@ class Cursor:
             self.at += count * struct.calcsize("<" + STRUCT_CODE[item_type])
 
     def array(self, key: str) -> Field:
-        """An array's values, built. It has been walked over before, so nothing in it can be wrong."""
+        """An array's values, built. It has been walked over before, so nothing in it can be
+        wrong."""
         item_type, count = self._array_head(key)
         values: list[Any]
         if item_type is ValueType.STRING:
@@ -109,7 +113,11 @@ class StoredArray(Field):
     def __init__(self, path: Path, key: str, raw: bytes, start: int) -> None:
         item_type, count = struct.unpack_from("<IQ", raw)
         own = {"raw": raw, "count": count, "_origin": (path, key, start)}
-        for name, value in {"type": ValueType.ARRAY, "item_type": ValueType(item_type), **own}.items():
+        for name, value in {
+            "type": ValueType.ARRAY,
+            "item_type": ValueType(item_type),
+            **own,
+        }.items():
             object.__setattr__(self, name, value)  # the base is frozen
 
     raw: bytes

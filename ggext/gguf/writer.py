@@ -1,8 +1,9 @@
 """Write a GGUF file: header, then each tensor's data as it is produced, by several threads.
 
 The file is written beside its place and renamed when whole, so an interrupted or failed run leaves
-what was there before. Where there was a file, the new one is on the disk before the old one goes, so that
-a power cut leaves one of them; a new file reaches the disk when the system sees fit, as with cp.
+what was there before. Where there was a file, the new one is on the disk before the old one goes,
+so that a power cut leaves one of them; a new file reaches the disk when the system sees fit, as
+with cp.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from ggext.gguf.types import Field, TensorInfo, aligned
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """``shape`` in GGUF order (contiguous dimension first), ``type`` a ggml type number, ``chunks`` gives the
-    ``nbytes`` of data one after the other when their turn has come: bytes, or pieces that the writer's threads make."""
+    """``shape`` in GGUF order (contiguous dimension first), ``type`` a ggml type number, ``chunks``
+    gives the ``nbytes`` of data one after the other when their turn has come: bytes, or pieces that
+    the writer's threads make."""
 
     name: str
     shape: tuple[int, ...]
@@ -42,9 +44,10 @@ def write_gguf(
     complete: Callable[[], Mapping[str, Field]] | None = None,
     room: int = 0,
 ) -> int:
-    """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece. ``complete`` gives all
-    fields, where ``fields`` are not all, and is called while the data is written: ``room`` and about ``SLACK`` bytes
-    more fit, for others the file is written again. What is not needed of it remains as padding.
+    """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece.
+    ``complete`` gives all fields, where ``fields`` are not all, and is called while the data is
+    written: ``room`` and about ``SLACK`` bytes more fit, for others the file is written again. What
+    is not needed of it remains as padding.
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
@@ -66,7 +69,8 @@ class _NoRoomError(Exception):
 
 @dataclass(frozen=True)
 class Arranged:
-    """A file to be: ``infos`` of the ``tensors``, ``start`` of their data, ``size`` of it all in bytes."""
+    """A file to be: ``infos`` of the ``tensors``, ``start`` of their data, ``size`` of it all in
+    bytes."""
 
     fields: Mapping[str, Field]
     start: int
@@ -75,7 +79,9 @@ class Arranged:
     size: int
 
 
-def arrange(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite], room: int = 0) -> Arranged:
+def arrange(
+    fields: Mapping[str, Field], tensors: Sequence[TensorToWrite], room: int = 0
+) -> Arranged:
     """``room``: bytes for fields that are not known yet."""
     alignment = alignment_of(fields)
     infos = layout(tensors, alignment)
@@ -126,7 +132,8 @@ def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]
 
 
 def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece | StoredPiece]]:
-    """The tensors in pieces, each with its offset in the file; large ones first, so that all threads end together."""
+    """The tensors in pieces, each with its offset in the file; large ones first, so that all
+    threads end together."""
     both = zip(arranged.tensors, arranged.infos, strict=True)
     for tensor, info in sorted(both, key=lambda pair: -pair[1].nbytes):
         at = 0
@@ -135,7 +142,9 @@ def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece | StoredPiece]]:
             yield arranged.start + info.offset + at, piece
             at += piece.nbytes
         if at != info.nbytes:
-            raise OutputError(f"tensor {tensor.name}: {at} bytes were made where {info.nbytes} belong")
+            raise OutputError(
+                f"tensor {tensor.name}: {at} bytes were made where {info.nbytes} belong"
+            )
 
 
 def _as_piece(data: Buffer) -> Piece:
@@ -144,9 +153,11 @@ def _as_piece(data: Buffer) -> Piece:
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A new file beside ``path`` that takes its place when the block ends well, and is removed when not.
+    """A new file beside ``path`` that takes its place when the block ends well, and is removed when
+    not.
 
-    ``size``: bytes that will be needed; checked against the free space first. It is on the disk when it is in place.
+    ``size``: bytes that will be needed; checked against the free space first. It is on the disk
+    when it is in place.
     """
     with replacing(path, size) as beside, output_errors(path), beside.open("wb") as file:
         yield file
@@ -181,18 +192,22 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
-    """An empty file in the folder of ``path``, removed afterwards. ``size``: bytes that must be free."""
+    """An empty file in the folder of ``path``, removed afterwards. ``size``: bytes that must be
+    free."""
     folder = path.parent
     try:
         free = shutil.disk_usage(folder).free
         if size > free:
             raise OutputError(
-                f"{path} needs {size:,} bytes and the disk has {free:,} free; free some, or write elsewhere"
+                f"{path} needs {size:,} bytes and the disk has {free:,} free; free some, or write "
+                "elsewhere"
             )
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
         os.close(handle)
     except OSError as error:
-        raise OutputError(f"{folder}: {error.strerror or error}; choose a folder that can be written") from None
+        raise OutputError(
+            f"{folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
     beside = Path(name)
     try:
         yield beside

@@ -1,14 +1,16 @@
 """How wrong llama.cpp's angles may be: it computes them in float32.
 
-A float32 operation is off by up to 2^-24 of its result. ggml's CPU kernel starts with the position and
-multiplies it by base^(-2/d) once a pair, so up to pair i it rounds i times, and carries the rounding of
-that factor i times; the factor itself is off by its exponent's rounding, which adds |ln θᵢ| until pair i.
-Then come the frequency factor, the scale and YaRN's mix of two angles, whose ramp is rounded on the scale
-of the unscaled angle. Together, with ω the wanted and θ the unscaled frequency:
+A float32 operation is off by up to 2^-24 of its result. ggml's CPU kernel starts with the position
+and multiplies it by base^(-2/d) once a pair, so up to pair i it rounds i times, and carries the
+rounding of that factor i times; the factor itself is off by its exponent's rounding, which adds |ln
+θᵢ| until pair i. Then come the frequency factor, the scale and YaRN's mix of two angles, whose ramp
+is rounded on the scale of the unscaled angle. Together, with ω the wanted and θ the unscaled
+frequency:
 
     |Δ angle| ≤ position · 2^-24 · (ω · (2i + |ln θ| + 6) + 2θ)
 
-The factor of ``OTHER_DEVICES`` is for GPUs, whose kernels use a fast sine, cosine and power function.
+The factor of ``OTHER_DEVICES`` is for GPUs, whose kernels use a fast sine, cosine and power
+function.
 """
 
 from __future__ import annotations

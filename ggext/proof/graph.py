@@ -1,7 +1,9 @@
-"""Level ``graph``: every ROPE operation that llama.cpp executes on real tokens, against the wanted table.
+"""Level ``graph``: every ROPE operation that llama.cpp executes on real tokens, against the wanted
+table.
 
-It looks at what goes into each operation and what comes out, not at what the file says, so a file that is
-executed otherwise than asked fails here whatever the reason, and quantized weights make no difference.
+It looks at what goes into each operation and what comes out, not at what the file says, so a file
+that is executed otherwise than asked fails here whatever the reason, and quantized weights make no
+difference.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ _READING = 5e-7
 
 @dataclass(frozen=True)
 class Turn:
-    """What one node did to one span of positions. ``wanted``: of its layer. ``turn``: complex (n_positions, n_pairs),
-    by what each pair was multiplied; ``error``: |executed - wanted| / gain of the same shape."""
+    """What one node did to one span of positions. ``wanted``: of its layer. ``turn``: complex
+    (n_positions, n_pairs), by what each pair was multiplied; ``error``: |executed - wanted| / gain
+    of the same shape."""
 
     node: str
     wanted: Wanted
@@ -45,7 +48,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Executed:
-    """What one node did at all positions: ``inv_freq`` in radians per token and ``gain``, (n_pairs,)."""
+    """What one node did at all positions: ``inv_freq`` in radians per token and ``gain``,
+    (n_pairs,)."""
 
     node: str
     wanted: Wanted
@@ -75,7 +79,9 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
     cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
-    with Probe(model, cells, lambda node: found.append(_turn(node, wanted.of_node(node.name)))) as probe:
+    with Probe(
+        model, cells, lambda node: found.append(_turn(node, wanted.of_node(node.name)))
+    ) as probe:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
@@ -92,9 +98,16 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     finite = np.isfinite(node.before).all() and np.isfinite(node.after).all()
     if node.before.shape[-1] < geometry.n_rot or not finite:
         return Turn(
-            node.name, wanted, node.call, node.positions, np.full_like(target, np.nan), np.full(target.shape, np.inf)
+            node.name,
+            wanted,
+            node.call,
+            node.positions,
+            np.full_like(target, np.nan),
+            np.full(target.shape, np.inf),
         )
-    before, after = (pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after))
+    before, after = (
+        pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after)
+    )
     energy = np.sum(np.abs(before) ** 2, axis=1)
     some = np.where(energy > 0, energy, 1.0)
     turn = np.sum(np.conj(before) * after, axis=1) / some
@@ -125,7 +138,9 @@ def _fit(seen: list[Turn]) -> Executed:
     angles = np.unwrap(np.angle(first.turn), axis=0)
     angles -= 2 * np.pi * np.round(angles[:1] / (2 * np.pi))
     inv_freq = np.sum(places * angles, axis=0) / max(1.0, float(np.sum(places**2)))
-    unsure = frequency_bound(wanted.kernel_table, wanted.geometry) + _READING / max(1.0, float(places[-1, 0]))
+    unsure = frequency_bound(wanted.kernel_table, wanted.geometry) + _READING / max(
+        1.0, float(places[-1, 0])
+    )
     reach = int(places[-1, 0])
     for turn in far:
         places = turn.positions.astype(np.float64)[:, None]
@@ -174,7 +189,9 @@ def _frequency_tolerance(node: Executed, slack: float) -> NDArray[np.float64]:
 
     wanted = node.wanted
     target = np.asarray(wanted.kernel_table.inv_freq)
-    bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(1, node.reach)
+    bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(
+        1, node.reach
+    )
     return _known(bound / np.where(target == 0, 1.0, target))
 
 
@@ -192,22 +209,31 @@ def check_graph(gguf: GgufFile, found: list[Turn], nodes: list[Executed], gpu: b
 
 
 def _check_layers(nodes: list[Executed]) -> list[Check]:
-    """Which layers rotate, where some must not. A sliding-window layer's node has a ``Wanted`` without layers."""
+    """Which layers rotate, where some must not. A sliding-window layer's node has a ``Wanted``
+    without layers."""
     layers = next((node.wanted.layers for node in nodes if node.wanted.layers), ())
     if "unrotated" not in layers:
         return []
     seen = {layer_of_node(node.node) for node in nodes}
     wrong = [i for i, kind in enumerate(layers) if (i in seen) is (kind == "unrotated")]
-    detail = f"{len(seen)} of {len(layers)} layers rotate" + (f"; layer {wrong[0]} is not as wanted" if wrong else "")
+    detail = f"{len(seen)} of {len(layers)} layers rotate" + (
+        f"; layer {wrong[0]} is not as wanted" if wrong else ""
+    )
     return [Check("graph", "layers that rotate and must not, or reverse", len(wrong), 0, detail)]
 
 
-def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float64]]) -> tuple[int, Any, int]:
-    """Which array holds the worst value, at which index, and how many arrays hold a failure. Of failures it is
-    the one that is most too large (the first of about equal ones), else the largest value."""
+def _worst(
+    errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float64]]
+) -> tuple[int, Any, int]:
+    """Which array holds the worst value, at which index, and how many arrays hold a failure. Of
+    failures it is the one that is most too large (the first of about equal ones), else the largest
+    value."""
     import numpy as np
 
-    excess = [float((error / tolerance).max()) for error, tolerance in zip(errors, tolerances, strict=True)]
+    excess = [
+        float((error / tolerance).max())
+        for error, tolerance in zip(errors, tolerances, strict=True)
+    ]
     failed = sum(value > 1 for value in excess)
     ranks = excess if failed else [float(error.max()) for error in errors]
     which = next(i for i, rank in enumerate(ranks) if rank >= 0.99 * max(ranks))
@@ -217,15 +243,27 @@ def _worst(errors: list[NDArray[np.float64]], tolerances: list[NDArray[np.float6
 
 def _check_rotation(found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
     errors = [_known(turn.error) for turn in found]
-    bounds = [turn_bound(turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack) for turn in found]
+    bounds = [
+        turn_bound(turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack)
+        for turn in found
+    ]
     which, place, failed = _worst(errors, bounds)
     turn, pair = found[which], int(place[1])
     last = max(int(seen.positions[-1]) for seen in found)
-    why = f"the operation is {turn.call}, and does not turn by the wanted table" if failed and not told else ""
+    why = (
+        f"the operation is {turn.call}, and does not turn by the wanted table"
+        if failed and not told
+        else ""
+    )
     return Check(
-        "graph", f"{nodes} ROPE nodes, worst |Δ| / gain", float(errors[which][place]), float(bounds[which][place]),
-        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, {_pair(turn.wanted, pair)}", why,
-    )  # fmt: skip
+        "graph",
+        f"{nodes} ROPE nodes, worst |Δ| / gain",
+        float(errors[which][place]),
+        float(bounds[which][place]),
+        f"{turn.node}, position {turn.positions[place[0]]:,} of {last + 1:,}, "
+        f"{_pair(turn.wanted, pair)}",
+        why,
+    )
 
 
 def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
@@ -238,7 +276,10 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
     if failed:
         target, executed = wanted.table.inv_freq[pair], float(node.inv_freq[pair])
         ratio = f" (×{executed / target:.4g})" if target else ""
-        detail += f": {target:.4g} rad a token wanted, {executed:.4g} executed{ratio}; {off} of {len(node.gain)} pairs"
+        detail += (
+            f": {target:.4g} rad a token wanted, {executed:.4g} executed{ratio}; {off} of "
+            f"{len(node.gain)} pairs"
+        )
         detail += f" are off, in {failed} of {len(nodes)} nodes"
         why = frequency_reason(gguf, wanted, node.call)
     value, tolerance = float(errors[which][pair]), float(tolerances[which][pair])
@@ -256,11 +297,14 @@ def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
     detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
     detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
     why = gain_reason(gguf, target, gain, node.call) if failed else ""
-    return Check("graph", "gain executed, relative error", float(errors[which][pair]), tolerance, detail, why)
+    return Check(
+        "graph", "gain executed, relative error", float(errors[which][pair]), tolerance, detail, why
+    )
 
 
 def _pair(wanted: Wanted, pair: int) -> str:
-    """A pair in the user's terms: ``pair 7 of 16 (dimensions 14 and 15, wavelength 338 tokens)``."""
+    """A pair in the user's terms: ``pair 7 of 16 (dimensions 14 and 15, wavelength 338
+    tokens)``."""
     geometry = wanted.geometry
     pairs = geometry.n_rot // 2
     first, second = (2 * pair, 2 * pair + 1) if geometry.layout == "norm" else (pair, pair + pairs)

@@ -1,7 +1,7 @@
 """Level ``kernel``: the native rotation, and llama.cpp's own on every device, against float64.
 
-llama.cpp's ROPE runs as a graph of one node on each device that ggml has here: with the parameters of the
-live graph where that was measured, else with the file's table as frequency factors.
+llama.cpp's ROPE runs as a graph of one node on each device that ggml has here: with the parameters
+of the live graph where that was measured, else with the file's table as frequency factors.
 """
 
 from __future__ import annotations
@@ -25,20 +25,27 @@ KERNEL_TOLERANCE = 1e-6
 #: Positions that are always told, also beyond the context.
 POSITIONS = (0, 1, 4096, 32768, 131072, 1 << 20)
 NATIVE = "ggext"
-#: A float32 angle is now and then right by luck, as at powers of two: the worst of so many neighbours is told.
+#: A float32 angle is now and then right by luck, as at powers of two: the worst of so many
+#: neighbours is told.
 _NEIGHBOURS = 16
-#: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds away.
+#: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds
+#: away.
 _F16, _BF16 = 2.0**-11, 2.0**-8
-#: Steps of a token by which a position may be off: a query's and a key's together come to half a step.
+#: Steps of a token by which a position may be off: a query's and a key's together come to half a
+#: step.
 _BLURRED = 0.25
 
 
 def check_kernels(table: RopeTable, geometry: RopeGeometry) -> list[Check]:
-    """The native float32 rotation against float64 on every device that it has here, at positions up to the target
-    context."""
+    """The native float32 rotation against float64 on every device that it has here, at positions up
+    to the target context."""
     from ggext import native
 
-    return [_check_native(table, geometry, device) for device in native.DEVICES if native.available(device)]
+    return [
+        _check_native(table, geometry, device)
+        for device in native.DEVICES
+        if native.available(device)
+    ]
 
 
 def _check_native(table: RopeTable, geometry: RopeGeometry, device: NativeDevice) -> Check:
@@ -47,21 +54,34 @@ def _check_native(table: RopeTable, geometry: RopeGeometry, device: NativeDevice
     from ggext import native
 
     positions = probe_positions(table.context, geometry.trained_context)
-    rows = np.random.default_rng(0).uniform(-1, 1, (len(positions), 2, geometry.head_dim)).astype("<f4")
-    turned = native.rotate(rows, positions, table.inv_freq, table.attention_factor, geometry.layout, device=device)
+    rows = (
+        np.random.default_rng(0)
+        .uniform(-1, 1, (len(positions), 2, geometry.head_dim))
+        .astype("<f4")
+    )
+    turned = native.rotate(
+        rows, positions, table.inv_freq, table.attention_factor, geometry.layout, device=device
+    )
     before, after = (pairs_of(values, geometry.n_rot, geometry.layout) for values in (rows, turned))
     missed = after - before * turns(positions, table)[:, None, :]
-    error = np.maximum(np.abs(missed.real), np.abs(missed.imag)).max(axis=(1, 2)) / table.attention_factor
+    error = (
+        np.maximum(np.abs(missed.real), np.abs(missed.imag)).max(axis=(1, 2))
+        / table.attention_factor
+    )
     worst = int(error.argmax())
     where = "" if device == "cpu" else f" on {device}"
     return Check(
-        "kernel", f"native rotation{where} against float64, worst |Δ| / gain", float(error[worst]), KERNEL_TOLERANCE,
+        "kernel",
+        f"native rotation{where} against float64, worst |Δ| / gain",
+        float(error[worst]),
+        KERNEL_TOLERANCE,
         f"position {positions[worst]:,}, {len(positions)} positions to {positions[-1]:,}",
-    )  # fmt: skip
+    )
 
 
 def probe_positions(context: int, trained: int) -> NDArray[np.int64]:
-    """Positions from 0 to the last of the context: dense at the ends and at the trained edge, log between."""
+    """Positions from 0 to the last of the context: dense at the ends and at the trained edge, log
+    between."""
     import numpy as np
 
     spread = np.geomspace(1, max(2, context - 1), 64)
@@ -78,8 +98,8 @@ def told_positions(context: int) -> NDArray[np.int64]:
 
 
 def _measured_positions(table: RopeTable, geometry: RopeGeometry) -> NDArray[np.int64]:
-    """Those that are told, those that the native rotation is checked at, and more for a picture: each with its
-    neighbours before it, (n_positions, neighbours)."""
+    """Those that are told, those that the native rotation is checked at, and more for a picture:
+    each with its neighbours before it, (n_positions, neighbours)."""
     import numpy as np
 
     probed = probe_positions(table.context, geometry.trained_context)
@@ -118,17 +138,32 @@ def as_factors(table: RopeTable, geometry: RopeGeometry) -> RopeCall:
     mode = NEOX if geometry.layout == "neox" else 0
     gain = table.attention_factor
     return RopeCall(
-        geometry.n_rot, mode, 0, geometry.base, 1.0, 0.0, gain, 32.0, 1.0, frequency_factors(table, geometry)
+        geometry.n_rot,
+        mode,
+        0,
+        geometry.base,
+        1.0,
+        0.0,
+        gain,
+        32.0,
+        1.0,
+        frequency_factors(table, geometry),
     )
 
 
-def _measure(device: Device, table: RopeTable, geometry: RopeGeometry, call: RopeCall | None) -> list[KernelRow]:
+def _measure(
+    device: Device, table: RopeTable, geometry: RopeGeometry, call: RopeCall | None
+) -> list[KernelRow]:
     """Rows of pairs (1, 0), which the operation turns into the gain times (cos, sin)."""
     import numpy as np
 
     from ggext.runtime.ggml import NEOX, rope_on
 
-    if call is None or (call.n_dims, call.layout) != (geometry.n_rot, geometry.layout) or call.mode not in (0, NEOX):
+    if (
+        call is None
+        or (call.n_dims, call.layout) != (geometry.n_rot, geometry.layout)
+        or call.mode not in (0, NEOX)
+    ):
         call = as_factors(table, geometry)
     positions = _measured_positions(table, geometry)
     rows = np.zeros((positions.size, 1, geometry.head_dim), np.float32)
@@ -162,7 +197,15 @@ def _rows(
         pair = int((error / bound if (error > bound).any() else error).argmax())
         meaning = _meaning(float(error[pair]), pair, table.inv_freq[pair])
         found.append(
-            KernelRow(name, position, float(error[pair]), float(bound[pair]), pair, position < table.context, meaning)
+            KernelRow(
+                name,
+                position,
+                float(error[pair]),
+                float(bound[pair]),
+                pair,
+                position < table.context,
+                meaning,
+            )
         )
     return found
 
@@ -175,7 +218,10 @@ def _meaning(error: float, pair: int, frequency: float) -> str:
     if error <= _BF16:
         return "less than a bf16 cache rounds away"
     steps = error / frequency if frequency else 0.0
-    off = f"float32 angles: cos and sin of pair {pair} are off by {error:.1g}, {steps:.1g} of a token's step"
+    off = (
+        f"float32 angles: cos and sin of pair {pair} are off by {error:.1g}, {steps:.1g} of a "
+        "token's step"
+    )
     return off + (": it hardly tells neighbouring tokens apart" if steps >= _BLURRED else "")
 
 
@@ -184,8 +230,15 @@ def _check(device: Device, rows: list[KernelRow]) -> Check:
     worst = max(inside, key=lambda row: (row.error / row.bound > 1, row.error))
     why = ""
     if worst.error > worst.bound:
-        why = f"{device.description} turns by other angles than the file's table, or less exactly than float32 explains"
+        why = (
+            f"{device.description} turns by other angles than the file's table, or less "
+            "exactly than float32 explains"
+        )
     return Check(
-        "kernel", f"llama.cpp's rotation on {device.name} against float64, worst |Δ| / gain", worst.error, worst.bound,
-        f"position {worst.position:,}, pair {worst.pair}: {worst.meaning}", why,
-    )  # fmt: skip
+        "kernel",
+        f"llama.cpp's rotation on {device.name} against float64, worst |Δ| / gain",
+        worst.error,
+        worst.bound,
+        f"position {worst.position:,}, pair {worst.pair}: {worst.meaning}",
+        why,
+    )

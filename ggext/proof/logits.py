@@ -1,4 +1,5 @@
-"""Level ``logits``: llama.cpp on the file against transformers on the checkpoint, the same tokens."""
+"""Level ``logits``: llama.cpp on the file against transformers on the checkpoint, the same
+tokens."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import prevailing_type, type_name
 from ggext.proof.report import Check, Wanted
 
-#: Mean KL in nats that the weights' own rounding explains (measured on a Llama of 0.26 M parameters, see
-#: docs/verify.md); only float32 weights show the RoPE alone.
+#: Mean KL in nats that the weights' own rounding explains (measured on a Llama of 0.26 M
+#: parameters, see docs/verify.md); only float32 weights show the RoPE alone.
 KL_TOLERANCE = {"F32": 1e-6, "F16": 1e-5, "BF16": 1e-3, "Q8_0": 1e-2}
 KL_TOLERANCE_OTHER = 1.0
 DEFAULT_TOKENS = 2048
@@ -38,21 +39,38 @@ def check_logits(
     with Model.open(gguf.path) as model:
         ids = judge.sample_tokens(model, count)
         # 16-bit keys and values would be measured as if they were an error of the file
-        with Session(model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)) as session:
+        with Session(
+            model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)
+        ) as session:
             logits = session.logits(ids)
     progress(f"transformers: {count} tokens")
     expected = judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
     if logits.shape != expected.shape:
-        raise GgufError(f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} {expected.shape[1]}")
-    weights = type_name(prevailing_type((t.type, t.shape) for t in gguf.tensors.values())) if gguf.tensors else "no"
+        raise GgufError(
+            f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} "
+            f"{expected.shape[1]}"
+        )
+    weights = (
+        type_name(prevailing_type((t.type, t.shape) for t in gguf.tensors.values()))
+        if gguf.tensors
+        else "no"
+    )
     limit = tolerance if tolerance is not None else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
     window = wanted.geometry.trained_context
     checks = []
-    for name, rows in (("in the trained window", slice(0, window)), ("beyond it", slice(window, None))):
+    for name, rows in (
+        ("in the trained window", slice(0, window)),
+        ("beyond it", slice(window, None)),
+    ):
         if len(logits[rows]) == 0:
-            notes.append(f"logits {name}: not measured; {count} tokens do not pass {window}: raise --tokens")
+            notes.append(
+                f"logits {name}: not measured; {count} tokens do not pass {window}: raise --tokens"
+            )
             continue
         kl, difference = judge.divergence(expected[rows], logits[rows])
-        detail = f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL {kl.max():.1e}"
+        detail = (
+            f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL "
+            f"{kl.max():.1e}"
+        )
         checks.append(Check("logits", f"mean KL {name}, nats", float(kl.mean()), limit, detail))
     return checks

@@ -1,4 +1,5 @@
-"""Why llama.cpp executes another table than the wanted one: the parameters that it runs with, in words."""
+"""Why llama.cpp executes another table than the wanted one: the parameters that it runs with, in
+words."""
 
 from __future__ import annotations
 
@@ -28,7 +29,11 @@ def kernel_gain(call: RopeCall) -> float:
 def gain_reason(gguf: GgufFile, wanted: float, executed: float, call: RopeCall) -> str:
     own = kernel_gain(call)
     remedy = f"rope.scaling.attn_factor must be {wanted / own:.6g}"
-    because = f" ({wanted:.6g} / {own:.6g}, by which YaRN's operation multiplies it on its own)" if own != 1 else ""
+    because = (
+        f" ({wanted:.6g} / {own:.6g}, by which YaRN's operation multiplies it on its own)"
+        if own != 1
+        else ""
+    )
     unread = _unread(gguf, "rope.scaling.yarn_attn_factor")
     if unread:
         return f"{unread}; {remedy}{because}"
@@ -42,7 +47,10 @@ def _unread(gguf: GgufFile, *names: str) -> str:
     found = [f"{name} {keys[name]:g}" for name in names if _is_unread(gguf, name)]
     if not found:
         return ""
-    return f"the file's {' and '.join(found)} {'are' if found[1:] else 'is'} not read by llama.cpp's {gguf.arch}"
+    return (
+        f"the file's {' and '.join(found)} {'are' if found[1:] else 'is'} not read by "
+        f"llama.cpp's {gguf.arch}"
+    )
 
 
 def _is_unread(gguf: GgufFile, name: str) -> bool:
@@ -53,9 +61,14 @@ def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
     """The first parameter of the operation that is not as wanted."""
     geometry, scaling = wanted.geometry, wanted.scaling
     if call.layout != geometry.layout:
-        return f"llama.cpp's {gguf.arch} pairs dimensions as {call.layout}; {geometry.layout} is wanted"
+        return (
+            f"llama.cpp's {gguf.arch} pairs dimensions as {call.layout}; {geometry.layout} is "
+            "wanted"
+        )
     if call.n_dims != geometry.n_rot:
-        return f"the operation turns {call.n_dims} dimensions of a head; {geometry.n_rot} are wanted"
+        return (
+            f"the operation turns {call.n_dims} dimensions of a head; {geometry.n_rot} are wanted"
+        )
     if call.factors is not None:
         return "the tensor of frequency factors does not hold the wanted table: bake the file again"
     differences = [*_yarn_differences(gguf, wanted, call)] if scaling.method == "yarn" else []
@@ -73,11 +86,19 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
         return []
     if scaling.truncate is False:
         nearest = f"beta_fast {call.beta_fast:.4g}, beta_slow {call.beta_slow:.4g}"
-        rounds = "the range of blended pairs is not to be rounded (truncate false), and llama.cpp always rounds it"
+        rounds = (
+            "the range of blended pairs is not to be rounded (truncate false), and llama.cpp "
+            "always rounds it"
+        )
         return [f"{rounds}; these are the nearest whole bounds: {nearest}"]
-    line = f"beta_fast {fast:g} and beta_slow {slow:g} wanted, {call.beta_fast:g} and {call.beta_slow:g} executed"
+    line = (
+        f"beta_fast {fast:g} and beta_slow {slow:g} wanted, {call.beta_fast:g} and "
+        f"{call.beta_slow:g} executed"
+    )
     unread = _unread(gguf, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
-    return [f"{line}: {unread}; bake the table as a tensor (ggext convert does)" if unread else line]
+    return [
+        f"{line}: {unread}; bake the table as a tensor (ggext convert does)" if unread else line
+    ]
 
 
 def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
@@ -91,11 +112,15 @@ def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
     if not _same(call.freq_base, base):
         found.append(f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)")
     if not _same(call.freq_scale, scale):
-        found.append(f"factor {1 / scale:g} wanted, {1 / call.freq_scale:g} executed (rope.scaling.factor)")
+        found.append(
+            f"factor {1 / scale:g} wanted, {1 / call.freq_scale:g} executed (rope.scaling.factor)"
+        )
     if scaling.method == "yarn" and call.n_ctx_orig != original:
         found.append(f"original context {original:,} wanted, {call.n_ctx_orig:,} executed")
     if scaling.method == "llama3":
-        found.append("Llama 3's scaling needs the tensor rope_freqs.weight, and the operation gets none")
+        found.append(
+            "Llama 3's scaling needs the tensor rope_freqs.weight, and the operation gets none"
+        )
     if scaling.method != "yarn" and call.ext_factor != 0:
         found.append(f"{scaling.method} is wanted, and the operation runs YaRN (rope.scaling.type)")
     return found

@@ -1,4 +1,5 @@
-"""The judge: what transformers computes from the checkpoint, with the same scaling in its own terms."""
+"""The judge: what transformers computes from the checkpoint, with the same scaling in its own
+terms."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def sample_tokens(model: Model, count: int) -> list[int]:
 
 
 def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
-    """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones have their own."""
+    """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones
+    have their own."""
     if geometry.sliding_base is None:
         return _of_one_kind(scaling, geometry)
     sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
@@ -36,7 +38,11 @@ def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, A
 def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
     """NTK-aware scaling is a larger ``rope_theta``."""
     if scaling.method in ("none", "ntk"):
-        base = geometry.base if scaling.method == "none" else methods.ntk_base(scaling.factor or 1.0, geometry)
+        base = (
+            geometry.base
+            if scaling.method == "none"
+            else methods.ntk_base(scaling.factor or 1.0, geometry)
+        )
         return {"rope_type": "default", "rope_theta": base}
     parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
     parameters |= {_KEYS[k]: v for k, v in scaling.given().items() if k in _KEYS}
@@ -49,9 +55,11 @@ def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]
 def transformers_logits(
     folder: Path, scaling: RopeScaling, geometry: RopeGeometry, tokens: list[int]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain attention.
+    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain
+    attention.
 
-    Quantized weights are taken as what they stand for, rounded to the configuration's ``dtype`` as in the file.
+    Quantized weights are taken as what they stand for, rounded to the configuration's ``dtype`` as
+    in the file.
     """
     try:
         import torch
@@ -80,7 +88,9 @@ def transformers_logits(
         with torch.inference_mode():
             logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot run it: {first_line(error)}") from None
+        raise CheckpointError(
+            f"{folder}: transformers cannot run it: {first_line(error)}"
+        ) from None
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
 
@@ -89,11 +99,19 @@ def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None
     """The scaling in the part of a configuration that concerns text."""
     kept = _kept(config)
     config.rope_parameters = kept | rope_parameters(scaling, geometry)
-    if "llama_4_scaling_beta" in kept:  # Ministral 3's queries grow by this context, whatever the method
-        config.rope_parameters["original_max_position_embeddings"] = methods.original_context(scaling, geometry)
-    if getattr(config, "original_max_position_embeddings", None):  # Phi 3's, which goes before the inner one
+    if (
+        "llama_4_scaling_beta" in kept
+    ):  # Ministral 3's queries grow by this context, whatever the method
+        config.rope_parameters["original_max_position_embeddings"] = methods.original_context(
+            scaling, geometry
+        )
+    if getattr(
+        config, "original_max_position_embeddings", None
+    ):  # Phi 3's, which goes before the inner one
         config.original_max_position_embeddings = methods.original_context(scaling, geometry)
-    if getattr(config, "head_dim", geometry.head_dim) is None:  # with which its YaRN cannot work (Mixtral)
+    if (
+        getattr(config, "head_dim", geometry.head_dim) is None
+    ):  # with which its YaRN cannot work (Mixtral)
         config.head_dim = geometry.head_dim
 
 
@@ -106,7 +124,9 @@ def _set_gain(model: Any, gain: float) -> None:
 def _kept(config: Any) -> dict[str, Any]:
     """Which part of a head rotates, and how queries grow, is the model's, whatever the scaling."""
     given = config.rope_parameters or {}
-    return {key: given[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in given}
+    return {
+        key: given[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in given
+    }
 
 
 def divergence(

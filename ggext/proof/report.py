@@ -16,8 +16,9 @@ _LAYER_OF_NODE = re.compile(r"-(\d+)(?: \(.*)?$")
 
 @dataclass(frozen=True)
 class Check:
-    """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``: the likely
-    reason of a failure; ``required``: whether a failure fails the file, or is only told."""
+    """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``:
+    the likely reason of a failure; ``required``: whether a failure fails the file, or is only
+    told."""
 
     level: str
     quantity: str
@@ -34,7 +35,8 @@ class Check:
 
 @dataclass(frozen=True)
 class PairRow:
-    """One rotated pair: frequencies in radians per token, ``executed`` None where no graph was measured."""
+    """One rotated pair: frequencies in radians per token, ``executed`` None where no graph was
+    measured."""
 
     pair: int
     wanted: float
@@ -44,8 +46,8 @@ class PairRow:
 
 @dataclass(frozen=True)
 class NodeRow:
-    """One ROPE operation of the live graph: its name, the parameters that it runs with, and its worst errors
-    over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
+    """One ROPE operation of the live graph: its name, the parameters that it runs with, and its
+    worst errors over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
 
     node: str
     parameters: dict[str, float]
@@ -56,8 +58,8 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class KernelRow:
-    """The worst |Δ| of cos and sin, divided by the gain, of one kernel at one position. ``bound``: what
-    float32 angles explain; ``inside``: whether the file's context reaches the position."""
+    """The worst |Δ| of cos and sin, divided by the gain, of one kernel at one position. ``bound``:
+    what float32 angles explain; ``inside``: whether the file's context reaches the position."""
 
     kernel: str
     position: int
@@ -70,8 +72,8 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class ShiftRow:
-    """After so many context shifts: the cached keys' norm against the first one (of the layer that changed
-    most), and the KL of the next token from a fresh evaluation, in nats."""
+    """After so many context shifts: the cached keys' norm against the first one (of the layer that
+    changed most), and the KL of the next token from a fresh evaluation, in nats."""
 
     shifts: int
     k_norm: float
@@ -80,7 +82,8 @@ class ShiftRow:
 
 @dataclass(frozen=True)
 class Report:
-    """``wanted_from``: whose word the file was held to. ``notes``: what was not measured, and why."""
+    """``wanted_from``: whose word the file was held to. ``notes``: what was not measured, and
+    why."""
 
     file: str
     wanted_from: str
@@ -105,7 +108,12 @@ class Report:
 
     def as_dict(self) -> dict[str, Any]:
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
-        return {**asdict(self), "passed": self.passed, "shift_safe": self.shift_safe, "checks": checks}
+        return {
+            **asdict(self),
+            "passed": self.passed,
+            "shift_safe": self.shift_safe,
+            "checks": checks,
+        }
 
 
 def layer_of_node(name: str) -> int:
@@ -117,8 +125,8 @@ def layer_of_node(name: str) -> int:
 @dataclass(frozen=True)
 class Wanted:
     """What the file must do, and who says so. ``query_scale``: what the file's query weights are
-    multiplied by, the square of a gain that is folded into them. ``layers``: how each layer rotates, empty where all
-    do it alike."""
+    multiplied by, the square of a gain that is folded into them. ``layers``: how each layer
+    rotates, empty where all do it alike."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
@@ -127,7 +135,8 @@ class Wanted:
     layers: tuple[LayerKind, ...] = ()
 
     def of_node(self, name: str) -> Wanted:
-        """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in (``Qcur-5``)."""
+        """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in
+        (``Qcur-5``)."""
         layer = layer_of_node(name)
         if layer >= len(self.layers) or self.layers[layer] == "scaled":
             return self

@@ -1,8 +1,9 @@
 """Level ``shift``: what moving the cached keys to other positions does to this file.
 
-A chat that rolls its context moves keys that are turned already. llama.cpp does that with the same ROPE
-operation, gain and all, so a gain other than 1 is applied again at each shift; and in all layers, also in those
-that do not rotate where a model has such layers, and on keys that were normed after their rotation.
+A chat that rolls its context moves keys that are turned already. llama.cpp does that with the same
+ROPE operation, gain and all, so a gain other than 1 is applied again at each shift; and in all
+layers, also in those that do not rotate where a model has such layers, and on keys that were normed
+after their rotation.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ KL_TOLERANCE = 1e-6
 def measure_shifts(model: Model) -> list[ShiftRow]:
     """The cache of 48 tokens is moved three times by 16, and after each time one token is decoded.
 
-    Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must give the
-    same logits, and every difference is the shift's. Raises ModelError where llama.cpp cannot shift this
-    model, or does it unseen.
+    Nothing is dropped from the cache: what the tokens see is the same, so a fresh evaluation must
+    give the same logits, and every difference is the shift's. Raises ModelError where llama.cpp
+    cannot shift this model, or does it unseen.
     """
     from ggext.runtime.probe import CELLS, Probe
 
@@ -52,13 +53,15 @@ def measure_shifts(model: Model) -> list[ShiftRow]:
         fresh = probe.decode(tokens, 0)[_TOKENS:]
     ratios = norms.ratios()
     return [
-        ShiftRow(i + 1, ratios[i], float(divergence(fresh[i : i + 1], after[i][None])[0][0])) for i in range(SHIFTS)
+        ShiftRow(i + 1, ratios[i], float(divergence(fresh[i : i + 1], after[i][None])[0][0]))
+        for i in range(SHIFTS)
     ]
 
 
 class _KeyNorms:
-    """The norm of each layer's cached keys, read where the shift itself passes over the cache. Change by change: behind
-    a sliding window tokens that were cached since take the place of others."""
+    """The norm of each layer's cached keys, read where the shift itself passes over the cache.
+    Change by change: behind a sliding window tokens that were cached since take the place of
+    others."""
 
     def __init__(self) -> None:
         self._changes: dict[str, list[float]] = {}
@@ -70,35 +73,53 @@ class _KeyNorms:
             return
         cells = slice(0, _TOKENS)  # an empty cache is filled from its first cell on
         if not (node.positions[cells] == -_DISTANCE).all():
-            raise ModelError("llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects")
+            raise ModelError(
+                "llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects"
+            )
         before, after = (float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after))
         self._changes.setdefault(node.source, []).append(after / before)
 
     def ratios(self) -> list[float]:
-        """After each shift, of the layer that changed most. Raises ModelError where no shift was seen."""
+        """After each shift, of the layer that changed most. Raises ModelError where no shift was
+        seen."""
         if not self._changes or any(len(changes) != SHIFTS for changes in self._changes.values()):
-            raise ModelError("llama.cpp shifted the cache without a ROPE operation that ggext can see")
+            raise ModelError(
+                "llama.cpp shifted the cache without a ROPE operation that ggext can see"
+            )
         by_layer = [list(accumulate(changes, operator.mul)) for changes in self._changes.values()]
         return max(by_layer, key=lambda ratios: abs(math.log(ratios[-1])))
 
 
 def check_shift(rows: list[ShiftRow], required: bool) -> Check:
-    """Informative unless ``required``: a file that is not safe to roll is right as long as nobody rolls it."""
+    """Informative unless ``required``: a file that is not safe to roll is right as long as nobody
+    rolls it."""
     change, kl = max(abs(row.k_norm - 1) for row in rows), max(row.kl for row in rows)
     if change <= TOLERANCE and kl > KL_TOLERANCE:
         return Check(
-            "shift", f"KL from a fresh evaluation after {len(rows)} shifts, nats", kl, KL_TOLERANCE,
+            "shift",
+            f"KL from a fresh evaluation after {len(rows)} shifts, nats",
+            kl,
+            KL_TOLERANCE,
             "not safe to roll: the cached keys keep their length, but not their angles",
-            "llama.cpp turns all cached keys in a shift, also those of layers that do not rotate, and behind a norm "
-            "that stands behind the rotation: do not roll the context of this file", required,
-        )  # fmt: skip
+            "llama.cpp turns all cached keys in a shift, also those of layers that do not rotate, "
+            "and behind a norm "
+            "that stands behind the rotation: do not roll the context of this file",
+            required,
+        )
     norms = ", ".join(f"×{row.k_norm:.4f}" for row in rows)
     divergences = ", ".join(f"{row.kl:.1e}" for row in rows)
     safe = change <= TOLERANCE
     verdict = "safe" if safe else "not safe"
-    reason = "each shift applies the gain to the cached keys again: do not roll the context of this file"
+    reason = (
+        "each shift applies the gain to the cached keys again: do not roll the context of this file"
+    )
     why = "" if safe else f"{reason}, or bake it with --encoding folded"
     return Check(
-        "shift", f"norm of cached keys after {len(rows)} shifts, change", change, TOLERANCE,
-        f"{verdict} to roll: {norms}; KL from a fresh evaluation {divergences} nats", why, required,
-    )  # fmt: skip
+        "shift",
+        f"norm of cached keys after {len(rows)} shifts, change",
+        change,
+        TOLERANCE,
+        f"{verdict} to roll: {norms}; KL from a fresh evaluation {divergences} nats",
+        why,
+        required,
+    )

@@ -1,4 +1,5 @@
-"""Level ``table``: the file as llama.cpp reads it against what was asked for. Needs the header alone."""
+"""Level ``table``: the file as llama.cpp reads it against what was asked for. Needs the header
+alone."""
 
 from __future__ import annotations
 
@@ -13,7 +14,13 @@ from ggext.proof.report import Check, Wanted
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
-from ggext.rope.decode import context_parameters, decode_sliding, layer_kinds, query_scale, score_scale
+from ggext.rope.decode import (
+    context_parameters,
+    decode_sliding,
+    layer_kinds,
+    query_scale,
+    score_scale,
+)
 from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeTable
 
@@ -28,7 +35,8 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
         wanted = Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})")
     else:
         raise UsageError(
-            f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference CHECKPOINT"
+            f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference "
+            "CHECKPOINT"
         )
     return replace(wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch))
 
@@ -42,7 +50,9 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
         return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
-    return Wanted(recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}")
+    return Wanted(
+        recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}"
+    )
 
 
 def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
@@ -57,12 +67,15 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
     return [
         Check("table", "frequency error, relative", result.frequency_error, EXACT_FREQUENCY, where),
         Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
-        Check("table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"),
+        Check(
+            "table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"
+        ),
     ]
 
 
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
-    """The sliding-window layers' own table, and the scale of all scores, where the architecture has them."""
+    """The sliding-window layers' own table, and the scale of all scores, where the architecture has
+    them."""
     keys, checks = gguf.arch_keys(), []
     if "unscaled" in wanted.layers:
         effective = decode_sliding(keys, gguf.arch)
@@ -71,22 +84,46 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
         where = f"pair {result.worst_pair} of {len(effective.inv_freq)}"
         gains = f"wanted 1, file {effective.attention_factor:.7g}"
         checks += [
-            Check("table", "sliding layers: frequency error", result.frequency_error, EXACT_FREQUENCY, where),
-            Check("table", "sliding layers: attention factor error", result.gain_error, EXACT_GAIN, gains),
+            Check(
+                "table",
+                "sliding layers: frequency error",
+                result.frequency_error,
+                EXACT_FREQUENCY,
+                where,
+            ),
+            Check(
+                "table",
+                "sliding layers: attention factor error",
+                result.gain_error,
+                EXACT_GAIN,
+                gains,
+            ),
         ]
     if capability_of(gguf.arch).scores != "plain":
         target, found = methods.score_scale(wanted.scaling), score_scale(keys, gguf.arch)
         detail = f"wanted {target:.7g}, file {found:.7g}"
         checks.append(
-            Check("table", "scale of the scores, relative error", abs(found / target - 1), 2 * EXACT_GAIN, detail)
+            Check(
+                "table",
+                "scale of the scores, relative error",
+                abs(found / target - 1),
+                2 * EXACT_GAIN,
+                detail,
+            )
         )
     return checks
 
 
 def in_other_programs(gguf: GgufFile, wanted: RopeTable) -> list[str]:
-    """A line on what programs make of a file that is right in ggext's own contexts alone; else nothing."""
+    """A line on what programs make of a file that is right in ggext's own contexts alone; else
+    nothing."""
     if not context_parameters(gguf.arch_keys()):
         return []
     elsewhere = compare(wanted, effective_table(gguf))
-    line = "other llama.cpp programs do not set the context parameters that ggext sets for this file: their frequencies"
-    return [f"{line} are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"]
+    line = (
+        "other llama.cpp programs do not set the context parameters that ggext sets for this "
+        "file: their frequencies"
+    )
+    return [
+        f"{line} are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"
+    ]

@@ -1,8 +1,9 @@
 """What llama.cpp's code for an architecture does with RoPE, where architectures differ.
 
 Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout,
-``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys. ``tests/test_rope_capabilities.py`` derives
-every entry again from what the installed library does with a tiny model of the architecture.
+``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys.
+``tests/test_rope_capabilities.py`` derives every entry again from what the installed library does
+with a tiny model of the architecture.
 """
 
 from __future__ import annotations
@@ -17,26 +18,28 @@ from ggext.rope.scaling import Layout
 LLAMA_CPP = "0c1e57098"
 
 
-#: What an architecture does with the sliding-window layers of a file that has a window: they rotate as the ``others``;
-#: by ``rope.freq_base_swa``, unscaled, but with the gain's key on them (``own_base``); by the file's base, unscaled
-#: (``unscaled``); or they alone rotate (``alone``).
+#: What an architecture does with the sliding-window layers of a file that has a window: they rotate
+#: as the ``others``; by ``rope.freq_base_swa``, unscaled, but with the gain's key on them
+#: (``own_base``); by the file's base, unscaled (``unscaled``); or they alone rotate (``alone``).
 Sliding = Literal["others", "own_base", "unscaled", "alone"]
-#: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type longrope, or always.
+#: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type
+#: longrope, or always.
 Factors = Literal["no", "longrope", "always"]
 
 
 @dataclass(frozen=True)
 class RopeCapability:
     """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
-    ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and 1 whatever a file
-    says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which divides the gain by 0.1 · it · ln f + 1.
-    ``scores``: the models of ``scaled`` and ``unread`` scale all attention scores by YaRN's mscale_all_dim; ``scaled``
-    does so by that multiplier, of which it reads a tenth (``rope.decode.score_scale``), ``unread`` never.
-    ``query_norm``: the loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
-    norm stands behind the rotation and takes the gain away again.
-    ``sliding_period``: where a file with a window does not say which layers slide, all but each n-th do.
-    ``sliding_depth``: they slide in files of so many layers and no others, whatever the keys say.
-    ``unrotated_step``: every so manieth layer does not rotate; 0: all do."""
+    ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and
+    1 whatever a file says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which
+    divides the gain by 0.1 · it · ln f + 1. ``scores``: the models of ``scaled`` and ``unread``
+    scale all attention scores by YaRN's mscale_all_dim; ``scaled`` does so by that multiplier, of
+    which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the
+    loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
+    norm stands behind the rotation and takes the gain away again. ``sliding_period``: where a file
+    with a window does not say which layers slide, all but each n-th do. ``sliding_depth``: they
+    slide in files of so many layers and no others, whatever the keys say. ``unrotated_step``: every
+    so manieth layer does not rotate; 0: all do."""
 
     layout: Layout
     loads_rope_freqs: bool = False
@@ -53,13 +56,15 @@ class RopeCapability:
 
     @property
     def shifts_keys(self) -> bool:
-        """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns those of all layers,
-        and behind a norm that stands behind the rotation."""
+        """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
+        those of all layers, and behind a norm that stands behind the rotation."""
         return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
 
 
 CAPABILITIES = {
-    "apertus": RopeCapability("neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True),
+    "apertus": RopeCapability(
+        "neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True
+    ),
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
     "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
@@ -67,7 +72,12 @@ CAPABILITIES = {
     "ernie4_5": RopeCapability("norm"),
     "ernie4_5-moe": RopeCapability("norm"),
     "exaone4": RopeCapability(
-        "neox", loads_rope_freqs=True, query_norm=True, sliding="alone", sliding_period=4, sliding_depth=64
+        "neox",
+        loads_rope_freqs=True,
+        query_norm=True,
+        sliding="alone",
+        sliding_period=4,
+        sliding_depth=64,
     ),
     "falcon": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
@@ -84,7 +94,11 @@ CAPABILITIES = {
     "llama4": RopeCapability("norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
-        "norm", loads_rope_freqs=True, rope_factors="longrope", reads_betas=True, reads_log_multiplier=True
+        "norm",
+        loads_rope_freqs=True,
+        rope_factors="longrope",
+        reads_betas=True,
+        reads_log_multiplier=True,
     ),
     "nemotron": RopeCapability("neox"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled", sliding_period=4),
@@ -106,7 +120,8 @@ def capability_of(arch: str) -> RopeCapability:
     """Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
     if arch not in CAPABILITIES:
         raise RopeError(
-            f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; known: "
+            f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "
+            "known: "
             f"{', '.join(CAPABILITIES)}"
         )
     return CAPABILITIES[arch]

@@ -13,8 +13,8 @@ EXACT_GAIN = 1e-6
 
 @dataclass(frozen=True)
 class Comparison:
-    """``frequency_error``: worst |effective/wanted - 1| over the pairs (absolute where wanted is 0), at
-    ``worst_pair``. ``gain_error``: |effective/wanted - 1| of the attention factor."""
+    """``frequency_error``: worst |effective/wanted - 1| over the pairs (absolute where wanted is
+    0), at ``worst_pair``. ``gain_error``: |effective/wanted - 1| of the attention factor."""
 
     frequency_error: float
     worst_pair: int
@@ -28,7 +28,9 @@ class Comparison:
 def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
     """Tables of different length compare as infinitely wrong."""
     if len(wanted.inv_freq) != len(effective.inv_freq):
-        return Comparison(float("inf"), min(len(wanted.inv_freq), len(effective.inv_freq)), float("inf"))
+        return Comparison(
+            float("inf"), min(len(wanted.inv_freq), len(effective.inv_freq)), float("inf")
+        )
     errors = pair_errors(wanted, effective)
     worst = max(range(len(errors)), key=errors.__getitem__)
     gain = abs(effective.attention_factor / wanted.attention_factor - 1)
@@ -37,4 +39,7 @@ def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
 
 def pair_errors(wanted: RopeTable, effective: RopeTable) -> list[float]:
     """Relative error of each pair's frequency; absolute where the wanted one is 0."""
-    return [abs(e / w - 1) if w else abs(e) for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)]
+    return [
+        abs(e / w - 1) if w else abs(e)
+        for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)
+    ]

@@ -17,9 +17,16 @@ from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
 _METHOD_OF_TYPE: dict[str, Method] = {
-    "default": "none", "none": "none", "linear": "linear", "dynamic": "dynamic", "yarn": "yarn",
-    "longrope": "longrope", "su": "longrope", "llama3": "llama3", "proportional": "proportional",
-}  # fmt: skip
+    "default": "none",
+    "none": "none",
+    "linear": "linear",
+    "dynamic": "dynamic",
+    "yarn": "yarn",
+    "longrope": "longrope",
+    "su": "longrope",
+    "llama3": "llama3",
+    "proportional": "proportional",
+}
 
 #: Key in the checkpoint → our parameter, for all methods together.
 PARAMETER_OF_KEY = {
@@ -58,9 +65,17 @@ _KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
         }
     ),
     "longrope": frozenset(
-        {"factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"}
+        {
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "short_factor",
+            "long_factor",
+        }
     ),
-    "llama3": frozenset({"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}),
+    "llama3": frozenset(
+        {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
+    ),
 }
 _REQUIRED_KEYS: dict[Method, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
@@ -69,7 +84,9 @@ _REQUIRED_KEYS: dict[Method, tuple[str, ...]] = {
     "dynamic": ("factor",),
 }
 #: Keys that say who made the file and change no number.
-_INFORMATIVE_KEYS = frozenset({"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned"})
+_INFORMATIVE_KEYS = frozenset(
+    {"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned"}
+)
 
 
 @dataclass(frozen=True)
@@ -82,11 +99,14 @@ class CheckpointRope:
     notes: tuple[str, ...] = ()
 
 
-def read_rope(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> CheckpointRope:
-    """RoPE of a model in which one kind of layer is scaled; where the sliding-window layers have a table of their
-    own, the geometry says their base.
+def read_rope(
+    config: Mapping[str, Any], layout: Layout, source: str = "config.json"
+) -> CheckpointRope:
+    """RoPE of a model in which one kind of layer is scaled; where the sliding-window layers have a
+    table of their own, the geometry says their base.
 
-    ``config``: the parsed ``config.json``. Raises ``RopeError`` naming the key, its value and what would be accepted.
+    ``config``: the parsed ``config.json``. Raises ``RopeError`` naming the key, its value and what
+    would be accepted.
     """
     ropes = read_ropes(config, layout, source)
     _, rule, _ = _text_part(config)
@@ -94,34 +114,52 @@ def read_rope(config: Mapping[str, Any], layout: Layout, source: str = "config.j
         return next(iter(ropes.values()))
     if set(ropes) != {FULL, SLIDING} or not rule.scaled_kind:
         raise RopeError(
-            f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this architecture is "
+            f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this "
+            "architecture is "
             "converted with one RoPE table for all layers"
         )
     full, sliding = ropes[FULL], ropes[SLIDING]
-    alike = (full.geometry.n_rot, full.geometry.head_dim) == (sliding.geometry.n_rot, sliding.geometry.head_dim)
+    alike = (full.geometry.n_rot, full.geometry.head_dim) == (
+        sliding.geometry.n_rot,
+        sliding.geometry.head_dim,
+    )
     if sliding.scaling.method != "none" or not alike:
         raise RopeError(
-            f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of {sliding.geometry.head_dim} dimensions "
-            f"with {sliding.scaling.method} scaling; llama.cpp rotates them as many as in the others, without scaling"
+            f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
+            f"{sliding.geometry.head_dim} dimensions "
+            f"with {sliding.scaling.method} scaling; llama.cpp rotates them as many as in the "
+            "others, without scaling"
         )
     return replace(full, geometry=replace(full.geometry, sliding_base=sliding.geometry.base))
 
 
-def read_ropes(config: Mapping[str, Any], layout: Layout, source: str = "config.json") -> dict[str, CheckpointRope]:
-    """RoPE of each kind of layer that rotates: ``all``, or ``full_attention`` and ``sliding_attention``.
+def read_ropes(
+    config: Mapping[str, Any], layout: Layout, source: str = "config.json"
+) -> dict[str, CheckpointRope]:
+    """RoPE of each kind of layer that rotates: ``all``, or ``full_attention`` and
+    ``sliding_attention``.
 
     The text part is read where the file has parts. Raises ``RopeError`` as ``read_rope`` does.
     """
     config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
     reader = _Reader(values, rule, layout, source)
-    notes = [] if not rule.read_as else [
-        f"transformers does not know model_type {model_type!r}; it is read as {rule.read_as}, which its own code copies"
-    ]  # fmt: skip
+    notes = (
+        []
+        if not rule.read_as
+        else [
+            (
+                f"transformers does not know model_type {model_type!r}; it is read as "
+                f"{rule.read_as}, which its own code copies"
+            )
+        ]
+    )
     parameters = _parameters(values, source)
     kinds = _by_kind(parameters, values, source)
     if kinds:
-        return {kind: reader.read(kind, inner, [*notes], nested=True) for kind, inner in kinds.items()}
+        return {
+            kind: reader.read(kind, inner, [*notes], nested=True) for kind, inner in kinds.items()
+        }
     if rule.scaled_kind:
         return {
             kind: reader.read(kind, parameters if kind == rule.scaled_kind else {}, [*notes])
@@ -156,11 +194,14 @@ class _Reader:
         method = _method(parameters, self.source)
         if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
             method = "ntk"
-            parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {"factor": parameters["alpha"]}
+            parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {
+                "factor": parameters["alpha"]
+            }
         _refuse_unknown_keys(parameters, method, self.source)
         if self.rule.scaled_kind and parameters.get("truncate") is False:
             raise RopeError(
-                f"{self.source}: truncate is false, and transformers ignores that where kinds of layers have rope "
+                f"{self.source}: truncate is false, and transformers ignores that where kinds of "
+                "layers have rope "
                 "parameters of their own; remove it"
             )
         max_position = _integer(self.config, "max_position_embeddings", self.source)
@@ -170,9 +211,14 @@ class _Reader:
             scaling = replace(scaling, context=max_position)
         head_dim = self._head_dim(kind)
         outer = self.config.get(self.rule.partial_key)
-        partial = _number(parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source)
+        partial = _number(
+            parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source
+        )
         if not 0 < partial <= 1:
-            raise RopeError(f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at most 1")
+            raise RopeError(
+                f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "
+                "most 1"
+            )
         geometry = RopeGeometry(
             n_rot=head_dim if method == "proportional" else int(head_dim * partial),
             head_dim=head_dim,
@@ -190,21 +236,33 @@ class _Reader:
             return parameters
         return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}
 
-    def _without_sections(self, parameters: Mapping[str, Any], notes: list[str]) -> Mapping[str, Any]:
-        """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a text all
-        coordinates are the position, so the table is the one of the method itself."""
+    def _without_sections(
+        self, parameters: Mapping[str, Any], notes: list[str]
+    ) -> Mapping[str, Any]:
+        """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a
+        text all coordinates are the position, so the table is the one of the method itself."""
         sections = parameters.get("mrope_section")
         if sections is None:
             return parameters
         pairs = self._head_dim(ALL) // 2
-        if not isinstance(sections, list) or not all(type(n) is int and n >= 0 for n in sections) or (
-            sum(sections) != pairs
-        ):  # fmt: skip
+        if (
+            not isinstance(sections, list)
+            or not all(type(n) is int and n >= 0 for n in sections)
+            or (sum(sections) != pairs)
+        ):
             raise RopeError(
-                f"{self.source}: mrope_section is {sections!r}; it must be whole numbers that add to {pairs}"
+                f"{self.source}: mrope_section is {sections!r}; it must be whole numbers that add "
+                f"to {pairs}"
             )
-        notes.append(f"mrope_section {sections}: the table holds for text; images turn each section by a coordinate")
-        kinds = {k: "default" if v == "mrope" else v for k, v in parameters.items() if k in ("type", "rope_type")}
+        notes.append(
+            f"mrope_section {sections}: the table holds for text; images turn each section by a "
+            "coordinate"
+        )
+        kinds = {
+            k: "default" if v == "mrope" else v
+            for k, v in parameters.items()
+            if k in ("type", "rope_type")
+        }
         return {k: v for k, v in parameters.items() if k != "mrope_section"} | kinds
 
     def _head_dim(self, kind: str) -> int:
@@ -218,34 +276,46 @@ class _Reader:
         key = self.rule.base_keys.get(kind, "rope_theta")
         inside, outside = parameters.get("rope_theta"), self.config.get(key)
         if inside is not None and outside is not None and inside != outside:
-            notes.append(f"{key} is {outside} at the top level and {inside} in the rope parameters; "
-                         "the inner one is used")  # fmt: skip
+            notes.append(
+                f"{key} is {outside} at the top level and {inside} in the rope parameters; "
+                "the inner one is used"
+            )
         default = self.rule.base_defaults.get(kind, 10000.0)
         return _number(inside if inside is not None else outside, default, key, self.source)
 
 
 def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The one dict of RoPE parameters, whichever spelling it stands under; empty when there is none."""
+    """The one dict of RoPE parameters, whichever spelling it stands under; empty when there is
+    none."""
     found = {k: config[k] for k in ("rope_parameters", "rope_scaling") if config.get(k) is not None}
     for key, value in found.items():
         if not isinstance(value, Mapping):
             raise RopeError(f"{source}: {key} is {value!r}; it must be an object or null")
     if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
-        raise RopeError(f"{source}: rope_parameters and rope_scaling are both there and differ; remove the wrong one")
+        raise RopeError(
+            f"{source}: rope_parameters and rope_scaling are both there and differ; remove the "
+            "wrong one"
+        )
     return cast(Mapping[str, Any], next(iter(found.values()), {}))
 
 
-def _by_kind(parameters: Mapping[str, Any], config: Mapping[str, Any], source: str) -> dict[str, Mapping[str, Any]]:
-    """Layer kind → its parameters where they are nested, without the kinds that are null (they do not rotate)."""
+def _by_kind(
+    parameters: Mapping[str, Any], config: Mapping[str, Any], source: str
+) -> dict[str, Mapping[str, Any]]:
+    """Layer kind → its parameters where they are nested, without the kinds that are null (they do
+    not rotate)."""
     nested = {k: v for k, v in parameters.items() if isinstance(v, Mapping)}
     if not nested:
         return {}
     layer_types = config.get("layer_types")
-    known = {FULL, SLIDING} | {k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)}
+    known = {FULL, SLIDING} | {
+        k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)
+    }
     left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
     if left_over:
         raise RopeError(
-            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, which no kind of "
+            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
+            "which no kind of "
             f"layer is; the kinds are {', '.join(sorted(known))}"
         )
     return nested
@@ -253,15 +323,21 @@ def _by_kind(parameters: Mapping[str, Any], config: Mapping[str, Any], source: s
 
 def _method(parameters: Mapping[str, Any], source: str) -> Method:
     names = {parameters[k] for k in ("rope_type", "type") if isinstance(parameters.get(k), str)}
-    wrong = [parameters[k] for k in ("rope_type", "type") if not isinstance(parameters.get(k, ""), str)]
+    wrong = [
+        parameters[k] for k in ("rope_type", "type") if not isinstance(parameters.get(k, ""), str)
+    ]
     if wrong:
         raise RopeError(f"{source}: the rope type is {wrong[0]!r}; it must be a string")
     methods = {_METHOD_OF_TYPE.get(n) for n in names} or {"none"}
     if None in methods:
         unknown = ", ".join(sorted(n for n in names if n not in _METHOD_OF_TYPE))
-        raise RopeError(f"{source}: rope type {unknown!r} is unknown; known: {', '.join(_METHOD_OF_TYPE)}")
+        raise RopeError(
+            f"{source}: rope type {unknown!r} is unknown; known: {', '.join(_METHOD_OF_TYPE)}"
+        )
     if len(methods) > 1:
-        raise RopeError(f"{source}: rope_type and type name different methods: {', '.join(sorted(names))}")
+        raise RopeError(
+            f"{source}: rope_type and type name different methods: {', '.join(sorted(names))}"
+        )
     if not names and parameters.get("factor") is not None:
         raise RopeError(f"{source}: rope parameters with a factor but no rope_type; add one")
     return cast(Method, methods.pop())
@@ -271,10 +347,15 @@ def _refuse_unknown_keys(parameters: Mapping[str, Any], method: Method, source: 
     given = {k for k, v in parameters.items() if v is not None}
     left_over = sorted(given - _KEYS_OF_METHOD[method] - _INFORMATIVE_KEYS)
     if left_over:
-        raise RopeError(f"{source}: rope type {method} does not use {', '.join(left_over)}; remove what is not meant")
+        raise RopeError(
+            f"{source}: rope type {method} does not use {', '.join(left_over)}; remove what is not "
+            "meant"
+        )
     missing = [k for k in _REQUIRED_KEYS.get(method, ()) if parameters.get(k) is None]
     if missing:
-        raise RopeError(f"{source}: rope type {method} needs {', '.join(missing)}; add what is missing")
+        raise RopeError(
+            f"{source}: rope type {method} needs {', '.join(missing)}; add what is missing"
+        )
 
 
 def _scaling(
@@ -293,7 +374,11 @@ def _scaling(
         if k in _KEYS_OF_METHOD[method] and v is not None
     }
     if outside is not None:  # it wins, as in transformers
-        outside = _integer({"original_max_position_embeddings": outside}, "original_max_position_embeddings", source)
+        outside = _integer(
+            {"original_max_position_embeddings": outside},
+            "original_max_position_embeddings",
+            source,
+        )
         if values.get("original_context", outside) != outside:
             notes.append(
                 f"original_max_position_embeddings is {outside} at the top level and "
@@ -301,7 +386,10 @@ def _scaling(
             )
         values["original_context"] = outside
     if method == "dynamic" and values.get("original_context", max_position) != max_position:
-        notes.append(f"dynamic starts from max_position_embeddings {max_position}, not from the original context")
+        notes.append(
+            f"dynamic starts from max_position_embeddings {max_position}, not from the original "
+            "context"
+        )
         values["original_context"] = max_position
     original = values.setdefault("original_context", max_position)
     if "factor" not in values:
@@ -310,9 +398,12 @@ def _scaling(
     return RopeScaling(method=method, **values)
 
 
-def _context(method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]) -> int | None:
+def _context(
+    method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]
+) -> int | None:
     """The context that the checkpoint claims. An author who wrote max_position_embeddings above the
-    original context meant it; otherwise (vicuna, Qwen2.5) the factor tells, and this is ``None``."""
+    original context meant it; otherwise (vicuna, Qwen2.5) the factor tells, and this is
+    ``None``."""
     original, factor = values["original_context"], values["factor"]
     if max_position <= original:
         return None
@@ -327,7 +418,9 @@ def _context(method: Method, values: Mapping[str, Any], max_position: int, notes
 def _typed(key: str, value: Any, source: str) -> Any:
     if key == "truncate":
         if not isinstance(value, bool):
-            raise RopeError(f"{source}: rope parameter {key} is {value!r}; it must be true or false")
+            raise RopeError(
+                f"{source}: rope parameter {key} is {value!r}; it must be true or false"
+            )
         return value
     if key in ("short_factor", "long_factor"):
         if not isinstance(value, list) or not value:

@@ -28,11 +28,11 @@ LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 SLIDING_BASE = "rope.freq_base_swa"
 SLIDING_WINDOW = "attention.sliding_window"
 SLIDING_PATTERN = "attention.sliding_window_pattern"
-#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not read it and need
-#: not: the weights have it.
+#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
+#: read it and need not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
-#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's name of the
-#: context parameter. They work for every architecture.
+#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's
+#: name of the context parameter. They work for every architecture.
 CONTEXT_PARAMETERS = {
     "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
     "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
@@ -41,9 +41,11 @@ CONTEXT_PARAMETERS = {
 LayerKind = Literal["scaled", "unscaled", "unrotated"]
 #: Of a file with a sliding window: the kind of the layers that do not slide, and of those that do.
 _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
-    "others": ("scaled", "scaled"), "own_base": ("scaled", "unscaled"), "unscaled": ("scaled", "unscaled"),
+    "others": ("scaled", "scaled"),
+    "own_base": ("scaled", "unscaled"),
+    "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
-}  # fmt: skip
+}
 _MAX_LAYERS = 512
 KeyMethod = Literal["none", "linear", "yarn", "longrope"]
 _TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
@@ -72,7 +74,11 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     base = float32(_real(keys, "rope.freq_base", 10000.0))
     sliding_base = None
     if _count(keys, SLIDING_WINDOW) and capability.sliding in ("own_base", "unscaled"):
-        sliding_base = base if capability.sliding == "unscaled" else float32(_real(keys, SLIDING_BASE, 10000.0))
+        sliding_base = (
+            base
+            if capability.sliding == "unscaled"
+            else float32(_real(keys, SLIDING_BASE, 10000.0))
+        )
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
@@ -91,7 +97,11 @@ def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     step = capability.unrotated_step
     if step:
         return tuple("unrotated" if (i + 1) % step == 0 else "scaled" for i in range(layers))
-    slide = layers == capability.sliding_depth if capability.sliding_depth else _count(keys, SLIDING_WINDOW) > 0
+    slide = (
+        layers == capability.sliding_depth
+        if capability.sliding_depth
+        else _count(keys, SLIDING_WINDOW) > 0
+    )
     if capability.sliding == "others" or not slide:
         return _KINDS["others"][:1] * layers
     pattern = keys.get(SLIDING_PATTERN)
@@ -114,13 +124,14 @@ def decode(
     *,
     by_ggext: bool = False,
 ) -> RopeTable:
-    """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the RoPE
-    factor tensors that the file holds. ``n_ctx``: tokens that the context has, by which llama.cpp picks one of
-    LongRoPE's tables (it rounds what is asked for up to a multiple of 256); ``None`` is the file's own.
-    ``by_ggext``: in a context with ``context_parameters``, which other programs do not set. Raises ``RopeError``
-    for what llama.cpp would refuse.
+    """The effective table. ``keys``: the architecture's keys without their prefix; ``tensors``: the
+    RoPE factor tensors that the file holds. ``n_ctx``: tokens that the context has, by which
+    llama.cpp picks one of LongRoPE's tables (it rounds what is asked for up to a multiple of 256);
+    ``None`` is the file's own. ``by_ggext``: in a context with ``context_parameters``, which other
+    programs do not set. Raises ``RopeError`` for what llama.cpp would refuse.
 
-    A gain that is folded into the query weights counts as the gain that it stands for: attention is the same."""
+    A gain that is folded into the query weights counts as the gain that it stands for: attention is
+    the same."""
     geometry = geometry_of(keys, arch)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
@@ -135,9 +146,13 @@ def decode(
         inv_freq = _divided(inv_freq, tensors[name], name)
     if kind == "yarn":
         fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
-        low, high = methods.yarn_correction_range(fast, slow, True, geometry.trained_context, geometry)
+        low, high = methods.yarn_correction_range(
+            fast, slow, True, geometry.trained_context, geometry
+        )
         # the kernel's own guard, which differs from the paper's where high ≤ low
-        ramp = [min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))]
+        ramp = [
+            min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))
+        ]
         inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
     else:
         inv_freq = [w * scale for w in inv_freq]
@@ -146,7 +161,8 @@ def decode(
 
 
 def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
-    """The effective table of the sliding-window layers, ``None`` where they have none of their own."""
+    """The effective table of the sliding-window layers, ``None`` where they have none of their
+    own."""
     geometry = geometry_of(keys, arch)
     if geometry.sliding_base is None:
         return None
@@ -157,16 +173,19 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
 
 
 def rolls(keys: Mapping[str, Any], arch: str) -> bool:
-    """Whether a context shift turns the cached keys of every layer as new ones are turned, but for the gain. In a shift
-    llama.cpp takes the gain's key for sliding-window layers too that have a table of their own."""
+    """Whether a context shift turns the cached keys of every layer as new ones are turned, but for
+    the gain. In a shift llama.cpp takes the gain's key for sliding-window layers too that have a
+    table of their own."""
     own_table = geometry_of(keys, arch).sliding_base is not None
-    return capability_of(arch).shifts_keys and not (own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN)
+    return capability_of(arch).shifts_keys and not (
+        own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN
+    )
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:
-    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph takes the
-    kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln f + 1))², f the factor of
-    the frequencies whatever the scaling type."""
+    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph
+    takes the kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln
+    f + 1))², f the factor of the frequencies whatever the scaling type."""
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
@@ -178,8 +197,9 @@ def score_scale(keys: Mapping[str, Any], arch: str) -> float:
 
 
 def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: float) -> float:
-    """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f), which leaves
-    get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2`` by itself."""
+    """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f),
+    which leaves get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2``
+    by itself."""
     gain = _attention_factor(keys)
     if kind != "yarn":
         return gain
@@ -196,11 +216,14 @@ def _attention_factor(keys: Mapping[str, Any]) -> float:
 def _regime(
     tensors: Mapping[str, Sequence[float]], n_ctx: int, original: int, context: int
 ) -> tuple[str, tuple[int, int] | None]:
-    """LongRoPE's tensor in a context of ``n_ctx`` tokens, and the lengths of context that get the same."""
+    """LongRoPE's tensor in a context of ``n_ctx`` tokens, and the lengths of context that get the
+    same."""
     long = n_ctx > original
     name = ROPE_LONG if long else ROPE_SHORT
     if name not in tensors:
-        raise RopeError(f"the scaling is longrope and there is no {name}; llama.cpp would not scale at all")
+        raise RopeError(
+            f"the scaling is longrope and there is no {name}; llama.cpp would not scale at all"
+        )
     if tensors.get(ROPE_LONG) == tensors.get(ROPE_SHORT):
         return name, None
     return name, (original + 1, max(n_ctx, context)) if long else (1, original)
@@ -216,9 +239,13 @@ def _refuse_unread(tensors: Mapping[str, Sequence[float]], kind: str, arch: str)
             loads = capability.rope_factors != "no"
             in_this_type = kind == "longrope" or capability.rope_factors == "always"
         if not loads:
-            raise RopeError(f"the file holds {name}, which llama.cpp's architecture {arch} does not load")
+            raise RopeError(
+                f"the file holds {name}, which llama.cpp's architecture {arch} does not load"
+            )
         if not in_this_type:
-            raise RopeError(f"the file holds {name}, which llama.cpp does not load with the scaling type {kind}")
+            raise RopeError(
+                f"the file holds {name}, which llama.cpp does not load with the scaling type {kind}"
+            )
 
 
 def query_scale(keys: Mapping[str, Any]) -> float:
@@ -238,7 +265,8 @@ def scaling_type(keys: Mapping[str, Any]) -> KeyMethod:
 
 
 def stated_method(keys: Mapping[str, Any]) -> tuple[KeyMethod, float]:
-    """Method and factor as a file's keys say them; linear or YaRN by 1 is none, LongRoPE needs no factor."""
+    """Method and factor as a file's keys say them; linear or YaRN by 1 is none, LongRoPE needs no
+    factor."""
     kind = scaling_type(keys)
     factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
     if kind == "longrope" or (kind != "none" and factor not in (0.0, 1.0)):
@@ -247,15 +275,22 @@ def stated_method(keys: Mapping[str, Any]) -> tuple[KeyMethod, float]:
 
 
 def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
-    """llama.cpp's context parameters that make a file exact whose architecture does not read the keys for it."""
-    parameters = {name: float32(_real(keys, key, 0.0)) for key, name in CONTEXT_PARAMETERS.items() if key in keys}
+    """llama.cpp's context parameters that make a file exact whose architecture does not read the
+    keys for it."""
+    parameters = {
+        name: float32(_real(keys, key, 0.0))
+        for key, name in CONTEXT_PARAMETERS.items()
+        if key in keys
+    }
     for name, value in parameters.items():
         if not (math.isfinite(value) and value > 0):
             raise RopeError(f"rope.ggext.{name} is {value}; it must be a number above 0")
     return parameters
 
 
-def _betas(keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]) -> tuple[float, float]:
+def _betas(
+    keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]
+) -> tuple[float, float]:
     if parameters or not capability_of(arch).reads_betas:
         return (
             parameters.get("yarn_beta_fast", methods.YARN_BETA_FAST),
@@ -289,7 +324,9 @@ def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
 
 def _divided(inv_freq: Sequence[float], factors: Sequence[float], name: str) -> list[float]:
     if len(factors) != len(inv_freq):
-        raise RopeError(f"{name} has {len(factors)} values; the model rotates {len(inv_freq)} pairs")
+        raise RopeError(
+            f"{name} has {len(factors)} values; the model rotates {len(inv_freq)} pairs"
+        )
     if not all(math.isfinite(f) and f > 0 for f in factors):
         raise RopeError(f"{name} holds a value that is not a number above 0")
     return [w / float32(f) for w, f in zip(inv_freq, factors, strict=True)]

@@ -43,10 +43,13 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 
 #: Methods whose table depends on the length of the text: no single table stands for them.
 _NOT_BAKED = {
-    "dynamic": "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-    "mode; choose a fixed table: --ntk F, or --yarn F",
+    "dynamic": (
+        "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
+        "mode; choose a fixed table: --ntk F, or --yarn F"
+    ),
 }
-#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter writes).
+#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter
+#: writes).
 _STANDS_STILL = 1e30
 
 _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
@@ -54,12 +57,13 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int = u32,
-    float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the wanted table
-    against what llama.cpp makes of these. ``query_scale``: what the query weights must be multiplied by.
-    ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation. ``elsewhere``: against what programs
-    make of it that do not set ggext's context parameters, ``None`` where there are none. ``rolls``: whether llama.cpp
-    shifts the architecture's cached keys as they were turned."""
+    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
+    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
+    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
+    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
+    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
+    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
+    keys as they were turned."""
 
     name: EncodingName
     keys: dict[str, str | int | float]
@@ -75,35 +79,49 @@ class Encoding:
 
     @property
     def shift_safe(self) -> bool:
-        """Whether a context shift, which rotates the cached keys once more, leaves them as new ones would be."""
+        """Whether a context shift, which rotates the cached keys once more, leaves them as new ones
+        would be."""
         return self.rolls and abs(self.kernel_gain - 1.0) <= EXACT_GAIN
 
 
-def encode(scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None) -> Encoding:
-    """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be made to do it.
+def encode(
+    scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None
+) -> Encoding:
+    """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be
+    made to do it.
 
-    A gain is folded only where that is asked for, since it changes weights; without a gain ``folded`` is what the
-    simplest encoding is. ``runtime`` is what remains where no other is exact: right in ggext's own contexts alone, or
-    as near as they can be (``exactness`` tells).
+    A gain is folded only where that is asked for, since it changes weights; without a gain
+    ``folded`` is what the simplest encoding is. ``runtime`` is what remains where no other is
+    exact: right in ggext's own contexts alone, or as near as they can be (``exactness`` tells).
     """
     if scaling.method in _NOT_BAKED:
         raise RopeError(_NOT_BAKED[scaling.method])
     wanted = methods.make_table(scaling, geometry)
     if wanted.context > _MAX_CONTEXT:
         raise RopeError(
-            f"a factor of {scaling.factor or 1:g} makes a context of {wanted.context:.3g} tokens; the largest is "
+            f"a factor of {scaling.factor or 1:g} makes a context of {wanted.context:.3g} tokens; "
+            "the largest is "
             f"{_MAX_CONTEXT:,}: choose a smaller one"
         )
     if name == "folded" and wanted.attention_factor != 1.0:
         return _folded(scaling, geometry, arch, wanted)
-    candidates = _candidates(scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name)
+    candidates = _candidates(
+        scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name
+    )
     exact = next((c for c in candidates if c.exactness.is_exact), None)
     if exact is not None:
         return exact
     best = min(candidates, key=lambda c: c.exactness.frequency_error)
-    if name in (None, "runtime") and scaling.method == "yarn" and best.exactness.gain_error <= EXACT_GAIN:
+    if (
+        name in (None, "runtime")
+        and scaling.method == "yarn"
+        and best.exactness.gain_error <= EXACT_GAIN
+    ):
         runtime = _with_context_parameters(candidates[0], scaling, geometry, arch)
-        if scaling.truncate is False or runtime.exactness.frequency_error < best.exactness.frequency_error:
+        if (
+            scaling.truncate is False
+            or runtime.exactness.frequency_error < best.exactness.frequency_error
+        ):
             return runtime
     raise RopeError(_inexact(best, scaling, arch, name))
 
@@ -116,7 +134,10 @@ def _candidates(
     needed = _factor_tensors(scaling, capability)
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
-        raise RopeError(f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or folded")
+        raise RopeError(
+            f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or "
+            "folded"
+        )
     candidates = []
     for kind, encoder in _ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or needed):
@@ -128,14 +149,22 @@ def _candidates(
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
             candidates.append(
-                Encoding(kind, keys, exactness, gain, tensors, rolls=rolls(_in_file(keys, geometry), arch))
+                Encoding(
+                    kind,
+                    keys,
+                    exactness,
+                    gain,
+                    tensors,
+                    rolls=rolls(_in_file(keys, geometry), arch),
+                )
             )
     return candidates
 
 
 def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[str, ...]:
-    """The tensors of frequency factors that the architecture loads for this method, none where it loads none. Where it
-    loads LongRoPE's two whatever the type, both can hold the factors of another method."""
+    """The tensors of frequency factors that the architecture loads for this method, none where it
+    loads none. Where it loads LongRoPE's two whatever the type, both can hold the factors of
+    another method."""
     both = (ROPE_LONG, ROPE_SHORT)
     if scaling.method == "longrope":
         return both if capability.rope_factors != "no" else ()
@@ -160,8 +189,9 @@ def _of_architecture(
 
 
 def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | int | float]:
-    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of the scores
-    (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is the attention factor as it is."""
+    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
+    the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
+    the attention factor as it is."""
     factor = float(scaling.factor or 1.0)
     if factor == 1.0:
         return {}
@@ -174,7 +204,9 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | 
     return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
 
 
-def _in_file(keys: dict[str, str | int | float], geometry: RopeGeometry) -> dict[str, str | int | float]:
+def _in_file(
+    keys: dict[str, str | int | float], geometry: RopeGeometry
+) -> dict[str, str | int | float]:
     """``keys`` beside the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, SLIDING_WINDOW: 1}
 
@@ -191,7 +223,12 @@ def _exactness(
     """The worst of all regimes, of both kinds of layers, and of the scale of the scores."""
     keys = _in_file(keys, geometry)
     compared = [
-        compare(table, decode(keys, tensors, arch, table.lengths[1] if table.lengths else None, by_ggext=by_ggext))
+        compare(
+            table,
+            decode(
+                keys, tensors, arch, table.lengths[1] if table.lengths else None, by_ggext=by_ggext
+            ),
+        )
         for table in methods.make_tables(scaling, geometry)
     ]
     sliding = methods.sliding_table(scaling, geometry)
@@ -205,42 +242,63 @@ def _exactness(
 
 
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
-    """The simplest encoding of the same frequencies without a gain, and m² for the query weights."""
+    """The simplest encoding of the same frequencies without a gain, and m² for the query
+    weights."""
     if capability_of(arch).scores == "scaled":
-        raise RopeError(f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of its own to "
-                        "fold a gain into; choose --encoding keys")  # fmt: skip
+        raise RopeError(
+            f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of "
+            "its own to "
+            "fold a gain into; choose --encoding keys"
+        )
     try:
         carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
     except RopeError as error:
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
-    exactness = _exactness(scaling, geometry, arch, keys, carrier.tensors, by_ggext=carrier.name == "runtime")
+    exactness = _exactness(
+        scaling, geometry, arch, keys, carrier.tensors, by_ggext=carrier.name == "runtime"
+    )
     return replace(carrier, name="folded", keys=keys, exactness=exactness)
 
 
-def _with_context_parameters(nearest: Encoding, scaling: RopeScaling, geometry: RopeGeometry, arch: str) -> Encoding:
+def _with_context_parameters(
+    nearest: Encoding, scaling: RopeScaling, geometry: RopeGeometry, arch: str
+) -> Encoding:
     """The standard keys, and the betas for ggext's own contexts.
 
-    llama.cpp floors and ceils the range of blended pairs whoever sets the betas: for a range that is not to be
-    rounded (``truncate: false``) the bounds with the smallest worst error are taken, which are not the next ones
-    (gpt-oss: 32 % with pairs 3 and 18, 57 % with those next to its 8.1 and 17.4). The betas lie in the middle between
-    two bounds, where float32 cannot round to the wrong one.
+    llama.cpp floors and ceils the range of blended pairs whoever sets the betas: for a range that
+    is not to be rounded (``truncate: false``) the bounds with the smallest worst error are taken,
+    which are not the next ones (gpt-oss: 32 % with pairs 3 and 18, 57 % with those next to its 8.1
+    and 17.4). The betas lie in the middle between two bounds, where float32 cannot round to the
+    wrong one.
     """
     low, high = methods.yarn_correction_range(
-        scaling.beta_fast or methods.YARN_BETA_FAST, scaling.beta_slow or methods.YARN_BETA_SLOW,
-        scaling.truncate is not False, methods.original_context(scaling, geometry), geometry,
-    )  # fmt: skip
+        scaling.beta_fast or methods.YARN_BETA_FAST,
+        scaling.beta_slow or methods.YARN_BETA_SLOW,
+        scaling.truncate is not False,
+        methods.original_context(scaling, geometry),
+        geometry,
+    )
     firsts, lasts = range(math.ceil(low) + 2), range(math.floor(high) - 1, math.ceil(high) + 8)
     if scaling.truncate is not False:  # whole numbers already
         firsts, lasts = range(round(low), round(low) + 1), range(round(high), round(high) + 1)
     best: Encoding | None = None
     for first in firsts:
         for last in lasts:
-            betas = [methods.yarn_rotations(pair, scaling, geometry) for pair in (first + 0.5, last - 0.5)]
+            betas = [
+                methods.yarn_rotations(pair, scaling, geometry)
+                for pair in (first + 0.5, last - 0.5)
+            ]
             keys = nearest.keys | dict(zip(CONTEXT_PARAMETERS, betas, strict=True))
             exactness = _exactness(scaling, geometry, arch, keys, {}, by_ggext=True)
             if best is None or exactness.frequency_error < best.exactness.frequency_error:
-                best = replace(nearest, name="runtime", keys=keys, exactness=exactness, elsewhere=nearest.exactness)
+                best = replace(
+                    nearest,
+                    name="runtime",
+                    keys=keys,
+                    exactness=exactness,
+                    elsewhere=nearest.exactness,
+                )
     assert best is not None
     return best
 
@@ -251,7 +309,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what its "
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
+        "its "
         "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
     )
 
@@ -267,7 +326,10 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
     method, factor = scaling.method, float(scaling.factor or 1.0)
-    keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base), "rope.scaling.type": "none"}
+    keys: dict[str, str | int | float] = {
+        "rope.freq_base": float(geometry.base),
+        "rope.scaling.type": "none",
+    }
     if method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if method == "ntk":
@@ -288,9 +350,10 @@ def _betas(scaling: RopeScaling) -> dict[str, str | int | float]:
 
 
 def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
-    """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type and no
-    factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means linear. LongRoPE has two
-    such tensors and its own type; a factor would divide the angles once more."""
+    """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type
+    and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
+    linear. LongRoPE has two such tensors and its own type; a factor would divide the angles once
+    more."""
     keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
@@ -299,14 +362,22 @@ def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) 
     if scaling.method != "longrope":
         return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
     keys["rope.scaling.type"] = "longrope"
-    short, long = methods.make_table(scaling, geometry, 1), methods.make_table(scaling, geometry, 1 << 62)
-    return keys, {ROPE_LONG: frequency_factors(long, geometry), ROPE_SHORT: frequency_factors(short, geometry)}
+    short, long = (
+        methods.make_table(scaling, geometry, 1),
+        methods.make_table(scaling, geometry, 1 << 62),
+    )
+    return keys, {
+        ROPE_LONG: frequency_factors(long, geometry),
+        ROPE_SHORT: frequency_factors(short, geometry),
+    }
 
 
 def frequency_factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
     """θᵢ/ωᵢ, by which llama.cpp's operation divides each pair's unscaled angle."""
     unscaled = methods.theta(geometry)
-    return tuple(t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True))
+    return tuple(
+        t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True)
+    )
 
 
 _ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
@@ -316,9 +387,19 @@ _ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.
 SCALING_KEYS = (
-    "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear",
-    "rope.scaling.original_context_length", "rope.scaling.attn_factor", "rope.scaling.finetuned",
-    "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, QUERY_SCALE,
-    SLIDING_BASE, *CONTEXT_PARAMETERS,
-)  # fmt: skip
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scale_linear",
+    "rope.scaling.original_context_length",
+    "rope.scaling.attn_factor",
+    "rope.scaling.finetuned",
+    "rope.scaling.yarn_ext_factor",
+    "rope.scaling.yarn_attn_factor",
+    BETA_FAST,
+    BETA_SLOW,
+    LOG_MULTIPLIER,
+    QUERY_SCALE,
+    SLIDING_BASE,
+    *CONTEXT_PARAMETERS,
+)
 SCALING_TENSORS = FACTOR_TENSORS

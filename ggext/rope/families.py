@@ -1,7 +1,7 @@
 """How a family's ``config.json`` says about RoPE what others say differently.
 
-Read from transformers 5.23 (the configuration and rotary classes of each ``model_type``); what is not listed here is
-the general rule of ``ggext.rope.config``.
+Read from transformers 5.23 (the configuration and rotary classes of each ``model_type``); what is
+not listed here is the general rule of ``ggext.rope.config``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 @dataclass(frozen=True)
 class FamilyRule:
-    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind → key of its head
-    size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base outside the rope parameters.
-    ``base_defaults``: the base where none is given. ``scaled_kind``: un-nested rope parameters concern this kind of
-    layer only, the other kind is not scaled. ``unrotated``: kinds without RoPE, where the file has a sliding window.
-    ``partial_key``: key of the rotated share of a head outside the rope parameters.
-    ``inert``: rope keys that change nothing while they have one of these values. ``beside``: keys among
-    them that are no matter of the table. ``static_alpha``: a ``dynamic`` with
-    ``alpha`` is a fixed NTK-aware table. ``final_maximum``: max_position_embeddings is the extended context already.
-    ``read_as``: transformers does not know the family; its own code is a copy of this one.
+    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind
+    → key of its head size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base
+    outside the rope parameters. ``base_defaults``: the base where none is given. ``scaled_kind``:
+    un-nested rope parameters concern this kind of layer only, the other kind is not scaled.
+    ``unrotated``: kinds without RoPE, where the file has a sliding window. ``partial_key``: key of
+    the rotated share of a head outside the rope parameters. ``inert``: rope keys that change
+    nothing while they have one of these values. ``beside``: keys among them that are no matter of
+    the table. ``static_alpha``: a ``dynamic`` with ``alpha`` is a fixed NTK-aware table.
+    ``final_maximum``: max_position_embeddings is the extended context already. ``read_as``:
+    transformers does not know the family; its own code is a copy of this one.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +45,13 @@ _LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope
 _HUNYUAN = FamilyRule(
     static_alpha=True,
     final_maximum=True,
-    inert={"factor": (1, 1.0), "mscale": (0, 1), "mscale_all_dim": (0, 1), "beta_fast": (32,), "beta_slow": (1,)},
+    inert={
+        "factor": (1, 1.0),
+        "mscale": (0, 1),
+        "mscale_all_dim": (0, 1),
+        "beta_fast": (32,),
+        "beta_slow": (1,),
+    },
 )
 _GEMMA3 = FamilyRule(
     defaults={"head_dim": 256, "max_position_embeddings": 131072},
@@ -59,7 +66,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
-    "kimi_k2": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"),
+    "kimi_k2": FamilyRule(
+        head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"
+    ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
@@ -71,7 +80,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
     "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
-    "gpt_neox": FamilyRule(defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}),
+    "gpt_neox": FamilyRule(
+        defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
+    ),
     "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
@@ -81,8 +92,11 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
-    # the first makes queries longer with their position, which is no RoPE table; the second repeats the outer one
-    "ministral3": FamilyRule(defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")),
+    # the first makes queries longer with their position, which is no RoPE table; the second repeats
+    # the outer one
+    "ministral3": FamilyRule(
+        defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")
+    ),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),

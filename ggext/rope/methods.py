@@ -42,7 +42,9 @@ def check(scaling: RopeScaling) -> None:
     """Raise ``RopeError`` unless the request is one that a table can be made from."""
     used = USED_PARAMETERS.get(scaling.method)
     if used is None:
-        raise RopeError(f"rope type {scaling.method!r} is unknown; known: {', '.join(USED_PARAMETERS)}")
+        raise RopeError(
+            f"rope type {scaling.method!r} is unknown; known: {', '.join(USED_PARAMETERS)}"
+        )
     given = scaling.given()
     unused = sorted(set(given) - used)
     if unused:
@@ -56,21 +58,33 @@ def check(scaling: RopeScaling) -> None:
         if name in ("short_factors", "long_factors"):
             _check_factors(name, value)
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not math.isfinite(value)
+        ):
             raise RopeError(f"rope parameter {name} is {value!r}; it must be a finite number")
         if value <= 0 and name not in ("mscale", "mscale_all_dim"):
             raise RopeError(f"rope parameter {name} is {value:g}; it must be above 0")
     if "factor" in used and scaling.factor is None:
         raise RopeError(f"rope type {scaling.method} needs a factor; give one (for example 4)")
     if scaling.factor is not None and scaling.factor < 1:
-        raise RopeError(f"rope factor is {scaling.factor:g}; it must be 1 or more: it multiplies the context")
+        raise RopeError(
+            f"rope factor is {scaling.factor:g}; it must be 1 or more: it multiplies the context"
+        )
 
 
 def _check_factors(name: str, factors: object) -> None:
     values = factors if isinstance(factors, tuple) else ()
-    wrong = [v for v in values if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf]
+    wrong = [
+        v
+        for v in values
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf
+    ]
     if wrong or not values:
-        raise RopeError(f"rope parameter {name} holds {(wrong or [factors])[0]!r}; it must be numbers above 0")
+        raise RopeError(
+            f"rope parameter {name} holds {(wrong or [factors])[0]!r}; it must be numbers above 0"
+        )
 
 
 def check_geometry(geometry: RopeGeometry) -> None:
@@ -80,15 +94,22 @@ def check_geometry(geometry: RopeGeometry) -> None:
             "even number from 2 to the head's size"
         )
     if not (math.isfinite(geometry.base) and geometry.base > 1):
-        raise RopeError(f"rope base (rope_theta) is {geometry.base:g}; it must be a finite number above 1")
+        raise RopeError(
+            f"rope base (rope_theta) is {geometry.base:g}; it must be a finite number above 1"
+        )
     if geometry.trained_context < 1:
-        raise RopeError(f"the trained context is {geometry.trained_context} tokens; it must be at least 1")
+        raise RopeError(
+            f"the trained context is {geometry.trained_context} tokens; it must be at least 1"
+        )
 
 
-def make_table(scaling: RopeScaling, geometry: RopeGeometry, length: int | None = None) -> RopeTable:
+def make_table(
+    scaling: RopeScaling, geometry: RopeGeometry, length: int | None = None
+) -> RopeTable:
     """The table that ``scaling`` means for ``geometry``. Raises ``RopeError`` on a bad request.
 
-    ``length``: tokens of the text, where the method looks at it; ``None`` is the context that it is meant for.
+    ``length``: tokens of the text, where the method looks at it; ``None`` is the context that it is
+    meant for.
     """
     check(scaling)
     check_geometry(geometry)
@@ -99,9 +120,13 @@ def make_table(scaling: RopeScaling, geometry: RopeGeometry, length: int | None 
         table = _longrope(scaling, geometry, length)
     else:
         maker = {
-            "none": _none, "linear": _linear, "ntk": _ntk, "yarn": _yarn, "llama3": _llama3,
+            "none": _none,
+            "linear": _linear,
+            "ntk": _ntk,
+            "yarn": _yarn,
+            "llama3": _llama3,
             "proportional": _proportional,
-        }[scaling.method]  # fmt: skip
+        }[scaling.method]
         table = maker(scaling, geometry)
     if scaling.attention_factor is not None:  # replaces the method's own gain, never multiplies it
         table = replace(table, attention_factor=float(scaling.attention_factor))
@@ -109,7 +134,8 @@ def make_table(scaling: RopeScaling, geometry: RopeGeometry, length: int | None 
 
 
 def sliding_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable | None:
-    """The table of the sliding-window layers where they have one of their own; no scaling concerns it."""
+    """The table of the sliding-window layers where they have one of their own; no scaling concerns
+    it."""
     if geometry.sliding_base is None:
         return None
     own = replace(geometry, base=geometry.sliding_base, sliding_base=None)
@@ -117,13 +143,18 @@ def sliding_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable | N
 
 
 def score_scale(scaling: RopeScaling) -> float:
-    """What DeepSeek's own code multiplies all attention scores by, rotated or not: g(f, mscale_all_dim)²."""
-    return yarn_gain(scaling.factor or 1.0, scaling.mscale_all_dim) ** 2 if scaling.mscale_all_dim else 1.0
+    """What DeepSeek's own code multiplies all attention scores by, rotated or not: g(f,
+    mscale_all_dim)²."""
+    return (
+        yarn_gain(scaling.factor or 1.0, scaling.mscale_all_dim) ** 2
+        if scaling.mscale_all_dim
+        else 1.0
+    )
 
 
 def make_tables(scaling: RopeScaling, geometry: RopeGeometry) -> tuple[RopeTable, ...]:
-    """A table for each regime, from the shortest texts on: two for LongRoPE, else one. Dynamic NTK has one for
-    every length beyond the original context; its first and its last are given."""
+    """A table for each regime, from the shortest texts on: two for LongRoPE, else one. Dynamic NTK
+    has one for every length beyond the original context; its first and its last are given."""
     last = make_table(scaling, geometry)
     if last.lengths is None or last.lengths[0] == 1:
         return (last,)
@@ -131,7 +162,8 @@ def make_tables(scaling: RopeScaling, geometry: RopeGeometry) -> tuple[RopeTable
 
 
 def extended_context(scaling: RopeScaling, geometry: RopeGeometry) -> int:
-    """Tokens that the request is meant for: as given, else factor · original context, rounded down."""
+    """Tokens that the request is meant for: as given, else factor · original context, rounded
+    down."""
     if scaling.context is not None:
         return scaling.context
     # 1e-6 absorbs the rounding of factors that were made by dividing two contexts
@@ -142,7 +174,9 @@ def original_context(scaling: RopeScaling, geometry: RopeGeometry) -> int:
     return scaling.original_context or geometry.trained_context
 
 
-def _table(inv_freq: list[float], gain: float, scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
+def _table(
+    inv_freq: list[float], gain: float, scaling: RopeScaling, geometry: RopeGeometry
+) -> RopeTable:
     return RopeTable(tuple(inv_freq), gain, extended_context(scaling, geometry))
 
 
@@ -157,7 +191,8 @@ def _linear(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
 
 
 def ntk_base(factor: float, geometry: RopeGeometry) -> float:
-    """base · f^(d/(d-2)): the lowest frequency is interpolated by f, the highest kept (bloc97 2023)."""
+    """base · f^(d/(d-2)): the lowest frequency is interpolated by f, the highest kept (bloc97
+    2023)."""
     if geometry.n_rot <= 2:
         raise RopeError("NTK-aware scaling needs more than 2 rotated dimensions; use linear")
     return geometry.base * math.pow(factor, geometry.n_rot / (geometry.n_rot - 2))
@@ -169,14 +204,21 @@ def _ntk(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
 
 
 def _proportional(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
-    """Gemma 4: only the first int(p·head_dim/2) pairs turn, as they would if all did; the others stand still."""
+    """Gemma 4: only the first int(p·head_dim/2) pairs turn, as they would if all did; the others
+    stand still."""
     turning = int((scaling.proportion or 1.0) * geometry.head_dim // 2)
     factor = scaling.factor or 1.0
-    return _table([w / factor if i < turning else 0.0 for i, w in enumerate(theta(geometry))], 1.0, scaling, geometry)
+    return _table(
+        [w / factor if i < turning else 0.0 for i, w in enumerate(theta(geometry))],
+        1.0,
+        scaling,
+        geometry,
+    )
 
 
 def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
-    """NTK-aware with a factor that grows with the text: f·n/L - (f - 1) at n > L tokens (emozilla 2023)."""
+    """NTK-aware with a factor that grows with the text: f·n/L - (f - 1) at n > L tokens (emozilla
+    2023)."""
     original, factor = original_context(scaling, geometry), scaling.factor or 1.0
     grown = max(length, original)
     base = ntk_base(factor * grown / original - (factor - 1), geometry)
@@ -185,25 +227,36 @@ def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeT
 
 
 def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
-    """LongRoPE (Ding et al. 2024): searched factors for each pair, one set up to the original context, one beyond."""
+    """LongRoPE (Ding et al. 2024): searched factors for each pair, one set up to the original
+    context, one beyond."""
     original, factor = original_context(scaling, geometry), scaling.factor or 1.0
     short = length <= original
     short_factors, long_factors = scaling.short_factors or (), scaling.long_factors or ()
     for name, values in (("short_factors", short_factors), ("long_factors", long_factors)):
         if len(values) != geometry.n_rot // 2:
             raise RopeError(
-                f"rope parameter {name} has {len(values)} values; the model rotates {geometry.n_rot // 2} pairs"
+                f"rope parameter {name} has {len(values)} values; the model rotates "
+                f"{geometry.n_rot // 2} pairs"
             )
     factors = short_factors if short else long_factors
-    gain = 1.0 if factor <= 1 or original <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    table = _table([w / f for w, f in zip(theta(geometry), factors, strict=True)], gain, scaling, geometry)
-    return replace(table, lengths=(1, original) if short else (original + 1, max(length, table.context)))
+    gain = (
+        1.0
+        if factor <= 1 or original <= 1
+        else math.sqrt(1 + math.log(factor) / math.log(original))
+    )
+    table = _table(
+        [w / f for w, f in zip(theta(geometry), factors, strict=True)], gain, scaling, geometry
+    )
+    return replace(
+        table, lengths=(1, original) if short else (original + 1, max(length, table.context))
+    )
 
 
 def yarn_correction_range(
     beta_fast: float, beta_slow: float, truncate: bool, original: int, geometry: RopeGeometry
 ) -> tuple[float, float]:
-    """Pair indices between which YaRN blends (YaRN, eq. 17 ff.): c(r) = d·ln(L0/2πr) / (2·ln base)."""
+    """Pair indices between which YaRN blends (YaRN, eq. 17 ff.): c(r) = d·ln(L0/2πr) / (2·ln
+    base)."""
 
     def pair_with_rotations(rotations: float) -> float:
         scaled = math.log(original / (rotations * 2 * math.pi))
@@ -257,7 +310,10 @@ def _llama3(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
     low = scaling.low_freq_factor or LLAMA3_LOW_FREQ_FACTOR
     high = scaling.high_freq_factor or LLAMA3_HIGH_FREQ_FACTOR
     if high < low:
-        raise RopeError(f"llama3 needs high_freq_factor not below low_freq_factor; they are {high:g} and {low:g}")
+        raise RopeError(
+            f"llama3 needs high_freq_factor not below low_freq_factor; they are {high:g} and "
+            f"{low:g}"
+        )
     original = original_context(scaling, geometry)
 
     def scaled(w: float) -> float:

@@ -1,5 +1,5 @@
-"""The recipe: what was asked for, kept in the file itself (``ggext.recipe``, JSON) so that it can be proved
-or replaced later."""
+"""The recipe: what was asked for, kept in the file itself (``ggext.recipe``, JSON) so that it can
+be proved or replaced later."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _MAX_RECIPE = 1 << 20
 
 @dataclass(frozen=True)
 class Recipe:
-    """``source``: who asked, ``COMMAND_LINE`` or ``CHECKPOINT``. ``encoding``: the form in the file."""
+    """``source``: who asked, ``COMMAND_LINE`` or ``CHECKPOINT``. ``encoding``: the form in the
+    file."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
@@ -54,17 +55,30 @@ def parse_recipe(text: str) -> Recipe:
             raise ValueError("too long")
         values = json.loads(text)
         geometry = RopeGeometry(**values["geometry"])
-        if not all(type(n) is int for n in (geometry.n_rot, geometry.head_dim, geometry.trained_context)):
+        if not all(
+            type(n) is int for n in (geometry.n_rot, geometry.head_dim, geometry.trained_context)
+        ):
             raise TypeError("a size is not a whole number")
         if not all(
             type(base) in (int, float) for base in (geometry.base, geometry.sliding_base or 1.0)
         ) or geometry.layout not in ("norm", "neox"):
             raise TypeError("base or layout")
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
-        recipe = Recipe(scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"]))
+        recipe = Recipe(
+            scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"])
+        )
         recipe.table()
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise RopeError(f"{RECIPE_KEY} in the file is malformed ({error}); bake the file again") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise RopeError(
+            f"{RECIPE_KEY} in the file is malformed ({error}); bake the file again"
+        ) from None
     return recipe
 
 

@@ -20,9 +20,9 @@ class RopeGeometry:
 
     ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``). ``base``: rope_theta.
     ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or ``neox`` (i, i + n_rot/2).
-    ``trained_context``: tokens that the checkpoint was trained for, before any extension. ``sliding_base``: the
-    rope_theta of the sliding-window layers, where a scaling concerns the other layers alone (Gemma 3, Olmo 3);
-    ``None`` where all layers that rotate do it alike.
+    ``trained_context``: tokens that the checkpoint was trained for, before any extension.
+    ``sliding_base``: the rope_theta of the sliding-window layers, where a scaling concerns the
+    other layers alone (Gemma 3, Olmo 3); ``None`` where all layers that rotate do it alike.
     """
 
     n_rot: int
@@ -41,8 +41,8 @@ class RopeScaling:
     unscaled table was trained for. ``context``: tokens that the result is meant for, where that is
     not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
     ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
-    method's parameters under their names in the literature; ``proportion``: the share of the pairs that
-    turns at all (Gemma's proportional RoPE).
+    method's parameters under their names in the literature; ``proportion``: the share of the pairs
+    that turns at all (Gemma's proportional RoPE).
     """
 
     method: Method = "none"
@@ -68,10 +68,10 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class RopeTable:
-    """``inv_freq``: radians per token, float64, one for each rotated pair. ``attention_factor``: the
-    gain on both cos and sin. ``context``: tokens for which the table is meant. ``lengths``: the shortest and
-    longest text (tokens) that has this table, ``None`` where every length has it (all methods but dynamic NTK
-    and LongRoPE).
+    """``inv_freq``: radians per token, float64, one for each rotated pair. ``attention_factor``:
+    the gain on both cos and sin. ``context``: tokens for which the table is meant. ``lengths``: the
+    shortest and longest text (tokens) that has this table, ``None`` where every length has it (all
+    methods but dynamic NTK and LongRoPE).
     """
 
     inv_freq: tuple[float, ...]

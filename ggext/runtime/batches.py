@@ -1,7 +1,8 @@
 """How many tokens are read at once at each place of a text: so few that a cancel is seen soon.
 
-llama.cpp asks whether to stop between two operations of its graph. On a CPU without flash attention the longest one is
-the products of all queries and keys, which grows with what stands in the cache; so fewer are read at once there.
+llama.cpp asks whether to stop between two operations of its graph. On a CPU without flash attention
+the longest one is the products of all queries and keys, which grows with what stands in the cache;
+so fewer are read at once there.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from ggext.footprint.architecture import Architecture
 from ggext.footprint.cache import Context, cells
 
 _STEP = 8
-#: Fewer do not shorten it: the keys pass through the processor all the same (`benchmarks/results/generate.md`).
+#: Fewer do not shorten it: the keys pass through the processor all the same
+#: (`benchmarks/results/generate.md`).
 _LEAST = 16
 
 
 @dataclass(frozen=True)
 class Batches:
-    """At most ``most`` tokens, wherever ``attention`` is short: of each kind of layer the cells of its cache and the
-    multiplications by which a token meets one. ``threads`` share them.
+    """At most ``most`` tokens, wherever ``attention`` is short: of each kind of layer the cells of
+    its cache and the multiplications by which a token meets one. ``threads`` share them.
 
-    The number depends on nothing but these and the place in the text, so that the same text is read in the same
-    batches, to the last bit of its logits.
+    The number depends on nothing but these and the place in the text, so that the same text is read
+    in the same batches, to the last bit of its logits.
     """
 
     most: int
@@ -32,20 +34,25 @@ class Batches:
     attention: frozenset[tuple[int, int]] = frozenset()
 
     def at(self, place: int) -> int:
-        """Tokens that are read at once behind `place` tokens of a text; never more than behind fewer."""
+        """Tokens that are read at once behind `place` tokens of a text; never more than behind
+        fewer."""
         within = defaults.SOON * defaults.SPEED * self.threads
-        work = max((2 * each * min(place + self.most, count) for count, each in self.attention), default=0)
+        work = max(
+            (2 * each * min(place + self.most, count) for count, each in self.attention), default=0
+        )
         if work * self.most <= within:
             return self.most
         return min(self.most, max(int(within / work) // _STEP * _STEP, _LEAST))
 
     def ends(self, start: int, end: int, most: int) -> Iterator[int]:
-        """Where the whole batches of tokens `start` to `end` of a text end, none longer than `most`."""
+        """Where the whole batches of tokens `start` to `end` of a text end, none longer than
+        `most`."""
         while (start := start + min(self.at(start), most)) <= end:
             yield start
 
     def split(self, tokens: Sequence[int], start: int, most: int) -> Iterator[list[int]]:
-        """Tokens that stand behind `start` others, in batches of at most `most`, the last one as it comes."""
+        """Tokens that stand behind `start` others, in batches of at most `most`, the last one as it
+        comes."""
         first, end = start, start + len(tokens)
         for last in self.ends(start, end, most):
             yield list(tokens[first - start : last - start])
@@ -56,4 +63,7 @@ class Batches:
 
 def attention(arch: Architecture, context: Context) -> frozenset[tuple[int, int]]:
     """`Batches.attention` of a model in such a context."""
-    return frozenset((cells(arch, layer, context), layer.heads * max(layer.key, layer.value)) for layer in arch.layers)
+    return frozenset(
+        (cells(arch, layer, context), layer.heads * max(layer.key, layer.value))
+        for layer in arch.layers
+    )

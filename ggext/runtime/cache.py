@@ -1,4 +1,5 @@
-"""A llama.cpp context and the tokens in it, kept in step: appended, cut, moved, taken out and put back."""
+"""A llama.cpp context and the tokens in it, kept in step: appended, cut, moved, taken out and put
+back."""
 
 from __future__ import annotations
 
@@ -30,12 +31,14 @@ _MOVED_AT_ONCE = 4096  # cells that pass through host memory together
 
 
 class Cache(Closing):
-    """The tokens of one context with their positions; keys and values belong to them at every moment.
+    """The tokens of one context with their positions; keys and values belong to them at every
+    moment.
 
-    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx`` in tokens, ``n_batch``: what
-    `append` takes at most, ``batches``: those that a text is read in. ``epoch`` grows with each change, ``has_logits``:
-    those behind the last token are there. ``unsure``: tokens whose `append` was left in the middle, until `repair`.
-    ``regimes``: what a text passes through as it grows.
+    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx`` in
+    tokens, ``n_batch``: what `append` takes at most, ``batches``: those that a text is read in.
+    ``epoch`` grows with each change, ``has_logits``: those behind the last token are there.
+    ``unsure``: tokens whose `append` was left in the middle, until `repair`. ``regimes``: what a
+    text passes through as it grows.
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
@@ -48,10 +51,15 @@ class Cache(Closing):
             options = replace(options, eval_callback=self.queries.callback)
         self._options = options
         self._plan = plan_context(model, options)
-        self.n_ctx, self.batches, self.notices = self._plan.n_ctx, self._plan.batches, self._plan.notices
+        self.n_ctx, self.batches, self.notices = (
+            self._plan.n_ctx,
+            self._plan.batches,
+            self._plan.notices,
+        )
         self.n_batch = self.batches.most
         self.kv_type = options.kv_type
-        # What only stop and recompute can do is to be moved as a whole; the others stay in the last regime.
+        # What only stop and recompute can do is to be moved as a whole; the others stay in the last
+        # regime.
         settled = options.memory.when_full not in ("stop", "recompute")
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
@@ -80,7 +88,13 @@ class Cache(Closing):
         return self._watcher
 
     def _open(self, regime: Regime) -> Any:
-        return open_context(self.model, self._options, self._plan, regime, (self._abort, ctypes.addressof(self._flag)))
+        return open_context(
+            self.model,
+            self._options,
+            self._plan,
+            regime,
+            (self._abort, ctypes.addressof(self._flag)),
+        )
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
@@ -107,13 +121,19 @@ class Cache(Closing):
         return self.positions[-1] + 1 if self.positions else 0
 
     def append(self, tokens: Sequence[int], every_logit: bool = False) -> bool:
-        """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are kept.
+        """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are
+        kept.
 
-        ``every_logit``: not only the last token's. Raises ModelError, also for more than ``n_batch`` tokens.
+        ``every_logit``: not only the last token's. Raises ModelError, also for more than
+        ``n_batch`` tokens.
         """
         if len(tokens) > self.n_batch:  # llama.cpp would end the process
-            raise ModelError(f"{len(tokens)} tokens at once are too many for a context of n_batch {self.n_batch}")
-        if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(len(self.tokens) + len(tokens)):
+            raise ModelError(
+                f"{len(tokens)} tokens at once are too many for a context of n_batch {self.n_batch}"
+            )
+        if len(self.tokens) + len(tokens) > self.regime.span and not self.grow(
+            len(self.tokens) + len(tokens)
+        ):
             return False
         self.unsure = tokens
         llama.clear_log()
@@ -184,7 +204,8 @@ class Cache(Closing):
         return self.cells.copied()
 
     def restore(self, tokens: list[int], state: NDArray[np.uint8], places: list[int]) -> None:
-        """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises ModelError."""
+        """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises
+        ModelError."""
         self.start(len(tokens))
         with self.whole():
             self.cells.replace(state)
@@ -192,23 +213,29 @@ class Cache(Closing):
         self.epoch += 1
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
-        """Makes it cheap to `cut` back to here later, where layers with a sliding window would have forgotten it. With
-        many tokens ``left`` to read only far behind the last such place; ``likely``: a cut is."""
+        """Makes it cheap to `cut` back to here later, where layers with a sliding window would have
+        forgotten it. With many tokens ``left`` to read only far behind the last such place;
+        ``likely``: a cut is."""
         count = len(self.tokens)
         near = likely or left <= 2 * self.n_batch
-        if self.checkpoints.most and count > self.checkpoints.last + (0 if near else self.checkpoints.step):
+        if self.checkpoints.most and count > self.checkpoints.last + (
+            0 if near else self.checkpoints.step
+        ):
             first = max(self.cells.first_position, self.checkpoints.needed(count - 1))
             self.checkpoints.add(Checkpoint(first, count, self.cells.copied(sliding=True), likely))
 
     def cut(self, count: int) -> int:
-        """Cuts to the first `count` tokens; fewer where several share a position, or where layers with a sliding
-        window have forgotten what the next token attends to; 0 where llama.cpp cannot cut."""
+        """Cuts to the first `count` tokens; fewer where several share a position, or where layers
+        with a sliding window have forgotten what the next token attends to; 0 where llama.cpp
+        cannot cut."""
         if count == len(self.tokens):
             return count
         while count > 0 and self.positions[count] == self.positions[count - 1]:
             count -= 1
         count = self._windows_back(count)
-        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, MAIN, self.positions[count], -1):
+        if count == 0 or not self.lib.llama_memory_seq_rm(
+            self._memory, MAIN, self.positions[count], -1
+        ):
             self.clear()
             return 0
         self.checkpoints.cut(count)
@@ -218,7 +245,8 @@ class Cache(Closing):
         return count
 
     def _windows_back(self, count: int) -> int:
-        """The most tokens up to `count` behind which the text can go on, the windows' cells being put back for it."""
+        """The most tokens up to `count` behind which the text can go on, the windows' cells being
+        put back for it."""
         if not self.checkpoints.window or self.checkpoints.covers(self.cells.first_position, count):
             return count
         checkpoint = self.checkpoints.nearest(count)
@@ -246,10 +274,12 @@ class Cache(Closing):
             self._enter(regime)
 
     def grow(self, count: int) -> bool:
-        """Moves to the context for a text of `count` tokens; False: cancelled, and what was moved is cached.
+        """Moves to the context for a text of `count` tokens; False: cancelled, and what was moved
+        is cached.
 
-        Keys are rotated from the old table to the new one where that is asked for (dynamic NTK), which is exact in
-        layer 0 and an approximation above; else all tokens are evaluated again. Raises ModelError.
+        Keys are rotated from the old table to the new one where that is asked for (dynamic NTK),
+        which is exact in layer 0 and an approximation above; else all tokens are evaluated again.
+        Raises ModelError.
         """
         regime = self.regime_of(count)
         if regime == self.regime:
@@ -295,10 +325,12 @@ class Cache(Closing):
         return self._rotation
 
     def rotation_error(self) -> float:
-        """How wrong `rotation` is in this context: of one token by itself at two positions far apart.
+        """How wrong `rotation` is in this context: of one token by itself at two positions far
+        apart.
 
-        A token that sees nothing but itself has the same keys everywhere but for their rotation, in every layer; so a
-        layer that rotates otherwise, or not at all, shows. Relative to the largest key. Raises ModelError.
+        A token that sees nothing but itself has the same keys everywhere but for their rotation, in
+        every layer; so a layer that rotates otherwise, or not at all, shows. Relative to the
+        largest key. Raises ModelError.
         """
         return self.rotation().error(self._alone(0), self._alone(self.regime.span - 1))
 
@@ -317,7 +349,8 @@ class Cache(Closing):
 
     @contextmanager
     def whole(self) -> Iterator[None]:
-        """A block that changes cells in several steps; whatever leaves it in the middle leaves an empty cache."""
+        """A block that changes cells in several steps; whatever leaves it in the middle leaves an
+        empty cache."""
         try:
             yield
         except BaseException:
@@ -325,8 +358,8 @@ class Cache(Closing):
             raise
 
     def drop(self, start: int, end: int, to: int | None = None) -> None:
-        """Tokens `start` to `end` leave; those behind move, the first of them to position `to` (None: to where
-        the first dropped one was). Raises ModelError."""
+        """Tokens `start` to `end` leave; those behind move, the first of them to position `to`
+        (None: to where the first dropped one was). Raises ModelError."""
         first = self.positions[start] if to is None else to
         distance = first - self.positions[end]
         self.remove(self.positions[start], self.positions[end])
@@ -335,21 +368,30 @@ class Cache(Closing):
             self.move(start, [place + distance for place in self.positions[start:]])
 
     def move(self, start: int, places: list[int]) -> None:
-        """The tokens from index `start` on stand at `places` from now, their keys turned accordingly.
+        """The tokens from index `start` on stand at `places` from now, their keys turned
+        accordingly.
 
         Places do not fall. Keys are turned through host memory, some thousand cells at a time.
         """
         import numpy as np
 
         chunks = list(self._chunks(start))
-        # Upward from the top and downward from the bottom, so that nothing lands among what is still to move.
+        # Upward from the top and downward from the bottom, so that nothing lands among what is
+        # still to move.
         for first, last in reversed(chunks) if places[0] > self.positions[start] else chunks:
             bounds = self.positions[first], self.positions[last - 1] + 1
             block = self.take(*bounds)
             if len(block) != last - first:
-                raise ModelError(f"llama.cpp has {len(block)} cells from position {bounds[0]}, not {last - first}")
+                raise ModelError(
+                    f"llama.cpp has {len(block)} cells from position {bounds[0]}, not "
+                    f"{last - first}"
+                )
             self.remove(*bounds)
-            self.put(self.rotation().moved(block, np.array(places[first - start : last - start], np.int32)))
+            self.put(
+                self.rotation().moved(
+                    block, np.array(places[first - start : last - start], np.int32)
+                )
+            )
         self.positions[start:] = places
 
     def _chunks(self, start: int) -> Iterator[tuple[int, int]]:
@@ -362,9 +404,12 @@ class Cache(Closing):
             start = end
 
     def remove(self, first: int, last: int) -> None:
-        """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they belong to."""
+        """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they
+        belong to."""
         if not self.lib.llama_memory_seq_rm(self._memory, MAIN, first, last):
-            raise ModelError(f"llama.cpp cannot remove positions {first} to {last} from this model's cache")
+            raise ModelError(
+                f"llama.cpp cannot remove positions {first} to {last} from this model's cache"
+            )
         self.epoch += 1
         self.has_logits = False
 
@@ -373,7 +418,8 @@ class Cache(Closing):
         return self.cells.take(first, last)
 
     def put(self, block: state.KvBlock) -> None:
-        """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
+        """Puts cells into the cache, at the positions that they name. Raises ModelError where they
+        find no room."""
         self.cells.put(block)
         self.epoch += 1
         self.has_logits = False

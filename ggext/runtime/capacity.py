@@ -19,7 +19,9 @@ def head_sizes(model: Model) -> tuple[int, int]:
     keys = model.header.arch_keys()
     heads = _first(keys.get("attention.head_count", 1))
     size = int(keys.get("embedding_length", 0)) // max(heads, 1)
-    return int(keys.get("attention.key_length", size)), int(keys.get("attention.value_length", size))
+    return int(keys.get("attention.key_length", size)), int(
+        keys.get("attention.value_length", size)
+    )
 
 
 def _first(value: int | Sequence[int]) -> int:
@@ -28,8 +30,9 @@ def _first(value: int | Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Room:
-    """The memory for contexts of a model on the CPU. ``free``: bytes that are free now, None: not known. ``copied``:
-    bytes of the model's weights that were taken from it, which the planner counts too."""
+    """The memory for contexts of a model on the CPU. ``free``: bytes that are free now, None: not
+    known. ``copied``: bytes of the model's weights that were taken from it, which the planner
+    counts too."""
 
     planner: Planner
     free: int | None
@@ -44,7 +47,8 @@ class Room:
         return self.planner.automatic(self._memories) or 0
 
     def half(self) -> int:
-        """Tokens of the context that a session takes by itself and that leaves half of the memory to others."""
+        """Tokens of the context that a session takes by itself and that leaves half of the memory
+        to others."""
         if self.free is None:
             return self.largest()
         weights = self._shares(STEP)[0].weights - self.copied
@@ -72,13 +76,18 @@ class Room:
 
 
 def room(model: Model, choices: Choices) -> Room | None:
-    """None where it is not known: on a GPU, which refuses at once (a CPU's memory the kernel promises generously and
-    takes back by killing), and for architectures whose memory is not computed."""
+    """None where it is not known: on a GPU, which refuses at once (a CPU's memory the kernel
+    promises generously and takes back by killing), and for architectures whose memory is not
+    computed."""
     if model.offloads:
         return None
     header = model.all_parts
     try:
-        return Room(Planner(header, architecture(header), choices, gpu_layers=0), free_memory(), model.copied)
+        return Room(
+            Planner(header, architecture(header), choices, gpu_layers=0),
+            free_memory(),
+            model.copied,
+        )
     except GgufError:
         return None
 

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAIN, SCRATCH = 0, 1  # sequences of the context
-_SLIDING = 1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a model with sliding windows, those layers alone
+_SLIDING = (
+    1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a model with sliding windows, those layers alone
+)
 
 
 class Cells:
@@ -36,22 +38,27 @@ class Cells:
         return int(self._lib.llama_memory_seq_pos_min(self._memory, MAIN))
 
     def copied(self, *, sliding: bool = False) -> NDArray[np.uint8]:
-        """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window, those that the last
-        token attends to. Raises ModelError."""
+        """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window,
+        those that the last token attends to. Raises ModelError."""
         import numpy as np
 
         flags = _SLIDING if sliding else 0
         data = np.empty(self._size(MAIN, flags), np.uint8)
         llama.clear_log()
-        if self._lib.llama_state_seq_get_data_ext(self._handle, _pointer(data), len(data), MAIN, flags) != len(data):
+        if self._lib.llama_state_seq_get_data_ext(
+            self._handle, _pointer(data), len(data), MAIN, flags
+        ) != len(data):
             raise llama.failure("the cache cannot be copied")
         return data
 
     def replace(self, data: NDArray[np.uint8], *, sliding: bool = False) -> None:
-        """Makes the cells those that `copied` returned. Raises ModelError; which are there then is not known."""
+        """Makes the cells those that `copied` returned. Raises ModelError; which are there then is
+        not known."""
         flags = _SLIDING if sliding else 0
         llama.clear_log()
-        if self._lib.llama_state_seq_set_data_ext(self._handle, _pointer(data), len(data), MAIN, flags) != len(data):
+        if self._lib.llama_state_seq_set_data_ext(
+            self._handle, _pointer(data), len(data), MAIN, flags
+        ) != len(data):
             raise llama.failure("the cells of a cache cannot be put back")
 
     def take(self, first: int, last: int) -> state.KvBlock:
@@ -60,10 +67,13 @@ class Cells:
         return self.take_scratch()
 
     def put(self, block: state.KvBlock) -> None:
-        """Puts cells into the cache, at the positions that they name. Raises ModelError where they find no room."""
+        """Puts cells into the cache, at the positions that they name. Raises ModelError where they
+        find no room."""
         data = state.build(block, SCRATCH)
         llama.clear_log()
-        if self._lib.llama_state_seq_set_data(self._handle, _bytes(data), len(data), SCRATCH) != len(data):
+        if self._lib.llama_state_seq_set_data(
+            self._handle, _bytes(data), len(data), SCRATCH
+        ) != len(data):
             raise llama.failure(f"{len(block)} cells cannot be put into the cache")
         try:
             if not self._tested:
@@ -96,12 +106,16 @@ class Cells:
 
         back = self._read_scratch()
         pairs: Any = zip(
-            (back.positions, *back.keys, *back.values), (block.positions, *block.keys, *block.values), strict=True
+            (back.positions, *back.keys, *back.values),
+            (block.positions, *block.keys, *block.values),
+            strict=True,
         )
         if back.form != block.form or not all(np.array_equal(a, b) for a, b in pairs):
             raise ModelError(
-                f"llama.cpp's state of a sequence does not read as it was written; ggext knows that of "
-                f'llama-cpp-python {llama.VERSION}: pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
+                "llama.cpp's state of a sequence does not read as it was written; ggext knows "
+                "that of "
+                f"llama-cpp-python {llama.VERSION}: pip install --force-reinstall "
+                f'"llama-cpp-python=={llama.VERSION}"'
             )
         self._tested = True
 

@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
-from ggext.footprint.cache import BLOCK, KV_TYPES, STEP, Context, Swa, check_swa, is_quantized, whole_windows
+from ggext.footprint.cache import (
+    BLOCK,
+    KV_TYPES,
+    STEP,
+    Context,
+    Swa,
+    check_swa,
+    is_quantized,
+    whole_windows,
+)
 from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
@@ -21,14 +30,16 @@ from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 class SessionOptions:
     """How a context is made.
 
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads`` None: the physical
-    cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512 on a GPU, else 64 to 128, and behind
-    many down to 16. ``kv_type`` of keys and values: f16, bf16, f32, q8_0, q4_0 ... ``flash_attention`` None: as
-    `ggext.footprint.planner.Planner.context` says. ``memory``: what stays when the context is full. ``swa``: what
-    layers with a sliding window keep: "full", every token; "small", the window and a batch; "auto", what takes less
-    memory. ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others. ``dynamic_ntk``: the base
-    grows with the length of the text, and what is cached is rotated to it or evaluated again. ``eval_callback`` sees
-    every node of the graph (a ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
+    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512
+    on a GPU, else 64 to 128, and behind many down to 16. ``kv_type`` of keys and values: f16, bf16,
+    f32, q8_0, q4_0 ... ``flash_attention`` None: as `ggext.footprint.planner.Planner.context` says.
+    ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
+    keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
+    ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
+    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
+    or evaluated again. ``eval_callback`` sees every node of the graph (a
+    ``ggml_backend_sched_eval_callback``). Raises UsageError.
     """
 
     n_ctx: int | None = None
@@ -59,21 +70,27 @@ class SessionOptions:
         if self.dynamic_ntk not in (None, "rotate", "replay"):
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
-            raise UsageError(f"dynamic NTK keeps everything and cannot go with --when-full {self.memory.when_full}")
+            raise UsageError(
+                "dynamic NTK keeps everything and cannot go with --when-full "
+                f"{self.memory.when_full}"
+            )
         if self.dynamic_ntk == "rotate" and is_quantized(self.kv_type):
-            raise UsageError(f"keys of kv type {self.kv_type} cannot be rotated exactly: take f16, or replay")
+            raise UsageError(
+                f"keys of kv type {self.kv_type} cannot be rotated exactly: take f16, or replay"
+            )
         if self.flash_attention is False and is_quantized(self.kv_type):
             raise UsageError(
-                f"kv_type {self.kv_type} needs flash attention, which is switched off: llama.cpp reads quantized "
+                f"kv_type {self.kv_type} needs flash attention, which is switched off: llama.cpp "
+                "reads quantized "
                 "values in no other way; leave flash attention to ggext, or take f16"
             )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; how many threads run it; whether it uses flash
-    attention; whether sliding windows keep every token; the regimes that its text passes through; and what the user
-    should know of it."""
+    """How long a session's context gets and how it is fed, in tokens; how many threads run it;
+    whether it uses flash attention; whether sliding windows keep every token; the regimes that its
+    text passes through; and what the user should know of it."""
 
     n_ctx: int
     batches: Batches
@@ -85,27 +102,46 @@ class Plan:
 
 
 def plan_context(model: Model, options: SessionOptions) -> Plan:
-    """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type of the cache."""
+    """Raises ModelError when the memory does not suffice, or the model's heads do not fit the type
+    of the cache."""
     _check_heads(model, options.kv_type)
     _check_graph(model, options.kv_type)
     if options.dynamic_ntk == "rotate" and model.n_swa:
-        raise ModelError(f"{model.path} has layers with a sliding window, whose keys are not rotated: take replay")
+        raise ModelError(
+            f"{model.path} has layers with a sliding window, whose keys are not rotated: take "
+            "replay"
+        )
     threads = options.threads or capacity.threads_for(model)
     n_batch = options.n_batch or capacity.batch_for(model, threads)
-    room = capacity.room(model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa))
+    room = capacity.room(
+        model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa)
+    )
     n_ctx, notices = _length(model, options, room)
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
-    batches = _batches(options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole))
-    return Plan(n_ctx, batches, threads, flash, whole, regimes(model, n_ctx, options.dynamic_ntk), tuple(notices))
+    batches = _batches(
+        options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
+    )
+    return Plan(
+        n_ctx,
+        batches,
+        threads,
+        flash,
+        whole,
+        regimes(model, n_ctx, options.dynamic_ntk),
+        tuple(notices),
+    )
 
 
-def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]) -> Any:
-    """Makes llama.cpp's context of one regime, which the caller frees. RoPE is as the file says, but for the regime.
+def open_context(
+    model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]
+) -> Any:
+    """Makes llama.cpp's context of one regime, which the caller frees. RoPE is as the file says,
+    but for the regime.
 
-    `abort`: an abort callback and the address that it reads. Raises ModelError when llama.cpp cannot, or the model
-    keeps no tokens.
+    `abort`: an abort callback and the address that it reads. Raises ModelError when llama.cpp
+    cannot, or the model keeps no tokens.
     """
     module = llama.lib()
     params = module.llama_context_default_params()
@@ -128,7 +164,9 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try --ctx with less)")
+        raise llama.failure(
+            f"a context of {regime.span} tokens cannot be made (try --ctx with less)"
+        )
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
@@ -136,8 +174,8 @@ def open_context(model: Model, options: SessionOptions, plan: Plan, regime: Regi
 
 
 def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
-    """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation whatever it reads, and
-    four times as long for less than 64."""
+    """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation
+    whatever it reads, and four times as long for less than 64."""
     if options.n_batch or context.flash_attention or room is None:
         return Batches(context.batch)
     return Batches(context.batch, threads, attention(room.planner.arch, context))
@@ -149,22 +187,25 @@ def _check_heads(model: Model, kv_type: str) -> None:
     for name, size in zip(("key", "value"), capacity.head_sizes(model), strict=True):
         if size % block:
             raise ModelError(
-                f"{model.path} has {name} heads of {size} values, which the blocks of {block} of kv type {kv_type} do "
+                f"{model.path} has {name} heads of {size} values, which the blocks of {block} of "
+                f"kv type {kv_type} do "
                 "not divide: take f16"
             )
 
 
 def _check_graph(model: Model, kv_type: str) -> None:
-    """llama.cpp ends the process where a graph has more tensors than it reckons with, 8 for each of the file. Of the
-    architectures that ggext converts only Granite's experts come to that (57 nodes a layer and 2 for each expert that
-    is asked, counted in its log; its table holds the weights and the cache as well)."""
+    """llama.cpp ends the process where a graph has more tensors than it reckons with, 8 for each of
+    the file. Of the architectures that ggext converts only Granite's experts come to that (57 nodes
+    a layer and 2 for each expert that is asked, counted in its log; its table holds the weights and
+    the cache as well)."""
     if model.architecture != "granitemoe" or not is_quantized(kv_type):
         return
     keys, weights = model.header.arch_keys(), len(model.all_parts.tensors)
     layers, experts = int(keys.get("block_count", 0)), int(keys.get("expert_used_count", 0))
     if layers * (57 + 2 * experts + 2) + 16 + weights > max(1024, 8 * weights):
         raise ModelError(
-            f"{model.path} with kv type {kv_type} makes a graph of more nodes than llama.cpp has room for, which ends "
+            f"{model.path} with kv type {kv_type} makes a graph of more nodes than llama.cpp has "
+            "room for, which ends "
             "the program: take f16"
         )
 
@@ -172,9 +213,14 @@ def _check_graph(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.n_ctx or trained
-    half = room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
+    half = (
+        room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
+    )
     if STEP <= half < asked:
-        made = f"of the {trained:,} that the file is made for: more would take over half of the free memory"
+        made = (
+            f"of the {trained:,} that the file is made for: more would take over half of the "
+            "free memory"
+        )
         return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
@@ -182,7 +228,11 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
         if options.n_ctx is not None or largest < STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
         return largest, [f"{short}: the context is {largest} tokens"]
-    if asked > trained and options.memory.when_full != "self-extend" and options.dynamic_ntk is None:
+    if (
+        asked > trained
+        and options.memory.when_full != "self-extend"
+        and options.dynamic_ntk is None
+    ):
         notice = (
             f"the context of {asked} tokens is longer than the {trained} that the file is made "
             "for: what stands past those will be misread; bake a longer one with ggext convert"
@@ -194,7 +244,11 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
 def _flash_attention(model: Model, options: SessionOptions, room: Room | None, n_ctx: int) -> bool:
     if options.flash_attention is not None:
         return options.flash_attention
-    return model.offloads or is_quantized(options.kv_type) if room is None else room.flash_attention(n_ctx)
+    return (
+        model.offloads or is_quantized(options.kv_type)
+        if room is None
+        else room.flash_attention(n_ctx)
+    )
 
 
 def _flash_attention_type(module: Any, options: SessionOptions, plan: Plan) -> int:

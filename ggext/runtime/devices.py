@@ -19,19 +19,23 @@ class DeviceMemory:
 
 
 def gpu_memory() -> list[DeviceMemory]:
-    """Every device but the CPU; none where llama.cpp was built without one. Raises MissingExtraError, ModelError."""
+    """Every device but the CPU; none where llama.cpp was built without one. Raises
+    MissingExtraError, ModelError."""
     functions = ggml.library()
     found = []
     for device in ggml.devices():
         if not device.is_cpu:
             free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            functions.ggml_backend_dev_memory(device.handle, ctypes.byref(free), ctypes.byref(total))
+            functions.ggml_backend_dev_memory(
+                device.handle, ctypes.byref(free), ctypes.byref(total)
+            )
             found.append(DeviceMemory(device.name, device.description, free.value, total.value))
     return found
 
 
 def commit() -> str:
-    """The commit of llama.cpp's repository that the installed library was built from, as it says it itself."""
+    """The commit of llama.cpp's repository that the installed library was built from, as it says it
+    itself."""
     return str((ggml.library().ggml_commit() or b"unknown").decode("ascii", "replace"))
 
 

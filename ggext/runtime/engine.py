@@ -54,8 +54,8 @@ class Session(Closing):
     """One context over a model: a token list, its KV cache, and the logits behind its last token.
 
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
-    ``notices`` are sentences that the user should read. All counts are in tokens. What happens when the context
-    is full is the options' ``memory``; without it a full context is a ContextFullError.
+    ``notices`` are sentences that the user should read. All counts are in tokens. What happens when
+    the context is full is the options' ``memory``; without it a full context is a ContextFullError.
     """
 
     def __init__(self, model: Model, options: SessionOptions | None = None) -> None:
@@ -108,10 +108,12 @@ class Session(Closing):
 
     @property
     def can_be_kept(self) -> bool:
-        """Whether the tokens in the cache, what `snapshot` returns and what the memory says of itself are all that
-        there is of the text."""
+        """Whether the tokens in the cache, what `snapshot` returns and what the memory says of
+        itself are all that there is of the text."""
         memory = self.memory
-        return self.cache.positions == memory.layout(self.used, memory.gone, memory.account()).places
+        return (
+            self.cache.positions == memory.layout(self.used, memory.gone, memory.account()).places
+        )
 
     @property
     def trained(self) -> int:
@@ -148,17 +150,21 @@ class Session(Closing):
                     progress(*counts)
 
     def read_ahead(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
-        """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the batches that it would
-        have had at once, and gives the same numbers bit for bit."""
+        """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the
+        batches that it would have had at once, and gives the same numbers bit for bit."""
         with self._exclusive():
             wanted = list(tokens)
             _, reused = self._reusable(wanted) if wanted else (0, 0)
         *_, end = reused, *self.cache.batches.ends(reused, len(wanted), self.memory.batch)
-        return self.evaluate(wanted[:end], progress) if end > reused else Prefill(reused, 0, 0.0, cancelled=False)
+        return (
+            self.evaluate(wanted[:end], progress)
+            if end > reused
+            else Prefill(reused, 0, 0.0, cancelled=False)
+        )
 
     def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
-        """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel` before the
-        first step counts."""
+        """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel`
+        before the first step counts."""
         with self._exclusive():
             wanted = self._checked(tokens)
             kept, reused = self._reusable(wanted)
@@ -183,7 +189,9 @@ class Session(Closing):
                     yield done, total
             finally:
                 if done < total:
-                    self.cache.has_logits = False  # those of a prompt's middle are nothing to continue
+                    self.cache.has_logits = (
+                        False  # those of a prompt's middle are nothing to continue
+                    )
             cancelled = done < total
             if cancelled:
                 self.resume()
@@ -204,17 +212,19 @@ class Session(Closing):
     def logits(self, tokens: Sequence[int], n_batch: int | None = None) -> NDArray[np.float32]:
         """The logits behind each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
 
-        At most `n_batch` tokens at a time (None: the session's). Raises ContextFullError, CancelledError.
+        At most `n_batch` tokens at a time (None: the session's). Raises ContextFullError,
+        CancelledError.
         """
         import numpy as np
 
         return np.concatenate(list(self._rows(tokens, n_batch)))
 
     def losses(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """-log p of each token after the first, (n_tokens - 1,), natural logarithm, from an empty cache.
+        """-log p of each token after the first, (n_tokens - 1,), natural logarithm, from an empty
+        cache.
 
-        Of a text that is longer than the context, what the policy keeps is what each token sees. Raises
-        ContextFullError, CancelledError.
+        Of a text that is longer than the context, what the policy keeps is what each token sees.
+        Raises ContextFullError, CancelledError.
         """
         import numpy as np
 
@@ -237,8 +247,12 @@ class Session(Closing):
                 raise ContextFullError(len(wanted), 0, self.memory.limit)
             self._keep(0, len(wanted))
             done = 0
-            for batch in self.cache.batches.split(wanted, 0, min(n_batch or self.memory.batch, self.memory.batch)):
-                if not (self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)):
+            for batch in self.cache.batches.split(
+                wanted, 0, min(n_batch or self.memory.batch, self.memory.batch)
+            ):
+                if not (
+                    self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)
+                ):
                     self.resume()
                     raise CancelledError(f"cancelled after {done} of {len(wanted)} tokens")
                 done += len(batch)
@@ -246,7 +260,8 @@ class Session(Closing):
                 yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab)).copy()
 
     def last_logits(self) -> NDArray[np.float32]:
-        """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing was evaluated."""
+        """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing
+        was evaluated."""
         import numpy as np
 
         with self._exclusive():
@@ -255,16 +270,22 @@ class Session(Closing):
             return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
 
     def snapshot(self) -> NDArray[np.uint8]:
-        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises ModelError, also where
-        it ``can_be_kept`` no more."""
+        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises
+        ModelError, also where it ``can_be_kept`` no more."""
         with self._exclusive():
             if not self.can_be_kept:
-                raise ModelError("a cache in which a policy has moved tokens apart cannot be taken for its tokens")
+                raise ModelError(
+                    "a cache in which a policy has moved tokens apart cannot be taken for its "
+                    "tokens"
+                )
             return self.cache.snapshot()
 
-    def restore(self, tokens: Sequence[int], state: NDArray[np.uint8], places: list[int], gone: Gone) -> None:
-        """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left it. Raises
-        ModelError; the cache is empty then. llama.cpp trusts the positions in it: `runtime.store` checks them."""
+    def restore(
+        self, tokens: Sequence[int], state: NDArray[np.uint8], places: list[int], gone: Gone
+    ) -> None:
+        """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left
+        it. Raises ModelError; the cache is empty then. llama.cpp trusts the positions in it:
+        `runtime.store` checks them."""
         with self._exclusive():
             wanted = self._checked(tokens)
             self.memory.cut(0)
@@ -272,7 +293,8 @@ class Session(Closing):
             self.memory.gone = gone
 
     def reread_last(self) -> None:
-        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises ModelError."""
+        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises
+        ModelError."""
         with self._exclusive():
             self.resume()
             cache, tokens = self.cache, self._checked(self.cache.tokens)
@@ -298,7 +320,10 @@ class Session(Closing):
     def _enter(self) -> None:
         """Takes the lock, which the caller releases. Raises ModelError."""
         if forks.count != self._forks:
-            raise ModelError(f"the session over {self.model.path} is another process's: open the model after the fork")
+            raise ModelError(
+                f"the session over {self.model.path} is another process's: open the model after "
+                "the fork"
+            )
         if not self._lock.acquire(False):
             raise ModelError("the session is in use by another thread; open one for each thread")
         cache = self.cache
@@ -310,7 +335,9 @@ class Session(Closing):
 
     def _check_logits(self) -> None:
         if not self.cache.has_logits:
-            raise ModelError("there is nothing to continue: evaluate the tokens first, to their end")
+            raise ModelError(
+                "there is nothing to continue: evaluate the tokens first, to their end"
+            )
 
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         wanted = list(tokens)
@@ -321,13 +348,16 @@ class Session(Closing):
         return wanted
 
     def _reusable(self, wanted: list[int]) -> tuple[int, int]:
-        """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many, and those that
-        left the cache in between. At least one is evaluated, for its logits, unless they are there."""
+        """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
+        and those that left the cache in between. At least one is evaluated, for its logits, unless
+        they are there."""
         cached, gone = self.cache.tokens, self.memory.gone
         start, count = gone.start, gone.count
         if gone.found_in(wanted) and wanted[:start] == cached[:start]:
             common = start + in_common(cached[start:], wanted[start + count :])
-            if common + count == len(wanted) and not (self.cache.has_logits and common == len(cached)):
+            if common + count == len(wanted) and not (
+                self.cache.has_logits and common == len(cached)
+            ):
                 common -= 1
             if common > start:
                 return common, common + count

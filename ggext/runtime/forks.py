@@ -1,4 +1,5 @@
-"""How often this process was forked off, without asking the system: getpid takes as long as a token's other checks.
+"""How often this process was forked off, without asking the system: getpid takes as long as a
+token's other checks.
 
 What was made under another ``count`` belongs to a parent, whose threads are not here.
 """

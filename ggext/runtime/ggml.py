@@ -1,8 +1,10 @@
-"""ggml behind llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live graph.
+"""ggml behind llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
+graph.
 
-Nothing of this is in llama-cpp-python's interface: functions and the layout of ``struct ggml_tensor``
-are declared here, for the one version that ``ggext.runtime.llama`` accepts. ``library`` builds a known
-ROPE node and reads it back before anything else is read, so other bytes are a ModelError, not a crash.
+Nothing of this is in llama-cpp-python's interface: functions and the layout of ``struct
+ggml_tensor`` are declared here, for the one version that ``ggext.runtime.llama`` accepts.
+``library`` builds a known ROPE node and reads it back before anything else is read, so other bytes
+are a ModelError, not a crash.
 """
 
 from __future__ import annotations
@@ -95,8 +97,8 @@ _OFFSET = 15
 
 @dataclass(frozen=True)
 class RopeCall:
-    """The parameters of one ROPE operation, under ggml's names. ``factors``: src[2], by which each pair's
-    angle is divided, ``None`` without."""
+    """The parameters of one ROPE operation, under ggml's names. ``factors``: src[2], by which each
+    pair's angle is divided, ``None`` without."""
 
     n_dims: int
     mode: int
@@ -116,9 +118,9 @@ class RopeCall:
 
 @dataclass(frozen=True)
 class RopeNode:
-    """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads, dimensions), from the
-    first rotated dimension of a head on (the last ones rotate where attention is latent); ``positions``: int64, for a
-    context shift the distance of each cache cell."""
+    """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads,
+    dimensions), from the first rotated dimension of a head on (the last ones rotate where attention
+    is latent); ``positions``: int64, for a context shift the distance of each cache cell."""
 
     name: str
     source: str
@@ -139,7 +141,8 @@ class Device:
 
 
 def library() -> Any:
-    """ggml's functions as attributes, the layout of a tensor tested. Raises ModelError, MissingExtraError."""
+    """ggml's functions as attributes, the layout of a tensor tested. Raises ModelError,
+    MissingExtraError."""
     llama.lib("reading llama.cpp's graph")
     return _library()
 
@@ -150,7 +153,8 @@ def _library() -> Any:
     problem = self_test(functions)
     if problem:
         raise ModelError(
-            f"the ggml inside llama-cpp-python {llama.VERSION} is not the one that ggext knows ({problem}): "
+            f"the ggml inside llama-cpp-python {llama.VERSION} is not the one that ggext knows "
+            f"({problem}): "
             f'pip install --force-reinstall "llama-cpp-python=={llama.VERSION}"'
         )
     return functions
@@ -165,7 +169,9 @@ class _Functions:
         for name, (result, arguments) in _FUNCTIONS.items():
             function = next((lib[name] for lib in libraries if hasattr(lib, name)), None)
             if function is None:
-                raise ModelError(f"llama-cpp-python {llama.VERSION} has no function {name}: install it again")
+                raise ModelError(
+                    f"llama-cpp-python {llama.VERSION} has no function {name}: install it again"
+                )
             function.restype, function.argtypes = result, arguments
             setattr(self, name, function)
 
@@ -181,7 +187,8 @@ def _more_libraries(folder: Path) -> Iterator[Any]:
 
 
 def self_test(functions: Any) -> str:
-    """What is wrong with ``Tensor`` for this library, or nothing: a known node is built and read back."""
+    """What is wrong with ``Tensor`` for this library, or nothing: a known node is built and read
+    back."""
     size = functions.ggml_tensor_overhead() - _OBJECT
     if size != ctypes.sizeof(Tensor):
         return f"a tensor has {size} bytes, not {ctypes.sizeof(Tensor)}"
@@ -192,9 +199,14 @@ def self_test(functions: Any) -> str:
         node, source = (Tensor.from_address(nodes[i]) for i in (-1, 0))
         wanted = (b"ROPE", b"f32", [8, 2, 3, 1], [4, 32, 64, 192], b"the node", nodes[:3], 192)
         read = (
-            functions.ggml_op_name(node.op), functions.ggml_type_name(node.type), list(node.ne), list(node.nb),
-            node.name, list(node.src[:3]), functions.ggml_nbytes(nodes[0]),
-        )  # fmt: skip
+            functions.ggml_op_name(node.op),
+            functions.ggml_type_name(node.type),
+            list(node.ne),
+            list(node.nb),
+            node.name,
+            list(node.src[:3]),
+            functions.ggml_nbytes(nodes[0]),
+        )
         if read != wanted:
             return f"a ROPE node reads as {read}"
         if _call_of(node, call.factors) != call or source.op != 0 or source.view_src or source.data:
@@ -221,21 +233,41 @@ def _context(functions: Any) -> Iterator[int]:
         functions.ggml_free(context)
 
 
-def _rope_nodes(functions: Any, context: int, call: RopeCall, shape: tuple[int, int, int]) -> list[Any]:
+def _rope_nodes(
+    functions: Any, context: int, call: RopeCall, shape: tuple[int, int, int]
+) -> list[Any]:
     """Addresses of input, positions, factors (or None) and the ROPE node."""
     n_positions, n_heads, dimensions = shape
     pairs = call.n_dims // 2
-    if not 0 < call.n_dims <= dimensions or call.n_dims % 2 or call.mode not in (0, NEOX):  # ggml asserts these
-        raise ModelError(f"a ROPE of {call.n_dims} of {dimensions} dimensions in mode {call.mode} cannot be built")
+    if (
+        not 0 < call.n_dims <= dimensions or call.n_dims % 2 or call.mode not in (0, NEOX)
+    ):  # ggml asserts these
+        raise ModelError(
+            f"a ROPE of {call.n_dims} of {dimensions} dimensions in mode {call.mode} cannot be "
+            "built"
+        )
     if call.factors is not None and len(call.factors) != pairs:
-        raise ModelError(f"a ROPE of {pairs} pairs cannot take {len(call.factors)} frequency factors")
+        raise ModelError(
+            f"a ROPE of {pairs} pairs cannot take {len(call.factors)} frequency factors"
+        )
     rows = functions.ggml_new_tensor_3d(context, F32, dimensions, n_heads, n_positions)
     positions = functions.ggml_new_tensor_1d(context, I32, n_positions)
     factors = None if call.factors is None else functions.ggml_new_tensor_1d(context, F32, pairs)
     node = functions.ggml_rope_ext(
-        context, rows, positions, factors, call.n_dims, call.mode, call.n_ctx_orig, call.freq_base, call.freq_scale,
-        call.ext_factor, call.attn_factor, call.beta_fast, call.beta_slow,
-    )  # fmt: skip
+        context,
+        rows,
+        positions,
+        factors,
+        call.n_dims,
+        call.mode,
+        call.n_ctx_orig,
+        call.freq_base,
+        call.freq_scale,
+        call.ext_factor,
+        call.attn_factor,
+        call.beta_fast,
+        call.beta_slow,
+    )
     return [rows, positions, factors, node]
 
 
@@ -245,16 +277,22 @@ def devices() -> list[Device]:
     found = []
     for index in range(ggml.ggml_backend_dev_count()):
         handle = ggml.ggml_backend_dev_get(index)
-        name, description = ggml.ggml_backend_dev_name(handle), ggml.ggml_backend_dev_description(handle)
+        name, description = (
+            ggml.ggml_backend_dev_name(handle),
+            ggml.ggml_backend_dev_description(handle),
+        )
         kind = ggml.ggml_backend_dev_type(handle)
-        found.append(Device(name.decode(), description.decode("utf-8", "replace"), kind == _CPU, handle))
+        found.append(
+            Device(name.decode(), description.decode("utf-8", "replace"), kind == _CPU, handle)
+        )
     return found
 
 
 def rope_on(
     device: Device, call: RopeCall, rows: NDArray[np.float32], positions: NDArray[np.integer[Any]]
 ) -> NDArray[np.float32] | None:
-    """ggml's ROPE of ``rows`` (n_positions, n_heads, dimensions) on a device; None where it has none."""
+    """ggml's ROPE of ``rows`` (n_positions, n_heads, dimensions) on a device; None where it has
+    none."""
     import numpy as np
 
     if rows.ndim != 3 or rows.dtype != np.float32 or positions.shape != rows.shape[:1]:
@@ -301,7 +339,8 @@ def _write(ggml: Any, address: int, values: NDArray[Any]) -> None:
 
 
 def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
-    """The values of a tensor of up to three axes, from whatever device holds them, in numpy's order.
+    """The values of a tensor of up to three axes, from whatever device holds them, in numpy's
+    order.
 
     Raises ModelError for a tensor whose sizes contradict each other, before a byte is read.
     """
@@ -318,19 +357,24 @@ def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
     whole = min(shape) >= 1 and shape[0] == 1 and reach == nbytes <= _LIMIT
     if dtype.kind == "V" or not whole or not base.buffer or not tensor.data:
-        raise ModelError(f"llama.cpp's tensor {name!r} of type {tensor.type} and shape {shape} cannot be read")
+        raise ModelError(
+            f"llama.cpp's tensor {name!r} of type {tensor.type} and shape {shape} cannot be read"
+        )
     data = np.empty(nbytes, np.uint8)
     ggml.ggml_backend_tensor_get(address, data.ctypes.data, 0, nbytes)
-    view: NDArray[Any] = np.lib.stride_tricks.as_strided(data[: dtype.itemsize].view(dtype), shape, strides)
+    view: NDArray[Any] = np.lib.stride_tricks.as_strided(
+        data[: dtype.itemsize].view(dtype), shape, strides
+    )
     return np.ascontiguousarray(view[0])
 
 
 class RopeWatcher:
-    """Gives every ROPE node of the graphs that a context computes to ``sink``, in the order of computing.
+    """Gives every ROPE node of the graphs that a context computes to ``sink``, in the order of
+    computing.
 
-    ``callback`` is for ``SessionOptions.eval_callback`` and must live as long as the context. It asks for
-    every node, so each is computed by itself: an operation's input may lie where its output will be
-    written, and a backend may fuse it with others. After a decode call ``check``.
+    ``callback`` is for ``SessionOptions.eval_callback`` and must live as long as the context. It
+    asks for every node, so each is computed by itself: an operation's input may lie where its
+    output will be written, and a backend may fuse it with others. After a decode call ``check``.
     """
 
     def __init__(self, sink: Callable[[RopeNode], None]) -> None:
@@ -372,12 +416,16 @@ class RopeWatcher:
 
         source = Tensor.from_address(node.src[0])
         positions = read_tensor(self._ggml, node.src[1]).ravel().astype(np.int64)
-        factors = tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
+        factors = (
+            tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
+        )
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = _call_of(node, factors)
         first = node.op_params[_OFFSET]
         rotated_fit = first >= 0 and 0 < call.n_dims <= after.shape[-1] - first
         if before.shape != after.shape or len(positions) < len(after) or not rotated_fit:
-            raise ModelError(f"llama.cpp's ROPE node {name!r} has shapes that contradict each other")
+            raise ModelError(
+                f"llama.cpp's ROPE node {name!r} has shapes that contradict each other"
+            )
         rows = (before[..., first:].astype(np.float32), after[..., first:].astype(np.float32))
         return RopeNode(name, origin, call, positions[: len(after)], *rows)

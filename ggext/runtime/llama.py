@@ -139,8 +139,8 @@ def reason() -> str:
 
 
 def copied_weights() -> int:
-    """Bytes of the weights that were loaded since `clear_log` and have memory of their own: those on devices, and those
-    that llama.cpp laid out anew for its CPU kernels."""
+    """Bytes of the weights that were loaded since `clear_log` and have memory of their own: those
+    on devices, and those that llama.cpp laid out anew for its CPU kernels."""
     return _log.copied_weights()
 
 
@@ -188,10 +188,11 @@ def quantize(
 ) -> None:
     """Writes the GGUF file `src` quantized to `type_name` (see `quantization_names`) as `dst`.
 
-    `tensor_types`: ggml types that tensors shall have whatever the quantization makes of them, by name; llama.cpp
-    keeps to that where it can. `imatrix`: the importance of each column of a tensor, by its name. `dst` appears only
-    when whole, and replaces what was there. Raises UsageError for an unknown type, GgufError for a malformed `src`,
-    ModelError when llama.cpp refuses, OutputError when `dst` cannot be written.
+    `tensor_types`: ggml types that tensors shall have whatever the quantization makes of them, by
+    name; llama.cpp keeps to that where it can. `imatrix`: the importance of each column of a
+    tensor, by its name. `dst` appears only when whole, and replaces what was there. Raises
+    UsageError for an unknown type, GgufError for a malformed `src`, ModelError when llama.cpp
+    refuses, OutputError when `dst` cannot be written.
     """
     from ggext.gguf.writer import replacing
 
@@ -209,7 +210,9 @@ def quantize(
         params.imatrix = _importance(module, imatrix)
     with replacing(dst) as beside:
         clear_log()
-        status = module.llama_model_quantize(os.fsencode(src), os.fsencode(beside), ctypes.byref(params))
+        status = module.llama_model_quantize(
+            os.fsencode(src), os.fsencode(beside), ctypes.byref(params)
+        )
         if status != 0:
             raise failure(f"{src} cannot be quantized to {type_name}")
 
@@ -217,14 +220,19 @@ def quantize(
 def _tensor_overrides(module: Any, types: Mapping[str, int]) -> Any:
     """An array with an end mark, of patterns that match one name each."""
     override = module.llama_model_tensor_override
-    overrides = [override(_name_bytes(f"^{re.escape(name)}$"), kind) for name, kind in types.items()]
+    overrides = [
+        override(_name_bytes(f"^{re.escape(name)}$"), kind) for name, kind in types.items()
+    ]
     return (override * (len(overrides) + 1))(*overrides, override(None, 0))
 
 
 def _importance(module: Any, matrix: Mapping[str, NDArray[np.float32]]) -> Any:
     entry = module.llama_model_imatrix_data
     pointer = ctypes.POINTER(ctypes.c_float)
-    entries = [entry(_name_bytes(name), means.ctypes.data_as(pointer), means.size) for name, means in matrix.items()]
+    entries = [
+        entry(_name_bytes(name), means.ctypes.data_as(pointer), means.size)
+        for name, means in matrix.items()
+    ]
     return (entry * (len(entries) + 1))(*entries, entry(None, None, 0))
 
 

@@ -30,8 +30,8 @@ _PIECES = 1 << 15  # tokens whose bytes are remembered
 
 @cache
 def _long_run() -> re.Pattern[str]:
-    """A run that is cut; the tail that is left uncut keeps a marker behind it whole. Marks, as Hindi vowels, go with
-    letters, which they do not in Python's \\w."""
+    """A run that is cut; the tail that is left uncut keeps a marker behind it whole. Marks, as
+    Hindi vowels, go with letters, which they do not in Python's \\w."""
     points = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
     marks = "".join(c for c in map(chr, points) if unicodedata.category(c)[0] == "M")
     kinds = (rf"[\w{marks}]", r"[^\w\s]", r"\s")
@@ -46,10 +46,10 @@ class Model(Closing):
     """A model's weights and vocabulary in memory. Threads may share it; close it when done.
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
-    made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained on
-    before that), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there are none), ``n_vocab``,
-    ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not the mapped file's),
-    ``n_gpu_layers`` (None: as many as the library can).
+    made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained
+    on before that), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there are
+    none), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them
+    that are not the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
@@ -63,7 +63,9 @@ class Model(Closing):
         self.sessions: WeakSet[Session] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
-        self.n_ctx_original = original if isinstance(original, int) and original > 0 else self.n_ctx_train
+        self.n_ctx_original = (
+            original if isinstance(original, int) and original > 0 else self.n_ctx_train
+        )
         self.n_swa = int(self._lib.llama_model_n_swa(handle))
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))
@@ -76,7 +78,8 @@ class Model(Closing):
         gpu_layers: int | None = None,
         progress: LoadProgress | None = None,
     ) -> Model:
-        """Loads a GGUF file; of a model in several parts any of them, or their folder, may be named.
+        """Loads a GGUF file; of a model in several parts any of them, or their folder, may be
+        named.
 
         `gpu_layers` None offloads whatever the library can.
 
@@ -156,7 +159,9 @@ class Model(Closing):
         """The end-of-text token, -1 when there is none."""
         return int(self._lib.llama_vocab_eos(self.vocabulary()))
 
-    def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
 
         `parse_special`: spellings of control tokens in the text become those tokens; only for
@@ -175,11 +180,14 @@ class Model(Closing):
     def _pieces(self, text: str) -> list[str]:
         """`text`, cut inside runs of one kind of character that would end the process.
 
-        llama.cpp splits most BPE vocabularies' text with std::regex, which recurses for every character of
-        such a run: 30,000 overflow the stack. Two of its splitters are written by hand and need no cut.
+        llama.cpp splits most BPE vocabularies' text with std::regex, which recurses for every
+        character of such a run: 30,000 overflow the stack. Two of its splitters are written by hand
+        and need no cut.
         """
         pre = self.header.get("tokenizer.ggml.pre")
-        handwritten = self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS
+        handwritten = (
+            self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS
+        )
         if handwritten or len(text) <= 1024:
             return [text]
         cuts = [match.end() for match in _long_run().finditer(text)]
@@ -190,7 +198,9 @@ class Model(Closing):
         vocab, room = self.vocabulary(), len(data) + 4
         for _ in range(2):
             tokens = (ctypes.c_int32 * room)()
-            count = self._lib.llama_tokenize(vocab, data, len(data), tokens, room, add_special, parse_special)
+            count = self._lib.llama_tokenize(
+                vocab, data, len(data), tokens, room, add_special, parse_special
+            )
             if count >= 0:
                 return list(tokens[:count])
             room = -count
@@ -210,7 +220,9 @@ class Model(Closing):
         vocab = self.vocabulary()
         while True:
             buffer = ctypes.create_string_buffer(size)
-            count = self._lib.llama_token_to_piece(vocab, self._checked_token(token), buffer, size, 0, False)
+            count = self._lib.llama_token_to_piece(
+                vocab, self._checked_token(token), buffer, size, 0, False
+            )
             if count >= 0:
                 return buffer.raw[:count]
             size = -count
@@ -222,7 +234,8 @@ class Model(Closing):
 
     @cached_property
     def is_last(self) -> Callable[[int], bool]:
-        """`is_eog` of a token that is one; for generating, where the call would be made for each token."""
+        """`is_eog` of a token that is one; for generating, where the call would be made for each
+        token."""
         return cache(partial(self._lib.llama_vocab_is_eog, self.vocabulary()))
 
     def is_eog(self, token: int) -> bool:
@@ -242,7 +255,8 @@ class Model(Closing):
         return self._handle
 
     def vocabulary(self) -> Any:
-        """llama.cpp's pointer to the vocabulary. Raises ModelError once closed, or where the file has none."""
+        """llama.cpp's pointer to the vocabulary. Raises ModelError once closed, or where the file
+        has none."""
         self.open_handle()
         # llama.cpp aborts the process when a file without a vocabulary is asked for tokens.
         if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:

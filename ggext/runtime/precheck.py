@@ -61,7 +61,9 @@ def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
         if window == 0:  # f_attn_temp_scale != 0.0f
             yield "attention.sliding_window is 0"
         if isinstance(layers, int) and layers < _PERIOD:  # tensor buffer not set
-            yield f"block_count is {layers}, and the architecture {arch} has {_PERIOD} layers or more"
+            yield (
+                f"block_count is {layers}, and the architecture {arch} has {_PERIOD} layers or more"
+            )
         window = 8192
     pattern = keys.get("attention.sliding_window_pattern")
     none = pattern == 1 or (isinstance(pattern, list) and not any(pattern))

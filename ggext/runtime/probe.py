@@ -23,7 +23,8 @@ CELLS = 256
 
 
 class Probe(Closing):
-    """A context of ``n_ctx`` cells over a model, keys and values float32; ``sink`` gets the ROPE nodes.
+    """A context of ``n_ctx`` cells over a model, keys and values float32; ``sink`` gets the ROPE
+    nodes.
 
     A position may be larger than the number of cells: far positions need no long prefill.
     """
@@ -44,7 +45,9 @@ class Probe(Closing):
         )
         plan = plan_context(model, options)
         whole = plan.regimes[-1]
-        self._context = open_context(model, options, plan, whole, (abort, ctypes.addressof(self._flag)))
+        self._context = open_context(
+            model, options, plan, whole, (abort, ctypes.addressof(self._flag))
+        )
         self._memory = self._lib.llama_get_memory(self._context)
 
     def close(self) -> None:
@@ -65,13 +68,17 @@ class Probe(Closing):
     def shift(self, distance: int) -> None:
         """Marks all cached keys to move by ``distance`` tokens; the next `decode` does it."""
         if not self.can_shift:  # llama.cpp aborts the process
-            raise ModelError(f"llama.cpp cannot shift the cache of the architecture {self._model.architecture}")
+            raise ModelError(
+                f"llama.cpp cannot shift the cache of the architecture {self._model.architecture}"
+            )
         self._lib.llama_memory_seq_add(self._memory, 0, 0, -1, distance)
 
     def decode(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """Appends tokens at the positions from ``start`` on; the logits behind each, (n_tokens, n_vocab).
+        """Appends tokens at the positions from ``start`` on; the logits behind each, (n_tokens,
+        n_vocab).
 
-        ``start`` is one after the last position in the cache, or anything in an empty one. Raises ModelError.
+        ``start`` is one after the last position in the cache, or anything in an empty one. Raises
+        ModelError.
         """
         import numpy as np
 

@@ -20,7 +20,8 @@ _QUERY = b"Qcur"  # llama.cpp's name of a layer's queries, a number behind it
 
 
 class QueryWatcher:
-    """Keeps each layer's rotated queries and their positions inside `watching`, in the order of the layers.
+    """Keeps each layer's rotated queries and their positions inside `watching`, in the order of the
+    layers.
 
     ``callback`` is for ``SessionOptions.eval_callback`` and must live as long as the context.
     """
@@ -42,7 +43,8 @@ class QueryWatcher:
             self._on = False
 
     def take(self, rotation: KeyRotation) -> list[NDArray[np.float32]]:
-        """Each layer's queries before rotation, (n_tokens, n_heads, head_dim), of one batch; they are forgotten.
+        """Each layer's queries before rotation, (n_tokens, n_heads, head_dim), of one batch; they
+        are forgotten.
 
         Raises ModelError where the graph has none by that name.
         """
@@ -50,7 +52,10 @@ class QueryWatcher:
         if self._error is not None:
             raise self._error
         if not seen:
-            raise ModelError("llama.cpp's graph of this model has no rotated queries by the name that ggext knows")
+            raise ModelError(
+                "llama.cpp's graph of this model has no rotated queries by the name that ggext "
+                "knows"
+            )
         return [rotation.upright_queries(rows, positions) for rows, positions in seen]
 
     def _see(self, address: int, ask: bool, _user_data: object) -> bool:

@@ -1,6 +1,8 @@
-"""Tables that hold for a length of text: LongRoPE's short and long one, and dynamic NTK's growing base.
+"""Tables that hold for a length of text: LongRoPE's short and long one, and dynamic NTK's growing
+base.
 
-llama.cpp fixes a context's table when it makes the context, so a text that outgrows one moves to another.
+llama.cpp fixes a context's table when it makes the context, so a text that outgrows one moves to
+another.
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ class Regime:
 def regimes(model: Model, n_ctx: int, dynamic_ntk: DynamicNtk | None) -> tuple[Regime, ...]:
     """What a text passes through on its way to `n_ctx` tokens, the last one for all of them.
 
-    LongRoPE: the file's original context with the short factors, then the whole with the long ones. Dynamic NTK
-    (transformers' formula, without a factor of its own): at each doubling of the trained context the base of the
-    doubled length. Raises ModelError for dynamic NTK over a file that is scaled already.
+    LongRoPE: the file's original context with the short factors, then the whole with the long ones.
+    Dynamic NTK (transformers' formula, without a factor of its own): at each doubling of the
+    trained context the base of the doubled length. Raises ModelError for dynamic NTK over a file
+    that is scaled already.
     """
     if dynamic_ntk is not None:
         return tuple(_doublings(_unscaled(model), n_ctx))
@@ -57,6 +60,7 @@ def _unscaled(model: Model) -> RopeGeometry:
     table = effective_table(model.header)
     if table.inv_freq != tuple(theta(geometry)) or table.attention_factor != 1:
         raise ModelError(
-            f"{model.path} is scaled already: dynamic NTK is for a file without (ggext convert --rope none)"
+            f"{model.path} is scaled already: dynamic NTK is for a file without (ggext convert "
+            "--rope none)"
         )
     return geometry

@@ -1,9 +1,10 @@
-"""The keys of a cache at other positions, by ggext's own rotation: exact for every table, gain or not.
+"""The keys of a cache at other positions, by ggext's own rotation: exact for every table, gain or
+not.
 
-llama.cpp's own context shift is not used. It turns cached keys with the operation that made them, so a gain
-other than 1 is applied again; a shift that is cancelled leaves some layers turned and others not; and quantized
-keys of heads whose size is no multiple of 64 end the process. This turns by the difference of the angles, in
-float64, rounds once, and runs no graph.
+llama.cpp's own context shift is not used. It turns cached keys with the operation that made them,
+so a gain other than 1 is applied again; a shift that is cancelled leaves some layers turned and
+others not; and quantized keys of heads whose size is no multiple of 64 end the process. This turns
+by the difference of the angles, in float64, rounds once, and runs no graph.
 """
 
 from __future__ import annotations
@@ -29,24 +30,33 @@ if TYPE_CHECKING:
     from ggext.native import Dtype
 
 #: ggml's type of the keys → numpy's, and what ggext.native calls it.
-_TYPES: dict[int, tuple[str, Dtype]] = {0: ("<f4", "float32"), 1: ("<f2", "float16"), 30: ("<u2", "bfloat16")}
+_TYPES: dict[int, tuple[str, Dtype]] = {
+    0: ("<f4", "float32"),
+    1: ("<f2", "float16"),
+    30: ("<u2", "bfloat16"),
+}
 _FLOATS = {0: "<f4", 1: "<f2"}
 
 
 class KeyRotation:
-    """How a context of one regime rotates its keys. Raises RopeError where that is not established."""
+    """How a context of one regime rotates its keys. Raises RopeError where that is not
+    established."""
 
     def __init__(self, header: GgufFile, regime: Regime) -> None:
         self._layout = capability_of(header.arch).layout
         geometry = geometry_of(header.arch_keys(), header.arch)
         self._head_dim = geometry.head_dim
         table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
-        self._inv_freq = table.inv_freq if regime.freq_base is None else tuple(theta(geometry, regime.freq_base))
+        self._inv_freq = (
+            table.inv_freq if regime.freq_base is None else tuple(theta(geometry, regime.freq_base))
+        )
         self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
 
-    def moved(self, block: KvBlock, positions: NDArray[np.int32], source: KeyRotation | None = None) -> KvBlock:
-        """The block, from a context that rotates as ``source`` does (None: as this one), as if its tokens stood at
-        `positions`, int32 (n_cells,), of this one. Raises ModelError."""
+    def moved(
+        self, block: KvBlock, positions: NDArray[np.int32], source: KeyRotation | None = None
+    ) -> KvBlock:
+        """The block, from a context that rotates as ``source`` does (None: as this one), as if its
+        tokens stood at `positions`, int32 (n_cells,), of this one. Raises ModelError."""
         from ggext.native import Rotation, rotate_between
 
         of = source or self
@@ -60,8 +70,8 @@ class KeyRotation:
         return replace(block, positions=positions, keys=tuple(keys))
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
-        """How far `before`, moved to the positions of `after`, is from it: the worst difference in any layer, relative
-        to the layer's largest key."""
+        """How far `before`, moved to the positions of `after`, is from it: the worst difference in
+        any layer, relative to the layer's largest key."""
         import numpy as np
 
         moved = self.moved(before, after.positions)
@@ -77,17 +87,28 @@ class KeyRotation:
         from ggext.native import rotate
 
         return [
-            rotate(self._floats(kind, rows), block.positions, self._inv_freq, self._gain, self._layout, inverse=True)
+            rotate(
+                self._floats(kind, rows),
+                block.positions,
+                self._inv_freq,
+                self._gain,
+                self._layout,
+                inverse=True,
+            )
             for kind, rows in zip(block.form.key_types, block.keys, strict=True)
         ]
 
-    def upright_queries(self, rows: NDArray[np.float32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+    def upright_queries(
+        self, rows: NDArray[np.float32], positions: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
         """Queries that were rotated at `positions`, (n_tokens, n_heads, head_dim), before that."""
         from ggext.native import rotate
 
         return rotate(rows, positions, self._inv_freq, self._gain, self._layout, inverse=True)
 
-    def turned(self, upright: NDArray[np.float32], positions: NDArray[np.int32]) -> NDArray[np.float32]:
+    def turned(
+        self, upright: NDArray[np.float32], positions: NDArray[np.int32]
+    ) -> NDArray[np.float32]:
         """Keys as the cache has them at `positions`: what `upright` undoes, for one layer."""
         from ggext.native import rotate
 
@@ -99,11 +120,16 @@ class KeyRotation:
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
         if kind not in _TYPES:
-            raise ModelError(f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv type f16")
+            raise ModelError(
+                f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv "
+                "type f16"
+            )
         name, dtype = _TYPES[kind]
         values = rows.view(name)
         if values.shape[1] % self._head_dim:
-            raise ModelError(f"a key row of {values.shape[1]} values is not made of heads of {self._head_dim}")
+            raise ModelError(
+                f"a key row of {values.shape[1]} values is not made of heads of {self._head_dim}"
+            )
         return values.reshape(len(values), -1, self._head_dim), dtype
 
 
@@ -112,7 +138,9 @@ def elements(kind: int, rows: Any) -> NDArray[np.float32]:
     import numpy as np
 
     if kind not in _TYPES:
-        raise ModelError(f"cells of ggml type {kind} are quantized and cannot be read: use the kv type f16")
+        raise ModelError(
+            f"cells of ggml type {kind} are quantized and cannot be read: use the kv type f16"
+        )
     values: NDArray[Any] = rows.view(_TYPES[kind][0])
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
@@ -120,9 +148,12 @@ def elements(kind: int, rows: Any) -> NDArray[np.float32]:
 
 
 def as_bytes(kind: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What `elements` undoes: float32 (n_cells, ...) rounded to f16 or f32, as rows of bytes. Raises ModelError."""
+    """What `elements` undoes: float32 (n_cells, ...) rounded to f16 or f32, as rows of bytes.
+    Raises ModelError."""
     import numpy as np
 
     if kind not in _FLOATS:
         raise ModelError(f"averages cannot be kept as ggml type {kind}: use the kv type f16 or f32")
-    return np.ascontiguousarray(values.astype(_FLOATS[kind])).view(np.uint8).reshape(len(values), -1)
+    return (
+        np.ascontiguousarray(values.astype(_FLOATS[kind])).view(np.uint8).reshape(len(values), -1)
+    )

@@ -26,8 +26,8 @@ class Sampling:
 
     ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 turn
     the sampler off. ``repeat_penalty`` looks at the last 64 tokens. ``seed`` None draws a fresh one
-    for each answer. ``grammar``: GBNF with a rule ``root``, which the answer will match. Raises UsageError for a
-    value out of its range.
+    for each answer. ``grammar``: GBNF with a rule ``root``, which the answer will match. Raises
+    UsageError for a value out of its range.
     """
 
     temperature: float = 0.8
@@ -63,7 +63,9 @@ class Chooser:
     def __init__(self, sampling: Sampling, model: Model, history: Sequence[int]) -> None:
         self._lib = lib()
         self._grammar = None if sampling.grammar is None else _new_grammar(sampling.grammar, model)
-        self._chain = self._lib.llama_sampler_chain_init(self._lib.llama_sampler_chain_default_params())
+        self._chain = self._lib.llama_sampler_chain_init(
+            self._lib.llama_sampler_chain_default_params()
+        )
         for sampler in _samplers(self._lib, sampling, model.n_vocab):
             self._lib.llama_sampler_chain_add(self._chain, sampler)
         for token in history[-REPEAT_WINDOW:]:
@@ -71,18 +73,24 @@ class Chooser:
         self._model = model
 
     def choose(self, context: Any) -> int:
-        """The next token by the context's last logits. Raises ModelError where the grammar allows none."""
+        """The next token by the context's last logits. Raises ModelError where the grammar allows
+        none."""
         if self._grammar is None:
             return int(self._lib.llama_sampler_sample(self._chain, context, -1))
-        # As llama.cpp's own programs do: the grammar looks at one token, and at all only where that one is wrong.
+        # As llama.cpp's own programs do: the grammar looks at one token, and at all only where that
+        # one is wrong.
         candidates = _Candidates(self._lib, context, self._model.n_vocab)
         token = candidates.apply(self._chain)
         if not _Candidates.of(self._lib, token).allowed_by(self._grammar):
             candidates = _Candidates(self._lib, context, self._model.n_vocab)
             if not candidates.allowed_by(self._grammar):
-                raise ModelError("no token of the vocabulary continues the answer as the grammar wants it")
+                raise ModelError(
+                    "no token of the vocabulary continues the answer as the grammar wants it"
+                )
             token = candidates.apply(self._chain)
-        self._lib.llama_sampler_accept(self._grammar, token)  # ends the process on a token that is not allowed
+        self._lib.llama_sampler_accept(
+            self._grammar, token
+        )  # ends the process on a token that is not allowed
         self._lib.llama_sampler_accept(self._chain, token)
         return token
 
@@ -144,7 +152,8 @@ def _new_grammar(grammar: str, model: Model) -> Any:
 
 
 def json_grammar(schema: str | Mapping[str, Any]) -> str:
-    """GBNF for the JSON documents that a JSON schema describes, for `Sampling.grammar`. Raises UsageError.
+    """GBNF for the JSON documents that a JSON schema describes, for `Sampling.grammar`. Raises
+    UsageError.
 
     >>> 'root ::= ("true" | "false") space' in json_grammar({"type": "boolean"})
     True
@@ -164,7 +173,9 @@ def _samplers(module: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
     samplers = []
     if sampling.repeat_penalty != 1.0:
         penalty = sampling.repeat_penalty
-        samplers.append(module.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0))
+        samplers.append(
+            module.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0)
+        )
     if sampling.temperature == 0:
         return [*samplers, module.llama_sampler_init_greedy()]
     seed = module.LLAMA_DEFAULT_SEED if sampling.seed is None else sampling.seed

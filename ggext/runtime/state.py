@@ -1,11 +1,13 @@
-"""Keys and values of cached tokens as bytes: what ``llama_state_seq_get_data`` writes, and only here.
+"""Keys and values of cached tokens as bytes: what ``llama_state_seq_get_data`` writes, and only
+here.
 
-The format is llama.cpp's own and undocumented (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32
-sequence, u32 streams; u32 cells; per cell i32 position, u32 number of sequences, their i32 ids; u32 whether
-values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys; then the
-values, either in the same way, or transposed: i32 type, u32 element bytes, u32 width, then width × cells
-elements. Little-endian. Every count is checked against the bytes that are there, and a cache of another
-form (sliding windows, recurrent, M-RoPE) is a ModelError.
+The format is llama.cpp's own and undocumented (0c1e57098, ``llama_kv_cache::state_write``): u32
+magic, i32 sequence, u32 streams; u32 cells; per cell i32 position, u32 number of sequences, their
+i32 ids; u32 whether values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the
+cells' rows of keys; then the values, either in the same way, or transposed: i32 type, u32 element
+bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against the
+bytes that are there, and a cache of another form (sliding windows, recurrent, M-RoPE) is a
+ModelError.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _MAX_ROW = 1 << 24
 
 @dataclass(frozen=True)
 class StateForm:
-    """How a cache writes its cells: ``key_types`` and ``value_types`` (ggml's numbers, one a layer), whether
-    values are ``transposed``, and llama.cpp's ``magic``."""
+    """How a cache writes its cells: ``key_types`` and ``value_types`` (ggml's numbers, one a
+    layer), whether values are ``transposed``, and llama.cpp's ``magic``."""
 
     magic: int
     transposed: bool
@@ -40,8 +42,8 @@ class StateForm:
 
 @dataclass(frozen=True)
 class KvBlock:
-    """Cached tokens: ``positions`` int32 (n_cells,), and of each layer ``keys`` and ``values`` uint8
-    (n_cells, row bytes). Keys are rotated by their positions, as they are in the cache."""
+    """Cached tokens: ``positions`` int32 (n_cells,), and of each layer ``keys`` and ``values``
+    uint8 (n_cells, row bytes). Keys are rotated by their positions, as they are in the cache."""
 
     positions: NDArray[np.int32]
     keys: tuple[Bytes, ...]
@@ -58,12 +60,17 @@ class KvBlock:
 
     def is_like(self, other: KvBlock) -> bool:
         """Whether both can be cells of one cache."""
-        widths = ([array.shape[1] for array in (*block.keys, *block.values)] for block in (self, other))
+        widths = (
+            [array.shape[1] for array in (*block.keys, *block.values)] for block in (self, other)
+        )
         return self.form == other.form and next(widths) == next(widths)
 
     def cells(self, chosen: Any) -> KvBlock:
         """The cells that a numpy index of the first axis picks, copied."""
-        pick = tuple(array[chosen].copy() for array in self.keys), tuple(array[chosen].copy() for array in self.values)
+        pick = (
+            tuple(array[chosen].copy() for array in self.keys),
+            tuple(array[chosen].copy() for array in self.values),
+        )
         return replace(self, positions=self.positions[chosen].copy(), keys=pick[0], values=pick[1])
 
 
@@ -81,7 +88,8 @@ def joined(blocks: Sequence[KvBlock]) -> KvBlock:
 
 
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
-    """The cells of one sequence, in the order of their positions. Raises ModelError for any other bytes."""
+    """The cells of one sequence, in the order of their positions. Raises ModelError for any other
+    bytes."""
     import numpy as np
 
     reader = _Reader(memoryview(data))
@@ -98,8 +106,12 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
     keys = [reader.rows(cells) for _ in range(layers)]
     values = [reader.columns(cells) if transposed else reader.rows(cells) for _ in range(layers)]
     reader.end()
-    form = StateForm(magic, bool(transposed), tuple(k[0] for k in keys), tuple(v[0] for v in values))
-    block = KvBlock(table["position"].copy(), tuple(k[1] for k in keys), tuple(v[1] for v in values), form)
+    form = StateForm(
+        magic, bool(transposed), tuple(k[0] for k in keys), tuple(v[0] for v in values)
+    )
+    block = KvBlock(
+        table["position"].copy(), tuple(k[1] for k in keys), tuple(v[1] for v in values), form
+    )
     order = np.argsort(block.positions, kind="stable")
     return block if (order == np.arange(cells)).all() else block.cells(order)
 

@@ -1,14 +1,15 @@
 """A session's KV cache in a file, so that a long text is not read twice.
 
-The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object (``key``; the counts
-``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``, what has left the context; ``account``, what
-the policy tells of itself), then int32 tokens, float32 logits behind the last of them, the bytes of
-``llama_state_seq_get_data``, and the policy's blocks outside the cache, all of one size. Little-endian. It is written
-beside its place and renamed when whole.
+The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object
+(``key``; the counts ``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``,
+what has left the context; ``account``, what the policy tells of itself), then int32 tokens, float32
+logits behind the last of them, the bytes of ``llama_state_seq_get_data``, and the policy's blocks
+outside the cache, all of one size. Little-endian. It is written beside its place and renamed when
+whole.
 
-A file comes from a stranger: every count is held against the bytes that are there, and the state is walked through
-before llama.cpp sees it. That what was restored is what was saved is measured: the last token is evaluated
-again, and its logits are compared.
+A file comes from a stranger: every count is held against the bytes that are there, and the state is
+walked through before llama.cpp sees it. That what was restored is what was saved is measured: the
+last token is evaluated again, and its logits are compared.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
-_TOLERANCE = 1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
+_TOLERANCE = (
+    1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
+)
 _MAX_LAYERS = 512
 
 
@@ -54,9 +57,9 @@ class StateError(GgextError):
 
 
 def fingerprint(header: GgufFile) -> str:
-    """SHA-256, in hexadecimal, of a model file's header, its size, and 64 samples of 4 KiB spread evenly over its
-    tensor data: a few milliseconds for a file of any size. It tells files apart that were made differently, not
-    two that somebody made alike on purpose."""
+    """SHA-256, in hexadecimal, of a model file's header, its size, and 64 samples of 4 KiB spread
+    evenly over its tensor data: a few milliseconds for a file of any size. It tells files apart
+    that were made differently, not two that somebody made alike on purpose."""
     digest = hashlib.sha256(f"{header.size}\n".encode())
     with header.path.open("rb") as file:
         digest.update(file.read(header.data_offset))
@@ -77,7 +80,8 @@ def session_key(session: Session) -> dict[str, str]:
 
 
 def table_digest(header: GgufFile, regime: Regime) -> str:
-    """SHA-256, in hexadecimal, of the frequencies and the gain that a context of the regime rotates by."""
+    """SHA-256, in hexadecimal, of the frequencies and the gain that a context of the regime rotates
+    by."""
     try:
         table = effective_table(header, regime.span, by_ggext=True)
     except RopeError as error:
@@ -87,15 +91,18 @@ def table_digest(header: GgufFile, regime: Regime) -> str:
 
 
 def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
-    """Writes the session's cache; the bytes of the file. Raises OutputError, ModelError, and StateError for a model
-    whose cache cannot be kept."""
+    """Writes the session's cache; the bytes of the file. Raises OutputError, ModelError, and
+    StateError for a model whose cache cannot be kept."""
     import numpy as np
 
     if not session.can_be_kept:
         policy = session.memory.options.when_full
-        raise StateError(f"tokens have left the context, and of what {policy} makes of it only the text is kept")
+        raise StateError(
+            f"tokens have left the context, and of what {policy} makes of it only the text is kept"
+        )
     tokens = np.array(session.tokens, "<i4")
-    # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range otherwise.
+    # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range
+    # otherwise.
     session.reread_last()
     logits, state = session.last_logits().astype("<f4"), session.snapshot()
     gone, account = session.memory.gone, session.memory.account()
@@ -107,7 +114,9 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, state]
     crc = size = 0
-    for part in chain(parts, session.memory.blocks_outside()):  # twice one at a time, rather than all at once
+    for part in chain(
+        parts, session.memory.blocks_outside()
+    ):  # twice one at a time, rather than all at once
         crc, size = zlib.crc32(part, crc), size + memoryview(part).nbytes
     head = struct.pack("<8sI", _MAGIC, crc)
     with whole_file(path, len(head) + size) as file:
@@ -118,19 +127,23 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
 
 
 def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
-    """Fills the session's cache from a file; the tokens that are in it then. Raises StateError, after which nothing of
-    the file is in the cache."""
+    """Fills the session's cache from a file; the tokens that are in it then. Raises StateError,
+    after which nothing of the file is in the cache."""
     import numpy as np
 
     data = _mapped(path)
     document, at = _document(path, data)
     _check_key(document.get("key"), key)
-    n_tokens, n_logits, n_state = (_count(path, document, name) for name in ("tokens", "logits", "state"))
+    n_tokens, n_logits, n_state = (
+        _count(path, document, name) for name in ("tokens", "logits", "state")
+    )
     state_at = at + 4 * (n_tokens + n_logits)
     if state_at + n_state > len(data) or n_logits != session.model.n_vocab:
         raise StateError(f"{path} is damaged: its counts do not fit its {len(data)} bytes")
     if n_tokens > session.memory.room:
-        raise StateError(f"it has {n_tokens} tokens, more than the context of {session.memory.room}")
+        raise StateError(
+            f"it has {n_tokens} tokens, more than the context of {session.memory.room}"
+        )
     table = table_digest(session.model.header, session.cache.regime_of(n_tokens))
     _check_key(document, {_TABLE: table})
     gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
@@ -157,7 +170,9 @@ def _parts(data: memoryview, count: int) -> Iterator[memoryview]:
     """The bytes in `count` parts of one size, none of them empty. Raises StateError."""
     size = len(data) // count if count else 0
     if size * count != len(data) or (count and not size):
-        raise StateError(f"the saved state has {len(data)} bytes for {count} blocks that left the context")
+        raise StateError(
+            f"the saved state has {len(data)} bytes for {count} blocks that left the context"
+        )
     return (data[i * size : (i + 1) * size] for i in range(count))
 
 
@@ -167,17 +182,24 @@ def _gone_as_json(session: Session) -> dict[str, Any] | None:
         return None
     window = session.memory.options.window
     return {
-        "window": window, "start": gone.start, "count": gone.count, "digest": gone.digest.hex(),
+        "window": window,
+        "start": gone.start,
+        "count": gone.count,
+        "digest": gone.digest.hex(),
         "rest": gone.rest.tolist(),
-    }  # fmt: skip
+    }
 
 
 def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> Gone:
-    """What had left the context when the state was saved; only the same policy can go on from there."""
+    """What had left the context when the state was saved; only the same policy can go on from
+    there."""
     if saved is None:
         return Gone()
     options, there = session.memory.options, saved if isinstance(saved, dict) else {}
-    _check_key({"what stays in a full context": there.get("window")}, {"what stays in a full context": options.window})
+    _check_key(
+        {"what stays in a full context": there.get("window")},
+        {"what stays in a full context": options.window},
+    )
     start, count = (_count(path, there, name) for name in ("start", "count"))
     digest, rest = there.get("digest"), there.get("rest")
     whole = count >= Gone.BLOCK
@@ -195,14 +217,15 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
 
 
 def check_state(state: NDArray[np.uint8], places: Sequence[int]) -> None:
-    """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError for what is not the
-    cache of these positions, each once.
+    """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError
+    for what is not the cache of these positions, each once.
 
-    The format is llama.cpp's own (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32 sequence; then a section
-    for each cache (a model with sliding windows has two): u32 streams; u32 cells; per cell i32 position, u32 number
-    of sequences, i32 sequence; u32 whether values are transposed, u32 layers; per layer i32 type, u64 row bytes, the
-    rows of keys; then the values (none with MLA) in the same way, or transposed: i32 type, u32 element bytes, u32
-    width, the elements. llama.cpp compares types and sizes with its own, and throws what we get as an error.
+    The format is llama.cpp's own (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32
+    sequence; then a section for each cache (a model with sliding windows has two): u32 streams; u32
+    cells; per cell i32 position, u32 number of sequences, i32 sequence; u32 whether values are
+    transposed, u32 layers; per layer i32 type, u64 row bytes, the rows of keys; then the values
+    (none with MLA) in the same way, or transposed: i32 type, u32 element bytes, u32 width, the
+    elements. llama.cpp compares types and sizes with its own, and throws what we get as an error.
     """
     import numpy as np
 
@@ -213,7 +236,9 @@ def check_state(state: NDArray[np.uint8], places: Sequence[int]) -> None:
     while first or walk.left:
         positions = walk.cells(wanted)
         if first and len(positions) != len(wanted):
-            raise StateError(f"the saved state has {len(positions)} cells for {len(wanted)} positions")
+            raise StateError(
+                f"the saved state has {len(positions)} cells for {len(wanted)} positions"
+            )
         first = False
         if len(positions):
             walk.layers(len(positions))
@@ -233,7 +258,9 @@ class _Walk:
     def skip(self, size: int) -> int:
         """The offset of the next `size` bytes."""
         if size > self.left:
-            raise StateError(f"the saved state ends at byte {len(self._state)}, in the middle of something")
+            raise StateError(
+                f"the saved state ends at byte {len(self._state)}, in the middle of something"
+            )
         start, self._at = self._at, self._at + size
         return start
 
@@ -247,7 +274,10 @@ class _Walk:
 
         streams, count = self.unpack("II")
         if streams != 1 or count > len(wanted):
-            raise StateError(f"the saved state has {count} cells in {streams} streams for {len(wanted)} positions")
+            raise StateError(
+                f"the saved state has {count} cells in {streams} streams for {len(wanted)} "
+                "positions"
+            )
         start = self.skip(12 * count)
         table = np.frombuffer(self._state, "<i4", 3 * count, start).reshape(count, 3)
         positions = table[:, 0]
@@ -275,7 +305,9 @@ def _mapped(path: Path) -> mmap.mmap:
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise StateError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise StateError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _document(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -316,4 +348,7 @@ def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
     apart = float(np.abs(now - saved).max()) if np.isfinite(saved).all() else np.inf
     if not apart <= _TOLERANCE * span:
         session.clear()
-        raise StateError(f"the restored cache gives other logits than the saved one (by {apart:.2g} of {span:.2g})")
+        raise StateError(
+            f"the restored cache gives other logits than the saved one (by {apart:.2g} of "
+            f"{span:.2g})"
+        )

@@ -1,8 +1,10 @@
-"""What layers with a sliding window forget, kept aside at some places of the text so that it can be cut back there.
+"""What layers with a sliding window forget, kept aside at some places of the text so that it can be
+cut back there.
 
-A small cache of such layers holds the window and a batch; where its cells were used again, a token behind a cut
-would attend to nothing. llama.cpp's server decides by the lowest position that is left, and keeps copies of those
-layers alone ("context checkpoints", ``tools/server/server-context.cpp``, 0c1e57098); so does this.
+A small cache of such layers holds the window and a batch; where its cells were used again, a token
+behind a cut would attend to nothing. llama.cpp's server decides by the lowest position that is
+left, and keeps copies of those layers alone ("context checkpoints",
+``tools/server/server-context.cpp``, 0c1e57098); so does this.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ _LIKELIER = 4
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The windows' cells at positions ``first`` to ``count`` - 1; ``data`` may have later ones, of another text.
-    ``likely``: a text is often cut here, at the end of a question or of an answer."""
+    """The windows' cells at positions ``first`` to ``count`` - 1; ``data`` may have later ones, of
+    another text. ``likely``: a text is often cut here, at the end of a question or of an answer."""
 
     first: int
     count: int
@@ -29,8 +31,9 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text; ``step``: tokens of
-    a long text after which another is due. ``chunked``: a window begins anew at each multiple of its size (Llama 4)."""
+    """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text;
+    ``step``: tokens of a long text after which another is due. ``chunked``: a window begins anew at
+    each multiple of its size (Llama 4)."""
 
     def __init__(self, window: int, most: int, *, chunked: bool = False) -> None:
         self.window = window
@@ -61,10 +64,12 @@ class Checkpoints:
             del self._kept[min(range(len(self._kept) - 1), key=self._loss)]
 
     def nearest(self, count: int) -> Checkpoint | None:
-        """The one from which fewest tokens must be evaluated again to have `count`, its ``count`` as far as it serves
-        for that."""
+        """The one from which fewest tokens must be evaluated again to have `count`, its ``count``
+        as far as it serves for that."""
         cut = [replace(kept, count=min(kept.count, count)) for kept in self._kept]
-        return max((kept for kept in cut if self.covers(kept.first, kept.count)), key=_count, default=None)
+        return max(
+            (kept for kept in cut if self.covers(kept.first, kept.count)), key=_count, default=None
+        )
 
     def cut(self, count: int) -> None:
         """The text is another one behind its first `count` tokens."""
@@ -72,7 +77,9 @@ class Checkpoints:
         useful: dict[int, Checkpoint] = {}
         for kept in cut:
             if self.covers(kept.first, kept.count):
-                useful.setdefault(kept.count, kept)  # of several the first, which reaches back farthest
+                useful.setdefault(
+                    kept.count, kept
+                )  # of several the first, which reaches back farthest
         self._kept = list(useful.values())
 
     def clear(self) -> None:
@@ -80,10 +87,15 @@ class Checkpoints:
         self._kept = []
 
     def _loss(self, index: int) -> float:
-        """What a cut back to this checkpoint would cost without it, as a share of the tokens that it takes away."""
+        """What a cut back to this checkpoint would cost without it, as a share of the tokens that
+        it takes away."""
         before = self._kept[index - 1].count if index else 0
         here = self._kept[index].count
-        return (here - before) / (self._kept[-1].count - here) * (_LIKELIER if self._kept[index].likely else 1)
+        return (
+            (here - before)
+            / (self._kept[-1].count - here)
+            * (_LIKELIER if self._kept[index].likely else 1)
+        )
 
 
 def _count(checkpoint: Checkpoint) -> int:

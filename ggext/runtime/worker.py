@@ -1,7 +1,8 @@
-"""One thread that runs a model's sessions, and three ways to what they answer: a loop, asyncio, a callback.
+"""One thread that runs a model's sessions, and three ways to what they answer: a loop, asyncio, a
+callback.
 
-The sessions take turns, a batch of a prompt or a token of an answer at a time, so a long prompt in one does
-not hold up the others, and llama.cpp's threads never fight each other.
+The sessions take turns, a batch of a prompt or a token of an answer at a time, so a long prompt in
+one does not hold up the others, and llama.cpp's threads never fight each other.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.engine import FinishReason, Prefill, Sampling, Session, in_common
 
 _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
-# Tokens that come within this many seconds are handed over together: waking a reader costs some 10 µs, which is 3 % of
-# a token of a model of a million parameters and nothing of a larger one's.
+# Tokens that come within this many seconds are handed over together: waking a reader costs some 10
+# µs, which is 3 % of a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
 _CLOSED = "the model is closed"
 _POLL = 0.01  # seconds between two looks at an event that cancels
@@ -48,8 +49,8 @@ class Question:
 
 @dataclass(frozen=True)
 class End:
-    """The last event of an answer: why it ended, or the error that ended it. ``dropped``: tokens that left the context
-    for it."""
+    """The last event of an answer: why it ended, or the error that ended it. ``dropped``: tokens
+    that left the context for it."""
 
     finish: FinishReason
     error: BaseException | None = None
@@ -63,12 +64,12 @@ Result = TypeVar("Result")
 
 
 class Answering(Closing):
-    """An answer that the worker is making: its tokens, for one `for` or `async for` loop; `next_happening` and
-    `await_happening` give all that the session reports.
+    """An answer that the worker is making: its tokens, for one `for` or `async for` loop;
+    `next_happening` and `await_happening` give all that the session reports.
 
-    ``prefill`` is there before the first token, ``finish`` and ``dropped`` after the last one, None and 0 until then.
-    `cancel` may come from any thread; closing, leaving the loop by an exception and dropping the object cancel too. An
-    error of the session is raised in the loop.
+    ``prefill`` is there before the first token, ``finish`` and ``dropped`` after the last one, None
+    and 0 until then. `cancel` may come from any thread; closing, leaving the loop by an exception
+    and dropping the object cancel too. An error of the session is raised in the loop.
     """
 
     def __init__(self, session: Session, question: Question, wake: Callable[[], None]) -> None:
@@ -124,7 +125,8 @@ class Answering(Closing):
             raise
 
     def cancel(self) -> None:
-        """Ends the answer within one node of llama.cpp's graph. Without effect on an answer that has ended."""
+        """Ends the answer within one node of llama.cpp's graph. Without effect on an answer that
+        has ended."""
         self._job.cancel()
 
     close = cancel
@@ -180,7 +182,9 @@ class Answering(Closing):
 class _Job:
     """A question on its way through the worker; it outlives an `Answering` that was dropped."""
 
-    def __init__(self, session: Session, work: Callable[[], Generator[Happening, None, None]]) -> None:
+    def __init__(
+        self, session: Session, work: Callable[[], Generator[Happening, None, None]]
+    ) -> None:
         self.session = session
         self._work = work
         self.parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
@@ -191,11 +195,14 @@ class _Job:
         self.paused = False
         self.ended = False
         self._cancelled = False
-        self._lock = threading.RLock()  # a reader that is collected while its answer ends cancels in the same thread
+        self._lock = (
+            threading.RLock()
+        )  # a reader that is collected while its answer ends cancels in the same thread
         self._happenings: Generator[Happening, None, None] | None = None
 
     def cancel(self) -> None:
-        """Ends the answer; one that waits for its turn at once, without a word to the session, which is another's."""
+        """Ends the answer; one that waits for its turn at once, without a word to the session,
+        which is another's."""
         with self._lock:
             if self.ended:
                 return
@@ -206,7 +213,8 @@ class _Job:
                 self.end(End("cancelled"))
 
     def turn(self, seconds: float) -> None:
-        """One batch, or one token and those that follow within so many seconds. Sets ``ended`` behind the last one."""
+        """One batch, or one token and those that follow within so many seconds. Sets ``ended``
+        behind the last one."""
         # What follows anything but a token is handed over at once: it is the first token.
         until = time.perf_counter() + seconds if self._writing else 0.0
         try:
@@ -282,7 +290,8 @@ def _set(future: asyncio.Future[None]) -> None:
 
 
 class Worker(Closing):
-    """The thread over some sessions of a model, each with its queue of questions. Close it before the model."""
+    """The thread over some sessions of a model, each with its queue of questions. Close it before
+    the model."""
 
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.sessions = tuple(sessions)
@@ -292,19 +301,23 @@ class Worker(Closing):
         self._forks = forks.count
         self._lock = threading.Lock()
         arguments = (self._inbox, self._lanes, self._closing)
-        self._thread = threading.Thread(target=_run, args=arguments, name="ggext worker", daemon=True)
+        self._thread = threading.Thread(
+            target=_run, args=arguments, name="ggext worker", daemon=True
+        )
         self._thread.start()
         # Also at the interpreter's end: a thread inside llama.cpp must not outlive it.
         self._stop = weakref.finalize(self, _stop, *arguments, self._thread)
 
     def ask(self, question: Question) -> Answering:
-        """Starts an answer, which waits for its turn. Raises ModelError once closed, or in another process."""
+        """Starts an answer, which waits for its turn. Raises ModelError once closed, or in another
+        process."""
         answering = Answering(self._session(question.tokens), question, self._wake)
         self._submit(answering._job)
         return answering
 
     def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
-        """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The result cancels."""
+        """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The
+        result cancels."""
         session = self._session(question.tokens)
         job = _Job(session, partial(_answer, session, question))
         job.callback = callback
@@ -312,7 +325,8 @@ class Worker(Closing):
         return job.cancel
 
     def do(self, session: Session, errand: Callable[[], Result]) -> Result:
-        """Calls it in the worker's thread, behind the session's answers; what it returns. Raises what it raises."""
+        """Calls it in the worker's thread, behind the session's answers; what it returns. Raises
+        what it raises."""
         results: list[Result] = []
 
         def work() -> Generator[Happening, None, None]:
@@ -335,7 +349,8 @@ class Worker(Closing):
     def _submit(self, job: _Job) -> None:
         if forks.count != self._forks:
             raise ModelError(
-                "the model was opened in another process, whose threads are not here: open it after the fork"
+                "the model was opened in another process, whose threads are not here: open it "
+                "after the fork"
             )
         with self._lock:
             if self._closing.is_set():
@@ -344,7 +359,8 @@ class Worker(Closing):
         self._inbox.put(None)
 
     def _session(self, tokens: Sequence[int]) -> Session:
-        """The session with the shortest queue; of several, the one that has most of the tokens already."""
+        """The session with the shortest queue; of several, the one that has most of the tokens
+        already."""
         if len(self.sessions) == 1:
             return self.sessions[0]
 
@@ -357,7 +373,9 @@ class Worker(Closing):
         self._inbox.put(None)
 
 
-def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event) -> None:
+def _run(
+    inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event
+) -> None:
     """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():
         active = [lane for lane in lanes if lane and not _lags(lane[0])]
@@ -377,7 +395,9 @@ def _run(inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], cl
 def _lags(job: _Job) -> bool:
     """Whether the answer's reader is far behind; it wakes the thread when it goes on."""
     job.paused = job.parcels.qsize() >= _AHEAD
-    return job.paused and job.parcels.qsize() >= _AHEAD  # asked again: the reader may have looked just before
+    return (
+        job.paused and job.parcels.qsize() >= _AHEAD
+    )  # asked again: the reader may have looked just before
 
 
 def _stop(

@@ -41,7 +41,8 @@ class JsonScreen:
         _write("error", text=text)
 
     def progress(self, done: int, total: int) -> None:
-        """Tokens of the prompt that are evaluated, a few times a second, and the seconds that are left."""
+        """Tokens of the prompt that are evaluated, a few times a second, and the seconds that are
+        left."""
         now = time.monotonic()
         if done == 0:
             self._start = now

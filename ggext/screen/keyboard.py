@@ -57,14 +57,18 @@ def new_completer() -> Completer:
     paths = PathCompleter(expanduser=True)
 
     class CommandCompleter(Completer):
-        def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
+        def get_completions(
+            self, document: Document, complete_event: CompleteEvent
+        ) -> Iterator[Completion]:
             text = document.text_before_cursor
             command = next((name for name in _TAKE_A_FILE if text.startswith(name)), None)
             if command is not None:
                 yield from paths.get_completions(Document(text[len(command) :]), complete_event)
             elif text.startswith("/set "):
                 begun = text.removeprefix("/set ")
-                yield from (Completion(name, -len(begun)) for name in NAMES if name.startswith(begun))
+                yield from (
+                    Completion(name, -len(begun)) for name in NAMES if name.startswith(begun)
+                )
             elif text.startswith("/"):
                 for name, entry in COMMANDS.items():
                     if name.startswith(text):

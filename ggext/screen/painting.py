@@ -1,4 +1,5 @@
-"""What stands on a screen: text without control characters, a bar, an answer in Markdown that grows in place."""
+"""What stands on a screen: text without control characters, a bar, an answer in Markdown that grows
+in place."""
 
 from __future__ import annotations
 
@@ -77,8 +78,9 @@ def waiting(console: Console, text: str) -> Iterator[None]:
 class GrowingMarkdown:
     """An answer in Markdown while it is written.
 
-    Whole blocks are printed once and never touched again; only the block that is still growing is painted anew, at
-    most twenty times a second and a fifth of the time, and of it no more than fits on the screen.
+    Whole blocks are printed once and never touched again; only the block that is still growing is
+    painted anew, at most twenty times a second and a fifth of the time, and of it no more than fits
+    on the screen.
     """
 
     def __init__(self, console: Console) -> None:
@@ -122,7 +124,9 @@ class GrowingMarkdown:
         from rich.segment import Segment, Segments
 
         lines = self._console.render_lines(_markdown(text), pad=False)
-        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)] or [0]
+        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)] or [
+            0
+        ]
         lines = lines[filled[0] : filled[-1] + 1][-most if most else 0 :]
         above = [Segment.line()] if self._begun else []
         return Segments([*above, *(part for line in lines for part in [*line, Segment.line()])])
@@ -150,8 +154,8 @@ class GrowingMarkdown:
 
 
 def whole_blocks(text: str) -> tuple[list[str], str]:
-    """Markdown parted into the blocks that are whole and what may still grow. A block ends at a blank line outside
-    a fence, when a line follows that cannot belong to a list before it."""
+    """Markdown parted into the blocks that are whole and what may still grow. A block ends at a
+    blank line outside a fence, when a line follows that cannot belong to a list before it."""
     blocks: list[str] = []
     block, fence, blank = "", "", False
     for line in text.splitlines(keepends=True):
@@ -215,8 +219,13 @@ def _markdown(text: str) -> RenderableType:
         elements = Markdown.elements | {"heading_open": PlainHeading}
 
     answer = Answer("", code_theme="ansi_dark", hyperlinks=False)
-    # rich parses with HTML and then leaves it out: of "a vector<int> is" it would show "a vector is".
-    answer.parsed = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"]).parse(shown(text))
+    # rich parses with HTML and then leaves it out: of "a vector<int> is" it would show "a vector
+    # is".
+    answer.parsed = (
+        MarkdownIt("commonmark", {"html": False})
+        .enable(["strikethrough", "table"])
+        .parse(shown(text))
+    )
     for token in answer.parsed:
         for child in token.children or ():
             if child.type == "softbreak":  # a model that ends a line means it: verses, addresses

@@ -22,9 +22,13 @@ _BETWEEN_COUNTS = 0.25  # seconds
 
 
 def open_screen(history: Path) -> Screen:
-    """A full screen on a terminal, which remembers what was typed in ``history``; plain lines where input or output
-    is something else."""
-    return ChatScreen(history) if _is_terminal(sys.stdin) and _is_terminal(sys.stdout) else PlainScreen()
+    """A full screen on a terminal, which remembers what was typed in ``history``; plain lines where
+    input or output is something else."""
+    return (
+        ChatScreen(history)
+        if _is_terminal(sys.stdin) and _is_terminal(sys.stdout)
+        else PlainScreen()
+    )
 
 
 def answer_screen() -> Screen:
@@ -104,8 +108,8 @@ class PlainScreen:
 
 
 class AnswerScreen(PlainScreen):
-    """Answers on a terminal, in Markdown unless that is turned off; reasoning is folded into one line that counts, or
-    shown dimmed."""
+    """Answers on a terminal, in Markdown unless that is turned off; reasoning is folded into one
+    line that counts, or shown dimmed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +197,8 @@ class FoldedThoughts:
 
 
 class ChatScreen(AnswerScreen):
-    """A terminal with line editing, history, completion and pasted blocks; Alt-Enter begins a new line."""
+    """A terminal with line editing, history, completion and pasted blocks; Alt-Enter begins a new
+    line."""
 
     def __init__(self, history: Path) -> None:
         from ggext.screen.keyboard import new_keyboard
@@ -202,8 +207,8 @@ class ChatScreen(AnswerScreen):
         self._keyboard = new_keyboard(history)
 
     def read(self, note: Callable[[], str] | None = None) -> str | None:
-        """The next input, None for Ctrl-D, with ``note`` above it. Ctrl-C drops what was typed, else
-        KeyboardInterrupt."""
+        """The next input, None for Ctrl-D, with ``note`` above it. Ctrl-C drops what was typed,
+        else KeyboardInterrupt."""
         self._console.print()
 
         def message() -> AnyFormattedText:
@@ -223,8 +228,8 @@ class ChatScreen(AnswerScreen):
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
-    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt, each as it is: in
-    lines, Ctrl-D would be lost."""
+    """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt,
+    each as it is: in lines, Ctrl-D would be lost."""
     import termios
 
     try:

@@ -1,7 +1,8 @@
 """A hostile checkpoint for every limit: what is wrong with it, and the words of the refusal.
 
-``python tests/hostile/checkpoints.py FOLDER`` writes them all there, to be tried on other programs too. Each is the
-embedded model with one thing changed; the files that are as they were are links to it.
+``python tests/hostile/checkpoints.py FOLDER`` writes them all there, to be tried on other programs
+too. Each is the embedded model with one thing changed; the files that are as they were are links to
+it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from pathlib import Path
 from typing import Any
 
 GOOD = Path(str(files("ggext") / "data" / "demo-model"))
-NAMES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+NAMES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 WEIGHTS = "model.safetensors"
 NORM = "model.norm.weight"
 
@@ -27,8 +34,8 @@ Damage = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Hostile:
-    """``damage``: changes the copy of the good model in a folder. ``message``: a part of the error. ``needs``: the
-    package that reads this kind of file."""
+    """``damage``: changes the copy of the good model in a folder. ``message``: a part of the error.
+    ``needs``: the package that reads this kind of file."""
 
     damage: Damage
     message: str
@@ -90,7 +97,10 @@ def renamed(name: str) -> Damage:
 def twice_in_the_header(folder: Path) -> None:
     values, data = parts()
     text = json.dumps(values)
-    write(folder / WEIGHTS, with_header(text[:-1] + f', "{NORM}": {json.dumps(values[NORM])}' + "}", data))
+    write(
+        folder / WEIGHTS,
+        with_header(text[:-1] + f', "{NORM}": {json.dumps(values[NORM])}' + "}", data),
+    )
 
 
 def sparse(name: str, size: int) -> Damage:
@@ -139,7 +149,10 @@ def pickled(write_it: Callable[[Path], object]) -> Damage:
 
 def zip_bomb(path: Path) -> None:
     """64 MiB of pickle in 64 KiB of archive."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("archive/data.pkl", "w") as entry:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data.pkl", "w") as entry,
+    ):
         for _ in range(64):
             entry.write(bytes(1 << 20))
 
@@ -154,7 +167,9 @@ def repeated(path: Path) -> None:
 def sparse_tensor(path: Path) -> None:
     import torch
 
-    torch.save({NORM: torch.sparse_coo_tensor([[0]], [1.0], (10**9,), check_invariants=False)}, path)
+    torch.save(
+        {NORM: torch.sparse_coo_tensor([[0]], [1.0], (10**9,), check_invariants=False)}, path
+    )
 
 
 def nested(path: Path) -> None:
@@ -182,9 +197,12 @@ HOSTILE: dict[str, Hostile] = {
     "weights-empty": Hostile(content(WEIGHTS, b""), "has 0 bytes; it is not a safetensors file"),
     "weights-cut-in-the-length": Hostile(content(WEIGHTS, b"\x10\0\0"), "has 3 bytes"),
     "weights-cut-short": Hostile(
-        lambda folder: write(folder / WEIGHTS, (GOOD / WEIGHTS).read_bytes()[:-1]), "the file is truncated"
+        lambda folder: write(folder / WEIGHTS, (GOOD / WEIGHTS).read_bytes()[:-1]),
+        "the file is truncated",
     ),
-    "header-length-absurd": Hostile(content(WEIGHTS, struct.pack("<Q", (1 << 64) - 1) + b"{}"), "its header claims"),
+    "header-length-absurd": Hostile(
+        content(WEIGHTS, struct.pack("<Q", (1 << 64) - 1) + b"{}"), "its header claims"
+    ),
     "header-length-beyond-the-limit": Hostile(
         lambda folder: (
             write(folder / WEIGHTS, struct.pack("<Q", 33 << 20)),
@@ -196,10 +214,14 @@ HOSTILE: dict[str, Hostile] = {
     "header-not-utf8": Hostile(raw_header(b'{"\xff": 1}'), "not valid JSON"),
     "header-utf16": Hostile(raw_header("{}".encode("utf-16")), "not valid JSON"),
     "header-deep": Hostile(raw_header(DEEP), "not valid JSON"),
-    "header-number-of-5000-digits": Hostile(raw_header('{"a": ' + "1" * 5000 + "}"), "not valid JSON"),
+    "header-number-of-5000-digits": Hostile(
+        raw_header('{"a": ' + "1" * 5000 + "}"), "not valid JSON"
+    ),
     "header-a-list": Hostile(raw_header("[]"), "not a JSON object"),
     "tensor-twice": Hostile(twice_in_the_header, "its header has 'model.norm.weight' twice"),
-    "tensor-an-absurd-shape": Hostile(norm(shape=[HUGE]), "needs 4000000000000000000 bytes and has"),
+    "tensor-an-absurd-shape": Hostile(
+        norm(shape=[HUGE]), "needs 4000000000000000000 bytes and has"
+    ),
     "tensor-an-absurd-product": Hostile(norm(shape=[HUGE] * 8), "needs 4000000000000000000000"),
     "tensor-beyond-64-bits": Hostile(norm(shape=[1 << 64]), "is malformed"),
     "tensor-a-negative-shape": Hostile(norm(shape=[-1]), "is malformed"),
@@ -214,18 +236,23 @@ HOSTILE: dict[str, Hostile] = {
     "tensor-an-unknown-dtype": Hostile(norm(dtype="F4_E2M1"), "has dtype F4_E2M1"),
     "tensor-a-hostile-dtype": Hostile(norm(dtype="\x1b[2J\n" * 99), "has dtype \\x1b[2J"),
     "tensor-a-number-for-a-dtype": Hostile(norm(dtype=1), "is malformed"),
-    "tensor-a-terminal-escape-for-a-name": Hostile(renamed("\x1b]0;owned\x07"), "which no model has"),
+    "tensor-a-terminal-escape-for-a-name": Hostile(
+        renamed("\x1b]0;owned\x07"), "which no model has"
+    ),
     "tensor-a-lone-surrogate-for-a-name": Hostile(renamed("\ud800"), "which no model has"),
     "tensor-a-long-name": Hostile(renamed("n" * 100_000), "which no model has"),
     "tensor-no-object": Hostile(header(lambda values: values.update({NORM: []})), "is malformed"),
     # shards
-    "index-missing-shard": Hostile(index({NORM: "model-3.safetensors"}), "model-3.safetensors is missing and"),
+    "index-missing-shard": Hostile(
+        index({NORM: "model-3.safetensors"}), "model-3.safetensors is missing and"
+    ),
     "index-outside": Hostile(index({NORM: "../model.safetensors"}), "shards must lie beside it"),
     "index-nul": Hostile(index({NORM: "a\0b"}), "shards must lie beside it"),
     "index-a-number": Hostile(index({NORM: 7}), "shards must lie beside it"),
     "index-a-list": Hostile(index([]), "weight_map is missing or empty"),
     "index-promises-too-much": Hostile(
-        index({NORM: "model-1.safetensors", "model.extra": "model-1.safetensors"}), "promises 1 tensors that no shard"
+        index({NORM: "model-1.safetensors", "model.extra": "model-1.safetensors"}),
+        "promises 1 tensors that no shard",
     ),
     "index-a-tensor-in-two-shards": Hostile(
         index({NORM: "model-1.safetensors", "a": "model-2.safetensors"}), "is in two shards of"
@@ -236,25 +263,44 @@ HOSTILE: dict[str, Hostile] = {
     "config-deep": Hostile(content("config.json", DEEP), "is not valid JSON"),
     "config-a-list": Hostile(content("config.json", "[]"), "expected a JSON object"),
     "config-too-large": Hostile(sparse("config.json", 17 << 20), "is larger than 16 MiB"),
-    "config-nan": Hostile(config(rms_norm_eps=float("nan")), "rms_norm_eps is nan; it must be at least 0 and finite"),
+    "config-nan": Hostile(
+        config(rms_norm_eps=float("nan")), "rms_norm_eps is nan; it must be at least 0 and finite"
+    ),
     "config-infinity": Hostile(config(rms_norm_eps=float("inf")), "rms_norm_eps is inf"),
     "config-beyond-float32": Hostile(config(rms_norm_eps=1e300), "rms_norm_eps is 1e+300"),
     "config-beyond-float64": Hostile(config(rms_norm_eps=10**400), "rms_norm_eps is 1000000"),
     "config-negative": Hostile(config(rms_norm_eps=-1e-6), "rms_norm_eps is -1e-06"),
-    "config-a-text-for-a-number": Hostile(config(rms_norm_eps="1e-6"), "rms_norm_eps is '1e-6'; it must be a number"),
-    "config-a-list-for-a-number": Hostile(config(hidden_size=[96]), "hidden_size is [96]; it must be a whole number"),
-    "config-true-for-a-number": Hostile(config(num_hidden_layers=True), "it must be a whole number"),
-    "config-no-heads": Hostile(config(num_attention_heads=0), "num_attention_heads is 0; it must be between 1"),
-    "config-absurd-heads": Hostile(
-        config(num_attention_heads=1 << 30), "num_attention_heads is 1073741824; it must be between 1 and 4096"
+    "config-a-text-for-a-number": Hostile(
+        config(rms_norm_eps="1e-6"), "rms_norm_eps is '1e-6'; it must be a number"
     ),
-    "config-absurd-layers": Hostile(config(num_hidden_layers=HUGE), "num_hidden_layers is 1000000000000000000"),
-    "config-more-layers-than-tensors": Hostile(config(num_hidden_layers=99), "needs the tensor model.layers."),
+    "config-a-list-for-a-number": Hostile(
+        config(hidden_size=[96]), "hidden_size is [96]; it must be a whole number"
+    ),
+    "config-true-for-a-number": Hostile(
+        config(num_hidden_layers=True), "it must be a whole number"
+    ),
+    "config-no-heads": Hostile(
+        config(num_attention_heads=0), "num_attention_heads is 0; it must be between 1"
+    ),
+    "config-absurd-heads": Hostile(
+        config(num_attention_heads=1 << 30),
+        "num_attention_heads is 1073741824; it must be between 1 and 4096",
+    ),
+    "config-absurd-layers": Hostile(
+        config(num_hidden_layers=HUGE), "num_hidden_layers is 1000000000000000000"
+    ),
+    "config-more-layers-than-tensors": Hostile(
+        config(num_hidden_layers=99), "needs the tensor model.layers."
+    ),
     "config-another-width": Hostile(config(hidden_size=100, head_dim=32), "has the shape"),
     "config-a-smaller-vocabulary": Hostile(config(vocab_size=100), "has the shape"),
     "config-a-larger-vocabulary": Hostile(config(vocab_size=1_000_000), "has the shape"),
-    "config-a-long-model-type": Hostile(config(model_type="x" * 1_000_000), "is not a family that ggext converts"),
-    "config-gptq": Hostile(config(quantization_config={"quant_method": "gptq"}), "has quant_method 'gptq'"),
+    "config-a-long-model-type": Hostile(
+        config(model_type="x" * 1_000_000), "is not a family that ggext converts"
+    ),
+    "config-gptq": Hostile(
+        config(quantization_config={"quant_method": "gptq"}), "has quant_method 'gptq'"
+    ),
     "config-rope-nan": Hostile(
         config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}), "rope_theta"
     ),
@@ -265,23 +311,32 @@ HOSTILE: dict[str, Hostile] = {
         "llama.cpp has no pre-tokenizer with the expressions",
     ),
     "tokenizer-more-tokens-than-embeddings": Hostile(
-        tokenizer(lambda values: values["model"]["vocab"].update({f"extra{i}": 9000 + i for i in range(9)})),
+        tokenizer(
+            lambda values: values["model"]["vocab"].update(
+                {f"extra{i}": 9000 + i for i in range(9)}
+            )
+        ),
         "but vocab_size in config.json is",
     ),
     "tokenizer-absurd-id": Hostile(
-        tokenizer(lambda values: values["model"]["vocab"].update(extra=HUGE)), "has the id '1000000000000000000'"
+        tokenizer(lambda values: values["model"]["vocab"].update(extra=HUGE)),
+        "has the id '1000000000000000000'",
     ),
     "tokenizer-not-utf8": Hostile(content("tokenizer.json", b"\xff"), "is not UTF-8 text"),
     "tokenizer-deep": Hostile(content("tokenizer.json", DEEP), "is not valid JSON"),
     "tokenizer-too-large": Hostile(sparse("tokenizer.json", 129 << 20), "is larger than 128 MiB"),
     "template-too-large": Hostile(sparse("chat_template.jinja", 17 << 20), "is larger than 16 MiB"),
     # pickles
-    "pickle-zip-bomb": Hostile(pickled(zip_bomb), "is a packed archive: 67108864 bytes in", "torch"),
+    "pickle-zip-bomb": Hostile(
+        pickled(zip_bomb), "is a packed archive: 67108864 bytes in", "torch"
+    ),
     "pickle-code": Hostile(pickled(code), "is not a plain checkpoint of tensors", "torch"),
     "pickle-repeats": Hostile(pickled(repeated), "repeats its values", "torch"),
     "pickle-sparse": Hostile(pickled(sparse_tensor), "is sparse, quantized or repeats", "torch"),
     "pickle-nested": Hostile(pickled(nested), "does not hold tensors by name", "torch"),
-    "pickle-no-archive": Hostile(pickled(lambda path: path.write_bytes(b"\x80\x02}.")), "is no archive", "torch"),
+    "pickle-no-archive": Hostile(
+        pickled(lambda path: path.write_bytes(b"\x80\x02}.")), "is no archive", "torch"
+    ),
 }
 SPLIT = {
     "type": "Sequence",

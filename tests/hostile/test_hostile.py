@@ -1,5 +1,5 @@
-"""Hostile input gives one clear line and leaves nothing behind; a mutated header or configuration gives no other error
-than ours."""
+"""Hostile input gives one clear line and leaves nothing behind; a mutated header or configuration
+gives no other error than ours."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from ggext.errors import GgextError
 
 
 @pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE)
-def test_it_is_refused_in_one_line(case: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_refused_in_one_line(
+    case: Hostile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if case.needs:
         pytest.importorskip(case.needs)
     folder = make(case, tmp_path / "case")
@@ -59,7 +61,8 @@ mutations = st.lists(
         st.integers(0, len(HEADER_BYTES) - 1),
         st.integers(1, 40),
         st.one_of(
-            st.binary(min_size=1, max_size=8), st.sampled_from((b"-", b"9" * 19, b"1e9", b"null", b'"', b"{}", b"]"))
+            st.binary(min_size=1, max_size=8),
+            st.sampled_from((b"-", b"9" * 19, b"1e9", b"null", b'"', b"{}", b"]")),
         ),
     ),
     min_size=1,
@@ -92,10 +95,17 @@ def write(path: Path, data: bytes) -> None:
 
 
 @given(changes=mutations, length=st.one_of(st.none(), st.integers(0, (1 << 64) - 1)))
-@settings(max_examples=400 * LONGER, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=400 * LONGER,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_mutated_safetensors_headers(folder: Path, changes: list[Any], length: int | None) -> None:
     text = mutated(HEADER_BYTES, changes)
-    write(folder / WEIGHTS, struct.pack("<Q", len(text) if length is None else length) + text + DATA[:200_000])
+    write(
+        folder / WEIGHTS,
+        struct.pack("<Q", len(text) if length is None else length) + text + DATA[:200_000],
+    )
     try:
         with contextlib.suppress(GgextError):
             for tensor in read_tensors(folder).values():
@@ -107,9 +117,19 @@ def test_mutated_safetensors_headers(folder: Path, changes: list[Any], length: i
 
 
 ROPE_KEYS = (
-    "rope_type", "type", "factor", "rope_theta", "quant_method", "original_max_position_embeddings", "short_factor",
-    "long_factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast",
-)  # fmt: skip
+    "rope_type",
+    "type",
+    "factor",
+    "rope_theta",
+    "quant_method",
+    "original_max_position_embeddings",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+)
 values = st.recursive(
     st.one_of(
         st.none(),
@@ -120,7 +140,18 @@ values = st.recursive(
         st.floats(),
         st.text(max_size=8),
         st.sampled_from(
-            ("yarn", "longrope", "llama3", "dynamic", "linear", "default", "silu", "mistral", "qwen3_moe", "fp8")
+            (
+                "yarn",
+                "longrope",
+                "llama3",
+                "dynamic",
+                "linear",
+                "default",
+                "silu",
+                "mistral",
+                "qwen3_moe",
+                "fp8",
+            )
         ),
     ),
     lambda inner: st.one_of(
@@ -134,13 +165,28 @@ values = st.recursive(
     max_leaves=8,
 )
 KEYS = (
-    *CONFIG, "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "partial_rotary_factor",
-    "quantization_config", "num_experts", "moe_intermediate_size", "num_local_experts", "text_config", "layer_types",
-)  # fmt: skip
+    *CONFIG,
+    "head_dim",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "sliding_window",
+    "partial_rotary_factor",
+    "quantization_config",
+    "num_experts",
+    "moe_intermediate_size",
+    "num_local_experts",
+    "text_config",
+    "layer_types",
+)
 
 
 @given(changes=st.dictionaries(st.sampled_from(sorted(set(KEYS))), values, min_size=1, max_size=3))
-@settings(max_examples=300 * LONGER, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300 * LONGER,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_mutated_configurations(folder: Path, changes: dict[str, Any]) -> None:
     write(folder / "config.json", json.dumps(CONFIG | changes).encode())
     with contextlib.suppress(GgextError):

@@ -1,4 +1,5 @@
-"""Each family: a tiny random model of its shape, converted, and its logits in llama.cpp against transformers'."""
+"""Each family: a tiny random model of its shape, converted, and its logits in llama.cpp against
+transformers'."""
 
 from __future__ import annotations
 
@@ -35,12 +36,22 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "rest"),
     [
-        ("falcon", 5e-9), ("gemma2", 1e-7), ("gemma2-27b", 5e-8), ("gemma3_text", 5e-7), ("gemma3_text-linear", 5e-7),
-        ("gpt_neox", 5e-9), ("gpt_neox-serial", 5e-9), ("phi", 5e-9), ("starcoder2", 5e-9),
+        ("falcon", 5e-9),
+        ("gemma2", 1e-7),
+        ("gemma2-27b", 5e-8),
+        ("gemma3_text", 5e-7),
+        ("gemma3_text-linear", 5e-7),
+        ("gpt_neox", 5e-9),
+        ("gpt_neox-serial", 5e-9),
+        ("phi", 5e-9),
+        ("starcoder2", 5e-9),
     ],
-)  # fmt: skip
-def test_the_rest_is_the_activation(name: str, rest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With ggml's own GELU in transformers the logits agree as closely as those of other families."""
+)
+def test_the_rest_is_the_activation(
+    name: str, rest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ggml's own GELU in transformers the logits agree as closely as those of other
+    families."""
     from torch import nn
     from transformers.activations import ACT2FN
 
@@ -68,7 +79,8 @@ def _metadata(checkpoint: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_path: Path) -> None:
-    """Every key that has the value of transformers' class is taken out of config.json: nothing changes."""
+    """Every key that has the value of transformers' class is taken out of config.json: nothing
+    changes."""
     from transformers import AutoConfig
 
     checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
@@ -87,11 +99,14 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
     rope = AutoConfig.from_pretrained(checkpoint).rope_parameters
     rope = rope.get("full_attention", rope)
     written = full[f"{full['general.architecture']}.rope.freq_base"]
-    assert written == pytest.approx(rope["rope_theta"]) or "alpha" in rope  # which makes the base larger
+    assert (
+        written == pytest.approx(rope["rope_theta"]) or "alpha" in rope
+    )  # which makes the base larger
 
 
 @pytest.mark.parametrize(
-    ("model_type", "outer"), [("ministral3", "mistral3"), ("mistral", "mistral3"), ("llama4_text", "llama4")]
+    ("model_type", "outer"),
+    [("ministral3", "mistral3"), ("mistral", "mistral3"), ("llama4_text", "llama4")],
 )
 def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:
     """Its names have a prefix, and its configuration is nested."""
@@ -102,7 +117,9 @@ def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path
     text = _metadata(checkpoint)
     path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
     path.write_text(json.dumps({"model_type": outer, "text_config": json.loads(path.read_text())}))
-    save_file({f"language_model.{name}": values for name, values in load_file(weights).items()}, weights)
+    save_file(
+        {f"language_model.{name}": values for name, values in load_file(weights).items()}, weights
+    )
     seeing = _metadata(checkpoint)
     if model_type != "mistral":
         assert seeing == text
@@ -111,8 +128,12 @@ def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path
 
 
 @pytest.mark.parametrize("model_type", ["mistral", "starcoder2"])
-def test_a_window_that_llama_cpp_has_not_limits_the_context(model_type: str, tmp_path: Path) -> None:
-    checkpoint = make_model(tmp_path / "model", model_type, max_position_embeddings=256, sliding_window=96)
+def test_a_window_that_llama_cpp_has_not_limits_the_context(
+    model_type: str, tmp_path: Path
+) -> None:
+    checkpoint = make_model(
+        tmp_path / "model", model_type, max_position_embeddings=256, sliding_window=96
+    )
     out = tmp_path / "out.gguf"
     planned = convert(ConvertOptions(checkpoint, out))
     assert any("sliding_window is 96" in note for note in planned.notes)
@@ -122,11 +143,16 @@ def test_a_window_that_llama_cpp_has_not_limits_the_context(model_type: str, tmp
 
 
 @pytest.mark.parametrize(
-    ("model_type", "layers", "safe"), [("smollm3", 4, False), ("smollm3", 3, True), ("cohere2", 4, False)]
+    ("model_type", "layers", "safe"),
+    [("smollm3", 4, False), ("smollm3", 3, True), ("cohere2", 4, False)],
 )
-def test_layers_that_do_not_rotate_make_a_shift_wrong(model_type: str, layers: int, safe: bool, tmp_path: Path) -> None:
+def test_layers_that_do_not_rotate_make_a_shift_wrong(
+    model_type: str, layers: int, safe: bool, tmp_path: Path
+) -> None:
     """llama.cpp 0c1e57098 turns all layers' cached keys in a shift."""
-    checkpoint = make_model(tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True)
+    checkpoint = make_model(
+        tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True
+    )
     out = tmp_path / "out.gguf"
     planned = convert(ConvertOptions(checkpoint, out, RopeScaling("linear", factor=4)))
     report = verify(out, levels=["shift"])

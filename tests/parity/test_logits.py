@@ -36,7 +36,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("llama"))
 
 
-def bake_and_verify(checkpoint: Path, out: Path, rope: RopeScaling | None, **options: Any) -> Report:
+def bake_and_verify(
+    checkpoint: Path, out: Path, rope: RopeScaling | None, **options: Any
+) -> Report:
     convert(ConvertOptions(checkpoint, out, rope, **options))
     return verify(out, checkpoint, tokens=options.get("tokens"))
 
@@ -47,7 +49,9 @@ def test_logits_equal_transformers(checkpoint: Path, tmp_path: Path, rope: RopeS
     assert report.passed, report
     logits = {c.quantity: c for c in report.checks if c.level == "logits"}
     assert all(c.value <= 1e-6 for c in logits.values())
-    assert len(logits) == (1 if rope.method == "none" else 2)  # beyond the window wherever there is one
+    assert len(logits) == (
+        1 if rope.method == "none" else 2
+    )  # beyond the window wherever there is one
 
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {
@@ -57,22 +61,31 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "sliding_window": None},
     "base-500000": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
-    "own-linear": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "own-linear": {
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    },
     "own-yarn": {
         "rope_parameters": {
-            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 10000.0,
             "attention_factor": 1.05,
         },
         "max_position_embeddings": 256,
     },
     "own-llama3": {
         "rope_parameters": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64, "rope_theta": 10000.0,
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 10000.0,
         },
         "max_position_embeddings": 256,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS)
@@ -91,7 +104,9 @@ def test_sharded_16_bit_checkpoints_lose_nothing(tmp_path: Path, dtype: str) -> 
     """float32 holds every 16-bit value, so the written file equals the checkpoint exactly."""
     checkpoint = make_llama(tmp_path / "model", dtype=dtype, shard="200KB")
     assert len(list(checkpoint.glob("model-*.safetensors"))) > 1
-    report = bake_and_verify(checkpoint, tmp_path / "out.gguf", RopeScaling("yarn", factor=4), type="f32")
+    report = bake_and_verify(
+        checkpoint, tmp_path / "out.gguf", RopeScaling("yarn", factor=4), type="f32"
+    )
     assert report.passed, report
 
 
@@ -113,19 +128,37 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -> None:
-    """It has no recipe, and the keys that llama.cpp's own converter writes: table, graph and logits all see it."""
+    """It has no recipe, and the keys that llama.cpp's own converter writes: table, graph and logits
+    all see it."""
     from ggext.gguf.open import read_gguf
     from ggext.gguf.types import Field
     from ggext.gguf.writer import TensorToWrite, write_gguf
 
-    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 10000.0,
-            "attention_factor": 1.0, "beta_fast": 16.0, "beta_slow": 2.0}  # fmt: skip
+    yarn = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "rope_theta": 10000.0,
+        "attention_factor": 1.0,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+    }
     checkpoint = make_llama(tmp_path / "model", rope_parameters=yarn, max_position_embeddings=256)
     right, wrong = tmp_path / "right.gguf", tmp_path / "wrong.gguf"
     convert(ConvertOptions(checkpoint, right))
     gguf = read_gguf(right)
-    keys = {"type": "yarn", "factor": 4.0, "yarn_attn_factor": 1.0, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0}
-    fields = {k: f for k, f in gguf.fields.items() if k not in ("ggext.recipe", "llama.rope.scaling.attn_factor")}
+    keys = {
+        "type": "yarn",
+        "factor": 4.0,
+        "yarn_attn_factor": 1.0,
+        "yarn_beta_fast": 16.0,
+        "yarn_beta_slow": 2.0,
+    }
+    fields = {
+        k: f
+        for k, f in gguf.fields.items()
+        if k not in ("ggext.recipe", "llama.rope.scaling.attn_factor")
+    }
     fields |= {f"llama.rope.scaling.{k}": Field.of(v) for k, v in keys.items()}
     tensors = [
         TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
@@ -135,15 +168,21 @@ def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -
     write_gguf(wrong, fields, tensors)
     report = verify(wrong, checkpoint)
     assert {check.level for check in report.checks if check.required and not check.passed} == {
-        "table", "graph", "logits",
-    }  # fmt: skip
-    assert "rope.scaling.yarn_attn_factor 1 is not read" in " ".join(check.why for check in report.checks)
+        "table",
+        "graph",
+        "logits",
+    }
+    assert "rope.scaling.yarn_attn_factor 1 is not read" in " ".join(
+        check.why for check in report.checks
+    )
 
 
 @pytest.mark.shared("models/stories260K")
 def test_a_real_model_at_four_times_its_context(shared: Path, tmp_path: Path) -> None:
     model = shared / "models" / "stories260K"
-    report = bake_and_verify(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4), type="f32")
+    report = bake_and_verify(
+        model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4), type="f32"
+    )
     assert report.passed
     assert report.context == 2048
     assert {c.quantity for c in report.checks if c.level == "logits"} == {

@@ -1,4 +1,5 @@
-"""Random configurations of every family against transformers: what is converted has its logits, the rest is refused.
+"""Random configurations of every family against transformers: what is converted has its logits, the
+rest is refused.
 
 GGEXT_LONGER=10 tries ten times as many of each.
 """
@@ -49,26 +50,37 @@ def test_random_configurations(model_type: str, tmp_path: Path) -> None:
             compared += 1
         if compared == EACH:
             break
-    assert compared == EACH, f"only {compared} of {TRIED * EACH} configurations were compared: {refusals}"
+    assert compared == EACH, (
+        f"only {compared} of {TRIED * EACH} configurations were compared: {refusals}"
+    )
     assert not any("\n" in refusal for refusal in refusals)
 
 
 def _evaluated(model_type: str, folder: Path, seed: int) -> tuple[list[int], Any] | None:
-    """Tokens and what transformers makes of them with the configuration as it stands in the folder, ``None`` where it
-    cannot run that or would take random weights."""
+    """Tokens and what transformers makes of them with the configuration as it stands in the folder,
+    ``None`` where it cannot run that or would take random weights."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     random = Random(f"{model_type} {seed}")
     try:
-        make_random_model(folder, AutoConfig.for_model(model_type, **random_config(model_type, random)), seed)
+        make_random_model(
+            folder, AutoConfig.for_model(model_type, **random_config(model_type, random)), seed
+        )
         if random.random() < 0.6:
             respell(folder, random)
         config = AutoConfig.from_pretrained(folder)
         model, info = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
         )
-        ids = [2 + (7919 * i + 13 * seed) % 300 for i in range(min(160, config.max_position_embeddings))]
+        ids = [
+            2 + (7919 * i + 13 * seed) % 300
+            for i in range(min(160, config.max_position_embeddings))
+        ]
         with torch.inference_mode():
             logits = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy()
     except Exception:  # noqa: BLE001 - whatever a model's code says of a configuration that it cannot run
@@ -81,7 +93,9 @@ def _divergence(path: Path, ids: list[int], expected: Any) -> float:
 
     with (
         Model.open(path) as model,
-        Session(model, SessionOptions(n_ctx=len(ids), kv_type="f32", flash_attention=False)) as session,
+        Session(
+            model, SessionOptions(n_ctx=len(ids), kv_type="f32", flash_attention=False)
+        ) as session,
     ):
         kl, _ = divergence(expected, session.logits(ids))
     return float(kl.mean())

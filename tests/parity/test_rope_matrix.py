@@ -1,4 +1,5 @@
-"""docs/rope-parity.md says what the code does; its figures are those of the last run of ``rope_matrix.py``."""
+"""docs/rope-parity.md says what the code does; its figures are those of the last run of
+``rope_matrix.py``."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ BOUND = {"gemma2": 2e-6, "gemma3_text": 1e-5}
 
 def cells() -> dict[str, list[str]]:
     lines = PAGE.read_text("utf-8").split("# What published")[0].splitlines()
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line.startswith("| ")
+    ]
     return {name: rest for name, *rest in rows[2:]}
 
 
@@ -29,7 +34,8 @@ def test_every_family_has_a_row() -> None:
 
 @pytest.mark.parametrize("name", shapes())
 def test_a_row_is_what_is_written_and_exact(name: str, tmp_path: Path) -> None:
-    """The encoding or the refusal is derived again; a file that is called exact was measured to be."""
+    """The encoding or the refusal is derived again; a file that is called exact was measured to
+    be."""
     shape = shapes()[name]
     small_config(shape.model_type, **shape.config).save_pretrained(tmp_path)
     for request, cell in zip(REQUESTS, cells()[name], strict=True):

@@ -58,7 +58,9 @@ def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
         )
     for affix in ("continuing_subword_prefix", "end_of_word_suffix"):
         if get(model, affix, str, where, ""):
-            raise CheckpointError(f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE")
+            raise CheckpointError(
+                f"{where} has {affix} {quote(model[affix])}: not in llama.cpp's BPE"
+            )
     table = TokenTable(where, get(model, "byte_fallback", bool, where, False))
     vocab = _read_vocab(model, table)
     merges = _read_merges(model, vocab, where)
@@ -79,7 +81,9 @@ def _read_vocab(model: JsonObject, table: TokenTable) -> dict[str, int]:
                 "has too; correct the file"
             )
     if not vocab:
-        raise CheckpointError(f"{table.where} has an empty vocabulary; download the checkpoint again")
+        raise CheckpointError(
+            f"{table.where} has an empty vocabulary; download the checkpoint again"
+        )
     return vocab
 
 
@@ -87,27 +91,43 @@ def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> lis
     """The merges in order of rank. A pair listed twice has its last rank, as in `tokenizers`."""
     items = get(model, "merges", list, where, [])
     try:
-        pairs = [(left, right) for left, right in (i.split(" ") if isinstance(i, str) else i for i in items)]
+        pairs = [
+            (left, right)
+            for left, right in (i.split(" ") if isinstance(i, str) else i for i in items)
+        ]
         known = all(map(vocab.__contains__, chain.from_iterable(pairs)))
         known = known and all(map(vocab.__contains__, starmap(add, pairs)))
     except (TypeError, ValueError):
         known = False
     if not known:
-        raise next(filter(None, (_merge_error(rank, item, vocab, where) for rank, item in enumerate(items))))
+        raise next(
+            filter(
+                None, (_merge_error(rank, item, vocab, where) for rank, item in enumerate(items))
+            )
+        )
     ranks = dict(zip(pairs, range(len(pairs)), strict=True))
     return pairs if len(ranks) == len(pairs) else sorted(ranks, key=ranks.__getitem__)
 
 
-def _merge_error(rank: int, item: object, vocab: Mapping[str, int], where: str) -> CheckpointError | None:
+def _merge_error(
+    rank: int, item: object, vocab: Mapping[str, int], where: str
+) -> CheckpointError | None:
     pair = item.split(" ") if isinstance(item, str) else item
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
-        return CheckpointError(f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it")
+    if (
+        not isinstance(pair, list)
+        or len(pair) != 2
+        or not all(isinstance(part, str) and part for part in pair)
+    ):
+        return CheckpointError(
+            f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it"
+        )
     left, right = pair
     missing = next((part for part in (left, right, left + right) if part not in vocab), None)
     if missing is None:
         return None
     return CheckpointError(
-        f"{where}: merge {rank} ({quote(left)} + {quote(right)}) names the token {quote(missing)}, which is not in the "
+        f"{where}: merge {rank} ({quote(left)} + {quote(right)}) names the token {quote(missing)}, "
+        "which is not in the "
         "vocabulary; correct the file"
     )
 
@@ -139,7 +159,9 @@ def strip_notes(root: JsonObject) -> list[str]:
 # byte-level BPE ---------------------------------------------------------------------------------
 
 
-def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]) -> TokenSource:
+def _byte_level(
+    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
+) -> TokenSource:
     where = table.where
     notes = _byte_level_normalizer(get(root, "normalizer", dict, where), where)
     rows = pretokenizers.find(get(root, "pre_tokenizer", dict, where), where)
@@ -155,7 +177,8 @@ def _byte_level(root: JsonObject, model: JsonObject, table: TokenTable, merges: 
     missing = [symbol for symbol in in_text if table.find(symbol) is None]
     if missing and model.get("unk_token") is not None:
         notes.append(
-            f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives the unknown token"
+            f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives "
+            "the unknown token"
         )
     source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
     source.notes += strip_notes(root)
@@ -189,8 +212,8 @@ def _choose(
 ) -> pretokenizers.PreTokenizer:
     """The row with the fewest known differences that treats whole words as the checkpoint does.
 
-    Where llama.cpp has the expressions only with the other ``ignore_merges``, the two are the same if every token can
-    be reached by merges, so that is checked.
+    Where llama.cpp has the expressions only with the other ``ignore_merges``, the two are the same
+    if every token can be reached by merges, so that is checked.
     """
     for row in rows:
         _check_joins(row, merges, table.where)
@@ -202,8 +225,10 @@ def _choose(
         if not unreachable:
             return row
     raise CheckpointError(
-        f"{table.where} has ignore_merges={str(ignore_merges).lower()} and {len(unreachable)} tokens that merges "
-        f"cannot form (first {quote(unreachable[0])}), but llama.cpp's pre-tokenizer {rows[0].name} does the "
+        f"{table.where} has ignore_merges={str(ignore_merges).lower()} and {len(unreachable)} "
+        "tokens that merges "
+        f"cannot form (first {quote(unreachable[0])}), but llama.cpp's pre-tokenizer "
+        f"{rows[0].name} does the "
         "opposite: its token ids would differ"
     )
 
@@ -212,8 +237,10 @@ def _check_joins(row: pretokenizers.PreTokenizer, merges: Sequence[Pair], where:
     joined = next((pair for pair in merges if row.joins is not None and row.joins(*pair)), None)
     if joined is not None:
         raise CheckpointError(
-            f"{where}: its pre_tokenizer cuts numerals off and llama.cpp's {row.name} does not, which is the same only "
-            f"without merges such as {quote(joined[0])} + {quote(joined[1])}: its token ids would differ"
+            f"{where}: its pre_tokenizer cuts numerals off and llama.cpp's {row.name} does not, "
+            "which is the same only "
+            f"without merges such as {quote(joined[0])} + {quote(joined[1])}: its token ids would "
+            "differ"
         )
 
 
@@ -242,7 +269,9 @@ def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
 # Llama 2's form: BPE over text with U+2581 for spaces, and byte tokens ---------------------------
 
 
-def _sentencepiece_form(root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]) -> TokenSource:
+def _sentencepiece_form(
+    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
+) -> TokenSource:
     where = table.where
     if get(model, "ignore_merges", bool, where, False):
         raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
@@ -337,11 +366,14 @@ def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
     table = source.table
     texts = list(starmap(add, merges))
     order = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    apart = {text for text, places in Counter(text for text, _ in groupby(texts)).items() if places > 1}
+    apart = {
+        text for text, places in Counter(text for text, _ in groupby(texts)).items() if places > 1
+    }
     apart -= _cut_off(source, merges, apart)
     if apart:
         raise CheckpointError(
-            f"{table.where}: the merges of the token {quote(min(apart))} are not next to each other, "
+            f"{table.where}: the merges of the token {quote(min(apart))} are not next to each "
+            "other, "
             "so no SentencePiece scores say the same; add the original tokenizer.model"
         )
     pairs = set(merges)
@@ -349,15 +381,18 @@ def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
     for _, token in table:
         if token.type == NORMAL:
             token.score = -float(order.get(token.text, len(order)))
-    _check_cuts((token.text for _, token in table if token.type == NORMAL), mergeable, pairs, table.where)
+    _check_cuts(
+        (token.text for _, token in table if token.type == NORMAL), mergeable, pairs, table.where
+    )
 
 
 def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> set[str]:
-    """Those of ``texts`` that need no scores, because llama.cpp cuts them off as user-defined tokens before it merges.
+    """Those of ``texts`` that need no scores, because llama.cpp cuts them off as user-defined
+    tokens before it merges.
 
-    Some are user-defined already. Runs of one character (Gemma's line breaks, tabs and spaces) become so where
-    their merges go before all others with this character, the longer run before the shorter: merging then takes the
-    longest run from the left, as cutting off does.
+    Some are user-defined already. Runs of one character (Gemma's line breaks, tabs and spaces)
+    become so where their merges go before all others with this character, the longer run before the
+    shorter: merging then takes the longest run from the left, as cutting off does.
     """
     table = source.table
     found = {text for text in texts if table.find(text) is None}
@@ -365,7 +400,9 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
         return found
     for character in {text[0] for text in texts - found if len({*text}) == 1}:
         own = dict.fromkeys(pair for pair in merges if character in pair[0] or character in pair[1])
-        runs = dict.fromkeys(takewhile({character}.issuperset, (left + right for left, right in own)))
+        runs = dict.fromkeys(
+            takewhile({character}.issuperset, (left + right for left, right in own))
+        )
         longest = max(map(len, runs), default=0)
         if list(runs) != [character * length for length in range(longest, 1, -1)]:
             continue

@@ -5,7 +5,10 @@ from __future__ import annotations
 _PLAIN = {*range(33, 127), *range(161, 173), *range(174, 256)}
 _SPARE = [chr(256 + i) for i in range(256 - len(_PLAIN))]
 #: The symbol of each byte, by its value.
-SYMBOLS = tuple(chr(byte) if byte in _PLAIN else _SPARE[byte - sum(b < byte for b in _PLAIN)] for byte in range(256))
+SYMBOLS = tuple(
+    chr(byte) if byte in _PLAIN else _SPARE[byte - sum(b < byte for b in _PLAIN)]
+    for byte in range(256)
+)
 _BY_BYTE = dict(enumerate(SYMBOLS))
 _BYTES = {symbol: byte for byte, symbol in enumerate(SYMBOLS)}
 

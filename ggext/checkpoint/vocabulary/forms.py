@@ -1,9 +1,10 @@
-"""Vocabularies without a tokenizer.json, brought to its form: Mistral's tekken.json, tiktoken ranks, and GPT-2's pair
-of vocab.json and merges.txt.
+"""Vocabularies without a tokenizer.json, brought to its form: Mistral's tekken.json, tiktoken
+ranks, and GPT-2's pair of vocab.json and merges.txt.
 
-What splits the text into words is taken from where the checkpoint says it: tekken.json holds the expression; ranks
-come with the Python file that holds it (which is searched, never run), or are a file that is known; vocab.json comes
-with the tokenizer's class. Where none of them says it, the vocabulary is refused.
+What splits the text into words is taken from where the checkpoint says it: tekken.json holds the
+expression; ranks come with the Python file that holds it (which is searched, never run), or are a
+file that is known; vocab.json comes with the tokenizer's class. Where none of them says it, the
+vocabulary is refused.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ from ggext.errors import CheckpointError
 #: Files of ranks, in the order of preference.
 _RANK_FILES = ("tiktoken.model", "tokenizer.model", "*.tiktoken")
 _FIRST_RANK = re.compile(rb"[A-Za-z0-9+/]+=* 0\r?\n")
-#: SHA-256 of a file of ranks → (expression, the token that its text begins with), published elsewhere: Meta's Llama 3.
+#: SHA-256 of a file of ranks → (expression, the token that its text begins with), published
+#: elsewhere: Meta's Llama 3.
 _KNOWN_RANKS = {
-    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": (LLAMA3, "<|begin_of_text|>"),
+    "82e9d31979e92ab929cd544440f129d9ecd797b69e327f80f17e1c50d5551b55": (
+        LLAMA3,
+        "<|begin_of_text|>",
+    ),
 }
 #: Expressions to look for in the Python files, as the strings that they are written in.
 _IN_PYTHON = {KIMI: KIMI_ALTERNATIVES, QWEN2: (QWEN2,), LLAMA3: (LLAMA3,)}
@@ -49,7 +54,8 @@ _CLASSES = {
 
 
 def read_other_form(folder: Path, tokenizer_config: JsonObject) -> JsonObject | None:
-    """The vocabulary as a tokenizer.json would say it, or None where there is no file of these forms."""
+    """The vocabulary as a tokenizer.json would say it, or None where there is no file of these
+    forms."""
     tekken = read_json(folder / "tekken.json", MAX_FILE_BYTES)
     if tekken is not None:
         return _tekken(tekken, str(folder / "tekken.json"))
@@ -66,10 +72,23 @@ def read_other_form(folder: Path, tokenizer_config: JsonObject) -> JsonObject | 
 
 
 def _root(
-    vocab: JsonObject, merges: list[Any], expression: str, *, ignore_merges: bool, added: list[JsonObject] | None = None
+    vocab: JsonObject,
+    merges: list[Any],
+    expression: str,
+    *,
+    ignore_merges: bool,
+    added: list[JsonObject] | None = None,
 ) -> dict[str, Any]:
-    split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}
-    steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True}]
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": expression},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    steps = [
+        split,
+        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True},
+    ]
     return {
         "version": "1.0",
         "added_tokens": added or [],
@@ -78,10 +97,13 @@ def _root(
     }
 
 
-# ranks: tiktoken merges the pair that forms the token of the lowest rank, and leaves a word that is a token whole ----
+# ranks: tiktoken merges the pair that forms the token of the lowest rank, and leaves a word that is
+# a token whole ----
 
 
-def _from_ranks(ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]) -> dict[str, Any]:
+def _from_ranks(
+    ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]
+) -> dict[str, Any]:
     vocab = {symbols_of(token): first_id + rank for token, rank in ranks.items()}
     return _root(vocab, list(_merges(vocab)), expression, ignore_merges=True, added=added)
 
@@ -93,7 +115,8 @@ def _beginning(token: str) -> dict[str, Any]:
 
 
 def _merges(ranks: dict[str, int]) -> Iterator[list[str]]:
-    """Every way to cut a token into two, in the order of its rank, then of the left part's and the right part's."""
+    """Every way to cut a token into two, in the order of its rank, then of the left part's and the
+    right part's."""
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
         pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
@@ -104,9 +127,13 @@ def _decoded(text: object, where: str) -> bytes:
     try:
         token = base64.b64decode(text, validate=True)  # type: ignore[arg-type]
     except (TypeError, ValueError, binascii.Error):
-        raise CheckpointError(f"{where}: the token {quote(repr(text))} is not base64; download it again") from None
+        raise CheckpointError(
+            f"{where}: the token {quote(repr(text))} is not base64; download it again"
+        ) from None
     if not 0 < len(token) <= MAX_TOKEN_LENGTH:
-        raise CheckpointError(f"{where}: a token has {len(token)} bytes, expected 1 to {MAX_TOKEN_LENGTH}")
+        raise CheckpointError(
+            f"{where}: a token has {len(token)} bytes, expected 1 to {MAX_TOKEN_LENGTH}"
+        )
     return token
 
 
@@ -117,13 +144,16 @@ def _ranks(rows: Iterator[tuple[object, int]], where: str) -> dict[bytes, int]:
         token = _decoded(text, where)
         if number >= MAX_TOKENS or rank != number or token in ranks:
             raise CheckpointError(
-                f"{where}: rank {number} is {quote(str(rank))} for the token {quote(repr(token))}, which is out of "
+                f"{where}: rank {number} is {quote(str(rank))} for the token {quote(repr(token))}, "
+                "which is out of "
                 "order or there twice; download it again"
             )
         ranks[token] = rank
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise CheckpointError(f"{where}: the byte {missing[0]:#04x} has no token; download it again")
+        raise CheckpointError(
+            f"{where}: the byte {missing[0]:#04x} has no token; download it again"
+        )
     return ranks
 
 
@@ -133,13 +163,19 @@ def _ranks(rows: Iterator[tuple[object, int]], where: str) -> dict[bytes, int]:
 def _tekken(root: JsonObject, where: str) -> dict[str, Any]:
     config = get(root, "config", dict, where, {})
     expression = get(config, "pattern", str, where, "")
-    size, n_special = (get(config, f"default_{key}", int, where, 0) for key in ("vocab_size", "num_special_tokens"))
+    size, n_special = (
+        get(config, f"default_{key}", int, where, 0) for key in ("vocab_size", "num_special_tokens")
+    )
     rows = get(root, "vocab", list, where, [])
     if not 0 < n_special < size <= n_special + len(rows):
         raise CheckpointError(
-            f"{where}: {size} tokens, {n_special} of them special, cannot be made of {len(rows)}; download it again"
+            f"{where}: {size} tokens, {n_special} of them special, cannot be made of {len(rows)}; "
+            "download it again"
         )
-    items = ((get(_object(row, where), "token_bytes", str, where), row.get("rank")) for row in rows[: size - n_special])
+    items = (
+        (get(_object(row, where), "token_bytes", str, where), row.get("rank"))
+        for row in rows[: size - n_special]
+    )
     added = _tekken_specials(root, n_special, where)
     ranks = _ranks(items, where)
     return _from_ranks(ranks, n_special, expression, added) | _beginning("<s>")
@@ -153,10 +189,27 @@ def _object(item: object, where: str) -> JsonObject:
 
 #: The special tokens of the first tekken.json files, which do not list them.
 _FIRST_SPECIALS = (
-    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]",
-    "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]",
-)  # fmt: skip
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+)
 
 
 def _tekken_specials(root: JsonObject, count: int, where: str) -> list[JsonObject]:
@@ -164,10 +217,17 @@ def _tekken_specials(root: JsonObject, count: int, where: str) -> list[JsonObjec
     listed = get(root, "special_tokens", list, where)
     names: dict[int, object] = dict(enumerate(_FIRST_SPECIALS[:count]))
     if listed is not None:
-        names = {get(_object(item, where), "rank", int, where, -1): item.get("token_str") for item in listed}
+        names = {
+            get(_object(item, where), "rank", int, where, -1): item.get("token_str")
+            for item in listed
+        }
     if any(not 0 <= rank < count for rank in names):
-        raise CheckpointError(f"{where}: a special token has a rank outside 0 to {count - 1}; download it again")
-    return [{"id": i, "content": names.get(i, f"<SPECIAL_{i}>"), "special": True} for i in range(count)]
+        raise CheckpointError(
+            f"{where}: a special token has a rank outside 0 to {count - 1}; download it again"
+        )
+    return [
+        {"id": i, "content": names.get(i, f"<SPECIAL_{i}>"), "special": True} for i in range(count)
+    ]
 
 
 # files of ranks ----------------------------------------------------------------------------------
@@ -178,8 +238,10 @@ def _tiktoken(folder: Path, path: Path, data: bytes) -> dict[str, Any]:
     expression = known or _expression_in_python(folder)
     if expression is None:
         raise CheckpointError(
-            f"{path} is a list of tiktoken ranks, which says nothing of words, and no Python file beside it holds an "
-            "expression that ggext knows; put the tokenizer.json of the Hugging Face release beside it"
+            f"{path} is a list of tiktoken ranks, which says nothing of words, and no Python file "
+            "beside it holds an "
+            "expression that ggext knows; put the tokenizer.json of the Hugging Face release "
+            "beside it"
         )
     lines = (line.split() for line in data.splitlines() if line.strip())
     root = _from_ranks(_ranks(map(_line, lines), str(path)), 0, expression, [])
@@ -195,7 +257,9 @@ def _line(parts: list[bytes]) -> tuple[object, int]:
 def _expression_in_python(folder: Path) -> str | None:
     """The one expression that the tokenizer's Python files hold; the files are searched as text."""
     texts = [read_text(path) or "" for path in sorted(folder.glob("tokenization_*.py"))[:10]]
-    found = {whole for whole, strings in _IN_PYTHON.items() for text in texts if _holds(text, strings)}
+    found = {
+        whole for whole, strings in _IN_PYTHON.items() for text in texts if _holds(text, strings)
+    }
     return found.pop() if len(found) == 1 else None
 
 
@@ -212,13 +276,17 @@ def _holds(text: str, strings: tuple[str, ...]) -> bool:
 # vocab.json and merges.txt -----------------------------------------------------------------------
 
 
-def _gpt2(folder: Path, vocab: JsonObject, merges: str, tokenizer_config: JsonObject) -> dict[str, Any]:
+def _gpt2(
+    folder: Path, vocab: JsonObject, merges: str, tokenizer_config: JsonObject
+) -> dict[str, Any]:
     where = str(folder / "tokenizer_config.json")
     name = get(tokenizer_config, "tokenizer_class", str, where, "").removesuffix("Fast")
     if name not in _CLASSES:
         raise CheckpointError(
-            f"{folder} has vocab.json and merges.txt, which say nothing of words, and {where} has the tokenizer_class "
-            f"{quote(name)} (known: {', '.join(_CLASSES)}); save the tokenizer with transformers' save_pretrained()"
+            f"{folder} has vocab.json and merges.txt, which say nothing of words, and {where} has "
+            "the tokenizer_class "
+            f"{quote(name)} (known: {', '.join(_CLASSES)}); save the tokenizer with transformers' "
+            "save_pretrained()"
         )
     expression, normalizer = _CLASSES[name]
     lines = merges.split("\n")

@@ -2,8 +2,8 @@ r"""Which ``tokenizer.ggml.pre`` says the same as a tokenizer.json's ``pre_token
 
 llama.cpp holds its own regular expressions, one set a name, compiled in. So the name is found by
 what the checkpoint's own pre-tokenizer *does*: its steps are brought to one form (``split``
-expressions and the step to bytes) and looked up in ``TABLE``. Nothing is guessed: an unknown form is
-an error.
+expressions and the step to bytes) and looked up in ``TABLE``. Nothing is guessed: an unknown form
+is an error.
 
 Each row was compared with llama.cpp (of llama-cpp-python 0.3.36) on thousands of strings by a
 tokenizer whose merges cross all borders (tests/test_tokenizer.py), and gpt-2 to qwen35 on
@@ -32,9 +32,15 @@ _LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _LEAD = r"[^\r\n\p{L}\p{N}]?"
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|" + _SPACES
-LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|" + _SPACES
+LLAMA3 = (
+    _CONTRACTIONS
+    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + _SPACES
+)
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
-QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+")
+QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]+", r"[^\s\p{L}\p{M}\p{N}]+"
+)
 TEKKEN = (
     f"{_LEAD}{_UPPER}*{_LOWER}+|{_LEAD}{_UPPER}+{_LOWER}*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|" + _SPACES
@@ -52,10 +58,16 @@ DEEPSEEK3 = (
     "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|" + _SPACES
 )
 
-SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+")
-# tiktoken's cl100k_base and its form with single digits: other words for the same matches. The suffixes exclude each
-# other, nothing can be given back behind ?+ and ++, and \s*[\r\n] runs to the last line break as \s*[\r\n]+ does.
-CL100K = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACES
+SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"
+)
+# tiktoken's cl100k_base and its form with single digits: other words for the same matches. The
+# suffixes exclude each other, nothing can be given back behind ?+ and ++, and \s*[\r\n] runs to the
+# last line break as \s*[\r\n]+ does.
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|" + _SPACES
+)
 SAME = {CL100K: LLAMA3, CL100K.replace("{1,3}", ""): QWEN2}
 
 _NOT_HAN_UPPER, _NOT_HAN_LOWER = (f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER))
@@ -68,7 +80,8 @@ KIMI_ALTERNATIVES = (
 KIMI = "|".join(KIMI_ALTERNATIVES)
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # the step Punctuation, Contiguous
 NUMBER = r"\p{N}+"
-BYTES = "bytes"  # the step that turns text into byte symbols; the last one where a row does not say otherwise
+# the step that turns text into byte symbols; the last one where a row does not say otherwise
+BYTES = "bytes"
 _HAN_DEEPSEEK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _LETTERS_DEEPSEEK = (
     "\\s?[A-Za-z\xb5\xc0-\xd6\xd8-\xf6\xf8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377"
@@ -82,15 +95,23 @@ _LETTERS_DEEPSEEK = (
     "\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-"
     "\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943]+"
 )
-DEEPSEEK_LLM = ("[\r\n]", _LETTERS_DEEPSEEK, "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+", r"\s+$", _HAN_DEEPSEEK)
+DEEPSEEK_LLM = (
+    "[\r\n]",
+    _LETTERS_DEEPSEEK,
+    "\\s?[!-/:-~！-／：-～‘-‟\u3000-。]+",
+    r"\s+$",
+    _HAN_DEEPSEEK,
+)
 DEEPSEEK_CODER = ("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _HAN_DEEPSEEK, DIGIT)
 
 _CASE_NOTE = (
-    "llama.cpp's expression takes every non-ASCII letter for both upper and lower case: a word in which the case "
+    "llama.cpp's expression takes every non-ASCII letter for both upper and lower case: a word in "
+    "which the case "
     "changes may be split elsewhere than in the original"
 )
 _MARKS_NOTE = (
-    "llama.cpp's expression cuts words at combining marks, which the original does not: Hindi, Thai, vowelled Arabic "
+    "llama.cpp's expression cuts words at combining marks, which the original does not: Hindi, "
+    "Thai, vowelled Arabic "
     "and the like become more tokens than the model was trained on"
 )
 # std::regex recurses once a character: measured, 10,000 letters pass and 30,000 end the process.
@@ -100,12 +121,17 @@ _STACK_NOTE = (
 )
 
 
-_CAMEL_NOTE = "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
+_CAMEL_NOTE = (
+    "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
+)
 _NEEDS = (
-    "a llama.cpp from before May 2026 does not know this name and refuses the file; the one that it knows, gpt-4o, "
+    "a llama.cpp from before May 2026 does not know this name and refuses the file; the one that "
+    "it knows, gpt-4o, "
     "cuts words at combining marks"
 )
-_SPACE_NOTE = "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
+_SPACE_NOTE = (
+    "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
+)
 
 
 @dataclass(frozen=True)
@@ -113,8 +139,8 @@ class PreTokenizer:
     """One name of llama.cpp: the split expressions it stands for, and what goes with the name.
 
     ``ignore_merges`` is what llama.cpp does under this name: take a word that is a token whole,
-    without merging. ``joins``: whether a merge would join what the checkpoint cuts and llama.cpp does
-    not: the two are the same for a vocabulary without such merges. ``notes`` say on which text
+    without merging. ``joins``: whether a merge would join what the checkpoint cuts and llama.cpp
+    does not: the two are the same for a vocabulary without such merges. ``notes`` say on which text
     llama.cpp's own expression differs, ``needs`` which llama.cpp knows the name.
     """
 
@@ -148,18 +174,31 @@ TABLE = (
     PreTokenizer("qwen2", (QWEN2,)),
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
-    PreTokenizer("tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
     PreTokenizer(
-        "granite-embed-multi-97m", (GPT4O,), ignore_merges=True, notes=(_CASE_NOTE, _STACK_NOTE), needs=_NEEDS
+        "tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)
+    ),
+    PreTokenizer(
+        "granite-embed-multi-97m",
+        (GPT4O,),
+        ignore_merges=True,
+        notes=(_CASE_NOTE, _STACK_NOTE),
+        needs=_NEEDS,
     ),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
     PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)),
     PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _MARKS_NOTE, _CAMEL_NOTE)),
     PreTokenizer("deepseek-v3", (DIGITS_3, CJK, DEEPSEEK3), notes=(_STACK_NOTE,)),
     PreTokenizer("deepseek-coder", DEEPSEEK_CODER, notes=(_STACK_NOTE, _SPACE_NOTE)),
-    PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, DIGIT), joins=_two_numerals, notes=(_STACK_NOTE, _SPACE_NOTE)),
+    PreTokenizer(
+        "deepseek-llm",
+        (*DEEPSEEK_LLM, DIGIT),
+        joins=_two_numerals,
+        notes=(_STACK_NOTE, _SPACE_NOTE),
+    ),
     PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, NUMBER), notes=(_STACK_NOTE, _SPACE_NOTE)),
-    PreTokenizer("falcon", (PUNCTUATION, GPT2, BYTES, NUMBER, "[0-9][0-9][0-9]"), joins=_numeral_to_other),
+    PreTokenizer(
+        "falcon", (PUNCTUATION, GPT2, BYTES, NUMBER, "[0-9][0-9][0-9]"), joins=_numeral_to_other
+    ),
 )
 
 # These match every character, so that "Removed" + invert (keep the matches) is "Isolated".
@@ -182,13 +221,15 @@ def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokeni
         raise CheckpointError(
             f"{where}: llama.cpp has no pre-tokenizer with the expressions "
             f"{quote(' then '.join(steps[:-1]) or 'none', 400)}; add the row to "
-            "ggext/checkpoint/vocabulary/pretokenizers.py once a name of llama.cpp is known to do the same"
+            "ggext/checkpoint/vocabulary/pretokenizers.py once a name of llama.cpp is known to do "
+            "the same"
         )
     return rows
 
 
 def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
-    """The split expressions in order, and ``BYTES`` for the step that turns text into byte symbols."""
+    """The split expressions in order, and ``BYTES`` for the step that turns text into byte
+    symbols."""
     kind = get(node, "type", str, where)
     if kind == "Sequence" and depth < 8:
         for child in get(node, "pretokenizers", list, where, []):
@@ -197,7 +238,9 @@ def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
             yield from _steps(child, where, depth + 1)
     elif kind == "ByteLevel":
         if get(node, "add_prefix_space", bool, where, True):
-            raise CheckpointError(f"{where}: ByteLevel has add_prefix_space, which llama.cpp's BPE cannot do")
+            raise CheckpointError(
+                f"{where}: ByteLevel has add_prefix_space, which llama.cpp's BPE cannot do"
+            )
         if get(node, "use_regex", bool, where, True):
             yield GPT2
         yield BYTES

@@ -25,9 +25,20 @@ from ggext.checkpoint.files import (
     read_file,
     read_json,
 )
-from ggext.checkpoint.vocabulary.bpe import TokenSource, add_tokens, read_tokenizer_json, strip_notes
+from ggext.checkpoint.vocabulary.bpe import (
+    TokenSource,
+    add_tokens,
+    read_tokenizer_json,
+    strip_notes,
+)
 from ggext.checkpoint.vocabulary.forms import read_other_form
-from ggext.checkpoint.vocabulary.special import SmallFiles, add_listed_tokens, added_around, chat_templates, special_ids
+from ggext.checkpoint.vocabulary.special import (
+    SmallFiles,
+    add_listed_tokens,
+    added_around,
+    chat_templates,
+    special_ids,
+)
 from ggext.checkpoint.vocabulary.spm import is_sentencepiece, read_sentencepiece
 from ggext.errors import CheckpointError
 
@@ -95,7 +106,9 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     for a tokenizer that llama.cpp cannot do.
     """
     if not 0 < vocab_size <= MAX_TOKENS:
-        raise CheckpointError(f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json")
+        raise CheckpointError(
+            f"vocab_size is {vocab_size}, expected 1 to {MAX_TOKENS}; correct config.json"
+        )
     files = SmallFiles.read(folder)
     root, where = _read_root(folder, files)
     source = _read_source(folder, root, where, files)
@@ -128,7 +141,11 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
     """Control tokens that llama.cpp's merging forms from plain text; SentencePiece does not."""
     pieces = {token.text for token in rows if token.type == NORMAL}
     controls = [token.text for token in rows if token.type == CONTROL]
-    formed = [text for text in controls if any(text[:k] in pieces and text[k:] in pieces for k in range(1, len(text)))]
+    formed = [
+        text
+        for text in controls
+        if any(text[:k] in pieces and text[k:] in pieces for k in range(1, len(text)))
+    ]
     if not formed:
         return []
     note = (
@@ -138,7 +155,9 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
     return [note]
 
 
-def _read_source(folder: Path, root: JsonObject | None, where: str, files: SmallFiles) -> TokenSource:
+def _read_source(
+    folder: Path, root: JsonObject | None, where: str, files: SmallFiles
+) -> TokenSource:
     """tokenizer.model if it is SentencePiece (Llama 3's is not), else ``root``."""
     path = folder / "tokenizer.model"
     data = read_file(path)
@@ -151,7 +170,8 @@ def _read_source(folder: Path, root: JsonObject | None, where: str, files: Small
         source = read_tokenizer_json(root, where)
     else:
         raise CheckpointError(
-            f"{folder} has no tokenizer.json, tokenizer.model, tekken.json or vocab.json with merges.txt; save the "
+            f"{folder} has no tokenizer.json, tokenizer.model, tekken.json or vocab.json with "
+            "merges.txt; save the "
             "tokenizer with save_pretrained() of transformers' fast tokenizer"
         )
     _set_prefix(source, files.tokenizer_config, str(folder / "tokenizer_config.json"))
@@ -174,13 +194,16 @@ def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:
     stated = get(config, "add_prefix_space", bool, where)
     if source.model == "gpt2":
         if stated:
-            source.notes.append("add_prefix_space is set, which llama.cpp's BPE cannot do: left out")
+            source.notes.append(
+                "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"
+            )
         return
     if stated is not None:
         source.add_space_prefix = stated
     if source.add_space_prefix and get(config, "legacy", bool, where, True) is False:
         source.notes.append(
-            "legacy is false: llama.cpp puts a space after a special token within a text, the original does not"
+            "legacy is false: llama.cpp puts a space after a special token within a text, the "
+            "original does not"
         )
 
 
@@ -195,11 +218,13 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
         )
     if model.remove_extra_whitespaces:
         source.notes.append(
-            "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them differs"
+            "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them "
+            "differs"
         )
     if model.add_dummy_prefix and any(token.type == USER_DEFINED for _, token in model.table):
         source.notes.append(
-            "llama.cpp puts a space between a user-defined piece and the text after it, SentencePiece before a piece "
+            "llama.cpp puts a space between a user-defined piece and the text after it, "
+            "SentencePiece before a piece "
             "that begins a text"
         )
     return source

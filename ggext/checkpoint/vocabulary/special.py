@@ -108,7 +108,9 @@ def special_ids(files: SmallFiles, source: TokenSource) -> dict[str, int]:
             if token.type in (NORMAL, USER_DEFINED):
                 token.type = CONTROL
     if "eos" not in ids:
-        raise CheckpointError(f"{files.folder} names no end-of-sequence token; set eos_token in tokenizer_config.json")
+        raise CheckpointError(
+            f"{files.folder} names no end-of-sequence token; set eos_token in tokenizer_config.json"
+        )
     _set_stops(files, source, ids)
     return ids
 
@@ -127,7 +129,9 @@ def _named(files: SmallFiles, source: TokenSource, hf_name: str) -> int | None:
         if number is not None:
             return number
         if hf_name in ("bos", "eos"):
-            raise CheckpointError(f"{where} is {quote(text)}, which is not in the vocabulary; correct the file")
+            raise CheckpointError(
+                f"{where} is {quote(text)}, which is not in the vocabulary; correct the file"
+            )
         source.notes.append(f"{hf_name}_token {quote(text)} is not in the vocabulary: left out")
     return None
 
@@ -183,7 +187,8 @@ def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> N
             ids[free] = number
         else:
             source.notes.append(
-                f"the configuration ends texts at {quote(token.text)} ({number}) too, for which GGUF has no "
+                f"the configuration ends texts at {quote(token.text)} ({number}) too, for which "
+                "GGUF has no "
                 "place left: llama.cpp will not stop at it"
             )
 

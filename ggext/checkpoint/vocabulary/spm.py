@@ -12,7 +12,16 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ggext.checkpoint.files import BYTE, CONTROL, MAX_TOKENS, NORMAL, UNKNOWN, USER_DEFINED, TokenTable, quote
+from ggext.checkpoint.files import (
+    BYTE,
+    CONTROL,
+    MAX_TOKENS,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    TokenTable,
+    quote,
+)
 from ggext.errors import CheckpointError
 
 MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
@@ -113,25 +122,43 @@ def _piece(data: bytes) -> tuple[str, int, float]:
 
 
 def _usual_pieces(data: bytes) -> tuple[list[tuple[str, int, float]], int]:
-    """The pieces that a file begins with, as far as they are written as SentencePiece itself writes them, and where
-    they end; four times as fast as field by field. Such a piece has fewer than 128 bytes: its text, its score, and its
-    type unless that is NORMAL."""
+    """The pieces that a file begins with, as far as they are written as SentencePiece itself writes
+    them, and where they end; four times as fast as field by field. Such a piece has fewer than 128
+    bytes: its text, its score, and its type unless that is NORMAL."""
     pieces: list[tuple[str, int, float]] = []
     at = 0
     try:
-        while len(pieces) < MAX_TOKENS and data[at] == _TAG_PIECE and data[at + 2] == _TAG_TEXT and data[at + 1] < 0x80:
+        while (
+            len(pieces) < MAX_TOKENS
+            and data[at] == _TAG_PIECE
+            and data[at + 2] == _TAG_TEXT
+            and data[at + 1] < 0x80
+        ):
             score_at, end = at + 4 + data[at + 3], at + 2 + data[at + 1]
             if data[score_at] != _TAG_SCORE:
                 break
             if end == score_at + 5:
                 kind = NORMAL
-            elif end == score_at + 7 and data[score_at + 5] == _TAG_TYPE and NORMAL <= data[score_at + 6] <= BYTE:
+            elif (
+                end == score_at + 7
+                and data[score_at + 5] == _TAG_TYPE
+                and NORMAL <= data[score_at + 6] <= BYTE
+            ):
                 kind = data[score_at + 6]
             else:
                 break
-            pieces.append((_text(data[at + 4 : score_at]) or "", kind, _FLOAT.unpack_from(data, score_at + 1)[0]))
+            pieces.append(
+                (
+                    _text(data[at + 4 : score_at]) or "",
+                    kind,
+                    _FLOAT.unpack_from(data, score_at + 1)[0],
+                )
+            )
             at = end
-    except (IndexError, struct.error):  # the file ends within a piece: what is wrong with it is said elsewhere
+    except (
+        IndexError,
+        struct.error,
+    ):  # the file ends within a piece: what is wrong with it is said elsewhere
         pass
     return pieces, at
 
@@ -156,7 +183,9 @@ def _read_messages(data: bytes, where: str) -> SentencePieceModel:
         if not math.isfinite(score):
             raise WireError("a piece's score is not a finite number")
         # A user-defined piece is matched in the raw text, before spaces become U+2581.
-        model.table.put(i, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score)
+        model.table.put(
+            i, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score
+        )
     _set_trainer(model, trainer)
     model.charsmap = bool(normalizer.get((_CHARSMAP, 2)))
     model.add_dummy_prefix = bool(normalizer.get((_PREFIX, 0), 1))

@@ -18,22 +18,24 @@ if TYPE_CHECKING:
     from ggext.runtime.state import KvBlock
 
 
-#: Of a key's largest value: what 16 bits and llama.cpp's float32 angles at a million tokens come to; a wrong table
-#: is off by 1.
+#: Of a key's largest value: what 16 bits and llama.cpp's float32 angles at a million tokens come
+#: to; a wrong table is off by 1.
 _ROTATION_TOLERANCE = 0.06
 
 
 class Gone:
-    """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of their values,
-    so that a text can be recognized without keeping it.
+    """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of
+    their values, so that a text can be recognized without keeping it.
 
-    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on: ``digest`` of the whole
-    blocks, and the ``rest`` behind them.
+    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on:
+    ``digest`` of the whole blocks, and the ``rest`` behind them.
     """
 
     BLOCK = 256
 
-    def __init__(self, start: int = 0, count: int = 0, digest: bytes = b"", rest: Sequence[int] = ()) -> None:
+    def __init__(
+        self, start: int = 0, count: int = 0, digest: bytes = b"", rest: Sequence[int] = ()
+    ) -> None:
         self.start = start
         self.count = count
         self.digest = digest
@@ -62,8 +64,8 @@ class Gone:
 
 @dataclass(frozen=True)
 class Layout:
-    """A cache that can be kept: the positions where its tokens stand, in order, those of all of its cells, and how many
-    blocks are outside of it."""
+    """A cache that can be kept: the positions where its tokens stand, in order, those of all of its
+    cells, and how many blocks are outside of it."""
 
     places: list[int]
     cells: list[int]
@@ -71,9 +73,10 @@ class Layout:
 
 
 class Memory(ABC):
-    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number. ``batch``: tokens
-    that may be appended at once, at most. ``room``: tokens that may stand in the cache in a row, before any has moved.
-    ``gone``: what left of this text, ``left_before``: tokens of other texts that left earlier."""
+    """Decides what stays in one cache. ``limit``: tokens that it can hold in all, None: any number.
+    ``batch``: tokens that may be appended at once, at most. ``room``: tokens that may stand in the
+    cache in a row, before any has moved. ``gone``: what left of this text, ``left_before``: tokens
+    of other texts that left earlier."""
 
     limit: int | None = None
 
@@ -94,7 +97,8 @@ class Memory(ABC):
         """Makes room for `count` more tokens, at most ``batch``; False: cancelled."""
 
     def read(self, tokens: Sequence[int], *, last: bool) -> bool:  # noqa: ARG002 - for policies that look ahead
-        """Evaluates tokens for which there is room; ``last``: an answer may follow. False: cancelled."""
+        """Evaluates tokens for which there is room; ``last``: an answer may follow. False:
+        cancelled."""
         return self.cache.append(tokens)
 
     def write(self, token: int) -> bool:
@@ -102,7 +106,8 @@ class Memory(ABC):
         return self.cache.append_one(token)
 
     def cut(self, count: int) -> int:
-        """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no use."""
+        """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
+        use."""
         kept = self.cache.cut(count)
         if self.gone.count and kept <= self.gone.start:
             self.forget()
@@ -126,18 +131,19 @@ class Memory(ABC):
         yield from ()
 
     def layout(self, count: int, gone: Gone, account: Any) -> Layout:  # noqa: ARG002 - for policies that move tokens
-        """How a cache is made up in which `count` tokens are when ``gone`` had left. Raises ModelError for an `account`
-        that `account` did not make; it may be a stranger's."""
+        """How a cache is made up in which `count` tokens are when ``gone`` had left. Raises
+        ModelError for an `account` that `account` did not make; it may be a stranger's."""
         return Layout([*range(count)], [*range(count)])
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:  # noqa: B027 - most have nothing outside
-        """Goes on from what `account` and `blocks_outside` told, of which `layout` was asked, over the cells of that
-        time. Raises ModelError."""
+        """Goes on from what `account` and `blocks_outside` told, of which `layout` was asked, over
+        the cells of that time. Raises ModelError."""
 
 
 class Window(Memory):
-    """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave ``evict`` at a
-    time. ``reserved``: positions between the two that the policy fills itself, once tokens have left."""
+    """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave
+    ``evict`` at a time. ``reserved``: positions between the two that the policy fills itself, once
+    tokens have left."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, reserved: int = 0) -> None:
         super().__init__(cache, options)
@@ -150,8 +156,10 @@ class Window(Memory):
             self.evict = max(self.evict // options.block, 1) * options.block
         if self.evict >= window:
             raise UsageError(
-                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} tokens that leave at "
-                f"once need a context of more than {self.sinks + reserved + self.evict} tokens, not {cache.n_ctx}"
+                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} "
+                "tokens that leave at "
+                f"once need a context of more than {self.sinks + reserved + self.evict} tokens, "
+                f"not {cache.n_ctx}"
             )
         self.batch = min(cache.n_batch, self.evict)
 
@@ -168,12 +176,16 @@ class Window(Memory):
             with self.cache.whole():
                 return self.slide(start, end)
         finally:
-            if len(self.cache.tokens) < start:  # it was left in the middle: what was in front is not there either
+            if (
+                len(self.cache.tokens) < start
+            ):  # it was left in the middle: what was in front is not there either
                 self.forget()
 
     def forget(self) -> None:
         if self.reserved and self.gone.count:
-            self.cache.remove(len(self.cache.tokens), -1)  # what the policy put behind the first tokens
+            self.cache.remove(
+                len(self.cache.tokens), -1
+            )  # what the policy put behind the first tokens
         super().forget()
 
     def blocks(self, start: int, end: int) -> Iterator[KvBlock]:
@@ -189,11 +201,13 @@ class Window(Memory):
 
 
 def require_movable(cache: Cache, policy: str) -> None:
-    """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them otherwise than ggext."""
+    """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them
+    otherwise than ggext."""
     remedy = "recompute works with every file"
     if is_quantized(cache.kv_type):
         raise ModelError(
-            f"--when-full {policy} moves cached keys, and quantized ones of kv type {cache.kv_type} cannot be moved "
+            f"--when-full {policy} moves cached keys, and quantized ones of kv type "
+            f"{cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
         )
     where = f"{cache.model.path}: --when-full {policy} moves cached keys"
@@ -204,4 +218,6 @@ def require_movable(cache: Cache, policy: str) -> None:
     except RopeError as reason:
         raise ModelError(f"{where}: {reason}; {remedy}") from None
     if error > _ROTATION_TOLERANCE:
-        raise ModelError(f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}")
+        raise ModelError(
+            f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}"
+        )

@@ -1,8 +1,8 @@
 """compress: what leaves the window stays as a few memory cells a block.
 
-A block's keys are rotated back and averaged in groups, with their values; each average is one cell, rotated to
-a compact position between the first tokens and the window. (A mean of rotated keys would be one of nothing.)
-When those positions are full the oldest cells leave.
+A block's keys are rotated back and averaged in groups, with their values; each average is one cell,
+rotated to a compact position between the first tokens and the window. (A mean of rotated keys would
+be one of nothing.) When those positions are full the oldest cells leave.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 
 class Compress(Window):
-    """Sinks, memory cells, and a window. Raises ModelError for a cache whose keys cannot be moved."""
+    """Sinks, memory cells, and a window. Raises ModelError for a cache whose keys cannot be
+    moved."""
 
     def __init__(self, cache: Cache, options: MemoryOptions) -> None:
         super().__init__(cache, options, options.retrieved * options.block)
@@ -67,10 +68,15 @@ class Compress(Window):
         size = self.options.group
         whole = len(rows) // size * size
         means = rows[:whole].reshape(-1, size, *rows.shape[1:]).mean(axis=1)
-        return means if whole == len(rows) else np.concatenate([means, rows[whole:].mean(axis=0, keepdims=True)])
+        return (
+            means
+            if whole == len(rows)
+            else np.concatenate([means, rows[whole:].mean(axis=0, keepdims=True)])
+        )
 
     def _cells(self, form: KvBlock) -> KvBlock:
-        """All memory cells, at positions one after the other, in the form of a block of the cache."""
+        """All memory cells, at positions one after the other, in the form of a block of the
+        cache."""
         import numpy as np
 
         places = np.arange(self.sinks, self.sinks + len(self._keys[0]), dtype=np.int32)

@@ -1,14 +1,16 @@
-"""landmark: blocks that left come back when they are asked for (after InfLLM, Xiao et al. 2024; no training).
+"""landmark: blocks that left come back when they are asked for (after InfLLM, Xiao et al. 2024; no
+training).
 
-Evicted blocks go to host memory, or to disk, each with a few representative keys a layer: those that stand out
-most from the block's mean, all before rotation. (With the mean alone 7 of 40 questions were answered on the embedded
-model, and 40 with these.)
-The current queries, before rotation too, attend to all representatives; the blocks that any query of any head
-attends to most stand between the first tokens and the window, at positions that are kept free for them, until
-the next comparison. llama.cpp shares cells across layers, so one choice serves all of them.
+Evicted blocks go to host memory, or to disk, each with a few representative keys a layer: those
+that stand out most from the block's mean, all before rotation. (With the mean alone 7 of 40
+questions were answered on the embedded model, and 40 with these.) The current queries, before
+rotation too, attend to all representatives; the blocks that any query of any head attends to most
+stand between the first tokens and the window, at positions that are kept free for them, until the
+next comparison. llama.cpp shares cells across layers, so one choice serves all of them.
 
-The last chunk of a prompt is evaluated twice where its own queries ask for other blocks than are there; chunks
-before it find the blocks that the chunk before asked for, and an answer is looked at every few tokens.
+The last chunk of a prompt is evaluated twice where its own queries ask for other blocks than are
+there; chunks before it find the blocks that the chunk before asked for, and an answer is looked at
+every few tokens.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ _REPRESENTATIVES = 8  # keys of a block that stand for it
 
 
 class Landmark(Window):
-    """Sinks, blocks that came back, and a window. Raises ModelError for a cache whose keys cannot be moved."""
+    """Sinks, blocks that came back, and a window. Raises ModelError for a cache whose keys cannot
+    be moved."""
 
     def __init__(self, cache: Cache, options: MemoryOptions) -> None:
         super().__init__(cache, options, options.retrieved * options.block)
@@ -99,11 +102,16 @@ class Landmark(Window):
         chosen = [there.get(name) for name in ("fetched", "wanted")]
         written = there.get("written")
         counted = isinstance(written, int) and written >= 0 and gone.count % size == 0
-        if not (counted and all(_are_some(indices, blocks, self.options.retrieved) for indices in chosen)):
+        if not (
+            counted
+            and all(_are_some(indices, blocks, self.options.retrieved) for indices in chosen)
+        ):
             raise ModelError("what it tells of the blocks that left the context is damaged")
         behind = range(self.sinks + self.reserved, self.reserved + count)
         fetched = range(self.sinks, self.sinks + size * len(there["fetched"]))
-        return Layout([*range(self.sinks), *behind], [*range(self.sinks), *fetched, *behind], blocks)
+        return Layout(
+            [*range(self.sinks), *behind], [*range(self.sinks), *fetched, *behind], blocks
+        )
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
         of_this_cache = self.cache.take(0, 1)
@@ -118,12 +126,19 @@ class Landmark(Window):
     def _check(self, block: KvBlock, like: KvBlock) -> None:
         first = int(block.positions[0]) if len(block) else -1
         in_a_row = [*range(first, first + len(block))] == block.positions.tolist()
-        if not (first >= 0 and len(block) == self.options.block and in_a_row and block.is_like(like)):
-            raise ModelError(f"a block that left the context is none of {self.options.block} tokens of this cache")
+        if not (
+            first >= 0 and len(block) == self.options.block and in_a_row and block.is_like(like)
+        ):
+            raise ModelError(
+                f"a block that left the context is none of {self.options.block} tokens of this "
+                "cache"
+            )
 
     def _keep(self, block: KvBlock) -> None:
         """A block that leaves, or had left, the cache."""
-        self._store.add(block, [_outstanding(keys) for keys in self.cache.rotation().upright(block)])
+        self._store.add(
+            block, [_outstanding(keys) for keys in self.cache.rotation().upright(block)]
+        )
 
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and finds the blocks that they ask for."""
@@ -131,7 +146,9 @@ class Landmark(Window):
         with watcher.watching():
             if not self.cache.append(tokens):
                 return False
-        self._wanted = self._store.nearest(watcher.take(self.cache.rotation()), self.options.retrieved)
+        self._wanted = self._store.nearest(
+            watcher.take(self.cache.rotation()), self.options.retrieved
+        )
         return True
 
     def _fetch(self, wanted: tuple[int, ...]) -> None:
@@ -164,7 +181,9 @@ class _Store:
     """Blocks outside the cache, and a representative key of each layer and block."""
 
     def __init__(self, spill: Path | None) -> None:
-        self._folder = None if spill is None else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
+        self._folder = (
+            None if spill is None else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
+        )
         self._blocks: list[KvBlock | Path] = []
         self._representatives: list[Layers] = []
 
@@ -214,8 +233,8 @@ def _outstanding(keys: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _attention(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The share of attention that each query of each head, (n_tokens, n_heads, head_dim), pays to each block's
-    keys, (n_blocks, n_keys, n_kv_heads, head_dim): (n_tokens, n_heads, n_blocks)."""
+    """The share of attention that each query of each head, (n_tokens, n_heads, head_dim), pays to
+    each block's keys, (n_blocks, n_keys, n_kv_heads, head_dim): (n_tokens, n_heads, n_blocks)."""
     import numpy as np
 
     blocks, per_block, kv_heads, size = keys.shape
@@ -226,7 +245,11 @@ def _attention(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArr
     weights = np.stack([ours @ theirs.T for ours, theirs in zip(by_head, flat, strict=True)])
     weights -= weights.max(axis=2, keepdims=True)
     np.exp(weights, out=weights)
-    shares: NDArray[np.float32] = weights.reshape(kv_heads, -1, blocks, per_block).sum(axis=3) / weights.sum(
-        axis=2, keepdims=True
+    shares: NDArray[np.float32] = weights.reshape(kv_heads, -1, blocks, per_block).sum(
+        axis=3
+    ) / weights.sum(axis=2, keepdims=True)
+    return (
+        shares.reshape(kv_heads, tokens, -1, blocks)
+        .transpose(1, 0, 2, 3)
+        .reshape(tokens, heads, blocks)
     )
-    return shares.reshape(kv_heads, tokens, -1, blocks).transpose(1, 0, 2, 3).reshape(tokens, heads, blocks)

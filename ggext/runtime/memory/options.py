@@ -16,11 +16,11 @@ POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
 class MemoryOptions:
     """What a session does when its context is full. All sizes in tokens.
 
-    ``when_full``: the policy. ``sinks``: the first tokens, which never leave. ``evict``: tokens that leave at
-    once, None: a quarter of the window. ``block``: landmark stores and compress averages such runs.
-    ``retrieved``: blocks that landmark brings back at a time. ``group``: positions that self-extend makes one,
-    tokens that compress makes one memory cell. ``spill``: a folder where landmark keeps its blocks instead of in
-    memory. Raises UsageError.
+    ``when_full``: the policy. ``sinks``: the first tokens, which never leave. ``evict``: tokens
+    that leave at once, None: a quarter of the window. ``block``: landmark stores and compress
+    averages such runs. ``retrieved``: blocks that landmark brings back at a time. ``group``:
+    positions that self-extend makes one, tokens that compress makes one memory cell. ``spill``: a
+    folder where landmark keeps its blocks instead of in memory. Raises UsageError.
     """
 
     when_full: WhenFull = "stop"
@@ -39,8 +39,16 @@ class MemoryOptions:
 
     def __post_init__(self) -> None:
         if self.when_full not in POLICIES:
-            raise UsageError(f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}")
-        for name, least in (("sinks", 1), ("evict", 1), ("block", 1), ("retrieved", 1), ("group", 2)):
+            raise UsageError(
+                f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}"
+            )
+        for name, least in (
+            ("sinks", 1),
+            ("evict", 1),
+            ("block", 1),
+            ("retrieved", 1),
+            ("group", 2),
+        ):
             value = getattr(self, name)
             if value is not None and not least <= value < 2**31:
                 raise UsageError(f"{name} is {value}, but must be at least {least}")

@@ -1,8 +1,9 @@
-"""self-extend: everything stays; far tokens share positions in groups (Self-Extend, Jin et al. 2024).
+"""self-extend: everything stays; far tokens share positions in groups (Self-Extend, Jin et al.
+2024).
 
-The model meets no position beyond those that the file is made for: whenever they run out, the oldest tokens
-that still have a position each are grouped, ``group`` to a position, and all behind them move down. The
-nearest half of the positions is never grouped.
+The model meets no position beyond those that the file is made for: whenever they run out, the
+oldest tokens that still have a position each are grouped, ``group`` to a position, and all behind
+them move down. The nearest half of the positions is never grouped.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ class SelfExtend(Memory):
         self.room = self.positions = min(cache.model.n_ctx_train, cache.n_ctx)
         self._near = max(self.positions // 2, 1)
         self._grouped = 0
-        far = max(self.positions - self._near - options.group, 0)  # the last group may be incomplete
+        far = max(
+            self.positions - self._near - options.group, 0
+        )  # the last group may be incomplete
         self.limit = min(cache.n_ctx, max(self._near + far * options.group, self.positions))
         self.batch = max(min(cache.n_batch, self.positions // 8), 1)
 
@@ -39,7 +42,10 @@ class SelfExtend(Memory):
         cache, group = self.cache, self.options.group
         far = len(cache.tokens) - self._near + count - self._grouped
         over = cache.next_position + count - self.positions
-        span = min(far // group * group, max(-(-over // (group - 1)) * group, self._near // 2 // group * group))
+        span = min(
+            far // group * group,
+            max(-(-over // (group - 1)) * group, self._near // 2 // group * group),
+        )
         if span < group:
             return False
         start = cache.positions[self._grouped]

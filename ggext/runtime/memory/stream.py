@@ -1,7 +1,7 @@
 """stream: the first tokens and a window of the most recent ones (StreamingLLM, Xiao et al. 2023).
 
-A key stands at its place in the cache, not in the text. When the window is full a quarter of it leaves at
-once and the rest moves down, by ggext's own rotation (``rotation.py``).
+A key stands at its place in the cache, not in the text. When the window is full a quarter of it
+leaves at once and the rest moves down, by ggext's own rotation (``rotation.py``).
 """
 
 from __future__ import annotations
