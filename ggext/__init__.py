@@ -7,6 +7,7 @@ proves it. Importing this costs nothing: the names below are found when they are
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ggext._version import __version__
 from ggext.errors import ContextFullError, GgextError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
-
-__version__ = "0.1.0"
 
 __all__ = [
     "ContextFullError",

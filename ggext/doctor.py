@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ggext import __version__
+from ggext._version import __version__
 from ggext.errors import GgextError
 from ggext.rope.capabilities import LLAMA_CPP
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ggext.chat import transcript
+from ggext.chat.commands import obey
 from ggext.chat.conversation import ChatOptions, Conversation, with_documents
 from ggext.chat.fit import Room, choices
 from ggext.chat.loop import Chat, Status
@@ -241,7 +242,7 @@ def chat(
     conversation = Conversation(
         Letters(template), engine, sampling or Sampling(seed=1), ChatOptions(**options)
     )
-    Chat(conversation, screen, room(engine), keeper).run()
+    Chat(conversation, screen, room(engine), keeper).run(obey)
     return conversation
 
 
@@ -477,7 +478,7 @@ def test_a_question_that_a_crash_left_unanswered_is_asked_again() -> None:
     conversation = Conversation(Letters(), engine, Sampling())
     talk = Chat(conversation, screen, room(engine))
     talk.unanswered = "Hello"
-    talk.run()
+    talk.run(obey)
     assert [turn.content for turn in conversation.turns] == ["Hello", "Hi!"]
     assert talk.unanswered is None
 

@@ -6,7 +6,7 @@ import ast
 import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -39,10 +39,10 @@ ROWS = (
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native"},
-    {"errors", "data", "__init__"},
+    {"errors", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
-ONLY = {"rope": {"errors", "native"}, "gguf": {"errors", "native", "_native", "rope"}}
+ONLY = {"rope": {"_version", "errors", "native"}, "gguf": {"errors", "native", "_native", "rope"}}
 # The one module of gguf/ that knows of RoPE.
 KNOWS_ROPE = "ggext/gguf/rope.py"
 # Packages that only the named parts import.
@@ -165,6 +165,54 @@ def test_parts_do_not_import_each_other_in_circles() -> None:
         if part != target:
             graph.setdefault(part, set()).add(target)
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name, and its file."""
+    found = {}
+    for _, path in sources():
+        name = f"{package_of(path)}.{path.stem}".removesuffix(".__init__")
+        found[name] = path
+    return found
+
+
+def modules_imported(path: Path, known: Mapping[str, object]) -> set[str]:
+    """The modules that a file imports: at import time, inside functions and for its annotations."""
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            targets.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: write the whole name"
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                compiled = (ROOT / inside.replace(".", "/")).with_suffix(".pyi").is_file()
+                targets.add(inside if inside in known or compiled else str(node.module))
+    return targets & known.keys()
+
+
+def imports_of(known: Mapping[str, Path]) -> dict[str, set[str]]:
+    return {name: modules_imported(path, known) - {name} for name, path in known.items()}
+
+
+def test_modules_do_not_import_each_other_in_circles() -> None:
+    graphlib.TopologicalSorter(imports_of(modules())).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import ggext.b",
+        "def f():\n    from ggext.b import x",
+        "if TYPE_CHECKING:\n    from ggext import b",
+    ],
+)
+def test_a_circle_of_any_kind_is_found(tmp_path: Path, statement: str) -> None:
+    files = {"ggext.a": tmp_path / "a.py", "ggext.b": tmp_path / "b.py"}
+    files["ggext.a"].write_text(statement)
+    files["ggext.b"].write_text("from ggext.a import y")
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(imports_of(files)).prepare()
 
 
 def test_heavy_packages_stay_where_they_belong() -> None:

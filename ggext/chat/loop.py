@@ -95,6 +95,9 @@ class Screen(Protocol):
         """A block in which Ctrl-C calls `cancel` and nothing else."""
 
 
+Command = Callable[["Chat", str], bool]
+
+
 class Chat:
     """The loop over one conversation. ``documents`` wait for the next turn; ``keeper`` keeps the
     chat on disk."""
@@ -110,11 +113,10 @@ class Chat:
         self.unanswered: str | None = None
         self._ahead = ReadAhead(conversation)
 
-    def run(self) -> None:
-        """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes
-        on."""
-        from ggext.chat.commands import obey
+    def run(self, obey: Command) -> None:
+        """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on.
 
+        ``obey`` does what a line that begins with / says; False ends the chat."""
         going_on, interrupted = True, False
         while going_on:
             try:
@@ -156,7 +158,7 @@ class Chat:
             self.screen.notice("that is more than fits:")
             self.explain(used + tokens, used)
 
-    def _obey(self, line: str, command: Callable[[Chat, str], bool]) -> bool:
+    def _obey(self, line: str, command: Command) -> bool:
         if not line.strip():
             return True
         try:

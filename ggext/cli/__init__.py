@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import click
 
-from ggext import __version__
+from ggext._version import __version__
 from ggext.errors import GgextError
 
 #: Command → its line in the list of commands. The module of the same name holds it.

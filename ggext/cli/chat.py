@@ -309,6 +309,7 @@ def _leave(request: _Request, screen: Screen, keeper: Keeper) -> None:
 
 
 def _converse(chat: Chat, documents: list[tuple[str, str]]) -> None:
+    from ggext.chat.commands import obey
     from ggext.chat.loop import without_question
 
     conversation, screen, room = chat.conversation, chat.screen, chat.room
@@ -321,7 +322,7 @@ def _converse(chat: Chat, documents: list[tuple[str, str]]) -> None:
         screen.notice("its last question has no answer yet: /regen answers it")
     for name, document in documents:
         chat.attach(name, document)
-    chat.run()
+    chat.run(obey)
 
 
 def _answer(chat: Chat, question: str) -> None:

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggext import __version__
+from ggext._version import __version__
 from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.capabilities import LLAMA_CPP

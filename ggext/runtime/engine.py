@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
-from ggext.runtime import forks
 from ggext.runtime.cache import Cache
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
+from ggext.runtime.exclusive import Exclusive
 from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
 from ggext.runtime.memory.base import Gone
@@ -60,15 +59,14 @@ class Session(Closing):
 
     def __init__(self, model: Model, options: SessionOptions | None = None) -> None:
         self.model = model
-        self._lock = threading.Lock()
         self._options = options or SessionOptions()
-        self._forks = forks.count
         self.cache = Cache(model, self._options)
         try:
             self.memory = new_memory(self.cache, self._options.memory)
         except BaseException:
             self.cache.close()
             raise
+        self._exclusive = Exclusive(self.cache)
         self.n_ctx = self.cache.n_ctx
         self.n_batch = self.cache.n_batch
         self.notices = self.cache.notices
@@ -77,7 +75,7 @@ class Session(Closing):
     def close(self) -> None:
         """Frees the context, after stopping what runs in it. Further calls do nothing."""
         self.cancel()
-        with self._lock:
+        with self._exclusive.waiting():
             self.cache.close()
             self.memory.close()
 
@@ -152,7 +150,7 @@ class Session(Closing):
     def read_ahead(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
         """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the
         batches that it would have had at once, and gives the same numbers bit for bit."""
-        with self._exclusive():
+        with self._exclusive:
             wanted = list(tokens)
             _, reused = self._reusable(wanted) if wanted else (0, 0)
         *_, end = reused, *self.cache.batches.ends(reused, len(wanted), self.memory.batch)
@@ -165,7 +163,7 @@ class Session(Closing):
     def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
         """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel`
         before the first step counts."""
-        with self._exclusive():
+        with self._exclusive:
             wanted = self._checked(tokens)
             kept, reused = self._reusable(wanted)
             limit = self.memory.limit
@@ -205,9 +203,9 @@ class Session(Closing):
         """
         if max_tokens is not None and max_tokens < 0:
             raise UsageError(f"max_tokens is {max_tokens}, but must not be negative")
-        with self._exclusive():
+        with self._exclusive:
             self._check_logits()
-            return Generation(self, sampling, max_tokens)
+            return Generation(self.cache, self.memory, self._exclusive, sampling, max_tokens)
 
     def logits(self, tokens: Sequence[int], n_batch: int | None = None) -> NDArray[np.float32]:
         """The logits behind each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
@@ -240,7 +238,7 @@ class Session(Closing):
     def _rows(self, tokens: Sequence[int], n_batch: int | None) -> Iterator[NDArray[np.float32]]:
         import numpy as np
 
-        with self._exclusive():
+        with self._exclusive:
             self.resume()
             wanted = self._checked(tokens)
             if self.memory.limit is not None and len(wanted) > self.memory.limit:
@@ -264,7 +262,7 @@ class Session(Closing):
         was evaluated."""
         import numpy as np
 
-        with self._exclusive():
+        with self._exclusive:
             self._check_logits()
             pointer = self.cache.lib.llama_get_logits_ith(self.cache.handle, -1)
             return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
@@ -272,7 +270,7 @@ class Session(Closing):
     def snapshot(self) -> NDArray[np.uint8]:
         """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises
         ModelError, also where it ``can_be_kept`` no more."""
-        with self._exclusive():
+        with self._exclusive:
             if not self.can_be_kept:
                 raise ModelError(
                     "a cache in which a policy has moved tokens apart cannot be taken for its "
@@ -286,7 +284,7 @@ class Session(Closing):
         """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left
         it. Raises ModelError; the cache is empty then. llama.cpp trusts the positions in it:
         `runtime.store` checks them."""
-        with self._exclusive():
+        with self._exclusive:
             wanted = self._checked(tokens)
             self.memory.cut(0)
             self.cache.restore(wanted, state, places)
@@ -295,7 +293,7 @@ class Session(Closing):
     def reread_last(self) -> None:
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises
         ModelError."""
-        with self._exclusive():
+        with self._exclusive:
             self.resume()
             cache, tokens = self.cache, self._checked(self.cache.tokens)
             kept = cache.cut(len(tokens) - 1)
@@ -306,32 +304,8 @@ class Session(Closing):
 
     def clear(self) -> None:
         """Empties the cache."""
-        with self._exclusive():
+        with self._exclusive:
             self.memory.cut(0)
-
-    @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        self._enter()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _enter(self) -> None:
-        """Takes the lock, which the caller releases. Raises ModelError."""
-        if forks.count != self._forks:
-            raise ModelError(
-                f"the session over {self.model.path} is another process's: open the model after "
-                "the fork"
-            )
-        if not self._lock.acquire(False):
-            raise ModelError("the session is in use by another thread; open one for each thread")
-        cache = self.cache
-        if not cache.handle:
-            self._lock.release()
-            raise ModelError(f"the session over {self.model.path} is closed")
-        if cache.unsure is not None:
-            cache.repair()
 
     def _check_logits(self) -> None:
         if not self.cache.has_logits:

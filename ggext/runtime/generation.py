@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ggext.errors import ModelError
+from ggext.runtime.cache import Cache
+from ggext.runtime.exclusive import Exclusive
+from ggext.runtime.memory.base import Memory
 from ggext.runtime.sampling import Chooser, Sampling
-
-if TYPE_CHECKING:
-    from ggext.runtime.engine import Session
 
 FinishReason = Literal["eog", "length", "context", "cancelled"]
 
@@ -20,30 +20,33 @@ class Generation:
     A token is in the session's cache once the next one was asked for.
     """
 
-    def __init__(self, session: Session, sampling: Sampling, max_tokens: int | None) -> None:
+    def __init__(
+        self,
+        cache: Cache,
+        memory: Memory,
+        exclusive: Exclusive,
+        sampling: Sampling,
+        max_tokens: int | None,
+    ) -> None:
         self.finish: FinishReason | None = None
         self.count = 0
-        self._session = session
-        self._cache = session.cache
-        self._memory = session.memory
+        self._cache = cache
+        self._memory = memory
+        self._exclusive = exclusive
         self._max_tokens = max_tokens
         self._pending: int | None = None
-        self._epoch = session.cache.epoch
-        session.model.vocabulary()  # raises where there is none
-        self._is_last = session.model.is_last
-        self._chooser = Chooser(sampling, session.model, session.cache.tokens)
+        self._epoch = cache.epoch
+        cache.model.vocabulary()  # raises where there is none
+        self._is_last = cache.model.is_last
+        self._chooser = Chooser(sampling, cache.model, cache.tokens)
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> int:
         if self.finish is None:
-            session = self._session
-            session._enter()
-            try:
+            with self._exclusive:
                 token, reason = self._step()
-            finally:
-                session._lock.release()
             if token is not None:
                 self.count += 1
                 self._pending = token
@@ -72,7 +75,7 @@ class Generation:
     def _end(self, reason: FinishReason | None) -> None:
         self.finish = reason
         if reason == "cancelled":
-            self._session.resume()
+            self._cache.resume()
         self.close()
 
     def close(self) -> None:

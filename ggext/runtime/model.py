@@ -20,7 +20,6 @@ from ggext.runtime.closing import Closing
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
-    from ggext.runtime.engine import Session
 
 LoadProgress = Callable[[float], bool]
 
@@ -60,7 +59,7 @@ class Model(Closing):
         self._handle = handle
         self._vocab = self._lib.llama_model_get_vocab(handle)
         self.copied = llama.copied_weights()
-        self.sessions: WeakSet[Session] = WeakSet()
+        self.sessions: WeakSet[Closing] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
         self.n_ctx_original = (
