@@ -299,8 +299,12 @@ def test_a_seed_repeats_the_answer(stories_gguf: Path) -> None:
         (["-f", "nothing.txt"], 2, "nothing.txt cannot be read: No such file or directory"),
         (["-f", "-", "-f", "-"], 2, "can be read once"),
         (["--load", "nothing.json"], 1, "nothing.json cannot be read"),
-        (["--ctx", "0"], 2, "'0' is neither a number of tokens nor auto"),
-        (["--context", "many"], 2, "'many' is neither a number of tokens nor auto"),
+        (["--ctx", "0"], 2, "0 is 0 tokens; from 1 to"),
+        (
+            ["--context", "many"],
+            2,
+            "'many' is not a number of tokens such as 16384, 16,384, 16k or 1M, or auto",
+        ),
     ],
 )
 def test_a_mistake_ends_in_one_line(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.runtime.memory.options import POLICIES
 
 _THINK = ("show", "hide", "off")
@@ -91,7 +92,7 @@ sampled = grouped(
         "--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."
     ),
     click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
-    click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer."),
+    click.option("--max-tokens", type=TOKENS, metavar="N", help="Longest answer."),
     click.option(
         "--stop",
         metavar="TEXT",
@@ -112,14 +113,6 @@ sampled = grouped(
 )
 
 
-def tokens(_: click.Context, __: click.Parameter, text: str | None) -> int | str | None:
-    if text is None or text == "auto":
-        return text
-    if not text.isdecimal() or not int(text):
-        raise click.BadParameter(f"{text!r} is neither a number of tokens nor auto")
-    return int(text)
-
-
 #: Also of ``ggext plan``.
 swa = click.option(
     "--swa",
@@ -137,7 +130,7 @@ machine = grouped(
         "--context",
         "ctx",
         metavar="N|auto",
-        callback=tokens,
+        type=TOKENS_OR_AUTO,
         help=(
             "Context in tokens; auto: what the file is made for, or what fits into the "
             "memory.  [default: auto, but "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.cli.numbers import NUMBER, SIZE, TOKENS
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,42 +33,6 @@ _PARAMETERS = (
 )
 
 
-class _Number(click.ParamType[float]):
-    """A finite float; ``nan`` and ``inf`` are usage errors, not numbers."""
-
-    name = "number"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            number = float(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number", param, ctx)
-        if not abs(number) < float("inf"):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return number
-
-
-class _Size(click.ParamType[int]):
-    """Bytes as llama.cpp's gguf-split takes them, K, M and G being powers of 1000."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([1-9][0-9]{0,9})([KMG])", value.upper(), re.ASCII)
-        if match is None:
-            self.fail(f"{value!r} is not a size such as 4G, 500M or 64K", param, ctx)
-        unit: int = 1000 ** (1 + "KMG".index(match[2]))
-        return int(match[1]) * unit
-
-
-NUMBER = _Number()
-SIZE = _Size()
-
-
 @click.command(short_help="Bake a RoPE scaling into a GGUF file.")
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("out", required=False, type=click.Path(path_type=Path))
@@ -84,13 +48,13 @@ SIZE = _Size()
 )
 @click.option(
     "--target-context",
-    type=click.IntRange(1, 1 << 30),
+    type=TOKENS,
     metavar="N",
     help="The smallest factor that reaches N tokens (YaRN if no method is named).",
 )
 @click.option(
     "--original-context",
-    type=click.IntRange(1, 1 << 30),
+    type=TOKENS,
     metavar="N",
     help="Tokens that the unscaled model was trained for, if the model says otherwise.",
 )

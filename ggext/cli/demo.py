@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggext.cli.numbers import Tokens
+
 if TYPE_CHECKING:
     from ggext.demo import DemoResult
 
@@ -29,7 +31,7 @@ _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": 
 )
 @click.option(
     "--text",
-    type=click.IntRange(1, 1_000_000),
+    type=Tokens(most=1_000_000),
     metavar="N",
     help="Only print a text of N tokens, to chat about with the embedded model.",
 )

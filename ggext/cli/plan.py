@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli import chat_options
+from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 
 if TYPE_CHECKING:
     from ggext.plan import Plan, PlanOptions
@@ -28,7 +29,12 @@ _PARTS = {
 @click.command(short_help="Say what a model and a context need, before loading.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
+    "-c",
     "--context",
+    "--ctx",
+    "--ctx-size",
+    "context",
+    type=TOKENS_OR_AUTO,
     metavar="N|auto",
     help="Tokens; auto: what fits.  [default: what the file is made for]",
 )
@@ -42,7 +48,7 @@ _PARTS = {
 )
 @click.option(
     "--batch",
-    type=click.IntRange(min=1),
+    type=TOKENS,
     metavar="N",
     help="Tokens at a time.  [default: as ggext chat]",
 )
@@ -58,7 +64,7 @@ _PARTS = {
 @chat_options.swa
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def plan(
-    file: Path, as_json: bool, context: str | None, gpu_layers: int | None, **choices: Any
+    file: Path, as_json: bool, context: int | str | None, gpu_layers: int | None, **choices: Any
 ) -> None:
     """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what
     is free.
@@ -69,14 +75,10 @@ def plan(
     from ggext.plan import PlanOptions
     from ggext.plan import plan as run
 
-    options = PlanOptions(_tokens(context), gpu_layers, Choices(**choices))
+    options = PlanOptions(context, gpu_layers, Choices(**choices))
     found = run(file, options)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
     sys.exit(found.fits is False)
-
-
-def _tokens(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
 
 
 def in_words(found: Plan, options: PlanOptions) -> str:

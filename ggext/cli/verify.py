@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggext.cli.convert import NUMBER
+from ggext.cli.numbers import NUMBER, Tokens
 
 if TYPE_CHECKING:
     from ggext.proof.report import Check, Report
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(2),
+    type=Tokens(2),
     metavar="N",
     help="Tokens to evaluate for the logits [the context, at most 2048].",
 )

@@ -1,0 +1,106 @@
+"""Numbers as people type them: ``16k`` tokens, ``4G`` of memory, a factor."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_TOKENS = re.compile(r"([0-9]+(?:\.[0-9]+)?)([km]?)", re.ASCII)
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
+_BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt])(i?b)?", re.ASCII)
+#: Positions are whole numbers of 32 bits with a sign.
+MOST_TOKENS = 1 << 30
+
+
+class Number(click.ParamType[float]):
+    """A finite float; ``nan`` and ``inf`` are usage errors, not numbers."""
+
+    name = "number"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number", param, ctx)
+        if not abs(number) < float("inf"):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+def parse_tokens(text: str) -> int:
+    """The number of tokens that ``text`` means: ``16384``, ``16,384``, ``16k`` (× 1,024), ``1M``
+    (× 1,048,576).
+
+    Raises ``ValueError``, whose text says what is accepted.
+    """
+    plain = text.strip().replace("_", "").lower()
+    if _GROUPED.fullmatch(plain):
+        plain = plain.replace(",", "")
+    match = _TOKENS.fullmatch(plain)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number of tokens such as 16384, 16,384, 16k or 1M")
+    count = float(match[1]) * 1024 ** _POWERS[match[2]]
+    if count != int(count):
+        raise ValueError(f"{text!r} is {count:,g} tokens, not a whole number")
+    return int(count)
+
+
+class Tokens(click.ParamType["int | str"]):
+    """A count of tokens, from ``least`` to ``most``; the word ``auto`` too where ``allow_auto`` is
+    set."""
+
+    name = "tokens"
+
+    def __init__(
+        self, least: int = 1, most: int = MOST_TOKENS, *, allow_auto: bool = False
+    ) -> None:
+        self.least = least
+        self.most = most
+        self.allow_auto = allow_auto
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        if isinstance(value, int):
+            return value
+        if self.allow_auto and value == "auto":
+            return "auto"
+        try:
+            count = parse_tokens(value)
+        except ValueError as error:
+            word = ", or auto" if self.allow_auto else ""
+            self.fail(f"{error}{word}", param, ctx)
+        if not self.least <= count <= self.most:
+            self.fail(
+                f"{value} is {count:,} tokens; from {self.least:,} to {self.most:,} are possible",
+                param,
+                ctx,
+            )
+        return count
+
+
+class Size(click.ParamType[int]):
+    """Bytes: K, M, G and T are powers of 1000 (as in llama.cpp's gguf-split), KiB, MiB, GiB and TiB
+    of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        match = _BYTES.fullmatch(value.replace(" ", "").lower())
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size such as 4G, 500M or 1.5GiB", param, ctx)
+        unit: int = (1024 if match[3] == "ib" else 1000) ** _POWERS[match[2]]
+        return round(float(match[1]) * unit)
+
+
+NUMBER = Number()
+TOKENS = Tokens()
+TOKENS_OR_AUTO = Tokens(allow_auto=True)
+SIZE = Size()
