@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ggext._version import __version__
-from ggext.errors import ContextFullError, GgextError
+from ggext.errors import ContextFullError, EngineDiedError, GgextError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ContextFullError",
+    "EngineDiedError",
     "GgextError",
     "MemoryOptions",
     "Model",

@@ -58,6 +58,19 @@ class ModelError(GgextError):
     """llama.cpp refused a model, a context or a batch."""
 
 
+class EngineDiedError(ModelError):
+    """The process in which llama.cpp ran has died: of a signal, an abort, for want of memory.
+
+    ``signal``: its name, such as ``SIGKILL``; None where the process ended with ``status`` by
+    itself.
+    """
+
+    def __init__(self, message: str, signal: str | None, status: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+        self.status = status
+
+
 class ContextFullError(ModelError):
     """The prompt does not fit. Nothing was evaluated and nothing was dropped. All counts in
     tokens."""

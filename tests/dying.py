@@ -1,0 +1,70 @@
+"""Functions that `ggext.runtime.child` calls in a child: some return, some die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+from ggext.errors import ContextFullError, UsageError
+from ggext.runtime.child import Channel
+
+
+def doubled(values: list[int]) -> list[int]:
+    sys.stdout.write("printing does not disturb the conversation")
+    os.write(1, b"nor does C")
+    return [2 * value for value in values]
+
+
+def refused(text: str) -> None:
+    raise UsageError(text)
+
+
+def full() -> None:
+    raise ContextFullError(5, 3, 1)
+
+
+def broken() -> None:
+    raise ZeroDivisionError("one by none")
+
+
+def killed(name: str) -> None:
+    if name == "SIGABRT":
+        os.write(2, b"tensor.c:12: GGML_ASSERT(a->ne[0] > 0) failed\n")
+    os.kill(os.getpid(), signal.Signals[name])
+    time.sleep(30)
+
+
+def exits(status: int) -> None:
+    os.write(2, b"out of luck\n")
+    os._exit(status)
+
+
+def sleeps() -> None:
+    time.sleep(600)
+
+
+def interrupts_its_group() -> str:
+    """What Ctrl-C in a terminal does to a child that shares its parent's group."""
+    os.kill(os.getpid(), signal.SIGINT)
+    return "still here"
+
+
+def echoes(channel: Channel) -> None:
+    while (message := channel.receive()) is not None:
+        channel.send(message)
+
+
+def talks_nonsense(channel: Channel) -> None:
+    channel.write(b"\xff\xff\xff\xff no frame")
+    channel.receive()
+
+
+def environment(names: list[str]) -> dict[str, Any]:
+    return {name: os.environ.get(name) for name in names}
+
+
+def holds(channel: Channel) -> None:
+    channel.receive()
