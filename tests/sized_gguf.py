@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
+
+if TYPE_CHECKING:
+    from ggext.runtime import llama
 
 _NORMS = {
     "cohere2": ("attn_norm",),
@@ -397,17 +399,16 @@ def opened(path: Path) -> Iterator[Callable[..., Allocated]]:
     from ggext.runtime import llama
 
     module = llama.lib()
-    lines, llama._log.lines = llama._log.lines, deque()
     params = module.llama_model_default_params()
     params.no_alloc, params.n_gpu_layers = True, 0
     params.load_mode = 0  # no mapping: the file is a hole
-    model = module.llama_model_load_from_file(str(path).encode(), params)
+    with llama.listening() as log:
+        model = module.llama_model_load_from_file(str(path).encode(), params)
     try:
         if not model:
-            raise RuntimeError("".join(text for _, text in llama._log.lines)[-2000:])
+            raise RuntimeError(_text(log)[-2000:])
         yield partial(_with_context, module, model)
     finally:
-        llama._log.lines = lines
         module.llama_model_free(model)
 
 
@@ -417,23 +418,25 @@ def _with_context(module: Any, model: Any, **options: Any) -> Allocated:
     params = module.llama_context_default_params()
     for name, value in options.items():
         setattr(params, name, value)
-    llama.clear_log()
-    context = module.llama_init_from_model(model, params)
+    with llama.listening(llama.Log(None)) as log:
+        context = module.llama_init_from_model(model, params)
     if not context:
-        raise RuntimeError("".join(text for _, text in llama._log.lines)[-2000:])
-    sizes = logged_sizes(module.llama_model_size(model))
+        raise RuntimeError(_text(log)[-2000:])
+    sizes = logged_sizes(module.llama_model_size(model), log)
     module.llama_free(context)
     return sizes
 
 
-def logged_sizes(weights: int) -> Allocated:
-    """What the log says since it was cleared."""
-    from ggext.runtime import llama
+def _text(log: llama.Log) -> str:
+    return "".join(text for _, text in log.lines)
 
-    log = "".join(text for _, text in llama._log.lines)
-    cache = _logged(log, r"size = +([\d.]+) MiB \( *\d+ cells")
+
+def logged_sizes(weights: int, log: llama.Log) -> Allocated:
+    """What llama.cpp logged of a context."""
+    text = _text(log)
+    cache = _logged(text, r"size = +([\d.]+) MiB \( *\d+ cells")
     compute, output = (
-        _logged(log, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output")
+        _logged(text, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output")
     )
     return Allocated(weights, cache, compute, output)
 

@@ -151,3 +151,12 @@ def test_what_is_refused(
     with pytest.raises(CheckpointError, match=message):
         convert(ConvertOptions(tmp_path, tmp_path / "out.gguf", YARN))
     assert not (tmp_path / "out.gguf").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+def test_the_source_is_not_mapped_after_the_conversion(
+    checkpoints: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """A cache of the last tensors kept it, so that it could not be removed on Windows."""
+    convert(ConvertOptions(checkpoints[0], tmp_path / "packed.gguf", YARN))
+    assert str(checkpoints[0]) not in Path("/proc/self/maps").read_text()

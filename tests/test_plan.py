@@ -7,7 +7,6 @@ import json
 import math
 import subprocess
 import sys
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -162,13 +161,12 @@ def session_sizes(path: Path, options: dict[str, Any]) -> Allocated:
     from ggext.runtime import llama
     from ggext.runtime.engine import Model, Session, SessionOptions
 
-    with Model.open(path, gpu_layers=0) as model:
-        lines, llama._log.lines = llama._log.lines, deque()
-        try:
-            with Session(model, SessionOptions(**options)):
-                return logged_sizes(model.size)
-        finally:
-            llama._log.lines = lines
+    with (
+        Model.open(path, gpu_layers=0) as model,
+        llama.listening(llama.Log(None)) as log,
+        Session(model, SessionOptions(**options)),
+    ):
+        return logged_sizes(model.size, log)
 
 
 def test_the_placement_reuses_what_is_free_and_what_is_read_last() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,18 +140,21 @@ class MappedTensor:
         """Of two or more dimensions; no block has rows of two matrices."""
         *matrices, n_rows, row_length = self.shape
         step = rows_at_once(nbytes, row_length * _MOST_BYTES, row_length)
-        for matrix in range(math.prod(matrices)):
-            for start in range(0, n_rows, step):
-                stop = min(n_rows, start + step)
-                read = partial(self._read_arranged, matrix if matrices else None, start, stop)
-                yield RowBlock(stop - start, (stop - start) * row_length, read)
-
-    def _read_arranged(self, matrix: int | None, start: int, stop: int) -> np.ndarray[Any, Any]:
+        starts = range(0, n_rows, step)
         assert self.rule.arranged is not None
-        wholes = [_arranged(tensor, self.rule.arranged) for tensor in self.tensors]
-        first, *others = (
-            whole[start:stop] if matrix is None else whole[matrix, start:stop] for whole in wholes
-        )
+        wholes = _Wholes(self.tensors, self.rule.arranged, math.prod(matrices) * len(starts))
+        for matrix in range(math.prod(matrices)):
+            for start in starts:
+                rows = slice(start, min(n_rows, start + step))
+                place = (matrix, rows) if matrices else (rows,)
+                count = rows.stop - start
+                read = partial(self._read_arranged, wholes, place)
+                yield RowBlock(count, count * row_length, read)
+
+    def _read_arranged(
+        self, wholes: _Wholes, place: tuple[int | slice, ...]
+    ) -> np.ndarray[Any, Any]:
+        first, *others = (whole[place] for whole in wholes.taken())
         return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
 
     def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
@@ -162,13 +166,29 @@ class MappedTensor:
         return values + values.dtype.type(self.rule.plus)
 
 
-@lru_cache(maxsize=4)
-def _arranged(
-    tensor: CheckpointTensor, arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
-) -> np.ndarray[Any, Any]:
-    """A view of the mapped values; the last ones are kept, since values of float8 are computed all
-    together."""
-    return arranged(tensor.array())
+class _Wholes:
+    """Arranged views of a tensor's sources: made for its first block, since values of float8 are
+    computed all together, and let go with its last, so that no file stays mapped."""
+
+    def __init__(
+        self,
+        tensors: Sequence[CheckpointTensor],
+        arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]],
+        blocks: int,
+    ) -> None:
+        self._tensors = tensors
+        self._arranged = arranged
+        self._left = blocks
+        self._lock = threading.Lock()
+        self._values: list[np.ndarray[Any, Any]] | None = None
+
+    def taken(self) -> list[np.ndarray[Any, Any]]:
+        """For one block, in any thread."""
+        with self._lock:
+            values = self._values or [self._arranged(tensor.array()) for tensor in self._tensors]
+            self._left -= 1
+            self._values = values if self._left > 0 else None
+            return values
 
 
 def rows_at_once(nbytes: int, row_bytes: int, row_length: int) -> int:

@@ -8,7 +8,6 @@ without the interpreter's lock.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,10 +23,6 @@ Buffer = bytes | bytearray | memoryview
 _MAX_THREADS = 8
 #: Long enough for the interpreter's lock, which is needed between pieces, not to matter.
 _COPIED_AT_ONCE = 16 << 20
-#: Seconds that the main thread, making the header meanwhile, may keep a thread from its next piece.
-#: Python's own 5 ms are as long as a piece takes: with them 2 GB took 1.27 s, and 1.02 s with
-#: these.
-_SWITCH_INTERVAL = 0.0002
 
 
 @dataclass(frozen=True)
@@ -83,8 +78,6 @@ def writing(
         max(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2),
     )
     workers = [threading.Thread(target=work) for _ in range(n_threads)]
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_INTERVAL)
     for worker in workers:
         worker.start()
     try:
@@ -95,7 +88,6 @@ def writing(
         ended.set()  # also when the main thread is interrupted
         for worker in workers:
             worker.join()
-        sys.setswitchinterval(before)
     if errors:
         raise errors[0]
 

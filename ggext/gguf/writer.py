@@ -9,8 +9,8 @@ with cp.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,9 @@ from ggext.errors import OutputError
 from ggext.gguf.header import SLACK, alignment_of, fits, pack_header, packed_length, roomy_length
 from ggext.gguf.pieces import Buffer, Piece, StoredPiece, write_at, writing
 from ggext.gguf.types import Field, TensorInfo, aligned
+
+# Nothing that is there already is opened, nor what a link of that name points to.
+_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
 
 
 @dataclass(frozen=True)
@@ -175,10 +178,7 @@ def replacing(path: Path, size: int = 0) -> Iterator[Path]:
 
 def put_in_place(beside: Path, path: Path) -> None:
     """Rename a finished file to ``path``."""
-    umask = os.umask(0)
-    os.umask(umask)
     with output_errors(path):
-        beside.chmod(0o666 & ~umask)  # mkstemp's 0600 is for secrets, not for models
         if path.exists() and path.stat().st_size:  # something to lose
             sync(beside)
         beside.replace(path)
@@ -202,13 +202,12 @@ def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
                 f"{path} needs {size:,} bytes and the disk has {free:,} free; free some, or write "
                 "elsewhere"
             )
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
-        os.close(handle)
+        beside = folder / f".{path.name}.{secrets.token_hex(8)}.part"
+        os.close(os.open(beside, _NEW, 0o666))  # less the umask, which only the system can apply
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}; choose a folder that can be written"
         ) from None
-    beside = Path(name)
     try:
         yield beside
     finally:

@@ -11,11 +11,11 @@ import ctypes
 import os
 import re
 import sys
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import MissingExtraError, ModelError, UsageError
@@ -39,40 +39,52 @@ _WEIGHTS = re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")
 
 _RULER = re.compile("={4,}")  # llama.cpp frames some errors
 
-_lock = Lock()
+_lock = threading.Lock()
 _module: Any = None
 
 
-class _Log:
-    """The last lines that llama.cpp logged, as (level, text)."""
+class Log:
+    """The last ``lines`` that llama.cpp logged for one thread, as (level, text)."""
 
-    def __init__(self) -> None:
-        self.lines: deque[tuple[int, str]] = deque(maxlen=400)
+    def __init__(self, most: int | None = 400) -> None:
+        self.lines: deque[tuple[int, str]] = deque(maxlen=most)
 
-    def write(self, level: int, text: bytes, _user_data: object) -> None:
-        if level == _LOG_DEBUG:  # a line for each tensor of a model
-            return
-        line = text.decode("utf-8", "replace")
+    def clear(self) -> None:
+        """Forgets them."""
+        self.lines.clear()
+
+    def add(self, level: int, line: str) -> None:
+        """A line, or more of the last one."""
         if level == _LOG_CONTINUED and self.lines:
             level, start = self.lines.pop()
             line = start + line
         self.lines.append((level, line))
 
     def copied_weights(self) -> int:
+        """Bytes of the weights whose loading was logged that have memory of their own: those on
+        devices, and those that llama.cpp laid out anew for its CPU kernels."""
         sizes = (match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text)))
         return int(sum(float(size) * 2**20 for name, size in sizes if not name.endswith("_Mapped")))
 
-    def reason(self) -> str:
-        """The first error since the last `clear` (the cause precedes its consequences)."""
-        errors = [text.strip() for level, text in self.lines if level == _LOG_ERROR]
-        telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
-        line = (telling or errors or ["it gave no reason"])[0]
-        line = " ".join(_RULER.sub(" ", line).split())
-        function, colon, rest = line.partition(": ")
-        return rest if colon and " " not in function else line
+    def errors(self) -> list[str]:
+        return [text.strip() for level, text in self.lines if level == _LOG_ERROR]
 
 
-_log = _Log()
+class _Logs(threading.local):
+    """Whose call llama.cpp speaks of: it logs in the thread that called it. ``stack``: one log for
+    each call that others are made within, as a load's progress may open another model."""
+
+    def __init__(self) -> None:
+        self.stack = [Log()]
+
+
+def _write(level: int, text: bytes, _user_data: object) -> None:
+    """llama.cpp's log callback."""
+    if level != _LOG_DEBUG:  # a line for each tensor of a model
+        _logs.stack[-1].add(level, text.decode("utf-8", "replace"))
+
+
+_logs = _Logs()
 
 
 def lib(purpose: str = "running a model") -> Any:
@@ -104,8 +116,9 @@ def _start(purpose: str) -> Any:
         )
     module: Any = llama_cpp.llama_cpp
     # The callback object must live as long as the library may log.
-    _log.callback = module.llama_log_callback(_log.write)  # type: ignore[attr-defined]
-    module.llama_log_set(_log.callback, None)  # type: ignore[attr-defined]
+    callback = module.llama_log_callback(_write)
+    module.llama_log_set(callback, None)
+    module.ggext_log_callback = callback
     module.llama_backend_init()
     return module
 
@@ -128,20 +141,31 @@ def _patient_threads() -> Iterator[None]:
         del os.environ["GOMP_SPINCOUNT"]
 
 
+@contextmanager
+def listening(log: Log | None = None) -> Iterator[Log]:
+    """What llama.cpp logs in this thread while the block runs, but for inner such blocks."""
+    log = log or Log()
+    _logs.stack.append(log)
+    try:
+        yield log
+    finally:
+        _logs.stack.remove(log)
+
+
 def clear_log() -> None:
-    """Forgets what was logged, so that `failure` speaks of the call that follows."""
-    _log.lines.clear()
+    """Forgets what was logged in this thread, so that `failure` speaks of the call that follows."""
+    _logs.stack[-1].clear()
 
 
 def reason() -> str:
-    """The first error that llama.cpp logged since `clear_log`."""
-    return _log.reason()
-
-
-def copied_weights() -> int:
-    """Bytes of the weights that were loaded since `clear_log` and have memory of their own: those
-    on devices, and those that llama.cpp laid out anew for its CPU kernels."""
-    return _log.copied_weights()
+    """The first error that llama.cpp logged in this thread since `clear_log`: the cause precedes
+    its consequences."""
+    errors = _logs.stack[-1].errors()
+    telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
+    line = (telling or errors or ["it gave no reason"])[0]
+    line = " ".join(_RULER.sub(" ", line).split())
+    function, colon, rest = line.partition(": ")
+    return rest if colon and " " not in function else line
 
 
 def failure(message: str) -> ModelError:

@@ -51,14 +51,16 @@ class Model(Closing):
     that are not the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
-    def __init__(self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None) -> None:
+    def __init__(
+        self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None, copied: int
+    ) -> None:
         self._lib = llama.lib()
         self.path = path
         self.header = header
         self.n_gpu_layers = gpu_layers
         self._handle = handle
         self._vocab = self._lib.llama_model_get_vocab(handle)
-        self.copied = llama.copied_weights()
+        self.copied = copied
         self.sessions: WeakSet[Closing] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
@@ -94,18 +96,18 @@ class Model(Closing):
         loading = _Loading(progress)
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
-        llama.clear_log()
-        handle = module.llama_model_load_from_file(os.fsencode(path), params)
-        if loading.error is not None:
-            raise loading.error
-        if not handle:
-            if loading.cancelled:
-                raise CancelledError(f"loading {path} was cancelled")
-            raise llama.failure(f"{path} cannot be loaded")
+        with llama.listening() as log:
+            handle = module.llama_model_load_from_file(os.fsencode(path), params)
+            if loading.error is not None:
+                raise loading.error
+            if not handle:
+                if loading.cancelled:
+                    raise CancelledError(f"loading {path} was cancelled")
+                raise llama.failure(f"{path} cannot be loaded")
         if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
             module.llama_model_free(handle)
             raise ModelError(f"{path} ({header.arch}) is not a model that continues text")
-        return cls(path, header, handle, gpu_layers)
+        return cls(path, header, handle, gpu_layers, log.copied_weights())
 
     def close(self) -> None:
         """Frees the model, after its sessions. Further calls do nothing."""
