@@ -30,6 +30,7 @@ from ggext.chat.conversation import ChatOptions, Conversation
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
+from ggext.quality.perplexity import nll
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.memory import WhenFull
@@ -95,7 +96,7 @@ def row(
             seconds.append(prefill.seconds / prefill.evaluated)
             prompt = f"{language.BOS}{language.USER}{sample.document}"
             losses.append(
-                session.losses(model.tokenize(prompt, add_special=False, parse_special=True)).mean()
+                nll(session, model.tokenize(prompt, add_special=False, parse_special=True)).mean()
             )
     perplexity = math.exp(statistics.mean(losses))
     print(
@@ -112,7 +113,7 @@ def book(text: Path, path: Path, cache: int, tokens: int) -> None:
             options = SessionOptions(n_ctx=cache, memory=MemoryOptions(policy))
             with Session(model, options) as session:
                 start = time.perf_counter()
-                value = math.exp(session.losses(wanted).mean())
+                value = math.exp(nll(session, wanted).mean())
                 seconds = time.perf_counter() - start
                 print(
                     f"| {policy} | {options.kv_type} | {len(wanted):,} | {value:.4f} | "

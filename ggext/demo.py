@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
@@ -185,6 +184,7 @@ def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
     ``TRAINED``."""
     import numpy as np
 
+    from ggext.quality.perplexity import nll
     from ggext.runtime.engine import Model, Session
 
     rng = random.Random(f"perplexity {seed}")
@@ -196,16 +196,6 @@ def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
             tokens = model.tokenize(prompt, add_special=False, parse_special=True)
             if len(tokens) != length:
                 raise ModelError(f"{path} makes {len(tokens)} tokens of a text of {length}")
-            row[:] = _losses(session.logits(tokens), tokens)
+            row[:] = nll(session, tokens)
     steps = range(0, length, TRAINED)
     return tuple(math.exp(losses[:, start : start + TRAINED].mean()) for start in steps)
-
-
-def _losses(logits: Any, tokens: list[int]) -> Any:
-    """-log p of each token after the first, natural logarithm."""
-    import numpy as np
-
-    rows = logits[:-1].astype(np.float64)
-    rows -= rows.max(axis=1, keepdims=True)
-    chosen = rows[np.arange(len(rows)), tokens[1:]]
-    return np.log(np.exp(rows).sum(axis=1)) - chosen

@@ -27,6 +27,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
 from ggext.chat.conversation import ChatOptions, Conversation  # noqa: E402
+from ggext.quality.perplexity import nll  # noqa: E402
 from ggext.runtime import capacity, state  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
@@ -68,7 +69,7 @@ def baked(folder: Path, encoding: EncodingName | None = None) -> Path:
 
 def perplexity(model: Model, tokens: list[int], made: SessionOptions) -> float:
     with Session(model, made) as session:
-        return math.exp(session.losses(tokens).mean())
+        return math.exp(nll(session, tokens).mean())
 
 
 def next_logits(session: Session) -> Any:
@@ -212,7 +213,7 @@ def test_self_extend_meets_no_position_beyond_the_file_s(tmp_path: Path, text: l
         plainly = perplexity(plain, text[:1100], SessionOptions(n_ctx=1200))
         made = options("self-extend", 1200, group=16)
         with Session(plain, made) as session:
-            assert math.exp(session.losses(text[:1100]).mean()) < 0.9 * plainly
+            assert math.exp(nll(session, text[:1100]).mean()) < 0.9 * plainly
             positions = session.cache.positions
         assert len(positions) == 1100
         assert max(positions) < 256

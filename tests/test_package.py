@@ -35,7 +35,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"cli", "screen"},
     {"verify", "inspect", "plan", "demo", "doctor"},
-    {"api", "chat", "convert", "proof"},
+    {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native"},

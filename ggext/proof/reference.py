@@ -11,6 +11,7 @@ from ggext.errors import CheckpointError, MissingExtraError, first_line
 from ggext.rope import methods
 from ggext.rope.config import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
+from ggext.runtime.likelihood import diverge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -135,20 +136,4 @@ def divergence(
     """KL(expected ‖ actual) of each row in nats, and the largest difference of a logit."""
     import numpy as np
 
-    kl = np.array([_kl(p, q) for p, q in zip(expected, actual, strict=True)])
-    return kl, float(np.abs(expected - actual).max())
-
-
-def _kl(expected: np.ndarray[Any, Any], actual: np.ndarray[Any, Any]) -> float:
-    import numpy as np
-
-    log_p, log_q = (_log_softmax(row.astype(np.float64)) for row in (expected, actual))
-    return float(np.sum(np.exp(log_p) * (log_p - log_q)))
-
-
-def _log_softmax(row: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    import numpy as np
-
-    shifted = row - row.max()
-    result: np.ndarray[Any, Any] = shifted - np.log(np.exp(shifted).sum())
-    return result
+    return diverge(expected, actual).kl, float(np.abs(expected - actual).max())

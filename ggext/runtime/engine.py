@@ -38,6 +38,8 @@ __all__ = [
 
 Progress = Callable[[int, int], None]
 
+_LOGITS_AT_ONCE = 1 << 25  # of a batch, all rows: 128 MiB
+
 
 @dataclass(frozen=True)
 class Prefill:
@@ -215,47 +217,47 @@ class Session(Closing):
         """
         import numpy as np
 
-        return np.concatenate(list(self._rows(tokens, n_batch)))
+        return np.concatenate([rows.copy() for rows in self.logit_rows(tokens, n_batch=n_batch)])
 
-    def losses(self, tokens: Sequence[int]) -> NDArray[np.float64]:
-        """-log p of each token after the first, (n_tokens - 1,), natural logarithm, from an empty
-        cache.
+    def logit_rows(
+        self,
+        tokens: Sequence[int],
+        first: int = 0,
+        n_batch: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[NDArray[np.float32]]:
+        """The logits behind tokens[first:], batch by batch, (n_tokens, n_vocab); a block is
+        llama.cpp's own memory and holds until the next is asked for.
 
-        Of a text that is longer than the context, what the policy keeps is what each token sees.
-        Raises ContextFullError, CancelledError.
+        Tokens before `first` are evaluated as by `evaluate`; with none before it the cache is
+        emptied. Raises ContextFullError, CancelledError.
         """
         import numpy as np
 
-        found, start = [], 1
-        for rows in self._rows(tokens, None):
-            following = np.array(tokens[start : start + len(rows)])
-            rows = rows[: len(following)].astype(np.float64)
-            rows -= rows.max(axis=1, keepdims=True)
-            found.append(np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), following])
-            start += len(following)
-        return np.concatenate(found)
-
-    def _rows(self, tokens: Sequence[int], n_batch: int | None) -> Iterator[NDArray[np.float32]]:
-        import numpy as np
-
+        if self.memory.limit is not None and len(tokens) > self.memory.limit:
+            raise ContextFullError(len(tokens), 0, self.memory.limit)
+        if first and self.evaluate(tokens[:first], progress).cancelled:
+            raise CancelledError(f"cancelled before token {first} of {len(tokens)}")
         with self._exclusive:
             self.resume()
-            wanted = self._checked(tokens)
-            if self.memory.limit is not None and len(wanted) > self.memory.limit:
-                raise ContextFullError(len(wanted), 0, self.memory.limit)
-            self._keep(0, len(wanted))
-            done = 0
-            for batch in self.cache.batches.split(
-                wanted, 0, min(n_batch or self.memory.batch, self.memory.batch)
-            ):
+            checked = self._checked(tokens)
+            if not first:
+                self._keep(0, len(checked))
+            done = first
+            most = min(n_batch or self.memory.batch, self.memory.batch, self._rows_at_once())
+            for batch in self.cache.batches.split(checked[first:], first, most):
                 if not (
                     self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)
                 ):
                     self.resume()
-                    raise CancelledError(f"cancelled after {done} of {len(wanted)} tokens")
+                    raise CancelledError(f"cancelled after {done} of {len(tokens)} tokens")
                 done += len(batch)
                 pointer = self.cache.lib.llama_get_logits(self.cache.handle)
-                yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab)).copy()
+                yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab))
+
+    def _rows_at_once(self) -> int:
+        """Rows of logits that llama.cpp may hold: 128 of the largest vocabularies."""
+        return max(16, _LOGITS_AT_ONCE // self.model.n_vocab)
 
     def last_logits(self) -> NDArray[np.float32]:
         """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing

@@ -17,6 +17,7 @@ from ggext.errors import ModelError
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.runtime import llama
 from ggext.runtime.closing import Closing
+from ggext.runtime.scaled import Overrides, with_overrides
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
@@ -78,11 +79,13 @@ class Model(Closing):
         path: str | Path,
         gpu_layers: int | None = None,
         progress: LoadProgress | None = None,
+        overrides: Overrides | None = None,
     ) -> Model:
         """Loads a GGUF file; of a model in several parts any of them, or their folder, may be
         named.
 
-        `gpu_layers` None offloads whatever the library can.
+        `gpu_layers` None offloads whatever the library can. `overrides`: full keys, and values
+        that llama.cpp takes in place of the file's (`runtime.scaled`); ``header`` has them too.
 
         `progress` is called with 0.0 to 1.0 and cancels the load by returning False. Raises
         GgufError for a malformed file, ModelError when llama.cpp refuses it, CancelledError.
@@ -93,6 +96,9 @@ class Model(Closing):
         params = module.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
+        if overrides:
+            header = with_overrides(header, overrides)
+            params.kv_overrides = _override_array(module, overrides)
         loading = _Loading(progress)
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
@@ -268,6 +274,26 @@ class Model(Closing):
         if not 0 <= token < self.n_vocab:
             raise ModelError(f"token {token} is not in the vocabulary of {self.n_vocab} tokens")
         return token
+
+
+def _override_array(module: Any, overrides: Overrides) -> Any:
+    """llama.cpp's array, which an entry without a key ends."""
+    entries = []
+    for key, value in overrides.items():
+        entry = module.llama_model_kv_override()
+        entry.key = key.encode()
+        if isinstance(value, str):
+            entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_STR
+            entry.value.val_str = value.encode()
+        elif isinstance(value, int):
+            entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_INT
+            entry.value.val_i64 = value
+        else:
+            entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_FLOAT
+            entry.value.val_f64 = value
+        entries.append(entry)
+    end = module.llama_model_kv_override()
+    return (module.llama_model_kv_override * (len(entries) + 1))(*entries, end)
 
 
 class _Loading:

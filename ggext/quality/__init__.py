@@ -1,0 +1,1 @@
+"""How far a GGUF file really reaches: likelihoods, needles, statistics, and the report on them."""

@@ -1,0 +1,126 @@
+"""The user's own documents: read, cut into sentences for haystacks, and into pieces of tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+from ggext.data import demo_language as language
+from ggext.errors import UsageError
+
+if TYPE_CHECKING:
+    from ggext.runtime.model import Model
+
+_MAX_BYTES = 1 << 30
+_SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
+_LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of tokens to score."""
+
+    # Its name in a report: the document and its place there.
+    name: str
+    # A BOS first, where the vocabulary wants one.
+    tokens: tuple[int, ...]
+    # The first token to score, at least 1.
+    first: int = 1
+
+
+def read_text(path: Path) -> str:
+    """A document of UTF-8; what is none is replaced. Raises UsageError."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise UsageError(f"{path} has more than {_MAX_BYTES >> 30} GiB; take a part of it")
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
+    if not text.strip():
+        raise UsageError(f"{path} holds no text")
+    return text
+
+
+def embedded_text() -> str:
+    """The document that ggext has with it, of some 700 words."""
+    return (files("ggext") / "data" / "document.txt").read_text("utf-8")
+
+
+def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
+    """The sentences of the texts, for `sentences_from`."""
+    found: list[str] = []
+    for text in texts:
+        for match in _SENTENCE.finditer(text):
+            split = match[0].split()
+            starts = range(0, len(split), _LONGEST_SENTENCE)
+            found += [" ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts]
+    return tuple(found)
+
+
+def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
+    """The sentences in their order from a random one on, from the start again after the last."""
+    start = rng.randrange(len(found))
+    while True:
+        yield from found[start:]
+        start = 0
+
+
+def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int, most: int) -> list[Piece]:
+    """At most `most` pieces of exactly `length` tokens that do not overlap, spread over the texts.
+
+    `texts`: name and text. Of one document several pieces are taken, each from its own start.
+    Raises UsageError where no text is long enough.
+    """
+    bos = [model.bos] if model.adds_bos else []
+    body = length - len(bos)
+    found: list[list[Piece]] = []
+    longest = 0
+    for name, text in texts:
+        tokens = model.tokenize(text, add_special=False)
+        longest = max(longest, len(tokens) + len(bos))
+        count = min(most, len(tokens) // body)
+        starts = [len(tokens) * i // count for i in range(count)] if count else []
+        found.append([Piece(f"{name}@{s}", (*bos, *tokens[s : s + body])) for s in starts])
+    if not any(found):
+        raise UsageError(
+            f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
+            "longer text, or shorter lengths"
+        )
+    in_turn = [part[i] for i in range(most) for part in found if i < len(part)]
+    return in_turn[:most]
+
+
+def little_pieces(model: Model, length: int, most: int, seed: int) -> list[Piece]:
+    """The same in the embedded model's own language, whose texts have any length."""
+    made = []
+    for i in range(most):
+        rng = Random(f"perplexity {seed} {i}")
+        facts = min(language.RECALL_FACTS, (length - 2) // (2 * language.FACT_TOKENS))
+        text = language.document(rng, language.facts(rng, facts), length - 2)
+        prompt = f"{language.BOS}{language.USER}{text}"
+        tokens = model.tokenize(prompt, add_special=False, parse_special=True)
+        made.append(Piece(f"made-up text {i + 1}", tuple(tokens)))
+    return made
+
+
+def llama_cpp_pieces(model: Model, text: str, n_ctx: int, most: int) -> list[Piece]:
+    """llama-perplexity's chunks: `n_ctx` tokens in a row, the first replaced by a BOS where the
+    vocabulary wants one, the second half scored. Raises UsageError for a text of fewer than two."""
+    tokens = model.tokenize(text)
+    if len(tokens) < 2 * n_ctx:
+        raise UsageError(
+            f"the text has {len(tokens):,} tokens; llama-perplexity's protocol needs two chunks, "
+            f"{2 * n_ctx:,}: give a longer text, or shorter lengths"
+        )
+    found = []
+    for i in range(min(most, len(tokens) // n_ctx)):
+        chunk = tokens[i * n_ctx : (i + 1) * n_ctx]
+        if model.adds_bos:
+            chunk[0] = model.bos
+        found.append(Piece(f"chunk {i + 1}", tuple(chunk), n_ctx // 2 + 1))
+    return found
