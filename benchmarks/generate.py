@@ -31,8 +31,9 @@ import ggext
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.runtime import llama
+from ggext.runtime.answering import Question
 from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
-from ggext.runtime.worker import Question, Worker
+from ggext.runtime.worker import Worker
 
 GREEDY = Sampling(temperature=0)
 CONTEXT = 2048

@@ -19,11 +19,12 @@ from ggext.chat.prompt import Prompts, behind_system
 from ggext.chat.reasoning import Thought
 from ggext.chat.transcript import Role, Turn
 from ggext.errors import ContextFullError, UsageError
-from ggext.runtime import engine, store
+from ggext.runtime.answering import Answering, End, Event, Happening, Question
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import Prefill, Sampling, SessionOptions
+from ggext.runtime.host import Engine, Host, Opening
+from ggext.runtime.isolated import IsolatedHost
 from ggext.runtime.memory.options import WhenFull
-from ggext.runtime.worker import Answering, End, Event, Happening, Question, Worker
 
 __all__ = ["Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"]
 
@@ -54,7 +55,9 @@ class Model(Closing):
     ``context``: tokens, or "auto": what the file is made for, or less where the free memory does
     not hold it. ``when_full``: what happens when a conversation outgrows that: "stop" raises
     ContextFullError, "turns" leaves whole oldest turns out, the others are
-    `ggext.runtime.memory`'s. Raises GgextError.
+    `ggext.runtime.memory`'s. ``isolated``: llama.cpp runs in a process of its own, whose death
+    is an EngineDiedError here and not the end of this one; the next call starts another. Raises
+    GgextError.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -82,6 +85,7 @@ class Model(Closing):
         when_full: WhenFull | Literal["turns"] = "stop",
         settings: Settings | None = None,
         load_progress: Callable[[float], bool] | None = None,
+        isolated: bool = False,
     ) -> None:
         settings = settings or Settings()
         self._drops_turns = when_full == "turns"
@@ -89,34 +93,32 @@ class Model(Closing):
             settings.session.memory, when_full="stop" if when_full == "turns" else when_full
         )
         n_ctx = None if context == "auto" else context
-        options = replace(settings.session, n_ctx=n_ctx, memory=memory)
-        self._model = engine.Model.open(path, settings.gpu_layers, load_progress)
+        session = replace(settings.session, n_ctx=n_ctx, memory=memory)
+        opening = Opening(Path(path), session, settings.gpu_layers, settings.parallel)
+        host = IsolatedHost if isolated else Host
+        self._engine: Engine = host(opening, load_progress)
         try:
-            self._prompts = Prompts(self._model)
-            sessions = [engine.Session(self._model, options) for _ in range(settings.parallel)]
+            self._prompts = Prompts(self._engine.vocabulary)
         except BaseException:
-            self._model.close()
+            self._engine.close()
             raise
-        self._worker = Worker(sessions)
-        self._limit = sessions[0].memory.limit
-        self.context = sessions[0].n_ctx
-        for notice in sessions[0].notices:
+        self.context = self._engine.context
+        for notice in self._engine.notices:
             _log.warning("%s: %s", path, notice)
 
     def close(self) -> None:
         """Cancels what runs and frees everything. Further calls do nothing."""
-        self._worker.close()
-        self._model.close()
+        self._engine.close()
 
     @property
     def path(self) -> Path:
         """The file."""
-        return self._model.path
+        return self._engine.vocabulary.path
 
     @property
     def trained(self) -> int:
         """Tokens that the model was trained on, before any extension."""
-        return self._model.n_ctx_original
+        return self._engine.vocabulary.n_ctx_original
 
     def count(self, text: str) -> int:
         """Tokens of a text by itself."""
@@ -165,7 +167,7 @@ class Model(Closing):
                 "%s: the context was full: the %d oldest turns left it", self.path, len(left)
             )
         answer = AnswerText(
-            self._model, prompts.tags, prompts.opens_reasoning(tokens), options.stop
+            self._engine.vocabulary, prompts.tags, prompts.opens_reasoning(tokens), options.stop
         )
         return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
@@ -186,8 +188,8 @@ class Model(Closing):
         (`<|fim_prefix|>`); never for a stranger's text. The others, and what is raised: see `chat`.
         """
         options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop))
-        tokens = self._model.tokenize(prompt, parse_special=special)
-        answer = AnswerText(self._model, stop=options.stop)
+        tokens = self._engine.vocabulary.tokenize(prompt, parse_special=special)
+        answer = AnswerText(self._engine.vocabulary, stop=options.stop)
         return self._reply(Question(tokens, sampling or Sampling(), max_tokens), answer, cancel)
 
     def save_cache(self, path: str | Path) -> int:
@@ -195,28 +197,13 @@ class Model(Closing):
         read again after `restore_cache`; the bytes of the file. Waits for answers that are on their
         way. Raises StateError where tokens have left the context, UsageError with ``parallel``
         contexts, OutputError."""
-        session = self._only_session()
-        return self._worker.do(
-            session, lambda: store.save(Path(path), session, store.session_key(session))
-        )
+        return self._engine.save(Path(path))
 
     def restore_cache(self, path: str | Path) -> int:
         """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates
         what differs from them. Raises StateError, after which the cache is empty: for a file that
         is damaged or of another model, RoPE table, type of cache or version of llama-cpp-python."""
-        session = self._only_session()
-        return self._worker.do(
-            session, lambda: store.restore(Path(path), session, store.session_key(session))
-        )
-
-    def _only_session(self) -> engine.Session:
-        sessions = self._worker.sessions
-        if len(sessions) > 1:
-            raise UsageError(
-                f"with parallel={len(sessions)} contexts no single cache is the conversation's: "
-                "take 1"
-            )
-        return sessions[0]
+        return self._engine.restore(Path(path))
 
     def _reply(
         self,
@@ -225,10 +212,10 @@ class Model(Closing):
         cancel: Event | None,
         left: tuple[Turn, ...] = (),
     ) -> Reply:
-        count, limit = len(question.tokens), self._limit
+        count, limit = len(question.tokens), self._engine.limit
         if limit is not None and count > limit:
             raise ContextFullError(count, 0, limit)
-        answering = self._worker.ask(question)
+        answering = self._engine.ask(question)
         answering.cancel_event = cancel
         if cancel is not None and cancel.is_set():
             answering.cancel()

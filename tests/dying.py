@@ -68,3 +68,14 @@ def environment(names: list[str]) -> dict[str, Any]:
 
 def holds(channel: Channel) -> None:
     channel.receive()
+
+
+def gives_up_in_ggml() -> None:
+    """As ggml's own assertions do."""
+    import ctypes
+
+    from ggext.runtime import llama
+
+    abort = llama.lib()._lib.ggml_abort
+    abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p]
+    abort(b"ops.cpp", 7, b"GGML_ASSERT(%s) failed", b"n_dims <= ne0")

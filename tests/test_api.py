@@ -43,10 +43,11 @@ from ggext import (
 from ggext.chat.reasoning import Tags
 from ggext.chat.template import ChatTemplate
 from ggext.demo import sample_text
+from ggext.runtime.answering import End, Happening, Question
 from ggext.runtime.cache import Cache
 from ggext.runtime.engine import Model as Weights
 from ggext.runtime.engine import Prefill, Session
-from ggext.runtime.worker import End, Happening, Question, Worker
+from ggext.runtime.worker import Worker
 
 GREEDY = Sampling(temperature=0)
 TEXT = sample_text(300)
@@ -622,7 +623,7 @@ def test_a_reader_that_lags_stops_the_worker_and_nothing_is_lost(
     monkeypatch.setattr("ggext.runtime.worker._TOGETHER", 0.0)
     answering = worker.ask(Question([5, 6, 7], Sampling(temperature=5, seed=1), 60))
     time.sleep(0.3)
-    waiting = answering._job.parcels.qsize()
+    waiting = answering._mailbox.waiting()
     assert waiting <= 5
     count = len(list(answering))
     assert answering.finish in ("length", "eog")

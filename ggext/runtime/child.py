@@ -350,7 +350,10 @@ def _command() -> list[str]:
             "multiprocessing.set_executable"
         )
     # -P: nothing is imported from the folder that the program happens to be in.
-    return [os.fsdecode(executable), "-P", "-c", _START, json.dumps(sys.path)]
+    flags = ["-I"] if sys.flags.isolated else ["-P"]
+    if sys.flags.ignore_environment:
+        flags.append("-E")
+    return [os.fsdecode(executable), *flags, "-c", _START, json.dumps(sys.path)]
 
 
 def _signal_name(status: int) -> str | None:

@@ -7,7 +7,6 @@ one does not hold up the others, and llama.cpp's threads never fight each other.
 
 from __future__ import annotations
 
-import asyncio
 import queue
 import threading
 import time
@@ -15,182 +14,39 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from ggext.errors import ModelError
 from ggext.runtime import forks
+from ggext.runtime.answering import Answering, End, Happening, Mailbox, Question
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import FinishReason, Prefill, Sampling, Session, in_common
+from ggext.runtime.engine import Session, in_common
 
 _AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
 # Tokens that come within this many seconds are handed over together: waking a reader costs some 10
 # µs, which is 3 % of a token of a model of a million parameters and nothing of a larger one's.
 _TOGETHER = 0.004
-_CLOSED = "the model is closed"
-_POLL = 0.01  # seconds between two looks at an event that cancels
+CLOSED = "the model is closed"
+OTHER_PROCESS = (
+    "the model was opened in another process, whose threads are not here: open it after the fork"
+)
 
 
-class Event(Protocol):
-    """`threading.Event`, `asyncio.Event`, or anything else that can be asked."""
-
-    def is_set(self) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a session: ``tokens`` to continue, and how."""
-
-    tokens: Sequence[int]
-    sampling: Sampling
-    max_tokens: int | None = None
-
-
-@dataclass(frozen=True)
-class End:
-    """The last event of an answer: why it ended, or the error that ended it. ``dropped``: tokens
-    that left the context for it."""
-
-    finish: FinishReason
-    error: BaseException | None = None
-    dropped: int = 0
-
-
-#: What a session reports: tokens read and to read, what reading came to, a token, the end.
-Happening = tuple[int, int] | Prefill | int | End
 Callback = Callable[[Happening], None]
 Result = TypeVar("Result")
-
-
-class Answering(Closing):
-    """An answer that the worker is making: its tokens, for one `for` or `async for` loop;
-    `next_happening` and `await_happening` give all that the session reports.
-
-    ``prefill`` is there before the first token, ``finish`` and ``dropped`` after the last one, None
-    and 0 until then. `cancel` may come from any thread; closing, leaving the loop by an exception
-    and dropping the object cancel too. An error of the session is raised in the loop.
-    """
-
-    def __init__(self, session: Session, question: Question, wake: Callable[[], None]) -> None:
-        self.prefill: Prefill | None = None
-        self.finish: FinishReason | None = None
-        self.count = 0
-        self.dropped = 0
-        self.cancel_event: Event | None = None
-        self._job = _Job(session, partial(_answer, session, question))
-        self._wake = wake
-        self._parcel: deque[Happening] = deque()
-
-    def __iter__(self) -> Iterator[int]:
-        return self
-
-    def __next__(self) -> int:
-        while (happening := self.next_happening()) is not None:
-            if type(happening) is int:
-                return happening
-        raise StopIteration
-
-    def __aiter__(self) -> Answering:
-        return self
-
-    async def __anext__(self) -> int:
-        while (happening := await self.await_happening()) is not None:
-            if type(happening) is int:
-                return happening
-        raise StopAsyncIteration
-
-    def next_happening(self) -> Happening | None:
-        """What the session reports next, None behind the end. Raises the session's error."""
-        if self.finish is not None:
-            return None
-        try:
-            if not self._parcel:
-                self._unpack(self._wait())
-            return self._noted(self._parcel.popleft())
-        except BaseException:
-            self.cancel()
-            raise
-
-    async def await_happening(self) -> Happening | None:
-        """`next_happening` for asyncio."""
-        if self.finish is not None:
-            return None
-        try:
-            if not self._parcel:
-                self._unpack(await self._await())
-            return self._noted(self._parcel.popleft())
-        except BaseException:
-            self.cancel()
-            raise
-
-    def cancel(self) -> None:
-        """Ends the answer within one node of llama.cpp's graph. Without effect on an answer that
-        has ended."""
-        self._job.cancel()
-
-    close = cancel
-
-    def __del__(self) -> None:
-        if hasattr(self, "_job"):
-            self._job.cancel()
-
-    def _unpack(self, parcel: list[Happening]) -> None:
-        self._parcel.extend(parcel)
-        if self._job.paused:
-            self._wake()
-
-    def _noted(self, happening: Happening) -> Happening:
-        if type(happening) is int:
-            self.count += 1
-        elif isinstance(happening, Prefill):
-            self.prefill = happening
-        elif isinstance(happening, End):
-            self.finish, self.dropped = happening.finish, happening.dropped
-            if happening.error is not None:
-                raise happening.error
-        return happening
-
-    def _wait(self) -> list[Happening]:
-        parcels = self._job.parcels
-        if self.cancel_event is None:
-            return parcels.get()
-        while True:
-            self._look()
-            try:
-                return parcels.get(timeout=_POLL)
-            except queue.Empty:
-                continue
-
-    async def _await(self) -> list[Happening]:
-        loop = asyncio.get_running_loop()
-        while True:
-            self._look()
-            waiter = loop.create_future()
-            self._job.waiter = loop, waiter
-            # Only now: what comes after this look finds the waiter.
-            if not self._job.parcels.empty():
-                self._job.waiter = None
-                return self._job.parcels.get_nowait()
-            await asyncio.wait([waiter], timeout=None if self.cancel_event is None else _POLL)
-
-    def _look(self) -> None:
-        if self.cancel_event is not None and self.cancel_event.is_set():
-            self.cancel()
+Work = Callable[[], Generator[Happening, None, None]]
 
 
 class _Job:
     """A question on its way through the worker; it outlives an `Answering` that was dropped."""
 
-    def __init__(
-        self, session: Session, work: Callable[[], Generator[Happening, None, None]]
-    ) -> None:
+    def __init__(self, session: Session, work: Work, mailbox: Mailbox | None = None) -> None:
         self.session = session
+        self.mailbox = mailbox or Mailbox()
         self._work = work
-        self.parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
         self._packed: list[Happening] = []
         self._writing = False
-        self.waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
         self.callback: Callback | None = None
         self.paused = False
         self.ended = False
@@ -246,14 +102,9 @@ class _Job:
         """Hands over what has been packed."""
         if not self._packed:
             return
-        self.parcels.put(self._packed)
-        self._packed = []
-        if (waiter := self.waiter) is not None:
-            self.waiter = None
-            try:
-                waiter[0].call_soon_threadsafe(_set, waiter[1])
-            except RuntimeError:  # the loop is closed: nobody waits
-                self.cancel()
+        parcel, self._packed = self._packed, []
+        if not self.mailbox.put(parcel):
+            self.cancel()
 
     def end(self, end: End) -> None:
         """Ends the answer, unless it has ended."""
@@ -284,11 +135,6 @@ def _answer(session: Session, question: Question) -> Generator[Happening, None, 
     yield End(generation.finish, dropped=session.ever_dropped - before)
 
 
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 class Worker(Closing):
     """The thread over some sessions of a model, each with its queue of questions. Close it before
     the model."""
@@ -311,15 +157,31 @@ class Worker(Closing):
     def ask(self, question: Question) -> Answering:
         """Starts an answer, which waits for its turn. Raises ModelError once closed, or in another
         process."""
-        answering = Answering(self._session(question.tokens), question, self._wake)
-        self._submit(answering._job)
+        job = self._job(question)
+
+        def taken() -> None:
+            if job.paused:
+                self.wake()
+
+        answering = Answering(job.mailbox, job.cancel, taken)
+        self._submit(job)
         return answering
+
+    def start(self, question: Question, mailbox: Mailbox) -> Callable[[], None]:
+        """Like `ask`, but into a mailbox of the caller's, who calls `wake` when parcels were taken
+        from it. The result cancels."""
+        job = self._job(question, mailbox)
+        self._submit(job)
+        return job.cancel
+
+    def _job(self, question: Question, mailbox: Mailbox | None = None) -> _Job:
+        session = self._session(question.tokens)
+        return _Job(session, partial(_answer, session, question), mailbox)
 
     def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
         """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The
         result cancels."""
-        session = self._session(question.tokens)
-        job = _Job(session, partial(_answer, session, question))
+        job = self._job(question)
         job.callback = callback
         self._submit(job)
         return job.cancel
@@ -335,12 +197,16 @@ class Worker(Closing):
 
         job = _Job(session, work)
         self._submit(job)
-        (end,) = job.parcels.get()
-        if isinstance(end, End) and end.error is not None:
-            raise end.error
+        for end in job.mailbox.take() or ():
+            if isinstance(end, End) and end.error is not None:
+                raise end.error
         if not results:
-            raise ModelError(_CLOSED)
+            raise ModelError(CLOSED)
         return results[0]
+
+    def run(self, session: Session, work: Work) -> None:
+        """Runs it in the worker's thread, after the session's answers, and does not wait."""
+        self._submit(_Job(session, work))
 
     def close(self) -> None:
         """Ends all answers as cancelled, then the thread. Further calls do nothing."""
@@ -348,13 +214,10 @@ class Worker(Closing):
 
     def _submit(self, job: _Job) -> None:
         if forks.count != self._forks:
-            raise ModelError(
-                "the model was opened in another process, whose threads are not here: open it "
-                "after the fork"
-            )
+            raise ModelError(OTHER_PROCESS)
         with self._lock:
             if self._closing.is_set():
-                raise ModelError(_CLOSED)
+                raise ModelError(CLOSED)
             self._lanes[self.sessions.index(job.session)].append(job)
         self._inbox.put(None)
 
@@ -369,7 +232,8 @@ class Worker(Closing):
 
         return self.sessions[min(range(len(self.sessions)), key=rank)]
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Looks again for an answer whose reader is no longer far behind."""
         self._inbox.put(None)
 
 
@@ -394,9 +258,9 @@ def _run(
 
 def _lags(job: _Job) -> bool:
     """Whether the answer's reader is far behind; it wakes the thread when it goes on."""
-    job.paused = job.parcels.qsize() >= _AHEAD
+    job.paused = job.mailbox.waiting() >= _AHEAD
     return (
-        job.paused and job.parcels.qsize() >= _AHEAD
+        job.paused and job.mailbox.waiting() >= _AHEAD
     )  # asked again: the reader may have looked just before
 
 
