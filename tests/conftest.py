@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Before any fixture opens a model: a child for each new file would take minutes.
+    os.environ["GGEXT_FIRST_LOAD"] = "here"
     config.addinivalue_line(
         "markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent"
     )

@@ -79,3 +79,11 @@ def gives_up_in_ggml() -> None:
     abort = llama.lib()._lib.ggml_abort
     abort.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p]
     abort(b"ops.cpp", 7, b"GGML_ASSERT(%s) failed", b"n_dims <= ne0")
+
+
+def loads_without_precheck(channel: Channel) -> None:
+    """The trial of a file whose fault no table knows."""
+    from ggext.runtime import first_load_child, precheck
+
+    precheck.refuse_what_aborts = lambda _: None
+    first_load_child.serve(channel)

@@ -39,7 +39,7 @@ ROWS = (
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native"},
-    {"errors", "data", "_version", "__init__"},
+    {"errors", "folders", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
 ONLY = {"rope": {"_version", "errors", "native"}, "gguf": {"errors", "native", "_native", "rope"}}

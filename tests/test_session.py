@@ -18,9 +18,10 @@ import pytest
 from test_chat import QueuedEngine, Script, chat
 
 from ggext.chat.journal import Journal
-from ggext.chat.session import Keeper, autosaved, named, state_folder
+from ggext.chat.session import Keeper, autosaved, named
 from ggext.chat.transcript import TranscriptError, Turn
 from ggext.errors import ModelError, OutputError, UsageError
+from ggext.folders import state_folder
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")

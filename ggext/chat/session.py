@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ggext.chat.journal import Journal
 from ggext.chat.transcript import Turn
 from ggext.errors import GgextError, UsageError
+from ggext.folders import state_folder
 from ggext.runtime import store
 from ggext.runtime.closing import Closing
 
@@ -24,13 +25,6 @@ _JOURNAL, _STATE = "chat.jsonl", "kv.bin"
 _AUTOSAVED = "autosave-"
 _KEPT = 20  # chats without a name
 _WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
-
-
-def state_folder() -> Path:
-    """Where ggext keeps a user's chats and what was typed: $XDG_STATE_HOME/ggext, or
-    ~/.local/state/ggext."""
-    base = os.environ.get("XDG_STATE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".local" / "state") / "ggext"
 
 
 class Keeper(Closing):

@@ -88,7 +88,7 @@ def chat(**given: Any) -> None:
 
 def run(request: _Request) -> None:
     """One question if the request has one, else the loop. Raises GgextError."""
-    from ggext.chat.session import state_folder
+    from ggext.folders import state_folder
     from ggext.screen.events import JsonScreen
     from ggext.screen.terminal import answer_screen, open_screen
 

@@ -72,6 +72,12 @@ _WINDOWS_ENDS = {
 }
 
 _prepared = False
+_inside = False
+
+
+def is_child() -> bool:
+    """Whether this process is a `Child` of another."""
+    return _inside
 
 
 def run_if_child() -> None:
@@ -377,6 +383,8 @@ def _how(status: int, name: str | None) -> str:
 
 def main(target: str) -> NoReturn:
     """The child's main: takes the standard streams for its channel and runs the target."""
+    global _inside
+    _inside = True
     channel = _take_standard_streams()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()

@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from ggext.errors import ModelError
 from ggext.gguf.shards import metadata_part, whole_header
-from ggext.runtime import llama
+from ggext.runtime import first_load, llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
 
@@ -87,12 +87,15 @@ class Model(Closing):
         `gpu_layers` None offloads whatever the library can. `overrides`: full keys, and values
         that llama.cpp takes in place of the file's (`runtime.scaled`); ``header`` has them too.
 
-        `progress` is called with 0.0 to 1.0 and cancels the load by returning False. Raises
-        GgufError for a malformed file, ModelError when llama.cpp refuses it, CancelledError.
+        `progress` is called with 0.0 to 1.0 and cancels the load by returning False. A file that
+        this llama.cpp has not seen is loaded in a child first: see `ggext.runtime.first_load`.
+        Raises GgufError for a malformed file, ModelError when llama.cpp refuses it,
+        EngineDiedError when it does not survive it, CancelledError.
         """
         path = metadata_part(Path(path))
         header = llama.check_gguf(path)
         module = llama.lib()
+        progress = _tried(header, gpu_layers, progress)
         params = module.llama_model_default_params()
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
@@ -294,6 +297,22 @@ def _override_array(module: Any, overrides: Overrides) -> Any:
         entries.append(entry)
     end = module.llama_model_kv_override()
     return (module.llama_model_kv_override * (len(entries) + 1))(*entries, end)
+
+
+def _tried(
+    header: GgufFile, gpu_layers: int | None, progress: LoadProgress | None
+) -> LoadProgress | None:
+    """Has a child survive the file, where that is not known; the progress of what follows."""
+    kept = first_load.untried(header, gpu_layers)
+    if kept is None:
+        return progress
+
+    def half(fraction: float, start: float = 0.0) -> bool:
+        return progress is None or progress(start + fraction / 2)
+
+    if not first_load.survive(header, gpu_layers, kept, half):
+        raise CancelledError(f"loading {header.path} was cancelled")
+    return None if progress is None else partial(half, start=0.5)
 
 
 class _Loading:

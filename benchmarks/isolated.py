@@ -1,0 +1,232 @@
+"""What llama.cpp in a process of its own costs, and that killing it loses nothing.
+
+    python benchmarks/isolated.py cost MODEL.gguf [--rounds 15] [--tokens 24]
+    python benchmarks/isolated.py trial MODEL.gguf [--rounds 15]
+    python benchmarks/isolated.py kills MODEL.gguf [--times 100] [--seed 1]
+
+``cost`` prints a Markdown table: a start from a fresh interpreter to a model that is ready, and
+one token of an answer, here and in a child. Both kinds take turns within a second or two, and what
+is printed is the median of the rounds' ratios, so that other programs on the machine hit both;
+CPU seconds are those of the host and its child together.
+
+``trial`` prints what the first load of a file costs, which a child tries before: a process from
+its start to a model that is ready, without a trial, with one, and with one that is remembered.
+
+``kills`` holds a conversation while the child is killed at random moments of its load, its
+prefill, its answers, its saves and restores; each time it must be an error in time, the turn must
+be answered in the end as in one process, and no process may be left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from ggext import EngineDiedError, Model, Sampling
+from ggext.demo import sample_text
+from ggext.runtime.isolated import IsolatedHost
+
+GREEDY = Sampling(temperature=0)
+_TICK = os.sysconf("SC_CLK_TCK")
+_START = (
+    "import sys, time\n"
+    "from ggext import Model\n"
+    "with Model(sys.argv[1], context=2048, isolated=sys.argv[2] == 'True'):\n"
+    "    print(time.monotonic(), flush=True)\n"
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=["cost", "trial", "kills"])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--times", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    if given.what == "cost":
+        _print_cost(given)
+    elif given.what == "trial":
+        _print_trial(given)
+    else:
+        _kill(given)
+
+
+def _print_cost(given: argparse.Namespace) -> None:
+    print("| | in one process | isolated | difference |")
+    print("|---|---:|---:|---:|")
+    starts = [[_start(given.model, isolated) for isolated in (False, True)] for _ in range(9)]
+    here, there = (statistics.median(column) for column in zip(*starts, strict=True))
+    extra = statistics.median(b - a for a, b in starts)
+    print(f"| start, s | {here:.3f} | {there:.3f} | {extra:+.3f} |")
+    with (
+        Model(given.model, context=2048) as inside,
+        Model(given.model, context=2048, isolated=True) as isolated,
+    ):
+        rounds = [
+            _round((inside, isolated), given.tokens, number) for number in range(given.rounds)
+        ]
+    for name, index in (("wall", 0), ("CPU", 1)):
+        pairs = [(a[index], b[index]) for a, b in rounds]
+        here, there = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+        ratio = sorted(b / a for a, b in pairs)
+        middle = statistics.median(ratio)
+        spread = f"{ratio[len(ratio) // 4]:.3f} to {ratio[-1 - len(ratio) // 4]:.3f}"
+        print(f"| token, {name} ms | {here:.2f} | {there:.2f} | × {middle:.3f} ({spread}) |")
+
+
+def _start(path: Path, isolated: bool, **environment: str) -> float:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", _START, str(path), str(isolated)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"GGEXT_FIRST_LOAD": "here"} | environment,
+        check=True,
+    )
+    return float(done.stdout) - begun
+
+
+def _print_trial(given: argparse.Namespace) -> None:
+    rounds = []
+    for _ in range(given.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            kept = {"GGEXT_FIRST_LOAD": "", "XDG_CACHE_HOME": cache}
+            without = _start(given.model, False)
+            rounds.append((without, _start(given.model, False, **kept)))
+            rounds[-1] = (*rounds[-1], _start(given.model, False, **kept))
+    print("| | s | × without |")
+    print("|---|---:|---:|")
+    for name, index in (("without a trial", 0), ("the first time", 1), ("the second time", 2)):
+        seconds = statistics.median(each[index] for each in rounds)
+        ratio = statistics.median(each[index] / each[0] for each in rounds)
+        print(f"| {name} | {seconds:.3f} | {ratio:.2f} |")
+
+
+def _round(models: tuple[Model, Model], tokens: int, number: int) -> list[tuple[float, float]]:
+    """Wall and CPU seconds a token of each; who is first changes."""
+    order = (0, 1) if number % 2 else (1, 0)
+    results = {index: _timed(models[index], tokens, number) for index in order}
+    return [results[0], results[1]]
+
+
+def _timed(model: Model, tokens: int, seed: int) -> tuple[float, float]:
+    question = [{"role": "user", "content": "Write a long story about a boat and the sea."}]
+    model.chat(question, max_tokens=0).text()
+    cpu, begun = _cpu_seconds(model), time.perf_counter()
+    reply = model.chat(question, sampling=Sampling(seed=seed), max_tokens=tokens)
+    reply.text()
+    wall = time.perf_counter() - begun
+    return wall / reply.count, (_cpu_seconds(model) - cpu) / reply.count
+
+
+def _cpu_seconds(model: Model) -> float:
+    seconds = time.process_time()
+    if isinstance(model._engine, IsolatedHost):
+        stat = Path(f"/proc/{model._engine.pid}/stat").read_text().rpartition(")")[2].split()
+        seconds += (int(stat[11]) + int(stat[12])) / _TICK
+    return seconds
+
+
+def _kill(given: argparse.Namespace) -> None:
+    rng = random.Random(given.seed)
+    count: collections.Counter[str] = collections.Counter()
+    pids: set[int] = set()
+    longest = 0.0
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Model(given.model, context=4096, isolated=True) as model,
+        Model(given.model, context=4096) as inside,
+    ):
+        turns: list[dict[str, str]] = []
+        while count["kills"] < given.times:
+            if len(turns) >= 6:
+                turns = []
+            text = f"{sample_text(150, count['kills'])}\nWhere is the map?"
+            turns.append({"role": "user", "content": text})
+            answer, seconds = _answered(model, turns, Path(folder), rng, count, pids)
+            longest = max(longest, seconds)
+            expected = inside.chat(turns, sampling=GREEDY, max_tokens=12).text()
+            count["turns"] += 1
+            count["answers that differ"] += answer != expected
+            turns.append({"role": "assistant", "content": answer})
+        pids.add(_engine(model).pid)
+    time.sleep(0.5)
+    count["processes left"] = sum(map(_exists, pids))
+    print(dict(count), f"longest wait for a reply or an error {longest:.1f} s")
+    sys.exit(bool(count["processes left"] or count["answers that differ"]))
+
+
+def _answered(
+    model: Model,
+    turns: list[dict[str, str]],
+    folder: Path,
+    rng: random.Random,
+    count: collections.Counter[str],
+    pids: set[int],
+) -> tuple[str, float]:
+    """The answer to the last turn, after kills at random moments; the longest call."""
+    longest = 0.0
+    kept = folder / "kv"
+    while True:
+        pids.add(_engine(model).pid)
+        timer = None
+        if rng.random() < 0.8:
+            timer = threading.Timer(rng.random() * 2.5, _shoot, (model, count))
+            timer.start()
+        begun, doing = time.monotonic(), "load, restore or prefill"
+        try:
+            pieces = iter(model.chat(turns, sampling=GREEDY, max_tokens=12))
+            answer = next(pieces)
+            doing = "answer"
+            answer += "".join(pieces)
+            if rng.random() < 0.5:
+                doing = "save"
+                model.save_cache(kept)
+            if rng.random() < 0.5 and kept.exists():
+                doing = "restore"
+                model.restore_cache(kept)
+        except EngineDiedError:
+            count[f"died in {doing}"] += 1
+            if doing not in ("save", "restore"):
+                continue
+        finally:
+            longest = max(longest, time.monotonic() - begun)
+            pids.add(_engine(model).pid)
+            if timer is not None:
+                timer.cancel()
+        return answer, longest
+
+
+def _shoot(model: Model, count: collections.Counter[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(_engine(model).pid, signal.SIGKILL)
+        count["kills"] += 1
+
+
+def _engine(model: Model) -> IsolatedHost:
+    assert isinstance(model._engine, IsolatedHost)
+    return model._engine
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
