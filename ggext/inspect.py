@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ggext.errors import RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import effective_table, recipe_of
+from ggext.gguf.rope import effective_table, recipe_of, still_pairs_in_words
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.rope import methods
@@ -67,6 +67,8 @@ class Inspection:
     rope_unknown: str = ""
     shift_safe: bool = True
     context_parameters: dict[str, float] = field(default_factory=dict)
+    #: Why some pairs never turn in a text, and what mends it; empty where all turn.
+    still_pairs: str = ""
 
     @property
     def pairs(self) -> list[Pair]:
@@ -87,6 +89,7 @@ def inspect(path: Path) -> Inspection:
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
     recipe, table, short, geometry, unknown = None, None, None, None, ""
     shift_safe, parameters_of_context = True, {}
+    still = ""
     try:
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
@@ -99,6 +102,7 @@ def inspect(path: Path) -> Inspection:
         )
         shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         parameters_of_context = context_parameters(gguf.arch_keys())
+        still = still_pairs_in_words(gguf)
     except RopeError as error:
         unknown = str(error)
     context = gguf.arch_keys().get("context_length", 0)
@@ -119,6 +123,7 @@ def inspect(path: Path) -> Inspection:
         rope_unknown=unknown,
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,
+        still_pairs=still,
     )
 
 

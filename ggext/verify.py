@@ -18,7 +18,7 @@ from ggext.checkpoint.named import named_model
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import effective_table
+from ggext.gguf.rope import effective_table, still_pairs_in_words
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
 from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
@@ -69,7 +69,8 @@ def verify(
         gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
     )
     if "table" in chosen:
-        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(
+        still = still_pairs_in_words(gguf)
+        run.checks += check_table(run.wanted.table, run.effective, still) + check_other_layers(
             gguf, run.wanted
         )
         notes += in_other_programs(gguf, run.wanted.table)

@@ -79,6 +79,8 @@ def in_words(result: Inspection) -> str:
         f"{result.rope.attention_factor:.6g}, "
         f"{'' if result.shift_safe else 'not '}shift-safe"
     )
+    if result.still_pairs:
+        lines.append(f"              {result.still_pairs}")
     if result.context_parameters:
         values = ", ".join(
             f"{name} {value:.6g}" for name, value in result.context_parameters.items()

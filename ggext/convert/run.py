@@ -171,7 +171,8 @@ def _open(options: ConvertOptions) -> ModelSource:
         "--split": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
-    if options.rope is None and options.target_context is None and options.encoding is None:
+    asked = options.rope or options.target_context or options.encoding
+    if not asked and not source.needs_mending:
         raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
     return source
 
@@ -292,7 +293,9 @@ def resolve_scaling(
     if asked is None and options.target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None and source.is_gguf:
-        return (None, "") if options.encoding is None else (_own_scaling(source), COMMAND_LINE)
+        if options.encoding is None and not source.needs_mending:
+            return None, ""
+        return _own_scaling(source), COMMAND_LINE
     if asked is None:
         return source.scaling, CHECKPOINT
     if asked.original_context is None and source.scaling is None:

@@ -20,7 +20,7 @@ from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import factor_tensors, recipe_of
+from ggext.gguf.rope import factor_tensors, recipe_of, still_pairs_of
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
@@ -137,6 +137,11 @@ class ModelSource:
     gguf: GgufFile | None = None
     later: tuple[MakeFields, ...] = ()
     later_bytes: int = 0
+
+    @property
+    def needs_mending(self) -> bool:
+        """Whether some pairs of a GGUF file never turn in a text (``gguf.rope.still_pairs_of``)."""
+        return self.gguf is not None and bool(still_pairs_of(self.gguf))
 
     @property
     def is_unscaled_gguf(self) -> bool:

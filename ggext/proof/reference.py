@@ -64,7 +64,7 @@ def transformers_logits(
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "dev", "verify --reference") from None
@@ -76,7 +76,9 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        model = AutoModelForCausalLM.from_pretrained(
+        alone = type(config) in AutoModelForCausalLM._model_mapping
+        judge = AutoModelForCausalLM if alone else AutoModelForImageTextToText
+        model = judge.from_pretrained(
             folder,
             config=config,
             dtype="auto" if quantization else torch.float32,
@@ -122,12 +124,18 @@ def _set_gain(model: Any, gain: float) -> None:
             module.attention_scaling = gain
 
 
+_OF_THE_MODEL = (
+    "partial_rotary_factor",
+    "llama_4_scaling_beta",
+    "mrope_section",
+    "mrope_interleaved",
+)
+
+
 def _kept(config: Any) -> dict[str, Any]:
     """Which part of a head rotates, and how queries grow, is the model's, whatever the scaling."""
     given = config.rope_parameters or {}
-    return {
-        key: given[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in given
-    }
+    return {key: given[key] for key in _OF_THE_MODEL if key in given}
 
 
 def divergence(

@@ -25,6 +25,8 @@ Sliding = Literal["others", "own_base", "unscaled", "alone"]
 #: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type
 #: longrope, or always.
 Factors = Literal["no", "longrope", "always"]
+#: How M-RoPE's sections of pairs lie: there are none, one after the other, or in turn.
+Sections = Literal["none", "blocks", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +55,19 @@ class RopeCapability:
     sliding_period: int = 1
     sliding_depth: int = 0
     unrotated_step: int = 0
+    #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
+    sections: Sections = "none"
 
     @property
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
         those of all layers, and behind a norm that stands behind the rotation."""
-        return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
+        return not (
+            self.unrotated_step
+            or self.norm_behind
+            or self.sliding == "alone"
+            or self.sections != "none"
+        )
 
 
 CAPABILITIES = {
@@ -107,8 +116,11 @@ CAPABILITIES = {
     "phi3": RopeCapability("neox", rope_factors="always"),
     "qwen2": RopeCapability("neox"),
     "qwen2moe": RopeCapability("neox"),
+    "qwen2vl": RopeCapability("neox", sections="blocks"),
     "qwen3": RopeCapability("neox", query_norm=True),
     "qwen3moe": RopeCapability("neox", query_norm=True),
+    "qwen3vl": RopeCapability("neox", query_norm=True, sections="interleaved"),
+    "qwen3vlmoe": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),

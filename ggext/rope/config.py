@@ -190,7 +190,8 @@ class _Reader:
     def read(
         self, kind: str, parameters: Mapping[str, Any], notes: list[str], *, nested: bool = False
     ) -> CheckpointRope:
-        parameters = self._without_inert(self._without_sections(parameters, notes))
+        given = parameters
+        parameters = self._without_inert(_without_sections(parameters))
         method = _method(parameters, self.source)
         if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
             method = "ntk"
@@ -219,12 +220,14 @@ class _Reader:
                 f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "
                 "most 1"
             )
+        n_rot = head_dim if method == "proportional" else int(head_dim * partial)
         geometry = RopeGeometry(
-            n_rot=head_dim if method == "proportional" else int(head_dim * partial),
+            n_rot=n_rot,
             head_dim=head_dim,
             base=self._base(kind, parameters, notes),
             layout=self.layout,
             trained_context=scaling.original_context or max_position,
+            sections=self._sections(given, n_rot, notes),
         )
         methods.check_geometry(geometry)
         return CheckpointRope(scaling, geometry, tuple(notes))
@@ -236,34 +239,25 @@ class _Reader:
             return parameters
         return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}
 
-    def _without_sections(
-        self, parameters: Mapping[str, Any], notes: list[str]
-    ) -> Mapping[str, Any]:
+    def _sections(
+        self, parameters: Mapping[str, Any], n_rot: int, notes: list[str]
+    ) -> tuple[int, ...] | None:
         """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a
         text all coordinates are the position, so the table is the one of the method itself."""
-        sections = parameters.get("mrope_section")
-        if sections is None:
-            return parameters
-        pairs = self._head_dim(ALL) // 2
-        if (
-            not isinstance(sections, list)
-            or not all(type(n) is int and n >= 0 for n in sections)
-            or (sum(sections) != pairs)
-        ):
+        given = parameters.get("mrope_section", self.rule.sections)
+        if given is None:
+            return None
+        whole = isinstance(given, (list, tuple)) and all(type(n) is int and n >= 0 for n in given)
+        if not whole or len(given) != 3 or sum(given) != n_rot // 2:
             raise RopeError(
-                f"{self.source}: mrope_section is {sections!r}; it must be whole numbers that add "
-                f"to {pairs}"
+                f"{self.source}: mrope_section is {given!r}; it must be three whole numbers that "
+                f"add to {n_rot // 2}"
             )
         notes.append(
-            f"mrope_section {sections}: the table holds for text; images turn each section by a "
+            f"mrope_section {list(given)}: the table holds for text; images turn each section by a "
             "coordinate"
         )
-        kinds = {
-            k: "default" if v == "mrope" else v
-            for k, v in parameters.items()
-            if k in ("type", "rope_type")
-        }
-        return {k: v for k, v in parameters.items() if k != "mrope_section"} | kinds
+        return tuple(given)
 
     def _head_dim(self, kind: str) -> int:
         key = self.rule.head_dim_keys.get(kind, "head_dim")
@@ -282,6 +276,15 @@ class _Reader:
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
         return _number(inside if inside is not None else outside, default, key, self.source)
+
+
+def _without_sections(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope parameters without M-RoPE's own; its type ``mrope`` is, for text, no scaling."""
+    return {
+        key: "default" if key in ("type", "rope_type") and value == "mrope" else value
+        for key, value in parameters.items()
+        if key not in ("mrope_section", "mrope_interleaved")
+    }
 
 
 def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:

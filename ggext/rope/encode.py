@@ -36,7 +36,10 @@ from ggext.rope.decode import (
     score_scale,
 )
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.sections import SECTIONS, sections_to_write
 
+#: A file's keys without the architecture's prefix. An int is written as UINT32, a float as FLOAT32.
+Keys = dict[str, str | int | float | tuple[int, ...]]
 EncodingName = Literal["keys", "tensor", "folded", "runtime"]
 ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 
@@ -66,7 +69,7 @@ class Encoding:
     keys as they were turned."""
 
     name: EncodingName
-    keys: dict[str, str | int | float]
+    keys: Keys
     exactness: Comparison
     kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -75,7 +78,9 @@ class Encoding:
 
     @property
     def query_scale(self) -> float:
-        return float(self.keys.get(QUERY_SCALE, 1.0))
+        scale = self.keys.get(QUERY_SCALE, 1.0)
+        assert isinstance(scale, float)
+        return scale
 
     @property
     def shift_safe(self) -> bool:
@@ -175,20 +180,24 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
-) -> dict[str, str | int | float]:
+) -> Keys:
     """The keys that this architecture reads beside the common ones."""
     capability = capability_of(arch)
-    keys: dict[str, str | int | float] = {}
+    keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= _betas(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted)
+    if geometry.sections is not None and capability.sections != "none":
+        keys[SECTIONS] = sections_to_write(
+            geometry.sections, geometry.n_rot // 2, capability.sections
+        )
     return keys
 
 
-def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | int | float]:
+def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
     """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
     the attention factor as it is."""
@@ -204,9 +213,7 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | 
     return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
 
 
-def _in_file(
-    keys: dict[str, str | int | float], geometry: RopeGeometry
-) -> dict[str, str | int | float]:
+def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
     """``keys`` beside the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, SLIDING_WINDOW: 1}
 
@@ -215,7 +222,7 @@ def _exactness(
     scaling: RopeScaling,
     geometry: RopeGeometry,
     arch: str,
-    keys: dict[str, str | int | float],
+    keys: Keys,
     tensors: dict[str, tuple[float, ...]],
     *,
     by_ggext: bool = False,
@@ -319,14 +326,14 @@ def _describe(scaling: RopeScaling) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
 
 
-_Written = tuple[dict[str, "str | int | float"], dict[str, tuple[float, ...]]]
+_Written = tuple[Keys, dict[str, tuple[float, ...]]]
 
 
 def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
     method, factor = scaling.method, float(scaling.factor or 1.0)
-    keys: dict[str, str | int | float] = {
+    keys: Keys = {
         "rope.freq_base": float(geometry.base),
         "rope.scaling.type": "none",
     }
@@ -344,7 +351,7 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
     return keys, {}
 
 
-def _betas(scaling: RopeScaling) -> dict[str, str | int | float]:
+def _betas(scaling: RopeScaling) -> Keys:
     given = {BETA_FAST: scaling.beta_fast, BETA_SLOW: scaling.beta_slow}
     return {key: float(value) for key, value in given.items() if value is not None}
 
@@ -354,7 +361,7 @@ def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) 
     and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
     linear. LongRoPE has two such tensors and its own type; a factor would divide the angles once
     more."""
-    keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
+    keys: Keys = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
         keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
     if wanted.attention_factor != 1.0:

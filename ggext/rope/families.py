@@ -39,6 +39,8 @@ class FamilyRule:
     static_alpha: bool = False
     final_maximum: bool = False
     read_as: str = ""
+    #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
+    sections: tuple[int, ...] | None = None
 
 
 _LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
@@ -97,6 +99,14 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "ministral3": FamilyRule(
         defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")
     ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
+        FamilyRule(base_defaults={ALL: 1e6}),
+    ),
+    "qwen3_vl_text": FamilyRule(
+        defaults={"head_dim": 128}, base_defaults={ALL: 5e5}, sections=(24, 20, 20)
+    ),
+    "qwen3_vl_moe_text": FamilyRule(base_defaults={ALL: 5e5}, sections=(24, 20, 20)),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),

@@ -54,7 +54,7 @@ def parse_recipe(text: str) -> Recipe:
         if len(text) > _MAX_RECIPE:
             raise ValueError("too long")
         values = json.loads(text)
-        geometry = RopeGeometry(**values["geometry"])
+        geometry = RopeGeometry(**_with_tuples(values["geometry"]))
         if not all(
             type(n) is int for n in (geometry.n_rot, geometry.head_dim, geometry.trained_context)
         ):
