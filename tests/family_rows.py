@@ -122,33 +122,34 @@ def _own(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": own, "max_position_embeddings": 256}
 
 
-def _sections(*sections: int) -> dict[str, Any]:
-    parameters = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
-    return {"rope_parameters": parameters}
+def sections(*pairs: int) -> dict[str, Any]:
+    """Rope parameters with M-RoPE's sections: pairs by time, height and width."""
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(pairs)}
 
 
-_SEES_QWEN2 = {"vision_config": {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2}}
-_SEES_QWEN2_5 = {
-    "vision_config": {
-        "depth": 1,
-        "hidden_size": 32,
-        "out_hidden_size": 128,
-        "num_heads": 2,
-        "intermediate_size": 32,
-        "fullatt_block_indexes": [0],
-    }
+SEES_QWEN2 = {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2}
+SEES_QWEN2_5 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "fullatt_block_indexes": [0],
 }
-_SEES_QWEN3 = {
-    "vision_config": {
-        "depth": 2,
-        "hidden_size": 32,
-        "num_heads": 2,
-        "intermediate_size": 32,
-        "out_hidden_size": 128,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 1],
-    }
+SEES_QWEN3 = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
 }
+
+
+def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
+    return {"vision_config": vision, "rope_parameters": sections(*pairs), **config}
+
 
 ROWS = {
     "apertus": Row(
@@ -438,12 +439,12 @@ ROWS = {
     ),
     "qwen2": Row("qwen2"),
     "qwen2_moe": Row("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 96}),
-    "qwen2_5_vl": Row("qwen2_5_vl", _SEES_QWEN2_5 | _sections(4, 6, 6)),
-    "qwen2_vl": Row("qwen2_vl", _SEES_QWEN2 | _sections(4, 6, 6)),
+    "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
+    "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen3": Row("qwen3", {"head_dim": 24}),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
-    "qwen3_vl": Row("qwen3_vl", _SEES_QWEN3 | {"head_dim": 32} | _sections(6, 5, 5)),
-    "qwen3_vl-published": Row("qwen3_vl", _SEES_QWEN3 | {"head_dim": 128} | _sections(24, 20, 20)),
+    "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
+    "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),

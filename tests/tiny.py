@@ -86,11 +86,12 @@ def make_model(
     A value of ``None`` in ``config`` leaves the family's own default.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    from ggext.proof.reference import judge_class
 
     torch.manual_seed(seed)
-    kind = AutoModelForImageTextToText if "vision_config" in config else AutoModelForCausalLM
-    model = kind.from_config(small_config(model_type, **config)).to(getattr(torch, dtype))
+    values = small_config(model_type, **config)
+    model = judge_class(values).from_config(values).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)

@@ -64,7 +64,7 @@ def transformers_logits(
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+        from transformers import AutoConfig
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "dev", "verify --reference") from None
@@ -76,9 +76,7 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        alone = type(config) in AutoModelForCausalLM._model_mapping
-        judge = AutoModelForCausalLM if alone else AutoModelForImageTextToText
-        model = judge.from_pretrained(
+        model = judge_class(config).from_pretrained(
             folder,
             config=config,
             dtype="auto" if quantization else torch.float32,
@@ -96,6 +94,15 @@ def transformers_logits(
         ) from None
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
+
+
+def judge_class(config: Any) -> Any:
+    """transformers' automatic class for a configuration: that of language models, or of models that
+    see too, where there is no other."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    alone = type(config) in AutoModelForCausalLM._model_mapping
+    return AutoModelForCausalLM if alone else AutoModelForImageTextToText
 
 
 def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:

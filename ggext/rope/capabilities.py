@@ -120,7 +120,6 @@ CAPABILITIES = {
     "qwen3": RopeCapability("neox", query_norm=True),
     "qwen3moe": RopeCapability("neox", query_norm=True),
     "qwen3vl": RopeCapability("neox", query_norm=True, sections="interleaved"),
-    "qwen3vlmoe": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),
