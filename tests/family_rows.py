@@ -159,6 +159,17 @@ ROWS = {
     "arcee-own": Row(
         "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
     ),
+    "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    "cohere-plus": Row(
+        "cohere",
+        _NARROW
+        | {
+            "num_hidden_layers": 64,
+            "use_qk_norm": True,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.05,
+        },
+    ),
     "cohere2": Row(
         "cohere2",
         {
@@ -256,6 +267,7 @@ ROWS = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
     "gemma2": Row(
         "gemma2",
         {
@@ -306,6 +318,7 @@ ROWS = {
         beyond=False,
     ),
     "glm4": Row("glm4", {"head_dim": 48}),
+    "glm4_moe_lite": Row("glm4_moe_lite", _LATENT),
     "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
     "glm4_moe-norms": Row(
         "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
@@ -362,6 +375,17 @@ ROWS = {
     ),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2_moe": Row(
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
     "llama": Row("llama"),
     "llama4_text": Row("llama4_text", _LLAMA4),
     "llama4_text-own": Row(
@@ -373,6 +397,13 @@ ROWS = {
             "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0},
         },
         None,
+    ),
+    "minimax_m2": Row(
+        "minimax_m2", {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2}
+    ),
+    "minimax_m2-partial": Row(
+        "minimax_m2",
+        {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 24},
     ),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row(
@@ -395,6 +426,8 @@ ROWS = {
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "olmo": Row("olmo"),
+    "olmo-clipped": Row("olmo", {"clip_qkv": 1.5, "tie_word_embeddings": True}),
     "olmo2": Row("olmo2"),
     "olmo2-tied": Row("olmo2", {"tie_word_embeddings": True}),
     "olmo3": Row("olmo3", {"num_hidden_layers": 5, "sliding_window": 32}),

@@ -212,6 +212,8 @@ class _Reader:
             scaling = replace(scaling, context=max_position)
         head_dim = self._head_dim(kind)
         outer = self.config.get(self.rule.partial_key)
+        if outer is None and self.config.get(self.rule.rotated_key) is not None:
+            outer = _integer(self.config, self.rule.rotated_key, self.source) / head_dim
         partial = _number(
             parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source
         )

@@ -39,6 +39,8 @@ class FamilyRule:
     static_alpha: bool = False
     final_maximum: bool = False
     read_as: str = ""
+    #: Key of how many dimensions of a head rotate, in place of a share.
+    rotated_key: str = ""
     #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
@@ -65,15 +67,18 @@ _GEMMA3 = FamilyRule(
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
     "apertus": FamilyRule(base_defaults={ALL: 1.2e7}),
+    "cohere": FamilyRule(base_defaults={ALL: 5e5}),
     "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
+    "glm4_moe_lite": _LATENT,
     "kimi_k2": FamilyRule(
         head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
+    "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
@@ -93,6 +98,10 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
+    "lfm2_moe": FamilyRule(base_defaults={ALL: 1e6}),
+    "minimax_m2": FamilyRule(
+        defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
+    ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     # the first makes queries longer with their position, which is no RoPE table; the second repeats
     # the outer one
