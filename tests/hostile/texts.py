@@ -54,7 +54,9 @@ def vocabulary(path: Path, pre: str) -> Path:
 
     fields, arrays = base_of("llama")
     singles = [text_of(bytes([byte])) for byte in range(256)]
-    pairs = [f"{a} {b}" for a in map(text_of, (b"a", b"-", b" ", b"1", b"\n", b"'")) for b in singles]
+    pairs = [
+        f"{a} {b}" for a in map(text_of, (b"a", b"-", b" ", b"1", b"\n", b"'")) for b in singles
+    ]
     pairs = [pair for pair in pairs if pair.count(" ") == 1]
     tokens = list(dict.fromkeys([*singles, *(pair.replace(" ", "") for pair in pairs)]))
     if pre in ("gemma4", "granite-embed-multi-311m", "sarvam-moe"):
@@ -119,7 +121,7 @@ def in_child(path: Path, texts: list[str], *, compare: bool) -> str:
                 with Model.open(path, 0) as model:
                     for text in texts:
                         model.tokenize(text)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - the parent reports it
             os.write(writer, repr(error).encode())
         finally:
             os._exit(0)
