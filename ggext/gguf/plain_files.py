@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 _FLAGS = os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
@@ -77,6 +78,24 @@ def create_beside(path: Path, suffix: str) -> tuple[int, Path]:
         with contextlib.suppress(FileExistsError):
             return create_plain(beside), beside
     raise FileExistsError(errno.EEXIST, "no name is free for a temporary file")
+
+
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that takes the place of ``path`` when the block ends well; else it is removed.
+    Only the user can read it, whatever the umask; it is on the disk when it is in place.
+
+    Raises OSError."""
+    handle, beside = create_beside(path, ".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

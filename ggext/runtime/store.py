@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import re
 import struct
 import zlib
@@ -26,8 +27,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgextError, ModelError, RopeError
+from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
-from ggext.gguf.writer import whole_file
+from ggext.gguf.writer import check_room, output_errors
 from ggext.runtime import llama, state
 from ggext.runtime.memory.base import Gone
 
@@ -118,7 +120,8 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     ):  # twice one at a time, rather than all at once
         crc, size = zlib.crc32(part, crc), size + memoryview(part).nbytes
     head = struct.pack("<8sI", _MAGIC, crc)
-    with whole_file(path, len(head) + size) as file:
+    check_room(path, len(head) + size)
+    with output_errors(path), private_file(path) as file:
         file.write(head)
         for part in chain(parts, session.memory.blocks_outside()):
             file.write(part)
@@ -240,7 +243,7 @@ def check_state(data: NDArray[np.uint8], places: Sequence[int]) -> None:
 
 def _mapped(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path, follow=False), "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise StateError(
