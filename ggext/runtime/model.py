@@ -158,9 +158,12 @@ class Model(Closing):
     ) -> list[int]:
         """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
 
+        A token that it wants and has not is not added: llama.cpp would end the process.
+
         `parse_special`: spellings of control tokens in the text become those tokens; only for
         text that the caller wrote.
         """
+        add_special = add_special and self._has_what_it_adds
         if not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD:
             return self._tokenize(text, add_special, parse_special)
         tokens = long_text.tokens_of(text, lambda part: self._tokenize(part, False, parse_special))
@@ -169,6 +172,19 @@ class Model(Closing):
         around = self._tokenize("", True, False)
         start = around[:1] if self.adds_bos else []
         return [*start, *tokens, *around[len(start) :]]
+
+    @cached_property
+    def _has_what_it_adds(self) -> bool:
+        """Whether the tokens are there that the vocabulary adds to a text (BOS, EOS, SEP)."""
+        lib, vocab = self._lib, self.vocabulary()
+        if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM:  # adds both whatever it says
+            return min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0
+        wanted = (
+            (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
+            (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
+            (lib.llama_vocab_get_add_sep, lib.llama_vocab_sep),
+        )
+        return all(token(vocab) >= 0 for adds, token in wanted if adds(vocab))
 
     @cached_property
     def _splits_by_regex(self) -> bool:

@@ -50,13 +50,11 @@ def vocabulary(path: Path, pre: str) -> Path:
     import numpy as np
     from tiny_gguf import base_of
 
-    from ggext.checkpoint.vocabulary.byte_level import text_of
+    from ggext.checkpoint.vocabulary.byte_level import SYMBOLS
 
     fields, arrays = base_of("llama")
-    singles = [text_of(bytes([byte])) for byte in range(256)]
-    pairs = [
-        f"{a} {b}" for a in map(text_of, (b"a", b"-", b" ", b"1", b"\n", b"'")) for b in singles
-    ]
+    singles = list(SYMBOLS)
+    pairs = [f"{a} {b}" for a in (SYMBOLS[byte] for byte in b"a- 1\n'") for b in singles]
     pairs = [pair for pair in pairs if pair.count(" ") == 1]
     tokens = list(dict.fromkeys([*singles, *(pair.replace(" ", "") for pair in pairs)]))
     if pre in ("gemma4", "granite-embed-multi-311m", "sarvam-moe"):
@@ -92,6 +90,7 @@ def differs(path: Path, texts: list[str]) -> list[str]:
         with Model.open(path, 0) as model:
             for text in texts:
                 whole = model._tokenize(text, False, False)
+                assert len(whole) > len(text) // 8, "the vocabulary has not these characters"
                 if model.tokenize(text, add_special=False) != whole:
                     wrong.append(text)
 
