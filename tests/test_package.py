@@ -38,11 +38,15 @@ ROWS = (
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
-    {"native", "_native"},
+    {"native", "_native", "llama_cpp_facts"},
     {"errors", "folders", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
-ONLY = {"rope": {"_version", "errors", "native"}, "gguf": {"errors", "native", "_native", "rope"}}
+ONLY = {
+    "rope": {"_version", "errors", "native", "llama_cpp_facts"},
+    "gguf": {"errors", "native", "_native", "rope"},
+    "llama_cpp_facts": set(),
+}
 # The one module of gguf/ that knows of RoPE.
 KNOWS_ROPE = "ggext/gguf/rope.py"
 # Packages that only the named parts import.

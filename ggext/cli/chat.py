@@ -288,8 +288,9 @@ def _resume(request: _Request, conversation: Conversation, screen: Screen, keepe
     for notice in left_earlier(conversation):
         screen.notice(notice)
     if keeper.damaged:
+        lines = "a line" if keeper.damaged == 1 else f"{keeper.damaged} lines"
         screen.notice(
-            "the last line of its journal was cut off when the program ended; it is left out"
+            f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
         screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")

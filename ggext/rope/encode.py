@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ggext.errors import RopeError
+from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.capabilities import RopeCapability, capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
@@ -28,7 +29,6 @@ from ggext.rope.decode import (
     ROPE_LONG,
     ROPE_SHORT,
     SLIDING_BASE,
-    SLIDING_WINDOW,
     decode,
     decode_sliding,
     float32,
@@ -208,7 +208,7 @@ def _in_file(
     keys: dict[str, str | int | float], geometry: RopeGeometry
 ) -> dict[str, str | int | float]:
     """``keys`` beside the one by which a file says that it has sliding-window layers."""
-    return keys if geometry.sliding_base is None else {**keys, SLIDING_WINDOW: 1}
+    return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
 def _exactness(
