@@ -64,12 +64,12 @@ def logits(path: Path) -> Any:
 
 
 REQUESTS = {
-    "yarn": ["--yarn", "4"],
+    "yarn": ["--yarn", "4", "--encoding", "keys"],
     "linear": ["--linear", "2"],
     "ntk": ["--ntk", "4"],
     "none": ["--rope", "none"],
     "llama3": ["--llama3", "4"],
-    "yarn by tensor": ["--yarn", "4", "--beta-slow", "0.1"],
+    "yarn by tensor": ["--yarn", "4", "--beta-slow", "0.1", "--encoding", "tensor"],
 }
 
 
@@ -144,9 +144,9 @@ def test_none_gives_the_same_keys_back(tmp_path: Path, origin: dict[str, Any]) -
     user's own."""
     model = unscaled_file(tmp_path / "model.gguf", origin)
     scaled, back = tmp_path / "scaled.gguf", tmp_path / "back.gguf"
-    told("convert", model, scaled, "--yarn", 4, "--original-context", 32)
+    told("convert", model, scaled, *REQUESTS["yarn"], "--original-context", 32)
     told("convert", scaled, "--in-place", *REQUESTS["yarn by tensor"])
-    assert "context: 32 → 64 tokens" in told("convert", scaled, back, "--rope", "none")
+    assert "context: 128 → 64 tokens" in told("convert", scaled, back, "--rope", "none")
     assert "have the same keys and tensors" in told("inspect", "--diff", model, back)
 
 
@@ -260,7 +260,7 @@ def test_what_cannot_be_done_in_place(model: Path, tmp_path: Path) -> None:
     assert "excludes OUT, --type, --split; leave one of them out" in both
     assert "is a checkpoint" in refused("convert", "demo", "--in-place", "--yarn", 4)
     folded = refused("convert", model, "--in-place", "--yarn", 4, "--encoding", "folded")
-    assert "a change of the query weights, which is not made in place" in folded
+    assert "changes blk.0.attn_q.weight and 1 others, which is not done in place" in folded
     told("convert", model, tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded")
     assert "ggext undo" in refused(
         "convert", tmp_path / "folded.gguf", "--in-place", "--rope", "none"
@@ -312,7 +312,7 @@ def test_a_second_file_shares_the_data(
     odd.write_bytes(header + model.read_bytes()[gguf.data_offset :])
     assert read_gguf(odd).data_offset % 4096 == 32
     monkeypatch.setattr(disk, "share", share)
-    assert "data shared" in told("convert", odd, tmp_path / "new.gguf", "--yarn", 4)
+    assert "data shared" in told("convert", odd, tmp_path / "new.gguf", *REQUESTS["yarn"])
     ((source_at, target_at, end),) = shares
     assert source_at % 4096 == target_at % 4096 == 0
     assert end == odd.stat().st_size
