@@ -14,6 +14,7 @@ import click
 
 from ggext.cli import convert_options
 from ggext.cli.groups import GroupedCommand
+from ggext.cli.models import MODEL
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _PARAMETERS = (
     examples=convert_options.EXAMPLES,
     short_help="Bake a RoPE scaling into a GGUF file.",
 )
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=MODEL)
 @click.argument("out", required=False, type=click.Path(path_type=Path))
 @convert_options.scaling
 @convert_options.output

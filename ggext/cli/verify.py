@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import NUMBER, Tokens
 
 
@@ -22,7 +23,7 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 @click.command(short_help="Prove in numbers that a file does what was asked.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),

@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 
 from ggext.checkpoint.named import model_name
+from ggext.checkpoint.stores import is_ollama_blob
 from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.rope import methods
@@ -106,6 +107,9 @@ def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) 
     """The output's name where none is given: the model's, the scaling that the file has, and the
     type that was asked for. ``wanted``: as ``--type``."""
     name = source.path.stem if source.is_gguf else model_name(source.path)
+    if is_ollama_blob(source.path):  # the file is named by its checksum
+        title = source.fields.get("general.name", source.fields["general.architecture"]).value
+        name = "-".join(re.findall(r"[\w.]+", str(title).lower())) or "model"
     if scaling is not None and source.is_gguf:  # what the file had before is not in it any more
         name = _SCALING_IN_NAME.sub("", name) or name
     if scaling is not None and scaling.method != "none":
