@@ -22,7 +22,7 @@ class Model(click.ParamType[Path]):
         from ggext.checkpoint.stores import find_stored
 
         found = find_stored(str(value), Path())
-        if found is not None:
+        if found is not None and found.is_gguf:
             return found.path
         repository, colon, _ = str(value).partition(":")
         if colon and hub.is_hub_name(repository):
