@@ -91,7 +91,7 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert not end.code, (arguments, end.code)\n"
     )
-    assert "all within tolerance" in python(code)
+    assert "tokens: exact " in python(code)
 
 
 @pytest.mark.parametrize(

@@ -301,7 +301,7 @@ def test_from_an_id_to_a_chat(ggext: Ggext, tmp_path: Path) -> None:
         "300",
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "all within tolerance" in run.stdout
+    assert "tokens: exact " in run.stdout
     text = tmp_path / "text.txt"
     text.write_text("Look for the lamp upstairs. Look for the key below.")
     run = ggext(

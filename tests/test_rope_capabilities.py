@@ -302,7 +302,9 @@ def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, [*arguments, "--encoding", "keys"])
     assert refused.exit_code == 1
     told = CliRunner().invoke(main, arguments).output  # auto finds nothing else
-    assert "encoding: runtime" in told
+    assert "encoding: folded, exact" in told
+    runtime = CliRunner().invoke(main, [*arguments, "--encoding", "runtime"]).output
+    assert "encoding: runtime, exact" in runtime
     assert "in other programs: worst frequency error 0." in told
     assert "not exact" not in told
     assert (

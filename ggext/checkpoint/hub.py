@@ -51,8 +51,12 @@ Check = Callable[[Path], None]
 
 def is_hub_id(path: Path) -> bool:
     """Whether ``path`` is nothing on this machine and has the form ``owner/name``."""
-    text = path.as_posix()
-    return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
+    return is_hub_name(path.as_posix()) and not path.exists()
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` has the form ``owner/name``."""
+    return bool(_ID.fullmatch(text)) and not text.endswith(_FILES)
 
 
 def fetch(
@@ -105,16 +109,10 @@ def headers_alone(
 
 def _small_files(
     path: Path, revision: str | None, show_progress: bool, check: Check | None
-) -> tuple[_Wanted, Path]:
+) -> tuple[Repository, Path]:
     """What there is to be had, and its folder with all but the weights."""
-    try:
-        from huggingface_hub.utils import logging
-    except ImportError:
-        raise MissingExtraError(
-            "huggingface_hub", "hub", f"{path.as_posix()} is not on this machine; fetching it"
-        ) from None
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings do not come from a command line
-    wanted = _Wanted(path.as_posix(), revision, _bars(show_progress, path.name))
+    _import_hub(path.as_posix())
+    wanted = Repository(path.as_posix(), revision, show_progress=show_progress)
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
         raise HubError(
@@ -124,6 +122,17 @@ def _small_files(
     if check is not None:
         check(folder)
     return wanted, folder
+
+
+def _import_hub(model: str) -> None:
+    """Without its warnings, which do not come from a command line."""
+    try:
+        from huggingface_hub.utils import logging
+    except ImportError:
+        raise MissingExtraError(
+            "huggingface_hub", "hub", f"{model} is not on this machine; fetching it"
+        ) from None
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def model_name(folder: Path) -> str | None:
@@ -160,14 +169,16 @@ def _bars(show: bool, description: str) -> type[tqdm[Any]]:
     return Bytes
 
 
-class _Wanted:
+class Repository:
     """One repository at one revision. The first download settles the commit for the following
     ones."""
 
-    def __init__(self, repository: str, revision: str | None, bars: type[tqdm[Any]]) -> None:
+    def __init__(
+        self, repository: str, revision: str | None, *, show_progress: bool = False
+    ) -> None:
         self.repository = repository
         self.revision = revision
-        self.bars = bars
+        self.show_progress = show_progress
         self.commit: str | None = None
         self.name = f"the model {repository}" + (
             f" at revision {quote(revision)}" if revision else ""
@@ -179,6 +190,17 @@ class _Wanted:
 
         return f"{constants.ENDPOINT}/{self.repository}"
 
+    def files(self) -> list[str]:
+        """The names of all its files. Raises ``HubError``."""
+        _import_hub(self.repository)
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(self.repository, revision=self.revision)
+        except Exception as error:  # noqa: BLE001 - as for a download
+            raise self._failure(error) from None
+        return [sibling.rfilename for sibling in info.siblings or []]
+
     def download(self, files: list[str]) -> Path:
         from huggingface_hub import snapshot_download
 
@@ -187,7 +209,7 @@ class _Wanted:
                 self.repository,
                 revision=self.commit or self.revision,
                 allow_patterns=files,
-                tqdm_class=self.bars,
+                tqdm_class=_bars(self.show_progress, self.repository.rsplit("/", 1)[-1]),
             )
         except Exception as error:  # noqa: BLE001 - the network and the disk raise what they like
             raise self._failure(error) from None

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggext.cli.models import MODEL
+
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
 
@@ -18,7 +20,7 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 
 
 @click.command(short_help="Show what a GGUF file says, without loading it.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
@@ -66,14 +68,14 @@ def in_words(result: Inspection) -> str:
     types = ", ".join(f"{name} ×{count}" for name, count in result.types.items())
     lines = [
         f"{result.path}: {result.name or 'no name'}",
-        f"architecture  {result.arch}, {_si(result.parameters)} parameters, {result.size:,} bytes",
+        f"architecture  {result.arch}, {si(result.parameters)} parameters, {result.size:,} bytes",
         f"tensors       {types}",
-        f"context       {result.context:,} tokens" + _extension(result),
+        f"context       {result.context:,} tokens" + extension(result),
     ]
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     lines.append(
-        f"rope          {_method_words(result)}, base {result.geometry.base:g}, "
+        f"rope          {method_words(result)}, base {result.geometry.base:g}, "
         f"{result.geometry.n_rot} of "
         f"{result.geometry.head_dim} dimensions, attention factor "
         f"{result.rope.attention_factor:.6g}, "
@@ -93,7 +95,7 @@ def in_words(result: Inspection) -> str:
     return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
 
 
-def _extension(result: Inspection) -> str:
+def extension(result: Inspection) -> str:
     if result.context == result.trained_context:
         return ", as trained"
     return (
@@ -101,7 +103,7 @@ def _extension(result: Inspection) -> str:
     )
 
 
-def _method_words(result: Inspection) -> str:
+def method_words(result: Inspection) -> str:
     if result.recipe is None or result.recipe.scaling.method == "none":
         return {"none": "no scaling"}.get(result.method, result.method)
     scaling, encoding = result.recipe.scaling, result.recipe.encoding
@@ -151,7 +153,7 @@ def _chart(result: Inspection) -> list[str]:
     return lines
 
 
-def _si(count: int) -> str:
+def si(count: int) -> str:
     for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli import chat_options
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _PARTS = {
 
 
 @click.command(short_help="Say what a model and a context need, before loading.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option(
     "-c",
     "--context",
@@ -56,7 +57,10 @@ _PARTS = {
     "--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]"
 )
 @click.option(
+    "-ngl",
     "--gpu-layers",
+    "--n-gpu-layers",
+    "gpu_layers",
     type=click.IntRange(min=0),
     metavar="N",
     help="Layers on the GPU.  [default: all, if there is one]",

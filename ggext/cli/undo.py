@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from ggext.cli.models import MODEL
+
 
 @click.command(short_help="Take back what convert --in-place did.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option("--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask.")
 def undo(file: Path, yes: bool) -> None:
     """Make FILE byte for byte what it was before its first change in place.

@@ -161,10 +161,10 @@ def _open_alone(path: Path) -> int:
             f"{path} has {status.st_nlink} names (hard links), which all would change; copy it "
             "first"
         )
-    if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
+    owner = _named_by_checksum(path)
+    if owner:
         raise OutputError(
-            f"{path} lies in Hugging Face's cache, where its name is its checksum; write to a new "
-            "file"
+            f"{path} lies in {owner}, where its name is its checksum; write to a new file"
         )
     handle = open_plain(path, os.O_RDWR)
     try:
@@ -180,6 +180,15 @@ def _open_alone(path: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def _named_by_checksum(path: Path) -> str:
+    """The store that names its files so, empty for other places."""
+    if path.parent.name != "blobs":
+        return ""
+    if (path.parent.parent / "snapshots").is_dir():
+        return "Hugging Face's cache"
+    return "Ollama's store" if path.name.startswith("sha256-") else ""
 
 
 def _lease(handle: int) -> bool | None:

@@ -36,6 +36,7 @@ from ggext.rope.decode import (
     score_scale,
 )
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.shifts import folding_obstacle
 
 EncodingName = Literal["keys", "tensor", "folded", "runtime"]
 ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
@@ -244,15 +245,17 @@ def _exactness(
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query
     weights."""
-    if capability_of(arch).scores == "scaled":
-        raise RopeError(
-            f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of "
-            "its own to "
-            "fold a gain into; choose --encoding keys"
-        )
+    obstacle = folding_obstacle(arch, geometry)
     try:
+        if obstacle and geometry.sliding_base is None:  # the others may be exact, if not safe
+            raise RopeError(obstacle)
         carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
     except RopeError as error:
+        if obstacle:
+            raise RopeError(
+                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                "context shifts off in programs that roll"
+            ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
     exactness = _exactness(
