@@ -7,13 +7,13 @@
 #include <stdlib.h>
 
 #if defined(_WIN32)
-#include <io.h>
 #include <windows.h>
 
-/* As POSIX's pread and pwrite: at a place of its own, from any thread. */
+/* As POSIX's pread and pwrite: at a place of its own, from any thread. The descriptor is the system's handle, of which
+ * 32 bits count: Python's descriptors belong to its own C library. */
 static int64_t at_place(int descriptor, void *data, size_t length, int64_t at, int writes)
 {
-    HANDLE file = (HANDLE)_get_osfhandle(descriptor);
+    HANDLE file = (HANDLE)(intptr_t)descriptor;
     uint64_t place = (uint64_t)at;
     OVERLAPPED where = {.Offset = (DWORD)(place & UINT32_MAX), .OffsetHigh = (DWORD)(place >> 32)};
     DWORD count = length > 1 << 30 ? 1 << 30 : (DWORD)length;
