@@ -83,15 +83,6 @@ def library(request: pytest.FixtureRequest, tmp_path: Path) -> Library:
 every_architecture = pytest.mark.parametrize("library", CAPABILITIES, indirect=True)
 
 
-def test_the_table_names_the_version_that_is_installed() -> None:
-    from ggext.runtime import llama
-
-    assert capabilities.__doc__ is not None
-    assert f"{capabilities.LLAMA_CPP} (llama-cpp-python {llama.VERSION})" in " ".join(
-        capabilities.__doc__.split()
-    )
-
-
 @every_architecture
 def test_layout(library: Library, tmp_path: Path) -> None:
     from ggext.runtime import llama

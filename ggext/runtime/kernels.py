@@ -1,0 +1,274 @@
+"""Whether this processor can execute the matrix kernels of the installed llama.cpp.
+
+Kernels that were compiled for another processor, or compiled wrongly, end the process at their
+first product: ggml's AMX kernels do after GCC before 13.3 (llama.cpp pull request 26954). So a
+child process (`kernel_trial`) multiplies small matrices with each kernel of the library that will
+be used, before this process loads it. What it finds is kept in the user's cache for this library
+and this processor; the second time costs the reading of a small file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+
+from ggext.errors import ModelError
+from ggext.pinned import LLAMA_CPP_PYTHON
+from ggext.runtime import children, deaths
+
+_TRIAL = "ggext.runtime.kernel_trial"
+_FORM = 1  # of the files in the cache; another one is not read
+# Rows, columns, repeats; and the columns to multiply with: a token's, and those of a prompt. Both
+# ways have kernels of their own.
+_SMALL = ("64", "512", "1", "1,32")
+_TIMED = ("1024", "1024", "3", "64")
+_PATIENCE = 120.0  # seconds; the small products take a tenth of one
+_MOST_CHILDREN = 8
+# The kernels round their inputs to 8 bits in blocks of different sizes; wrong ones are far off.
+_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the matrix kernels of one library do on one processor."""
+
+    # ggml's buffer types whose kernels end the process or compute something else, each with how.
+    unusable: dict[str, str] = field(default_factory=dict)
+    # How the plain kernels end the process; empty where they work.
+    fatal: str = ""
+    # Why nothing could be tried; empty where it was.
+    untested: str = ""
+
+    @property
+    def extra_buffers(self) -> bool:
+        """Whether llama.cpp may lay out weights for special kernels (``use_extra_bufts``)."""
+        return not self.unusable
+
+    @property
+    def notice(self) -> str:
+        """A sentence for the user where something is switched off, else nothing."""
+        if not self.unusable:
+            return ""
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unusable.items())
+        return (
+            f"llama.cpp's special matrix kernels are switched off, because they do not work on "
+            f"this processor ({reasons}). `ggext doctor` says what that costs and what to do"
+        )
+
+
+def find_library() -> Path | None:
+    """The llama library that llama-cpp-python will load, without importing it; None without it."""
+    folder = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if folder is None:
+        try:
+            spec = importlib.util.find_spec("llama_cpp")
+        except (ImportError, ValueError):
+            return None
+        if spec is None or spec.origin is None:
+            return None
+        folder = os.path.join(os.path.dirname(spec.origin), "lib")
+    names = ("libllama.so", "libllama.dylib", "llama.dll", "libllama.dll")
+    paths = (Path(os.path.abspath(folder), name) for name in names)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def check() -> Verdict:
+    """The verdict on the installed library. Raises ModelError where not even its plain kernels run.
+
+    Called before the library is loaded: it may end the process that loads it.
+    """
+    verdict = find_verdict()
+    if verdict.fatal:
+        raise ModelError(
+            f"{find_library()} cannot be used on this processor: {verdict.fatal}. It was built for "
+            f"another processor, or built wrongly; build it here: {rebuild_command()}"
+        )
+    return verdict
+
+
+def find_verdict() -> Verdict:
+    """The verdict on the installed library, whatever it is: kept, or found out now."""
+    library = find_library()
+    return Verdict(untested="there is no llama library") if library is None else _verdict(library)
+
+
+def rebuild_command() -> str:
+    """The command that builds llama-cpp-python for this processor, without AMX."""
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    arguments = ""
+    if _has_amx():
+        arguments = f"CMAKE_ARGS=\"-DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'\" "
+    return (
+        f"{arguments}pip install --force-reinstall --no-deps --no-cache-dir "
+        f'--no-binary llama-cpp-python "llama-cpp-python=={LLAMA_CPP_PYTHON}"'
+    )
+
+
+@cache
+def _verdict(library: Path) -> Verdict:
+    kept = _cache_file(library)
+    verdict = _read(kept)
+    if verdict is None:
+        verdict, is_certain = _try(library)
+        if is_certain:
+            _write(kept, verdict)
+    return verdict
+
+
+def _try(library: Path) -> tuple[Verdict, bool]:
+    """The verdict, and whether another trial would say the same."""
+    unusable: dict[str, str] = {}
+    for _ in range(_MOST_CHILDREN):
+        outcome = _run(library, _SMALL, tuple(unusable))
+        unusable.update(outcome.different())
+        if outcome.is_complete:
+            return Verdict(unusable), True
+        if outcome.signal not in deaths.REPEATABLE:
+            return Verdict(_untested_amx(), untested=outcome.ended), False
+        if outcome.is_plain:
+            return Verdict(unusable, fatal=f"{outcome.ended} {outcome.place}"), True
+        unusable[outcome.buffer_type] = f"{outcome.ended} {outcome.place}"
+    return Verdict(unusable), True
+
+
+def _untested_amx() -> dict[str, str]:
+    """Where nothing can be tried, what is known to be compiled wrongly is left out."""
+    return {"AMX": "not tested, and some compilers break them"} if _has_amx() else {}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a child process printed, and how it ended."""
+
+    # The lines, cut at the tabs (see `kernel_trial`).
+    lines: tuple[tuple[str, ...], ...]
+    # The name of the signal that ended the child, or nothing.
+    signal: str
+    # How it ended, in words.
+    ended: str
+
+    @property
+    def is_complete(self) -> bool:
+        return bool(self.lines) and self.lines[-1] == ("done",)
+
+    @property
+    def buffer_type(self) -> str:
+        """The one that was being tried at the end; empty while the library was loaded."""
+        last = self.lines[-1] if self.lines else ()
+        return last[1] if len(last) > 2 else ""
+
+    @property
+    def place(self) -> str:
+        """Where it ended: ``at a Q4_1 matrix``."""
+        last = self.lines[-1] if self.lines else ()
+        return f"at a {last[2]} matrix" if len(last) > 2 else "when it is loaded"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it ended before any special kernel: with the first buffer type, or earlier."""
+        first = next((line[1] for line in self.lines if line[0] == "try"), "")
+        return self.buffer_type in ("", first)
+
+    def products(self) -> list[tuple[str, str, float, float]]:
+        """Buffer type, tensor type, microseconds and relative difference of each product."""
+        done = (line for line in self.lines if line[0] == "ok")
+        return [(line[1], line[2], float(line[4]), float(line[5])) for line in done]
+
+    def different(self) -> dict[str, str]:
+        """Buffer types whose kernels compute something else than the plain ones."""
+        return {
+            buffer_type: f"the product with a {name} matrix is {off:.0%} off"
+            for buffer_type, name, _, off in self.products()
+            if not off <= _TOLERANCE  # not a number is off, too
+        }
+
+
+def _run(library: Path, sizes: tuple[str, ...], left_out: tuple[str, ...]) -> Outcome:
+    command = children.script_command(_TRIAL)
+    if command is None:
+        return Outcome((), "", f"{sys.executable or 'this host'} cannot start a Python process")
+    arguments = [str(library), *sizes, *left_out]
+    try:
+        done = subprocess.run(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_PATIENCE,
+            check=False,
+            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+        )
+    except subprocess.TimeoutExpired:
+        return Outcome((), "", f"it did not end within {_PATIENCE:.0f} s")
+    except OSError as error:
+        return Outcome((), "", f"no child process could be started: {error}")
+    lines = tuple(tuple(line.split("\t")) for line in done.stdout.decode().splitlines())
+    return Outcome(lines, deaths.signal_name(done.returncode), deaths.in_words(done.returncode))
+
+
+def speeds(verdict: Verdict) -> list[tuple[str, str, float]]:
+    """Buffer type, tensor type and microseconds of products of a 1,024 × 1,024 matrix with 64
+    columns on one thread, without the buffer types that are unusable."""
+    library = find_library()
+    if library is None or verdict.fatal:
+        return []
+    outcome = _run(library, _TIMED, tuple(verdict.unusable))
+    return [product[:3] for product in outcome.products()]
+
+
+def _cache_file(library: Path) -> Path:
+    """One for each build of the library on each processor."""
+    stats = [(path.name, path.stat()) for path in sorted(library.parent.iterdir())]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    identity = json.dumps([_FORM, str(library), files, _processor()])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
+    return cache_folder() / "kernels" / f"{digest}.json"
+
+
+def cache_folder() -> Path:
+    """Where ggext keeps what it can find out again: $XDG_CACHE_HOME/ggext, or ~/.cache/ggext."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ggext"
+
+
+def _processor() -> str:
+    """The model of the processor and what it can do."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            # The first processor's paragraph: all of them take a while where there are hundreds.
+            lines = file.read(1 << 14).split(b"\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kept = (b"model", b"cpu family", b"stepping", b"vendor_id", b"flags", b"Features", b"CPU ")
+    return b"\n".join(line for line in lines if line.startswith(kept)).decode("ascii", "replace")
+
+
+def _has_amx() -> bool:
+    return " amx_tile" in _processor()
+
+
+def _read(path: Path) -> Verdict | None:
+    """What was kept; None where nothing was, or where it is damaged."""
+    with suppress(OSError, ValueError, LookupError, AttributeError, TypeError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        unusable = {str(name): str(reason) for name, reason in kept["unusable"].items()}
+        return Verdict(unusable, str(kept["fatal"]))
+    return None
+
+
+def _write(path: Path, verdict: Verdict) -> None:
+    """Where it cannot be kept, the next process tries again."""
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
+        os.replace(beside, path)
