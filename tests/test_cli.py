@@ -55,7 +55,7 @@ def test_unknown_command() -> None:
         ("llama_cpp", ["convert", "demo", "{out}", "--type", "Q4_K_M"], "run"),
         ("huggingface_hub", ["convert", "Owner/Name", "{out}"], "hub"),
         ("llama_cpp", ["demo", "--texts", "1"], "run"),
-        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "dev"),
+        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "reference"),
         ("matplotlib", ["inspect", "{gguf}", "--plot", "{out}.png"], "plot"),
     ],
 )
