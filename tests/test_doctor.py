@@ -17,7 +17,6 @@ from ggext.cli import main
 from ggext.doctor import Finding, Report, backends, examine, runs, versions
 from ggext.errors import ModelError
 from ggext.pinned import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
-from ggext.runtime import children
 
 
 def findings(found: Iterable[Finding]) -> dict[str, Finding]:
@@ -215,7 +214,11 @@ def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.Monkey
 
 def test_a_rotation_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "rotate", lambda rows, *_, **__: rows)
-    monkeypatch.setattr(children, "module_command", lambda _: None)  # in this process
+
+    def refuse(_: str) -> None:
+        raise ModelError("no process can be started")
+
+    monkeypatch.setattr(runs, "Child", refuse)  # then in this process
     monkeypatch.setattr(runs, "possible_steps", lambda _: ["native rotation"])
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1

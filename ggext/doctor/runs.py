@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from ggext.doctor import backends, selftests
 from ggext.doctor.report import Finding
-from ggext.runtime import children, deaths
+from ggext.errors import GgextError
+from ggext.runtime.child import Channel, Child
 
 Step = Callable[[], Iterator[Finding]]
 
@@ -25,6 +23,7 @@ STEPS: dict[str, Step] = {
     "embedded model": selftests.model,
 }
 _ALONE = ("native rotation",)
+_END = "end"
 _PATIENCE = 900.0  # seconds for all of them
 
 
@@ -34,69 +33,54 @@ def possible_steps(has_llama_cpp: bool) -> list[str]:
 
 
 def findings(
-    names: list[str], progress: Callable[[str], None], *, in_child: bool
+    names: Sequence[str], progress: Callable[[str], None], *, in_child: bool
 ) -> Iterator[Finding]:
     """What the steps find."""
-    command = children.module_command("ggext.doctor") if in_child else None
-    if command is None:
-        for name in names:
-            progress(name)
-            yield from STEPS[name]()
-        return
-    while names:
-        found, names = _in_child(command, names, progress)
+    left = list(names)
+    while left and in_child:
+        try:
+            child = Child("ggext.doctor.runs:answer")
+        except GgextError:  # a host that cannot start a process: then here
+            break
+        with child:
+            child.send(left)
+            found, left = _follow(child, left, progress)
         yield from found
+    for name in left:
+        progress(name)
+        yield from STEPS[name]()
 
 
-def _in_child(
-    command: Sequence[str], names: Sequence[str], progress: Callable[[str], None]
+def _follow(
+    child: Child, names: Sequence[str], progress: Callable[[str], None]
 ) -> tuple[list[Finding], list[str]]:
-    """What one child found, and the steps that it did not come to."""
+    """What a child finds, and the steps that it did not come to before it died."""
     found: list[Finding] = []
     left = list(names)
-    step = "start"
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            [*command, *names],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=children.environment(),
-        )
-        timer = threading.Timer(_PATIENCE, child.kill)
-        timer.start()
-        with child:
-            assert child.stdout is not None
-            for line in child.stdout:
-                said = json.loads(line)
-                if "step" not in said:
-                    found.append(Finding(**said))
-                    continue
-                step = said["step"]
-                left = left[left.index(step) + 1 :]
-                progress(step)
-        timer.cancel()
-        errors.seek(0)
-        words = errors.read().decode("utf-8", "replace")
-    if child.returncode == 0:
+    step = "start of a process"
+    timer = threading.Timer(_PATIENCE, child.kill)
+    timer.start()
+    while (message := child.receive()) is not None:
+        if "finding" in message:
+            found.append(Finding(**message["finding"]))
+            continue
+        step = message["step"]
+        if step == _END:
+            break
+        left.remove(step)
+        progress(step)
+    timer.cancel()
+    if step == _END:
         return found, []
-    if step == "start":  # not one step began: the next child would do the same
+    if left == names:  # not one step began: the next child would do the same
         left = []
-    value = f"ended the process: {deaths.in_words(child.returncode)}{_reason(words)}"
-    return [*found, Finding("tests", step, "wrong", value)], left
+    return [*found, Finding("tests", step, "wrong", str(child.died()))], left
 
 
-def _reason(words: str) -> str:
-    """What the child wrote at the end of its life, in one line: ggml's assertion, or the last."""
-    lines = [line.strip() for line in words.splitlines() if line.strip()]
-    telling = [line for line in lines if "GGML_ASSERT" in line or "Error" in line]
-    line = next(iter([*telling, *lines[-1:]]), "")
-    return f": {line}" if line else ""
-
-
-def run_in_this_process(names: Sequence[str]) -> None:
-    """The child: a line of JSON before each step, and one for each finding."""
-    for name in names:
-        print(json.dumps({"step": name}), flush=True)  # noqa: T201 - the protocol
+def answer(channel: Channel) -> None:
+    """The child: a message before each step, and one for each finding."""
+    for name in channel.receive() or []:
+        channel.send({"step": name})
         for finding in STEPS[name]():
-            print(json.dumps(asdict(finding)), flush=True)  # noqa: T201 - the protocol
+            channel.send({"finding": asdict(finding)})
+    channel.send({"step": _END})

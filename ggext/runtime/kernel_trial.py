@@ -1,14 +1,9 @@
-"""A program of its own: multiplies small matrices with every matrix kernel of a llama.cpp library.
+"""What a child process does to try a llama.cpp library: small products with each of its kernels.
 
-It runs in a child process (`ggext.runtime.kernels` starts it and reads what it prints), because a
-kernel that the processor cannot execute ends the process. It imports nothing of ggext: it is run
-by its path, without site-packages, in a few hundredths of a second.
-
-Arguments: the path of the llama library; rows and columns of the matrices, how often each product
-is timed; how many columns they are multiplied with, parted by commas; and the names of buffer types
-to leave out. Printed, fields parted by tabs, each line before what it announces: ``load``; ``try``,
-buffer type, tensor type; ``ok``, the same, columns, microseconds of a product, relative difference
-from the plain kernel's product; at the end ``done``.
+A kernel that the processor cannot execute ends the process, so `ggext.runtime.kernels` starts
+`main` in a child and reads what it says. A message comes before what it announces: ``["load"]``;
+``["try", buffer type, tensor type]``; ``["ok", buffer type, tensor type, microseconds, off]``
+for each product, how far it is off the plain kernel's; at the end ``["done"]``.
 """
 
 from __future__ import annotations
@@ -20,7 +15,10 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ggext.runtime.child import Channel
 
 #: ggml's tensor types that have matrix kernels of their own on some processor (``enum ggml_type``).
 TYPES = {
@@ -77,11 +75,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_tensor_get": (None, [_void, _void, _size, _size]),
     "ggml_backend_graph_compute": (_int, [_void, _void]),
 }
-
-
-def say(*fields: object) -> None:
-    """A line, at once: the next instruction may be the last."""
-    os.write(1, ("\t".join(map(str, fields)) + "\n").encode())
 
 
 def load(path: str) -> Any:
@@ -215,23 +208,27 @@ def _difference(product: array[float], expected: array[float]) -> float:
     return math.sqrt(sum((a - b) ** 2 for a, b in pairs) / sum(b * b for _, b in pairs))
 
 
-def main(arguments: list[str]) -> None:
-    path, rows, columns, repeats, batches, *left_out = arguments
+def main(channel: Channel) -> None:
+    """The child: receives what to try (`kernels.Sizes` and the library), says what it does."""
+    request = channel.receive()
+    if request is None:
+        return
     _no_core_file()
-    say("load")
-    products = Products(load(path), int(rows), int(columns), int(repeats))
+    channel.send(["load"])
+    ggml = load(request["library"])
+    products = Products(ggml, request["rows"], request["columns"], request["repeats"])
     plain: dict[tuple[str, int], array[float]] = {}
     for buffer_name, buffer_type in products.buffer_types():
-        if buffer_name in left_out:
+        if buffer_name in request["left_out"]:
             continue
         for name, number in TYPES.items():
-            say("try", buffer_name, name)
-            for batch in map(int, batches.split(",")):
+            channel.send(["try", buffer_name, name])
+            for batch in request["batches"]:
                 result = products.multiply(number, buffer_type, batch)
                 if result is not None:
                     off = _difference(result[0], plain.setdefault((name, batch), result[0]))
-                    say("ok", buffer_name, name, batch, f"{result[1]:.2f}", f"{off:.2e}")
-    say("done")
+                    channel.send(["ok", buffer_name, name, result[1], off])
+    channel.send(["done"])
 
 
 def _no_core_file() -> None:
@@ -241,7 +238,3 @@ def _no_core_file() -> None:
     except ImportError:  # Windows
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

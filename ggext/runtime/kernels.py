@@ -14,23 +14,28 @@ import importlib.util
 import json
 import os
 import platform
-import subprocess
 import sys
+import threading
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
+from multiprocessing import spawn
 from pathlib import Path
+from typing import Any
 
-from ggext.errors import ModelError
+from ggext.errors import GgextError, ModelError
 from ggext.pinned import LLAMA_CPP_PYTHON
-from ggext.runtime import children, deaths
+from ggext.runtime.child import Child
 
-_TRIAL = "ggext.runtime.kernel_trial"
+_TRIAL = "ggext.runtime.kernel_trial:main"
 _FORM = 1  # of the files in the cache; another one is not read
-# Rows, columns, repeats; and the columns to multiply with: a token's, and those of a prompt. Both
-# ways have kernels of their own.
-_SMALL = ("64", "512", "1", "1,32")
-_TIMED = ("1024", "1024", "3", "64")
+# ``batches``: the columns to multiply with. A token's one and those of a prompt have kernels of
+# their own.
+_SMALL = {"rows": 64, "columns": 512, "repeats": 1, "batches": [1, 32]}
+_TIMED = {"rows": 1024, "columns": 1024, "repeats": 3, "batches": [64]}
+#: Signals that the same instructions raise again; a SIGKILL comes from elsewhere.
+_REPEATABLE = ("SIGABRT", "SIGBUS", "SIGFPE", "SIGILL", "SIGSEGV", "SIGTRAP")
 _PATIENCE = 120.0  # seconds; the small products take a tenth of one
 _MOST_CHILDREN = 8
 # The kernels round their inputs to 8 bits in blocks of different sizes; wrong ones are far off.
@@ -128,15 +133,15 @@ def _try(library: Path) -> tuple[Verdict, bool]:
     """The verdict, and whether another trial would say the same."""
     unusable: dict[str, str] = {}
     for _ in range(_MOST_CHILDREN):
-        outcome = _run(library, _SMALL, tuple(unusable))
+        outcome = _run(library, _SMALL, unusable)
         unusable.update(outcome.different())
         if outcome.is_complete:
             return Verdict(unusable), True
-        if outcome.signal not in deaths.REPEATABLE:
+        if outcome.signal not in _REPEATABLE:
             return Verdict(_untested_amx(), untested=outcome.ended), False
         if outcome.is_plain:
             return Verdict(unusable, fatal=f"{outcome.ended} {outcome.place}"), True
-        unusable[outcome.buffer_type] = f"{outcome.ended} {outcome.place}"
+        unusable[outcome.tried[0]] = f"{outcome.ended} {outcome.place}"
     return Verdict(unusable), True
 
 
@@ -147,41 +152,41 @@ def _untested_amx() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a child process printed, and how it ended."""
+    """What a child process said, and how it ended."""
 
-    # The lines, cut at the tabs (see `kernel_trial`).
-    lines: tuple[tuple[str, ...], ...]
+    # Its messages (see `kernel_trial`).
+    messages: list[list[Any]]
     # The name of the signal that ended the child, or nothing.
-    signal: str
-    # How it ended, in words.
-    ended: str
+    signal: str = ""
+    # How it ended, in words, where it did not come to its end.
+    ended: str = ""
 
     @property
     def is_complete(self) -> bool:
-        return bool(self.lines) and self.lines[-1] == ("done",)
+        return self.messages[-1:] == [["done"]]
 
     @property
-    def buffer_type(self) -> str:
-        """The one that was being tried at the end; empty while the library was loaded."""
-        last = self.lines[-1] if self.lines else ()
-        return last[1] if len(last) > 2 else ""
+    def tried(self) -> tuple[str, str]:
+        """Buffer type and tensor type of the last product; empty while the library was loaded."""
+        last = self.messages[-1] if self.messages else []
+        return (last[1], last[2]) if len(last) > 2 else ("", "")
 
     @property
     def place(self) -> str:
         """Where it ended: ``at a Q4_1 matrix``."""
-        last = self.lines[-1] if self.lines else ()
-        return f"at a {last[2]} matrix" if len(last) > 2 else "when it is loaded"
+        tensor_type = self.tried[1]
+        return f"at a {tensor_type} matrix" if tensor_type else "when it is loaded"
 
     @property
     def is_plain(self) -> bool:
         """Whether it ended before any special kernel: with the first buffer type, or earlier."""
-        first = next((line[1] for line in self.lines if line[0] == "try"), "")
-        return self.buffer_type in ("", first)
+        first = next((message[1] for message in self.messages if message[0] == "try"), "")
+        return self.tried[0] in ("", first)
 
     def products(self) -> list[tuple[str, str, float, float]]:
         """Buffer type, tensor type, microseconds and relative difference of each product."""
-        done = (line for line in self.lines if line[0] == "ok")
-        return [(line[1], line[2], float(line[4]), float(line[5])) for line in done]
+        done = (message[1:] for message in self.messages if message[0] == "ok")
+        return [(str(b), str(t), float(us), float(off)) for b, t, us, off in done]
 
     def different(self) -> dict[str, str]:
         """Buffer types whose kernels compute something else than the plain ones."""
@@ -192,27 +197,34 @@ class Outcome:
         }
 
 
-def _run(library: Path, sizes: tuple[str, ...], left_out: tuple[str, ...]) -> Outcome:
-    command = children.script_command(_TRIAL)
-    if command is None:
-        return Outcome((), "", f"{sys.executable or 'this host'} cannot start a Python process")
-    arguments = [str(library), *sizes, *left_out]
+def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Outcome:
+    """A child that tries the library, without some buffer types."""
+    if not _can_start_python():
+        return Outcome([], ended=f"{sys.executable or 'this host'} is no Python to start")
     try:
-        done = subprocess.run(
-            [*command, *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            timeout=_PATIENCE,
-            check=False,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
-        )
-    except subprocess.TimeoutExpired:
-        return Outcome((), "", f"it did not end within {_PATIENCE:.0f} s")
-    except OSError as error:
-        return Outcome((), "", f"no child process could be started: {error}")
-    lines = tuple(tuple(line.split("\t")) for line in done.stdout.decode().splitlines())
-    return Outcome(lines, deaths.signal_name(done.returncode), deaths.in_words(done.returncode))
+        child = Child(_TRIAL)
+    except GgextError as error:
+        return Outcome([], ended=str(error))
+    messages: list[list[Any]] = []
+    with child:
+        timer = threading.Timer(_PATIENCE, child.kill)
+        timer.start()
+        child.send({"library": str(library), "left_out": list(left_out), **sizes})
+        while (message := child.receive()) is not None:
+            messages.append(message)
+        timer.cancel()
+        if messages[-1:] == [["done"]]:
+            return Outcome(messages)
+        death = child.died()
+    return Outcome(messages, death.signal or "", str(death))
+
+
+def _can_start_python() -> bool:
+    """Not in a program that embeds Python and is its own executable: it would start again."""
+    if getattr(sys, "frozen", False):
+        return True  # `Child` knows
+    name = os.path.basename(os.fsdecode(spawn.get_executable() or "")).lower()
+    return name.startswith(("python", "pypy"))
 
 
 def speeds(verdict: Verdict) -> list[tuple[str, str, float]]:
@@ -221,7 +233,7 @@ def speeds(verdict: Verdict) -> list[tuple[str, str, float]]:
     library = find_library()
     if library is None or verdict.fatal:
         return []
-    outcome = _run(library, _TIMED, tuple(verdict.unusable))
+    outcome = _run(library, _TIMED, verdict.unusable)
     return [product[:3] for product in outcome.products()]
 
 
