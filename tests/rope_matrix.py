@@ -21,7 +21,7 @@ from tiny import make_model
 from ggext.checkpoint.config import Config, read_config
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
-from ggext.pinned import LLAMA_CPP_COMMIT
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope.config import read_rope
 from ggext.rope.encode import Encoding, EncodingName, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling

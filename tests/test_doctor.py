@@ -16,7 +16,7 @@ from ggext import __version__, native
 from ggext.cli import main
 from ggext.doctor import Finding, Report, backends, examine, runs, versions
 from ggext.errors import ModelError
-from ggext.pinned import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
 
 
 def findings(found: Iterable[Finding]) -> dict[str, Finding]:

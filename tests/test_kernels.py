@@ -17,6 +17,7 @@ import pytest
 from ggext.doctor import runs
 from ggext.doctor.report import Finding
 from ggext.errors import ModelError
+from ggext.folders import cache_folder
 from ggext.runtime import kernels
 
 pytest.importorskip("llama_cpp")
@@ -122,7 +123,7 @@ def test_special_kernels_that_die_are_switched_off_and_named(build: Build, q4_0:
     words = " ".join(first.stderr.split())
     assert "(CPU_REPACK: the process of llama.cpp died of SIGILL" in words
     assert "at a Q4_0 matrix)" in words
-    (kept,) = (kernels.cache_folder() / "kernels").iterdir()
+    (kept,) = (cache_folder() / "kernels").iterdir()
     assert json.loads(kept.read_text())["unusable"].keys() == {"CPU_REPACK"}
     before = kept.stat().st_mtime_ns
     second = chat(q4_0)
@@ -193,7 +194,7 @@ def test_another_build_is_tried_again(build: Build) -> None:
     kernels._verdict.cache_clear()
     os.utime(first / "libllama.so", (1, 1))
     kernels.find_verdict()
-    assert len(list((kernels.cache_folder() / "kernels").iterdir())) == 2
+    assert len(list((cache_folder() / "kernels").iterdir())) == 2
 
 
 def test_a_host_that_is_not_python_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,7 +204,7 @@ def test_a_host_that_is_not_python_starts_nothing(monkeypatch: pytest.MonkeyPatc
     kernels._verdict.cache_clear()
     assert "is no Python to start" in verdict.untested
     assert verdict.extra_buffers is not kernels._has_amx()
-    assert not (kernels.cache_folder() / "kernels").exists()
+    assert not (cache_folder() / "kernels").exists()
 
 
 def test_a_frozen_program_without_the_hooks_is_not_started_again(
@@ -233,7 +234,7 @@ def test_what_needs_no_engine_loads_no_library(
     build("__attribute__((constructor)) static void start(void) { __builtin_trap(); }")
     given = [str(demo_gguf) if argument == "FILE" else argument for argument in arguments]
     subprocess.run([sys.executable, *given], check=True, capture_output=True, cwd=tmp_path)
-    assert not (kernels.cache_folder() / "kernels").exists()  # nor was it tried
+    assert not (cache_folder() / "kernels").exists()  # nor was it tried
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"unusable": 3}', '{"fatal": "x", "a": 1}'])
@@ -248,3 +249,18 @@ def test_a_fatal_verdict_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(kernels, "find_verdict", lambda: verdict)
     with pytest.raises(ModelError, match="was built for another processor"):
         kernels.check()
+
+
+def test_ggml_is_in_the_process_once() -> None:
+    """Opened by two names it is there twice, with two registries of devices."""
+    code = (
+        "from ggext.runtime import ggml; ggml.devices()\n"
+        "import pathlib\n"
+        "maps = pathlib.Path('/proc/self/maps').read_text().split()\n"
+        "print(*sorted({pathlib.Path(m).name.partition('.so')[0] + ' ' + m for m in maps\n"
+        "               if 'libggml' in m}), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    names = [line.split()[0] for line in done.stdout.splitlines()]
+    assert names
+    assert len(names) == len(set(names)), done.stdout

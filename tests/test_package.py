@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ggext import pinned
+from ggext.llama_cpp_facts import pin
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ggext", "converters", "tests", "tools", "benchmarks", "examples")
@@ -36,17 +36,17 @@ NEED_EXTRAS = {
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. A part that is not named here fails.
 ROWS = (
-    {"__main__", "cli", "screen"},
+    {"__main__", "_pyinstaller", "cli", "screen"},
     {"verify", "inspect", "plan", "demo", "doctor"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native", "llama_cpp_facts"},
-    {"errors", "folders", "pinned", "data", "_version", "__init__"},
+    {"errors", "folders", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
 ONLY = {
-    "rope": {"_version", "errors", "native", "pinned", "llama_cpp_facts"},
+    "rope": {"_version", "errors", "native", "llama_cpp_facts"},
     "gguf": {"errors", "native", "_native", "rope"},
     "llama_cpp_facts": set(),
 }
@@ -252,17 +252,17 @@ def test_converters_are_installed_inside_ggext() -> None:
 
 
 def test_the_pin_of_llama_cpp_stands_once() -> None:
-    """In `ggext.pinned`; the package's metadata, which pip reads, holds the release a second time."""
+    """In `ggext.llama_cpp_facts.pin`; the package's metadata, which pip reads, holds the release a second time."""
     (requirement,) = (r for r in metadata.requires("ggext") or [] if "llama-cpp-python" in r)
-    assert requirement.split(";")[0].strip() == f"llama-cpp-python=={pinned.LLAMA_CPP_PYTHON}"
-    places = {"ggext/pinned.py", "pyproject.toml"}
+    assert requirement.split(";")[0].strip() == f"llama-cpp-python=={pin.LLAMA_CPP_PYTHON}"
+    places = {"ggext/llama_cpp_facts/pin.py", "pyproject.toml"}
     code = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
     plain = [ROOT / name for name in ("Makefile", "pyproject.toml", "constraints.txt")]
     again = {
         str(path.relative_to(ROOT))
         for path in [*code, *plain, *(ROOT / ".ci").iterdir(), *(ROOT / ".github").rglob("*.yml")]
         if path.is_file()
-        for number in (pinned.LLAMA_CPP_PYTHON, pinned.LLAMA_CPP_COMMIT)
+        for number in (pin.LLAMA_CPP_PYTHON, pin.LLAMA_CPP_COMMIT)
         if number in path.read_text(encoding="utf-8")
     }
     assert again == places

@@ -12,7 +12,6 @@ import pytest
 from tiny_gguf import HEAD, base_of, write_random
 
 from ggext.errors import GgufError, ModelError, RopeError
-from ggext.rope import capabilities
 from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.decode import (
     BETA_FAST,

@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-from ggext import pinned
+from ggext.llama_cpp_facts import pin
 
 TOOL = Path(__file__).resolve().parents[1] / ".ci" / "llama_cpp.py"
 
@@ -122,7 +122,7 @@ def test_the_store_is_ggexts_own_and_knows_flags_and_compiler(
     monkeypatch.setattr(tool, "is_installed", lambda: False)
     first = tool.store()
     assert first.parent == tmp_path / "home" / ".cache" / "ggext" / "wheels"
-    assert first.name.startswith(f"llama-cpp-python-{pinned.LLAMA_CPP_PYTHON}-")
+    assert first.name.startswith(f"llama-cpp-python-{pin.LLAMA_CPP_PYTHON}-")
     assert tool.store() == first
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=on")
     cuda = tool.store()
@@ -138,11 +138,11 @@ def test_what_the_user_set_up_comes_first(
     assert tool.is_offered({}) is False
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    name = f"llama_cpp_python-{pinned.LLAMA_CPP_PYTHON}-py3-none-any.whl"
-    info = f"llama_cpp_python-{pinned.LLAMA_CPP_PYTHON}.dist-info"
+    name = f"llama_cpp_python-{pin.LLAMA_CPP_PYTHON}-py3-none-any.whl"
+    info = f"llama_cpp_python-{pin.LLAMA_CPP_PYTHON}.dist-info"
     files = {
         "METADATA": f"Metadata-Version: 2.1\nName: llama_cpp_python\n"
-        f"Version: {pinned.LLAMA_CPP_PYTHON}\n",
+        f"Version: {pin.LLAMA_CPP_PYTHON}\n",
         "WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         "RECORD": "",
     }

@@ -10,7 +10,7 @@ from typing import Literal
 
 from ggext.doctor.report import Finding
 from ggext.errors import GgextError
-from ggext.pinned import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
 
 
 def own_findings() -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ggext._version import __version__
 from ggext.errors import RopeError
-from ggext.pinned import LLAMA_CPP_COMMIT
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope import methods
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from ggext.errors import GgextError, ModelError
-from ggext.pinned import LLAMA_CPP_PYTHON
+from ggext.folders import cache_folder
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime.child import Child
 
 _TRIAL = "ggext.runtime.kernel_trial:main"
@@ -244,12 +245,6 @@ def _cache_file(library: Path) -> Path:
     identity = json.dumps([_FORM, str(library), files, _processor()])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder() / "kernels" / f"{digest}.json"
-
-
-def cache_folder() -> Path:
-    """Where ggext keeps what it can find out again: $XDG_CACHE_HOME/ggext, or ~/.cache/ggext."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "ggext"
 
 
 def _processor() -> str:

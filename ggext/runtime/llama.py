@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import MissingExtraError, ModelError, UsageError
-from ggext.pinned import LLAMA_CPP_PYTHON
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime import kernels
 
 if TYPE_CHECKING:

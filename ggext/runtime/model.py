@@ -182,7 +182,7 @@ class Model(Closing):
         """Whether the tokens are there that the vocabulary adds to a text (BOS, EOS, SEP)."""
         lib, vocab = self._lib, self.vocabulary()
         if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM:  # adds both whatever it says
-            return min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0
+            return bool(min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0)
         wanted = (
             (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
             (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
