@@ -21,7 +21,7 @@ from tiny import make_model
 from ggext.checkpoint.config import Config, read_config
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
-from ggext.rope.capabilities import LLAMA_CPP
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope.config import read_rope
 from ggext.rope.encode import Encoding, EncodingName, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -204,7 +204,7 @@ def published(configs: Path) -> Iterator[list[str]]:
 
 
 def page(folder: Path) -> str:
-    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP)
+    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT)
     return introduction + table(["family", *REQUESTS], rows(folder)) + PUBLISHED + published_table()
 
 

@@ -54,8 +54,8 @@ def test_unknown_command() -> None:
         ("llama_cpp", ["chat", "{gguf}", "-p", "x"], "run"),
         ("llama_cpp", ["convert", "demo", "{out}", "--type", "Q4_K_M"], "run"),
         ("huggingface_hub", ["convert", "Owner/Name", "{out}"], "hub"),
-        ("llama_cpp", ["demo", "--texts", "1"], "run"),
-        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "dev"),
+        ("llama_cpp", ["demo", "--questions", "5"], "run"),
+        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "reference"),
         ("matplotlib", ["inspect", "{gguf}", "--plot", "{out}.png"], "plot"),
     ],
 )

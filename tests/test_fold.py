@@ -421,8 +421,7 @@ def test_a_checkpoint_is_folded_before_it_is_quantized(checkpoint: Path, tmp_pat
 
 
 def k_norms(data: bytes) -> np.ndarray[Any, Any]:
-    """Norm of each cell's K in layer 0 of a sequence's state (llama_state_seq_get_data of llama.cpp
-    0c1e57098)."""
+    """Norm of each cell's K in layer 0 of a sequence's state (llama_state_seq_get_data)."""
     _, _, _, cells = struct.unpack_from("<IiII", data)
     at = 16
     for _ in range(cells):

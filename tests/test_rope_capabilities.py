@@ -12,7 +12,6 @@ import pytest
 from tiny_gguf import HEAD, base_of, write_random
 
 from ggext.errors import GgufError, ModelError, RopeError
-from ggext.rope import capabilities
 from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.decode import (
     BETA_FAST,
@@ -81,15 +80,6 @@ def library(request: pytest.FixtureRequest, tmp_path: Path) -> Library:
 
 
 every_architecture = pytest.mark.parametrize("library", CAPABILITIES, indirect=True)
-
-
-def test_the_table_names_the_version_that_is_installed() -> None:
-    from ggext.runtime import llama
-
-    assert capabilities.__doc__ is not None
-    assert f"{capabilities.LLAMA_CPP} (llama-cpp-python {llama.VERSION})" in " ".join(
-        capabilities.__doc__.split()
-    )
 
 
 @every_architecture

@@ -67,7 +67,9 @@ def transformers_logits(
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils import logging
     except ImportError as error:
-        raise MissingExtraError(error.name or "transformers", "dev", "verify --reference") from None
+        raise MissingExtraError(
+            error.name or "transformers", "reference", "verify --reference"
+        ) from None
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:

@@ -1,6 +1,6 @@
 """What llama.cpp's code for an architecture does with RoPE, where architectures differ.
 
-Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout,
+Read from the pinned llama.cpp: ``llama_model_rope_type`` for the layout,
 ``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys.
 ``tests/test_rope_capabilities.py`` derives every entry again from what the installed library does
 with a tiny model of the architecture.
@@ -13,10 +13,6 @@ from typing import Literal
 
 from ggext.errors import RopeError
 from ggext.rope.scaling import Layout
-
-#: Whose reading of the keys an encoding is made for.
-LLAMA_CPP = "0c1e57098"
-
 
 #: What an architecture does with the sliding-window layers of a file that has a window: they rotate
 #: as the ``others``; by ``rope.freq_base_swa``, unscaled, but with the gain's key on them

@@ -1,6 +1,6 @@
 """GGUF keys and tensors → the RoPE table that llama.cpp computes from them.
 
-Follows llama.cpp 0c1e57098: ``load_hparams`` (keys), the context's constructor (gain) and
+Follows the pinned llama.cpp: ``load_hparams`` (keys), the context's constructor (gain) and
 ``rope_yarn`` in the kernels. Values pass through float32 as they do there; the arithmetic on them
 is float64, so rounding inside the kernels is not part of this table (the kernel check measures it).
 """

@@ -10,6 +10,7 @@ are a ModelError, not a crash.
 from __future__ import annotations
 
 import ctypes
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -177,13 +178,18 @@ class _Functions:
 
 
 def _more_libraries(folder: Path) -> Iterator[Any]:
-    """On Windows a library's handle does not show the libraries that it needs itself."""
-    for path in sorted(folder.glob("*ggml*.*")):
-        if path.suffix in (".so", ".dylib", ".dll"):
-            try:
-                yield ctypes.CDLL(str(path))
-            except OSError:
-                continue
+    """On Windows a library's handle does not show the libraries that it needs itself.
+
+    Elsewhere it does, and must be asked: `libggml.so` and the `libggml.so.0` that llama.cpp has
+    loaded are two files, and two of them are two registries of devices.
+    """
+    if sys.platform != "win32":
+        return
+    for path in sorted(folder.glob("*ggml*.dll")):
+        try:
+            yield ctypes.CDLL(str(path))
+        except OSError:
+            continue
 
 
 def self_test(functions: Any) -> str:

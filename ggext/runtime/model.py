@@ -13,7 +13,7 @@ from weakref import WeakSet
 from ggext.errors import ModelError
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.splitters import BY_HAND
-from ggext.runtime import first_load, llama, long_text
+from ggext.runtime import first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
 
@@ -84,6 +84,7 @@ class Model(Closing):
         module = llama.lib()
         progress = _tried(header, gpu_layers, progress)
         params = module.llama_model_default_params()
+        params.use_extra_bufts = kernels.check().extra_buffers
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
         if overrides:
