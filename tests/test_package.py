@@ -34,7 +34,7 @@ NEED_EXTRAS = {
 # row. A part that is not named here fails.
 ROWS = (
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "demo", "doctor"},
+    {"verify", "inspect", "show", "plan", "demo", "doctor"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
