@@ -491,8 +491,8 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         "--linear", "4", "--encoding", "folded"
     )
     for encoding, words in (
-        ("folded", "attention factor 1.13863, shift-safe"),
-        ("keys", "1.13863, not shift-safe"),
+        ("folded", "attention factor 1.13863\n              safe to roll"),
+        ("keys", "1.13863\n              not safe to roll"),
     ):
         bake(checkpoint, tmp_path / f"{encoding}.gguf", YARN, encoding)  # type: ignore[arg-type]
         assert (

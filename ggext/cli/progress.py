@@ -1,10 +1,14 @@
-"""A bar of bytes and rate on standard error, where that is a terminal."""
+"""What is going on and how long it takes, on standard error where that is a terminal."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+import click
+
+_STEPS = "{desc}: {n_fmt} of {total_fmt} {bar:12} {elapsed}, {remaining} left  {postfix}"
 
 
 @contextmanager
@@ -20,3 +24,40 @@ def transfer(nbytes: int, name: str) -> Iterator[Callable[[int], None]]:
             bar.update(written)
 
         yield advance
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """One line while something is done whose length nobody knows."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(f"{doing} …")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+@contextmanager
+def steps(count: int, name: str) -> Iterator[Callable[[str], None]]:
+    """A bar of ``count`` steps with the time that is left; each step is announced by what it does.
+    Where nobody watches, a line for each."""
+    if not sys.stderr.isatty():
+        yield lambda doing: click.echo(doing, err=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=count, desc=name, leave=False, bar_format=_STEPS) as bar:
+        done = 0
+
+        def announce(doing: str) -> None:
+            nonlocal done
+            bar.set_postfix_str(doing, refresh=False)
+            bar.update(min(done, 1) if bar.n < count else 0)
+            done += 1
+            bar.refresh()
+
+        yield announce
