@@ -571,7 +571,7 @@ def test_weights_that_are_written_anyway_take_the_gain(checkpoint: Path, tmp_pat
     assert choice(f16) == ("folded", "")
     q8 = bake(checkpoint, tmp_path / "q8.gguf", None, None, type="q8_0").path
     assert choice(q8) == ("keys", "the query weights are Q8_0 already and stay as they are")
-    stay = "the query weights stay as they are in place"
+    stay = "a change in place leaves the query weights as they are"
     assert choice(f16, out=None, in_place=True) == ("keys", stay)
 
 
