@@ -70,10 +70,12 @@ def verify(
         gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
     )
     if "table" in chosen:
+        progress("table: what the file says")
         run.table()
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)
     if "kernel" in chosen:
+        progress("kernel: rotations to a million tokens")
         run.kernels(with_ggml=missing is None)
     if "logits" in chosen and reference is not None:
         from ggext.proof.logits import check_logits
@@ -162,8 +164,10 @@ class _Run:
         self.progress(f"llama.cpp: loading {self.gguf.path}")
         with Model.open(self.gguf.path) as model:
             if "graph" in chosen:
+                self.progress("graph: what llama.cpp executes")
                 self._graph(model)
             if "shift" in chosen:
+                self.progress("shift: what a rolled context does")
                 self._shift(model, require_shift_safe)
 
     def _graph(self, model: Model) -> None:

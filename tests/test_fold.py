@@ -490,8 +490,8 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         "--linear", "4", "--encoding", "folded"
     )
     for encoding, words in (
-        ("folded", "attention factor 1.13863, shift-safe"),
-        ("keys", "1.13863, not shift-safe"),
+        ("folded", "attention factor 1.13863\n              safe to roll"),
+        ("keys", "1.13863\n              not safe to roll"),
     ):
         bake(checkpoint, tmp_path / f"{encoding}.gguf", YARN, encoding)  # type: ignore[arg-type]
         assert (
@@ -570,7 +570,7 @@ def test_weights_that_are_written_anyway_take_the_gain(checkpoint: Path, tmp_pat
     assert choice(f16) == ("folded", "")
     q8 = bake(checkpoint, tmp_path / "q8.gguf", None, None, type="q8_0").path
     assert choice(q8) == ("keys", "the query weights are Q8_0 already and stay as they are")
-    stay = "the query weights stay as they are in place"
+    stay = "a change in place leaves the query weights as they are"
     assert choice(f16, out=None, in_place=True) == ("keys", stay)
 
 

@@ -53,8 +53,7 @@ def _encoding(encoding: Encoding) -> list[str]:
     rolls = "safe to roll" if encoding.shift_safe else "not safe to roll"
     if exactness.is_exact:
         how_exact = (
-            f"exact (frequencies to {exactness.frequency_error:.1e}, gain to "
-            f"{exactness.gain_error:.1e})"
+            f"exact (frequencies {exactness.frequency_error:.1e}, gain {exactness.gain_error:.1e})"
         )
     else:
         how_exact = (

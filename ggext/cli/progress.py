@@ -1,4 +1,4 @@
-"""Bars on standard error, where that is a terminal."""
+"""What is going on and how long it takes, on standard error where that is a terminal."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+
+_STEPS = "{desc}: {n_fmt} of {total_fmt} {bar:12} {elapsed}, {remaining} left  {postfix}"
 
 
 @contextmanager
@@ -62,3 +64,40 @@ def steps(work: int) -> Iterator[Steps]:
     form = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left"
     with tqdm(total=work, bar_format=form, leave=False, mininterval=0.2) as bar:
         yield Steps(bar)
+
+
+@contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """One line while something is done whose length nobody knows."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(f"{doing} …")
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+@contextmanager
+def announced(count: int, name: str) -> Iterator[Callable[[str], None]]:
+    """A bar of ``count`` steps with the time that is left; each step is announced by what it does.
+    Where nobody watches, a line for each."""
+    if not sys.stderr.isatty():
+        yield lambda doing: click.echo(doing, err=True)
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=count, desc=name, leave=False, bar_format=_STEPS) as bar:
+        done = 0
+
+        def announce(doing: str) -> None:
+            nonlocal done
+            bar.set_postfix_str(doing, refresh=False)
+            bar.update(min(done, 1) if bar.n < count else 0)
+            done += 1
+            bar.refresh()
+
+        yield announce

@@ -11,6 +11,7 @@ import click
 
 from ggext.cli.models import MODEL
 from ggext.cli.numbers import NUMBER, Tokens
+from ggext.cli.progress import announced
 
 
 def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -87,6 +88,7 @@ def verify(
     from ggext.checkpoint.named import named_model
     from ggext.cli.plot import check_plot, plot_report
     from ggext.cli.verify_report import in_detail, in_short
+    from ggext.verify import LEVELS
     from ggext.verify import verify as run
 
     if plot is not None:
@@ -94,9 +96,8 @@ def verify(
     names = None if levels is None else [name.strip() for name in levels.split(",")]
     if reference is not None:
         reference = named_model(reference, revision, show_progress=True)
-    report = run(
-        file, reference, progress=lambda line: click.echo(line, err=True), levels=names, **options
-    )
+    with announced(len(names or LEVELS), file.name) as progress:
+        report = run(file, reference, progress=progress, levels=names, **options)
     if plot is not None:
         plot_report(report, plot)
         click.echo(f"wrote {plot}", err=True)

@@ -67,7 +67,7 @@ def _obstacle_in_weights(source: ModelSource, *, in_place: bool) -> str:
     if all(is_query_norm(tensor) and tensor.type == F32 for tensor in queries):
         return ""
     if in_place:
-        return "the query weights stay as they are in place"
+        return "a change in place leaves the query weights as they are"
     # a file whose query weights were scaled before is scaled once more in either case
     kinds = {tensor.type for tensor in queries} - set(_FLOATS)
     if source.is_gguf and kinds and source.query_scale == 1.0:
