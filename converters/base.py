@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
-from ggext.rope.config import CheckpointRope, read_rope
+from ggext.rope.config import CheckpointRope, read_replaceable_rope
 from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
@@ -94,8 +94,10 @@ class Family:
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
     def rope(self) -> CheckpointRope:
+        """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
+        scaling can do without."""
         values = {**self.config.values, "head_dim": self.head_dim}
-        return read_rope(values, capability_of(self.arch).layout, self.config.source)
+        return read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
 
     def metadata(self) -> dict[str, Any]:
         """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among

@@ -42,7 +42,6 @@ class GptOss(Llama):
 
     def check(self) -> None:
         super().check()
-        self.require_rope("YaRN by 32")
         why = f"llama.cpp's architecture {self.arch}"
         self.require("attention_bias", True, f"{why} has biases")
         self.require("swiglu_alpha", 1.702, f"{why} takes 1.702")

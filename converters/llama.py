@@ -80,16 +80,6 @@ class Llama(Family):
                 "to everything; set it to false to accept that"
             )
 
-    def require_rope(self, otherwise: str) -> None:
-        """``otherwise``: the scaling that transformers' class has where the configuration says
-        nothing."""
-        if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
-            raise CheckpointError(
-                f"{self.config.source}: rope_parameters is missing; transformers would take "
-                f"{otherwise}: say it, or "
-                "what is meant"
-            )
-
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
@@ -181,11 +171,10 @@ class Windowed(Llama):
         if window is None or window >= rope.geometry.trained_context:
             return rope
         if rope.scaling.method != "none":
-            raise CheckpointError(
+            rope = rope.refused(
                 f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture "
-                f"{self.arch} attends "
-                f"to everything, which differs beyond {window} tokens; set sliding_window to null "
-                "to accept that"
+                f"{self.arch} attends to everything, which differs beyond {window} tokens; set "
+                "sliding_window to null to accept that"
             )
         note = (
             f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to "

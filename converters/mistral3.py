@@ -17,15 +17,12 @@ class Mistral3(Ministral3):
 
     def __init__(self, config: Config) -> None:
         text = config.section("text_config")
-        self.is_mistral = text.get("model_type") == "mistral"
-        usual = _OF_MISTRAL if self.is_mistral else {}
+        kind = text.get("model_type", "mistral")
+        self.grows = kind != "mistral"
+        usual = {**(_OF_MISTRAL if kind == "mistral" else {}), "model_type": kind}
         super().__init__(
             replace(config, values={**config.values, "text_config": {**usual, **text}})
         )
-
-    def require_rope(self, otherwise: str) -> None:
-        if not self.is_mistral:
-            super().require_rope(otherwise)
 
     def stored_name(self, name: str) -> str:
         return name.replace("language_model.", "")

@@ -21,7 +21,13 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
-from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
+from ggext.proof.table import (
+    check_other_layers,
+    check_reach,
+    check_table,
+    in_other_programs,
+    what_is_wanted,
+)
 from ggext.rope.scaling import RopeTable
 
 if TYPE_CHECKING:
@@ -69,9 +75,8 @@ def verify(
         gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
     )
     if "table" in chosen:
-        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(
-            gguf, run.wanted
-        )
+        run.checks += check_table(run.wanted.table, run.effective)
+        run.checks += check_reach(gguf, run.wanted) + check_other_layers(gguf, run.wanted)
         notes += in_other_programs(gguf, run.wanted.table)
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)

@@ -12,10 +12,11 @@ from ggext.convert.fold import Rounding, fold_query
 from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
 from ggext.convert.imatrix import Imatrix, read_imatrix
 from ggext.convert.quantize import to_write
+from ggext.convert.request import resolve_scaling
 from ggext.convert.sources import ModelSource, SourceTensor, open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
-from ggext.errors import OutputError, RopeError, UsageError
+from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import metadata_part
 from ggext.gguf.split import check_parts, write_parts
@@ -29,7 +30,7 @@ from ggext.gguf.writer import (
 )
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
-from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
+from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 Progress = Callable[[int], None]
@@ -60,6 +61,11 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+
+    @property
+    def replaces_scaling(self) -> bool:
+        """Whether the model's own scaling does not matter."""
+        return self.rope is not None or self.target_context is not None
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,13 @@ def plan(options: ConvertOptions) -> Plan:
     """Everything that can be decided, and refused, from headers alone. Nothing is written."""
     source = _open(options)
     notes = list(source.notes)
-    scaling, asked_by = resolve_scaling(options, source, notes)
+    scaling, asked_by = resolve_scaling(
+        options.rope,
+        options.target_context,
+        source,
+        notes,
+        keeps_own=options.encoding is None,
+    )
     fields, tensors = dict(source.fields), list(source.tensors)
     encoding, geometry = None, source.geometry
     if scaling is not None:
@@ -158,7 +170,7 @@ def plan(options: ConvertOptions) -> Plan:
 
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
-        return open_source(options.model)
+        return open_source(options.model, replaced=options.replaces_scaling)
     checkpoint = (options.model / "config.json").is_file()
     source = open_source(
         options.model if checkpoint else metadata_part(options.model), one_part=True
@@ -282,64 +294,6 @@ def _write_parts(
     assert plan.split is not None
     in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
     return write_parts(plan.out, fields, in_order, plan.split, progress)
-
-
-def resolve_scaling(
-    options: ConvertOptions, source: ModelSource, notes: list[str]
-) -> tuple[RopeScaling | None, str]:
-    """The request in full, and who made it. ``None``: a GGUF file stays as it is."""
-    asked = options.rope
-    if asked is None and options.target_context is not None:
-        asked = RopeScaling("yarn")
-    if asked is None and source.is_gguf:
-        return (None, "") if options.encoding is None else (_own_scaling(source), COMMAND_LINE)
-    if asked is None:
-        return source.scaling, CHECKPOINT
-    if asked.original_context is None and source.scaling is None:
-        raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
-            "do); a new scaling "
-            "replaces them, so say the context that they started from: --original-context (8192 "
-            "for Llama 3.1 and 3.2)"
-        )
-    own = source.scaling
-    if own is None or own.method != "none":
-        words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
-        notes.append(f"the source's own {words} is replaced, not added to")
-    if asked.method == "none":
-        return asked, COMMAND_LINE
-    original = methods.original_context(asked, source.geometry)
-    if options.target_context is not None:
-        if asked.factor is not None:
-            raise UsageError("a factor and --target-context exclude each other; give one")
-        if options.target_context <= original:
-            notes.append(
-                f"the model reaches {options.target_context} tokens without scaling; none is baked"
-            )
-            return RopeScaling(), COMMAND_LINE
-        asked = replace(
-            asked, factor=options.target_context / original, context=options.target_context
-        )
-    return replace(asked, original_context=original), COMMAND_LINE
-
-
-def _own_scaling(source: ModelSource) -> RopeScaling:
-    """A GGUF file's scaling, to be written in another form."""
-    if source.scaling is None:
-        raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method, which are not "
-            "written in another "
-            "form; name the scaling and --original-context (Llama 3.1 and 3.2: --llama3 F "
-            "--original-context 8192)"
-        )
-    context = source.fields[f"{source.arch}.context_length"].value
-    if source.scaling.method == "none":
-        return replace(source.scaling, context=context)
-    return replace(
-        source.scaling,
-        context=context,
-        original_context=methods.original_context(source.scaling, source.geometry),
-    )
 
 
 def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:

@@ -17,7 +17,7 @@ from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_tensors
 from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.converters import family_of
-from ggext.errors import CheckpointError, GgufError
+from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import factor_tensors, recipe_of
@@ -123,7 +123,7 @@ class ModelSource:
     them. ``gguf``: the file, where it is one. ``later``: each makes some of the fields that a
     checkpoint's ``fields`` lack, and may add to the notes it is given; that takes longer than a
     plan, so it is done while data is copied. ``later_bytes``: about what they take up, beyond a few
-    KB."""
+    KB. ``problem``: why the source's own scaling cannot be taken; ``scaling`` is then none."""
 
     path: Path
     arch: str
@@ -137,6 +137,7 @@ class ModelSource:
     gguf: GgufFile | None = None
     later: tuple[MakeFields, ...] = ()
     later_bytes: int = 0
+    problem: str = ""
 
     @property
     def is_unscaled_gguf(self) -> bool:
@@ -146,22 +147,25 @@ class ModelSource:
         )
         return (
             self.is_gguf
+            and not self.problem
             and not factors
             and self.scaling == RopeScaling()
             and self.query_scale == 1.0
         )
 
 
-def check_family(folder: Path) -> None:
-    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config
-    alone."""
-    family_of(read_config(folder)).rope()
+def check_family(folder: Path, *, replaced: bool = False) -> None:
+    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone.
+    ``replaced``: another scaling is asked for than the checkpoint's own."""
+    rope = family_of(read_config(folder)).rope()
+    if not replaced:
+        rope.understood()
 
 
-def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
+def open_source(path: Path, *, one_part: bool = False, replaced: bool = False) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model.
-    ``one_part``: the first of several files will do."""
-    path = named_model(path, check=check_family)
+    ``one_part``: the first of several files will do. ``replaced``: as in ``check_family``."""
+    path = named_model(path, check=partial(check_family, replaced=replaced))
     if path.is_dir():
         return _from_checkpoint(path)
     if not path.exists():
@@ -212,6 +216,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
         notes=notes,
         later=later,
         later_bytes=room or 0,
+        problem=rope.problem,
     )
 
 
@@ -247,8 +252,7 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
             f"{path} is part {number} of {parts} and its name does not say so; give it its name "
             "back"
         )
-    recipe = recipe_of(gguf)
-    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
+    scaling, geometry, problem = _of_gguf(gguf)
     tensors = [
         SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()
     ]
@@ -258,11 +262,30 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
         dict(gguf.fields),
         tensors,
         geometry,
-        recipe.scaling if recipe else _stated_scaling(gguf, geometry),
+        scaling,
         is_gguf=True,
         query_scale=query_scale(gguf.arch_keys()),
         gguf=gguf,
+        problem=problem,
     )
+
+
+def _of_gguf(gguf: GgufFile) -> tuple[RopeScaling | None, RopeGeometry, str]:
+    """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
+    the scaling cannot be read."""
+    problem = ""
+    try:
+        recipe = recipe_of(gguf)
+        if recipe is not None:
+            return recipe.scaling, recipe.geometry, ""
+    except RopeError as error:
+        problem = str(error)
+    geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    try:
+        scaling = _stated_scaling(gguf, geometry)
+    except RopeError as error:
+        scaling, problem = RopeScaling(), problem or str(error)
+    return (RopeScaling() if problem else scaling), geometry, problem
 
 
 def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import CheckpointError, MissingExtraError, first_line
 from ggext.rope import methods
-from ggext.rope.config import PARAMETER_OF_KEY
+from ggext.rope.config_keys import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.runtime.likelihood import diverge
 
