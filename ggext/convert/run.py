@@ -18,7 +18,7 @@ from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_ty
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
-from ggext.gguf.shards import metadata_part
+from ggext.gguf.shards import all_parts, metadata_part, model_stem
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
@@ -340,7 +340,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 
 
 def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
-    parts = [source.path.stem if source.is_gguf else model_name(source.path)]
+    parts = [model_stem(source.path) if source.is_gguf else model_name(source.path)]
     if scaling is not None and scaling.method != "none":
         parts.append(f"{scaling.method}{scaling.factor:g}")
     if wanted != "auto":
@@ -349,6 +349,6 @@ def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str)
 
 
 def _check_not_input(out: Path, source: ModelSource) -> None:
-    inputs = {source.path} if source.is_gguf else set(source.path.glob("*"))
+    inputs = set(all_parts(source.path)) if source.is_gguf else set(source.path.glob("*"))
     if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         raise OutputError(f"{out} is the input itself; name another output")
