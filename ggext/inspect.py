@@ -14,11 +14,11 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, recipe_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
+from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
-    SLIDING_WINDOW,
     LayerKind,
     context_parameters,
     decode_sliding,
@@ -118,7 +118,7 @@ def inspect(path: Path) -> Inspection:
     except RopeError as error:
         unknown = str(error)
     context = gguf.arch_keys().get("context_length", 0)
-    window = gguf.arch_keys().get(SLIDING_WINDOW, 0)
+    window = gguf.arch_keys().get(WINDOW, 0)
     return Inspection(
         path=str(gguf.path),
         name=str(gguf.get("general.name", "")),

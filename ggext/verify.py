@@ -22,7 +22,13 @@ from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
 from ggext.proof.stated import OWN_KEYS, check_published
-from ggext.proof.table import check_other_layers, check_table, elsewhere, what_is_wanted
+from ggext.proof.table import (
+    check_other_layers,
+    check_reach,
+    check_table,
+    elsewhere,
+    what_is_wanted,
+)
 from ggext.rope.scaling import RopeTable
 
 if TYPE_CHECKING:
@@ -144,6 +150,7 @@ class _Run:
     def table(self) -> None:
         """What the file says."""
         self.checks += check_table(self.wanted.table, self.effective)
+        self.checks += check_reach(self.gguf, self.wanted)
         self.checks += check_other_layers(self.gguf, self.wanted)
         by_keys = self.wanted.source == OWN_KEYS
         checks, self.published = check_published(self.gguf, self.effective, by_keys=by_keys)

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ggext.checkpoint.contents import what_it_is
 from ggext.checkpoint.files import quote
-from ggext.checkpoint.weights import FORMATS, shard_names
+from ggext.checkpoint.weights import FORMATS, files_of, preferred
 from ggext.errors import HubError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _SMALL_FILES = [
         "special_tokens_map.json",
         "added_tokens.json",
         "README.md",
+        "adapter_config.json",
+        "params.json",
     ),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
@@ -44,6 +47,9 @@ _SMALL_FILES = [
     *(f"{name}.index.json" for name in FORMATS),
 ]
 
+
+#: Shards whose index is not in the repository.
+_UNINDEXED = "model-*-of-*.safetensors"
 
 #: Raises for a checkpoint's folder whose weights are not to be fetched.
 Check = Callable[[Path], None]
@@ -74,14 +80,19 @@ def fetch(
     files being there. Raises ``HubError``.
     """
     wanted, folder = _small_files(path, revision, show_progress, check)
-    for name in FORMATS:
-        names = shard_names(folder / f"{name}.index.json") or [name]
-        wanted.download(names)
-        if all((folder / n).is_file() for n in names):
+    for name in preferred(folder):
+        names = files_of(folder, name)
+        if names:
+            wanted.download(names)
+        if names and all((folder / n).is_file() for n in names):
             return folder
-    raise HubError(
-        f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights"
+    wanted.download([_UNINDEXED])
+    if any(folder.glob(_UNINDEXED)):
+        return folder
+    said = what_it_is(folder) or (
+        f"has neither {' nor '.join(FORMATS)}; give a repository with such weights"
     )
+    raise HubError(f"{wanted.name} {said}")
 
 
 @contextmanager
@@ -92,8 +103,6 @@ def headers_alone(
     fetched, and in the folder that is given, which is removed afterwards, their values are
     holes."""
     wanted, folder = _small_files(path, revision, show_progress=False, check=check)
-    whole = "model.safetensors"
-    names = shard_names(folder / f"{whole}.index.json") or [whole]
     with TemporaryDirectory() as temporary:
         hollow = Path(
             temporary, *folder.parts[-3:]
@@ -101,10 +110,19 @@ def headers_alone(
         hollow.mkdir(parents=True)
         for file in folder.iterdir():
             (hollow / file.name).symlink_to(file)
-        there = all(
-            (hollow / name).exists() or wanted.header(name, hollow / name) for name in names
+        there = any(
+            _hollow(wanted, hollow, files_of(folder, name))
+            for name in preferred(folder)
+            if not name.startswith("pytorch_model")
         )
         yield hollow if there else fetch(path, revision)
+
+
+def _hollow(wanted: Repository, folder: Path, names: list[str]) -> bool:
+    """Whether all of the safetensors files are there, or their headers could be fetched."""
+    return bool(names) and all(
+        (folder / name).exists() or wanted.header(name, folder / name) for name in names
+    )
 
 
 def _small_files(
@@ -115,10 +133,8 @@ def _small_files(
     wanted = Repository(path.as_posix(), revision, show_progress=show_progress)
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
-        raise HubError(
-            f"{wanted.name} has no config.json, so it is no model that can be converted; see "
-            f"{wanted.page}"
-        )
+        said = what_it_is(folder) or "has no config.json, so it is no model that can be converted"
+        raise HubError(f"{wanted.name} {said}; see {wanted.page}")
     if check is not None:
         check(folder)
     return wanted, folder

@@ -7,6 +7,7 @@ import gc
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,13 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
     )  # NumPy starts them on import, 0.06 s of CPU time; none is used
     asked = _options(model, out, options)
     by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
+    check = partial(check_family, replaced=asked.replaces_scaling)
     if by_ggext and options["dry_run"]:
         named = click.get_current_context().with_resource(
-            planned_model(model, revision, check=check_family)
+            planned_model(model, revision, check=check)
         )
     else:
-        named = named_model(
-            model, revision, show_progress=True, check=check_family if by_ggext else None
-        )
+        named = named_model(model, revision, show_progress=True, check=check if by_ggext else None)
     asked = replace(asked, model=named)
     if by_ggext:
         _convert(asked, options)

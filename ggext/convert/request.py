@@ -9,7 +9,9 @@ from ggext.checkpoint.named import model_name
 from ggext.checkpoint.stores import is_ollama_blob
 from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
+from ggext.gguf.shards import model_stem
 from ggext.rope import methods
+from ggext.rope.known import extension_of
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE
 from ggext.rope.scaling import Method, RopeScaling
 
@@ -36,6 +38,8 @@ def resolve_scaling(
     if asked is None and source.is_gguf:
         return (None, "") if keeps_own else (_own_scaling(source), COMMAND_LINE)
     if asked is None:
+        if source.problem:
+            raise RopeError(source.problem)
         return source.scaling, CHECKPOINT
     if asked.original_context is None and source.scaling is None:
         raise RopeError(
@@ -63,6 +67,8 @@ def _with_factor(
                 "scaling"
             )
             return RopeScaling()
+    original = _as_published(asked, source, original, notes)
+    if target is not None:
         asked = replace(asked, factor=target / original, context=target)
     if asked.factor == 1.0 and not asked.given().keys() - {"factor", "original_context"}:
         notes.append("a factor of 1 scales nothing")
@@ -76,8 +82,28 @@ def _with_factor(
     return replace(asked, original_context=original)
 
 
+def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes: list[str]) -> int:
+    """The context that a scaling starts from: the one that the model's authors extend, where they
+    publish another than the model says and the request names none."""
+    row = extension_of(source.arch, source.geometry.base, original)
+    if asked.original_context is not None or row is None or row.extension is None:
+        return original
+    trained = row.extension.original_context
+    if trained is None or trained == original:
+        return original
+    notes.append(
+        f"{row.name} says {original:,} tokens, and its authors extend it from {trained:,} "
+        f"({row.source}): the scaling starts from there, as with --original-context {trained} "
+        f"(--original-context {original} starts from what the model says)"
+    )
+    return trained
+
+
 def _note_replaced(source: ModelSource, asked: RopeScaling, notes: list[str]) -> None:
     own = source.scaling
+    if source.problem:
+        notes.append(f"the source's own scaling is replaced, not understood: {source.problem}")
+        return
     if own is not None and own.method == "none":
         return
     words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
@@ -87,6 +113,8 @@ def _note_replaced(source: ModelSource, asked: RopeScaling, notes: list[str]) ->
 
 def _own_scaling(source: ModelSource) -> RopeScaling:
     """A GGUF file's scaling, to be written in another form."""
+    if source.problem:
+        raise RopeError(f"{source.path}: {source.problem}")
     if source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method, which are not "
@@ -106,7 +134,7 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
 def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
     """The output's name where none is given: the model's, the scaling that the file has, and the
     type that was asked for. ``wanted``: as ``--type``."""
-    name = source.path.stem if source.is_gguf else model_name(source.path)
+    name = model_stem(source.path) if source.is_gguf else model_name(source.path)
     if is_ollama_blob(source.path):  # the file is named by its checksum
         title = source.fields.get("general.name", source.fields["general.architecture"]).value
         name = "-".join(re.findall(r"[\w.]+", str(title).lower())) or "model"

@@ -18,7 +18,7 @@ from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_ty
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
-from ggext.gguf.shards import metadata_part
+from ggext.gguf.shards import all_parts, metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
@@ -61,6 +61,11 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+
+    @property
+    def replaces_scaling(self) -> bool:
+        """Whether the model's own scaling does not matter."""
+        return self.rope is not None or self.target_context is not None
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def plan(options: ConvertOptions) -> Plan:
 
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
-        return open_source(options.model)
+        return open_source(options.model, replaced=options.replaces_scaling)
     checkpoint = (options.model / "config.json").is_file()
     source = open_source(
         options.model if checkpoint else metadata_part(options.model), one_part=True
@@ -356,7 +361,7 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
 def _check_not_input(out: Path, source: ModelSource, notes: list[str], *, named: bool) -> None:
     """``named``: the user chose the output; the name that is made says what the file has, so it is
     the input's own where nothing about that changes."""
-    inputs = {source.path} if source.is_gguf else set(source.path.glob("*"))
+    inputs = set(all_parts(source.path)) if source.is_gguf else set(source.path.glob("*"))
     if not any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
         return
     if named:

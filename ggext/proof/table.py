@@ -14,6 +14,7 @@ from ggext.proof.stated import wanted_by_keys
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare, pair_errors
+from ggext.rope.config import GROWING
 from ggext.rope.decode import (
     context_parameters,
     decode_sliding,
@@ -23,6 +24,9 @@ from ggext.rope.decode import (
 )
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
+
+#: Architectures whose files say the extended context beside a factor of another length.
+_FINAL = ("gemma3",)
 
 
 def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
@@ -45,6 +49,7 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
 
     rope = family_of(read_config(reference)).rope()
     if recipe is None or recipe.by_checkpoint:
+        rope = rope.understood()
         return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
@@ -69,6 +74,25 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
             "table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"
         ),
     ]
+
+
+def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
+    """A failed check where the context that is meant is less than the scaling reaches and nothing
+    says why; else nothing."""
+    scaling, context = wanted.scaling, wanted.table.context
+    stated = scaling.context_reason is not None or gguf.arch in _FINAL
+    if scaling.method not in GROWING or stated:
+        return []
+    factor = scaling.factor or 1.0
+    original = methods.original_context(scaling, wanted.geometry)
+    short = int(factor * original * (1 - 1e-6)) - context
+    if short <= 0:
+        return []
+    detail = (
+        f"factor {factor:g} × original context {original}, and nothing says why the context is "
+        f"{context}; bake {scaling.method} {factor:g} with the original context {original} again"
+    )
+    return [Check("table", "context short of the scaling's reach, tokens", short, 0, detail)]
 
 
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:

@@ -161,3 +161,12 @@ def known_model(arch: str, keys: Mapping[str, Any]) -> KnownModel | None:
         if fits and isinstance(base, float) and abs(base / row.base - 1) <= 1e-6:
             return row
     return None
+
+
+def extension_of(arch: str, base: float, context: int) -> KnownModel | None:
+    """The row of an unextended model whose authors publish an extension; ``context`` in tokens."""
+    for row in KNOWN:
+        alike = arch in row.archs and context == row.context
+        if alike and row.extension is not None and abs(base / row.base - 1) <= 1e-6:
+            return row
+    return None

@@ -10,9 +10,9 @@ are a ModelError, not a crash.
 from __future__ import annotations
 
 import ctypes
-import sys
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -183,13 +183,9 @@ def _more_libraries(folder: Path) -> Iterator[Any]:
     Elsewhere it does, and must be asked: `libggml.so` and the `libggml.so.0` that llama.cpp has
     loaded are two files, and two of them are two registries of devices.
     """
-    if sys.platform != "win32":
-        return
-    for path in sorted(folder.glob("*ggml*.dll")):
-        try:
+    for path in sorted(folder.glob("*ggml*.dll")) if os.name == "nt" else ():
+        with suppress(OSError):
             yield ctypes.CDLL(str(path))
-        except OSError:
-            continue
 
 
 def self_test(functions: Any) -> str:
