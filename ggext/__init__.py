@@ -13,6 +13,7 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
+    from ggext.chat.renderer import freeze_support
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -36,6 +37,7 @@ __all__ = [
     "Text",
     "Turn",
     "__version__",
+    "freeze_support",
     "json_grammar",
 ]
 
@@ -47,6 +49,7 @@ _LAZY = {
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "SessionOptions": "ggext.runtime.context",
     "MemoryOptions": "ggext.runtime.memory.options",
+    "freeze_support": "ggext.chat.renderer",
 }
 
 

@@ -838,7 +838,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.5)
+    monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.5)
     with pytest.raises(TemplateError, match="chat template") as refused:
         render(source)
     assert str(refused.value).isprintable()
@@ -847,7 +847,7 @@ def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.Mo
 def test_a_list_that_holds_itself_sixty_times_over_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.1)
+    monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.3)
     double = (
         "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% "
         "endfor %}"

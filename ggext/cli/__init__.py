@@ -43,6 +43,13 @@ ggext --help lists all commands.
 
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        if getattr(sys, "frozen", False):
+            from ggext.chat.renderer import freeze_support
+
+            freeze_support()
+        return super().main(*args, **kwargs)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
