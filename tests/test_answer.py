@@ -230,6 +230,60 @@ class TestGrammars:
             session.generate(Sampling(grammar="roof ::= x"))
 
     @pytest.mark.parametrize(
+        "grammar",
+        [
+            'root ::= ("yes" | "no") "."',
+            'root ::= [a-z]+ " " word*\nword ::= "the" | [^a-m] | "th" word',
+            'root ::= "[" item ("," item)* "]"\nitem ::= root | [0-9]{1,3} | ""',
+            'root ::= ("a" | "ab" | "abc")* "d"',
+        ],
+    )
+    def test_the_mask_is_the_one_of_llama_cpp(self, session: Any, grammar: str) -> None:
+        """Along random answers; control tokens have no text here, which llama.cpp gives them."""
+        import ctypes
+
+        import numpy as np
+
+        from ggext.runtime.constraint import Constraint
+        from ggext.runtime.llama import lib
+
+        model, module = session.model, lib()
+        sampler = module.llama_sampler_init_grammar(model.vocabulary(), grammar.encode(), b"root")
+        constraint, chance = Constraint(grammar, model), np.random.default_rng(1)
+
+        def is_plain(token: int) -> bool:
+            """Whether llama.cpp sees its text: not NUL, no part of a character."""
+            if model.is_eog(token):
+                return True
+            try:
+                text = model.token_to_piece(token).decode()
+            except UnicodeDecodeError:
+                return False
+            return text != "" and "\0" not in text
+
+        plain = np.array([is_plain(token) for token in range(model.n_vocab)])
+        try:
+            for _ in range(30):
+                rows = np.zeros(model.n_vocab, [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+                rows["id"] = np.arange(model.n_vocab)
+                data = ctypes.cast(rows.ctypes.data, ctypes.POINTER(module.llama_token_data))
+                array = module.llama_token_data_array(data, model.n_vocab, -1, False)
+                module.llama_sampler_apply(sampler, ctypes.byref(array))
+                theirs = np.flatnonzero(np.isfinite(rows["logit"]) & plain)
+                mask = constraint.mask()
+                assert {*np.flatnonzero(mask & plain)} <= {*theirs}
+                # A text that is forced has one spelling in the mask, but may be spelled otherwise.
+                assert all(mask[token] or constraint.allows(int(token)) for token in theirs)
+                going_on = [int(token) for token in theirs if not model.is_eog(int(token))]
+                if not going_on:
+                    break
+                token = int(chance.choice(going_on))
+                constraint.take(token)
+                module.llama_sampler_accept(sampler, token)
+        finally:
+            module.llama_sampler_free(sampler)
+
+    @pytest.mark.parametrize(
         "schema", ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"]
     )
     def test_a_schema_that_is_none_is_refused(self, session: Any, schema: str) -> None:  # noqa: ARG002 - needs llama_cpp

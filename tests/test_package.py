@@ -20,6 +20,7 @@ EXTRAS = (
     "huggingface_hub",
     "jinja2",
     "llama_cpp",
+    "llguidance",
     "matplotlib",
     "prompt_toolkit",
     "rich",
@@ -55,6 +56,7 @@ KNOWS_ROPE = "ggext/gguf/rope.py"
 # Packages that only the named parts import.
 KEPT_IN = {
     "llama_cpp": {"runtime"},
+    "llguidance": {"runtime"},
     "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
     "transformers": {"proof"},
     "huggingface_hub": {"checkpoint"},

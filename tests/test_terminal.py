@@ -656,10 +656,22 @@ def test_a_stop_string_and_a_grammar_from_the_command_line(
         json.loads(ggext(demo_gguf, *question, "--json-schema", schema).stdout)["n"], int
     )
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
-    said = ggext(
-        demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30"
-    ).stdout
-    assert re.match(rb"Look [abc]", said)
+    cut = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30")
+    assert re.match(rb"Look [abc]", cut.stdout)
+
+
+def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(demo_gguf: Path) -> None:
+    question = (demo_gguf, "-p", "Where?", "--temperature", "0", "--json-schema")
+    word = '{"enum": ["a word that takes more than one token"]}'
+    cut = ggext(*question, word, "--max-tokens", "2")
+    assert cut.returncode == 1
+    assert b"ggext: the answer is not whole: --max-tokens cut it before its grammar ended" in (
+        cut.stderr
+    )
+    whole = ggext(*question, word, "--max-tokens", "99")
+    assert whole.returncode == 0
+    # Cut behind its last token it is whole.
+    assert ggext(*question, '{"const": 1}', "--max-tokens", "1").returncode == 0
 
 
 @pytest.mark.parametrize(("given", "allocated"), [("auto", 512), ("256", 256)])

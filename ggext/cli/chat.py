@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ggext.cli import chat_options
-from ggext.errors import ContextFullError, GgextError, UsageError
+from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
 from ggext.runtime.memory.options import WhenFull
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ggext.chat.loop import Chat, Screen
     from ggext.chat.session import Keeper
     from ggext.footprint.cache import Swa
+    from ggext.runtime.constraint import Grammar
     from ggext.runtime.engine import Session
     from ggext.runtime.regimes import DynamicNtk
     from ggext.runtime.sampling import Sampling
@@ -128,7 +129,7 @@ def _open(request: _Request, question: str | None, screen: Screen, stack: ExitSt
     return Chat(conversation, screen, _room(request, session), keeper)
 
 
-def _grammar(schema: str | None, grammar: Path | None) -> str | None:
+def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     from ggext.chat.loop import read_document
 
     if schema is not None and grammar is not None:
@@ -347,3 +348,10 @@ def _answer(chat: Chat, question: str) -> None:
     code = {"cancelled": _STOPPED, "context": ContextFullError.exit_code}.get(outcome.finish, 0)
     if code:
         raise SystemExit(code)
+    grammar, said = conversation.sampling.grammar, conversation.turns[-1].content
+    if grammar is not None and outcome.finish != "eog":
+        from ggext.runtime.constraint import is_complete
+
+        if not is_complete(grammar, said):
+            why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
+            raise ModelError(f"the answer is not whole: {why} cut it before its grammar ended")
