@@ -17,9 +17,11 @@ import sys
 import threading
 import weakref
 from contextlib import suppress
+from multiprocessing import spawn
 from typing import IO, Any
 
 from ggext.chat.render_child import read_frame, unpacked_reply, write_frame
+from ggext.runtime.child import run_if_child
 
 # A frozen program is its own interpreter: this word makes it serve (`freeze_support`).
 CHILD_ARGUMENT = "--ggext-template-child"
@@ -121,13 +123,14 @@ class Renderer:
 
 def _started() -> subprocess.Popen[bytes]:
     frozen = getattr(sys, "frozen", False)
+    executable = sys.executable if frozen else os.fsdecode(spawn.get_executable() or "")
     # A group of its own: Ctrl-C and Ctrl-Z of a terminal are the host's.
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
     try:
         process = subprocess.Popen(
-            [sys.executable, CHILD_ARGUMENT] if frozen else [sys.executable, "-I", "-c", _BOOT],
+            [executable, CHILD_ARGUMENT] if frozen else [executable, "-I", "-c", _BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -135,7 +138,7 @@ def _started() -> subprocess.Popen[bytes]:
             start_new_session=True,  # without effect on Windows
         )
     except OSError as error:
-        raise ChildEnded(late=False, unstarted=f"{sys.executable}: {error.strerror}") from error
+        raise ChildEnded(late=False, unstarted=f"{executable}: {error.strerror}") from error
     for pipe in _pipes(process):
         _widen(pipe)
     if not frozen:
@@ -225,13 +228,14 @@ def freeze_support() -> None:
     """Does a child's work and ends, where a frozen program was started as one; else returns.
 
     A program that is frozen (PyInstaller and its like) calls it first, as it calls
-    `multiprocessing.freeze_support`: its chat templates are rendered in a child of its own.
+    `multiprocessing.freeze_support`: it is its own child for chat templates and for llama.cpp.
     """
     if sys.argv[1:2] == [CHILD_ARGUMENT]:
         from ggext.chat.render_child import serve
 
         serve()
         raise SystemExit(0)
+    run_if_child()
 
 
 #: The one child of this process.

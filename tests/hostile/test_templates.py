@@ -250,7 +250,7 @@ def test_a_frozen_program_serves_itself(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_what_cannot_be_started_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/nowhere/python")
     monkeypatch.setattr("ggext.chat.template.renderer", Renderer())
     with pytest.raises(TemplateError, match="could not be started"):
         ChatTemplate("x", {})
