@@ -14,6 +14,7 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
     from ggext.chat.renderer import freeze_support
+    from ggext.chat.template import TemplateChoice
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -34,6 +35,7 @@ __all__ = [
     "Sampling",
     "SessionOptions",
     "Settings",
+    "TemplateChoice",
     "Text",
     "Turn",
     "__version__",
@@ -48,6 +50,7 @@ _LAZY = {
     ),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "SessionOptions": "ggext.runtime.context",
+    "TemplateChoice": "ggext.chat.template",
     "MemoryOptions": "ggext.runtime.memory.options",
     "freeze_support": "ggext.chat.renderer",
 }

@@ -30,6 +30,14 @@ TEMPLATES = {
         "'<|channel>thought\\n' + thinking_text + '\\n<channel|>'",
         Tags("<|channel>thought", "<channel|>"),
     ),
+    "Hy3: a constant in its marks": (
+        "{% set T = ':open' %}{% set b = '<think{}>'.format(T) %}{% set e = '</think{}>'.format(T) %}",
+        Tags("<think:open>", "</think:open>"),
+    ),
+    "Apertus": (
+        "{% set inner_token = '<|inner_prefix|>' %}{% set outer_token = '<|inner_suffix|>' %}",
+        Tags("<|inner_prefix|>", "<|inner_suffix|>", asks_by_itself=True),
+    ),
     "no reasoning": (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %} I think",
         None,
@@ -54,6 +62,40 @@ def split(text: str, tags: Tags | None, inside: bool = False, step: int = 1) -> 
 
 
 GPT_OSS = tags_of("<|channel|>analysis<|message|>")
+KIMI_K3 = tags_of("{{ '<|open|>' + tag }}{{ '<|close|>' + tag }}{{ '<|end_of_msg|>' }}")
+SOLAR_OPEN = tags_of("{{ '<|begin|>assistant<|think|>' + message.reasoning + '<|end|>' }}")
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "tags", "inside"),
+    [
+        (
+            "why<|close|>think<|sep|><|open|>response<|sep|>so<|close|>response<|sep|>",
+            KIMI_K3,
+            True,
+        ),
+        ("<|think|>why<|end|><|begin|>assistant<|content|>so<|end|>", SOLAR_OPEN, False),
+        ("<|inner_prefix|>why<|inner_suffix|>so", TEMPLATES["Apertus"][1], False),
+        ("why</think:open>so", TEMPLATES["Hy3: a constant in its marks"][1], True),
+    ],
+    ids=["Kimi K3", "Solar Open", "Apertus", "Hy3"],
+)
+def test_reasoning_of_other_channels_is_parted(
+    text: str, tags: Tags, inside: bool, step: int
+) -> None:
+    assert split(text, tags, inside, step) == ("why", "so")
+
+
+def test_no_reasoning_is_asked_of_other_channels() -> None:
+    assert KIMI_K3 is not None
+    assert SOLAR_OPEN is not None
+    opened = "<|open|>message<|sep|><|open|>response<|sep|>"
+    assert without_reasoning(opened, KIMI_K3) == opened
+    assert without_reasoning("<|begin|>assistant", SOLAR_OPEN).endswith("assistant<|content|>")
+    apertus = TEMPLATES["Apertus"][1]
+    assert apertus is not None
+    assert without_reasoning("<|assistant_start|>", apertus) == "<|assistant_start|>"
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import marshal
 import os
-import time
+import signal
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
@@ -68,9 +68,9 @@ def unpacked_reply(data: bytes | None) -> dict[str, Any] | None:
 
 def serve() -> None:
     """Answers requests until the input ends."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's
+    if hasattr(signal, "SIGPROF"):
+        signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process: see `_Limits`
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -167,13 +167,14 @@ class _Limits:
         """For a request over a text of so many characters."""
         if self._resource is None:
             return
-        self._soft("RLIMIT_CPU", int(time.process_time() + seconds) + 1)
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of CPU time: a busy machine costs none
         if self._base is not None:
             self._soft("RLIMIT_AS", self._base + _MEMORY + _COPIES * characters)
 
     def lift(self) -> None:
         """Until the next request."""
         if self._resource is not None:
+            signal.setitimer(signal.ITIMER_PROF, 0)
             self._soft("RLIMIT_AS", self._resource.RLIM_INFINITY)
 
     def _soft(self, name: str, value: int) -> None:

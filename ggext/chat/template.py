@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ggext.chat.renderer import ChildEnded, renderer
-from ggext.errors import GgextError
+from ggext.errors import GgextError, UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.transcript import Turn
 
 _MAX_TEMPLATE = 1 << 20
-# Seconds of compiling and of one render; together less than the five that docs/chat.md promises.
+# Seconds of CPU time, to compile and for one render: together less than five.
 _COMPILE_SECONDS = 2.0
 _RENDER_SECONDS = 2.5
 _CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take beside
@@ -20,10 +23,37 @@ _CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take beside
 _MAX_GROWTH = 8
 _MAX_MARKERS = 1 << 20
 _NO_TOOLS = {"tools": None, "documents": None}
+_OWN_NAMES = {"messages", "add_generation_prompt"}
 
 
 class TemplateError(GgextError):
     """The file's chat template is malformed, hostile, or refuses the conversation."""
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """Which chat template is used, and how. Raises UsageError for options that are not plain.
+
+    >>> TemplateChoice(options={"reasoning_effort": "high"}).source is None
+    True
+    """
+
+    # A template instead of the file's own.
+    source: str | None = None
+    # Names that the template asks for, and their values: texts, numbers, booleans, None, lists,
+    # dicts.
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in self.options.items():
+            if not name.isidentifier() or name in _OWN_NAMES:
+                raise UsageError(f"{name!r:.80} is no name that a chat template can be given")
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise UsageError(
+                    f"the template option {name} is not plain data: {error}"
+                ) from error
 
 
 class ChatTemplate:
@@ -45,6 +75,9 @@ class ChatTemplate:
         self._source = source
         self._special = dict(special)
         self._options = dict(options or {})
+        for name in self._options:
+            if re.search(rf"\b{name}\b", source) is None:
+                raise UsageError(f"the chat template has no option {name:.80}")
         try:
             _checked(renderer.compile(source, _COMPILE_SECONDS))
         except ChildEnded as end:
@@ -59,17 +92,17 @@ class ChatTemplate:
         size = sum(len(turn.content) + len(turn.reasoning) for turn in turns)
         seconds = _RENDER_SECONDS + size / _CHARACTERS_A_SECOND
         values = {
-            **self._options,
-            "messages": [_message(turn) for turn in turns],
-            "add_generation_prompt": True,
             **self._special,
+            "messages": [self._message(turn) for turn in turns],
+            "add_generation_prompt": True,
             **({} if think is None else {"enable_thinking": think, "thinking": think}),
+            **self._options,
         }
         most = _MAX_GROWTH * size + _MAX_MARKERS
         try:
             # As transformers calls it. A template that goes through its tools without a look
             # whether there are any fails on None; without the name, as in llama.cpp, it does not.
-            reply = renderer.render(self._source, values | _NO_TOOLS, most, seconds)
+            reply = renderer.render(self._source, _NO_TOOLS | values, most, seconds)
             if reply.get("error") == "fails":
                 again = renderer.render(self._source, values, most, seconds)
                 reply = reply if "error" in again else again
@@ -77,10 +110,13 @@ class ChatTemplate:
             raise _ended(end, seconds) from None
         return str(_checked(reply)["text"])
 
-
-def _message(turn: Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": str(turn.role), "content": str(turn.content)}
-    return message | {"reasoning_content": str(turn.reasoning)} if turn.reasoning else message
+    def _message(self, turn: Turn) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": str(turn.role), "content": str(turn.content)}
+        if turn.reasoning:
+            # Most templates know reasoning by the one name, Solar Open's by the other.
+            short = "reasoning_content" not in self._source and "message.reasoning" in self._source
+            message["reasoning" if short else "reasoning_content"] = str(turn.reasoning)
+        return message
 
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:

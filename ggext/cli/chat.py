@@ -82,7 +82,12 @@ def chat(**given: Any) -> None:
     think = None if given["think"] is None else given["think"] != "off"
     turns = given["when_full"] == "turns"
     options = ChatOptions(
-        given.pop("system"), given.pop("max_tokens"), given.pop("stop"), think, turns
+        given.pop("system"),
+        given.pop("max_tokens"),
+        given.pop("stop"),
+        think,
+        turns,
+        chat_options.template_choice(given.pop("template"), given.pop("template_option")),
     )
     run(_Request(sampling=sampling, options=options, **given))
 
