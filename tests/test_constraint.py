@@ -165,6 +165,33 @@ def test_a_keyword_that_is_not_held_is_refused_by_its_name(keyword: str, place: 
     assert keyword in str(refused.value)
 
 
+def test_the_answers_of_a_model_are_valid(demo_gguf: Path) -> None:
+    """Sampled at a high temperature from a model that knows nothing of JSON."""
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime.engine import Model, Session, SessionOptions
+
+    names = (
+        "a range",
+        "lengths with escapes",
+        "format date-time",
+        "items",
+        "$ref",
+        "allOf",
+        "enum",
+    )
+    with Model.open(demo_gguf) as model, Session(model, SessionOptions(256)) as session:
+        for seed, name in enumerate(names):
+            schema = HELD[name][0]
+            session.evaluate(model.tokenize("Tom hides the map below."))
+            sampling = Sampling(temperature=2, seed=seed, grammar=json_grammar(schema))
+            answer = session.generate(sampling, 200)
+            text = b"".join(map(model.token_to_piece, answer)).decode()
+            if answer.finish == "eog":
+                jsonschema.validate(json.loads(text), schema)
+            else:  # a list without an end
+                assert not follows(sampling.grammar or "", text)
+
+
 def test_a_keyword_as_the_name_of_a_property_is_none() -> None:
     grammar = json_grammar({"type": "object", "properties": {"not": {"const": 1}}})
     assert follows(grammar, '{"not": 1}')
