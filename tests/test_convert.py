@@ -561,13 +561,17 @@ def test_verify_holds_a_file_to_its_recipe(checkpoint: Path, tmp_path: Path) -> 
     assert_refused(changed("llama.rope.scaling.type", "magic"), "'magic'")
 
 
-def test_verify_without_anything_to_hold_to(checkpoint: Path, tmp_path: Path) -> None:
+def test_verify_without_a_recipe_holds_a_file_to_its_own_keys(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    """A file without weights cannot be run, and is read all the same."""
     from ggext.gguf.writer import write_gguf
 
     gguf = bake(checkpoint, tmp_path / "out.gguf")
     fields = {k: f for k, f in gguf.fields.items() if k != "ggext.recipe"}
     write_gguf(tmp_path / "foreign.gguf", fields, [])
-    assert_refused(ggext("verify", tmp_path / "foreign.gguf"), "give --reference CHECKPOINT", 2)
+    result = ggext("verify", tmp_path / "foreign.gguf", "--level", "table")
+    assert result.exit_code == 0, result.output
 
 
 def test_a_plan_needs_neither_numpy_nor_all_of_gguf(checkpoint: Path) -> None:
