@@ -13,6 +13,9 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
+    from ggext.quality.report import EvalReport
+    from ggext.quality.run import evaluate
+    from ggext.quality.settings import EvalOptions
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ContextFullError",
     "EngineDiedError",
+    "EvalOptions",
+    "EvalReport",
     "GgextError",
     "MemoryOptions",
     "Model",
@@ -36,6 +41,7 @@ __all__ = [
     "Text",
     "Turn",
     "__version__",
+    "evaluate",
     "json_grammar",
 ]
 
@@ -45,6 +51,9 @@ _LAZY = {
         "ggext.api",
     ),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
+    "EvalOptions": "ggext.quality.settings",
+    "EvalReport": "ggext.quality.report",
+    "evaluate": "ggext.quality.run",
     "SessionOptions": "ggext.runtime.context",
     "MemoryOptions": "ggext.runtime.memory.options",
 }
