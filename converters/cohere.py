@@ -22,6 +22,7 @@ class Cohere(LlamaWithLayerNorm):
     }
     biased = ()
     free_head_dim = False
+    has_output = False
     rotates_adjacent = True
 
     def check(self) -> None:

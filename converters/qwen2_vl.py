@@ -7,6 +7,7 @@ llama.cpp 0c1e57098 reads no ``attention.layer_norm_rms_epsilon`` for this archi
 
 from __future__ import annotations
 
+from ggext.converters.base import text_part_name
 from ggext.converters.qwen2 import Qwen2
 
 from ggext.errors import CheckpointError
@@ -18,6 +19,7 @@ class Qwen2Vl(Qwen2):
     arch = "qwen2vl"
     defaults = {"rms_norm_eps": 1e-5}
     free_head_dim = False
+    tied_as_part = False
 
     def check(self) -> None:
         super().check()
@@ -29,7 +31,7 @@ class Qwen2Vl(Qwen2):
             )
 
     def stored_name(self, name: str) -> str:
-        return name.replace("language_model.", "")
+        return text_part_name(name)
 
 
 FAMILY = Qwen2Vl

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ggext.converters.base import text_part_name
 from ggext.converters.qwen3 import Qwen3
 
 from ggext.checkpoint.config import Config
@@ -19,6 +20,7 @@ _DEEPSTACK = (8, 16, 24)  # of transformers' class
 
 class Qwen3Vl(Qwen3):
     arch = "qwen3vl"
+    tied_as_part = False
 
     def __init__(self, config: Config) -> None:
         self.vision = config.values.get("vision_config") or {}
@@ -37,7 +39,7 @@ class Qwen3Vl(Qwen3):
         return layers
 
     def stored_name(self, name: str) -> str:
-        return name.replace("language_model.", "")
+        return text_part_name(name)
 
 
 FAMILY = Qwen3Vl

@@ -17,6 +17,7 @@ from ggext.chat.answer import AnswerText
 from ggext.chat.conversation import ChatOptions, Finish, reserve
 from ggext.chat.prompt import Prompts, behind_system
 from ggext.chat.reasoning import Thought
+from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Role, Turn
 from ggext.errors import ContextFullError, UsageError
 from ggext.runtime.answering import Answering, End, Event, Happening, Question
@@ -38,11 +39,14 @@ Message = Mapping[str, str] | Turn
 class Settings:
     """How a `Model` runs. ``session``: see `ggext.runtime.engine.SessionOptions`; its ``n_ctx`` and
     ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library
-    can. ``parallel``: answers that are made at a time, each with a context of its own."""
+    can. ``parallel``: answers that are made at a time, each with a context of its own.
+    ``template``: another chat template than the file's, and what it is asked for
+    (``TemplateChoice(options={"reasoning_effort": "high"})``)."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     gpu_layers: int | None = None
     parallel: int = 1
+    template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
         if not 1 <= self.parallel <= 256:
@@ -98,7 +102,7 @@ class Model(Closing):
         host = IsolatedHost if isolated else Host
         self._engine: Engine = host(opening, load_progress)
         try:
-            self._prompts = Prompts(self._engine.vocabulary)
+            self._prompts = Prompts(self._engine.vocabulary, template=settings.template)
         except BaseException:
             self._engine.close()
             raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import click
 
 from ggext.cli import chat_options
-from ggext.errors import ContextFullError, GgextError, UsageError
+from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
 from ggext.runtime.memory.options import WhenFull
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ggext.chat.loop import Chat, Screen
     from ggext.chat.session import Keeper
     from ggext.footprint.cache import Swa
+    from ggext.runtime.constraint import Grammar
     from ggext.runtime.engine import Session
     from ggext.runtime.regimes import DynamicNtk
     from ggext.runtime.sampling import Sampling
@@ -81,7 +82,12 @@ def chat(**given: Any) -> None:
     think = None if given["think"] is None else given["think"] != "off"
     turns = given["when_full"] == "turns"
     options = ChatOptions(
-        given.pop("system"), given.pop("max_tokens"), given.pop("stop"), think, turns
+        given.pop("system"),
+        given.pop("max_tokens"),
+        given.pop("stop"),
+        think,
+        turns,
+        chat_options.template_choice(given.pop("template"), given.pop("template_option")),
     )
     run(_Request(sampling=sampling, options=options, **given))
 
@@ -128,7 +134,7 @@ def _open(request: _Request, question: str | None, screen: Screen, stack: ExitSt
     return Chat(conversation, screen, _room(request, session), keeper)
 
 
-def _grammar(schema: str | None, grammar: Path | None) -> str | None:
+def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     from ggext.chat.loop import read_document
 
     if schema is not None and grammar is not None:
@@ -288,8 +294,9 @@ def _resume(request: _Request, conversation: Conversation, screen: Screen, keepe
     for notice in left_earlier(conversation):
         screen.notice(notice)
     if keeper.damaged:
+        lines = "a line" if keeper.damaged == 1 else f"{keeper.damaged} lines"
         screen.notice(
-            "the last line of its journal was cut off when the program ended; it is left out"
+            f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
         screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
@@ -346,3 +353,10 @@ def _answer(chat: Chat, question: str) -> None:
     code = {"cancelled": _STOPPED, "context": ContextFullError.exit_code}.get(outcome.finish, 0)
     if code:
         raise SystemExit(code)
+    grammar, said = conversation.sampling.grammar, conversation.turns[-1].content
+    if grammar is not None and outcome.finish != "eog":
+        from ggext.runtime.constraint import is_complete
+
+        if not is_complete(grammar, said):
+            why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
+            raise ModelError(f"the answer is not whole: {why} cut it before its grammar ended")

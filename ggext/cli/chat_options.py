@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
+from ggext.errors import UsageError
 from ggext.runtime.memory.options import POLICIES
+
+if TYPE_CHECKING:
+    from ggext.chat.template import TemplateChoice
 
 _THINK = ("show", "hide", "off")
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -53,7 +59,38 @@ question = grouped(
         default=True,
         help="Paint Markdown on a terminal.  [default: yes]",
     ),
+    click.option(
+        "--template",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A chat template (jinja) instead of the file's own.",
+    ),
+    click.option(
+        "--template-option",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="What the chat template is asked for, such as reasoning_effort=high. May be repeated.",
+    ),
 )
+
+
+def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoice:
+    """A value is JSON where it reads as JSON (true, 3, null), else text. Raises UsageError."""
+    from ggext.chat.loop import read_document
+    from ggext.chat.template import TemplateChoice
+
+    values: dict[str, Any] = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UsageError(f"--template-option {option:.80} is not NAME=VALUE")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name] = value
+    return TemplateChoice(None if file is None else read_document(file), values)
+
+
 kept = grouped(
     click.option(
         "--session",

@@ -44,7 +44,8 @@ class RopeScaling:
     not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
     ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
     method's parameters under their names in the literature; ``proportion``: the share of the pairs
-    that turns at all (Gemma's proportional RoPE).
+    that turns at all (Gemma's proportional RoPE). ``context_reason``: why ``context`` is less than
+    factor · original context, where a checkpoint means it so.
     """
 
     method: Method = "none"
@@ -62,6 +63,7 @@ class RopeScaling:
     short_factors: tuple[float, ...] | None = None
     long_factors: tuple[float, ...] | None = None
     proportion: float | None = None
+    context_reason: str | None = None
 
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by name, without the method."""
