@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
     from ggext.chat.renderer import freeze_support
     from ggext.chat.template import TemplateChoice
+    from ggext.quality.report import EvalReport
+    from ggext.quality.run import evaluate
+    from ggext.quality.settings import EvalOptions
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ContextFullError",
     "EngineDiedError",
+    "EvalOptions",
+    "EvalReport",
     "GgextError",
     "MemoryOptions",
     "Model",
@@ -39,6 +44,7 @@ __all__ = [
     "Text",
     "Turn",
     "__version__",
+    "evaluate",
     "freeze_support",
     "json_grammar",
 ]
@@ -49,6 +55,9 @@ _LAZY = {
         "ggext.api",
     ),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
+    "EvalOptions": "ggext.quality.settings",
+    "EvalReport": "ggext.quality.report",
+    "evaluate": "ggext.quality.run",
     "SessionOptions": "ggext.runtime.context",
     "TemplateChoice": "ggext.chat.template",
     "MemoryOptions": "ggext.runtime.memory.options",

@@ -188,11 +188,11 @@ class TestWithModels:
 
     def test_scoring_goes_on_where_it_was_cut(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.runtime.engine import Model, Session
 
         with Model.open(demo_gguf) as model, Session(model) as session:
-            tokens = little_pieces(model, 400, 1, 0)[0].tokens
+            tokens = little_piece(model, 400, 0, 0).tokens
             whole = nll(session, tokens)
             assert len(whole) == 399
             for first in (2, 100, 397, 400):
@@ -204,11 +204,11 @@ class TestWithModels:
 
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.runtime.engine import Model, Session, SessionOptions
 
         with Model.open(demo_gguf) as model:
-            tokens = little_pieces(model, 300, 1, 0)[0].tokens
+            tokens = little_piece(model, 300, 0, 0).tokens
             with Session(model) as exact, Session(model, SessionOptions(n_batch=50)) as same:
                 found = compare(exact, same, tokens)
                 assert len(found.kl) == 299
@@ -252,7 +252,7 @@ class TestWithModels:
         from ggext.convert import ConvertOptions, convert
         from ggext.gguf.open import read_gguf
         from ggext.quality.perplexity import nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.rope.scaling import RopeScaling
         from ggext.runtime.engine import Model, Session
         from ggext.runtime.scaled import scaling_overrides
@@ -268,7 +268,7 @@ class TestWithModels:
             baked = tmp_path / f"{scaling.method}.gguf"
             convert(ConvertOptions(DEMO_MODEL, baked, scaling))
             with Model.open(baked) as model, Session(model) as session:
-                tokens = little_pieces(model, 600, 1, 0)[0].tokens
+                tokens = little_piece(model, 600, 0, 0).tokens
                 expected = nll(session, tokens)
             for path in (demo_gguf, tmp_path / "none.gguf"):
                 overrides = scaling_overrides(read_gguf(path), scaling)

@@ -21,6 +21,7 @@ _COMMANDS = {
     "verify": "Prove in numbers that a file does what was asked.",
     "undo": "Take back what convert --in-place did.",
     "repair": "End what a crash interrupted in a file.",
+    "eval": "Measure how far a file really reaches, with error bars.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",
     "list": "List the models that are on this machine.",

@@ -145,6 +145,16 @@ class Setting:
         parts = (self.path.name, self.header.size, self.scaling_name, self.kv_type, self.when_full)
         return "|".join(map(str, parts))
 
+    @property
+    def name(self) -> str:
+        """What tells it from the others, in words."""
+        parts = [self.path.name, self.scaling_name]
+        if self.kv_type != "f16":
+            parts.append(f"KV {self.kv_type}")
+        if self.when_full != "stop":
+            parts.append(f"full: {self.when_full}")
+        return ", ".join(parts)
+
     def unscaled(self) -> Setting:
         """The same with its scaling off."""
         scaling = RopeScaling("none", context=max(self.context, self.trained))

@@ -1,0 +1,65 @@
+"""Figures as people read them, the same in the terminal, the page and the card."""
+
+from __future__ import annotations
+
+import math
+
+from ggext.quality.report import SettingReport
+from ggext.quality.scoring import NOLIMA_SHARE, RULER_THRESHOLD, Reach
+from ggext.quality.statistics import Estimate
+
+DEFINITIONS = {
+    "ruler": f"score at least {100 * RULER_THRESHOLD:.1f} % (RULER)",
+    "nolima": f"at least {NOLIMA_SHARE:g} × its own short score (NoLiMa)",
+}
+#: What is said of both definitions together.
+BOUND = "the lower 95 % bound counts, at this length and all shorter ones"
+
+
+def percent(value: float) -> str:
+    """A share, such as 0.934 as 93 %."""
+    return f"{100 * value:.0f} %"
+
+
+def share(estimate: Estimate) -> str:
+    """A share with its interval."""
+    return f"{100 * estimate.value:.0f} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def number(estimate: Estimate, digits: int = 2) -> str:
+    """A figure with its interval, which one text alone does not have."""
+    value = _sized(estimate.value, digits)
+    if not math.isfinite(estimate.high) or estimate.units < 2:
+        return f"{value} [1 text]"
+    return f"{value} [{_sized(estimate.low, digits)}, {_sized(estimate.high, digits)}]"
+
+
+def _sized(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def change(estimate: Estimate) -> str:
+    """A relative change in per cent with its interval."""
+    value = f"{100 * estimate.value:+.1f} %"
+    if not math.isfinite(estimate.high) or estimate.units < 2:
+        return f"{value} [1 text]"
+    return f"{value} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def reach(found: Reach) -> str:
+    """An effective context, and what is known of the next longer length."""
+    if found.threshold is None:
+        return "none: no answer was right on the shortest texts"
+    words = "not shown at any length" if found.length is None else f"{found.length:,} tokens"
+    if found.next_length is None:
+        return f"{words}, the longest that was measured"
+    if found.decided:
+        return f"{words} ({found.next_length:,} falls below)"
+    return f"{words} ({found.next_length:,} is open: too few texts)"
+
+
+def price(setting: SettingReport) -> str:
+    """What the scaling costs on short texts."""
+    if setting.price is None:
+        return "–"
+    return f"{change(setting.price)} perplexity on {setting.price_length:,} tokens"
