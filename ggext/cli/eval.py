@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli.eval_table import as_table, duration
+from ggext.cli.numbers import parse_tokens
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
@@ -28,13 +29,10 @@ def _list(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str,
 
 
 def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
-    found = []
-    for word in _list(ctx, parameter, text) or ():
-        match = re.fullmatch(r"([\d_]+)(k?)", word.lower())
-        if match is None:
-            raise click.BadParameter(f"{word!r} is no number of tokens, such as 4096 or 16k")
-        found.append(int(match[1]) * (1024 if match[2] else 1))
-    return tuple(found)
+    try:
+        return tuple(map(parse_tokens, _list(ctx, parameter, text) or ()))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:

@@ -29,8 +29,11 @@ def as_table(report: EvalReport) -> str:
 
 def _reaches(report: EvalReport) -> list[str]:
     lines = []
+    labels = phrases.labels(report)
+    if len({setting.file for setting in report.settings}) == 1 < len(report.settings):
+        lines.append(report.settings[0].file)
     for setting in report.settings:
-        lines.append(f"{setting.name}: trained on {setting.trained:,} tokens")
+        lines.append(f"{labels[setting.name]}: trained on {setting.trained:,} tokens")
         for found in setting.reaches:
             definition = phrases.DEFINITIONS[found.definition]
             lines.append(f"  effective context, {definition}: {phrases.reach(found)}")
@@ -48,9 +51,10 @@ def _needles(report: EvalReport) -> list[str]:
     lengths = sorted({one.length for setting in scored for one in setting.scores})
     lines = ["", f"right answers in per cent [95 %], by tokens ({', '.join(report.tasks)})"]
     rows = [("", *(f"{length:,}" for length in lengths))]
+    labels = phrases.labels(report)
     for setting in scored:
         by_length = {one.length: phrases.share(one.score) for one in setting.scores}
-        rows.append((setting.name, *(by_length.get(length, "–") for length in lengths)))
+        rows.append((labels[setting.name], *(by_length.get(length, "–") for length in lengths)))
     lines += columns(rows)
     units = [one.score for setting in scored for one in setting.scores]
     fewest, most = min(one.units for one in units), max(one.units for one in units)
@@ -75,7 +79,8 @@ def _depths(report: EvalReport) -> list[str]:
         scores = [one for one in setting.scores if any(one.depths)]
         if not scores:
             continue
-        lines += ["", f"{setting.name}: right answers in per cent, by depth of the needle"]
+        label = phrases.labels(report)[setting.name]
+        lines += ["", f"{label}: right answers in per cent, by depth of the needle"]
         rows = [("from the start", *(f"{one.length:,}" for one in scores))]
         count = len(scores[0].depths)
         for band in range(count):
@@ -96,9 +101,10 @@ def _perplexities(report: EvalReport) -> list[str]:
     texts = max(band.perplexity.units for setting in measured for band in setting.bands)
     lines = ["", f"perplexity by position [95 %], {texts} texts"]
     rows = [("up to token", *(f"{end:,}" for _, end in edges))]
+    labels = phrases.labels(report)
     for setting in measured:
         found = {(one.start, one.end): phrases.number(one.perplexity) for one in setting.bands}
-        rows.append((setting.name, *(found.get(edge, "–") for edge in edges)))
+        rows.append((labels[setting.name], *(found.get(edge, "–") for edge in edges)))
     return lines + columns(rows)
 
 
@@ -119,29 +125,28 @@ def _more(report: EvalReport) -> list[str]:
                 f"{setting.name}: perplexity by {one.protocol}'s protocol {one.value:.4f}{error}, "
                 f"{one.count} × {one.length:,} tokens"
             )
-        for band in setting.divergence:
-            lines.append(
-                f"{setting.name}, tokens {band.start:,} to {band.end:,}: KL "
-                f"{band.kl.value:.3g}, same likeliest token "
-                f"{100 * band.same_top.value:.1f} %, Δp {100 * band.delta_p.value:+.2f} %"
-            )
+        lines += [
+            f"{setting.name}, tokens {band.start:,} to {band.end:,}: KL {band.kl.value:.3g}, same "
+            f"likeliest token {100 * band.same_top.value:.1f} %, Δp "
+            f"{100 * band.delta_p.value:+.2f} %"
+            for band in setting.divergence
+        ]
     return ["", *lines] if lines else []
 
 
 def _differences(report: EvalReport) -> list[str]:
     if not report.differences:
         return []
+    letters = phrases.letters(report)
     lines = ["", "differences on the same texts [95 %]; a winner only where that excludes 0"]
     rows = []
     for one in report.differences:
         where = f"{one.end:,} tokens"
         if one.what == "perplexity":
             where = f"tokens {one.start:,} to {one.end:,}"
-        winner = "no winner" if one.winner is None else f"better: {one.winner}"
-        rows.append(
-            (f"{one.second} against {one.first}", f"{one.what}, {where}",
-             phrases.change(one.difference), winner)
-        )  # fmt: skip
+        winner = "no winner" if one.winner is None else f"better: {letters[one.winner]}"
+        pair = f"{letters[one.second]} against {letters[one.first]}"
+        rows.append((pair, f"{one.what}, {where}", phrases.change(one.difference), winner))
     return lines + columns(rows)
 
 

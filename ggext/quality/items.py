@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: task: questions on a made text; text: losses of a document; short: the same in LongPPL's short
-#: windows; protocol: losses as published figures define them; divergence: against the first setting.
+#: windows; protocol: losses as published figures define them; divergence: from the first setting.
 Kind = Literal["task", "text", "short", "protocol", "divergence"]
 
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 from ggext.errors import OutputError, UsageError
 from ggext.quality.items import Item, Result, as_json, from_json, parsed_key
 from ggext.quality.settings import EvalOptions
+from ggext.quality.texts import read_text
 
 _FORMAT = "ggext eval, partial run 1"
 
@@ -22,7 +23,8 @@ Results = dict[tuple[str, Item], Result]
 
 def run_header(options: EvalOptions) -> dict[str, Any]:
     """What must be the same for results to be of one run; lengths and trials may grow."""
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in options.texts]
+    contents = (read_text(path).encode() for path in options.texts)
+    digests = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
     return {
         "format": _FORMAT,
         "seed": options.seed,

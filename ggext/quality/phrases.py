@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ggext.quality.report import SettingReport
+from ggext.quality.report import EvalReport, SettingReport
 from ggext.quality.scoring import NOLIMA_SHARE, RULER_THRESHOLD, Reach
 from ggext.quality.statistics import Estimate
 
@@ -16,9 +16,30 @@ DEFINITIONS = {
 BOUND = "the lower 95 % bound counts, at this length and all shorter ones"
 
 
-def percent(value: float) -> str:
-    """A share, such as 0.934 as 93 %."""
-    return f"{100 * value:.0f} %"
+def labels(report: EvalReport) -> dict[str, str]:
+    """A row's label by its setting's name: a letter where there are several, and the file's name
+    where there are several files."""
+    files = {setting.file for setting in report.settings}
+    found = {}
+    for i, setting in enumerate(report.settings):
+        label = setting.name
+        if len(files) == 1 and len(report.settings) > 1:
+            label = label.removeprefix(f"{setting.file}, ")
+        if len(report.settings) > 1:
+            label = f"{letter(i)} · {label}"
+        found[setting.name] = label
+    return found
+
+
+def letters(report: EvalReport) -> dict[str, str]:
+    """The letter of each setting, by its name."""
+    return {setting.name: letter(i) for i, setting in enumerate(report.settings)}
+
+
+def letter(index: int) -> str:
+    """A, B ... Z, AA, AB ..."""
+    head = letter(index // 26 - 1) if index >= 26 else ""
+    return head + chr(ord("A") + index % 26)
 
 
 def share(estimate: Estimate) -> str:
@@ -50,12 +71,17 @@ def reach(found: Reach) -> str:
     """An effective context, and what is known of the next longer length."""
     if found.threshold is None:
         return "none: no answer was right on the shortest texts"
-    words = "not shown at any length" if found.length is None else f"{found.length:,} tokens"
+    words = "not shown" if found.length is None else f"{found.length:,} tokens"
+    return f"{words} ({reach_note(found)})"
+
+
+def reach_note(found: Reach) -> str:
+    """Why it is not longer."""
     if found.next_length is None:
-        return f"{words}, the longest that was measured"
+        return "the longest that was measured"
     if found.decided:
-        return f"{words} ({found.next_length:,} falls below)"
-    return f"{words} ({found.next_length:,} is open: too few texts)"
+        return f"{found.next_length:,} falls below"
+    return f"{found.next_length:,} is open: too few texts"
 
 
 def price(setting: SettingReport) -> str:

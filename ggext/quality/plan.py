@@ -158,7 +158,7 @@ def _reaches(setting: Setting, length: int) -> bool:
 
 
 def _baselines(chosen: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
-    """For each file and KV type that is scaled, the same unscaled, where it is not chosen itself."""
+    """For each file and KV type that is scaled, the same unscaled where it is not chosen."""
     found: dict[str, Setting] = {}
     notes = []
     known = {setting.key for setting in chosen}
@@ -200,10 +200,11 @@ def _text_notes(lengths: Sequence[int], text: int | None, options: EvalOptions) 
     if text is None or text >= longest:
         return []
     whose = "the given texts" if options.texts else "ggext's own text"
-    return [
+    note = (
         f"perplexity by position is not measured: {whose} of {text:,} tokens do not fill "
-        f"{longest:,}; give a longer --text"
-    ]
+        f"{longest:,}; give a longer text"
+    )
+    return [note]
 
 
 def _fitted(draft: Plan, options: EvalOptions, documents: int, text: int | None) -> Plan:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ggext import __version__
+from ggext._version import __version__
 from ggext.quality import statistics
 from ggext.quality.differences import Difference, differences_of
 from ggext.quality.items import Diverged, Item, Losses, Result
