@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggext._version import __version__
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.quality import statistics
 from ggext.quality.differences import Difference, differences_of
 from ggext.quality.items import Diverged, Item, Losses, Result
@@ -24,7 +25,6 @@ from ggext.quality.perplexity import (
 from ggext.quality.scoring import Reach, effective_context
 from ggext.quality.settings import EvalOptions, Setting, own_name
 from ggext.quality.statistics import Estimate
-from ggext.rope.capabilities import LLAMA_CPP
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -144,7 +144,7 @@ class EvalReport:
     # Names of the user's documents.
     texts: tuple[str, ...]
     ggext: str = __version__
-    llama_cpp: str = LLAMA_CPP
+    llama_cpp: str = LLAMA_CPP_COMMIT
 
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON; what is not finite is None. Two runs with one seed are equal."""
