@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,15 @@ METHODS = [
     RopeScaling("ntk", factor=4),
     RopeScaling("yarn", factor=4),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On a busy machine torch's threads wait for each other longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def transformers_nll(folder: Path, scaling: RopeScaling, gguf: Path, tokens: list[int]) -> Any:
