@@ -61,6 +61,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         "OPENBLAS_NUM_THREADS", "1"
     )  # NumPy starts them on import, 0.06 s of CPU time; none is used
     asked = _options(model, out, options)
+    if options["card"] is not None:
+        from ggext.cli.eval import check_folder
+
+        check_folder(options["card"])
     by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
     check = partial(check_family, replaced=asked.replaces_scaling)
     if by_ggext and options["dry_run"]:
@@ -121,6 +125,10 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     for line in ready(done):
         click.echo(line)
     _write_recipe(asked, options)
+    if options["card"] is not None:
+        from ggext.cli.eval import write_card
+
+        write_card(done.files[0], options["card"])
     return done
 
 
