@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import model_file
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 
 
 @click.command(short_help="Show what a GGUF file says, without loading it.")
-@click.argument("file", type=MODEL)
+@model_file
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
