@@ -63,5 +63,5 @@ def _one_of_both(ctx: click.Context, parameter: click.Parameter, value: Path | N
         raise click.UsageError("FILE and -m FILE name two models; give one", ctx)
     path = value or by_option
     if path is None:
-        raise click.MissingParameter(ctx=ctx, param=parameter)
+        raise click.MissingParameter(ctx=ctx, param=parameter, param_hint="'FILE'")
     return path
