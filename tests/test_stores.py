@@ -161,6 +161,8 @@ def test_a_malformed_manifest_is_passed_over(
     ollama(root, "registry.ollama.ai/library/bad/latest", stores["own.gguf"], **manifest)
     (root / "manifests/registry.ollama.ai/library/bad/worse").write_text("{")
     assert find_stored("bad", Path()) is None
+    assert find_stored("Owner/Name:other", Path()) == find_stored("Owner/Name:other.gguf", Path())
+    assert find_stored("Owner/Name:Q9", Path()) is None
     assert find_stored("llama3.2", Path()) is not None
 
 
