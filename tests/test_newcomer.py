@@ -107,6 +107,22 @@ def test_what_was_asked_is_answered(line: str, words: str) -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ("--rope none", "past 64 tokens slow pairs turn further than training showed"),
+        ("--yarn 4", "good: in 256 tokens no slow pair turns further than in training"),
+        ("--linear 4", "good: in 256 tokens no slow pair turns further than in training"),
+        ("--ntk 4", "some slow pairs turn up to "),
+    ],
+)
+def test_what_is_good_and_what_is_not(request_: str, words: str) -> None:
+    """D: no sentence of inspect said it."""
+    typed(f"ggext convert llama.gguf x.gguf {request_}")
+    assert f"  {words}" in typed("ggext inspect x.gguf")
+
+
+@pytest.mark.usefixtures("here")
 def test_a_dry_run_needs_no_free_name() -> None:
     """C: it refused when OUT existed."""
     Path("x.gguf").touch()

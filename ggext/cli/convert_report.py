@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING
+
+import click
 
 from ggext.cli.ready import ready_for
 
@@ -34,6 +39,18 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
         matrix = f", importance matrix {plan.imatrix.path.name}" if plan.imatrix else ""
         lines.append(f"type: {plan.types.quantization} by llama.cpp's quantizer{matrix}")
     return lines + [f"note: {note}" for note in plan.notes]
+
+
+def echo_wrapped(line: str) -> None:
+    """Between words where that is a terminal, which would break them; a program gets its line."""
+    if not sys.stdout.isatty():
+        click.echo(line)
+        return
+    width = shutil.get_terminal_size().columns
+    wrapped = textwrap.wrap(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    click.echo("\n".join(wrapped))
 
 
 def _number(value: float) -> str:
