@@ -266,6 +266,7 @@ def test_pull_refuses_in_one_line(
 def test_a_card_of_a_stranger_is_read(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
         "general.license": "mit",
+        "general.name": "red \x1b[31m name",
         "general.file_type": 99999,
         "general.base_model.count": 1,
         "general.base_model.0.name": "Base",
@@ -275,6 +276,7 @@ def test_a_card_of_a_stranger_is_read(tmp_path: Path) -> None:
     assert read_gguf(path).get("general.license") == "mit"
     output = told("show", path)
     assert "licence        mit" in output
+    assert "name           red ?[31m name" in output
     assert "quantization   not said" in output
     assert "chat template  ChatML" in output
     assert json.loads(told("show", path, "--json"))["base_models"] == ["Base"]
