@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli.eval_table import as_table, duration
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import parse_tokens
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
 
 
 @click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
-@click.argument(
-    "files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=MODEL)
 @click.option(
     "--lengths",
     metavar="N,...",
