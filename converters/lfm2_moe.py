@@ -56,7 +56,14 @@ class Lfm2Moe(Lfm2):
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
         target = f"blk.{layer}.exp_probs_b.bias"
         yield TensorRule((f"{module}.expert_bias",), (self.n_experts,), target)
-        yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff, names="w1 w3 w2")
+        yield from experts(
+            module,
+            self.n_experts,
+            self.n_embd,
+            self.n_expert_ff,
+            names="w1 w3 w2",
+            target=f"blk.{layer}.ffn_{{}}_exps.weight",
+        )
 
 
 FAMILY = Lfm2Moe

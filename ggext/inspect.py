@@ -16,6 +16,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -114,7 +115,9 @@ def inspect(path: Path) -> Inspection:
         unit_gain = (
             abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
         )
-        shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
+        shift_safe = capability_of(gguf.arch).is_never_shifted or (
+            unit_gain and rolls(gguf.arch_keys(), gguf.arch)
+        )
         parameters_of_context = context_parameters(gguf.arch_keys())
         still = still_pairs_in_words(gguf)
         layers = layer_kinds(gguf.arch_keys(), gguf.arch)

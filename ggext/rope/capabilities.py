@@ -54,12 +54,13 @@ class RopeCapability:
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
         those of all layers, and behind a norm that stands behind the rotation."""
-        return not (
-            self.unrotated_step
-            or self.norm_behind
-            or self.sliding == "alone"
-            or self.sections != "none"
-        )
+        return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
+
+    @property
+    def is_never_shifted(self) -> bool:
+        """Whether llama.cpp refuses to shift a context (``get_can_shift``: four positions a token),
+        so that no program can roll one."""
+        return self.sections != "none"
 
 
 CAPABILITIES = {

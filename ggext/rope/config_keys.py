@@ -122,8 +122,9 @@ def check_keys(
 
 def without_sections(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The rope parameters without M-RoPE's own; its type ``mrope`` is, for text, no scaling."""
+    has_sections = "mrope_section" in parameters
     return {
-        key: "default" if key in _TYPE_KEYS and value == "mrope" else value
+        key: "default" if has_sections and key in _TYPE_KEYS and value == "mrope" else value
         for key, value in parameters.items()
         if key not in ("mrope_section", "mrope_interleaved")
     }

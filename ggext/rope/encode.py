@@ -76,6 +76,8 @@ class Encoding:
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     elsewhere: Comparison | None = None
     rolls: bool = True
+    # whether llama.cpp refuses to shift a context of the architecture
+    never_shifted: bool = False
 
     @property
     def query_scale(self) -> float:
@@ -87,7 +89,8 @@ class Encoding:
     def shift_safe(self) -> bool:
         """Whether a context shift, which rotates the cached keys once more, leaves them as new ones
         would be."""
-        return self.rolls and abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        unit_gain = abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        return self.never_shifted or (self.rolls and unit_gain)
 
 
 def encode(
@@ -162,6 +165,7 @@ def _candidates(
                     gain,
                     tensors,
                     rolls=rolls(_in_file(keys, geometry), arch),
+                    never_shifted=capability.is_never_shifted,
                 )
             )
     return candidates

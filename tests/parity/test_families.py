@@ -160,7 +160,7 @@ def test_layers_that_do_not_rotate_make_a_shift_wrong(
     report = verify(out, levels=["shift"])
     assert report.shift_safe is safe
     assert all(row.k_norm == pytest.approx(1, abs=1e-6) for row in report.shifts)
-    assert safe or "those of layers that do not rotate" in report.checks[0].why
+    assert safe or "layers that have no RoPE" in report.checks[0].why
     assert planned.encoding is not None
     assert not planned.encoding.shift_safe  # of the architecture, whatever its size
     assert not inspect(out).shift_safe
