@@ -3,13 +3,12 @@
 ``encode`` tries the encodings from the simplest on, reads each back as llama.cpp would
 (``decode``), and takes the first that gives the wanted table. What none can say is an error with
 its size, so a file that is written is right, or is not written. Another encoding is one more
-function in ``_ENCODERS``.
+function in ``ENCODERS``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -35,12 +34,11 @@ from ggext.rope.decode import (
     rolls,
     score_scale,
 )
+from ggext.rope.encoders import ENCODERS, Keys, beta_keys
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 from ggext.rope.sections import SECTIONS, sections_to_write
 from ggext.rope.shifts import folding_obstacle
 
-#: A file's keys without the architecture's prefix. An int is written as UINT32, a float as FLOAT32.
-Keys = dict[str, str | int | float | tuple[int, ...]]
 EncodingName = Literal["keys", "tensor", "folded", "runtime"]
 ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 
@@ -52,9 +50,6 @@ _NOT_BAKED = {
         "mode; choose a fixed table: --ntk F, or --yarn F"
     ),
 }
-#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter
-#: writes).
-_STANDS_STILL = 1e30
 
 _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
@@ -99,7 +94,8 @@ def encode(
     """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be
     made to do it.
 
-    A gain is folded only where that is asked for, since it changes weights; without a gain
+    A gain is folded only where that is asked for, since it changes weights (``convert.choose`` asks
+    for it where that costs nothing); without a gain
     ``folded`` is what the simplest encoding is. ``runtime`` is what remains where no other is
     exact: right in ggext's own contexts alone, or as near as they can be (``exactness`` tells).
     """
@@ -148,7 +144,7 @@ def _candidates(
             "folded"
         )
     candidates = []
-    for kind, encoder in _ENCODERS.items():
+    for kind, encoder in ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or needed):
             keys, tensors = encoder(scaling, geometry, wanted)
             if kind == "tensor" and needed != tuple(tensors):
@@ -190,7 +186,7 @@ def _of_architecture(
     capability = capability_of(arch)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
-        keys |= _betas(scaling)
+        keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
@@ -332,72 +328,6 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 def _describe(scaling: RopeScaling) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
 
-
-_Written = tuple[Keys, dict[str, tuple[float, ...]]]
-
-
-def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
-    """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
-    left out where the method works otherwise."""
-    method, factor = scaling.method, float(scaling.factor or 1.0)
-    keys: Keys = {
-        "rope.freq_base": float(geometry.base),
-        "rope.scaling.type": "none",
-    }
-    if method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
-    if method == "ntk":
-        keys["rope.freq_base"] = methods.ntk_base(factor, geometry)
-    if method in ("linear", "yarn"):
-        keys |= {"rope.scaling.type": method, "rope.scaling.factor": factor}
-    gain = wanted.attention_factor
-    if method == "yarn":
-        gain /= methods.yarn_gain(factor)  # llama.cpp's kernel multiplies by it on its own
-    if method in ("linear", "yarn") or gain != 1.0:
-        keys["rope.scaling.attn_factor"] = gain
-    return keys, {}
-
-
-def _betas(scaling: RopeScaling) -> Keys:
-    given = {BETA_FAST: scaling.beta_fast, BETA_SLOW: scaling.beta_slow}
-    return {key: float(value) for key, value in given.items() if value is not None}
-
-
-def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
-    """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type
-    and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
-    linear. LongRoPE has two such tensors and its own type; a factor would divide the angles once
-    more."""
-    keys: Keys = {"rope.freq_base": float(geometry.base)}
-    if scaling.method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
-    if wanted.attention_factor != 1.0:
-        keys["rope.scaling.attn_factor"] = wanted.attention_factor
-    if scaling.method != "longrope":
-        return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
-    keys["rope.scaling.type"] = "longrope"
-    short, long = (
-        methods.make_table(scaling, geometry, 1),
-        methods.make_table(scaling, geometry, 1 << 62),
-    )
-    return keys, {
-        ROPE_LONG: frequency_factors(long, geometry),
-        ROPE_SHORT: frequency_factors(short, geometry),
-    }
-
-
-def frequency_factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
-    """θᵢ/ωᵢ, by which llama.cpp's operation divides each pair's unscaled angle."""
-    unscaled = methods.theta(geometry)
-    return tuple(
-        t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True)
-    )
-
-
-_ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
-    "keys": _as_keys,
-    "tensor": _as_tensor,
-}
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.
 SCALING_KEYS = (
