@@ -39,7 +39,7 @@ from ggext.checkpoint.vocabulary.special import (
     chat_templates,
     special_ids,
 )
-from ggext.checkpoint.vocabulary.spm import is_sentencepiece, read_sentencepiece
+from ggext.checkpoint.vocabulary.spm import byte_notes, is_sentencepiece, read_sentencepiece
 from ggext.errors import CheckpointError
 
 # GGUF spells one of its keys so.
@@ -211,6 +211,7 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
     model = read_sentencepiece(data, where)
     source = TokenSource("llama", model.table, roles=model.roles)
     source.add_space_prefix = model.add_dummy_prefix
+    source.notes += byte_notes(model.table)
     if model.charsmap:
         source.notes.append(
             "the SentencePiece model normalizes text (precompiled_charsmap), llama.cpp does not: "
