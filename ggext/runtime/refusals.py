@@ -1,8 +1,8 @@
 """What llama.cpp refuses in a header, by table: for where it is not installed, and for files whose
 header is theirs already.
 
-Read from llama.cpp 0c1e57098 (``llama-model.cpp``, ``llama-vocab.cpp``); a test has the installed
-library refuse each row.
+Read from ``llama-model.cpp`` and ``llama-vocab.cpp`` of the pinned llama.cpp; a test has the
+installed library refuse each row.
 """
 
 from __future__ import annotations
