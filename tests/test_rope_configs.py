@@ -303,3 +303,37 @@ def test_bad_configs_are_refused(config: dict[str, Any], message: str) -> None:
 
     with pytest.raises(RopeError, match=message):
         read()
+
+
+@pytest.mark.shared("configs-2026")
+@pytest.mark.parametrize(
+    ("name", "n_rot", "sections"),
+    [
+        ("DeepSeek-V3.2", 64, None),
+        ("GLM-5.2", 64, None),
+        ("GLM-4.5V", 64, (8, 12, 12)),
+        ("Qwen3.5-27B", 64, (11, 11, 10)),
+        ("Qwen3-VL-32B-Instruct", 128, (24, 20, 20)),
+    ],
+)
+def test_configurations_of_2026(
+    name: str, n_rot: int, sections: tuple[int, ...] | None, shared: Path
+) -> None:
+    """Each was refused before, or read with another number of rotated dimensions."""
+    config = json.loads((shared / "configs-2026" / f"{name}.json").read_text())
+    ropes = read_ropes(config, "neox")
+    assert [rope.geometry.n_rot for rope in ropes.values()] == [n_rot]
+    assert [rope.geometry.sections for rope in ropes.values()] == [sections]
+
+
+def test_a_second_base_is_not_passed_over() -> None:
+    config = {
+        "model_type": "mimo_v2_flash",
+        "hidden_size": 128,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "rope_theta": 5e6,
+        "swa_rope_theta": 1e4,
+    }
+    with pytest.raises(RopeError, match="swa_rope_theta"):
+        read_ropes(config, "neox")

@@ -33,6 +33,8 @@ from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
 _ORIGINAL = "original_max_position_embeddings"
+#: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
+_OTHER_BASES = ("swa_rope_theta", "compress_rope_theta")
 _SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
 #: Methods whose factor is how many times the context grows. (Llama 3's is not: Llama 3.2 has 32
 #: on 8192 and is meant for 131072. LongRoPE's makes the gain alone.)
@@ -133,6 +135,7 @@ def _read_by_kind(
             f"transformers does not know model_type {model_type!r}; it is read as {rule.read_as}, "
             "which its own code copies"
         )
+    _refuse_other_bases(values, rule, source)
     parameters, problem = _parameters(values, rule, source, notes)
     kinds = _by_kind(parameters, values, source)
     if kinds:
@@ -154,6 +157,16 @@ def _read_by_kind(
         notes.append(f"layers of the kind {', '.join(rule.unrotated)} do not rotate")
         return {SLIDING: reader.read(SLIDING, parameters, notes, problem=problem)}
     return {ALL: reader.read(ALL, parameters, notes, problem=problem)}
+
+
+def _refuse_other_bases(values: Mapping[str, Any], rule: FamilyRule, source: str) -> None:
+    """Raises ``RopeError`` for a second base that the family's rule does not read."""
+    for key in _OTHER_BASES:
+        if values.get(key) is not None and key not in rule.base_keys.values():
+            raise RopeError(
+                f"{source}: {key} is {values[key]!r}: some layers rotate by a base of their own, "
+                "which is not read for this family yet"
+            )
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:

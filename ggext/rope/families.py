@@ -87,6 +87,8 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
+    "deepseek_v32": _LATENT,
+    "glm_moe_dsa": _LATENT,
     "glm4_moe_lite": _LATENT,
     "kimi_k2": FamilyRule(
         head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"
