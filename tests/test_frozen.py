@@ -45,22 +45,30 @@ import sys
 from pathlib import Path
 
 import desktop_chat
+from PySide6.QtCore import QTimer
 from PySide6.QtWidgets import QApplication
 
 from ggext import Sampling
+
+def work():
+    if window.busy:
+        return
+    if window.messages:
+        print(window.messages[-1]["content"])
+        window.close()
+        application.quit()
+    else:
+        window.input.setText({QUESTION!r})
+        window.send_button.click()
 
 if __name__ == "__main__":
     application = QApplication(sys.argv[:1])
     window = desktop_chat.ChatWindow(Path(sys.argv[1]), Sampling(temperature=0))
     window.show()
-    while window.model is None:
-        application.processEvents()
-    window.input.setText({QUESTION!r})
-    window.send_button.click()
-    while window.busy:
-        application.processEvents()
-    print(window.messages[-1]["content"])
-    window.close()
+    timer = QTimer(interval=20)
+    timer.timeout.connect(work)
+    timer.start()
+    application.exec()
 """
 
 Freeze = Callable[[str, str], Path]
