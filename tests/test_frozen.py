@@ -6,6 +6,7 @@ Slow (a minute a program), and only where PyInstaller is installed.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
@@ -78,7 +79,8 @@ Freeze = Callable[[str, str], Path]
 def freeze(tmp_path: Path) -> Freeze:
     """Freezes a program, moves its folder, and gives the path of the executable there."""
     environment = dict(os.environ)
-    if metadata.distribution("ggext").read_text("direct_url.json"):
+    origin = json.loads(metadata.distribution("ggext").read_text("direct_url.json") or "{}")
+    if origin.get("dir_info", {}).get("editable"):
         # An editable installation imports through a hook of its own, into which PyInstaller does
         # not see: then from a folder that looks as the installed package does.
         installed = tmp_path / "installed"
