@@ -80,6 +80,12 @@ def is_unwanted() -> bool:
     return os.environ.get("GGEXT_FIRST_LOAD") == "here"
 
 
+def may_start_itself() -> bool:
+    """Whether a frozen program knows a child when it is started as one; else it would do all its
+    work again, children and all."""
+    return _prepared
+
+
 def is_child() -> bool:
     """Whether this process is a `Child` of another."""
     return _inside

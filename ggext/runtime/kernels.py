@@ -217,7 +217,10 @@ def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Ou
         if messages[-1:] == [["done"]]:
             return Outcome(messages)
         death = child.died()
-    return Outcome(messages, death.signal or "", str(death))
+    # What it printed last explains an abort; before an illegal instruction it is about nothing.
+    illegal = "a trial died of SIGILL, an illegal instruction,"
+    ended = illegal if death.signal == "SIGILL" else str(death)
+    return Outcome(messages, death.signal or "", ended)
 
 
 def _can_start_python() -> bool:
