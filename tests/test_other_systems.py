@@ -23,6 +23,7 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 
 ROOT = Path(__file__).resolve().parents[1]
 MINGW = "x86_64-w64-mingw32-gcc"
+WINE = shutil.which("wine64", path=os.pathsep.join((os.defpath, "/usr/lib/wine")))
 POSIX_MODULES = ("fcntl", "grp", "pty", "pwd", "resource", "termios", "tty")
 POSIX_CALLS = (
     "O_CLOEXEC O_DIRECTORY O_NOFOLLOW O_NONBLOCK copy_file_range fchmod fchown fork fstatvfs "
@@ -173,3 +174,28 @@ def test_the_extension_builds_for_windows_without_a_warning(tmp_path: Path) -> N
     names = {line.split()[0] for line in (tmp_path / "python3.def").read_text().splitlines()[2:]}
     assert len(names) > 20
     assert all(hasattr(ctypes.pythonapi, name) for name in names)
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("GGEXT_WINE") and WINE and shutil.which(MINGW)),
+    reason="GGEXT_WINE=1 runs it where Wine and mingw-w64 are installed; half a minute for a prefix",
+)
+def test_threads_and_files_work_in_windows_own_way(tmp_path: Path) -> None:
+    assert WINE is not None
+    subprocess.run([ROOT / ".ci" / "windows-c", sys.executable, tmp_path], check=True)
+    program = tmp_path / "program.exe"
+    sources = [ROOT / "tests" / "windows" / "threads_and_files.c"]
+    objects = [tmp_path / "files.o", tmp_path / "parallel.o"]
+    native = ROOT / "native"
+    subprocess.run([MINGW, "-std=c11", "-I", native, *sources, *objects, "-o", program], check=True)
+    environment = os.environ | {"WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
+    done = subprocess.run(
+        [WINE, program],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.count("right")) == (0, 6), done.stdout
