@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -207,13 +206,10 @@ def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Ou
     except GgextError as error:
         return Outcome([], ended=str(error))
     messages: list[list[Any]] = []
-    with child:
-        timer = threading.Timer(_PATIENCE, child.kill)
-        timer.start()
+    with child, child.limited(_PATIENCE):
         child.send({"library": str(library), "left_out": list(left_out), **sizes})
         while (message := child.receive()) is not None:
             messages.append(message)
-        timer.cancel()
         if messages[-1:] == [["done"]]:
             return Outcome(messages)
         death = child.died()
