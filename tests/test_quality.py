@@ -202,6 +202,26 @@ class TestWithModels:
             with pytest.raises(ContextFullError):
                 nll(session, tokens * 6)
 
+    def test_scoring_holds_one_batch_whatever_the_length(self, demo_gguf: Path) -> None:
+        import tracemalloc
+
+        from ggext.quality.perplexity import nll
+        from ggext.quality.texts import little_piece
+        from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+
+        options = SessionOptions(n_ctx=256, memory=MemoryOptions(when_full="stream"))
+        peaks = []
+        with Model.open(demo_gguf) as model, Session(model, options) as session:
+            for count in (500, 500, 3500):
+                tokens = little_piece(model, count, 0, 0).tokens
+                tracemalloc.start()
+                assert len(nll(session, tokens)) == count - 1
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+        grown = peaks[2] - peaks[1]
+        all_logits = 3000 * 4 * model.n_vocab
+        assert grown < all_logits / 8, peaks
+
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll
         from ggext.quality.texts import little_piece

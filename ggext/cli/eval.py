@@ -219,10 +219,9 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = f"{plan.trials} texts a length"
-    if plan.documents:
-        texts += f", {plan.documents} documents"
-    line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {texts}"
+    texts = [f"{plan.trials} texts a length"] if evaluation.options.tasks else []
+    texts += [f"{plan.documents} documents"] if plan.documents else []
+    line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {', '.join(texts)}"
     done = len(plan.items) - len(missing)
     return f"{line}; {done} of {len(plan.items)} results are there" if done else line
 
