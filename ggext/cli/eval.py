@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ggext.quality.plan import Plan
     from ggext.quality.report import EvalReport
     from ggext.quality.run import Evaluation, Progress
+    from ggext.quality.settings import EvalOptions
 
 _UNITS = {"": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -167,6 +168,15 @@ def write_card(path: Path, card: Path) -> None:
     with Evaluation([path]) as evaluation:
         report, plan = _measured(evaluation)
     _write(report, plan, None, card)
+
+
+def write_page(path: Path, options: EvalOptions, html: Path) -> None:
+    """Measures a file as ``ggext eval FILE --html HTML`` does. Raises GgextError."""
+    from ggext.quality.run import Evaluation
+
+    with Evaluation([path], options) as evaluation:
+        report, plan = _measured(evaluation)
+    _write(report, plan, html, None)
 
 
 def _measured(evaluation: Evaluation) -> tuple[EvalReport, Plan]:
