@@ -178,6 +178,75 @@ def test_a_sample_fills_its_length(target: int) -> None:
         tasks.make("multikey", source, 64, Random(0))
 
 
+class _Vocabulary:
+    """Characters as tokens behind two special ones, for prompts alone."""
+
+    path = Path("model.gguf")
+    bos, eos, n_vocab = 1, 2, 1 << 16
+
+    def __init__(self, template: str | None, *, adds_bos: bool = True, letters: str = "") -> None:
+        self.chat_template = template
+        self.adds_bos = adds_bos
+        self._letters = letters
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        parts = text.split("<s>") if parse_special else [text]
+        found = [token for part in parts for token in (self.bos, *map(ord, part))][1:]
+        return [self.bos, *found] if add_special and self.adds_bos else found
+
+    def token_to_piece(self, token: int) -> bytes:
+        letter = chr(token)
+        return letter.encode() if not self._letters or letter in self._letters else b"?"
+
+    def token_text(self, token: int) -> str:
+        return {1: "<s>", 2: "</s>"}.get(token, chr(token))
+
+    def is_control(self, token: int) -> bool:
+        return token in (1, 2)
+
+
+_ONE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "adds_bos", "count"),
+    [(_ONE, True, 1), (_ONE.replace("{{ bos_token }}", ""), True, 1), (None, True, 1),
+     (None, False, 0), ("{{ bos_token }}" + _ONE, True, 2)],
+)  # fmt: skip
+def test_a_prompt_has_one_bos_or_is_refused(
+    template: str | None, adds_bos: bool, count: int
+) -> None:
+    pytest.importorskip("jinja2")
+    from ggext.quality.prompts import PromptMaker
+    from ggext.quality.samples import Question
+
+    vocabulary = _Vocabulary(template, adds_bos=adds_bos)
+    maker = PromptMaker(vocabulary)  # type: ignore[arg-type]
+    question = Question("Where?", "It is", ("here",))
+    if count > 1:
+        with pytest.raises(ModelError, match="begins with 2 BOS tokens"):
+            maker.prompt("A text.", question)
+        return
+    tokens = maker.prompt("A text.", question)
+    assert tokens.count(1) == count
+    assert "".join(map(chr, tokens[count:])).endswith("It is")
+    assert "".join(map(chr, maker.answer(question))) == " here"
+
+
+def test_a_vocabulary_that_cannot_spell_a_needle_is_refused() -> None:
+    pytest.importorskip("jinja2")
+    from ggext.quality.needles import sample_maker
+    from ggext.quality.prompts import PromptMaker
+
+    able = PromptMaker(_Vocabulary(None))  # type: ignore[arg-type]
+    assert sample_maker(able)("single", 400, Random(0)).task == "single"
+    unable = PromptMaker(_Vocabulary(None, letters="abc "))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"the vocabulary of model\.gguf cannot spell a needle"):
+        sample_maker(unable)
+
+
 class TestWithModels:
     """What llama.cpp computes, of the embedded model."""
 
