@@ -166,7 +166,9 @@ def test_a_sample_fills_its_length(target: int) -> None:
         assert isinstance(sample, tasks.Sample)
         return sum(1 + (len(word) > 6) for word in sample.body.split()) + 30
 
-    source = tasks.Source(count)
+    passage = "The bell tower was built in 1731 by two brothers."
+    asked = tasks.Asked("Who built it?", ("brothers",), passage)
+    source = tasks.Source(count, asked=(asked,))
     for task in tasks.TASKS:
         sample = tasks.make(task, source, target, Random(target))
         assert target - 1 <= count(sample) <= target, task
@@ -176,6 +178,25 @@ def test_a_sample_fills_its_length(target: int) -> None:
         assert tasks.make(task, source, target, Random(target)) == sample
     with pytest.raises(UsageError, match="too short for multikey"):
         tasks.make("multikey", source, 64, Random(0))
+
+
+def test_questions_of_one_s_own_are_read_line_by_line(tmp_path: Path) -> None:
+    from ggext.quality.tasks import Asked
+    from ggext.quality.texts import read_questions
+
+    path = tmp_path / "questions.jsonl"
+    good = '{"question": "Who?", "answers": ["A", "B"], "passage": "A did."}'
+    path.write_text(f"{good}\n\n{good}\n")
+    assert read_questions(path) == (Asked("Who?", ("A", "B"), "A did."),) * 2
+    for bad in (
+        "[]",
+        "{",
+        '{"question": "Who?", "answers": [], "passage": "x"}',
+        '{"question": 1}',
+    ):
+        path.write_text(f"{good}\n{bad}\n")
+        with pytest.raises(UsageError, match=r"questions\.jsonl, line 2, is not a question"):
+            read_questions(path)
 
 
 class _Vocabulary:

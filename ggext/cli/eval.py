@@ -85,6 +85,12 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
     "[multikey].",
 )
 @click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your own questions, JSON lines with question, answers and passage: a task of that name.",
+)
+@click.option(
     "--budget",
     default="10m",
     show_default=True,
@@ -195,6 +201,7 @@ def _options(
     when_full: tuple[Any, ...] | None,
     texts: tuple[Path, ...],
     tries: tuple[str, ...],
+    questions: Path | None,
     **others: Any,
 ) -> Any:
     from ggext.quality.settings import EvalOptions
@@ -203,15 +210,18 @@ def _options(
     if tasks is None:
         tasks = TASKS[:1]
     elif tasks == ("all",):
-        tasks = TASKS
+        tasks = tuple(task for task in TASKS if task != "questions")
     elif tasks == ("none",):
         tasks = ()
+    if questions is not None and "questions" not in tasks:
+        tasks = (*tasks, "questions")
     return EvalOptions(
         tasks=tasks,
         kv_types=kv_types or ("f16",),
         when_full=when_full or ("stop",),
         texts=texts,
         tries=tries,
+        questions=questions,
         **others,
     )
 
