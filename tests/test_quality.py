@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -311,6 +313,41 @@ class TestWithModels:
         grown = peaks[2] - peaks[1]
         all_logits = 3000 * 4 * model.n_vocab
         assert grown < all_logits / 8, peaks
+
+    def test_longppl_is_that_of_the_published_definition(self, demo_gguf: Path) -> None:
+        """Step by step as the paper's script does it: each window in a context of its own."""
+        from ggext.data import demo_language as language
+        from ggext.quality.perplexity import key_tokens, nll, short_nll
+        from ggext.runtime.engine import Model, Session, SessionOptions
+
+        def losses(logits: Any, following: tuple[int, ...]) -> Any:
+            rows = np.asarray(logits, np.float64)
+            log_p = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            return -log_p[np.arange(len(following)), list(following)]
+
+        options = SessionOptions(kv_type="f32")
+        with Model.open(demo_gguf) as model, Session(model, options) as session:
+            # Answers whose facts stand far back.
+            chat = language.training_chat(Random(4), 700, (24, 24))
+            tokens = tuple(model.tokenize(chat, add_special=False, parse_special=True))
+            short, window, count = 64, 16, 700
+            assert len(tokens) == count
+            full = session.logits(tokens)
+            total, keys = 0.0, 0
+            for start in range(0, count - short, window):
+                end = min(start + short + window, count)
+                following = tokens[start + short : end]
+                seen = session.logits(tokens[start:end])
+                near = losses(seen[short - 1 : -1], following)
+                far = losses(full[start + short - 1 : end - 1], following)
+                chosen = np.logical_and(near - far > 2, far < 2)
+                total += far[chosen].sum()
+                keys += int(chosen.sum())
+            long = nll(session, tokens)
+            found = key_tokens(short_nll(session, tokens, short, window), long)
+        assert keys >= 5
+        assert int(found.sum()) == keys
+        assert math.exp(long[found].mean()) == pytest.approx(math.exp(total / keys), rel=1e-4)
 
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll
