@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ggext.arguments import check_fields
 from ggext.chat.answer import AnswerText
 from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.transcript import Turn
@@ -75,6 +76,7 @@ class ChatOptions:
     drop_turns: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not all(self.stop):
             raise UsageError(
                 "a stop string is empty; leave it out, or write what shall end the answer"

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ggext.arguments import check_fields
 from ggext.errors import GgextError, OutputError
 from ggext.runtime.sampling import Sampling
 
@@ -29,6 +30,9 @@ class Turn:
     role: Role
     content: str
     reasoning: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def as_json(self) -> dict[str, str]:
         """The turn as a saved chat has it."""

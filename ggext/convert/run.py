@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ggext.arguments import check_fields
 from ggext.checkpoint.named import model_name
 from ggext.convert.fold import Rounding, fold_query
 from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
@@ -60,6 +61,9 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.footprint.cache import (
     BLOCK,
@@ -59,6 +60,7 @@ class SessionOptions:
         return self.memory.when_full not in ("stop", "recompute") or self.dynamic_ntk == "rotate"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("n_ctx", "threads", "n_batch"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:

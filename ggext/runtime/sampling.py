@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.runtime import llama
 from ggext.runtime.llama import lib
@@ -39,6 +40,7 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check("temperature", self.temperature, 0.0, math.inf)
         _check("top-k", self.top_k, 0, 2**31 - 1)
         _check("top-p", self.top_p, 0.0, 1.0)

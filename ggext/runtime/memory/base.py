@@ -163,8 +163,8 @@ class Window(Memory):
         if self.evict + least > window:
             needed = self.sinks + reserved + self.evict + least
             raise UsageError(
-                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved, {self.evict} tokens "
-                f"that leave at once and {least} that are read at once need a context of "
+                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved, {self.evict} "
+                f"tokens that leave at once and {least} that are read at once need a context of "
                 f"{needed} tokens or more, not {cache.n_ctx}"
             )
         # When tokens must leave there are more than `evict` of them behind the sinks: whatever a
