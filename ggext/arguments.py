@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from functools import cache
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ _NAMES: dict[Any, str] = {
     Path: "a pathlib.Path",
     type(None): "None",
 }
+_TOKENS = re.compile(r"([0-9]+(?:\.[0-9]+)?)([km]?)", re.ASCII)
+_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
+_FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 _MANY: dict[Any, type] = {tuple: tuple, list: list, Sequence: Sequence, frozenset: frozenset}
 
 
@@ -40,14 +44,29 @@ def check(name: str, value: Any, kind: Any) -> None:
         raise UsageError(f"{name} is {value!r:.80}, but must be {_described(kind)}")
 
 
-def check_text(name: str, value: Any) -> None:
-    """`check` of a str."""
-    check(name, value, str)
+def parse_tokens(text: str) -> int:
+    """The number of tokens that ``text`` means: ``16384``, ``16,384``, ``16k`` (× 1,024), ``1M``
+    (× 1,048,576).
+
+    Raises ``ValueError``, whose text says what is accepted.
+    """
+    plain = text.strip().replace("_", "").lower()
+    if _GROUPED.fullmatch(plain):
+        plain = plain.replace(",", "")
+    match = _TOKENS.fullmatch(plain)
+    if match is None:
+        raise ValueError(f"{text!r} is not a number of tokens such as 16384, 16,384, 16k or 1M")
+    count = float(match[1]) * _FACTORS[match[2]]
+    if count != int(count):
+        raise ValueError(f"{text!r} is {count:,g} tokens, not a whole number")
+    return int(count)
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    hints = _HINTS.get(kind)
+    if hints is None:
+        hints = _HINTS[kind] = typing.get_type_hints(kind)
+    return hints
 
 
 def _fits(value: Any, kind: Any) -> bool:

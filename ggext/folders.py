@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ggext.errors import OutputError
+
 
 def cache_folder() -> Path:
     """For what can be found out or downloaded again."""
@@ -14,7 +16,13 @@ def cache_folder() -> Path:
 
 
 def state_folder() -> Path:
-    """For chats and what was typed, which nobody can make again."""
+    """For chats and what was typed, which nobody can make again. Raises OutputError for a user who
+    has no home and names no other place."""
     import platformdirs
 
-    return platformdirs.user_state_path("ggext", appauthor=False)
+    path = platformdirs.user_state_path("ggext", appauthor=False)
+    if not path.is_absolute():  # ~ stays as it is where there is no home
+        raise OutputError(
+            "there is no home folder to keep anything in; XDG_STATE_HOME can name another"
+        )
+    return path

@@ -33,6 +33,7 @@ NEED_EXTRAS = {
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. A part that is not named here fails.
 ROWS = (
+    {"__main__"},
     {"cli", "screen"},
     {"verify", "inspect", "plan", "demo", "doctor"},
     {"api", "chat", "convert", "proof", "quality"},

@@ -60,6 +60,8 @@ class Outcome:
     kept: bool
     left: tuple[Turn, ...] = ()
     dropped: int = 0
+    # whether all that was kept of the answer is reasoning
+    only_reasoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class Conversation:
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
+        self._cached: list[Turn] = []  # the turns that the engine's cache was last made for
 
     @property
     def system(self) -> str | None:
@@ -134,6 +137,28 @@ class Conversation:
         the context."""
         self.turns = list(turns)
         self.left = left
+
+    @property
+    def used(self) -> int:
+        """Tokens of the context that the chat as it stands takes. Raises TemplateError.
+
+        The cache may hold more: of what was taken back, or of a document that is being read.
+        """
+        turns = without(self.turns, self.left)
+        if not behind_system(turns):
+            return 0
+        return self.engine.used if self.turns == self._cached else len(self.prompts.tokens(turns))
+
+    def change_engine(self, engine: Engine) -> None:
+        """Goes on with another engine, which may hold the same tokens."""
+        self.engine = engine
+        self._dropped = engine.ever_dropped
+        if not self.options.drop_turns:
+            self.left = 0
+
+    def is_cached(self) -> None:
+        """The engine's cache was filled for the turns that there are."""
+        self._cached = list(self.turns)
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -190,8 +215,10 @@ class Conversation:
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
+        self._cached = list(self.turns)
+        only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
-            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped
+            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped, only_reasoned
         )
 
     def next_prompt(self, question: str) -> list[int]:
@@ -285,13 +312,3 @@ class _Clock:
 def with_documents(documents: Iterable[str], question: str) -> str:
     """One user turn: the documents, each with at least one line break behind it, the question."""
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question
-
-
-def check_text(data: bytes, name: str) -> str:
-    """A document's text. Raises UsageError when it is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 text (byte {error.start}): convert it, for example with iconv"
-        ) from error

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +24,10 @@ from ggext.runtime.closing import Closing
 _FORMAT = "ggext journal"
 _VERSION = 1
 _MAX_BYTES = 1 << 30
+
+
+class OpenElsewhereError(OutputError):
+    """Another program has the chat open."""
 
 
 class Journal(Closing):
@@ -41,7 +45,7 @@ class Journal(Closing):
             self._lock = _locked(path.with_suffix(".lock"))
         try:
             self.model, self.turns, self.left, self.damaged = (
-                _read(path) if path.exists() else (model, [], 0, False)
+                read(path) if path.exists() else (model, [], 0, False)
             )
             # Rewritten when opened: without the halves of answers, and with a whole last line.
             lines = [{"format": _FORMAT, "version": _VERSION, "model": model}]
@@ -67,7 +71,8 @@ class Journal(Closing):
 
     def close(self) -> None:
         """Closes the file and lets other programs have it."""
-        self._file.close()
+        with suppress(OSError):  # the disk is full: `update` said so
+            self._file.close()
         self._lock.close()
 
     def _replace(self, lines: Sequence[dict[str, Any]]) -> None:
@@ -86,7 +91,9 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode("ascii") + b"\n"
 
 
-def _read(path: Path) -> tuple[str, list[Turn], int, bool]:
+def read(path: Path) -> tuple[str, list[Turn], int, bool]:
+    """The model's name, the turns, how many of them left the context, and whether the last line was
+    cut off. Raises TranscriptError."""
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise TranscriptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
@@ -135,7 +142,7 @@ def _locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise OutputError(
+        raise OpenElsewhereError(
             f"the chat in {path.parent} is open in another ggext; leave that one first"
         ) from None
     return file

@@ -30,7 +30,7 @@ def turns_of(messages: Messages) -> list[Turn]:
         )
     if not messages:
         raise UsageError("the conversation is empty: give it at least one user message")
-    return [_turn(message) for message in messages]
+    return [_turn(cast(Message, message)) for message in messages]
 
 
 def answerable(turns: Sequence[Turn]) -> None:
@@ -70,7 +70,7 @@ def stops_of(stop: str | Sequence[str]) -> tuple[str, ...]:
 def _turn(message: Message) -> Turn:
     if isinstance(message, Turn):
         return message
-    fields_of = message if isinstance(message, Mapping) else {}
+    fields_of: Mapping[str, Any] = message if isinstance(cast(object, message), Mapping) else {}
     role, content = fields_of.get("role"), fields_of.get("content")
     reasoning = fields_of.get("reasoning", "")
     if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):

@@ -3,15 +3,14 @@ once."""
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any
 
 import click
 
 from ggext._version import __version__
-from ggext.errors import GgextError
+from ggext.cli.process import debug, failed, run
 
 #: Command → its line in the list of commands. The module of the same name holds it.
 _COMMANDS = {
@@ -44,28 +43,39 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except GgextError as error:
-            _fail(str(error), error.exit_code)
-        except click.UsageError as error:  # click would print three lines
-            command = error.ctx.command_path if error.ctx is not None else "ggext"
-            message = error.format_message().rstrip(".")
-            _fail(f"{message}; see {command} --help", 2)
-        except MemoryError:
-            _fail("out of memory; choose a smaller model or context", 1)
-        except BrokenPipeError:
-            # the reader of our output has gone; keep Python from complaining again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except click.exceptions.Exit:
+            raise
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                raise
+            failed(error)
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def command() -> Any:
+            return click.Group.main(
+                self, args, prog_name, complete_var, standalone_mode=False, **extra
+            )
 
-def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    click.echo(f"ggext: {line}", err=True)
-    sys.exit(code)
+        return run(command) if standalone_mode else command()
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ggext")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=debug,
+    help="Show the traceback of an error of ggext itself.",
+)
 def main() -> None:
     """Long contexts for local models: bake them into GGUF files, prove them in numbers, use them.
 

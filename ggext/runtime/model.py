@@ -41,6 +41,8 @@ def _long_run() -> re.Pattern[str]:
 class CancelledError(ModelError):
     """A load or a call of `Session.logits` was cancelled; nothing is left of it."""
 
+    exit_code = 130
+
 
 class Model(Closing):
     """A model's weights and vocabulary in memory. Threads may share it; close it when done.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TAKE_A_FILE = ("/file ", "/save ", "/load ", "/export ")
 
 
-def new_keyboard(history: Path) -> PromptSession[str]:
+def new_keyboard(history: Path | None) -> PromptSession[str]:
     """A prompt on the terminal. Raises MissingExtraError without prompt_toolkit."""
     try:
         from prompt_toolkit import PromptSession
@@ -77,10 +77,12 @@ def new_completer() -> Completer:
     return CommandCompleter()
 
 
-def _history(path: Path) -> History:
+def _history(path: Path | None) -> History:
     """On disk for the user alone; in memory where the disk refuses."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    if path is None:
+        return InMemoryHistory()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
