@@ -112,7 +112,11 @@ class QueuedEngine:
         return self.n_ctx - self.used
 
     def evaluate(
-        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        tokens: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        repeatable: bool = False,  # noqa: ARG002 - it has no batches
     ) -> Prefill:
         self.cancelled = False
         pairs = zip(self.tokens, tokens, strict=False)
@@ -128,7 +132,11 @@ class QueuedEngine:
         return Prefill(reused, len(tokens) - reused, 0.0, cancelled=False)
 
     def read_ahead(
-        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        tokens: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        repeatable: bool = False,  # noqa: ARG002 - it has no batches
     ) -> Prefill:
         """In steps of ten, as long as nobody cancels."""
         self.cancelled, done = False, 0
@@ -933,11 +941,11 @@ def test_an_error_of_ggext_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:
     """It was a traceback that ended the chat; question and document were lost."""
 
     class Faulty(QueuedEngine):
-        def evaluate(self, tokens: Sequence[int], progress: Any = None) -> Prefill:
+        def evaluate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Prefill:
             if not self.prompts:
                 self.prompts.append([])
                 raise IndexError("list index out of range")
-            return super().evaluate(tokens, progress)
+            return super().evaluate(tokens, *arguments, **options)
 
     screen = Script("Who?", "/regen")
     conversation = chat(Faulty("She."), screen)

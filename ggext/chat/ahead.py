@@ -89,7 +89,9 @@ class ReadAhead:
         try:
             self._prepare(beginning)
             self._begun = time.monotonic()
-            prefill = self._conversation.engine.read_ahead(self._tokens, self._count)
+            prefill = self._conversation.engine.read_ahead(
+                self._tokens, self._count, repeatable=self._conversation.is_repeatable
+            )
         except GgextError:  # the turn itself will tell
             return
         self._read_tokens += prefill.evaluated

@@ -38,8 +38,12 @@ class Engine(Protocol):
     def trained(self) -> int: ...
     @property
     def ever_dropped(self) -> int: ...
-    def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
-    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
+    def evaluate(
+        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+    ) -> Prefill: ...
+    def read_ahead(
+        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+    ) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
 
@@ -182,6 +186,12 @@ class Conversation:
         return taken
 
     @property
+    def is_repeatable(self) -> bool:
+        """Whether the same question gets the same answer, whatever the cache holds of it: there is
+        a seed. Then each answer is read again, in the batches of a text."""
+        return self.sampling.seed is not None
+
+    @property
     def so_far(self) -> list[Turn]:
         """The turns, with what of the running turn there is."""
         if self._asked is None:
@@ -262,7 +272,7 @@ class Conversation:
             tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
         else:
             tokens = self.prompts.tokens(turns)
-        prefill = self.engine.evaluate([*tokens, *begun], progress)
+        prefill = self.engine.evaluate([*tokens, *begun], progress, repeatable=self.is_repeatable)
         if not prefill.cancelled:
             self.left += left
         if answer is None:
