@@ -7,6 +7,7 @@ from typing import Any
 
 from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
+from ggext.footprint import defaults
 from ggext.footprint.cache import (
     BLOCK,
     KV_TYPES,
@@ -125,10 +126,12 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
+    # With flash attention the last bits of a number depend on how many threads make it.
+    measured = options.threads is None and not flash
     return Plan(
         n_ctx,
         batches,
-        threads,
+        defaults.threads_now(threads) if measured else threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
