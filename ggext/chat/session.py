@@ -15,7 +15,7 @@ from ggext.chat import kept_settings
 from ggext.chat.journal import Journal, read
 from ggext.chat.kept_settings import KeptSettings
 from ggext.chat.transcript import TranscriptError, Turn
-from ggext.errors import GgextError, UsageError
+from ggext.errors import GgextError, OutputError, UsageError
 from ggext.folders import state_folder
 from ggext.runtime import store
 from ggext.runtime.closing import Closing
@@ -136,7 +136,10 @@ def last_chat() -> str:
 
 def kept_chat(name: str) -> KeptSettings | None:
     """The settings of a kept chat, None where it has none. Raises UsageError."""
-    return kept_settings.load(named(name))
+    try:
+        return kept_settings.load(named(name))
+    except OutputError:  # there is no home
+        return None
 
 
 def read_only(name: str) -> list[Turn]:
@@ -144,7 +147,7 @@ def read_only(name: str) -> list[Turn]:
     either."""
     try:
         return read(named(name) / _JOURNAL)[1]
-    except TranscriptError:
+    except (TranscriptError, OutputError):
         return []
 
 
@@ -152,7 +155,7 @@ def chats() -> list[Path]:
     """The folders of the chats that are kept and have turns, the last used one first."""
     try:
         journals = [folder / _JOURNAL for folder in (state_folder() / "sessions").iterdir()]
-    except OSError:
+    except (OSError, OutputError):
         return []
     dated = [(journal.stat().st_mtime, journal) for journal in journals if journal.is_file()]
     newest = [journal for _, journal in sorted(dated, reverse=True)]

@@ -21,6 +21,7 @@ _COMMANDS = {
     "inspect": "Show what a GGUF file says, without loading it.",
     "plan": "Say what a model and a context need, before loading.",
     "chat": "Chat with a model, or ask a document a question.",
+    "chats": "List the chats that are kept; rename, delete, export them.",
     "doctor": "Say what is installed, what is missing, and whether it works.",
     "demo": "Bake, prove and measure the embedded model.",
 }
