@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from ggext._version import __version__
 from ggext.errors import ContextFullError, EngineDiedError, GgextError
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
+    from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -44,6 +44,7 @@ _LAZY = {
         ("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"),
         "ggext.api",
     ),
+    **dict.fromkeys(("RopeGeometry", "RopeScaling", "RopeTable"), "ggext.rope.scaling"),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "SessionOptions": "ggext.runtime.context",
     "MemoryOptions": "ggext.runtime.memory.options",
