@@ -8,7 +8,7 @@ venv := .venv
 python := $(venv)/bin/python
 # A stamp is older than what it was made from, or of another place (the tree was moved): install again.
 place := $(shell printf '%s' '$(CURDIR)' | cksum | cut -d ' ' -f 1)
-made_from := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.c native/*.h native/*.cu)
+made_from := pyproject.toml constraints.txt CMakeLists.txt $(wildcard .ci/llama*) $(wildcard native/*.c native/*.h native/*.cu)
 for_run := $(venv)/.installed-run-$(place)
 for_dev := $(venv)/.installed-dev-$(place)
 
@@ -22,8 +22,8 @@ help: ## list the targets
 demo: $(for_run) ## install what running needs, then run `ggext demo`
 	$(venv)/bin/ggext demo
 
-test: $(for_dev) ## install what the tests need too, then run them all (ARGS="-k name" for some)
-	$(python) -m pytest $(ARGS)
+test: $(for_dev) ## install what the tests need too, then run them all on every core (ARGS="-k name" for some)
+	$(python) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 install: $(for_run) ## install what running needs into .venv
 

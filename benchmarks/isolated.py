@@ -23,6 +23,7 @@ import argparse
 import collections
 import os
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -68,9 +69,11 @@ def _print_cost(given: argparse.Namespace) -> None:
     print("| | in one process | isolated | difference |")
     print("|---|---:|---:|---:|")
     starts = [[_start(given.model, isolated) for isolated in (False, True)] for _ in range(9)]
-    here, there = (statistics.median(column) for column in zip(*starts, strict=True))
-    extra = statistics.median(b - a for a, b in starts)
-    print(f"| start, s | {here:.3f} | {there:.3f} | {extra:+.3f} |")
+    for name, kind in (("start, s", 0), ("start, CPU s", 1)):
+        pairs = [(a[kind], b[kind]) for a, b in starts]
+        here, there = (statistics.median(column) for column in zip(*pairs, strict=True))
+        extra = statistics.median(b - a for a, b in pairs)
+        print(f"| {name} | {here:.3f} | {there:.3f} | {extra:+.3f} |")
     with (
         Model(given.model, context=2048) as inside,
         Model(given.model, context=2048, isolated=True) as isolated,
@@ -87,15 +90,18 @@ def _print_cost(given: argparse.Namespace) -> None:
         print(f"| token, {name} ms | {here:.2f} | {there:.2f} | × {middle:.3f} ({spread}) |")
 
 
-def _start(path: Path, isolated: bool, **environment: str) -> float:
-    begun = time.monotonic()
+def _start(path: Path, isolated: bool, **environment: str) -> tuple[float, float]:
+    """Wall seconds until a model is ready; CPU seconds to the end, those of a child included."""
+    before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", _START, str(path), str(isolated)],
         stdout=subprocess.PIPE,
         env=os.environ | {"GGEXT_FIRST_LOAD": "here"} | environment,
         check=True,
     )
-    return float(done.stdout) - begun
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return float(done.stdout) - begun, cpu
 
 
 def _print_trial(given: argparse.Namespace) -> None:
@@ -104,14 +110,16 @@ def _print_trial(given: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as cache:
             kept = {"GGEXT_FIRST_LOAD": "", "XDG_CACHE_HOME": cache}
             without = _start(given.model, False)
-            rounds.append((without, _start(given.model, False, **kept)))
-            rounds[-1] = (*rounds[-1], _start(given.model, False, **kept))
-    print("| | s | × without |")
-    print("|---|---:|---:|")
+            rounds.append((without, *(_start(given.model, False, **kept) for _ in range(2))))
+    print("| | s | × without | CPU s | × without |")
+    print("|---|---:|---:|---:|---:|")
     for name, index in (("without a trial", 0), ("the first time", 1), ("the second time", 2)):
-        seconds = statistics.median(each[index] for each in rounds)
-        ratio = statistics.median(each[index] / each[0] for each in rounds)
-        print(f"| {name} | {seconds:.3f} | {ratio:.2f} |")
+        cells = [name]
+        for kind in (0, 1):
+            middle = statistics.median(each[index][kind] for each in rounds)
+            ratio = statistics.median(each[index][kind] / each[0][kind] for each in rounds)
+            cells += [f"{middle:.3f}", f"{ratio:.2f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def _round(models: tuple[Model, Model], tokens: int, number: int) -> list[tuple[float, float]]:

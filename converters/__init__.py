@@ -20,6 +20,19 @@ if TYPE_CHECKING:
     from ggext.checkpoint.config import Config
 
 
+#: Ends of the names in ``architectures`` of what has another head than a language model's.
+_OTHER_HEADS = {
+    "ForSequenceClassification": "a classifier",
+    "ForTokenClassification": "a classifier of tokens",
+    "ForMultipleChoice": "a classifier",
+    "ForQuestionAnswering": "a model that marks answers in a text",
+    "ForRewardModel": "a reward model",
+    "RewardModel": "a reward model",
+    "ForScore": "a reward model",
+    "ForMaskedLM": "a model that fills gaps",
+}
+
+
 @cache
 def known_families() -> tuple[str, ...]:
     """The ``model_type`` of every family that is converted, sorted."""
@@ -35,6 +48,21 @@ def family_of(config: Config) -> Family:
             "--via-llama-cpp FOLDER runs llama.cpp's own converter from its source; known: "
             f"{', '.join(known_families())}"
         )
+    _check_is_language_model(config)
     module = import_module(f"ggext.converters.{model_type}")
     family: Family = module.FAMILY(config)
     return family
+
+
+def _check_is_language_model(config: Config) -> None:
+    """Raises ``CheckpointError`` where ``architectures`` names a class with another head."""
+    named = config.values.get("architectures")
+    for name in named if isinstance(named, list) else []:
+        ends = (end for end in _OTHER_HEADS if isinstance(name, str) and name.endswith(end))
+        head = next(ends, None)
+        if head is not None:
+            raise CheckpointError(
+                f"{config.source}: architectures names {quote(name)}, {_OTHER_HEADS[head]} and not "
+                "a language model: its head is not converted; for the language model in it, set "
+                f"architectures to {quote(name.removesuffix(head) + 'ForCausalLM')}"
+            )

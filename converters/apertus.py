@@ -17,10 +17,6 @@ class Apertus(Llama):
     biased = (*QKV, "o_proj")
     needs_output = True
 
-    def check(self) -> None:
-        super().check()
-        self.require_rope("a Llama 3 scaling by 8")
-
     def scalars(self) -> dict[str, list[str]]:
         layers = range(self.n_layers)
         return {

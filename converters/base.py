@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
-from ggext.rope.config import CheckpointRope, read_rope
+from ggext.rope.config import CheckpointRope, read_replaceable_rope
 from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class TensorRule:
     ``arranged``: a function of the source's array in place of the first three, whose result has the
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
-    ``unless``: not written, and refused for this reason where it differs from the tensor
-    ``repeated``.
+    ``unless``: not written, and refused for this reason where it is there. ``instead``: the rule of
+    another form in which checkpoints have the same, taken where it alone is there; the target is
+    this one's. ``hint``: what is said beside a source that is not there.
     """
 
     sources: tuple[str, ...]
@@ -51,7 +53,8 @@ class TensorRule:
     scales: str | None = None
     optional: bool = False
     unless: str = ""
-    repeated: str = ""
+    instead: TensorRule | None = None
+    hint: str = ""
 
 
 class Family:
@@ -59,15 +62,27 @@ class Family:
     their architecture in llama.cpp would compute otherwise.
 
     ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent
-    (null is not), of what no tensor's shape would give away.
+    (null is not), of what no tensor's shape would give away. ``embedding``, ``head``: the modules
+    of the embedding and of the output matrix. ``has_output``: the architecture reads an output
+    matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
+    takes for ``tie_word_embeddings``, where that and not ``text_config`` decides.
     """
 
     arch: str
     defaults: ClassVar[Mapping[str, Any]] = {}
+    embedding = "model.embed_tokens"
+    head = "lm_head"
+    has_output = True
+    tied_as_part: ClassVar[bool | None] = None
 
     def __init__(self, config: Config) -> None:
-        text = config.values.get("text_config")  # of a model that sees too, what concerns text
-        values = text if isinstance(text, dict) else config.values
+        values = config.values
+        text = values.get("text_config")  # of a model that sees too, what concerns text
+        if isinstance(text, dict):
+            values = text
+            if self.tied_as_part is not None:
+                tied = config.flag("tie_word_embeddings", default=self.tied_as_part)
+                values = text | {"tie_word_embeddings": tied}
         self.config = config = replace(config, values={**self.defaults, **values})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
@@ -93,9 +108,21 @@ class Family:
         if value is not None and value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output matrix is the embedding."""
+        return self.config.flag("tie_word_embeddings")
+
+    def untie(self) -> None:
+        """Take the output matrix for one of its own, whatever the configuration says."""
+        values = self.config.values | {"tie_word_embeddings": False}
+        self.config = replace(self.config, values=values)
+
     def rope(self) -> CheckpointRope:
+        """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
+        scaling can do without."""
         values = {**self.config.values, "head_dim": self.head_dim}
-        return read_rope(values, capability_of(self.arch).layout, self.config.source)
+        return read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
 
     def metadata(self) -> dict[str, Any]:
         """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among
@@ -134,11 +161,22 @@ class Family:
         return {"attention.sliding_window": window, "attention.sliding_window_pattern": slides}
 
     def stored_name(self, name: str) -> str:
-        """The name that the rules have for a tensor that the checkpoint calls ``name``."""
+        """The name that the rules have for a tensor that the checkpoint calls ``name``: what
+        transformers maps, it loads under either."""
         return name
 
     def tensors(self) -> Iterator[TensorRule]:
         raise NotImplementedError
+
+
+_OF_TEXT = re.compile(r"^(model\.)?language_model\.(model\.)?")
+
+
+def text_part_name(name: str) -> str:
+    """The name that a text model has for a tensor of the text part of a model that sees too, in
+    each of the layouts that transformers has saved."""
+    head = name.removeprefix("model.").removeprefix("language_model.")
+    return head if head.startswith("lm_head.") else _OF_TEXT.sub("model.", name)
 
 
 def names_each(kinds: object, n_layers: int, known: tuple[str, ...]) -> bool:
@@ -175,15 +213,6 @@ def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterat
     yield TensorRule((f"{module}.bias",), shape[:1], rows=order)
 
 
-def tied(head: str, embedding: str) -> TensorRule:
-    """What a checkpoint may have of an output matrix that is the embedding, and transformers would
-    take otherwise."""
-    reason = (
-        f"tie_word_embeddings is true, but it is not {embedding}: set it to false if it is meant"
-    )
-    return TensorRule((f"{head}.weight",), (), unless=reason, repeated=f"{embedding}.weight")
-
-
 def stacked(template: str, count: int, *shape: int, **transforms: Any) -> TensorRule:
     """One tensor of all experts' weights; ``template``: a module's name with ``{}`` for the
     expert's number."""
@@ -198,8 +227,21 @@ def experts(
     """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the
     way back."""
     gate, up, down = names.split()
-    for name, shape in ((gate, (n_ff, n_embd)), (up, (n_ff, n_embd)), (down, (n_embd, n_ff))):
-        yield stacked(f"{module}.experts.{{}}.{name}", count, *shape)
+    fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
+    for name, part in ((gate, slice(0, n_ff)), (up, slice(n_ff, None))):
+        half = TensorRule(
+            (f"{fused}.gate_up_proj",),
+            (count, 2 * n_ff, n_embd),
+            arranged=partial(_rows_of_each, part),
+            written=(count, n_ff, n_embd),
+        )
+        yield stacked(f"{module}.experts.{{}}.{name}", count, n_ff, n_embd, instead=half)
+    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff))
+    yield stacked(f"{module}.experts.{{}}.{down}", count, n_embd, n_ff, instead=whole)
+
+
+def _rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return matrices[:, part]
 
 
 @cache

@@ -25,6 +25,7 @@ class Cohere2(LlamaWithLayerNorm):
     }
     biased = ()
     free_head_dim = False
+    has_output = False
     rotates_adjacent = True
 
     def check(self) -> None:

@@ -44,6 +44,9 @@ class Ernie45Moe(Ernie45):
         if -1 < last < self.n_layers - 1:
             raise CheckpointError(f"{self.config.source}: moe_layer_end_index is {last}; {why}")
 
+    def stored_name(self, name: str) -> str:
+        return name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")
+
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
             "leading_dense_block_count": self.n_dense,

@@ -14,7 +14,7 @@ from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import QKV, Llama
 
 from ggext.errors import CheckpointError
-from ggext.rope.capabilities import capability_of
+from ggext.llama_cpp_facts.sliding import SLIDING
 
 
 class Exaone4(Llama):
@@ -25,7 +25,7 @@ class Exaone4(Llama):
 
     def check(self) -> None:
         super().check()
-        depth = capability_of(self.arch).sliding_depth
+        depth = SLIDING[self.arch].depth
         window = self.config.integer("sliding_window", default=None)
         if (window is not None) is not (self.n_layers == depth):
             raise CheckpointError(

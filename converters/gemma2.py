@@ -33,6 +33,7 @@ class Gemma2(Llama):
     }
     activations = ("gelu_pytorch_tanh",)
     biased = QKV
+    has_output = False
     scaled_by_width = 46
     period = 2
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ggext.converters.base import TensorRule, weight
+from ggext.converters.base import TensorRule, text_part_name, weight
 from ggext.converters.gemma2 import Gemma2
 
 
@@ -24,6 +24,8 @@ class Gemma3(Gemma2):
         "max_position_embeddings": 131072,
         "model_type": "gemma3_text",
     }
+    has_output = True
+    tied_as_part = True
     scaled_by_width = 62
     period = 6
 
@@ -32,7 +34,7 @@ class Gemma3(Gemma2):
         self.require("attn_logit_softcapping", None, why)
 
     def stored_name(self, name: str) -> str:
-        return name.replace("language_model.", "")
+        return text_part_name(name)
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from ggext.converters.base import TensorRule, grouped_to_blocks, tied, weight, with_bias
-from ggext.converters.llama import LlamaWithLayerNorm
+from ggext.converters.base import TensorRule, grouped_to_blocks, weight, with_bias
+from ggext.converters.llama import WITHOUT_OUTPUT, LlamaWithLayerNorm
 
 
 class GPTNeoX(LlamaWithLayerNorm):
@@ -22,6 +22,7 @@ class GPTNeoX(LlamaWithLayerNorm):
     rotates_part = True
     free_head_dim = False
     embedding = "gpt_neox.embed_in"
+    head = "embed_out"
 
     def check(self) -> None:
         super().check()
@@ -32,6 +33,9 @@ class GPTNeoX(LlamaWithLayerNorm):
             f"llama.cpp's architecture {self.arch} has biases on all projections",
         )
 
+    def stored_name(self, name: str) -> str:
+        return name.replace("lm_head.", "embed_out.") if name.startswith("lm_head.") else name
+
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
             "use_parallel_residual": self.config.flag("use_parallel_residual")
@@ -40,15 +44,13 @@ class GPTNeoX(LlamaWithLayerNorm):
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield from self.norm("gpt_neox.final_layer_norm")
-        is_tied = self.config.flag("tie_word_embeddings")
         yield weight(
-            self.embedding if is_tied else "embed_out",
+            self.embedding if self.is_tied else self.head,
             self.vocab_size,
             self.n_embd,
             target="output.weight",
+            hint=WITHOUT_OUTPUT,
         )
-        if is_tied:
-            yield tied("embed_out", self.embedding)
         order = partial(grouped_to_blocks, self.n_heads, self.n_heads, self.head_dim)
         for i in range(self.n_layers):
             block = f"gpt_neox.layers.{i}"

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.converters.base import TensorRule, with_bias
 from ggext.converters.llama import Llama
 
-from ggext.errors import CheckpointError
-
 if TYPE_CHECKING:
     import numpy as np
 
@@ -42,18 +40,11 @@ class GptOss(Llama):
 
     def check(self) -> None:
         super().check()
-        self.require_rope("YaRN by 32")
         why = f"llama.cpp's architecture {self.arch}"
         self.require("attention_bias", True, f"{why} has biases")
         self.require("swiglu_alpha", 1.702, f"{why} takes 1.702")
         self.require("swiglu_limit", 7.0, f"{why} takes 7")
         self.n_experts = self.config.integer("num_local_experts", "num_experts")
-        method = self.config.section("quantization_config").get("quant_method")
-        if method not in (None, "mxfp4"):
-            raise CheckpointError(
-                f"{self.config.source}: quant_method is {method!r}; known for gpt-oss: 'mxfp4'"
-            )
-        self.packed = method == "mxfp4"
 
     def metadata(self) -> dict[str, Any]:
         return (
@@ -101,21 +92,21 @@ class GptOss(Llama):
         """``rows`` of each expert, of which ``part`` is taken; not packed, they are stored as
         columns."""
         count, _, columns = written
-        if self.packed:
-            return TensorRule(
-                (f"{source}_blocks",),
-                (count, rows, columns // 32, 16),
-                target,
-                arranged=part,
-                written=written,
-                scales=f"{source}_scales",
-            )
+        packed = TensorRule(
+            (f"{source}_blocks",),
+            (count, rows, columns // 32, 16),
+            target,
+            arranged=part,
+            written=written,
+            scales=f"{source}_scales",
+        )
         return TensorRule(
             (source,),
             (count, columns, rows),
             target,
             arranged=lambda a: part(_transposed(a)),
             written=written,
+            instead=packed,
         )
 
 

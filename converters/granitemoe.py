@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     _Array = np.ndarray[Any, Any]
 
 
+#: Names that transformers 5 has in memory → those of the checkpoints.
+_MAPPED = {
+    "block_sparse_moe.experts.gate_up_proj": "block_sparse_moe.input_linear.weight",
+    "block_sparse_moe.experts.down_proj": "block_sparse_moe.output_linear.weight",
+    "block_sparse_moe.router.weight": "block_sparse_moe.router.layer.weight",
+}
+
+
 def gate_and_up(module: str, target: str, *shape: int) -> Iterator[TensorRule]:
     """The two tensors that a module's weight holds in its rows, one behind the other; ``target``:
     their names, with ``{}`` for gate or up."""
@@ -49,6 +57,11 @@ class GraniteMoe(Granite):
             "expert_count": self.n_experts,
             "expert_used_count": self.config.integer("num_experts_per_tok"),
         }
+
+    def stored_name(self, name: str) -> str:
+        for saved, known in _MAPPED.items():
+            name = name.replace(saved, known)
+        return name
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".block_sparse_moe")

@@ -12,7 +12,6 @@ from ggext.converters.base import (
     TensorRule,
     half_split_to_adjacent,
     linear,
-    tied,
     weight,
     with_bias,
 )
@@ -21,6 +20,10 @@ from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope
 
+WITHOUT_OUTPUT = (
+    " (the output matrix): the weights are a base model's, and tie_word_embeddings is not true; "
+    "set it to true if the embedding is the output"
+)
 QKV = ("q_proj", "k_proj", "v_proj")
 SOFTMAX, SIGMOID = 1, 2  # LLAMA_EXPERT_GATING_FUNC_TYPE
 _LARGEST_EPSILON = 1e-5
@@ -51,7 +54,6 @@ class Llama(Family):
     free_head_dim = True
     needs_output = False
     needs_all_heads = False
-    embedding = "model.embed_tokens"
     final_norm = "model.norm"
     rotates_adjacent = False
 
@@ -80,16 +82,6 @@ class Llama(Family):
                 "to everything; set it to false to accept that"
             )
 
-    def require_rope(self, otherwise: str) -> None:
-        """``otherwise``: the scaling that transformers' class has where the configuration says
-        nothing."""
-        if not any(self.config.values.get(name) for name in ("rope_parameters", "rope_scaling")):
-            raise CheckpointError(
-                f"{self.config.source}: rope_parameters is missing; transformers would take "
-                f"{otherwise}: say it, or "
-                "what is meant"
-            )
-
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
@@ -115,11 +107,9 @@ class Llama(Family):
             yield from self.mlp(f"{block}.mlp", i)
 
     def output(self) -> Iterator[TensorRule]:
-        if not self.config.flag("tie_word_embeddings"):
-            yield weight("lm_head", self.vocab_size, self.n_embd)
-            return
-        yield tied("lm_head", self.embedding)
-        if self.needs_output:
+        if not self.is_tied:
+            yield weight(self.head, self.vocab_size, self.n_embd, hint=WITHOUT_OUTPUT)
+        elif self.needs_output:
             yield weight(self.embedding, self.vocab_size, self.n_embd, target="output.weight")
 
     def norm(self, module: str) -> Iterator[TensorRule]:
@@ -181,11 +171,10 @@ class Windowed(Llama):
         if window is None or window >= rope.geometry.trained_context:
             return rope
         if rope.scaling.method != "none":
-            raise CheckpointError(
+            rope = rope.refused(
                 f"{self.config.source}: sliding_window is {window}, and llama.cpp's architecture "
-                f"{self.arch} attends "
-                f"to everything, which differs beyond {window} tokens; set sliding_window to null "
-                "to accept that"
+                f"{self.arch} attends to everything, which differs beyond {window} tokens; set "
+                "sliding_window to null to accept that"
             )
         note = (
             f"sliding_window is {window}, and llama.cpp's architecture {self.arch} attends to "

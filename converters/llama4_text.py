@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ggext.converters.base import TensorRule, weight
+from ggext.converters.base import TensorRule, text_part_name, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 from ggext.errors import CheckpointError
@@ -110,7 +110,7 @@ class Llama4(Llama):
         }
 
     def stored_name(self, name: str) -> str:
-        return name.replace("language_model.", "")
+        return text_part_name(name)
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".feed_forward")

@@ -56,10 +56,10 @@ class MiniCPM3(WithLatents):
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         if rope.scaling.mscale_all_dim:
-            raise CheckpointError(
+            return rope.refused(
                 f"{self.config.source}: mscale_all_dim is {rope.scaling.mscale_all_dim:g}, by "
-                "which all attention "
-                f"scores are scaled; llama.cpp's architecture {self.arch} does not do that"
+                "which all attention scores are scaled; llama.cpp's architecture "
+                f"{self.arch} does not do that"
             )
         return rope
 

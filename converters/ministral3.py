@@ -7,18 +7,18 @@ from typing import Any
 
 from ggext.converters.llama import Windowed
 
+from ggext.rope.config import rope_parameters
+from ggext.rope.config_keys import number
+
 
 class Ministral3(Windowed):
     arch = "mistral3"
     defaults = {"rms_norm_eps": 1e-5, "head_dim": 128}
-
-    def check(self) -> None:
-        super().check()
-        self.require_rope("YaRN by 16, and longer queries beyond 16384 tokens")
+    grows = True
 
     def metadata(self) -> dict[str, Any]:
-        rope = self.config.section("rope_parameters") or self.config.section("rope_scaling")
-        growth = rope.get("llama_4_scaling_beta")
+        said = rope_parameters(self.config.values).get("llama_4_scaling_beta")
+        growth = number(said, 0.0, "llama_4_scaling_beta", self.config.source) if self.grows else 0
         return super().metadata() | ({"attention.temperature_scale": growth} if growth else {})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ggext.converters.base import text_part_name
 from ggext.converters.ministral3 import Ministral3
 from ggext.converters.mistral import Mistral
 
@@ -15,20 +16,19 @@ _OF_MISTRAL = {**Mistral.defaults, "rms_norm_eps": 1e-6, "head_dim": None}
 class Mistral3(Ministral3):
     """llama.cpp's architecture of both."""
 
+    tied_as_part = True
+
     def __init__(self, config: Config) -> None:
         text = config.section("text_config")
-        self.is_mistral = text.get("model_type") == "mistral"
-        usual = _OF_MISTRAL if self.is_mistral else {}
+        kind = text.get("model_type", "mistral")
+        self.grows = kind != "mistral"
+        usual = {**(_OF_MISTRAL if kind == "mistral" else {}), "model_type": kind}
         super().__init__(
             replace(config, values={**config.values, "text_config": {**usual, **text}})
         )
 
-    def require_rope(self, otherwise: str) -> None:
-        if not self.is_mistral:
-            super().require_rope(otherwise)
-
     def stored_name(self, name: str) -> str:
-        return name.replace("language_model.", "")
+        return text_part_name(name)
 
 
 FAMILY = Mistral3

@@ -22,6 +22,9 @@ class Mixtral(Mistral):
             "expert_used_count": self.config.integer("num_experts_per_tok"),
         }
 
+    def stored_name(self, name: str) -> str:
+        return name.replace(".mlp.", ".block_sparse_moe.")
+
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         del layer
         block = module.replace(".mlp", ".block_sparse_moe")

@@ -12,6 +12,11 @@ from ggext.errors import ContextFullError, EngineDiedError, GgextError
 
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
+    from ggext.chat.renderer import freeze_support
+    from ggext.chat.template import TemplateChoice
+    from ggext.quality.report import EvalReport
+    from ggext.quality.run import evaluate
+    from ggext.quality.settings import EvalOptions
     from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = [
     "ContextFullError",
     "EngineDiedError",
+    "EvalOptions",
+    "EvalReport",
     "GgextError",
     "MemoryOptions",
     "Model",
@@ -33,9 +40,12 @@ __all__ = [
     "Sampling",
     "SessionOptions",
     "Settings",
+    "TemplateChoice",
     "Text",
     "Turn",
     "__version__",
+    "evaluate",
+    "freeze_support",
     "json_grammar",
 ]
 
@@ -46,8 +56,13 @@ _LAZY = {
     ),
     **dict.fromkeys(("RopeGeometry", "RopeScaling", "RopeTable"), "ggext.rope.scaling"),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
+    "EvalOptions": "ggext.quality.settings",
+    "EvalReport": "ggext.quality.report",
+    "evaluate": "ggext.quality.run",
     "SessionOptions": "ggext.runtime.context",
+    "TemplateChoice": "ggext.chat.template",
     "MemoryOptions": "ggext.runtime.memory.options",
+    "freeze_support": "ggext.chat.renderer",
 }
 
 

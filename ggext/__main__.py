@@ -15,7 +15,7 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL):
         signal.signal(signal.SIGINT, leave_at_once)
-    command()
+    command(prog_name="ggext")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from ggext.chat.conversation import ChatOptions, Finish, reserve
 from ggext.chat.messages import Messages, answerable, sampling_of, stops_of, turns_of
 from ggext.chat.prompt import Prompts, behind_system
 from ggext.chat.reply import Events, Reading, Reasoning, ReplyEvent, Text
+from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import ContextFullError, UsageError
 from ggext.runtime.answering import Answering, Event, Question
@@ -37,11 +38,14 @@ _log = logging.getLogger(__name__)
 class Settings:
     """How a `Model` runs. ``session``: see `ggext.runtime.engine.SessionOptions`; its ``n_ctx`` and
     ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library
-    can. ``parallel``: answers that are made at a time, each with a context of its own."""
+    can. ``parallel``: answers that are made at a time, each with a context of its own.
+    ``template``: another chat template than the file's, and what it is asked for
+    (``TemplateChoice(options={"reasoning_effort": "high"})``)."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     gpu_layers: int | None = None
     parallel: int = 1
+    template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,7 +108,7 @@ class Model(Closing):
         host = IsolatedHost if isolated else Host
         self._engine: Engine = host(opening, load_progress)
         try:
-            self._prompts = Prompts(self._engine.vocabulary)
+            self._prompts = Prompts(self._engine.vocabulary, template=settings.template)
         except BaseException:
             self._engine.close()
             raise

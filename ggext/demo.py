@@ -9,40 +9,36 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
-from ggext.convert.run import silent
 from ggext.data import demo_language as language
 from ggext.errors import ModelError, UsageError
+from ggext.quality.statistics import Estimate, share
 from ggext.rope.scaling import Method, RopeScaling
 from ggext.verify import verify
 
 TRAINED = 256
 LENGTHS = (256, 512, 1024, 2048)
 METHODS: tuple[Method, ...] = ("none", "linear", "ntk", "yarn")
-QUESTIONS = 5
+QUESTIONS = 50
+_QUESTIONS_A_TEXT = 5
 _LONGEST_ANSWER = 12
 _PERPLEXITY_TEXTS = 12
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Recall:
-    """``correct`` of ``asked`` answers were right to the letter at ``length`` tokens."""
+    """How many answers were right to the letter, of a method at a length."""
 
     method: Method
+    # Tokens of the texts.
     length: int
-    correct: int
-    asked: int
-
-    @property
-    def share(self) -> float:
-        return self.correct / self.asked
+    # The share with its interval; the questions of a text are not independent of each other.
+    share: Estimate
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,30 @@ class DemoResult:
     files: int
 
     def recall(self, method: Method, length: int) -> float:
-        return next(r.share for r in self.recalls if (r.method, r.length) == (method, length))
+        return next(r.share.value for r in self.recalls if (r.method, r.length) == (method, length))
+
+
+class Watcher:
+    """Is told how far `run` has come; does nothing by itself."""
+
+    def step(self, name: str) -> None:
+        """The next part of the work begins."""
+
+    def advance(self, tokens: int) -> None:
+        """So many tokens more were read, of `work` in all."""
+
+    def row(self, method: Method, recalls: Sequence[Recall]) -> None:
+        """A method was asked at all of `LENGTHS`."""
+
+
+def work(questions: int) -> int:
+    """The tokens that `run` reads."""
+    asked = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
+    return _texts(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
+
+
+def _texts(questions: int) -> int:
+    return -(-questions // _QUESTIONS_A_TEXT)
 
 
 def bake(folder: Path, method: Method, length: int) -> Path:
@@ -88,33 +107,36 @@ def bake(folder: Path, method: Method, length: int) -> Path:
     return path
 
 
-def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silent) -> DemoResult:
-    """Bake, verify and measure. ``texts``: read for each figure, ``QUESTIONS`` each. Needs the
-    extra ``run``."""
+def run(
+    folder: Path, questions: int = QUESTIONS, seed: int = 0, watcher: Watcher | None = None
+) -> DemoResult:
+    """Bake, verify and measure. ``questions``: for each figure. Needs the extra ``run``."""
+    watcher = watcher or Watcher()
     recalls: list[Recall] = []
-    perplexities: list[Perplexity] = []
     answers: dict[Method, list[str]] = {}
-    samples = {length: list(_samples(seed, length, texts)) for length in LENGTHS}
+    samples = {length: list(_samples(seed, length, questions)) for length in LENGTHS}
     for method in METHODS:
+        row: list[Recall] = []
         for length in LENGTHS:
             if length == TRAINED and method != "none":
-                recalls.append(
-                    Recall(method, length, recalls[0].correct, recalls[0].asked)
-                )  # the same file
+                row.append(replace(recalls[0], method=method))  # the same file
                 continue
-            progress(f"{method} at {length} tokens: {len(samples[length])} questions")
-            said = list(_ask(bake(folder, method, length), samples[length]))
-            right = [
-                answer == sample.answer
-                for answer, sample in zip(said, samples[length], strict=True)
-            ]
-            recalls.append(Recall(method, length, sum(right), len(right)))
+            watcher.step(f"{method} at {length:,} tokens")
+            said = list(_ask(bake(folder, method, length), samples[length], watcher))
+            pairs = zip(said, samples[length], strict=True)
+            scores = [float(answer == sample.answer) for answer, sample in pairs]
+            texts = [index // _QUESTIONS_A_TEXT for index in range(len(said))]
+            row.append(Recall(method, length, share(scores, texts)))
             if length == 4 * TRAINED:
                 answers[method] = said
+        recalls += row
+        watcher.row(method, row)
+    perplexities: list[Perplexity] = []
     for method in ("none", "yarn"):
-        progress(f"{method}: perplexity by position")
+        watcher.step(f"{method}: perplexity by position")
         path = bake(folder, method, LENGTHS[-1])
-        perplexities.append(Perplexity(method, measure_perplexity(path, LENGTHS[-1], seed)))
+        values = measure_perplexity(path, LENGTHS[-1], seed, watcher)
+        perplexities.append(Perplexity(method, values))
     example = _example(samples[4 * TRAINED], answers)
     return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
 
@@ -122,7 +144,7 @@ def run(folder: Path, texts: int = 40, seed: int = 0, progress: Progress = silen
 def spot_check(folder: Path) -> Example:
     """One question to the embedded model, baked with YaRN for twice its length and verified."""
     sample = next(_samples(0, 2 * TRAINED, 1))
-    (said,) = _ask(bake(folder, "yarn", 2 * TRAINED), [sample])
+    (said,) = _ask(bake(folder, "yarn", 2 * TRAINED), [sample], Watcher())
     return Example(sample.question, sample.answer, {"yarn": said})
 
 
@@ -141,20 +163,19 @@ def sample_text(tokens: int, seed: int = 0) -> str:
         ) from None
 
 
-def _samples(seed: int, length: int, texts: int) -> Iterator[language.RecallSample]:
-    """``QUESTIONS`` for each text: the session evaluates the text once and then only what
-    differs."""
+def _samples(seed: int, length: int, questions: int) -> Iterator[language.RecallSample]:
+    """Five for each text: the session evaluates the text once and then only what differs."""
     rng = random.Random(f"recall {seed} {length}")
-    for _ in range(texts):
+    for first in range(0, questions, _QUESTIONS_A_TEXT):
         told = language.facts(rng, language.RECALL_FACTS)
         text = language.document(rng, told, length - language.CHAT_TOKENS)
-        for fact in rng.sample(told, QUESTIONS):
+        for fact in rng.sample(told, _QUESTIONS_A_TEXT)[: questions - first]:
             yield language.RecallSample(
                 text, language.question(fact.key), language.answer(fact.key, fact.place)
             )
 
 
-def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
+def _ask(path: Path, samples: list[language.RecallSample], watcher: Watcher) -> Iterator[str]:
     """The greedy answers, by the same way that ``ggext chat`` takes."""
     from ggext.chat.conversation import ChatOptions, Conversation
     from ggext.runtime.engine import Model, Sampling, Session
@@ -163,9 +184,11 @@ def _ask(path: Path, samples: list[language.RecallSample]) -> Iterator[str]:
         conversation = Conversation(
             model, session, Sampling(temperature=0.0), ChatOptions(max_tokens=_LONGEST_ANSWER)
         )
-        for sample in samples:
+        for index, sample in enumerate(samples):
             conversation.clear()
             yield "".join(conversation.ask(language.opening(sample))).strip()
+            if index % _QUESTIONS_A_TEXT == 0:  # the text was read for this one
+                watcher.advance(session.n_ctx)
 
 
 def _example(samples: list[language.RecallSample], answers: dict[Method, list[str]]) -> Example:
@@ -179,7 +202,9 @@ def _example(samples: list[language.RecallSample], answers: dict[Method, list[st
     return Example(samples[index].question, right[index], said)
 
 
-def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
+def measure_perplexity(
+    path: Path, length: int, seed: int, watcher: Watcher | None = None
+) -> tuple[float, ...]:
     """exp of the mean negative log-likelihood of the next token, by position in steps of
     ``TRAINED``."""
     import numpy as np
@@ -197,5 +222,7 @@ def measure_perplexity(path: Path, length: int, seed: int) -> tuple[float, ...]:
             if len(tokens) != length:
                 raise ModelError(f"{path} makes {len(tokens)} tokens of a text of {length}")
             row[:] = nll(session, tokens)
+            if watcher is not None:
+                watcher.advance(length)
     steps = range(0, length, TRAINED)
     return tuple(math.exp(losses[:, start : start + TRAINED].mean()) for start in steps)

@@ -14,12 +14,16 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, recipe_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
+from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
+    LayerKind,
     context_parameters,
+    decode_sliding,
     geometry_of,
+    layer_kinds,
     query_scale,
     rolls,
     stated_method,
@@ -44,29 +48,37 @@ class Pair:
 
 @dataclass(frozen=True)
 class Inspection:
-    """``rope``: the table at the file's own context; ``short_rope``: another one in a context that
-    is made for no more than the trained length (LongRoPE). ``None`` with the reason in
-    ``rope_unknown`` where ggext cannot read the file's scaling. ``shift_safe``: whether the cached
-    keys survive a context shift. ``context_parameters``: what ggext makes its contexts with for
-    this file and other programs do not. Contexts in tokens, ``size`` in bytes, of all parts.
-    ``method``: the recipe's, or what the keys say."""
+    """What a header says. Contexts in tokens."""
 
     path: str
     name: str
     arch: str
+    # Bytes, of all parts.
     size: int
     parameters: int
     types: dict[str, int]
     recipe: Recipe | None
+    # The recipe's, or what the keys say.
     method: str
     trained_context: int
     context: int
+    # The table at the file's own context; None where ggext cannot read the file's scaling.
     rope: RopeTable | None
+    # Another one in a context that is made for no more than the trained length (LongRoPE).
     short_rope: RopeTable | None
     geometry: RopeGeometry | None
+    # Why ``rope`` is None.
     rope_unknown: str = ""
+    # Whether the cached keys survive a context shift.
     shift_safe: bool = True
+    # What ggext makes its contexts with for this file and other programs do not.
     context_parameters: dict[str, float] = field(default_factory=dict)
+    # How each layer rotates; all alike where it is empty.
+    layers: tuple[LayerKind, ...] = ()
+    # Tokens that sliding layers see; 0 where there are none.
+    sliding_window: int = 0
+    # Those layers' own table, where they have one.
+    sliding_rope: RopeTable | None = None
 
     @property
     def pairs(self) -> list[Pair]:
@@ -87,6 +99,8 @@ def inspect(path: Path) -> Inspection:
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
     recipe, table, short, geometry, unknown = None, None, None, None, ""
     shift_safe, parameters_of_context = True, {}
+    layers: tuple[LayerKind, ...] = ()
+    sliding = None
     try:
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
@@ -99,9 +113,12 @@ def inspect(path: Path) -> Inspection:
         )
         shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         parameters_of_context = context_parameters(gguf.arch_keys())
+        layers = layer_kinds(gguf.arch_keys(), gguf.arch)
+        sliding = decode_sliding(gguf.arch_keys(), gguf.arch) if "unscaled" in layers else None
     except RopeError as error:
         unknown = str(error)
     context = gguf.arch_keys().get("context_length", 0)
+    window = gguf.arch_keys().get(WINDOW, 0)
     return Inspection(
         path=str(gguf.path),
         name=str(gguf.get("general.name", "")),
@@ -119,6 +136,9 @@ def inspect(path: Path) -> Inspection:
         rope_unknown=unknown,
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,
+        layers=layers,
+        sliding_window=window if isinstance(window, int) else 0,
+        sliding_rope=sliding,
     )
 
 

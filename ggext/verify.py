@@ -22,7 +22,14 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
-from ggext.proof.table import check_other_layers, check_table, in_other_programs, what_is_wanted
+from ggext.proof.stated import OWN_KEYS, check_published
+from ggext.proof.table import (
+    check_other_layers,
+    check_reach,
+    check_table,
+    elsewhere,
+    what_is_wanted,
+)
 from ggext.rope.scaling import RopeTable
 
 if TYPE_CHECKING:
@@ -75,13 +82,12 @@ def verify(
         gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
     )
     if "table" in chosen:
-        run.checks += check_table(run.wanted.table, run.effective) + check_other_layers(
-            gguf, run.wanted
-        )
-        notes += in_other_programs(gguf, run.wanted.table)
+        progress("table: what the file says")
+        run.table()
     if _LIVE & chosen:
         run.live(chosen, require_shift_safe)
     if "kernel" in chosen:
+        progress("kernel: rotations to a million tokens")
         run.kernels(with_ggml=missing is None)
     if "logits" in chosen and reference is not None:
         from ggext.proof.logits import check_logits
@@ -144,6 +150,25 @@ class _Run:
         self.node_rows: list[NodeRow] = []
         self.kernel_rows: list[KernelRow] = []
         self.shifts: list[ShiftRow] = []
+        self.published = ""
+        self.elsewhere: float | None = None
+
+    def table(self) -> None:
+        """What the file says."""
+        self.checks += check_table(self.wanted.table, self.effective)
+        self.checks += check_reach(self.gguf, self.wanted)
+        self.checks += check_other_layers(self.gguf, self.wanted)
+        by_keys = self.wanted.source == OWN_KEYS
+        checks, self.published = check_published(self.gguf, self.effective, by_keys=by_keys)
+        self.checks += checks
+        other = elsewhere(self.gguf, self.wanted.table)
+        if other is not None:
+            self.elsewhere = other.frequency_error
+            self.notes.append(
+                "other llama.cpp programs do not set the context parameters that ggext sets for "
+                f"this file: their frequencies are off by up to {other.frequency_error:.2g}, at "
+                f"pair {other.worst_pair}"
+            )
 
     def live(self, chosen: set[str], require_shift_safe: bool) -> None:
         """What llama.cpp does with the file."""
@@ -152,8 +177,10 @@ class _Run:
         self.progress(f"llama.cpp: loading {self.gguf.path}")
         with Model.open(self.gguf.path) as model:
             if "graph" in chosen:
+                self.progress("graph: what llama.cpp executes")
                 self._graph(model)
             if "shift" in chosen:
+                self.progress("shift: what a rolled context does")
                 self._shift(model, require_shift_safe)
 
     def _graph(self, model: Model) -> None:
@@ -177,7 +204,7 @@ class _Run:
                 raise
             self.notes.append(f"shift: not measured; {error}")
             return
-        self.checks.append(check_shift(self.shifts, required))
+        self.checks.append(check_shift(self.gguf, self.shifts, required))
 
     def kernels(self, with_ggml: bool) -> None:
         from ggext.proof.kernels import check_devices, check_kernels, measure_native
@@ -212,4 +239,6 @@ class _Run:
             self.node_rows,
             self.kernel_rows,
             self.shifts,
+            self.published,
+            self.elsewhere,
         )

@@ -148,7 +148,7 @@ static int take_one_table(struct ggext_buffers *held, PyObject *tuple, struct gg
     if (!PyArg_ParseTuple(tuple, "OLOd;a table must be " GGEXT_TABLE_ARGUMENT, &positions, &offset, &inv_freq,
                           &table->gain))
         return -1;
-    if (!isfinite(table->gain) || table->gain <= 0.0)
+    if (!ggext_is_finite(table->gain) || table->gain <= 0.0)
         return refuse_number("attention_factor must be a finite number above 0, not %R", table->gain);
 
     const Py_buffer *freq = take(held, inv_freq, (struct wanted){"inv_freq", FLOAT64, 1, 0});
@@ -194,7 +194,7 @@ int ggext_take_request(struct ggext_buffers *held, PyObject *to, PyObject *from,
         return -1;
     }
     double gain = rope->to.gain / rope->from.gain;
-    if (!isfinite(gain) || gain <= 0.0)
+    if (!ggext_is_finite(gain) || gain <= 0.0)
         return refuse_number("the quotient of the attention factors must be a finite number above 0, not %R", gain);
     rope->n_pairs = to_pairs > 0 ? to_pairs : from_pairs;
     rope->layout = neox ? GGEXT_NEOX : GGEXT_NORM;
@@ -228,7 +228,7 @@ static int check_table_angles(const struct ggext_table *table, size_t n_pairs)
         return 0;
 
     Py_BEGIN_ALLOW_THREADS
-    while (bad_frequency < n_pairs && isfinite(table->inv_freq[bad_frequency]))
+    while (bad_frequency < n_pairs && ggext_is_finite(table->inv_freq[bad_frequency]))
         bad_frequency++;
     if (bad_frequency == n_pairs)
         bad_position = ggext_first_bad_position(table, n_pairs);

@@ -5,8 +5,63 @@
 
 #include <errno.h>
 #include <stdlib.h>
+
+#if defined(_WIN32)
+#include <windows.h>
+
+/* As POSIX's pread and pwrite: at a place of its own, from any thread. The descriptor is the system's handle, of which
+ * 32 bits count: Python's descriptors belong to its own C library. */
+static int64_t at_place(int descriptor, void *data, size_t length, int64_t at, int writes)
+{
+    HANDLE file = (HANDLE)(intptr_t)descriptor;
+    uint64_t place = (uint64_t)at;
+    OVERLAPPED where = {.Offset = (DWORD)(place & UINT32_MAX), .OffsetHigh = (DWORD)(place >> 32)};
+    DWORD count = length > 1 << 30 ? 1 << 30 : (DWORD)length;
+    DWORD moved = 0;
+    BOOL done = writes ? WriteFile(file, data, count, &moved, &where)
+                       : ReadFile(file, data, count, &moved, &where);
+    if (done || GetLastError() == ERROR_HANDLE_EOF)
+        return moved;
+    switch (GetLastError()) {
+    case ERROR_DISK_FULL:
+    case ERROR_HANDLE_DISK_FULL:
+        errno = ENOSPC;
+        break;
+    case ERROR_INVALID_HANDLE:
+        errno = EBADF;
+        break;
+    case ERROR_ACCESS_DENIED:
+        errno = EACCES;
+        break;
+    default:
+        errno = EIO;
+    }
+    return -1;
+}
+
+static int64_t read_at(int descriptor, char *data, size_t length, int64_t at)
+{
+    return at_place(descriptor, data, length, at, 0);
+}
+
+static int64_t write_at(int descriptor, const char *data, size_t length, int64_t at)
+{
+    return at_place(descriptor, (void *)(uintptr_t)data, length, at, 1);
+}
+#else
 #include <sys/types.h>
 #include <unistd.h>
+
+static int64_t read_at(int descriptor, char *data, size_t length, int64_t at)
+{
+    return pread(descriptor, data, length, (off_t)at);
+}
+
+static int64_t write_at(int descriptor, const char *data, size_t length, int64_t at)
+{
+    return pwrite(descriptor, data, length, (off_t)at);
+}
+#endif
 
 #if defined(__linux__)
 #include <fcntl.h>
@@ -37,7 +92,7 @@ enum { COPIED_AT_ONCE = 1 << 20 };
 static int write_all(int target, const char *data, size_t length, int64_t at)
 {
     while (length > 0) {
-        ssize_t written = pwrite(target, data, length, (off_t)at);
+        int64_t written = write_at(target, data, length, at);
         if (written < 0 && errno != EINTR)
             return -1;
         if (written > 0) {
@@ -60,7 +115,7 @@ int64_t ggext_copy(int source, int target, int64_t source_at, int64_t target_at,
         int64_t step = COPIED_AT_ONCE - (target_at + copied) % COPIED_AT_ONCE;
         if (step > length - copied)
             step = length - copied;
-        ssize_t got = pread(source, buffer, (size_t)step, (off_t)(source_at + copied));
+        int64_t got = read_at(source, buffer, (size_t)step, source_at + copied);
         if (got < 0 && errno == EINTR)
             continue;
         if (got > 0 && write_all(target, buffer, (size_t)got, target_at + copied) != 0)

@@ -6,6 +6,7 @@
 #include "binding.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "convert.h"
 #include "files.h"
@@ -152,6 +153,17 @@ static PyObject *py_convert(PyObject *module, PyObject *arguments)
     return ok ? PyLong_FromSsize_t(all_held ? -1 : (Py_ssize_t)first_lost) : NULL;
 }
 
+/* Not PyErr_SetFromErrno: on Windows errno is of the C library that this module was built with, not Python's. */
+static PyObject *raise_os_error(int number)
+{
+    PyObject *error = PyObject_CallFunction(PyExc_OSError, "is", number, strerror(number));
+    if (error != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
 PyDoc_STRVAR(reserve_doc, "reserve(descriptor, nbytes, /)\n--\n\n"
                           "Give an open, empty file that many bytes on its disk, its size unchanged. Return whether the "
                           "system can do that; raise OSError where the disk has not so much.");
@@ -170,8 +182,7 @@ static PyObject *py_reserve(PyObject *module, PyObject *arguments)
     failure = ggext_reserve(descriptor, nbytes);
     Py_END_ALLOW_THREADS
     if (failure > 0) {
-        errno = failure;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_os_error(failure);
     }
     return PyBool_FromLong(failure == 0);
 }
@@ -233,8 +244,7 @@ static PyObject *py_shift_range(PyObject *module, PyObject *arguments)
     error = ggext_shift_range(file, collapse ? GGEXT_COLLAPSE : GGEXT_INSERT, offset, length);
     Py_END_ALLOW_THREADS
     if (error) {
-        errno = error;
-        return PyErr_SetFromErrno(PyExc_OSError);
+        return raise_os_error(error);
     }
     return Py_NewRef(Py_None);
 }
@@ -254,7 +264,7 @@ static PyObject *py_copy(PyObject *module, PyObject *arguments)
     Py_BEGIN_ALLOW_THREADS
     copied = ggext_copy(source, target, source_at, target_at, length);
     Py_END_ALLOW_THREADS
-    return copied < 0 ? PyErr_SetFromErrno(PyExc_OSError) : PyLong_FromLongLong(copied);
+    return copied < 0 ? raise_os_error(errno) : PyLong_FromLongLong(copied);
 }
 
 static PyMethodDef methods[] = {

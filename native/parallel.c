@@ -1,7 +1,43 @@
 #include "parallel.h"
 
-#include <pthread.h>
 #include <stdbool.h>
+
+#if defined(_WIN32)
+#include <process.h>
+#include <windows.h>
+
+typedef HANDLE thread;
+#define RUN unsigned __stdcall
+enum { NOTHING = 0 };
+
+static bool start(thread *id, unsigned(__stdcall *run)(void *), void *argument)
+{
+    *id = (HANDLE)_beginthreadex(NULL, 0, run, argument, 0, NULL);
+    return *id != NULL;
+}
+
+static void join(thread id)
+{
+    WaitForSingleObject(id, INFINITE);
+    CloseHandle(id);
+}
+#else
+#include <pthread.h>
+
+typedef pthread_t thread;
+#define RUN void *
+#define NOTHING NULL
+
+static bool start(thread *id, void *(*run)(void *), void *argument)
+{
+    return pthread_create(id, NULL, run, argument) == 0;
+}
+
+static void join(thread id)
+{
+    pthread_join(id, NULL);
+}
+#endif
 
 /* Starting a thread costs some 20 us; this much work takes about as long. */
 static const size_t elements_worth_a_thread = 1 << 15;
@@ -14,11 +50,11 @@ struct job {
     size_t end;
 };
 
-static void *run_job(void *argument)
+static RUN run_job(void *argument)
 {
     const struct job *job = argument;
     job->slice(job->context, job->part, job->begin, job->end);
-    return NULL;
+    return NOTHING;
 }
 
 /* Returns how many parts the work is worth: 1 ... threads, and not more than there are rows. */
@@ -36,7 +72,7 @@ static size_t parts_for(size_t n_rows, size_t row_cost, size_t threads)
 size_t ggext_parallel(size_t n_rows, size_t row_cost, size_t threads, ggext_slice slice, void *context)
 {
     struct job jobs[GGEXT_MAX_THREADS];
-    pthread_t ids[GGEXT_MAX_THREADS];
+    thread ids[GGEXT_MAX_THREADS];
     bool started[GGEXT_MAX_THREADS] = {false};
     size_t parts = parts_for(n_rows, row_cost, threads);
     size_t share = n_rows / parts;
@@ -47,12 +83,12 @@ size_t ggext_parallel(size_t n_rows, size_t row_cost, size_t threads, ggext_slic
         jobs[i] = (struct job){slice, context, i, begin, begin + share + (i < extra)};
     }
     for (size_t i = 1; i < parts; i++)
-        started[i] = pthread_create(&ids[i], NULL, run_job, &jobs[i]) == 0;
+        started[i] = start(&ids[i], run_job, &jobs[i]);
     for (size_t i = 0; i < parts; i++)
         if (!started[i])
             run_job(&jobs[i]);
     for (size_t i = 1; i < parts; i++)
         if (started[i])
-            pthread_join(ids[i], NULL);
+            join(ids[i]);
     return parts;
 }

@@ -218,7 +218,7 @@ struct worst_task {
 /* Keeps the larger difference, and of equal ones that which comes first in memory. */
 GGEXT_INLINE void keep_worst(struct ggext_worst *worst, double error, size_t row, size_t head, size_t dimension)
 {
-    if (!isfinite(error))
+    if (!ggext_is_finite(error))
         error = INFINITY;
     bool earlier = row < worst->row || (row == worst->row && head < worst->head) ||
                    (row == worst->row && head == worst->head && dimension < worst->dimension);

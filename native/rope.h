@@ -13,6 +13,12 @@
 #endif
 #include "rope_math.h"
 
+/* isfinite without the warning that mingw-w64's gives of every double. */
+static inline bool ggext_is_finite(double value)
+{
+    return value - value == 0.0;
+}
+
 /* n whole positions in tokens, int64 where wide, else int32; offset is added to each. */
 struct ggext_positions {
     const void *data;

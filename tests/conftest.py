@@ -109,11 +109,12 @@ def crossing() -> tuple[dict[str, int], list[list[str]]]:
 
 @pytest.fixture(scope="session")
 def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model with YaRN for 2,048 tokens, float32; everybody has it."""
+    """The embedded model with YaRN for 2,048 tokens, float32, the gain in its keys; everybody has
+    it."""
     from ggext.checkpoint.named import DEMO_MODEL
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
 
     out = tmp_path_factory.mktemp("models") / "demo.gguf"
-    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8)))
+    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8), encoding="keys"))
     return out

@@ -21,9 +21,9 @@ from tiny import make_model
 from ggext.checkpoint.config import Config, read_config
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
-from ggext.rope.capabilities import LLAMA_CPP
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope.config import read_rope
-from ggext.rope.encode import Encoding, encode
+from ggext.rope.encode import Encoding, EncodingName, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.verify import verify
 
@@ -118,9 +118,9 @@ def form(found: Encoding | RopeError) -> str:
     return f"runtime{here}, elsewhere {found.elsewhere.frequency_error:.2g}"
 
 
-def measured(checkpoint: Path, scaling: RopeScaling, folder: Path) -> float:
+def measured(checkpoint: Path, scaling: RopeScaling, name: EncodingName, folder: Path) -> float:
     """Mean KL beyond the original context, nats, through llama.cpp in a context of ggext's."""
-    convert(ConvertOptions(checkpoint, folder / "out.gguf", scaling, force=True))
+    convert(ConvertOptions(checkpoint, folder / "out.gguf", scaling, encoding=name, force=True))
     checks = verify(folder / "out.gguf", checkpoint, levels=["logits"], tolerance=math.inf).checks
     return next(check.value for check in checks if "beyond" in check.quantity)
 
@@ -137,7 +137,7 @@ def rows(folder: Path) -> Iterator[list[str]]:
             if scaling.truncate is False and geometry_of(checkpoint).sliding_base is not None:
                 cell = f"not judged {cell}"
             elif isinstance(found, Encoding):
-                cell = f"{measured(checkpoint, scaling, folder):.0e} {cell}"
+                cell = f"{measured(checkpoint, scaling, found.name, folder):.0e} {cell}"
             cells.append(cell)
         yield [name, *cells]
 
@@ -204,7 +204,7 @@ def published(configs: Path) -> Iterator[list[str]]:
 
 
 def page(folder: Path) -> str:
-    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP)
+    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT)
     return introduction + table(["family", *REQUESTS], rows(folder)) + PUBLISHED + published_table()
 
 

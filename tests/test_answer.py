@@ -30,6 +30,14 @@ TEMPLATES = {
         "'<|channel>thought\\n' + thinking_text + '\\n<channel|>'",
         Tags("<|channel>thought", "<channel|>"),
     ),
+    "Hy3: a constant in its marks": (
+        "{% set T = ':open' %}{% set b = '<think{}>'.format(T) %}{% set e = '</think{}>'.format(T) %}",
+        Tags("<think:open>", "</think:open>"),
+    ),
+    "Apertus": (
+        "{% set inner_token = '<|inner_prefix|>' %}{% set outer_token = '<|inner_suffix|>' %}",
+        Tags("<|inner_prefix|>", "<|inner_suffix|>", asks_by_itself=True),
+    ),
     "no reasoning": (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %} I think",
         None,
@@ -54,6 +62,40 @@ def split(text: str, tags: Tags | None, inside: bool = False, step: int = 1) -> 
 
 
 GPT_OSS = tags_of("<|channel|>analysis<|message|>")
+KIMI_K3 = tags_of("{{ '<|open|>' + tag }}{{ '<|close|>' + tag }}{{ '<|end_of_msg|>' }}")
+SOLAR_OPEN = tags_of("{{ '<|begin|>assistant<|think|>' + message.reasoning + '<|end|>' }}")
+
+
+@pytest.mark.parametrize("step", [1, 3, 1000])
+@pytest.mark.parametrize(
+    ("text", "tags", "inside"),
+    [
+        (
+            "why<|close|>think<|sep|><|open|>response<|sep|>so<|close|>response<|sep|>",
+            KIMI_K3,
+            True,
+        ),
+        ("<|think|>why<|end|><|begin|>assistant<|content|>so<|end|>", SOLAR_OPEN, False),
+        ("<|inner_prefix|>why<|inner_suffix|>so", TEMPLATES["Apertus"][1], False),
+        ("why</think:open>so", TEMPLATES["Hy3: a constant in its marks"][1], True),
+    ],
+    ids=["Kimi K3", "Solar Open", "Apertus", "Hy3"],
+)
+def test_reasoning_of_other_channels_is_parted(
+    text: str, tags: Tags, inside: bool, step: int
+) -> None:
+    assert split(text, tags, inside, step) == ("why", "so")
+
+
+def test_no_reasoning_is_asked_of_other_channels() -> None:
+    assert KIMI_K3 is not None
+    assert SOLAR_OPEN is not None
+    opened = "<|open|>message<|sep|><|open|>response<|sep|>"
+    assert without_reasoning(opened, KIMI_K3) == opened
+    assert without_reasoning("<|begin|>assistant", SOLAR_OPEN).endswith("assistant<|content|>")
+    apertus = TEMPLATES["Apertus"][1]
+    assert apertus is not None
+    assert without_reasoning("<|assistant_start|>", apertus) == "<|assistant_start|>"
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])
@@ -228,6 +270,60 @@ class TestGrammars:
         session.evaluate([1])
         with pytest.raises(UsageError, match="the grammar is not GBNF with a rule root"):
             session.generate(Sampling(grammar="roof ::= x"))
+
+    @pytest.mark.parametrize(
+        "grammar",
+        [
+            'root ::= ("yes" | "no") "."',
+            'root ::= [a-z]+ " " word*\nword ::= "the" | [^a-m] | "th" word',
+            'root ::= "[" item ("," item)* "]"\nitem ::= root | [0-9]{1,3} | ""',
+            'root ::= ("a" | "ab" | "abc")* "d"',
+        ],
+    )
+    def test_the_mask_is_the_one_of_llama_cpp(self, session: Any, grammar: str) -> None:
+        """Along random answers; control tokens have no text here, which llama.cpp gives them."""
+        import ctypes
+
+        import numpy as np
+
+        from ggext.runtime.constraint import Constraint
+        from ggext.runtime.llama import lib
+
+        model, module = session.model, lib()
+        sampler = module.llama_sampler_init_grammar(model.vocabulary(), grammar.encode(), b"root")
+        constraint, chance = Constraint(grammar, model), np.random.default_rng(1)
+
+        def is_plain(token: int) -> bool:
+            """Whether llama.cpp sees its text: not NUL, no part of a character."""
+            if model.is_eog(token):
+                return True
+            try:
+                text = model.token_to_piece(token).decode()
+            except UnicodeDecodeError:
+                return False
+            return text != "" and "\0" not in text
+
+        plain = np.array([is_plain(token) for token in range(model.n_vocab)])
+        try:
+            for _ in range(30):
+                rows = np.zeros(model.n_vocab, [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+                rows["id"] = np.arange(model.n_vocab)
+                data = ctypes.cast(rows.ctypes.data, ctypes.POINTER(module.llama_token_data))
+                array = module.llama_token_data_array(data, model.n_vocab, -1, False)
+                module.llama_sampler_apply(sampler, ctypes.byref(array))
+                theirs = np.flatnonzero(np.isfinite(rows["logit"]) & plain)
+                mask = constraint.mask()
+                assert {*np.flatnonzero(mask & plain)} <= {*theirs}
+                # A text that is forced has one spelling in the mask, but may be spelled otherwise.
+                assert all(mask[token] or constraint.allows(int(token)) for token in theirs)
+                going_on = [int(token) for token in theirs if not model.is_eog(int(token))]
+                if not going_on:
+                    break
+                token = int(chance.choice(going_on))
+                constraint.take(token)
+                module.llama_sampler_accept(sampler, token)
+        finally:
+            module.llama_sampler_free(sampler)
 
     @pytest.mark.parametrize(
         "schema", ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"]

@@ -28,7 +28,8 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
 import ggext.api
-import ggext.runtime.sampling
+import ggext.runtime.constraint
+import ggext.runtime.gbnf
 from ggext import (
     ContextFullError,
     GgextError,
@@ -73,7 +74,9 @@ def hides(thing: str, place: str) -> list[dict[str, str]]:
     return user(f"Tom hides the {thing} {place}.\nWhere is the {thing}?")
 
 
-@pytest.mark.parametrize(("module", "least"), [(ggext.api, 16), (ggext.runtime.sampling, 1)])
+@pytest.mark.parametrize(
+    ("module", "least"), [(ggext.api, 16), (ggext.runtime.constraint, 2), (ggext.runtime.gbnf, 1)]
+)
 def test_the_examples_in_the_documentation_run(
     module: ModuleType, least: int, demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,11 +18,13 @@ from ggext.chat.commands import obey
 from ggext.chat.conversation import ChatOptions, Conversation, with_documents
 from ggext.chat.fit import Room, choices
 from ggext.chat.loop import Chat
+from ggext.chat.prompt import Prompts
+from ggext.chat.reasoning import marks_of, tags_of
 from ggext.chat.screens import Status
 from ggext.chat.session import Keeper
-from ggext.chat.template import ChatTemplate, TemplateError
-from ggext.chat.transcript import TranscriptError, Turn
-from ggext.errors import ContextFullError, GgextError, OutputError
+from ggext.chat.template import ChatTemplate, TemplateChoice, TemplateError
+from ggext.chat.transcript import Role, TranscriptError, Turn
+from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling
 
 CONTROL = {"<s>": 256, "</s>": 257, "<|system|>": 258, "<|user|>": 259, "<|bot|>": 260}
@@ -847,7 +849,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
 def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.5)
+    monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.5)
     with pytest.raises(TemplateError, match="chat template") as refused:
         render(source)
     assert str(refused.value).isprintable()
@@ -856,7 +858,7 @@ def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.Mo
 def test_a_list_that_holds_itself_sixty_times_over_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ggext.chat.template._MAX_SECONDS", 0.1)
+    monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.3)
     double = (
         "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% "
         "endfor %}"
@@ -864,6 +866,75 @@ def test_a_list_that_holds_itself_sixty_times_over_is_refused(
     for use in ("{{ n.s }}", "{{ n.s | tojson }}", "{{ n.s | string }}", "{{ 'a' ~ n.s }}"):
         with pytest.raises(TemplateError):
             render(double + use)
+
+
+LOOKS_INTO_TURNS = (
+    "{% for m in messages %}{% if '<|channel|>analysis' in m.content %}"
+    "{{ raise_exception('a channel in a content') }}{% endif %}"
+    "{% if m.content.startswith('<tool_response>') %}TOOL{% endif %}"
+    "{% if m.role == 'assistant' %}{{ m.content.split('</think>')[-1].split('[/THINK]')[-1] }}"
+    "{% else %}{{ m.content.replace('<tool_call>', '').replace('<|open|>', '') }}{% endif %}"
+    "{% endfor %}{{ '<|channel|>' }}"
+)
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["</think>", "[/THINK]", "<tool_call>", "<tool_response>", "<|channel|>analysis", "<|open|>"],
+)
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_mark_of_the_template_that_a_turn_spells_stays_text(mark: str, role: Role) -> None:
+    """16 of llama.cpp's 70 templates cut an answer that spelled </think>."""
+    said = f"{mark} begins, {mark}\nends {mark}"
+    vocabulary = Letters(LOOKS_INTO_TURNS)
+    assert vocabulary.text(Prompts(vocabulary).tokens([Turn(role, said)])) == (
+        f"«s»{said}<|channel|>"
+    )
+
+
+def test_a_template_that_makes_its_marks_by_format_renders() -> None:
+    source = (
+        "{% set T = ':open' %}{% set end = '</think{}>'.format(T) %}"
+        "{% for m in messages %}{{ m.content.split(end)[-1] }}{% endfor %}"
+        "{{ '{0:>3}|{a[0]}|{b.c}'.format(1, a=[2], b={'c': 3}) }}{{ '%3d' % 4 }}"
+        "{{ '%s-%s' | format(5, 6) }}{{ 'x' | center(3) }}"
+    )
+    vocabulary = Letters(source, adds_bos=False)
+    text = vocabulary.text(Prompts(vocabulary).tokens([Turn("user", "a</think:open>b")]))
+    assert text == "a</think:open>b  1|2|3  45-6 x "
+
+
+def test_a_template_gets_its_options() -> None:
+    source = "{{ reasoning_effort }}{{ depth + 1 }}{{ tools is none }}{{ enable_thinking }}"
+    choice = TemplateChoice(source, {"reasoning_effort": "high", "depth": 2})
+    prompts = Prompts(Letters(adds_bos=False), think=True, template=choice)
+    assert Letters().text(prompts.tokens([Turn("user", "x")])) == "high3TrueTrue"
+    given = TemplateChoice(source, {"enable_thinking": False, "depth": 0})
+    assert b"False" in bytes(
+        Prompts(Letters(adds_bos=False), True, given).tokens([Turn("user", "")])
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"effort": 1}, "the chat template has no option effort"),
+        ({"messages": []}, "'messages' is no name"),
+        ({"a b": 1}, "'a b' is no name"),
+        ({"depth": {1, 2}}, "depth is not plain data"),
+    ],
+)
+def test_an_option_that_no_template_takes_is_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=why):
+        Prompts(Letters(), template=TemplateChoice("{{ depth }}", options))
+
+
+def test_a_hostile_template_is_looked_through_in_no_time() -> None:
+    for source in ("set a='" * 150_000, "'{}'.format(" * 80_000, "<|" * 500_000, "set " * 250_000):
+        start = time.monotonic()
+        marks_of(source)
+        tags_of(source)
+        assert time.monotonic() - start < 2
 
 
 def test_a_refusal_is_the_templates_own_words() -> None:

@@ -42,10 +42,55 @@ def test_every_command_explains_itself(name: str) -> None:
     assert f"\n  {name} " in overview
 
 
-def test_unknown_command() -> None:
-    result = CliRunner().invoke(main, ["bake"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["chatt"], "no such command 'chatt'; did you mean ggext chat?; see"),
+        (["run", "x.gguf"], "no such command 'run'; did you mean ggext chat?"),
+        (["bake"], "no such command 'bake'; did you mean ggext convert?"),
+        (["qqq"], "no such command 'qqq'; see"),
+        (["--foo"], "no such option --foo; see"),
+        (["convert", "demo", "--outtype", "q8_0"], "--outtype; did you mean --type?"),
+        (["convert", "demo", "--outfile", "x"], "did you mean the second argument, OUT?"),
+        (["convert", "demo", "--tensor-typ", "x"], "did you mean --tensor-type?"),
+        (["convert", "demo", "--yarn-orig-ctx", "4"], "did you mean --original-context?"),
+        (["convert", "demo", "--zzz"], "no such option --zzz; see"),
+        (["convert", "demo", "--yarn"], "Option '--yarn' requires an argument; see main convert"),
+        (["plan", "x.gguf", "--contxt", "1"], "did you mean --context?"),
+    ],
+)
+def test_what_does_not_exist_is_one_line_with_what_was_meant(
+    arguments: list[str], message: str
+) -> None:
+    """newcomer.md, C. What is suggested are the program's own names."""
+    result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2
-    assert "No such command 'bake'; see" in result.stderr
+    assert message in result.stderr
+    assert result.stderr.startswith("ggext: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_ggext_alone_says_what_it_does_and_what_is_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 0
+    for words in ("ggext convert", "ggext verify", "ggext chat", "next: ggext demo"):
+        assert words in result.output
+    (tmp_path / "own.gguf").touch()
+    assert "next: ggext show own.gguf" in CliRunner().invoke(main, []).output
+    assert CliRunner().invoke(main, ["help"]).output == CliRunner().invoke(main, ["--help"]).output
+    version = CliRunner().invoke(main, ["-V"]).output
+    assert version.startswith("ggext 0.")
+
+
+def test_convert_explains_itself_in_groups_with_examples() -> None:
+    output = CliRunner().invoke(main, ["convert", "--help"]).output
+    titles = ["\nScaling (", "\nOutput:", "\nModel:", "\nFine points", "\nExamples:"]
+    places = [output.index(title) for title in titles]
+    assert places == sorted(places)
+    assert output.count("\n  ggext convert ") == 2
 
 
 @pytest.mark.parametrize(
@@ -54,8 +99,8 @@ def test_unknown_command() -> None:
         ("llama_cpp", ["chat", "{gguf}", "-p", "x"], "run"),
         ("llama_cpp", ["convert", "demo", "{out}", "--type", "Q4_K_M"], "run"),
         ("huggingface_hub", ["convert", "Owner/Name", "{out}"], "hub"),
-        ("llama_cpp", ["demo", "--texts", "1"], "run"),
-        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "dev"),
+        ("llama_cpp", ["demo", "--questions", "5"], "run"),
+        ("transformers", ["verify", "{gguf}", "--reference", "demo"], "reference"),
         ("matplotlib", ["inspect", "{gguf}", "--plot", "{out}.png"], "plot"),
     ],
 )
@@ -91,7 +136,7 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
         "    try: main(arguments)\n"
         "    except SystemExit as end: assert not end.code, (arguments, end.code)\n"
     )
-    assert "all within tolerance" in python(code)
+    assert "tokens: exact " in python(code)
 
 
 @pytest.mark.parametrize(

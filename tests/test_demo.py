@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.cli import main
 from ggext.data import demo_language as language
-from ggext.demo import DemoResult, run
+from ggext.demo import METHODS, DemoResult, Watcher, run, work
 from ggext.verify import verify
 
 pytest.importorskip("llama_cpp")
@@ -19,7 +19,7 @@ pytest.importorskip("llama_cpp")
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> DemoResult:
-    return run(tmp_path_factory.mktemp("demo"), texts=20)
+    return run(tmp_path_factory.mktemp("demo"), questions=100)
 
 
 def test_recall_at_the_trained_context(result: DemoResult) -> None:
@@ -87,7 +87,7 @@ def test_a_text_to_chat_about() -> None:
 
 def test_the_command_prints_what_it_measured() -> None:
     """Few questions: the figures are the other tests' matter."""
-    outcome = CliRunner().invoke(main, ["demo", "--texts", "1"])
+    outcome = CliRunner().invoke(main, ["demo", "--questions", "5"])
     assert outcome.exit_code == 0, outcome.output
     for line in (
         "Answers that are exact",
@@ -97,3 +97,42 @@ def test_the_command_prints_what_it_measured() -> None:
         "each was verified",
     ):
         assert line in outcome.stdout
+
+
+def test_the_work_is_known_before_it_is_done(tmp_path: Path) -> None:
+    class Counted(Watcher):
+        tokens = 0
+        rows = 0
+
+        def advance(self, tokens: int) -> None:
+            self.tokens += tokens
+
+        def row(self, *_: object) -> None:
+            self.rows += 1
+
+    counted = Counted()
+    run(tmp_path, questions=3, watcher=counted)
+    assert counted.tokens == work(3)
+    assert counted.rows == len(METHODS)
+
+
+def test_the_interval_counts_texts_not_questions(result: DemoResult) -> None:
+    (recall,) = (r for r in result.recalls if (r.method, r.length) == ("none", 256))
+    assert (recall.share.items, recall.share.units) == (100, 20)
+    assert recall.share.low < recall.share.value <= recall.share.high
+
+
+def test_the_bar_stands_on_a_terminal_and_says_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ggext.cli.progress import steps
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with steps(10) as bar:
+        bar.step("reading")
+        bar.advance(5)
+        bar.above("a row")
+    out, err = capsys.readouterr()
+    assert out == "a row\n"
+    assert "reading " in err
+    assert " left" in err

@@ -4,6 +4,7 @@ broken."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,20 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from ggext import __version__, doctor, native
+from ggext import __version__, native
 from ggext.cli import main
-from ggext.doctor import Finding, Report, examine, gpu_here, satisfies
+from ggext.doctor import Finding, Report, backends, examine, runs, versions
 from ggext.errors import ModelError
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
 
 
-def findings(report: Report) -> dict[str, Finding]:
-    return {finding.name: finding for finding in report.findings}
+def findings(found: Iterable[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in found}
+
+
+def step(name: str) -> dict[str, Finding]:
+    """What one step finds, in this process: what a test put in its place counts."""
+    return findings(runs.findings([name], lambda _: None, in_child=False))
 
 
 def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
@@ -44,8 +51,8 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
     assert found["healthy"] is True
     by_name = {finding["name"]: finding for finding in found["findings"]}
     assert by_name["ggext"]["value"].startswith(__version__)
-    assert by_name["llama-cpp-python"]["value"] == "0.3.36"
-    assert by_name["llama.cpp"]["value"].startswith(("0c1e570", "unknown"))
+    assert by_name["llama-cpp-python"]["value"] == LLAMA_CPP_PYTHON
+    assert by_name["llama.cpp"]["value"].startswith((LLAMA_CPP_COMMIT[:7], "unknown"))
     assert by_name["device CPU"]["value"]
     assert by_name["rotation"]["value"].startswith("CPU, ")
     assert by_name["native rotation"]["value"].endswith("off float64 at most, to position 131,072")
@@ -63,7 +70,7 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
 def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "llama-cpp-python")
     report = examine()
-    found = findings(report)
+    found = findings(report.findings)
     assert found["llama-cpp-python"] == Finding(
         "versions",
         "llama-cpp-python",
@@ -78,47 +85,58 @@ def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPa
 
 def test_a_needed_package_that_is_missing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "tqdm")
-    report = examine()
-    found = findings(report)["tqdm"]
+    found = findings(versions.findings())["tqdm"]
     assert (found.state, found.value, found.remedy) == (
         "wrong",
         "needed",
         'pip install "tqdm>=4.66"',
     )
-    assert not report.healthy
+    assert not Report((found,)).healthy
 
 
 def test_another_version_than_the_pinned_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         metadata, "requires", lambda _: ['click==7.0; extra == "run"', "numpy>=1.26"]
     )
-    found = findings(examine())
+    found = findings(versions.findings())
     installed = metadata.version("click")
     assert found["click"] == Finding(
-        "versions", "click", "wrong", f"{installed}, wanted ==7.0", 'pip install "click==7.0"'
+        "versions",
+        "click",
+        "wrong",
+        f"{installed}, but ggext needs ==7.0",
+        'pip install "click==7.0"',
     )
     assert found["numpy"].state == "ok"
 
 
 @pytest.mark.parametrize(
-    ("version", "wanted", "answer"),
+    ("version", "wanted", "matches"),
     [
         ("1.2.3", "", True),
-        ("1.2.3", ">=1.2.3", True),
         ("1.10", ">=1.9", True),
         ("1.2", ">=1.2.1", False),
         ("2.13.0+cpu", "==2.13", True),
-        ("0.3.37", "==0.3.36", False),
-        ("5.1", ">=5,<6", True),
+        ("0.3.37", "==0.3.35", False),
+        ("3.0", "<=3.0", True),
+        ("3.1", "~=3.0", True),
+        ("4.0", "~=3.0", False),
+        ("3.0", "!=3.0", False),
+        ("5.1rc1", ">=5,<6", True),
         ("6.0", ">=5,<6", False),
     ],
 )
-def test_versions_are_compared_number_by_number(version: str, wanted: str, answer: bool) -> None:
-    assert satisfies(version, wanted) is answer
+def test_versions_are_compared_as_pip_does(
+    version: str, wanted: str, matches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "requires", lambda _: [f"numpy{wanted}"])
+    monkeypatch.setattr(metadata, "version", lambda _: version)
+    numpy = next(finding for finding in versions.findings() if finding.name == "numpy")
+    assert numpy.state == ("ok" if matches else "wrong")
 
 
 def test_the_packages_are_those_of_the_distribution() -> None:
-    found = findings(examine())
+    found = findings(versions.findings())
     assert {
         "click",
         "gguf",
@@ -140,10 +158,10 @@ def test_the_packages_are_those_of_the_distribution() -> None:
 def test_a_gpu_is_known_by_its_driver(
     driver: str, kind: str | None, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(doctor.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(backends.platform, "system", lambda: "Linux")
     (tmp_path / driver).parent.mkdir(parents=True)
     (tmp_path / driver).touch()
-    assert gpu_here(tmp_path) == kind
+    assert backends.gpu_here(tmp_path) == kind
 
 
 @pytest.mark.parametrize(
@@ -156,16 +174,16 @@ def test_a_gpu_that_llama_cpp_was_built_without(
     pytest.importorskip("llama_cpp")
     from ggext.runtime import devices
 
-    monkeypatch.setattr(doctor, "gpu_here", lambda: kind)
+    monkeypatch.setattr(backends, "gpu_here", lambda: kind)
     monkeypatch.setattr(devices, "gpu_memory", list)
     monkeypatch.setattr(native, "available", lambda device: device == "cpu")
-    found = findings(examine())
+    found = {**step("devices"), **findings(backends.own_findings())}
     missing = found["llama.cpp on the GPU"]
     assert missing.state == "missing"
     assert missing.value.startswith(f"built without {kind}")
     assert missing.remedy == (
         f'CMAKE_ARGS="-DGGML_{flag}=on" pip install --force-reinstall --no-deps --no-cache-dir '
-        '"llama-cpp-python==0.3.36"'
+        '"llama-cpp-python==' + LLAMA_CPP_PYTHON + '"'
     )
     assert (f"rotation on {kind}" in found) is rotation
     if rotation:
@@ -178,10 +196,10 @@ def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.Monkey
     from ggext.runtime import devices, ggml
 
     monkeypatch.setattr(devices, "commit", lambda: "abcdef0")
-    found = findings(examine())["llama.cpp"]
+    found = step("llama.cpp")["llama.cpp"]
     assert (found.state, found.value) == (
         "wrong",
-        "abcdef0, but ggext reads files as 0c1e57098 does",
+        f"abcdef0, but ggext reads files as {LLAMA_CPP_COMMIT} does",
     )
 
     def refuse() -> None:
@@ -189,13 +207,19 @@ def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.Monkey
 
     monkeypatch.undo()
     monkeypatch.setattr(ggml, "library", refuse)
-    found = findings(examine())["llama.cpp"]
+    found = step("llama.cpp")["llama.cpp"]
     assert (found.state, found.value) == ("wrong", "a tensor has 8 bytes")
     assert "--force-reinstall" in found.remedy
 
 
 def test_a_rotation_that_is_off_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "rotate", lambda rows, *_, **__: rows)
+
+    def refuse(_: str) -> None:
+        raise ModelError("no process can be started")
+
+    monkeypatch.setattr(runs, "Child", refuse)  # then in this process
+    monkeypatch.setattr(runs, "possible_steps", lambda _: ["native rotation"])
     done = CliRunner().invoke(main, ["doctor"])
     assert done.exit_code == 1
     assert "  WRONG   native rotation" in done.stdout
@@ -207,7 +231,7 @@ def test_a_cache_of_another_form_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     from ggext.runtime import state
 
     monkeypatch.setattr(state, "ELEMENT_BYTES", {0: 4, 1: 4})
-    found = findings(examine())["form of the cache"]
+    found = step("form of the cache")["form of the cache"]
     assert found.state == "wrong"
     assert "in a form that ggext cannot edit" in found.value
 
@@ -218,7 +242,7 @@ def test_a_model_that_answers_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) 
 
     example = demo.Example("Where is the map?", "Look below.", {"yarn": "Look up."})
     monkeypatch.setattr(demo, "spot_check", lambda _: example)
-    found = findings(examine())["embedded model"]
+    found = step("embedded model")["embedded model"]
     assert (found.state, found.value) == (
         "wrong",
         "Where is the map? Look up. (it should say 'Look below.')",

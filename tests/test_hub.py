@@ -145,7 +145,10 @@ def test_a_dry_run_fetches_no_weights(
         planned = ggext("convert", "Owner/Tiny-1B", "--revision", revision, *asked)
         assert planned.returncode == 0, planned.stderr
         local = ggext("convert", str(folder), *asked)
-        assert planned.stdout.split(":", 1)[1] == local.stdout.split(":", 1)[1]
+        whole = [
+            line for line in local.stdout.splitlines() if "also there and not read" not in line
+        ]
+        assert planned.stdout.splitlines()[1:] == whole[1:]
     ranges = {asked for _, path, asked in hub.requests if path.endswith(".safetensors")}
     assert ranges == {"bytes=0-100000"}
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -301,7 +304,7 @@ def test_from_an_id_to_a_chat(ggext: Ggext, tmp_path: Path) -> None:
         "300",
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "all within tolerance" in run.stdout
+    assert "tokens: exact " in run.stdout
     text = tmp_path / "text.txt"
     text.write_text("Look for the lamp upstairs. Look for the key below.")
     run = ggext(

@@ -29,7 +29,9 @@ def test_a_file_that_was_replaced_is_not_undone(tmp_path: Path) -> None:
         lambda: inplace.undo(path),
         lambda: inplace.apply(read_gguf(path), some_edit(read_gguf(path))),
     ):
-        with pytest.raises(GgufError, match=r"is not the file that x\.gguf\.ggext-undo belongs to"):
+        with pytest.raises(
+            inplace.UnprovenError, match=r"does not prove that it was made for x\.gguf"
+        ):
             attempt()
     assert path.read_bytes() == before
 
@@ -46,7 +48,7 @@ def test_a_file_that_changed_since_it_was_read(tmp_path: Path) -> None:
     "data",
     [
         b"something else entirely",
-        b"ggext-undo 1\n" + b"B" + (1 << 63).to_bytes(8, "little"),
+        b"ggext-undo 2\n" + b"B" + (1 << 63).to_bytes(8, "little"),
         b"ggext-",
         b"",
     ],
@@ -77,10 +79,13 @@ def test_a_malformed_record_is_refused(tmp_path: Path, damage: dict[str, Any]) -
         "written": [],
         "digest": "",
         "saved": [],
+        "inode": 1,
+        "samples": [],
+        "part": "",
     }
     text = json.dumps(values | damage).encode()
     payload = struct.pack("<Q", len(text)) + text
     frame = b"B" + struct.pack("<Q", len(payload)) + payload
-    undo_path(path).write_bytes(b"ggext-undo 1\n" + frame + hashlib.sha256(frame).digest())
+    undo_path(path).write_bytes(b"ggext-undo 2\n" + frame + hashlib.sha256(frame).digest())
     with pytest.raises(GgufError, match=r"malformed at byte 13 .*; move it away"):
         Journal.of(path)

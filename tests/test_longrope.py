@@ -171,7 +171,7 @@ def test_inspect_tells_both_tables(baked: GgufFile) -> None:
     assert result.rope.inv_freq[-1] < result.short_rope.inv_freq[-1]
     assert effective_table(baked, 10) == result.short_rope
     output = CliRunner().invoke(main, ["inspect", str(baked.path)]).output
-    assert "longrope ×4 as tensor" in output
+    assert "longrope ×4 as folded" in output
     assert "another table in a context made for at most 256 tokens" in output
 
 

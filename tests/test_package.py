@@ -12,11 +12,15 @@ from pathlib import Path
 
 import pytest
 
+from ggext.llama_cpp_facts import pin
+
 ROOT = Path(__file__).resolve().parents[1]
+CODE = ("ggext", "converters", "tests", "tools", "benchmarks", "examples")
 EXTRAS = (
     "huggingface_hub",
     "jinja2",
     "llama_cpp",
+    "llguidance",
     "matplotlib",
     "prompt_toolkit",
     "rich",
@@ -33,25 +37,27 @@ NEED_EXTRAS = {
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. A part that is not named here fails.
 ROWS = (
-    {"__main__"},
+    {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "demo", "doctor"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
-    {"native", "_native"},
+    {"native", "_native", "llama_cpp_facts"},
     {"arguments", "errors", "folders", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
 ONLY = {
-    "rope": {"_version", "arguments", "errors", "native"},
+    "rope": {"_version", "arguments", "errors", "native", "llama_cpp_facts"},
     "gguf": {"errors", "native", "_native", "rope"},
+    "llama_cpp_facts": set(),
 }
 # The one module of gguf/ that knows of RoPE.
 KNOWS_ROPE = "ggext/gguf/rope.py"
 # Packages that only the named parts import.
 KEPT_IN = {
     "llama_cpp": {"runtime"},
+    "llguidance": {"runtime"},
     "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
     "transformers": {"proof"},
     "huggingface_hub": {"checkpoint"},
@@ -246,6 +252,23 @@ def test_converters_are_installed_inside_ggext() -> None:
 
     assert ggext.converters.__name__ == "ggext.converters"
     assert "converters" not in sys.modules
+
+
+def test_the_pin_of_llama_cpp_stands_once() -> None:
+    """In `ggext.llama_cpp_facts.pin`; the package's metadata, which pip reads, holds the release a second time."""
+    (requirement,) = (r for r in metadata.requires("ggext") or [] if "llama-cpp-python" in r)
+    assert requirement.split(";")[0].strip() == f"llama-cpp-python=={pin.LLAMA_CPP_PYTHON}"
+    places = {"ggext/llama_cpp_facts/pin.py", "pyproject.toml"}
+    code = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
+    plain = [ROOT / name for name in ("Makefile", "pyproject.toml", "constraints.txt")]
+    again = {
+        str(path.relative_to(ROOT))
+        for path in [*code, *plain, *(ROOT / ".ci").iterdir(), *(ROOT / ".github").rglob("*.yml")]
+        if path.is_file()
+        for number in (pin.LLAMA_CPP_PYTHON, pin.LLAMA_CPP_COMMIT)
+        if number in path.read_text(encoding="utf-8")
+    }
+    assert again == places
 
 
 def test_version_and_data_are_the_distribution_s() -> None:

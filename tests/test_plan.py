@@ -522,15 +522,31 @@ def test_the_command_line_tells_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
         "m.gguf: llama, 16 layers, made for 131,072 tokens\n"
         "context 32,768 tokens, 128 at a time, kv f16, flash attention off\n"
         "\n"
-        "                   RAM\n"
-        "weights        2.3 GiB\n"
-        "KV cache       1.0 GiB\n"
-        "computing    533.5 MiB\n"
-        "logits       501.0 KiB\n"
-        "total          3.8 GiB\n"
-        "free           8.0 GiB\n"
+        "                     RAM\n"
+        "weights          2.3 GiB\n"
+        "KV cache         1.0 GiB\n"
+        "computing      533.5 MiB\n"
+        "logits         501.0 KiB\n"
+        "total            3.8 GiB\n"
+        "free             8.0 GiB\n"
         "\n"
-        "it fits; the largest context that does: 171,520 tokens, more than the file is made for\n"
+        "it fits; memory holds up to 171,520 tokens, the file is made for 131,072\n"
+    )
+
+
+def test_a_context_that_the_file_cannot_use_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """newcomer.md, B3: "it fits", and the largest read as an invitation."""
+    monkeypatch.setattr(machine, "free_memory", lambda: 16 * GIB)
+    monkeypatch.chdir(tmp_path)
+    write_sized(tmp_path / "m.gguf", SHAPES["llama-3.2-1b"])
+    code, text = run("m.gguf", "--context", "256k", "--gpu-layers", "0")
+    assert code == 0
+    assert (
+        "it fits in memory, but the file is made for 131,072 tokens: what stands\n"
+        "past those is misread. ggext convert m.gguf --target-context 262144\n"
+        "makes one that reaches them; memory holds up to " in text
     )
 
 
@@ -549,14 +565,13 @@ def test_the_command_line_says_what_would_help(
     code, text = run(str(path), "--gpu-layers", "0", "--swa", "full")
     assert code == 1
     assert (
-        "it does not fit; the largest context that does: 16,896 tokens\nwith --kv q8_0: 31,744 "
-        "tokens\n" in text
+        "it does not fit; memory holds up to 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
     )
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
-    assert "it does not fit; the largest context that does: 72,448 tokens\n" in text
-    assert "checkpoints  696.0 MiB\n" in text
+    assert "it does not fit; memory holds up to 72,448 tokens\n" in text
+    assert "window copies  696.0 MiB\n" in text
     assert "29 layers see a sliding window; their cache keeps the window's tokens\n" in text
 
 

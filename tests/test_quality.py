@@ -188,11 +188,11 @@ class TestWithModels:
 
     def test_scoring_goes_on_where_it_was_cut(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.runtime.engine import Model, Session
 
         with Model.open(demo_gguf) as model, Session(model) as session:
-            tokens = little_pieces(model, 400, 1, 0)[0].tokens
+            tokens = little_piece(model, 400, 0, 0).tokens
             whole = nll(session, tokens)
             assert len(whole) == 399
             for first in (2, 100, 397, 400):
@@ -204,11 +204,11 @@ class TestWithModels:
 
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.runtime.engine import Model, Session, SessionOptions
 
         with Model.open(demo_gguf) as model:
-            tokens = little_pieces(model, 300, 1, 0)[0].tokens
+            tokens = little_piece(model, 300, 0, 0).tokens
             with Session(model) as exact, Session(model, SessionOptions(n_batch=50)) as same:
                 found = compare(exact, same, tokens)
                 assert len(found.kl) == 299
@@ -252,9 +252,9 @@ class TestWithModels:
         from ggext.convert import ConvertOptions, convert
         from ggext.gguf.open import read_gguf
         from ggext.quality.perplexity import nll
-        from ggext.quality.texts import little_pieces
+        from ggext.quality.texts import little_piece
         from ggext.rope.scaling import RopeScaling
-        from ggext.runtime.engine import Model, Session
+        from ggext.runtime.engine import Model, Session, SessionOptions
         from ggext.runtime.scaled import scaling_overrides
 
         scalings = [
@@ -263,18 +263,23 @@ class TestWithModels:
             RopeScaling("ntk", factor=4),
             RopeScaling("yarn", factor=4),
         ]
+        # A folded gain is taken back by the kernel's: the same numbers in another order.
+        exact = SessionOptions(kv_type="f32")
         found = {}
         for scaling in scalings:
             baked = tmp_path / f"{scaling.method}.gguf"
             convert(ConvertOptions(DEMO_MODEL, baked, scaling))
-            with Model.open(baked) as model, Session(model) as session:
-                tokens = little_pieces(model, 600, 1, 0)[0].tokens
+            with Model.open(baked) as model, Session(model, exact) as session:
+                tokens = little_piece(model, 600, 0, 0).tokens
                 expected = nll(session, tokens)
             for path in (demo_gguf, tmp_path / "none.gguf"):
                 overrides = scaling_overrides(read_gguf(path), scaling)
-                with Model.open(path, overrides=overrides) as model, Session(model) as session:
+                with (
+                    Model.open(path, overrides=overrides) as model,
+                    Session(model, exact) as session,
+                ):
                     assert model.n_ctx_train == session.n_ctx == 1024
-                    assert nll(session, tokens) == pytest.approx(expected, abs=1e-6)
+                    assert nll(session, tokens) == pytest.approx(expected, abs=2e-4)
             found[scaling.method] = expected.mean()
         assert len({round(value, 3) for value in found.values()}) == 4
 

@@ -142,14 +142,7 @@ def test_ntk_keeps_the_first_pair_and_interpolates_the_last() -> None:
         ({"type": "linear", "factor": True}, "must be a number"),
         ({"type": "linear", "factor": float("nan")}, "must be a finite number"),
         ({"type": "linear", "factor": 10**400}, "too large"),
-        (
-            {"type": "linear", "factor": 2.0, "attention_factor": 1.1},
-            "does not use attention_factor",
-        ),
-        ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, "different methods"),
         ({"type": 7, "factor": 2.0}, "must be a string"),
-        ({"factor": 2.0}, "no rope_type"),
-        ({"type": "yarn", "factor": 4.0, "beta_fats": 3}, "does not use beta_fats"),
         ({"type": "yarn", "factor": 4.0, "truncate": 0}, "true or false"),
         (
             {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12.5},
@@ -169,6 +162,35 @@ def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
 
     with pytest.raises(RopeError, match=message):
         read()
+
+
+@pytest.mark.parametrize(
+    ("rope_scaling", "method", "note"),
+    [
+        (
+            {"type": "linear", "factor": 2.0, "attention_factor": 1.1},
+            "linear",
+            "attention_factor 1.1, which transformers does not read with the rope type linear",
+        ),
+        (
+            {"type": "linear", "rope_type": "yarn", "factor": 2.0},
+            "yarn",
+            "rope_type is yarn and type is linear; rope_type is taken",
+        ),
+        ({"factor": 2.0}, "none", "factor 2.0, which transformers does not read"),
+        ({"rope_type": "default", "factor": 2.0}, "none", "the rope type default"),
+        (
+            {"type": "yarn", "factor": 4.0, "attn_factor": 0.9},
+            "yarn",
+            "the key that it reads is attention_factor",
+        ),
+        ({"type": "yarn", "factor": 4.0, "beta_fats": 3}, "yarn", "have beta_fats 3"),
+    ],
+)
+def test_what_the_judge_ignores_is_told(rope_scaling: Any, method: str, note: str) -> None:
+    rope = read_rope(llama(rope_scaling=rope_scaling), "norm")
+    assert rope.scaling.method == method
+    assert note in " ".join(rope.notes)
 
 
 @pytest.mark.parametrize(

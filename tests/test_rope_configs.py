@@ -245,31 +245,8 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rope_scaling": HUNYUAN}, "does not use alpha"),
-        (
-            {"model_type": "hunyuan_v1_dense", "rope_scaling": HUNYUAN | {"beta_fast": 4}},
-            "does not use beta_fast",
-        ),
         ({"rope_parameters": NESTED | {"factor": 2}}, "stands factor, which no kind of layer is"),
         ({"rope_parameters": NESTED | {"third": {}}}, "stands third, which no kind of layer is"),
-        (
-            {
-                "model_type": "olmo3",
-                "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "truncate": False},
-            },
-            "transformers ignores that",
-        ),
-        (
-            {
-                "model_type": "mistral",
-                "rope_parameters": {
-                    "rope_type": "yarn",
-                    "factor": 4.0,
-                    "llama_4_scaling_beta": 0.1,
-                },
-            },
-            "does not use llama_4_scaling_beta",
-        ),
         (
             {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
             "must be whole numbers that add to 32",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
+import stat
 import struct
 import subprocess
 import sys
@@ -20,7 +23,7 @@ from test_chat import QueuedEngine, Script, chat
 from ggext.chat.journal import Journal
 from ggext.chat.session import Keeper, autosaved, named
 from ggext.chat.transcript import TranscriptError, Turn
-from ggext.errors import ModelError, OutputError, UsageError
+from ggext.errors import GgextError, ModelError, OutputError, UsageError
 from ggext.folders import state_folder
 
 np = pytest.importorskip("numpy")
@@ -120,13 +123,6 @@ class TestJournal:
             b"\xff\n",
             b'{"format": "ggext journal", "version": 2, "model": "m"}\n',
             b'{"format": "ggext journal", "version": 1}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 1, "turns": []}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": -1, "turns": []}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [{"role": "root"}]}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": 1}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": -1}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n{"keep": 0, "turns": [], "left": "0"}\n',
-            b'{"format": "ggext journal", "version": 1, "model": "m"}\n' + b"[" * 100_000 + b"\n",
         ],
     )
     def test_what_is_no_journal_is_refused_and_left_alone(
@@ -137,6 +133,136 @@ class TestJournal:
         with pytest.raises(TranscriptError, match=str(path)):
             Journal(path, "m.gguf")
         assert path.read_bytes() == lines
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b'{"keep": -1, "turns": []}',
+            b'{"keep": 0, "turns": [{"role": "root"}]}',
+            b'{"keep": 0, "turns": [], "left": 1}',
+            b'{"keep": 0, "turns": [], "left": -1}',
+            b'{"keep": 0, "turns": [], "left": "0"}',
+            b'{"keep": 99999999999, "turns": []}',
+            b"[" * 100_000,
+            b"\xff\0",
+            b"[1]",
+            b'{"keep": 2, "turns": [{"role": "user", "conte',
+        ],
+    )
+    def test_a_damaged_line_costs_that_line(self, tmp_path: Path, line: bytes) -> None:
+        path = tmp_path / "chat.jsonl"
+        more = [*SAID, Turn("user", "More?"), Turn("assistant", "More.")]
+        with Journal(path, "m.gguf") as journal:
+            journal.update(SAID)
+            journal.update(more)
+        head, first, second, _ = path.read_bytes().split(b"\n")
+        path.write_bytes(b"\n".join((head, first, line, second, b"")))
+        with Journal(path, "m.gguf") as journal:
+            assert (journal.turns, journal.damaged) == (more, 1)
+        path.write_bytes(b"\n".join((head, line, second, b"")))
+        with Journal(path, "m.gguf") as journal:
+            assert (journal.turns, journal.damaged) == (more[len(SAID) :], 1)
+        assert line in (tmp_path / "chat.jsonl.damaged").read_bytes()
+        with Journal(path, "m.gguf") as journal:
+            assert (journal.turns, journal.damaged) == (more[len(SAID) :], 0)
+
+    @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT])
+    @pytest.mark.parametrize("size", [1, 100_000])
+    def test_a_failed_write_leaves_whole_lines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, size: int
+    ) -> None:
+        """Half of a large turn is written, then the disk fails; later it works again."""
+        path = tmp_path / "chat.jsonl"
+        more = [*SAID, Turn("user", "document " * size)]
+        real = os.write
+
+        def half(file: int, data: memoryview) -> int:
+            monkeypatch.setattr("os.write", fails)
+            return real(file, data[: len(data) // 2])
+
+        def fails(_file: int, _data: memoryview) -> int:
+            raise OSError(error, os.strerror(error))
+
+        with Journal(path, "m.gguf") as journal:
+            journal.update(SAID)
+            monkeypatch.setattr("os.write", half)
+            with pytest.raises(OutputError, match="the chat is not being kept"):
+                journal.update(more)
+            monkeypatch.setattr("os.write", real)
+            assert reread_open(path) == SAID
+            journal.update(more)
+        assert reread(path) == more
+
+    def test_what_cannot_be_cut_off_at_once_is_cut_off_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "chat.jsonl"
+        real = os.write
+
+        def half(file: int, data: memoryview) -> int:
+            real(file, data[: len(data) // 2])
+            monkeypatch.setattr("os.ftruncate", fails)
+            fails()
+
+        def fails(*_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with Journal(path, "m.gguf") as journal:
+            journal.update(ASKED)
+            with monkeypatch.context() as patch:
+                patch.setattr("os.write", half)
+                with pytest.raises(OutputError):
+                    journal.update(SAID)
+            monkeypatch.undo()
+            journal.update(SAID)
+        assert reread(path) == SAID
+
+    def test_a_journal_that_vanished_is_written_again(self, tmp_path: Path) -> None:
+        path = tmp_path / "chats" / "chat.jsonl"
+        with Journal(path, "m.gguf") as journal:
+            assert journal.update(ASKED) == ""
+            path.unlink()
+            assert journal.update(SAID) == f"{path} had vanished; the whole chat was written again"
+            assert reread_open(path) == SAID
+            shutil.rmtree(path.parent)
+            more = [*SAID, Turn("user", "More?")]
+            assert "written again" in journal.update(more)
+            assert journal.update([*more, Turn("assistant", "Yes.")]) == ""
+            with pytest.raises(OutputError, match="open in another ggext"):
+                Journal(path, "m.gguf")
+        assert reread(path) == [*more, Turn("assistant", "Yes.")]
+
+    def test_links_and_pipes_in_its_place_are_refused(self, tmp_path: Path) -> None:
+        victim = tmp_path / "victim"
+        for name in ("chat.lock", "chat.jsonl"):
+            folder = tmp_path / f"of {name}"
+            folder.mkdir()
+            (folder / name).symlink_to(victim)
+            with pytest.raises(GgextError, match="is a link and not a plain file"):
+                Journal(folder / "chat.jsonl", "m.gguf")
+            (folder / name).unlink()
+            os.mkfifo(folder / name)
+            with pytest.raises(GgextError, match="is not a plain file"):
+                Journal(folder / "chat.jsonl", "m.gguf")
+        assert not victim.exists()
+
+    def test_only_the_user_can_read_it(self, tmp_path: Path) -> None:
+        was = os.umask(0)
+        try:
+            with Journal(tmp_path / "a" / "b" / "chat.jsonl", "m.gguf") as journal:
+                journal.update(SAID)
+        finally:
+            os.umask(was)
+        for name, mode in (("a", 0o700), ("a/b", 0o700), ("a/b/chat.jsonl", 0o600)):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == mode
+
+
+def reread_open(path: Path) -> list[Turn]:
+    """What a program would find that opens it after this one was killed."""
+    copy = path.parent / "copy" / "chat.jsonl"
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+    return reread(copy)
 
 
 WRITER = """
@@ -179,15 +305,75 @@ def test_names_of_sessions() -> None:
             named(name)
 
 
-def test_of_chats_without_a_name_the_newest_stay() -> None:
-    sessions = state_folder() / "sessions"
-    for day in range(10, 35):
-        (sessions / f"autosave-202001{day}-000000-1").mkdir(parents=True)
-    (sessions / "mine").mkdir()
-    newest = autosaved()
-    assert str(os.getpid()) in newest.name
-    left = sorted(path.name for path in sessions.iterdir())
-    assert left == [*(f"autosave-202001{day}-000000-1" for day in range(16, 35)), "mine"]
+def said(folder: Path, text: str = "hello") -> Path:
+    with Keeper(folder, "model.gguf", None) as keeper:
+        keeper.record([Turn("user", text)])
+    return folder
+
+
+def test_of_chats_without_a_name_those_used_last_stay() -> None:
+    chats = [said(autosaved()) for _ in range(22)]
+    assert len(list(chats[0].parent.iterdir())) == 20
+    for day, folder in enumerate(chats[2:]):
+        for path in (folder, folder / "chat.jsonl"):
+            os.utime(path, (86_400 * day, 86_400 * day))
+    with Keeper(chats[2], "model.gguf", None) as keeper:  # the oldest is gone on with
+        keeper.record([Turn("user", "again")])
+    (chats[0].parent / "mine").mkdir()
+    named_alike = said(named("autosave-2020-notes"))
+    newest = said(autosaved())
+    left = set(chats[0].parent.iterdir())
+    assert left == {chats[2], *chats[4:], newest, named_alike, chats[0].parent / "mine"}
+
+
+def test_clean_up_takes_no_chat_that_is_open() -> None:
+    with Keeper(autosaved(), "model.gguf", None) as first:
+        first.record([Turn("user", "my long chat")])
+        folder = named(first.name)
+        os.utime(folder / "chat.jsonl", (1, 1))
+        os.utime(folder, (1, 1))
+        for _ in range(21):
+            said(autosaved())
+        assert first.record([Turn("user", "my long chat"), Turn("assistant", "more")]) == ""
+    assert len(reread(folder / "chat.jsonl")) == 2
+
+
+def test_clean_up_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    foreign = named("work")
+    foreign.mkdir(parents=True)
+    (foreign / "my notes.txt").write_text("mine")
+    with Keeper(foreign, "model.gguf", None):
+        pass
+    assert [path.name for path in foreign.iterdir()] == ["my notes.txt"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".unnamed").touch()
+    link = foreign.parent / "autosave-20200101-000000-abcdef"
+    link.symlink_to(tmp_path / "elsewhere")
+    for _ in range(22):
+        said(autosaved())
+    assert link.exists()
+
+
+def test_leaving_an_empty_chat_takes_nothing_from_one_that_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second waits for the lock, and gets it when the first has removed the folder."""
+    first = Keeper(named("r"), "model.gguf", None)
+    real, begun = os.close, []
+
+    def close(handle: int) -> None:
+        real(handle)
+        if not begun and not named("r").exists():
+            begun.append(handle)
+            begun.append(Keeper(named("r"), "model.gguf", None))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.close", close)
+        first.close()
+    second = begun[1]
+    second.record([Turn("user", "precious")])
+    second.close()
+    assert len(reread(named("r") / "chat.jsonl")) == 1
 
 
 def test_a_chat_is_kept_while_it_goes_on() -> None:

@@ -683,10 +683,39 @@ def test_a_stop_string_and_a_grammar_from_the_command_line(
         json.loads(ggext(demo_gguf, *question, "--json-schema", schema).stdout)["n"], int
     )
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
-    said = ggext(
-        demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30"
-    ).stdout
-    assert re.match(rb"Look [abc]", said)
+    cut = ggext(demo_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30")
+    assert re.match(rb"Look [abc]", cut.stdout)
+
+
+def test_another_template_and_its_options(demo_gguf: Path, tmp_path: Path) -> None:
+    template = tmp_path / "mine.jinja"
+    template.write_text(
+        "{% if effort != 'high' or n != 3 %}{{ raise_exception('effort ' ~ effort) }}{% endif %}"
+        "{{ messages[-1].content }}"
+    )
+    question = (demo_gguf, "-p", "Where?", *GREEDY, "--template", template)
+    options = ("--template-option", "effort=high", "--template-option", "n=3")
+    assert ggext(*question, *options).returncode == 0
+    refused = ggext(*question, *options, "--template-option", "effort=low")
+    assert refused.returncode == 1
+    assert b"refuses this conversation: effort low" in refused.stderr
+    unknown = ggext(*question, "--template-option", "depth=1")
+    assert b"ggext: the chat template has no option depth" in unknown.stderr
+    assert b"is not NAME=VALUE" in ggext(*question, "--template-option", "depth").stderr
+
+
+def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(demo_gguf: Path) -> None:
+    question = (demo_gguf, "-p", "Where?", "--temperature", "0", "--json-schema")
+    word = '{"enum": ["a word that takes more than one token"]}'
+    cut = ggext(*question, word, "--max-tokens", "2")
+    assert cut.returncode == 1
+    assert b"ggext: the answer is not whole: --max-tokens cut it before its grammar ended" in (
+        cut.stderr
+    )
+    whole = ggext(*question, word, "--max-tokens", "99")
+    assert whole.returncode == 0
+    # Cut behind its last token it is whole.
+    assert ggext(*question, '{"const": 1}', "--max-tokens", "1").returncode == 0
 
 
 @pytest.mark.parametrize(("given", "allocated"), [("auto", 512), ("256", 256)])

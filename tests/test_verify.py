@@ -70,7 +70,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("baked")
     found = {name: folder / f"{name}.gguf" for name in METHODS}
     for name, rope in METHODS.items():
-        convert(ConvertOptions(Path("demo"), found[name], rope))
+        # a gain stays in the keys here, where verify has to see it
+        encoding = "keys" if name in ("yarn", "yarn-7.5", "linear-gain") else None
+        convert(ConvertOptions(Path("demo"), found[name], rope, encoding=encoding))
     return found
 
 
@@ -115,7 +117,7 @@ def test_quantized_weights_make_no_difference(files: dict[str, Path], tmp_path: 
 
 
 def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream: Path) -> None:
-    result = ggext("verify", upstream)
+    result = ggext("verify", upstream, "--details")
     assert result.exit_code == 1
     assert "pair 7 of 16 (dimensions 14 and 15, wavelength 516.1 tokens)" in result.stdout
     assert (
@@ -126,7 +128,8 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in result.stdout
     unread = "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
     assert f"{unread}; rope.scaling.attn_factor must be 0.878249" in result.stdout
-    assert result.stdout.endswith("NOT within tolerance\n")
+    wrong = "1,024 tokens: WRONG, the file does not say what recipe in the file"
+    assert wrong in result.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -432,12 +435,14 @@ def test_without_a_gain_the_cache_may_roll(files: dict[str, Path], method: str) 
 
 def test_require_shift_safe(files: dict[str, Path]) -> None:
     told, required = (
-        ggext("verify", files["yarn"], "--level", "shift", *o)
+        ggext("verify", files["yarn"], "--details", "--level", "shift", *o)
         for o in ([], ["--require-shift-safe"])
     )
     assert (told.exit_code, required.exit_code) == (0, 1)
     assert "UNSAFE  not safe to roll: ×1.1386, ×1.2965, ×1.4762" in told.stdout
-    assert "do not roll the context of this file" in told.stdout
+    assert "each shift multiplies the cached keys by the attention factor 1.139" in told.stdout
+    assert "or write the file with --encoding folded" in told.stdout
+    assert told.stdout.endswith("do not let it roll\n")
     assert "WRONG" in required.stdout
 
 
@@ -545,14 +550,107 @@ def test_an_error_while_the_graph_is_read_reaches_the_caller(files: dict[str, Pa
 
 
 def test_one_report_on_the_screen(files: dict[str, Path]) -> None:
-    result = ggext("verify", files["linear"])
+    result = ggext("verify", files["linear"], "--details")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
     levels = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in LEVELS]
     assert levels == ["table"] * 3 + ["kernel"] * 2 + ["graph"] * 3 + ["shift"]
     assert "worst |Δ| of cos and sin / gain, by kernel" in lines
     assert any(line.startswith("1,048,576 ") and "beyond the context" in line for line in lines)
-    assert lines[-1] == "all within tolerance"
+    assert lines[-1] == "1,024 tokens: exact in llama.cpp; safe to roll"
+
+
+@pytest.mark.parametrize("name", ["linear", "yarn", "yarn-betas", "upstream"])
+def test_a_line_a_level_of_80_columns(files: dict[str, Path], upstream: Path, name: str) -> None:
+    """newcomer.md, E: every row wrapped in the middle of a word; and no verdict."""
+    path = upstream if name == "upstream" else files[name]
+    result = ggext("verify", path)
+    lines = result.stdout.splitlines()
+    assert max(len(line) for line in lines if "/" not in line) <= 80
+    levels = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in LEVELS]
+    assert set(levels) == set(LEVELS)
+    assert result.exit_code == (1 if name == "upstream" else 0)
+    verdicts = {
+        "linear": "1,024 tokens: exact in llama.cpp; safe to roll",
+        "yarn": "1,024 tokens: exact in llama.cpp; do not let it roll",
+        "yarn-betas": "1,024 tokens: exact in llama.cpp; safe to roll",
+    }
+    if name != "upstream":
+        assert lines[-1] == verdicts[name]
+    assert json.loads(ggext("verify", path, "--json").stdout)["verdict"].split(":")[0] == (
+        "1,024 tokens"
+    )
+
+
+def test_what_the_words_mean() -> None:
+    result = ggext("verify", "--explain")
+    assert result.exit_code == 0
+    assert "**safe to roll, shift-safe**" in result.stdout
+    page = Path(__file__).parents[1] / "docs" / "glossary.md"
+    assert page.read_text() == result.stdout
+
+
+# files from elsewhere
+
+
+def foreign(files: dict[str, Path], name: str, out: Path, **changes: Any) -> Path:
+    """The file without a recipe, as another program would have written it."""
+    changes = {f"llama.{key.replace('__', '.')}": value for key, value in changes.items()}
+    return rewritten(files[name], out, changes, drop=("ggext.recipe",))
+
+
+@pytest.mark.parametrize("name", ["none", "linear", "ntk", "yarn", "yarn-betas", "llama3"])
+def test_a_file_from_elsewhere_is_held_to_its_own_keys(
+    files: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    report = verify(foreign(files, name, tmp_path / "x.gguf"))
+    assert report.wanted_from == "its own keys"
+    assert report.passed, report.checks
+    assert report.verdict.startswith(f"{report.context:,} tokens: exact in llama.cpp; ")
+    assert report.shift_safe is (name != "yarn")
+
+
+def test_keys_that_llama_cpp_does_not_read_are_found(upstream: Path, tmp_path: Path) -> None:
+    """ "Is this YaRN file from the hub what llama.cpp executes?", without a recipe."""
+    path = rewritten(upstream, tmp_path / "x.gguf", {}, drop=("ggext.recipe",))
+    result = ggext("verify", path)
+    assert result.exit_code == 1
+    said = " ".join(result.stdout.split())
+    assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in said
+    assert "yarn_attn_factor 1 is not read by llama.cpp's llama" in said
+    assert said.endswith("WRONG, the file does not say what its own keys asks for")
+
+
+def test_a_known_model_is_held_to_what_its_authors_publish(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """A Llama 3.1 that lost its frequency factors says nothing wrong of itself."""
+    published = {"rope__freq_base": 500000.0, "context_length": 131072}
+    as_published = RopeScaling(
+        "llama3",
+        factor=8.0,
+        original_context=8192,
+        context=131072,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+    )
+    model = foreign(files, "none", tmp_path / "base.gguf", **published, embedding_length=4096)
+    report = verify(model, levels=["table"])
+    assert not report.passed
+    why = " ".join(check.why for check in report.checks)
+    assert "Llama 3.1 and 3.3 is scaled by llama3 ×8 of 8,192 tokens" in why
+    right = tmp_path / "right.gguf"
+    convert(ConvertOptions(model, right, as_published))
+    bare = rewritten(right, tmp_path / "bare.gguf", {}, drop=("ggext.recipe", "ggext.before"))
+    report = verify(bare, levels=["table"])
+    assert report.passed
+    assert report.published.startswith("as the authors of Llama 3.1 and 3.3 publish it")
+    other = tmp_path / "other.gguf"
+    convert(ConvertOptions(model, other, RopeScaling("yarn", factor=4, original_context=32768)))
+    bare = rewritten(other, tmp_path / "bare2.gguf", {}, drop=("ggext.recipe", "ggext.before"))
+    report = verify(bare, levels=["table"])
+    assert report.passed
+    assert "this file has a scaling of its own" in report.published
 
 
 def test_json_has_every_figure(files: dict[str, Path]) -> None:

@@ -36,7 +36,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 128,
     "intermediate_size": 160,
@@ -58,8 +58,8 @@ def small_config(model_type: str, **config: Any) -> Any:
 
     values = {
         key: value
-        for key, value in (_SIZES | config).items()
-        if value is not None or key not in _SIZES
+        for key, value in (SIZES | config).items()
+        if value is not None or key not in SIZES
     }
     return AutoConfig.for_model(model_type, **values)
 

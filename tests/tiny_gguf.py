@@ -207,7 +207,7 @@ _FOLDER = TemporaryDirectory()
 @cache
 def _converted(arch: str) -> GgufFile:
     """A tiny checkpoint of the family, converted without a scaling. It is called ``model``: where a
-    file's name says phi3, llama.cpp 0c1e57098 changes the attributes of tokens that this vocabulary
+    file's name says phi3, the pinned llama.cpp changes the attributes of tokens that this vocabulary
     has not, and fails."""
     pytest.importorskip("transformers")
     from tiny import make_model

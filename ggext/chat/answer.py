@@ -26,7 +26,7 @@ class AnswerText:
         self.text = ""
         self.reasoning = ""
         self.stopped = False
-        marks = "" if tags is None else "".join((tags.start, tags.end, *tags.headers))
+        marks = "" if tags is None else "".join(tags.marks)
         self._detokenizer = Detokenizer(vocabulary, marks)
         self._splitter = Splitter(tags, inside)
         self._stop = tuple(stop)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from ggext.arguments import check_fields
 from ggext.chat.answer import AnswerText
 from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
+from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
@@ -72,14 +73,15 @@ class Outcome:
 class ChatOptions:
     """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not
     part of it; ``think``: whether the model shall reason first (None: as its template does by
-    itself); ``drop_turns``: whole oldest turns leave the prompt when the context is full. Raises
-    UsageError."""
+    itself); ``drop_turns``: whole oldest turns leave the prompt when the context is full;
+    ``template``: another template than the file's, and its options. Raises UsageError."""
 
     system: str | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     think: bool | None = None
     drop_turns: bool = False
+    template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -109,7 +111,9 @@ class Conversation:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
         self.prompts = Prompts(
-            vocabulary, False if sampling.grammar is not None else self.options.think
+            vocabulary,
+            False if sampling.grammar is not None else self.options.think,
+            self.options.template,
         )
         self.engine = engine
         self.sampling = sampling

@@ -2,37 +2,38 @@
 cuts one line at most.
 
 Each line is a JSON object: the first names the format and the model, each further one says
-``{"keep": K, "turns": [...], "left": N}``: the first K turns stay, these follow; the N oldest
-behind the system prompt are not in the context any more (none where it is not said). A last line
-without its end is what a crash was writing; it is left out.
+``{"keep": K, "turns": [...], "left": N}``: the first K turns stay, these follow; the N oldest after
+the system prompt are not in the context any more (none where it is not said). A last line without
+its end is what a crash was writing; it is left out. So is a damaged line, with the turns that it
+had.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from ggext.chat.folder import ChatFolder
 from ggext.chat.transcript import TranscriptError, Turn, checked_turns
 from ggext.errors import OutputError
-from ggext.gguf.writer import whole_file
+from ggext.gguf.plain_files import open_plain, private_file, read_plain
 from ggext.runtime.closing import Closing
 
 _FORMAT = "ggext journal"
 _VERSION = 1
 _MAX_BYTES = 1 << 30
-
-
-class OpenElsewhereError(OutputError):
-    """Another program has the chat open."""
+_MAX_TURNS = 1 << 20
 
 
 class Journal(Closing):
     """The journal of one chat. ``turns``: what it says, ``left``: how many left the context;
-    ``damaged``: its last line was cut off by a crash.
+    ``damaged``: how many of its lines were cut off by a crash, or are none.
 
     Raises TranscriptError for a file that is no journal, OutputError where it cannot be written or
     another program has it open.
@@ -40,45 +41,119 @@ class Journal(Closing):
 
     def __init__(self, path: Path, model: str) -> None:
         self.path = path
+        self._file = -1
         with _as_output_error(path):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _locked(path.with_suffix(".lock"))
+            self.folder = ChatFolder(path.parent)
         try:
-            self.model, self.turns, self.left, self.damaged = (
-                read(path) if path.exists() else (model, [], 0, False)
-            )
-            # Rewritten when opened: without the halves of answers, and with a whole last line.
-            lines = [{"format": _FORMAT, "version": _VERSION, "model": model}]
-            self._replace([*lines, _record(0, self.turns, self.left)] if self.turns else lines)
+            said = _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
+            self.model, self.turns, self.left = said.model, said.turns, said.left
+            self.damaged = said.damaged
+            self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
             with _as_output_error(path):
-                self._file: IO[bytes] = path.open("ab")
+                if said.lost_inside:
+                    _keep_aside(path)
+                # Rewritten when opened: without the halves of answers, and with a whole last line.
+                self._rewrite(self.turns, self.left)
         except BaseException:
-            self._lock.close()
+            self.folder.close()
             raise
 
-    def update(self, turns: Sequence[Turn], left: int = 0) -> None:
+    def update(self, turns: Sequence[Turn], left: int = 0) -> str:
         """Makes the journal say these turns, and how many left the context; on disk when it
-        returns. Raises OutputError."""
+        returns. Returns a sentence if the journal had to be written again, because somebody
+        removed it; else nothing. After an error it says what it said before. Raises OutputError."""
         pairs = enumerate(zip(self.turns, turns, strict=False))
         keep = next((i for i, (old, new) in pairs if old != new), min(len(self.turns), len(turns)))
         if keep == len(turns) == len(self.turns) and left == self.left:
-            return
+            return ""
         with _as_output_error(self.path):
-            self._file.write(_line(_record(keep, turns[keep:], left)))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            note = ""
+            if self._is_there:
+                self._append(_line(_record(keep, turns[keep:], left)))
+            else:
+                self._write_again(turns, left)
+                note = f"{self.path} had vanished; the whole chat was written again"
         self.turns, self.left = list(turns), left
+        return note
+
+    @property
+    def _is_there(self) -> bool:
+        try:
+            same = os.path.samestat(self.path.lstat(), os.fstat(self._file))
+        except OSError:
+            return False
+        return same and self.folder.is_there
 
     def close(self) -> None:
         """Closes the file and lets other programs have it."""
-        with suppress(OSError):  # the disk is full: `update` said so
-            self._file.close()
-        self._lock.close()
+        self._close_file()
+        self.folder.close()
 
-    def _replace(self, lines: Sequence[dict[str, Any]]) -> None:
+    def remove(self) -> None:
+        """Closes and removes it, with its folder if that has nothing else."""
+        self._close_file()
+        self.folder.remove()
+
+    def _close_file(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def _append(self, line: bytes) -> None:
+        """All of the line or nothing: what a full disk leaves of one is cut off again."""
+        if os.fstat(self._file).st_size != self._length:  # what could not be cut off then
+            os.ftruncate(self._file, self._length)
+        try:
+            rest = memoryview(line)
+            while rest:
+                written = os.write(self._file, rest)
+                if not written:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                rest = rest[written:]
+            os.fsync(self._file)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(self._file, self._length)
+            raise
+        self._length += len(line)
+
+    def _write_again(self, turns: Sequence[Turn], left: int) -> None:
+        if not self.folder.is_there:
+            self.folder.make_again()
+        self._rewrite(turns, left)
+
+    def _rewrite(self, turns: Sequence[Turn], left: int) -> None:
+        lines = [self._head, _record(0, turns, left)] if turns else [self._head]
         data = b"".join(map(_line, lines))
-        with whole_file(self.path, len(data)) as file:
+        with private_file(self.path) as file:
             file.write(data)
+        self._close_file()
+        self._file = open_plain(self.path, os.O_WRONLY | os.O_APPEND, follow=False)
+        self._length = len(data)
+
+
+def read(path: Path) -> tuple[str, list[Turn]]:
+    """The model's name and the turns of a journal that nobody else need close. Raises
+    TranscriptError."""
+    said = _read(path)
+    return said.model, said.turns
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""
+
+    model: str
+    turns: list[Turn]
+    left: int
+    damaged: int
+    lost_inside: bool
+
+
+def _keep_aside(path: Path) -> None:
+    """The journal as it is, under another name, before its damaged lines go."""
+    with suppress(OSError):
+        os.link(path, path.with_name(f"{path.name}.damaged"), follow_symlinks=False)
 
 
 def _record(keep: int, turns: Sequence[Turn], left: int) -> dict[str, Any]:
@@ -91,61 +166,55 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode("ascii") + b"\n"
 
 
-def read(path: Path) -> tuple[str, list[Turn], int, bool]:
-    """The model's name, the turns, how many of them left the context, and whether the last line was
-    cut off. Raises TranscriptError."""
+def _read(path: Path) -> _Said:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise TranscriptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
-        *lines, rest = path.read_bytes().split(b"\n")
+        *lines, rest = read_plain(path, _MAX_BYTES, follow=False).split(b"\n")
     except OSError as error:
         raise TranscriptError(f"{path} cannot be read: {error.strerror}") from error
-    records = _parsed(path, lines)
-    head = next(records, {})
+    head = _parsed(lines[0]) if lines else None
     if (
-        head.get("format") != _FORMAT
+        head is None
+        or head.get("format") != _FORMAT
         or head.get("version") != _VERSION
         or not isinstance(head.get("model"), str)
     ):
         raise TranscriptError(f"{path} is not the journal of a chat that this ggext reads")
-    turns: list[Turn] = []
-    left = 0
-    for record in records:
-        keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
-        malformed = TranscriptError(
-            f"{path}: a line is malformed; move the file away to start over"
-        )
-        if not (isinstance(keep, int) and 0 <= keep <= len(turns) and isinstance(new, list)):
-            raise malformed
-        if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
-            raise malformed
-        turns = [*turns[:keep], *checked_turns(path, new, keep)]
-    return head["model"], turns, left, bool(rest)
-
-
-def _parsed(path: Path, lines: Sequence[bytes]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
+    # None: a turn of a line that is damaged
+    turns: list[Turn | None] = []
+    left = lost = 0
+    for line in lines[1:]:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TranscriptError(
-                f"{path}: line {number} is damaged; move the file away to start over"
-            ) from error
-        yield record if isinstance(record, dict) else {}
+            turns, left = _applied(path, turns, _parsed(line))
+        except TranscriptError:
+            lost += 1
+    gone = sum(turn is None for turn in turns[: left + 1])
+    whole = [turn for turn in turns if turn is not None]
+    left = min(max(left - gone, 0), len(whole))
+    return _Said(head["model"], whole, left, lost + bool(rest), lost > 0)
 
 
-def _locked(path: Path) -> IO[bytes]:
-    import fcntl
+def _applied(
+    path: Path, turns: list[Turn | None], record: dict[str, Any] | None
+) -> tuple[list[Turn | None], int]:
+    """The turns after a line, and how many left the context. Raises TranscriptError."""
+    malformed = TranscriptError(f"{path}: a line is malformed")
+    if record is None:
+        raise malformed
+    keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
+    if not (isinstance(keep, int) and 0 <= keep <= _MAX_TURNS and isinstance(new, list)):
+        raise malformed
+    if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
+        raise malformed
+    kept = [*turns[:keep], *([None] * (keep - len(turns)))]
+    return [*kept, *checked_turns(path, new, keep)], left
 
-    file = path.open("ab")
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise OpenElsewhereError(
-            f"the chat in {path.parent} is open in another ggext; leave that one first"
-        ) from None
-    return file
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ggext.arguments import check_fields
-from ggext.errors import UsageError
+from ggext.chat.folder import SETTINGS
+from ggext.errors import OutputError, UsageError
+from ggext.gguf.plain_files import private_file, read_plain
 
-_NAME = "settings.json"
 _MAX_BYTES = 1 << 20
 
 
@@ -59,20 +60,20 @@ class KeptSettings:
 
 def save(folder: Path, settings: KeptSettings) -> None:
     """Writes the settings into a chat's folder. Raises OutputError."""
-    from ggext.gguf.writer import whole_file
-
     data = json.dumps(asdict(settings), indent=1).encode("ascii") + b"\n"
-    with whole_file(folder / _NAME, len(data)) as file:
-        file.write(data)
+    try:
+        with private_file(folder / SETTINGS) as file:
+            file.write(data)
+    except OSError as error:
+        raise OutputError(
+            f"{folder / SETTINGS}: {error.strerror or error}; the settings are not being kept"
+        ) from None
 
 
 def load(folder: Path) -> KeptSettings | None:
     """The settings in a chat's folder, None where there are none, or none that this ggext reads."""
-    path = folder / _NAME
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            return None
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_plain(folder / SETTINGS, _MAX_BYTES, follow=False))
     except (OSError, ValueError, RecursionError):
         return None
     return parsed(document)

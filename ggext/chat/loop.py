@@ -59,6 +59,7 @@ class Chat:
         self.screen = screen
         self.room = room
         self.keeper = keeper
+        self._is_kept = True  # as far as the last attempt went
         self.documents: list[Document] = []
         self.unanswered: str | None = None
         self.reopen: Reopen | None = None
@@ -195,17 +196,24 @@ class Chat:
             self.screen.notice(f"  {choice}")
 
     def record(self) -> None:
-        """Brings what is kept up to date; where that fails it is said once, and the chat goes on
-        without."""
+        """Brings what is kept up to date; where that fails it is said once, the chat goes on, and
+        it is tried again each time."""
         if self.keeper is None:
             return
         try:
-            self.keeper.record(self.conversation.so_far, self.conversation.left)
+            note = self.keeper.record(self.conversation.so_far, self.conversation.left)
             if self.settings is not None:
                 self.keeper.keep_settings(self.settings())
         except OutputError as error:
-            self.keeper = None
-            self.screen.error(f"{error}; /save FILE keeps it elsewhere")
+            if self._is_kept:
+                self.screen.error(f"{error}; /save FILE keeps it elsewhere")
+            self._is_kept = False
+            return
+        if note:
+            self.screen.notice(note)
+        if not self._is_kept:
+            self.screen.notice("the chat is kept again, whole")
+        self._is_kept = True
 
     def _remind(self) -> None:
         if self.documents:

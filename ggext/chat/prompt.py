@@ -9,9 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from ggext.chat.reasoning import opens_reasoning, tags_of, without_reasoning
-from ggext.chat.template import ChatTemplate
+from ggext.chat.reasoning import (
+    Tags,
+    guarded,
+    marks_of,
+    opens_reasoning,
+    tags_of,
+    without_reasoning,
+)
+from ggext.chat.template import ChatTemplate, TemplateChoice
 from ggext.chat.transcript import Turn
+from ggext.errors import UsageError
 
 _TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks behind it have
 
@@ -40,31 +48,46 @@ class Prompts:
     continued.
 
     ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves
-    it to the template.
+    it to the template. ``template``: another template than the vocabulary's, and its options.
     """
 
-    def __init__(self, vocabulary: Vocabulary, think: bool | None = None) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        think: bool | None = None,
+        template: TemplateChoice | None = None,
+    ) -> None:
         self.vocabulary = vocabulary
         self.think = think
-        source = vocabulary.chat_template
-        self.template = None if source is None else ChatTemplate(source, _special(vocabulary))
-        self.tags = None if source is None else tags_of(source)
+        choice = template or TemplateChoice()
+        source = vocabulary.chat_template if choice.source is None else choice.source
+        if source is None and choice.options:
+            raise UsageError("there is no chat template that could take options")
+        self.template: ChatTemplate | None = None
+        self.tags: Tags | None = None
+        self._marks: frozenset[str] = frozenset()
+        if source is not None:
+            self.template = ChatTemplate(source, _special(vocabulary), choice.options)
+            self.tags = tags_of(source)
+            self._marks = marks_of(source)
 
     def tokens(self, turns: Sequence[Turn]) -> list[int]:
         """The tokens of the turns, the opening of the answer included, with one BOS at most.
 
-        A control token that is spelled out in a turn stays text. Raises TemplateError.
+        A control token or a mark of the template that is spelled out in a turn stays text. Raises
+        TemplateError.
         """
         if self.template is None:
             return self.vocabulary.tokenize("".join(turn.content for turn in turns))
-        # A random mark inside each spelled-out control token; the text is cut there again, after
-        # the template has done with it what it does.
-        mark = f"\ue000{secrets.token_hex(8)}\ue000"
-        text = self.template.render([self._guarded(turn, mark) for turn in turns], self.think)
+        # A random cut inside each spelled-out control token, where the text is parted again after
+        # the template has done with it what it does, and a random guard inside each other mark.
+        cut, guard = (f"\ue000{secrets.token_hex(8)}\ue000" for _ in range(2))
+        turns = [self._guarded(turn, cut, guard) for turn in turns]
+        text = self.template.render(turns, self.think).replace(guard, "")
         if self.think is False and self.tags is not None:
             text = without_reasoning(text, self.tags)
         tokens: list[int] = []
-        for part in text.split(mark):
+        for part in text.split(cut):
             tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
         if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
             tokens.insert(0, self.vocabulary.bos)
@@ -102,18 +125,20 @@ class Prompts:
         """Tokens of a text by itself."""
         return len(self.vocabulary.tokenize(text, add_special=False))
 
-    def _guarded(self, turn: Turn, mark: str) -> Turn:
-        return replace(
-            turn, content=self._cut(turn.content, mark), reasoning=self._cut(turn.reasoning, mark)
+    def _guarded(self, turn: Turn, cut: str, guard: str) -> Turn:
+        content, reasoning = (
+            guarded(self._cut(text, cut), self._marks, guard)
+            for text in (turn.content, turn.reasoning)
         )
+        return replace(turn, content=content, reasoning=reasoning)
 
-    def _cut(self, content: str, mark: str) -> str:
+    def _cut(self, content: str, cut: str) -> str:
         vocabulary = self.vocabulary
         tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
         spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
         for text in sorted(spelled, key=len, reverse=True):
             middle = len(text) // 2
-            content = content.replace(text, text[:middle] + mark + text[middle:])
+            content = content.replace(text, text[:middle] + cut + text[middle:])
         return content
 
 

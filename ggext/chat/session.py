@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
+import secrets
+import stat
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -12,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.chat import kept_settings
+from ggext.chat.folder import JOURNAL, STATE, UNNAMED, ChatFolder, make_private
 from ggext.chat.journal import Journal, read
 from ggext.chat.kept_settings import KeptSettings
 from ggext.chat.transcript import TranscriptError, Turn
 from ggext.errors import GgextError, OutputError, UsageError
 from ggext.folders import state_folder
+from ggext.gguf.plain_files import create_plain
 from ggext.runtime import store
 from ggext.runtime.closing import Closing
 
 if TYPE_CHECKING:
     from ggext.runtime.engine import Session
 
-_JOURNAL, _STATE = "chat.jsonl", "kv.bin"
 _AUTOSAVED = "autosave-"
 _KEPT = 20  # chats without a name
 _WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
@@ -39,8 +41,8 @@ class Keeper(Closing):
     def __init__(self, folder: Path, model: str, session: Session | None) -> None:
         self.name = folder.name
         self.session = session  # another one, once its context was opened again
-        self._state = folder / _STATE
-        self._journal = Journal(folder / _JOURNAL, model)
+        self._state = folder / STATE
+        self._journal = Journal(folder / JOURNAL, model)
         self.turns = tuple(self._journal.turns)
         self.left = self._journal.left
         self.model = self._journal.model
@@ -70,9 +72,9 @@ class Keeper(Closing):
     def _replay(self, reason: str) -> str:
         return f"{reason}: the next question reads the chat again" if self.turns else "a new chat"
 
-    def record(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Brings the journal up to date. Raises OutputError."""
-        self._journal.update(turns, left)
+    def record(self, turns: Sequence[Turn], left: int = 0) -> str:
+        """Brings the journal up to date; a sentence if it had vanished. Raises OutputError."""
+        return self._journal.update(turns, left)
 
     def keep_settings(self, settings: KeptSettings) -> None:
         """Writes down what the chat runs with, where something was said. Raises OutputError."""
@@ -99,9 +101,10 @@ class Keeper(Closing):
 
     def close(self) -> None:
         """Closes the journal; what nobody said or read anything in is removed."""
-        self._journal.close()
         if not self.kept and not self._state.exists():
-            shutil.rmtree(self._journal.path.parent, ignore_errors=True)
+            self._journal.remove()
+        else:
+            self._journal.close()
 
 
 def _content(session: Session) -> tuple[int, tuple[int, ...]]:
@@ -117,12 +120,44 @@ def named(name: str) -> Path:
 
 
 def autosaved() -> Path:
-    """The folder of a chat that nobody named; of those the newest 20 stay."""
+    """The folder of a chat that nobody named, new. Of those the 20 that were used last stay.
+
+    Raises OutputError."""
     sessions = state_folder() / "sessions"
-    for old in sorted(sessions.glob(f"{_AUTOSAVED}*"))[: 1 - _KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
-    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    return sessions / f"{_AUTOSAVED}{stamp}-{os.getpid()}"
+    try:
+        make_private(sessions)
+        _clean_up(sessions)
+        while True:
+            stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+            folder = sessions / f"{_AUTOSAVED}{stamp}-{secrets.token_hex(3)}"
+            with suppress(FileExistsError):
+                folder.mkdir(mode=0o700)
+                os.close(create_plain(folder / UNNAMED))
+                return folder
+    except OSError as error:
+        raise OutputError(
+            f"{sessions}: {error.strerror or error}; the chat is not being kept"
+        ) from None
+
+
+def _clean_up(sessions: Path) -> None:
+    """Removes the oldest chats that nobody named, by their last use, and none that is open."""
+    unnamed = [
+        folder
+        for folder in sessions.glob(f"{_AUTOSAVED}*")
+        if stat.S_ISDIR(folder.lstat().st_mode) and (folder / UNNAMED).is_file()
+    ]
+    for folder in sorted(unnamed, key=_last_use, reverse=True)[_KEPT - 1 :]:
+        with suppress(GgextError, OSError):  # open in another ggext, or not ours
+            ChatFolder(folder).remove()
+
+
+def _last_use(folder: Path) -> float:
+    times = []
+    for path in (folder, folder / JOURNAL, folder / STATE):
+        with suppress(OSError):
+            times.append(path.lstat().st_mtime)
+    return max(times, default=0.0)
 
 
 def last_chat() -> str:
@@ -146,7 +181,7 @@ def read_only(name: str) -> list[Turn]:
     """The turns of a kept chat where its place cannot be written; none where it cannot be read
     either."""
     try:
-        return read(named(name) / _JOURNAL)[1]
+        return read(named(name) / JOURNAL)[1]
     except (TranscriptError, OutputError):
         return []
 
@@ -154,7 +189,7 @@ def read_only(name: str) -> list[Turn]:
 def chats() -> list[Path]:
     """The folders of the chats that are kept and have turns, the last used one first."""
     try:
-        journals = [folder / _JOURNAL for folder in (state_folder() / "sessions").iterdir()]
+        journals = [folder / JOURNAL for folder in (state_folder() / "sessions").iterdir()]
     except (OSError, OutputError):
         return []
     dated = [(journal.stat().st_mtime, journal) for journal in journals if journal.is_file()]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 
 from ggext.chat import kept_settings, session, transcript
-from ggext.chat.journal import Journal, read
+from ggext.chat.folder import JOURNAL, UNNAMED, ChatFolder
+from ggext.chat.journal import read
 from ggext.chat.transcript import Turn, questions
 from ggext.errors import GgextError, OutputError, UsageError
 from ggext.runtime.sampling import Sampling
 
-_JOURNAL = "chat.jsonl"
 _QUOTED = 48  # characters of the first question
 
 
@@ -38,10 +37,10 @@ def kept_chats() -> list[KeptChat]:
     found = []
     for folder in session.chats():
         try:
-            model, turns, _, _ = read(folder / _JOURNAL)
+            model, turns = read(folder / JOURNAL)
         except GgextError:
             continue
-        stamp = datetime.fromtimestamp((folder / _JOURNAL).stat().st_mtime).astimezone()
+        stamp = datetime.fromtimestamp((folder / JOURNAL).stat().st_mtime).astimezone()
         used = stamp.strftime("%Y-%m-%d %H:%M")
         found.append(KeptChat(folder.name, used, model, questions(turns), _begins(turns)))
     return found
@@ -52,25 +51,22 @@ def rename_chat(old: str, new: str) -> None:
     source, target = _there(old), session.named(new)
     if target.exists():
         raise UsageError(f"there is a chat {new} already; delete it first, or choose another name")
-    with _closed(source):
+    with ChatFolder(source):
         _move(source, target)
+        (target / UNNAMED).unlink(missing_ok=True)  # it has a name now: it is not cleaned up
 
 
 def delete_chat(name: str) -> None:
-    """Raises UsageError where there is none, OutputError where it is open or cannot be deleted."""
-    folder = _there(name)
-    with _closed(folder):
-        try:
-            shutil.rmtree(folder)
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be deleted: {error.strerror or error}") from None
+    """Removes what is ggext's of it. Raises UsageError where there is none, OutputError where it is
+    open."""
+    ChatFolder(_there(name)).remove()
 
 
 def export_chat(name: str, path: Path) -> str:
     """Writes a chat; how many questions it has, in words. Raises UsageError, TranscriptError,
     OutputError."""
     folder = _there(name)
-    model, turns, _, _ = read(folder / _JOURNAL)
+    model, turns = read(folder / JOURNAL)
     if path.exists():
         raise OutputError(f"{path} exists; choose another name")
     if path.suffix == ".json":
@@ -91,14 +87,9 @@ def _sampling(folder: Path) -> Sampling:
 
 def _there(name: str) -> Path:
     folder = session.named(name)
-    if not (folder / _JOURNAL).is_file():
+    if not (folder / JOURNAL).is_file():
         raise UsageError(f"there is no chat {name}; ggext chats lists those that are kept")
     return folder
-
-
-def _closed(folder: Path) -> Journal:
-    """Holds the chat, so that no other ggext opens it. Raises OutputError where one has it open."""
-    return Journal(folder / _JOURNAL, "")
 
 
 def _move(source: Path, target: Path) -> None:

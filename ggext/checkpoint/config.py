@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ggext.checkpoint.contents import refusal
 from ggext.checkpoint.files import read_json
 from ggext.errors import CheckpointError
 
@@ -105,8 +106,9 @@ def read_config(folder: Path) -> Config:
             f"{folder} is a file, not a checkpoint; give a Hugging Face model's folder or id"
         )
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} is not a model: it has no config.json; give a Hugging Face model's folder "
-            "or a .gguf file"
+        raise refusal(
+            folder,
+            "is not a model: it has no config.json; give a Hugging Face model's folder or a .gguf "
+            "file",
         )
     return Config(dict(read_json(path) or {}), str(path))

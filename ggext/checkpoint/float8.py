@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ggext.checkpoint.config import Config
 from ggext.checkpoint.files import get, quote
+from ggext.checkpoint.quantized import is_plain, packed_by
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
 from ggext.errors import CheckpointError
 
@@ -32,12 +33,24 @@ _UNUSED = ("activation_scale", "input_scale", "input_global_scale", "k_scale", "
 _BYTES = {"BF16": 2, "F32": 4}
 
 
-def weights_of(tensors: dict[str, CheckpointTensor], config: Config) -> dict[str, CheckpointTensor]:
+def weights_of(
+    tensors: dict[str, CheckpointTensor], config: Config, notes: list[str] | None = None
+) -> dict[str, CheckpointTensor]:
     """``tensors`` with each float8 weight as the values that it stands for, and without its scales.
+    They are believed over ``config``: ``notes`` gets a line where they are plain floats and it says
+    otherwise.
 
     Raises ``CheckpointError`` for a quantization that is not known, and for scales that do not fit.
     """
-    found = _quantization(config)
+    stated = _stated(config)
+    if is_plain(tensors.values()):
+        if stated is not None and notes is not None:
+            notes.append(
+                f"quantization_config says {quote(str(stated.get('quant_method', '?')), 40)}, and "
+                "every tensor is a plain float: the tensors are believed"
+            )
+        return tensors
+    found = _quantization(tensors, stated, config.source)
     if found is None:
         return tensors
     suffix, block = found
@@ -56,18 +69,39 @@ def weights_of(tensors: dict[str, CheckpointTensor], config: Config) -> dict[str
     return weights
 
 
-def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
+def _stated(config: Config) -> Mapping[str, Any] | None:
+    """What config.json says of quantization, ``None`` where it says nothing."""
+    values = _with_text(config).values
+    keys = ("quantization_config", "compression_config", "quantization")
+    stated = next((values[key] for key in keys if values.get(key)), None)
+    if stated is None or isinstance(stated, Mapping):
+        return stated
+    raise CheckpointError(
+        f"{config.source}: quantization_config is {quote(repr(stated))}, expected an object; "
+        "correct the file"
+    )
+
+
+def _quantization(
+    tensors: dict[str, CheckpointTensor], stated: Mapping[str, Any] | None, source: str
+) -> tuple[str, tuple[int, int] | None] | None:
     """What follows a weight's name in its scale's, and the block (rows, columns) that shares a
     scale, ``None``: not blocks. ``None``: there is nothing to do here."""
-    values = _with_text(config).values
-    stated = values.get("quantization_config") or values.get("compression_config")
-    if stated is None:
-        return None
-    where = f"{config.source}: quantization_config"
-    if not isinstance(stated, Mapping):
+    packed = packed_by(tensors)
+    if packed is not None:
         raise CheckpointError(
-            f"{where} is {quote(repr(stated))}, expected an object; correct the file"
+            f"{source}: the weights are quantized by {packed[0]}, which ggext does not read; "
+            f"{packed[1]}"
         )
+    where = f"{source}: quantization_config"
+    if stated is None:
+        scaled = next((t for t in tensors.values() if t.dtype in FLOAT8), None)
+        if scaled is not None:
+            raise CheckpointError(
+                f"{scaled.path}: tensor {scaled.name} is {scaled.dtype}, and {where} is missing, "
+                "which says how it is scaled; take it from the original model"
+            )
+        return None
     method = get(stated, "quant_method", str, where, "")
     if method in _BY_FAMILY:
         return None
@@ -77,9 +111,8 @@ def _quantization(config: Config) -> tuple[str, tuple[int, int] | None] | None:
         return "_scale", _compressed(stated, where)
     raise CheckpointError(
         f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, "
-        "compressed-tensors with 8-bit "
-        "floats and the MXFP4 of gpt-oss it does); take the unquantized model, and quantize with "
-        "--type"
+        "compressed-tensors with 8-bit floats and the MXFP4 of gpt-oss it does); take the "
+        "unquantized model, and quantize with --type"
     )
 
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from ggext.checkpoint.contents import what_it_is
 from ggext.checkpoint.files import quote
-from ggext.checkpoint.weights import FORMATS, shard_names
+from ggext.checkpoint.weights import FORMATS, files_of, preferred
 from ggext.errors import HubError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ _SMALL_FILES = [
         "special_tokens_map.json",
         "added_tokens.json",
         "README.md",
+        "adapter_config.json",
+        "params.json",
     ),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
     *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
@@ -45,14 +48,21 @@ _SMALL_FILES = [
 ]
 
 
+#: Shards whose index is not in the repository.
+_UNINDEXED = "model-*-of-*.safetensors"
+
 #: Raises for a checkpoint's folder whose weights are not to be fetched.
 Check = Callable[[Path], None]
 
 
 def is_hub_id(path: Path) -> bool:
     """Whether ``path`` is nothing on this machine and has the form ``owner/name``."""
-    text = path.as_posix()
-    return bool(_ID.fullmatch(text)) and not text.endswith(_FILES) and not path.exists()
+    return is_hub_name(path.as_posix()) and not path.exists()
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether ``text`` has the form ``owner/name``."""
+    return bool(_ID.fullmatch(text)) and not text.endswith(_FILES)
 
 
 def fetch(
@@ -70,14 +80,19 @@ def fetch(
     files being there. Raises ``HubError``.
     """
     wanted, folder = _small_files(path, revision, show_progress, check)
-    for name in FORMATS:
-        names = shard_names(folder / f"{name}.index.json") or [name]
-        wanted.download(names)
-        if all((folder / n).is_file() for n in names):
+    for name in preferred(folder):
+        names = files_of(folder, name)
+        if names:
+            wanted.download(names)
+        if names and all((folder / n).is_file() for n in names):
             return folder
-    raise HubError(
-        f"{wanted.name} has neither {' nor '.join(FORMATS)}; give a repository with such weights"
+    wanted.download([_UNINDEXED])
+    if any(folder.glob(_UNINDEXED)):
+        return folder
+    said = what_it_is(folder) or (
+        f"has neither {' nor '.join(FORMATS)}; give a repository with such weights"
     )
+    raise HubError(f"{wanted.name} {said}")
 
 
 @contextmanager
@@ -88,8 +103,6 @@ def headers_alone(
     fetched, and in the folder that is given, which is removed afterwards, their values are
     holes."""
     wanted, folder = _small_files(path, revision, show_progress=False, check=check)
-    whole = "model.safetensors"
-    names = shard_names(folder / f"{whole}.index.json") or [whole]
     with TemporaryDirectory() as temporary:
         hollow = Path(
             temporary, *folder.parts[-3:]
@@ -97,33 +110,45 @@ def headers_alone(
         hollow.mkdir(parents=True)
         for file in folder.iterdir():
             (hollow / file.name).symlink_to(file)
-        there = all(
-            (hollow / name).exists() or wanted.header(name, hollow / name) for name in names
+        there = any(
+            _hollow(wanted, hollow, files_of(folder, name))
+            for name in preferred(folder)
+            if not name.startswith("pytorch_model")
         )
         yield hollow if there else fetch(path, revision)
 
 
+def _hollow(wanted: Repository, folder: Path, names: list[str]) -> bool:
+    """Whether all of the safetensors files are there, or their headers could be fetched."""
+    return bool(names) and all(
+        (folder / name).exists() or wanted.header(name, folder / name) for name in names
+    )
+
+
 def _small_files(
     path: Path, revision: str | None, show_progress: bool, check: Check | None
-) -> tuple[_Wanted, Path]:
+) -> tuple[Repository, Path]:
     """What there is to be had, and its folder with all but the weights."""
+    _import_hub(path.as_posix())
+    wanted = Repository(path.as_posix(), revision, show_progress=show_progress)
+    folder = wanted.download(_SMALL_FILES)
+    if not (folder / "config.json").is_file():
+        said = what_it_is(folder) or "has no config.json, so it is no model that can be converted"
+        raise HubError(f"{wanted.name} {said}; see {wanted.page}")
+    if check is not None:
+        check(folder)
+    return wanted, folder
+
+
+def _import_hub(model: str) -> None:
+    """Without its warnings, which do not come from a command line."""
     try:
         from huggingface_hub.utils import logging
     except ImportError:
         raise MissingExtraError(
-            "huggingface_hub", "hub", f"{path.as_posix()} is not on this machine; fetching it"
+            "huggingface_hub", "hub", f"{model} is not on this machine; fetching it"
         ) from None
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # its warnings do not come from a command line
-    wanted = _Wanted(path.as_posix(), revision, _bars(show_progress, path.name))
-    folder = wanted.download(_SMALL_FILES)
-    if not (folder / "config.json").is_file():
-        raise HubError(
-            f"{wanted.name} has no config.json, so it is no model that can be converted; see "
-            f"{wanted.page}"
-        )
-    if check is not None:
-        check(folder)
-    return wanted, folder
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def model_name(folder: Path) -> str | None:
@@ -160,14 +185,16 @@ def _bars(show: bool, description: str) -> type[tqdm[Any]]:
     return Bytes
 
 
-class _Wanted:
+class Repository:
     """One repository at one revision. The first download settles the commit for the following
     ones."""
 
-    def __init__(self, repository: str, revision: str | None, bars: type[tqdm[Any]]) -> None:
+    def __init__(
+        self, repository: str, revision: str | None, *, show_progress: bool = False
+    ) -> None:
         self.repository = repository
         self.revision = revision
-        self.bars = bars
+        self.show_progress = show_progress
         self.commit: str | None = None
         self.name = f"the model {repository}" + (
             f" at revision {quote(revision)}" if revision else ""
@@ -179,6 +206,17 @@ class _Wanted:
 
         return f"{constants.ENDPOINT}/{self.repository}"
 
+    def files(self) -> list[str]:
+        """The names of all its files. Raises ``HubError``."""
+        _import_hub(self.repository)
+        from huggingface_hub import HfApi
+
+        try:
+            info = HfApi().model_info(self.repository, revision=self.revision)
+        except Exception as error:  # noqa: BLE001 - as for a download
+            raise self._failure(error) from None
+        return [sibling.rfilename for sibling in info.siblings or []]
+
     def download(self, files: list[str]) -> Path:
         from huggingface_hub import snapshot_download
 
@@ -187,7 +225,7 @@ class _Wanted:
                 self.repository,
                 revision=self.commit or self.revision,
                 allow_patterns=files,
-                tqdm_class=self.bars,
+                tqdm_class=_bars(self.show_progress, self.repository.rsplit("/", 1)[-1]),
             )
         except Exception as error:  # noqa: BLE001 - the network and the disk raise what they like
             raise self._failure(error) from None

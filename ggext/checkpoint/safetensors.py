@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 _MAX_HEADER = (
     32 << 20
 )  # some 300,000 tensors; Python needs up to 30 times as much memory to parse it
+_COMPARED = 1 << 20  # values at a time
+#: What people have in place of the file, by its first 8 bytes.
+_NOT_WEIGHTS = {
+    b"version ": "is a pointer of Git LFS, not the weights; run git lfs pull, or download it",
+    b"<!DOCTYP": "is a web page, not the weights; download it again",
+    b"<!doctyp": "is a web page, not the weights; download it again",
+}
 _MAX_DIMENSIONS = 8
 _MAX_NAME = 512
 #: dtype → NumPy type of its values, or of its bits where NumPy has no such type (bfloat16, float8).
@@ -92,6 +99,22 @@ class CheckpointTensor:
         return read_values(self.path, _NUMPY_TYPE[self.dtype], self.start, start, stop)
 
 
+def same_values(one: CheckpointTensor, other: CheckpointTensor) -> bool:
+    """Whether two tensors are alike in shape, dtype and every value; read in pieces."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    count = math.prod(one.shape)
+    pieces = ((start, min(count, start + _COMPARED)) for start in range(0, count, _COMPARED))
+    return all((_values(one, *piece) == _values(other, *piece)).all() for piece in pieces)
+
+
+def _values(tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
+    """Values [start, stop), all dimensions taken together."""
+    if tensor.is_stored:
+        return tensor.values(start, stop)
+    return tensor.array().reshape(-1)[start:stop]
+
+
 def check_name(name: str, path: Path) -> str:
     """A tensor's name that may stand in a message: printable ASCII."""
     if not (0 < len(name) <= _MAX_NAME and name.isascii() and name.isprintable()):
@@ -134,6 +157,8 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
+            if prefix in _NOT_WEIGHTS:
+                raise CheckpointError(f"{path} {_NOT_WEIGHTS[prefix]}")
             if len(prefix) < 8:
                 raise CheckpointError(
                     f"{path} has {size} bytes; it is not a safetensors file: download it again"

@@ -14,19 +14,28 @@ from ggext.cli.chat_input import Asked, asked
 from ggext.cli.chat_open import open_chat, require_extras
 from ggext.cli.chat_request import Request, new_request
 from ggext.cli.process import STOPPED, is_debugged
-from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
+from ggext.errors import ContextFullError, GgextError, ModelError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.loop import Chat
     from ggext.chat.screens import Screen
+    from ggext.runtime.constraint import Grammar
 
 
-@click.command(cls=chat_options.ChatCommand)
+@click.command(
+    cls=chat_options.ChatCommand,
+    examples=[
+        ('ggext chat model.gguf -f book.txt "Who did it?"', "one question to a book"),
+        ("ggext chat -c", "goes on with the last chat"),
+    ],
+)
 @click.argument("words", nargs=-1, metavar="FILE [QUESTION]")
 @chat_options.question
 @chat_options.kept
 @chat_options.sampled
+@chat_options.context
 @chat_options.machine
+@chat_options.output
 def chat(**given: Any) -> None:
     """Chat with the model in FILE (.gguf), or ask it one question.
 
@@ -88,7 +97,7 @@ def _screen(request: Request, question: Asked) -> Screen:
     return screen
 
 
-def _grammar(schema: str | None, grammar: Path | None) -> str | None:
+def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     from ggext.chat.documents import read_document
 
     if schema is not None and grammar is not None:
@@ -143,3 +152,10 @@ def _answer(chat: Chat, question: Asked) -> None:
     code = {"cancelled": STOPPED, "context": ContextFullError.exit_code}.get(outcome.finish, 0)
     if code:
         raise SystemExit(code)
+    grammar, said = conversation.sampling.grammar, conversation.turns[-1].content
+    if grammar is not None and outcome.finish != "eog":
+        from ggext.runtime.constraint import is_complete
+
+        if not is_complete(grammar, said):
+            why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
+            raise ModelError(f"the answer is not whole: {why} cut it before its grammar ended")

@@ -251,7 +251,7 @@ def _keeper(
 ) -> Keeper | None:
     """A chat is kept under its name, or without one if it is typed; one question only under a name.
     Where nothing can be written the chat goes on, and says so."""
-    from ggext.chat.journal import OpenElsewhereError
+    from ggext.chat.folder import OpenElsewhereError
     from ggext.chat.session import Keeper, autosaved, named, read_only
 
     try:
@@ -290,8 +290,9 @@ def _resume(request: Request, conversation: Conversation, screen: Screen, keeper
     for notice in left_earlier(conversation):
         screen.notice(notice)
     if keeper.damaged:
+        lines = "a line" if keeper.damaged == 1 else f"{keeper.damaged} lines"
         screen.notice(
-            "the last line of its journal was cut off when the program ended; it is left out"
+            f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
         screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")

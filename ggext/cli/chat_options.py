@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.cli.groups import GroupedCommand, group
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.cli.process import debug
+from ggext.errors import UsageError
 from ggext.runtime.memory.options import POLICIES
 
+if TYPE_CHECKING:
+    from ggext.chat.template import TemplateChoice
+
 _THINK = ("show", "hide", "off")
-_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def grouped(*options: _Decorator) -> _Decorator:
-    """Decorators as one, in the order in which --help shows them."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-class ChatCommand(click.Command):
-    """Options in groups, two examples, and ``-c`` with a number as llama-cli has it."""
+class ChatCommand(GroupedCommand):
+    """``-c`` goes on with the last chat; with a number it is a context, as in llama-cli."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """``-c`` goes on with the last chat; ``-c 4096`` is a context of so many tokens."""
@@ -39,46 +33,9 @@ class ChatCommand(click.Command):
                 parsed[place] = "--ctx"
         return super().parse_args(ctx, parsed)
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        records = {
-            parameter.name: parameter.get_help_record(ctx)
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option)
-        }
-        named = {name for names in GROUPS.values() for name in names}
-        rest = [name for name in records if name not in named]
-        for title, names in (*GROUPS.items(), ("Other options", rest)):
-            lines = [record for name in names if (record := records.get(name)) is not None]
-            if lines:
-                with formatter.section(title):
-                    formatter.write_dl(lines)
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        super().format_epilog(ctx, formatter)
-        with formatter.section("Examples"):
-            formatter.write_dl(
-                [
-                    ('ggext chat model.gguf -f book.txt "Who did it?"', "one question to a book"),
-                    ("ggext chat -c", "goes on with the last chat"),
-                ]
-            )
-
-
-#: The options of --help under their titles, by the names of their parameters.
-GROUPS = {
-    "What is asked": ("model", "prompt", "documents", "system"),
-    "What is kept": ("session", "go_on", "load", "autosave"),
-    "The answer": (
-        *("max_tokens", "stop", "json_schema", "grammar", "think"),
-        *("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed"),
-    ),
-    "The context": ("ctx", "when_full", "kv", "swa", "dynamic_ntk"),
-    "The machine": ("threads", "gpu_layers"),
-    "The output": ("json", "markdown"),
-}
-
-
-question = grouped(
+question = group(
+    "What is asked",
     click.option(
         "-m",
         "--model",
@@ -100,20 +57,39 @@ question = grouped(
     ),
     click.option("--system", metavar="TEXT", help="The system prompt."),
     click.option(
-        "--think",
-        type=click.Choice(_THINK),
-        help="Reasoning: show it, fold it (hide), or ask for none.",
+        "--template",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="A chat template (jinja) instead of the file's own.",
     ),
     click.option(
-        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
-    ),
-    click.option(
-        "--markdown/--no-markdown",
-        default=True,
-        help="Paint Markdown on a terminal.  [default: yes]",
+        "--template-option",
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="What the chat template is asked for, such as reasoning_effort=high. May be repeated.",
     ),
 )
-kept = grouped(
+
+
+def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoice:
+    """A value is JSON where it reads as JSON (true, 3, null), else text. Raises UsageError."""
+    from ggext.chat.documents import read_document
+    from ggext.chat.template import TemplateChoice
+
+    values: dict[str, Any] = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not sign:
+            raise UsageError(f"--template-option {option:.80} is not NAME=VALUE")
+        try:
+            values[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            values[name] = value
+    return TemplateChoice(None if file is None else read_document(file).text, values)
+
+
+kept = group(
+    "What is kept",
     click.option(
         "--session",
         metavar="NAME",
@@ -138,7 +114,13 @@ kept = grouped(
         help="Keep the text of a chat without a name.  [default: yes]",
     ),
 )
-sampled = grouped(
+sampled = group(
+    "The answer",
+    click.option(
+        "--think",
+        type=click.Choice(_THINK),
+        help="Reasoning: show it, fold it (hide), or ask for none.",
+    ),
     click.option(
         "--temperature",
         "--temp",
@@ -196,7 +178,8 @@ swa = click.option(
         "less memory."
     ),
 )
-machine = grouped(
+context = group(
+    "The context",
     click.option(
         "--ctx",
         "--context",
@@ -209,21 +192,6 @@ machine = grouped(
             "memory.  [default: auto, but "
             "half of the free memory for a new chat without a text]"
         ),
-    ),
-    click.option(
-        "-t",
-        "--threads",
-        type=click.IntRange(min=1),
-        metavar="N",
-        help="Threads on the CPU.  [default: the cores that are not busy]",
-    ),
-    click.option(
-        "-ngl",
-        "--gpu-layers",
-        "gpu_layers",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
     ),
     click.option(
         "--kv",
@@ -247,6 +215,35 @@ machine = grouped(
             "Grow the RoPE base with the text, of a file without scaling: rotate what is "
             "cached, or read it again."
         ),
+    ),
+)
+machine = group(
+    "The machine",
+    click.option(
+        "-t",
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads on the CPU.  [default: the cores that are not busy]",
+    ),
+    click.option(
+        "-ngl",
+        "--gpu-layers",
+        "gpu_layers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
+    ),
+)
+output = group(
+    "The output",
+    click.option(
+        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
+    ),
+    click.option(
+        "--markdown/--no-markdown",
+        default=True,
+        help="Paint Markdown on a terminal.  [default: yes]",
     ),
     click.option(
         "--debug",

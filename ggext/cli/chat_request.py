@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ggext.cli.chat_options import template_choice
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import ChatOptions
+    from ggext.runtime.constraint import Grammar
     from ggext.runtime.sampling import Sampling
 
 SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
@@ -51,7 +53,7 @@ class Request:
 
 
 def new_request(
-    given: Mapping[str, Any], explicit: Collection[str], grammar: str | None
+    given: Mapping[str, Any], explicit: Collection[str], grammar: Grammar | None
 ) -> Request:
     """The request of click's values. Raises UsageError, GgufError."""
     from ggext.chat.conversation import ChatOptions
@@ -86,6 +88,7 @@ def new_request(
         values.pop("stop"),
         think,
         values["when_full"] == "turns",
+        template_choice(values.pop("template"), values.pop("template_option")),
     )
     return Request(
         file=metadata_part(file),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,19 +13,21 @@ import click
 from ggext.cli.numbers import Tokens
 
 if TYPE_CHECKING:
-    from ggext.demo import DemoResult
+    from ggext.cli.progress import Steps
+    from ggext.demo import DemoResult, Recall, Watcher
+    from ggext.rope.scaling import Method
 
 _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": "YaRN"}
 
 
 @click.command(short_help="Bake, prove and measure the embedded model.")
 @click.option(
-    "--texts",
+    "--questions",
     type=click.IntRange(1, 100_000),
-    default=40,
+    default=50,
     show_default=True,
     metavar="N",
-    help="Texts read for each figure, 5 questions each.",
+    help="Questions asked for each figure.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts are made."
@@ -35,65 +38,93 @@ _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": 
     metavar="N",
     help="Only print a text of N tokens, to chat about with the embedded model.",
 )
-def demo(texts: int, seed: int, text: int | None) -> None:
+def demo(questions: int, seed: int, text: int | None) -> None:
     """Show what context extension does: a small model, trained on 256 tokens, asked at up to 2048.
 
     Everything printed is measured now, on this machine, through llama.cpp.
     """
-    from ggext.demo import run, sample_text
+    from ggext.cli.progress import steps
+    from ggext.demo import run, sample_text, work
 
     if text is not None:
         click.echo(sample_text(text, seed))
         return
     start = time.perf_counter()
+    click.echo(_heading(questions))
     with tempfile.TemporaryDirectory(prefix="ggext-demo-") as folder:
-        result = run(
-            Path(folder), texts, seed, progress=lambda line: click.echo(f"  {line}", err=True)
-        )
-    click.echo(report(result))
+        with steps(work(questions)) as bar:
+            result = run(Path(folder), questions, seed, _watcher(bar))
+        click.echo(_rest(result))
     click.echo(f"measured in {time.perf_counter() - start:.0f} s")
 
 
-def report(result: DemoResult) -> str:
-    from ggext.demo import LENGTHS, METHODS, TRAINED
+def _watcher(bar: Steps) -> Watcher:
+    from ggext import demo
 
+    class Shown(demo.Watcher):
+        """A row when it is measured, and the bar under it."""
+
+        def step(self, name: str) -> None:
+            bar.step(name)
+
+        def advance(self, tokens: int) -> None:
+            bar.advance(tokens)
+
+        def row(self, method: Method, recalls: Sequence[Recall]) -> None:
+            bar.above(_row(_NAMES[method], [_cell(recall) for recall in recalls]))
+
+    return Shown()
+
+
+def _heading(questions: int) -> str:
+    from ggext.demo import LENGTHS, TRAINED
+
+    model = f"The embedded model was trained on {TRAINED} tokens"
+    answers = f"Answers that are exact, greedy, {questions} questions a figure, with 95 % intervals"
     lines = [
-        (
-            f"The embedded model was trained on {TRAINED} tokens and reads a text that tells who "
-            "keeps what where."
-        ),
-        f"{result.files} files were baked and each was verified against its recipe.",
+        f"{model} and reads a text that tells who keeps what where.",
         "",
-        (
-            f"Answers that are exact, greedy, {result.recalls[0].asked} questions a figure, "
-            f"factor = length / {TRAINED}:"
-        ),
+        f"{answers}; factor = length / {TRAINED}:",
         _row("tokens", [f"{length:,}" for length in LENGTHS]),
     ]
-    lines += [
-        _row(_NAMES[method], [f"{result.recall(method, length):.2f}" for length in LENGTHS])
-        for method in METHODS
-    ]
-    steps = len(result.perplexities[0].values)
-    lines += [
+    return "\n".join(lines)
+
+
+def _cell(recall: Recall) -> str:
+    low, high = (f"{end:.2f}".removeprefix("0") for end in (recall.share.low, recall.share.high))
+    return f"{recall.share.value:.2f} {low}–{high}"
+
+
+def _rest(result: DemoResult) -> str:
+    """What follows the table of answers."""
+    return "\n".join(["", *_perplexities(result), "", *_asked(result), ""])
+
+
+def _perplexities(result: DemoResult) -> list[str]:
+    from ggext.demo import LENGTHS, TRAINED
+
+    steps = range(TRAINED, LENGTHS[-1] + 1, TRAINED)
+    rows = (_row(_NAMES[p.method], [f"{v:.1f}" for v in p.values], 8) for p in result.perplexities)
+    longest = LENGTHS[-1]
+    texts = f"Perplexity by position in texts of {longest:,} tokens, factor {longest // TRAINED}:"
+    return [
+        f"{result.files} files were baked and each was verified against its recipe.",
         "",
-        (
-            f"Perplexity by position in texts of {LENGTHS[-1]:,} tokens, factor "
-            f"{LENGTHS[-1] // TRAINED}:"
-        ),
+        texts,
+        _row("up to token", [f"{step:,}" for step in steps], 8),
+        *rows,
     ]
-    lines.append(_row("up to token", [f"{TRAINED * (i + 1):,}" for i in range(steps)]))
-    lines += [
-        _row(_NAMES[p.method], [f"{value:.1f}" for value in p.values]) for p in result.perplexities
-    ]
+
+
+def _asked(result: DemoResult) -> list[str]:
+    from ggext.demo import TRAINED
+
     example = result.example
-    lines += [
-        "",
-        f"Asked after {4 * TRAINED:,} tokens: {example.question} (the text says: {example.right})",
-    ]
-    lines += [f"  {_NAMES[method]:12} {answer}" for method, answer in example.answers.items()]
-    return "\n".join([*lines, ""])
+    head = (
+        f"Asked after {4 * TRAINED:,} tokens: {example.question} (the text says: {example.right})"
+    )
+    return [head, *(f"  {_NAMES[m]:12} {answer}" for m, answer in example.answers.items())]
 
 
-def _row(name: str, cells: list[str]) -> str:
-    return f"  {name:12}" + "".join(cell.rjust(9) for cell in cells)
+def _row(name: str, cells: Sequence[str], width: int = 16) -> str:
+    return f"  {name:12}" + "".join(cell.rjust(width) for cell in cells)

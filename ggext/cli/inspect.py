@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggext.cli.models import MODEL
+from ggext.errors import UsageError
+
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
 
@@ -18,7 +21,7 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 
 
 @click.command(short_help="Show what a GGUF file says, without loading it.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
@@ -35,6 +38,8 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
     from ggext.inspect import inspect as run
 
     if before is not None:
+        if plot is not None:
+            raise UsageError("--plot draws one file, --diff compares two; give one of them")
         click.echo(_differences(before, file, as_json))
         return
 
@@ -66,19 +71,18 @@ def in_words(result: Inspection) -> str:
     types = ", ".join(f"{name} ×{count}" for name, count in result.types.items())
     lines = [
         f"{result.path}: {result.name or 'no name'}",
-        f"architecture  {result.arch}, {_si(result.parameters)} parameters, {result.size:,} bytes",
+        f"architecture  {result.arch}, {si(result.parameters)} parameters, {result.size:,} bytes",
         f"tensors       {types}",
-        f"context       {result.context:,} tokens" + _extension(result),
+        f"context       {result.context:,} tokens" + extension(result),
     ]
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
-    lines.append(
-        f"rope          {_method_words(result)}, base {result.geometry.base:g}, "
-        f"{result.geometry.n_rot} of "
-        f"{result.geometry.head_dim} dimensions, attention factor "
-        f"{result.rope.attention_factor:.6g}, "
-        f"{'' if result.shift_safe else 'not '}shift-safe"
-    )
+    geometry = result.geometry
+    lines.append(f"rope          {method_words(result)}")
+    lines.append(f"              base {geometry.base:g}, {geometry.n_rot} of {geometry.head_dim}")
+    lines[-1] += f" dimensions, attention factor {result.rope.attention_factor:.6g}"
+    lines.append(f"              {'' if result.shift_safe else 'not '}safe to roll")
+    lines += _other_layers(result)
     if result.context_parameters:
         values = ", ".join(
             f"{name} {value:.6g}" for name, value in result.context_parameters.items()
@@ -93,7 +97,24 @@ def in_words(result: Inspection) -> str:
     return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
 
 
-def _extension(result: Inspection) -> str:
+def _other_layers(result: Inspection) -> list[str]:
+    """The layers that rotate otherwise than the table says, or do not see everything."""
+    count, lines = len(result.layers), []
+    sliding = result.layers.count("unscaled")
+    if sliding and result.sliding_rope is not None and result.geometry is not None:
+        lines.append(
+            f"              {sliding} of {count} layers see the latest {result.sliding_window:,} "
+            f"tokens; base {result.geometry.sliding_base:g}, not scaled"
+        )
+    elif result.sliding_window:
+        lines.append(f"              some layers see the latest {result.sliding_window:,} tokens")
+    still = result.layers.count("unrotated")
+    if still:
+        lines.append(f"              {still} of {count} layers do not rotate")
+    return lines
+
+
+def extension(result: Inspection) -> str:
     if result.context == result.trained_context:
         return ", as trained"
     return (
@@ -101,7 +122,7 @@ def _extension(result: Inspection) -> str:
     )
 
 
-def _method_words(result: Inspection) -> str:
+def method_words(result: Inspection) -> str:
     if result.recipe is None or result.recipe.scaling.method == "none":
         return {"none": "no scaling"}.get(result.method, result.method)
     scaling, encoding = result.recipe.scaling, result.recipe.encoding
@@ -141,9 +162,8 @@ def _chart(result: Inspection) -> list[str]:
         return max(0, round(_CHART_COLUMNS * math.log(max(1.0, tokens)) / math.log(longest)))
 
     edge = column(result.trained_context)
-    lines = [
-        f"pair  wavelength, tokens  ('|' is the trained context of {result.trained_context:,})"
-    ]
+    trained = f"{result.trained_context:,}"
+    lines = [f"pair  wavelength, tokens; bars on a log scale, | is the {trained} of training"]
     for pair in shown:
         bar = (_MARKS[pair.treatment] * column(pair.wavelength)).ljust(_CHART_COLUMNS + 1)
         bar = bar[:edge] + "|" + bar[edge + 1 :] if column(pair.wavelength) <= edge else bar
@@ -151,7 +171,7 @@ def _chart(result: Inspection) -> list[str]:
     return lines
 
 
-def _si(count: int) -> str:
+def si(count: int) -> str:
     for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if count >= limit:
             return f"{count / limit:.3g} {unit}"

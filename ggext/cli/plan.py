@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli import chat_options
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
+from ggext.cli.progress import waiting
 
 if TYPE_CHECKING:
     from ggext.plan import Plan, PlanOptions
@@ -21,13 +23,13 @@ _PARTS = {
     "cache": "KV cache",
     "compute": "computing",
     "output": "logits",
-    "checkpoints": "checkpoints",
+    "checkpoints": "window copies",
     "total": "total",
 }
 
 
 @click.command(short_help="Say what a model and a context need, before loading.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=MODEL)
 @click.option(
     "-c",
     "--context",
@@ -56,7 +58,10 @@ _PARTS = {
     "--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]"
 )
 @click.option(
+    "-ngl",
     "--gpu-layers",
+    "--n-gpu-layers",
+    "gpu_layers",
     type=click.IntRange(min=0),
     metavar="N",
     help="Layers on the GPU.  [default: all, if there is one]",
@@ -76,7 +81,8 @@ def plan(
     from ggext.plan import plan as run
 
     options = PlanOptions(context, gpu_layers, Choices(**choices))
-    found = run(file, options)
+    with waiting("adding up the memory"):
+        found = run(file, options)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
     sys.exit(found.fits is False)
 
@@ -122,7 +128,7 @@ def _table(found: Plan) -> list[str]:
     ]
     rows.append(("free", ["not known" if free is None else size(free) for _, _, free in columns]))
     return [
-        f"{words:11}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:])
+        f"{words:13}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:])
         for words, cells in rows
     ]
 
@@ -133,7 +139,16 @@ def _verdict(found: Plan, options: PlanOptions) -> list[str]:
         return ["whether it fits is not known: the system does not say what is free"]
     if not found.largest:
         return [f"{verdict}, nor does any context: take a smaller model or quantization"]
-    lines = [f"{verdict}; the largest context that does: {found.largest:,} tokens{_beyond(found)}"]
+    lines = [f"{verdict}; memory holds up to {found.largest:,} tokens"]
+    if found.context.tokens > found.made_for:
+        remedy = f"ggext convert {found.path} --target-context {found.context.tokens}"
+        lines = [
+            f"{verdict} in memory, but the file is made for {found.made_for:,} tokens: what stands",
+            f"past those is misread. {remedy}",
+            f"makes one that reaches them; memory holds up to {found.largest:,} tokens",
+        ]
+    elif found.largest > found.made_for:
+        lines = [f"{lines[0]}, the file is made for {found.made_for:,}"]
     if (
         not found.fits
         and options.choices.kv_type == "f16"
@@ -162,14 +177,6 @@ def _with_small_cache(found: Plan, options: PlanOptions) -> int:
         )
     except UsageError:
         return 0
-
-
-def _beyond(found: Plan) -> str:
-    return (
-        ", more than the file is made for"
-        if found.largest and found.largest > found.made_for
-        else ""
-    )
 
 
 def _notes(found: Plan) -> list[str]:

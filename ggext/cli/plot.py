@@ -72,12 +72,28 @@ def plot_table(inspection: Inspection, path: Path) -> None:
         axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
         axes.text(0, inspection.context, f"context {inspection.context:,}", va="bottom", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(yscale="log", xlabel="rotary pair", ylabel="wavelength, tokens")
-    gain = inspection.rope.attention_factor if inspection.rope else 1.0
+    axes.set(
+        yscale="log", xlabel="pair of dimensions", ylabel="tokens for a full turn (wavelength)"
+    )
+    if inspection.sliding_rope is not None:
+        lengths = inspection.sliding_rope.wavelengths
+        count = inspection.layers.count("unscaled")
+        label = f"sliding layers ({count} of {len(inspection.layers)}), not scaled"
+        axes.plot(range(len(lengths)), lengths, "--", color="#5b8c3a", linewidth=1.2, label=label)
     title = inspection.name or Path(inspection.path).name
-    axes.set_title(f"{title}: {inspection.method}, attention factor {gain:.4f}", fontsize=10)
+    axes.set_title(f"{title}: {_what(inspection)}", fontsize=10)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     _save(figure, path)
+
+
+def _what(inspection: Inspection) -> str:
+    """Method, factor and context, in a user's words."""
+    trained, context = inspection.trained_context, inspection.context
+    if inspection.method == "none":
+        return f"no scaling, {context:,} tokens as trained"
+    gain = inspection.rope.attention_factor if inspection.rope else 1.0
+    words = f"{inspection.method} ×{context / trained:g}, {trained:,} → {context:,} tokens"
+    return f"{words}, attention factor {gain:.4f}" if gain != 1.0 else words
 
 
 def plot_report(report: Report, path: Path) -> None:
@@ -89,8 +105,9 @@ def plot_report(report: Report, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     _plot_frequencies(report, left)
     _plot_kernels(report, right)
-    verdict = "within tolerance" if report.passed else "NOT within tolerance"
-    figure.suptitle(f"{Path(report.file).name}: {report.scaling['method']}, {verdict}", fontsize=11)
+    factor = report.scaling.get("factor")
+    method = report.scaling["method"] + (f" ×{factor:g}" if factor is not None else "")
+    figure.suptitle(f"{Path(report.file).name}: {method}\n{report.verdict}", fontsize=11)
     _save(figure, path)
 
 
@@ -99,13 +116,13 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
 
     turning = [row for row in report.pairs if row.wanted > 0]
     index = [row.pair for row in turning]
-    axes.plot(index, [row.wanted for row in turning], color="0.6", linewidth=4, label="wanted")
+    axes.plot(index, [row.wanted for row in turning], color="0.6", linewidth=4, label="asked for")
     axes.plot(
         index,
         [row.file for row in turning],
         color=_COLOURS["kept"],
         linewidth=1.2,
-        label="the file's",
+        label="what the file says",
     )
     executed = [(row.pair, row.executed) for row in turning if row.executed is not None]
     if executed:
@@ -114,10 +131,11 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
             ".",
             color=_COLOURS["interpolated"],
             markersize=5,
-            label="executed",
+            label="what llama.cpp executes",
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(yscale="log", xlabel="rotary pair", ylabel="frequency, radians per token")
+    axes.set(yscale="log", xlabel="pair of dimensions", ylabel="radians that it turns per token")
+    axes.set_title("Speed of each pair: the three should lie on each other", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
 
 
@@ -136,13 +154,24 @@ def _plot_kernels(report: Report, axes: Axes) -> None:
             markersize=4,
             label=name,
         )
+    first = names[1:2]  # after ggext's own
+    allowed = [row for row in report.kernels if row.kernel in first and row.position > 0]
+    if allowed:
+        axes.plot(
+            [row.position for row in allowed],
+            [row.bound for row in allowed],
+            ":",
+            color="0.2",
+            linewidth=1.2,
+            label="allowed for llama.cpp (32-bit angles)",
+        )
     axes.axvline(report.context, color="0.3", linestyle="--", linewidth=1)
     axes.text(
         report.context,
-        1,
+        1.5e-7,  # between the curves of ggext and of llama.cpp
         f" context {report.context:,}",
         rotation=90,
-        va="top",
+        va="bottom",
         ha="right",
         fontsize=8,
     )
@@ -150,8 +179,9 @@ def _plot_kernels(report: Report, axes: Axes) -> None:
         xscale="log",
         yscale="log",
         xlabel="position, tokens",
-        ylabel="worst |Δ| of cos and sin / gain",
+        ylabel="worst error of a rotated value of 1",
     )
-    axes.set_ylim(1e-9, 3)
+    axes.set_title("Error of the rotation: points below the dotted line are right", fontsize=9)
+    axes.set_ylim(1e-9, 30)
     if names:
         axes.legend(fontsize=8, frameon=False, loc="upper left")

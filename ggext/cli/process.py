@@ -54,9 +54,9 @@ def run(command: Callable[[], Any]) -> NoReturn:
         error.show()
         code = error.exit_code
     except click.ClickException as error:  # of the group's own arguments
-        code = _said(f"{error.format_message().rstrip('.')}; see ggext --help", 2)
+        code = said(f"{error.format_message().rstrip('.')}; see ggext --help", 2)
     except OSError as error:
-        code = _said(_of_output(error), 1)
+        code = said(_of_output(error), 1)
     _leave_streams()
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -65,23 +65,20 @@ def failed(error: BaseException) -> NoReturn:
     """One line for what a command raised; the rest is in a file, and with --debug on the screen.
     Raises what ends a command."""
     if isinstance(error, GgextError):
-        sys.exit(_said(str(error), error.exit_code))
+        sys.exit(said(str(error), error.exit_code))
     if isinstance(error, KeyboardInterrupt | click.Abort):
         sys.exit(STOPPED)
-    if isinstance(error, click.UsageError):  # click would print three lines
-        command = error.ctx.command_path if error.ctx is not None else "ggext"
-        sys.exit(_said(f"{error.format_message().rstrip('.')}; see {command} --help", 2))
     if isinstance(error, MemoryError):
-        sys.exit(_said("out of memory; choose a smaller model or context", 1))
+        sys.exit(said("out of memory; choose a smaller model or context", 1))
     if isinstance(error, BrokenPipeError):  # whoever read our output has gone: nothing to say
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _OUTPUT and error.filename is None:
-        sys.exit(_said(_of_output(error), 1))
+        sys.exit(said(_of_output(error), 1))
     from ggext.chat.report import in_one_line
 
     if is_debugged():
         traceback.print_exception(error)
-    sys.exit(_said(in_one_line(error), 1))
+    sys.exit(said(in_one_line(error), 1))
 
 
 def leave_at_once(*_: object) -> NoReturn:
@@ -89,7 +86,8 @@ def leave_at_once(*_: object) -> NoReturn:
     os._exit(STOPPED)
 
 
-def _said(message: str, code: int) -> int:
+def said(message: str, code: int) -> int:
+    """Says it in one line on the standard error; the exit code."""
     with suppress(OSError):  # there may be nowhere left to say it
         click.echo(f"ggext: {' '.join(message.split())}", err=True)
     return code

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.convert.sources import SourceTensor
 from ggext.errors import GgufError, RopeError
+from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import BF16, F16, F32, type_name
-from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import layer_kinds
 from ggext.rope.scaling import RopeGeometry
 
@@ -80,6 +80,62 @@ class Rounding:
             self._squares += float(np.sum(exact * exact))
 
 
+def query_tensors(
+    tensors: Sequence[SourceTensor], arch: str, keys: Mapping[str, Any]
+) -> list[SourceTensor]:
+    """Those that make the queries of every layer that the scaling concerns: their norms where the
+    model has such, else their projections.
+
+    ``keys``: the architecture's, without its prefix. Raises ``RopeError``, a reason without a
+    remedy, where a layer's queries are made by tensors that are not known here.
+    """
+    n_heads = keys.get("attention.head_count")
+    if not isinstance(n_heads, int):
+        raise RopeError(
+            f"attention.head_count is {n_heads!r}, and a gain can be folded only into layers that "
+            "are alike"
+        )
+    kinds = layer_kinds(keys, arch)
+    concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
+    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
+    names = (_QUERY_NORM,) if normed else _PROJECTIONS
+    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
+    layers = {t.name: match[1] for t in tensors if (match := wanted.fullmatch(t.name))}
+    queries = [t for t in tensors if layers.get(t.name) in concerned]
+    reached = {layers[t.name] for t in queries if t.name.endswith(".weight")}
+    missing = min(map(int, concerned - reached), default=None)
+    if missing is not None:
+        raise RopeError(
+            f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to "
+            "fold the gain into"
+        )
+    rows = next((t for t in queries if is_query_norm(t) and len(t.shape) > 1), None)
+    if rows is not None:
+        raise RopeError(
+            f"tensor {rows.name} has a row for each head, whose rotated part cannot be scaled alone"
+        )
+    return queries
+
+
+def is_query_norm(tensor: SourceTensor) -> bool:
+    return tensor.name.endswith(_QUERY_NORM)
+
+
+def folded_weights(tensors: Sequence[SourceTensor]) -> dict[str, bytes]:
+    """The scaled query norms of a GGUF file by name, as little-endian float32: all that a fold
+    changes there. Empty where other weights are scaled too."""
+    scaled = [t for t in tensors if t.row_scale is not None]
+    if not all(is_query_norm(t) and t.is_gguf and t.type == F32 for t in scaled):
+        return {}
+    weights = {}
+    for tensor in scaled:
+        assert isinstance(tensor.origin, GgufFile)
+        assert tensor.row_scale is not None
+        values = tensor.origin.float_tensor(tensor.name)
+        weights[tensor.name] = scale_values(values, tensor.row_scale).tobytes()
+    return weights
+
+
 def fold_query(
     tensors: list[SourceTensor],
     arch: str,
@@ -88,45 +144,13 @@ def fold_query(
     ratio: float,
 ) -> list[SourceTensor]:
     """``tensors`` with ``ratio`` on the rotated query rows of every layer that the scaling
-    concerns.
-
-    ``keys``: the architecture's, without its prefix. Raises ``RopeError`` where a layer's queries
-    are made by tensors that are not known here.
-    """
-    n_heads, kinds = keys.get("attention.head_count"), layer_kinds(keys, arch)
-    if not isinstance(n_heads, int):
-        raise RopeError(
-            f"attention.head_count is {n_heads!r}; the gain can be folded only into layers that "
-            "are alike"
-        )
-    if capability_of(arch).norm_behind:
-        raise RopeError(
-            f"llama.cpp's architecture {arch} norms queries and keys behind their rotation, which "
-            "takes the gain away: "
-            "there is nothing to fold; choose --encoding keys"
-        )
-    concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
-    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
-    names = (_QUERY_NORM,) if normed else _PROJECTIONS
-    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    layers = {t.name: found[1] for t in tensors if (found := wanted.fullmatch(t.name))}
-    folded = [
-        _scaled(t, geometry, n_heads, ratio) if layers.get(t.name) in concerned else t
-        for t in tensors
-    ]
-    reached = {
-        t.name.split(".")[1]
-        for t in folded
-        if t.row_scale is not None and t.name.endswith(".weight")
-    }
-    missing = min(map(int, concerned - reached), default=None)
-    if missing is not None:
-        raise RopeError(
-            f"layer {missing} has none of {', '.join(n for n in names if n.endswith('weight'))} to "
-            "fold the gain into; "
-            "choose --encoding keys"
-        )
-    return folded
+    concerns. Raises as ``query_tensors``, with a remedy."""
+    try:
+        queries = {tensor.name for tensor in query_tensors(tensors, arch, keys)}
+    except RopeError as error:
+        raise RopeError(f"{error}; choose --encoding keys") from None
+    n_heads = keys["attention.head_count"]
+    return [_scaled(t, geometry, n_heads, ratio) if t.name in queries else t for t in tensors]
 
 
 def _scaled(
@@ -137,13 +161,7 @@ def _scaled(
     import numpy as np
 
     rows = tensor.shape[-1]
-    of_norm = tensor.name.endswith(_QUERY_NORM)  # of one head, or of all
-    if of_norm and len(tensor.shape) > 1:
-        raise RopeError(
-            f"tensor {tensor.name} has a row for each head, whose rotated part cannot be scaled "
-            "alone; "
-            "choose --encoding keys"
-        )
+    of_norm = is_query_norm(tensor)  # of one head, or of all
     heads = max(1, rows // geometry.head_dim) if of_norm else n_heads
     if rows < heads * geometry.head_dim:
         raise RopeError(

@@ -5,31 +5,36 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from ggext.convert.fold import is_query_norm
+from ggext.convert.sources import SourceTensor
 from ggext.errors import GgufError, RopeError, UsageError
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import all_parts
-from ggext.gguf.types import Field
+from ggext.gguf.types import F32, Field
 from ggext.rope.decode import ROPE_FREQS
-from ggext.rope.encode import SCALING_TENSORS, Encoding
+from ggext.rope.encode import SCALING_TENSORS
 
-_F32 = 0
 Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Bake:
-    """``fields``: all that the file is to say. ``factors``: frequency factors by tensor, as
-    little-endian float32. ``stale``: tensors of an earlier scaling."""
+    """A scaling that leaves the data of a file where it is."""
 
     gguf: GgufFile
+    # All that the file is to say.
     fields: Mapping[str, Field]
+    # Frequency factors by tensor, as little-endian float32.
     factors: Mapping[str, bytes]
+    # Tensors of an earlier scaling.
     stale: tuple[str, ...]
+    # Query norms with a gain in them, by tensor, as little-endian float32.
+    norms: Mapping[str, bytes] = field(default_factory=dict)
 
     def in_place(self, progress: Progress) -> str:
         """Returns what was done, in words. Factors that others lie behind become ones, by which
@@ -40,6 +45,8 @@ class Bake:
         edit = self._edit({name: self._ones(name) for name in self.stale})
         done = apply(self.gguf, edit, progress)
         words = [f"{done.written:,} bytes written"]
+        if self.norms:
+            words.append(f"{len(self.norms)} query norms among them")
         if done.inserted:
             words.append(f"{done.inserted:,} bytes of room made, data {done.how}")
         if edit.neutralized:
@@ -58,9 +65,9 @@ class Bake:
         return f"data {write_beside(out, self.gguf, edit, progress)}"
 
     def _edit(self, remove: Mapping[str, bytes | None]) -> Edit:
-        add = [
-            NewTensor(name, (len(data) // 4,), _F32, data) for name, data in self.factors.items()
-        ]
+        add = [NewTensor(name, (len(data) // 4,), F32, data) for name, data in self.factors.items()]
+        for name, data in self.norms.items():
+            add.append(NewTensor(name, self.gguf.tensors[name].shape, F32, data))
         return plan_edit(self.gguf, self._in_order(), remove, add)
 
     def _ones(self, name: str) -> bytes | None:
@@ -69,7 +76,7 @@ class Bake:
         info = self.gguf.tensors[name]
         return (
             float32_bytes([1.0] * (info.nbytes // 4))
-            if name == ROPE_FREQS and info.type == _F32
+            if name == ROPE_FREQS and info.type == F32
             else None
         )
 
@@ -96,14 +103,14 @@ def check_in_place(gguf: GgufFile | None, path: Path, others: Sequence[str]) -> 
         )
 
 
-def check_weights_stay(path: Path, encoding: Encoding, query_scale: float) -> None:
-    """Raises ``RopeError`` where the gain is, or was, folded into the query weights: they would be
-    rounded again."""
-    if encoding.query_scale != query_scale:
-        what = "folded is" if encoding.query_scale != 1.0 else "taking the folded gain out is"
+def check_weights_stay(path: Path, scaled: Sequence[SourceTensor]) -> None:
+    """Raises ``RopeError`` where the gain is, or was, folded into other query weights than norms in
+    float32: they would be rounded again. ``scaled``: the tensors that a fold changes."""
+    others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
+    if others:
         raise RopeError(
-            f"{path}: {what} a change of the query weights, which is not made in place; name an "
-            "output, choose "
+            f"{path}: folding the gain, or taking it out, changes {others[0].name} and "
+            f"{len(others) - 1} others, which is not done in place; name an output, choose "
             "--encoding keys, or ggext undo a bake in place"
         )
 

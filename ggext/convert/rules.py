@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -33,7 +33,6 @@ _DERIVED_SUFFIXES = (
 #: Rows that are read for each row that is chosen: half of two interleaved tensors is 2, a permuted
 #: head 1.
 _LARGEST_SPAN = 4
-_COMPARED = 1 << 20  # values at a time
 _MOST_BYTES = 8  # of a value, as it is stored
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
@@ -238,7 +237,8 @@ def mapped(
     ``source``: what messages call the configuration. Raises ``CheckpointError``.
     """
     used: set[str] = set()
-    for rule in rules:
+    for usual in rules:
+        rule = _stored(usual, found)
         names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
         tensors = [found.get(name) for name in names]
         used.update(names)
@@ -250,7 +250,7 @@ def mapped(
             continue
         if missing:
             raise CheckpointError(
-                f"{source}: the model needs the tensor {missing[0]}, which is not there"
+                f"{source}: the model needs the tensor {missing[0]}, which is not there{usual.hint}"
             )
         there = tuple(tensor for tensor in tensors if tensor is not None)
         if rule.scales is None:
@@ -258,7 +258,7 @@ def mapped(
                 _check(tensor, rule, there[0].dtype, source)
         else:
             _check_packed(there, rule, source)
-        yield MappedTensor(rule.target or gguf_name(arch, rule.sources[0]), there, rule)
+        yield MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), there, rule)
     unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
     bias = next(
         (n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used),
@@ -274,6 +274,14 @@ def mapped(
         notes.append(
             f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"
         )
+
+
+def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
+    """``rule``, or the one of the other form in which the checkpoint has it."""
+    other = rule.instead
+    if other is None or any(name in found for name in rule.sources):
+        return rule
+    return other if all(name in found for name in other.sources) else rule
 
 
 def taken_scalars(
@@ -295,24 +303,9 @@ def taken_scalars(
 
 
 def _check_unneeded(rule: TensorRule, found: dict[str, CheckpointTensor], source: str) -> None:
-    stray, repeated = found.get(rule.sources[0]), found.get(rule.repeated)
-    if stray is not None and (repeated is None or not _alike(stray, repeated)):
+    stray = found.get(rule.sources[0])
+    if stray is not None:
         raise CheckpointError(f"{source}: the model has {stray.name}, and {rule.unless}")
-
-
-def _alike(one: CheckpointTensor, other: CheckpointTensor) -> bool:
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
-        return False
-    count = math.prod(one.shape)
-    pieces = ((start, min(count, start + _COMPARED)) for start in range(0, count, _COMPARED))
-    return all((_values(one, *piece) == _values(other, *piece)).all() for piece in pieces)
-
-
-def _values(tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
-    """Values [start, stop), all dimensions taken together."""
-    return (
-        tensor.values(start, stop) if tensor.is_stored else tensor.array().reshape(-1)[start:stop]
-    )
 
 
 def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:

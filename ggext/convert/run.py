@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggext.arguments import check_fields
-from ggext.checkpoint.named import model_name
-from ggext.convert.fold import Rounding, fold_query
+from ggext.convert.choose import choose_encoding
+from ggext.convert.fold import Rounding, fold_query, folded_weights
 from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
 from ggext.convert.imatrix import Imatrix, read_imatrix
 from ggext.convert.quantize import to_write
+from ggext.convert.request import default_name, resolve_scaling
 from ggext.convert.sources import ModelSource, SourceTensor, open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
-from ggext.errors import OutputError, RopeError, UsageError
+from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
-from ggext.gguf.shards import metadata_part
+from ggext.gguf.shards import all_parts, metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
@@ -29,8 +30,8 @@ from ggext.gguf.writer import (
     write_gguf,
 )
 from ggext.rope import methods
-from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName, encode
-from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE, RECIPE_KEY, Recipe
+from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
+from ggext.rope.recipe import RECIPE_KEY, Recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 Progress = Callable[[int], None]
@@ -65,6 +66,11 @@ class ConvertOptions:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @property
+    def replaces_scaling(self) -> bool:
+        """Whether the model's own scaling does not matter."""
+        return self.rope is not None or self.target_context is not None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -91,6 +97,8 @@ class Plan:
     bake: Bake | None = None
     in_place: bool = False
     how: str = ""
+    # Why a gain stays in the keys, where the request named no encoding; a sentence without its end.
+    why_not_folded: str = ""
 
     def completed(self) -> dict[str, Field]:
         """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
@@ -110,22 +118,31 @@ def plan(options: ConvertOptions) -> Plan:
     """Everything that can be decided, and refused, from headers alone. Nothing is written."""
     source = _open(options)
     notes = list(source.notes)
-    scaling, asked_by = resolve_scaling(options, source, notes)
+    scaling, asked_by = resolve_scaling(
+        options.rope,
+        options.target_context,
+        source,
+        notes,
+        keeps_own=options.encoding is None,
+    )
     fields, tensors = dict(source.fields), list(source.tensors)
     encoding, geometry = None, source.geometry
     if scaling is not None:
         geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
-        encoding = encode(scaling, geometry, source.arch, options.encoding)
+        choice = choose_encoding(
+            scaling, geometry, source, options.encoding, in_place=options.in_place
+        )
+        encoding = choice.encoding
         if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
             notes.append(
                 f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says "
                 "it all"
             )
-        if options.in_place:
-            check_weights_stay(source.path, encoding, source.query_scale)
         tensors = _with_query_scale(
             [t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes
         )
+        if options.in_place:
+            check_weights_stay(source.path, [t for t in tensors if t.row_scale is not None])
         fields = _with_rope(source, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
@@ -140,7 +157,7 @@ def plan(options: ConvertOptions) -> Plan:
         fields["general.quantization_version"] = Field.of(2)
     imatrix = _imatrix(options.imatrix, types, tensors, notes)
     return Plan(
-        _output(options, source, scaling),
+        _output(options, source, scaling, notes),
         source,
         encoding,
         scaling,
@@ -155,14 +172,17 @@ def plan(options: ConvertOptions) -> Plan:
         options.split,
         notes,
         rounding,
-        bake=_bake(source, encoding, fields) if types.kinds == [t.type for t in tensors] else None,
+        bake=_bake(source, encoding, fields, tensors)
+        if types.kinds == [t.type for t in tensors]
+        else None,
         in_place=options.in_place,
+        why_not_folded=choice.why_not_folded if scaling is not None else "",
     )
 
 
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
-        return open_source(options.model)
+        return open_source(options.model, replaced=options.replaces_scaling)
     checkpoint = (options.model / "config.json").is_file()
     source = open_source(
         options.model if checkpoint else metadata_part(options.model), one_part=True
@@ -180,11 +200,13 @@ def _open(options: ConvertOptions) -> ModelSource:
     return source
 
 
-def _output(options: ConvertOptions, source: ModelSource, scaling: RopeScaling | None) -> Path:
+def _output(
+    options: ConvertOptions, source: ModelSource, scaling: RopeScaling | None, notes: list[str]
+) -> Path:
     if options.in_place:
         return source.path
-    out = options.out or Path(_default_name(source, scaling, options.type.lower()))
-    _check_not_input(out, source)
+    out = options.out or Path(default_name(source, scaling, options.type.lower()))
+    _check_not_input(out, source, notes, named=options.out is not None)
     check_output(out, options.force)
     if options.split is not None:
         check_parts(out, options.force)
@@ -220,9 +242,17 @@ def _imatrix(
     return imatrix
 
 
-def _bake(source: ModelSource, encoding: Encoding | None, fields: dict[str, Field]) -> Bake | None:
-    """``None`` where tensor data is made anew."""
-    if source.gguf is None or (encoding is not None and encoding.query_scale != source.query_scale):
+def _bake(
+    source: ModelSource,
+    encoding: Encoding | None,
+    fields: dict[str, Field],
+    tensors: list[SourceTensor],
+) -> Bake | None:
+    """``None`` where tensor data is made again, but for query norms."""
+    if source.gguf is None:
+        return None
+    norms = folded_weights(tensors)
+    if not norms and any(t.row_scale is not None for t in tensors):
         return None
     factors = {} if encoding is None else encoding.tensors
     stale = (
@@ -235,6 +265,7 @@ def _bake(source: ModelSource, encoding: Encoding | None, fields: dict[str, Fiel
         fields,
         {name: float32_bytes(values) for name, values in factors.items()},
         stale,
+        norms,
     )
 
 
@@ -288,64 +319,6 @@ def _write_parts(
     return write_parts(plan.out, fields, in_order, plan.split, progress)
 
 
-def resolve_scaling(
-    options: ConvertOptions, source: ModelSource, notes: list[str]
-) -> tuple[RopeScaling | None, str]:
-    """The request in full, and who made it. ``None``: a GGUF file stays as it is."""
-    asked = options.rope
-    if asked is None and options.target_context is not None:
-        asked = RopeScaling("yarn")
-    if asked is None and source.is_gguf:
-        return (None, "") if options.encoding is None else (_own_scaling(source), COMMAND_LINE)
-    if asked is None:
-        return source.scaling, CHECKPOINT
-    if asked.original_context is None and source.scaling is None:
-        raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
-            "do); a new scaling "
-            "replaces them, so say the context that they started from: --original-context (8192 "
-            "for Llama 3.1 and 3.2)"
-        )
-    own = source.scaling
-    if own is None or own.method != "none":
-        words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
-        notes.append(f"the source's own {words} is replaced, not added to")
-    if asked.method == "none":
-        return asked, COMMAND_LINE
-    original = methods.original_context(asked, source.geometry)
-    if options.target_context is not None:
-        if asked.factor is not None:
-            raise UsageError("a factor and --target-context exclude each other; give one")
-        if options.target_context <= original:
-            notes.append(
-                f"the model reaches {options.target_context} tokens without scaling; none is baked"
-            )
-            return RopeScaling(), COMMAND_LINE
-        asked = replace(
-            asked, factor=options.target_context / original, context=options.target_context
-        )
-    return replace(asked, original_context=original), COMMAND_LINE
-
-
-def _own_scaling(source: ModelSource) -> RopeScaling:
-    """A GGUF file's scaling, to be written in another form."""
-    if source.scaling is None:
-        raise RopeError(
-            f"{source.path} has frequency factors baked in by an unknown method, which are not "
-            "written in another "
-            "form; name the scaling and --original-context (Llama 3.1 and 3.2: --llama3 F "
-            "--original-context 8192)"
-        )
-    context = source.fields[f"{source.arch}.context_length"].value
-    if source.scaling.method == "none":
-        return replace(source.scaling, context=context)
-    return replace(
-        source.scaling,
-        context=context,
-        original_context=methods.original_context(source.scaling, source.geometry),
-    )
-
-
 def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
     """The source's fields with every trace of an earlier scaling gone and the new one in its place.
     Where nothing is asked for but no scaling, a file gets back what it said before its first
@@ -389,16 +362,16 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
     return TensorToWrite(name, (len(values),), F32, len(data), lambda: [data])
 
 
-def _default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
-    parts = [source.path.stem if source.is_gguf else model_name(source.path)]
-    if scaling is not None and scaling.method != "none":
-        parts.append(f"{scaling.method}{scaling.factor:g}")
-    if wanted != "auto":
-        parts.append(wanted)
-    return "-".join(parts) + ".gguf"
-
-
-def _check_not_input(out: Path, source: ModelSource) -> None:
-    inputs = {source.path} if source.is_gguf else set(source.path.glob("*"))
-    if any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+def _check_not_input(out: Path, source: ModelSource, notes: list[str], *, named: bool) -> None:
+    """``named``: the user chose the output; the name that is made says what the file has, so it is
+    the input's own where nothing about that changes."""
+    inputs = set(all_parts(source.path)) if source.is_gguf else set(source.path.glob("*"))
+    if not any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+        return
+    if named:
         raise OutputError(f"{out} is the input itself; name another output")
+    reason = notes[-1] if notes else "no scaling, type or encoding is asked for"
+    raise UsageError(
+        f"there is nothing to write: {reason}; ask for something, for example --yarn 4, or name an "
+        "output to copy it"
+    )

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.checkpoint.config import read_config
+from ggext.checkpoint.config import Config, read_config
 from ggext.checkpoint.float8 import weights_of
 from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
-from ggext.checkpoint.weights import read_tensors
+from ggext.checkpoint.weights import read_before, read_tensors
+from ggext.convert.named_tensors import named_tensors
 from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
 from ggext.converters import family_of
-from ggext.errors import CheckpointError, GgufError
+from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import factor_tensors, recipe_of
-from ggext.gguf.shards import metadata_part
+from ggext.gguf.shards import metadata_part, model_parts
+from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
@@ -39,6 +41,8 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from ggext.converters.base import Family
 
 
 #: What is read at once: no more than a second-level cache, so that the values are still there to be
@@ -120,10 +124,11 @@ class ModelSource:
     """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any
     scaling. ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an
     unknown method. ``query_scale``: what its query weights were multiplied by, to fold a gain into
-    them. ``gguf``: the file, where it is one. ``later``: each makes some of the fields that a
-    checkpoint's ``fields`` lack, and may add to the notes it is given; that takes longer than a
-    plan, so it is done while data is copied. ``later_bytes``: about what they take up, beyond a few
-    KB."""
+    them. ``gguf``: the file, where it is one and has no parts. ``later``: each makes some of the
+    fields that a checkpoint's ``fields`` lack, and may add to the notes it is given; that takes
+    longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take
+    up, beyond a few KB. ``problem``: why the source's own scaling cannot be taken; ``scaling`` is
+    then none."""
 
     path: Path
     arch: str
@@ -137,32 +142,34 @@ class ModelSource:
     gguf: GgufFile | None = None
     later: tuple[MakeFields, ...] = ()
     later_bytes: int = 0
+    problem: str = ""
 
     @property
     def is_unscaled_gguf(self) -> bool:
         """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
-        factors = self.gguf is not None and any(
-            name in self.gguf.tensors for name in FACTOR_TENSORS
-        )
+        factors = any(tensor.name in FACTOR_TENSORS for tensor in self.tensors)
         return (
             self.is_gguf
+            and not self.problem
             and not factors
             and self.scaling == RopeScaling()
             and self.query_scale == 1.0
         )
 
 
-def check_family(folder: Path) -> None:
-    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config
-    alone."""
-    family_of(read_config(folder)).rope()
+def check_family(folder: Path, *, replaced: bool = False) -> None:
+    """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone.
+    ``replaced``: another scaling is asked for than the checkpoint's own."""
+    rope = family_of(read_config(folder)).rope()
+    if not replaced:
+        rope.understood()
 
 
-def open_source(path: Path, *, one_part: bool = False) -> ModelSource:
+def open_source(path: Path, *, one_part: bool = False, replaced: bool = False) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model.
-    ``one_part``: the first of several files will do."""
-    path = named_model(path, check=check_family)
-    if path.is_dir():
+    ``one_part``: the first of several files will do. ``replaced``: as in ``check_family``."""
+    path = named_model(path, check=partial(check_family, replaced=replaced))
+    if path.is_dir() and ((path / "config.json").is_file() or not any(path.glob("*.gguf"))):
         return _from_checkpoint(path)
     if not path.exists():
         raise CheckpointError(
@@ -180,15 +187,7 @@ def _from_checkpoint(folder: Path) -> ModelSource:
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)
-    found = {
-        family.stored_name(name): tensor
-        for name, tensor in weights_of(read_tensors(folder), config).items()
-    }
-    scalars = taken_scalars(family.scalars(), found, config.source)
-    tensors = [
-        SourceTensor(t.name, t.shape[::-1], t.type, t)
-        for t in mapped(family.tensors(), found, family.arch, config.source, notes)
-    ]
+    scalars, tensors = _read_weights(folder, config, family, notes)
     values: dict[str, Any] = {
         "general.architecture": family.arch,
         "general.type": "model",
@@ -212,7 +211,22 @@ def _from_checkpoint(folder: Path) -> ModelSource:
         notes=notes,
         later=later,
         later_bytes=room or 0,
+        problem=rope.problem,
     )
+
+
+def _read_weights(
+    folder: Path, config: Config, family: Family, notes: list[str]
+) -> tuple[dict[str, list[float]], list[SourceTensor]]:
+    """Metadata that the checkpoint keeps as tensors, and the tensors under their GGUF names."""
+    stored = read_tensors(folder, notes)
+    try:
+        found = named_tensors(weights_of(stored, config, notes), family, notes)
+        scalars = taken_scalars(family.scalars(), found, config.source)
+        rules = mapped(family.tensors(), found, family.arch, config.source, notes)
+        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in rules]
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{read_before(folder)}") from None
 
 
 def _described(
@@ -235,44 +249,64 @@ def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Fi
 
 def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     gguf = read_gguf(path)
-    parts = gguf.get("split.count", 1)
-    if parts > 1 and not one_part:
-        raise GgufError(
-            f"{path} is one of {parts} parts; bake it --in-place, or merge them first: "
-            "llama-gguf-split --merge"
-        )
     if gguf.get("split.no", 0) != 0:
         number = gguf.get("split.no") + 1
         raise GgufError(
-            f"{path} is part {number} of {parts} and its name does not say so; give it its name "
-            "back"
+            f"{path} is part {number} of {gguf.get('split.count', 1)} and its name does not say "
+            "so; give it its name back"
         )
-    recipe = recipe_of(gguf)
-    geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
+    parts = [gguf] if one_part else model_parts(gguf)
     tensors = [
-        SourceTensor(info.name, info.shape, info.type, gguf) for info in gguf.tensors.values()
+        SourceTensor(info.name, info.shape, info.type, part)
+        for part in parts
+        for info in part.tensors.values()
     ]
+    scaling, geometry, problem = _of_gguf(gguf, {tensor.name for tensor in tensors})
+    whole = len(parts) == 1
     return ModelSource(
         path,
         gguf.arch,
-        dict(gguf.fields),
+        {key: f for key, f in gguf.fields.items() if whole or key not in SPLIT_KEYS},
         tensors,
         geometry,
-        recipe.scaling if recipe else _stated_scaling(gguf, geometry),
+        scaling,
         is_gguf=True,
         query_scale=query_scale(gguf.arch_keys()),
-        gguf=gguf,
+        gguf=gguf if whole else None,
+        problem=problem,
     )
 
 
-def _stated_scaling(gguf: GgufFile, geometry: RopeGeometry) -> RopeScaling | None:
+def _of_gguf(
+    gguf: GgufFile, names: Collection[str]
+) -> tuple[RopeScaling | None, RopeGeometry, str]:
+    """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
+    the scaling cannot be read. ``names``: of the model's tensors."""
+    problem = ""
+    try:
+        recipe = recipe_of(gguf)
+        if recipe is not None:
+            return recipe.scaling, recipe.geometry, ""
+    except RopeError as error:
+        problem = str(error)
+    geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    try:
+        scaling = _stated_scaling(gguf, geometry, names)
+    except RopeError as error:
+        scaling, problem = RopeScaling(), problem or str(error)
+    return (RopeScaling() if problem else scaling), geometry, problem
+
+
+def _stated_scaling(
+    gguf: GgufFile, geometry: RopeGeometry, names: Collection[str]
+) -> RopeScaling | None:
     """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown
     method."""
-    if ROPE_FREQS in gguf.tensors:
+    if ROPE_FREQS in names:
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
-    if method == "longrope" or ROPE_LONG in gguf.tensors:  # phi3 loads them whatever the type
+    if method == "longrope" or ROPE_LONG in names:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
     gain = decode(keys, {}, gguf.arch).attention_factor

@@ -9,36 +9,9 @@ from typing import Any
 from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
+from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
+from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 
-#: Architecture → every how many layers one attends to the whole context, where the file does not
-#: say (``load_swa_pattern`` in llama.cpp's models); the others of its layers see a window.
-_WINDOW_PERIOD = {
-    "afmoe": 4,
-    "cohere2": 4,
-    "cohere2moe": 4,
-    "exaone-moe": 4,
-    "exaone4": 4,
-    "gemma2": 2,
-    "gemma3": 6,
-    "gpt-oss": 2,
-    "laguna": 4,
-    "mellum": 4,
-    "muse-glimmer": 4,
-    "olmo2": 4,
-    "plamo3": 8,
-    "smallthinker": 4,
-}
-#: Architectures some of whose layers see a window, in llama.cpp 0c1e57098, where the file has one.
-WINDOWED = frozenset({*_WINDOW_PERIOD, "llama4"})
-_WHOLE_FIRST = {"cohere2moe", "laguna", "smallthinker"}  # the first layer of a period is the one
-_DEFAULT_WINDOW = {"gemma2": 4096}
-_LISTED_WINDOW = {
-    "granite_swa",
-    "maple",
-    "mimo2",
-    "spark2_5",
-    "step35",
-}  # the file lists the layers
 # What a header says of a model whose memory is no plain KV cache: a state that does not grow, a
 # second cache, shared layers, an encoder; and the architectures that do not say it.
 _NOT_PLAIN_KEYS = (
@@ -51,7 +24,6 @@ _NOT_PLAIN_KEYS = (
     "attention.shared_kv",
 )
 _NOT_PLAIN = {"gemma3n", "gemma4", "llama4", "minimax-01", "t5", "t5encoder", "wavtokenizer-dec"}
-_MOST_LAYERS = _MOST_EXPERTS = 512  # llama.cpp's LLAMA_MAX_LAYERS and LLAMA_MAX_EXPERTS
 
 
 @dataclass(frozen=True)
@@ -134,7 +106,7 @@ def architecture(header: GgufFile) -> Architecture:
             f"{header.path}: what llama.cpp allocates for {header.arch} is not known here: load it "
             "to see"
         )
-    layers = read.number("block_count", most=_MOST_LAYERS) - read.number(
+    layers = read.number("block_count", most=MAX_LAYERS) - read.number(
         "nextn_predict_layers", 0, least=0
     )
     if layers < 1:
@@ -148,7 +120,8 @@ def architecture(header: GgufFile) -> Architecture:
         raise GgufError(
             f"{header.path} has no token_embd.weight, so it is not a model that continues text"
         )
-    latent, window = _latent(read), _window(read)
+    latent = _latent(read)
+    window = _window(read, layers)
     slides = _slides(read, layers) if window else [False] * layers
     heads = read.each("attention.head_count", layers)
     head = width // max(heads[0], 1)
@@ -164,7 +137,7 @@ def architecture(header: GgufFile) -> Architecture:
         vocabulary=embedding.shape[1],
         window=window if any(slides) else 0,
         latent=latent,
-        experts_used=read.number("expert_used_count", least=1, most=_MOST_EXPERTS)
+        experts_used=read.number("expert_used_count", least=1, most=MAX_EXPERTS)
         if "expert_count" in read.keys
         else 0,
         context=read.number("context_length"),
@@ -222,23 +195,16 @@ def _latent(read: _Numbers) -> Latent | None:
     )
 
 
-def _window(read: _Numbers) -> int:
-    arch = read.header.arch
-    if arch not in _WINDOW_PERIOD and arch not in _LISTED_WINDOW:
-        return 0
-    return read.number("attention.sliding_window", _DEFAULT_WINDOW.get(arch, 0), least=0)
+def _window(read: _Numbers, layers: int) -> int:
+    window = window_of(read.header.arch, read.keys, layers)
+    return read.number(WINDOW, window, least=0) if window else 0
 
 
 def _slides(read: _Numbers, layers: int) -> list[bool]:
-    arch, key = read.header.arch, "attention.sliding_window_pattern"
-    listed = read.keys.get(key)
-    if isinstance(listed, list):
-        return [bool(flag) for flag in read.each(key, layers)]
-    period = read.number(key, _WINDOW_PERIOD.get(arch, 0), least=0)
-    if period == 0:
-        return [True] * layers
-    whole = 0 if arch in _WHOLE_FIRST else period - 1
-    return [i % period != whole for i in range(layers)]
+    try:
+        return sliding_layers(read.header.arch, read.keys, layers)
+    except ValueError as error:
+        raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
 
 
 def _head_sizes(read: _Numbers, head: int, latent: Latent | None, slides: bool) -> tuple[int, int]:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import secrets
 import signal
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.errors import OutputError
 from ggext.gguf import disk
 from ggext.gguf.disk import UNSUPPORTED, Progress
+from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
+
+_SUFFIX = ".ggext-part"
 
 
 class ExclusiveFile:
@@ -54,32 +59,34 @@ class ExclusiveFile:
     def sync(self) -> None:
         disk.sync(self.handle)
 
-    def insert(self, at: int, length: int, progress: Progress) -> str:
+    def insert(self, at: int, length: int, successor: Successor, progress: Progress) -> str:
         """Zeros at a block's start; returns how the bytes behind got to their place."""
         try:
             disk.insert_range(self.handle, at, length)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            return self._rebuild(at, at, at + length, progress)
+            return self._rebuild(at, at, at + length, successor, progress)
         return "moved"
 
-    def collapse(self, at: int, length: int, progress: Progress) -> str:
+    def collapse(self, at: int, length: int, successor: Successor, progress: Progress) -> str:
         """The reverse of ``insert``."""
         try:
             disk.collapse_range(self.handle, at, length)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-            return self._rebuild(at, at + length, at, progress)
+            return self._rebuild(at, at + length, at, successor, progress)
         return "moved"
 
-    def _rebuild(self, keep: int, source_at: int, target_at: int, progress: Progress) -> str:
+    def _rebuild(
+        self, keep: int, source_at: int, target_at: int, successor: Successor, progress: Progress
+    ) -> str:
         """A new file takes this one's place: the first ``keep`` bytes, and what is behind
         ``source_at`` at ``target_at``."""
-        beside = part_path(self.path)
+        beside = self.path.with_name(successor.name)
         old = os.fstat(self.handle)
-        target = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        target = create_plain(beside)
         try:
             _lease(target)
             disk.truncate(target, target_at + old.st_size - source_at)
@@ -92,6 +99,7 @@ class ExclusiveFile:
                 os.fchown(target, old.st_uid, old.st_gid)
             os.fchmod(target, stat.S_IMODE(old.st_mode))
             disk.sync(target)
+            successor.announce(os.fstat(target).st_ino)
             disk.replace(beside, self.path)
         except BaseException:
             os.close(target)
@@ -103,9 +111,23 @@ class ExclusiveFile:
         return "shared" if shared else "copied"
 
 
-def part_path(path: Path) -> Path:
-    """Where a file's successor is made. One name, so that what a crash leaves is found."""
-    return path.with_name(f".{path.name}.ggext-part")
+@dataclass(frozen=True)
+class Successor:
+    """The file that takes another one's place, where data cannot be moved within that."""
+
+    # in the same folder; nobody can know it before
+    name: str
+    # called with the new file's inode, before it gets the other one's name
+    announce: Callable[[int], None]
+
+
+def successor_name(path: Path) -> str:
+    return f".{path.name}.{secrets.token_hex(8)}{_SUFFIX}"
+
+
+def is_successor(name: str, path: Path) -> bool:
+    """Whether a name is one that ``successor_name`` makes."""
+    return name.startswith(f".{path.name}.") and name.endswith(_SUFFIX) and "/" not in name
 
 
 @contextlib.contextmanager
@@ -116,6 +138,8 @@ def exclusive(path: Path) -> Iterator[ExclusiveFile]:
         file = ExclusiveFile(path)
     except FileNotFoundError:
         raise OutputError(f"{path} does not exist; check the path") from None
+    except NotPlainError as error:
+        raise OutputError(f"{path} {error.strerror}; name the .gguf file") from None
     except OSError as error:
         raise OutputError(
             f"{path} cannot be changed: {error.strerror or error}; write to a new file"
@@ -129,7 +153,7 @@ def exclusive(path: Path) -> Iterator[ExclusiveFile]:
 def _open_alone(path: Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise OutputError(f"{path} is not a plain file; name the .gguf file")
+        raise NotPlainError("is not a plain file")
     if not status.st_mode & 0o222:
         raise OutputError(f"{path} is read-only; chmod u+w it, or write to a new file")
     if status.st_nlink > 1:
@@ -137,12 +161,12 @@ def _open_alone(path: Path) -> int:
             f"{path} has {status.st_nlink} names (hard links), which all would change; copy it "
             "first"
         )
-    if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
+    owner = _named_by_checksum(path)
+    if owner:
         raise OutputError(
-            f"{path} lies in Hugging Face's cache, where its name is its checksum; write to a new "
-            "file"
+            f"{path} lies in {owner}, where its name is its checksum; write to a new file"
         )
-    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    handle = open_plain(path, os.O_RDWR)
     try:
         leased = _lease(handle)
         others = users_of(path) if leased is not True else []
@@ -156,6 +180,15 @@ def _open_alone(path: Path) -> int:
         os.close(handle)
         raise
     return handle
+
+
+def _named_by_checksum(path: Path) -> str:
+    """The store that names its files so, empty for other places."""
+    if path.parent.name != "blobs":
+        return ""
+    if (path.parent.parent / "snapshots").is_dir():
+        return "Hugging Face's cache"
+    return "Ollama's store" if path.name.startswith("sha256-") else ""
 
 
 def _lease(handle: int) -> bool | None:

@@ -19,9 +19,17 @@ from ggext.errors import GgextError, GgufError, OutputError
 from ggext.gguf import disk
 from ggext.gguf.disk import Progress, silent
 from ggext.gguf.edit import Change, Edit, in_place
-from ggext.gguf.exclusive import ExclusiveFile, exclusive, part_path
-from ggext.gguf.journal import Journal, Record, undo_path
+from ggext.gguf.exclusive import (
+    ExclusiveFile,
+    Successor,
+    exclusive,
+    is_successor,
+    successor_name,
+)
+from ggext.gguf.journal import Identity, Journal, Record, undo_path
 from ggext.gguf.reader import GgufFile
+
+_SAMPLES, _SAMPLE = 16, 4096
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,10 @@ def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
             raise OutputError(f"{path} was changed by another program meanwhile; try again")
         change = in_place(gguf, edit, file.read(0, min(gguf.data_offset, gguf.size)), file.block)
         try:
-            journal.begin(_record(file, change))
-            how = _execute(file, change, progress)
+            record = _record(file, change)
+            journal.begin(record, os.fstat(file.handle))
+            successor = Successor(record.part, journal.move_to)
+            how = _execute(file, change, successor, progress)
             journal.mark("C")
         except BaseException:
             with contextlib.suppress(
@@ -65,12 +75,13 @@ def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
         return Done(change, how)
 
 
-def undo(path: Path, progress: Progress = silent) -> int:
+def undo(path: Path, progress: Progress = silent, *, trust: bool = False) -> int:
     """Take back every change of ``path``, the last first: the file is byte for byte what it was
-    before the first. Returns how many there were. Raises ``GgufError`` where there is nothing to
-    undo."""
+    before the first. Returns how many there were. ``trust``: also where the undo file does not
+    prove that it is this file's. Raises ``GgufError`` where there is nothing to undo,
+    ``UnprovenError``."""
     path = path.resolve()
-    with _changing(path) as (file, journal):
+    with _changing(path, trust=trust) as (file, journal):
         if not journal.entries:
             raise GgufError(
                 f"{path} has no {journal.path.name} beside it; there is nothing to undo"
@@ -83,15 +94,23 @@ def undo(path: Path, progress: Progress = silent) -> int:
         return count
 
 
-def repair(path: Path, progress: Progress = silent) -> str:
-    """End what a crash interrupted. Returns what was done, empty where there was nothing to do."""
+class UnprovenError(GgufError):
+    """An undo file does not prove that it was made for the file that it lies beside."""
+
+
+def repair(path: Path, progress: Progress = silent, *, trust: bool = False) -> str:
+    """End what a crash interrupted. Returns what was done, empty where there was nothing to do.
+
+    ``trust``: also where the undo file does not prove that it is this file's: it may have been put
+    there to have the file changed. Raises ``UnprovenError`` without."""
     path = path.resolve()
     journal = Journal.of(path)
-    if not journal.unfinished and not journal.is_torn:
+    if not journal.unfinished and not (path.exists() and _is_litter(journal, path)):
         return ""
     with _told(path), exclusive(path) as file:
         journal = Journal.of(path)  # whoever held the file may have ended it
         if journal.unfinished:
+            _check_proven(file, journal, trust)
             return _recover(file, journal, progress)
         if journal.is_torn:
             journal.trim()
@@ -99,16 +118,39 @@ def repair(path: Path, progress: Progress = silent) -> str:
     return ""
 
 
+def _is_litter(journal: Journal, path: Path) -> bool:
+    """Whether a crash left an undo file that announces nothing, and that is ours to remove."""
+    return journal.is_torn and journal.owner == path.stat().st_uid
+
+
 @contextlib.contextmanager
-def _changing(path: Path) -> Iterator[tuple[ExclusiveFile, Journal]]:
+def _changing(path: Path, *, trust: bool = False) -> Iterator[tuple[ExclusiveFile, Journal]]:
     """The file for us alone, whole, and the undo file that belongs to it."""
     with _told(path), exclusive(path) as file:
         journal = Journal.of(path)
+        if journal.entries:
+            _check_proven(file, journal, trust)
         if journal.unfinished:
             _recover(file, journal, silent)
         if journal.entries:
             _check_ours(file, journal)
         yield file, journal
+
+
+def _check_proven(file: ExclusiveFile, journal: Journal, trust: bool) -> None:
+    """Raises UnprovenError for an undo file of another owner, or made for another file: else
+    anybody who can make a file in the folder could write into this one."""
+    status = os.fstat(file.handle)
+    if trust or (
+        journal.owner == status.st_uid
+        and status.st_ino in journal.inodes
+        and _stayed(file, journal.entries[-1].record)
+    ):
+        return
+    raise UnprovenError(
+        f"{journal.path} does not prove that it was made for {file.path.name}: after a move to "
+        f"another disk ggext repair {file.path} takes it if you say so; else move it away"
+    )
 
 
 @contextlib.contextmanager
@@ -168,7 +210,32 @@ def _record(file: ExclusiveFile, change: Change) -> Record:
         saved=[(start, file.read(start, length)) for start, length in clipped],
         written=[(offset, len(data)) for offset, data in change.writes],
         digest=_digest(data for _, data in change.writes),
+        identity=Identity(os.fstat(file.handle).st_ino, _samples(file, change, clipped)),
+        part=successor_name(file.path),
     )
+
+
+def _samples(
+    file: ExclusiveFile, change: Change, changed: list[tuple[int, int]]
+) -> list[tuple[int, str]]:
+    """Some of the bytes that stay, evenly spread over the file: (offset, SHA-256)."""
+    samples = []
+    for i in range(_SAMPLES):
+        offset = max(change.old_size - _SAMPLE, 0) * i // (_SAMPLES - 1)
+        end = offset + _SAMPLE
+        meets = any(offset < start + length and start < end for start, length in changed)
+        if not meets and not offset < change.insert_at < end:
+            samples.append((offset, _digest([file.read(offset, _SAMPLE)])))
+    return samples
+
+
+def _stayed(file: ExclusiveFile, record: Record) -> bool:
+    """Whether the bytes that a change leaves are those of the file, moved or not yet."""
+    for offset, digest in record.identity.samples:
+        places = (offset, offset + record.insert_length)
+        if not any(_digest([file.read(place, _SAMPLE)]) == digest for place in places):
+            return False
+    return True
 
 
 def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[tuple[int, int]]:
@@ -181,10 +248,10 @@ def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[t
         yield behind - inserted, offset + length - behind
 
 
-def _execute(file: ExclusiveFile, change: Change, progress: Progress) -> str:
+def _execute(file: ExclusiveFile, change: Change, successor: Successor, progress: Progress) -> str:
     how = ""
     if change.insert_length:
-        how = file.insert(change.insert_at, change.insert_length, progress)
+        how = file.insert(change.insert_at, change.insert_length, successor, progress)
         file.sync()  # from here on the size tells that the data has moved
     for offset, data in change.writes:
         file.write(offset, data)
@@ -206,14 +273,21 @@ def _recover(file: ExclusiveFile, journal: Journal, progress: Progress) -> str:
 
 
 def _take_back(file: ExclusiveFile, journal: Journal, progress: Progress) -> None:
-    disk.remove(part_path(file.path))
-    if journal.unfinished:
-        _roll_back(file, journal.entries[-1].record, progress)
-        journal.entries.pop()
-    journal.trim()
+    if not journal.unfinished:
+        journal.trim()
+        return
+    record = journal.entries[-1].record
+    name = successor_name(file.path)
+    if is_successor(record.part, file.path):
+        name = record.part  # of what a crash left
+        disk.remove(file.path.with_name(name))
+    _roll_back(file, record, Successor(name, journal.move_to), progress)
+    journal.taken_back()
 
 
-def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
+def _roll_back(
+    file: ExclusiveFile, record: Record, successor: Successor, progress: Progress
+) -> None:
     at, inserted = record.insert_at, record.insert_length
     if not file.is_current:  # interrupted at the very moment when a new file took its place
         raise OutputError(
@@ -230,7 +304,7 @@ def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
             f"replaced or cut since; move {undo_path(file.path).name} away"
         )
     moved = inserted > 0 and file.size > record.old_size
-    if moved and _close_gap(file, record):
+    if moved and _close_gap(file, record, successor):
         moved = False
     for offset, data in record.saved:
         before = max(0, at - offset) if moved else len(data)
@@ -239,11 +313,11 @@ def _roll_back(file: ExclusiveFile, record: Record, progress: Progress) -> None:
     file.truncate(record.old_size + (inserted if moved else 0))
     file.sync()
     if moved:
-        file.collapse(at, inserted, progress)
+        file.collapse(at, inserted, successor, progress)
         file.sync()
 
 
-def _close_gap(file: ExclusiveFile, record: Record) -> bool:
+def _close_gap(file: ExclusiveFile, record: Record, successor: Successor) -> bool:
     """Whether the power failed while a file system moved extents, from the last to the first: the
     gap is then not yet where it belongs, and what stood there still does. The gap is taken out."""
     at, inserted = record.insert_at, record.insert_length
@@ -256,5 +330,5 @@ def _close_gap(file: ExclusiveFile, record: Record) -> bool:
         raise GgufError(
             f"{file.path} lost its power while data moved, and which hole is ours is not clear"
         )
-    file.collapse(hole, inserted, silent)
+    file.collapse(hole, inserted, successor, silent)
     return True

@@ -1,17 +1,23 @@
 """``FILE.ggext-undo``: what stood where a change was made, so that it can be taken back, whole or
 half done.
 
-    "ggext-undo 1\\n", then frames: kind (1 byte), length (uint64), payload, SHA-256 of these three.
+    "ggext-undo 2\n", then frames: kind (1 byte), length (uint64), payload, SHA-256 of these three.
 
-``B`` begins a change: JSON (sizes, ranges) and the old bytes. ``C``: it is complete. ``R``: it is
-being taken back, ``A``: because it failed. A frame is on the disk before the step that it announces
-is taken; a frame that is not whole announces nothing."""
+``B`` begins a change: JSON (sizes, ranges, the file that it is of) and the old bytes. ``C``: it is
+complete. ``R``: it is being taken back, ``A``: because it failed, ``D``: that is done. ``N``: the
+file of that name is another one from here on. A frame is on the disk before the step that it
+announces is taken; a frame that is not whole announces nothing.
+
+Anybody who can make a file in the folder can make an undo file, and its checksums. So a record says
+of which file it is (`Identity`), and is believed without being asked only for that one."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,18 +25,32 @@ from typing import Any
 
 from ggext.errors import GgufError
 from ggext.gguf import disk
+from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 
 SUFFIX = ".ggext-undo"
-_MAGIC = b"ggext-undo 1\n"
+_MAGIC = b"ggext-undo 2\n"
 _HEAD = struct.Struct("<cQ")
 _DIGEST = 32
+_MOST = 1 << 62  # bytes; no offset, size or sum of them is larger
+_MANY_BYTES = 1 << 26
+_MAX_BYTES = 1 << 34  # of an undo file; what a change overwrites is the header and some tensors
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which file a change is of: not its name, which anybody can give to another one."""
+
+    # the file system's number of the file
+    inode: int
+    # samples of the bytes that the change leaves as they are: (offset before it, SHA-256)
+    samples: list[tuple[int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Record:
     """``saved``: (offset in the old file, bytes). ``written``: (offset, length) in the new file,
     and ``digest`` of what was written there. ``insert_length`` zeros came in at ``insert_at``.
-    Sizes in bytes."""
+    ``part``: the name of the file that took the old one's place, if one did. Sizes in bytes."""
 
     old_size: int
     new_size: int
@@ -39,42 +59,99 @@ class Record:
     saved: list[tuple[int, bytes]]
     written: list[tuple[int, int]]
     digest: str
+    identity: Identity
+    part: str
 
     def packed(self) -> bytes:
-        names = ("old_size", "new_size", "insert_at", "insert_length", "written", "digest")
-        head = {name: getattr(self, name) for name in names}
+        head = {name: getattr(self, name) for name in _NUMBERS}
+        head |= {"written": self.written, "digest": self.digest, "part": self.part}
+        head |= {"inode": self.identity.inode, "samples": self.identity.samples}
         text = json.dumps(head | {"saved": [(at, len(data)) for at, data in self.saved]}).encode()
         return struct.pack("<Q", len(text)) + text + b"".join(data for _, data in self.saved)
 
     @classmethod
     def unpacked(cls, payload: bytes) -> Record:
-        """Raises ``ValueError`` or a relative of it for what ``packed`` did not make."""
-        (length,) = struct.unpack_from("<Q", payload)
-        values: dict[str, Any] = json.loads(payload[8 : 8 + length])
+        """Raises ``ValueError`` for what ``packed`` did not make: numbers that are none, that reach
+        beyond the file that they speak of, or bytes that are missing."""
+        (length,) = struct.unpack_from("<Q", payload) if len(payload) >= 8 else (_MOST,)
+        if length > len(payload) - 8:
+            raise ValueError("its description is cut off")
+        try:
+            values = json.loads(payload[8 : 8 + length])
+        except RecursionError:
+            raise ValueError("its description is nested too deep") from None
+        if not isinstance(values, dict) or values.keys() != _KEYS:
+            raise ValueError("its description is not what ggext writes")
+        numbers = {name: _number(values.get(name)) for name in (*_NUMBERS, "inode")}
         saved, at = [], 8 + length
-        for offset, size in values.pop("saved"):
-            saved.append((int(offset), payload[at : at + size]))
+        for offset, size in _pairs(values.get("saved")):
+            saved.append((offset, payload[at : at + size]))
             at += size
-        written = [(int(offset), int(size)) for offset, size in values.pop("written")]
-        record = cls(saved=saved, written=written, **values)
-        numbers: list[Any] = [
-            record.old_size,
-            record.new_size,
-            record.insert_at,
-            record.insert_length,
-        ]
-        numbers += [n for pair in written for n in pair] + [offset for offset, _ in saved]
-        if not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise ValueError("a number is missing or negative")
+        if at != len(payload):
+            raise ValueError("its bytes are not as many as it says")
+        samples = values.get("samples")
+        if not isinstance(samples, list) or not all(_is_sample(sample) for sample in samples):
+            raise ValueError("its samples are malformed")
+        digest, part = values.get("digest"), values.get("part")
+        if not isinstance(digest, str) or not isinstance(part, str) or "/" in part:
+            raise ValueError("a text is missing")
+        identity = Identity(numbers.pop("inode"), [(offset, text) for offset, text in samples])
+        written = _pairs(values.get("written"))
+        record = cls(
+            **numbers, saved=saved, written=written, digest=digest, identity=identity, part=part
+        )
+        record._check_bounds()
         return record
+
+    def _check_bounds(self) -> None:
+        """Every range lies in its file, and bytes that the change took away are in ``saved``."""
+        if self.insert_length and self.insert_at > self.old_size:
+            raise ValueError("its gap is behind the file's end")
+        if any(offset + len(data) > self.old_size for offset, data in self.saved):
+            raise ValueError("it saved bytes from behind the file's end")
+        if any(offset + size > self.new_size for offset, size in self.written):
+            raise ValueError("it wrote bytes behind the file's end")
+        grown = self.new_size - self.old_size - self.insert_length
+        changed = sum(len(data) for _, data in self.saved) + sum(size for _, size in self.written)
+        if abs(grown) > changed:
+            raise ValueError("its sizes are not those of its bytes")
+
+
+_NUMBERS = ("old_size", "new_size", "insert_at", "insert_length")
+_KEYS = {*_NUMBERS, "inode", "samples", "saved", "written", "digest", "part"}
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
+        raise ValueError("a number is missing, negative or too large")
+    return value
+
+
+def _pairs(values: Any) -> list[tuple[int, int]]:
+    if not isinstance(values, list):
+        raise ValueError("its ranges are malformed")
+    pairs = []
+    for pair in values:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError("its ranges are malformed")
+        pairs.append((_number(pair[0]), _number(pair[1])))
+    return pairs
+
+
+def _is_sample(sample: Any) -> bool:
+    return (
+        isinstance(sample, list)
+        and len(sample) == 2
+        and isinstance(sample[1], str)
+        and _number(sample[0]) >= 0
+    )
 
 
 @dataclass
 class Entry:
-    """``end``: where its last frame ends. ``state``: the kind of that frame."""
+    """``state``: the kind of its last frame."""
 
     record: Record
-    end: int = 0
     state: str = "B"
 
 
@@ -86,6 +163,10 @@ class Journal:
     path: Path
     entries: list[Entry] = field(default_factory=list)
     is_torn: bool = False
+    # of the file that the undo file belongs to: the last, after the one before where that is new
+    inodes: tuple[int, ...] = ()
+    # of whom the undo file is
+    owner: int = 0
     _end: int = 0
 
     @classmethod
@@ -93,13 +174,22 @@ class Journal:
         """Raises ``GgufError`` for an undo file that is none."""
         journal = cls(undo_path(gguf))
         try:
-            data = journal.path.read_bytes()
+            with os.fdopen(open_plain(journal.path, follow=False), "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_nlink != 1:
+                    raise NotPlainError("has another name")
+                if status.st_size > _MAX_BYTES or _is_sparse(status):
+                    raise NotPlainError(f"is a giant of {status.st_size:,} bytes")
+                data = file.read()
         except FileNotFoundError:
             return journal
+        except NotPlainError as error:
+            raise GgufError(f"{journal.path} {error.strerror}; move it away") from None
         except OSError as error:
             raise GgufError(
                 f"{journal.path}: {error.strerror or error}; make it readable"
             ) from None
+        journal.owner = status.st_uid
         start = data[: len(_MAGIC)]
         if start != _MAGIC and not _MAGIC.startswith(
             start.rstrip(b"\0")
@@ -123,17 +213,22 @@ class Journal:
                 return
             try:
                 self._take(kind.decode(), data[start + _HEAD.size : body])
-            except (ValueError, TypeError, KeyError, IndexError, struct.error) as error:
+            except (ValueError, IndexError) as error:
                 raise GgufError(
                     f"{self.path}: malformed at byte {start} ({error}); move it away"
                 ) from None
-            self._end = self.entries[-1].end = body + _DIGEST
+            self._end = body + _DIGEST
 
     def _take(self, kind: str, payload: bytes) -> None:
         if kind == "B":
             self.entries.append(Entry(Record.unpacked(payload)))
+            self.inodes = (self.entries[-1].record.identity.inode,)
         elif kind in ("A", "C", "R"):
             self.entries[-1].state = kind
+        elif kind == "D":
+            self.entries.pop()
+        elif kind == "N" and len(payload) == 8:
+            self.inodes = (*self.inodes[-1:], int.from_bytes(payload, "little"))
         else:
             raise ValueError(f"a frame of the unknown kind {kind!r}")
 
@@ -141,21 +236,49 @@ class Journal:
     def unfinished(self) -> bool:
         return bool(self.entries) and self.entries[-1].state != "C"
 
-    def begin(self, record: Record) -> None:
+    def begin(self, record: Record, like: os.stat_result) -> None:
+        """``like``: of the file that is changed; who may read that may read what it was."""
+        if not self._end:
+            self._make(like)
         self._append("B", record.packed())
-        self.entries.append(Entry(record, self._end))
+        self.entries.append(Entry(record))
+        self.inodes = (record.identity.inode,)
 
     def mark(self, state: str) -> None:
         """The last change's state: A, C or R."""
         self._append(state, b"")
-        self.entries[-1] = Entry(self.entries[-1].record, self._end, state)
+        self.entries[-1].state = state
+
+    def taken_back(self) -> None:
+        """The last change is no more; without any the undo file goes."""
+        self.entries.pop()
+        if self.entries:
+            self._append("D", b"")
+        self.trim()
+
+    def move_to(self, inode: int) -> None:
+        """The file of that name is about to be another one."""
+        self._append("N", inode.to_bytes(8, "little"))
+        self.inodes = (*self.inodes[-1:], inode)
+
+    def _make(self, like: os.stat_result) -> None:
+        if self.is_torn:  # what is there announces nothing
+            disk.remove(self.path)
+            self.is_torn = False
+        handle = create_plain(self.path, stat.S_IMODE(like.st_mode) & 0o666)
+        try:
+            with contextlib.suppress(OSError):  # not ours to give away
+                os.fchown(handle, like.st_uid, like.st_gid)
+            self.owner = os.fstat(handle).st_uid
+        finally:
+            os.close(handle)
 
     def _append(self, kind: str, payload: bytes) -> None:
         """On the disk when this returns."""
         is_new = not self._end
         frame = _HEAD.pack(kind.encode(), len(payload)) + payload
         frame += hashlib.sha256(frame).digest()
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        handle = open_plain(self.path, os.O_RDWR, follow=False)
         try:
             start = max(self._end, len(_MAGIC))
             disk.truncate(handle, self._end)  # what a crash left of a frame
@@ -168,18 +291,21 @@ class Journal:
         self._end = start + len(frame)
 
     def trim(self) -> None:
-        """Cut off what is behind the frames of ``entries``; without any the file goes."""
+        """Cut off what a crash left of a frame; without any change the file goes."""
         if not self.entries:
             disk.remove(self.path)
             self._end = 0
             return
-        self._end = self.entries[-1].end
-        handle = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        handle = open_plain(self.path, os.O_RDWR, follow=False)
         try:
             disk.truncate(handle, self._end)
             disk.sync(handle)
         finally:
             os.close(handle)
+
+
+def _is_sparse(status: os.stat_result) -> bool:
+    return status.st_size > _MANY_BYTES and status.st_blocks * 512 < status.st_size // 2
 
 
 def undo_path(gguf: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggext.errors import GgufError
+from ggext.gguf.plain_files import NotPlainError, open_plain
 from ggext.gguf.reader import GgufFile, parse_header
 
 
@@ -21,7 +22,7 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
     try:
         if path.is_dir():
             raise GgufError(f"{path} is a folder; name the .gguf file in it")
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             status = os.fstat(file.fileno())
             if status.st_size == 0:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
@@ -37,6 +38,8 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
             else ""
         )
         raise GgufError(f"{path}: No such file; check the path{remedy}") from None
+    except NotPlainError as error:
+        raise GgufError(f"{path} {error.strerror}; check the path") from None
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
 
@@ -44,7 +47,7 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
 def _end_interrupted_change(path: Path) -> None:
     from ggext.gguf.journal import undo_path
 
-    if undo_path(path.resolve()).exists():
+    if os.path.lexists(undo_path(path.resolve())):
         from ggext.gguf.inplace import repair
 
         done = repair(path)

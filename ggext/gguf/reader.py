@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError
 from ggext.gguf.header import PADDING_KEY
+from ggext.gguf.plain_files import open_plain
 from ggext.gguf.types import (
     DEFAULT_ALIGNMENT,
     MAGIC,
@@ -71,7 +73,7 @@ class GgufFile:
         """The raw bytes of a tensor, mapped from the file, not read."""
         info = self.tensors[name]
         start = self.data_offset + info.offset
-        with self.path.open("rb") as file:
+        with os.fdopen(open_plain(self.path), "rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(mapped)[start : start + info.nbytes]
 

@@ -33,6 +33,12 @@ def metadata_part(path: Path) -> Path:
     return first
 
 
+def model_stem(path: Path) -> str:
+    """The name of a model without its number among several and its ending."""
+    match = _PART.fullmatch(path.name)
+    return match["prefix"] if match else path.stem
+
+
 def all_parts(first: Path) -> list[Path]:
     """Every part of the model whose metadata is in ``first``, as they should be there."""
     match = _PART.fullmatch(first.name)
@@ -68,7 +74,9 @@ def whole_header(header: GgufFile) -> GgufFile:
 
 
 def _only_model(folder: Path) -> Path:
-    models = sorted({metadata_part(path) for path in folder.glob("*.gguf")})
+    others = ("mmproj", "imatrix")  # what lies beside a model: its eyes, its importance matrix
+    files = [path for path in folder.glob("*.gguf") if not path.name.startswith(others)]
+    models = sorted({metadata_part(path) for path in files})
     if not models and (folder / "config.json").is_file():
         raise GgufError(
             f"{folder} is a checkpoint; ggext convert {folder} makes a .gguf file of it"

@@ -24,6 +24,7 @@ from ggext.gguf.writer import (
     write_arranged,
 )
 
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _MOST_PARTS = 65_535  # split.count is 16 bits wide
 
 

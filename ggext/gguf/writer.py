@@ -194,14 +194,9 @@ def sync(path: Path) -> None:
 def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
     """An empty file in the folder of ``path``, removed afterwards. ``size``: bytes that must be
     free."""
+    check_room(path, size)
     folder = path.parent
     try:
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise OutputError(
-                f"{path} needs {size:,} bytes and the disk has {free:,} free; free some, or write "
-                "elsewhere"
-            )
         beside = folder / f".{path.name}.{secrets.token_hex(8)}.part"
         os.close(os.open(beside, _NEW, 0o666))  # less the umask, which only the system can apply
     except OSError as error:
@@ -212,6 +207,22 @@ def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
         yield beside
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_room(path: Path, size: int) -> None:
+    """Raises ``OutputError`` where the disk of a file to be has not that many bytes free."""
+    folder = path.parent
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
+    if size > free:
+        raise OutputError(
+            f"{path} needs {size:,} bytes and the disk has {free:,} free; free some, or write "
+            "elsewhere"
+        )
 
 
 def check_output(path: Path, force: bool) -> None:

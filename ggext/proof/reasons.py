@@ -10,7 +10,7 @@ from ggext.proof.report import Wanted
 from ggext.rope import methods
 from ggext.runtime.ggml import RopeCall
 
-#: Who reads these keys in llama.cpp 0c1e57098; for other architectures they change nothing.
+#: Who reads these keys in the pinned llama.cpp; for other architectures they change nothing.
 _READERS = {
     "rope.scaling.yarn_attn_factor": {"grok"},
     "rope.scaling.yarn_beta_fast": {"grok", "mistral3"},

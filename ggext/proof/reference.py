@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import CheckpointError, MissingExtraError, first_line
 from ggext.rope import methods
-from ggext.rope.config import PARAMETER_OF_KEY
+from ggext.rope.config_keys import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.runtime.likelihood import diverge
 
@@ -64,10 +64,12 @@ def transformers_logits(
     """
     try:
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
         from transformers.utils import logging
     except ImportError as error:
-        raise MissingExtraError(error.name or "transformers", "dev", "verify --reference") from None
+        raise MissingExtraError(
+            error.name or "transformers", "reference", "verify --reference"
+        ) from None
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
@@ -76,13 +78,15 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        model = AutoModelForCausalLM.from_pretrained(
+        model, loaded = _class_of(config).from_pretrained(
             folder,
             config=config,
             dtype="auto" if quantization else torch.float32,
             attn_implementation="eager",
             local_files_only=True,
+            output_loading_info=True,
         )
+        _check_all_loaded(folder, loaded["missing_keys"])
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
             _set_gain(model, scaling.attention_factor)
@@ -94,6 +98,28 @@ def transformers_logits(
         ) from None
     result: np.ndarray[Any, np.dtype[np.float32]] = logits[0].numpy()
     return result
+
+
+def _class_of(config: Any) -> Any:
+    """The class that loads a whole model: of one that sees too, the one for images and text."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+
+
+def _check_all_loaded(folder: Path, missing: set[str]) -> None:
+    """Raises ``CheckpointError`` where transformers made up tensors that it did not find."""
+    if missing:
+        raise CheckpointError(
+            f"{folder}: transformers does not find {len(missing)} of the model's tensors there "
+            f"(first {min(missing)}) and makes them up, so it cannot judge; save the model under "
+            "its own names first"
+        )
 
 
 def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:

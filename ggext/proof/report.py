@@ -11,6 +11,14 @@ from ggext.rope import methods
 from ggext.rope.decode import LayerKind
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
+#: Level → what its failure means.
+_WRONG = {
+    "table": "the file does not say what {} asks for",
+    "kernel": "rotations are not right on this machine",
+    "graph": "llama.cpp executes something else than {} asks for",
+    "shift": "a context that rolls destroys it",
+    "logits": "its predictions are not those of the checkpoint",
+}
 _LAYER_OF_NODE = re.compile(r"-(\d+)(?: \(.*)?$")
 
 
@@ -72,29 +80,38 @@ class KernelRow:
 
 @dataclass(frozen=True)
 class ShiftRow:
-    """After so many context shifts: the cached keys' norm against the first one (of the layer that
-    changed most), and the KL of the next token from a fresh evaluation, in nats."""
+    """After so many context shifts."""
 
     shifts: int
+    # The cached keys' norm against the first one, of the layer that changed most.
     k_norm: float
+    # Of the next token from a fresh evaluation, in nats.
     kl: float
+    # The same KL of two fresh evaluations at other positions: what rounding alone does.
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
 class Report:
-    """``wanted_from``: whose word the file was held to. ``notes``: what was not measured, and
-    why."""
+    """What was measured, and what it comes to."""
 
     file: str
+    # Whose word the file was held to.
     wanted_from: str
     scaling: dict[str, Any]
     context: int
     checks: list[Check]
+    # What was not measured, and why.
     notes: list[str] = field(default_factory=list)
     pairs: list[PairRow] = field(default_factory=list)
     nodes: list[NodeRow] = field(default_factory=list)
     kernels: list[KernelRow] = field(default_factory=list)
     shifts: list[ShiftRow] = field(default_factory=list)
+    # What the model's authors publish; empty where they are not known.
+    published: str = ""
+    # The worst relative error of a frequency in other programs than ggext, None where they do the
+    # same.
+    elsewhere: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -106,11 +123,27 @@ class Report:
         levels = [check.passed for check in self.checks if check.level == "shift"]
         return all(levels) if levels else None
 
+    @property
+    def verdict(self) -> str:
+        """One plain sentence."""
+        tokens = f"{self.context:,} tokens"
+        if not self.passed:
+            levels = [check.level for check in self.checks if check.required and not check.passed]
+            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(self.wanted_from)}"
+        exact = "exact in llama.cpp"
+        if not any(check.level == "graph" for check in self.checks):
+            exact = "exact by what the file says; llama.cpp was not run"
+        elif self.elsewhere is not None:
+            exact = f"exact in ggext, frequencies off by up to {self.elsewhere:.2g} elsewhere"
+        rolling = {None: "", True: "; safe to roll", False: "; do not let it roll"}
+        return f"{tokens}: {exact}{rolling[self.shift_safe]}"
+
     def as_dict(self) -> dict[str, Any]:
         checks = [asdict(check) | {"passed": check.passed} for check in self.checks]
         return {
             **asdict(self),
             "passed": self.passed,
+            "verdict": self.verdict,
             "shift_safe": self.shift_safe,
             "checks": checks,
         }
@@ -124,15 +157,17 @@ def layer_of_node(name: str) -> int:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the file must do, and who says so. ``query_scale``: what the file's query weights are
-    multiplied by, the square of a gain that is folded into them. ``layers``: how each layer
-    rotates, empty where all do it alike."""
+    """What the file must do, and who says so."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
     source: str
+    # What the file's query weights are multiplied by, the square of a gain that is folded there.
     query_scale: float = 1.0
+    # How each layer rotates, empty where all do it alike.
     layers: tuple[LayerKind, ...] = ()
+    # The table itself, where no scaling stands for it (frequency factors of an unknown method).
+    stated: RopeTable | None = None
 
     def of_node(self, name: str) -> Wanted:
         """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in
@@ -150,7 +185,7 @@ class Wanted:
 
     @property
     def table(self) -> RopeTable:
-        return methods.make_table(self.scaling, self.geometry)
+        return self.stated or methods.make_table(self.scaling, self.geometry)
 
     @property
     def kernel_table(self) -> RopeTable:

@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ggext.checkpoint.named import shown
-from ggext.errors import UsageError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, recipe_of
 from ggext.proof.report import Check, Wanted
+from ggext.proof.stated import wanted_by_keys
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare, pair_errors
+from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare, pair_errors
+from ggext.rope.config import GROWING
 from ggext.rope.decode import (
     context_parameters,
     decode_sliding,
@@ -21,12 +22,16 @@ from ggext.rope.decode import (
     query_scale,
     score_scale,
 )
-from ggext.rope.recipe import RECIPE_KEY, Recipe
+from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
+
+#: Architectures whose files say the extended context beside a factor of another length.
+_FINAL = ("gemma3",)
 
 
 def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
-    """The recipe in the file says what was asked; a reference checkpoint says of which model."""
+    """The recipe in the file says what was asked; a reference checkpoint says of which model. A
+    file with neither is held to what its own keys mean."""
     recipe = recipe_of(gguf)
     keys = gguf.arch_keys()
     if reference is not None:
@@ -34,10 +39,7 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     elif recipe is not None:
         wanted = Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})")
     else:
-        raise UsageError(
-            f"{gguf.path} has no {RECIPE_KEY}: nothing says what was asked for; give --reference "
-            "CHECKPOINT"
-        )
+        wanted = wanted_by_keys(gguf)
     return replace(wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch))
 
 
@@ -47,6 +49,7 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
 
     rope = family_of(read_config(reference)).rope()
     if recipe is None or recipe.by_checkpoint:
+        rope = rope.understood()
         return Wanted(rope.scaling, rope.geometry, f"{shown(reference)}/config.json")
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
@@ -71,6 +74,25 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
             "table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"
         ),
     ]
+
+
+def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
+    """A failed check where the context that is meant is less than the scaling reaches and nothing
+    says why; else nothing."""
+    scaling, context = wanted.scaling, wanted.table.context
+    stated = scaling.context_reason is not None or gguf.arch in _FINAL
+    if scaling.method not in GROWING or stated:
+        return []
+    factor = scaling.factor or 1.0
+    original = methods.original_context(scaling, wanted.geometry)
+    short = int(factor * original * (1 - 1e-6)) - context
+    if short <= 0:
+        return []
+    detail = (
+        f"factor {factor:g} × original context {original}, and nothing says why the context is "
+        f"{context}; bake {scaling.method} {factor:g} with the original context {original} again"
+    )
+    return [Check("table", "context short of the scaling's reach, tokens", short, 0, detail)]
 
 
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
@@ -114,16 +136,9 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     return checks
 
 
-def in_other_programs(gguf: GgufFile, wanted: RopeTable) -> list[str]:
-    """A line on what programs make of a file that is right in ggext's own contexts alone; else
-    nothing."""
+def elsewhere(gguf: GgufFile, wanted: RopeTable) -> Comparison | None:
+    """What programs make of a file that is right in ggext's own contexts alone; ``None`` for other
+    files."""
     if not context_parameters(gguf.arch_keys()):
-        return []
-    elsewhere = compare(wanted, effective_table(gguf))
-    line = (
-        "other llama.cpp programs do not set the context parameters that ggext sets for this "
-        "file: their frequencies"
-    )
-    return [
-        f"{line} are off by up to {elsewhere.frequency_error:.2g}, at pair {elsewhere.worst_pair}"
-    ]
+        return None
+    return compare(wanted, effective_table(gguf))

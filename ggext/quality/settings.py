@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ggext.errors import UsageError
 from ggext.footprint.cache import KV_TYPES
@@ -69,6 +69,9 @@ class EvalOptions:
         _check_names("task", self.tasks, TASKS)
         _check_names("kv type", self.kv_types, tuple(KV_TYPES))
         _check_names("when full", self.when_full, POLICIES)
+        _check_names("form", (self.form,), get_args(Form))
+        if self.protocol is not None:
+            _check_names("protocol", (self.protocol,), get_args(Protocol))
         for length in self.lengths:
             if not _SHORTEST <= length < 1 << 31:
                 raise UsageError(f"a length is {length}, but must be at least {_SHORTEST} tokens")
@@ -144,6 +147,16 @@ class Setting:
         """What tells it from every other, in a partial run."""
         parts = (self.path.name, self.header.size, self.scaling_name, self.kv_type, self.when_full)
         return "|".join(map(str, parts))
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others, in words."""
+        parts = [self.path.name, self.scaling_name]
+        if self.kv_type != "f16":
+            parts.append(f"KV {self.kv_type}")
+        if self.when_full != "stop":
+            parts.append(f"full: {self.when_full}")
+        return ", ".join(parts)
 
     def unscaled(self) -> Setting:
         """The same with its scaling off."""

@@ -120,7 +120,11 @@ def difference(
     common = [item for item in first if item in second]
     if not common:
         return None
-    halves = [(second[item] - first[item] + 1) / 2 for item in common]
+    differences = [second[item] - first[item] for item in common]
+    if not any(differences):  # as many that gain as that lose: none
+        none = share([0.0] * len(common), [cluster_of[item] for item in common])
+        return Estimate(0.0, -none.high, none.high, none.items, none.units)
+    halves = [(value + 1) / 2 for value in differences]
     estimate = share(halves, [cluster_of[item] for item in common], at_most_items=False)
     return Estimate(
         2 * estimate.value - 1,

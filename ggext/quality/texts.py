@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 1 << 30
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
+_MOST_PIECES = 1000
 _LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 
 
@@ -70,45 +71,58 @@ def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
         start = 0
 
 
-def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int, most: int) -> list[Piece]:
-    """At most `most` pieces of exactly `length` tokens that do not overlap, spread over the texts.
+def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+    """Pieces of exactly `length` tokens that do not overlap, of one text after the other in turn.
 
-    `texts`: name and text. Of one document several pieces are taken, each from its own start.
-    Raises UsageError where no text is long enough.
+    `texts`: name and text. However many are taken, they are spread over the texts. Raises
+    UsageError where no text is long enough.
     """
-    bos = [model.bos] if model.adds_bos else []
-    body = length - len(bos)
-    found: list[list[Piece]] = []
-    longest = 0
-    for name, text in texts:
-        tokens = model.tokenize(text, add_special=False)
-        longest = max(longest, len(tokens) + len(bos))
-        count = min(most, len(tokens) // body)
-        starts = [len(tokens) * i // count for i in range(count)] if count else []
-        found.append([Piece(f"{name}@{s}", (*bos, *tokens[s : s + body])) for s in starts])
+    found = [_of_one(model, name, text, length) for name, text in texts]
     if not any(found):
+        longest = max(len(model.tokenize(text)) for _, text in texts)
         raise UsageError(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
         )
-    in_turn = [part[i] for i in range(most) for part in found if i < len(part)]
-    return in_turn[:most]
+    most = max(map(len, found))
+    return [part[i] for i in range(most) for part in found if i < len(part)][:_MOST_PIECES]
 
 
-def little_pieces(model: Model, length: int, most: int, seed: int) -> list[Piece]:
+def beginnings(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+    """The first `length` tokens of each text that has so many. Raises UsageError for none."""
+    found = [_of_one(model, name, text, length)[:1] for name, text in texts]
+    if not any(found):
+        raise UsageError(f"no text has {length:,} tokens: give longer texts, or shorter lengths")
+    return [piece for part in found for piece in part]
+
+
+def _of_one(model: Model, name: str, text: str, length: int) -> list[Piece]:
+    """A document's pieces, the first ones far apart; the very first is its beginning."""
+    bos = [model.bos] if model.adds_bos else []
+    body = length - len(bos)
+    tokens = model.tokenize(text, add_special=False)
+    slots = sorted(range(len(tokens) // body), key=_bits_reversed)
+    return [
+        Piece(f"{name}@{slot * body}", (*bos, *tokens[slot * body : (slot + 1) * body]))
+        for slot in slots[:_MOST_PIECES]
+    ]
+
+
+def _bits_reversed(number: int) -> int:
+    return int(f"{number:032b}"[::-1], 2)
+
+
+def little_piece(model: Model, length: int, index: int, seed: int) -> Piece:
     """The same in the embedded model's own language, whose texts have any length."""
-    made = []
-    for i in range(most):
-        rng = Random(f"perplexity {seed} {i}")
-        facts = min(language.RECALL_FACTS, (length - 2) // (2 * language.FACT_TOKENS))
-        text = language.document(rng, language.facts(rng, facts), length - 2)
-        prompt = f"{language.BOS}{language.USER}{text}"
-        tokens = model.tokenize(prompt, add_special=False, parse_special=True)
-        made.append(Piece(f"made-up text {i + 1}", tuple(tokens)))
-    return made
+    rng = Random(f"perplexity {seed} {index}")
+    facts = min(language.RECALL_FACTS, (length - 2) // (2 * language.FACT_TOKENS))
+    text = language.document(rng, language.facts(rng, facts), length - 2)
+    prompt = f"{language.BOS}{language.USER}{text}"
+    tokens = model.tokenize(prompt, add_special=False, parse_special=True)
+    return Piece(f"made-up text {index + 1}", tuple(tokens))
 
 
-def llama_cpp_pieces(model: Model, text: str, n_ctx: int, most: int) -> list[Piece]:
+def llama_cpp_pieces(model: Model, text: str, n_ctx: int) -> list[Piece]:
     """llama-perplexity's chunks: `n_ctx` tokens in a row, the first replaced by a BOS where the
     vocabulary wants one, the second half scored. Raises UsageError for a text of fewer than two."""
     tokens = model.tokenize(text)
@@ -118,7 +132,7 @@ def llama_cpp_pieces(model: Model, text: str, n_ctx: int, most: int) -> list[Pie
             f"{2 * n_ctx:,}: give a longer text, or shorter lengths"
         )
     found = []
-    for i in range(min(most, len(tokens) // n_ctx)):
+    for i in range(min(_MOST_PIECES, len(tokens) // n_ctx)):
         chunk = tokens[i * n_ctx : (i + 1) * n_ctx]
         if model.adds_bos:
             chunk[0] = model.bos

@@ -1,6 +1,6 @@
 """What llama.cpp's code for an architecture does with RoPE, where architectures differ.
 
-Read from llama.cpp 0c1e57098 (llama-cpp-python 0.3.36): ``llama_model_rope_type`` for the layout,
+Read from the pinned llama.cpp: ``llama_model_rope_type`` for the layout,
 ``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys.
 ``tests/test_rope_capabilities.py`` derives every entry again from what the installed library does
 with a tiny model of the architecture.
@@ -13,10 +13,6 @@ from typing import Literal
 
 from ggext.errors import RopeError
 from ggext.rope.scaling import Layout
-
-#: Whose reading of the keys an encoding is made for.
-LLAMA_CPP = "0c1e57098"
-
 
 #: What an architecture does with the sliding-window layers of a file that has a window: they rotate
 #: as the ``others``; by ``rope.freq_base_swa``, unscaled, but with the gain's key on them
@@ -36,10 +32,8 @@ class RopeCapability:
     scale all attention scores by YaRN's mscale_all_dim; ``scaled`` does so by that multiplier, of
     which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the
     loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
-    norm stands behind the rotation and takes the gain away again. ``sliding_period``: where a file
-    with a window does not say which layers slide, all but each n-th do. ``sliding_depth``: they
-    slide in files of so many layers and no others, whatever the keys say. ``unrotated_step``: every
-    so manieth layer does not rotate; 0: all do."""
+    norm stands behind the rotation and takes the gain away again. ``unrotated_step``: every so
+    manieth layer does not rotate; 0: all do. Which layers slide: `llama_cpp_facts.sliding`."""
 
     layout: Layout
     loads_rope_freqs: bool = False
@@ -50,8 +44,6 @@ class RopeCapability:
     query_norm: bool = False
     norm_behind: bool = False
     sliding: Sliding = "others"
-    sliding_period: int = 1
-    sliding_depth: int = 0
     unrotated_step: int = 0
 
     @property
@@ -66,7 +58,7 @@ CAPABILITIES = {
         "neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True
     ),
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
-    "cohere2": RopeCapability("norm", sliding="alone", sliding_period=4),
+    "cohere2": RopeCapability("norm", sliding="alone"),
     "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
@@ -76,12 +68,10 @@ CAPABILITIES = {
         loads_rope_freqs=True,
         query_norm=True,
         sliding="alone",
-        sliding_period=4,
-        sliding_depth=64,
     ),
     "falcon": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
-    "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base", sliding_period=6),
+    "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
     "glm4": RopeCapability("norm"),
     "glm4moe": RopeCapability("neox", query_norm=True),
     "gpt-oss": RopeCapability("neox"),
@@ -101,7 +91,7 @@ CAPABILITIES = {
         reads_log_multiplier=True,
     ),
     "nemotron": RopeCapability("neox"),
-    "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled", sliding_period=4),
+    "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),
     "olmoe": RopeCapability("neox", query_norm=True),
     "phi2": RopeCapability("neox"),
     "phi3": RopeCapability("neox", rope_factors="always"),

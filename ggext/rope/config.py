@@ -1,102 +1,65 @@
 """A Hugging Face ``config.json`` → what it says about RoPE.
 
 Both spellings occur, ``rope_scaling`` (older) and ``rope_parameters`` (newer, with ``rope_theta``
-inside). The judge is transformers: what it computes from the same file is what we must compute, and
-what it would silently ignore is an error here.
+inside). The judge is transformers: what it computes from the same file is what we must compute,
+and what it silently ignores is a note. What concerns the scaling alone and cannot be taken stands
+in ``CheckpointRope.problem``: a scaling that replaces it need not understand it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from ggext.errors import RopeError
 from ggext.rope import methods
+from ggext.rope.config_keys import (
+    KEYS_OF_METHOD,
+    METHOD_OF_TYPE,
+    PARAMETER_OF_KEY,
+    as_mapping,
+    check_keys,
+    integer,
+    method_of,
+    number,
+    same_meaning,
+    type_of,
+    typed,
+    without_sections,
+)
 from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
-_METHOD_OF_TYPE: dict[str, Method] = {
-    "default": "none",
-    "none": "none",
-    "linear": "linear",
-    "dynamic": "dynamic",
-    "yarn": "yarn",
-    "longrope": "longrope",
-    "su": "longrope",
-    "llama3": "llama3",
-    "proportional": "proportional",
-}
-
-#: Key in the checkpoint → our parameter, for all methods together.
-PARAMETER_OF_KEY = {
-    "factor": "factor",
-    "original_max_position_embeddings": "original_context",
-    "attention_factor": "attention_factor",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
-    "truncate": "truncate",
-    "mscale": "mscale",
-    "mscale_all_dim": "mscale_all_dim",
-    "low_freq_factor": "low_freq_factor",
-    "high_freq_factor": "high_freq_factor",
-    "short_factor": "short_factors",
-    "long_factor": "long_factors",
-    "partial_rotary_factor": "proportion",
-}
-
-#: What transformers' function for a type reads; another key in the file would be ignored by it.
-_KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
-    "none": frozenset(),
-    "ntk": frozenset({"factor", "original_max_position_embeddings"}),
-    "proportional": frozenset({"factor", "partial_rotary_factor"}),
-    "linear": frozenset({"factor", "original_max_position_embeddings"}),
-    "dynamic": frozenset({"factor", "original_max_position_embeddings"}),
-    "yarn": frozenset(
-        {
-            "factor",
-            "original_max_position_embeddings",
-            "attention_factor",
-            "beta_fast",
-            "beta_slow",
-            "truncate",
-            "mscale",
-            "mscale_all_dim",
-        }
-    ),
-    "longrope": frozenset(
-        {
-            "factor",
-            "original_max_position_embeddings",
-            "attention_factor",
-            "short_factor",
-            "long_factor",
-        }
-    ),
-    "llama3": frozenset(
-        {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"}
-    ),
-}
-_REQUIRED_KEYS: dict[Method, tuple[str, ...]] = {
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("short_factor", "long_factor"),
-    "linear": ("factor",),
-    "dynamic": ("factor",),
-}
-#: Keys that say who made the file and change no number.
-_INFORMATIVE_KEYS = frozenset(
-    {"type", "rope_type", "rope_theta", "partial_rotary_factor", "finetuned"}
-)
+_ORIGINAL = "original_max_position_embeddings"
+_SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
+#: Methods whose factor is how many times the context grows. (Llama 3's is not: Llama 3.2 has 32
+#: on 8192 and is meant for 131072. LongRoPE's makes the gain alone.)
+GROWING: frozenset[Method] = frozenset({"yarn", "linear", "dynamic", "proportional"})
 
 
 @dataclass(frozen=True)
 class CheckpointRope:
-    """``scaling`` and ``geometry`` as the checkpoint means them; ``notes``: one line for each thing
-    that a reader of the file might take otherwise."""
+    """RoPE as a checkpoint means it."""
 
+    # no scaling where ``problem`` says why the file's cannot be taken
     scaling: RopeScaling
     geometry: RopeGeometry
+    # a line for each thing that a reader of the file might take otherwise
     notes: tuple[str, ...] = ()
+    # why the file's scaling cannot be read or run: no matter where another one replaces it
+    problem: str = ""
+
+    def understood(self) -> CheckpointRope:
+        """The same, with a scaling that can be taken. Raises ``RopeError`` where it cannot."""
+        if self.problem:
+            raise RopeError(self.problem)
+        return self
+
+    def refused(self, problem: str) -> CheckpointRope:
+        """The same without a scaling, for a reason that is not the file's; an earlier one stays."""
+        return replace(self, scaling=RopeScaling(), problem=self.problem or problem)
 
 
 def read_rope(
@@ -108,17 +71,24 @@ def read_rope(
     ``config``: the parsed ``config.json``. Raises ``RopeError`` naming the key, its value and what
     would be accepted.
     """
-    ropes = read_ropes(config, layout, source)
+    return read_replaceable_rope(config, layout, source).understood()
+
+
+def read_replaceable_rope(
+    config: Mapping[str, Any], layout: Layout, source: str = "config.json"
+) -> CheckpointRope:
+    """As ``read_rope``, but what is wrong with the scaling alone is its ``problem``. Raises
+    ``RopeError`` for what no scaling can do without."""
+    ropes = _read_by_kind(config, layout, source)
     _, rule, _ = _text_part(config)
     if len(ropes) == 1 and (ALL in ropes or rule.unrotated):
         return next(iter(ropes.values()))
     if set(ropes) != {FULL, SLIDING} or not rule.scaled_kind:
         raise RopeError(
             f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this "
-            "architecture is "
-            "converted with one RoPE table for all layers"
+            "architecture is converted with one RoPE table for all layers"
         )
-    full, sliding = ropes[FULL], ropes[SLIDING]
+    full, sliding = ropes[FULL], ropes[SLIDING].understood()
     alike = (full.geometry.n_rot, full.geometry.head_dim) == (
         sliding.geometry.n_rot,
         sliding.geometry.head_dim,
@@ -126,9 +96,8 @@ def read_rope(
     if sliding.scaling.method != "none" or not alike:
         raise RopeError(
             f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
-            f"{sliding.geometry.head_dim} dimensions "
-            f"with {sliding.scaling.method} scaling; llama.cpp rotates them as many as in the "
-            "others, without scaling"
+            f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
+            "llama.cpp rotates them as many as in the others, without scaling"
         )
     return replace(full, geometry=replace(full.geometry, sliding_base=sliding.geometry.base))
 
@@ -141,34 +110,50 @@ def read_ropes(
 
     The text part is read where the file has parts. Raises ``RopeError`` as ``read_rope`` does.
     """
+    ropes = _read_by_kind(config, layout, source)
+    return {kind: rope.understood() for kind, rope in ropes.items()}
+
+
+def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The rope parameters that count, as they are spelt; empty where there are none."""
+    config, rule, _ = _text_part(config)
+    values = {key: value for key, value in config.items() if value is not None}
+    return _parameters(values, rule, "config.json", [])[0]
+
+
+def _read_by_kind(
+    config: Mapping[str, Any], layout: Layout, source: str
+) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
     reader = _Reader(values, rule, layout, source)
-    notes = (
-        []
-        if not rule.read_as
-        else [
-            (
-                f"transformers does not know model_type {model_type!r}; it is read as "
-                f"{rule.read_as}, which its own code copies"
-            )
-        ]
-    )
-    parameters = _parameters(values, source)
+    notes = []
+    if rule.read_as:
+        notes.append(
+            f"transformers does not know model_type {model_type!r}; it is read as {rule.read_as}, "
+            "which its own code copies"
+        )
+    parameters, problem = _parameters(values, rule, source, notes)
     kinds = _by_kind(parameters, values, source)
     if kinds:
+        scaled = rule.scaled_kind
         return {
-            kind: reader.read(kind, inner, [*notes], nested=True) for kind, inner in kinds.items()
+            kind: reader.read(
+                kind,
+                inner,
+                [*notes],
+                nested=True,
+                problem=problem if kind == scaled else "",
+            )
+            for kind, inner in kinds.items()
         }
     if rule.scaled_kind:
-        return {
-            kind: reader.read(kind, parameters if kind == rule.scaled_kind else {}, [*notes])
-            for kind in (FULL, SLIDING)
-        }
+        plain = {kind: reader.read(kind, {}, [*notes]) for kind in (FULL, SLIDING)}
+        return plain | {rule.scaled_kind: reader.read(rule.scaled_kind, {}, notes, problem=problem)}
     if rule.unrotated and values.get("sliding_window"):
         notes.append(f"layers of the kind {', '.join(rule.unrotated)} do not rotate")
-        return {SLIDING: reader.read(SLIDING, parameters, notes)}
-    return {ALL: reader.read(ALL, parameters, notes)}
+        return {SLIDING: reader.read(SLIDING, parameters, notes, problem=problem)}
+    return {ALL: reader.read(ALL, parameters, notes, problem=problem)}
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:
@@ -176,7 +161,8 @@ def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule
     text = config.get("text_config")
     model_type = config.get("model_type", "")
     if isinstance(text, Mapping):
-        config, model_type = text, text.get("model_type", model_type)
+        config = text
+        model_type = text.get("model_type", model_type)
     return config, FAMILY_RULES.get(str(model_type), FamilyRule()), str(model_type)
 
 
@@ -188,46 +174,111 @@ class _Reader:
     source: str
 
     def read(
-        self, kind: str, parameters: Mapping[str, Any], notes: list[str], *, nested: bool = False
+        self,
+        kind: str,
+        parameters: Mapping[str, Any],
+        notes: list[str],
+        *,
+        nested: bool = False,
+        problem: str = "",
     ) -> CheckpointRope:
-        parameters = self._without_inert(self._without_sections(parameters, notes))
-        method = _method(parameters, self.source)
-        if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
-            method = "ntk"
-            parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {
-                "factor": parameters["alpha"]
-            }
-        _refuse_unknown_keys(parameters, method, self.source)
-        if self.rule.scaled_kind and parameters.get("truncate") is False:
-            raise RopeError(
-                f"{self.source}: truncate is false, and transformers ignores that where kinds of "
-                "layers have rope "
-                "parameters of their own; remove it"
-            )
-        max_position = _integer(self.config, "max_position_embeddings", self.source)
-        outside = None if nested else self.config.get("original_max_position_embeddings")
-        scaling = _scaling(parameters, outside, method, max_position, self.source, notes)
-        if self.rule.final_maximum and method != "none":
-            scaling = replace(scaling, context=max_position)
+        max_position = integer(self.config, "max_position_embeddings", self.source)
+        outside = None if nested else self.config.get(_ORIGINAL)
+        scaling = RopeScaling()
+        said: list[str] = []
+        if not problem:
+            try:
+                scaling = self._scaling(parameters, outside, max_position, said)
+            except RopeError as error:
+                problem = str(error)
+        notes += [] if problem else said
+        trained = scaling.original_context or max_position
+        if problem:  # the scaling that replaces it starts from where this one would have
+            trained = _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
         head_dim = self._head_dim(kind)
-        outer = self.config.get(self.rule.partial_key)
-        partial = _number(
-            parameters.get("partial_rotary_factor", outer), 1.0, self.rule.partial_key, self.source
+        geometry = RopeGeometry(
+            n_rot=self._rotated(parameters, head_dim),
+            head_dim=head_dim,
+            base=self._base(kind, parameters, notes),
+            layout=self.layout,
+            trained_context=trained,
         )
+        methods.check_geometry(geometry)
+        return CheckpointRope(scaling, geometry, tuple(notes), problem)
+
+    def _rotated(self, parameters: Mapping[str, Any], head_dim: int) -> int:
+        """How many dimensions of a head rotate."""
+        outer = self.config.get(self.rule.partial_key)
+        given = parameters.get("partial_rotary_factor", outer)
+        partial = number(given, 1.0, self.rule.partial_key, self.source)
         if not 0 < partial <= 1:
             raise RopeError(
                 f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "
                 "most 1"
             )
-        geometry = RopeGeometry(
-            n_rot=head_dim if method == "proportional" else int(head_dim * partial),
-            head_dim=head_dim,
-            base=self._base(kind, parameters, notes),
-            layout=self.layout,
-            trained_context=scaling.original_context or max_position,
+        name = parameters.get("rope_type") or parameters.get("type")
+        proportional = isinstance(name, str) and METHOD_OF_TYPE.get(name) == "proportional"
+        return head_dim if proportional else int(head_dim * partial)
+
+    def _scaling(
+        self, given: Mapping[str, Any], outside: Any, max_position: int, notes: list[str]
+    ) -> RopeScaling:
+        parameters = self._without_inert(
+            without_sections(given, self._head_dim(ALL) // 2, self.source, notes)
         )
-        methods.check_geometry(geometry)
-        return CheckpointRope(scaling, geometry, tuple(notes))
+        name = type_of(parameters, self.source, notes)
+        name = self.rule.read_types.get(name, name)
+        method = method_of(name, self.source)
+        if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
+            method = "ntk"
+            parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {
+                "factor": parameters["alpha"]
+            }
+        check_keys(parameters, name, method, self.source, notes)
+        if self.rule.scaled_kind and parameters.get("truncate") is False:
+            notes.append(
+                "truncate is false, which transformers does not read where kinds of layers have "
+                "rope parameters of their own: it changes nothing"
+            )
+            parameters = {k: v for k, v in parameters.items() if k != "truncate"}
+        if method == "none":
+            return RopeScaling()
+        values = self._values(parameters, outside, method, max_position, notes)
+        values |= _context(method, values, max_position, self.rule, notes)
+        return RopeScaling(method=method, **values)
+
+    def _values(
+        self,
+        parameters: Mapping[str, Any],
+        outside: Any,
+        method: Method,
+        max_position: int,
+        notes: list[str],
+    ) -> dict[str, Any]:
+        """The method's parameters under our names, with those that transformers fills in."""
+        values: dict[str, Any] = {
+            PARAMETER_OF_KEY[k]: typed(k, v, self.source)
+            for k, v in parameters.items()
+            if k in KEYS_OF_METHOD[method] and v is not None
+        }
+        if outside is not None:  # it wins, as in transformers
+            outside = integer({_ORIGINAL: outside}, _ORIGINAL, self.source)
+            if values.get("original_context", outside) != outside:
+                notes.append(
+                    f"original_max_position_embeddings is {outside} at the top level and "
+                    f"{values['original_context']} in the rope parameters; the top level wins"
+                )
+            values["original_context"] = outside
+        if method == "dynamic" and values.get("original_context", max_position) != max_position:
+            notes.append(
+                f"dynamic starts from max_position_embeddings {max_position}, not from the "
+                "original context"
+            )
+            values["original_context"] = max_position
+        original = values.setdefault("original_context", max_position)
+        if "factor" not in values:
+            values["factor"] = 1.0 if method == "proportional" else max_position / original
+        return values
 
     def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
         inert = self.rule.inert
@@ -236,41 +287,12 @@ class _Reader:
             return parameters
         return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}
 
-    def _without_sections(
-        self, parameters: Mapping[str, Any], notes: list[str]
-    ) -> Mapping[str, Any]:
-        """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a
-        text all coordinates are the position, so the table is the one of the method itself."""
-        sections = parameters.get("mrope_section")
-        if sections is None:
-            return parameters
-        pairs = self._head_dim(ALL) // 2
-        if (
-            not isinstance(sections, list)
-            or not all(type(n) is int and n >= 0 for n in sections)
-            or (sum(sections) != pairs)
-        ):
-            raise RopeError(
-                f"{self.source}: mrope_section is {sections!r}; it must be whole numbers that add "
-                f"to {pairs}"
-            )
-        notes.append(
-            f"mrope_section {sections}: the table holds for text; images turn each section by a "
-            "coordinate"
-        )
-        kinds = {
-            k: "default" if v == "mrope" else v
-            for k, v in parameters.items()
-            if k in ("type", "rope_type")
-        }
-        return {k: v for k, v in parameters.items() if k != "mrope_section"} | kinds
-
     def _head_dim(self, kind: str) -> int:
         key = self.rule.head_dim_keys.get(kind, "head_dim")
         if self.config.get(key) is not None:
-            return _integer(self.config, key, self.source)
-        heads = _integer(self.config, "num_attention_heads", self.source)
-        return _integer(self.config, "hidden_size", self.source) // heads
+            return integer(self.config, key, self.source)
+        heads = integer(self.config, "num_attention_heads", self.source)
+        return integer(self.config, "hidden_size", self.source) // heads
 
     def _base(self, kind: str, parameters: Mapping[str, Any], notes: list[str]) -> float:
         key = self.rule.base_keys.get(kind, "rope_theta")
@@ -281,22 +303,68 @@ class _Reader:
                 "the inner one is used"
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
-        return _number(inside if inside is not None else outside, default, key, self.source)
+        return number(inside if inside is not None else outside, default, key, self.source)
 
 
-def _parameters(config: Mapping[str, Any], source: str) -> Mapping[str, Any]:
-    """The one dict of RoPE parameters, whichever spelling it stands under; empty when there is
-    none."""
-    found = {k: config[k] for k in ("rope_parameters", "rope_scaling") if config.get(k) is not None}
-    for key, value in found.items():
-        if not isinstance(value, Mapping):
-            raise RopeError(f"{source}: {key} is {value!r}; it must be an object or null")
-    if len(found) == 2 and found["rope_parameters"] != found["rope_scaling"]:
-        raise RopeError(
-            f"{source}: rope_parameters and rope_scaling are both there and differ; remove the "
-            "wrong one"
+def _parameters(
+    config: Mapping[str, Any], rule: FamilyRule, source: str, notes: list[str]
+) -> tuple[Mapping[str, Any], str]:
+    """The one dict of RoPE parameters, whichever spelling it stands under, and what is wrong with
+    it; empty where there is none."""
+    try:
+        given = {
+            key: as_mapping(config[key], key, source)
+            for key in _SPELLINGS
+            if config.get(key) is not None
+        }
+    except RopeError as error:
+        return {}, str(error)
+    if not given.get("rope_scaling"):  # an empty one counts as none
+        given.pop("rope_scaling", None)
+    if rule.scaled_kind and given:
+        return _merged(given, rule.scaled_kind, source, notes)
+    if not given and rule.default_parameters:
+        notes.append(f"config.json says nothing of RoPE: {rule.default_said}, as transformers does")
+        return rule.default_parameters, ""
+    if len(given) < 2:
+        return next(iter(given.values()), {}), ""
+    scaling, parameters = (given[key] for key in _SPELLINGS)
+    if same_meaning(scaling, parameters, config):
+        return parameters, ""
+    notes.append(
+        "rope_scaling and rope_parameters are both there and differ: rope_scaling is taken, as "
+        f"transformers does, and rope_parameters {dict(parameters)!r:.200} is not"
+    )
+    return scaling, ""
+
+
+def _merged(
+    given: dict[str, Mapping[str, Any]], scaled_kind: str, source: str, notes: list[str]
+) -> tuple[Mapping[str, Any], str]:
+    """As ``_parameters``, where un-nested ``rope_scaling`` concerns one kind of layer: what it says
+    goes over what the nested ``rope_parameters`` say of that kind."""
+    scaling, parameters = (given.get(key, {}) for key in _SPELLINGS)
+    nested = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
+    if parameters and not any(isinstance(value, Mapping) for value in parameters.values()):
+        if scaling:
+            return nested, (
+                f"{source}: rope_parameters has no settings of {scaled_kind} that rope_scaling "
+                "could change; remove one of the two"
+            )
+        notes.append(
+            f"rope_parameters {dict(parameters)!r:.100} has no settings by kind of layer, which "
+            "are all that transformers reads of it in this family: it changes nothing"
         )
-    return cast(Mapping[str, Any], next(iter(found.values()), {}))
+        return nested, ""
+    usual = {} if parameters else {"rope_type": "default"}
+    full = {**usual, **as_mapping(nested[scaled_kind], scaled_kind, source), **scaling}
+    if parameters and scaling and full != nested[scaled_kind]:
+        notes.append(
+            f"rope_scaling and rope_parameters are both there and differ: of {scaled_kind} what "
+            "rope_scaling says is taken, as transformers does"
+        )
+    others = {k: v for k, v in parameters.items() if k not in nested}
+    return {**others, **nested, scaled_kind: full}, ""
 
 
 def _by_kind(
@@ -315,140 +383,57 @@ def _by_kind(
     if left_over:
         raise RopeError(
             f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
-            "which no kind of "
-            f"layer is; the kinds are {', '.join(sorted(known))}"
+            f"which no kind of layer is; the kinds are {', '.join(sorted(known))}"
         )
     return nested
 
 
-def _method(parameters: Mapping[str, Any], source: str) -> Method:
-    names = {parameters[k] for k in ("rope_type", "type") if isinstance(parameters.get(k), str)}
-    wrong = [
-        parameters[k] for k in ("rope_type", "type") if not isinstance(parameters.get(k, ""), str)
-    ]
-    if wrong:
-        raise RopeError(f"{source}: the rope type is {wrong[0]!r}; it must be a string")
-    methods = {_METHOD_OF_TYPE.get(n) for n in names} or {"none"}
-    if None in methods:
-        unknown = ", ".join(sorted(n for n in names if n not in _METHOD_OF_TYPE))
-        raise RopeError(
-            f"{source}: rope type {unknown!r} is unknown; known: {', '.join(_METHOD_OF_TYPE)}"
-        )
-    if len(methods) > 1:
-        raise RopeError(
-            f"{source}: rope_type and type name different methods: {', '.join(sorted(names))}"
-        )
-    if not names and parameters.get("factor") is not None:
-        raise RopeError(f"{source}: rope parameters with a factor but no rope_type; add one")
-    return cast(Method, methods.pop())
-
-
-def _refuse_unknown_keys(parameters: Mapping[str, Any], method: Method, source: str) -> None:
-    given = {k for k, v in parameters.items() if v is not None}
-    left_over = sorted(given - _KEYS_OF_METHOD[method] - _INFORMATIVE_KEYS)
-    if left_over:
-        raise RopeError(
-            f"{source}: rope type {method} does not use {', '.join(left_over)}; remove what is not "
-            "meant"
-        )
-    missing = [k for k in _REQUIRED_KEYS.get(method, ()) if parameters.get(k) is None]
-    if missing:
-        raise RopeError(
-            f"{source}: rope type {method} needs {', '.join(missing)}; add what is missing"
-        )
-
-
-def _scaling(
-    parameters: Mapping[str, Any],
-    outside: Any,
-    method: Method,
-    max_position: int,
-    source: str,
-    notes: list[str],
-) -> RopeScaling:
-    if method == "none":
-        return RopeScaling()
-    values: dict[str, Any] = {
-        PARAMETER_OF_KEY[k]: _typed(k, v, source)
-        for k, v in parameters.items()
-        if k in _KEYS_OF_METHOD[method] and v is not None
-    }
-    if outside is not None:  # it wins, as in transformers
-        outside = _integer(
-            {"original_max_position_embeddings": outside},
-            "original_max_position_embeddings",
-            source,
-        )
-        if values.get("original_context", outside) != outside:
-            notes.append(
-                f"original_max_position_embeddings is {outside} at the top level and "
-                f"{values['original_context']} in the rope parameters; the top level wins"
-            )
-        values["original_context"] = outside
-    if method == "dynamic" and values.get("original_context", max_position) != max_position:
-        notes.append(
-            f"dynamic starts from max_position_embeddings {max_position}, not from the original "
-            "context"
-        )
-        values["original_context"] = max_position
-    original = values.setdefault("original_context", max_position)
-    if "factor" not in values:
-        values["factor"] = 1.0 if method == "proportional" else max_position / original
-    values["context"] = _context(method, values, max_position, notes)
-    return RopeScaling(method=method, **values)
-
-
 def _context(
-    method: Method, values: Mapping[str, Any], max_position: int, notes: list[str]
-) -> int | None:
-    """The context that the checkpoint claims. An author who wrote max_position_embeddings above the
-    original context meant it; otherwise (vicuna, Qwen2.5) the factor tells, and this is
-    ``None``."""
+    method: Method, values: Mapping[str, Any], claimed: int, rule: FamilyRule, notes: list[str]
+) -> dict[str, Any]:
+    """The context that the checkpoint is meant for, checked against factor · original context.
+
+    ``claimed``: max_position_embeddings. At most the original context it says nothing (vicuna,
+    Qwen 2.5), between the two it is the default of the unextended model (Qwen 3 has 40,960 with
+    an original context of 32,768): then the factor tells. Where it is right and less than the
+    factor reaches, the result says why.
+    """
     original, factor = values["original_context"], values["factor"]
-    if max_position <= original:
-        return None
-    if method in ("yarn", "longrope") and abs(max_position / original - factor) > 1e-6 * factor:
+    if not math.isfinite(factor * original):  # refused where the table is made
+        return {}
+    reach = int(factor * original + 1e-6)
+    if rule.final_maximum:
+        return _short_of(reach, claimed, "its family's max_position_embeddings is the extended one")
+    if claimed <= original:
+        return {}
+    if method == "longrope":
+        if abs(claimed / original - factor) > 1e-6 * factor:
+            notes.append(_disagreement(factor, claimed / original))
+        return _short_of(reach, claimed, "LongRoPE's factors are for max_position_embeddings")
+    if method not in GROWING:
+        return {"context": claimed}
+    if claimed < reach * (1 - 1e-6):
         notes.append(
-            f"factor {factor:g} and max_position_embeddings / original context "
-            f"{max_position / original:g} disagree; the factor makes the table"
+            f"max_position_embeddings {claimed:,} is the length before the extension: the context "
+            f"is factor × original context, {factor:g} × {original:,} = {reach:,} tokens"
         )
-    return max_position
+        return {}
+    if claimed > reach * (1 + 1e-6):
+        notes.append(_disagreement(factor, claimed / original))
+    return {"context": claimed}
 
 
-def _typed(key: str, value: Any, source: str) -> Any:
-    if key == "truncate":
-        if not isinstance(value, bool):
-            raise RopeError(
-                f"{source}: rope parameter {key} is {value!r}; it must be true or false"
-            )
-        return value
-    if key in ("short_factor", "long_factor"):
-        if not isinstance(value, list) or not value:
-            raise RopeError(f"{source}: rope parameter {key} must be a list of numbers")
-        return tuple(_number(v, 0.0, key, source) for v in value)
-    number = _number(value, 0.0, key, source)
-    if key == "original_max_position_embeddings":
-        if number != int(number) or number < 1:
-            raise RopeError(f"{source}: {key} is {value!r}; it must be a whole number of tokens")
-        return int(number)
-    return number
+def _short_of(reach: int, claimed: int, reason: str) -> dict[str, Any]:
+    return {"context": claimed} | ({"context_reason": reason} if claimed < reach else {})
 
 
-def _integer(config: Mapping[str, Any], key: str, source: str) -> int:
-    value = config.get(key)
-    if value is None:
-        raise RopeError(f"{source}: {key} is missing; it must be a whole number above 0")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RopeError(f"{source}: {key} is {value!r}; it must be a whole number above 0")
-    return value
+def _disagreement(factor: float, ratio: float) -> str:
+    return (
+        f"factor {factor:g} and max_position_embeddings / original context {ratio:g} disagree; the "
+        "factor makes the table"
+    )
 
 
-def _number(value: Any, default: float, key: str, source: str) -> float:
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise RopeError(f"{source}: {key} is {value!r}; it must be a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RopeError(f"{source}: {key} is {str(value)[:20]}…; it is too large") from None
+def _whole(value: Any) -> int | None:
+    """``value`` as a number of tokens, ``None`` where it is none."""
+    return value if type(value) is int and value > 0 else None

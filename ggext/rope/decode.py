@@ -1,6 +1,6 @@
 """GGUF keys and tensors → the RoPE table that llama.cpp computes from them.
 
-Follows llama.cpp 0c1e57098: ``load_hparams`` (keys), the context's constructor (gain) and
+Follows the pinned llama.cpp: ``load_hparams`` (keys), the context's constructor (gain) and
 ``rope_yarn`` in the kernels. Values pass through float32 as they do there; the arithmetic on them
 is float64, so rounding inside the kernels is not part of this table (the kernel check measures it).
 """
@@ -14,6 +14,9 @@ from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from ggext.errors import RopeError
+from ggext.llama_cpp_facts.limits import MAX_LAYERS
+from ggext.llama_cpp_facts.sliding import WINDOW as WINDOW
+from ggext.llama_cpp_facts.sliding import sliding_layers, window_of
 from ggext.rope import methods
 from ggext.rope.capabilities import Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
@@ -26,8 +29,6 @@ FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 SLIDING_BASE = "rope.freq_base_swa"
-SLIDING_WINDOW = "attention.sliding_window"
-SLIDING_PATTERN = "attention.sliding_window_pattern"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
 #: read it and need not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
@@ -46,7 +47,8 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
     "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
 }
-_MAX_LAYERS = 512
+#: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
+_FASTEST = 2.0**22
 KeyMethod = Literal["none", "linear", "yarn", "longrope"]
 _TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
 
@@ -73,7 +75,7 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         raise RopeError("the file has no context_length")
     base = float32(_real(keys, "rope.freq_base", 10000.0))
     sliding_base = None
-    if _count(keys, SLIDING_WINDOW) and capability.sliding in ("own_base", "unscaled"):
+    if _count(keys, WINDOW) and capability.sliding in ("own_base", "unscaled"):
         sliding_base = (
             base
             if capability.sliding == "unscaled"
@@ -92,26 +94,17 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
     capability, layers = capability_of(arch), _count(keys, "block_count")
-    if layers > _MAX_LAYERS:
-        raise RopeError(f"block_count is {layers}; llama.cpp takes at most {_MAX_LAYERS} layers")
+    if layers > MAX_LAYERS:
+        raise RopeError(f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers")
     step = capability.unrotated_step
     if step:
         return tuple("unrotated" if (i + 1) % step == 0 else "scaled" for i in range(layers))
-    slide = (
-        layers == capability.sliding_depth
-        if capability.sliding_depth
-        else _count(keys, SLIDING_WINDOW) > 0
-    )
-    if capability.sliding == "others" or not slide:
+    if capability.sliding == "others" or not window_of(arch, keys, layers):
         return _KINDS["others"][:1] * layers
-    pattern = keys.get(SLIDING_PATTERN)
-    if isinstance(pattern, list):
-        slides = [bool(value) for value in pattern]
-    else:
-        period = _count({SLIDING_PATTERN: capability.sliding_period, **keys}, SLIDING_PATTERN)
-        slides = [period == 0 or i % period < period - 1 for i in range(layers)]
-    if len(slides) != layers:
-        raise RopeError(f"{SLIDING_PATTERN} has {len(slides)} values; the file has {layers} layers")
+    try:
+        slides = sliding_layers(arch, keys, layers)
+    except ValueError as error:
+        raise RopeError(str(error)) from None
     others, sliding = _KINDS[capability.sliding]
     return tuple(sliding if slide else others for slide in slides)
 
@@ -157,7 +150,7 @@ def decode(
     else:
         inv_freq = [w * scale for w in inv_freq]
     gain = _kernel_gain(keys, arch, kind, scale) * math.sqrt(query_scale(keys))
-    return RopeTable(tuple(inv_freq), gain, context, lengths)
+    return _usable(RopeTable(tuple(inv_freq), gain, context, lengths))
 
 
 def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
@@ -169,7 +162,22 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
     own = replace(geometry, base=geometry.sliding_base)
     methods.check_geometry(own)
     gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
-    return RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+    return _usable(RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length")))
+
+
+def _usable(table: RopeTable) -> RopeTable:
+    """The table. Raises RopeError for one that nothing can be rotated by: llama.cpp would compute
+    with it all the same, and give numbers without a meaning."""
+    gain = table.attention_factor
+    if not (math.isfinite(gain) and gain > 0):
+        raise RopeError(f"the attention factor of the file is {gain}; it must be a number above 0")
+    for frequency in table.inv_freq:
+        if not 0 <= frequency <= _FASTEST:
+            raise RopeError(
+                f"a frequency of the file is {frequency:g} radians a token; it must be at most "
+                f"{_FASTEST:g}"
+            )
+    return table
 
 
 def rolls(keys: Mapping[str, Any], arch: str) -> bool:

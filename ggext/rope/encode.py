@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ggext.errors import RopeError
+from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.capabilities import RopeCapability, capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
@@ -28,7 +29,6 @@ from ggext.rope.decode import (
     ROPE_LONG,
     ROPE_SHORT,
     SLIDING_BASE,
-    SLIDING_WINDOW,
     decode,
     decode_sliding,
     float32,
@@ -36,6 +36,7 @@ from ggext.rope.decode import (
     score_scale,
 )
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.shifts import folding_obstacle
 
 EncodingName = Literal["keys", "tensor", "folded", "runtime"]
 ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
@@ -208,7 +209,7 @@ def _in_file(
     keys: dict[str, str | int | float], geometry: RopeGeometry
 ) -> dict[str, str | int | float]:
     """``keys`` beside the one by which a file says that it has sliding-window layers."""
-    return keys if geometry.sliding_base is None else {**keys, SLIDING_WINDOW: 1}
+    return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
 def _exactness(
@@ -244,15 +245,17 @@ def _exactness(
 def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query
     weights."""
-    if capability_of(arch).scores == "scaled":
-        raise RopeError(
-            f"llama.cpp's architecture {arch} rotates a part of the queries that has no rows of "
-            "its own to "
-            "fold a gain into; choose --encoding keys"
-        )
+    obstacle = folding_obstacle(arch, geometry)
     try:
+        if obstacle and geometry.sliding_base is None:  # the others may be exact, if not safe
+            raise RopeError(obstacle)
         carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
     except RopeError as error:
+        if obstacle:
+            raise RopeError(
+                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                "context shifts off in programs that roll"
+            ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
     exactness = _exactness(

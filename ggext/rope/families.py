@@ -23,8 +23,10 @@ class FamilyRule:
     the rotated share of a head outside the rope parameters. ``inert``: rope keys that change
     nothing while they have one of these values. ``beside``: keys among them that are no matter of
     the table. ``static_alpha``: a ``dynamic`` with ``alpha`` is a fixed NTK-aware table.
-    ``final_maximum``: max_position_embeddings is the extended context already. ``read_as``:
-    transformers does not know the family; its own code is a copy of this one.
+    ``final_maximum``: max_position_embeddings is the extended context already. ``read_types``: rope
+    types that the class takes for others. ``default_parameters``: what the class takes where the
+    file has no rope parameters, and ``default_said``, what that is. ``read_as``: transformers does
+    not know the family; its own code is a copy of this one.
     """
 
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -38,6 +40,9 @@ class FamilyRule:
     beside: tuple[str, ...] = ()
     static_alpha: bool = False
     final_maximum: bool = False
+    read_types: Mapping[str, str] = field(default_factory=dict)
+    default_parameters: Mapping[str, Any] = field(default_factory=dict)
+    default_said: str = ""
     read_as: str = ""
 
 
@@ -62,7 +67,18 @@ _GEMMA3 = FamilyRule(
 )
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
-    "apertus": FamilyRule(base_defaults={ALL: 1.2e7}),
+    "apertus": FamilyRule(
+        base_defaults={ALL: 1.2e7},
+        default_said="Llama 3's scaling by 8 is taken",
+        default_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 1.2e7,
+            "factor": 8.0,
+            "original_max_position_embeddings": 8192,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+        },
+    ),
     "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
@@ -83,7 +99,18 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "gpt_neox": FamilyRule(
         defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
     ),
-    "gpt_oss": FamilyRule(base_defaults={ALL: 150000.0}),
+    "gpt_oss": FamilyRule(
+        base_defaults={ALL: 150000.0},
+        default_said="YaRN by 32 is taken",
+        default_parameters={
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
+    ),
     "hunyuan_v1_dense": _HUNYUAN,
     "hunyuan_v1_moe": _HUNYUAN,
     "internlm2": FamilyRule(read_as="llama"),
@@ -95,12 +122,30 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     # the first makes queries longer with their position, which is no RoPE table; the second repeats
     # the outer one
     "ministral3": FamilyRule(
-        defaults={"head_dim": 128}, beside=("llama_4_scaling_beta", "max_position_embeddings")
+        defaults={"head_dim": 128},
+        beside=("llama_4_scaling_beta", "max_position_embeddings"),
+        default_said="YaRN by 16 is taken, and longer queries beyond 16384 tokens",
+        default_parameters={
+            "rope_type": "yarn",
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "mscale_all_dim": 1.0,
+            "mscale": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
     ),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
-    "olmo3": FamilyRule(scaled_kind=FULL, base_defaults={FULL: 5e5, SLIDING: 5e5}),
+    "olmo3": FamilyRule(
+        scaled_kind=FULL,
+        base_keys={SLIDING: ""},  # the class takes rope_theta for the other layers alone
+        base_defaults={FULL: 5e5, SLIDING: 5e5},
+    ),
     "phi": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
+    "phi3": FamilyRule(read_types={"su": "longrope", "yarn": "longrope"}),
     "qwen3": FamilyRule(defaults={"head_dim": 128}),
     "seed_oss": FamilyRule(defaults={"head_dim": 128}),
     "smollm3": FamilyRule(base_defaults={ALL: 2e6}),

@@ -13,7 +13,7 @@ from dataclasses import replace
 from ggext.errors import RopeError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-_SCALED = frozenset({"factor", "original_context", "context", "attention_factor"})
+_SCALED = frozenset({"factor", "original_context", "context", "context_reason", "attention_factor"})
 
 #: Method → the parameters it uses.
 USED_PARAMETERS: dict[str, frozenset[str]] = {
@@ -53,7 +53,7 @@ def check(scaling: RopeScaling) -> None:
             "the method that it belongs to"
         )
     for name, value in given.items():
-        if name == "truncate":
+        if name in ("truncate", "context_reason"):
             continue
         if name in ("short_factors", "long_factors"):
             _check_factors(name, value)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ggext._version import __version__
 from ggext.errors import RopeError, UsageError
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope import methods
-from ggext.rope.capabilities import LLAMA_CPP
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 RECIPE_KEY = "ggext.recipe"
@@ -40,7 +40,7 @@ class Recipe:
     def as_dict(self) -> dict[str, Any]:
         return {
             "ggext": self.ggext_version,
-            "llama.cpp": LLAMA_CPP,
+            "llama.cpp": LLAMA_CPP_COMMIT,
             "source": self.source,
             "encoding": self.encoding,
             "scaling": {"method": self.scaling.method, **self.scaling.given()},

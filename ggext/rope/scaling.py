@@ -47,7 +47,8 @@ class RopeScaling:
     not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
     ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
     method's parameters under their names in the literature; ``proportion``: the share of the pairs
-    that turns at all (Gemma's proportional RoPE).
+    that turns at all (Gemma's proportional RoPE). ``context_reason``: why ``context`` is less than
+    factor · original context, where a checkpoint means it so.
     """
 
     method: Method = "none"
@@ -65,6 +66,7 @@ class RopeScaling:
     short_factors: tuple[float, ...] | None = None
     long_factors: tuple[float, ...] | None = None
     proportion: float | None = None
+    context_reason: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

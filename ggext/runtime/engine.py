@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
+from ggext.runtime import kernels
 from ggext.runtime.cache import Cache
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
@@ -71,7 +72,7 @@ class Session(Closing):
         self._exclusive = Exclusive(self.cache)
         self.n_ctx = self.cache.n_ctx
         self.n_batch = self.cache.n_batch
-        self.notices = self.cache.notices
+        self.notices = (*filter(None, [kernels.check().notice]), *self.cache.notices)
         model.sessions.add(self)
 
     def close(self) -> None:

@@ -10,8 +10,9 @@ are a ModelError, not a crash.
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -177,13 +178,14 @@ class _Functions:
 
 
 def _more_libraries(folder: Path) -> Iterator[Any]:
-    """On Windows a library's handle does not show the libraries that it needs itself."""
-    for path in sorted(folder.glob("*ggml*.*")):
-        if path.suffix in (".so", ".dylib", ".dll"):
-            try:
-                yield ctypes.CDLL(str(path))
-            except OSError:
-                continue
+    """On Windows a library's handle does not show the libraries that it needs itself.
+
+    Elsewhere it does, and must be asked: `libggml.so` and the `libggml.so.0` that llama.cpp has
+    loaded are two files, and two of them are two registries of devices.
+    """
+    for path in sorted(folder.glob("*ggml*.dll")) if os.name == "nt" else ():
+        with suppress(OSError):
+            yield ctypes.CDLL(str(path))
 
 
 def self_test(functions: Any) -> str:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import MissingExtraError, ModelError, UsageError
+from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
+from ggext.runtime import kernels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
 
-VERSION = "0.3.36"
+VERSION = LLAMA_CPP_PYTHON
 
 _LOG_DEBUG = 1
 _LOG_ERROR = 4
@@ -100,6 +102,7 @@ def lib(purpose: str = "running a model") -> Any:
 
 
 def _start(purpose: str) -> Any:
+    kernels.check()  # before the library is in this process, which it may end
     try:
         with _patient_threads():
             import llama_cpp

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
-import unicodedata
 from collections.abc import Callable
 from functools import cache, cached_property, lru_cache, partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ggext.errors import ModelError
 from ggext.gguf.shards import metadata_part, whole_header
-from ggext.runtime import first_load, llama
+from ggext.llama_cpp_facts.splitters import BY_HAND
+from ggext.runtime import first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
 
@@ -24,18 +22,7 @@ if TYPE_CHECKING:
 
 LoadProgress = Callable[[float], bool]
 
-_HANDWRITTEN_SPLITTERS = ("gpt-2", "llama-bpe")
 _PIECES = 1 << 15  # tokens whose bytes are remembered
-
-
-@cache
-def _long_run() -> re.Pattern[str]:
-    """A run that is cut; the tail that is left uncut keeps a marker behind it whole. Marks, as
-    Hindi vowels, go with letters, which they do not in Python's \\w."""
-    points = (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))
-    marks = "".join(c for c in map(chr, points) if unicodedata.category(c)[0] == "M")
-    kinds = (rf"[\w{marks}]", r"[^\w\s]", r"\s")
-    return re.compile("|".join(f"{kind}{{1024}}(?={kind}{{64}})" for kind in kinds))
 
 
 class CancelledError(ModelError):
@@ -99,6 +86,7 @@ class Model(Closing):
         module = llama.lib()
         progress = _tried(header, gpu_layers, progress)
         params = module.llama_model_default_params()
+        params.use_extra_bufts = kernels.check().extra_buffers
         if gpu_layers is not None:
             params.n_gpu_layers = gpu_layers
         if overrides:
@@ -176,34 +164,41 @@ class Model(Closing):
     ) -> list[int]:
         """The tokens of `text`. `add_special`: with the BOS and EOS that the vocabulary wants.
 
+        A token that it wants and has not is not added: llama.cpp would end the process.
+
         `parse_special`: spellings of control tokens in the text become those tokens; only for
         text that the caller wrote.
         """
-        pieces = self._pieces(text)
-        if len(pieces) == 1:
+        add_special = add_special and self._has_what_it_adds
+        if not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD:
             return self._tokenize(text, add_special, parse_special)
-        tokens = [t for piece in pieces for t in self._tokenize(piece, False, parse_special)]
+        tokens = long_text.tokens_of(text, lambda part: self._tokenize(part, False, parse_special))
         if not add_special:
             return tokens
         around = self._tokenize("", True, False)
         start = around[:1] if self.adds_bos else []
         return [*start, *tokens, *around[len(start) :]]
 
-    def _pieces(self, text: str) -> list[str]:
-        """`text`, cut inside runs of one kind of character that would end the process.
-
-        llama.cpp splits most BPE vocabularies' text with std::regex, which recurses for every
-        character of such a run: 30,000 overflow the stack. Two of its splitters are written by hand
-        and need no cut.
-        """
-        pre = self.header.get("tokenizer.ggml.pre")
-        handwritten = (
-            self.header.get("tokenizer.ggml.model") != "gpt2" or pre in _HANDWRITTEN_SPLITTERS
+    @cached_property
+    def _has_what_it_adds(self) -> bool:
+        """Whether the tokens are there that the vocabulary adds to a text (BOS, EOS, SEP)."""
+        lib, vocab = self._lib, self.vocabulary()
+        if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM:  # adds both whatever it says
+            return bool(min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0)
+        wanted = (
+            (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
+            (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
+            (lib.llama_vocab_get_add_sep, lib.llama_vocab_sep),
         )
-        if handwritten or len(text) <= 1024:
-            return [text]
-        cuts = [match.end() for match in _long_run().finditer(text)]
-        return [text[start:end] for start, end in pairwise([0, *cuts, len(text)])]
+        return all(token(vocab) >= 0 for adds, token in wanted if adds(vocab))
+
+    @cached_property
+    def _splits_by_regex(self) -> bool:
+        """Whether llama.cpp splits text by std::regex, and not by what was written by hand."""
+        return (
+            self.header.get("tokenizer.ggml.model") == "gpt2"
+            and self.header.get("tokenizer.ggml.pre", "default") not in BY_HAND
+        )
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")

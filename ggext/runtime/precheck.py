@@ -1,7 +1,9 @@
 """What llama.cpp asserts instead of refusing, refused first: an abort there kills the host program.
 
-Each rule was found by loading, tokenizing and decoding damaged files with llama-cpp-python 0.3.36
-(see ``tests/test_engine.py``); the comments name the assertion.
+Two kinds of rules: those of `llama_cpp_facts.check`, which holds every tensor and hyperparameter of
+the architectures that ggext writes or plans to what their loader and graph take for granted; and
+the rules here, which hold for every architecture. These were found by loading, tokenizing and
+decoding damaged files; the comments name the assertion.
 """
 
 from __future__ import annotations
@@ -11,17 +13,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError
-from ggext.footprint.architecture import WINDOWED
+from ggext.gguf.types import type_name
+from ggext.llama_cpp_facts import check
+from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS
+from ggext.llama_cpp_facts.sliding import SLIDING, WINDOW, sliding_layers, window_of
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
 
-_MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
-_MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _SCALING_TYPES = ("none", "linear", "yarn", "longrope")
 _CHUNKED, _PERIOD = "llama4", 4
-_F32 = 0
-_NO_WEIGHTS = {24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64"}
 _LOOKUP = "tid2eid"  # the one kind of tensor that holds integers
 _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 
@@ -39,12 +40,16 @@ def _problems(header: GgufFile) -> Iterator[str]:
     yield from _experts(keys)
     yield from _tensors(header)
     yield from _vocabulary(header)
+    tokens = header.get("tokenizer.ggml.tokens")
+    count = len(tokens) if isinstance(tokens, list) else 0
+    model = str(header.get("tokenizer.ggml.model", "none"))
+    yield from check.problems(header.arch, keys, header.tensors, count, model)
 
 
 def _shape(keys: dict[str, Any]) -> Iterator[str]:
     layers = keys.get("block_count", 1)
-    if isinstance(layers, int) and not 0 < layers <= _MAX_LAYERS:  # n_layer_all > 0 && <= ...
-        yield f"block_count is {layers}, not 1 to {_MAX_LAYERS}"
+    if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:  # n_layer_all > 0 && <= ...
+        yield f"block_count is {layers}, not 1 to {MAX_LAYERS}"
     for name, value in keys.items():
         if not (name.endswith("epsilon") and isinstance(value, float)):
             continue
@@ -56,19 +61,23 @@ def _shape(keys: dict[str, Any]) -> Iterator[str]:
 
 
 def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
-    layers, window = keys.get("block_count", 1), keys.get("attention.sliding_window")
+    layers = keys.get("block_count", 1)
+    if arch not in SLIDING or not isinstance(layers, int):
+        return
     if arch == _CHUNKED:
-        if window == 0:  # f_attn_temp_scale != 0.0f
-            yield "attention.sliding_window is 0"
-        if isinstance(layers, int) and layers < _PERIOD:  # tensor buffer not set
+        if keys.get(WINDOW) == 0:  # f_attn_temp_scale != 0.0f
+            yield f"{WINDOW} is 0"
+        if layers < _PERIOD:  # tensor buffer not set
             yield (
                 f"block_count is {layers}, and the architecture {arch} has {_PERIOD} layers or more"
             )
-        window = 8192
-    pattern = keys.get("attention.sliding_window_pattern")
-    none = pattern == 1 or (isinstance(pattern, list) and not any(pattern))
-    if arch in WINDOWED and window and none:  # is_swa_any()
-        yield f"attention.sliding_window is {window!r:.40}, and no layer has a window"
+    try:
+        slides = sliding_layers(arch, keys, layers)
+    except ValueError:  # the loader refuses it
+        return
+    window = window_of(arch, keys, layers)
+    if window and not any(slides):  # is_swa_any()
+        yield f"{WINDOW} is {window!r:.40}, and no layer has a window"
 
 
 def _experts(keys: dict[str, Any]) -> Iterator[str]:
@@ -79,7 +88,7 @@ def _experts(keys: dict[str, Any]) -> Iterator[str]:
     chosen = keys.get("expert_group_used_count", 0)
     if not all(isinstance(number, int) for number in (experts, most, groups, chosen)):
         return
-    if experts > _MAX_EXPERTS or most > experts or (experts > 0 and most == 0):
+    if experts > MAX_EXPERTS or most > experts or (experts > 0 and most == 0):
         yield f"{most} of {experts} experts are used"
     if groups > 0 and groups >= experts:
         yield f"{experts} experts are in {groups} groups"
@@ -89,10 +98,12 @@ def _experts(keys: dict[str, Any]) -> Iterator[str]:
 
 def _tensors(header: GgufFile) -> Iterator[str]:
     for name, info in header.tensors.items():
-        if info.type in _NO_WEIGHTS and _LOOKUP not in name:  # a segmentation fault
-            yield f"tensor {name!r:.80} is of type {_NO_WEIGHTS[info.type]}, which no weight is"
-        if len(info.shape) == 1 and info.type != _F32 and _LOOKUP not in name:
-            yield f"the vector {name!r:.80} is not of type F32"  # binary_op: unsupported types
+        if _LOOKUP in name:
+            continue
+        if len(info.shape) == 1 and info.type != F32:  # binary_op: unsupported types
+            yield f"the vector {name!r:.80} is not of type F32"
+        elif info.type not in MATRIX_TYPES:  # a call of a null pointer
+            yield f"tensor {name!r:.80} is of type {type_name(info.type)}, which no weight is"
 
 
 def _vocabulary(header: GgufFile) -> Iterator[str]:
@@ -100,9 +111,12 @@ def _vocabulary(header: GgufFile) -> Iterator[str]:
     model = header.get("tokenizer.ggml.model")
     if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
         return
-    named = {token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
+    # llama.cpp reads them as C strings
+    named = {token.split("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
     if len(named) != len(tokens):  # id_to_token.size() == token_to_id.size()
         yield f"{len(tokens) - len(named)} tokens occur twice in the vocabulary"
+    if model == "gpt2" and header.get("tokenizer.ggml.pre") == "whitespace":
+        yield "its pre-tokenizer is whitespace"  # token_left.find(' ') == npos, for two spaces
     kinds = header.get("tokenizer.ggml.token_type")
     kinds = kinds if isinstance(kinds, list) else []
     if any(k == _BYTE and 0 < len(t) < 3 for t, k in zip(tokens, kinds, strict=False)):

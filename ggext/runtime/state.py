@@ -1,13 +1,13 @@
 """Keys and values of cached tokens as bytes: what ``llama_state_seq_get_data`` writes, and only
 here.
 
-The format is llama.cpp's own and undocumented (0c1e57098, ``llama_kv_cache::state_write``): u32
-magic, i32 sequence, u32 streams; u32 cells; per cell i32 position, u32 number of sequences, their
-i32 ids; u32 whether values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the
-cells' rows of keys; then the values, either in the same way, or transposed: i32 type, u32 element
+The format is llama.cpp's own and undocumented (``llama_kv_cache::state_write``): u32 magic, i32
+sequence; then a section for each cache, of which a model with sliding windows has two: u32 streams;
+u32 cells; per cell i32 position, u32 number of sequences, their i32 ids; u32 whether values are
+transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys; then the
+values (none with latent attention), either in the same way, or transposed: i32 type, u32 element
 bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against the
-bytes that are there, and a cache of another form (sliding windows, recurrent, M-RoPE) is a
-ModelError.
+bytes that are there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
+from ggext.llama_cpp_facts.limits import ELEMENT_BYTES, MAX_LAYERS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-_MAX_LAYERS = 512
 _MAX_ROW = 1 << 24
 
 
@@ -87,33 +87,82 @@ def joined(blocks: Sequence[KvBlock]) -> KvBlock:
     )
 
 
+@dataclass(frozen=True)
+class Rows:
+    """One layer's keys or values in a section."""
+
+    # ggml's number of the type
+    type: int
+    # uint8 (n_cells, row bytes), or (width, n_cells, element bytes) where they are transposed
+    data: Bytes
+
+
+@dataclass(frozen=True)
+class Section:
+    """One cache's cells."""
+
+    # int32 (n_cells, 3): position, number of sequences, sequence
+    cells: NDArray[np.int32]
+    transposed: bool
+    keys: tuple[Rows, ...]
+    # empty where there are none
+    values: tuple[Rows, ...]
+
+
+def sections(data: Any) -> tuple[int, list[Section]]:
+    """llama.cpp's magic, and the sections of a state; arrays are views of ``data``.
+
+    Raises ValueError for anything but whole sections of one stream.
+    """
+    reader = _Reader(memoryview(data))
+    magic, _sequence = reader.unpack("Ii")
+    found = [reader.section()]
+    while reader.rest:
+        found.append(reader.section())
+    return magic, found
+
+
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
-    """The cells of one sequence, in the order of their positions. Raises ModelError for any other
-    bytes."""
+    """The cells of one sequence, in the order of their positions. Raises ModelError for a cache of
+    another form (sliding windows, recurrent, M-RoPE, latent) and for any other bytes."""
+    try:
+        magic, found = sections(data)
+        return _block(magic, found)
+    except ValueError as error:
+        raise ModelError(
+            f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "
+            "that ggext cannot edit; use --when-full stop"
+        ) from None
+
+
+def _block(magic: int, found: Sequence[Section]) -> KvBlock:
     import numpy as np
 
-    reader = _Reader(memoryview(data))
-    magic, _sequence, streams, cells = reader.unpack("IiII")
-    if streams != 1:
-        raise reader.wrong(f"{streams} streams")
-    record = np.dtype([("position", "<i4"), ("sequences", "<u4"), ("sequence", "<i4")])
-    table = reader.array(cells * record.itemsize).view(record)
-    if cells and not (table["sequences"] == 1).all():
-        raise reader.wrong("a cell of several sequences, or with more than a position")
-    transposed, layers = reader.unpack("II") if cells else (0, 0)
-    if transposed > 1 or layers > _MAX_LAYERS:
-        raise reader.wrong(f"{layers} layers")
-    keys = [reader.rows(cells) for _ in range(layers)]
-    values = [reader.columns(cells) if transposed else reader.rows(cells) for _ in range(layers)]
-    reader.end()
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} sections")
+    section = found[0]
+    if len(section.values) != len(section.keys):
+        raise ValueError("no values")
+    values = section.values
+    if section.transposed:
+        values = tuple(
+            Rows(rows.type, rows.data.transpose(1, 0, 2).reshape(len(section.cells), -1))
+            for rows in values
+        )
     form = StateForm(
-        magic, bool(transposed), tuple(k[0] for k in keys), tuple(v[0] for v in values)
+        magic,
+        section.transposed,
+        tuple(rows.type for rows in section.keys),
+        tuple(rows.type for rows in values),
     )
     block = KvBlock(
-        table["position"].copy(), tuple(k[1] for k in keys), tuple(v[1] for v in values), form
+        section.cells[:, 0].copy(),
+        tuple(rows.data.copy() for rows in section.keys),
+        tuple(rows.data.copy() for rows in values),
+        form,
     )
     order = np.argsort(block.positions, kind="stable")
-    return block if (order == np.arange(cells)).all() else block.cells(order)
+    return block if (order == np.arange(len(block))).all() else block.cells(order)
 
 
 def build(block: KvBlock, sequence: int) -> bytes:
@@ -138,26 +187,23 @@ def build(block: KvBlock, sequence: int) -> bytes:
     return b"".join(parts)
 
 
-#: ggml's number of a type whose elements stand alone → bytes of one (f32, f16, bf16).
-ELEMENT_BYTES = {0: 4, 1: 2, 30: 2}
-
-
 class _Reader:
-    """Reads a state from front to back and never beyond its end."""
+    """Reads a state from front to back and never beyond its end. All raise ValueError."""
 
     def __init__(self, data: memoryview) -> None:
         self._data = data
         self._at = 0
 
-    def wrong(self, what: str) -> ModelError:
-        return ModelError(
-            f"llama.cpp's state of a sequence has {what} at byte {self._at} of {len(self._data)}: "
-            "this model keeps its cache in a form that ggext cannot edit; use --when-full stop"
-        )
+    @property
+    def rest(self) -> int:
+        return len(self._data) - self._at
+
+    def wrong(self, what: str) -> ValueError:
+        return ValueError(f"{what} at byte {self._at} of {len(self._data)}")
 
     def unpack(self, codes: str) -> tuple[int, ...]:
         packed = struct.Struct(f"<{codes}")
-        if len(self._data) - self._at < packed.size:
+        if self.rest < packed.size:
             raise self.wrong("its end")
         values = packed.unpack_from(self._data, self._at)
         self._at += packed.size
@@ -166,25 +212,37 @@ class _Reader:
     def array(self, size: int) -> Bytes:
         import numpy as np
 
-        if len(self._data) - self._at < size:
+        if self.rest < size:
             raise self.wrong(f"no room for {size} bytes")
         part = np.frombuffer(self._data, np.uint8, size, self._at)
         self._at += size
         return part
 
-    def rows(self, cells: int) -> tuple[int, Bytes]:
+    def section(self) -> Section:
+        streams, count = self.unpack("II")
+        if streams != 1:
+            raise self.wrong(f"{streams} streams")
+        cells = self.array(12 * count).view("<i4").reshape(count, 3)
+        if not count:
+            return Section(cells, False, (), ())
+        if not (cells[:, 1] == 1).all():
+            raise self.wrong("a cell of several sequences, or with more than a position")
+        transposed, layers = self.unpack("II")
+        if transposed > 1 or layers > MAX_LAYERS:
+            raise self.wrong(f"{layers} layers")
+        keys = tuple(self.rows(count) for _ in range(layers))
+        read = self.columns if transposed else self.rows
+        values = tuple(read(count) for _ in range(layers if self.rest else 0))
+        return Section(cells, bool(transposed), keys, values)
+
+    def rows(self, cells: int) -> Rows:
         kind, size = self.unpack("iQ")
         if not 0 < size <= _MAX_ROW:
             raise self.wrong(f"rows of {size} bytes")
-        return kind, self.array(cells * size).reshape(cells, size).copy()
+        return Rows(kind, self.array(cells * size).reshape(cells, size))
 
-    def columns(self, cells: int) -> tuple[int, Bytes]:
+    def columns(self, cells: int) -> Rows:
         kind, size, width = self.unpack("iII")
         if ELEMENT_BYTES.get(kind) != size or not 0 < width * size <= _MAX_ROW:
             raise self.wrong(f"{width} elements of {size} bytes, type {kind}")
-        columns = self.array(width * cells * size).reshape(width, cells, size)
-        return kind, columns.transpose(1, 0, 2).reshape(cells, width * size)
-
-    def end(self) -> None:
-        if self._at != len(self._data):
-            raise self.wrong("more bytes")
+        return Rows(kind, self.array(width * cells * size).reshape(width, cells, size))

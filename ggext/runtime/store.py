@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 import re
 import struct
 import zlib
@@ -26,9 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgextError, ModelError, RopeError
+from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
-from ggext.gguf.writer import whole_file
-from ggext.runtime import llama
+from ggext.gguf.writer import check_room, output_errors
+from ggext.runtime import llama, state
 from ggext.runtime.memory.base import Gone
 
 if TYPE_CHECKING:
@@ -49,7 +51,6 @@ _SAMPLES, _SAMPLE = 64, 4096
 _TOLERANCE = (
     1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
 )
-_MAX_LAYERS = 512
 
 
 class StateError(GgextError):
@@ -104,11 +105,11 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range
     # otherwise.
     session.reread_last()
-    logits, state = session.last_logits().astype("<f4"), session.snapshot()
+    logits, cells = session.last_logits().astype("<f4"), session.snapshot()
     gone, account = session.memory.gone, session.memory.account()
     layout = session.memory.layout(len(tokens), gone, account)
-    check_state(state, layout.cells)
-    counts = {"tokens": len(tokens), "logits": len(logits), "state": len(state)}
+    check_state(cells, layout.cells)
+    counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
     aligned = {"tokens": session.cache.aligned, "batches": session.cache.batches.digest()}
     facts = {
@@ -119,14 +120,15 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         "aligned": aligned,
     }
     document = json.dumps(facts | counts).encode("ascii")
-    parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, state]
+    parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, cells]
     crc = size = 0
     for part in chain(
         parts, session.memory.blocks_outside()
     ):  # twice one at a time, rather than all at once
         crc, size = zlib.crc32(part, crc), size + memoryview(part).nbytes
     head = struct.pack("<8sI", _MAGIC, crc)
-    with whole_file(path, len(head) + size) as file:
+    check_room(path, len(head) + size)
+    with output_errors(path), private_file(path) as file:
         file.write(head)
         for part in chain(parts, session.memory.blocks_outside()):
             file.write(part)
@@ -156,13 +158,13 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
     tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
     logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
-    state = np.frombuffer(data, np.uint8, n_state, state_at)
+    cells = np.frombuffer(data, np.uint8, n_state, state_at)
     account = document.get("account")
     try:
         layout = session.memory.layout(n_tokens, gone, account)
         blocks = _parts(memoryview(data)[state_at + n_state :], layout.blocks)
-        check_state(state, layout.cells)
-        session.restore(tokens, state, layout.places, gone)
+        check_state(cells, layout.cells)
+        session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
         session.cache.aligned = _aligned(document.get("aligned"), session, n_tokens)
@@ -234,93 +236,32 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
     raise StateError(f"{path} is damaged: what had left the context is not described by it")
 
 
-def check_state(state: NDArray[np.uint8], places: Sequence[int]) -> None:
+def check_state(data: NDArray[np.uint8], places: Sequence[int]) -> None:
     """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError
     for what is not the cache of these positions, each once.
 
-    The format is llama.cpp's own (0c1e57098, ``llama_kv_cache::state_write``): u32 magic, i32
-    sequence; then a section for each cache (a model with sliding windows has two): u32 streams; u32
-    cells; per cell i32 position, u32 number of sequences, i32 sequence; u32 whether values are
-    transposed, u32 layers; per layer i32 type, u64 row bytes, the rows of keys; then the values
-    (none with MLA) in the same way, or transposed: i32 type, u32 element bytes, u32 width, the
-    elements. llama.cpp compares types and sizes with its own, and throws what we get as an error.
-    """
+    llama.cpp compares types and sizes with its own, and throws what we get as an error."""
     import numpy as np
 
     wanted = np.array(places, np.int32)
-    walk = _Walk(state)
-    walk.skip(8)
-    first = True
-    while first or walk.left:
-        positions = walk.cells(wanted)
-        if first and len(positions) != len(wanted):
-            raise StateError(
-                f"the saved state has {len(positions)} cells for {len(wanted)} positions"
-            )
-        first = False
-        if len(positions):
-            walk.layers(len(positions))
-
-
-class _Walk:
-    """Goes through a state from front to back and never beyond its end."""
-
-    def __init__(self, state: NDArray[np.uint8]) -> None:
-        self._state = state
-        self._at = 0
-
-    @property
-    def left(self) -> int:
-        return len(self._state) - self._at
-
-    def skip(self, size: int) -> int:
-        """The offset of the next `size` bytes."""
-        if size > self.left:
-            raise StateError(
-                f"the saved state ends at byte {len(self._state)}, in the middle of something"
-            )
-        start, self._at = self._at, self._at + size
-        return start
-
-    def unpack(self, codes: str) -> tuple[int, ...]:
-        packed = struct.Struct(f"<{codes}")
-        return packed.unpack_from(self._state.data, self.skip(packed.size))
-
-    def cells(self, wanted: NDArray[np.int32]) -> NDArray[np.int32]:
-        """The positions of a section's cells: some of the wanted, each once."""
-        import numpy as np
-
-        streams, count = self.unpack("II")
-        if streams != 1 or count > len(wanted):
-            raise StateError(
-                f"the saved state has {count} cells in {streams} streams for {len(wanted)} "
-                "positions"
-            )
-        start = self.skip(12 * count)
-        table = np.frombuffer(self._state, "<i4", 3 * count, start).reshape(count, 3)
-        positions = table[:, 0]
-        once = len(np.unique(positions)) == count
-        if not (once and np.isin(positions, wanted).all() and (table[:, 1] == 1).all()):
+    try:
+        _, found = state.sections(data)
+    except ValueError as error:
+        raise StateError(f"the saved state has {error}") from None
+    if len(found[0].cells) != len(wanted):
+        raise StateError(
+            f"the saved state has {len(found[0].cells)} cells for {len(wanted)} positions"
+        )
+    for section in found:
+        positions = section.cells[:, 0]
+        once = len(np.unique(positions)) == len(positions)
+        if not (once and np.isin(positions, wanted).all()):
             raise StateError("the saved state has cells that no text of its length has")
-        return positions
-
-    def layers(self, cells: int) -> None:
-        transposed, layers = self.unpack("II")
-        if transposed > 1 or layers > _MAX_LAYERS:  # 0: all layers have a sliding window, or none
-            raise StateError(f"the saved state has {layers} layers")
-        for _ in range(layers):
-            self.skip(cells * self.unpack("iQ")[1])
-        for _ in range(layers if self.left else 0):
-            if transposed:
-                _, size, width = self.unpack("iII")
-                self.skip(cells * size * width)
-            else:
-                self.skip(cells * self.unpack("iQ")[1])
 
 
 def _mapped(path: Path) -> mmap.mmap:
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path, follow=False), "rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: an empty file
         raise StateError(

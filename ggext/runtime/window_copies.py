@@ -4,7 +4,7 @@ cut back there.
 A small cache of such layers holds the window and a batch; where its cells were used again, a token
 behind a cut would attend to nothing. llama.cpp's server decides by the lowest position that is
 left, and keeps copies of those layers alone ("context checkpoints",
-``tools/server/server-context.cpp``, 0c1e57098); so does this.
+``tools/server/server-context.cpp``); so does this.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import Any
 from ggext.errors import UsageError
 from ggext.runtime.answering import End, Happening, Question
 from ggext.runtime.child import error_as_json, error_of
+from ggext.runtime.constraint import JsonGrammar
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Prefill, Sampling
 from ggext.runtime.host import Host, Opening
@@ -79,7 +80,10 @@ def question_as_json(question: Question) -> dict[str, Any]:
 
 
 def question_of(saved: Mapping[str, Any]) -> Question:
-    return Question(saved["tokens"], Sampling(**saved["sampling"]), saved["max_tokens"])
+    sampling = dict(saved["sampling"])
+    if isinstance(sampling["grammar"], dict):
+        sampling["grammar"] = JsonGrammar(**sampling["grammar"])
+    return Question(saved["tokens"], Sampling(**sampling), saved["max_tokens"])
 
 
 def parcel_as_json(parcel: Iterable[Happening]) -> list[Any]:

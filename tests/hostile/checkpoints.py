@@ -139,6 +139,20 @@ def index(weight_map: Any, *, shards: bool = True) -> Damage:
     return damage
 
 
+def shards_that_differ(folder: Path) -> None:
+    """Two with the same tensors, of which the last one's values are others."""
+    index({NORM: "model-1.safetensors", "lm_head.weight": "model-2.safetensors"})(folder)
+    entries, data = parts()
+    (folder / "model-2.safetensors").unlink()
+    changed = bytes(len(data))
+    write(folder / "model-2.safetensors", with_header(json.dumps(entries), changed))
+
+
+def deep_index(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    write(folder / f"{WEIGHTS}.index.json", DEEP)
+
+
 def pickled(write_it: Callable[[Path], object]) -> Damage:
     def damage(folder: Path) -> None:
         (folder / WEIGHTS).unlink()
@@ -254,10 +268,8 @@ HOSTILE: dict[str, Hostile] = {
         index({NORM: "model-1.safetensors", "model.extra": "model-1.safetensors"}),
         "promises 1 tensors that no shard",
     ),
-    "index-a-tensor-in-two-shards": Hostile(
-        index({NORM: "model-1.safetensors", "a": "model-2.safetensors"}), "is in two shards of"
-    ),
-    "index-deep": Hostile(content(f"{WEIGHTS}.index.json", DEEP), "is not valid JSON"),
+    "index-a-tensor-in-two-shards": Hostile(shards_that_differ, "with other values"),
+    "index-deep": Hostile(deep_index, "is not valid JSON"),
     # configurations
     "config-not-utf8": Hostile(content("config.json", b"\xff{}"), "is not UTF-8 text"),
     "config-deep": Hostile(content("config.json", DEEP), "is not valid JSON"),
@@ -298,13 +310,12 @@ HOSTILE: dict[str, Hostile] = {
     "config-a-long-model-type": Hostile(
         config(model_type="x" * 1_000_000), "is not a family that ggext converts"
     ),
-    "config-gptq": Hostile(
-        config(quantization_config={"quant_method": "gptq"}), "has quant_method 'gptq'"
-    ),
     "config-rope-nan": Hostile(
         config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}), "rope_theta"
     ),
-    "config-rope-a-text": Hostile(config(rope_parameters="yarn"), "rope_parameters"),
+    "config-rope-a-list-for-a-base": Hostile(
+        config(rope_parameters={"rope_type": "default", "rope_theta": [1]}), "rope_theta is [1]"
+    ),
     # tokenizers
     "tokenizer-unknown-expression": Hostile(
         tokenizer(lambda values: values.update(pre_tokenizer=SPLIT)),

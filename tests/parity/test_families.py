@@ -149,7 +149,7 @@ def test_a_window_that_llama_cpp_has_not_limits_the_context(
 def test_layers_that_do_not_rotate_make_a_shift_wrong(
     model_type: str, layers: int, safe: bool, tmp_path: Path
 ) -> None:
-    """llama.cpp 0c1e57098 turns all layers' cached keys in a shift."""
+    """the pinned llama.cpp turns all layers' cached keys in a shift."""
     checkpoint = make_model(
         tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True
     )

@@ -43,9 +43,18 @@ def bake_and_verify(
     return verify(out, checkpoint, tokens=options.get("tokens"))
 
 
-@pytest.mark.parametrize("rope", CASES.values(), ids=CASES)
-def test_logits_equal_transformers(checkpoint: Path, tmp_path: Path, rope: RopeScaling) -> None:
-    report = bake_and_verify(checkpoint, tmp_path / "out.gguf", rope)
+#: Those whose gain is folded by default: the keys are proved too.
+GAINS = ("yarn-2", "yarn-4", "yarn-7.5", "yarn-8-gain-1.5", "linear-4-gain")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [*((name, None) for name in CASES), *((name, "keys") for name in GAINS)]
+)
+def test_logits_equal_transformers(
+    checkpoint: Path, tmp_path: Path, name: str, encoding: str | None
+) -> None:
+    rope = CASES[name]
+    report = bake_and_verify(checkpoint, tmp_path / "out.gguf", rope, encoding=encoding)
     assert report.passed, report
     logits = {c.quantity: c for c in report.checks if c.level == "logits"}
     assert all(c.value <= 1e-6 for c in logits.values())

@@ -5,7 +5,7 @@ what the checkpoint's own pre-tokenizer *does*: its steps are brought to one for
 expressions and the step to bytes) and looked up in ``TABLE``. Nothing is guessed: an unknown form
 is an error.
 
-Each row was compared with llama.cpp (of llama-cpp-python 0.3.36) on thousands of strings by a
+Each row was compared with the pinned llama.cpp on thousands of strings by a
 tokenizer whose merges cross all borders (tests/test_tokenizer.py), and gpt-2 to qwen35 on
 each code point up to U+1FFFF in nine surroundings. There, two differences hold for every row:
 llama.cpp's character tables are Unicode 15's, so some 4,400 letters and marks that later versions

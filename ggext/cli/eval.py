@@ -1,0 +1,262 @@
+"""``ggext eval``."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggext.arguments import parse_tokens
+from ggext.cli.eval_table import as_table, duration
+
+if TYPE_CHECKING:
+    from ggext.quality.plan import Plan
+    from ggext.quality.report import EvalReport
+    from ggext.quality.run import Evaluation, Progress
+
+_UNITS = {"": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def _list(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(filter(None, (w.strip() for w in text.split(","))))
+
+
+def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(map(parse_tokens, _list(ctx, parameter, text) or ()))
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.lower())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no time, such as 90s, 10m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+@click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
+@click.argument(
+    "files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--lengths",
+    metavar="N,...",
+    callback=_tokens,
+    help="Lengths of the texts, in tokens.  [default: the context, halved down to the trained one]",
+)
+@click.option(
+    "--try",
+    "tries",
+    multiple=True,
+    metavar="METHOD[:F]",
+    help="Measure another scaling on the same file without baking it: none, linear:F, ntk:F, "
+    "yarn:F. May be repeated.",
+)
+@click.option(
+    "--kv", "kv_types", callback=_list, metavar="TYPE,...", help="Types of the KV cache [f16]."
+)
+@click.option(
+    "--when-full",
+    callback=_list,
+    metavar="POLICY,...",
+    help="What a full context does; texts are then longer than the context [stop].",
+)
+@click.option(
+    "--text",
+    "texts",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DOCUMENT",
+    help="Your own documents, for perplexity and around the needles. May be repeated.",
+)
+@click.option(
+    "--tasks",
+    callback=_list,
+    metavar="NAME,...",
+    help="multikey, single, multivalue, multiquery, variables, common, frequent; all; or none "
+    "[multikey].",
+)
+@click.option(
+    "--budget",
+    default="10m",
+    show_default=True,
+    callback=_seconds,
+    metavar="TIME",
+    help="Time that it may take; it picks lengths and texts that fit.",
+)
+@click.option(
+    "--trials", type=click.IntRange(1), metavar="N", help="Texts for each task and length."
+)
+@click.option(
+    "--documents", type=click.IntRange(1), metavar="N", help="Texts, or chunks, for perplexity."
+)
+@click.option("--key-tokens", is_flag=True, help="Perplexity over key tokens too (LongPPL).")
+@click.option("--kl", "divergence", is_flag=True, help="KL, top-1 and Δp against the first row.")
+@click.option(
+    "--protocol",
+    type=click.Choice(["llama.cpp", "yarn"]),
+    help="Perplexity as llama-perplexity, or the YaRN paper, defines it too.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["auto", "template", "raw"]),
+    default="auto",
+    show_default=True,
+    help="Prompts in the file's chat template, or raw.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU.")
+@click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.")
+@click.option(
+    "--resume",
+    "partial",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Keep every result in this file at once, and go on from it where it exists.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option(
+    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one page with plots."
+)
+@click.option(
+    "--card",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a section for a model card, in Markdown.",
+)
+def eval(  # noqa: A001 - the command's name
+    files: tuple[Path, ...],
+    as_json: bool,
+    html: Path | None,
+    card: Path | None,
+    partial: Path | None,
+    **given: Any,
+) -> None:
+    """Measure how far each FILE really reaches: effective context, needles, perplexity by position,
+    and what its scaling costs on short texts.
+
+    Ctrl-C ends it and reports what was measured.
+    """
+    from ggext.quality.run import Evaluation
+
+    options = _options(**given)
+    for out in filter(None, (html, card)):
+        _check_folder(out)
+    with Evaluation(files, options, partial) as evaluation:
+        click.echo(_cost(evaluation), err=True)
+        with _stopping(evaluation):
+            evaluation.run(_show)
+        report = evaluation.report()
+        plan = evaluation.plan
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", err=True, nl=False)
+    _write(report, plan, html, card)
+    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
+    if report.interrupted:
+        kept = f"; --resume {partial} goes on from here" if partial else ""
+        click.echo(f"ggext: stopped before the end{kept}", err=True)
+        sys.exit(130)
+
+
+def _options(
+    *,
+    tasks: tuple[str, ...] | None,
+    kv_types: tuple[str, ...] | None,
+    when_full: tuple[Any, ...] | None,
+    texts: tuple[Path, ...],
+    tries: tuple[str, ...],
+    **others: Any,
+) -> Any:
+    from ggext.quality.settings import EvalOptions
+    from ggext.quality.tasks import TASKS
+
+    if tasks is None:
+        tasks = TASKS[:1]
+    elif tasks == ("all",):
+        tasks = TASKS
+    elif tasks == ("none",):
+        tasks = ()
+    return EvalOptions(
+        tasks=tasks,
+        kv_types=kv_types or ("f16",),
+        when_full=when_full or ("stop",),
+        texts=texts,
+        tries=tries,
+        **others,
+    )
+
+
+def _check_folder(path: Path) -> None:
+    from ggext.errors import OutputError
+
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+
+
+def _cost(evaluation: Evaluation) -> str:
+    plan, missing = evaluation.plan, evaluation.missing
+    tokens = sum(item.length for _, item in missing)
+    seconds = sum(plan.cost(*pair) for pair in missing)
+    lengths = ", ".join(f"{length:,}" for length in plan.lengths)
+    texts = f"{plan.trials} texts a length"
+    if plan.documents:
+        texts += f", {plan.documents} documents"
+    line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {texts}"
+    done = len(plan.items) - len(missing)
+    return f"{line}; {done} of {len(plan.items)} results are there" if done else line
+
+
+def _show(progress: Progress) -> None:
+    """One line that is painted over, where a terminal watches."""
+    if not sys.stderr.isatty():
+        return
+    left = duration(progress.seconds_left)
+    line = f"{progress.done + 1}/{progress.total} · {left} left · {progress.what}"
+    click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)
+
+
+@contextmanager
+def _stopping(evaluation: Evaluation) -> Iterator[None]:
+    """Ctrl-C ends the run within one node of the graph; a second one the program."""
+
+    def stop(_: int, __: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        evaluation.stop()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None) -> None:
+    from ggext.gguf.writer import replacing
+
+    if html is not None:
+        from ggext.quality.page import page
+
+        with replacing(html) as beside:
+            beside.write_text(page(report, plan, _command_line()), "utf-8")
+        click.echo(f"wrote {html}", err=True)
+    if card is not None:
+        from ggext.quality.card import card as text
+
+        with replacing(card) as beside:
+            beside.write_text(text(report, _command_line()), "utf-8")
+        click.echo(f"wrote {card}", err=True)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["ggext", *sys.argv[1:]])

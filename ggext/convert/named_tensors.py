@@ -1,0 +1,117 @@
+"""A checkpoint's tensors under the names that the family's rules have.
+
+What wraps a model in training stays in its names (``_orig_mod.``, ``module.``); a base model's lack
+its prefix; transformers loads the same model under several names. Each is taken off, or put on, and
+told.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from ggext.checkpoint.safetensors import CheckpointTensor, same_values
+from ggext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from ggext.converters.base import Family
+
+Tensors = dict[str, CheckpointTensor]
+#: What PyTorch puts around a module: compile, FSDP, activation checkpointing.
+_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_ADAPTER = re.compile(
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|vera_lambda_[bd]|ia3_l|"
+    r"(hada|lokr|oft)_\w+)(\.|$)"
+)
+#: What an adapter makes of a module that it changes, in a model that is not merged.
+_UNMERGED = re.compile(r"\.(base_layer|original_module|modules_to_save)\.")
+
+
+def named_tensors(tensors: Tensors, family: Family, notes: list[str]) -> Tensors:
+    """Raises ``CheckpointError`` for weights that an adapter was not merged into, and for an output
+    matrix that the architecture cannot have."""
+    source = family.config.source
+    tensors = _without_adapter(tensors, source, notes)
+    tensors = _without_wrappers(tensors, source, notes)
+    named = {family.stored_name(name): tensor for name, tensor in tensors.items()}
+    named = _with_prefix(named, family, notes)
+    _settle_output(named, family, notes)
+    return named
+
+
+def _without_adapter(tensors: Tensors, source: str, notes: list[str]) -> Tensors:
+    unmerged = next((name for name in tensors if _UNMERGED.search(name)), None)
+    parts = [name for name in tensors if _ADAPTER.search(name)]
+    if unmerged is not None or len(parts) == len(tensors) > 0:
+        raise CheckpointError(
+            f"{source}: the weights hold an adapter that is not merged ({unmerged or parts[0]}); "
+            "load the model with PEFT, merge_and_unload() and save_pretrained(), then convert that"
+        )
+    if parts:
+        notes.append(
+            f"{len(parts)} tensors are of an adapter and not in the file, first {parts[0]}; merge "
+            "it first if it is meant"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name not in parts}
+
+
+def _without_wrappers(tensors: Tensors, source: str, notes: list[str]) -> Tensors:
+    """Without the names of wrappers, wherever they stand, and without those that all names begin
+    with."""
+    names = {name: _WRAPPERS.sub("", name) for name in tensors}
+    taken = {f"{match[1]}." for name in tensors for match in _WRAPPERS.finditer(name)}
+    for prefix in ("module.", "_forward_module.", "base_model.model.", "module."):
+        if names and all(plain.startswith(prefix) for plain in names.values()):
+            names = {name: plain.removeprefix(prefix) for name, plain in names.items()}
+            taken.add(prefix)
+    if len(set(names.values())) < len(names):
+        raise CheckpointError(
+            f"{source}: without {', '.join(sorted(taken))} two tensors have the same name; save "
+            "the model itself, not what wraps it"
+        )
+    if taken:
+        notes.append(
+            f"the tensors' names have {', '.join(sorted(taken))}, of what wrapped the model in "
+            "training: taken off"
+        )
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def _with_prefix(named: Tensors, family: Family, notes: list[str]) -> Tensors:
+    """A base model's tensors under the names that they have in the whole one, as transformers loads
+    them."""
+    embedding = f"{family.embedding}.weight"
+    prefix, _, inner = embedding.partition(".")
+    if embedding in named or inner not in named:
+        return named
+    notes.append(f"the weights are a base model's, whose names lack {prefix}.: put before them")
+    outside = (f"{family.head}.", f"{prefix}.")
+    return {
+        name if name.startswith(outside) else f"{prefix}.{name}": tensor
+        for name, tensor in named.items()
+    }
+
+
+def _settle_output(named: Tensors, family: Family, notes: list[str]) -> None:
+    """Of a tied output matrix what transformers makes of it: where the checkpoint has another one
+    than the embedding, that; where it has no embedding, both are it."""
+    head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
+    if not family.is_tied or head not in named:
+        return
+    if embedding not in named:
+        named[embedding] = named.pop(head)
+        notes.append(f"{embedding} is not there: tied to {head}, which is taken for both")
+        return
+    if same_values(named[head], named[embedding]):
+        del named[head]
+        return
+    if not family.has_output:
+        raise CheckpointError(
+            f"{family.config.source}: the model has {head}, other than {embedding}, and "
+            f"llama.cpp's architecture {family.arch} has no output matrix but the embedding"
+        )
+    notes.append(
+        f"tie_word_embeddings is true, and {head} is another matrix than {embedding}: both are "
+        "written, as transformers reads them"
+    )
+    family.untie()

@@ -1,0 +1,145 @@
+"""What is asked of ``convert``, in full: the method, its factor, and the name of the output."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from ggext.checkpoint.named import model_name
+from ggext.checkpoint.stores import is_ollama_blob
+from ggext.convert.sources import ModelSource
+from ggext.errors import RopeError, UsageError
+from ggext.gguf.shards import model_stem
+from ggext.rope import methods
+from ggext.rope.known import extension_of
+from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE
+from ggext.rope.scaling import Method, RopeScaling
+
+#: The largest factors that were published for these methods: YaRN's paper (Llama 2, 4k to 128k),
+#: position interpolation's (LLaMA, 2k to 32k), Llama 3.2 (8k, by 32).
+SHOWN_TO_WORK: dict[Method, float] = {"yarn": 32.0, "linear": 16.0, "llama3": 32.0}
+_SCALING_IN_NAME = re.compile(r"-(?:yarn|linear|ntk|llama3|longrope)[0-9]+(?:\.[0-9]+)?(?=-|$)")
+
+
+def resolve_scaling(
+    asked: RopeScaling | None,
+    target_context: int | None,
+    source: ModelSource,
+    notes: list[str],
+    *,
+    keeps_own: bool,
+) -> tuple[RopeScaling | None, str]:
+    """The request in full, and who made it. ``None``: a GGUF file stays as it is, where
+    ``keeps_own``.
+
+    Raises ``RopeError`` and ``UsageError``."""
+    if asked is None and target_context is not None:
+        asked = RopeScaling("yarn")
+    if asked is None and source.is_gguf:
+        return (None, "") if keeps_own else (_own_scaling(source), COMMAND_LINE)
+    if asked is None:
+        if source.problem:
+            raise RopeError(source.problem)
+        return source.scaling, CHECKPOINT
+    if asked.original_context is None and source.scaling is None:
+        raise RopeError(
+            f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
+            "do); a new scaling replaces them, so say the context that they started from: "
+            "--original-context (8192 for Llama 3.1 and 3.2)"
+        )
+    if asked.method != "none":
+        asked = _with_factor(asked, target_context, source, notes)
+    _note_replaced(source, asked, notes)
+    return asked, COMMAND_LINE
+
+
+def _with_factor(
+    asked: RopeScaling, target: int | None, source: ModelSource, notes: list[str]
+) -> RopeScaling:
+    """No scaling where the model reaches the context without one."""
+    original = methods.original_context(asked, source.geometry)
+    if target is not None:
+        if asked.factor is not None:
+            raise UsageError("a factor and --target-context exclude each other; give one")
+        if target <= original:
+            notes.append(
+                f"the model was trained on {original:,} tokens and reaches {target:,} without a "
+                "scaling"
+            )
+            return RopeScaling()
+    original = _as_published(asked, source, original, notes)
+    if target is not None:
+        asked = replace(asked, factor=target / original, context=target)
+    if asked.factor == 1.0 and not asked.given().keys() - {"factor", "original_context"}:
+        notes.append("a factor of 1 scales nothing")
+        return RopeScaling()
+    most = SHOWN_TO_WORK.get(asked.method)
+    if most is not None and asked.factor is not None and asked.factor > most:
+        notes.append(
+            f"{asked.method} was never shown to work beyond a factor of {most:g}, and this is "
+            f"{asked.factor:g}: try the result before you trust it"
+        )
+    return replace(asked, original_context=original)
+
+
+def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes: list[str]) -> int:
+    """The context that a scaling starts from: the one that the model's authors extend, where they
+    publish another than the model says and the request names none."""
+    row = extension_of(source.arch, source.geometry.base, original)
+    if asked.original_context is not None or row is None or row.extension is None:
+        return original
+    trained = row.extension.original_context
+    if trained is None or trained == original:
+        return original
+    notes.append(
+        f"{row.name} says {original:,} tokens, and its authors extend it from {trained:,} "
+        f"({row.source}): the scaling starts from there, as with --original-context {trained} "
+        f"(--original-context {original} starts from what the model says)"
+    )
+    return trained
+
+
+def _note_replaced(source: ModelSource, asked: RopeScaling, notes: list[str]) -> None:
+    own = source.scaling
+    if source.problem:
+        notes.append(f"the source's own scaling is replaced, not understood: {source.problem}")
+        return
+    if own is not None and own.method == "none":
+        return
+    words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
+    done = "taken out" if asked.method == "none" else "replaced, not added to"
+    notes.append(f"the source's own {words} is {done}")
+
+
+def _own_scaling(source: ModelSource) -> RopeScaling:
+    """A GGUF file's scaling, to be written in another form."""
+    if source.problem:
+        raise RopeError(f"{source.path}: {source.problem}")
+    if source.scaling is None:
+        raise RopeError(
+            f"{source.path} has frequency factors baked in by an unknown method, which are not "
+            "written in another form; name the scaling and --original-context (Llama 3.1 and 3.2: "
+            "--llama3 F --original-context 8192)"
+        )
+    context = source.fields[f"{source.arch}.context_length"].value
+    if source.scaling.method == "none":
+        return replace(source.scaling, context=context)
+    return replace(
+        source.scaling,
+        context=context,
+        original_context=methods.original_context(source.scaling, source.geometry),
+    )
+
+
+def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
+    """The output's name where none is given: the model's, the scaling that the file has, and the
+    type that was asked for. ``wanted``: as ``--type``."""
+    name = model_stem(source.path) if source.is_gguf else model_name(source.path)
+    if is_ollama_blob(source.path):  # the file is named by its checksum
+        title = source.fields.get("general.name", source.fields["general.architecture"]).value
+        name = "-".join(re.findall(r"[\w.]+", str(title).lower())) or "model"
+    if scaling is not None and source.is_gguf:  # what the file had before is not in it any more
+        name = _SCALING_IN_NAME.sub("", name) or name
+    if scaling is not None and scaling.method != "none":
+        name += f"-{scaling.method}{scaling.factor:g}"
+    return f"{name}-{wanted}.gguf" if wanted != "auto" else f"{name}.gguf"

@@ -1,0 +1,25 @@
+"""What is installed, what of it is in use, what is missing and the command that brings it, and
+whether it works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ggext.doctor import backends, runs, versions
+from ggext.doctor.report import Finding, Report
+
+__all__ = ["Finding", "Report", "examine"]
+
+
+def examine(progress: Callable[[str], None] = lambda _: None, *, in_child: bool = True) -> Report:
+    """Looks at everything and runs the self-tests. Nothing that is missing or broken raises.
+
+    ``in_child``: what calls llama.cpp runs in a child process, so that a test that ends its process
+    is a finding like any other.
+    """
+    progress("looking at the versions")
+    findings = [*versions.findings(), *backends.own_findings()]
+    steps = runs.possible_steps(versions.is_installed("llama-cpp-python"))
+    findings += runs.findings(steps, progress, in_child=in_child)
+    parts = ("versions", "backends", "tests")
+    return Report(tuple(sorted(findings, key=lambda finding: parts.index(finding.part))))

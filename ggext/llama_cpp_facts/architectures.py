@@ -1,0 +1,173 @@
+"""What an architecture's loader and graph in llama.cpp take for granted, one row an architecture.
+
+Read from ``load_arch_hparams``, ``load_arch_tensors`` and the graph of ``models/*.cpp``. The
+loader holds the shapes to the hyperparameters, with a plain error; the graph asserts, and an
+assertion ends the process. So every row is stricter than the loader: shapes are those that the
+graph computes with.
+
+A size is a sum of products of the names in `sizes`: ``"heads*key"``, ``"rank+rot"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Literal
+
+Shape = tuple[str, ...]
+
+#: Tensor → its shape, the contiguous dimension first, where a row does not say otherwise. Those of
+#: a layer are named without ``blk.N.``, all without ``.weight``. A bias has its matrix's rows.
+SHAPES: Mapping[str, Shape] = MappingProxyType(
+    {
+        "token_embd": ("embd", "vocab"),
+        "output": ("embd", "vocab"),
+        "output_norm": ("embd",),
+        "rope_freqs": ("half_rot",),
+        "rope_factors_long": ("half_rot",),
+        "rope_factors_short": ("half_rot",),
+        "attn_norm": ("embd",),
+        "attn_norm_2": ("embd",),
+        "attn_q": ("embd", "heads*key"),
+        "attn_k": ("embd", "kv*key"),
+        "attn_v": ("embd", "kv*value"),
+        "attn_qkv": ("embd", "heads*key+kv*key+kv*value"),
+        "attn_output": ("heads*value", "embd"),
+        "attn_q_norm": ("key",),
+        "attn_k_norm": ("key",),
+        "attn_sinks": ("heads",),
+        "post_attention_norm": ("embd",),
+        "ffn_norm": ("embd",),
+        "post_ffw_norm": ("embd",),
+        "ffn_gate": ("embd", "ff"),
+        "ffn_up": ("embd", "ff"),
+        "ffn_down": ("ff", "embd"),
+        "ffn_gate_inp": ("embd", "experts"),
+        "exp_probs_b": ("experts",),
+        "ffn_gate_exps": ("embd", "expert_ff", "experts"),
+        "ffn_up_exps": ("embd", "expert_ff", "experts"),
+        "ffn_gate_up_exps": ("embd", "expert_ff+expert_ff", "experts"),
+        "ffn_down_exps": ("expert_ff", "embd", "experts"),
+        "ffn_gate_inp_shexp": ("embd",),
+        "ffn_gate_shexp": ("embd", "shared_ff"),
+        "ffn_up_shexp": ("embd", "shared_ff"),
+        "ffn_down_shexp": ("shared_ff", "embd"),
+    }
+)
+
+_TWO_IN_ONE = {"ffn_up": ("embd", "ff+ff")}
+_NORMS_OF_ALL_HEADS = {"attn_q_norm": ("heads*key",), "attn_k_norm": ("kv*key",)}
+_NORMS_OF_EACH_HEAD = {"attn_q_norm": ("key", "heads"), "attn_k_norm": ("key", "kv")}
+_LATENT = {
+    "attn_q": ("embd", "heads*head_key"),
+    "attn_q_a": ("embd", "query_rank"),
+    "attn_q_a_norm": ("query_rank",),
+    "attn_q_b": ("query_rank", "heads*head_key"),
+    "attn_kv_a_mqa": ("embd", "rank+rot"),
+    "attn_kv_a_norm": ("rank",),
+    "attn_k_b": ("nope", "rank", "heads"),
+    "attn_v_b": ("rank", "head_value", "heads"),
+    "attn_kv_b": ("rank", "heads*nope+heads*head_value"),
+    "attn_output": ("heads*head_value", "embd"),
+}
+_CONVOLUTIONS = {
+    "token_embd_norm": ("embd",),
+    "shortconv.conv": ("conv", "embd"),
+    "shortconv.in_proj": ("embd", "embd+embd+embd"),
+    "shortconv.out_proj": ("embd", "embd"),
+}
+
+
+@dataclass(frozen=True)
+class ArchitectureFacts:
+    """What one architecture's loader and graph want of a file."""
+
+    # how much of a head rotates: all of it (asserted), or an even part
+    rotates: Literal["whole", "part"] = "whole"
+    # multi-head latent attention; "cached": keys and values may be cached as one latent row
+    latent: Literal["no", "cached", "expanded"] = "no"
+    # which models have experts
+    experts: Literal["never", "some", "all"] = "never"
+    # where the rows of an expert's matrices are said: feed_forward_length, or a key of their own;
+    # "or_share": the own key, where absent feed_forward_length / experts used
+    expert_rows: Literal["ff", "own", "or_share"] = "ff"
+    # where the rows of the shared expert are said: a key of their own, where absent none or ff; a
+    # number of experts; as one expert
+    shared_rows: Literal["own", "or_ff", "counted", "as_expert"] = "own"
+    # what expert_gating_func may be; empty: it is not read
+    gating: tuple[int, ...] = ()
+    # numbers that must be at least 1, beside those that all models have
+    positive: tuple[str, ...] = ()
+    # whether layers without keys and values are convolutions
+    convolutions: bool = False
+    # whether it rotates by sections (M-RoPE); others must not have any
+    sections: bool = False
+    # shapes that are not as in SHAPES
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+
+
+_PLAIN = ArchitectureFacts()
+_PART = ArchitectureFacts(rotates="part")
+_LLAMA = ArchitectureFacts(experts="some")
+
+ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
+    {
+        "apertus": _PLAIN,
+        "arcee": _PLAIN,
+        "cohere2": _PART,
+        "deepseek2": ArchitectureFacts(
+            rotates="part",
+            latent="cached",
+            experts="some",
+            expert_rows="own",
+            shared_rows="counted",
+            gating=(0, 1, 2, 3, 4),
+            shapes=_LATENT,
+        ),
+        "dots1": ArchitectureFacts(
+            experts="some", expert_rows="own", shared_rows="counted", gating=(1, 2, 3, 4)
+        ),
+        "ernie4_5": _PLAIN,
+        "ernie4_5-moe": ArchitectureFacts(
+            experts="some", expert_rows="own", positive=("interleave_moe_layer_step",)
+        ),
+        "exaone4": _PLAIN,
+        "falcon": _PLAIN,
+        "gemma": _PART,
+        "gemma2": _PART,
+        "gemma3": _PART,
+        "glm4": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
+        "glm4moe": ArchitectureFacts(
+            rotates="part",
+            experts="all",
+            expert_rows="or_share",
+            shared_rows="counted",
+            gating=(0, 1, 2, 3, 4),
+        ),
+        "gpt-oss": ArchitectureFacts(experts="all", expert_rows="own"),
+        "gptneox": _PART,
+        "granite": _LLAMA,
+        "granitemoe": _LLAMA,
+        "hunyuan-dense": _PLAIN,
+        "lfm2": ArchitectureFacts(rotates="part", convolutions=True, shapes=_CONVOLUTIONS),
+        "llama": _LLAMA,
+        "llama4": ArchitectureFacts(experts="all", expert_rows="own", shared_rows="as_expert"),
+        "minicpm3": ArchitectureFacts(rotates="part", latent="expanded", shapes=_LATENT),
+        "mistral3": _LLAMA,
+        "nemotron": _PART,
+        "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
+        "olmoe": ArchitectureFacts(experts="all", shapes=_NORMS_OF_ALL_HEADS),
+        "phi2": _PART,
+        "phi3": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
+        "qwen2": _PLAIN,
+        "qwen2moe": ArchitectureFacts(experts="all", expert_rows="or_share", shared_rows="or_ff"),
+        "qwen2vl": ArchitectureFacts(sections=True),
+        "qwen3": _PLAIN,
+        "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
+        "seed_oss": _PLAIN,
+        "smollm3": _PLAIN,
+        "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
+        "starcoder2": _PLAIN,
+    }
+)

@@ -1,0 +1,317 @@
+"""Holds a header to what its architecture's loader and graph take for granted.
+
+One comparison covers the contradictions among head counts, head sizes, rotated dimensions, experts
+and tensors: the expected shape of each tensor is computed from the hyperparameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Protocol
+
+from ggext.llama_cpp_facts.architectures import ARCHITECTURES, SHAPES, ArchitectureFacts
+from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS, NVFP4
+
+_MOST = 2**31 - 1
+#: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
+_FLOAT32_PARTS = (".bias", "norm", "sinks", "rope_f", "shortconv.conv", "exp_probs_b")
+#: Tokenizers of models that continue text; the graph of the others is not this table's.
+_TOKENIZERS = ("llama", "gpt2", "gemma4", "none", "no_vocab")
+
+
+class Tensor(Protocol):
+    """What a header says of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def type(self) -> int: ...
+
+
+def problems(
+    arch: str, keys: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary: int, model: str
+) -> Iterator[str]:
+    """What is wrong with a file of an architecture of the table; nothing for one outside of it.
+
+    ``keys``: the architecture's own, without its prefix. ``vocabulary``: tokens in the file,
+    ``model``: its ``tokenizer.ggml.model``.
+    """
+    facts = ARCHITECTURES.get(arch)
+    if facts is None:
+        return
+    if model not in _TOKENIZERS:
+        yield f"tokenizer.ggml.model is {model!r:.40}, which no model of {arch} has"
+    try:
+        sizes = Sizes.of(facts, keys, vocabulary)
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from _values(facts, keys)
+    yield from _tensors(facts, sizes, tensors)
+    yield from _attention(facts, keys, sizes.layers, tensors)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes that `architectures.SHAPES` speaks of, by name, and the number of layers."""
+
+    layers: int
+    values: Mapping[str, int]
+
+    @classmethod
+    def of(cls, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int) -> Sizes:
+        """Raises ValueError where they contradict each other."""
+        read = _Numbers(keys)
+        layers = read.number("block_count", most=MAX_LAYERS)
+        trunk = layers - read.number("nextn_predict_layers", 0, least=0)
+        if trunk < 1:
+            raise ValueError(f"nextn_predict_layers leave none of {layers} layers")
+        values = {"embd": read.number("embedding_length"), "vocab": vocabulary or -1}
+        if not vocabulary and "vocab_size" in keys:
+            values["vocab"] = read.number("vocab_size")
+        values["ff"] = read.first("feed_forward_length", layers, 0)
+        values |= _heads(facts, read, layers, values["embd"])
+        values |= _experts(facts, read, layers, values["ff"])
+        return cls(trunk, values)
+
+    def of_shape(self, shape: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(self._sum(size) for size in shape)
+
+    def _sum(self, size: str) -> int:
+        total = 0
+        for product in size.split("+"):
+            value = 1
+            for name in product.split("*"):
+                value *= self.values[name]
+            total += value
+        return total
+
+
+def _heads(facts: ArchitectureFacts, read: _Numbers, layers: int, width: int) -> dict[str, int]:
+    heads = read.same("attention.head_count", layers)
+    if facts.convolutions:
+        kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
+        conv = read.number("shortconv.l_cache", least=2)
+    else:
+        kv = read.same("attention.head_count_kv", layers, heads)
+        conv = 0
+    if heads % kv:
+        raise ValueError(f"{heads} heads cannot share {kv} keys and values")
+    key = read.number("attention.key_length", width // heads)
+    value = read.number("attention.value_length", width // heads)
+    rot = read.number("rope.dimension_count", key)
+    for name, size in (
+        ("attention.key_length", key),
+        ("attention.value_length", value),
+        ("rope.dimension_count", rot),
+    ):
+        if read.number(f"{name}_swa", size) != size:
+            raise ValueError(f"{name}_swa is not {name}, {size}")
+    result = {"heads": heads, "kv": kv, "key": key, "value": value, "rot": rot, "conv": conv}
+    result |= {"half_rot": rot // 2, "head_key": key, "head_value": value}
+    if facts.latent != "no":
+        return result | _latent(facts, read, result)
+    if key != value:
+        raise ValueError(f"attention.key_length is {key} and attention.value_length {value}")
+    _check_rotation(rot, key, whole=facts.rotates == "whole")
+    return result
+
+
+def _latent(facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]) -> dict[str, int]:
+    """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
+    key, value, rot = heads["key"], heads["value"], heads["rot"]
+    rank = read.number("attention.kv_lora_rank")
+    head_key = read.number("attention.key_length_mla", 0, least=0)
+    head_value = read.number("attention.value_length_mla", 0, least=0)
+    if bool(head_key) != bool(head_value):
+        raise ValueError("of attention.key_length_mla and attention.value_length_mla one is there")
+    if head_key and facts.latent == "cached":
+        if (heads["kv"], key, value) != (1, rank + rot, rank):
+            raise ValueError(
+                f"attention.head_count_kv, key_length and value_length are {heads['kv']}, {key} "
+                f"and {value}, and not 1, {rank + rot} and {rank}"
+            )
+    else:
+        head_key, head_value = key, value
+        if heads["kv"] != heads["heads"]:
+            raise ValueError(f"{heads['heads']} heads cannot share {heads['kv']} keys and values")
+    _check_rotation(rot, head_key - 1, whole=False)
+    return {
+        "rank": rank,
+        "query_rank": read.number("attention.q_lora_rank", 0, least=0),
+        "nope": head_key - rot,
+        "head_key": head_key,
+        "head_value": head_value,
+    }
+
+
+def _check_rotation(rot: int, most: int, *, whole: bool) -> None:
+    if rot % 2 or rot > most or (whole and rot != most):
+        limit = f"{most}" if whole else f"an even number up to {most}"
+        raise ValueError(f"rope.dimension_count is {rot}, not {limit}")
+
+
+def _experts(facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int) -> dict[str, int]:
+    count = read.number("expert_count", 0, least=0, most=MAX_EXPERTS)
+    if facts.experts == "never" or (not count and facts.experts == "some"):
+        return {"experts": count, "expert_ff": ff, "shared_ff": ff}
+    if not count:
+        raise ValueError("expert_count is 0 in an architecture of experts")
+    used = read.each("expert_used_count", layers)
+    if not all(1 <= number <= count for number in used):
+        raise ValueError(f"expert_used_count is {used!r:.40}, not 1 to {count}")
+    groups = read.number("expert_group_count", 0, least=0)
+    if groups > 1 and count // groups < 2:  # the two best of each group are added
+        raise ValueError(f"{count} experts are in {groups} groups")
+    own = 0
+    if facts.expert_rows != "ff":
+        own = read.first("expert_feed_forward_length", layers, 0)
+        if not own and facts.expert_rows == "or_share":
+            own = ff // used[0]
+    rows = ff if facts.expert_rows == "ff" else own
+    shared = read.number("expert_shared_feed_forward_length", 0, least=0)
+    if facts.shared_rows == "or_ff":
+        shared = shared or ff
+    elif facts.shared_rows == "counted":
+        shared = rows * read.number("expert_shared_count", 0, least=0)
+    elif facts.shared_rows == "as_expert":
+        shared = rows
+    return {"experts": count, "expert_ff": rows, "shared_ff": shared}
+
+
+def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
+    if facts.gating:
+        gating = keys.get("expert_gating_func", 0)
+        if gating not in facts.gating:
+            yield f"expert_gating_func is {gating!r:.40}, not one of {facts.gating}"
+    for name in facts.positive:
+        value = keys.get(name)
+        if not isinstance(value, int) or value < 1:
+            yield f"{name} is {value!r:.40}"
+    if keys.get("attention.causal") is False:
+        yield "attention.causal is false, so it is not a model that continues text"
+    scale = keys.get("attention.temperature_scale", 0.0)
+    length = keys.get("attention.temperature_length", 0)
+    if facts.latent == "cached" and scale and not length:
+        yield f"attention.temperature_scale is {scale!r:.40} without a temperature_length"
+    if isinstance(scale, float) and not isfinite(scale):
+        yield f"attention.temperature_scale is {scale}"
+    mapping = keys.get("deepstack_mapping", [])
+    if not isinstance(mapping, list) or any(entry != -1 for entry in mapping):
+        yield "deepstack_mapping is that of a model of images"
+    yield from _sections(facts, keys)
+
+
+def _sections(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
+    sections = keys.get("rope.dimension_sections", [])
+    whole = isinstance(sections, list) and all(
+        isinstance(size, int) and 0 <= size <= _MOST for size in sections
+    )
+    rot = keys.get("rope.dimension_count", _MOST)
+    if facts.sections:
+        if not whole or not any(sections[:3]) or not 0 < sum(sections) <= rot:
+            yield f"rope.dimension_sections are {sections!r:.40}"
+    elif not whole or any(sections):
+        yield f"rope.dimension_sections are {sections!r:.40}, and this is no model of images"
+
+
+def _tensors(
+    facts: ArchitectureFacts, sizes: Sizes, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    for name, tensor in tensors.items():
+        expected = _expected(facts, sizes, name)
+        if expected is not None and _squeezed(tensor.shape) != _squeezed(expected):
+            yield (
+                f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
+                f"{list(expected)}"
+            )
+        if any(part in name for part in _FLOAT32_PARTS):
+            if tensor.type != F32:
+                yield f"tensor {name!r:.80} is not of type F32"
+        elif len(tensor.shape) > 1 and tensor.type not in MATRIX_TYPES:
+            yield f"tensor {name!r:.80} is of type {tensor.type}, which no matrix has"
+        base = name.removesuffix(".weight")
+        if tensor.type == NVFP4 and {f"{base}.scale", f"{base}.bias"} <= tensors.keys():
+            yield f"tensor {name!r:.80} is of type NVFP4 and has a scale and a bias"
+
+
+def _expected(facts: ArchitectureFacts, sizes: Sizes, name: str) -> tuple[int, ...] | None:
+    """None: the table does not know the tensor, or not the numbers that it is made of."""
+    stem, _, kind = name.rpartition(".")
+    if kind not in ("weight", "bias"):
+        return None
+    if stem.startswith("blk."):
+        layer, _, stem = stem.removeprefix("blk.").partition(".")
+        if not layer.isdecimal() or int(layer) >= sizes.layers:
+            return None  # of layers that predict further tokens, which are not run
+    shape = facts.shapes.get(stem, SHAPES.get(stem))
+    if shape is None:
+        return None
+    expected = sizes.of_shape(shape)
+    if kind == "bias" and len(expected) > 1:
+        expected = expected[1:]
+    return None if any(size < 0 for size in expected) else expected
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def _attention(
+    facts: ArchitectureFacts, keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """Loaders that take these tensors for optional read a null pointer where they are not there."""
+    if facts.latent != "no":
+        wanted: tuple[tuple[str, ...], ...] = (("attn_kv_a_mqa",),)
+    else:
+        wanted = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
+    counts = keys.get("attention.head_count_kv")
+    for layer in range(layers):
+        if facts.convolutions and isinstance(counts, list) and counts[layer] == 0:
+            continue
+        if not any(
+            all(f"blk.{layer}.{name}.weight" in tensors for name in names) for names in wanted
+        ):
+            yield f"layer {layer} has no {', '.join(wanted[-1])}"
+
+
+class _Numbers:
+    """An architecture's keys, held to whole numbers in bounds. All raise ValueError."""
+
+    def __init__(self, keys: Mapping[str, Any]) -> None:
+        self.keys = keys
+
+    def number(
+        self, key: str, default: int | None = None, *, least: int = 1, most: int = _MOST
+    ) -> int:
+        return self._checked(key, self.keys.get(key, default), least, most)
+
+    def each(self, key: str, layers: int, default: int | None = None) -> list[int]:
+        """One number a layer; the file has one for all, or a list."""
+        value = self.keys.get(key, default)
+        if not isinstance(value, list):
+            return [self._checked(key, value, 0, _MOST)] * layers
+        if len(value) != layers:
+            raise ValueError(f"{key} has {len(value)} values for {layers} layers")
+        return [self._checked(key, item, 0, _MOST) for item in value]
+
+    def first(self, key: str, layers: int, default: int) -> int:
+        """The first layer's number, which llama.cpp's loaders make all layers' tensors by."""
+        return self.each(key, layers, default)[0]
+
+    def same(self, key: str, layers: int, default: int | None = None, *, skipped: int = -1) -> int:
+        """A number of at least 1 that all layers have, but for those with the ``skipped`` one."""
+        values = {value for value in self.each(key, layers, default) if value != skipped}
+        if len(values) != 1 or 0 in values:
+            raise ValueError(f"{key} is {self.keys.get(key)!r:.40}, not one number for all layers")
+        return values.pop()
+
+    def _checked(self, key: str, value: Any, least: int, most: int) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"{key} is {value!r:.40}, not a number of {least} to {most}")
+        return value

@@ -1,0 +1,76 @@
+"""Which layers of a model attend to a window, as llama.cpp's loaders decide it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+WINDOW = "attention.sliding_window"
+PATTERN = "attention.sliding_window_pattern"
+
+
+@dataclass(frozen=True)
+class SlidingRule:
+    """``load_arch_hparams`` of one architecture, as far as windows go."""
+
+    # every so many layers one attends to the whole context; 0: the file lists the layers
+    period: int
+    # the whole one is the first of a period instead of the last
+    whole_first: bool = False
+    # the window where the file says none, in tokens; 0: then there is none
+    default_window: int = 0
+    # only files of so many layers have a window, whatever they say; 0: all files
+    depth: int = 0
+
+
+#: The architectures some of whose layers see a window (``load_swa_pattern``).
+SLIDING = {
+    "afmoe": SlidingRule(4),
+    "cohere2": SlidingRule(4),
+    "cohere2moe": SlidingRule(4, whole_first=True),
+    "exaone-moe": SlidingRule(4),
+    "exaone4": SlidingRule(4, default_window=4096, depth=64),
+    "gemma2": SlidingRule(2, default_window=4096),
+    "gemma3": SlidingRule(6),
+    "gpt-oss": SlidingRule(2),
+    "granite_swa": SlidingRule(0),
+    "laguna": SlidingRule(4, whole_first=True),
+    "llama4": SlidingRule(4, default_window=8192),
+    "maple": SlidingRule(0),
+    "mellum": SlidingRule(4),
+    "mimo2": SlidingRule(0),
+    "muse-glimmer": SlidingRule(4),
+    "olmo2": SlidingRule(4),
+    "plamo3": SlidingRule(8),
+    "smallthinker": SlidingRule(4, whole_first=True),
+    "spark2_5": SlidingRule(0),
+    "step35": SlidingRule(0),
+}
+
+
+def window_of(arch: str, keys: Mapping[str, Any], layers: int) -> Any:
+    """Tokens of the window as the file or its architecture says, unchecked; 0: no layer slides."""
+    rule = SLIDING.get(arch)
+    if rule is None or (rule.depth and rule.depth != layers):
+        return 0
+    return keys.get(WINDOW, rule.default_window)
+
+
+def sliding_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool]:
+    """For each of ``layers``, whether it slides in a file with a window.
+
+    Raises ValueError for a pattern that is neither a number nor a list of ``layers`` values.
+    """
+    rule = SLIDING[arch]
+    pattern = keys.get(PATTERN, rule.period)
+    if isinstance(pattern, list):
+        if len(pattern) < layers:
+            raise ValueError(f"{PATTERN} has {len(pattern)} values; the file has {layers} layers")
+        return [bool(flag) for flag in pattern[:layers]]
+    if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
+        raise ValueError(f"{PATTERN} is {pattern!r:.40}; it must be a whole number or a list")
+    if pattern == 0:
+        return [True] * layers
+    whole = 0 if rule.whole_first else pattern - 1
+    return [i % pattern != whole for i in range(layers)]

@@ -1,0 +1,111 @@
+"""What differs between two settings beyond the error bars, on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ggext.quality import statistics
+from ggext.quality.items import Item, Losses, Result
+from ggext.quality.perplexity import Band, band_mean, bands, exponential
+from ggext.quality.statistics import Estimate
+
+if TYPE_CHECKING:
+    from ggext.quality.plan import Plan
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second setting against the first one, paired."""
+
+    first: str
+    second: str
+    # "answers" (a difference of shares) or "perplexity" (as a share of the first's).
+    what: str
+    # Tokens: of the texts for answers, and positions for perplexity.
+    start: int
+    end: int
+    difference: Estimate
+    # The name of the better one; None where the interval holds zero.
+    winner: str | None
+
+
+def differences_of(
+    plan: Plan, results: Mapping[str, Mapping[Item, Result]]
+) -> Iterator[Difference]:
+    """Every setting against the first, on what both have measured."""
+    if not plan.settings:
+        return
+    first, *others = plan.settings
+    base = results.get(first.key, {})
+    for other in others:
+        found = results.get(other.key, {})
+        for length in plan.lengths:
+            estimate = _answers(base, found, length)
+            if estimate is not None:
+                winner = _winner(first.name, other.name, estimate, more_is_better=True)
+                yield Difference(
+                    first.name, other.name, "answers", length, length, estimate, winner
+                )
+        yield from _perplexities(first.name, other.name, base, found)
+
+
+def _answers(
+    base: Mapping[Item, Result], found: Mapping[Item, Result], length: int
+) -> Estimate | None:
+    first, second = _scores(base, length), _scores(found, length)
+    clusters = {question: question[0] for question in first}
+    return statistics.difference(
+        dict(first), dict(second), dict[Hashable, Hashable](clusters.items())
+    )
+
+
+def _scores(found: Mapping[Item, Result], length: int) -> dict[tuple[Item, int], float]:
+    return {
+        (item, i): outcome.score
+        for item, result in found.items()
+        if item.length == length and isinstance(result, list)
+        for i, outcome in enumerate(result)
+    }
+
+
+def _perplexities(
+    first: str, second: str, base: Mapping[Item, Result], found: Mapping[Item, Result]
+) -> Iterator[Difference]:
+    """By position, of the longest texts that both have."""
+    common = [
+        item
+        for item, result in base.items()
+        if item.kind == "text" and item in found and isinstance(result, Losses)
+    ]
+    length = max((item.length for item in common), default=0)
+    items = [item for item in common if item.length == length]
+    if not items:
+        return
+    for band in bands(length):
+        left, right = {}, {}
+        for item in items:
+            left[item] = _loss(base[item], band)
+            right[item] = _loss(found[item], band)
+        estimate = statistics.paired(
+            {item: value for item, value in left.items() if value is not None},
+            {item: value for item, value in right.items() if value is not None},
+        )
+        if estimate is None:
+            continue
+        ratio = exponential(estimate)
+        change = Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units)
+        winner = _winner(first, second, change, more_is_better=False)
+        yield Difference(first, second, "perplexity", band.start, band.end, change, winner)
+
+
+def _loss(result: Result, band: Band) -> float | None:
+    assert isinstance(result, Losses)
+    return band_mean(result.values.astype("f8"), band)
+
+
+def _winner(first: str, second: str, estimate: Estimate, *, more_is_better: bool) -> str | None:
+    if not estimate.excludes_zero:
+        return None
+    return second if (estimate.low > 0) == more_is_better else first

@@ -1,0 +1,91 @@
+"""Figures as people read them, the same in the terminal, the page and the card."""
+
+from __future__ import annotations
+
+import math
+
+from ggext.quality.report import EvalReport, SettingReport
+from ggext.quality.scoring import NOLIMA_SHARE, RULER_THRESHOLD, Reach
+from ggext.quality.statistics import Estimate
+
+DEFINITIONS = {
+    "ruler": f"score at least {100 * RULER_THRESHOLD:.1f} % (RULER)",
+    "nolima": f"at least {NOLIMA_SHARE:g} × its own short score (NoLiMa)",
+}
+#: What is said of both definitions together.
+BOUND = "the lower 95 % bound counts, at this length and all shorter ones"
+
+
+def labels(report: EvalReport) -> dict[str, str]:
+    """A row's label by its setting's name: a letter where there are several, and the file's name
+    where there are several files."""
+    files = {setting.file for setting in report.settings}
+    found = {}
+    for i, setting in enumerate(report.settings):
+        label = setting.name
+        if len(files) == 1 and len(report.settings) > 1:
+            label = label.removeprefix(f"{setting.file}, ")
+        if len(report.settings) > 1:
+            label = f"{letter(i)} · {label}"
+        found[setting.name] = label
+    return found
+
+
+def letters(report: EvalReport) -> dict[str, str]:
+    """The letter of each setting, by its name."""
+    return {setting.name: letter(i) for i, setting in enumerate(report.settings)}
+
+
+def letter(index: int) -> str:
+    """A, B ... Z, AA, AB ..."""
+    head = letter(index // 26 - 1) if index >= 26 else ""
+    return head + chr(ord("A") + index % 26)
+
+
+def share(estimate: Estimate) -> str:
+    """A share with its interval."""
+    return f"{100 * estimate.value:.0f} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
+def number(estimate: Estimate, digits: int = 2) -> str:
+    """A figure with its interval, which one text alone does not have."""
+    value = _sized(estimate.value, digits)
+    if not math.isfinite(estimate.high) or estimate.units < 2:
+        return f"{value} [1 text]"
+    return f"{value} [{_sized(estimate.low, digits)}, {_sized(estimate.high, digits)}]"
+
+
+def _sized(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def change(estimate: Estimate) -> str:
+    """A relative change in per cent with its interval."""
+    value = f"{100 * estimate.value:+.1f} %"
+    if not math.isfinite(estimate.high) or estimate.units < 2:
+        return f"{value} [1 text]"
+    return f"{value} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
+
+
+def reach(found: Reach) -> str:
+    """An effective context, and what is known of the next longer length."""
+    if found.threshold is None:
+        return "none: no answer was right on the shortest texts"
+    words = "not shown" if found.length is None else f"{found.length:,} tokens"
+    return f"{words} ({reach_note(found)})"
+
+
+def reach_note(found: Reach) -> str:
+    """Why it is not longer."""
+    if found.next_length is None:
+        return "the longest that was measured"
+    if found.decided:
+        return f"{found.next_length:,} falls below"
+    return f"{found.next_length:,} is open: too few texts"
+
+
+def price(setting: SettingReport) -> str:
+    """What the scaling costs on short texts."""
+    if setting.price is None:
+        return "–"
+    return f"{change(setting.price)} perplexity on {setting.price_length:,} tokens"

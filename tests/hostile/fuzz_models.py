@@ -1,0 +1,278 @@
+"""Damages models in one or two valid-looking ways and uses them: no file may end the process.
+
+    python tests/hostile/fuzz_models.py SECONDS SEED FOLDER [ARCHITECTURE...]
+
+Children do the work, many files each, within limits of memory and time; one that dies names the file,
+which is kept in FOLDER with a line in deaths.jsonl. Exit code 1: there were deaths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import select
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "hostile")]
+
+import mutations  # noqa: E402
+from mutations import Draft  # noqa: E402
+
+from ggext.errors import GgextError, GgufError  # noqa: E402
+
+_MEMORY = 6 << 30  # bytes of address space of a child
+_CPU, _WALL = 12, 40  # seconds a file
+_FILES_A_CHILD = 200
+_TEXTS = (
+    "hello world, 12345 it's\n\n  a test\t—ünï 你好 🎉",
+    "",
+    "\x00\x01\xff",
+    " " * 50,
+    "<s></s><|im_end|>",
+    "a" * 300,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One file: its architecture, and the seed and number that it is drawn by."""
+
+    arch: str
+    seed: int
+    index: int
+
+    def draft(self, base: Draft) -> tuple[str, Draft]:
+        draw = random.Random(f"{self.seed}/{self.arch}/{self.index}")
+        count = draw.choice((1, 1, 2))
+        return mutations.mutated(base, draw, count)
+
+
+@dataclass
+class Outcome:
+    """How many files ended how, and what each death was."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    deaths: list[dict[str, object]] = field(default_factory=list)
+
+    @property
+    def tried(self) -> int:
+        return sum(self.counts.values())
+
+
+def use(path: Path) -> None:
+    """Does what a chat does. Raises GgextError."""
+    from ggext.runtime.engine import MemoryOptions, Model, SessionOptions
+
+    with Model.open(path, 0) as model:
+        tokens = [
+            token
+            for text in _TEXTS
+            for special in (False, True)
+            for token in _allowed(lambda t=text, s=special: model.tokenize(t, parse_special=s), [])
+        ]
+        _ = model.description, model.chat_template, model.adds_bos, model.bos, model.eos
+        for token in {0, 1, 2, 3, model.n_vocab // 2, model.n_vocab - 1}:
+            model.token_to_piece(token)
+            model.token_text(token)
+        tokens = [*tokens[:40], *(i % model.n_vocab for i in range(3, 30))]
+        for options in (
+            SessionOptions(n_ctx=64, threads=1, n_batch=32),
+            SessionOptions(n_ctx=64, threads=1, n_batch=32, kv_type="q8_0"),
+            SessionOptions(n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions("stream")),
+        ):
+            with contextlib.suppress(GgextError):
+                _talk(model, options, tokens)
+
+
+def _allowed(call: object, otherwise: object) -> object:
+    try:
+        return call()  # type: ignore[operator]
+    except GgextError:
+        return otherwise
+
+
+def _talk(model: object, options: object, tokens: list[int]) -> None:
+    from ggext.runtime.engine import Sampling, Session
+
+    with Session(model, options) as session:  # type: ignore[arg-type]
+        session.evaluate(tokens[:50])
+        for sampling in (
+            Sampling(temperature=0),
+            Sampling(seed=1, repeat_penalty=1.3, top_k=0, top_p=1, min_p=0),
+            Sampling(seed=2, grammar="root ::= [a-z ]+"),
+        ):
+            for _ in session.generate(sampling, 3):
+                pass
+        session.evaluate(tokens[:10] + tokens[3:12])
+        with contextlib.suppress(GgextError):
+            session.snapshot()
+        session.evaluate((tokens[:5] * 13)[: 3 * 32])
+
+
+def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int) -> None:
+    """A child's life: each case is announced, done, and its outcome said."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    path = folder / f"{os.getpid()}.gguf"
+    for case in cases:
+        used = int(time.process_time()) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU, resource.RLIM_INFINITY))
+        os.write(report, f"{case.index} {case.arch}\n".encode())
+        os.write(report, f"={_outcome(case, bases[case.arch], path)}\n".encode())
+    path.unlink(missing_ok=True)
+
+
+def _outcome(case: Case, base: Draft, path: Path) -> str:
+    try:
+        _, draft = case.draft(base)
+        mutations.write(path, draft)
+    except (GgufError, ValueError, OverflowError):
+        return "unwritable"
+    try:
+        use(path)
+    except GgextError as error:
+        return "refused" if "\n" not in str(error) else f"two lines: {error!r:.300}"
+    except MemoryError:
+        return "memory"
+    except Exception as error:  # noqa: BLE001 - the fuzzer reports it
+        return f"error: {error!r:.300}".replace("\n", " ")
+    return "used"
+
+
+def run(cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds: float) -> Outcome:
+    """Tries cases until they or the time are over."""
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome, end = Outcome(), time.monotonic() + seconds
+    scratch = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    waiting: list[Case] = []
+    try:
+        while time.monotonic() < end:
+            while len(waiting) < _FILES_A_CHILD and (case := next(cases, None)):
+                waiting.append(case)
+            if not waiting:
+                break
+            done, death = _child(waiting, bases, scratch, outcome, end)
+            if death:
+                _keep(waiting[done], death, bases, folder, outcome)
+                done += 1
+            waiting = waiting[done:]
+    finally:
+        for path in scratch.iterdir():
+            path.unlink()
+        scratch.rmdir()
+    with (folder / "runs.jsonl").open("a") as file:
+        file.write(json.dumps({"counts": outcome.counts, "tried": outcome.tried}) + "\n")
+    return outcome
+
+
+def _child(
+    cases: list[Case], bases: Mapping[str, Draft], scratch: Path, outcome: Outcome, end: float
+) -> tuple[int, str]:
+    """How many cases a new child did, and how it ended; empty: well."""
+    reader, writer = os.pipe()
+    noise = os.open(scratch / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    child = os.fork()
+    if not child:
+        os.close(reader)
+        os.dup2(noise, 1)
+        os.dup2(noise, 2)
+        try:
+            _work(cases, bases, scratch, writer)
+        finally:
+            os._exit(0)
+    os.close(writer)
+    done, buffer, started, reason = 0, b"", time.monotonic(), ""
+    while True:
+        if select.select([reader], [], [], 1.0)[0]:
+            data = os.read(reader, 1 << 16)
+            if not data:
+                break
+            buffer += data
+            *lines, buffer = buffer.split(b"\n")
+            for line in lines:
+                started = time.monotonic()
+                if line.startswith(b"="):
+                    kind = line[1:].decode("utf-8", "replace")
+                    if kind.startswith(("error", "two lines", "memory")):
+                        outcome.deaths.append({"kind": kind, "case": repr(cases[done])})
+                        kind = kind.split(":")[0]
+                    outcome.counts[kind] += 1
+                    done += 1
+            if time.monotonic() > end:
+                os.kill(child, signal.SIGKILL)
+                reason = "over"
+        elif time.monotonic() - started > _WALL:
+            os.kill(child, signal.SIGKILL)
+            reason = "hang"
+    os.close(reader)
+    _, status = os.waitpid(child, 0)
+    os.lseek(noise, 0, 0)
+    said = os.read(noise, 1 << 16).decode("utf-8", "replace").strip()[-500:]
+    os.close(noise)
+    if reason == "over" or not os.WIFSIGNALED(status):
+        return done, ""
+    return done, f"{reason or signal.Signals(os.WTERMSIG(status)).name}: {said}"
+
+
+def _keep(
+    case: Case, death: str, bases: Mapping[str, Draft], folder: Path, outcome: Outcome
+) -> None:
+    label, draft = case.draft(bases[case.arch])
+    name = f"{case.arch}-{case.seed}-{case.index}.gguf"
+    mutations.write(folder / name, draft)
+    entry = {"file": name, "label": label, "death": death}
+    with (folder / "deaths.jsonl").open("a") as file:
+        file.write(json.dumps(entry) + "\n")
+    outcome.counts[death.split(":")[0]] += 1
+    outcome.deaths.append(entry)
+
+
+def architectures() -> list[str]:
+    """Those that ggext writes or plans, as far as a tiny model of each can be made here."""
+    from tiny_gguf import FAMILIES, WRITTEN
+
+    return sorted({*FAMILIES, *WRITTEN})
+
+
+def bases_of(names: Sequence[str]) -> dict[str, Draft]:
+    from tiny_gguf import base_of
+
+    return {name: mutations.draft_of(name, *base_of(name)) for name in names}
+
+
+def drawn(names: Sequence[str], seed: int) -> Iterator[Case]:
+    """The architectures in turn, without end."""
+    index = 0
+    while True:
+        yield from (Case(name, seed, index) for name in names)
+        index += 1
+
+
+def main() -> int:
+    seconds, seed, folder = float(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    names = sys.argv[4:] or architectures()
+    bases = bases_of(names)
+    import llama_cpp  # noqa: F401  # once, before the children
+
+    outcome = run(drawn(names, seed), bases, folder, seconds)
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in outcome.counts.most_common())
+    sys.stdout.write(f"seed {seed}: {outcome.tried:,} files, {counts}\n")
+    for death in outcome.deaths:
+        sys.stdout.write(f"{death}\n")
+    return 1 if outcome.deaths else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

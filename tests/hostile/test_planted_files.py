@@ -1,0 +1,246 @@
+"""Files that somebody else put beside a model: undo files, parts, pipes, links, giants."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crash import some_edit, without_shifts
+from library_gguf import library_file
+
+from ggext.errors import GgextError, GgufError
+from ggext.gguf import disk, inplace, journal
+from ggext.gguf.journal import Identity, Record, undo_path
+from ggext.gguf.open import read_gguf
+from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain, read_plain
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return library_file(tmp_path / "m.gguf")
+
+
+def planted(model: Path, **changes: Any) -> Record:
+    """A record that says what it likes, of this very file."""
+    size = model.stat().st_size
+    identity = Identity(model.stat().st_ino, [])
+    record = Record(size, size, 0, 0, [(size - 64, b"EVIL" * 8)], [(0, 8)], "x", identity, "")
+    return replace(record, **changes)
+
+
+def plant(model: Path, record: Record | bytes) -> None:
+    payload = record if isinstance(record, bytes) else record.packed()
+    frame = b"B" + struct.pack("<Q", len(payload)) + payload
+    undo_path(model).write_bytes(journal._MAGIC + frame + hashlib.sha256(frame).digest())
+
+
+@pytest.mark.parametrize("change", [{}, {"old_size": 0, "new_size": 1 << 40, "saved": []}])
+def test_a_record_of_another_file_is_not_believed(model: Path, change: dict[str, Any]) -> None:
+    before = model.read_bytes()
+    plant(model, planted(model, identity=Identity(1, []), **change))
+    for attempt in (read_gguf, inplace.repair, inplace.undo):
+        with pytest.raises(GgufError, match=r"does not prove|malformed"):
+            attempt(model)
+    assert model.read_bytes() == before
+
+
+def test_samples_of_another_file_are_not_believed(model: Path) -> None:
+    before = model.read_bytes()
+    identity = Identity(model.stat().st_ino, [(8192, "0" * 64)])
+    plant(model, planted(model, identity=identity))
+    with pytest.raises(inplace.UnprovenError):
+        read_gguf(model)
+    assert model.read_bytes() == before
+    inplace.repair(model, trust=True)  # whoever is asked may say so
+    assert model.read_bytes() != before
+
+
+def test_an_undo_file_of_another_owner_is_not_believed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = model.read_bytes()
+    plant(model, planted(model))
+    real = journal.Journal.of
+
+    def foreign(path: Path) -> journal.Journal:
+        found = real(path)
+        found.owner += 1
+        return found
+
+    monkeypatch.setattr(inplace.Journal, "of", foreign)
+    with pytest.raises(inplace.UnprovenError):
+        read_gguf(model)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"old_size": 2**70, "new_size": 2**70},
+        {"new_size": 2**62, "insert_at": 2**60, "insert_length": 2**62},
+        {"saved": [(2**63, b"x")]},
+        {"old_size": 0, "new_size": 2**62, "saved": [], "written": [(0, 8)]},
+        {"written": [(2**61, 2**61)]},
+        {"written": [(1, -5)]},
+        {"digest": 5},
+        {"part": "../x"},
+        {"part": None},
+        {"identity": Identity(-1, [])},
+        {"identity": Identity(1, [(1, 2)])},  # type: ignore[list-item]
+    ],
+)
+def test_absurd_records_are_one_sentence(model: Path, change: dict[str, Any]) -> None:
+    before = model.read_bytes()
+    plant(model, planted(model, **change))
+    with pytest.raises(GgufError, match="malformed at byte 13") as caught:
+        read_gguf(model)
+    assert "\n" not in str(caught.value)
+    assert model.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[1]",
+        b"[" * 100_000,
+        b'{"saved": [[0, ' + b"9" * 5000 + b"]]}",
+        b'{"saved": [[Infinity, 5]], "written": []}',
+        b"\xff",
+        b"",
+    ],
+)
+def test_absurd_descriptions_are_one_sentence(model: Path, text: bytes) -> None:
+    plant(model, struct.pack("<Q", len(text)) + text)
+    with pytest.raises(GgufError, match="malformed at byte 13"):
+        read_gguf(model)
+    plant(model, b"\xff" * 8 + text)
+    with pytest.raises(GgufError, match="malformed at byte 13"):
+        read_gguf(model)
+
+
+def test_a_model_that_moved_is_repaired_when_asked(tmp_path: Path, model: Path) -> None:
+    before, gguf = model.read_bytes(), read_gguf(model)
+
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(disk, "truncate", fails)
+        patch.setattr(inplace, "_take_back", fails)
+        with contextlib.suppress(KeyboardInterrupt):
+            inplace.apply(gguf, some_edit(gguf))
+    (tmp_path / "other").mkdir()
+    for path in (model, undo_path(model)):
+        (tmp_path / "other" / path.name).write_bytes(path.read_bytes())
+    moved = tmp_path / "other" / model.name
+    if journal.Journal.of(moved).unfinished:
+        with pytest.raises(inplace.UnprovenError):
+            read_gguf(moved)
+        inplace.repair(moved, trust=True)
+    assert moved.read_bytes() == before
+    read_gguf(model)
+    assert model.read_bytes() == before
+
+
+def test_a_link_in_the_place_of_an_undo_file(tmp_path: Path, model: Path) -> None:
+    for victim, content in ((tmp_path / "new", None), (tmp_path / "zeros", bytes(10))):
+        if content is not None:
+            victim.write_bytes(content)
+        undo_path(model).symlink_to(victim)
+        for attempt in (
+            read_gguf,
+            lambda path: inplace.apply(gguf_of(path), some_edit(gguf_of(path))),
+        ):
+            with pytest.raises(GgextError, match="is a link and not a plain file; move it away"):
+                attempt(model)
+        assert (victim.read_bytes() if victim.exists() else None) == content
+        undo_path(model).unlink()
+
+
+def gguf_of(path: Path) -> Any:
+    from ggext.gguf.reader import parse_header
+
+    return parse_header(path, path.read_bytes())
+
+
+def test_nobody_can_place_a_link_where_a_successor_is_made(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("insert_range", "collapse_range"):
+        monkeypatch.setattr(disk, name, getattr(disk, name))
+    without_shifts()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f".{model.name}.ggext-part").symlink_to(victim)  # its name until now
+    monkeypatch.setattr(inplace, "successor_name", lambda path: f".{path.name}.known.ggext-part")
+    known = tmp_path / f".{model.name}.known.ggext-part"
+    known.symlink_to(victim)
+    before, gguf = model.read_bytes(), read_gguf(model)
+    with pytest.raises(GgextError, match="File exists"):
+        inplace.apply(gguf, some_edit(gguf, 40_000))
+    assert victim.read_text() == "precious"
+    assert model.read_bytes() == before
+
+
+def test_an_undo_file_is_as_readable_as_its_model(model: Path) -> None:
+    for mode, umask in ((0o600, 0), (0o640, 0o077), (0o644, 0)):
+        model.chmod(mode)
+        was = os.umask(umask)
+        try:
+            inplace.apply(read_gguf(model), some_edit(read_gguf(model)))
+        finally:
+            os.umask(was)
+        assert stat.S_IMODE(undo_path(model).stat().st_mode) == mode
+        inplace.undo(model)
+
+
+def test_pipes_devices_and_giants_are_refused_before_a_read(tmp_path: Path, model: Path) -> None:
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(GgufError, match="is not a plain file; check the path"):
+            read_gguf(path)
+    os.mkfifo(undo_path(model))
+    with pytest.raises(GgufError, match="is not a plain file; move it away"):
+        read_gguf(model)
+    undo_path(model).unlink()
+    undo_path(model).mkdir()
+    with pytest.raises(GgufError, match="is not a plain file; move it away"):
+        read_gguf(model)
+    undo_path(model).rmdir()
+    with undo_path(model).open("wb") as file:
+        file.write(journal._MAGIC)
+        file.truncate(200 << 30)
+    with pytest.raises(GgufError, match="is a giant of 214,748,364,800 bytes; move it away"):
+        read_gguf(model)
+
+
+def test_plain_files(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    was = os.umask(0o077)
+    try:
+        os.close(create_plain(path, 0o640))
+    finally:
+        os.umask(was)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    with pytest.raises(FileExistsError):
+        create_plain(path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileExistsError):
+        create_plain(tmp_path / "link")
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(path)
+    os.close(open_plain(tmp_path / "link"))
+    with pytest.raises(NotPlainError, match="is a link"):
+        open_plain(tmp_path / "link", follow=False)
+    path.write_bytes(b"12345")
+    assert read_plain(path, 5) == b"12345"
+    with pytest.raises(NotPlainError, match="has 5 bytes, and at most 4 are read"):
+        read_plain(path, 4)

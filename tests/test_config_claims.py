@@ -1,0 +1,316 @@
+"""What a config.json claims of RoPE, in every family and every spelling that people publish, against
+the rotary class that transformers makes of the same file."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from family_rows import ROWS
+from ggext.converters import family_of
+from tiny import SIZES, make_model
+
+from ggext.checkpoint.config import Config
+from ggext.convert import ConvertOptions, convert, plan
+from ggext.errors import GgextError, RopeError
+from ggext.gguf.open import read_gguf
+from ggext.rope.config import read_rope
+from ggext.rope.known import KNOWN, extension_of
+from ggext.rope.methods import make_table, sliding_table
+from ggext.rope.scaling import RopeScaling
+from ggext.verify import verify
+
+pytest.importorskip("transformers")
+
+_YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
+#: Rope parameters, without a type's key.
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "yarn": _YARN,
+    "yarn with a key that nobody reads": _YARN | {"attn_factor": 0.9},
+    "yarn with its own gain and betas": _YARN
+    | {"attention_factor": 0.9, "beta_fast": 16, "beta_slow": 2},
+    "yarn with mscale": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},
+    "yarn that does not round": _YARN | {"truncate": False},
+    "yarn without its original context": {"factor": 4.0},
+    "yarn with nulls": _YARN | {"attention_factor": None, "beta_fast": None},
+    "linear": {"factor": 2.0},
+    "llama3": _YARN | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "default": {},
+    "default with a factor": {"factor": 4.0},
+}
+_ODD: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "no type": {"rope_scaling": {"factor": 4.0}},
+    "both, the same": {
+        "rope_scaling": {"type": "yarn", "rope_theta": 1e6, **_YARN},
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1000000, **_YARN},
+    },
+    "both, of which one is empty": {
+        "rope_scaling": {},
+        "rope_parameters": {"rope_type": "yarn", **_YARN},
+    },
+    "both, of which one is null": {
+        "rope_scaling": None,
+        "rope_parameters": {"rope_type": "yarn", **_YARN},
+    },
+    "both, and they differ": {
+        "rope_scaling": {"type": "yarn", "rope_theta": 1e6, **_YARN},
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e5},
+    },
+    "both, one without a base": {
+        "rope_scaling": {"type": "yarn", **_YARN},
+        "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, **_YARN},
+    },
+    "two types": {"rope_scaling": {"type": "linear", "rope_type": "yarn", **_YARN}},
+    "original context outside": {
+        "rope_scaling": {"type": "yarn", **_YARN},
+        "original_max_position_embeddings": 32,
+    },
+    "two bases": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "rope_theta": 1e5,
+    },
+}
+#: Families without a judge in the pinned transformers, or whose rotary class stands elsewhere.
+_MODULES = {"gemma3_text": "gemma3", "llama4_text": "llama4"}
+_JUDGED = sorted({row.model_type for row in ROWS.values()} - {"internlm3", "llama4_text"})
+
+
+def spellings() -> Iterator[tuple[str, dict[str, Any]]]:
+    yield from _ODD.items()
+    for index, (name, parameters) in enumerate(_PARAMETERS.items()):
+        kind = name.split()[0]
+        older, newer = ("type", "rope_type") if index % 2 else ("rope_type", "type")
+        yield f"{name}, older", {"rope_scaling": {older: kind, **parameters}, "rope_theta": 3e5}
+        inside = {newer: kind, "rope_theta": 3e5, **parameters}
+        yield f"{name}, newer", {"rope_parameters": inside}
+
+
+def judged(model_type: str, config: dict[str, Any]) -> dict[str, tuple[list[float], float]]:
+    """Layer kind → frequencies and gain, as the family's rotary class has them."""
+    from transformers import AutoConfig
+
+    values = json.loads(json.dumps(config))  # transformers changes what it is given
+    if model_type == "mixtral":  # whose class does not work without a head's size
+        values["head_dim"] = values["hidden_size"] // values["num_attention_heads"]
+    made = AutoConfig.for_model(model_type, **values)
+    name = _MODULES.get(model_type, model_type)
+    module = importlib.import_module(f"transformers.models.{name}.modeling_{name}")
+    classes = [
+        value
+        for key, value in vars(module).items()
+        if key.endswith("RotaryEmbedding") and value.__module__ == module.__name__
+    ]
+    rotary = classes[0](made)
+    buffers = dict(rotary.named_buffers())
+    kinds = [
+        kind for kind in ("full_attention", "sliding_attention") if f"{kind}_inv_freq" in buffers
+    ]
+    if not kinds:
+        return {"all": (buffers["inv_freq"].tolist(), rotary.attention_scaling)}
+    return {
+        kind: (buffers[f"{kind}_inv_freq"].tolist(), getattr(rotary, f"{kind}_attention_scaling"))
+        for kind in kinds
+    }
+
+
+def sizes_of(model_type: str) -> dict[str, Any]:
+    row = next(row for row in ROWS.values() if row.model_type == model_type)
+    of_rope = ("rope_parameters", "rope_scaling", "original_max_position_embeddings")
+    values = {k: v for k, v in (SIZES | row.config).items() if k not in of_rope}
+    values = {k: v for k, v in values.items() if v is not None or k not in SIZES}
+    return values | {"max_position_embeddings": 256}
+
+
+@pytest.mark.parametrize("model_type", _JUDGED)
+def test_every_spelling_means_what_transformers_makes_of_it(model_type: str) -> None:
+    wrong = []
+    for name, rope in spellings():
+        config = sizes_of(model_type) | rope
+        try:
+            expected = judged(model_type, config)
+        except Exception:  # noqa: BLE001 - what the judge refuses may be refused
+            continue
+        try:
+            read = family_of(Config(config | {"model_type": model_type}, "c")).rope().understood()
+        except GgextError as error:
+            if "llama.cpp" not in str(error):  # which alone may be why a family refuses
+                wrong.append(f"{name}: refused: {error}")
+            continue
+        table = make_table(read.scaling, read.geometry, length=1)
+        frequencies, gain = expected.get("all") or expected["full_attention"]
+        sliding = sliding_table(read.scaling, read.geometry)
+        same = table.inv_freq == pytest.approx(frequencies, rel=1e-6)
+        if sliding is not None:
+            other = expected["sliding_attention"][0]
+            same = same and sliding.inv_freq == pytest.approx(other, rel=1e-6)
+        if not same or abs(table.attention_factor - gain) > 1e-6:
+            wrong.append(f"{name}: {read.scaling}, base {read.geometry.base:g}")
+    assert wrong == []
+
+
+def qwen3(**config: Any) -> dict[str, Any]:
+    sizes = {"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    return sizes | {"max_position_embeddings": 40960, "rope_theta": 1e6} | config
+
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("method", "factor", "original", "context", "note"),
+    [
+        # Qwen 3's published recipe keeps the unextended length in max_position_embeddings
+        ("yarn", 4.0, 32768, 131072, "40,960 is the length before the extension"),
+        ("linear", 4.0, 32768, 131072, "40,960 is the length before the extension"),
+        ("yarn", 4.0, 16384, 65536, "40,960 is the length before the extension"),
+        # at most the original context, it says nothing (Qwen 2.5)
+        ("yarn", 4.0, 40960, 163840, ""),
+        # a claim beyond what the factor reaches is the author's, and told
+        ("yarn", 4.0, 8192, 40960, "max_position_embeddings / original context 5 disagree"),
+        # Llama 3.2 has 32 on 8192 and is meant for 131072: its factor is no multiple
+        ("llama3", 32.0, 8192, 40960, ""),
+    ],
+)
+def test_the_context_is_checked_against_the_factor(
+    method: str, factor: float, original: int, context: int, note: str
+) -> None:
+    scaling = {"rope_type": method, "factor": factor, "original_max_position_embeddings": original}
+    scaling |= _LLAMA3 if method == "llama3" else {}
+    rope = read_rope(qwen3(rope_scaling=scaling), "neox")
+    assert make_table(rope.scaling, rope.geometry).context == context
+    assert any(note in line for line in rope.notes) if note else rope.notes == ()
+
+
+#: Scalings that cannot be read, or not be run.
+_UNREADABLE: list[dict[str, Any]] = [
+    {"rope_scaling": {"type": "magic", "factor": 4.0}},
+    {"rope_scaling": {"type": "linear"}},
+    {"rope_scaling": {"type": "yarn", "factor": "four"}},
+    {"rope_scaling": [1]},
+    {"rope_scaling": {"type": 7}},
+    {"rope_parameters": {"rope_type": "longrope", "short_factor": [], "long_factor": [1.0]}},
+    {"rope_scaling": {"type": "dynamic", "factor": 2.0}},  # which llama.cpp has not
+    {"rope_scaling": {"type": "yarn", "factor": float("nan")}},
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("claims") / "llama")
+
+
+def with_config(folder: Path, out: Path, **values: Any) -> Path:
+    """``folder`` under another config.json."""
+    out.mkdir()
+    for path in folder.iterdir():
+        (out / path.name).symlink_to(path)
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("rope_parameters", "rope_scaling"):
+        config.pop(key, None)
+    (out / "config.json").unlink()
+    (out / "config.json").write_text(json.dumps(config | values))
+    return out
+
+
+@pytest.mark.parametrize("config", _UNREADABLE, ids=lambda config: json.dumps(config)[:40])
+def test_what_is_replaced_need_not_be_understood(
+    config: dict[str, Any], llama: Path, tmp_path: Path
+) -> None:
+    model = with_config(llama, tmp_path / "model", **config)
+    with pytest.raises(RopeError):
+        plan(ConvertOptions(model, tmp_path / "own.gguf"))
+    for rope in (
+        RopeScaling("yarn", factor=4.0),
+        RopeScaling("none"),
+        RopeScaling("yarn", factor=4.0, attention_factor=1.0),
+    ):
+        planned = plan(ConvertOptions(model, tmp_path / "out.gguf", rope))
+        assert planned.scaling is not None
+        assert planned.scaling.method == rope.method
+        assert planned.geometry.base == 10000.0
+        assert planned.geometry.trained_context == 64
+
+
+def test_a_scaling_that_is_not_understood_is_told(llama: Path, tmp_path: Path) -> None:
+    said = {"type": "magic", "factor": 4.0, "original_max_position_embeddings": 32}
+    model = with_config(llama, tmp_path / "model", rope_scaling=said)
+    planned = plan(ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0)))
+    assert "replaced, not understood" in " ".join(planned.notes)
+    assert "'magic' is unknown" in " ".join(planned.notes)
+    assert planned.geometry.trained_context == 32  # which it said all the same
+
+
+def test_a_window_is_no_obstacle_to_another_scaling(tmp_path: Path) -> None:
+    own = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+    model = make_model(
+        tmp_path / "mistral",
+        "mistral",
+        sliding_window=32,
+        rope_parameters=own | {"rope_theta": 1e4},
+    )
+    with pytest.raises(RopeError, match="sliding_window is 32"):
+        plan(ConvertOptions(model, tmp_path / "own.gguf"))
+    planned = plan(ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("none")))
+    assert planned.fields["llama.context_length"].value == 32
+
+
+def test_a_malformed_recipe_can_be_baked_over(llama: Path, tmp_path: Path) -> None:
+    from ggext.gguf.types import Field
+    from ggext.gguf.writer import write_gguf
+
+    first = tmp_path / "first.gguf"
+    convert(ConvertOptions(llama, first, RopeScaling("yarn", factor=4.0)))
+    made = plan(ConvertOptions(first, tmp_path / "unused.gguf"))
+    broken = tmp_path / "broken.gguf"
+    write_gguf(broken, made.fields | {"ggext.recipe": Field.of("{}")}, made.tensors)
+    again = tmp_path / "again.gguf"
+    convert(ConvertOptions(broken, again, RopeScaling("yarn", factor=2.0)))
+    assert read_gguf(again).get("llama.context_length") == 128
+
+
+def test_published_extensions_start_where_their_authors_do(tmp_path: Path) -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    sizes = {"head_dim": 16, "max_position_embeddings": 40960, "rope_parameters": rope}
+    model = make_model(tmp_path / "qwen3", "qwen3", **sizes)
+    asked = ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0))
+    planned = plan(asked)
+    assert planned.fields["qwen3.context_length"].value == 131072
+    assert "--original-context 32768" in " ".join(planned.notes)
+    own = RopeScaling("yarn", factor=4.0, original_context=40960)
+    assert (
+        plan(ConvertOptions(model, asked.out, own)).fields["qwen3.context_length"].value == 163840
+    )
+    plain = plan(ConvertOptions(model, asked.out))
+    assert plain.fields["qwen3.context_length"].value == 40960
+    convert(ConvertOptions(model, asked.out))  # a GGUF file of it is known as well
+    from_gguf = plan(
+        ConvertOptions(asked.out, tmp_path / "b.gguf", RopeScaling("yarn", factor=4.0))
+    )
+    assert from_gguf.fields["qwen3.context_length"].value == 131072
+
+
+def test_the_published_rows_hold_together() -> None:
+    extended = [row for row in KNOWN if row.extension is not None]
+    assert extended
+    for row in extended:
+        assert row.extension is not None
+        trained, factor = row.extension.original_context or 0, row.extension.factor or 0
+        assert 0 < trained <= row.context < factor * trained
+        assert all(extension_of(arch, row.base, row.context) is row for arch in row.archs)
+    assert extension_of("llama", 1e6, 40960) is None
+
+
+def test_verify_fails_a_context_short_of_the_scaling(llama: Path, tmp_path: Path) -> None:
+    short = tmp_path / "short.gguf"
+    convert(ConvertOptions(llama, short, RopeScaling("yarn", factor=4.0, context=100)))
+    report = verify(short, levels=["table"])
+    wrong = [check for check in report.checks if not check.passed]
+    assert [check.quantity for check in wrong] == ["context short of the scaling's reach, tokens"]
+    stated = RopeScaling("yarn", factor=4.0, context=100, context_reason="a window")
+    convert(ConvertOptions(llama, short, stated, force=True))
+    assert verify(short, levels=["table"]).passed
