@@ -103,6 +103,7 @@ def call(function: str, *arguments: Any, timeout: float | None = None) -> Any:
             child.kill()
 
         timer = threading.Timer(timeout or 0, expire)
+        timer.daemon = True  # else the program waits for it, after a Ctrl-C
         if timeout is not None:
             timer.start()
         try:

@@ -209,11 +209,14 @@ def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Ou
     messages: list[list[Any]] = []
     with child:
         timer = threading.Timer(_PATIENCE, child.kill)
+        timer.daemon = True  # else the program waits for it, after a Ctrl-C
         timer.start()
-        child.send({"library": str(library), "left_out": list(left_out), **sizes})
-        while (message := child.receive()) is not None:
-            messages.append(message)
-        timer.cancel()
+        try:
+            child.send({"library": str(library), "left_out": list(left_out), **sizes})
+            while (message := child.receive()) is not None:
+                messages.append(message)
+        finally:
+            timer.cancel()
         if messages[-1:] == [["done"]]:
             return Outcome(messages)
         death = child.died()

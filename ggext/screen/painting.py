@@ -65,6 +65,7 @@ def waiting(console: Console, text: str) -> Iterator[None]:
 
     region = Region(console)
     timer = threading.Timer(_LONG_WAIT, region.show, [Text(shown(text), "dim")])
+    timer.daemon = True  # else the program waits for it, after a Ctrl-C
     timer.start()
     try:
         yield
