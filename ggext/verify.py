@@ -21,8 +21,17 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import metadata_part
-from ggext.proof.report import Check, KernelRow, NodeRow, PairRow, Report, ShiftRow, Wanted
-from ggext.proof.stated import OWN_KEYS, check_published
+from ggext.proof.report import (
+    OWN_KEYS,
+    Check,
+    KernelRow,
+    NodeRow,
+    PairRow,
+    Report,
+    ShiftRow,
+    Wanted,
+)
+from ggext.proof.stated import check_published
 from ggext.proof.table import (
     check_other_layers,
     check_reach,

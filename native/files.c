@@ -49,6 +49,7 @@ static int64_t write_at(int descriptor, const char *data, size_t length, int64_t
     return at_place(descriptor, (void *)(uintptr_t)data, length, at, 1);
 }
 #else
+#include <sys/stat.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -67,6 +68,14 @@ static int64_t write_at(int descriptor, const char *data, size_t length, int64_t
 #include <fcntl.h>
 #include <linux/falloc.h>
 
+/* Frees the blocks beyond the file's end: a reservation that fails has got some of them already. */
+static void give_back(int descriptor)
+{
+    struct stat file;
+    if (fstat(descriptor, &file) == 0 && ftruncate(descriptor, file.st_size) != 0)
+        return; /* they go with the file */
+}
+
 int ggext_reserve(int descriptor, long long nbytes)
 {
     int status;
@@ -75,7 +84,9 @@ int ggext_reserve(int descriptor, long long nbytes)
     while (status != 0 && errno == EINTR);
     if (status == 0)
         return 0;
-    return errno == EOPNOTSUPP || errno == ENOSYS ? -1 : errno;
+    int failure = errno;
+    give_back(descriptor);
+    return failure == EOPNOTSUPP || failure == ENOSYS ? -1 : failure;
 }
 #else
 int ggext_reserve(int descriptor, long long nbytes)

@@ -260,7 +260,8 @@ def test_what_cannot_be_done_in_place(model: Path, tmp_path: Path) -> None:
     assert "excludes OUT, --type, --split; leave one of them out" in both
     assert "is a checkpoint" in refused("convert", "demo", "--in-place", "--yarn", 4)
     folded = refused("convert", model, "--in-place", "--yarn", 4, "--encoding", "folded")
-    assert "changes blk.0.attn_q.weight and 1 others, which is not done in place" in folded
+    assert "folding the gain into blk.0.attn_q.weight and 1 others is not done in" in folded
+    assert "choose --encoding keys" in folded
     told("convert", model, tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded")
     assert "ggext undo" in refused(
         "convert", tmp_path / "folded.gguf", "--in-place", "--rope", "none"

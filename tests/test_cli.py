@@ -85,6 +85,21 @@ def test_ggext_alone_says_what_it_does_and_what_is_next(
     assert version.startswith("ggext 0.")
 
 
+def test_a_model_is_named_as_for_llama_cpp(tmp_path: Path) -> None:
+    out = str(tmp_path / "x.gguf")
+    assert CliRunner().invoke(main, ["convert", "demo", out]).exit_code == 0
+    for command in ("plan", "inspect", "verify"):
+        more = ["--level", "table"] if command == "verify" else []
+        by_option = CliRunner().invoke(main, [command, "-m", out, *more])
+        assert by_option.exit_code == 0, by_option.output
+        by_argument = CliRunner().invoke(main, [command, out, *more])
+        assert by_option.stdout.splitlines()[0] == by_argument.stdout.splitlines()[0]
+        both = CliRunner().invoke(main, [command, out, "-m", out])
+        assert "FILE and -m FILE name two models; give one" in both.stderr
+        neither = CliRunner().invoke(main, [command])
+        assert (neither.exit_code, neither.stderr[:32]) == (2, "ggext: Missing argument 'FILE'; ")
+
+
 def test_convert_explains_itself_in_groups_with_examples() -> None:
     output = CliRunner().invoke(main, ["convert", "--help"]).output
     titles = ["\nScaling (", "\nOutput:", "\nModel:", "\nFine points", "\nExamples:"]

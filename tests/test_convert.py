@@ -572,6 +572,7 @@ def test_verify_without_a_recipe_holds_a_file_to_its_own_keys(
     write_gguf(tmp_path / "foreign.gguf", fields, [])
     result = ggext("verify", tmp_path / "foreign.gguf", "--level", "table")
     assert result.exit_code == 0, result.output
+    assert "held to its own keys" in " ".join(result.output.split())
 
 
 def test_a_plan_needs_neither_numpy_nor_all_of_gguf(checkpoint: Path) -> None:

@@ -203,6 +203,28 @@ def test_the_page_is_whole_and_opens_offline(demo_gguf: Path, tmp_path: Path) ->
     assert "## How far it reaches" in card.read_text("utf-8")
 
 
+def test_convert_writes_the_card_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ggext.quality import run as running
+
+    small = EvalOptions(lengths=(256, 512), trials=1, documents=1)
+    monkeypatch.setattr(running, "EvalOptions", lambda: small)
+    out, card = tmp_path / "out.gguf", tmp_path / "card.md"
+    done = CliRunner().invoke(
+        main, ["convert", "demo", str(out), "--yarn", "2", "--card", str(card)]
+    )
+    assert done.exit_code == 0, done.output
+    text = card.read_text("utf-8")
+    assert "| out.gguf, as baked: yarn ×2 |" in text
+    assert "256 | 512 |" in text
+    missing = tmp_path / "nowhere" / "card.md"
+    done = CliRunner().invoke(
+        main, ["convert", "demo", str(tmp_path / "b.gguf"), "--yarn", "2", "--card", str(missing)]
+    )
+    assert done.exit_code == 1
+    assert "the folder" in done.output
+    assert not (tmp_path / "b.gguf").exists()
+
+
 def test_json_is_all_that_is_printed(demo_gguf: Path) -> None:
     arguments = ("--lengths", "256", "--trials", "1", "--documents", "1", "--json")
     done = run(demo_gguf, *arguments)

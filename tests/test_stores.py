@@ -161,6 +161,8 @@ def test_a_malformed_manifest_is_passed_over(
     ollama(root, "registry.ollama.ai/library/bad/latest", stores["own.gguf"], **manifest)
     (root / "manifests/registry.ollama.ai/library/bad/worse").write_text("{")
     assert find_stored("bad", Path()) is None
+    assert find_stored("Owner/Name:other", Path()) == find_stored("Owner/Name:other.gguf", Path())
+    assert find_stored("Owner/Name:Q9", Path()) is None
     assert find_stored("llama3.2", Path()) is not None
 
 
@@ -264,6 +266,7 @@ def test_pull_refuses_in_one_line(
 def test_a_card_of_a_stranger_is_read(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
         "general.license": "mit",
+        "general.name": "red \x1b[31m name",
         "general.file_type": 99999,
         "general.base_model.count": 1,
         "general.base_model.0.name": "Base",
@@ -273,6 +276,7 @@ def test_a_card_of_a_stranger_is_read(tmp_path: Path) -> None:
     assert read_gguf(path).get("general.license") == "mit"
     output = told("show", path)
     assert "licence        mit" in output
+    assert "name           red ?[31m name" in output
     assert "quantization   not said" in output
     assert "chat template  ChatML" in output
     assert json.loads(told("show", path, "--json"))["base_models"] == ["Base"]

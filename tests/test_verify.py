@@ -128,7 +128,7 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in result.stdout
     unread = "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
     assert f"{unread}; rope.scaling.attn_factor must be 0.878249" in result.stdout
-    wrong = "1,024 tokens: WRONG, the file does not say what recipe in the file"
+    wrong = "1,024 tokens: WRONG, the file does not say what was asked for"
     assert wrong in result.stdout.splitlines()[-1]
 
 
@@ -618,7 +618,7 @@ def test_keys_that_llama_cpp_does_not_read_are_found(upstream: Path, tmp_path: P
     said = " ".join(result.stdout.split())
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in said
     assert "yarn_attn_factor 1 is not read by llama.cpp's llama" in said
-    assert said.endswith("WRONG, the file does not say what its own keys asks for")
+    assert said.endswith("WRONG, the file does not say what its keys mean")
 
 
 def test_a_known_model_is_held_to_what_its_authors_publish(

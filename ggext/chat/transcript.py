@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ggext.arguments import check_fields
 from ggext.errors import GgextError, OutputError, UsageError
+from ggext.gguf.plain_files import read_plain
 from ggext.runtime.sampling import Sampling
 
 Role = Literal["system", "user", "assistant"]
@@ -73,9 +74,7 @@ def save(path: Path, model: str, sampling: Sampling, turns: Sequence[Turn]) -> N
 def load(path: Path) -> Transcript:
     """Reads a saved chat. Raises TranscriptError for anything else."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise TranscriptError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_plain(path, _MAX_BYTES))
     except OSError as error:
         raise TranscriptError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -7,12 +7,14 @@ llama.cpp would abort on (a duplicate or empty token, text that is not UTF-8) is
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, overload
 
 from ggext.errors import CheckpointError
+from ggext.gguf.plain_files import open_plain
 
 # tokenizer.ggml.token_type: the numbers are GGUF's, and SentencePiece's own.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -21,6 +23,8 @@ MAX_FILE_BYTES = 128 << 20  # the largest published tokenizer.json has 33 MB (Ge
 MAX_SMALL_FILE_BYTES = 16 << 20  # configurations and chat templates
 MAX_TOKEN_LENGTH = 1024  # characters; published vocabularies stay below 600
 MAX_TOKENS = 1 << 22  # the largest published vocabulary has about 2**18 entries
+
+_MAX_LINKS = 40  # as the system follows
 
 ADDED_SCORE = -1000.0  # never compared by a merge: added tokens are split off before
 PAD_SCORE = -10000.0
@@ -40,9 +44,10 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
     try:
         if not path.is_file():
             return None
-        with path.open("rb") as stream:
+        _check_link(path)
+        with os.fdopen(open_plain(path), "rb") as stream:
             # read() allocates all that it is asked for, so not the limit itself
-            data = stream.read(min(limit, path.stat().st_size) + 1)
+            data = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; check the file") from error
     if len(data) > limit:
@@ -51,6 +56,27 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
             "download the checkpoint again"
         )
     return data
+
+
+def _check_link(path: Path) -> None:
+    """Raises CheckpointError for a link to anything else of the user: what a checkpoint says goes
+    into files that are passed on. Links stay in their folder, in the hub's cache, or lead to a file
+    of the same name, as when a tokenizer is shared."""
+    link = path
+    for _ in range(_MAX_LINKS):
+        if not link.is_symlink():
+            return
+        folder = link.parent.resolve()
+        target = Path(os.path.normpath(folder / link.readlink()))
+        own = target.parent.resolve() == folder or target.name == link.name
+        store = target.parent
+        if not own and not (store.name == "blobs" and store.parent / "snapshots" in folder.parents):
+            break
+        link = target
+    raise CheckpointError(
+        f"{path} is a link to {path.resolve()}, outside of the checkpoint; copy the file there if "
+        "it belongs to it"
+    )
 
 
 def read_text(path: Path, limit: int = MAX_SMALL_FILE_BYTES) -> str | None:

@@ -8,6 +8,7 @@ when it is read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import CheckpointTensor, check_name
 from ggext.errors import CheckpointError, MissingExtraError
+from ggext.gguf.plain_files import open_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +54,10 @@ def read_pickle(path: Path) -> Iterator[PickledTensor]:
         raise MissingExtraError(
             "torch", "torch", f"reading the pickled checkpoint {path.name}"
         ) from None
+    try:
+        os.close(open_plain(path))
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}; check the file") from None
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

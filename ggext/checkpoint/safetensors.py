@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.files import quote
 from ggext.errors import CheckpointError
+from ggext.gguf.plain_files import open_plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,8 +156,8 @@ def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.f
 def read_header(path: Path) -> Iterator[CheckpointTensor]:
     """The tensors of one file, each extent checked against the file and the other tensors."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
+            size = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if prefix in _NOT_WEIGHTS:
                 raise CheckpointError(f"{path} {_NOT_WEIGHTS[prefix]}")

@@ -48,16 +48,24 @@ def stored_models(folder: Path) -> list[StoredModel]:
     return [
         *_of_folder(folder),
         *_of_hub(hub_cache()),
-        *_of_ollama(ollama_models()),
+        *(model for root in ollama_models() for model in _of_ollama(root)),
         *(model for root in lmstudio_models() for model in _of_lmstudio(root)),
     ]
 
 
 def find_stored(name: str, folder: Path) -> StoredModel | None:
-    """The model that ``stored_models`` lists as ``name``; a name without a tag means Ollama's
-    ``:latest``."""
-    listed = {model.name: model for model in reversed(stored_models(folder))}
-    return listed.get(name) or listed.get(f"{name}:latest")
+    """The model that ``stored_models`` lists as ``name``. A name without a tag means Ollama's
+    ``:latest``; behind the colon of a repository a part of a file's name will do (``Q4_K_M``), as
+    ``ggext pull`` takes it, where it is one file's."""
+    models = stored_models(folder)
+    listed = {model.name: model for model in reversed(models)}
+    exact = listed.get(name) or listed.get(f"{name}:latest")
+    repository, _, part = name.partition(":")
+    if exact is not None or not part:
+        return exact
+    of_hub = [m for m in models if m.store == "hub" and m.name.startswith(f"{repository}:")]
+    fitting = [m for m in of_hub if part.lower() in m.name[len(repository) :].lower()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def hub_cache() -> Path:
@@ -67,9 +75,12 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def ollama_models() -> Path:
-    """As Ollama's envconfig has it; a service's own folder is named by OLLAMA_MODELS."""
-    return Path(os.environ.get("OLLAMA_MODELS") or "~/.ollama/models").expanduser()
+def ollama_models() -> list[Path]:
+    """The folder that OLLAMA_MODELS names, as Ollama's envconfig has it, else the user's own and
+    that of the service which its installer for Linux sets up."""
+    named = os.environ.get("OLLAMA_MODELS")
+    roots = [named] if named else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    return [Path(root).expanduser() for root in roots]
 
 
 def lmstudio_models() -> list[Path]:
@@ -133,13 +144,21 @@ def _snapshot(repository: Path) -> Path | None:
 
 def _of_ollama(models: Path) -> Iterator[StoredModel]:
     manifests = models / "manifests"
-    for path in sorted(manifests.rglob("*")) if manifests.is_dir() else ():
+    for path in _files(manifests):
         parts = path.relative_to(manifests).parts
         if len(parts) != 4 or not path.is_file():
             continue
         blob = _model_blob(models, path)
         if blob is not None:
             yield StoredModel(_ollama_name(*parts), "ollama", blob, blob.stat().st_size)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder that may be missing, or closed to us."""
+    try:
+        return sorted(folder.rglob("*"))
+    except OSError:
+        return []
 
 
 def _ollama_name(registry: str, owner: str, model: str, tag: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli.groups import GroupedCommand, group
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.cli.process import debug
 from ggext.errors import UsageError
@@ -39,7 +40,7 @@ question = group(
     click.option(
         "-m",
         "--model",
-        type=click.Path(path_type=Path),
+        type=MODEL,
         metavar="FILE",
         help="The model, in place of the first word.",
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggext.cli.chat_options import template_choice
+from ggext.cli.models import MODEL
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -114,4 +115,4 @@ def _file_and_words(
         return Path(kept), list(words)
     if not words:
         raise UsageError("Missing argument 'FILE': the model (.gguf)")
-    return Path(words[0]), list(words[1:])
+    return MODEL.convert(words[0], None, None), list(words[1:])

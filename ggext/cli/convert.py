@@ -61,6 +61,10 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         "OPENBLAS_NUM_THREADS", "1"
     )  # NumPy starts them on import, 0.06 s of CPU time; none is used
     asked = _options(model, out, options)
+    if options["card"] is not None:
+        from ggext.cli.eval import check_folder
+
+        check_folder(options["card"])
     by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
     check = partial(check_family, replaced=asked.replaces_scaling)
     if by_ggext and options["dry_run"]:
@@ -86,7 +90,7 @@ def _without_collector() -> None:
 
 def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = None) -> Plan:
     """``name``: of the model, where what is read is not the user's own file."""
-    from ggext.cli.convert_report import describe, ready
+    from ggext.cli.convert_report import describe, echo_wrapped, ready
     from ggext.cli.progress import transfer
     from ggext.convert import execute, plan
 
@@ -94,7 +98,7 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     if options["dry_run"]:
         planned.completed()  # for its notes and errors
     for line in describe(planned, name):
-        click.echo(line)
+        echo_wrapped(line)
     if options["dry_run"]:
         exists = planned.out.exists() and not planned.in_place and not options["force"]
         if exists:
@@ -105,7 +109,7 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
     for note in done.notes[told:]:
-        click.echo(f"note: {note}")
+        echo_wrapped(f"note: {note}")
     if planned.rounding.numbers:
         click.echo(
             f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
@@ -121,6 +125,10 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     for line in ready(done):
         click.echo(line)
     _write_recipe(asked, options)
+    if options["card"] is not None:
+        from ggext.cli.eval import write_card
+
+        write_card(done.files[0], options["card"])
     return done
 
 

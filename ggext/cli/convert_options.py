@@ -74,6 +74,13 @@ output = group(
         help="Change MODEL itself, a GGUF file, one of its parts or their folder: the data stays, "
         "ggext undo MODEL takes it back.",
     ),
+    click.option(
+        "--card",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Measure what was written as ggext eval does, within 10 minutes, and write it as a "
+        "section for a model card.",
+    ),
     click.option("--force", is_flag=True, help="Replace an output that exists."),
     click.option(
         "--dry-run",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING
+
+import click
 
 from ggext.cli.ready import ready_for
 
@@ -22,9 +27,9 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
         lines.append("rope: as in the file, unchanged")
     else:
         parameters = ", ".join(
-            f"{k.replace('_', ' ')} {v:g}"
-            for k, v in plan.scaling.given().items()
-            if isinstance(v, (int, float))
+            f"{name.replace('_', ' ')} {_number(value)}"
+            for name, value in plan.scaling.given().items()
+            if isinstance(value, (int, float))
         )
         lines.append(f"rope: {plan.scaling.method}{' (' + parameters + ')' if parameters else ''}")
         lines += [_context(plan), *_encoding(plan.encoding)]
@@ -34,6 +39,22 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
         matrix = f", importance matrix {plan.imatrix.path.name}" if plan.imatrix else ""
         lines.append(f"type: {plan.types.quantization} by llama.cpp's quantizer{matrix}")
     return lines + [f"note: {note}" for note in plan.notes]
+
+
+def echo_wrapped(line: str) -> None:
+    """Between words where that is a terminal, which would break them; a program gets its line."""
+    if not sys.stdout.isatty():
+        click.echo(line)
+        return
+    width = shutil.get_terminal_size().columns
+    wrapped = textwrap.wrap(
+        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    click.echo("\n".join(wrapped))
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _context(plan: Plan) -> str:

@@ -15,6 +15,7 @@ import click
 
 from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
+from ggext.cli.models import MODEL
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
@@ -43,9 +44,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
 
 
 @click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
-@click.argument(
-    "files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=click.Path(path_type=Path)
-)
+@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=MODEL)
 @click.option(
     "--lengths",
     metavar="N,...",
@@ -150,21 +149,33 @@ def eval(  # noqa: A001 - the command's name
 
     options = _options(**given)
     for out in filter(None, (html, card)):
-        _check_folder(out)
+        check_folder(out)
     with Evaluation(files, options, partial) as evaluation:
-        click.echo(_cost(evaluation), err=True)
-        with _stopping(evaluation):
-            evaluation.run(_show)
-        report = evaluation.report()
-        plan = evaluation.plan
-    if sys.stderr.isatty():
-        click.echo("\r\033[K", err=True, nl=False)
+        report, plan = _measured(evaluation)
     _write(report, plan, html, card)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
     if report.interrupted:
         kept = f"; --resume {partial} goes on from here" if partial else ""
         click.echo(f"ggext: stopped before the end{kept}", err=True)
         sys.exit(130)
+
+
+def write_card(path: Path, card: Path) -> None:
+    """Measures a file as ``ggext eval FILE --card CARD`` does. Raises GgextError."""
+    from ggext.quality.run import Evaluation
+
+    with Evaluation([path]) as evaluation:
+        report, plan = _measured(evaluation)
+    _write(report, plan, None, card)
+
+
+def _measured(evaluation: Evaluation) -> tuple[EvalReport, Plan]:
+    click.echo(_cost(evaluation), err=True)
+    with _stopping(evaluation):
+        evaluation.run(_show)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", err=True, nl=False)
+    return evaluation.report(), evaluation.plan
 
 
 def _options(
@@ -195,7 +206,8 @@ def _options(
     )
 
 
-def _check_folder(path: Path) -> None:
+def check_folder(path: Path) -> None:
+    """Raises OutputError where a file's folder is missing, before anything is measured."""
     from ggext.errors import OutputError
 
     if not path.absolute().parent.is_dir():

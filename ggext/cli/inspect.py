@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import model_file
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
 
+#: float32 factors are off by 1e-7.
+_NO_FURTHER = 1.001
 _CHART_ROWS = 16
 _CHART_COLUMNS = 40
 _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 
 
 @click.command(short_help="Show what a GGUF file says, without loading it.")
-@click.argument("file", type=MODEL)
+@model_file
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
     "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
@@ -94,7 +96,7 @@ def in_words(result: Inspection) -> str:
             "tokens (llama.cpp "
             "picks by the context's size, not by the text's)"
         )
-    return "\n".join([*lines, *_regions(result.pairs), "", *_chart(result)])
+    return "\n".join([*lines, *_regions(result.pairs), *_meaning(result), "", *_chart(result)])
 
 
 def _other_layers(result: Inspection) -> list[str]:
@@ -146,6 +148,23 @@ def _regions(pairs: list[Pair]) -> list[str]:
             factor = f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
             lines.append(f"  {_MARKS[treatment]} {words + factor}: {span} tokens")
     return lines
+
+
+def _meaning(result: Inspection) -> list[str]:
+    """Whether the pairs that did not come round in training go on within what they saw there."""
+    trained = result.trained_context
+    slow = [p for p in result.pairs if math.inf > p.wavelength / p.slowdown > trained]
+    if not slow:
+        return []
+    growth = result.context / trained
+    further = max(growth / pair.slowdown for pair in slow)
+    if growth <= 1:
+        text = f"past {trained:,} tokens slow pairs turn further than training showed"
+    elif further <= _NO_FURTHER:
+        text = f"good: in {result.context:,} tokens no slow pair turns further than in training"
+    else:
+        text = f"some slow pairs turn up to {further:.2g} times as far as in training"
+    return [f"  {text}"]
 
 
 def _tokens(pair: Pair) -> str:

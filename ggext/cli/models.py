@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +32,36 @@ class Model(click.ParamType[Path]):
 
 
 MODEL = Model()
+
+_GIVEN = "ggext.cli.models"
+
+
+def model_file(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The argument FILE, or ``-m FILE`` as llama.cpp's programs take it."""
+    argument = click.argument("file", type=MODEL, required=False, callback=_one_of_both)
+    option = click.option(
+        "-m",
+        "--model",
+        "by_option",
+        type=MODEL,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=_remember,
+        help="FILE, as llama.cpp's programs take it.",
+    )
+    return argument(option(command))
+
+
+def _remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_GIVEN] = value
+
+
+def _one_of_both(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
+    by_option: Path | None = ctx.meta.get(_GIVEN)
+    if value is not None and by_option is not None:
+        raise click.UsageError("FILE and -m FILE name two models; give one", ctx)
+    path = value or by_option
+    if path is None:
+        raise click.MissingParameter(ctx=ctx, param=parameter, param_hint="'FILE'")
+    return path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli import chat_options
-from ggext.cli.models import MODEL
+from ggext.cli.models import model_file
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.cli.progress import waiting
 
@@ -29,7 +29,7 @@ _PARTS = {
 
 
 @click.command(short_help="Say what a model and a context need, before loading.")
-@click.argument("file", type=MODEL)
+@model_file
 @click.option(
     "-c",
     "--context",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-_STEPS = "{desc}: {n_fmt} of {total_fmt} {bar:12} {elapsed}, {remaining} left  {postfix}"
+_STEPS = "{n_fmt} of {total_fmt} {bar:12} {elapsed}, {remaining} left  {desc}"
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def announced(count: int, name: str) -> Iterator[Callable[[str], None]]:
 
         def announce(doing: str) -> None:
             nonlocal done
-            bar.set_postfix_str(doing, refresh=False)
+            bar.set_description_str(f"{name}: {doing}", refresh=False)
             bar.update(min(done, 1) if bar.n < count else 0)
             done += 1
             bar.refresh()

@@ -49,4 +49,9 @@ def in_words(card: Card) -> str:
         "chat template": card.template or "none: the model continues a text",
         "languages": ", ".join(card.languages),
     }
-    return "\n".join(f"{name:14} {value}" for name, value in rows.items() if value)
+    return "\n".join(f"{name:14} {_printable(value)}" for name, value in rows.items() if value)
+
+
+def _printable(text: str) -> str:
+    """A stranger's words, none of which reaches the terminal as a command."""
+    return "".join(c if c.isprintable() else "?" for c in text)

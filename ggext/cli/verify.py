@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import model_file
 from ggext.cli.numbers import NUMBER, Tokens
 from ggext.cli.progress import announced
 
@@ -24,7 +24,7 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 
 
 @click.command(short_help="Prove in numbers that a file does what was asked.")
-@click.argument("file", type=MODEL)
+@model_file
 @click.option(
     "--reference",
     type=click.Path(path_type=Path),

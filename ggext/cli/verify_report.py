@@ -48,7 +48,11 @@ def _method(report: Report) -> str:
 
 
 def _source(report: Report) -> str:
-    return report.wanted_from.replace("recipe in", "the recipe in")
+    """Whose word the file was held to, in a user's words."""
+    source = report.wanted_from.replace(
+        "recipe in the file (by the command line)", "what was asked of ggext convert"
+    )
+    return source.replace("recipe in the file (by ", "").removesuffix(")")
 
 
 def _level(level: str, checks: Sequence[Check]) -> list[str]:

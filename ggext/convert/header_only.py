@@ -103,16 +103,19 @@ def check_in_place(gguf: GgufFile | None, path: Path, others: Sequence[str]) -> 
         )
 
 
-def check_weights_stay(path: Path, scaled: Sequence[SourceTensor]) -> None:
-    """Raises ``RopeError`` where the gain is, or was, folded into other query weights than norms in
-    float32: they would be rounded again. ``scaled``: the tensors that a fold changes."""
+def check_weights_stay(path: Path, scaled: Sequence[SourceTensor], *, was_folded: bool) -> None:
+    """Raises ``RopeError`` where a gain goes into, or comes out of, other query weights than norms
+    in float32: they would be rounded again. ``scaled``: the tensors that a fold changes."""
     others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
-    if others:
-        raise RopeError(
-            f"{path}: folding the gain, or taking it out, changes {others[0].name} and "
-            f"{len(others) - 1} others, which is not done in place; name an output, choose "
-            "--encoding keys, or ggext undo a bake in place"
-        )
+    if not others:
+        return
+    doing, remedy = "folding the gain into", "--encoding keys"
+    if was_folded:
+        doing, remedy = "taking the folded gain out of", "ggext undo, after a bake in place"
+    raise RopeError(
+        f"{path}: {doing} {others[0].name} and {len(others) - 1} others is not done in place, "
+        f"where they would be rounded again; name an output, or choose {remedy}"
+    )
 
 
 def check_other_parts(gguf: GgufFile) -> None:

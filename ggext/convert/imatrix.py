@@ -7,12 +7,14 @@ tools/quantize/quantize.cpp): GGUF files with sums and counts, and the older .da
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import GgufError
+from ggext.gguf.plain_files import open_plain, read_plain
 from ggext.gguf.types import F32, MAGIC
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _MAX_NAME = 512
+_MAX_BYTES = 1 << 32  # some numbers for each column of a matrix
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def read_imatrix(path: Path) -> Imatrix:
     import numpy as np
 
     try:
-        with path.open("rb") as file:
+        with os.fdopen(open_plain(path), "rb") as file:
             magic = file.read(4)
         imatrix = _read_gguf(path) if magic == MAGIC else _read_dat(path)
     except OSError as error:
@@ -105,7 +108,8 @@ def _read_dat(path: Path) -> Imatrix:
     chunks, and the length and name of the text, both optional."""
     import numpy as np
 
-    data, at = path.read_bytes(), 0
+    data = read_plain(path, _MAX_BYTES)
+    at = 0
 
     def number() -> int:
         nonlocal at

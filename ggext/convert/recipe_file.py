@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ggext.errors import OutputError, RopeError, UsageError
+from ggext.gguf.plain_files import read_plain
 from ggext.gguf.writer import check_output, replacing
 from ggext.rope import methods
 from ggext.rope.encode import ENCODINGS, EncodingName
@@ -52,7 +53,7 @@ def read_request(path: Path) -> Request:
             raise RopeError(
                 f"{path} has more than {_MAX_BYTES:,} bytes; a recipe is a short TOML file"
             )
-        values = tomllib.loads(path.read_text("utf-8"))
+        values = tomllib.loads(read_plain(path, _MAX_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise RopeError(
             f"{path} does not exist; name a scaling too, for example --yarn 4, to write it"

@@ -137,7 +137,7 @@ def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) 
     name = model_stem(source.path) if source.is_gguf else model_name(source.path)
     if is_ollama_blob(source.path):  # the file is named by its checksum
         title = source.fields.get("general.name", source.fields["general.architecture"]).value
-        name = "-".join(re.findall(r"[\w.]+", str(title).lower())) or "model"
+        name = "-".join(re.findall(r"[\w.]+", str(title).lower()))[:80] or "model"
     if scaling is not None and source.is_gguf:  # what the file had before is not in it any more
         name = _SCALING_IN_NAME.sub("", name) or name
     if scaling is not None and scaling.method != "none":

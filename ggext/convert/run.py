@@ -142,7 +142,8 @@ def plan(options: ConvertOptions) -> Plan:
             [t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes
         )
         if options.in_place:
-            check_weights_stay(source.path, [t for t in tensors if t.row_scale is not None])
+            scaled = [t for t in tensors if t.row_scale is not None]
+            check_weights_stay(source.path, scaled, was_folded=source.query_scale != 1.0)
         fields = _with_rope(source, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
 
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_FLAGS = os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0)
+_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _TRIES = 100
 
@@ -64,7 +64,8 @@ def create_plain(path: Path, permissions: int = 0o600) -> int:
     with _folder(path) as folder:
         handle = os.open(path.name, flags, 0o600, dir_fd=folder)
     try:
-        os.fchmod(handle, permissions)
+        if hasattr(os, "fchmod"):  # not on Windows, where a folder says who may read what is in it
+            os.fchmod(handle, permissions)
     except BaseException:
         os.close(handle)
         raise

@@ -11,11 +11,13 @@ from ggext.rope import methods
 from ggext.rope.decode import LayerKind
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
+#: Whose word a file without a recipe is held to.
+OWN_KEYS = "its own keys"
 #: Level → what its failure means.
 _WRONG = {
-    "table": "the file does not say what {} asks for",
+    "table": "the file does not say what {}",
     "kernel": "rotations are not right on this machine",
-    "graph": "llama.cpp executes something else than {} asks for",
+    "graph": "llama.cpp executes something else than {}",
     "shift": "a context that rolls destroys it",
     "logits": "its predictions are not those of the checkpoint",
 }
@@ -129,7 +131,8 @@ class Report:
         tokens = f"{self.context:,} tokens"
         if not self.passed:
             levels = [check.level for check in self.checks if check.required and not check.passed]
-            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(self.wanted_from)}"
+            asked = "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
+            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(asked)}"
         exact = "exact in llama.cpp"
         if not any(check.level == "graph" for check in self.checks):
             exact = "exact by what the file says; llama.cpp was not run"

@@ -13,14 +13,13 @@ from typing import Any
 
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, factor_tensors
-from ggext.proof.report import Check, Wanted
+from ggext.proof.report import OWN_KEYS, Check, Wanted
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare
 from ggext.rope.decode import BETA_FAST, BETA_SLOW, geometry_of, stated_method
 from ggext.rope.known import KnownModel, known_model
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-OWN_KEYS = "its own keys"
 #: Parameter → the key that means it, whoever reads that.
 _YARN = {
     "beta_fast": BETA_FAST,

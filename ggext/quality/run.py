@@ -56,7 +56,7 @@ def evaluate(
     """
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     kept = None if partial is None else Path(partial)
-    with Evaluation(given, options or EvalOptions(), kept) as evaluation:
+    with Evaluation(given, options, kept) as evaluation:
         evaluation.run(progress)
         return evaluation.report()
 
@@ -68,9 +68,12 @@ class Evaluation(Closing):
     """
 
     def __init__(
-        self, paths: Sequence[str | Path], options: EvalOptions, partial: Path | None = None
+        self,
+        paths: Sequence[str | Path],
+        options: EvalOptions | None = None,
+        partial: Path | None = None,
     ) -> None:
-        self.options = options
+        self.options = options = options or EvalOptions()
         if partial is not None and partial.is_dir():
             raise UsageError(f"{partial} is a folder: name a file for the partial run")
         self._kept = PartialRun(partial, options)

@@ -230,8 +230,7 @@ def _tokenizer(model: Model) -> Any:
     module = _llguidance()
     with _lock:
         if model not in _tokenizers:
-            tokens, special = _pieces(model)
-            last = [token for token in range(model.n_vocab) if model.is_last(token)]
+            tokens, special, last = _pieces(model)
             if not last:
                 raise ModelError(
                     f"{model.path} has no token that ends an answer: no grammar can be followed"
@@ -242,20 +241,25 @@ def _tokenizer(model: Model) -> Any:
         return _tokenizers[model]
 
 
-def _pieces(model: Model) -> tuple[list[bytes], list[int]]:
-    """Every token's bytes, and the tokens whose bytes are no text of an answer."""
+def _pieces(model: Model) -> tuple[list[bytes], list[int], list[int]]:
+    """Every token's bytes, the tokens whose bytes are no text of an answer, those that end one."""
     module, vocabulary = lib(), model.vocabulary()
+    to_piece, attribute = module.llama_token_to_piece, module.llama_vocab_get_attr
+    ends = module.llama_vocab_is_eog
     buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
     tokens: list[bytes] = []
     special: list[int] = []
+    last: list[int] = []
     for token in range(model.n_vocab):
-        size = module.llama_token_to_piece(vocabulary, token, buffer, _LONGEST_PIECE, 0, True)
+        size = to_piece(vocabulary, token, buffer, _LONGEST_PIECE, 0, True)
         if size < 0:
             raise ModelError(f"{model.path}: token {token} has more than {_LONGEST_PIECE} bytes")
         tokens.append(ctypes.string_at(buffer, size))
-        if module.llama_vocab_get_attr(vocabulary, token) & _WITHOUT_TEXT:
+        if attribute(vocabulary, token) & _WITHOUT_TEXT:
             special.append(token)
-    return tokens, special
+        if ends(vocabulary, token):  # of any kind: a file may call its EOS a normal token
+            last.append(token)
+    return tokens, special, last
 
 
 @cache

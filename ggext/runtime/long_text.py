@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 TAKEN, AHEAD = 1024, 256
 _TRIED = 12  # places of a window before it is cut anywhere
 
-_DIGITS = 4 * TAKEN  # a window goes on to the end of a number, of so many digits at most
+_DIGITS = TAKEN  # a window goes on to the end of a number, of so many digits at most
 
 Tokenize = Callable[[str], list[int]]
 
@@ -49,6 +49,10 @@ def _taken(window: str, tokenize: Tokenize) -> tuple[list[int], int]:
         rest = tokenize(window[place:])
         if rest and whole[len(whole) - len(rest) :] == rest:
             return whole[: len(whole) - len(rest)], place
+    return _cut_anywhere(window, tokenize)
+
+
+def _cut_anywhere(window: str, tokenize: Tokenize) -> tuple[list[int], int]:
     return tokenize(window[:TAKEN]), TAKEN
 
 

@@ -2,8 +2,11 @@
 
     python tests/hostile/fuzz_models.py SECONDS SEED FOLDER [ARCHITECTURE...]
 
-Children do the work, many files each, within limits of memory and time; one that dies names the file,
-which is kept in FOLDER with a line in deaths.jsonl. Exit code 1: there were deaths.
+Children do the work, many files each, within limits of memory and time. They try the first line of
+defence alone, what is refused before llama.cpp sees it. A child that dies names the file, which is
+kept in FOLDER with a line in deaths.jsonl, and is tried again with the second line, the first load
+in a process of its own: only a file that ends the process then is a death of the host. Exit code
+1: there was one, or an error that is none of ggext's.
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "hostile")]
+    sys.path[:0] = [str(ROOT / "tests")]
 
-import mutations  # noqa: E402
-from mutations import Draft  # noqa: E402
+from hostile import mutations  # noqa: E402
+from hostile.mutations import Draft  # noqa: E402
 
 from ggext.errors import GgextError, GgufError  # noqa: E402
 
@@ -61,10 +64,12 @@ class Case:
 
 @dataclass
 class Outcome:
-    """How many files ended how, and what each death was."""
+    """How many files ended how, and what each death was. ``missed``: what the first line let
+    through and the second held."""
 
     counts: Counter[str] = field(default_factory=Counter)
     deaths: list[dict[str, object]] = field(default_factory=list)
+    missed: list[dict[str, object]] = field(default_factory=list)
 
     @property
     def tried(self) -> int:
@@ -121,11 +126,15 @@ def _talk(model: object, options: object, tokens: list[int]) -> None:
         session.evaluate((tokens[:5] * 13)[: 3 * 32])
 
 
+_FIRST_LOAD = "GGEXT_FIRST_LOAD"
+
+
 def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int) -> None:
     """A child's life: each case is announced, done, and its outcome said."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / f"{os.getpid()}.gguf"
+    os.environ[_FIRST_LOAD] = "here"
     for case in cases:
         used = int(time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU, resource.RLIM_INFINITY))
@@ -230,13 +239,30 @@ def _keep(
     case: Case, death: str, bases: Mapping[str, Draft], folder: Path, outcome: Outcome
 ) -> None:
     label, draft = case.draft(bases[case.arch])
-    name = f"{case.arch}-{case.seed}-{case.index}.gguf"
-    mutations.write(folder / name, draft)
-    entry = {"file": name, "label": label, "death": death}
+    path = folder / f"{case.arch}-{case.seed}-{case.index}.gguf"
+    mutations.write(path, draft)
+    held = _second_line_holds(path)
+    entry = {"file": path.name, "label": label, "death": death, "held": held}
     with (folder / "deaths.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
-    outcome.counts[death.split(":")[0]] += 1
-    outcome.deaths.append(entry)
+    outcome.counts["held by the second line" if held else death.split(":")[0]] += 1
+    (outcome.missed if held else outcome.deaths).append(entry)
+
+
+def _second_line_holds(path: Path) -> bool:
+    """Whether a program that opens the file as usual, and uses it, lives on."""
+    child = os.fork()
+    if not child:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        os.environ.pop(_FIRST_LOAD, None)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        with contextlib.suppress(GgextError):
+            use(path)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return not os.WIFSIGNALED(status)
 
 
 def architectures() -> list[str]:
@@ -269,7 +295,7 @@ def main() -> int:
     outcome = run(drawn(names, seed), bases, folder, seconds)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in outcome.counts.most_common())
     sys.stdout.write(f"seed {seed}: {outcome.tried:,} files, {counts}\n")
-    for death in outcome.deaths:
+    for death in (*outcome.missed, *outcome.deaths):
         sys.stdout.write(f"{death}\n")
     return 1 if outcome.deaths else 0
 

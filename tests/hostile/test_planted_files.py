@@ -15,7 +15,7 @@ import pytest
 from crash import some_edit, without_shifts
 from library_gguf import library_file
 
-from ggext.errors import GgextError, GgufError
+from ggext.errors import CheckpointError, GgextError, GgufError
 from ggext.gguf import disk, inplace, journal
 from ggext.gguf.journal import Identity, Record, undo_path
 from ggext.gguf.open import read_gguf
@@ -244,3 +244,46 @@ def test_plain_files(tmp_path: Path) -> None:
     assert read_plain(path, 5) == b"12345"
     with pytest.raises(NotPlainError, match="has 5 bytes, and at most 4 are read"):
         read_plain(path, 4)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
+def test_a_checkpoints_links_lead_to_what_is_its_own(tmp_path: Path, name: str) -> None:
+    from ggext.checkpoint.files import read_text
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    (folder / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"is a link to .*secret\.txt, outside of the"):
+        read_text(folder / name)
+    (folder / name).unlink()
+    (folder / "own").write_text("own")
+    (folder / name).symlink_to("own")
+    assert read_text(folder / name) == "own"
+    cache = tmp_path / "models--a--b"
+    (cache / "blobs").mkdir(parents=True)
+    (cache / "blobs" / "1234").write_text("cached")
+    (cache / "snapshots" / "main").mkdir(parents=True)
+    (cache / "snapshots" / "main" / name).symlink_to(cache / "blobs" / "1234")
+    assert read_text(cache / "snapshots" / "main" / name) == "cached"
+
+
+def test_pipes_in_the_place_of_other_files(tmp_path: Path) -> None:
+    from ggext.chat import transcript
+    from ggext.checkpoint.safetensors import read_header
+    from ggext.checkpoint.vocabulary.room import vocabulary_room
+    from ggext.convert.imatrix import read_imatrix
+    from ggext.convert.recipe_file import read_request
+
+    pipe = tmp_path / "tokenizer.model"
+    os.mkfifo(pipe)
+    for read in (
+        transcript.load,
+        lambda path: list(read_header(path)),
+        read_imatrix,
+        read_request,
+    ):
+        with pytest.raises(GgextError, match="is not a plain file"):
+            read(pipe)
+    assert vocabulary_room(tmp_path, 100) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ggext.checkpoint.files import MAX_TOKENS
+from ggext.gguf.plain_files import open_plain
 
 #: What a token takes up beside its text: in GGUF 8 bytes of length, 4 of score and 4 of type; in
 #: tokenizer.model 9 (of protocol-buffer tags, lengths and the score), and more where it has a type.
@@ -25,7 +27,7 @@ def vocabulary_room(folder: Path, vocab_size: int) -> int | None:
     few KB, and little more. ``None``: nothing is known, since a tokenizer.json may be several times
     as long as what is made of it."""
     try:
-        with (folder / "tokenizer.model").open("rb") as file:
+        with os.fdopen(open_plain(folder / "tokenizer.model"), "rb") as file:
             begins_with_a_piece = file.read(1) == b"\n"
         files = [
             path for name in ("tokenizer.model", *_BESIDE) if (path := folder / name).is_file()
