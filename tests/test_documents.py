@@ -136,7 +136,11 @@ def test_documents_of_the_extra_become_text(
         ("x.pptx", zipped({"ppt/presentation.xml": ""}), "is a PowerPoint presentation"),
         ("x.zip", zipped({"a": ""}), "is a zip archive, not a text; .*: unzip x.zip"),
         ("m.gguf", b"GGUF\3", "is a GGUF model, not a text"),
-        ("x.txt", "größer".encode("latin-1"), "is not UTF-8 text .*iconv -f LATIN1 -t UTF-8 x.txt"),
+        (
+            "x.txt",
+            "größer".encode("latin-1"),
+            "is not UTF-8 text .*iconv -f LATIN1 -t UTF-8 x.txt > x.utf8.txt",
+        ),
         ("x.txt", TEXT.encode("utf-16-le"), "is text in UTF-16LE, .*: iconv -f UTF-16LE"),
         ("x.txt", TEXT.encode("utf-16-be"), "is text in UTF-16BE"),
         ("x.bin", b"abc\0def" * 9, "has NUL bytes .the first is byte 3.: it is a binary file"),
