@@ -222,22 +222,33 @@ def stacked(template: str, count: int, *shape: int, **transforms: Any) -> Tensor
 
 
 def experts(
-    module: str, count: int, n_embd: int, n_ff: int, names: str = "gate_proj up_proj down_proj"
+    module: str,
+    count: int,
+    n_embd: int,
+    n_ff: int,
+    names: str = "gate_proj up_proj down_proj",
+    target: str | None = None,
 ) -> Iterator[TensorRule]:
     """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the
-    way back."""
+    way back. ``target``: the GGUF names with ``{}`` for gate, up or down, where the ``gguf``
+    package has none."""
     gate, up, down = names.split()
+    targets = [target and target.format(part) for part in ("gate", "up", "down")]
     fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
-    for name, part in ((gate, slice(0, n_ff)), (up, slice(n_ff, None))):
+    halves = ((gate, slice(0, n_ff)), (up, slice(n_ff, None)))
+    for (name, part), written_as in zip(halves, targets, strict=False):
         half = TensorRule(
             (f"{fused}.gate_up_proj",),
             (count, 2 * n_ff, n_embd),
+            target=written_as,
             arranged=partial(_rows_of_each, part),
             written=(count, n_ff, n_embd),
         )
-        yield stacked(f"{module}.experts.{{}}.{name}", count, n_ff, n_embd, instead=half)
-    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff))
-    yield stacked(f"{module}.experts.{{}}.{down}", count, n_embd, n_ff, instead=whole)
+        template = f"{module}.experts.{{}}.{name}"
+        yield stacked(template, count, n_ff, n_embd, instead=half, target=written_as)
+    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff), target=targets[2])
+    template = f"{module}.experts.{{}}.{down}"
+    yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 
 
 def _rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -83,9 +83,13 @@ class Lfm2(Llama):
                 if attends
                 else self.convolution(f"{block}.conv")
             )
-            yield weight(f"{block}.feed_forward.w1", self.n_ff, self.n_embd)
-            yield weight(f"{block}.feed_forward.w3", self.n_ff, self.n_embd)
-            yield weight(f"{block}.feed_forward.w2", self.n_embd, self.n_ff)
+            yield from self.feed_forward(f"{block}.feed_forward", i)
+
+    def feed_forward(self, module: str, layer: int) -> Iterator[TensorRule]:
+        del layer  # they are alike here
+        yield weight(f"{module}.w1", self.n_ff, self.n_embd)
+        yield weight(f"{module}.w3", self.n_ff, self.n_embd)
+        yield weight(f"{module}.w2", self.n_embd, self.n_ff)
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         for name, heads in (

@@ -11,11 +11,12 @@ from typing import Any, Literal
 from ggext.errors import RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import effective_table, recipe_of
+from ggext.gguf.rope import effective_table, recipe_of, still_pairs_in_words
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -73,6 +74,8 @@ class Inspection:
     shift_safe: bool = True
     # What ggext makes its contexts with for this file and other programs do not.
     context_parameters: dict[str, float] = field(default_factory=dict)
+    #: Why some pairs never turn in a text, and what mends it; empty where all turn.
+    still_pairs: str = ""
     # How each layer rotates; all alike where it is empty.
     layers: tuple[LayerKind, ...] = ()
     # Tokens that sliding layers see; 0 where there are none.
@@ -99,6 +102,7 @@ def inspect(path: Path) -> Inspection:
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
     recipe, table, short, geometry, unknown = None, None, None, None, ""
     shift_safe, parameters_of_context = True, {}
+    still = ""
     layers: tuple[LayerKind, ...] = ()
     sliding = None
     try:
@@ -111,8 +115,11 @@ def inspect(path: Path) -> Inspection:
         unit_gain = (
             abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
         )
-        shift_safe = unit_gain and rolls(gguf.arch_keys(), gguf.arch)
+        shift_safe = capability_of(gguf.arch).is_never_shifted or (
+            unit_gain and rolls(gguf.arch_keys(), gguf.arch)
+        )
         parameters_of_context = context_parameters(gguf.arch_keys())
+        still = still_pairs_in_words(gguf)
         layers = layer_kinds(gguf.arch_keys(), gguf.arch)
         sliding = decode_sliding(gguf.arch_keys(), gguf.arch) if "unscaled" in layers else None
     except RopeError as error:
@@ -136,6 +143,7 @@ def inspect(path: Path) -> Inspection:
         rope_unknown=unknown,
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,
+        still_pairs=still,
         layers=layers,
         sliding_window=window if isinstance(window, int) else 0,
         sliding_rope=sliding,

@@ -19,7 +19,7 @@ from ggext.checkpoint.named import named_model
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import effective_table
+from ggext.gguf.rope import effective_table, still_pairs_in_words
 from ggext.gguf.shards import metadata_part
 from ggext.proof.report import (
     OWN_KEYS,
@@ -164,7 +164,9 @@ class _Run:
 
     def table(self) -> None:
         """What the file says."""
-        self.checks += check_table(self.wanted.table, self.effective)
+        self.checks += check_table(
+            self.wanted.table, self.effective, still_pairs_in_words(self.gguf)
+        )
         self.checks += check_reach(self.gguf, self.wanted)
         self.checks += check_other_layers(self.gguf, self.wanted)
         by_keys = self.wanted.source == OWN_KEYS

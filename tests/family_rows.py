@@ -122,6 +122,35 @@ def _own(kind: str, **parameters: Any) -> dict[str, Any]:
     return {"rope_parameters": own, "max_position_embeddings": 256}
 
 
+def sections(*pairs: int) -> dict[str, Any]:
+    """Rope parameters with M-RoPE's sections: pairs by time, height and width."""
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(pairs)}
+
+
+SEES_QWEN2 = {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2}
+SEES_QWEN2_5 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "fullatt_block_indexes": [0],
+}
+SEES_QWEN3 = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 1],
+}
+
+
+def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
+    return {"vision_config": vision, "rope_parameters": sections(*pairs), **config}
+
+
 ROWS = {
     "apertus": Row(
         "apertus", _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), rope=None
@@ -129,6 +158,17 @@ ROWS = {
     "arcee": Row("arcee", {"head_dim": 48}),
     "arcee-own": Row(
         "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
+    ),
+    "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    "cohere-plus": Row(
+        "cohere",
+        _NARROW
+        | {
+            "num_hidden_layers": 64,
+            "use_qk_norm": True,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.05,
+        },
     ),
     "cohere2": Row(
         "cohere2",
@@ -227,6 +267,7 @@ ROWS = {
         {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
     "gemma2": Row(
         "gemma2",
         {
@@ -277,6 +318,7 @@ ROWS = {
         beyond=False,
     ),
     "glm4": Row("glm4", {"head_dim": 48}),
+    "glm4_moe_lite": Row("glm4_moe_lite", _LATENT),
     "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
     "glm4_moe-norms": Row(
         "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
@@ -333,6 +375,17 @@ ROWS = {
     ),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2_moe": Row(
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
     "llama": Row("llama"),
     "llama4_text": Row("llama4_text", _LLAMA4),
     "llama4_text-own": Row(
@@ -344,6 +397,13 @@ ROWS = {
             "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0},
         },
         None,
+    ),
+    "minimax_m2": Row(
+        "minimax_m2", {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2}
+    ),
+    "minimax_m2-partial": Row(
+        "minimax_m2",
+        {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 24},
     ),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row(
@@ -366,6 +426,8 @@ ROWS = {
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "olmo": Row("olmo"),
+    "olmo-clipped": Row("olmo", {"clip_qkv": 1.5, "tie_word_embeddings": True}),
     "olmo2": Row("olmo2"),
     "olmo2-tied": Row("olmo2", {"tie_word_embeddings": True}),
     "olmo3": Row("olmo3", {"num_hidden_layers": 5, "sliding_window": 32}),
@@ -410,8 +472,12 @@ ROWS = {
     ),
     "qwen2": Row("qwen2"),
     "qwen2_moe": Row("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 96}),
+    "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
+    "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen3": Row("qwen3", {"head_dim": 24}),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
+    "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),

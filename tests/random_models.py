@@ -13,7 +13,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from family_rows import ROWS, sections
 from tiny import VOCABULARY, write_tokenizer
+
+from ggext.proof.reference import judge_class
 
 #: Keys that change no number of an evaluation, or that the sizes below decide.
 _LEFT_ALONE = frozenset(
@@ -137,6 +140,30 @@ def random_config(model_type: str, random: Random) -> dict[str, Any]:
             config[key] = round(value * random.choice((0.5, 1.5, 2.0)), 6)
     config |= _rope(config, usual, random)
     return config | _what_belongs_together(model_type, config, random)
+
+
+def random_model_config(model_type: str, random: Random) -> Any:
+    """transformers' configuration, with a tiny vision part where the class has one."""
+    from transformers import AutoConfig
+
+    text_type = AutoConfig.for_model(model_type).get_text_config().model_type
+    if text_type == model_type:
+        return AutoConfig.for_model(model_type, **random_config(model_type, random))
+    row = next(row for row in ROWS.values() if row.model_type == model_type)
+    text = random_config(text_type, random)
+    pairs = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"]) // 2
+    first, second = sorted(random.sample(range(pairs + 1), 2))
+    parameters = text.setdefault("rope_parameters", sections())
+    parameters["mrope_section"] = [first, second - first, pairs - second]
+    vision = dict(row.config["vision_config"])
+    size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
+    vision[size_key] = text["hidden_size"]
+    if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
+        text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
+    tied = text.pop("tie_word_embeddings", random.random() < 0.3)
+    return AutoConfig.for_model(
+        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied
+    )
 
 
 def _sizes(usual: dict[str, Any], random: Random) -> dict[str, Any]:
@@ -306,10 +333,9 @@ def _rope(config: dict[str, Any], usual: dict[str, Any], random: Random) -> dict
 def make_random_model(folder: Path, config: Any, seed: int) -> None:
     """Weights in which every norm, bias and buffer counts."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).float()
+    model = judge_class(config).from_config(config).float()
     stored = set(model.state_dict())
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
         if name in stored and values.is_floating_point() and ("bias" in name or "norm" in name):
@@ -324,7 +350,8 @@ def respell(folder: Path, random: Random) -> None:
     """config.json as older programs or a lazy author write it: each means the same to transformers,
     or what transformers then makes of it is what counts."""
     path = folder / "config.json"
-    values = json.loads(path.read_text())
+    whole = json.loads(path.read_text())
+    values = whole.get("text_config", whole)  # the part of the text, where there are parts
     parameters = values.get("rope_parameters")
     if isinstance(parameters, dict) and "rope_theta" in parameters and random.random() < 0.5:
         rope = {k: v for k, v in parameters.items() if k != "rope_theta"}
@@ -341,7 +368,7 @@ def respell(folder: Path, random: Random) -> None:
             continue
         if random.random() < (0.5 if value is None else 0.08):
             del values[key]
-    path.write_text(json.dumps(values, indent=1))
+    path.write_text(json.dumps(whole, indent=1))
 
 
 def gelu_of_ggml(values: Any) -> Any:

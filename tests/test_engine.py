@@ -637,9 +637,6 @@ def damaged(source: Path, out: Path, fields: dict[str, Any], types: dict[str, in
         pytest.param(
             {"tokenizer.ggml.tokens": ["a"] * 512}, {}, "511 tokens occur twice", id="same tokens"
         ),
-        pytest.param(
-            {"tokenizer.ggml.tokens": [""] * 512}, {}, "lacks the byte token <0x00>", id="no bytes"
-        ),
         pytest.param({"tokenizer.ggml.model": "bert"}, {}, "has byte tokens", id="bert with bytes"),
         pytest.param({}, {"output_norm.weight": 1}, "not of type F32", id="f16 norm"),
         pytest.param({}, {"blk.0.ffn_up.weight": 28}, "of type F64", id="f64 weight"),

@@ -607,3 +607,18 @@ def test_norms_in_other_parts_are_not_changed_in_place(tmp_path: Path) -> None:
     name, why = choice(done.files[0], out=None, in_place=True)
     assert name == "keys"
     assert why == "the model is in several parts, and only the first is changed in place"
+
+
+def test_clipped_queries_are_not_scaled(tmp_path: Path) -> None:
+    """Folding into what is clipped afterwards changed OLMo's logits by a KL of 0.1."""
+    from tiny import make_model
+
+    model = make_model(tmp_path / "olmo", "olmo", clip_qkv=1.5)
+    out = tmp_path / "out.gguf"
+    asked = ConvertOptions(model, out, RopeScaling("yarn", factor=4))
+    planned = convert(asked)
+    assert planned.encoding is not None
+    assert planned.encoding.name == "keys"
+    assert "clips its queries" in planned.why_not_folded
+    with pytest.raises(RopeError, match="clips its queries"):
+        convert(ConvertOptions(model, tmp_path / "b.gguf", asked.rope, encoding="folded"))

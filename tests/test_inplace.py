@@ -303,15 +303,37 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"models/blobs/sha256-{'5' * 64}",  # Ollama
+        f"blobs/sha256/{'a' * 64}",  # an OCI layout
+        f".git/lfs/objects/ab/cd/{'0' * 64}",
+        f".dvc/cache/files/md5/ab/{'0' * 30}",
+        f".git/annex/objects/SHA256E-s123--{'0' * 64}.gguf",
+    ],
+)
+def test_a_file_that_its_digest_names_is_refused(tmp_path: Path, place: str) -> None:
+    path = tmp_path / place
+    path.parent.mkdir(parents=True)
+    library_file(path)
+    link = tmp_path / "x.gguf"  # as people lay it
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for name in (path, link):
+        gguf = read_gguf(name)
+        with pytest.raises(OutputError, match=r"where its name is its checksum; .* name an output"):
+            inplace.apply(gguf, some_edit(gguf))
+    assert path.read_bytes() == before
+
+
 def test_the_cache_of_hugging_face_is_refused(tmp_path: Path) -> None:
     (tmp_path / "blobs").mkdir()
     link = tmp_path / "snapshots" / "1234" / "x.gguf"
     link.parent.mkdir(parents=True)
     link.symlink_to(library_file(tmp_path / "blobs" / "5678"))
     gguf = read_gguf(link)
-    with pytest.raises(
-        OutputError, match="lies in Hugging Face's cache, where its name is its checksum"
-    ):
+    with pytest.raises(OutputError, match="lies in Hugging Face's cache"):
         inplace.apply(gguf, some_edit(gguf))
 
 

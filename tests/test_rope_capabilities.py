@@ -89,7 +89,14 @@ def test_layout(library: Library, tmp_path: Path) -> None:
 
     with Model.open(write_random(tmp_path / "model.gguf", library.arch)) as model:
         kind = llama.lib().llama_model_rope_type(model.open_handle())
-    assert {0: "norm", 2: "neox"}[kind] == CAPABILITIES[library.arch].layout
+    capability = CAPABILITIES[library.arch]
+    expected = {
+        ("norm", "none"): 0,
+        ("neox", "none"): 2,
+        ("neox", "blocks"): 8,
+        ("neox", "interleaved"): 40,
+    }
+    assert kind == expected[capability.layout, capability.sections]
 
 
 @every_architecture

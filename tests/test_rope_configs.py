@@ -249,7 +249,7 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
         ({"rope_parameters": NESTED | {"third": {}}}, "stands third, which no kind of layer is"),
         (
             {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
-            "must be whole numbers that add to 32",
+            "must be three whole numbers that add to 32",
         ),
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is unknown"),
         ({"partial_rotary_factor": 0.0}, "partial_rotary_factor is 0; it must be above 0"),

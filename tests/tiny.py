@@ -61,7 +61,13 @@ def small_config(model_type: str, **config: Any) -> Any:
         for key, value in (SIZES | config).items()
         if value is not None or key not in SIZES
     }
-    return AutoConfig.for_model(model_type, **values)
+    vision = values.pop("vision_config", None)
+    if vision is None:
+        return AutoConfig.for_model(model_type, **values)
+    tied = values["tie_word_embeddings"]
+    return AutoConfig.for_model(
+        model_type, text_config=values, vision_config=vision, tie_word_embeddings=tied
+    )
 
 
 def make_model(
@@ -80,12 +86,12 @@ def make_model(
     A value of ``None`` in ``config`` leaves the family's own default.
     """
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from ggext.proof.reference import judge_class
 
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(small_config(model_type, **config)).to(
-        getattr(torch, dtype)
-    )
+    values = small_config(model_type, **config)
+    model = judge_class(values).from_config(values).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from family_rows import SEES_QWEN2, SEES_QWEN3, sections
 
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
@@ -196,6 +197,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi2": ("phi", {}),
     "phi3": ("phi3", {}),
+    "qwen2vl": (
+        "qwen2_vl",
+        {
+            "vision_config": SEES_QWEN2,
+            "rope_parameters": sections(2, 3, 3),
+            "rms_norm_eps": 1e-6,
+        },
+    ),
+    "qwen3vl": (
+        "qwen3_vl",
+        {"vision_config": SEES_QWEN3, "rope_parameters": sections(3, 3, 2), "head_dim": HEAD},
+    ),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),

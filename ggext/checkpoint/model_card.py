@@ -7,6 +7,7 @@ llama.cpp's own converter does.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 _MAX_CARD = 1 << 20
+_NAMED_BEHAVIOUR = re.compile(r"(phi)-?3", re.IGNORECASE)
 #: Key of generation_config.json → attribute of gguf's Metadata, and the type that it is written as.
 _SAMPLING: dict[str, tuple[str, type[int | float]]] = {
     "temperature": ("sampling_temp", float),
@@ -103,10 +105,17 @@ def _described(
     writer.kv_data = [{}]
     metadata.set_gguf_meta_model(writer)
     values = {key: entry.value for key, entry in writer.kv_data[0].items()}
+    values["general.name"] = _without_meaning(str(values["general.name"]))
     wrong = next((key for key, value in values.items() if not _is_plain(value)), None)
     if wrong is not None:
         raise TypeError(f"{wrong} is neither a text nor a list of texts")
     return values
+
+
+def _without_meaning(name: str) -> str:
+    """The name, spelt so that it says nothing to llama.cpp: the vocabulary of a model named phi3 or
+    phi-3 must have four tokens of Phi 3's, whatever it is (``ggext.runtime.refusals``)."""
+    return _NAMED_BEHAVIOUR.sub(r"\1 3", name)
 
 
 def _is_plain(value: Any) -> bool:

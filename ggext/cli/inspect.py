@@ -85,6 +85,8 @@ def in_words(result: Inspection) -> str:
     lines[-1] += f" dimensions, attention factor {result.rope.attention_factor:.6g}"
     lines.append(f"              {'' if result.shift_safe else 'not '}safe to roll")
     lines += _other_layers(result)
+    if result.still_pairs:
+        lines.append(f"              {result.still_pairs}")
     if result.context_parameters:
         values = ", ".join(
             f"{name} {value:.6g}" for name, value in result.context_parameters.items()

@@ -95,6 +95,8 @@ def query_tensors(
             f"attention.head_count is {n_heads!r}, and a gain can be folded only into layers that "
             "are alike"
         )
+    if keys.get("attention.clamp_kqv"):
+        raise RopeError("the model clips its queries, and scaled ones would meet the limit sooner")
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
     normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ggext.convert.quantize import to_write
 from ggext.convert.request import default_name, resolve_scaling
 from ggext.convert.sources import ModelSource, SourceTensor, open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
+from ggext.convert.trial import Trial, check_source
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
@@ -100,6 +101,11 @@ class Plan:
     # Why a gain stays in the keys, where the request named no encoding; a sentence without its end.
     why_not_folded: str = ""
 
+    @property
+    def shares_data(self) -> bool:
+        """Whether a second file may share the data of the first."""
+        return self.bake is not None and self.split is None and self.types.quantization is None
+
     def completed(self) -> dict[str, Field]:
         """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
         made: dict[str, Field] = {}
@@ -117,13 +123,15 @@ def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
 def plan(options: ConvertOptions) -> Plan:
     """Everything that can be decided, and refused, from headers alone. Nothing is written."""
     source = _open(options)
+    if source.is_gguf:
+        check_source(source.path, source.fields)
     notes = list(source.notes)
     scaling, asked_by = resolve_scaling(
         options.rope,
         options.target_context,
         source,
         notes,
-        keeps_own=options.encoding is None,
+        keeps_own=options.encoding is None and not source.needs_mending,
     )
     fields, tensors = dict(source.fields), list(source.tensors)
     encoding, geometry = None, source.geometry
@@ -196,7 +204,8 @@ def _open(options: ConvertOptions) -> ModelSource:
         "--split": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
-    if options.rope is None and options.target_context is None and options.encoding is None:
+    asked = options.rope or options.target_context or options.encoding
+    if not asked and not source.needs_mending:
         raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
     return source
 
@@ -274,18 +283,29 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
     if plan.in_place:
         assert plan.bake is not None  # plan() refuses what would change the weights
         return replace(plan, how=plan.bake.in_place(progress), files=(plan.out,))
+    how = plan.bake.beside(plan.out, progress) if plan.bake and plan.shares_data else ""
+    if how:
+        return replace(plan, how=how, files=(plan.out,))
+    if plan.source.is_gguf:
+        return _execute(plan, progress, None)
+    with Trial(plan.out) as trial:
+        return _execute(plan, progress, trial)
+
+
+def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
     if plan.types.quantization is None:
-        how = plan.bake.beside(plan.out, progress) if plan.bake and plan.split is None else ""
-        if how:
-            return replace(plan, how=how, files=(plan.out,))
-        if plan.split is not None:
-            return replace(plan, files=_write_parts(plan, plan.completed(), plan.tensors, progress))
-        _write(plan, plan.out, progress)
-        return replace(plan, files=(plan.out,))
+        if plan.split is None:
+            _write(plan, plan.out, progress, trial)
+            return replace(plan, files=(plan.out,))
+        fields = plan.completed()
+        if trial is not None:
+            trial.begin(fields, plan.tensors)
+            trial.check()
+        return replace(plan, files=_write_parts(plan, fields, plan.tensors, progress))
     from ggext.runtime.llama import quantize
 
     with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
-        _write(plan, unquantized, progress)
+        _write(plan, unquantized, progress, trial)
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(
             unquantized,
@@ -306,9 +326,16 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
         return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
 
 
-def _write(plan: Plan, out: Path, progress: Progress) -> None:
-    complete = plan.completed if plan.source.later else None
-    write_gguf(out, plan.fields, plan.tensors, progress, complete, plan.source.later_bytes)
+def _write(plan: Plan, out: Path, progress: Progress, trial: Trial | None) -> None:
+    if trial is None:
+        write_gguf(out, plan.fields, plan.tensors, progress)
+        return
+
+    def complete() -> Mapping[str, Field]:
+        return trial.begin(plan.completed(), plan.tensors)
+
+    room = plan.source.later_bytes
+    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, trial.check)
 
 
 def _write_parts(

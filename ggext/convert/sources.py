@@ -21,7 +21,7 @@ from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.rope import factor_tensors, recipe_of
+from ggext.gguf.rope import factor_tensors, recipe_of, still_pairs_of
 from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
@@ -143,6 +143,11 @@ class ModelSource:
     later: tuple[MakeFields, ...] = ()
     later_bytes: int = 0
     problem: str = ""
+
+    @property
+    def needs_mending(self) -> bool:
+        """Whether some pairs of a GGUF file never turn in a text (``gguf.rope.still_pairs_of``)."""
+        return self.gguf is not None and bool(still_pairs_of(self.gguf))
 
     @property
     def is_unscaled_gguf(self) -> bool:

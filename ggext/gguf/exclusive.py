@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import signal
 import stat
@@ -150,6 +151,12 @@ def exclusive(path: Path) -> Iterator[ExclusiveFile]:
         file.close()
 
 
+#: SHA-256, SHA-1 and MD5 in hexadecimal, and git-annex's keys.
+_DIGEST = re.compile(
+    r"(sha256[-:_])?([0-9a-f]{64}|[0-9a-f]{40}|[0-9a-f]{32})|(SHA256|SHA1|MD5)E?-s\d+--\w+(\.\w+)*"
+)
+
+
 def _open_alone(path: Path) -> int:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -164,7 +171,8 @@ def _open_alone(path: Path) -> int:
     owner = _named_by_checksum(path)
     if owner:
         raise OutputError(
-            f"{path} lies in {owner}, where its name is its checksum; write to a new file"
+            f"{path} lies in {owner}, where its name is its checksum; write to a new file: name an "
+            "output"
         )
     handle = open_plain(path, os.O_RDWR)
     try:
@@ -183,12 +191,15 @@ def _open_alone(path: Path) -> int:
 
 
 def _named_by_checksum(path: Path) -> str:
-    """The store that names its files so, empty for other places."""
-    if path.parent.name != "blobs":
-        return ""
-    if (path.parent.parent / "snapshots").is_dir():
+    """The store that names its files so, empty for other places: Hugging Face's cache, Ollama, OCI
+    layouts, git-annex, Git LFS, DVC."""
+    if path.parent.name == "blobs" and (path.parent.parent / "snapshots").is_dir():
         return "Hugging Face's cache"
-    return "Ollama's store" if path.name.startswith("sha256-") else ""
+    if path.parent.name == "blobs" and path.name.startswith("sha256-"):
+        return "Ollama's store"
+    # DVC and Git LFS cut the digest between folders
+    names = (path.name, path.parent.name + path.name)
+    return "a store of files" if any(_DIGEST.fullmatch(name) for name in names) else ""
 
 
 def _lease(handle: int) -> bool | None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 from ggext.errors import RopeError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import model_parts
-from ggext.rope.decode import FACTOR_TENSORS, decode
+from ggext.rope.capabilities import capability_of
+from ggext.rope.decode import FACTOR_TENSORS, decode, geometry_of
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
+from ggext.rope.sections import SECTIONS, still_pairs
 
 
 def effective_table(
@@ -23,6 +25,28 @@ def effective_table(
         return decode(gguf.arch_keys(), factor_tensors(gguf), gguf.arch, n_ctx, by_ggext=by_ggext)
     except RopeError as error:
         raise RopeError(f"{gguf.path}: {error}") from None
+
+
+def still_pairs_of(gguf: GgufFile) -> tuple[int, ...]:
+    """The pairs that llama.cpp never turns in a text, though the model does: M-RoPE's sections put
+    them where a text has no coordinate. Raises ``RopeError`` as ``effective_table`` does."""
+    geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    if geometry.sections is None:
+        return ()
+    kind = capability_of(gguf.arch).sections
+    return still_pairs(geometry.sections, geometry.n_rot // 2, kind)
+
+
+def still_pairs_in_words(gguf: GgufFile) -> str:
+    """Why these pairs stand still, and what mends it; empty where all pairs turn."""
+    pairs = still_pairs_of(gguf)
+    if not pairs:
+        return ""
+    sections = gguf.arch_keys()[SECTIONS]
+    return (
+        f"{SECTIONS} {sections} gives pairs {', '.join(map(str, pairs))} a coordinate that is 0 in "
+        f"a text: they never turn; ggext convert {gguf.path} --in-place mends it"
+    )
 
 
 def factor_tensors(gguf: GgufFile) -> dict[str, list[float]]:

@@ -46,11 +46,13 @@ def write_gguf(
     progress: Callable[[int], None] = lambda _: None,
     complete: Callable[[], Mapping[str, Field]] | None = None,
     room: int = 0,
+    approve: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the file and return its size in bytes. ``progress`` gets the bytes of each piece.
     ``complete`` gives all fields, where ``fields`` are not all, and is called while the data is
     written: ``room`` and about ``SLACK`` bytes more fit, for others the file is written again. What
-    is not needed of it remains as padding.
+    is not needed of it remains as padding. ``approve`` is called before the file gets its name, and
+    raises where it must not.
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
@@ -58,8 +60,9 @@ def write_gguf(
     try:
         with replacing(path, arranged.size) as beside, output_errors(path):
             write_arranged(beside, arranged, progress, complete)
+            approve()
     except _NoRoomError as error:
-        return write_gguf(path, error.fields, tensors, progress)
+        return write_gguf(path, error.fields, tensors, progress, approve=approve)
     return arranged.size
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.proof.float32 import OTHER_DEVICES, pairs_of, turn_bound, turns
 from ggext.proof.report import Check, KernelRow
-from ggext.rope.encode import frequency_factors
+from ggext.rope.encoders import frequency_factors
 from ggext.rope.scaling import RopeGeometry, RopeTable
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 from ggext.gguf.reader import GgufFile
+from ggext.gguf.rope import still_pairs_in_words
 from ggext.proof.report import Wanted
 from ggext.rope import methods
 from ggext.runtime.ggml import RopeCall
@@ -60,6 +61,9 @@ def _is_unread(gguf: GgufFile, name: str) -> bool:
 def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
     """The first parameter of the operation that is not as wanted."""
     geometry, scaling = wanted.geometry, wanted.scaling
+    still = still_pairs_in_words(gguf)
+    if still:
+        return still
     if call.layout != geometry.layout:
         return (
             f"llama.cpp's {gguf.arch} pairs dimensions as {call.layout}; {geometry.layout} is "

@@ -78,7 +78,7 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
-        model, loaded = _class_of(config).from_pretrained(
+        model, loaded = judge_class(config).from_pretrained(
             folder,
             config=config,
             dtype="auto" if quantization else torch.float32,
@@ -100,8 +100,9 @@ def transformers_logits(
     return result
 
 
-def _class_of(config: Any) -> Any:
-    """The class that loads a whole model: of one that sees too, the one for images and text."""
+def judge_class(config: Any) -> Any:
+    """transformers' class that loads a whole model: of one that sees too, the one for images and
+    text."""
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         AutoModelForCausalLM,
@@ -148,12 +149,18 @@ def _set_gain(model: Any, gain: float) -> None:
             module.attention_scaling = gain
 
 
+_OF_THE_MODEL = (
+    "partial_rotary_factor",
+    "llama_4_scaling_beta",
+    "mrope_section",
+    "mrope_interleaved",
+)
+
+
 def _kept(config: Any) -> dict[str, Any]:
     """Which part of a head rotates, and how queries grow, is the model's, whatever the scaling."""
     given = config.rope_parameters or {}
-    return {
-        key: given[key] for key in ("partial_rotary_factor", "llama_4_scaling_beta") if key in given
-    }
+    return {key: given[key] for key in _OF_THE_MODEL if key in given}
 
 
 def divergence(

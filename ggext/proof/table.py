@@ -58,7 +58,8 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
     )
 
 
-def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
+def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[Check]:
+    """``why``: the reason of a frequency error, where it is known."""
     result = compare(wanted, effective)
     pairs = len(wanted.inv_freq)
     where = f"pair {result.worst_pair} of {pairs}"
@@ -68,7 +69,14 @@ def check_table(wanted: RopeTable, effective: RopeTable) -> list[Check]:
     gains = f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
     short = max(0, wanted.context - effective.context)
     return [
-        Check("table", "frequency error, relative", result.frequency_error, EXACT_FREQUENCY, where),
+        Check(
+            "table",
+            "frequency error, relative",
+            result.frequency_error,
+            EXACT_FREQUENCY,
+            where,
+            why=why,
+        ),
         Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
         Check(
             "table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"

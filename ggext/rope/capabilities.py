@@ -21,6 +21,8 @@ Sliding = Literal["others", "own_base", "unscaled", "alone"]
 #: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type
 #: longrope, or always.
 Factors = Literal["no", "longrope", "always"]
+#: How M-RoPE's sections of pairs lie: there are none, one after the other, or in turn.
+Sections = Literal["none", "blocks", "interleaved"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +47,20 @@ class RopeCapability:
     norm_behind: bool = False
     sliding: Sliding = "others"
     unrotated_step: int = 0
+    #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
+    sections: Sections = "none"
 
     @property
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
         those of all layers, and behind a norm that stands behind the rotation."""
         return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
+
+    @property
+    def is_never_shifted(self) -> bool:
+        """Whether llama.cpp refuses to shift a context (``get_can_shift``: four positions a token),
+        so that no program can roll one."""
+        return self.sections != "none"
 
 
 CAPABILITIES = {
@@ -59,6 +69,7 @@ CAPABILITIES = {
     ),
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone"),
+    "command-r": RopeCapability("norm"),
     "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
@@ -70,6 +81,7 @@ CAPABILITIES = {
         sliding="alone",
     ),
     "falcon": RopeCapability("neox"),
+    "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
     "glm4": RopeCapability("norm"),
@@ -80,8 +92,10 @@ CAPABILITIES = {
     "granitemoe": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "lfm2": RopeCapability("neox", query_norm=True),
+    "lfm2moe": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "llama4": RopeCapability("norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4),
+    "minimax-m2": RopeCapability("neox", query_norm=True),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
         "norm",
@@ -91,14 +105,17 @@ CAPABILITIES = {
         reads_log_multiplier=True,
     ),
     "nemotron": RopeCapability("neox"),
+    "olmo": RopeCapability("norm"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),
     "olmoe": RopeCapability("neox", query_norm=True),
     "phi2": RopeCapability("neox"),
     "phi3": RopeCapability("neox", rope_factors="always"),
     "qwen2": RopeCapability("neox"),
     "qwen2moe": RopeCapability("neox"),
+    "qwen2vl": RopeCapability("neox", sections="blocks"),
     "qwen3": RopeCapability("neox", query_norm=True),
     "qwen3moe": RopeCapability("neox", query_norm=True),
+    "qwen3vl": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),

@@ -196,19 +196,43 @@ class _Reader:
         if problem:  # the scaling that replaces it starts from where this one would have
             trained = _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
         head_dim = self._head_dim(kind)
+        n_rot = self._rotated(parameters, head_dim)
         geometry = RopeGeometry(
-            n_rot=self._rotated(parameters, head_dim),
+            n_rot=n_rot,
             head_dim=head_dim,
             base=self._base(kind, parameters, notes),
             layout=self.layout,
             trained_context=trained,
+            sections=self._sections(parameters, n_rot, notes),
         )
         methods.check_geometry(geometry)
         return CheckpointRope(scaling, geometry, tuple(notes), problem)
 
+    def _sections(
+        self, parameters: Mapping[str, Any], n_rot: int, notes: list[str]
+    ) -> tuple[int, ...] | None:
+        """M-RoPE: each section of the pairs turns with another coordinate of an image's patch. In a
+        text all coordinates are the position, so the table is the one of the method itself."""
+        given = parameters.get("mrope_section", self.rule.sections)
+        if given is None:
+            return None
+        whole = isinstance(given, (list, tuple)) and all(type(n) is int and n >= 0 for n in given)
+        if not whole or len(given) != 3 or sum(given) != n_rot // 2:
+            raise RopeError(
+                f"{self.source}: mrope_section is {given!r}; it must be three whole numbers that "
+                f"add to {n_rot // 2}"
+            )
+        notes.append(
+            f"mrope_section {list(given)}: the table holds for text; images turn each section by a "
+            "coordinate"
+        )
+        return tuple(given)
+
     def _rotated(self, parameters: Mapping[str, Any], head_dim: int) -> int:
         """How many dimensions of a head rotate."""
         outer = self.config.get(self.rule.partial_key)
+        if outer is None and self.config.get(self.rule.rotated_key) is not None:
+            outer = integer(self.config, self.rule.rotated_key, self.source) / head_dim
         given = parameters.get("partial_rotary_factor", outer)
         partial = number(given, 1.0, self.rule.partial_key, self.source)
         if not 0 < partial <= 1:
@@ -223,9 +247,7 @@ class _Reader:
     def _scaling(
         self, given: Mapping[str, Any], outside: Any, max_position: int, notes: list[str]
     ) -> RopeScaling:
-        parameters = self._without_inert(
-            without_sections(given, self._head_dim(ALL) // 2, self.source, notes)
-        )
+        parameters = self._without_inert(without_sections(given))
         name = type_of(parameters, self.source, notes)
         name = self.rule.read_types.get(name, name)
         method = method_of(name, self.source)

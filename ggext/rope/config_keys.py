@@ -120,29 +120,14 @@ def check_keys(
         )
 
 
-def without_sections(
-    parameters: Mapping[str, Any], pairs: int, source: str, notes: list[str]
-) -> Mapping[str, Any]:
-    """M-RoPE: each section of the ``pairs`` turns with another coordinate of an image's patch. In a
-    text all coordinates are the position, so the table is the one of the method itself."""
-    sections = parameters.get("mrope_section")
-    if sections is None:
-        return parameters
-    whole = isinstance(sections, list) and all(type(n) is int and n >= 0 for n in sections)
-    if not whole or sum(sections) != pairs:
-        raise RopeError(
-            f"{source}: mrope_section is {sections!r}; it must be whole numbers that add to {pairs}"
-        )
-    notes.append(
-        f"mrope_section {sections}: the table holds for text; images turn each section by a "
-        "coordinate"
-    )
-    kinds = {
-        key: "default" if parameters[key] == "mrope" else parameters[key]
-        for key in _TYPE_KEYS
-        if key in parameters
+def without_sections(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The rope parameters without M-RoPE's own; its type ``mrope`` is, for text, no scaling."""
+    has_sections = "mrope_section" in parameters
+    return {
+        key: "default" if has_sections and key in _TYPE_KEYS and value == "mrope" else value
+        for key, value in parameters.items()
+        if key not in ("mrope_section", "mrope_interleaved")
     }
-    return {k: v for k, v in parameters.items() if k != "mrope_section"} | kinds
 
 
 def same_meaning(

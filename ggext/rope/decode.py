@@ -21,6 +21,7 @@ from ggext.rope import methods
 from ggext.rope.capabilities import Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.scaling import RopeGeometry, RopeTable
+from ggext.rope.sections import SECTIONS, still_pairs
 
 ROPE_FREQS = "rope_freqs.weight"
 ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -88,7 +89,19 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         layout=capability.layout,
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
         sliding_base=sliding_base,
+        sections=_sections(keys, arch),
     )
+
+
+def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
+    """Four counts of pairs, where the architecture has M-RoPE and the file says them."""
+    value = keys.get(SECTIONS)
+    if value is None or capability_of(arch).sections == "none":
+        return None
+    whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    if not whole or len(value) != 4:
+        raise RopeError(f"{SECTIONS} is {value!r}; it must be four whole numbers of pairs")
+    return tuple(value)
 
 
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
@@ -149,6 +162,9 @@ def decode(
         inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
     else:
         inv_freq = [w * scale for w in inv_freq]
+    if geometry.sections is not None:
+        still = still_pairs(geometry.sections, len(inv_freq), capability_of(arch).sections)
+        inv_freq = [0.0 if i in still else w for i, w in enumerate(inv_freq)]
     gain = _kernel_gain(keys, arch, kind, scale) * math.sqrt(query_scale(keys))
     return _usable(RopeTable(tuple(inv_freq), gain, context, lengths))
 

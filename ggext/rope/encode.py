@@ -3,13 +3,12 @@
 ``encode`` tries the encodings from the simplest on, reads each back as llama.cpp would
 (``decode``), and takes the first that gives the wanted table. What none can say is an error with
 its size, so a file that is written is right, or is not written. Another encoding is one more
-function in ``_ENCODERS``.
+function in ``ENCODERS``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -35,7 +34,9 @@ from ggext.rope.decode import (
     rolls,
     score_scale,
 )
+from ggext.rope.encoders import ENCODERS, Keys, beta_keys
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.sections import SECTIONS, sections_to_write
 from ggext.rope.shifts import folding_obstacle
 
 EncodingName = Literal["keys", "tensor", "folded", "runtime"]
@@ -49,9 +50,6 @@ _NOT_BAKED = {
         "mode; choose a fixed table: --ntk F, or --yarn F"
     ),
 }
-#: A pair divided by this does not turn: 1e-30 radians a token (the value that llama.cpp's converter
-#: writes).
-_STANDS_STILL = 1e30
 
 _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
@@ -67,22 +65,27 @@ class Encoding:
     keys as they were turned."""
 
     name: EncodingName
-    keys: dict[str, str | int | float]
+    keys: Keys
     exactness: Comparison
     kernel_gain: float
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
     elsewhere: Comparison | None = None
     rolls: bool = True
+    # whether llama.cpp refuses to shift a context of the architecture
+    never_shifted: bool = False
 
     @property
     def query_scale(self) -> float:
-        return float(self.keys.get(QUERY_SCALE, 1.0))
+        scale = self.keys.get(QUERY_SCALE, 1.0)
+        assert isinstance(scale, float)
+        return scale
 
     @property
     def shift_safe(self) -> bool:
         """Whether a context shift, which rotates the cached keys once more, leaves them as new ones
         would be."""
-        return self.rolls and abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        unit_gain = abs(self.kernel_gain - 1.0) <= EXACT_GAIN
+        return self.never_shifted or (self.rolls and unit_gain)
 
 
 def encode(
@@ -91,7 +94,8 @@ def encode(
     """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be
     made to do it.
 
-    A gain is folded only where that is asked for, since it changes weights; without a gain
+    A gain is folded only where that is asked for, since it changes weights (``convert.choose`` asks
+    for it where that costs nothing); without a gain
     ``folded`` is what the simplest encoding is. ``runtime`` is what remains where no other is
     exact: right in ggext's own contexts alone, or as near as they can be (``exactness`` tells).
     """
@@ -140,7 +144,7 @@ def _candidates(
             "folded"
         )
     candidates = []
-    for kind, encoder in _ENCODERS.items():
+    for kind, encoder in ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or needed):
             keys, tensors = encoder(scaling, geometry, wanted)
             if kind == "tensor" and needed != tuple(tensors):
@@ -157,6 +161,7 @@ def _candidates(
                     gain,
                     tensors,
                     rolls=rolls(_in_file(keys, geometry), arch),
+                    never_shifted=capability.is_never_shifted,
                 )
             )
     return candidates
@@ -176,20 +181,24 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
-) -> dict[str, str | int | float]:
+) -> Keys:
     """The keys that this architecture reads beside the common ones."""
     capability = capability_of(arch)
-    keys: dict[str, str | int | float] = {}
+    keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
-        keys |= _betas(scaling)
+        keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted)
+    if geometry.sections is not None and capability.sections != "none":
+        keys[SECTIONS] = sections_to_write(
+            geometry.sections, geometry.n_rot // 2, capability.sections
+        )
     return keys
 
 
-def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | int | float]:
+def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
     """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
     the attention factor as it is."""
@@ -205,9 +214,7 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> dict[str, str | 
     return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
 
 
-def _in_file(
-    keys: dict[str, str | int | float], geometry: RopeGeometry
-) -> dict[str, str | int | float]:
+def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
     """``keys`` beside the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
@@ -216,7 +223,7 @@ def _exactness(
     scaling: RopeScaling,
     geometry: RopeGeometry,
     arch: str,
-    keys: dict[str, str | int | float],
+    keys: Keys,
     tensors: dict[str, tuple[float, ...]],
     *,
     by_ggext: bool = False,
@@ -321,72 +328,6 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 def _describe(scaling: RopeScaling) -> str:
     return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
 
-
-_Written = tuple[dict[str, "str | int | float"], dict[str, tuple[float, ...]]]
-
-
-def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
-    """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
-    left out where the method works otherwise."""
-    method, factor = scaling.method, float(scaling.factor or 1.0)
-    keys: dict[str, str | int | float] = {
-        "rope.freq_base": float(geometry.base),
-        "rope.scaling.type": "none",
-    }
-    if method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
-    if method == "ntk":
-        keys["rope.freq_base"] = methods.ntk_base(factor, geometry)
-    if method in ("linear", "yarn"):
-        keys |= {"rope.scaling.type": method, "rope.scaling.factor": factor}
-    gain = wanted.attention_factor
-    if method == "yarn":
-        gain /= methods.yarn_gain(factor)  # llama.cpp's kernel multiplies by it on its own
-    if method in ("linear", "yarn") or gain != 1.0:
-        keys["rope.scaling.attn_factor"] = gain
-    return keys, {}
-
-
-def _betas(scaling: RopeScaling) -> dict[str, str | int | float]:
-    given = {BETA_FAST: scaling.beta_fast, BETA_SLOW: scaling.beta_slow}
-    return {key: float(value) for key, value in given.items() if value is not None}
-
-
-def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
-    """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type
-    and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
-    linear. LongRoPE has two such tensors and its own type; a factor would divide the angles once
-    more."""
-    keys: dict[str, str | int | float] = {"rope.freq_base": float(geometry.base)}
-    if scaling.method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
-    if wanted.attention_factor != 1.0:
-        keys["rope.scaling.attn_factor"] = wanted.attention_factor
-    if scaling.method != "longrope":
-        return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
-    keys["rope.scaling.type"] = "longrope"
-    short, long = (
-        methods.make_table(scaling, geometry, 1),
-        methods.make_table(scaling, geometry, 1 << 62),
-    )
-    return keys, {
-        ROPE_LONG: frequency_factors(long, geometry),
-        ROPE_SHORT: frequency_factors(short, geometry),
-    }
-
-
-def frequency_factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, ...]:
-    """θᵢ/ωᵢ, by which llama.cpp's operation divides each pair's unscaled angle."""
-    unscaled = methods.theta(geometry)
-    return tuple(
-        t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True)
-    )
-
-
-_ENCODERS: dict[EncodingName, Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]] = {
-    "keys": _as_keys,
-    "tensor": _as_tensor,
-}
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.
 SCALING_KEYS = (

@@ -44,6 +44,10 @@ class FamilyRule:
     default_parameters: Mapping[str, Any] = field(default_factory=dict)
     default_said: str = ""
     read_as: str = ""
+    #: Key of how many dimensions of a head rotate, in place of a share.
+    rotated_key: str = ""
+    #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
+    sections: tuple[int, ...] | None = None
 
 
 _LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
@@ -79,15 +83,18 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
             "high_freq_factor": 4.0,
         },
     ),
+    "cohere": FamilyRule(base_defaults={ALL: 5e5}),
     "cohere2": FamilyRule(unrotated=(FULL,), defaults={"sliding_window": 4096}),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
+    "glm4_moe_lite": _LATENT,
     "kimi_k2": FamilyRule(
         head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
     "exaone4": FamilyRule(unrotated=(FULL,)),
+    "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
@@ -118,6 +125,10 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
+    "lfm2_moe": FamilyRule(base_defaults={ALL: 1e6}),
+    "minimax_m2": FamilyRule(
+        defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
+    ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     # the first makes queries longer with their position, which is no RoPE table; the second repeats
     # the outer one
@@ -137,6 +148,14 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
             "llama_4_scaling_beta": 0.1,
         },
     ),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
+        FamilyRule(base_defaults={ALL: 1e6}),
+    ),
+    "qwen3_vl_text": FamilyRule(
+        defaults={"head_dim": 128}, base_defaults={ALL: 5e5}, sections=(24, 20, 20)
+    ),
+    "qwen3_vl_moe_text": FamilyRule(base_defaults={ALL: 5e5}, sections=(24, 20, 20)),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(

@@ -54,7 +54,7 @@ def parse_recipe(text: str) -> Recipe:
         if len(text) > _MAX_RECIPE:
             raise ValueError("too long")
         values = json.loads(text)
-        geometry = RopeGeometry(**values["geometry"])
+        geometry = RopeGeometry(**_with_tuples(values["geometry"]))
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
         recipe = Recipe(
             scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"])

@@ -25,6 +25,7 @@ class RopeGeometry:
     ``trained_context``: tokens that the checkpoint was trained for, before any extension.
     ``sliding_base``: the rope_theta of the sliding-window layers, where a scaling concerns the
     other layers alone (Gemma 3, Olmo 3); ``None`` where all layers that rotate do it alike.
+    ``sections``: M-RoPE's counts of pairs, by coordinate (``rope.sections``).
     """
 
     n_rot: int
@@ -33,6 +34,7 @@ class RopeGeometry:
     layout: Layout
     trained_context: int
     sliding_base: float | None = None
+    sections: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

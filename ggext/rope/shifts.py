@@ -21,6 +21,8 @@ def folding_obstacle(arch: str, geometry: RopeGeometry) -> str:
     """Why a gain cannot be folded into the queries of ``arch``, or is of no use there: a sentence
     without its end, empty where it can be."""
     capability = capability_of(arch)
+    if capability.is_never_shifted:
+        return f"llama.cpp never shifts a context of {arch}, so that nothing rolls it"
     if capability.scores == "scaled":
         return (
             f"llama.cpp's {arch} rotates a part of the queries that has no rows of its own to fold "
@@ -42,6 +44,8 @@ def folding_obstacle(arch: str, geometry: RopeGeometry) -> str:
 def shift_damage(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[float]], arch: str) -> str:
     """What a context shift does to the cached keys of a file: a sentence without its end, empty for
     nothing. ``keys``: the architecture's without their prefix; ``tensors``: as ``decode``."""
+    if capability_of(arch).is_never_shifted:
+        return ""
     wrong = turned_wrongly(arch)
     if wrong:
         return wrong

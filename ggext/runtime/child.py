@@ -75,6 +75,11 @@ _prepared = False
 _inside = False
 
 
+def is_unwanted() -> bool:
+    """Whether the user wants no child where one is only a precaution."""
+    return os.environ.get("GGEXT_FIRST_LOAD") == "here"
+
+
 def is_child() -> bool:
     """Whether this process is a `Child` of another."""
     return _inside

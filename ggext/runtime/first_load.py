@@ -27,7 +27,6 @@ from ggext.runtime.child import Child
 
 Progress = Callable[[float], bool]
 
-_OPT_OUT = ("GGEXT_FIRST_LOAD", "here")
 _SERVE = "ggext.runtime.first_load_child:serve"
 _FORM = "1"  # of what is tried: another one is tried again
 _KEPT = 1000  # files that are remembered
@@ -38,8 +37,7 @@ _log = logging.getLogger(__name__)
 def untried(header: GgufFile, gpu_layers: int | None) -> Path | None:
     """Where it will be kept that a child has survived the file; None where that is known, and where
     this process is such a child itself or is told to do without."""
-    name, value = _OPT_OUT
-    if child.is_child() or os.environ.get(name) == value:
+    if child.is_child() or child.is_unwanted():
         return None
     try:
         folder = cache_folder()

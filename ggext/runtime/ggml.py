@@ -29,6 +29,9 @@ F32, F16, I32 = 0, 1, 26  # enum ggml_type
 _DTYPES = {F32: "<f4", F16: "<f2", I32: "<i4"}
 _CPU = 0  # enum ggml_backend_dev_type
 NEOX = 2  # GGML_ROPE_TYPE_NEOX; 0 turns adjacent dimensions
+MROPE = (
+    8  # GGML_ROPE_TYPE_MROPE and, with more bits, IMROPE: pairs as in NEOX, four positions a token
+)
 _OBJECT = 32  # bytes of struct ggml_object in front of a tensor
 _LIMIT = 1 << 31  # bytes of a tensor that are read at once
 
@@ -114,7 +117,7 @@ class RopeCall:
 
     @property
     def layout(self) -> str:
-        return "neox" if self.mode & NEOX else "norm"
+        return "neox" if self.mode & (NEOX | MROPE) else "norm"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ggext.llama_cpp_facts.splitters import BY_HAND
 from ggext.runtime import first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
+from ggext.runtime.unknown_characters import SPACE_PREFIX, UnknownCharacters
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
@@ -91,7 +92,9 @@ class Model(Closing):
             params.n_gpu_layers = gpu_layers
         if overrides:
             header = with_overrides(header, overrides)
-            params.kv_overrides = _override_array(module, overrides)
+        by_hand = {} if UnknownCharacters.of(header) is None else {SPACE_PREFIX: False}
+        if overrides or by_hand:
+            params.kv_overrides = _override_array(module, {**(overrides or {}), **by_hand})
         loading = _Loading(progress)
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
@@ -170,14 +173,26 @@ class Model(Closing):
         text that the caller wrote.
         """
         add_special = add_special and self._has_what_it_adds
-        if not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD:
+        unknown = self._unknown_characters
+        if unknown is not None:
+            tokens = unknown.tokenize(
+                text, lambda part: self._tokenize(part, False, False), parse_special=parse_special
+            )
+        elif not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD:
             return self._tokenize(text, add_special, parse_special)
-        tokens = long_text.tokens_of(text, lambda part: self._tokenize(part, False, parse_special))
+        else:
+            tokens = long_text.tokens_of(
+                text, lambda part: self._tokenize(part, False, parse_special)
+            )
         if not add_special:
             return tokens
         around = self._tokenize("", True, False)
         start = around[:1] if self.adds_bos else []
         return [*start, *tokens, *around[len(start) :]]
+
+    @cached_property
+    def _unknown_characters(self) -> UnknownCharacters | None:
+        return UnknownCharacters.of(self.header)
 
     @cached_property
     def _has_what_it_adds(self) -> bool:
@@ -285,6 +300,9 @@ def _override_array(module: Any, overrides: Overrides) -> Any:
         if isinstance(value, str):
             entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_STR
             entry.value.val_str = value.encode()
+        elif isinstance(value, bool):
+            entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_BOOL
+            entry.value.val_bool = value
         elif isinstance(value, int):
             entry.tag = module.LLAMA_KV_OVERRIDE_TYPE_INT
             entry.value.val_i64 = value

@@ -123,12 +123,3 @@ def _vocabulary(header: GgufFile) -> Iterator[str]:
         yield "a byte token is not spelled <0xNN>"  # substr(3, 2) throws
     if model == "bert" and _BYTE in kinds:  # token_to_byte: fatal error
         yield "the tokenizer bert has byte tokens"
-    if model == "llama":
-        lacking = next((byte for byte in range(256) if not _is_spelled(byte, named)), None)
-        if lacking is not None:  # byte_to_token: unordered_map::at
-            yield f"the vocabulary lacks the byte token <0x{lacking:02X}>"
-
-
-def _is_spelled(byte: int, tokens: set[str]) -> bool:
-    by_itself = bytes([byte]).decode("utf-8", "surrogateescape")
-    return f"<0x{byte:02X}>" in tokens or by_itself in tokens

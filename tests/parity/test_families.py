@@ -85,18 +85,20 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
 
     checkpoint = make_model(tmp_path / "model", row.model_type, **row.config)
     path = checkpoint / "config.json"
-    values = json.loads(path.read_text())
+    whole = json.loads(path.read_text())
+    values = whole.get("text_config", whole)
     if "rope_parameters" not in row.config:  # the class's own base and share of a head
         del values["rope_parameters"]
-        path.write_text(json.dumps(values))
+        path.write_text(json.dumps(whole))
     full = _metadata(checkpoint)
-    usual = json.loads(type(AutoConfig.for_model(row.model_type))().to_json_string(use_diff=False))
+    of_class = type(AutoConfig.for_model(row.model_type).get_text_config())
+    usual = json.loads(of_class().to_json_string(use_diff=False))
     kept = ("model_type", "num_key_value_heads")  # the tensors' shapes would tell
     silent = {k: v for k, v in values.items() if k in kept or k not in usual or usual[k] != v}
     assert len(silent) < len(values)
-    path.write_text(json.dumps(silent))
+    path.write_text(json.dumps(whole | {"text_config": silent} if whole is not values else silent))
     assert _metadata(checkpoint) == full
-    rope = AutoConfig.from_pretrained(checkpoint).rope_parameters
+    rope = AutoConfig.from_pretrained(checkpoint).get_text_config().rope_parameters
     rope = rope.get("full_attention", rope)
     written = full[f"{full['general.architecture']}.rope.freq_base"]
     assert (
@@ -158,7 +160,7 @@ def test_layers_that_do_not_rotate_make_a_shift_wrong(
     report = verify(out, levels=["shift"])
     assert report.shift_safe is safe
     assert all(row.k_norm == pytest.approx(1, abs=1e-6) for row in report.shifts)
-    assert safe or "those of layers that do not rotate" in report.checks[0].why
+    assert safe or "layers that have no RoPE" in report.checks[0].why
     assert planned.encoding is not None
     assert not planned.encoding.shift_safe  # of the architecture, whatever its size
     assert not inspect(out).shift_safe

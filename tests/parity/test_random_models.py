@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 from ggext.converters import known_families
-from random_models import gelu_of_ggml, make_random_model, random_config, respell
+from random_models import gelu_of_ggml, make_random_model, random_model_config, respell
 from test_families_table import WITHOUT_A_ROW
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError
-from ggext.proof.reference import divergence
+from ggext.proof.reference import divergence, judge_class
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
@@ -60,17 +60,15 @@ def _evaluated(model_type: str, folder: Path, seed: int) -> tuple[list[int], Any
     """Tokens and what transformers makes of them with the configuration as it stands in the folder,
     ``None`` where it cannot run that or would take random weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     random = Random(f"{model_type} {seed}")
     try:
-        make_random_model(
-            folder, AutoConfig.for_model(model_type, **random_config(model_type, random)), seed
-        )
+        make_random_model(folder, random_model_config(model_type, random), seed)
         if random.random() < 0.6:
             respell(folder, random)
         config = AutoConfig.from_pretrained(folder)
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = judge_class(config).from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
@@ -79,7 +77,7 @@ def _evaluated(model_type: str, folder: Path, seed: int) -> tuple[list[int], Any
         )
         ids = [
             2 + (7919 * i + 13 * seed) % 300
-            for i in range(min(160, config.max_position_embeddings))
+            for i in range(min(160, config.get_text_config().max_position_embeddings))
         ]
         with torch.inference_mode():
             logits = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy()

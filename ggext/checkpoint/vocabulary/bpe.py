@@ -27,7 +27,7 @@ from ggext.checkpoint.files import (
 )
 from ggext.checkpoint.vocabulary import pretokenizers
 from ggext.checkpoint.vocabulary.byte_level import SYMBOLS
-from ggext.checkpoint.vocabulary.spm import check_bytes
+from ggext.checkpoint.vocabulary.spm import byte_notes
 from ggext.errors import CheckpointError
 
 SPACE = "\u2581"
@@ -277,7 +277,7 @@ def _sentencepiece_form(
         raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
     source = TokenSource("llama", table)
     _mark_bytes_and_unknown(model, source)
-    check_bytes(table)
+    source.notes += byte_notes(table)
     _set_spaces(root, source)
     _set_scores(source, merges)
     source.notes += strip_notes(root)

@@ -210,7 +210,7 @@ def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokeni
 
     Raises CheckpointError, naming the expressions, where llama.cpp has no name for them.
     """
-    steps = tuple(SAME.get(step, step) for step in _steps(pre_tokenizer or {}, where, 0))
+    steps = steps_of(pre_tokenizer, where)
     rows = tuple(row for row in TABLE if row.steps == steps)
     if not rows and (steps.count(BYTES) != 1 or steps[-1] != BYTES):
         raise CheckpointError(
@@ -225,6 +225,12 @@ def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokeni
             "the same"
         )
     return rows
+
+
+def steps_of(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[str, ...]:
+    """The split expressions in order, under the spelling that ``TABLE`` has. Raises
+    ``CheckpointError`` for a step that llama.cpp has not."""
+    return tuple(SAME.get(step, step) for step in _steps(pre_tokenizer or {}, where, 0))
 
 
 def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:

@@ -31,6 +31,7 @@ from ggext.checkpoint.vocabulary.bpe import (
     read_tokenizer_json,
     strip_notes,
 )
+from ggext.checkpoint.vocabulary.duplicates import disagreement, json_notes, template_notes
 from ggext.checkpoint.vocabulary.forms import read_other_form
 from ggext.checkpoint.vocabulary.special import (
     SmallFiles,
@@ -39,7 +40,7 @@ from ggext.checkpoint.vocabulary.special import (
     chat_templates,
     special_ids,
 )
-from ggext.checkpoint.vocabulary.spm import is_sentencepiece, read_sentencepiece
+from ggext.checkpoint.vocabulary.spm import byte_notes, is_sentencepiece, read_sentencepiece
 from ggext.errors import CheckpointError
 
 # GGUF spells one of its keys so.
@@ -117,6 +118,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     add_bos, add_eos = added_around(files, root, source, ids)
     templates = chat_templates(files)
     default = templates.pop("default", None)
+    source.notes += template_notes(files, default)
     rows = source.table.padded(vocab_size)
     if source.model == "llama":
         source.notes += _merged_control_notes(rows)
@@ -163,11 +165,19 @@ def _read_source(
     data = read_file(path)
     if data is not None and (root is None or is_sentencepiece(data)):
         source = _sentencepiece(data, str(path))
-        if root is not None:
+        said = disagreement(root, source.table) if root is not None else ""
+        if root is not None and said:
+            source = read_tokenizer_json(root, where)
+            source.notes.append(
+                f"tokenizer.json and tokenizer.model differ ({said}): tokenizer.json is taken, as "
+                "transformers does"
+            )
+        elif root is not None:
             add_tokens(root, source.table, where)
             source.notes += strip_notes(root)
     elif root is not None:
         source = read_tokenizer_json(root, where)
+        source.notes += json_notes(folder, root)
     else:
         raise CheckpointError(
             f"{folder} has no tokenizer.json, tokenizer.model, tekken.json or vocab.json with "
@@ -211,6 +221,7 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
     model = read_sentencepiece(data, where)
     source = TokenSource("llama", model.table, roles=model.roles)
     source.add_space_prefix = model.add_dummy_prefix
+    source.notes += byte_notes(model.table)
     if model.charsmap:
         source.notes.append(
             "the SentencePiece model normalizes text (precompiled_charsmap), llama.cpp does not: "

@@ -266,18 +266,20 @@ def _around(step: JsonObject, where: str) -> tuple[list[str], list[str]]:
 
 
 def chat_templates(files: SmallFiles) -> dict[str, str]:
-    """Templates by name, the main one as "default". Files go before tokenizer_config.json."""
+    """Templates by name, the main one as "default": as in transformers, .jinja files go before
+    tokenizer_config.json, and that before a processor's chat_template.json."""
     folder = files.folder
     main = read_text(folder / "chat_template.jinja")
-    if main is None:
-        old = read_json(folder / "chat_template.json")
-        main = get(old, "chat_template", str, str(folder / "chat_template.json")) if old else None
     found = {} if main is None else {"default": main}
     for name in ("additional_chat_templates", "chat_templates"):
         for path in sorted((folder / name).glob("*.jinja"))[:100]:
             found.setdefault(_template_name(path.stem), read_text(path) or "")
     if not found:
         found = _config_templates(files)
+    old = None if "default" in found else read_json(folder / "chat_template.json")
+    main = get(old, "chat_template", str, str(folder / "chat_template.json")) if old else None
+    if main is not None:
+        found["default"] = main
     return {name: check_text(text, f"{folder}: the chat template") for name, text in found.items()}
 
 

@@ -20,11 +20,11 @@ from ggext.checkpoint.files import (
     UNKNOWN,
     USER_DEFINED,
     TokenTable,
-    quote,
 )
 from ggext.errors import CheckpointError
 
-MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
+_BPE, _CHARACTER = 2, 4
+MODEL_TYPES = {1: "Unigram", _BPE: "BPE", 3: "word", _CHARACTER: "character"}
 
 # ModelProto
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3
@@ -221,9 +221,7 @@ def is_sentencepiece(data: bytes) -> bool:
 def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
     """Read a ``tokenizer.model``; refuses what llama.cpp's "llama" tokenizer does not do.
 
-    Raises CheckpointError for bytes that are no such model, for Unigram, word and character
-    models, and for a vocabulary without the 256 byte tokens (llama.cpp throws through its C
-    interface, which ends the process, at the first character that needs one).
+    Raises CheckpointError for bytes that are no such model, and for Unigram and word models.
     """
     try:
         model = _read_messages(data, where)
@@ -233,11 +231,12 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
         ) from error
     if not model.table.tokens:
         raise CheckpointError(f"{where} holds no pieces; download the checkpoint again")
-    if model.model_type != 2:
+    if model.model_type != _BPE and not _is_by_character(model):
         name = MODEL_TYPES.get(model.model_type, f"type {model.model_type}")
         raise CheckpointError(
             f"{where} is a SentencePiece {name} model, and llama.cpp's tokenizer for Llama merges "
-            "as BPE does: its token ids would differ; only BPE models can be converted"
+            "as BPE does: its token ids would differ; only BPE and character models can be "
+            "converted"
         )
     for wrong, flag in (
         (model.whitespace_as_suffix, "treat_whitespace_as_suffix"),
@@ -245,17 +244,24 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
     ):
         if wrong:
             raise CheckpointError(f"{where} has {flag}, which llama.cpp's tokenizer cannot do")
-    check_bytes(model.table)
     return model
 
 
-def check_bytes(table: TokenTable) -> None:
-    """Refuse an SPM vocabulary that lacks one of ``<0x00>`` ... ``<0xFF>`` as a byte token."""
+def _is_by_character(model: SentencePieceModel) -> bool:
+    """Whether every text falls into its characters, of which no merging makes anything."""
+    plain = (token.text for _, token in model.table if token.type == NORMAL)
+    return model.model_type == _CHARACTER and all(len(text) == 1 for text in plain)
+
+
+def byte_notes(table: TokenTable) -> list[str]:
+    """A line for a vocabulary that lacks one of ``<0x00>`` ... ``<0xFF>`` as a byte token."""
     present = {token.text for _, token in table if token.type == BYTE}
     missing = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in present]
-    if missing:
-        raise CheckpointError(
-            f"{table.where} lacks {len(missing)} of the 256 byte tokens (first "
-            f"{quote(missing[0])}), without which llama.cpp ends the process on characters that no "
-            "piece has; train with byte_fallback"
-        )
+    if not missing:
+        return []
+    note = (
+        f"the vocabulary lacks {len(missing)} of the 256 byte tokens: for characters that no piece "
+        "has ggext takes the unknown token, as the original does; other llama.cpp programs end at "
+        "such a character"
+    )
+    return [note]
