@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ pytest.importorskip("llama_cpp")
 pytest.importorskip("rich")
 
 from click.testing import CliRunner, Result
+from test_chat import Script
 
 from ggext.chat import kept_settings, session
 from ggext.chat.kept_settings import KeptSettings
@@ -191,3 +193,58 @@ def test_what_cannot_be_written_is_read_all_the_same(
     done = ggext("chat", demo_gguf, "-p", "Why?", "--session", "a", *GREEDY)
     assert done.exit_code == 0
     assert "what was kept of it is read, what is said now is not kept" in done.stderr
+
+
+def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[object], *typed: str) -> list[str]:
+    """What `ggext chat` shows for typed lines, over the real engine."""
+    from ggext.cli.chat_input import Asked
+    from ggext.screen import terminal
+
+    screen = Script(*typed)
+    monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: Asked(None, (), is_chat=True))
+    monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
+    main.main(["chat", *map(str, arguments)], standalone_mode=False)
+    return screen.lines
+
+
+def test_the_context_is_opened_again_in_a_running_chat(
+    demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both needed a restart, and no command was printed."""
+    lines = converse(
+        monkeypatch,
+        [demo_gguf, "--ctx", "400", "--session", "a", *GREEDY],
+        "Where is the map?",
+        "/ctx 1k",
+        "Why?",
+        "/ctx 4000G",
+        "/when-full stream",
+        "And?",
+        "/when-full turns",
+        "/ctx",
+    )
+    text = "\n".join(lines)
+    assert "- the context is 1,024 tokens" in lines
+    reused = [int(match) for match in re.findall(r"reused (\d+)", text)]
+    assert reused[0] == 0
+    assert min(reused[1:]) > 10  # what was cached went along
+    assert any("'4000G' is not a number of tokens" in line for line in lines)
+    assert "- when the context is full: stream" in lines
+    assert "- when the context is full: turns" in lines
+    assert any("the context is 1,024 tokens; /ctx N" in line for line in lines)
+    kept = kept_settings.load(named("a"))
+    assert kept is not None
+    assert (kept.ctx, kept.when_full) == (1024, "turns")
+
+
+def test_a_context_that_cannot_be_made_leaves_the_one_that_is_there(
+    demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = converse(
+        monkeypatch,
+        [demo_gguf, "--ctx", "400", "--no-autosave", *GREEDY],
+        "Where is the map?",
+        "/ctx 1000M",
+        "Why?",
+    )
+    assert [line[0] for line in lines if line[0] in "<!"] == ["<", "!", "<"]

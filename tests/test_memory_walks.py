@@ -184,3 +184,16 @@ def test_the_smallest_contexts_hold_a_text_of_any_length(model: Model, policy: W
                 assert session.used + session.dropped == length
                 answer = list(session.generate(Sampling(temperature=3, seed=1), 20))
                 assert session.used + session.dropped >= length + len(answer) - 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tiny_contexts_are_refused_or_run(model: Model, policy: WhenFull) -> None:
+    """A context of one token ended the process where a policy has a second sequence."""
+    for n_ctx in (1, 2, 5, 6, 8):
+        try:
+            options = SessionOptions(n_ctx=n_ctx, memory=MemoryOptions(policy))
+            with Session(model, options) as session:
+                session.evaluate([*range(3, 23)])
+                assert session.dropped >= 20 - n_ctx
+        except (UsageError, ContextFullError):
+            continue

@@ -846,6 +846,7 @@ def test_completion_offers_commands_settings_and_paths(tmp_path: Path) -> None:
     assert offered("/re") == ["/regen"]
     assert "/quit" in offered("/")
     assert offered("/set te") == ["temperature"]
+    assert offered("/when-full la") == ["landmark"]
     assert offered(f"/file {tmp_path}/bo") == ["ok.txt"]
     assert offered("what is /re") == []
     assert offered("/system be") == []

@@ -66,6 +66,10 @@ class SessionOptions:
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
+        if self.n_ctx == 1 and self.edits_cache:  # it has two sequences, which ends the process
+            raise UsageError(
+                f"n_ctx is 1, but must be at least 2 for {self.memory.when_full}, which moves cells"
+            )
         if self.kv_type not in KV_TYPES:
             known = ", ".join(KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")

@@ -51,10 +51,11 @@ def new_completer() -> Completer:
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
-    from ggext.chat.commands import COMMANDS
+    from ggext.chat.commands import COMMANDS, WHEN_FULL
     from ggext.chat.settings import NAMES
 
     paths = PathCompleter(expanduser=True)
+    words = {"/set ": NAMES, "/when-full ": WHEN_FULL}
 
     class CommandCompleter(Completer):
         def get_completions(
@@ -64,10 +65,11 @@ def new_completer() -> Completer:
             command = next((name for name in _TAKE_A_FILE if text.startswith(name)), None)
             if command is not None:
                 yield from paths.get_completions(Document(text[len(command) :]), complete_event)
-            elif text.startswith("/set "):
-                begun = text.removeprefix("/set ")
+            elif text.startswith(tuple(words)):
+                taker = next(name for name in words if text.startswith(name))
+                begun = text.removeprefix(taker)
                 yield from (
-                    Completion(name, -len(begun)) for name in NAMES if name.startswith(begun)
+                    Completion(word, -len(begun)) for word in words[taker] if word.startswith(begun)
                 )
             elif text.startswith("/"):
                 for name, entry in COMMANDS.items():
