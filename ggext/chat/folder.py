@@ -13,10 +13,14 @@ from ggext.gguf import system
 from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 from ggext.runtime.closing import Closing
 
-JOURNAL, STATE, _LOCK = "chat.jsonl", "kv.bin", "chat.lock"
+JOURNAL, STATE, SETTINGS, _LOCK = "chat.jsonl", "kv.bin", "settings.json", "chat.lock"
 #: Says that nobody named the chat, so that it goes when there are many newer ones.
 UNNAMED = ".unnamed"
 _TRIES = 20
+
+
+class OpenElsewhereError(OutputError):
+    """Another program has the chat open."""
 
 
 class ChatFolder(Closing):
@@ -38,7 +42,7 @@ class ChatFolder(Closing):
                 continue
             if system.lock(lock) is not True:
                 os.close(lock)
-                raise OutputError(
+                raise OpenElsewhereError(
                     f"the chat in {self.path} is open in another ggext; leave that one first"
                 )
             if _is_at(self.path / _LOCK, lock):
@@ -59,7 +63,7 @@ class ChatFolder(Closing):
     def remove(self) -> None:
         """Removes the chat's own files, and the folder if nothing else is in it. Who waits for the
         lock finds that it is gone, and makes a new one."""
-        names = (JOURNAL, STATE, UNNAMED, *_leftovers(self.path), _LOCK)
+        names = (JOURNAL, STATE, SETTINGS, UNNAMED, *_leftovers(self.path), _LOCK)
         for name in names:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
@@ -76,7 +80,7 @@ class ChatFolder(Closing):
 
 def _leftovers(folder: Path) -> Iterable[str]:
     """What a crash left of files that were being written."""
-    for name in (JOURNAL, STATE):
+    for name in (JOURNAL, STATE, SETTINGS):
         yield from (path.name for path in folder.glob(f".{name}.*.part"))
 
 

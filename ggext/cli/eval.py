@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import MODEL
-from ggext.cli.numbers import parse_tokens
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan

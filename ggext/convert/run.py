@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ggext.arguments import check_fields
 from ggext.convert.choose import choose_encoding
 from ggext.convert.fold import Rounding, fold_query, folded_weights
 from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
@@ -62,6 +63,9 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def replaces_scaling(self) -> bool:

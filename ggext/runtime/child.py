@@ -197,6 +197,7 @@ class Child(Closing):
             self.kill()
 
         timer = threading.Timer(seconds, expire)
+        timer.daemon = True  # else the program waits for it, after a Ctrl-C
         timer.start()
         try:
             yield expired
