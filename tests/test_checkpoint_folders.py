@@ -264,6 +264,7 @@ _SAVED = sorted(
         "granitemoe",
         "granitemoeshared",
         "llama4_text",
+        "minimax_m2",
         "mixtral",
         "olmoe",
         "qwen2_moe",
@@ -332,9 +333,12 @@ _TEXT = {
     "mistral3": {"model_type": "mistral", "head_dim": 32},
     "gemma3": ROWS["gemma3_text"].config,
 }
+for _name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    _TEXT[_name] = dict(ROWS[_name].config)
+    _VISION[_name] = _TEXT[_name].pop("vision_config")
 
 
-@pytest.mark.parametrize("model_type", ["mistral3", "gemma3"])
+@pytest.mark.parametrize("model_type", _TEXT)
 @pytest.mark.parametrize("top", [None, True, False])
 @pytest.mark.parametrize("inner", [None, True, False])
 def test_the_whole_models_tie_counts(
