@@ -20,6 +20,7 @@ class Qwen2Vl(Qwen2):
     defaults = {"rms_norm_eps": 1e-5}
     free_head_dim = False
     tied_as_part = False
+    tied_by_text = True
 
     def check(self) -> None:
         super().check()
