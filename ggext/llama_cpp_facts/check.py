@@ -202,6 +202,9 @@ def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
     mapping = keys.get("deepstack_mapping", [])
     if not isinstance(mapping, list) or any(entry != -1 for entry in mapping):
         yield "deepstack_mapping is that of a model of images"
+    stacked = keys.get("n_deepstack_layers", 0)
+    if not isinstance(stacked, int) or not 0 <= stacked <= MAX_LAYERS // 2:
+        yield f"n_deepstack_layers is {stacked!r:.40}"
     yield from _sections(facts, keys)
 
 

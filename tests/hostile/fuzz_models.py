@@ -12,6 +12,7 @@ in a process of its own: only a file that ends the process then is a death of th
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -221,6 +222,7 @@ def _child(
     child = os.fork()
     if not child:
         os.close(reader)
+        faulthandler.disable()  # pytest's
         os.dup2(noise, 1)
         os.dup2(noise, 2)
         try:
@@ -279,6 +281,7 @@ def _second_line_holds(path: Path) -> bool:
     """Whether a program that opens the file as usual, and uses it, lives on."""
     child = os.fork()
     if not child:
+        faulthandler.disable()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
