@@ -99,6 +99,7 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     ),
     "not causal": ("llama", keys(attention__causal=False), "continues text"),
     "images": ("llama", keys(deepstack_mapping=[0, 1]), "that of a model of images"),
+    "images in all layers": ("llama", keys(n_deepstack_layers=2), "is 2 of 2 layers"),
     "sections": ("llama", keys(rope__dimension_sections=[4, 2, 2, 0]), "no model of images"),
     "temperature": ("mistral3", keys(attention__temperature_scale=float("nan")), "is nan"),
     "integers": ("llama", tensor("blk.0.ffn_up.weight", (64, 96), 26), "is of type I32"),
