@@ -19,8 +19,8 @@ for_dev := $(venv)/.installed-dev-$(place)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: $(for_run) ## install what running needs, then run `ggext demo`
-	$(venv)/bin/ggext demo
+demo: $(for_run) ## install what running needs, then run `ggext demo` and write its report
+	$(venv)/bin/ggext demo --html demo-report.html
 
 test: $(for_dev) ## install what the tests need too, then run them all on every core (ARGS="-k name" for some)
 	$(python) -m pytest --numprocesses auto --dist worksteal $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ggext.errors import OutputError
+from ggext.gguf import system
 from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 from ggext.runtime.closing import Closing
 
@@ -39,7 +40,7 @@ class ChatFolder(Closing):
                 lock = _open_lock(self.path / _LOCK)
             except FileNotFoundError:  # who had it has just removed it
                 continue
-            if not _lock(lock):
+            if system.lock(lock) is not True:
                 os.close(lock)
                 raise OpenElsewhereError(
                     f"the chat in {self.path} is open in another ggext; leave that one first"
@@ -103,16 +104,6 @@ def _open_lock(path: Path) -> int:
         return open_plain(path, os.O_RDWR, follow=False)
     except NotPlainError as error:
         raise OutputError(f"{path} {error.strerror}; move it away") from None
-
-
-def _lock(handle: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:

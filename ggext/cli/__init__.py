@@ -15,7 +15,7 @@ from ggext.cli.process import debug, failed, run, said
 from ggext.cli.suggest import unknown_command, unknown_option
 
 #: Command → its line in the list of commands. The module of the same name holds it, as a function
-#: of that name or, where that would hide a builtin, as ``command``.
+#: of that name or as ``command``.
 _COMMANDS = {
     "convert": "Bake a RoPE scaling into a GGUF file.",
     "verify": "Prove in numbers that a file does what was asked.",
@@ -32,6 +32,8 @@ _COMMANDS = {
     "doctor": "Say what is installed, what is missing, and whether it works.",
     "demo": "Bake, prove and measure the embedded model.",
 }
+#: Command → its module, where a module of that name would hide the builtin here.
+_MODULES = {"list": "listing"}
 _OVERVIEW = """\
 ggext makes local models read longer texts. It does three things:
 
@@ -51,7 +53,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in _COMMANDS:
             return None
-        module = import_module(f"ggext.cli.{name}")
+        module = import_module(f"ggext.cli.{_MODULES.get(name, name)}")
         command: click.Command = getattr(module, "command", None) or getattr(module, name)
         return command
 

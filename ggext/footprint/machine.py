@@ -3,11 +3,13 @@ programs use is left alone."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -35,7 +37,26 @@ def _available(proc: Path) -> int | None:
         )
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return _physical_share()
+        return _windows_memory() if sys.platform == "win32" else _physical_share()
+
+
+def _windows_memory() -> int | None:
+    """What GlobalMemoryStatusEx calls available: physical memory without swapping."""
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 - only there
+    status = _MemoryStatus(ctypes.sizeof(_MemoryStatus))
+    return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h; all sizes in bytes."""
+
+    _fields_: ClassVar = [
+        ("size", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    ]
 
 
 def _physical_share() -> int | None:

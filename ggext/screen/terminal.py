@@ -248,6 +248,9 @@ def write_control(console: Console, sequence: str) -> None:
 def _no_echo() -> Iterator[None]:
     """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt,
     each as it is: in lines, Ctrl-D would be lost."""
+    if sys.platform == "win32":  # a console repeats only what is being read
+        yield
+        return
     import termios
 
     try:
