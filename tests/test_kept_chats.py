@@ -87,6 +87,8 @@ def test_words_of_llama_cli(demo_gguf: Path) -> None:
         (["chat"], "Missing argument 'FILE'"),
         (["chat", "nothing.gguf"], "nothing.gguf: there is no such file"),
         (["chat", "-c"], "there is no chat to go on with"),
+        (["chat", "x.gguf", "-p", "a", "-p", "b"], "-p asks one question, not 2"),
+        (["chat", "x.gguf", "-p", "a", "b"], "-p and 'b' are both a question: give one"),
         (["chats", "delete", "nothing"], "there is no chat nothing"),
         (["chats", "rename", "nothing", "x"], "there is no chat nothing"),
         (["chats", "export", "nothing", "x.md"], "there is no chat nothing"),

@@ -402,9 +402,9 @@ class Keyboard:
     def raw_until_prompt(self, seconds: float = 20) -> str:
         """Everything up to the next prompt, terminal control included."""
         end, raw = time.monotonic() + seconds, ""
-        while not re.search(
-            r"\x1b\[\?2004h.*\x1b\[\?25h$", raw, re.DOTALL
-        ):  # ready for a paste, cursor on
+        # Ready for a paste, with the prompt drawn after that and the cursor on.
+        ready = r"\x1b\[\?2004h((?!\x1b\[\?2004).)*>((?!\x1b\[\?2004).)*\x1b\[\?25h$"
+        while not re.search(ready, raw, re.DOTALL):
             left = end - time.monotonic()
             assert left > 0, f"no prompt within {seconds} s after {raw!r}"
             if select.select([self.side], [], [], left)[0]:

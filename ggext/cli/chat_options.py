@@ -35,6 +35,15 @@ class ChatCommand(GroupedCommand):
         return super().parse_args(ctx, parsed)
 
 
+def only_one(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """A question; several would leave all but one without an answer. Raises UsageError."""
+    if len(given) > 1:
+        raise UsageError(
+            f"-p asks one question, not {len(given)}; a text before it goes in with -f"
+        )
+    return given[0] if given else None
+
+
 question = group(
     "What is asked",
     click.option(
@@ -44,7 +53,14 @@ question = group(
         metavar="FILE",
         help="The model, in place of the first word.",
     ),
-    click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question and leave."),
+    click.option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        multiple=True,
+        callback=only_one,
+        help="Ask this one question and leave.",
+    ),
     click.option(
         "-f",
         "--file",

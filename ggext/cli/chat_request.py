@@ -58,16 +58,12 @@ def new_request(
 ) -> Request:
     """The request of click's values. Raises UsageError, GgufError."""
     from ggext.chat.conversation import ChatOptions
-    from ggext.chat.session import kept_chat, last_chat
+    from ggext.chat.session import kept_chat
     from ggext.gguf.shards import metadata_part
     from ggext.runtime.sampling import Sampling
 
     values = dict(given)
-    session = values.pop("session")
-    if values.pop("go_on"):
-        if session is not None:
-            raise UsageError("--continue goes on with the last chat, --session with a named one")
-        session = last_chat()
+    session = _session(values.pop("session"), go_on=values.pop("go_on"))
     kept = None if session is None else kept_chat(session)
     as_it_was = ""
     if kept is not None:
@@ -101,6 +97,17 @@ def new_request(
         as_it_was=as_it_was,
         **values,
     )
+
+
+def _session(name: str | None, *, go_on: bool) -> str | None:
+    """The kept chat that is meant."""
+    from ggext.chat.session import last_chat
+
+    if not go_on:
+        return name
+    if name is not None:
+        raise UsageError("--continue goes on with the last chat, --session with a named one")
+    return last_chat()
 
 
 def _file_and_words(

@@ -233,10 +233,14 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
         return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
-        short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"
+        holds = room.most() if options.n_ctx is not None else largest
+        short = (
+            f"a context of {asked:,} tokens needs {size:.1f} GiB, the free memory holds "
+            f"{holds:,} tokens"
+        )
         if options.n_ctx is not None or largest < STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
-        return largest, [f"{short}: the context is {largest} tokens"]
+        return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
         asked > trained
         and options.memory.when_full != "self-extend"
