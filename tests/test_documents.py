@@ -128,7 +128,11 @@ def test_documents_of_the_extra_become_text(
 @pytest.mark.parametrize(
     ("name", "data", "said"),
     [
-        ("a b.gz", gzip.compress(b"x", mtime=0), "is a gzip archive, not a text; .*: gunzip -k 'a b.gz'"),
+        (
+            "a b.gz",
+            gzip.compress(b"x", mtime=0),
+            "is a gzip archive, not a text; .*: gunzip -k 'a b.gz'",
+        ),
         ("x.png", b"\x89PNG\r\n", r"is a PNG image, not a text; .*: tesseract x.png x"),
         ("x.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Office file"),
         ("x.rtf", b"{\\rtf1 hi}", "is an RTF file, .*: pandoc -t plain -o x.txt x.rtf"),
