@@ -14,18 +14,26 @@ for_dev := $(venv)/.installed-dev-$(place)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test install lint format types c-strict sanitize wheel clean
+.PHONY: help demo test fuzz install lint format types c-strict sanitize wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
 
-demo: $(for_run) ## install what running needs, then run `ggext demo`
-	$(venv)/bin/ggext demo
+demo: $(for_run) ## install what running needs, then run `ggext demo` and write its report
+	$(venv)/bin/ggext demo --html demo-report.html
 
 test: $(for_dev) ## install what the tests need too, then run them all on every core (ARGS="-k name" for some)
 	$(python) -m pytest --numprocesses auto --dist worksteal $(ARGS)
 
 install: $(for_run) ## install what running needs into .venv
+
+FUZZ_SECONDS ?= 3600
+FUZZ_SEED ?= $(shell date +%s)
+
+fuzz: $(for_dev) ## damaged models, headers and texts for an hour (FUZZ_SECONDS, FUZZ_SEED)
+	$(python) tests/hostile/fuzz_models.py $$(( $(FUZZ_SECONDS) * 7 / 10 )) $(FUZZ_SEED) $(venv)/fuzz
+	$(python) tests/hostile/texts.py $$(( $(FUZZ_SECONDS) * 2 / 10 )) $(FUZZ_SEED)
+	$(python) tests/fuzz_gguf.py $$(( $(FUZZ_SECONDS) * 2500 )) $(FUZZ_SEED)
 
 lint: $(for_dev) ## ruff: rules and format
 	$(python) -m ruff check .

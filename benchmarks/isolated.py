@@ -31,7 +31,8 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ggext import EngineDiedError, Model, Sampling
@@ -147,80 +148,97 @@ def _cpu_seconds(model: Model) -> float:
     return seconds
 
 
+class _Hunter:
+    """Kills the child in one phase of a turn, at a moment that is even over how long it took."""
+
+    def __init__(self, model: Model, seed: int) -> None:
+        self.count: collections.Counter[str] = collections.Counter()
+        self.pids: set[int] = set()
+        self.longest = 0.0
+        self._model = model
+        self._rng = random.Random(seed)
+        self._durations: dict[str, float] = {}
+        self._phase = ""
+
+    def choose(self) -> None:
+        """The phase of the turn that follows in which it shoots."""
+        self._phase = self._rng.choice(("load and prefill", "answer", "save", "restore"))
+
+    def chance(self) -> bool:
+        return self._rng.random() < 0.5
+
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """A phase, in which the shot may fall. Raises what it raises."""
+        self.pids.add(_engine(self._model).pid)
+        delay = self._rng.random() * self._durations.get(phase, 0.5)
+        timer = threading.Timer(delay, self._shoot)
+        if phase == self._phase:
+            timer.start()
+        begun = time.monotonic()
+        try:
+            yield
+            self._durations[phase] = time.monotonic() - begun
+        except EngineDiedError:
+            self.count[f"died in {phase}"] += 1
+            raise
+        finally:
+            self.longest = max(self.longest, time.monotonic() - begun)
+            timer.cancel()
+            self.pids.add(_engine(self._model).pid)
+
+    def _shoot(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(_engine(self._model).pid, signal.SIGKILL)
+            self.count["kills"] += 1
+            self._phase = ""
+
+
 def _kill(given: argparse.Namespace) -> None:
-    rng = random.Random(given.seed)
-    count: collections.Counter[str] = collections.Counter()
-    pids: set[int] = set()
-    longest = 0.0
     with (
         tempfile.TemporaryDirectory() as folder,
-        Model(given.model, context=4096, isolated=True) as model,
-        Model(given.model, context=4096) as inside,
+        Model(given.model, context=2048, isolated=True) as model,
+        Model(given.model, context=2048) as inside,
     ):
+        hunter = _Hunter(model, given.seed)
+        count = hunter.count
         turns: list[dict[str, str]] = []
         while count["kills"] < given.times:
-            if len(turns) >= 6:
-                turns = []
-            text = f"{sample_text(150, count['kills'])}\nWhere is the map?"
+            turns = turns[:4] if len(turns) < 4 else []
+            text = f"{sample_text(150, count['turns'])}\nWhere is the map?"
             turns.append({"role": "user", "content": text})
-            answer, seconds = _answered(model, turns, Path(folder), rng, count, pids)
-            longest = max(longest, seconds)
+            answer = _answered(model, turns, Path(folder, "kv"), hunter)
             expected = inside.chat(turns, sampling=GREEDY, max_tokens=12).text()
             count["turns"] += 1
             count["answers that differ"] += answer != expected
             turns.append({"role": "assistant", "content": answer})
-        pids.add(_engine(model).pid)
     time.sleep(0.5)
-    count["processes left"] = sum(map(_exists, pids))
-    print(dict(count), f"longest wait for a reply or an error {longest:.1f} s")
+    count["processes left"] = sum(map(_exists, hunter.pids))
+    print(dict(count), f"longest phase {hunter.longest:.1f} s")
     sys.exit(bool(count["processes left"] or count["answers that differ"]))
 
 
-def _answered(
-    model: Model,
-    turns: list[dict[str, str]],
-    folder: Path,
-    rng: random.Random,
-    count: collections.Counter[str],
-    pids: set[int],
-) -> tuple[str, float]:
-    """The answer to the last turn, after kills at random moments; the longest call."""
-    longest = 0.0
-    kept = folder / "kv"
+def _answered(model: Model, turns: list[dict[str, str]], kept: Path, hunter: _Hunter) -> str:
+    """The answer to the last turn, asked until there is one; then its cache is saved, or not."""
+    hunter.choose()
     while True:
-        pids.add(_engine(model).pid)
-        timer = None
-        if rng.random() < 0.8:
-            timer = threading.Timer(rng.random() * 2.5, _shoot, (model, count))
-            timer.start()
-        begun, doing = time.monotonic(), "load, restore or prefill"
         try:
-            pieces = iter(model.chat(turns, sampling=GREEDY, max_tokens=12))
-            answer = next(pieces)
-            doing = "answer"
-            answer += "".join(pieces)
-            if rng.random() < 0.5:
-                doing = "save"
-                model.save_cache(kept)
-            if rng.random() < 0.5 and kept.exists():
-                doing = "restore"
-                model.restore_cache(kept)
+            with hunter.during("load and prefill"):
+                pieces = iter(model.chat(turns, sampling=GREEDY, max_tokens=12))
+                answer = next(pieces, "")
+            with hunter.during("answer"):
+                answer += "".join(pieces)
+            break
         except EngineDiedError:
-            count[f"died in {doing}"] += 1
-            if doing not in ("save", "restore"):
-                continue
-        finally:
-            longest = max(longest, time.monotonic() - begun)
-            pids.add(_engine(model).pid)
-            if timer is not None:
-                timer.cancel()
-        return answer, longest
-
-
-def _shoot(model: Model, count: collections.Counter[str]) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(_engine(model).pid, signal.SIGKILL)
-        count["kills"] += 1
+            continue
+    with suppress(EngineDiedError):
+        if hunter.chance():
+            with hunter.during("save"):
+                model.save_cache(kept)
+        if kept.exists() and hunter.chance():
+            with hunter.during("restore"):
+                model.restore_cache(kept)
+    return answer
 
 
 def _engine(model: Model) -> IsolatedHost:

@@ -65,7 +65,8 @@ class Family:
     (null is not), of what no tensor's shape would give away. ``embedding``, ``head``: the modules
     of the embedding and of the output matrix. ``has_output``: the architecture reads an output
     matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
-    takes for ``tie_word_embeddings``, where that and not ``text_config`` decides.
+    takes for ``tie_word_embeddings``, where that and not ``text_config`` decides; ``tied_by_text``:
+    that ``text_config`` says true is enough.
     """
 
     arch: str
@@ -74,6 +75,7 @@ class Family:
     head = "lm_head"
     has_output = True
     tied_as_part: ClassVar[bool | None] = None
+    tied_by_text = False
 
     def __init__(self, config: Config) -> None:
         values = config.values
@@ -82,6 +84,8 @@ class Family:
             values = text
             if self.tied_as_part is not None:
                 tied = config.flag("tie_word_embeddings", default=self.tied_as_part)
+                if self.tied_by_text and text.get("tie_word_embeddings") is True:
+                    tied = True
                 values = text | {"tie_word_embeddings": tied}
         self.config = config = replace(config, values={**self.defaults, **values})
         self.n_layers = config.integer("num_hidden_layers")

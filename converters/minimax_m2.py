@@ -23,6 +23,9 @@ class MiniMaxM2(Llama):
         self.require("tie_word_embeddings", False, f"{why} reads an output matrix")
         self.require("scoring_func", "sigmoid", "transformers' minimax_m2 has sigmoid")
 
+    def stored_name(self, name: str) -> str:
+        return name.replace(".mlp.", ".block_sparse_moe.")
+
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
             "expert_count": self.n_experts,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ggext.converters.llama import Windowed
 
-from ggext.rope.config import rope_parameters
+from ggext.rope.config import CheckpointRope, rope_parameters
 from ggext.rope.config_keys import number
 
 
@@ -15,6 +15,19 @@ class Ministral3(Windowed):
     arch = "mistral3"
     defaults = {"rms_norm_eps": 1e-5, "head_dim": 128}
     grows = True
+
+    def rope(self) -> CheckpointRope:
+        """Queries grow from the original context on, which an unscaled file does not say apart."""
+        rope = super().rope()
+        original = rope_parameters(self.config.values).get("original_max_position_embeddings")
+        trained = rope.geometry.trained_context
+        if not self.grows or rope.scaling.method != "none" or original in (None, trained):
+            return rope
+        return rope.refused(
+            f"{self.config.source}: original_max_position_embeddings is {original!r}, from which "
+            f"queries grow, without a scaling; llama.cpp lets them grow from the context of "
+            f"{trained} on"
+        )
 
     def metadata(self) -> dict[str, Any]:
         said = rope_parameters(self.config.values).get("llama_4_scaling_beta")

@@ -1,6 +1,6 @@
 """Qwen 2 and 2.5 that see too: what concerns text is Qwen 2, its pairs in sections.
 
-llama.cpp 0c1e57098 reads no ``attention.layer_norm_rms_epsilon`` for this architecture
+The pinned llama.cpp reads no ``attention.layer_norm_rms_epsilon`` for this architecture
 (``load_arch_hparams`` of qwen2vl) and computes every norm with 0, whatever a file says. Up to the
 1e-6 of the published models that is a KL of some 1e-8 nats in models of the tests' size.
 """
@@ -20,6 +20,7 @@ class Qwen2Vl(Qwen2):
     defaults = {"rms_norm_eps": 1e-5}
     free_head_dim = False
     tied_as_part = False
+    tied_by_text = True
 
     def check(self) -> None:
         super().check()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from ggext._version import __version__
 from ggext.errors import ContextFullError, EngineDiedError, GgextError
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
     from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from ggext.quality.report import EvalReport
     from ggext.quality.run import evaluate
     from ggext.quality.settings import EvalOptions
+    from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.sampling import Sampling, json_grammar
@@ -54,6 +54,7 @@ _LAZY = {
         ("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"),
         "ggext.api",
     ),
+    **dict.fromkeys(("RopeGeometry", "RopeScaling", "RopeTable"), "ggext.rope.scaling"),
     **dict.fromkeys(("Sampling", "json_grammar"), "ggext.runtime.sampling"),
     "EvalOptions": "ggext.quality.settings",
     "EvalReport": "ggext.quality.report",

@@ -11,16 +11,18 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, get_args
 
+from ggext.arguments import check, check_fields
 from ggext.chat.answer import AnswerText
 from ggext.chat.conversation import ChatOptions, Finish, reserve
+from ggext.chat.messages import Messages, answerable, sampling_of, stops_of, turns_of
 from ggext.chat.prompt import Prompts, behind_system
-from ggext.chat.reasoning import Thought
+from ggext.chat.reply import Events, Reading, Reasoning, ReplyEvent, Text
 from ggext.chat.template import TemplateChoice
-from ggext.chat.transcript import Role, Turn
+from ggext.chat.transcript import Turn
 from ggext.errors import ContextFullError, UsageError
-from ggext.runtime.answering import Answering, End, Event, Happening, Question
+from ggext.runtime.answering import Answering, Event, Question
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import Prefill, Sampling, SessionOptions
 from ggext.runtime.host import Engine, Host, Opening
@@ -30,9 +32,6 @@ from ggext.runtime.memory.options import WhenFull
 __all__ = ["Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"]
 
 _log = logging.getLogger(__name__)
-_ROLES = ("system", "user", "assistant")
-
-Message = Mapping[str, str] | Turn
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class Settings:
     template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.parallel <= 256:
             raise UsageError(f"parallel is {self.parallel}, but must be from 1 to 256")
 
@@ -91,6 +91,12 @@ class Model(Closing):
         load_progress: Callable[[float], bool] | None = None,
         isolated: bool = False,
     ) -> None:
+        check("path", path, str | Path)
+        check("context", context, int | Literal["auto"])
+        check("when_full", when_full, Literal["turns", *get_args(WhenFull)])
+        check("settings", settings, Settings | None)
+        check("load_progress", load_progress, Callable[..., Any] | None)
+        check("isolated", isolated, bool)
         settings = settings or Settings()
         self._drops_turns = when_full == "turns"
         memory = replace(
@@ -126,19 +132,20 @@ class Model(Closing):
 
     def count(self, text: str) -> int:
         """Tokens of a text by itself."""
+        check("text", text, str)
         return self._prompts.count(text)
 
-    def count_chat(self, messages: Sequence[Message]) -> int:
+    def count_chat(self, messages: Messages) -> int:
         """Tokens of the prompt that a conversation makes, its template and the opening of the
         answer included; ``context`` is how many there may be. Nothing is evaluated. Raises
         UsageError, TemplateError."""
-        return len(self._prompts.tokens([_turn(message) for message in messages]))
+        return len(self._prompts.tokens(turns_of(messages)))
 
     def chat(
         self,
-        messages: Sequence[Message],
+        messages: Messages,
         *,
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         think: bool | None = None,
@@ -147,7 +154,8 @@ class Model(Closing):
         """The answer to a conversation, as it is made: for a `for` or an `async for` loop.
 
         ``messages``: each with a ``role`` (system, user, assistant) and a ``content``;
-        `Reply.message` is one. Only what differs from the conversation before is evaluated.
+        `Reply.message` is one; a text alone is one user message. ``sampling``: a `Sampling`, or a
+        dict of its fields. Only what differs from the conversation before is evaluated.
         ``max_tokens``: of the answer and its reasoning; 0 reads the conversation and answers
         nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a model
         that can shall reason first (None: as its template does by itself); with a grammar in
@@ -156,10 +164,11 @@ class Model(Closing):
         Raises ContextFullError, before anything is read, where the conversation does not fit;
         UsageError for messages that are none, TemplateError.
         """
-        options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop), think=think)
-        sampling = sampling or Sampling()
+        options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop), think=think)
+        sampling = sampling_of(sampling)
         prompts = self._prompts.thinking(False if sampling.grammar is not None else think)
-        turns = [_turn(message) for message in messages]
+        turns = turns_of(messages)
+        answerable(turns)
         left: tuple[Turn, ...] = ()
         if self._drops_turns:
             tokens, count = prompts.fitted(turns, self.context, reserve(self.context, max_tokens))
@@ -179,7 +188,7 @@ class Model(Closing):
         self,
         prompt: str,
         *,
-        sampling: Sampling | None = None,
+        sampling: Sampling | Mapping[str, Any] | None = None,
         max_tokens: int | None = None,
         stop: str | Sequence[str] = (),
         special: bool = False,
@@ -191,22 +200,25 @@ class Model(Closing):
         ``special``: control tokens that are spelled out in the prompt are meant as such
         (`<|fim_prefix|>`); never for a stranger's text. The others, and what is raised: see `chat`.
         """
-        options = ChatOptions(max_tokens=max_tokens, stop=_stops(stop))
+        check("prompt", prompt, str)
+        options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop))
         tokens = self._engine.vocabulary.tokenize(prompt, parse_special=special)
         answer = AnswerText(self._engine.vocabulary, stop=options.stop)
-        return self._reply(Question(tokens, sampling or Sampling(), max_tokens), answer, cancel)
+        return self._reply(Question(tokens, sampling_of(sampling), max_tokens), answer, cancel)
 
     def save_cache(self, path: str | Path) -> int:
         """Writes the KV cache of the conversation that was answered last, so that it need not be
         read again after `restore_cache`; the bytes of the file. Waits for answers that are on their
         way. Raises StateError where tokens have left the context, UsageError with ``parallel``
         contexts, OutputError."""
+        check("path", path, str | Path)
         return self._engine.save(Path(path))
 
     def restore_cache(self, path: str | Path) -> int:
         """Fills the cache from a file of `save_cache`; the tokens in it. The next `chat` evaluates
         what differs from them. Raises StateError, after which the cache is empty: for a file that
         is damaged or of another model, RoPE table, type of cache or version of llama-cpp-python."""
+        check("path", path, str | Path)
         return self._engine.restore(Path(path))
 
     def _reply(
@@ -216,6 +228,8 @@ class Model(Closing):
         cancel: Event | None,
         left: tuple[Turn, ...] = (),
     ) -> Reply:
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise UsageError(f"cancel is {cancel!r:.80}, but must be an event with is_set()")
         count, limit = len(question.tokens), self._engine.limit
         if limit is not None and count > limit:
             raise ContextFullError(count, 0, limit)
@@ -224,31 +238,6 @@ class Model(Closing):
         if cancel is not None and cancel.is_set():
             answering.cancel()
         return Reply(answering, answer, left)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The prompt is being read: ``done`` of ``total`` tokens that need evaluation."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Reasoning:
-    """A piece of what the model reasons before it answers."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A piece of the answer."""
-
-    text: str
-
-
-ReplyEvent = Reading | Reasoning | Text
 
 
 class Reply(Closing):
@@ -277,6 +266,7 @@ class Reply(Closing):
     def __init__(self, answering: Answering, answer: AnswerText, left: tuple[Turn, ...]) -> None:
         self._answering = answering
         self._answer = answer
+        self._looped = False
         self.left = left
         """Turns of the conversation that the model does not see: they did not fit
         (``when_full="turns"``)."""
@@ -315,7 +305,8 @@ class Reply(Closing):
         return Turn("assistant", self._answer.text, self._answer.reasoning).as_json()
 
     def events(self) -> Events:
-        """All that happens, for a `for` or an `async for` loop: Reading, Reasoning and Text.
+        """All that happens, for one `for` or `async for` loop: Reading, Reasoning and Text. Raises
+        UsageError for a second loop.
 
         >>> from ggext import Model, Sampling
         >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -324,10 +315,11 @@ class Reply(Closing):
         >>> events[0], events[-1]
         (Reading(done=0, total=15), Text(text='.'))
         """
+        self._loop_once()
         return Events(self._answering, self._answer)
 
     def __iter__(self) -> Iterator[str]:
-        return (event.text for event in self.events() if isinstance(event, Text))
+        return self._texts(self.events())
 
     async def __aiter__(self) -> AsyncIterator[str]:
         async for event in self.events():
@@ -336,68 +328,26 @@ class Reply(Closing):
 
     def text(self) -> str:
         """The whole answer, once it is there; what was iterated before included."""
-        for _ in self:
+        for _ in Events(self._answering, self._answer):
             pass
         return self._answer.text
+
+    def __repr__(self) -> str:
+        so_far = f"{self.count} tokens, {self.finish or 'more may come'}"
+        return f"<Reply: {so_far}; loop over it, or text() waits for all of it>"
+
+    def _loop_once(self) -> None:
+        """Raises UsageError for a second loop, which would get nothing."""
+        if self._looped:
+            raise UsageError("a reply can be looped over once; text() has the whole answer")
+        self._looped = True
+
+    @staticmethod
+    def _texts(events: Events) -> Iterator[str]:
+        return (event.text for event in events if isinstance(event, Text))
 
     def cancel(self) -> None:
         """Ends the answer, from any thread; the model stays usable."""
         self._answering.cancel()
 
     close = cancel
-
-
-class Events:
-    """What happens in an answer, as it happens; see `Reply.events`."""
-
-    def __init__(self, answering: Answering, answer: AnswerText) -> None:
-        self._answering = answering
-        self._answer = answer
-
-    def __iter__(self) -> Iterator[ReplyEvent]:
-        try:
-            while (happening := self._answering.next_happening()) is not None:
-                yield from self._told(happening)
-        finally:
-            self._answering.cancel()  # whoever leaves the loop has enough
-
-    async def __aiter__(self) -> AsyncIterator[ReplyEvent]:
-        try:
-            while (happening := await self._answering.await_happening()) is not None:
-                for event in self._told(happening):
-                    yield event
-        finally:
-            self._answering.cancel()
-
-    def _told(self, happening: Happening) -> Iterator[ReplyEvent]:
-        if isinstance(happening, tuple):
-            yield Reading(*happening)
-        elif isinstance(happening, int):
-            yield from map(_event, self._answer.extend([happening]))
-            if self._answer.stopped:
-                self._answering.cancel()
-        elif isinstance(happening, End):
-            yield from map(_event, self._answer.end())
-
-
-def _event(piece: str) -> Reasoning | Text:
-    return Reasoning(str(piece)) if isinstance(piece, Thought) else Text(piece)
-
-
-def _stops(stop: str | Sequence[str]) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop)
-
-
-def _turn(message: Message) -> Turn:
-    if isinstance(message, Turn):
-        return message
-    role, content, reasoning = (
-        message.get("role"),
-        message.get("content"),
-        message.get("reasoning", ""),
-    )
-    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
-        raise UsageError(
-            f"a message needs a role ({', '.join(_ROLES)}) and a content, not {message!r:.80}"
-        )
-    return Turn(cast(Role, role), content, reasoning)

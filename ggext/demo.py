@@ -85,10 +85,11 @@ class Watcher:
 def work(questions: int) -> int:
     """The tokens that `run` reads."""
     asked = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
-    return _texts(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
+    return text_count(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
 
 
-def _texts(questions: int) -> int:
+def text_count(questions: int) -> int:
+    """The texts that so many questions are asked about."""
     return -(-questions // _QUESTIONS_A_TEXT)
 
 

@@ -22,12 +22,13 @@ class UsageError(GgextError):
 
 
 class MissingExtraError(GgextError):
-    """An optional package is not installed. ``extra`` names the extra that brings it."""
+    """An optional package is not installed. ``extra`` names the extra that
+    brings it; ``instead``: what else helps, for the end of the message."""
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
+    def __init__(self, package: str, extra: str, purpose: str, instead: str = "") -> None:
         super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: "
-            f'pip install "ggext[{extra}]"'
+            f"{purpose} needs the package {package}, which is not installed: pip install "
+            f'"ggext[{extra}]"{instead}'
         )
         self.package = package
         self.extra = extra
@@ -78,12 +79,18 @@ class ContextFullError(ModelError):
     exit_code = 3
 
     def __init__(self, requested: int, used: int, available: int) -> None:
+        if used:
+            what = (
+                f"the context is full: {requested:,} more tokens are needed, {available:,} of "
+                f"{used + available:,} are left; leave older turns out"
+            )
+        else:
+            what = (
+                f"the text has {requested:,} tokens and the context holds {available:,}; shorten it"
+            )
         super().__init__(
-            f"the context is full: {requested:,} more tokens are needed, {available:,} of "
-            f"{used + available:,} are "
-            "left; shorten the text, leave older turns out, or convert the model for a longer "
-            "context "
-            "(ggext convert MODEL --target-context N)"
+            f"{what}, take a longer context, or convert the model for one (ggext convert MODEL "
+            "--target-context N)"
         )
         self.requested = requested
         self.used = used

@@ -31,6 +31,7 @@ from ggext.rope.decode import (
 )
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
+from ggext.runtime.refusals import refusal
 
 Treatment = Literal["kept", "blended", "interpolated"]
 _SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a frequency by far more
@@ -70,6 +71,8 @@ class Inspection:
     geometry: RopeGeometry | None
     # Why ``rope`` is None.
     rope_unknown: str = ""
+    # why llama.cpp does not open the file, as far as a table tells; empty where it does
+    unopened: str = ""
     # Whether the cached keys survive a context shift.
     shift_safe: bool = True
     # What ggext makes its contexts with for this file and other programs do not.
@@ -141,6 +144,7 @@ def inspect(path: Path) -> Inspection:
         short_rope=short,
         geometry=geometry,
         rope_unknown=unknown,
+        unopened=refusal(gguf.fields) or "",
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,
         still_pairs=still,

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggext.arguments import check
 from ggext.checkpoint.named import named_model
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.gguf.open import read_gguf
@@ -70,6 +71,11 @@ def verify(
 
     Raises a ``GgextError`` when something cannot be checked at all; a wrong file is a failed check.
     """
+    check("path", path, Path)
+    check("reference", reference, Path | None)
+    check("tokens", tokens, int | None)
+    check("tolerance", tolerance, float | None)
+    check("levels", levels, Collection[str] | None)
     reference = named_model(reference) if reference is not None else None
     if tolerance is not None and tolerance < 0:
         raise UsageError(f"--tolerance is {tolerance:g}; a KL divergence is 0 or more")

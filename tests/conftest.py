@@ -21,6 +21,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_configure(config: pytest.Config) -> None:
     # Before any fixture opens a model: a child for each new file would take minutes.
     os.environ["GGEXT_FIRST_LOAD"] = "here"
+    config.addinivalue_line("markers", "slow: takes a minute; left out with -m 'not slow'")
     config.addinivalue_line(
         "markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent"
     )

@@ -143,7 +143,7 @@ SEES_QWEN3 = {
     "intermediate_size": 32,
     "out_hidden_size": 128,
     "num_position_embeddings": 16,
-    "deepstack_visual_indexes": [0, 1],
+    "deepstack_visual_indexes": [0],
 }
 
 

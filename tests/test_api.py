@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import doctest
 import gc
 import json
@@ -14,10 +15,12 @@ import shutil
 import signal
 import threading
 import time
+import typing
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,9 +44,12 @@ from ggext import (
     Text,
     json_grammar,
 )
+from ggext.arguments import check as check_type
 from ggext.chat.reasoning import Tags
 from ggext.chat.template import ChatTemplate
 from ggext.demo import sample_text
+from ggext.errors import UsageError
+from ggext.runtime import store
 from ggext.runtime.answering import End, Happening, Question
 from ggext.runtime.cache import Cache
 from ggext.runtime.engine import Model as Weights
@@ -643,3 +649,190 @@ def test_cancelling_stops_inside_a_batch(demo_gguf: Path) -> None:
         assert (reply.text(), reply.finish) == ("", "cancelled")
         assert reply.prefill is not None
         assert (reply.prefill.evaluated, reply.prefill.cancelled) == (0, True)
+
+
+def test_a_text_alone_is_one_user_turn(model: Model) -> None:
+    """Everybody's first try; it was an AttributeError."""
+    greedy = {"temperature": 0}
+    question = "Tom hides the map below. Where is the map?"
+    in_full = model.chat([{"role": "user", "content": question}], sampling=Sampling(temperature=0))
+    assert model.chat(question, sampling=greedy).text() == in_full.text()
+
+
+def test_a_reply_says_what_it_is_and_is_looped_over_once(model: Model) -> None:
+    reply = model.chat("Where is the map?", max_tokens=3)
+    assert repr(reply).startswith("<Reply: ")
+    whole = "".join(reply)
+    assert reply.text() == whole
+    with pytest.raises(UsageError, match="once"):
+        list(reply)
+
+
+def _words_of(value: object) -> str:
+    """The same in every process: an object's own words hold its address."""
+    return "object" if type(value) is object else repr(value)
+
+
+WRONG = (5, 1.5, None, True, b"x", "x", object(), [], {}, [1], {"a": 1}, -1, float("nan"), "é" * 9)
+# What each parameter takes of these, so that nothing is asked of the model for it.
+RIGHT: dict[str, tuple[object, ...]] = {
+    "messages": ("x", "é" * 9),
+    "text": ("x", "é" * 9),
+    "prompt": ("x", "é" * 9),
+    "sampling": (None, {}),
+    "max_tokens": (None, 5),
+    "stop": ("x", "é" * 9, []),
+    "think": (None, True),
+    "cancel": (None,),
+    "special": (True, None),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=_words_of)
+@pytest.mark.parametrize(
+    ("method", "parameter"),
+    [
+        *(("chat", name) for name in ("messages", "sampling", "max_tokens", "stop", "think")),
+        *(("complete", name) for name in ("prompt", "sampling", "max_tokens", "stop")),
+        ("chat", "cancel"),
+        ("count", "text"),
+        ("count_chat", "messages"),
+        ("save_cache", "path"),
+        ("restore_cache", "path"),
+    ],
+)
+def test_every_wrong_type_is_an_error_of_ggext(
+    model: Model, method: str, parameter: str, wrong: object
+) -> None:
+    if any(wrong is right or wrong == right for right in RIGHT.get(parameter, ("x", "é" * 9))):
+        pytest.skip("it is right")
+    first = {"chat": {"messages": "Hi"}, "complete": {"prompt": "Hi"}}.get(method, {})
+    arguments = first | {"max_tokens": 0} if first else {}
+    with pytest.raises(GgextError):
+        getattr(model, method)(**arguments | {parameter: wrong})
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=_words_of)
+@pytest.mark.parametrize(
+    "kind",
+    "MemoryOptions RopeGeometry RopeScaling RopeTable Sampling Settings SessionOptions Turn "
+    "ConvertOptions".split(),
+)
+def test_every_wrong_option_is_an_error_of_ggext(kind: str, wrong: object) -> None:
+    """Each field of each public dataclass: a value of another type, or an error of ggext."""
+    import ggext
+    from ggext.convert import ConvertOptions
+
+    options: Any = {"ConvertOptions": ConvertOptions}.get(kind) or getattr(ggext, kind)
+    needed = {
+        "RopeGeometry": {"n_rot": 2, "head_dim": 2, "base": 1.0, "layout": "norm"}
+        | {"trained_context": 8},
+        "RopeTable": {"inv_freq": (1.0,), "attention_factor": 1.0, "context": 8},
+        "Turn": {"role": "user", "content": ""},
+        "ConvertOptions": {"model": Path("x")},
+    }.get(kind, {})
+    hints = typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        try:
+            made = options(**needed | {field.name: wrong})
+        except GgextError:
+            continue
+        check_type(field.name, getattr(made, field.name), hints[field.name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ({"path": 5}, "path is 5"),
+        ({"context": "big"}, "context is 'big', but must be a whole number or one of auto"),
+        ({"context": 3.5}, "context is 3.5"),
+        ({"context": -1}, "n_ctx is -1"),
+        ({"when_full": "explode"}, "when_full is 'explode', but must be one of turns, stop"),
+        ({"settings": {"parallel": 2}}, "settings is"),
+        ({"load_progress": 3}, "load_progress is 3, but must be a function"),
+    ],
+)
+def test_a_model_refuses_wrong_arguments(arguments: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UsageError, match=problem):
+        Model(**{"path": "nothing.gguf"} | arguments)
+
+
+def test_an_empty_conversation_and_one_that_is_answered_are_refused(model: Model) -> None:
+    with pytest.raises(UsageError, match="the conversation is empty"):
+        model.chat([])
+    answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(UsageError, match="ends with a message of the assistant"):
+        model.chat(answered)
+    with pytest.raises(UsageError, match=r"sampling has no 'temprature'; did you mean temperature"):
+        model.chat("x", sampling={"temprature": 1})
+
+
+def test_an_answer_that_nobody_reads_on_stops_no_other(
+    demo_gguf: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It blocked every later question and save_cache for ever."""
+    monkeypatch.setattr("ggext.runtime.worker._AHEAD", 4)
+    warm = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0, seed=5)
+    with Model(demo_gguf, context=1024) as model:
+        whole = model.complete("Tom hides", sampling=warm, max_tokens=400).text()
+        left = model.complete("Tom hides", sampling=warm, max_tokens=400)
+        begun = iter(left)
+        text = next(begun)
+        time.sleep(0.5)  # until it has run far ahead of its reader
+        assert model.complete("Leo finds", sampling=GREEDY, max_tokens=5).text()
+        assert model.save_cache(tmp_path / "kv.bin") > 0
+        text += "".join(begun)  # and goes on where it was
+        assert left.finish == "length"
+        assert text[:100] == whole[:100]
+        assert left.count == 400
+        parked = model.complete("Tom hides", sampling=warm, max_tokens=400)
+        next(iter(parked))
+        time.sleep(0.5)
+        other = model.complete("Leo finds", sampling=GREEDY, max_tokens=5)
+        parked.cancel()  # of a question whose session another has: that one is not ended by it
+        assert other.text()
+        assert other.finish == "length"
+
+
+@pytest.mark.parametrize("when", ["after an answer", "after a part of it", "restored"])
+def test_a_seed_gets_the_logits_of_an_empty_cache(
+    demo_gguf: Path, tmp_path: Path, when: str
+) -> None:
+    """2 of 6 answers differed with the same seed: what follows a cached part was read in other
+    batches, and answers in the cache had been evaluated token by token."""
+    options = SessionOptions(n_ctx=1024, n_batch=32)
+    with (
+        Weights.open(demo_gguf) as weights,
+        Session(weights, options) as session,
+        Session(weights, options) as fresh,
+    ):
+        tokens = weights.tokenize(TEXT)[:200]
+        if when == "after a part of it":
+            session.evaluate(tokens[:77])
+        session.evaluate(tokens, repeatable=True)
+        tokens += list(session.generate(Sampling(temperature=2, seed=1), 70))
+        if when == "restored":
+            key = store.session_key(session)
+            store.save(tmp_path / "kv.bin", session, key)
+            session.clear()
+            store.restore(tmp_path / "kv.bin", session, key)
+        tokens += weights.tokenize("Where is the map?", add_special=False)
+        prefill = session.evaluate(tokens, repeatable=True)
+        fresh.evaluate(tokens)
+        assert (session.last_logits() == fresh.last_logits()).all()
+        assert prefill.reused == 192  # the whole batches of what was read at once
+
+
+def test_the_same_seed_gives_the_same_answer_whatever_is_cached(demo_gguf: Path) -> None:
+    warm = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=11)
+    turns = [{"role": "user", "content": TEXT}]
+    with Model(demo_gguf, context=1024) as model:
+        first = model.chat(turns, sampling=warm, max_tokens=60)
+        turns += [{"role": "assistant", "content": first.text()}]
+        turns += [{"role": "user", "content": "Where is the map?"}]
+        second = model.chat(turns, sampling=warm, max_tokens=200)
+        said = second.text()
+        assert second.prefill is not None
+        assert second.prefill.reused > 0
+    with Model(demo_gguf, context=1024) as model:
+        assert model.chat(turns, sampling=warm, max_tokens=200).text() == said

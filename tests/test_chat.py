@@ -17,9 +17,10 @@ from ggext.chat import transcript
 from ggext.chat.commands import obey
 from ggext.chat.conversation import ChatOptions, Conversation, with_documents
 from ggext.chat.fit import Room, choices
-from ggext.chat.loop import Chat, Status
+from ggext.chat.loop import Chat
 from ggext.chat.prompt import Prompts
 from ggext.chat.reasoning import marks_of, tags_of
+from ggext.chat.screens import Status
 from ggext.chat.session import Keeper
 from ggext.chat.template import ChatTemplate, TemplateChoice, TemplateError
 from ggext.chat.transcript import Role, TranscriptError, Turn
@@ -113,7 +114,11 @@ class QueuedEngine:
         return self.n_ctx - self.used
 
     def evaluate(
-        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        tokens: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        repeatable: bool = False,  # noqa: ARG002 - it has no batches
     ) -> Prefill:
         self.cancelled = False
         pairs = zip(self.tokens, tokens, strict=False)
@@ -129,7 +134,11 @@ class QueuedEngine:
         return Prefill(reused, len(tokens) - reused, 0.0, cancelled=False)
 
     def read_ahead(
-        self, tokens: Sequence[int], progress: Callable[[int, int], None] | None = None
+        self,
+        tokens: Sequence[int],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        repeatable: bool = False,  # noqa: ARG002 - it has no batches
     ) -> Prefill:
         """In steps of ten, as long as nobody cancels."""
         self.cancelled, done = False, 0
@@ -221,7 +230,7 @@ def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def room(engine: QueuedEngine) -> Room:
     return Room(
-        "model.gguf",
+        Path("model.gguf"),
         engine.n_ctx,
         8000,
         engine.trained,
@@ -316,17 +325,17 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         < Hi!
         = context: 11 of 40 tokens, trained on 2,000; read 8, reused 0; wrote 3
         > {"x" * 50}
-        ! the context is full: 53 more tokens are needed, 29 of 40 are left. The turn was not sent, nothing was \
-dropped; what helps:
-        -   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
-        -   --when-full reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
+        ! with this turn the chat has 64 tokens, 24 more than the context of 40 holds. The turn was not sent, nothing \
+was dropped; what helps:
+        -   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
+        -   /when-full POLICY reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
 back what resembles the question, compress keeps averages of the latest
         -   a shorter text, or a part of it at a time
         > Ok?
         < Yes.
         = context: 21 of 40 tokens, trained on 2,000; read 6, reused 11; wrote 4
         > /save {tmp_path}/chat.json
-        - saved 4 turns to {tmp_path}/chat.json
+        - saved 2 questions to {tmp_path}/chat.json
         > ^D
         """
     )
@@ -378,7 +387,7 @@ def test_turns_leave_in_the_middle_of_an_answer_and_it_goes_on() -> None:
 def test_what_cannot_fit_without_any_other_turn_is_still_an_error() -> None:
     screen = Script("Hello", "x" * 80)
     conversation = chat(QueuedEngine("Hi!", n_ctx=60), screen, drop_turns=True)
-    assert any("the context is full" in line for line in screen.lines)
+    assert any("than the context of 60 holds" in line for line in screen.lines)
     assert (len(conversation.turns), conversation.left) == (2, 0)
 
 
@@ -409,33 +418,35 @@ def test_ctrl_c_at_the_prompt_says_how_to_leave() -> None:
 
 
 def test_commands() -> None:
-    screen = Script("/help", "/foo bar", "/save", "/clear now", "/quit", "never read")
+    screen = Script("/help", "/fole bar", "/save", "/clear now", "/quit", "never read")
     chat(QueuedEngine(), screen)
     assert screen.text == transcript_of(
-        """
+        '''
         > /help
-        - /help                this list
-        - /file FILE           puts a document into the next turn
-        - /context             what the context holds, and what it could
-        - /regen               answers the last question again
-        - /undo                takes the last question and its answer back
-        - /clear               starts over; the system prompt stays
-        - /system [TEXT]       shows the system prompt, or sets another
-        - /set [NAME VALUE]    shows the settings, or changes one
-        - /when-full [POLICY]  shows what stays in a full context, or changes it
-        - /save FILE           saves the chat
-        - /load FILE           goes on with a saved chat
-        - /export FILE         writes the chat as Markdown
-        - /quit                leaves, as Ctrl-D does
-        > /foo bar
-        ! there is no command /foo; the commands are /help, /file, /context, /regen, /undo, /clear, /system, /set, \
-/when-full, /save, /load, /export, /quit
+        - /help                  this list
+        - /file FILE             puts a document into the next turn
+        - /context               what the context holds, and what it could
+        - /regen                 answers the last question again
+        - /undo                  takes the last question and its answer back
+        - /clear                 starts over; the system prompt stays
+        - /system [TEXT]         shows the system prompt, or sets another
+        - /set [NAME VALUE]      shows the settings, or changes one
+        - /when-full [POLICY]    shows what stays in a full context, or changes it
+        - /ctx [N]               shows the size of the context in tokens, or changes it
+        - /save FILE             saves the chat
+        - /load FILE             goes on with a saved chat
+        - /export FILE           writes the chat as Markdown
+        - /quit                  leaves, as Ctrl-D does
+        - """                    begins and ends a text of several lines; Alt-Enter too
+        > /fole bar
+        ! there is no command /fole; did you mean /file?; /help lists them; a text that begins with / is sent \
+with a space in front
         > /save
         ! the command is /save FILE
         > /clear now
         ! the command is /clear
         > /quit
-        """
+        '''
     )
 
 
@@ -490,7 +501,7 @@ def test_the_system_prompt_is_shown_and_changed() -> None:
     chat(engine, screen)
     assert [line for line in screen.lines if line.startswith("-")] == [
         "- there is no system prompt; /system TEXT sets one",
-        "- the system prompt is another now; the next turn reads the chat again behind it",
+        "- the system prompt is another now; the next turn reads the chat again after it",
         "- Be brief.",
     ]
     assert Letters().text(engine.prompts[0]) == "«s»«|system|»Be brief.«|user|»Hello«|bot|»"
@@ -510,7 +521,8 @@ def test_settings_are_shown_and_changed() -> None:
     screen = Script(*(f"/set {line}" for line in (*script, *wrong)), "/set", "Hello")
     conversation = chat(QueuedEngine("abcdef"), screen)
     shown = [line for line in screen.lines if line.startswith("- ")]
-    assert shown[:9] == [
+    assert shown[:3] == ["- temperature: 0.8 → 0.5", "- seed: 1 → none", "- stop: none → 'END'"]
+    assert shown[6:15] == [
         "- temperature      0.5",
         "- top-k            40",
         "- top-p            0.95",
@@ -531,15 +543,12 @@ def test_the_policy_for_a_full_context() -> None:
         "/when-full", "/when-full turns", "/when-full", "/when-full stream", "/when-full later"
     )
     conversation = chat(QueuedEngine(), screen)
-    choices = "turns, stop, stream, recompute, self-extend, landmark, compress"
+    choices = "stop, turns, stream, recompute, self-extend, landmark, compress"
     assert [line for line in screen.lines if line[0] in "-!"] == [
         f"- when the context is full: stop; the choices are {choices}",
         "- when the context is full: turns",
         f"- when the context is full: turns; the choices are {choices}",
-        (
-            "! stream needs a context of another kind: start with --when-full stream; a chat with "
-            "--session goes on"
-        ),
+        "! this chat cannot change its context; open it again with --ctx N",
         f"! when-full is later, but must be one of {choices}",
     ]
     assert conversation.options.drop_turns
@@ -568,7 +577,7 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     assert screen.lines[2:4] == [
         "- that is more than fits:",
         (
-            "-   --ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 "
+            "-   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 "
             "GiB of memory are free"
         ),
     ]
@@ -603,8 +612,8 @@ def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:
 
 def test_self_extend_is_offered_more_cells() -> None:
     """Its far tokens share positions: no other file is needed."""
-    small = Room("model.gguf", 100, 800, 200, None, None, None, "self-extend")
-    assert list(choices(small, 5000, 0)) == [
+    small = Room(Path("model.gguf"), 100, 800, 200, None, None, None, "self-extend")
+    assert list(choices(small, 5000, 0, running=False)) == [
         "--ctx 6144 makes a context that holds it",
         "a shorter text, or a part of it at a time",
     ]
@@ -622,7 +631,7 @@ def test_a_document_goes_into_the_next_turn_and_only_there(tmp_path: Path) -> No
     screen = Script(f"/file '{tmp_path}/a b.txt'", "What?", "Why?")
     conversation = chat(engine, screen)
     assert screen.lines[1] == (
-        f"- '{tmp_path}/a b.txt': 6 tokens go into the next turn; 1,000 are available"
+        f"- {tmp_path}/a b.txt: 6 tokens go into the next turn; 1,000 are available"
     )
     assert [t.content for t in conversation.turns] == ["Facts.\nWhat?", "1", "Why?", "2"]
 
@@ -693,7 +702,7 @@ def test_saving_and_loading_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [t["role"] for t in saved["turns"]] == ["system", "user", "assistant"]
     engine, screen = QueuedEngine("Well."), Script(f"/load {path}", "And?")
     chat(engine, screen)
-    assert screen.lines[1] == f"- loaded 3 turns from {path}"
+    assert screen.lines[1] == f"- loaded 1 question from {path}"
     assert Letters().text(engine.prompts[0]) == (
         "«s»«|system|»Be kind.«|user|»Hello«|bot|»Hi ☃!«/s»«|user|»And?«|bot|»"
     )
@@ -950,3 +959,118 @@ def test_a_long_turn_passes_through_any_template_operation() -> None:
 def test_every_error_of_the_chat_is_ggexts() -> None:
     assert issubclass(TemplateError, GgextError)
     assert issubclass(TranscriptError, GgextError)
+
+
+@pytest.mark.parametrize("leave", ["/bye", "/exit", "/quit", "exit", "quit"])
+def test_leaving_in_the_words_of_other_programs(leave: str) -> None:
+    screen = Script("/?", leave, "never read")
+    chat(QueuedEngine(), screen)
+    assert screen.lines[-1] == f"> {leave}"
+    assert any("/help" in line for line in screen.lines)
+
+
+@pytest.mark.parametrize(
+    ("typed", "sent"),
+    [
+        (" /clear is a command", "/clear is a command"),
+        ("//usr/bin", "/usr/bin"),
+        ("/etc/hosts holds names", "/etc/hosts holds names"),
+        ("/* a comment */", "/* a comment */"),
+        ('"""one line"""', "one line"),
+    ],
+)
+def test_a_text_that_begins_with_a_slash_can_be_sent(typed: str, sent: str) -> None:
+    conversation = chat(QueuedEngine("Yes."), Script(typed))
+    assert conversation.turns[0].content == sent
+
+
+def test_a_block_between_triple_quotes_is_one_turn() -> None:
+    screen = Script('"""', "first", "", "/help", 'last"""', "Next")
+    conversation = chat(QueuedEngine("A", "B"), screen)
+    asked = [turn.content for turn in conversation.turns if turn.role == "user"]
+    assert asked == ["first\n\n/help\nlast", "Next"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("temp 0", "- temperature: 0.8 → 0.0"),
+        ("top_p 0.5", "- top-p: 0.95 → 0.5"),
+        ("parameter num_predict 9", "- max-tokens: none → 9"),
+        ("temperatur 1", "! there is no setting temperatur; did you mean temperature?"),
+        (r"stop \n", r"- stop: none → '\n'"),
+        ("temperature 0.8", "- temperature: 0.8, as it was"),
+    ],
+)
+def test_settings_by_the_names_of_other_programs(typed: str, said: str) -> None:
+    screen = Script(f"/set {typed}")
+    chat(QueuedEngine(), screen)
+    assert screen.lines[1] == said
+
+
+def test_an_error_of_ggext_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:
+    """It was a traceback that ended the chat; question and document were lost."""
+
+    class Faulty(QueuedEngine):
+        def evaluate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Prefill:
+            if not self.prompts:
+                self.prompts.append([])
+                raise IndexError("list index out of range")
+            return super().evaluate(tokens, *arguments, **options)
+
+    screen = Script("Who?", "/regen")
+    conversation = chat(Faulty("She."), screen)
+    assert screen.lines[1].startswith(
+        "! this is a fault of ggext: IndexError: list index out of range; a report is in "
+    )
+    report = Path(screen.lines[1].rsplit(" in ", 1)[1]).read_text()
+    assert "Traceback" in report
+    assert "Who?" not in report  # nothing that was said
+    assert [turn.content for turn in conversation.turns] == ["Who?", "She."]
+
+
+def test_a_question_that_was_stopped_is_asked_again_with_its_document(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("Facts.")
+    engine = QueuedEngine("Yes.", n_ctx=500)
+    screen = Script(f"/file {tmp_path}/d.txt", "What?", "/regen")
+    screen.interrupt_at = "prefill"
+    screen.noted = lambda _: setattr(screen, "interrupt_at", None)  # the prompt after it
+    conversation = Conversation(Letters(TEMPLATE), engine, Sampling(seed=1), ChatOptions())
+    Chat(conversation, screen, room(engine)).run(obey)
+    assert [turn.content for turn in conversation.turns] == ["Facts.\nWhat?", "Yes."]
+
+
+def test_the_context_is_told_in_counts_that_add_up(tmp_path: Path) -> None:
+    (tmp_path / "d.txt").write_text("Facts.")
+    screen = Script(
+        "Hello", f"/file {tmp_path}/d.txt", "/context", "/undo", "/context", "/clear", "/context"
+    )
+    chat(QueuedEngine("Hi!"), screen, system="Be kind.")
+    made_for = "the file is made for 8,000, the model was trained on 2,000"
+    empty = f"- 0 of 1,000 tokens are used, 1,000 are free; {made_for}"
+    told = [line for line in screen.lines if " tokens are used" in line or "- used:" in line]
+    assert told == [
+        f"- 20 of 1,000 tokens are used, 980 are free; {made_for}",
+        "- used: system prompt 8, questions 5, answers 3, template 4",
+        empty,
+        empty,
+    ]
+    assert f"- waiting for the next turn: 7 of {tmp_path}/d.txt" in screen.lines
+
+
+def test_what_the_template_inserts_is_shown() -> None:
+    own = "{% if messages[0].role != 'system' %}<|system|>You are a cat.{% endif %}"
+    template = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}" + own)
+    screen = Script("/system", "Hello", "/context")
+    chat(QueuedEngine("Hi!"), screen, template=template)
+    assert screen.lines[1] == (
+        "- the template inserts its own system prompt: You are a cat.\n/system TEXT replaces it"
+    )
+    assert "the template's own system prompt 14" in screen.text
+
+
+def test_an_answer_that_is_only_reasoning_says_so() -> None:
+    template = TEMPLATE.replace("<|bot|>{% endif %}", "<|bot|><think>\n{% endif %}")
+    screen = Script("Hello")
+    chat(QueuedEngine("hm, well"), screen, template=template)
+    assert any("only reasoned and gave no answer" in line for line in screen.lines)

@@ -173,6 +173,8 @@ def test_a_tensor_in_two_shards(copy: Path, tmp_path: Path, factor: float) -> No
         (lambda name: name.replace(".mlp", "._checkpoint_wrapped_module.mlp"), "_checkpoint"),
         (lambda name: f"base_model.model.{name}", "base_model.model."),
         (lambda name: f"module.{name.removeprefix('model.')}", "whose names lack model."),
+        (lambda name: f"model.{name}", "names begin with model.: taken off"),
+        (lambda name: f"policy.llm.{name}", "names begin with policy.llm.: taken off"),
     ],
 )
 def test_names_of_what_wraps_a_model(
@@ -257,11 +259,14 @@ _SAVED = sorted(
         "dots1",
         "ernie4_5_moe",
         "glm4_moe",
+        "glm4_moe_lite",
         "gpt_neox",
         "gpt_oss",
         "granitemoe",
         "granitemoeshared",
+        "lfm2_moe",
         "llama4_text",
+        "minimax_m2",
         "mixtral",
         "olmoe",
         "qwen2_moe",
@@ -330,9 +335,12 @@ _TEXT = {
     "mistral3": {"model_type": "mistral", "head_dim": 32},
     "gemma3": ROWS["gemma3_text"].config,
 }
+for _name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+    _TEXT[_name] = dict(ROWS[_name].config)
+    _VISION[_name] = _TEXT[_name].pop("vision_config")
 
 
-@pytest.mark.parametrize("model_type", ["mistral3", "gemma3"])
+@pytest.mark.parametrize("model_type", _TEXT)
 @pytest.mark.parametrize("top", [None, True, False])
 @pytest.mark.parametrize("inner", [None, True, False])
 def test_the_whole_models_tie_counts(
@@ -477,6 +485,7 @@ _FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a variant": (_empty("model.fp16.safetensors"), "rename it to model.safetensors"),
     "a training": (_empty("checkpoint-5/x", "checkpoint-50/x"), "give one, such as checkpoint-50"),
     "a folder within": (_empty("tiny/config.json"), "its folder tiny has a config.json"),
+    "GGUF files": (_empty("a.gguf", "b.gguf"), "b.gguf"),
     "another name": (
         _empty("merged.safetensors"),
         "has weights under the name 'merged.safetensors'",
@@ -551,6 +560,27 @@ def test_any_part_or_the_folder_makes_a_new_file(llama: Path, tmp_path: Path, na
     with pytest.raises(GgextError):
         plan(ConvertOptions(folder, out, force=True))
     missing.rename(parts[1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "arch", "message"),
+    [
+        ("adapter", "llama", "a LoRA adapter"),
+        ("mmproj", "clip", "the part of a model that sees"),
+        ("model", "clip", "the part of a model that sees"),
+        ("imatrix", "llama", "an importance matrix"),
+    ],
+)
+def test_a_gguf_file_that_is_no_model(
+    llama: Path, tmp_path: Path, kind: str, arch: str, message: str
+) -> None:
+    from ggext.gguf.types import Field
+    from ggext.gguf.writer import write_gguf
+
+    planned = plan(ConvertOptions(llama, tmp_path / "x.gguf"))
+    fields = {"general.architecture": Field.of(arch), "general.type": Field.of(kind)}
+    write_gguf(tmp_path / "other.gguf", fields, planned.tensors[:1])
+    assert message in refused(tmp_path / "other.gguf", tmp_path / "y.gguf")
 
 
 def test_a_bf16_mixture_of_experts_is_judged_by_its_median(tmp_path: Path) -> None:

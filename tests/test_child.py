@@ -147,3 +147,24 @@ def test_a_frozen_program_starts_itself(tmp_path: Path) -> None:
     program.chmod(0o755)
     done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "[42]\n"
+
+
+def test_an_interrupt_ends_the_interpreter_at_once() -> None:
+    """The clock of a limited call was waited for at its end."""
+    code = (
+        "import os, signal, threading\n"
+        "from ggext.runtime.child import call\n"
+        "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
+        "call('dying:sleeps', timeout=600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT
+    assert time.monotonic() - begun < 30

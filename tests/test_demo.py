@@ -85,9 +85,10 @@ def test_a_text_to_chat_about() -> None:
     assert CliRunner().invoke(main, ["demo", "--text", "100"]).exit_code == 2
 
 
-def test_the_command_prints_what_it_measured() -> None:
+def test_the_command_prints_what_it_measured(tmp_path: Path) -> None:
     """Few questions: the figures are the other tests' matter."""
-    outcome = CliRunner().invoke(main, ["demo", "--questions", "5"])
+    page = tmp_path / "report.html"
+    outcome = CliRunner().invoke(main, ["demo", "--questions", "5", "--html", str(page)])
     assert outcome.exit_code == 0, outcome.output
     for line in (
         "Answers that are exact",
@@ -95,8 +96,21 @@ def test_the_command_prints_what_it_measured() -> None:
         "YaRN",
         "Perplexity by position",
         "each was verified",
+        "Effective context, score at least 85.6 % (RULER)",
+        "  YaRN         not shown (256 is open: too few texts)",  # one text proves little
     ):
         assert line in outcome.stdout
+    assert "as baked: yarn ×8" in page.read_text("utf-8")
+
+
+def test_the_effective_context_is_that_of_the_answers(result: DemoResult) -> None:
+    from ggext.cli.demo import _effective
+
+    _, none, linear, ntk, yarn, _ = _effective(result)
+    assert none.split(maxsplit=2)[2].startswith("256 tokens (512")
+    assert linear.split(maxsplit=1)[1].startswith("256 tokens")
+    assert yarn.split(maxsplit=1)[1].startswith("2,048 tokens")
+    assert "tokens" in ntk
 
 
 def test_the_work_is_known_before_it_is_done(tmp_path: Path) -> None:

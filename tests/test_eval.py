@@ -254,6 +254,7 @@ def test_a_budget_picks_what_fits(demo_gguf: Path) -> None:
         ({"lengths": (10,)}, "a length is 10, but must be at least 64 tokens"),
         ({"tasks": ("variables",)}, "the task variables needs words that the vocabulary"),
         ({"tasks": ("juggling",)}, "the task 'juggling' is unknown; known are multikey, "),
+        ({"tasks": ("questions",)}, "the task questions and a file of questions go together"),
         ({"tries": ("yarn",)}, "'yarn' needs a factor, such as yarn:4"),
         ({"tries": ("longrope:4",)}, "'longrope:4' is no method to try"),
         ({"tries": ("ntk:0.5",)}, "the factor must be more than 1"),

@@ -101,9 +101,13 @@ def test_a_file_that_ends_the_process_ends_a_child(
     assert (len(trials), kept()) == (2, [])
 
 
-def test_what_is_refused_is_refused_by_the_load_itself(tmp_path: Path, demo_gguf: Path) -> None:
+def test_what_is_refused_is_refused_by_the_load_itself(
+    tmp_path: Path, demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "other.gguf"
     path.write_bytes(demo_gguf.read_bytes().replace(b"blk.0.attn_q", b"blk.0.attn_x"))
+    monkeypatch.setattr(precheck, "refuse_what_aborts", lambda _: None)
+    monkeypatch.setattr(first_load, "_SERVE", "dying:loads_without_precheck")
     with pytest.raises(ModelError, match=r"other\.gguf cannot be loaded: llama.cpp says: .*attn"):
         Model.open(path)
     assert kept() == []
@@ -143,7 +147,9 @@ def test_an_interrupt_in_a_trial_leaves_nothing(path: Path) -> None:
     code = (
         "import os, signal, sys, threading, time\n"
         "from ggext.runtime import child\n"
+        "from ggext.runtime.llama import lib\n"
         "from ggext.runtime.model import Model\n"
+        "lib()\n"  # its kernels have a child of their own
         "def interrupt():\n"
         "    while not child._children:\n"
         "        time.sleep(0.001)\n"

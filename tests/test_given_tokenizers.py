@@ -216,7 +216,7 @@ def test_chat_template(folder: Path, vocabulary: Vocabulary, tmp_path: Path) -> 
     path = tmp_path / "vocabulary.gguf"
     LlamaCpp(vocabulary, path).close()
     handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
-    model = Model(path, read_gguf(path), handle, None)
+    model = Model(path, read_gguf(path), handle, None, 0)
     try:
         assert Prompts(model).tokens([Turn(role, content) for role, content in TURNS]) == wanted
     finally:

@@ -169,6 +169,34 @@ def test_a_dry_run_says_what_is_wrong_with_a_header(
     )
 
 
+def test_a_single_file_goes_before_an_index_there_too(
+    hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
+) -> None:
+    """As on disk; the shards of the older index are not fetched, an adapter beside is told."""
+    folder = Path(shutil.copytree(tiny, tmp_path / "both"))
+    assert (folder / "model.safetensors.index.json").is_file()
+    make_llama(tmp_path / "single", seed=7)
+    shutil.copy(tmp_path / "single" / "model.safetensors", folder)
+    (folder / "adapter_config.json").write_text("{}")
+    hub.models["Owner/Both"] = {"main": folder}
+    done = ggext("convert", "Owner/Both", "a.gguf")
+    assert done.returncode == 0, done.stderr
+    assert "the adapter is not in the file" in done.stdout
+    assert not [name for name in hub.fetched() if name.startswith("model-0")]
+    assert ggext("convert", str(tmp_path / "single"), "b.gguf").returncode == 0
+    assert same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
+
+
+def test_an_adapter_on_the_hub_is_said(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    base = {"peft_type": "LORA", "base_model_name_or_path": "some/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(base))
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    hub.models["Owner/Adapter"] = {"main": folder}
+    refused(ggext("convert", "Owner/Adapter"), "is a LoRA adapter of 'some/base'")
+
+
 def test_a_lost_connection_goes_on_at_the_byte(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:
     """huggingface_hub writes pieces of 10 MiB, so a larger file is needed."""
     piece = 10 << 20

@@ -172,13 +172,13 @@ def test_a_death_is_an_error_that_names_it_and_the_next_call_answers(
     before = pid_of(model)
     reply = model.chat(user("The dog"), sampling=ENDLESS)
     next(iter(reply))
-    waits = model.chat(QUESTION)
+    waits = model._engine.ask(a_question())
     kill(model, signal.Signals[name])
     with pytest.raises(EngineDiedError, match=f"demo.*died of {name}.*next call") as died:
         reply.text()
     assert died.value.signal == name
     with pytest.raises(EngineDiedError, match=name):
-        waits.text()
+        list(waits)
     assert gone(before)
     assert model.chat(QUESTION, sampling=GREEDY).text() == ANSWER
     assert pid_of(model) != before
@@ -271,9 +271,8 @@ def test_asyncio_threads_and_tasks_share_it(model: Model) -> None:
 
 def test_a_reader_that_waits_in_asyncio_hears_of_the_death(model: Model) -> None:
     async def ask() -> None:
-        asyncio.get_running_loop().call_later(0.05, kill, model)
         async for _ in model.chat(user("The dog"), sampling=ENDLESS):
-            await asyncio.sleep(0)
+            kill(model)
 
     with pytest.raises(EngineDiedError):
         asyncio.run(ask())

@@ -121,8 +121,7 @@ def test_special_kernels_that_die_are_switched_off_and_named(build: Build, q4_0:
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip()
     words = " ".join(first.stderr.split())
-    assert "(CPU_REPACK: the process of llama.cpp died of SIGILL" in words
-    assert "at a Q4_0 matrix)" in words
+    assert "(CPU_REPACK: a trial died of SIGILL, an illegal instruction, at a Q4_0 matrix)" in words
     (kept,) = (cache_folder() / "kernels").iterdir()
     assert json.loads(kept.read_text())["unusable"].keys() == {"CPU_REPACK"}
     before = kept.stat().st_mtime_ns

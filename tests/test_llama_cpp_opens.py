@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from tiny import make_model
 
 from ggext.checkpoint import model_card
+from ggext.cli import main
 from ggext.convert import ConvertOptions, convert, plan
 from ggext.errors import GgufError, OutputError
 from ggext.gguf.open import read_gguf
@@ -155,6 +157,8 @@ def test_what_only_another_llama_cpp_knows_is_not_refused(whole: Path, tmp_path:
 def test_a_gguf_file_that_is_not_opened_is_not_made_another(whole: Path, tmp_path: Path) -> None:
     kind: dict[str, Any] = {"llama__block_count": Field(ValueType.UINT64, 2)}
     wrong = changed(whole, tmp_path / "wrong.gguf", **kind)
+    said_by_inspect = CliRunner().invoke(main, ["inspect", str(wrong)]).output
+    assert "does not open this file: the key llama.block_count" in said_by_inspect
     before = wrong.read_bytes()
     for in_place in (False, True):
         out = None if in_place else tmp_path / "x.gguf"

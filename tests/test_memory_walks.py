@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ggext.errors import ContextFullError
+from ggext.errors import ContextFullError, UsageError
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -165,3 +165,35 @@ def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(
             assert np.abs(session.last_logits() - wanted).max() < 1e-3 * np.ptp(wanted)
             compared += 1
         assert compared > 15
+
+
+@pytest.mark.parametrize("policy", ["landmark", "compress"])
+def test_the_smallest_contexts_hold_a_text_of_any_length(model: Model, policy: WhenFull) -> None:
+    """From the smallest context that is not refused upward: a window that is not quite full when
+    tokens must leave lost its place (IndexError) in contexts just above the smallest."""
+    rng = random.Random(policy)
+    memory = MemoryOptions(policy, block=16, retrieved=3)
+    smallest = 4 + 3 * 16 + 16 + 16
+    with pytest.raises(UsageError, match=f"need a context of {smallest} tokens or more"):
+        Session(model, SessionOptions(n_ctx=smallest - 1, n_batch=32, memory=memory))
+    for n_ctx in range(smallest, smallest + 40, 3):
+        with Session(model, SessionOptions(n_ctx=n_ctx, n_batch=32, memory=memory)) as session:
+            for length in rng.sample(range(n_ctx, 3 * n_ctx), 3):
+                text = [rng.randrange(3, 250) for _ in range(length)]
+                session.evaluate(text)
+                assert session.used + session.dropped == length
+                answer = list(session.generate(Sampling(temperature=3, seed=1), 20))
+                assert session.used + session.dropped >= length + len(answer) - 1
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_tiny_contexts_are_refused_or_run(model: Model, policy: WhenFull) -> None:
+    """A context of one token ended the process where a policy has a second sequence."""
+    for n_ctx in (1, 2, 5, 6, 8):
+        try:
+            options = SessionOptions(n_ctx=n_ctx, memory=MemoryOptions(policy))
+            with Session(model, options) as session:
+                session.evaluate([*range(3, 23)])
+                assert session.dropped >= 20 - n_ctx
+        except (UsageError, ContextFullError):
+            continue

@@ -37,17 +37,18 @@ NEED_EXTRAS = {
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
 # row. A part that is not named here fails.
 ROWS = (
-    {"__main__", "_pyinstaller", "cli", "screen"},
+    {"__main__", "_pyinstaller"},
+    {"cli", "screen"},
     {"verify", "inspect", "plan", "show", "demo", "doctor"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
     {"native", "_native", "llama_cpp_facts"},
-    {"errors", "folders", "data", "_version", "__init__"},
+    {"arguments", "errors", "folders", "data", "_version", "__init__"},
 )
 # Stricter than the rows: these import nothing of ggext but themselves and what is named.
 ONLY = {
-    "rope": {"_version", "errors", "native", "llama_cpp_facts"},
+    "rope": {"_version", "arguments", "errors", "native", "llama_cpp_facts"},
     "gguf": {"errors", "native", "_native", "rope"},
     "llama_cpp_facts": set(),
 }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -166,7 +168,9 @@ def test_a_sample_fills_its_length(target: int) -> None:
         assert isinstance(sample, tasks.Sample)
         return sum(1 + (len(word) > 6) for word in sample.body.split()) + 30
 
-    source = tasks.Source(count)
+    passage = "The bell tower was built in 1731 by two brothers."
+    asked = tasks.Asked("Who built it?", ("brothers",), passage)
+    source = tasks.Source(count, asked=(asked,))
     for task in tasks.TASKS:
         sample = tasks.make(task, source, target, Random(target))
         assert target - 1 <= count(sample) <= target, task
@@ -176,6 +180,94 @@ def test_a_sample_fills_its_length(target: int) -> None:
         assert tasks.make(task, source, target, Random(target)) == sample
     with pytest.raises(UsageError, match="too short for multikey"):
         tasks.make("multikey", source, 64, Random(0))
+
+
+def test_questions_of_one_s_own_are_read_line_by_line(tmp_path: Path) -> None:
+    from ggext.quality.tasks import Asked
+    from ggext.quality.texts import read_questions
+
+    path = tmp_path / "questions.jsonl"
+    good = '{"question": "Who?", "answers": ["A", "B"], "passage": "A did."}'
+    path.write_text(f"{good}\n\n{good}\n")
+    assert read_questions(path) == (Asked("Who?", ("A", "B"), "A did."),) * 2
+    for bad in (
+        "[]",
+        "{",
+        '{"question": "Who?", "answers": [], "passage": "x"}',
+        '{"question": 1}',
+    ):
+        path.write_text(f"{good}\n{bad}\n")
+        with pytest.raises(UsageError, match=r"questions\.jsonl, line 2, is not a question"):
+            read_questions(path)
+
+
+class _Vocabulary:
+    """Characters as tokens behind two special ones, for prompts alone."""
+
+    path = Path("model.gguf")
+    bos, eos, n_vocab = 1, 2, 1 << 16
+
+    def __init__(self, template: str | None, *, adds_bos: bool = True, letters: str = "") -> None:
+        self.chat_template = template
+        self.adds_bos = adds_bos
+        self._letters = letters
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        parts = text.split("<s>") if parse_special else [text]
+        found = [token for part in parts for token in (self.bos, *map(ord, part))][1:]
+        return [self.bos, *found] if add_special and self.adds_bos else found
+
+    def token_to_piece(self, token: int) -> bytes:
+        letter = chr(token)
+        return letter.encode() if not self._letters or letter in self._letters else b"?"
+
+    def token_text(self, token: int) -> str:
+        return {1: "<s>", 2: "</s>"}.get(token, chr(token))
+
+    def is_control(self, token: int) -> bool:
+        return token in (1, 2)
+
+
+_ONE = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "adds_bos", "count"),
+    [(_ONE, True, 1), (_ONE.replace("{{ bos_token }}", ""), True, 1), (None, True, 1),
+     (None, False, 0), ("{{ bos_token }}" + _ONE, True, 2)],
+)  # fmt: skip
+def test_a_prompt_has_one_bos_or_is_refused(
+    template: str | None, adds_bos: bool, count: int
+) -> None:
+    pytest.importorskip("jinja2")
+    from ggext.quality.prompts import PromptMaker
+    from ggext.quality.samples import Question
+
+    vocabulary = _Vocabulary(template, adds_bos=adds_bos)
+    maker = PromptMaker(vocabulary)  # type: ignore[arg-type]
+    question = Question("Where?", "It is", ("here",))
+    if count > 1:
+        with pytest.raises(ModelError, match="begins with 2 BOS tokens"):
+            maker.prompt("A text.", question)
+        return
+    tokens = maker.prompt("A text.", question)
+    assert tokens.count(1) == count
+    assert "".join(map(chr, tokens[count:])).endswith("It is")
+    assert "".join(map(chr, maker.answer(question))) == " here"
+
+
+def test_a_vocabulary_that_cannot_spell_a_needle_is_refused() -> None:
+    pytest.importorskip("jinja2")
+    from ggext.quality.needles import sample_maker
+    from ggext.quality.prompts import PromptMaker
+
+    able = PromptMaker(_Vocabulary(None))  # type: ignore[arg-type]
+    assert sample_maker(able)("single", 400, Random(0)).task == "single"
+    unable = PromptMaker(_Vocabulary(None, letters="abc "))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"the vocabulary of model\.gguf cannot spell a needle"):
+        sample_maker(unable)
 
 
 class TestWithModels:
@@ -201,6 +293,61 @@ class TestWithModels:
                 nll(session, tokens, 0)
             with pytest.raises(ContextFullError):
                 nll(session, tokens * 6)
+
+    def test_scoring_holds_one_batch_whatever_the_length(self, demo_gguf: Path) -> None:
+        import tracemalloc
+
+        from ggext.quality.perplexity import nll
+        from ggext.quality.texts import little_piece
+        from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
+
+        options = SessionOptions(n_ctx=256, memory=MemoryOptions(when_full="stream"))
+        peaks = []
+        with Model.open(demo_gguf) as model, Session(model, options) as session:
+            for count in (500, 500, 3500):
+                tokens = little_piece(model, count, 0, 0).tokens
+                tracemalloc.start()
+                assert len(nll(session, tokens)) == count - 1
+                peaks.append(tracemalloc.get_traced_memory()[1])
+                tracemalloc.stop()
+        grown = peaks[2] - peaks[1]
+        all_logits = 3000 * 4 * model.n_vocab
+        assert grown < all_logits / 8, peaks
+
+    def test_longppl_is_that_of_the_published_definition(self, demo_gguf: Path) -> None:
+        """Step by step as the paper's script does it: each window in a context of its own."""
+        from ggext.data import demo_language as language
+        from ggext.quality.perplexity import key_tokens, nll, short_nll
+        from ggext.runtime.engine import Model, Session, SessionOptions
+
+        def losses(logits: Any, following: tuple[int, ...]) -> Any:
+            rows = np.asarray(logits, np.float64)
+            log_p = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+            return -log_p[np.arange(len(following)), list(following)]
+
+        options = SessionOptions(kv_type="f32")
+        with Model.open(demo_gguf) as model, Session(model, options) as session:
+            # Answers whose facts stand far back.
+            chat = language.training_chat(Random(4), 700, (24, 24))
+            tokens = tuple(model.tokenize(chat, add_special=False, parse_special=True))
+            short, window, count = 64, 16, 700
+            assert len(tokens) == count
+            full = session.logits(tokens)
+            total, keys = 0.0, 0
+            for start in range(0, count - short, window):
+                end = min(start + short + window, count)
+                following = tokens[start + short : end]
+                seen = session.logits(tokens[start:end])
+                near = losses(seen[short - 1 : -1], following)
+                far = losses(full[start + short - 1 : end - 1], following)
+                chosen = np.logical_and(near - far > 2, far < 2)
+                total += far[chosen].sum()
+                keys += int(chosen.sum())
+            long = nll(session, tokens)
+            found = key_tokens(short_nll(session, tokens, short, window), long)
+        assert keys >= 5
+        assert int(found.sum()) == keys
+        assert math.exp(long[found].mean()) == pytest.approx(math.exp(total / keys), rel=1e-4)
 
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll

@@ -89,7 +89,7 @@ def test_every_number_comes_back_exactly(
         ("format = 1\n[rope]\nmethod = 'yarn'", "needs a factor"),
         (
             "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 'four'",
-            "factor is 'four'; it must be a finite number",
+            "factor is 'four', but must be a number",
         ),
         ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = nan", "must be a finite number"),
         ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\nbeta_fats = 3", "unknown key beta_fats"),
@@ -103,7 +103,10 @@ def test_every_number_comes_back_exactly(
             "whole number of tokens",
         ),
         ("format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = 3", "must be a list"),
-        ("format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = ['a']", "holds 'a'"),
+        (
+            "format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = ['a']",
+            "long_factors is .'a',",
+        ),
         ("format = 1\ntarget_context = 0\n[rope]\nmethod = 'yarn'", "target_context is 0"),
         (
             "format = 1\ntarget_context = 9\n[rope]\nmethod = 'yarn'\nfactor = 2",

@@ -22,7 +22,7 @@ from ggext.verify import verify
 
 
 def test_the_published_sections_of_qwen3_vl_leave_two_pairs_still() -> None:
-    """Seen on a one-node graph of llama.cpp 0c1e57098, on CPU and, by its lines, on CUDA."""
+    """Seen on a one-node graph of the pinned llama.cpp, on CPU and, by its lines, on CUDA."""
     assert still_pairs((24, 20, 20, 0), 64, "interleaved") == (61, 62)
     assert sections_to_write((24, 20, 20), 64, "interleaved") == (22, 21, 21, 0)
     assert still_pairs((22, 21, 21, 0), 64, "interleaved") == ()

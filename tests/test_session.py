@@ -784,7 +784,7 @@ def test_the_fingerprint_sees_the_header_the_size_and_the_weights(
 def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open) -> None:
     folder = named("book")
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
-        assert keeper.restore() == "a new chat"
+        assert keeper.restore()[1] == "a new chat"
         assert keeper.session is not None
         keeper.session.evaluate(TEXT)
         keeper.record(SAID)
@@ -794,36 +794,38 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
         assert (folder / "kv.bin").stat().st_mtime_ns == written
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.turns == tuple(SAID)
-        assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
+        assert keeper.restore()[1].startswith("1,500 tokens of KV cache restored in ")
     with Keeper(
         folder, "demo.gguf", open_session(n_ctx=1600)
     ) as keeper:  # of another length, with the same table
-        assert keeper.restore().startswith("1,500 tokens of KV cache restored in ")
+        assert keeper.restore()[1].startswith("1,500 tokens of KV cache restored in ")
     with Keeper(folder, "demo.gguf", open_session(kv_type="f32")) as keeper:
-        assert keeper.restore() == (
+        assert keeper.restore()[1] == (
             "the KV type is another one than when the state was saved: the next question reads the "
             "chat again"
         )
     with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
         assert keeper.session is not None
-        assert keeper.restore().startswith(
+        assert keeper.restore()[1].startswith(
             "it has 1500 tokens, more than the context of 512: the next question reads"
         )
         keeper.session.evaluate(TEXT)
         keeper.save_state()
     with Keeper(folder, "demo.gguf", open_session(**streaming())) as keeper:
         assert keeper.session is not None
-        assert keeper.restore().startswith(
+        assert keeper.restore()[1].startswith(
             f"{keeper.session.used:,} tokens of KV cache restored in "
         )
         assert keeper.session.used + keeper.session.dropped == 1500
         assert keeper.session.evaluate([*TEXT, 9]).evaluated == 1
     (folder / "kv.bin").write_bytes(b"")
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
-        assert keeper.restore().endswith("the next question reads the chat again")
+        assert keeper.restore()[1].endswith("the next question reads the chat again")
     (folder / "kv.bin").unlink()
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
-        assert keeper.restore() == "no KV state was saved: the next question reads the chat again"
+        assert (
+            keeper.restore()[1] == "no KV state was saved: the next question reads the chat again"
+        )
 
 
 TURNS = ["--temperature", "0", "--when-full", "turns", "--session", "long", "--ctx"]
@@ -833,10 +835,12 @@ STATUS = re.compile(r"read ([\d,]+) .*reused ([\d,]+)")
 def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[str], *questions: str) -> list[str]:
     """What `ggext chat` shows for typed questions."""
     from ggext.cli import main
+    from ggext.cli.chat_input import Asked
     from ggext.screen import terminal
 
     screen = Script(*questions)
-    monkeypatch.setattr("ggext.cli.chat._asked", lambda _: (None, []))
+    typed = Asked(None, (), is_chat=True)
+    monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: typed)
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *arguments], standalone_mode=False)
     return screen.lines
@@ -862,7 +866,7 @@ def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
         left, turns = journal.left, journal.turns
     assert 0 < left < len(turns) == 2 * len(questions)
     after = converse(monkeypatch, [str(model_path), *TURNS, "160"], "Where is the map?")
-    assert re.search("session long: 30 turns; [0-9]+ tokens of KV cache restored", after[0])
+    assert re.search("session long: 15 questions; [0-9]+ tokens of KV cache restored", after[0])
     assert after[1] == (
         f"- the {left} oldest turns left the context earlier, from “Leo hides the map below. Where "
         "is the ma…” on; the "

@@ -137,6 +137,12 @@ def test_another_programs_model_is_not_changed() -> None:
     assert "wrote llama-linear2.gguf" in told("convert", "llama3.2", "--linear", 2)
 
 
+def test_list_hides_no_builtin() -> None:
+    """A module ggext/cli/list.py took the place of ``list`` in its package."""
+    told("list")
+    assert "\n  list " in told("--help")
+
+
 @pytest.mark.usefixtures("stores")
 def test_what_is_not_here_is_told_how_to_get() -> None:
     missing = CliRunner().invoke(main, ["inspect", "Owner/Other:x.gguf"])

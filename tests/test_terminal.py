@@ -206,7 +206,7 @@ def test_what_takes_long_is_said_and_taken_off(
         while is_shown and "loading" not in file.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
     assert ("loading \ufffd[31mx.gguf" in file.getvalue()) is is_shown
-    assert file.getvalue().endswith("\x1b[2K" if is_shown else "")
+    assert file.getvalue().endswith("\x1b[?25h" if is_shown else "")
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(stories_gguf: Path, tmp_p
         done.stderr,
     )
     assert re.search(
-        rb"the context is full: [\d,]+ more tokens are needed, 512 of 512 are left", done.stderr
+        rb"the text has [\d,]+ tokens and the context holds 512; shorten it", done.stderr
     )
     assert b"Traceback" not in done.stderr
 
@@ -370,6 +370,12 @@ class Keyboard:
         )
         os.close(far)
         self.seen = ""
+        self.marks_pastes = False
+
+    def paste(self, text: str) -> None:
+        """What a terminal does: a block has marks around it where the program asked for them."""
+        block = text.replace("\n", "\r")
+        self.type(f"\x1b[200~{block}\x1b[201~" if self.marks_pastes else block)
 
     def type(self, text: str) -> None:
         os.write(self.side, text.encode())
@@ -387,6 +393,8 @@ class Keyboard:
             assert left > 0, f"{text!r} did not come within {seconds} s after {self.seen!r}"
             if select.select([self.side], [], [], left)[0]:
                 new = os.read(self.side, 4096).decode("utf-8", "replace")
+                for mode in re.findall(r"\x1b\[\?2004([hl])", new):
+                    self.marks_pastes = mode == "h"
                 self.seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|\r", "", self.seen + new)
         before, found, self.seen = self.seen.partition(text)
         return before + found
@@ -394,9 +402,9 @@ class Keyboard:
     def raw_until_prompt(self, seconds: float = 20) -> str:
         """Everything up to the next prompt, terminal control included."""
         end, raw = time.monotonic() + seconds, ""
-        while not re.search(
-            r"\x1b\[\?2004h.*\x1b\[\?25h$", raw, re.DOTALL
-        ):  # ready for a paste, cursor on
+        # Ready for a paste, with the prompt drawn after that and the cursor on.
+        ready = r"\x1b\[\?2004h((?!\x1b\[\?2004).)*>((?!\x1b\[\?2004).)*\x1b\[\?25h$"
+        while not re.search(ready, raw, re.DOTALL):
             left = end - time.monotonic()
             assert left > 0, f"no prompt within {seconds} s after {raw!r}"
             if select.select([self.side], [], [], left)[0]:
@@ -438,14 +446,14 @@ def test_a_chat_in_a_terminal(
     chat.say("Once upon a time,")
     assert LILY.decode() in chat.wait_for("wrote 12")
     chat.say(f"/save {tmp_path}/chat.json")
-    chat.wait_for("saved 2 turns")
+    chat.wait_for("saved 1 question")
     chat.wait_for(">")
     chat.type(CTRL_C)
     chat.wait_for("Ctrl-C again or Ctrl-D leaves")
     chat.say("/clear")
     chat.wait_for("the chat starts over")
     chat.say(f"/load {tmp_path}/chat.json")
-    chat.wait_for("loaded 2 turns")
+    chat.wait_for("loaded 1 question")
     chat.say("Tim")
     chat.wait_for("wrote 12")
     assert chat.leave() == 0
@@ -507,8 +515,27 @@ def test_a_pasted_block_is_one_turn(
     chat.say("\x1b[200~one\ntwo\x1b[201~")
     chat.wait_for("wrote 12")
     chat.say(f"/save {tmp_path}/chat.json")
-    chat.wait_for("saved 2 turns")
+    chat.wait_for("saved 1 question")
     assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
+    assert chat.leave() == 0
+
+
+@needs_pty
+def test_a_block_that_is_pasted_during_an_answer_is_one_turn(
+    keyboard: Callable[..., Keyboard], slow_gguf: Path, tmp_path: Path
+) -> None:
+    """Each of its lines was a turn of its own."""
+    chat = keyboard(slow_gguf, "--temperature", "0", "--max-tokens", "40")
+    chat.say("Once")
+    chat.wait_for("xxx")
+    chat.paste("one\ntwo\n/clear")
+    chat.type("\r")
+    chat.wait_for("wrote 40")
+    chat.wait_for("wrote 40")
+    chat.say(f"/save {tmp_path}/chat.json")
+    chat.wait_for("saved 2 questions")
+    turns = json.loads((tmp_path / "chat.json").read_text())["turns"]
+    assert turns[2]["content"] == "one\ntwo\n/clear"
     assert chat.leave() == 0
 
 
@@ -536,7 +563,7 @@ def test_what_was_read_ahead_is_kept_with_the_session(
     assert chat.process.wait(30) == 0
     os.close(chat.side)
     notices = typed([demo_gguf, "--session", "crown"])
-    assert notices[0] == "session crown: 0 turns; 256 tokens of KV cache restored in N s"
+    assert notices[0] == "session crown: 0 questions; 256 tokens of KV cache restored in N s"
 
 
 def test_ctrl_c_while_the_cache_is_written_keeps_the_turns(
@@ -603,7 +630,7 @@ def test_an_error_is_an_event_too(demo_gguf: Path, story: Path) -> None:
     events = [json.loads(line) for line in done.stdout.decode("ascii").splitlines()]
     assert done.returncode == 3
     assert [event["event"] for event in events][-1] == "error"
-    assert "the context is full" in events[-1]["text"]
+    assert "the context holds 1,024" in events[-1]["text"]
     assert any("--target-context" in event["text"] for event in events[:-1])
 
 
@@ -819,6 +846,7 @@ def test_completion_offers_commands_settings_and_paths(tmp_path: Path) -> None:
     assert offered("/re") == ["/regen"]
     assert "/quit" in offered("/")
     assert offered("/set te") == ["temperature"]
+    assert offered("/when-full la") == ["landmark"]
     assert offered(f"/file {tmp_path}/bo") == ["ok.txt"]
     assert offered("what is /re") == []
     assert offered("/system be") == []
@@ -834,7 +862,7 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "/context",
     )
     assert first == [
-        "session crown: 0 turns; a new chat",
+        "session crown: 0 questions; a new chat",
         (
             "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D "
             "leaves"
@@ -852,10 +880,10 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "",
         "> /context",
         (
-            "316 tokens are in the context, 708 more fit; the file is made for 1,024, the model was "
+            "316 of 1,024 tokens are used, 708 are free; the file is made for 1,024, the model was "
             "trained on 256"
         ),
-        "tokens of text: questions 306, answers 6",
+        "used: questions 306, answers 6, template 4",
         "KV cache: 0.2 of 0.8 MiB, 768 bytes a token",
         "",
         ">",
@@ -868,7 +896,7 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         f"/export {tmp_path}/chat.md",
     )
     assert second == [
-        "session crown: 2 turns; 316 tokens of KV cache restored in N s",
+        "session crown: 1 question; 316 tokens of KV cache restored in N s",
         (
             "demo.gguf: 1,024 tokens of context, trained on 256; /help lists the commands, Ctrl-D "
             "leaves"
@@ -879,7 +907,10 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "context: 331 of 1,024 tokens, trained on 256; read 9 at N/s, reused 316; wrote 6 at N/s",
         "",
         "> /regen",
-        "at temperature 0 the answer will be the same; /set temperature 0.8 varies it",
+        (
+            "at temperature 0 the answer will most likely be the same; /set temperature 0.8 varies "
+            "it"
+        ),
         "Look for the crown PLACE.",
         "context: 331 of 1,024 tokens, trained on 256; read 1 at N/s, reused 324; wrote 6 at N/s",
         "",
@@ -887,7 +918,7 @@ def test_a_whole_chat_by_its_transcript(demo_gguf: Path, story: Path, tmp_path: 
         "taken back: Where is the crown?",
         "",
         f"> /export {tmp_path}/chat.md",
-        f"wrote 2 turns to {tmp_path}/chat.md as Markdown",
+        f"wrote 1 question to {tmp_path}/chat.md as Markdown",
         "",
         ">",
     ]
@@ -908,7 +939,7 @@ def test_kill_9_in_an_answer_costs_its_last_second(slow_gguf: Path) -> None:
     notices = typed([slow_gguf, "--session", "book"])
     assert (
         notices[1]
-        == "session book: 2 turns; no KV state was saved: the next question reads the chat again"
+        == "session book: 1 question; no KV state was saved: the next question reads the chat again"
     )
 
 

@@ -434,7 +434,7 @@ def test_a_long_run_does_not_end_the_process(
     path = tmp_path / "long.gguf"
     write_gguf(vocabulary, path)
     handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
-    model = Model(path, read_gguf(path), handle, None)
+    model = Model(path, read_gguf(path), handle, None, 0)
     try:
         text = (
             "the " + "a" * 50_000 + " end " + "\u0939\u093f" * 25_000 + " end " + "=" * 50_000 + EOS

@@ -49,11 +49,14 @@ class ReadAhead:
             self._interrupted = self._done < self._total
             raise
         finally:
-            while (
-                thread.is_alive()
-            ):  # a cancel that comes before the reading begins is without effect
+            # A cancel that comes before the reading begins is without effect.
+            while thread.is_alive():
                 self._conversation.engine.cancel()
                 thread.join(_REPEAT)
+
+    def give_up(self, documents: Sequence[str]) -> None:
+        """Leaves the rest of these documents to the question: the user stopped their reading."""
+        self._given_up = with_documents(documents, "")
 
     def interrupted(self) -> bool:
         """Whether Ctrl-C has just ended a reading."""
@@ -61,18 +64,20 @@ class ReadAhead:
         return interrupted
 
     def note(self) -> str:
-        """How far the reading is, in one line."""
+        """How far the reading is, in one line: of all that is certain of the turn, also where some
+        of it is cached already."""
         if not self._total:
             return ""
         if self._done == self._total:
             return "the document is read but for its last tokens, which the question decides"
-        left = (
-            (time.monotonic() - self._begun) / self._done * (self._total - self._done)
-            if self._done
-            else None
-        )
-        clock = "" if left is None else f", {left // 60:.0f}:{left % 60:02.0f} left"
-        return f"reading the document meanwhile: {self._done:,} of {self._total:,} tokens{clock}"
+        clock = ""
+        if self._done:
+            each = (time.monotonic() - self._begun) / self._done
+            left = each * (self._total - self._done)
+            clock = f", {left // 60:.0f}:{left % 60:02.0f} left"
+        whole = len(self._tokens)
+        done = whole - self._total + self._done
+        return f"reading the document meanwhile: {done:,} of {whole:,} tokens{clock}"
 
     def taken(self) -> tuple[int, float]:
         """Tokens that were read for the turn that begins now, and the seconds that it took."""
@@ -84,7 +89,9 @@ class ReadAhead:
         try:
             self._prepare(beginning)
             self._begun = time.monotonic()
-            prefill = self._conversation.engine.read_ahead(self._tokens, self._count)
+            prefill = self._conversation.engine.read_ahead(
+                self._tokens, self._count, repeatable=self._conversation.is_repeatable
+            )
         except GgextError:  # the turn itself will tell
             return
         self._read_tokens += prefill.evaluated

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from ggext.arguments import check_fields
 from ggext.chat.answer import AnswerText
 from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
 from ggext.chat.template import TemplateChoice
@@ -38,8 +39,12 @@ class Engine(Protocol):
     def trained(self) -> int: ...
     @property
     def ever_dropped(self) -> int: ...
-    def evaluate(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
-    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = ...) -> Prefill: ...
+    def evaluate(
+        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+    ) -> Prefill: ...
+    def read_ahead(
+        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+    ) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def cancel(self) -> None: ...
 
@@ -60,6 +65,8 @@ class Outcome:
     kept: bool
     left: tuple[Turn, ...] = ()
     dropped: int = 0
+    # whether all that was kept of the answer is reasoning
+    only_reasoned: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,7 @@ class ChatOptions:
     template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not all(self.stop):
             raise UsageError(
                 "a stop string is empty; leave it out, or write what shall end the answer"
@@ -116,6 +124,7 @@ class Conversation:
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
+        self._cached: list[Turn] = []  # the turns that the engine's cache was last made for
 
     @property
     def system(self) -> str | None:
@@ -137,6 +146,28 @@ class Conversation:
         self.turns = list(turns)
         self.left = left
 
+    @property
+    def used(self) -> int:
+        """Tokens of the context that the chat as it stands takes. Raises TemplateError.
+
+        The cache may hold more: of what was taken back, or of a document that is being read.
+        """
+        turns = without(self.turns, self.left)
+        if not behind_system(turns):
+            return 0
+        return self.engine.used if self.turns == self._cached else len(self.prompts.tokens(turns))
+
+    def change_engine(self, engine: Engine) -> None:
+        """Goes on with another engine, which may hold the same tokens."""
+        self.engine = engine
+        self._dropped = engine.ever_dropped
+        if not self.options.drop_turns:
+            self.left = 0
+
+    def is_cached(self) -> None:
+        """The engine's cache was filled for the turns that there are."""
+        self._cached = list(self.turns)
+
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
         part of the next prompt. Raises TemplateError."""
@@ -157,6 +188,12 @@ class Conversation:
         del self.turns[last:]
         self.left = min(self.left, len(behind_system(self.turns)))
         return taken
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same question gets the same answer, whatever the cache holds of it: there is
+        a seed. Then each answer is read again, in the batches of a text."""
+        return self.sampling.seed is not None
 
     @property
     def so_far(self) -> list[Turn]:
@@ -192,8 +229,10 @@ class Conversation:
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
+        self._cached = list(self.turns)
+        only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
-            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped
+            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped, only_reasoned
         )
 
     def next_prompt(self, question: str) -> list[int]:
@@ -237,7 +276,7 @@ class Conversation:
             tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
         else:
             tokens = self.prompts.tokens(turns)
-        prefill = self.engine.evaluate([*tokens, *begun], progress)
+        prefill = self.engine.evaluate([*tokens, *begun], progress, repeatable=self.is_repeatable)
         if not prefill.cancelled:
             self.left += left
         if answer is None:
@@ -287,13 +326,3 @@ class _Clock:
 def with_documents(documents: Iterable[str], question: str) -> str:
     """One user turn: the documents, each with at least one line break behind it, the question."""
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question
-
-
-def check_text(data: bytes, name: str) -> str:
-    """A document's text. Raises UsageError when it is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{name} is not UTF-8 text (byte {error.start}): convert it, for example with iconv"
-        ) from error

@@ -9,13 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ggext.errors import OutputError
+from ggext.gguf import system
 from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 from ggext.runtime.closing import Closing
 
-JOURNAL, STATE, _LOCK = "chat.jsonl", "kv.bin", "chat.lock"
+JOURNAL, STATE, SETTINGS, _LOCK = "chat.jsonl", "kv.bin", "settings.json", "chat.lock"
 #: Says that nobody named the chat, so that it goes when there are many newer ones.
 UNNAMED = ".unnamed"
 _TRIES = 20
+
+
+class OpenElsewhereError(OutputError):
+    """Another program has the chat open."""
 
 
 class ChatFolder(Closing):
@@ -35,9 +40,9 @@ class ChatFolder(Closing):
                 lock = _open_lock(self.path / _LOCK)
             except FileNotFoundError:  # who had it has just removed it
                 continue
-            if not _lock(lock):
+            if system.lock(lock) is not True:
                 os.close(lock)
-                raise OutputError(
+                raise OpenElsewhereError(
                     f"the chat in {self.path} is open in another ggext; leave that one first"
                 )
             if _is_at(self.path / _LOCK, lock):
@@ -58,7 +63,7 @@ class ChatFolder(Closing):
     def remove(self) -> None:
         """Removes the chat's own files, and the folder if nothing else is in it. Who waits for the
         lock finds that it is gone, and makes a new one."""
-        names = (JOURNAL, STATE, UNNAMED, *_leftovers(self.path), _LOCK)
+        names = (JOURNAL, STATE, SETTINGS, UNNAMED, *_leftovers(self.path), _LOCK)
         for name in names:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
@@ -75,7 +80,7 @@ class ChatFolder(Closing):
 
 def _leftovers(folder: Path) -> Iterable[str]:
     """What a crash left of files that were being written."""
-    for name in (JOURNAL, STATE):
+    for name in (JOURNAL, STATE, SETTINGS):
         yield from (path.name for path in folder.glob(f".{name}.*.part"))
 
 
@@ -99,16 +104,6 @@ def _open_lock(path: Path) -> int:
         return open_plain(path, os.O_RDWR, follow=False)
     except NotPlainError as error:
         raise OutputError(f"{path} {error.strerror}; move it away") from None
-
-
-def _lock(handle: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def _is_at(path: Path, handle: int) -> bool:

@@ -132,6 +132,13 @@ class Journal(Closing):
         self._length = len(data)
 
 
+def read(path: Path) -> tuple[str, list[Turn]]:
+    """The model's name and the turns of a journal that nobody else need close. Raises
+    TranscriptError."""
+    said = _read(path)
+    return said.model, said.turns
+
+
 @dataclass(frozen=True)
 class _Said:
     """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""

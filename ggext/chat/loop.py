@@ -2,117 +2,75 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ggext.chat import transcript
 from ggext.chat.ahead import ReadAhead
-from ggext.chat.conversation import Conversation, Outcome, check_text, with_documents
+from ggext.chat.conversation import Conversation, Outcome, with_documents
+from ggext.chat.documents import Document
 from ggext.chat.fit import Room, choices
-from ggext.chat.prompt import behind_system
+from ggext.chat.notices import notices, status
 from ggext.chat.reasoning import Thought
-from ggext.chat.transcript import Turn
-from ggext.errors import ContextFullError, GgextError, OutputError, UsageError
+from ggext.chat.report import in_one_line
+from ggext.chat.screens import Screen
+from ggext.chat.transcript import Turn, questions
+from ggext.errors import ContextFullError, GgextError, OutputError
 
 if TYPE_CHECKING:
+    from ggext.chat.kept_settings import KeptSettings
     from ggext.chat.session import Keeper
 
-_FINISHES = {
-    "length": "the answer was stopped at its longest length (--max-tokens)",
-    "context": "the context is full: the answer stops here, nothing was dropped",
-    "cancelled": "stopped",
-}
-_WITHDRAWN = "stopped before the answer: the turn was taken back"
+#: Does what a line that begins with / says; False ends the chat.
+Command = Callable[["Chat", str], bool]
+#: Opens a context of so many tokens (None: as a new chat chooses) with a policy, in place of the
+#: one that is there; what bounds it now, and what the user should know.
+Reopen = Callable[[int | None, str], tuple[Room, list[str]]]
+
 _KEPT = "the reading stops, what was read is kept; "
 _HOW_TO_LEAVE = "Ctrl-C again or Ctrl-D leaves; during an answer Ctrl-C stops it"
-_QUOTED = 40  # characters of a turn that left
-_UNSEEN = "the model does not see them any more, /save keeps them"
 _BETWEEN_RECORDS = 1.0  # seconds of an answer that a crash may cost
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before
-    any extension; ``ahead``: tokens of the turn that were read while it was typed."""
-
-    used: int
-    allocated: int
-    trained: int
-    outcome: Outcome
-    ahead: int = 0
-
-    def __str__(self) -> str:
-        prefill, outcome = self.outcome.prefill, self.outcome
-        ahead = f" and {self.ahead:,} while you typed" if self.ahead else ""
-        return (
-            f"context: {self.used:,} of {self.allocated:,} tokens, trained on {self.trained:,}; "
-            f"read {prefill.evaluated:,}{_speed(prefill.evaluated, prefill.seconds)}{ahead}, "
-            f"reused {prefill.reused - self.ahead:,}; "
-            f"wrote {outcome.generated:,}{_speed(outcome.generated, outcome.seconds)}"
-        )
-
-
-class Screen(Protocol):
-    """Where a chat is shown and typed. ``show_thoughts``: reasoning is shown, not only counted;
-    ``markdown``: answers are painted as Markdown, where the screen can."""
-
-    show_thoughts: bool
-    markdown: bool
-
-    def read(self, note: Callable[[], str] | None = None) -> str | None:
-        """The next input, None at its end; ``note`` is a line to show meanwhile, and changes.
-        Raises KeyboardInterrupt for Ctrl-C."""
-
-    def notice(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def error(self, text: str) -> None:
-        """Something that went wrong."""
-
-    def status(self, status: Status) -> None:
-        """The line after a turn."""
-
-    def progress(self, done: int, total: int) -> None:
-        """How much of a prompt is evaluated, in tokens."""
-
-    def waiting(self, text: str) -> AbstractContextManager[None]:
-        """A block that may take long, and what is waited for."""
-
-    def thought(self, text: str) -> None:
-        """The next piece of the reasoning."""
-
-    def answer(self, text: str) -> None:
-        """The next piece of the answer."""
-
-    def end_answer(self) -> None:
-        """The answer, or the attempt at one, is over."""
-
-    def interrupts(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:
-        """A block in which Ctrl-C calls `cancel` and nothing else."""
-
-
-Command = Callable[["Chat", str], bool]
+_LEAVE = ("exit", "quit", "bye")
+_BLOCK = '"""'
+#: A line that begins so is a command; a path or a comment that begins with / is text.
+_COMMAND = re.compile(r"/[A-Za-z?][A-Za-z-]*(\s|$)|/\?(\s|$)")
 
 
 class Chat:
     """The loop over one conversation. ``documents`` wait for the next turn; ``keeper`` keeps the
-    chat on disk."""
+    chat on disk, with the ``settings`` that it has; ``unanswered``: a question that was typed and
+    has no answer; ``debug``: an error of ggext shows its traceback."""
 
     def __init__(
-        self, conversation: Conversation, screen: Screen, room: Room, keeper: Keeper | None = None
+        self,
+        conversation: Conversation,
+        screen: Screen,
+        room: Room,
+        keeper: Keeper | None = None,
+        *,
+        debug: bool = False,
     ) -> None:
         self.conversation = conversation
         self.screen = screen
         self.room = room
         self.keeper = keeper
         self._is_kept = True  # as far as the last attempt went
-        self.documents: list[str] = []
+        self.documents: list[Document] = []
         self.unanswered: str | None = None
+        self.reopen: Reopen | None = None
+        self.settings: Callable[[], KeptSettings] | None = None
+        self._debug = debug
         self._ahead = ReadAhead(conversation)
+
+    @property
+    def waiting(self) -> list[str]:
+        """The texts of the documents that wait for the next turn."""
+        return [one.text for one in self.documents]
 
     def run(self, obey: Command) -> None:
         """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on.
@@ -135,23 +93,40 @@ class Chat:
         """The next input; what waits for the question is read meanwhile, where nothing can leave
         the context by it."""
         if not self.documents or self.room.when_full != "stop":
-            return self.screen.read()
-        with self._ahead.reading(self.documents) as note:
-            return self.screen.read(note)
+            return self._whole(self.screen.read())
+        with self._ahead.reading(self.waiting) as note:
+            return self._whole(self.screen.read(note))
 
-    def attach(self, name: str, document: str) -> None:
+    def _whole(self, line: str | None) -> str | None:
+        """A line, or all the lines of a block between two triple quotes."""
+        if line is None or not line.startswith(_BLOCK):
+            return line
+        text = line.removeprefix(_BLOCK)
+        while _BLOCK not in text:
+            more = self.screen.read()
+            if more is None:
+                return None
+            text += f"\n{more}"
+        block, _, rest = text.partition(_BLOCK)
+        return f"{_BLOCK}{block}{rest}"
+
+    def attach(self, document: Document) -> None:
         """Puts a document into the next turn, and says whether it fits beside what waits
         already."""
+        if not document.text.strip():
+            self.screen.notice(f"{document.name} is empty: there is nothing to read")
+            return
         conversation, allocated = self.conversation, self.room.allocated
         self.documents.append(document)
-        text = with_documents(self.documents, "")
-        alone, tokens = (conversation.prompts.count(part) for part in (document, text))
+        text = with_documents(self.waiting, "")
+        alone, tokens = (conversation.prompts.count(part) for part in (document.text, text))
         # Not what the cache holds: of that the chat may be cleared, or this very document be read
         # ahead.
         used = len(conversation.next_prompt(text)) - tokens if conversation.turns else 0
         together = f", {tokens:,} with what waits already" if len(self.documents) > 1 else ""
+        made_from = f" ({document.made_from})" if document.made_from else ""
         self.screen.notice(
-            f"{name}: {alone:,} tokens go into the next turn{together}; "
+            f"{document.name}{made_from}: {alone:,} tokens go into the next turn{together}; "
             f"{max(allocated - used, 0):,} are available"
         )
         may_leave = used if conversation.options.drop_turns else 0
@@ -163,33 +138,38 @@ class Chat:
         if not line.strip():
             return True
         try:
-            if line.startswith("/"):
+            if line.strip() in _LEAVE:
+                return False
+            if _COMMAND.match(line):
                 return command(self, line)
-            self.turn(line)
+            self.turn(_text(line))
         except GgextError as error:
             self.screen.error(str(error))
+        except KeyboardInterrupt:
+            self.screen.notice("stopped")
+        # Whatever it is, the chat and what was typed are worth more than the turn.
+        except Exception as error:  # noqa: BLE001 - said in one line
+            if self._debug:
+                self.screen.error("".join(traceback.format_exception(error)).rstrip())
+            self.screen.error(in_one_line(error))
         finally:
             self.record()
         return True
 
     def turn(self, question: str) -> None:
         """Sends a question, with the documents that wait. Raises what `Conversation.ask` raises."""
-        question, (ahead, seconds) = with_documents(self.documents, question), self._ahead.taken()
+        self.unanswered = question
+        whole, (ahead, seconds) = with_documents(self.waiting, question), self._ahead.taken()
         try:
-            outcome = ask(self.conversation, self.screen, question, self.record)
+            outcome = ask(self.conversation, self.screen, whole, self.record)
         except ContextFullError as error:
-            self.screen.error(
-                f"the context is full: {error.requested:,} more tokens are needed, "
-                f"{error.available:,} of "
-                f"{error.used + error.available:,} are left. The turn was not sent, nothing was "
-                "dropped; what helps:"
-            )
-            self.explain(error.used + error.requested, error.used)
-            self._remind()
+            self._does_not_fit(error)
             return
         if outcome.kept:
             self.documents.clear()
             self.unanswered = None
+        else:
+            self._ahead.give_up(self.waiting)
         for notice in notices(outcome):
             self.screen.notice(notice)
         if outcome.finish == "context":
@@ -199,18 +179,31 @@ class Chat:
         if self.keeper is not None:
             self.keeper.turn_over(outcome.prefill.seconds + seconds)
 
-    def explain(self, needed: int, used: int) -> None:
-        """The choices for a text that does not fit, in numbers."""
-        for choice in choices(self.room, needed, used):
+    def _does_not_fit(self, error: ContextFullError) -> None:
+        needed, capacity = error.used + error.requested, error.used + error.available
+        what = "with this turn the chat has" if self.conversation.turns else "this turn has"
+        self.screen.error(
+            f"{what} {needed:,} tokens, {needed - capacity:,} more than the context of "
+            f"{capacity:,} holds. The turn was not sent, nothing was dropped; what helps:"
+        )
+        self.explain(needed, error.used)
+        self._remind()
+
+    def explain(self, needed: int, used: int, *, running: bool = True) -> None:
+        """The choices for a text that does not fit, in numbers. ``running``: commands can be
+        typed."""
+        for choice in choices(self.room, needed, used, running=running):
             self.screen.notice(f"  {choice}")
 
     def record(self) -> None:
-        """Brings the journal up to date; where that fails it is said once, the chat goes on, and it
-        is tried again each time."""
+        """Brings what is kept up to date; where that fails it is said once, the chat goes on, and
+        it is tried again each time."""
         if self.keeper is None:
             return
         try:
             note = self.keeper.record(self.conversation.so_far, self.conversation.left)
+            if self.settings is not None:
+                self.keeper.keep_settings(self.settings())
         except OutputError as error:
             if self._is_kept:
                 self.screen.error(f"{error}; /save FILE keeps it elsewhere")
@@ -225,6 +218,13 @@ class Chat:
     def _remind(self) -> None:
         if self.documents:
             self.screen.notice("the document still waits for the next turn; /clear takes it out")
+
+
+def _text(line: str) -> str:
+    """What is sent of a line that is no command: all of it but what made it text."""
+    if line.startswith(_BLOCK):
+        return line.removeprefix(_BLOCK).strip("\n")
+    return line[1:] if line.startswith((" /", "//")) else line
 
 
 def ask(
@@ -253,67 +253,22 @@ def ask(
 
 
 def _read(screen: Screen, record: Callable[[], None], done: int, total: int) -> None:
-    if (
-        done == 0
-    ):  # the question fits and is about to be read: from here on a crash shall not lose it
+    if done == 0:  # the question fits and is about to be read: a crash must not lose it any more
         record()
     screen.progress(done, total)
 
 
 def load(conversation: Conversation, screen: Screen, path: Path, model: str) -> None:
-    """Goes on with a saved chat, which the next turn will evaluate. Raises TranscriptError."""
+    """Goes on with a saved chat, which the next turn will evaluate, and with how its tokens were
+    chosen. Raises TranscriptError."""
     saved = transcript.load(path)
     conversation.restart(saved.turns)
-    screen.notice(f"loaded {len(saved.turns)} turns from {path}")
+    if saved.sampling is not None:
+        grammar = conversation.sampling.grammar
+        conversation.sampling = replace(saved.sampling, grammar=grammar)
+    screen.notice(f"loaded {questions(saved.turns)} from {path}")
     if saved.model != model:
         screen.notice(f"they were written with {saved.model!r:.80}; this is {model}")
-
-
-def notices(outcome: Outcome) -> list[str]:
-    """What left the context, and why the answer ended, unless the model ended it."""
-    found = []
-    if outcome.left:
-        found.append(f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}")
-    if outcome.dropped:
-        found.append(f"the context was full: {outcome.dropped:,} of the oldest tokens left it")
-    ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
-    return [*found, ending] if ending else found
-
-
-def left_earlier(conversation: Conversation) -> list[str]:
-    """What of a chat that goes on had left the context, which may be larger than it was. Raises
-    TemplateError."""
-    gone = behind_system(conversation.turns)[: conversation.left]
-    if not gone:
-        return []
-    seen_again = conversation.bring_back()
-    so = "they fit into this one, and the next turn reads the chat again" if seen_again else _UNSEEN
-    return [f"{_oldest(gone, 'left the context earlier')}; {so}"]
-
-
-def _oldest(gone: Sequence[Turn], did: str) -> str:
-    words = " ".join(gone[0].content.split())
-    first = words if len(words) <= _QUOTED else f"{words[:_QUOTED]}…"
-    return f"the {len(gone)} oldest turns {did}, from “{first}” on"
-
-
-def status(conversation: Conversation, outcome: Outcome, ahead: int = 0) -> Status:
-    """Where the chat stands after a turn; ``ahead``: tokens of it that were read before it was
-    sent."""
-    engine = conversation.engine
-    return Status(engine.used, engine.used + engine.available, engine.trained, outcome, ahead)
-
-
-def _speed(tokens: int, seconds: float) -> str:
-    return f" at {tokens / seconds:,.0f}/s" if tokens and seconds > 0 else ""
-
-
-def read_document(path: Path) -> str:
-    """A text file. Raises UsageError when it cannot be read or is not UTF-8."""
-    try:
-        return check_text(path.read_bytes(), str(path))
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def without_question(turns: list[Turn]) -> tuple[list[Turn], str | None]:

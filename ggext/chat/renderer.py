@@ -21,7 +21,7 @@ from multiprocessing import spawn
 from typing import IO, Any
 
 from ggext.chat.render_child import read_frame, unpacked_reply, write_frame
-from ggext.runtime.child import run_if_child
+from ggext.runtime.child import may_start_itself, run_if_child
 
 # A frozen program is its own interpreter: this word makes it serve (`freeze_support`).
 CHILD_ARGUMENT = "--ggext-template-child"
@@ -125,6 +125,9 @@ class Renderer:
 
 def _started() -> subprocess.Popen[bytes]:
     frozen = getattr(sys, "frozen", False)
+    if frozen and not may_start_itself():
+        why = "a frozen program calls ggext.freeze_support() first"
+        raise ChildEnded(late=False, unstarted=why)
     executable = sys.executable if frozen else os.fsdecode(spawn.get_executable() or "")
     # A group of its own: Ctrl-C and Ctrl-Z of a terminal are the host's.
     flags = 0

@@ -12,9 +12,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggext.chat import kept_settings
 from ggext.chat.folder import JOURNAL, STATE, UNNAMED, ChatFolder, make_private
-from ggext.chat.journal import Journal
-from ggext.chat.transcript import Turn
+from ggext.chat.journal import Journal, read
+from ggext.chat.kept_settings import KeptSettings
+from ggext.chat.transcript import TranscriptError, Turn
 from ggext.errors import GgextError, OutputError, UsageError
 from ggext.folders import state_folder
 from ggext.gguf.plain_files import create_plain
@@ -38,13 +40,14 @@ class Keeper(Closing):
 
     def __init__(self, folder: Path, model: str, session: Session | None) -> None:
         self.name = folder.name
-        self.session = session
+        self.session = session  # another one, once its context was opened again
         self._state = folder / STATE
         self._journal = Journal(folder / JOURNAL, model)
         self.turns = tuple(self._journal.turns)
         self.left = self._journal.left
         self.model = self._journal.model
         self.damaged = self._journal.damaged
+        self._settings = kept_settings.load(folder)
         self._unsaved = 0.0
         self._saved: object = None
 
@@ -53,17 +56,18 @@ class Keeper(Closing):
         """Whether anything was said."""
         return bool(self._journal.turns)
 
-    def restore(self) -> str:
-        """Fills the session's cache from disk; a sentence that says what came of it."""
+    def restore(self) -> tuple[bool, str]:
+        """Fills the session's cache from disk; whether that was done, and a sentence that says
+        what came of it."""
         if self.session is None or not self._state.exists():
-            return self._replay("no KV state was saved")
+            return False, self._replay("no KV state was saved")
         start = time.perf_counter()
         try:
             count = store.restore(self._state, self.session, store.session_key(self.session))
         except store.StateError as error:
-            return self._replay(str(error))
+            return False, self._replay(str(error))
         self._saved = _content(self.session)
-        return f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s"
+        return True, f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s"
 
     def _replay(self, reason: str) -> str:
         return f"{reason}: the next question reads the chat again" if self.turns else "a new chat"
@@ -71,6 +75,12 @@ class Keeper(Closing):
     def record(self, turns: Sequence[Turn], left: int = 0) -> str:
         """Brings the journal up to date; a sentence if it had vanished. Raises OutputError."""
         return self._journal.update(turns, left)
+
+    def keep_settings(self, settings: KeptSettings) -> None:
+        """Writes down what the chat runs with, where something was said. Raises OutputError."""
+        if self.kept and settings != self._settings:
+            kept_settings.save(self._journal.path.parent, settings)
+            self._settings = settings
 
     def turn_over(self, prefill_seconds: float) -> None:
         """Saves the cache when losing it would cost more than half a minute; where that fails,
@@ -148,3 +158,47 @@ def _last_use(folder: Path) -> float:
         with suppress(OSError):
             times.append(path.lstat().st_mtime)
     return max(times, default=0.0)
+
+
+def last_chat() -> str:
+    """The name of the chat in which something was said last. Raises UsageError where there is
+    none."""
+    found = chats()
+    if not found:
+        raise UsageError("there is no chat to go on with; ggext chat FILE begins one")
+    return found[0].name
+
+
+def kept_chat(name: str) -> KeptSettings | None:
+    """The settings of a kept chat, None where it has none. Raises UsageError."""
+    try:
+        return kept_settings.load(named(name))
+    except OutputError:  # there is no home
+        return None
+
+
+def read_only(name: str) -> list[Turn]:
+    """The turns of a kept chat where its place cannot be written; none where it cannot be read
+    either."""
+    try:
+        return read(named(name) / JOURNAL)[1]
+    except (TranscriptError, OutputError):
+        return []
+
+
+def chats() -> list[Path]:
+    """The folders of the chats that are kept and have turns, the last used one first."""
+    try:
+        journals = [folder / JOURNAL for folder in (state_folder() / "sessions").iterdir()]
+    except (OSError, OutputError):
+        return []
+    dated = [(journal.stat().st_mtime, journal) for journal in journals if journal.is_file()]
+    newest = [journal for _, journal in sorted(dated, reverse=True)]
+    return [journal.parent for journal in newest if _has_turns(journal)]
+
+
+def _has_turns(journal: Path) -> bool:
+    """Whether anything is said in it: more than its first line."""
+    with suppress(OSError), journal.open("rb") as file:
+        return sum(1 for _ in zip(range(2), file, strict=False)) > 1
+    return False

@@ -3,6 +3,8 @@ shown."""
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -11,7 +13,7 @@ from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import Conversation
-    from ggext.chat.loop import Screen
+    from ggext.chat.screens import Screen
 
 Think = Literal["show", "hide", "off"]
 THINK: tuple[Think, ...] = get_args(Think)
@@ -29,6 +31,17 @@ _SAMPLING: dict[str, Callable[[str], Any]] = {
     "min-p": float,
     "repeat-penalty": float,
     "seed": _optional,
+}
+
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+_ESCAPE = re.compile(r"\\([ntr\\])")
+#: What llama.cpp and Ollama call them.
+_OTHER_NAMES = {
+    "temp": "temperature",
+    "n": "max-tokens",
+    "n-predict": "max-tokens",
+    "num-predict": "max-tokens",
+    "repetition-penalty": "repeat-penalty",
 }
 
 #: What /set knows, in the order in which it shows it.
@@ -50,22 +63,45 @@ def current(conversation: Conversation, screen: Screen) -> dict[str, str]:
     return {name: _OFF if value is None else str(value) for name, value in shown.items()}
 
 
-def change(conversation: Conversation, screen: Screen, name: str, value: str) -> None:
-    """Changes one setting from now on. Raises UsageError."""
+def change(conversation: Conversation, screen: Screen, name: str, value: str) -> str:
+    """Changes one setting from now on; what it was and is. Raises UsageError."""
+    name = _known(name)
+    before = current(conversation, screen)[name]
+    _change(conversation, screen, name, value)
+    now = current(conversation, screen)[name]
+    return f"{name}: {before} → {now}" if before != now else f"{name}: {now}, as it was"
+
+
+def _known(name: str) -> str:
+    """The setting that is meant: its name, with _ for -, or what other programs call it."""
+    wanted = name.lower().lstrip("-").replace("_", "-")
+    wanted = _OTHER_NAMES.get(wanted, wanted)
+    if wanted in NAMES:
+        return wanted
+    alike = difflib.get_close_matches(wanted, NAMES, 1)
+    meant = f"did you mean {alike[0]}?" if alike else f"the settings are {', '.join(NAMES)}"
+    raise UsageError(f"there is no setting {name}; {meant}")
+
+
+def _change(conversation: Conversation, screen: Screen, name: str, value: str) -> None:
     if name == "think":
         set_think(conversation, screen, value)
     elif name == "stop":
-        conversation.options = replace(conversation.options, stop=() if value == _OFF else (value,))
+        stop = () if value == _OFF else (_unescaped(value),)
+        conversation.options = replace(conversation.options, stop=stop)
     elif name == "max-tokens":
         count = _number(name, _optional, value)
         if count is not None and count < 1:
             raise UsageError(f"max-tokens is {count}, but must be at least 1, or {_OFF}")
         conversation.options = replace(conversation.options, max_tokens=count)
-    elif name in _SAMPLING:
+    else:
         number = _number(name, _SAMPLING[name], value)
         conversation.sampling = replace(conversation.sampling, **{_field(name): number})
-    else:
-        raise UsageError(f"there is no setting {name}; the settings are {', '.join(NAMES)}")
+
+
+def _unescaped(text: str) -> str:
+    """The text with line breaks and tabs where they are written as in a program."""
+    return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
 
 
 def set_think(conversation: Conversation, screen: Screen, value: str) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from ggext.errors import GgextError, OutputError
+from ggext.arguments import check_fields
+from ggext.errors import GgextError, OutputError, UsageError
 from ggext.gguf.plain_files import read_plain
 from ggext.runtime.sampling import Sampling
 
@@ -31,6 +32,9 @@ class Turn:
     content: str
     reasoning: str = ""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def as_json(self) -> dict[str, str]:
         """The turn as a saved chat has it."""
         turn = {"role": str(self.role), "content": self.content}
@@ -39,10 +43,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Transcript:
-    """A chat as it is saved: ``model`` is the file's name, ``sampling`` what the answers used."""
+    """A chat as it is saved."""
 
+    # the file's name
     model: str
-    sampling: Mapping[str, Any]
+    # None where it cannot be used any more
+    sampling: Sampling | None
     turns: tuple[Turn, ...]
 
 
@@ -112,7 +118,22 @@ def _checked(path: Path, document: Any) -> Transcript:
     turns = document.get("turns")
     if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):
         raise TranscriptError(f"{path} lacks its model, sampling or turns, or they are malformed")
-    return Transcript(model, sampling, checked_turns(path, turns))
+    return Transcript(model, _sampling(sampling), checked_turns(path, turns))
+
+
+def _sampling(values: Mapping[str, Any]) -> Sampling | None:
+    """How the answers were chosen, without a grammar: what constrains an answer is asked anew."""
+    known = {field.name for field in fields(Sampling)} - {"grammar"}
+    try:
+        return Sampling(**{name: value for name, value in values.items() if name in known})
+    except UsageError:
+        return None
+
+
+def questions(turns: Sequence[Turn]) -> str:
+    """How many questions were asked, in words."""
+    count = sum(turn.role == "user" for turn in turns)
+    return f"{count:,} question{'' if count == 1 else 's'}"
 
 
 def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:

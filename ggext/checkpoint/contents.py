@@ -107,6 +107,10 @@ def _nearby(folder: Path) -> str:
     ]
     if training:
         return f"holds {len(training)} stages of a training; give one, such as {max(training)[1]}"
+    files = [name for name in names if name.endswith(".gguf")]
+    if files:
+        more = " …" if len(files) > 3 else ""
+        return f"has GGUF files and no checkpoint's weights; name one: {', '.join(files[:3])}{more}"
     within = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if within:
         return f"is no model itself; its folder {within[0]} has a config.json: give that"

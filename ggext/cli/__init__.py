@@ -3,19 +3,19 @@ once."""
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
 import click
 
 from ggext._version import __version__
+from ggext.cli.process import debug, failed, run, said
 from ggext.cli.suggest import unknown_command, unknown_option
-from ggext.errors import GgextError
 
 #: Command → its line in the list of commands. The module of the same name holds it, as a function
-#: of that name or, where that would hide a builtin, as ``command``.
+#: of that name or as ``command``.
 _COMMANDS = {
     "convert": "Bake a RoPE scaling into a GGUF file.",
     "verify": "Prove in numbers that a file does what was asked.",
@@ -28,9 +28,12 @@ _COMMANDS = {
     "pull": "Fetch a model from the Hugging Face hub.",
     "plan": "Say what a model and a context need, before loading.",
     "chat": "Chat with a model, or ask a document a question.",
+    "chats": "List the chats that are kept; rename, delete, export them.",
     "doctor": "Say what is installed, what is missing, and whether it works.",
     "demo": "Bake, prove and measure the embedded model.",
 }
+#: Command → its module, where a module of that name would hide the builtin here.
+_MODULES = {"list": "listing"}
 _OVERVIEW = """\
 ggext makes local models read longer texts. It does three things:
 
@@ -44,20 +47,13 @@ ggext --help lists all commands.
 
 
 class _Commands(click.Group):
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        if getattr(sys, "frozen", False):
-            from ggext.chat.renderer import freeze_support
-
-            freeze_support()
-        return super().main(*args, **kwargs)
-
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
         if name not in _COMMANDS:
             return None
-        module = import_module(f"ggext.cli.{name}")
+        module = import_module(f"ggext.cli.{_MODULES.get(name, name)}")
         command: click.Command = getattr(module, "command", None) or getattr(module, name)
         return command
 
@@ -83,16 +79,33 @@ class _Commands(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
-        except GgextError as error:
-            _fail(str(error), error.exit_code)
+        except click.exceptions.Exit:
+            raise
         except click.UsageError as error:  # click would print three lines
             _fail_usage(error, f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip())
-        except MemoryError:
-            _fail("out of memory; choose a smaller model or context", 1)
-        except BrokenPipeError:
-            # the reader of our output has gone; keep Python from complaining again at exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                raise
+            failed(error)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        def command() -> Any:
+            if getattr(sys, "frozen", False):
+                from ggext.chat.renderer import freeze_support
+
+                freeze_support()
+            return click.Group.main(
+                self, args, prog_name, complete_var, standalone_mode=False, **extra
+            )
+
+        return run(command) if standalone_mode else command()
 
 
 def _fail_usage(error: click.UsageError, command: str) -> NoReturn:
@@ -102,13 +115,7 @@ def _fail_usage(error: click.UsageError, command: str) -> NoReturn:
         message = unknown_option(error)
     else:
         message = error.format_message().rstrip(".")
-    _fail(f"{message}; see {command} --help", 2)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    line = " ".join(message.split())
-    click.echo(f"ggext: {line}", err=True)
-    sys.exit(code)
+    sys.exit(said(f"{message}; see {command} --help", 2))
 
 
 def _next_step() -> str:
@@ -127,6 +134,14 @@ def _next_step() -> str:
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.version_option(__version__, "-V", "--version", message="ggext %(version)s")
+@click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=debug,
+    help="Show the traceback of an error of ggext itself.",
+)
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Long contexts for local models: bake them into GGUF files, prove them in numbers, use them.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.cli.groups import GroupedCommand, group
+from ggext.cli.models import MODEL
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
+from ggext.cli.process import debug
 from ggext.errors import UsageError
 from ggext.runtime.memory.options import POLICIES
 
@@ -17,22 +19,48 @@ if TYPE_CHECKING:
     from ggext.chat.template import TemplateChoice
 
 _THINK = ("show", "hide", "off")
-_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
 
-def grouped(*options: _Decorator) -> _Decorator:
-    """Decorators as one, in the order in which --help shows them."""
+class ChatCommand(GroupedCommand):
+    """``-c`` goes on with the last chat; with a number it is a context, as in llama-cli."""
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        for option in reversed(options):
-            command = option(command)
-        return command
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """``-c`` goes on with the last chat; ``-c 4096`` is a context of so many tokens."""
+        parsed = list(args)
+        for place, word in enumerate(args[:-1]):
+            if word == "--":
+                break
+            if word == "-c" and args[place + 1][:1].isdigit():
+                parsed[place] = "--ctx"
+        return super().parse_args(ctx, parsed)
 
-    return decorate
+
+def only_one(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """A question; several would leave all but one without an answer. Raises UsageError."""
+    if len(given) > 1:
+        raise UsageError(
+            f"-p asks one question, not {len(given)}; a text before it goes in with -f"
+        )
+    return given[0] if given else None
 
 
-question = grouped(
-    click.option("-p", "--prompt", metavar="TEXT", help="Ask this one question and leave."),
+question = group(
+    "What is asked",
+    click.option(
+        "-m",
+        "--model",
+        type=MODEL,
+        metavar="FILE",
+        help="The model, in place of the first word.",
+    ),
+    click.option(
+        "-p",
+        "--prompt",
+        metavar="TEXT",
+        multiple=True,
+        callback=only_one,
+        help="Ask this one question and leave.",
+    ),
     click.option(
         "-f",
         "--file",
@@ -40,25 +68,11 @@ question = grouped(
         metavar="DOCUMENT",
         multiple=True,
         help=(
-            "A text in front of the question, or of the first one that is typed; - is the "
-            "standard input. May be "
-            "repeated."
+            "A text in front of the question, or of the first one that is typed: also PDF, docx, "
+            "HTML and EPUB with the extra documents; - is the standard input. May be repeated."
         ),
     ),
     click.option("--system", metavar="TEXT", help="The system prompt."),
-    click.option(
-        "--think",
-        type=click.Choice(_THINK),
-        help="Reasoning: show it, fold it (hide), or ask for none.",
-    ),
-    click.option(
-        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
-    ),
-    click.option(
-        "--markdown/--no-markdown",
-        default=True,
-        help="Paint Markdown on a terminal.  [default: yes]",
-    ),
     click.option(
         "--template",
         type=click.Path(path_type=Path),
@@ -76,7 +90,7 @@ question = grouped(
 
 def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoice:
     """A value is JSON where it reads as JSON (true, 3, null), else text. Raises UsageError."""
-    from ggext.chat.loop import read_document
+    from ggext.chat.documents import read_document
     from ggext.chat.template import TemplateChoice
 
     values: dict[str, Any] = {}
@@ -88,14 +102,22 @@ def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoi
             values[name] = json.loads(value)
         except (ValueError, RecursionError):
             values[name] = value
-    return TemplateChoice(None if file is None else read_document(file), values)
+    return TemplateChoice(None if file is None else read_document(file).text, values)
 
 
-kept = grouped(
+kept = group(
+    "What is kept",
     click.option(
         "--session",
         metavar="NAME",
         help="Keep the chat and its KV cache under this name, or go on with it.",
+    ),
+    click.option(
+        "-c",
+        "--continue",
+        "go_on",
+        is_flag=True,
+        help="Go on with the last chat; FILE can be left out.",
     ),
     click.option(
         "--load",
@@ -109,9 +131,19 @@ kept = grouped(
         help="Keep the text of a chat without a name.  [default: yes]",
     ),
 )
-sampled = grouped(
+sampled = group(
+    "The answer",
     click.option(
-        "--temperature", default=0.8, show_default=True, help="0 always takes the likeliest."
+        "--think",
+        type=click.Choice(_THINK),
+        help="Reasoning: show it, fold it (hide), or ask for none.",
+    ),
+    click.option(
+        "--temperature",
+        "--temp",
+        default=0.8,
+        show_default=True,
+        help="0 always takes the likeliest.",
     ),
     click.option(
         "--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."
@@ -128,8 +160,10 @@ sampled = grouped(
     click.option(
         "--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."
     ),
-    click.option("--seed", type=int, metavar="N", help="The same seed gives the same answer."),
-    click.option("--max-tokens", type=TOKENS, metavar="N", help="Longest answer."),
+    click.option(
+        "-s", "--seed", type=int, metavar="N", help="The same seed gives the same answer."
+    ),
+    click.option("-n", "--max-tokens", type=TOKENS, metavar="N", help="Longest answer."),
     click.option(
         "--stop",
         metavar="TEXT",
@@ -161,10 +195,12 @@ swa = click.option(
         "less memory."
     ),
 )
-machine = grouped(
+context = group(
+    "The context",
     click.option(
         "--ctx",
         "--context",
+        "--ctx-size",
         "ctx",
         metavar="N|auto",
         type=TOKENS_OR_AUTO,
@@ -173,13 +209,6 @@ machine = grouped(
             "memory.  [default: auto, but "
             "half of the free memory for a new chat without a text]"
         ),
-    ),
-    click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."),
-    click.option(
-        "--gpu-layers",
-        type=click.IntRange(min=0),
-        metavar="N",
-        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
     ),
     click.option(
         "--kv",
@@ -203,5 +232,41 @@ machine = grouped(
             "Grow the RoPE base with the text, of a file without scaling: rotate what is "
             "cached, or read it again."
         ),
+    ),
+)
+machine = group(
+    "The machine",
+    click.option(
+        "-t",
+        "--threads",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Threads on the CPU.  [default: the cores that are not busy]",
+    ),
+    click.option(
+        "-ngl",
+        "--gpu-layers",
+        "gpu_layers",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Layers on the GPU.  [default: all, if llama.cpp has a GPU]",
+    ),
+)
+output = group(
+    "The output",
+    click.option(
+        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
+    ),
+    click.option(
+        "--markdown/--no-markdown",
+        default=True,
+        help="Paint Markdown on a terminal.  [default: yes]",
+    ),
+    click.option(
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=debug,
+        help="Show the traceback of an error of ggext itself.",
     ),
 )

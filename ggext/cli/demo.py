@@ -38,14 +38,23 @@ _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": 
     metavar="N",
     help="Only print a text of N tokens, to chat about with the embedded model.",
 )
-def demo(questions: int, seed: int, text: int | None) -> None:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write ggext eval's report on the longest file too, as one page.",
+)
+def demo(questions: int, seed: int, text: int | None, html: Path | None) -> None:
     """Show what context extension does: a small model, trained on 256 tokens, asked at up to 2048.
 
     Everything printed is measured now, on this machine, through llama.cpp.
     """
+    from ggext.cli.eval import check_folder
     from ggext.cli.progress import steps
     from ggext.demo import run, sample_text, work
 
+    if html is not None:
+        check_folder(html)
     if text is not None:
         click.echo(sample_text(text, seed))
         return
@@ -55,6 +64,9 @@ def demo(questions: int, seed: int, text: int | None) -> None:
         with steps(work(questions)) as bar:
             result = run(Path(folder), questions, seed, _watcher(bar))
         click.echo(_rest(result))
+        click.echo("\n".join(_effective(result)))
+        if html is not None:
+            _write_report(Path(folder), questions, seed, html)
     click.echo(f"measured in {time.perf_counter() - start:.0f} s")
 
 
@@ -124,6 +136,29 @@ def _asked(result: DemoResult) -> list[str]:
         f"Asked after {4 * TRAINED:,} tokens: {example.question} (the text says: {example.right})"
     )
     return [head, *(f"  {_NAMES[m]:12} {answer}" for m, answer in example.answers.items())]
+
+
+def _effective(result: DemoResult) -> list[str]:
+    from ggext.demo import METHODS
+    from ggext.quality import phrases
+    from ggext.quality.scoring import effective_context
+
+    lines = [f"Effective context, {phrases.DEFINITIONS['ruler']}; {phrases.BOUND}:"]
+    for method in METHODS:
+        shares = {one.length: one.share for one in result.recalls if one.method == method}
+        lines.append(f"  {_NAMES[method]:12} {phrases.reach(effective_context(shares)[0])}")
+    return [*lines, ""]
+
+
+def _write_report(folder: Path, questions: int, seed: int, html: Path) -> None:
+    """Of YaRN's longest file against the same without scaling, on as many texts as the demo."""
+    from ggext.cli.eval import write_page
+    from ggext.demo import LENGTHS, bake, text_count
+    from ggext.quality.settings import EvalOptions
+
+    trials = text_count(questions)
+    options = EvalOptions(lengths=LENGTHS, trials=trials, documents=4, tries=("none",), seed=seed)
+    write_page(bake(folder, "yarn", LENGTHS[-1]), options, html)
 
 
 def _row(name: str, cells: Sequence[str], width: int = 16) -> str:

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import MODEL
-from ggext.cli.numbers import parse_tokens
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
     from ggext.quality.report import EvalReport
     from ggext.quality.run import Evaluation, Progress
+    from ggext.quality.settings import EvalOptions
 
 _UNITS = {"": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -82,6 +83,12 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
     metavar="NAME,...",
     help="multikey, single, multivalue, multiquery, variables, common, frequent; all; or none "
     "[multikey].",
+)
+@click.option(
+    "--questions",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your own questions, JSON lines with question, answers and passage: a task of that name.",
 )
 @click.option(
     "--budget",
@@ -169,6 +176,15 @@ def write_card(path: Path, card: Path) -> None:
     _write(report, plan, None, card)
 
 
+def write_page(path: Path, options: EvalOptions, html: Path) -> None:
+    """Measures a file as ``ggext eval FILE --html HTML`` does. Raises GgextError."""
+    from ggext.quality.run import Evaluation
+
+    with Evaluation([path], options) as evaluation:
+        report, plan = _measured(evaluation)
+    _write(report, plan, html, None)
+
+
 def _measured(evaluation: Evaluation) -> tuple[EvalReport, Plan]:
     click.echo(_cost(evaluation), err=True)
     with _stopping(evaluation):
@@ -185,6 +201,7 @@ def _options(
     when_full: tuple[Any, ...] | None,
     texts: tuple[Path, ...],
     tries: tuple[str, ...],
+    questions: Path | None,
     **others: Any,
 ) -> Any:
     from ggext.quality.settings import EvalOptions
@@ -193,15 +210,18 @@ def _options(
     if tasks is None:
         tasks = TASKS[:1]
     elif tasks == ("all",):
-        tasks = TASKS
+        tasks = tuple(task for task in TASKS if task != "questions")
     elif tasks == ("none",):
         tasks = ()
+    if questions is not None and "questions" not in tasks:
+        tasks = (*tasks, "questions")
     return EvalOptions(
         tasks=tasks,
         kv_types=kv_types or ("f16",),
         when_full=when_full or ("stop",),
         texts=texts,
         tries=tries,
+        questions=questions,
         **others,
     )
 
@@ -219,10 +239,9 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = f"{plan.trials} texts a length"
-    if plan.documents:
-        texts += f", {plan.documents} documents"
-    line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {texts}"
+    texts = [f"{plan.trials} texts a length"] if evaluation.options.tasks else []
+    texts += [f"{plan.documents} documents"] if plan.documents else []
+    line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {', '.join(texts)}"
     done = len(plan.items) - len(missing)
     return f"{line}; {done} of {len(plan.items)} results are there" if done else line
 

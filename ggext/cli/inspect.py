@@ -77,6 +77,8 @@ def in_words(result: Inspection) -> str:
         f"tensors       {types}",
         f"context       {result.context:,} tokens" + extension(result),
     ]
+    if result.unopened:
+        lines.append(f"llama.cpp     does not open this file: {result.unopened}")
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     geometry = result.geometry

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from ggext.arguments import parse_tokens
+
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-_TOKENS = re.compile(r"([0-9]+(?:\.[0-9]+)?)([km]?)", re.ASCII)
-_GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt])(i?b)?", re.ASCII)
 #: Positions are whole numbers of 32 bits with a sign.
 MOST_TOKENS = 1 << 30
@@ -30,24 +30,6 @@ class Number(click.ParamType[float]):
         if not abs(number) < float("inf"):
             self.fail(f"{value} is not a finite number", param, ctx)
         return number
-
-
-def parse_tokens(text: str) -> int:
-    """The number of tokens that ``text`` means: ``16384``, ``16,384``, ``16k`` (× 1,024), ``1M``
-    (× 1,048,576).
-
-    Raises ``ValueError``, whose text says what is accepted.
-    """
-    plain = text.strip().replace("_", "").lower()
-    if _GROUPED.fullmatch(plain):
-        plain = plain.replace(",", "")
-    match = _TOKENS.fullmatch(plain)
-    if match is None:
-        raise ValueError(f"{text!r} is not a number of tokens such as 16384, 16,384, 16k or 1M")
-    count = float(match[1]) * 1024 ** _POWERS[match[2]]
-    if count != int(count):
-        raise ValueError(f"{text!r} is {count:,g} tokens, not a whole number")
-    return int(count)
 
 
 class Tokens(click.ParamType["int | str"]):

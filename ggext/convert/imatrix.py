@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import GgufError
+from ggext.convert.sources import SourceTensor
+from ggext.convert.tensor_types import TypePlan
+from ggext.errors import GgufError, UsageError
 from ggext.gguf.plain_files import open_plain, read_plain
 from ggext.gguf.types import F32, MAGIC
 
@@ -138,3 +140,34 @@ def _read_dat(path: Path) -> Imatrix:
     chunks = number() if at < len(data) else 0
     dataset = taken(number(), len(data)).decode("utf-8", "replace") if at < len(data) else ""
     return Imatrix(path, entries, (dataset,) if dataset else (), max(0, chunks))
+
+
+def imatrix_for(
+    path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]
+) -> Imatrix | None:
+    """The matrix in ``path`` for llama.cpp's quantizer, ``None`` without one. Raises ``UsageError``
+    where nothing is quantized, or the matrix is of another model."""
+    if path is None:
+        return None
+    if types.quantization is None:
+        raise UsageError(
+            f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as "
+            "Q4_K_M"
+        )
+    imatrix = read_imatrix(path)
+    weights = [
+        t.name
+        for t in tensors
+        if len(t.shape) > 1 and t.name not in ("token_embd.weight", "output.weight")
+    ]
+    without = [name for name in weights if name not in imatrix.entries]
+    if len(without) == len(weights):
+        raise UsageError(
+            f"--imatrix {path} knows no tensor of this model; it was made from another one"
+        )
+    if without:
+        notes.append(
+            f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first "
+            f"{without[0]}"
+        )
+    return imatrix

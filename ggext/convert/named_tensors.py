@@ -81,6 +81,7 @@ def _with_prefix(named: Tensors, family: Family, notes: list[str]) -> Tensors:
     """A base model's tensors under the names that they have in the whole one, as transformers loads
     them."""
     embedding = f"{family.embedding}.weight"
+    named = _without_common_prefix(named, embedding, notes)
     prefix, _, inner = embedding.partition(".")
     if embedding in named or inner not in named:
         return named
@@ -90,6 +91,17 @@ def _with_prefix(named: Tensors, family: Family, notes: list[str]) -> Tensors:
         name if name.startswith(outside) else f"{prefix}.{name}": tensor
         for name, tensor in named.items()
     }
+
+
+def _without_common_prefix(named: Tensors, embedding: str, notes: list[str]) -> Tensors:
+    """Without what all names begin with before the embedding's, as a trainer's own module has it
+    (``model.model.layers``, ``policy.model.layers``)."""
+    ends = [name for name in named if name.endswith(f".{embedding}")]
+    prefix = ends[0].removesuffix(embedding) if len(ends) == 1 else ""
+    if not prefix or not all(name.startswith(prefix) for name in named):
+        return named
+    notes.append(f"all tensors' names begin with {prefix}: taken off")
+    return {name.removeprefix(prefix): tensor for name, tensor in named.items()}
 
 
 def _settle_output(named: Tensors, family: Family, notes: list[str]) -> None:

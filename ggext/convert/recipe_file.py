@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ggext.errors import OutputError, RopeError
+from ggext.errors import OutputError, RopeError, UsageError
 from ggext.gguf.plain_files import read_plain
 from ggext.gguf.writer import check_output, replacing
 from ggext.rope import methods
@@ -108,7 +108,10 @@ def _scaling(values: dict[str, Any]) -> RopeScaling:
     if values.get("method") not in get_args(Method):
         raise RopeError(f"method is {values.get('method')!r}; known: {', '.join(get_args(Method))}")
     _refuse_unknown(values, set(RopeScaling.__dataclass_fields__), "[rope]")
-    return RopeScaling(**{key: _typed(key, value) for key, value in values.items()})
+    try:
+        return RopeScaling(**{key: _typed(key, value) for key, value in values.items()})
+    except UsageError as error:
+        raise RopeError(str(error)) from None
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -120,7 +123,7 @@ def _typed(key: str, value: Any) -> Any:
         if not isinstance(value, list):
             raise RopeError(f"{key} must be a list of numbers")
         return tuple(value)
-    return value  # methods.check looks at the numbers
+    return value
 
 
 def _refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ggext.arguments import check_fields
 from ggext.convert.choose import choose_encoding
 from ggext.convert.fold import Rounding, fold_query, folded_weights
 from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
-from ggext.convert.imatrix import Imatrix, read_imatrix
+from ggext.convert.imatrix import Imatrix, imatrix_for
 from ggext.convert.quantize import to_write
 from ggext.convert.request import default_name, resolve_scaling
 from ggext.convert.sources import ModelSource, SourceTensor, open_source
@@ -62,6 +63,9 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def replaces_scaling(self) -> bool:
@@ -160,7 +164,7 @@ def plan(options: ConvertOptions) -> Plan:
             FILE_TYPES[prevailing_type(zip(types.kinds, (t.shape for t in tensors), strict=True))]
         )
         fields["general.quantization_version"] = Field.of(2)
-    imatrix = _imatrix(options.imatrix, types, tensors, notes)
+    imatrix = imatrix_for(options.imatrix, types, tensors, notes)
     return Plan(
         _output(options, source, scaling, notes),
         source,
@@ -217,35 +221,6 @@ def _output(
     if options.split is not None:
         check_parts(out, options.force)
     return out
-
-
-def _imatrix(
-    path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]
-) -> Imatrix | None:
-    if path is None:
-        return None
-    if types.quantization is None:
-        raise UsageError(
-            f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as "
-            "Q4_K_M"
-        )
-    imatrix = read_imatrix(path)
-    weights = [
-        t.name
-        for t in tensors
-        if len(t.shape) > 1 and t.name not in ("token_embd.weight", "output.weight")
-    ]
-    without = [name for name in weights if name not in imatrix.entries]
-    if len(without) == len(weights):
-        raise UsageError(
-            f"--imatrix {path} knows no tensor of this model; it was made from another one"
-        )
-    if without:
-        notes.append(
-            f"{path.name} says nothing of {len(without)} of {len(weights)} tensors, first "
-            f"{without[0]}"
-        )
-    return imatrix
 
 
 def _bake(

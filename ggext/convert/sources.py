@@ -254,6 +254,7 @@ def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Fi
 
 def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     gguf = read_gguf(path)
+    _check_is_model(gguf)
     if gguf.get("split.no", 0) != 0:
         number = gguf.get("split.no") + 1
         raise GgufError(
@@ -280,6 +281,21 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
         gguf=gguf if whole else None,
         problem=problem,
     )
+
+
+#: ``general.type``, or the architecture, of a GGUF file that is no language model → what it is.
+_NO_MODELS = {
+    "adapter": "a LoRA adapter; merge it into its model (llama-export-lora), then convert that",
+    "mmproj": "the part of a model that sees (mmproj), which is not scaled; name the text model",
+    "clip": "the part of a model that sees (mmproj), which is not scaled; name the text model",
+    "imatrix": "an importance matrix; give it as --imatrix beside a model",
+}
+
+
+def _check_is_model(gguf: GgufFile) -> None:
+    for kind in (gguf.get("general.type"), gguf.arch):
+        if isinstance(kind, str) and kind in _NO_MODELS:
+            raise GgufError(f"{gguf.path} is {_NO_MODELS[kind]}")
 
 
 def _of_gguf(

@@ -143,6 +143,8 @@ class _Blocks:
 
     def give_back(self, address: int | None, size: int) -> None:
         assert address is not None
+        if not size:  # a matrix that has no rows, in a file that llama.cpp refuses
+            return
         at = next(i for i, block in enumerate(self._free) if block[0] > address)
         self._free.insert(at, [address, size])
         for i in (at + 1, at):  # join with the next, then with the one before

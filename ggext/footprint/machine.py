@@ -1,15 +1,22 @@
-"""The memory that this machine can give to a model: what the system and other programs use is left
-alone."""
+"""The memory and the cores that this machine can give to a model: what the system and other
+programs use is left alone."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+_MEMORY = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
 _SHARE = 0.75  # of the physical memory, where the system does not say what is free
 
 
@@ -30,7 +37,26 @@ def _available(proc: Path) -> int | None:
         )
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
-        return _physical_share()
+        return _windows_memory() if sys.platform == "win32" else _physical_share()
+
+
+def _windows_memory() -> int | None:
+    """What GlobalMemoryStatusEx calls available: physical memory without swapping."""
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 - only there
+    status = _MemoryStatus(ctypes.sizeof(_MemoryStatus))
+    return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of sysinfoapi.h; all sizes in bytes."""
+
+    _fields_: ClassVar = [
+        ("size", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("others", ctypes.c_uint64 * 5),
+    ]
 
 
 def _physical_share() -> int | None:
@@ -43,6 +69,70 @@ def _physical_share() -> int | None:
 
 def _container_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
     """What is left of each memory limit above this process, of both versions of control groups."""
+    for groups, version in _groups(proc, cgroups, "memory"):
+        names = _MEMORY[version]
+        for group in groups:
+            limit, usage = _number(group / names[0]), _number(group / names[1])
+            if limit is not None and usage is not None:
+                yield limit - usage + _reclaimable(group / "memory.stat")
+
+
+def core_quota(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float | None:
+    """Cores' worth of time that the containers of this process allow it, which may be a fraction;
+    None where they set no limit."""
+    quotas = []
+    for groups, version in _groups(proc, cgroups, "cpu"):
+        for group in groups:
+            quota = _quota_2(group) if version == 2 else _quota_1(group)
+            if quota is not None:
+                quotas.append(quota)
+    return min(quotas, default=None)
+
+
+def _quota_2(group: Path) -> float | None:
+    try:
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no limit
+        return None
+
+
+def _quota_1(group: Path) -> float | None:
+    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    return quota / period if quota and period and quota > 0 and period > 0 else None
+
+
+def idle_cores(seconds: float = 0.1, proc: Path = _PROC) -> float | None:
+    """Cores' worth of time that nobody but this process used for so long; None where the system
+    does not say."""
+    before, mine = _busy_and_idle(proc), _own_seconds()
+    time.sleep(seconds)
+    after, mine = _busy_and_idle(proc), _own_seconds() - mine
+    if before is None or after is None:
+        return None
+    busy, idle = after[0] - before[0], after[1] - before[1]
+    return (idle + min(mine, busy)) / seconds
+
+
+def _busy_and_idle(proc: Path) -> tuple[float, float] | None:
+    """Seconds that all cores computed and waited since the system began."""
+    try:
+        with (proc / "stat").open(encoding="ascii") as file:
+            ticks = [int(number) for number in file.readline().split()[1:9]]
+        second = os.sysconf("SC_CLK_TCK")
+        idle = ticks[3] + ticks[4]
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
+    return (sum(ticks) - idle) / second, idle / second
+
+
+def _own_seconds() -> float:
+    own = os.times()
+    return own.user + own.system
+
+
+def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[list[Path], int]]:
+    """The control groups above this process, the nearest first, and their version (1 or 2)."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -50,21 +140,19 @@ def _container_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            yield from _rooms(cgroups, path, "memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            yield from _rooms(
-                cgroups / "memory", path, "memory.limit_in_bytes", "memory.usage_in_bytes"
+            yield _above(cgroups, path), 2
+        elif controller in controllers.split(","):
+            # The folder is named after the controller, or after all that are mounted together.
+            root = next(
+                (cgroups / name for name in (controller, controllers) if (cgroups / name).is_dir()),
+                cgroups / controller,
             )
+            yield _above(root, path), 1
 
 
-def _rooms(root: Path, path: str, limit_name: str, usage_name: str) -> Iterator[int]:
+def _above(root: Path, path: str) -> list[Path]:
     folder = root / path.lstrip("/")
-    for group in (folder, *folder.parents):
-        if group == root.parent:
-            return
-        limit, usage = _number(group / limit_name), _number(group / usage_name)
-        if limit is not None and usage is not None:
-            yield limit - usage + _reclaimable(group / "memory.stat")
+    return [group for group in (folder, *folder.parents) if root in (group, *group.parents)]
 
 
 def _number(file: Path) -> int | None:

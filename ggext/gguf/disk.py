@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import struct
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ggext.errors import OutputError
-from ggext.gguf import pieces
+from ggext.gguf import pieces, system
 
 #: What a file system says that cannot do a thing at all.
 UNSUPPORTED = (
@@ -44,7 +43,7 @@ def read_at(file: int, length: int, offset: int) -> bytes:
     """Fewer bytes than ``length`` only where the file ends."""
     parts, at = [], offset
     while at < offset + length:
-        part = os.pread(file, offset + length - at, at)
+        part = system.read_at(file, offset + length - at, at)
         if not part:
             break
         parts.append(part)
@@ -55,13 +54,13 @@ def read_at(file: int, length: int, offset: int) -> bytes:
 def insert_range(file: int, offset: int, length: int) -> None:
     from ggext import _native
 
-    _native.shift_range(file, False, offset, length)
+    _native.shift_range(system.native_file(file), False, offset, length)
 
 
 def collapse_range(file: int, offset: int, length: int) -> None:
     from ggext import _native
 
-    _native.shift_range(file, True, offset, length)
+    _native.shift_range(system.native_file(file), True, offset, length)
 
 
 def truncate(file: int, size: int) -> None:
@@ -83,11 +82,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    system.sync_folder(folder)
 
 
 def share(source: int, target: int, source_at: int, target_at: int, length: int) -> bool:
@@ -95,6 +90,8 @@ def share(source: int, target: int, source_at: int, target_at: int, length: int)
     reach to the end. False where the file system cannot."""
     if sys.platform != "linux":
         return False
+    import fcntl
+
     try:
         fcntl.ioctl(
             target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, length, target_at)

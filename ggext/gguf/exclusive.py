@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import secrets
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.errors import OutputError
-from ggext.gguf import disk
+from ggext.gguf import disk, system
 from ggext.gguf.disk import UNSUPPORTED, Progress
 from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 
@@ -96,9 +95,8 @@ class ExclusiveFile:
                 self.handle, target, source_at, target_at, length, beside.parent, progress
             )
             disk.write_at(target, disk.read_at(self.handle, keep, 0), 0)
-            with contextlib.suppress(OSError):  # not ours to give away
-                os.fchown(target, old.st_uid, old.st_gid)
-            os.fchmod(target, stat.S_IMODE(old.st_mode))
+            system.give_to(target, old)
+            system.set_permissions(target, stat.S_IMODE(old.st_mode))
             disk.sync(target)
             successor.announce(os.fstat(target).st_ino)
             disk.replace(beside, self.path)
@@ -135,6 +133,11 @@ def is_successor(name: str, path: Path) -> bool:
 def exclusive(path: Path) -> Iterator[ExclusiveFile]:
     """Raises ``OutputError`` for a file that is read-only, has a second name, or is open in any
     program."""
+    if sys.platform == "win32":
+        raise OutputError(
+            f"{path} cannot be changed in place on Windows, where an open file has no successor; "
+            "write to a new file"
+        )
     try:
         file = ExclusiveFile(path)
     except FileNotFoundError:
@@ -210,6 +213,8 @@ def _lease(handle: int) -> bool | None:
     The kernel tells a lease's holder of a waiting opener by SIGIO, which would end the process:
     SIGURG is ignored."""
     if sys.platform == "linux":
+        import fcntl
+
         try:
             fcntl.fcntl(handle, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
@@ -218,13 +223,7 @@ def _lease(handle: int) -> bool | None:
             return False
         except OSError:
             pass
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return None
+    return False if system.lock(handle) is False else None
 
 
 def users_of(path: Path) -> list[str]:

@@ -13,7 +13,6 @@ of which file it is (`Identity`), and is believed without being asked only for t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ggext.errors import GgufError
-from ggext.gguf import disk
+from ggext.gguf import disk, system
 from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 
 SUFFIX = ".ggext-undo"
@@ -267,8 +266,7 @@ class Journal:
             self.is_torn = False
         handle = create_plain(self.path, stat.S_IMODE(like.st_mode) & 0o666)
         try:
-            with contextlib.suppress(OSError):  # not ours to give away
-                os.fchown(handle, like.st_uid, like.st_gid)
+            system.give_to(handle, like)
             self.owner = os.fstat(handle).st_uid
         finally:
             os.close(handle)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.errors import CheckpointError
+from ggext.gguf import system
 
 Buffer = bytes | bytearray | memoryview
 
@@ -106,9 +107,10 @@ def _copy(file: int, at: int, piece: StoredPiece) -> None:
     from ggext import _native
 
     try:
-        source = os.open(piece.path, os.O_RDONLY | os.O_CLOEXEC)
+        source = os.open(piece.path, os.O_RDONLY | system.BINARY)
         try:
-            copied = _native.copy(source, file, piece.start, at, piece.nbytes)
+            into = system.native_file(file)
+            copied = _native.copy(system.native_file(source), into, piece.start, at, piece.nbytes)
         finally:
             os.close(source)
     except FileNotFoundError as error:
@@ -124,5 +126,5 @@ def _copy(file: int, at: int, piece: StoredPiece) -> None:
 def write_at(file: int, at: int, data: memoryview) -> None:
     """All of it: the system may write less at once."""
     while data.nbytes:
-        written = os.pwrite(file, data, at)
+        written = system.write_at(file, data, at)
         data, at = data[written:], at + written

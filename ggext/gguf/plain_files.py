@@ -15,7 +15,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+from ggext.gguf import system
+
+_FLAGS = system.BINARY | getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _TRIES = 100
 
@@ -64,8 +66,7 @@ def create_plain(path: Path, permissions: int = 0o600) -> int:
     with _folder(path) as folder:
         handle = os.open(path.name, flags, 0o600, dir_fd=folder)
     try:
-        if hasattr(os, "fchmod"):  # not on Windows, where a folder says who may read what is in it
-            os.fchmod(handle, permissions)
+        system.set_permissions(handle, permissions)
     except BaseException:
         os.close(handle)
         raise
@@ -105,7 +106,7 @@ def _folder(path: Path) -> Iterator[int | None]:
     if os.open not in os.supports_dir_fd:
         yield None
         return
-    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | system.BINARY)
     try:
         yield handle
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ggext.errors import OutputError
+from ggext.gguf import system
 from ggext.gguf.header import SLACK, alignment_of, fits, pack_header, packed_length, roomy_length
 from ggext.gguf.pieces import Buffer, Piece, StoredPiece, write_at, writing
 from ggext.gguf.types import Field, TensorInfo, aligned
@@ -106,7 +107,7 @@ def write_arranged(
     from ggext import _native
 
     with path.open("r+b", buffering=0) as file:  # after O_TRUNC, ext4 writes all data out on close
-        _native.reserve(file.fileno(), arranged.size)
+        _native.reserve(system.native_file(file.fileno()), arranged.size)
         with writing(file.fileno(), _placed(arranged), progress):
             header = _header(arranged, complete() if complete else arranged.fields)
         write_at(file.fileno(), 0, memoryview(header))

@@ -202,6 +202,10 @@ def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
     mapping = keys.get("deepstack_mapping", [])
     if not isinstance(mapping, list) or any(entry != -1 for entry in mapping):
         yield "deepstack_mapping is that of a model of images"
+    stacked = keys.get("n_deepstack_layers", 0)
+    # to the last layer's rows, of which only those are left whose logits are wanted, all are added
+    if not isinstance(stacked, int) or not 0 <= stacked < keys["block_count"]:
+        yield f"n_deepstack_layers is {stacked!r:.40} of {keys['block_count']} layers"
     yield from _sections(facts, keys)
 
 

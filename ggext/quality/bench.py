@@ -112,10 +112,12 @@ class Bench(Closing):
 
     @cached_property
     def _make(self) -> Callable[[str, int, Random], Sample]:
+        path = self._options.questions
+        asked = () if path is None else texts.read_questions(path)
         if not self._options.texts:
-            return sample_maker(self.prompts)
+            return sample_maker(self.prompts, asked=asked)
         found = texts.filler_of([text for _, text in self.documents])
-        return sample_maker(self.prompts, lambda rng: texts.sentences_from(found, rng))
+        return sample_maker(self.prompts, lambda rng: texts.sentences_from(found, rng), asked)
 
     def piece(self, item: Item) -> Piece:
         """The tokens of a document's item; the same for every setting of a vocabulary."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggext.chat.prompt import Detokenizer
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
-from ggext.quality import tasks
+from ggext.quality import tasks, words
 from ggext.quality.prompts import PromptMaker
 from ggext.quality.samples import Question, Sample
 from ggext.quality.scoring import match_all, match_any
@@ -94,7 +94,9 @@ def forced(
 
 
 def sample_maker(
-    prompts: PromptMaker, filler: tasks.Filler | None = None
+    prompts: PromptMaker,
+    filler: tasks.Filler = words.sentences,
+    asked: tuple[tasks.Asked, ...] = (),
 ) -> Callable[[str, int, Random], Sample]:
     """The maker of samples (task, length, random numbers) for what a vocabulary can spell.
 
@@ -105,7 +107,7 @@ def sample_maker(
     if speaks_little(prompts.model):
         return lambda task, length, rng: _little(prompts, task, length, rng)
     if prompts.spells(_CHARACTERS):
-        source = tasks.Source(count) if filler is None else tasks.Source(count, filler)
+        source = tasks.Source(count, filler, asked)
         return lambda task, length, rng: tasks.make(task, source, length, rng)
     raise UsageError(
         f"the vocabulary of {prompts.model.path} cannot spell a needle such as "
@@ -120,8 +122,8 @@ def speaks_little(model: Model) -> bool:
     """
     if model.n_vocab > 1 << 12:
         return False
-    words = (model.tokenize(word, add_special=False) for word in language.vocabulary())
-    return all(len(word) == 1 for word in words)
+    spelled = (model.tokenize(word, add_special=False) for word in language.vocabulary())
+    return all(len(tokens) == 1 for tokens in spelled)
 
 
 def _little(prompts: PromptMaker, task: str, length: int, rng: Random) -> Sample:

@@ -25,6 +25,9 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
     """What must be the same for results to be of one run; lengths and trials may grow."""
     contents = (read_text(path).encode() for path in options.texts)
     digests = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
+    if options.questions is not None:
+        content = read_text(options.questions).encode()
+        digests.append(hashlib.sha256(content).hexdigest()[:16])
     return {
         "format": _FORMAT,
         "seed": options.seed,

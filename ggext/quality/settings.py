@@ -42,6 +42,8 @@ class EvalOptions:
     documents: int | None = None
     # The user's own documents, for perplexity and between the needles.
     texts: tuple[Path, ...] = ()
+    # The user's own questions, JSON lines, for the task "questions"; see `texts.read_questions`.
+    questions: Path | None = None
     # Methods to compare without baking, such as "yarn:4" or "none".
     tries: tuple[str, ...] = ()
     # Types of the KV cache.
@@ -81,6 +83,8 @@ class EvalOptions:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
         if not self.budget > 0:
             raise UsageError(f"the budget is {self.budget} seconds, but must be more than 0")
+        if ("questions" in self.tasks) != (self.questions is not None):
+            raise UsageError("the task questions and a file of questions go together")
         for name in self.tries:
             tried_scaling(name, _SHORTEST)
 

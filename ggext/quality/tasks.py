@@ -27,6 +27,17 @@ Filler = Callable[[Random], Iterator[str]]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A question of the user's own."""
+
+    question: str
+    # One of these is enough.
+    answers: tuple[str, ...]
+    # The words that hold the answer, which are put among others.
+    passage: str
+
+
+@dataclass(frozen=True)
 class Source:
     """What tasks are made of: the vocabulary's count of tokens, and the sentences between."""
 
@@ -34,6 +45,8 @@ class Source:
     count: Count
     # Sentences without end, from a generator of random numbers.
     filler: Filler = words.sentences
+    # For the task "questions".
+    asked: tuple[Asked, ...] = ()
 
 
 def make(task: str, source: Source, length: int, rng: Random) -> Sample:
@@ -115,6 +128,24 @@ def _variables(source: Source, rng: Random) -> Build:
         budget=40,
     )
     return lambda size, padding: Sample("variables", haystack(size, padding), (question,))
+
+
+def _questions(source: Source, rng: Random) -> Build:
+    """A question of the user's own; its passage stands somewhere among other text."""
+    if not source.asked:
+        raise UsageError("the task questions needs a file of them")
+    asked = rng.choice(source.asked)
+    depth = rng.random()
+    haystack = _haystack(source, rng, [asked.passage], [depth])
+    question = Question(
+        f"{asked.question} Answer in a few words.",
+        "Answer:",
+        asked.answers,
+        depth,
+        budget=32,
+        any_of=True,
+    )
+    return lambda size, padding: Sample("questions", haystack(size, padding), (question,))
 
 
 def _common(source: Source, rng: Random) -> Build:
@@ -228,6 +259,7 @@ _MAKERS: dict[str, Callable[[Source, Random], Build]] = {
     "variables": _variables,
     "common": _common,
     "frequent": _frequent,
+    "questions": _questions,
 }
 #: The names of all tasks; the first is the usual one.
 TASKS = tuple(_MAKERS)

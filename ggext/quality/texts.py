@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
+from ggext.quality.tasks import Asked
 
 if TYPE_CHECKING:
     from ggext.runtime.model import Model
@@ -45,6 +47,27 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise UsageError(f"{path} holds no text")
     return text
+
+
+def read_questions(path: Path) -> tuple[Asked, ...]:
+    """The user's own questions: JSON lines with ``question``, ``answers`` (a list, one of which is
+    enough) and ``passage``. Raises UsageError naming the line."""
+    found = []
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            texts = [values["question"], values["passage"], *values["answers"]]
+            if len(texts) < 3 or not all(isinstance(one, str) and one.strip() for one in texts):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UsageError(
+                f"{path}, line {number}, is not a question: it must be JSON such as "
+                '{"question": "...", "answers": ["..."], "passage": "..."}'
+            ) from None
+        found.append(Asked(texts[0], tuple(texts[2:]), texts[1]))
+    return tuple(found)
 
 
 def embedded_text() -> str:

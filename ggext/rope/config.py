@@ -19,23 +19,21 @@ from ggext.rope.config_keys import (
     KEYS_OF_METHOD,
     METHOD_OF_TYPE,
     PARAMETER_OF_KEY,
-    as_mapping,
     check_keys,
     integer,
     method_of,
     number,
-    same_meaning,
     type_of,
     typed,
     without_sections,
 )
+from ggext.rope.config_parameters import by_kind, chosen_parameters
 from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
 _ORIGINAL = "original_max_position_embeddings"
 #: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
 _OTHER_BASES = ("swa_rope_theta", "compress_rope_theta")
-_SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
 #: Methods whose factor is how many times the context grows. (Llama 3's is not: Llama 3.2 has 32
 #: on 8192 and is meant for 131072. LongRoPE's makes the gain alone.)
 GROWING: frozenset[Method] = frozenset({"yarn", "linear", "dynamic", "proportional"})
@@ -120,7 +118,7 @@ def rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The rope parameters that count, as they are spelt; empty where there are none."""
     config, rule, _ = _text_part(config)
     values = {key: value for key, value in config.items() if value is not None}
-    return _parameters(values, rule, "config.json", [])[0]
+    return chosen_parameters(values, rule, "config.json", [])[0]
 
 
 def _read_by_kind(
@@ -136,8 +134,8 @@ def _read_by_kind(
             "which its own code copies"
         )
     _refuse_other_bases(values, rule, source)
-    parameters, problem = _parameters(values, rule, source, notes)
-    kinds = _by_kind(parameters, values, source)
+    parameters, problem = chosen_parameters(values, rule, source, notes)
+    kinds = by_kind(parameters, values, source)
     if kinds:
         scaled = rule.scaled_kind
         return {
@@ -339,88 +337,6 @@ class _Reader:
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
         return number(inside if inside is not None else outside, default, key, self.source)
-
-
-def _parameters(
-    config: Mapping[str, Any], rule: FamilyRule, source: str, notes: list[str]
-) -> tuple[Mapping[str, Any], str]:
-    """The one dict of RoPE parameters, whichever spelling it stands under, and what is wrong with
-    it; empty where there is none."""
-    try:
-        given = {
-            key: as_mapping(config[key], key, source)
-            for key in _SPELLINGS
-            if config.get(key) is not None
-        }
-    except RopeError as error:
-        return {}, str(error)
-    if not given.get("rope_scaling"):  # an empty one counts as none
-        given.pop("rope_scaling", None)
-    if rule.scaled_kind and given:
-        return _merged(given, rule.scaled_kind, source, notes)
-    if not given and rule.default_parameters:
-        notes.append(f"config.json says nothing of RoPE: {rule.default_said}, as transformers does")
-        return rule.default_parameters, ""
-    if len(given) < 2:
-        return next(iter(given.values()), {}), ""
-    scaling, parameters = (given[key] for key in _SPELLINGS)
-    if same_meaning(scaling, parameters, config):
-        return parameters, ""
-    notes.append(
-        "rope_scaling and rope_parameters are both there and differ: rope_scaling is taken, as "
-        f"transformers does, and rope_parameters {dict(parameters)!r:.200} is not"
-    )
-    return scaling, ""
-
-
-def _merged(
-    given: dict[str, Mapping[str, Any]], scaled_kind: str, source: str, notes: list[str]
-) -> tuple[Mapping[str, Any], str]:
-    """As ``_parameters``, where un-nested ``rope_scaling`` concerns one kind of layer: what it says
-    goes over what the nested ``rope_parameters`` say of that kind."""
-    scaling, parameters = (given.get(key, {}) for key in _SPELLINGS)
-    nested = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
-    if parameters and not any(isinstance(value, Mapping) for value in parameters.values()):
-        if scaling:
-            return nested, (
-                f"{source}: rope_parameters has no settings of {scaled_kind} that rope_scaling "
-                "could change; remove one of the two"
-            )
-        notes.append(
-            f"rope_parameters {dict(parameters)!r:.100} has no settings by kind of layer, which "
-            "are all that transformers reads of it in this family: it changes nothing"
-        )
-        return nested, ""
-    usual = {} if parameters else {"rope_type": "default"}
-    full = {**usual, **as_mapping(nested[scaled_kind], scaled_kind, source), **scaling}
-    if parameters and scaling and full != nested[scaled_kind]:
-        notes.append(
-            f"rope_scaling and rope_parameters are both there and differ: of {scaled_kind} what "
-            "rope_scaling says is taken, as transformers does"
-        )
-    others = {k: v for k, v in parameters.items() if k not in nested}
-    return {**others, **nested, scaled_kind: full}, ""
-
-
-def _by_kind(
-    parameters: Mapping[str, Any], config: Mapping[str, Any], source: str
-) -> dict[str, Mapping[str, Any]]:
-    """Layer kind → its parameters where they are nested, without the kinds that are null (they do
-    not rotate)."""
-    nested = {k: v for k, v in parameters.items() if isinstance(v, Mapping)}
-    if not nested:
-        return {}
-    layer_types = config.get("layer_types")
-    known = {FULL, SLIDING} | {
-        k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)
-    }
-    left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
-    if left_over:
-        raise RopeError(
-            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
-            f"which no kind of layer is; the kinds are {', '.join(sorted(known))}"
-        )
-    return nested
 
 
 def _context(

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ggext._version import __version__
-from ggext.errors import RopeError
+from ggext.errors import RopeError, UsageError
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope import methods
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -55,14 +55,6 @@ def parse_recipe(text: str) -> Recipe:
             raise ValueError("too long")
         values = json.loads(text)
         geometry = RopeGeometry(**_with_tuples(values["geometry"]))
-        if not all(
-            type(n) is int for n in (geometry.n_rot, geometry.head_dim, geometry.trained_context)
-        ):
-            raise TypeError("a size is not a whole number")
-        if not all(
-            type(base) in (int, float) for base in (geometry.base, geometry.sliding_base or 1.0)
-        ) or geometry.layout not in ("norm", "neox"):
-            raise TypeError("base or layout")
         scaling = RopeScaling(**_with_tuples(values["scaling"]))
         recipe = Recipe(
             scaling, geometry, str(values["encoding"]), str(values["source"]), str(values["ggext"])
@@ -75,6 +67,7 @@ def parse_recipe(text: str) -> Recipe:
         AttributeError,
         OverflowError,
         RecursionError,
+        UsageError,
     ) as error:
         raise RopeError(
             f"{RECIPE_KEY} in the file is malformed ({error}); bake the file again"

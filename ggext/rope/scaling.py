@@ -10,6 +10,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ggext.arguments import check_fields
+
 Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"]
 Layout = Literal["norm", "neox"]
 
@@ -33,6 +35,9 @@ class RopeGeometry:
     trained_context: int
     sliding_base: float | None = None
     sections: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,9 @@ class RopeScaling:
     proportion: float | None = None
     context_reason: str | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by name, without the method."""
         return {k: v for k, v in asdict(self).items() if v is not None and k != "method"}
@@ -82,6 +90,9 @@ class RopeTable:
     attention_factor: float
     context: int
     lengths: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def wavelengths(self) -> tuple[float, ...]:

@@ -14,7 +14,7 @@ SECTIONS = "rope.dimension_sections"
 
 
 def still_pairs(sections: tuple[int, ...], n_pairs: int, kind: Sections) -> tuple[int, ...]:
-    """The pairs that do not turn in a text, by ``ggml_mrope_cache_init`` of llama.cpp 0c1e57098.
+    """The pairs that do not turn in a text, by ``ggml_mrope_cache_init`` of the pinned llama.cpp.
 
     ``sections``: four counts, as the file has them. ``blocks``: the sections lie one after the
     other. ``interleaved``: pair i is of section i mod 3 while i < 3 · (count of that section), and

@@ -44,6 +44,10 @@ class Batches:
             return self.most
         return min(self.most, max(int(within / work) // _STEP * _STEP, _LEAST))
 
+    def digest(self) -> str:
+        """What tells batches that part a text in the same places from others."""
+        return f"{self.most} {self.threads} {sorted(self.attention)}"
+
     def ends(self, start: int, end: int, most: int) -> Iterator[int]:
         """Where the whole batches of tokens `start` to `end` of a text end, none longer than
         `most`."""

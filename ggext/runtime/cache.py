@@ -73,6 +73,8 @@ class Cache(Closing):
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.tokens: list[int] = []
         self.positions: list[int] = []
+        # Of the first tokens: they were evaluated in the batches of a text that is read at once.
+        self.aligned = 0
         self.has_logits = False
         self.epoch = 0
         self.unsure: Sequence[int] | None = None
@@ -140,6 +142,8 @@ class Cache(Closing):
         status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
         if status != 0:
             return self._failed(status, len(tokens))
+        if self.aligned == len(self.tokens) and len(tokens) == self.batches.at(self.aligned):
+            self.aligned += len(tokens)
         self._settle(len(tokens))
         self.epoch += 1
         self.has_logits = True
@@ -196,6 +200,7 @@ class Cache(Closing):
         self.lib.llama_memory_clear(self._memory, False)
         self.checkpoints.clear()
         self.tokens, self.positions = [], []
+        self.aligned = 0
         self.epoch += 1
         self.has_logits = False
 
@@ -239,10 +244,17 @@ class Cache(Closing):
             self.clear()
             return 0
         self.checkpoints.cut(count)
+        self.aligned = self.repeatable(count)
         del self.tokens[count:], self.positions[count:]
         self.epoch += 1
         self.has_logits = False
         return count
+
+    def repeatable(self, count: int) -> int:
+        """Of the first `count` tokens those that need not be read again for the very numbers of a
+        text that is read at once: whole batches from its beginning."""
+        end = min(count, self.aligned)
+        return max(self.batches.ends(0, end, self.n_batch), default=0)
 
     def _windows_back(self, count: int) -> int:
         """The most tokens up to `count` behind which the text can go on, the windows' cells being
@@ -303,6 +315,7 @@ class Cache(Closing):
         self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
         self.checkpoints.clear()
         self.tokens, self.positions = [], []
+        self.aligned = 0
         self.epoch += 1
         self.has_logits = False
 
@@ -363,6 +376,7 @@ class Cache(Closing):
         first = self.positions[start] if to is None else to
         distance = first - self.positions[end]
         self.remove(self.positions[start], self.positions[end])
+        self.aligned = self.repeatable(start)
         del self.tokens[start:end], self.positions[start:end]
         if distance:
             self.move(start, [place + distance for place in self.positions[start:]])
@@ -393,6 +407,7 @@ class Cache(Closing):
                 )
             )
         self.positions[start:] = places
+        self.aligned = self.repeatable(start)
 
     def _chunks(self, start: int) -> Iterator[tuple[int, int]]:
         """The tokens from `start` on in runs that do not part tokens of one position."""

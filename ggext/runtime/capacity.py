@@ -46,6 +46,10 @@ class Room:
         """Tokens of the largest context that a session takes by itself, a multiple of 256."""
         return self.planner.automatic(self._memories) or 0
 
+    def most(self) -> int:
+        """Tokens of the largest context that fits, whatever the file is made for."""
+        return self.planner.largest(self._memories) or 0
+
     def half(self) -> int:
         """Tokens of the context that a session takes by itself and that leaves half of the memory
         to others."""

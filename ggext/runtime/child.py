@@ -32,8 +32,8 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import IO, Any, NoReturn
 
@@ -80,6 +80,12 @@ def is_unwanted() -> bool:
     return os.environ.get("GGEXT_FIRST_LOAD") == "here"
 
 
+def may_start_itself() -> bool:
+    """Whether a frozen program knows a child when it is started as one; else it would do all its
+    work again, children and all."""
+    return _prepared
+
+
 def is_child() -> bool:
     """Whether this process is a `Child` of another."""
     return _inside
@@ -100,21 +106,9 @@ def call(function: str, *arguments: Any, timeout: float | None = None) -> Any:
     ``timeout``: seconds after which the child is killed. Raises what the function raised where it
     is a GgextError, EngineDiedError where the child died, ModelError where time ran out.
     """
-    with Child("ggext.runtime.child:answer") as child:
-        expired = threading.Event()
-
-        def expire() -> None:
-            expired.set()
-            child.kill()
-
-        timer = threading.Timer(timeout or 0, expire)
-        if timeout is not None:
-            timer.start()
-        try:
-            child.send({"function": function, "arguments": arguments})
-            reply = child.receive()
-        finally:
-            timer.cancel()
+    with Child("ggext.runtime.child:answer") as child, child.limited(timeout) as expired:
+        child.send({"function": function, "arguments": arguments})
+        reply = child.receive()
         if reply is not None:
             return result_of(reply)
         if expired.is_set():
@@ -188,6 +182,27 @@ class Child(Closing):
         """Ends it at once."""
         with suppress(OSError):
             self._process.kill()
+
+    @contextmanager
+    def limited(self, seconds: float | None) -> Iterator[threading.Event]:
+        """A block after whose ``seconds`` (None: any number) the child is killed; the event says
+        that it was."""
+        expired = threading.Event()
+        if seconds is None:
+            yield expired
+            return
+
+        def expire() -> None:
+            expired.set()
+            self.kill()
+
+        timer = threading.Timer(seconds, expire)
+        timer.daemon = True  # else the program waits for it, after a Ctrl-C
+        timer.start()
+        try:
+            yield expired
+        finally:  # also of an interrupt: the interpreter's end waits for the timer
+            timer.cancel()
 
     def died(self) -> EngineDiedError:
         """Waits for the end of a child that sends no more; the error that names it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
+from ggext.footprint import defaults
 from ggext.footprint.cache import (
     BLOCK,
     KV_TYPES,
@@ -59,10 +61,15 @@ class SessionOptions:
         return self.memory.when_full not in ("stop", "recompute") or self.dynamic_ntk == "rotate"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("n_ctx", "threads", "n_batch"):
             value = getattr(self, name)
             if value is not None and not 1 <= value < 2**31:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
+        if self.n_ctx == 1 and self.edits_cache:  # it has two sequences, which ends the process
+            raise UsageError(
+                f"n_ctx is 1, but must be at least 2 for {self.memory.when_full}, which moves cells"
+            )
         if self.kv_type not in KV_TYPES:
             known = ", ".join(KV_TYPES)
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
@@ -123,10 +130,12 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
+    # With flash attention the last bits of a number depend on how many threads make it.
+    measured = options.threads is None and not flash
     return Plan(
         n_ctx,
         batches,
-        threads,
+        defaults.threads_now(threads) if measured else threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
@@ -224,10 +233,14 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
         return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
-        short = f"a context of {asked} tokens needs {size:.1f} GiB, the free memory holds {largest}"
+        holds = room.most() if options.n_ctx is not None else largest
+        short = (
+            f"a context of {asked:,} tokens needs {size:.1f} GiB, the free memory holds "
+            f"{holds:,} tokens"
+        )
         if options.n_ctx is not None or largest < STEP:
             raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
-        return largest, [f"{short}: the context is {largest} tokens"]
+        return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
         asked > trained
         and options.memory.when_full != "self-extend"

@@ -133,14 +133,22 @@ class Session(Closing):
         """Takes back a `cancel` that no call has seen yet."""
         self.cache.resume()
 
-    def evaluate(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
+    def evaluate(
+        self,
+        tokens: Sequence[int],
+        progress: Progress | None = None,
+        *,
+        repeatable: bool = False,
+    ) -> Prefill:
         """Makes the cache hold exactly `tokens`, evaluating only what follows the common prefix.
 
-        `progress(done, total)` counts the tokens to evaluate, from 0. Raises ContextFullError
-        before anything is changed when they do not fit, ModelError for a token that is none.
+        `progress(done, total)` counts the tokens to evaluate, from 0. ``repeatable``: the logits
+        are those of an empty cache, bit for bit; of the prefix only what was read in whole batches
+        is reused then, so that each answer is read again. Raises ContextFullError before anything
+        is changed when they do not fit, ModelError for a token that is none.
         """
         self.resume()
-        with closing(self.steps(tokens)) as steps:
+        with closing(self.steps(tokens, repeatable=repeatable)) as steps:
             while True:
                 try:
                     counts = next(steps)
@@ -150,25 +158,33 @@ class Session(Closing):
                 if progress is not None:
                     progress(*counts)
 
-    def read_ahead(self, tokens: Sequence[int], progress: Progress | None = None) -> Prefill:
+    def read_ahead(
+        self,
+        tokens: Sequence[int],
+        progress: Progress | None = None,
+        *,
+        repeatable: bool = False,
+    ) -> Prefill:
         """`evaluate` of the beginning of a text, to whole batches: the rest is then read in the
         batches that it would have had at once, and gives the same numbers bit for bit."""
         with self._exclusive:
             wanted = list(tokens)
-            _, reused = self._reusable(wanted) if wanted else (0, 0)
+            _, reused = self._reusable(wanted, repeatable=repeatable) if wanted else (0, 0)
         *_, end = reused, *self.cache.batches.ends(reused, len(wanted), self.memory.batch)
         return (
-            self.evaluate(wanted[:end], progress)
+            self.evaluate(wanted[:end], progress, repeatable=repeatable)
             if end > reused
             else Prefill(reused, 0, 0.0, cancelled=False)
         )
 
-    def steps(self, tokens: Sequence[int]) -> Generator[tuple[int, int], None, Prefill]:
+    def steps(
+        self, tokens: Sequence[int], *, repeatable: bool = False
+    ) -> Generator[tuple[int, int], None, Prefill]:
         """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel`
         before the first step counts."""
         with self._exclusive:
             wanted = self._checked(tokens)
-            kept, reused = self._reusable(wanted)
+            kept, reused = self._reusable(wanted, repeatable=repeatable)
             limit = self.memory.limit
             if limit is not None and len(wanted) > limit:
                 raise ContextFullError(len(wanted) - reused, reused, limit - reused)
@@ -324,7 +340,7 @@ class Session(Closing):
             raise ModelError(f"a token is not in the vocabulary of {self.model.n_vocab} tokens")
         return wanted
 
-    def _reusable(self, wanted: list[int]) -> tuple[int, int]:
+    def _reusable(self, wanted: list[int], *, repeatable: bool = False) -> tuple[int, int]:
         """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
         and those that left the cache in between. At least one is evaluated, for its logits, unless
         they are there."""
@@ -339,7 +355,9 @@ class Session(Closing):
             if common > start:
                 return common, common + count
         common = in_common(cached[:start] if count else cached, wanted)
-        if common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
+        if repeatable:
+            common = self.cache.repeatable(min(common, len(wanted) - 1))
+        elif common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
             common -= 1
         return common, common
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from ggext.errors import EngineDiedError, ModelError, UsageError
+from ggext.errors import EngineDiedError, ModelError, OutputError, UsageError
 from ggext.folders import cache_folder
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import model_parts
@@ -39,7 +39,11 @@ def untried(header: GgufFile, gpu_layers: int | None) -> Path | None:
     this process is such a child itself or is told to do without."""
     if child.is_child() or child.is_unwanted():
         return None
-    kept = cache_folder() / "loads" / _identity(header, gpu_layers)
+    try:
+        folder = cache_folder()
+    except OutputError:  # without a home nothing is remembered
+        folder = Path(os.devnull)
+    kept = folder / "loads" / _identity(header, gpu_layers)
     return None if kept.exists() else kept
 
 

@@ -54,6 +54,17 @@ class Generation:
             self._end(reason)
         raise StopIteration
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the session holds what this generation left in it."""
+        return self._cache.epoch == self._epoch
+
+    def go_on(self) -> None:
+        """The session was used for something else, and has evaluated the prompt and all tokens so
+        far again."""
+        self._epoch = self._cache.epoch
+        self._pending = None
+
     def _step(self) -> tuple[int, None] | tuple[None, FinishReason]:
         cache = self._cache
         if cache.epoch != self._epoch:

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -207,17 +206,17 @@ def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Ou
     except GgextError as error:
         return Outcome([], ended=str(error))
     messages: list[list[Any]] = []
-    with child:
-        timer = threading.Timer(_PATIENCE, child.kill)
-        timer.start()
+    with child, child.limited(_PATIENCE):
         child.send({"library": str(library), "left_out": list(left_out), **sizes})
         while (message := child.receive()) is not None:
             messages.append(message)
-        timer.cancel()
         if messages[-1:] == [["done"]]:
             return Outcome(messages)
         death = child.died()
-    return Outcome(messages, death.signal or "", str(death))
+    # What it printed last explains an abort; before an illegal instruction it is about nothing.
+    illegal = "a trial died of SIGILL, an illegal instruction,"
+    ended = illegal if death.signal == "SIGILL" else str(death)
+    return Outcome(messages, death.signal or "", ended)
 
 
 def _can_start_python() -> bool:

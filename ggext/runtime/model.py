@@ -29,6 +29,8 @@ _PIECES = 1 << 15  # tokens whose bytes are remembered
 class CancelledError(ModelError):
     """A load or a call of `Session.logits` was cancelled; nothing is left of it."""
 
+    exit_code = 130
+
 
 class Model(Closing):
     """A model's weights and vocabulary in memory. Threads may share it; close it when done.

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.runtime.constraint import Constraint, Grammar, check, json_grammar
 from ggext.runtime.llama import lib
@@ -44,6 +45,7 @@ class Sampling:
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _check("temperature", self.temperature, 0.0, math.inf)
         _check("top-k", self.top_k, 0, 2**31 - 1)
         _check("top-p", self.top_p, 0.0, 1.0)

@@ -111,7 +111,14 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     check_state(cells, layout.cells)
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
-    facts = {"key": dict(key), _TABLE: table, "gone": _gone_as_json(session), "account": account}
+    aligned = {"tokens": session.cache.aligned, "batches": session.cache.batches.digest()}
+    facts = {
+        "key": dict(key),
+        _TABLE: table,
+        "gone": _gone_as_json(session),
+        "account": account,
+        "aligned": aligned,
+    }
     document = json.dumps(facts | counts).encode("ascii")
     parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, cells]
     crc = size = 0
@@ -160,12 +167,23 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
+        session.cache.aligned = _aligned(document.get("aligned"), session, n_tokens)
     except ModelError as error:
         raise StateError(str(error)) from error
     finally:
         if not session.cache.has_logits:  # nothing is left of what was not found good
             session.clear()
     return n_tokens
+
+
+def _aligned(saved: Any, session: Session, n_tokens: int) -> int:
+    """How many of the first tokens were read in the batches that this session reads in; a file that
+    says more than is true makes answers that differ in their last bits."""
+    there = saved if isinstance(saved, dict) else {}
+    count, batches = there.get("tokens"), session.cache.batches
+    if not isinstance(count, int) or there.get("batches") != batches.digest():
+        return 0
+    return max(batches.ends(0, min(count, n_tokens - 1), session.n_batch), default=0)
 
 
 def _parts(data: memoryview, count: int) -> Iterator[memoryview]:

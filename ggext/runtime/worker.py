@@ -49,6 +49,7 @@ class _Job:
         self._writing = False
         self.callback: Callback | None = None
         self.paused = False
+        self._parked = False
         self.ended = False
         self._cancelled = False
         self._lock = (
@@ -63,10 +64,25 @@ class _Job:
             if self.ended:
                 return
             self._cancelled = True
-            if self._happenings is not None:
+            if self._parked:
+                self.end(End("cancelled"))
+            elif self._happenings is not None:
                 self.session.cancel()
             elif self.callback is None:  # a callback is called in the worker's thread only
                 self.end(End("cancelled"))
+
+    @property
+    def lags(self) -> bool:
+        """Whether the answer's reader is far behind; it wakes the thread when it goes on. What
+        reading a prompt reports does not count: it ends, and holds the session until then."""
+        self.paused = self._writing and self.mailbox.waiting() >= _AHEAD
+        # Asked again: the reader may have looked just before.
+        return self.paused and self.mailbox.waiting() >= _AHEAD
+
+    def park(self) -> None:
+        """Another question gets the session, until this one's next turn."""
+        with self._lock:
+            self._parked = True
 
     def turn(self, seconds: float) -> None:
         """One batch, or one token and those that follow within so many seconds. Sets ``ended``
@@ -75,6 +91,7 @@ class _Job:
         until = time.perf_counter() + seconds if self._writing else 0.0
         try:
             happenings = self._happenings or self._begin()
+            self._unpark()
             tell = self.callback or self._packed.append
             for happening in happenings:
                 if isinstance(happening, End):
@@ -97,6 +114,12 @@ class _Job:
                 self.session.cancel()
             self._happenings = self._work()
             return self._happenings
+
+    def _unpark(self) -> None:
+        with self._lock:
+            if self._parked and not self.ended:
+                self._parked = False
+                self.session.resume()  # a cancel that was meant for another question
 
     def _send(self) -> None:
         """Hands over what has been packed."""
@@ -124,13 +147,24 @@ class _Job:
 
 def _answer(session: Session, question: Question) -> Generator[Happening, None, None]:
     before = session.ever_dropped
-    prefill = yield from session.steps(question.tokens)
+    # The same seed gives the same answer, whatever is cached.
+    repeatable = question.sampling.seed is not None
+    prefill = yield from session.steps(question.tokens, repeatable=repeatable)
     yield prefill
     if prefill.cancelled:
         yield End("cancelled", dropped=session.ever_dropped - before)
         return
     generation = session.generate(question.sampling, question.max_tokens)
-    yield from generation
+    said: list[int] = []
+    while (token := next(generation, None)) is not None:
+        said.append(token)
+        yield token
+        if not generation.is_current:  # the session answered another question meanwhile
+            again = yield from session.steps([*question.tokens, *said])
+            if again.cancelled:
+                yield End("cancelled", dropped=session.ever_dropped - before)
+                return
+            generation.go_on()
     assert generation.finish is not None
     yield End(generation.finish, dropped=session.ever_dropped - before)
 
@@ -242,7 +276,7 @@ def _run(
 ) -> None:
     """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():
-        active = [lane for lane in lanes if lane and not _lags(lane[0])]
+        active = [lane for lane in lanes if _has_work(lane)]
         if not active:
             inbox.get()
         seconds = _TOGETHER if len(active) == 1 else 0.0  # the others may take long
@@ -256,12 +290,18 @@ def _run(
             lane.popleft().end(End("cancelled"))
 
 
-def _lags(job: _Job) -> bool:
-    """Whether the answer's reader is far behind; it wakes the thread when it goes on."""
-    job.paused = job.mailbox.waiting() >= _AHEAD
-    return (
-        job.paused and job.mailbox.waiting() >= _AHEAD
-    )  # asked again: the reader may have looked just before
+def _has_work(lane: deque[_Job]) -> bool:
+    """Whether the first question of a lane can go on. One whose reader is far behind lets those
+    behind it pass: one reader never stops others."""
+    for _ in range(len(lane)):
+        if lane[0].ended:
+            lane.popleft()
+        elif not lane[0].lags:
+            return True
+        elif len(lane) > 1:
+            lane[0].park()
+            lane.rotate(-1)
+    return False
 
 
 def _stop(

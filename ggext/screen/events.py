@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from ggext.screen.interrupt import on_interrupt
 
 if TYPE_CHECKING:
-    from ggext.chat.loop import Status
+    from ggext.chat.screens import Status
 
 _BETWEEN_COUNTS = 0.2  # seconds
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _TAKE_A_FILE = ("/file ", "/save ", "/load ", "/export ")
 
 
-def new_keyboard(history: Path) -> PromptSession[str]:
+def new_keyboard(history: Path | None) -> PromptSession[str]:
     """A prompt on the terminal. Raises MissingExtraError without prompt_toolkit."""
     try:
         from prompt_toolkit import PromptSession
@@ -51,10 +51,11 @@ def new_completer() -> Completer:
     from prompt_toolkit.completion import Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
 
-    from ggext.chat.commands import COMMANDS
+    from ggext.chat.commands import COMMANDS, WHEN_FULL
     from ggext.chat.settings import NAMES
 
     paths = PathCompleter(expanduser=True)
+    words = {"/set ": NAMES, "/when-full ": WHEN_FULL}
 
     class CommandCompleter(Completer):
         def get_completions(
@@ -64,10 +65,11 @@ def new_completer() -> Completer:
             command = next((name for name in _TAKE_A_FILE if text.startswith(name)), None)
             if command is not None:
                 yield from paths.get_completions(Document(text[len(command) :]), complete_event)
-            elif text.startswith("/set "):
-                begun = text.removeprefix("/set ")
+            elif text.startswith(tuple(words)):
+                taker = next(name for name in words if text.startswith(name))
+                begun = text.removeprefix(taker)
                 yield from (
-                    Completion(name, -len(begun)) for name in NAMES if name.startswith(begun)
+                    Completion(word, -len(begun)) for word in words[taker] if word.startswith(begun)
                 )
             elif text.startswith("/"):
                 for name, entry in COMMANDS.items():
@@ -77,10 +79,12 @@ def new_completer() -> Completer:
     return CommandCompleter()
 
 
-def _history(path: Path) -> History:
+def _history(path: Path | None) -> History:
     """On disk for the user alone; in memory where the disk refuses."""
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
+    if path is None:
+        return InMemoryHistory()
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)

@@ -11,16 +11,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING
 
+from ggext.screen.region import Region
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.live import Live
-    from rich.progress import Progress
+    from rich.segment import Segment
+    from rich.text import Text
 
 # All but line feed and tab: a model's text must not drive the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONG_PROMPT = 2048  # tokens; shown at once, others when they turn out to take long
 _LONG_WAIT = 0.7  # seconds
 _BETWEEN_PAINTS = 0.05  # seconds
+_BAR = 30  # columns
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 
 
@@ -29,26 +32,23 @@ class PrefillBar:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar: Progress | None = None
+        self._region = Region(console)
         self._start = 0.0
+        self._shown = False
 
     def update(self, done: int, total: int) -> None:
         """`done` of `total` tokens are evaluated; 0 starts the clock."""
         if done == 0:
             self._start = time.perf_counter()
         left = (time.perf_counter() - self._start) / done * (total - done) if done else None
-        if self._bar is None and self._is_long(left, total):
-            self._bar = _new_bar(self._console, total)
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, left=_clock(left))
-            self._bar.refresh()
+        self._shown = self._shown or self._is_long(left, total)
+        if self._shown:
+            self._region.show(_bar(done, total, left))
 
     def stop(self) -> bool:
         """Takes the bar off the screen; whether there was one."""
-        bar, self._bar = self._bar, None
-        if bar is not None:
-            bar.stop()
-        return bar is not None
+        self._shown = False
+        return self._region.wipe()
 
     def _is_long(self, left: float | None, total: int) -> bool:
         long = total >= _LONG_PROMPT if left is None else left > _LONG_WAIT
@@ -61,18 +61,18 @@ def waiting(console: Console, text: str) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    from rich.status import Status
     from rich.text import Text
 
-    status = Status(Text(shown(text), "dim"), console=console)
-    timer = threading.Timer(_LONG_WAIT, status.start)
+    region = Region(console)
+    timer = threading.Timer(_LONG_WAIT, region.show, [Text(shown(text), "dim")])
+    timer.daemon = True  # else the program waits for it, after a Ctrl-C
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        timer.join()  # else it might start behind the stop
-        status.stop()
+        timer.join()  # else it might paint after the end
+        region.wipe()
 
 
 class GrowingMarkdown:
@@ -87,7 +87,7 @@ class GrowingMarkdown:
         import rich.markdown  # noqa: F401 - now, while nobody waits for an answer: it takes a tenth of a second
 
         self._console = console
-        self._live: Live | None = None
+        self._region = Region(console)
         self._growing = ""
         self._next = 0.0
         self._begun = False
@@ -116,41 +116,24 @@ class GrowingMarkdown:
         self._growing, self._begun, self._next = "", False, 0.0
 
     def _print(self, text: str) -> None:
-        self._console.print(self._block(text), end="")
-        self._begun = True
-
-    def _block(self, text: str, most: int | None = None) -> RenderableType:
-        """The last ``most`` lines of the text, with one blank line to what stands above."""
         from rich.segment import Segment, Segments
 
+        rows = [part for line in self._lines(text) for part in (*line, Segment.line())]
+        self._console.print(Segments(rows), end="")
+        self._begun = True
+
+    def _lines(self, text: str) -> list[list[Segment]]:
+        """The lines of a block, with one blank line to what stands above."""
         lines = self._console.render_lines(_markdown(text), pad=False)
-        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)] or [
-            0
-        ]
-        lines = lines[filled[0] : filled[-1] + 1][-most if most else 0 :]
-        above = [Segment.line()] if self._begun else []
-        return Segments([*above, *(part for line in lines for part in [*line, Segment.line()])])
+        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)]
+        first, last = (filled[0], filled[-1]) if filled else (0, 0)
+        return [*([[]] if self._begun else []), *lines[first : last + 1]]
 
     def _paint(self) -> None:
-        from rich.live import Live
-
-        block = self._block(self._growing, max(self._console.height - 3, 1))
-        if self._live is None:
-            self._live = Live(
-                console=self._console,
-                auto_refresh=False,
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-                vertical_overflow="visible",
-            )
-            self._live.start()
-        self._live.update(block, refresh=True)
+        self._region.paint(self._lines(self._growing))
 
     def _wipe(self) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
+        self._region.wipe()
 
 
 def whole_blocks(text: str) -> tuple[list[str], str]:
@@ -205,7 +188,6 @@ def new_console(file: IO[str]) -> Console:
 def _markdown(text: str) -> RenderableType:
     from markdown_it import MarkdownIt
     from rich.markdown import Heading, Markdown
-    from rich.text import Text
 
     class PlainHeading(Heading):
         """Bold at the left; rich draws boxes and centres."""
@@ -240,20 +222,10 @@ def _clock(seconds: float | None) -> str:
     return f"{minutes}:{rest:02} left"
 
 
-def _new_bar(console: Console, total: int) -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+def _bar(done: int, total: int, left: float | None) -> Text:
+    from rich.text import Text
 
-    bar = Progress(
-        TextColumn("reading"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("tokens {task.fields[left]}"),
-        console=console,
-        transient=True,
-        auto_refresh=False,
-        redirect_stdout=False,
-        redirect_stderr=False,
-    )
-    bar.add_task("reading", total=total, left="")
-    bar.start()
-    return bar
+    filled = round(_BAR * done / total) if total else _BAR
+    bar = Text("reading ", no_wrap=True, overflow="crop")
+    bar.append("━" * filled, "green").append("━" * (_BAR - filled), "dim")
+    return bar.append(f" {done}/{total} tokens {_clock(left)}")

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 from ggext.screen.interrupt import on_interrupt
 from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, waiting, write
+from ggext.screen.region import Region
 
 if TYPE_CHECKING:
     from prompt_toolkit.formatted_text import AnyFormattedText
+    from rich.console import Console
 
-    from ggext.chat.loop import Screen, Status
+    from ggext.chat.screens import Screen, Status
 
 _BETWEEN_COUNTS = 0.25  # seconds
 
 
-def open_screen(history: Path) -> Screen:
+def open_screen(history: Path | None) -> Screen:
     """A full screen on a terminal, which remembers what was typed in ``history``; plain lines where
     input or output is something else."""
     return (
@@ -46,8 +48,8 @@ class PlainScreen:
     def __init__(self) -> None:
         self.show_thoughts = False
         self.markdown = True  # where it can be painted
-        self._console = new_console(sys.stderr)
-        self._bar = PrefillBar(self._console)
+        self.console = new_console(sys.stderr)
+        self._bar = PrefillBar(self.console)
         self._column = 0
 
     def read(self, note: Callable[[], str] | None = None) -> str | None:  # noqa: ARG002 - there is no place for it
@@ -67,7 +69,7 @@ class PlainScreen:
 
     def status(self, status: Status) -> None:
         """The line after a turn, where somebody sees it."""
-        if self._console.is_terminal:
+        if self.console.is_terminal:
             self._print(str(status), "dim")
 
     def progress(self, done: int, total: int) -> None:
@@ -76,13 +78,13 @@ class PlainScreen:
 
     def waiting(self, text: str) -> AbstractContextManager[None]:
         """A line while the block takes long."""
-        return waiting(self._console, text)
+        return waiting(self.console, text)
 
     def thought(self, text: str) -> None:
         """The reasoning, on the standard error if at all."""
         self._bar.stop()
         if self.show_thoughts:
-            self._console.print(shown(text), style="dim", end="", soft_wrap=True)
+            self.console.print(shown(text), style="dim", end="", soft_wrap=True)
 
     def answer(self, text: str) -> None:
         """The next piece of the answer; control characters reach a file, but no terminal."""
@@ -104,7 +106,7 @@ class PlainScreen:
         return on_interrupt(cancel)
 
     def _print(self, text: str, style: str) -> None:
-        self._console.print(shown(text), style=style, soft_wrap=not self._console.is_terminal)
+        self.console.print(shown(text), style=style, soft_wrap=not self.console.is_terminal)
 
 
 class AnswerScreen(PlainScreen):
@@ -113,9 +115,9 @@ class AnswerScreen(PlainScreen):
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = new_console(sys.stdout)
-        self._bar = PrefillBar(self._console)
-        self._answer = GrowingMarkdown(self._console)
+        self.console = new_console(sys.stdout)
+        self._bar = PrefillBar(self.console)
+        self._answer = GrowingMarkdown(self.console)
         self._thoughts = FoldedThoughts(self)
 
     def thought(self, text: str) -> None:
@@ -147,15 +149,7 @@ class AnswerScreen(PlainScreen):
 
     def say(self, text: str, *, end: str = "\n") -> None:
         """Dimmed text."""
-        self._console.print(shown(text), style="dim", end=end, soft_wrap=True)
-
-    def over(self, text: str) -> None:
-        """Dimmed text in place of the line that the cursor is on."""
-        from rich.control import Control
-        from rich.segment import ControlType
-
-        self._console.control(Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)))
-        self.say(text, end="")
+        self.console.print(shown(text), style="dim", end=end, soft_wrap=True)
 
 
 class FoldedThoughts:
@@ -163,6 +157,7 @@ class FoldedThoughts:
 
     def __init__(self, screen: AnswerScreen) -> None:
         self._screen = screen
+        self._region = Region(screen.console)
         self._words = 0
         self._begun = 0.0
         self._painted = 0.0
@@ -170,6 +165,8 @@ class FoldedThoughts:
 
     def add(self, text: str) -> None:
         """The next piece."""
+        from rich.text import Text
+
         now = time.monotonic()
         if not self._begun:
             self._begun = now
@@ -179,7 +176,7 @@ class FoldedThoughts:
             self._line = text.endswith("\n")
         elif now - self._painted > _BETWEEN_COUNTS:
             self._painted = now
-            self._screen.over(self._count("thinking"))
+            self._region.show(Text(self._count("thinking"), "dim", no_wrap=True, overflow="crop"))
 
     def end(self) -> None:
         """The reasoning is over, if there was any."""
@@ -188,19 +185,22 @@ class FoldedThoughts:
         if self._screen.show_thoughts:
             self._screen.say("" if self._line else "\n")
         else:
-            self._screen.over(self._count("thought"))
-            self._screen.say("\n")
+            self._region.wipe()
+            self._screen.say(f"{self._count('thought')}\n")
         self._words, self._begun, self._painted, self._line = 0, 0.0, 0.0, True
 
     def _count(self, verb: str) -> str:
         return f"{verb} for {time.monotonic() - self._begun:.0f} s, {self._words:,} words"
 
 
+_PASTES, _NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
+
+
 class ChatScreen(AnswerScreen):
     """A terminal with line editing, history, completion and pasted blocks; Alt-Enter begins a new
     line."""
 
-    def __init__(self, history: Path) -> None:
+    def __init__(self, history: Path | None) -> None:
         from ggext.screen.keyboard import new_keyboard
 
         super().__init__()
@@ -209,7 +209,7 @@ class ChatScreen(AnswerScreen):
     def read(self, note: Callable[[], str] | None = None) -> str | None:
         """The next input, None for Ctrl-D, with ``note`` above it. Ctrl-C drops what was typed,
         else KeyboardInterrupt."""
-        self._console.print()
+        self.console.print()
 
         def message() -> AnyFormattedText:
             above = note() if note is not None and not self._keyboard.app.is_done else ""
@@ -225,11 +225,32 @@ class ChatScreen(AnswerScreen):
                 return ""
             raise
 
+    @contextmanager
+    def interrupts(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """A block in which Ctrl-C calls `cancel`. What is pasted meanwhile keeps its marks, by
+        which the next prompt takes it as one block, and so one turn."""
+        write_control(self.console, _PASTES)
+        try:
+            with super().interrupts(cancel):
+                yield
+        except BaseException:
+            write_control(self.console, _NO_PASTES)
+            raise
+
+
+def write_control(console: Console, sequence: str) -> None:
+    """Tells the terminal something that is no text."""
+    console.file.write(sequence)
+    console.file.flush()
+
 
 @contextmanager
 def _no_echo() -> Iterator[None]:
     """The terminal does not repeat what is typed, ^C included; the keys wait for the next prompt,
     each as it is: in lines, Ctrl-D would be lost."""
+    if sys.platform == "win32":  # a console repeats only what is being read
+        yield
+        return
     import termios
 
     try:

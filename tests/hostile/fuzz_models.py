@@ -12,6 +12,7 @@ in a process of its own: only a file that ends the process then is a death of th
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -74,6 +76,28 @@ class Outcome:
     @property
     def tried(self) -> int:
         return sum(self.counts.values())
+
+
+def look(path: Path) -> None:
+    """Does what the commands do that need no llama.cpp: inspect, plan, convert, in place too."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.gguf.inplace import undo
+    from ggext.inspect import inspect
+    from ggext.plan import PlanOptions, plan
+    from ggext.rope.scaling import RopeScaling
+
+    out = path.with_suffix(".out")
+    yarn = RopeScaling("yarn", factor=4)
+    for command in (
+        lambda: inspect(path).as_dict(),
+        lambda: plan(path, PlanOptions(64)),
+        lambda: convert(ConvertOptions(path, out, yarn)),
+        lambda: convert(ConvertOptions(path, None, yarn, in_place=True)),
+        lambda: undo(path),
+    ):
+        with contextlib.suppress(GgextError):
+            command()
+    out.unlink(missing_ok=True)
 
 
 def use(path: Path) -> None:
@@ -135,6 +159,7 @@ def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, repor
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / f"{os.getpid()}.gguf"
     os.environ[_FIRST_LOAD] = "here"
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # a debugger for each death
     for case in cases:
         used = int(time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU, resource.RLIM_INFINITY))
@@ -150,13 +175,15 @@ def _outcome(case: Case, base: Draft, path: Path) -> str:
     except (GgufError, ValueError, OverflowError):
         return "unwritable"
     try:
+        look(path)
         use(path)
     except GgextError as error:
         return "refused" if "\n" not in str(error) else f"two lines: {error!r:.300}"
     except MemoryError:
         return "memory"
     except Exception as error:  # noqa: BLE001 - the fuzzer reports it
-        return f"error: {error!r:.300}".replace("\n", " ")
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        return f"error: {error!r:.300} {where.filename}:{where.lineno}".replace("\n", " ")
     return "used"
 
 
@@ -195,6 +222,7 @@ def _child(
     child = os.fork()
     if not child:
         os.close(reader)
+        faulthandler.disable()  # pytest's
         os.dup2(noise, 1)
         os.dup2(noise, 2)
         try:
@@ -253,6 +281,7 @@ def _second_line_holds(path: Path) -> bool:
     """Whether a program that opens the file as usual, and uses it, lives on."""
     child = os.fork()
     if not child:
+        faulthandler.disable()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from hostile import fuzz_models, mutations
 from hostile.mutations import Draft, TensorDraft, draft_of
 from tiny_gguf import WRITTEN, base_of
 
-from ggext.errors import GgufError
+from ggext.errors import GgextError, GgufError
 from ggext.footprint.architecture import architecture
 from ggext.gguf.open import read_gguf
 from ggext.gguf.types import Field
@@ -22,7 +23,7 @@ from ggext.llama_cpp_facts import check
 from ggext.llama_cpp_facts.architectures import ARCHITECTURES
 from ggext.llama_cpp_facts.sliding import SLIDING
 from ggext.llama_cpp_facts.splitters import BY_HAND, BY_REGEX
-from ggext.plan import MEASURED
+from ggext.plan import MEASURED, PlanOptions, plan
 from ggext.rope.capabilities import CAPABILITIES
 from ggext.rope.decode import layer_kinds
 from ggext.runtime.precheck import refuse_what_aborts
@@ -99,6 +100,7 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     ),
     "not causal": ("llama", keys(attention__causal=False), "continues text"),
     "images": ("llama", keys(deepstack_mapping=[0, 1]), "that of a model of images"),
+    "images in all layers": ("llama", keys(n_deepstack_layers=2), "is 2 of 2 layers"),
     "sections": ("llama", keys(rope__dimension_sections=[4, 2, 2, 0]), "no model of images"),
     "temperature": ("mistral3", keys(attention__temperature_scale=float("nan")), "is nan"),
     "integers": ("llama", tensor("blk.0.ffn_up.weight", (64, 96), 26), "is of type I32"),
@@ -166,6 +168,15 @@ def test_memory_and_rope_agree_on_which_layers_slide(
     else:
         assert not any(slides)
         assert set(kinds) == {"scaled"}
+
+
+def test_a_matrix_without_rows_is_planned_or_refused(tmp_path: Path) -> None:
+    """The shape that the fuzzer found: the plan raised StopIteration."""
+    draft = draft_of("llama", *base_of("llama"))
+    tensor("blk.0.ffn_down.weight", (1,))(draft)
+    mutations.write(tmp_path / "case.gguf", draft)
+    with contextlib.suppress(GgextError):
+        plan(tmp_path / "case.gguf", PlanOptions(64))
 
 
 def test_no_damaged_model_ends_the_process(tmp_path: Path) -> None:

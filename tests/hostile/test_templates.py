@@ -242,11 +242,23 @@ def test_a_frozen_program_serves_itself(tmp_path: Path, monkeypatch: pytest.Monk
     program.chmod(0o755)
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr("ggext.runtime.child._prepared", True)
     child = Renderer()
     try:
         assert child.render("{{ a }}", {"a": 1}, 9, 5) == {"text": "1"}
     finally:
         child.stop()
+
+
+def test_a_frozen_program_that_is_not_prepared_is_not_started_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would open its window a second time, and that one a third."""
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setattr(sys, "executable", "/nowhere/program")
+    monkeypatch.setattr("ggext.chat.template.renderer", Renderer())
+    with pytest.raises(TemplateError, match=r"calls ggext\.freeze_support\(\) first"):
+        ChatTemplate("x", {})
 
 
 def test_what_cannot_be_started_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 _ROTATION_TOLERANCE = 0.06
 
 
+#: Tokens read at once, at least, by a policy that reserves positions.
+_LEAST_BATCH = 16
+
+
 class Gone:
     """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of
     their values, so that a text can be recognized without keeping it.
@@ -154,14 +158,18 @@ class Window(Memory):
         self.evict = options.evict or max(window // 4, 1)
         if reserved:
             self.evict = max(self.evict // options.block, 1) * options.block
-        if self.evict >= window:
+        # A window that is hardly larger than what leaves at once would be read token by token.
+        least = min(_LEAST_BATCH, self.evict) if reserved else 1
+        if self.evict + least > window:
+            needed = self.sinks + reserved + self.evict + least
             raise UsageError(
-                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved and {self.evict} "
-                "tokens that leave at "
-                f"once need a context of more than {self.sinks + reserved + self.evict} tokens, "
-                f"not {cache.n_ctx}"
+                f"{options.when_full}: {self.sinks} sinks, {reserved} reserved, {self.evict} "
+                f"tokens that leave at once and {least} that are read at once need a context of "
+                f"{needed} tokens or more, not {cache.n_ctx}"
             )
-        self.batch = min(cache.n_batch, self.evict)
+        # When tokens must leave there are more than `evict` of them behind the sinks: whatever a
+        # batch makes of a window that was not quite full.
+        self.batch = min(cache.n_batch, self.evict, window - self.evict)
 
     def make_room(self, count: int) -> bool:
         while len(self.cache.tokens) + count > self.size:

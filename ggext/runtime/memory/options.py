@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from ggext.arguments import check_fields
 from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
@@ -38,6 +39,7 @@ class MemoryOptions:
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.when_full not in POLICIES:
             raise UsageError(
                 f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}"

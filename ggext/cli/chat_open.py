@@ -1,0 +1,312 @@
+"""Opening what `ggext chat` needs: the model, a context that can be opened again, what is kept."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ggext.cli.chat_request import SAMPLED, Request
+from ggext.errors import GgextError, MissingExtraError, OutputError
+
+if TYPE_CHECKING:
+    from ggext.chat.conversation import Conversation
+    from ggext.chat.fit import Room
+    from ggext.chat.kept_settings import KeptSettings
+    from ggext.chat.loop import Chat
+    from ggext.chat.screens import Screen
+    from ggext.chat.session import Keeper
+    from ggext.footprint.cache import Swa
+    from ggext.runtime.engine import Session, SessionOptions
+    from ggext.runtime.memory.options import WhenFull
+    from ggext.runtime.model import Model
+    from ggext.runtime.regimes import DynamicNtk
+
+
+def require_extras(*, typed: bool) -> None:
+    """Raises MissingExtraError where a package of the extra "run" is not installed, before anything
+    is drawn or loaded."""
+    from importlib.util import find_spec
+
+    packages = {"llama_cpp": "llama-cpp-python", "jinja2": "jinja2", "rich": "rich"}
+    if typed:
+        packages["prompt_toolkit"] = "prompt_toolkit"
+    for module, package in packages.items():
+        if _is_missing(module, find_spec):
+            raise MissingExtraError(package, "run", "ggext chat")
+
+
+def _is_missing(module: str, find_spec: Callable[[str], object]) -> bool:
+    try:
+        return find_spec(module) is None
+    except ValueError:  # sys.modules says that it cannot be imported
+        return True
+
+
+class Engine:
+    """The model of a chat and its one context, which another can replace."""
+
+    def __init__(self, request: Request, screen: Screen, *, is_empty: bool) -> None:
+        """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to
+        come."""
+        from ggext.runtime import llama
+        from ggext.runtime.engine import Model, Session
+
+        llama.lib("ggext chat")
+        self._request = request
+        self.ctx = request.ctx
+        interrupted: list[bool] = []
+        with (
+            screen.interrupts(lambda: interrupted.append(True)),
+            screen.waiting(f"loading {request.file.name}"),
+        ):
+            self.model: Model = Model.open(
+                request.file, request.gpu_layers, lambda _: not interrupted
+            )
+        try:
+            self._options = _session_options(request, is_empty=is_empty)
+            with screen.waiting("making room for the context"):
+                self.session: Session = Session(self.model, self._options)
+        except BaseException:
+            self.model.close()
+            raise
+
+    def close(self) -> None:
+        """Frees context and model."""
+        self.session.close()
+        self.model.close()
+
+    def room(self) -> Room:
+        """What bounds the context that there is."""
+        from ggext.chat.fit import Room
+        from ggext.footprint.planner import Choices
+        from ggext.runtime import capacity
+
+        model, session = self.model, self.session
+        choices = Choices(self._request.kv, session.n_batch, swa=cast("Swa", self._request.swa))
+        memory = capacity.room(model, choices)
+        return Room(
+            self._request.file,
+            session.n_ctx,
+            model.n_ctx_train,
+            model.n_ctx_original,
+            None if memory is None else memory.needed,
+            None if memory is None else memory.cache,
+            None if memory is None else memory.free,
+            self._options.memory.when_full,
+            getattr(session.memory, "reserved", 0),
+        )
+
+    def reopen(self, tokens: int | None, policy: str) -> list[str]:
+        """Another context of so many tokens (None: what the file is made for, or what fits) with a
+        policy; what is cached goes with it where that can be. What the user should know. Raises
+        GgextError, after which the context is as it was."""
+        memory = replace(self._options.memory, when_full=cast("WhenFull", policy))
+        options = replace(self._options, n_ctx=tokens, memory=memory, leaves_memory=False)
+        with tempfile.TemporaryDirectory(prefix="ggext-") as folder:
+            path = Path(folder, "kv.bin")
+            saved = self._saved(path)
+            self._replace(options)
+            self.ctx = "auto" if tokens is None else tokens
+            return [*self.session.notices, *self._restored(path, saved=saved)]
+
+    def _replace(self, options: SessionOptions) -> None:
+        from ggext.runtime.engine import Session
+
+        self.session.close()
+        try:
+            self.session = Session(self.model, options)
+        except BaseException:
+            self.session = Session(self.model, self._options)
+            raise
+        self._options = options
+
+    def _saved(self, path: Path) -> bool:
+        from ggext.runtime import store
+
+        if not self.session.used:
+            return False
+        try:
+            store.save(path, self.session, store.session_key(self.session))
+        except (GgextError, OSError):
+            return False
+        return True
+
+    def _restored(self, path: Path, *, saved: bool) -> list[str]:
+        from ggext.runtime import store
+
+        if not saved:
+            return []
+        try:
+            store.restore(path, self.session, store.session_key(self.session))
+        except GgextError as error:
+            return [f"the next turn reads the chat again: {error}"]
+        return []
+
+
+def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
+    from ggext.runtime.engine import MemoryOptions, SessionOptions
+
+    return SessionOptions(
+        None if request.ctx == "auto" else request.ctx,
+        request.threads,
+        kv_type=request.kv,
+        memory=MemoryOptions(cast("WhenFull", request.policy)),
+        dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
+        swa=cast("Swa", request.swa),
+        leaves_memory=request.ctx is None and is_empty,
+    )
+
+
+def open_chat(
+    request: Request, screen: Screen, stack: ExitStack, *, is_chat: bool, debug: bool
+) -> Chat:
+    """The chat that a request asks for, with what there was of it. Raises GgextError."""
+    from ggext.chat.conversation import Conversation
+    from ggext.chat.loop import Chat
+
+    is_long = request.documents or request.session is not None or request.load is not None
+    engine = Engine(request, screen, is_empty=is_chat and not is_long)
+    stack.callback(engine.close)
+    conversation = Conversation(engine.model, engine.session, request.sampling, request.options)
+    for notice in engine.session.notices:
+        screen.notice(notice)
+    if conversation.prompts.template is None:
+        screen.notice("the file has no chat template: the model continues the text as it is")
+    if request.load is not None:
+        _load(request, conversation, screen)
+    screen.markdown = request.markdown and conversation.prompts.template is not None
+    keeper = _keeper(request, screen, conversation, engine.session, is_chat=is_chat)
+    chat = Chat(conversation, screen, engine.room(), keeper, debug=debug)
+    if keeper is not None:
+        stack.callback(_leave, request, screen, keeper)
+        _resume(request, conversation, screen, keeper)
+
+    def reopen(tokens: int | None, policy: str) -> tuple[Room, list[str]]:
+        try:
+            said = engine.reopen(tokens, policy)
+        finally:
+            conversation.change_engine(engine.session)
+            if chat.keeper is not None and chat.keeper.session is not None:
+                chat.keeper.session = engine.session
+        return engine.room(), said
+
+    chat.reopen = reopen
+    chat.settings = lambda: _settings(request, chat, engine)
+    return chat
+
+
+def _load(request: Request, conversation: Conversation, screen: Screen) -> None:
+    """Goes on with a saved chat; what the command line says of sampling counts for more."""
+    from ggext.chat.loop import load
+
+    assert request.load is not None
+    load(conversation, screen, request.load, request.file.name)
+    given: dict[str, Any] = {
+        name: getattr(request.sampling, name) for name in SAMPLED if name in request.explicit
+    }
+    conversation.sampling = replace(conversation.sampling, **given)
+
+
+def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
+    """What the chat runs with now."""
+    from ggext.chat.kept_settings import KeptSettings
+
+    conversation = chat.conversation
+    options, sampling = conversation.options, conversation.sampling
+    think = request.think
+    if conversation.prompts.think is False and sampling.grammar is None:
+        think = "off"
+    elif chat.screen.show_thoughts:
+        think = "show"
+    elif think is not None or conversation.prompts.think:
+        think = "hide"
+    sampled: dict[str, Any] = {name: getattr(sampling, name) for name in SAMPLED}
+    return KeptSettings(
+        model=os.path.abspath(request.file),
+        max_tokens=options.max_tokens,
+        stop=options.stop,
+        think=cast("Any", think),
+        when_full="turns" if options.drop_turns else chat.room.when_full,
+        ctx=engine.ctx,
+        kv=request.kv,
+        swa=request.swa,
+        dynamic_ntk=request.dynamic_ntk,
+        **sampled,
+    )
+
+
+def _keeper(
+    request: Request,
+    screen: Screen,
+    conversation: Conversation,
+    session: Session,
+    *,
+    is_chat: bool,
+) -> Keeper | None:
+    """A chat is kept under its name, or without one if it is typed; one question only under a name.
+    Where nothing can be written the chat goes on, and says so."""
+    from ggext.chat.folder import OpenElsewhereError
+    from ggext.chat.session import Keeper, autosaved, named, read_only
+
+    try:
+        if request.session is not None:
+            return Keeper(named(request.session), request.file.name, session)
+        if is_chat and request.autosave:
+            return Keeper(autosaved(), request.file.name, None)
+    except OpenElsewhereError:
+        raise
+    except OutputError as error:
+        screen.notice(str(error))
+        turns = [] if request.session is None else read_only(request.session)
+        if turns:
+            conversation.restart(turns)
+            screen.notice("what was kept of it is read, what is said now is not kept")
+    return None
+
+
+def _resume(request: Request, conversation: Conversation, screen: Screen, keeper: Keeper) -> None:
+    from ggext.chat.notices import left_earlier
+    from ggext.chat.transcript import questions
+
+    if request.session is None:
+        return
+    restored, said = keeper.restore()
+    if keeper.turns:
+        by_turns = request.when_full in ("stop", "turns")  # the others are given every turn
+        conversation.restart(keeper.turns, keeper.left if by_turns else 0)
+        if restored:
+            conversation.is_cached()
+        if request.options.system is not None:
+            conversation.set_system(request.options.system)
+    screen.notice(f"session {keeper.name}: {questions(keeper.turns)}; {said}")
+    if request.as_it_was:
+        screen.notice(f"with what it had: {request.as_it_was}")
+    for notice in left_earlier(conversation):
+        screen.notice(notice)
+    if keeper.damaged:
+        lines = "a line" if keeper.damaged == 1 else f"{keeper.damaged} lines"
+        screen.notice(
+            f"{lines} of its journal was cut off or damaged, and is left out with its turns"
+        )
+    if keeper.model != request.file.name:
+        screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
+
+
+def _leave(request: Request, screen: Screen, keeper: Keeper) -> None:
+    """Keeps what there is; also when an error ends the chat, which goes on afterwards."""
+    try:
+        keeper.save_state()
+    except GgextError as error:
+        screen.error(f"the KV cache is not kept: {error}")
+    except KeyboardInterrupt:
+        screen.error("the KV cache is not kept: Ctrl-C stopped its writing")
+    keeper.close()
+    if request.session is None and keeper.kept:
+        command = shlex.join(["ggext", "chat", str(request.file), "--session", keeper.name])
+        screen.notice(f"the chat is kept: {command}")

@@ -1,0 +1,94 @@
+"""Which of the rope parameters in a ``config.json`` count, as transformers has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ggext.errors import RopeError
+from ggext.rope.config_keys import as_mapping, same_meaning
+from ggext.rope.families import FULL, SLIDING, FamilyRule
+
+_SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
+
+
+def chosen_parameters(
+    config: Mapping[str, Any], rule: FamilyRule, source: str, notes: list[str]
+) -> tuple[Mapping[str, Any], str]:
+    """The one dict of RoPE parameters, whichever spelling it stands under, and what is wrong with
+    it; empty where there is none."""
+    try:
+        given = {
+            key: as_mapping(config[key], key, source)
+            for key in _SPELLINGS
+            if config.get(key) is not None
+        }
+    except RopeError as error:
+        return {}, str(error)
+    if not given.get("rope_scaling"):  # an empty one counts as none
+        given.pop("rope_scaling", None)
+    if rule.scaled_kind and given:
+        return _merged(given, rule.scaled_kind, source, notes)
+    if not given and rule.default_parameters:
+        notes.append(f"config.json says nothing of RoPE: {rule.default_said}, as transformers does")
+        return rule.default_parameters, ""
+    if len(given) < 2:
+        return next(iter(given.values()), {}), ""
+    scaling, parameters = (given[key] for key in _SPELLINGS)
+    if same_meaning(scaling, parameters, config):
+        return parameters, ""
+    notes.append(
+        "rope_scaling and rope_parameters are both there and differ: rope_scaling is taken, as "
+        f"transformers does, and rope_parameters {dict(parameters)!r:.200} is not"
+    )
+    return scaling, ""
+
+
+def _merged(
+    given: dict[str, Mapping[str, Any]], scaled_kind: str, source: str, notes: list[str]
+) -> tuple[Mapping[str, Any], str]:
+    """As ``chosen_parameters``, where un-nested ``rope_scaling`` concerns one kind of layer: what
+    it says goes over what the nested ``rope_parameters`` say of that kind."""
+    scaling, parameters = (given.get(key, {}) for key in _SPELLINGS)
+    nested = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
+    if parameters and not any(isinstance(value, Mapping) for value in parameters.values()):
+        if scaling:
+            return nested, (
+                f"{source}: rope_parameters has no settings of {scaled_kind} that rope_scaling "
+                "could change; remove one of the two"
+            )
+        notes.append(
+            f"rope_parameters {dict(parameters)!r:.100} has no settings by kind of layer, which "
+            "are all that transformers reads of it in this family: it changes nothing"
+        )
+        return nested, ""
+    usual = {} if parameters else {"rope_type": "default"}
+    full = {**usual, **as_mapping(nested[scaled_kind], scaled_kind, source), **scaling}
+    if parameters and scaling and full != nested[scaled_kind]:
+        notes.append(
+            f"rope_scaling and rope_parameters are both there and differ: of {scaled_kind} what "
+            "rope_scaling says is taken, as transformers does"
+        )
+    others = {k: v for k, v in parameters.items() if k not in nested}
+    return {**others, **nested, scaled_kind: full}, ""
+
+
+def by_kind(
+    parameters: Mapping[str, Any], config: Mapping[str, Any], source: str
+) -> dict[str, Mapping[str, Any]]:
+    """Layer kind → its parameters where they are nested, without the kinds that are null (they do
+    not rotate)."""
+    nested = {k: v for k, v in parameters.items() if isinstance(v, Mapping)}
+    if not nested:
+        return {}
+    layer_types = config.get("layer_types")
+    known = {FULL, SLIDING} | {
+        k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)
+    }
+    left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
+    if left_over:
+        raise RopeError(
+            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
+            f"which no kind of layer is; the kinds are {', '.join(sorted(known))}"
+        )
+    return nested
