@@ -610,6 +610,18 @@ def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:
     assert told == [500, 120, 0]
 
 
+def test_what_left_before_a_cache_was_restored_is_no_news() -> None:
+    """The first turn after a start told of 896 tokens, of which 768 had left in the last one."""
+    engine = QueuedEngine("One.")
+    conversation = Conversation(Letters(), engine, Sampling())
+    engine.ever_dropped = 768
+    conversation.is_cached()
+    engine.ever_dropped = 896
+    list(conversation.ask("?"))
+    assert conversation.outcome is not None
+    assert conversation.outcome.dropped == 128
+
+
 def test_self_extend_is_offered_more_cells() -> None:
     """Its far tokens share positions: no other file is needed."""
     small = Room(Path("model.gguf"), 100, 800, 200, None, None, None, "self-extend")
@@ -998,6 +1010,7 @@ def test_a_block_between_triple_quotes_is_one_turn() -> None:
         ("top_p 0.5", "- top-p: 0.95 → 0.5"),
         ("parameter num_predict 9", "- max-tokens: none → 9"),
         ("temperatur 1", "! there is no setting temperatur; did you mean temperature?"),
+        ("tmep 1", "! there is no setting tmep; did you mean temperature?"),
         (r"stop \n", r"- stop: none → '\n'"),
         ("temperature 0.8", "- temperature: 0.8, as it was"),
     ],
@@ -1006,6 +1019,21 @@ def test_settings_by_the_names_of_other_programs(typed: str, said: str) -> None:
     screen = Script(f"/set {typed}")
     chat(QueuedEngine(), screen)
     assert screen.lines[1] == said
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("/temp 0", "; did you mean /set temperature?"),
+        ("/tmep 0", "; did you mean /set temperature?"),  # it was /help
+        ("/contxt", "; did you mean /context?"),
+        ("/sing a song", ""),
+    ],
+)
+def test_a_command_that_is_none_names_the_one_that_was_meant(typed: str, meant: str) -> None:
+    screen = Script(typed)
+    chat(QueuedEngine(), screen)
+    assert screen.lines[1].startswith(f"! there is no command {typed.split()[0]}{meant}; /help")
 
 
 def test_an_error_of_ggext_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:

@@ -130,7 +130,7 @@ def test_a_child_ends_with_its_parent(end: str) -> None:
 
 def test_a_frozen_program_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
-    with pytest.raises(UsageError, match=r"run_if_child\(\) as the first statement"):
+    with pytest.raises(UsageError, match=r"freeze_support\(\) as the first statement"):
         child.call("dying:doubled", [])
 
 

@@ -213,7 +213,7 @@ def test_a_frozen_program_without_the_hooks_is_not_started_again(
     kernels._verdict.cache_clear()
     verdict = kernels.find_verdict()
     kernels._verdict.cache_clear()
-    assert "run_if_child" in verdict.untested
+    assert "freeze_support" in verdict.untested
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,18 @@ def test_an_error_of_ggext_itself_is_one_line_and_a_report() -> None:
         [*command, "--debug", "inspect", __file__], capture_output=True, text=True, check=False
     )
     assert done.stderr.startswith("Traceback")
+
+
+def test_an_empty_document_is_told(question: list[str], tmp_path: Path) -> None:
+    """Its question was answered without a word."""
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    done = subprocess.run(
+        [*GGEXT, *question, "-f", str(empty)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert f"{empty.name} is empty: there is nothing to read" in done.stderr

@@ -53,8 +53,11 @@ def obey(chat: Chat, line: str) -> bool:
 
 
 def _meant(name: str) -> str:
-    alike = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], 1)
-    return f"; did you mean {alike[0]}?" if alike else ""
+    alike = difflib.get_close_matches(name, [*COMMANDS, *ALIASES], 1, 0.7)
+    if alike:
+        return f"; did you mean {alike[0]}?"
+    setting = settings.closest(name.removeprefix("/"))
+    return f"; did you mean /set {setting}?" if setting else ""
 
 
 def _help(chat: Chat, _: str) -> None:

@@ -165,8 +165,10 @@ class Conversation:
             self.left = 0
 
     def is_cached(self) -> None:
-        """The engine's cache was filled for the turns that there are."""
+        """The engine's cache was filled for the turns that there are. What had left the context
+        by then is no news of the next turn."""
         self._cached = list(self.turns)
+        self._dropped = self.engine.ever_dropped
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are

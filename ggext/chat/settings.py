@@ -78,9 +78,16 @@ def _known(name: str) -> str:
     wanted = _OTHER_NAMES.get(wanted, wanted)
     if wanted in NAMES:
         return wanted
-    alike = difflib.get_close_matches(wanted, NAMES, 1)
-    meant = f"did you mean {alike[0]}?" if alike else f"the settings are {', '.join(NAMES)}"
+    alike = closest(wanted)
+    meant = f"did you mean {alike}?" if alike else f"the settings are {', '.join(NAMES)}"
     raise UsageError(f"there is no setting {name}; {meant}")
+
+
+def closest(name: str) -> str:
+    """The setting whose name, here or in other programs, is most like this one; empty for none."""
+    names = {name: name for name in NAMES} | _OTHER_NAMES
+    alike = difflib.get_close_matches(name.lower().replace("_", "-"), names, 1, 0.7)
+    return names[alike[0]] if alike else ""
 
 
 def _change(conversation: Conversation, screen: Screen, name: str, value: str) -> None:

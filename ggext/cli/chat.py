@@ -135,7 +135,9 @@ def _answer(chat: Chat, question: Asked) -> None:
     conversation, screen = chat.conversation, chat.screen
     conversation.turns, _ = without_question(conversation.turns)
     for document in question.documents:
-        if document.made_from:
+        if not document.text.strip():
+            screen.notice(f"{document.name} is empty: there is nothing to read")
+        elif document.made_from:
             tokens = conversation.prompts.count(document.text)
             screen.notice(f"{document.name}: {document.made_from}, {tokens:,} tokens")
     try:

@@ -364,7 +364,7 @@ def _command() -> list[str]:
         if not _prepared:
             raise UsageError(
                 "a frozen program starts itself again for llama.cpp: call "
-                "ggext.runtime.child.run_if_child() as the first statement of its main"
+                "ggext.freeze_support() as the first statement of its main"
             )
         return [sys.executable, _MARK]
     from multiprocessing import spawn  # an embedding program may have set_executable
