@@ -11,10 +11,10 @@ import click
 import commands_page
 import pytest
 from click.testing import CliRunner
+from ggext.converters import known_families
 
 import ggext
 from ggext.cli import main
-from ggext.converters import known_families
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
