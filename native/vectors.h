@@ -21,7 +21,7 @@
     {                                                                                                                  \
         name(context, part, begin, end);                                                                               \
     }
-/* clang-format off: each function of the macro keeps its line */
+/* clang-format off */ /* it would run the macro's functions into one another */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define GGEXT_COMPILE(name)                                                                                            \
     static void name##_0 GGEXT_COMPILE_ONE(name)                                                                       \
