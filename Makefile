@@ -35,13 +35,16 @@ fuzz: $(for_dev) ## damaged models, headers and texts for an hour (FUZZ_SECONDS,
 	$(python) tests/hostile/texts.py $$(( $(FUZZ_SECONDS) * 2 / 10 )) $(FUZZ_SEED)
 	$(python) tests/fuzz_gguf.py $$(( $(FUZZ_SECONDS) * 2500 )) $(FUZZ_SEED)
 
-lint: $(for_dev) ## ruff: rules and format
+lint: $(for_dev) ## ruff: rules and format; clang-format, where it is installed
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	@if command -v clang-format >/dev/null; then clang-format --dry-run -Werror native/*.c native/*.h; \
+	    else echo "native/ is not checked: there is no clang-format (Debian: apt install clang-format)"; fi
 
 format: $(for_dev) ## let ruff repair what it can
 	$(python) -m ruff check --fix-only .
 	$(python) -m ruff format .
+	@if command -v clang-format >/dev/null; then clang-format -i native/*.c native/*.h; fi
 
 # converters/ is ggext.converters only where it is installed: mypy gets a tree of links that looks like that.
 types: $(for_dev) ## mypy, strict, on ggext and ggext.converters

@@ -1,3 +1,3 @@
 """The version, where every part may read it; it is pyproject.toml's."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

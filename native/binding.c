@@ -304,8 +304,7 @@ int ggext_take_rows(struct ggext_buffers *held, const struct ggext_request *requ
         PyErr_Format(PyExc_ValueError, "%s overlaps rows: it must be rows itself or lie apart", second_name);
         return -1;
     }
-    *shape = (struct ggext_shape){(size_t)a->shape[0], (size_t)a->shape[1], (size_t)a->shape[2],
-                                  (enum ggext_type)type};
+    *shape = (struct ggext_shape){(size_t)a->shape[0], (size_t)a->shape[1], (size_t)a->shape[2], (enum ggext_type)type};
     *rows_values = a->buf;
     *second_values = b->buf;
     return 0;

@@ -11,8 +11,9 @@ static PyObject *py_devices(PyObject *module, PyObject *arguments)
     return ggext_devices_entry(arguments, ggext_cuda_devices);
 }
 
-PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
-                         "What ggext._native.rotate does, on the device, with its bits; rows and out lie in host memory.");
+PyDoc_STRVAR(rotate_doc,
+             "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
+             "What ggext._native.rotate does, on the device, with its bits; rows and out lie in host memory.");
 
 static PyObject *py_rotate(PyObject *module, PyObject *arguments)
 {
@@ -40,10 +41,11 @@ static PyObject *py_measure(PyObject *module, PyObject *arguments)
     const char *failure = NULL;
     int ok = ggext_take_request(&held, to, Py_None, neox, 1, &request) == 0 && ggext_check_angles(&request) == 0;
     const Py_ssize_t most = (Py_ssize_t)1 << 20;
-    if (ok && (kind < GGEXT_F32 || kind > GGEXT_BF16 || repeats < 1 || n_heads < 1 || n_heads > most || head_dim > most ||
-               (size_t)head_dim / 2 < request.rope.n_pairs || ggext_n_positions(&request) < 1 ||
+    if (ok && (kind < GGEXT_F32 || kind > GGEXT_BF16 || repeats < 1 || n_heads < 1 || n_heads > most ||
+               head_dim > most || (size_t)head_dim / 2 < request.rope.n_pairs || ggext_n_positions(&request) < 1 ||
                ggext_n_positions(&request) > (size_t)most)) {
-        PyErr_SetString(PyExc_ValueError, "kind, n_heads, head_dim, repeats or the number of positions is out of range");
+        PyErr_SetString(PyExc_ValueError,
+                        "kind, n_heads, head_dim, repeats or the number of positions is out of range");
         ok = 0;
     }
     if (ok) {

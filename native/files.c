@@ -18,8 +18,7 @@ static int64_t at_place(int descriptor, void *data, size_t length, int64_t at, i
     OVERLAPPED where = {.Offset = (DWORD)(place & UINT32_MAX), .OffsetHigh = (DWORD)(place >> 32)};
     DWORD count = length > 1 << 30 ? 1 << 30 : (DWORD)length;
     DWORD moved = 0;
-    BOOL done = writes ? WriteFile(file, data, count, &moved, &where)
-                       : ReadFile(file, data, count, &moved, &where);
+    BOOL done = writes ? WriteFile(file, data, count, &moved, &where) : ReadFile(file, data, count, &moved, &where);
     if (done || GetLastError() == ERROR_HANDLE_EOF)
         return moved;
     switch (GetLastError()) {

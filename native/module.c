@@ -164,9 +164,10 @@ static PyObject *raise_os_error(int number)
     return NULL;
 }
 
-PyDoc_STRVAR(reserve_doc, "reserve(descriptor, nbytes, /)\n--\n\n"
-                          "Give an open, empty file that many bytes on its disk, its size unchanged. Return whether the "
-                          "system can do that; raise OSError where the disk has not so much.");
+PyDoc_STRVAR(reserve_doc,
+             "reserve(descriptor, nbytes, /)\n--\n\n"
+             "Give an open, empty file that many bytes on its disk, its size unchanged. Return whether the "
+             "system can do that; raise OSError where the disk has not so much.");
 
 static PyObject *py_reserve(PyObject *module, PyObject *arguments)
 {
@@ -187,9 +188,10 @@ static PyObject *py_reserve(PyObject *module, PyObject *arguments)
     return PyBool_FromLong(failure == 0);
 }
 
-PyDoc_STRVAR(use_vectors_doc, "use_vectors(level, /)\n--\n\n"
-                              "Allow vector instructions up to a level: 0 the build's own, 1 AVX2, 2 AVX-512. For tests "
-                              "and measurements: no result depends on it. Return the level in use before.");
+PyDoc_STRVAR(use_vectors_doc,
+             "use_vectors(level, /)\n--\n\n"
+             "Allow vector instructions up to a level: 0 the build's own, 1 AVX2, 2 AVX-512. For tests "
+             "and measurements: no result depends on it. Return the level in use before.");
 
 static PyObject *py_use_vectors(PyObject *module, PyObject *arguments)
 {
@@ -259,7 +261,8 @@ static PyObject *py_copy(PyObject *module, PyObject *arguments)
     long long source_at, target_at, length, copied;
     if (!PyArg_ParseTuple(arguments, "iiLLL:copy", &source, &target, &source_at, &target_at, &length))
         return NULL;
-    if (source_at < 0 || target_at < 0 || length < 0 || length > INT64_MAX - source_at || length > INT64_MAX - target_at)
+    if (source_at < 0 || target_at < 0 || length < 0 || length > INT64_MAX - source_at ||
+        length > INT64_MAX - target_at)
         return PyErr_Format(PyExc_ValueError, "offsets and length must be 0 or more, and end below 2**63");
     Py_BEGIN_ALLOW_THREADS
     copied = ggext_copy(source, target, source_at, target_at, length);

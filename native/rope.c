@@ -160,8 +160,7 @@ GGEXT_INLINE void rotate_rows(void *context, size_t part, size_t begin, size_t e
 
 GGEXT_COMPILE(rotate_rows)
 
-void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
-                  size_t threads)
+void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out, size_t threads)
 {
     struct rotate_task task = {rope, shape, rows, out};
     ggext_parallel(shape.n, shape.n_heads * shape.head_dim, threads, GGEXT_CHOSEN(rotate_rows), &task);

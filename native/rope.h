@@ -68,8 +68,8 @@ struct ggext_worst {
 /* Returns position i with its offset; both must be at most 2^62 in size. */
 GGEXT_INLINE int64_t ggext_position_at(struct ggext_positions positions, size_t i)
 {
-    return positions.offset + (positions.wide ? ((const int64_t *)positions.data)[i]
-                                              : (int64_t)((const int32_t *)positions.data)[i]);
+    return positions.offset +
+           (positions.wide ? ((const int64_t *)positions.data)[i] : (int64_t)((const int32_t *)positions.data)[i]);
 }
 
 /* Returns the index of the first position of a table that is out of bounds: |position| or |offset| above 2^62,
@@ -80,8 +80,7 @@ size_t ggext_first_bad_position(const struct ggext_table *table, size_t n_pairs)
 /* Writes rows, turned, to out, of the same shape and type. out may be rows itself, but must not overlap it otherwise.
  * Dimensions from 2 * n_pairs on are copied. Each value is computed in float64 and rounded once, so the result depends
  * neither on the number of threads nor on the processor. Positions must have passed ggext_first_bad_position. */
-void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
-                  size_t threads);
+void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out, size_t threads);
 
 /* Writes gain * cos and gain * sin of every angle to two arrays of n_positions * n_pairs values: float64 where wide, else
  * float32; layout is not used. Positions must have passed ggext_first_bad_position. */

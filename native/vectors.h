@@ -21,6 +21,7 @@
     {                                                                                                                  \
         name(context, part, begin, end);                                                                               \
     }
+/* clang-format off */ /* it would run the macro's functions into one another */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define GGEXT_COMPILE(name)                                                                                            \
     static void name##_0 GGEXT_COMPILE_ONE(name)                                                                       \
@@ -28,6 +29,7 @@
     __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))) static void name##_2 GGEXT_COMPILE_ONE(     \
         name)                                                                                                          \
     static const ggext_slice name##_levels[] = {name##_0, name##_1, name##_2};
+/* clang-format on */
 #define GGEXT_CHOSEN(name) name##_levels[ggext_vector_level()]
 #else
 #define GGEXT_COMPILE(name) static void name##_0 GGEXT_COMPILE_ONE(name)

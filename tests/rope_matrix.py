@@ -168,7 +168,7 @@ which llama.cpp cannot do: it is refused everywhere.
 PUBLISHED = """
 # What published configurations need
 
-The scaling that the file itself asks for (`../shared/configs` of the tests), as `ggext convert` writes it.
+The scaling that the file itself asks for (configurations of published checkpoints), as `ggext convert` writes it.
 
 """
 #: Published configuration's model_type → the architecture of llama.cpp that runs it; of the others
