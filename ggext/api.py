@@ -93,6 +93,8 @@ class Model(Closing):
     ) -> None:
         check("path", path, str | Path)
         check("context", context, int | Literal["auto"])
+        if context != "auto" and context < 1:
+            raise UsageError(f"context is {context}, but must be at least 1")
         check("when_full", when_full, Literal["turns", *get_args(WhenFull)])
         check("settings", settings, Settings | None)
         check("load_progress", load_progress, Callable[..., Any] | None)
@@ -327,7 +329,9 @@ class Reply(Closing):
                 yield event.text
 
     def text(self) -> str:
-        """The whole answer, once it is there; what was iterated before included."""
+        """The whole answer, once it is there; what was iterated before included. May be called
+        again; a loop that begins after it raises UsageError."""
+        self._looped = True
         for _ in Events(self._answering, self._answer):
             pass
         return self._answer.text

@@ -666,6 +666,10 @@ def test_a_reply_says_what_it_is_and_is_looped_over_once(model: Model) -> None:
     assert reply.text() == whole
     with pytest.raises(UsageError, match="once"):
         list(reply)
+    read = model.chat("Where is the map?", max_tokens=3)
+    assert read.text() == read.text()
+    with pytest.raises(UsageError, match="once"):  # it was nothing, without a word
+        list(read)
 
 
 def _words_of(value: object) -> str:
@@ -765,6 +769,11 @@ def test_an_empty_conversation_and_one_that_is_answered_are_refused(model: Model
         model.chat(answered)
     with pytest.raises(UsageError, match=r"sampling has no 'temprature'; did you mean temperature"):
         model.chat("x", sampling={"temprature": 1})
+
+
+def test_a_context_of_no_tokens_is_refused_by_its_name(demo_gguf: Path) -> None:
+    with pytest.raises(UsageError, match="^context is -1, but must be at least 1$"):
+        Model(demo_gguf, context=-1)
 
 
 def test_an_answer_that_nobody_reads_on_stops_no_other(
