@@ -750,7 +750,7 @@ def test_every_wrong_option_is_an_error_of_ggext(kind: str, wrong: object) -> No
         ({"path": 5}, "path is 5"),
         ({"context": "big"}, "context is 'big', but must be a whole number or one of auto"),
         ({"context": 3.5}, "context is 3.5"),
-        ({"context": -1}, "n_ctx is -1"),
+        ({"context": -1}, "context is -1, but must be at least 1"),
         ({"when_full": "explode"}, "when_full is 'explode', but must be one of turns, stop"),
         ({"settings": {"parallel": 2}}, "settings is"),
         ({"load_progress": 3}, "load_progress is 3, but must be a function"),
@@ -769,11 +769,6 @@ def test_an_empty_conversation_and_one_that_is_answered_are_refused(model: Model
         model.chat(answered)
     with pytest.raises(UsageError, match=r"sampling has no 'temprature'; did you mean temperature"):
         model.chat("x", sampling={"temprature": 1})
-
-
-def test_a_context_of_no_tokens_is_refused_by_its_name(demo_gguf: Path) -> None:
-    with pytest.raises(UsageError, match="^context is -1, but must be at least 1$"):
-        Model(demo_gguf, context=-1)
 
 
 def test_an_answer_that_nobody_reads_on_stops_no_other(
