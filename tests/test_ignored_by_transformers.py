@@ -58,7 +58,9 @@ def test_experts_of_several_dtypes(tmp_path: Path) -> None:
     save_file(tensors, weights, {"format": "pt"})
     out = tmp_path / "out.gguf"
     planned = convert(ConvertOptions(checkpoint, out))
-    assert "blk.0.ffn_up_exps.weight is of several dtypes in the checkpoint (F16, F32)" in " ".join(planned.notes)
+    assert "blk.0.ffn_up_exps.weight is of several dtypes in the checkpoint (F16, F32)" in " ".join(
+        planned.notes
+    )
     gguf = read_gguf(out)
     info = gguf.tensors["blk.0.ffn_up_exps.weight"]
     start = gguf.data_offset + info.offset
