@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
 from ggext.rope.config import CheckpointRope, read_replaceable_rope
-from ggext.rope.families import FULL, SLIDING
+from ggext.rope.families import FULL, SLIDING, text_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,8 +36,8 @@ class TensorRule:
     ``arranged``: a function of the source's array in place of the first three, whose result has the
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
-    ``unless``: not written, and refused for this reason where it is there. ``instead``: the rule of
-    another form in which checkpoints have the same, taken where it alone is there; the target is
+    ``unless``: not written, for this reason, which is told where it is there. ``instead``: the rule
+    of another form in which checkpoints have the same, taken where it alone is there; the target is
     this one's. ``hint``: what is said beside a source that is not there.
     """
 
@@ -79,14 +79,15 @@ class Family:
 
     def __init__(self, config: Config) -> None:
         values = config.values
-        text = values.get("text_config")  # of a model that sees too, what concerns text
-        if isinstance(text, dict):
-            values = text
+        text = text_part(values)
+        self.has_stray_part = text is None and values.get("text_config") is not None
+        if text is not None:
+            values = dict(text)
             if self.tied_as_part is not None:
                 tied = config.flag("tie_word_embeddings", default=self.tied_as_part)
                 if self.tied_by_text and text.get("tie_word_embeddings") is True:
                     tied = True
-                values = text | {"tie_word_embeddings": tied}
+                values["tie_word_embeddings"] = tied
         self.config = config = replace(config, values={**self.defaults, **values})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
@@ -126,7 +127,14 @@ class Family:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
         values = {**self.config.values, "head_dim": self.head_dim}
-        return read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
+        rope = read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
+        if not self.has_stray_part:
+            return rope
+        note = (
+            "config.json has a text_config, which transformers does not read in a model of text "
+            "alone: it changes nothing"
+        )
+        return replace(rope, notes=(*rope.notes, note))
 
     def metadata(self) -> dict[str, Any]:
         """Hyperparameters under the architecture's prefix, which the caller adds. RoPE is not among
@@ -205,9 +213,9 @@ def linear(
     unless: str = "",
 ) -> Iterator[TensorRule]:
     """A projection's weight, and its bias where the checkpoint has one. ``bias``: whether llama.cpp
-    adds one; ``unless``: why the checkpoint must not have one."""
+    adds one; ``unless``: why the model has none, whatever the checkpoint holds."""
     yield weight(module, rows, columns, rows=order)
-    if bias:
+    if bias or unless:
         yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True, unless=unless)
 
 

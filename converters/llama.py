@@ -143,8 +143,8 @@ class Llama(Family):
         unless = ""
         if flag is not None and not self.config.flag(flag):
             unless = (
-                f"{flag} is not true, so that transformers leaves it out: set it to true if "
-                "it is meant"
+                f"{flag} is not true, so that transformers does not read them either (set it to "
+                "true if they are meant)"
             )
         return linear(
             f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless

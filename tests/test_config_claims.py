@@ -16,7 +16,7 @@ from tiny import SIZES, make_model
 
 from ggext.checkpoint.config import Config
 from ggext.convert import ConvertOptions, convert, plan
-from ggext.errors import GgextError, RopeError
+from ggext.errors import GgextError, RopeError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.rope.config import read_rope
 from ggext.rope.known import KNOWN, extension_of
@@ -234,6 +234,43 @@ def test_what_is_replaced_need_not_be_understood(
         assert planned.scaling.method == rope.method
         assert planned.geometry.base == 10000.0
         assert planned.geometry.trained_context == 64
+
+
+@pytest.mark.parametrize(
+    ("own", "method"),
+    [
+        ({}, "none"),
+        ({"rope_parameters": {"rope_type": "yarn", **_YARN}}, "yarn"),
+        ({"rope_scaling": {"type": "yarn", **_YARN, "attention_factor": "much"}}, "yarn"),
+        ({"rope_scaling": {"type": "yarn", **_YARN, "attn_factor": 0.9}}, "yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ],
+)
+def test_an_attention_factor_alone_is_of_the_models_own_scaling(
+    own: dict[str, Any], method: str, llama: Path, tmp_path: Path
+) -> None:
+    """It was refused: a scaling had to be named with it."""
+    model = with_config(llama, tmp_path / "model", **own)
+    first = convert(ConvertOptions(model, tmp_path / "out.gguf", attention_factor=1.25))
+    again = convert(
+        ConvertOptions(tmp_path / "out.gguf", tmp_path / "2.gguf", attention_factor=1.5)
+    )
+    for planned, gain in ((first, 1.25), (again, 1.5)):
+        assert planned.scaling is not None
+        assert (planned.scaling.method, planned.scaling.attention_factor) == (method, gain)
+        assert f"with the attention factor {gain:g} in place" in " ".join(planned.notes)
+        assert verify(planned.out, levels={"table"}).passed
+
+
+def test_an_attention_factor_beside_another_scaling_is_that_ones(
+    llama: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="give it as that one's"):
+        plan(
+            ConvertOptions(
+                llama, tmp_path / "x.gguf", RopeScaling("yarn", factor=4), attention_factor=1.2
+            )
+        )
 
 
 def test_a_scaling_that_is_not_understood_is_told(llama: Path, tmp_path: Path) -> None:

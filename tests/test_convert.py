@@ -319,7 +319,7 @@ def test_replacing_a_scaling_is_told(tmp_path: Path) -> None:
         (["--rope", "yarn"], "needs --target-context"),
         (["--rope", "magic"], "'magic' is not one of"),
         (["--yarn", "4", "--target-context", "256"], "exclude each other"),
-        (["--attention-factor", "1.0"], "changes a scaling; name one"),
+        (["--beta-fast", "8"], "changes a scaling; name one"),
         (["--target-context", "0"], "0 is 0 tokens; from 1 to"),
     ],
 )

@@ -14,8 +14,9 @@ from click.testing import CliRunner
 
 from ggext import __version__, native
 from ggext.cli import main
-from ggext.doctor import Finding, Report, backends, examine, runs, versions
+from ggext.doctor import Finding, Report, backends, examine, machine, runs, versions
 from ggext.errors import ModelError
+from ggext.footprint import defaults
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
 
 
@@ -149,6 +150,34 @@ def test_the_packages_are_those_of_the_distribution() -> None:
         "matplotlib",
     } <= set(found)
     assert "pytest" not in found
+
+
+def test_the_cores_that_a_container_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defaults, "cores_of_affinity", lambda: 8)
+    monkeypatch.setattr(machine, "cores_of_affinity", lambda: 8)
+    for module in (machine, defaults):
+        monkeypatch.setattr(module, "core_quota", lambda: 2.5)
+    monkeypatch.setattr(machine, "free_memory", lambda: 3 << 29)
+    found = findings(machine.findings())
+    assert found["cores"].value.endswith("2.5 by its container's quota: a model runs with 2")
+    assert found["memory"].value == "1.5 GiB free"
+
+
+def test_places_that_cannot_be_written_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lost there, and what names another place; nothing is left where one can."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
+    found = findings(machine.findings())
+    if not Path("/proc").is_dir():
+        pytest.skip("there is no /proc, in which nobody can write")
+    assert found["cache"] == Finding("machine", "cache", "ok", str(tmp_path / "cache" / "ggext"))
+    assert found["chats"].state == "missing"
+    assert found["chats"].value.endswith("chats and what was typed are not kept")
+    assert found["chats"].remedy == "XDG_STATE_HOME=FOLDER ggext …"
+    assert Report(tuple(found.values())).healthy
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(

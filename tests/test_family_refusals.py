@@ -135,15 +135,6 @@ def test_layers_that_are_not_named(change: dict[str, Any], message: str) -> None
         family_of(Config(values | change, "config.json"))
 
 
-def test_a_bias_that_the_configuration_does_not_have(tmp_path: Path) -> None:
-    """transformers leaves it out."""
-    checkpoint = make_model(tmp_path / "model", "llama", attention_bias=True)
-    path = checkpoint / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_bias": False}))
-    with pytest.raises(CheckpointError, match=r"q_proj\.bias, and attention_bias is not true"):
-        plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
-
-
 @pytest.mark.parametrize(("model_type", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
 def test_an_output_matrix_beside_a_tied_embedding(
     model_type: str, head: str, tmp_path: Path

@@ -44,7 +44,7 @@ def test_threads_keep_within_the_quota_and_the_affinity(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, cores: int
 ) -> None:
     """Two threads on a quota of one core made 18 to 23 tokens a second, one makes 37 to 40."""
-    monkeypatch.setattr(defaults, "_cores_of_affinity", lambda: 8)
+    monkeypatch.setattr(defaults, "cores_of_affinity", lambda: 8)
     monkeypatch.setattr(defaults, "core_quota", lambda: quota)
     assert defaults.physical_cores() == cores
 

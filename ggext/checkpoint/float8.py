@@ -20,6 +20,7 @@ from ggext.checkpoint.files import get, quote
 from ggext.checkpoint.quantized import is_plain, packed_by
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
 from ggext.errors import CheckpointError
+from ggext.rope.families import text_part
 
 if TYPE_CHECKING:
     import numpy as np
@@ -118,9 +119,8 @@ def _quantization(
 
 def _with_text(config: Config) -> Config:
     """With what ``text_config`` says where the configuration itself is silent."""
-    text = config.values.get("text_config")
     said = {key: value for key, value in config.values.items() if value is not None}
-    return replace(config, values={**text, **said}) if isinstance(text, dict) else config
+    return replace(config, values={**(text_part(config.values) or {}), **said})
 
 
 def _block(value: object, where: str) -> tuple[int, int] | None:

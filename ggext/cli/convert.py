@@ -66,7 +66,11 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
 
         check_folder(options["card"])
     by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
-    check = partial(check_family, replaced=asked.replaces_scaling)
+    check = partial(
+        check_family,
+        replaced=asked.replaces_scaling,
+        gain_replaced=asked.attention_factor is not None,
+    )
     if by_ggext and options["dry_run"]:
         named = click.get_current_context().with_resource(
             planned_model(model, revision, check=check)
@@ -186,6 +190,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
         split=options["split"],
         force=options["force"] or options["dry_run"],
         in_place=options["in_place"],
+        attention_factor=_gain_alone(options),
     )
     if options["recipe"] is None:
         return asked
@@ -202,17 +207,22 @@ def _names_a_scaling(asked: ConvertOptions) -> bool:
 
 
 def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
-    """The request in the file; an encoding or types on the command line go before it."""
+    """The request in the file; an encoding, an attention factor or types on the command line go
+    before it."""
     from ggext.convert.recipe_file import read_request
 
     request = read_request(path)
+    rope = request.rope
+    if asked.attention_factor is not None:
+        rope = replace(rope, attention_factor=asked.attention_factor)
     return replace(
         asked,
-        rope=request.rope,
+        rope=rope,
         target_context=request.target_context,
         encoding=asked.encoding or request.encoding,
         type=request.type if asked.type == "auto" else asked.type,
         tensor_types=request.tensor_types + asked.tensor_types,
+        attention_factor=None,
     )
 
 
@@ -231,6 +241,12 @@ def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     click.echo(f"wrote {options['recipe']}")
 
 
+def _gain_alone(options: dict[str, Any]) -> float | None:
+    """The attention factor, where it changes the model's own scaling: no other is asked for."""
+    named = (options["rope"], options["target_context"], *map(options.get, convert_options.METHODS))
+    return None if any(value is not None for value in named) else options["attention_factor"]
+
+
 def _scaling(options: dict[str, Any]) -> RopeScaling | None:
     """The request on the command line; ``None`` if it names no method."""
     from ggext.rope.scaling import RopeScaling
@@ -242,6 +258,7 @@ def _scaling(options: dict[str, Any]) -> RopeScaling | None:
         raise UsageError(f"--{' and --'.join(chosen)} are different scalings; choose one")
     parameters = {k: options[k] for k in _PARAMETERS if options[k] is not None}
     if not chosen and options["target_context"] is None:
+        parameters.pop("attention_factor", None)  # of the model's own scaling
         if parameters:
             option = next(iter(parameters)).replace("_", "-")
             raise UsageError(f"--{option} changes a scaling; name one, for example --yarn 4")

@@ -121,7 +121,7 @@ fine = group(
         "--attention-factor",
         type=NUMBER,
         metavar="M",
-        help="Gain on cos and sin, in place of the method's.",
+        help="Gain on cos and sin, in place of the method's; alone, of the model's own scaling.",
     ),
     click.option(
         "--beta-fast",

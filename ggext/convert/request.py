@@ -28,11 +28,19 @@ def resolve_scaling(
     notes: list[str],
     *,
     keeps_own: bool,
+    attention_factor: float | None = None,
 ) -> tuple[RopeScaling | None, str]:
     """The request in full, and who made it. ``None``: a GGUF file stays as it is, where
-    ``keeps_own``.
+    ``keeps_own``. ``attention_factor``: of the source's own scaling, where no other is asked for.
 
     Raises ``RopeError`` and ``UsageError``."""
+    if attention_factor is not None:
+        if asked is not None or target_context is not None:
+            raise UsageError(
+                "attention_factor changes the model's own scaling, and another one is asked for; "
+                "give it as that one's"
+            )
+        return _with_gain(source, attention_factor, notes), COMMAND_LINE
     if asked is None and target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None and source.is_gguf:
@@ -51,6 +59,21 @@ def resolve_scaling(
         asked = _with_factor(asked, target_context, source, notes)
     _note_replaced(source, asked, notes)
     return asked, COMMAND_LINE
+
+
+def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScaling:
+    """The source's own scaling with another gain on cos and sin."""
+    if source.is_gguf or source.scaling is None:
+        own = _own_scaling(source)
+    elif source.problem:
+        raise RopeError(source.problem)
+    else:
+        own = source.scaling
+    words = "no scaling" if own.method == "none" else f"its {own.method} scaling by {own.factor:g}"
+    notes.append(
+        f"the source keeps {words}, with the attention factor {gain:g} in place of its own"
+    )
+    return replace(own, attention_factor=gain)
 
 
 def _with_factor(

@@ -69,8 +69,8 @@ class MappedTensor:
     """Tensors of a checkpoint in the order and the shape in which they are written, under their
     GGUF name.
 
-    ``tensors`` are all of one shape and dtype, but for MXFP4's blocks and exponents. ``shape`` in
-    PyTorch order.
+    ``tensors`` are all of one shape, but for MXFP4's blocks and exponents; where they are of
+    several dtypes, all become float32, which holds the values of each. ``shape`` in PyTorch order.
     """
 
     name: str
@@ -83,7 +83,12 @@ class MappedTensor:
         packs it."""
         if self.rule.scales is not None:
             return "MXFP4"
-        return "F32" if self.rule.plus else self.tensors[0].dtype
+        return "F32" if self.rule.plus or self.is_mixed else self.tensors[0].dtype
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the sources have several dtypes."""
+        return self.rule.scales is None and len({tensor.dtype for tensor in self.tensors}) > 1
 
     @property
     def type(self) -> int:
@@ -109,6 +114,7 @@ class MappedTensor:
             or rule.transposed
             or rule.plus
             or rule.arranged
+            or self.is_mixed
             or self.tensors[0].dtype == "F64"
         )
         if made or not all(tensor.is_stored for tensor in self.tensors):
@@ -158,11 +164,10 @@ class MappedTensor:
 
     def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
         block = _rows(tensor, self.rule, start, stop)
-        return self._added(block) if self.rule.plus else block
-
-    def _added(self, block: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        values = bfloat16_values(block) if self.tensors[0].dtype == "BF16" else block.astype("<f4")
-        return values + values.dtype.type(self.rule.plus)
+        if not self.rule.plus and not self.is_mixed:
+            return block
+        values = bfloat16_values(block) if tensor.dtype == "BF16" else block.astype("<f4")
+        return values + values.dtype.type(self.rule.plus) if self.rule.plus else values
 
 
 class _Wholes:
@@ -237,13 +242,15 @@ def mapped(
     ``source``: what messages call the configuration. Raises ``CheckpointError``.
     """
     used: set[str] = set()
+    mixed: dict[str, list[str]] = {}
+    unneeded: dict[str, list[str]] = {}
     for usual in rules:
         rule = _stored(usual, found)
         names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
         tensors = [found.get(name) for name in names]
         used.update(names)
         if rule.unless:
-            _check_unneeded(rule, found, source)
+            unneeded.setdefault(rule.unless, []).extend(n for n in rule.sources if n in found)
             continue
         missing = [name for name, tensor in zip(names, tensors, strict=True) if tensor is None]
         if missing and rule.optional and len(missing) == len(tensors):
@@ -255,25 +262,34 @@ def mapped(
         there = tuple(tensor for tensor in tensors if tensor is not None)
         if rule.scales is None:
             for tensor in there:
-                _check(tensor, rule, there[0].dtype, source)
+                _check(tensor, rule, source)
         else:
             _check_packed(there, rule, source)
-        yield MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), there, rule)
-    unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
-    bias = next(
-        (n for n in unknown if n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in used),
-        None,
-    )
-    if bias is not None:
-        raise CheckpointError(
-            f"{source}: the model has {bias}, and llama.cpp's architecture {arch} adds no bias "
-            "there"
+        made = MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), there, rule)
+        if made.is_mixed:
+            mixed[made.name] = sorted({tensor.dtype for tensor in there})
+        yield made
+    notes += [f"{_listed(names)} left out: {reason}" for reason, names in unneeded.items() if names]
+    if mixed:
+        dtypes = ", ".join(sorted({dtype for several in mixed.values() for dtype in several}))
+        notes.append(
+            f"{_listed(list(mixed))} of several dtypes in the checkpoint ({dtypes}): float32 is "
+            "taken, which holds the values of each"
         )
+    unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
+    _check_biases(
+        [n for n in unknown if f"{n.removesuffix('bias')}weight" in used], found, source, arch
+    )
     if unknown:
         shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
         notes.append(
             f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"
         )
+
+
+def _listed(names: list[str]) -> str:
+    """The first and how many more, with the verb."""
+    return f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
 
 
 def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
@@ -302,10 +318,16 @@ def taken_scalars(
     return values
 
 
-def _check_unneeded(rule: TensorRule, found: dict[str, CheckpointTensor], source: str) -> None:
-    stray = found.get(rule.sources[0])
-    if stray is not None:
-        raise CheckpointError(f"{source}: the model has {stray.name}, and {rule.unless}")
+def _check_biases(
+    names: Iterable[str], found: Mapping[str, CheckpointTensor], source: str, arch: str
+) -> None:
+    """Raises ``CheckpointError`` for a bias that llama.cpp does not add, unless it adds nothing."""
+    for name in names:
+        if name.endswith(".bias") and found[name].array()[...].any():
+            raise CheckpointError(
+                f"{source}: the model has {name}, and llama.cpp's architecture {arch} adds no bias "
+                "there"
+            )
 
 
 def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:
@@ -327,18 +349,12 @@ def _check_shape(tensor: CheckpointTensor, shape: tuple[int, ...], source: str) 
         )
 
 
-def _check(tensor: CheckpointTensor, rule: TensorRule, dtype: str, source: str) -> None:
+def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
     _check_shape(tensor, rule.shape, source)
     if tensor.dtype not in _GGML_TYPE:
         raise CheckpointError(
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "
             f"{', '.join(_GGML_TYPE)}"
-        )
-    if tensor.dtype != dtype:
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} is {tensor.dtype} and {rule.sources[0]} is "
-            f"{dtype}; "
-            "they become one tensor: save the model in one dtype"
         )
 
 

@@ -63,6 +63,8 @@ class ConvertOptions:
     split: int | None = None
     force: bool = False
     in_place: bool = False
+    # The gain on cos and sin, in place of the one of the source's own scaling.
+    attention_factor: float | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -132,6 +134,7 @@ def plan(options: ConvertOptions) -> Plan:
         source,
         notes,
         keeps_own=options.encoding is None and not source.needs_mending,
+        attention_factor=options.attention_factor,
     )
     fields, tensors = dict(source.fields), list(source.tensors)
     encoding, geometry = None, source.geometry
@@ -191,7 +194,11 @@ def plan(options: ConvertOptions) -> Plan:
 
 def _open(options: ConvertOptions) -> ModelSource:
     if not options.in_place:
-        return open_source(options.model, replaced=options.replaces_scaling)
+        return open_source(
+            options.model,
+            replaced=options.replaces_scaling,
+            gain_replaced=options.attention_factor is not None,
+        )
     checkpoint = (options.model / "config.json").is_file()
     source = open_source(
         options.model if checkpoint else metadata_part(options.model), one_part=True
@@ -204,7 +211,7 @@ def _open(options: ConvertOptions) -> ModelSource:
         "--split": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
-    asked = options.rope or options.target_context or options.encoding
+    asked = options.rope or options.target_context or options.encoding or options.attention_factor
     if not asked and not source.needs_mending:
         raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
     return source

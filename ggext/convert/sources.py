@@ -27,6 +27,7 @@ from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import (
     FACTOR_TENSORS,
     ROPE_FREQS,
@@ -162,20 +163,24 @@ class ModelSource:
         )
 
 
-def check_family(folder: Path, *, replaced: bool = False) -> None:
+def check_family(folder: Path, *, replaced: bool = False, gain_replaced: bool = False) -> None:
     """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone.
-    ``replaced``: another scaling is asked for than the checkpoint's own."""
-    rope = family_of(read_config(folder)).rope()
+    ``replaced``: another scaling is asked for than the checkpoint's own; ``gain_replaced``: another
+    attention factor, so that the checkpoint's own need not be understood."""
+    rope = family_of(_config(folder, gain_replaced)).rope()
     if not replaced:
         rope.understood()
 
 
-def open_source(path: Path, *, one_part: bool = False, replaced: bool = False) -> ModelSource:
+def open_source(
+    path: Path, *, one_part: bool = False, replaced: bool = False, gain_replaced: bool = False
+) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model.
-    ``one_part``: the first of several files will do. ``replaced``: as in ``check_family``."""
-    path = named_model(path, check=partial(check_family, replaced=replaced))
+    ``one_part``: the first of several files will do. The others: as in ``check_family``."""
+    check = partial(check_family, replaced=replaced, gain_replaced=gain_replaced)
+    path = named_model(path, check=check)
     if path.is_dir() and ((path / "config.json").is_file() or not any(path.glob("*.gguf"))):
-        return _from_checkpoint(path)
+        return _from_checkpoint(path, gain_replaced)
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's "
@@ -187,8 +192,15 @@ def open_source(path: Path, *, one_part: bool = False, replaced: bool = False) -
     return _from_gguf(metadata_part(path), one_part)
 
 
-def _from_checkpoint(folder: Path) -> ModelSource:
+def _config(folder: Path, gain_replaced: bool) -> Config:
     config = read_config(folder)
+    if not gain_replaced:
+        return config
+    return replace(config, values=without_attention_factor(config.values))
+
+
+def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
+    config = _config(folder, gain_replaced)
     family = family_of(config)
     rope = family.rope()
     notes = list(rope.notes)

@@ -1,11 +1,11 @@
-"""What is installed, what of it is in use, what is missing and the command that brings it, and
+"""What is installed, what the machine allows, what is missing and the command that brings it, and
 whether it works."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from ggext.doctor import backends, runs, versions
+from ggext.doctor import backends, machine, runs, versions
 from ggext.doctor.report import Finding, Report
 
 __all__ = ["Finding", "Report", "examine"]
@@ -18,8 +18,8 @@ def examine(progress: Callable[[str], None] = lambda _: None, *, in_child: bool 
     is a finding like any other.
     """
     progress("looking at the versions")
-    findings = [*versions.findings(), *backends.own_findings()]
+    findings = [*versions.findings(), *machine.findings(), *backends.own_findings()]
     steps = runs.possible_steps(versions.is_installed("llama-cpp-python"))
     findings += runs.findings(steps, progress, in_child=in_child)
-    parts = ("versions", "backends", "tests")
+    parts = ("versions", "machine", "backends", "tests")
     return Report(tuple(sorted(findings, key=lambda finding: parts.index(finding.part))))

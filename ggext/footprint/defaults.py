@@ -71,11 +71,13 @@ def physical_cores() -> int:
     threads of one core count once, where Linux says so. Two threads on a quota of one core wait for
     each other: 18 to 23 tokens a second where one thread makes 37 to 40."""
     quota = core_quota()
-    cores = _cores_of_affinity()
+    cores = cores_of_affinity()
     return cores if quota is None else max(min(cores, int(quota)), 1)
 
 
-def _cores_of_affinity() -> int:
+def cores_of_affinity() -> int:
+    """Physical cores that this process may run on; all of the machine where the system does not
+    say."""
     try:
         cpus = os.sched_getaffinity(0)
     except AttributeError:

@@ -28,7 +28,7 @@ from ggext.rope.config_keys import (
     without_sections,
 )
 from ggext.rope.config_parameters import by_kind, chosen_parameters
-from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule
+from ggext.rope.families import ALL, FAMILY_RULES, FULL, SLIDING, FamilyRule, text_part
 from ggext.rope.scaling import Layout, Method, RopeGeometry, RopeScaling
 
 _ORIGINAL = "original_max_position_embeddings"
@@ -169,9 +169,9 @@ def _refuse_other_bases(values: Mapping[str, Any], rule: FamilyRule, source: str
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:
     """The part of the file that concerns text, the rule of its family, and its model_type."""
-    text = config.get("text_config")
+    text = text_part(config)
     model_type = config.get("model_type", "")
-    if isinstance(text, Mapping):
+    if text is not None:
         config = text
         model_type = text.get("model_type", model_type)
     return config, FAMILY_RULES.get(str(model_type), FamilyRule()), str(model_type)

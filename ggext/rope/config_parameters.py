@@ -12,6 +12,24 @@ from ggext.rope.families import FULL, SLIDING, FamilyRule
 _SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
 
 
+def without_attention_factor(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``config.json`` whose rope parameters state no attention factor, in either spelling and at
+    any depth."""
+
+    def cleared(values: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            key: cleared(value) if isinstance(value, Mapping) else value
+            for key, value in values.items()
+            if key != "attention_factor"
+        }
+
+    holders = (*_SPELLINGS, "text_config")
+    return {
+        key: cleared(value) if key in holders and isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
+
+
 def chosen_parameters(
     config: Mapping[str, Any], rule: FamilyRule, source: str, notes: list[str]
 ) -> tuple[Mapping[str, Any], str]:

@@ -12,6 +12,24 @@ from typing import Any
 
 FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
+#: Model types of more than text, whose classes have a ``text_config``.
+_COMPOSITE = frozenset({"gemma3", "llama4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+
+
+def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What of a ``config.json`` concerns text where the model is more than that, ``None`` where the
+    whole file does.
+
+    Only the classes of composite models read ``text_config``; in the file of a plain one it is a
+    stray key. A type that is not known is a composite where its own sizes are not there.
+    """
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return None
+    if config.get("model_type") in _COMPOSITE or config.get("num_attention_heads") is None:
+        return text
+    return None
+
 
 @dataclass(frozen=True)
 class FamilyRule:

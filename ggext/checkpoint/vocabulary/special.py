@@ -22,6 +22,7 @@ from ggext.checkpoint.files import (
 )
 from ggext.checkpoint.vocabulary.bpe import TokenSource
 from ggext.errors import CheckpointError
+from ggext.rope.families import text_part
 
 # Our names (tokenizer.ggml.NAME_token_id) by the names in Hugging Face's files.
 ROLES = {
@@ -138,8 +139,8 @@ def _named(files: SmallFiles, source: TokenSource, hf_name: str) -> int | None:
 
 def _id_list(content: JsonObject, key: str, where: str) -> list[int]:
     value = content.get(key)
-    if value is None and isinstance(content.get("text_config"), Mapping):
-        value = content["text_config"].get(key)
+    if value is None:
+        value = (text_part(content) or {}).get(key)
     items = value if isinstance(value, list) else [] if value is None else [value]
     return [check_id(item, f"{where}: {key}") for item in items if item != -1]
 
