@@ -47,14 +47,15 @@ def quantize(
     llama.check_gguf(src)
     with tempfile.TemporaryDirectory(prefix="ggext-") as folder, replacing(dst) as beside:
         importance = _write_importance(Path(folder, "importance.npz"), imatrix)
-        arguments = [
-            str(src.absolute()),
-            str(beside.absolute()),
+        source, target = str(src.absolute()), str(beside.absolute())
+        arguments = (
+            source,
+            target,
             type_name.upper(),
             threads,
             dict(tensor_types or {}),
             importance,
-        ]
+        )
         if child.is_child() or child.is_unwanted():
             run(*arguments)
             return
