@@ -27,13 +27,11 @@ test: $(for_dev) ## install what the tests need too, then run them all on every 
 
 install: $(for_run) ## install what running needs into .venv
 
-FUZZ_SECONDS ?= 3600
-FUZZ_SEED ?= $(shell date +%s)
+SECONDS ?= 3600
+SEED ?= $(shell date +%s)
 
-fuzz: $(for_dev) ## damaged models, headers and texts for an hour (FUZZ_SECONDS, FUZZ_SEED)
-	$(python) tests/hostile/fuzz_models.py $$(( $(FUZZ_SECONDS) * 7 / 10 )) $(FUZZ_SEED) $(venv)/fuzz
-	$(python) tests/hostile/texts.py $$(( $(FUZZ_SECONDS) * 2 / 10 )) $(FUZZ_SEED)
-	$(python) tests/fuzz_gguf.py $$(( $(FUZZ_SECONDS) * 2500 )) $(FUZZ_SEED)
+fuzz: $(for_dev) ## damaged models and headers, hostile texts, templates and grammars for an hour (SECONDS, SEED)
+	$(python) tests/hostile/fuzz.py $(SECONDS) $(SEED) $(venv)/fuzz
 
 lint: $(for_dev) ## ruff: rules and format; clang-format, where it is installed
 	$(python) -m ruff check .

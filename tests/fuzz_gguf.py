@@ -1,17 +1,19 @@
 """Damages headers at random and reads them: the answer is a header or a GgufError, within memory
 and time.
 
-    python tests/fuzz_gguf.py COUNT SEED
+    python tests/fuzz_gguf.py SECONDS SEED
 
 Bytes are flipped, numbers replaced by extreme ones, pieces cut out, doubled and moved; what is read
 is also built, and packed again."""
 
 from __future__ import annotations
 
+import itertools
 import random
 import struct
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from library_gguf import library_file
@@ -20,6 +22,7 @@ from ggext.errors import GgufError
 from ggext.gguf.header import packed_length
 from ggext.gguf.reader import parse_header
 
+_AT_ONCE = 10_000  # headers with a seed of their own
 EXTREMES = [
     0,
     1,
@@ -84,7 +87,7 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
     return bytes(result)
 
 
-def run(count: int, seed: int) -> tuple[int, int]:
+def run(count: int, seed: int | str) -> tuple[int, int]:
     """How many were headers, and how many were refused."""
     draw, read = random.Random(seed), 0
     with tempfile.TemporaryDirectory() as folder:
@@ -105,6 +108,16 @@ def run(count: int, seed: int) -> tuple[int, int]:
     return read, count - read
 
 
+def main() -> int:
+    end, headers, refusals = time.monotonic() + float(sys.argv[1]), 0, 0
+    for number in itertools.count():
+        if time.monotonic() > end:
+            break
+        read, refused = run(_AT_ONCE, f"{sys.argv[2]}/{number}")
+        headers, refusals = headers + read, refusals + refused
+    sys.stdout.write(f"seed {sys.argv[2]}: {headers:,} headers, {refusals:,} refusals, no crash\n")
+    return 0
+
+
 if __name__ == "__main__":
-    headers, refusals = run(int(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.write(f"{headers:,} headers, {refusals:,} refusals, no crash\n")
+    sys.exit(main())

@@ -26,7 +26,7 @@ from ggext.gguf.writer import TensorToWrite, write_gguf
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
-from ggext.runtime import capacity, context, forks, llama  # noqa: E402
+from ggext.runtime import capacity, context, forks, llama, quantizer  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import (  # noqa: E402
     CancelledError,
@@ -501,7 +501,7 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
     stories_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "q4_0.gguf"
-    llama.quantize(stories_gguf, path, "q4_0")
+    quantizer.quantize(stories_gguf, path, "q4_0")
     with Model.open(stories_gguf, gpu_layers=0) as mapped, Model.open(path, gpu_layers=0) as model:
         assert mapped.copied == 0
         if not model.copied:
@@ -548,7 +548,7 @@ def test_a_graph_that_llama_cpp_has_no_room_for_is_refused(
 
 def test_quantizing_by_name(stories_gguf: Path, tmp_path: Path) -> None:
     out = tmp_path / "q.gguf"
-    llama.quantize(stories_gguf, out, "q8_0")
+    quantizer.quantize(stories_gguf, out, "q8_0")
     assert out.stat().st_size < stories_gguf.stat().st_size
     with Model.open(out) as model, Session(model) as session:
         session.evaluate([1])
@@ -559,15 +559,15 @@ def test_quantizing_by_name(stories_gguf: Path, tmp_path: Path) -> None:
 
 def test_an_unknown_quantization_names_the_known(stories_gguf: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Q9_X.*Q4_K_M"):
-        llama.quantize(stories_gguf, tmp_path / "q.gguf", "Q9_X")
+        quantizer.quantize(stories_gguf, tmp_path / "q.gguf", "Q9_X")
 
 
 def test_a_refused_quantization_leaves_the_old_file(stories_gguf: Path, tmp_path: Path) -> None:
     small, out = tmp_path / "small.gguf", tmp_path / "q.gguf"
-    llama.quantize(stories_gguf, small, "Q8_0")
+    quantizer.quantize(stories_gguf, small, "Q8_0")
     out.write_text("old")
     with pytest.raises(ModelError, match=r"llama\.cpp says: .*requantizing from type q8_0"):
-        llama.quantize(small, out, "Q4_0")
+        quantizer.quantize(small, out, "Q4_0")
     assert {path.name for path in tmp_path.iterdir()} == {"home", "small.gguf", "q.gguf"}
     assert out.read_text() == "old"
 

@@ -86,10 +86,10 @@ def chat(path: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def q4_0(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded model in Q4_0."""
-    from ggext.runtime import llama
+    from ggext.runtime import quantizer
 
     path = tmp_path_factory.mktemp("models") / "demo-q4_0.gguf"
-    llama.quantize(demo_gguf, path, "Q4_0")
+    quantizer.quantize(demo_gguf, path, "Q4_0")
     return path
 
 

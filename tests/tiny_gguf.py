@@ -113,6 +113,7 @@ GLM4_MOE = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
+    "command-r": ("cohere", {"tie_word_embeddings": True}),
     "cohere2": (
         "cohere2",
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
@@ -151,6 +152,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "falcon",
         {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV},
     ),
+    "gemma": ("gemma", {"head_dim": HEAD, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
         {"head_dim": HEAD, "query_pre_attn_scalar": HEAD, "tie_word_embeddings": True},
@@ -176,6 +178,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     ),
+    "lfm2moe": (
+        "lfm2_moe",
+        {
+            "layer_types": ["conv", "full_attention"],
+            "num_dense_layers": 1,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD}),
     "minicpm3": (
         "minicpm3",
@@ -189,7 +201,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "minimax-m2": (
+        "minimax_m2",
+        {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "nemotron": ("nemotron", {}),
+    "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
     "olmoe": (
         "olmoe",

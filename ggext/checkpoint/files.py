@@ -44,7 +44,7 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
     try:
         if not path.is_file():
             return None
-        _check_link(path)
+        check_link(path)
         with os.fdopen(open_plain(path), "rb") as stream:
             # read() allocates all that it is asked for, so not the limit itself
             data = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
@@ -58,10 +58,10 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
     return data
 
 
-def _check_link(path: Path) -> None:
+def check_link(path: Path) -> None:
     """Raises CheckpointError for a link to anything else of the user: what a checkpoint says goes
-    into files that are passed on. Links stay in their folder, in the hub's cache, or lead to a file
-    of the same name, as when a tokenizer is shared."""
+    into files that are passed on. Links stay in their folder, in the hub's cache of the same
+    repository, or lead to a file of the same name, as when a tokenizer or weights are shared."""
     link = path
     for _ in range(_MAX_LINKS):
         if not link.is_symlink():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggext.checkpoint.contents import ADAPTER_WEIGHTS, adapter_note, refusal
-from ggext.checkpoint.files import quote, read_json
+from ggext.checkpoint.files import check_link, quote, read_json
 from ggext.checkpoint.pickles import read_pickle
 from ggext.checkpoint.safetensors import CheckpointTensor, read_header, same_values
 from ggext.errors import CheckpointError
@@ -55,6 +55,7 @@ def read_tensors(folder: Path, notes: list[str] | None = None) -> dict[str, Chec
             raise CheckpointError(
                 f"{folder / name} is missing and {chosen.name} names it; download it"
             )
+        check_link(folder / name)
         for tensor in FORMATS[_format_of(name)](folder / name):
             _check_repeated(tensors.get(tensor.name), tensor, told)
             tensors[tensor.name] = tensor

@@ -280,7 +280,7 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
             trial.begin(fields, plan.tensors)
             trial.check()
         return replace(plan, files=_write_parts(plan, fields, plan.tensors, progress))
-    from ggext.runtime.llama import quantize
+    from ggext.runtime.quantizer import quantize
 
     with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
         _write(plan, unquantized, progress, trial)

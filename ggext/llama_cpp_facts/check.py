@@ -163,6 +163,10 @@ def _experts(facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int) -> 
     used = read.each("expert_used_count", layers)
     if not all(1 <= number <= count for number in used):
         raise ValueError(f"expert_used_count is {used!r:.40}, not 1 to {count}")
+    if max(used) > used[0]:  # the graph chooses as many in every layer, and adds up the layer's own
+        raise ValueError(
+            f"expert_used_count is {used!r:.40}, more than the first layer's {used[0]}"
+        )
     groups = read.number("expert_group_count", 0, least=0)
     if groups > 1 and count // groups < 2:  # the two best of each group are added
         raise ValueError(f"{count} experts are in {groups} groups")

@@ -13,19 +13,16 @@ import re
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import MissingExtraError, ModelError, UsageError
+from ggext.errors import MissingExtraError, ModelError
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime import kernels
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from ggext.gguf.reader import GgufFile
 
 VERSION = LLAMA_CPP_PYTHON
@@ -192,80 +189,17 @@ def abort_flag() -> tuple[ctypes.Array[ctypes.c_char], Any]:
 
 def quantization_names() -> tuple[str, ...]:
     """The quantizations that llama.cpp can write: Q4_K_M, Q6_K, ..."""
-    return tuple(_quantizations())
+    return tuple(quantizations())
 
 
-def _quantizations() -> dict[str, int]:
+def quantizations() -> dict[str, int]:
+    """llama.cpp's number of each, by name."""
     prefix = "LLAMA_FTYPE_MOSTLY_"
     module = lib("naming llama.cpp's quantizations")
     names = (name for name in dir(module) if name.startswith(prefix))
     types = {name.removeprefix(prefix): int(getattr(module, name)) for name in names}
     types["F32"] = int(module.LLAMA_FTYPE_ALL_F32)
     return dict(sorted(types.items(), key=lambda item: item[1]))
-
-
-def quantize(
-    src: Path,
-    dst: Path,
-    type_name: str,
-    *,
-    threads: int = 0,
-    tensor_types: Mapping[str, int] | None = None,
-    imatrix: Mapping[str, NDArray[np.float32]] | None = None,
-) -> None:
-    """Writes the GGUF file `src` quantized to `type_name` (see `quantization_names`) as `dst`.
-
-    `tensor_types`: ggml types that tensors shall have whatever the quantization makes of them, by
-    name; llama.cpp keeps to that where it can. `imatrix`: the importance of each column of a
-    tensor, by its name. `dst` appears only when whole, and replaces what was there. Raises
-    UsageError for an unknown type, GgufError for a malformed `src`, ModelError when llama.cpp
-    refuses, OutputError when `dst` cannot be written.
-    """
-    from ggext.gguf.writer import replacing
-
-    module = lib("quantizing with llama.cpp")
-    types = _quantizations()
-    if type_name.upper() not in types:
-        raise UsageError(f"unknown quantization {type_name!r}: choose one of {', '.join(types)}")
-    check_gguf(src)
-    params = module.llama_model_quantize_default_params()
-    params.ftype = types[type_name.upper()]
-    params.nthread = threads
-    if tensor_types:
-        params.tt_overrides = _tensor_overrides(module, tensor_types)
-    if imatrix:
-        params.imatrix = _importance(module, imatrix)
-    with replacing(dst) as beside:
-        clear_log()
-        status = module.llama_model_quantize(
-            os.fsencode(src), os.fsencode(beside), ctypes.byref(params)
-        )
-        if status != 0:
-            raise failure(f"{src} cannot be quantized to {type_name}")
-
-
-def _tensor_overrides(module: Any, types: Mapping[str, int]) -> Any:
-    """An array with an end mark, of patterns that match one name each."""
-    override = module.llama_model_tensor_override
-    overrides = [
-        override(_name_bytes(f"^{re.escape(name)}$"), kind) for name, kind in types.items()
-    ]
-    return (override * (len(overrides) + 1))(*overrides, override(None, 0))
-
-
-def _importance(module: Any, matrix: Mapping[str, NDArray[np.float32]]) -> Any:
-    entry = module.llama_model_imatrix_data
-    pointer = ctypes.POINTER(ctypes.c_float)
-    entries = [
-        entry(_name_bytes(name), means.ctypes.data_as(pointer), means.size)
-        for name, means in matrix.items()
-    ]
-    return (entry * (len(entries) + 1))(*entries, entry(None, None, 0))
-
-
-def _name_bytes(name: str) -> bytes:
-    """As the reader decoded them: names need not be UTF-8."""
-    return name.encode("utf-8", "surrogateescape")
 
 
 def check_gguf(path: Path) -> GgufFile:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import sys
 import zipfile
@@ -131,8 +132,8 @@ def tokenizer(change: Callable[[dict[str, Any]], object]) -> Damage:
 def index(weight_map: Any, *, shards: bool = True) -> Damage:
     def damage(folder: Path) -> None:
         if shards:
-            (folder / "model-1.safetensors").symlink_to(GOOD / WEIGHTS)
-            (folder / "model-2.safetensors").symlink_to(GOOD / WEIGHTS)
+            for name in ("model-1.safetensors", "model-2.safetensors"):
+                shutil.copy(GOOD / WEIGHTS, folder / name)
         (folder / WEIGHTS).unlink()
         write(folder / f"{WEIGHTS}.index.json", json.dumps({"weight_map": weight_map}))
 

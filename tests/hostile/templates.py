@@ -1,6 +1,18 @@
-"""Chat templates that try to get out, to outlast every limit or to fill the memory, by what they try."""
+"""Chat templates that try to get out, to outlast every limit or to fill the memory, by what they try.
+
+    python tests/hostile/templates.py SECONDS SEED
+
+renders the known ones and then random ones, with short limits. Exit code 1: one took longer than
+it may, or was refused in more than one line.
+"""
 
 from __future__ import annotations
+
+import itertools
+import random
+import sys
+import time
+from collections.abc import Iterator
 
 # A tuple that holds itself twice, sixty times over: 2^60 leaves.
 NESTED = (
@@ -211,3 +223,63 @@ ATTACKS = {
     "nested set": NESTED + "{{ ns.l in {1:2} }}",
     "nested getitem": NESTED + "{{ messages[0][ns.l] }}",
 }
+
+PIECES = (
+    "{% set a = a ~ a %}|{% set ns.l = [ns.l, ns.l] %}|{{ ns.l }}|{% for i in range(999) %}|{% endfor %}|"
+    "{% set ns.l = ns.l * 99 %}|{{ ns.l == ns.k }}|{{ a | replace('a', a) }}|{{ a.center(9999) }}|"
+    "{% macro m(x) %}{{ m(x) }}{% endmacro %}|{{ m(a) }}|{% set a = a.encode() %}|{{ a * 99999 }}|"
+    "{{ '{:>999}'.format(a) }}|{{ '%999s' % a }}|{% if a in ns.l %}|{% endif %}|{{ a | tojson }}|"
+    "{% set ns.k = ns.l %}|{{ (9 ** 999) // 7 }}|{{ a.translate({97: a}) }}|{{ ns.l | sum(start=[]) }}"
+).split("|")
+_LIMIT, _WALL = 0.3, 10.0  # seconds of a render here, and of the answer on a busy machine
+
+
+def random_template(chance: random.Random) -> str:
+    start = "{% set ns = namespace(l=[1], k=2) %}{% set a = 'ab' %}"
+    return start + "".join(chance.choices(PIECES, k=chance.randint(2, 30)))
+
+
+def _cases(seed: int) -> Iterator[tuple[str, str]]:
+    """Each attack once, then random ones without end."""
+    yield from random.Random(seed).sample(sorted(ATTACKS.items()), len(ATTACKS))
+    for number in itertools.count():
+        name = f"{seed}/{number}"
+        yield name, random_template(random.Random(name))
+
+
+def run(seconds: float, seed: int) -> tuple[int, list[str]]:
+    """How many were tried, and what was wrong."""
+    from ggext.chat import template
+    from ggext.chat.transcript import Turn
+
+    template._COMPILE_SECONDS = template._RENDER_SECONDS = _LIMIT
+    end, tried, wrong = time.monotonic() + seconds, 0, []
+    for name, source in _cases(seed):
+        began = time.monotonic()
+        if began > end:
+            break
+        try:
+            template.ChatTemplate(source, {"bos_token": "<s>"}).render([Turn("user", "hi")])
+            said = ""
+        except template.TemplateError as refused:
+            said = str(refused)
+        except Exception as error:  # noqa: BLE001 - the fuzzer reports it
+            wrong.append(f"{name}: {error!r:.200}")
+            continue
+        took = time.monotonic() - began
+        if took > _WALL or not said.isprintable():
+            wrong.append(f"{name}: {took:.1f} s, {said!r:.200}")
+        tried += 1
+    return tried, wrong
+
+
+def main() -> int:
+    tried, wrong = run(float(sys.argv[1]), int(sys.argv[2]))
+    sys.stdout.write(f"seed {sys.argv[2]}: {tried:,} templates\n")
+    for problem in wrong:
+        sys.stdout.write(f"{problem}\n")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

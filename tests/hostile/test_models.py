@@ -76,6 +76,11 @@ def without(*names: str) -> Change:
 CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     "further layers": ("llama", keys(nextn_predict_layers=2), "leave none of 2 layers"),
     "more further layers": ("llama", keys(nextn_predict_layers=3), "leave none of 2 layers"),
+    "more experts in a later layer": (
+        "qwen3moe",
+        keys(expert_used_count=[2, 3]),
+        "more than the first layer's 2",
+    ),
     "rotates more": ("llama", keys(rope__dimension_count=18), "is 18, not 16"),
     "rotates less": ("qwen2", keys(rope__dimension_count=14), "is 14, not 16"),
     "odd": ("qwen3", keys(rope__dimension_count=15), "is 15, not 16"),

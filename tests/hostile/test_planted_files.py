@@ -269,6 +269,32 @@ def test_a_checkpoints_links_lead_to_what_is_its_own(tmp_path: Path, name: str) 
     assert read_text(cache / "snapshots" / "main" / name) == "cached"
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
+def test_links_of_weights_lead_to_what_is_the_checkpoints_own(tmp_path: Path, name: str) -> None:
+    """In the single file and in shards; from the hub's cache only to its own repository."""
+    from hostile.checkpoints import GOOD
+
+    from ggext.checkpoint.weights import read_tensors
+
+    weights = (GOOD / "model.safetensors").read_bytes()
+
+    def planted(folder: Path, target: Path) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(weights)
+        (folder / name).symlink_to(target)
+        return folder
+
+    cache, other = tmp_path / "models--a--b", tmp_path / "models--a--secret"
+    (other / "snapshots").mkdir(parents=True)
+    for number, target in enumerate([tmp_path / "private.safetensors", other / "blobs" / "12"]):
+        folder = planted(cache / "snapshots" / str(number), target)
+        with pytest.raises(CheckpointError, match=f"{name} is a link to .*{target.name}, outside"):
+            read_tensors(folder)
+    assert read_tensors(planted(cache / "snapshots" / "main", cache / "blobs" / "12"))
+    assert read_tensors(planted(tmp_path / "shares", tmp_path / "base" / name))
+
+
 def test_pipes_in_the_place_of_other_files(tmp_path: Path) -> None:
     from ggext.chat import transcript
     from ggext.checkpoint.safetensors import read_header
