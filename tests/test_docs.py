@@ -114,3 +114,27 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_the_readme_counts_the_families() -> None:
     readme = GUIDES[0].read_text("utf-8")
     assert f"- {len(known_families())} model types are converted" in readme
+
+
+@pytest.fixture
+def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the README's chat happens."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["convert", "demo", "--yarn", "4"]).exit_code == 0
+    return tmp_path
+
+
+@pytest.mark.usefixtures("baked")
+def test_the_readmes_second_python_example_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(GUIDES[0].read_text("utf-8").split("```python\n")[2].split("```")[0], {})
+    assert capsys.readouterr().out == "Look for the map below."
+
+
+def test_the_readmes_chat_answers(baked: Path) -> None:
+    readme = GUIDES[0].read_text("utf-8")
+    question, answer = re.findall(r"^> (Where .*)\n(.*)$", readme, re.MULTILINE)[0]
+    text = CliRunner().invoke(main, ["demo", "--text", "900"])
+    (baked / "story.txt").write_text(text.stdout, "utf-8")
+    line = ["chat", "demo-yarn4.gguf", "-f", "story.txt", "-p", question, "--temperature", "0"]
+    assert CliRunner().invoke(main, line).stdout == answer + "\n"
