@@ -20,6 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 #: Pages that a person reads from the beginning; the commands in them are tried below.
 GUIDES = (ROOT / "README.md", DOCS / "tutorial.md")
+#: Pages that quote what programs print, or printed once.
+_WITH_QUOTED_OUTPUT = ("reports.md", "rope-parity.md")
+_UNPLAIN = re.compile(r"\b(?:anew|begun|nobody|shall|told|whereof|thereof)\b", re.IGNORECASE)
 _LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 _FENCED = re.compile(r"^ *```.*?^ *```", re.MULTILINE | re.DOTALL)
 
@@ -99,9 +102,17 @@ def test_the_guides_have_short_sentences() -> None:
     for guide in GUIDES:
         text = _FENCED.sub("", guide.read_text("utf-8"))
         text = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#")))
-        sentences = re.split(r"(?<=[.:;!?])\s+|\n\n+", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text))
+        sentences = re.split(r"(?<=[.!?])\s+|\n\n+", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text))
         lengths = sorted(len(sentence.split()) for sentence in sentences if sentence.strip())
         assert lengths[len(lengths) // 2] <= 18, f"{guide.name}: {lengths}"
+
+
+def test_the_pages_use_plain_words() -> None:
+    """In what is written by hand, without what programs print."""
+    for page in pages():
+        text = re.sub(r"^    .*$", "", _FENCED.sub("", page.read_text("utf-8")), flags=re.MULTILINE)
+        if "<!-- made by" not in text and page.name not in _WITH_QUOTED_OUTPUT:
+            assert not _UNPLAIN.findall(text), page.name
 
 
 def test_the_changelog_begins_with_this_version() -> None:
@@ -114,3 +125,27 @@ def test_the_changelog_begins_with_this_version() -> None:
 def test_the_readme_counts_the_families() -> None:
     readme = GUIDES[0].read_text("utf-8")
     assert f"- {len(known_families())} model types are converted" in readme
+
+
+@pytest.fixture
+def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which the README's chat happens."""
+    pytest.importorskip("llama_cpp")
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, ["convert", "demo", "--yarn", "4"]).exit_code == 0
+    return tmp_path
+
+
+@pytest.mark.usefixtures("baked")
+def test_the_readmes_second_python_example_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(GUIDES[0].read_text("utf-8").split("```python\n")[2].split("```")[0], {})
+    assert capsys.readouterr().out == "Look for the map below."
+
+
+def test_the_readmes_chat_answers(baked: Path) -> None:
+    readme = GUIDES[0].read_text("utf-8")
+    question, answer = re.findall(r"^> (Where .*)\n(.*)$", readme, re.MULTILINE)[0]
+    text = CliRunner().invoke(main, ["demo", "--text", "900"])
+    (baked / "story.txt").write_text(text.stdout, "utf-8")
+    line = ["chat", "demo-yarn4.gguf", "-f", "story.txt", "-p", question, "--temperature", "0"]
+    assert CliRunner().invoke(main, line).stdout == answer + "\n"
