@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ggext.arguments import check, check_fields
+from ggext.arguments import check, check_count, check_fields
 from ggext.chat.answer import AnswerText
 from ggext.chat.conversation import ChatOptions, Finish, reserve
 from ggext.chat.messages import Messages, answerable, sampling_of, stops_of, turns_of
@@ -93,8 +93,8 @@ class Model(Closing):
     ) -> None:
         check("path", path, str | Path)
         check("context", context, int | Literal["auto"])
-        if context != "auto" and context < 1:
-            raise UsageError(f"context is {context}, but must be at least 1")
+        if context != "auto":
+            check_count("context", context)
         check("when_full", when_full, Literal["turns", *get_args(WhenFull)])
         check("settings", settings, Settings | None)
         check("load_progress", load_progress, Callable[..., Any] | None)

@@ -26,6 +26,7 @@ _NAMES: dict[Any, str] = {
 _TOKENS = re.compile(r"([0-9]+(?:\.[0-9]+)?)([km]?)", re.ASCII)
 _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
+_MOST_COUNT = 2**31 - 1
 _HINTS: dict[type[Any], dict[str, Any]] = {}
 _MANY: dict[Any, type] = {tuple: tuple, list: list, Sequence: Sequence, frozenset: frozenset}
 
@@ -42,6 +43,15 @@ def check(name: str, value: Any, kind: Any) -> None:
     Literal, or a tuple, a sequence or a mapping of such."""
     if not _fits(value, kind):
         raise UsageError(f"{name} is {value!r:.80}, but must be {_described(kind)}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> None:
+    """Raises UsageError for a count that is less than ``least``, or more than llama.cpp's 32 bits
+    hold."""
+    if value < least:
+        raise UsageError(f"{name} is {value}, but must be at least {least}")
+    if value > _MOST_COUNT:
+        raise UsageError(f"{name} is {value}, but must be at most {_MOST_COUNT}")
 
 
 def parse_tokens(text: str) -> int:

@@ -220,6 +220,7 @@ def test_the_context_is_opened_again_in_a_running_chat(
         "/ctx 1k",
         "Why?",
         "/ctx 4000G",
+        "/ctx 99999999999",
         "/when-full stream",
         "And?",
         "/when-full turns",
@@ -231,6 +232,8 @@ def test_the_context_is_opened_again_in_a_running_chat(
     assert reused[0] == 0
     assert min(reused[1:]) > 10  # what was cached went along
     assert any("'4000G' is not a number of tokens" in line for line in lines)
+    # It was: n_ctx is 99999999999, but must be at least 1.
+    assert "! /ctx is 99999999999, but must be at most 2147483647" in lines
     assert "- when the context is full: stream" in lines
     assert "- when the context is full: turns" in lines
     assert any("the context is 1,024 tokens; /ctx N" in line for line in lines)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggext.arguments import parse_tokens
+from ggext.arguments import check_count, parse_tokens
 from ggext.chat import settings, transcript
 from ggext.chat.context_report import context_report
 from ggext.chat.documents import read_document
@@ -193,6 +193,8 @@ def _ctx(chat: Chat, tokens: str) -> None:
         count = None if tokens == "auto" else parse_tokens(tokens)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if count is not None:
+        check_count("/ctx", count)
     _open_again(chat, count, chat.room.when_full)
     chat.screen.notice(f"the context is {chat.room.allocated:,} tokens")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggext.arguments import check_fields
+from ggext.arguments import check_count, check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.footprint import defaults
 from ggext.footprint.cache import (
@@ -64,11 +64,11 @@ class SessionOptions:
         check_fields(self)
         for name in ("n_ctx", "threads", "n_batch"):
             value = getattr(self, name)
-            if value is not None and not 1 <= value < 2**31:
-                raise UsageError(f"{name} is {value}, but must be at least 1")
+            if value is not None:
+                check_count(name, value)
         if self.n_ctx == 1 and self.edits_cache:  # it has two sequences, which ends the process
             raise UsageError(
-                f"n_ctx is 1, but must be at least 2 for {self.memory.when_full}, which moves cells"
+                f"{self.memory.when_full} moves cells, which needs a context of 2 tokens, not 1"
             )
         if self.kv_type not in KV_TYPES:
             known = ", ".join(KV_TYPES)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from ggext.arguments import check_fields
+from ggext.arguments import check_count, check_fields
 from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
@@ -52,5 +52,5 @@ class MemoryOptions:
             ("group", 2),
         ):
             value = getattr(self, name)
-            if value is not None and not least <= value < 2**31:
-                raise UsageError(f"{name} is {value}, but must be at least {least}")
+            if value is not None:
+                check_count(name, value, least)
