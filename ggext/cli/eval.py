@@ -271,20 +271,24 @@ def _stopping(evaluation: Evaluation) -> Iterator[None]:
 
 
 def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None) -> None:
-    from ggext.gguf.writer import replacing
-
     if html is not None:
         from ggext.quality.page import page
 
-        with replacing(html) as beside:
-            beside.write_text(page(report, plan, _command_line()), "utf-8")
+        _write_text(html, page(report, plan, _command_line()))
         click.echo(f"wrote {html}", err=True)
     if card is not None:
         from ggext.quality.card import card as text
 
-        with replacing(card) as beside:
-            beside.write_text(text(report, _command_line()), "utf-8")
+        _write_text(card, text(report, _command_line()))
         click.echo(f"wrote {card}", err=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    from ggext.gguf.writer import whole_file
+
+    data = text.encode("utf-8")
+    with whole_file(path, len(data)) as file:
+        file.write(data)
 
 
 def _command_line() -> str:

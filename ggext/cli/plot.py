@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import MissingExtraError, OutputError, UsageError
-from ggext.gguf.writer import replacing
+from ggext.gguf.writer import whole_file
 from ggext.inspect import Inspection
 from ggext.proof.report import Report
 
@@ -32,8 +32,8 @@ def check_plot(path: Path, command: str) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with replacing(path) as beside:
-        figure.savefig(beside, format=_FORMATS[path.suffix.lower()], dpi=150)
+    with whole_file(path, 0) as file:
+        figure.savefig(file, format=_FORMATS[path.suffix.lower()], dpi=150)
 
 
 def plot_table(inspection: Inspection, path: Path) -> None:

@@ -20,9 +20,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from ggext.errors import OutputError, RopeError, UsageError
+from ggext.errors import RopeError, UsageError
 from ggext.gguf.plain_files import read_plain
-from ggext.gguf.writer import check_output, replacing
+from ggext.gguf.writer import check_output, whole_file
 from ggext.rope import methods
 from ggext.rope.encode import ENCODINGS, EncodingName
 from ggext.rope.scaling import Method, RopeScaling
@@ -137,11 +137,9 @@ def _refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None
 def write_request(path: Path, request: Request, force: bool = False) -> None:
     """Raises ``OutputError``; a file that exists is replaced only with ``force``."""
     check_output(path, force)
-    with replacing(path) as beside:
-        try:
-            beside.write_text(to_toml(request), "utf-8")
-        except OSError as error:
-            raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+    data = to_toml(request).encode("utf-8")
+    with whole_file(path, len(data)) as file:
+        file.write(data)
 
 
 def to_toml(request: Request) -> str:

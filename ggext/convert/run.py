@@ -26,8 +26,8 @@ from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
     TensorToWrite,
     check_output,
+    private_folder_beside,
     put_in_place,
-    temporary_beside,
     write_gguf,
 )
 from ggext.rope import methods
@@ -282,7 +282,8 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
         return replace(plan, files=_write_parts(plan, fields, plan.tensors, progress))
     from ggext.runtime.quantizer import quantize
 
-    with temporary_beside(plan.out) as unquantized, temporary_beside(plan.out) as quantized:
+    with private_folder_beside(plan.out) as folder:
+        unquantized, quantized = folder / "unquantized.gguf", folder / plan.out.name
         _write(plan, unquantized, progress, trial)
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(
@@ -291,6 +292,7 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
             plan.types.quantization,
             tensor_types=plan.types.exact,
             imatrix=entries,
+            source_name=str(plan.source.path),
         )
         made = read_gguf(quantized)
         check_made({name: info.type for name, info in made.tensors.items()}, plan.types.exact)

@@ -3,6 +3,7 @@ system can."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ggext.gguf import disk
@@ -30,16 +31,17 @@ def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = sil
         replacing(out, start) as beside,
         output_errors(out),
         gguf.path.open("rb") as source,
-        beside.open("r+b") as target,
     ):
-        shared, length = False, max(0, gguf.size - source_at)
-        target.truncate(target_at + length)
+        target = beside.handle
+        shared = False
+        length = max(0, gguf.size - source_at)
+        os.ftruncate(target, target_at + length)
         if length:
             shared = disk.transfer(
-                source.fileno(), target.fileno(), source_at, target_at, length, out.parent, progress
+                source.fileno(), target, source_at, target_at, length, out.parent, progress
             )
-        disk.write_at(target.fileno(), header, 0)
+        disk.write_at(target, header, 0)
         for offset, data in edit.patches:
-            disk.write_at(target.fileno(), data, start + offset)
-        target.truncate(start + edit.data_length)
+            disk.write_at(target, data, start + offset)
+        os.ftruncate(target, start + edit.data_length)
     return "shared" if shared else "copied"

@@ -17,9 +17,8 @@ from ggext.gguf.types import Field, ValueType
 from ggext.gguf.writer import (
     TensorToWrite,
     arrange,
+    check_room,
     output_errors,
-    put_in_place,
-    sync,
     temporary_beside,
     write_arranged,
 )
@@ -69,18 +68,21 @@ def write_parts(
     ]
     paths = tuple(part_path(out, i, len(parts)) for i in range(len(parts)))
     with ExitStack() as files:
-        needed = sum(part.size for part in arranged)
-        besides = [files.enter_context(temporary_beside(path, needed)) for path in paths]
-        for path, beside, part in zip(paths, besides, arranged, strict=True):
+        check_room(paths[0], sum(part.size for part in arranged))
+        besides = []
+        for path, part in zip(paths, arranged, strict=True):
+            beside = files.enter_context(temporary_beside(path))
+            besides.append(beside)
             with output_errors(path):
-                write_arranged(beside, part, progress)
+                write_arranged(beside.handle, part, progress)
+            beside.close()  # there may be more than can be open at once
         with output_errors(paths[0]):
             if any(path.exists() for path in paths):  # wait now, and not between two renames
                 for beside in besides:
-                    sync(beside)
+                    beside.sync()
             paths[0].unlink(missing_ok=True)
         for path, beside in reversed(list(zip(paths, besides, strict=True))):
-            put_in_place(beside, path)
+            beside.put_in_place(path)
     return paths
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ from ggext.errors import OutputError
 from ggext.gguf import system
 from ggext.gguf.header import SLACK, alignment_of, fits, pack_header, packed_length, roomy_length
 from ggext.gguf.pieces import Buffer, Piece, StoredPiece, write_at, writing
+from ggext.gguf.plain_files import open_plain
 from ggext.gguf.types import Field, TensorInfo, aligned
 
 # Nothing that is there already is opened, nor what a link of that name points to.
-_NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | system.BINARY
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def write_gguf(
     arranged = arrange(fields, tensors, room=room + SLACK if complete else 0)
     try:
         with replacing(path, arranged.size) as beside, output_errors(path):
-            write_arranged(beside, arranged, progress, complete)
+            write_arranged(beside.handle, arranged, progress, complete)
             approve()
     except _NoRoomError as error:
         return write_gguf(path, error.fields, tensors, progress, approve=approve)
@@ -98,20 +100,19 @@ def arrange(
 
 
 def write_arranged(
-    path: Path,
+    file: int,
     arranged: Arranged,
     progress: Callable[[int], None],
     complete: Callable[[], Mapping[str, Field]] | None = None,
 ) -> None:
-    """Write the file, which is there and empty. Raises ``OSError``."""
+    """Write the file, which is open and empty. Raises ``OSError``."""
     from ggext import _native
 
-    with path.open("r+b", buffering=0) as file:  # after O_TRUNC, ext4 writes all data out on close
-        _native.reserve(system.native_file(file.fileno()), arranged.size)
-        with writing(file.fileno(), _placed(arranged), progress):
-            header = _header(arranged, complete() if complete else arranged.fields)
-        write_at(file.fileno(), 0, memoryview(header))
-        file.truncate(arranged.size)
+    _native.reserve(system.native_file(file), arranged.size)
+    with writing(file, _placed(arranged), progress):
+        header = _header(arranged, complete() if complete else arranged.fields)
+    write_at(file, 0, memoryview(header))
+    os.ftruncate(file, arranged.size)
 
 
 def _header(arranged: Arranged, fields: Mapping[str, Field]) -> bytes:
@@ -158,6 +159,65 @@ def _as_piece(data: Buffer) -> Piece:
     return Piece(memoryview(data).nbytes, lambda: data)
 
 
+class NewFile:
+    """A file that was made beside its place and is open. It is written by its descriptor, so that
+    nothing else is where its name was exchanged, and then it is not put in place."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError, also where the name is taken."""
+        # the permissions are less the umask, which only the system can apply
+        self.path, self.handle = path, os.open(path, _NEW, 0o666)
+        self._status, self._open = os.fstat(self.handle), True
+
+    def close(self) -> None:
+        """Before it is renamed, which Windows does not do with open files, and where many are
+        written. Further calls do nothing."""
+        if self._open:
+            self._open = False
+            os.close(self.handle)
+
+    def sync(self) -> None:
+        """Waits until the data is on the disk. Raises OSError."""
+        if self._open:
+            os.fsync(self.handle)
+        else:
+            _sync(self.path)
+
+    def put_in_place(self, path: Path) -> None:
+        """Closes the file and renames it. Raises ``OutputError``."""
+        with output_errors(path):
+            if _is_to_lose(path):
+                self.sync()
+            self.close()
+            if not os.path.samestat(self._status, self.path.lstat()):
+                raise OutputError(
+                    f"{path} is not written: {self.path} was exchanged meanwhile; write to a "
+                    "folder in which only you can change files"
+                )
+            self.path.replace(path)
+
+
+def put_in_place(file: Path, path: Path) -> None:
+    """Renames a finished file, from a folder that only the user can enter. Raises
+    ``OutputError``."""
+    with output_errors(path):
+        if _is_to_lose(path):
+            _sync(file)
+        file.replace(path)
+
+
+def _is_to_lose(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _sync(path: Path) -> None:
+    handle = open_plain(path, os.O_RDWR, follow=False)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
     """A new file beside ``path`` that takes its place when the block ends well, and is removed when
@@ -166,43 +226,28 @@ def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
     ``size``: bytes that will be needed; checked against the free space first. It is on the disk
     when it is in place.
     """
-    with replacing(path, size) as beside, output_errors(path), beside.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(path, size) as beside, output_errors(path):
+        with os.fdopen(beside.handle, "r+b", closefd=False) as file:
+            yield file
+        beside.sync()
 
 
 @contextmanager
-def replacing(path: Path, size: int = 0) -> Iterator[Path]:
-    """The path of a temporary file beside ``path``, renamed to it when the block ends well."""
+def replacing(path: Path, size: int = 0) -> Iterator[NewFile]:
+    """A temporary file beside ``path``, renamed to it when the block ends well."""
     with temporary_beside(path, size) as beside:
         yield beside
-        put_in_place(beside, path)
-
-
-def put_in_place(beside: Path, path: Path) -> None:
-    """Rename a finished file to ``path``."""
-    with output_errors(path):
-        if path.exists() and path.stat().st_size:  # something to lose
-            sync(beside)
-        beside.replace(path)
-
-
-def sync(path: Path) -> None:
-    """Wait until the file is on the disk. Raises ``OSError``."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+        beside.put_in_place(path)
 
 
 @contextmanager
-def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
+def temporary_beside(path: Path, size: int = 0) -> Iterator[NewFile]:
     """An empty file in the folder of ``path``, removed afterwards. ``size``: bytes that must be
     free."""
     check_room(path, size)
     folder = path.parent
     try:
-        beside = folder / f".{path.name}.{secrets.token_hex(8)}.part"
-        os.close(os.open(beside, _NEW, 0o666))  # less the umask, which only the system can apply
+        beside = NewFile(folder / f".{path.name}.{secrets.token_hex(8)}.part")
     except OSError as error:
         raise OutputError(
             f"{folder}: {error.strerror or error}; choose a folder that can be written"
@@ -210,7 +255,24 @@ def temporary_beside(path: Path, size: int = 0) -> Iterator[Path]:
     try:
         yield beside
     finally:
-        beside.unlink(missing_ok=True)
+        beside.close()
+        beside.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def private_folder_beside(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that only the user can enter, removed afterwards: for files that
+    another library writes by their names."""
+    try:
+        folder = tempfile.TemporaryDirectory(
+            prefix=f".{path.name}.", suffix=".part", dir=path.parent
+        )
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent}: {error.strerror or error}; choose a folder that can be written"
+        ) from None
+    with folder as name:
+        yield Path(name)
 
 
 def check_room(path: Path, size: int) -> None:

@@ -30,14 +30,16 @@ def quantize(
     threads: int = 0,
     tensor_types: Mapping[str, int] | None = None,
     imatrix: Mapping[str, NDArray[np.float32]] | None = None,
+    source_name: str = "",
 ) -> None:
     """Writes the GGUF file `src` quantized to `type_name` (see `quantization_names`) as `dst`.
 
     `tensor_types`: ggml types that tensors shall have whatever the quantization makes of them, by
     name; llama.cpp keeps to that where it can. `imatrix`: the importance of each column of a
-    tensor, by its name. `dst` appears only when whole, and replaces what was there. Raises
-    UsageError for an unknown type, GgufError for a malformed `src`, ModelError when llama.cpp
-    refuses, EngineDiedError when it dies of the weights, OutputError when `dst` cannot be written.
+    tensor, by its name. `source_name`: what errors call `src`. `dst` appears only when whole, and
+    replaces what was there. Raises UsageError for an unknown type, GgufError for a malformed `src`,
+    ModelError when llama.cpp refuses, EngineDiedError when it dies of the weights, OutputError when
+    `dst` cannot be written.
     """
     from ggext.gguf.writer import replacing
 
@@ -47,7 +49,7 @@ def quantize(
     llama.check_gguf(src)
     with tempfile.TemporaryDirectory(prefix="ggext-") as folder, replacing(dst) as beside:
         importance = _write_importance(Path(folder, "importance.npz"), imatrix)
-        source, target = str(src.absolute()), str(beside.absolute())
+        source, target = str(src.absolute()), str(beside.path.absolute())
         arguments = (
             source,
             target,
@@ -63,8 +65,9 @@ def quantize(
             child.call("ggext.runtime.quantizer:run", *arguments)
         except EngineDiedError as death:
             raise EngineDiedError(
-                f"{src} is not quantized to {type_name}: {death}; its weights are damaged or made "
-                "to do this, unless memory ran out: get it again, or choose another type",
+                f"{source_name or src} is not quantized to {type_name}: {death}; its weights are "
+                "damaged or made to do this, unless memory ran out: get it again, or take another "
+                "type",
                 death.signal,
                 death.status,
             ) from None
@@ -81,8 +84,9 @@ def run(
     params.nthread = threads
     if tensor_types:
         params.tt_overrides = _tensor_overrides(module, tensor_types)
-    if imatrix:
-        params.imatrix = _importance(module, _read_importance(Path(imatrix)))
+    means = _read_importance(Path(imatrix)) if imatrix else {}  # llama.cpp gets pointers into it
+    if means:
+        params.imatrix = _importance(module, means)
     llama.clear_log()
     status = module.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(params))
     if status != 0:

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from crash import some_edit, without_shifts
 from library_gguf import library_file
+from tiny_gguf import write_random
 
-from ggext.errors import CheckpointError, GgextError, GgufError
+from ggext.errors import CheckpointError, GgextError, GgufError, OutputError
 from ggext.gguf import disk, inplace, journal
 from ggext.gguf.journal import Identity, Record, undo_path
 from ggext.gguf.open import read_gguf
@@ -267,6 +268,45 @@ def test_a_checkpoints_links_lead_to_what_is_its_own(tmp_path: Path, name: str) 
     (cache / "snapshots" / "main").mkdir(parents=True)
     (cache / "snapshots" / "main" / name).symlink_to(cache / "blobs" / "1234")
     assert read_text(cache / "snapshots" / "main" / name) == "cached"
+
+
+@pytest.mark.parametrize("writer", ["file", "parts", "beside", "text"])
+def test_a_new_file_whose_name_is_exchanged_is_not_written_elsewhere(
+    tmp_path: Path, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the moment after it was made, before its first byte."""
+    from ggext.convert import ConvertOptions, convert
+    from ggext.convert.recipe_file import Request, write_request
+    from ggext.rope.scaling import RopeScaling
+
+    model = write_random(tmp_path / "model.gguf", "llama")
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    opened = os.open
+
+    def exchanged(path: Any, flags: int, *rest: Any, **more: Any) -> int:
+        handle = opened(path, flags, *rest, **more)
+        if flags & os.O_EXCL and str(path).endswith(".part"):
+            os.unlink(path, dir_fd=more.get("dir_fd"))
+            os.symlink(victim, path, dir_fd=more.get("dir_fd"))
+        return handle
+
+    monkeypatch.setattr(os, "open", exchanged)
+    out = tmp_path / "out.gguf"
+    yarn = RopeScaling("yarn", factor=4)
+    calls = {
+        "file": lambda: convert(ConvertOptions(model, out, yarn, type="f16")),
+        "parts": lambda: convert(ConvertOptions(model, out, yarn, split=100_000)),
+        "beside": lambda: convert(ConvertOptions(model, out, yarn)),
+        "text": lambda: write_request(out, Request(yarn)),
+    }
+    with pytest.raises(OutputError, match="was exchanged meanwhile"):
+        calls[writer]()
+    assert victim.read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == [
+        "model.gguf",
+        "victim",
+    ]
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
