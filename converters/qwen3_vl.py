@@ -26,6 +26,14 @@ class Qwen3Vl(Qwen3):
         self.vision = config.values.get("vision_config") or {}
         super().__init__(config)
 
+    def check(self) -> None:
+        super().check()
+        if len(self._deepstack()) >= self.n_layers:
+            raise CheckpointError(
+                f"{self.config.source}: deepstack_visual_indexes names {len(self._deepstack())} "
+                f"layers and the text has {self.n_layers}; llama.cpp needs more of them"
+            )
+
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {"n_deepstack_layers": len(self._deepstack())}
 

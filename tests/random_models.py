@@ -244,7 +244,8 @@ def _what_belongs_together(
     if model_type == "qwen3_moe":
         fixed["norm_topk_prob"] = random.random() < 0.9
     if (
-        model_type in ("cohere2", "nemotron", "olmo2", "olmo3", "phi", "phi3", "lfm2", "exaone4")
+        model_type
+        in ("cohere2", "nemotron", "olmo2", "olmo3", "phi", "phi3", "lfm2", "lfm2_moe", "exaone4")
         and random.random() < 0.9
     ):
         fixed["head_dim"] = config["hidden_size"] // heads  # a free one is refused, mostly
@@ -252,7 +253,7 @@ def _what_belongs_together(
         fixed["tie_word_embeddings"] = True
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
-    if model_type == "lfm2":
+    if model_type in ("lfm2", "lfm2_moe"):
         fixed["layer_types"] = [random.choice(("conv", "full_attention")) for _ in range(layers)]
         fixed["layer_types"][:2] = ["conv", "full_attention"][:layers]
     if (

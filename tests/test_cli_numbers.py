@@ -82,4 +82,4 @@ def test_every_command_takes_them(tmp_path: Path) -> None:
     assert "→ 1,024 tokens" in run("convert", "demo", out, "--target-context", "1k")
     assert "context 512 tokens" in run("plan", out, "--context", "0.5k")
     assert "context 1,024 tokens" in run("plan", out, "--ctx", "1,024")
-    assert "frequency" in run("verify", out, "--level", "table", "--tokens", "1k")
+    assert "table   ok" in run("verify", out, "--level", "table", "--tokens", "1k")

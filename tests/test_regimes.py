@@ -211,7 +211,7 @@ def test_dynamic_ntk_is_refused_where_it_cannot_be(longrope: Model) -> None:
     with pytest.raises(ModelError, match="is scaled already"):
         Session(longrope, SessionOptions(dynamic_ntk="replay"))
     for options, words in (
-        ({"dynamic_ntk": "often"}, "rotate or replay"),
+        ({"dynamic_ntk": "often"}, "rotate, replay"),
         (
             {"dynamic_ntk": "rotate", "memory": MemoryOptions("stream")},
             "cannot go with --when-full stream",

@@ -551,11 +551,12 @@ def test_metadata(tmp_path: Path) -> None:
     }
 
 
-def test_chat_template_files_go_first(tmp_path: Path) -> None:
+def test_a_chat_template_file_goes_first(tmp_path: Path) -> None:
+    """chat_template.json is a processor's: transformers' tokenizers do not read it."""
     save(tmp_path, tiny(), tokenizer_config={"eos_token": EOS, "chat_template": "config"})
     assert read_vocabulary(tmp_path, 258).chat_template == "config"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
-    assert read_vocabulary(tmp_path, 258).chat_template == "json"
+    assert read_vocabulary(tmp_path, 258).chat_template == "config"
     (tmp_path / "chat_template.jinja").write_text("jinja")
     assert read_vocabulary(tmp_path, 258).chat_template == "jinja"
 

@@ -111,7 +111,7 @@ def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
     with Model.open(path) as model:
         assert model.n_swa == 8192
         with Session(model, options(n_ctx=9216, n_batch=256, swa="full")) as whole:
-            wanted = np.concatenate(list(whole._rows(tokens, None)))
+            wanted = np.concatenate([rows.copy() for rows in whole.logit_rows(tokens)])
         with Session(model, options(n_ctx=9216, n_batch=256)) as session:
             for count, most in (
                 (8800, 8800),

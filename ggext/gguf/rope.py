@@ -30,6 +30,8 @@ def effective_table(
 def still_pairs_of(gguf: GgufFile) -> tuple[int, ...]:
     """The pairs that llama.cpp never turns in a text, though the model does: M-RoPE's sections put
     them where a text has no coordinate. Raises ``RopeError`` as ``effective_table`` does."""
+    if SECTIONS not in gguf.arch_keys():
+        return ()
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
     if geometry.sections is None:
         return ()
