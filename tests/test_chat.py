@@ -666,6 +666,25 @@ def test_a_document_is_read_while_its_question_is_typed(tmp_path: Path) -> None:
     assert "read 8, reused 35" in screen.text
 
 
+def test_clearing_is_not_offered_where_it_frees_nothing(tmp_path: Path) -> None:
+    """What was read ahead of the turn itself counted as what /clear and turns would free."""
+    (tmp_path / "doc.txt").write_text("x" * 40)
+    screen = Script(f"/file {tmp_path}/doc.txt", "y" * 20)
+
+    def wait_until_read(note: Callable[[], str]) -> None:
+        end = time.monotonic() + 30
+        while not note().startswith("the document is read") and time.monotonic() < end:
+            time.sleep(0.001)
+
+    screen.noted = wait_until_read
+    engine = QueuedEngine(n_ctx=50)
+    chat(engine, screen)
+    assert engine.used == 40
+    assert "! this turn has 64 tokens, 14 more than the context of 50 holds." in screen.text
+    assert "/clear starts over" not in screen.text
+    assert "/when-full turns" not in screen.text
+
+
 @pytest.mark.parametrize(("length", "drop_turns"), [(1200, False), (900, True)])
 def test_a_document_that_does_not_fit_as_things_are_is_not_read_ahead(
     tmp_path: Path, length: int, drop_turns: bool

@@ -237,6 +237,11 @@ class Conversation:
             finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped, only_reasoned
         )
 
+    def first_prompt(self, question: str) -> list[int]:
+        """The prompt that the question would make after `clear`. Raises TemplateError."""
+        system = self.turns[: len(self.turns) - len(behind_system(self.turns))]
+        return self.prompts.tokens([*system, Turn("user", question)])
+
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
         return self.prompts.tokens([*without(self.turns, self.left), Turn("user", question)])

@@ -163,7 +163,7 @@ class Chat:
         try:
             outcome = ask(self.conversation, self.screen, whole, self.record)
         except ContextFullError as error:
-            self._does_not_fit(error)
+            self._does_not_fit(error, whole)
             return
         if outcome.kept:
             self.documents.clear()
@@ -179,14 +179,16 @@ class Chat:
         if self.keeper is not None:
             self.keeper.turn_over(outcome.prefill.seconds + seconds)
 
-    def _does_not_fit(self, error: ContextFullError) -> None:
+    def _does_not_fit(self, error: ContextFullError, turn: str) -> None:
         needed, capacity = error.used + error.requested, error.used + error.available
+        # Not what the cache holds: of this very turn a document may have been read ahead.
+        used = max(needed - len(self.conversation.first_prompt(turn)), 0)
         what = "with this turn the chat has" if self.conversation.turns else "this turn has"
         self.screen.error(
             f"{what} {needed:,} tokens, {needed - capacity:,} more than the context of "
             f"{capacity:,} holds. The turn was not sent, nothing was dropped; what helps:"
         )
-        self.explain(needed, error.used)
+        self.explain(needed, used)
         self._remind()
 
     def explain(self, needed: int, used: int, *, running: bool = True) -> None:
