@@ -4,6 +4,7 @@ broken."""
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -66,6 +67,20 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
         set(finding) == {"part", "name", "state", "value", "remedy"}
         for finding in found["findings"]
     )
+
+
+def test_no_timer_runs_on_after_ctrl_c() -> None:
+    """The process ended a quarter of an hour later."""
+    pytest.importorskip("llama_cpp")
+
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(runs.findings(["native rotation"], stop, in_child=True))
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            assert thread.finished.is_set()
 
 
 def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,17 +59,20 @@ def _follow(
     left = list(names)
     step = "start of a process"
     timer = threading.Timer(_PATIENCE, child.kill)
+    timer.daemon = True
     timer.start()
-    while (message := child.receive()) is not None:
-        if "finding" in message:
-            found.append(Finding(**message["finding"]))
-            continue
-        step = message["step"]
-        if step == _END:
-            break
-        left.remove(step)
-        progress(step)
-    timer.cancel()
+    try:
+        while (message := child.receive()) is not None:
+            if "finding" in message:
+                found.append(Finding(**message["finding"]))
+                continue
+            step = message["step"]
+            if step == _END:
+                break
+            left.remove(step)
+            progress(step)
+    finally:  # also after Ctrl-C: a timer that runs on holds the process until it rings
+        timer.cancel()
     if step == _END:
         return found, []
     if left == names:  # not one step began: the next child would do the same
