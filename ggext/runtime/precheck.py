@@ -50,6 +50,9 @@ def _shape(keys: dict[str, Any]) -> Iterator[str]:
     layers = keys.get("block_count", 1)
     if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:  # n_layer_all > 0 && <= ...
         yield f"block_count is {layers}, not 1 to {MAX_LAYERS}"
+    further = keys.get("nextn_predict_layers", 0)
+    if isinstance(layers, int) and isinstance(further, int) and further > layers:
+        yield f"nextn_predict_layers leave none of {layers} layers"  # n_layer_nextn <= n_layer_all
     for name, value in keys.items():
         if not (name.endswith("epsilon") and isinstance(value, float)):
             continue

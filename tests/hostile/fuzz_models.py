@@ -79,7 +79,8 @@ class Outcome:
 
 
 def look(path: Path) -> None:
-    """Does what the commands do that need no llama.cpp: inspect, plan, convert, in place too."""
+    """Does what the commands do with a file that they do not run: inspect, plan, convert (llama.cpp
+    quantizes then), in place too."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.inplace import undo
     from ggext.inspect import inspect
@@ -92,6 +93,7 @@ def look(path: Path) -> None:
         lambda: inspect(path).as_dict(),
         lambda: plan(path, PlanOptions(64)),
         lambda: convert(ConvertOptions(path, out, yarn)),
+        lambda: convert(ConvertOptions(path, out, type="Q4_K_M", force=True)),
         lambda: convert(ConvertOptions(path, None, yarn, in_place=True)),
         lambda: undo(path),
     ):
@@ -287,8 +289,9 @@ def _second_line_holds(path: Path) -> bool:
         os.dup2(null, 2)
         os.environ.pop(_FIRST_LOAD, None)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with contextlib.suppress(GgextError):
-            use(path)
+        for command in (look, use):
+            with contextlib.suppress(GgextError):
+                command(path)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return not os.WIFSIGNALED(status)

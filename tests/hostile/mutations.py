@@ -378,10 +378,14 @@ def general(draft: Draft, draw: Draw) -> str:
 def other_architecture(draft: Draft, draw: Draw) -> str:
     """The same keys and tensors under another name."""
     name = draw.choice(_known_architectures())
+    rename(draft, name)
+    return f"architecture {name}"
+
+
+def rename(draft: Draft, name: str) -> None:
     for key in [key for key in draft.fields if key.startswith(f"{draft.arch}.")]:
         draft.fields[name + key.removeprefix(draft.arch)] = draft.fields.pop(key)
     draft.fields["general.architecture"] = Field.of(name)
-    return f"architecture {name}"
 
 
 #: What may be wrong, and how often it is tried.

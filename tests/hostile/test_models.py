@@ -72,6 +72,14 @@ def without(*names: str) -> Change:
     return change
 
 
+def under_another_name(name: str, first: Change) -> Change:
+    def change(draft: Draft) -> None:
+        first(draft)
+        mutations.rename(draft, name)
+
+    return change
+
+
 #: Architecture, what is changed, and the words of the refusal: each ended the process.
 CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     "further layers": ("llama", keys(nextn_predict_layers=2), "leave none of 2 layers"),
@@ -80,6 +88,11 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
         "qwen3moe",
         keys(expert_used_count=[2, 3]),
         "more than the first layer's 2",
+    ),
+    "further layers in any architecture": (
+        "llama",
+        under_another_name("baichuan", keys(nextn_predict_layers=3)),
+        "leave none of 2 layers",
     ),
     "rotates more": ("llama", keys(rope__dimension_count=18), "is 18, not 16"),
     "rotates less": ("qwen2", keys(rope__dimension_count=14), "is 14, not 16"),
@@ -141,6 +154,10 @@ def test_a_contradiction_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_every_architecture_that_is_written_or_planned_has_a_row() -> None:
     assert ARCHITECTURES.keys() >= {*CAPABILITIES, *MEASURED}
+
+
+def test_every_row_is_fuzzed() -> None:
+    assert set(fuzz_models.architectures()) == ARCHITECTURES.keys()
 
 
 def test_an_architecture_outside_of_the_table_is_left_to_the_first_load() -> None:
