@@ -82,6 +82,16 @@ class Llama(Family):
                 "to everything; set it to false to accept that"
             )
 
+    def limit_epsilon(self, largest: float, why: str) -> None:
+        """Raises ``CheckpointError`` for an epsilon of the norms that llama.cpp does not compute
+        with; up to ``largest`` that makes no difference. ``why``: what the architecture does."""
+        epsilon = self.config.number("rms_norm_eps")
+        if epsilon > largest:
+            raise CheckpointError(
+                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
+                f"{self.arch} {why}: at most {largest:g} is alike"
+            )
+
     def rope(self) -> CheckpointRope:
         rope = super().rope()
         if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
@@ -215,14 +225,10 @@ class WithLatents(Llama):
 
     def check(self) -> None:
         super().check()
-        epsilon = self.config.number("rms_norm_eps")
-        if epsilon > _LARGEST_EPSILON:
-            raise CheckpointError(
-                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
-                f"{self.arch} takes it for "
-                "the norms of the latents too, where transformers has 1e-6: at most "
-                f"{_LARGEST_EPSILON:g} is alike"
-            )
+        self.limit_epsilon(
+            _LARGEST_EPSILON,
+            "takes it for the norms of the latents too, where transformers has 1e-6",
+        )
 
     def rope(self) -> CheckpointRope:
         rope = super().rope()

@@ -10,8 +10,6 @@ from __future__ import annotations
 from ggext.converters.base import text_part_name
 from ggext.converters.qwen2 import Qwen2
 
-from ggext.errors import CheckpointError
-
 _LARGEST_EPSILON = 1e-6
 
 
@@ -24,12 +22,7 @@ class Qwen2Vl(Qwen2):
 
     def check(self) -> None:
         super().check()
-        epsilon = self.config.number("rms_norm_eps")
-        if epsilon > _LARGEST_EPSILON:
-            raise CheckpointError(
-                f"{self.config.source}: rms_norm_eps is {epsilon:g}; llama.cpp's architecture "
-                f"{self.arch} takes 0 whatever the file says: at most {_LARGEST_EPSILON:g} is alike"
-            )
+        self.limit_epsilon(_LARGEST_EPSILON, "takes 0 whatever the file says")
 
     def stored_name(self, name: str) -> str:
         return text_part_name(name)
