@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,22 @@ def test_threads_keep_within_the_quota_and_the_affinity(
 def test_cores_that_others_use_are_left_to_them(
     monkeypatch: pytest.MonkeyPatch, idle: float | None, threads: int
 ) -> None:
-    monkeypatch.setattr(defaults, "idle_cores", lambda: idle)
+    monkeypatch.setattr(defaults, "idle_cores", lambda _: idle)
     assert defaults.threads_now(4) == threads
     assert defaults.threads_now(1) == 1
 
 
 def test_idle_cores_are_measured(tmp_path: Path) -> None:
-    idle = machine.idle_cores(0.05)
+    idle = machine.idle_cores(None, 0.05)
     assert idle is None or idle >= 0
-    assert machine.idle_cores(0.0, tmp_path) is None
+    assert machine.idle_cores(None, 0.0, tmp_path) is None
+
+
+def test_what_passed_since_a_load_began_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(machine.time, "sleep", waits.append)
+    now = machine.core_use()
+    machine.idle_cores(replace(now, at=now.at - 0.5))
+    machine.idle_cores(replace(now, at=now.at - 0.02))
+    machine.idle_cores(replace(now, at=now.at - 60))
+    assert waits == [0.0, pytest.approx(0.08, abs=0.01), pytest.approx(0.1, abs=0.01)]

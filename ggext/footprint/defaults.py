@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Protocol
 
-from ggext.footprint.machine import core_quota, idle_cores
+from ggext.footprint.machine import CoreUse, core_quota, idle_cores
 
 #: Within so many seconds a cancel shall be seen, which needs the end of an operation at so many
 #: floating-point operations a second and thread (`benchmarks/results/generate.md`).
@@ -57,12 +57,12 @@ def threads(tensors: Mapping[str, Shaped]) -> int:
     )
 
 
-def threads_now(threads: int) -> int:
+def threads_now(threads: int, since: CoreUse | None = None) -> int:
     """Threads to compute with on the machine as it is, at most ``threads``: those of cores that
     other programs leave idle. llama.cpp's threads wait for each other, so one that gets no core
     stops all (measured with both of 2 cores busy: 22.9 tokens a second with one thread, 6.6 with
-    two)."""
-    idle = idle_cores() if threads > 1 else None
+    two). ``since``: as `machine.idle_cores` has it."""
+    idle = idle_cores(since) if threads > 1 else None
     return threads if idle is None else max(min(threads, round(idle)), 1)
 
 

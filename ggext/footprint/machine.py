@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ _MEMORY = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
 }
+_OBSERVED = 0.1  # seconds that tell how busy the cores are
+_STALE = 5.0  # seconds after which an observation's beginning is too old
 _SHARE = 0.75  # of the physical memory, where the system does not say what is free
 
 
@@ -102,16 +105,42 @@ def _quota_1(group: Path) -> float | None:
     return quota / period if quota and period and quota > 0 and period > 0 else None
 
 
-def idle_cores(seconds: float = 0.1, proc: Path = _PROC) -> float | None:
-    """Cores' worth of time that nobody but this process used for so long; None where the system
-    does not say."""
-    before, mine = _busy_and_idle(proc), _own_seconds()
-    time.sleep(seconds)
-    after, mine = _busy_and_idle(proc), _own_seconds() - mine
-    if before is None or after is None:
+@dataclass(frozen=True)
+class CoreUse:
+    """How the cores were used until one moment."""
+
+    # seconds of the monotonic clock
+    at: float
+    # seconds that all cores computed and waited; None where the system does not say
+    total: tuple[float, float] | None
+    # seconds that this process computed
+    own: float
+
+
+def core_use(proc: Path = _PROC) -> CoreUse:
+    """The use until now, to be compared with a later one."""
+    return CoreUse(time.monotonic(), _busy_and_idle(proc), _own_seconds())
+
+
+def idle_cores(
+    since: CoreUse | None = None, seconds: float = _OBSERVED, proc: Path = _PROC
+) -> float | None:
+    """Cores' worth of time that nobody but this process used; None where the system does not say.
+
+    Observed for ``seconds``, which are waited for unless they have passed ``since`` then: loading a
+    model takes longer. An older beginning than a few seconds says nothing of now.
+    """
+    before = since
+    if before is None or time.monotonic() - before.at > _STALE:
+        before = core_use(proc)
+    time.sleep(max(0.0, before.at + seconds - time.monotonic()))
+    after = core_use(proc)
+    if before.total is None or after.total is None or after.at <= before.at:
         return None
-    busy, idle = after[0] - before[0], after[1] - before[1]
-    return (idle + min(mine, busy)) / seconds
+    busy = after.total[0] - before.total[0]
+    idle = after.total[1] - before.total[1]
+    mine = after.own - before.own
+    return (idle + min(mine, busy)) / (after.at - before.at)
 
 
 def _busy_and_idle(proc: Path) -> tuple[float, float] | None:

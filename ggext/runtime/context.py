@@ -135,7 +135,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     return Plan(
         n_ctx,
         batches,
-        defaults.threads_now(threads) if measured else threads,
+        defaults.threads_now(threads, model.loading_began) if measured else threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),

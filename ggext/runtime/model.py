@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from ggext.errors import ModelError
+from ggext.footprint.machine import CoreUse, core_use
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.splitters import BY_HAND
 from ggext.runtime import first_load, kernels, llama, long_text
@@ -52,6 +53,8 @@ class Model(Closing):
         self._handle = handle
         self._vocab = self._lib.llama_model_get_vocab(handle)
         self.copied = copied
+        #: How busy the machine was when the weights began to be read.
+        self.loading_began: CoreUse | None = None
         self.sessions: WeakSet[Closing] = WeakSet()
         self.n_ctx_train = int(self._lib.llama_model_n_ctx_train(handle))
         original = header.get(f"{header.arch}.rope.scaling.original_context_length")
@@ -95,6 +98,7 @@ class Model(Closing):
         by_hand = {} if UnknownCharacters.of(header) is None else {SPACE_PREFIX: False}
         if overrides or by_hand:
             params.kv_overrides = _override_array(module, {**(overrides or {}), **by_hand})
+        began = core_use()
         loading = _Loading(progress)
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
@@ -109,7 +113,9 @@ class Model(Closing):
         if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
             module.llama_model_free(handle)
             raise ModelError(f"{path} ({header.arch}) is not a model that continues text")
-        return cls(path, header, handle, gpu_layers, log.copied_weights())
+        model = cls(path, header, handle, gpu_layers, log.copied_weights())
+        model.loading_began = began
+        return model
 
     def close(self) -> None:
         """Frees the model, after its sessions. Further calls do nothing."""
