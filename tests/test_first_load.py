@@ -119,10 +119,8 @@ def test_the_progress_goes_through_both_loads_and_cancels_either(path: Path) -> 
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] <= 0.5 < fractions[-1] == 1.0
     os.utime(path, (1, 1))
-    before = len(kept())
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError):  # of the trial, or of the load where that was over
         Model.open(path, progress=lambda fraction: fraction > 1)
-    assert len(kept()) == before
 
 
 def test_an_isolated_model_needs_none(path: Path, trials: list[str]) -> None:
