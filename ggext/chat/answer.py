@@ -4,9 +4,13 @@ stop strings."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from ggext.chat.prompt import Detokenizer, Vocabulary
+from ggext.chat.prompt import Detokenizer
 from ggext.chat.reasoning import Splitter, Tags, Thought, held_back
+
+if TYPE_CHECKING:
+    from ggext.runtime.host import TextVocabulary
 
 
 class AnswerText:
@@ -18,7 +22,7 @@ class AnswerText:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: TextVocabulary,
         tags: Tags | None = None,
         inside: bool = False,
         stop: Sequence[str] = (),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from ggext.arguments import check_fields
 from ggext.chat.answer import AnswerText
-from ggext.chat.prompt import Prompts, Vocabulary, behind_system, exchange, without
+from ggext.chat.prompt import Prompts, behind_system, exchange, without
 from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
+
+if TYPE_CHECKING:
+    from ggext.runtime.host import TextVocabulary
 
 Progress = Callable[[int, int], None]
 Finish = FinishReason | Literal["stop"]
@@ -103,7 +106,7 @@ class Conversation:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: TextVocabulary,
         engine: Engine,
         sampling: Sampling,
         options: ChatOptions | None = None,

@@ -7,7 +7,7 @@ import copy
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ggext.chat.reasoning import (
     Tags,
@@ -21,26 +21,10 @@ from ggext.chat.template import ChatTemplate, TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
 
+if TYPE_CHECKING:
+    from ggext.runtime.host import TextVocabulary
+
 _TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks behind it have
-
-
-class Vocabulary(Protocol):
-    """What a prompt needs of `ggext.runtime.model.Model`."""
-
-    @property
-    def chat_template(self) -> str | None: ...
-    @property
-    def adds_bos(self) -> bool: ...
-    @property
-    def bos(self) -> int: ...
-    @property
-    def eos(self) -> int: ...
-    def tokenize(
-        self, text: str, *, add_special: bool = ..., parse_special: bool = ...
-    ) -> list[int]: ...
-    def token_to_piece(self, token: int) -> bytes: ...
-    def token_text(self, token: int) -> str: ...
-    def is_control(self, token: int) -> bool: ...
 
 
 class Prompts:
@@ -53,7 +37,7 @@ class Prompts:
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
+        vocabulary: TextVocabulary,
         think: bool | None = None,
         template: TemplateChoice | None = None,
     ) -> None:
@@ -149,7 +133,7 @@ class Detokenizer:
     Control tokens have no text; but those that occur in ``marks`` are spelled.
     """
 
-    def __init__(self, vocabulary: Vocabulary, marks: str = "") -> None:
+    def __init__(self, vocabulary: TextVocabulary, marks: str = "") -> None:
         self.tokens: list[int] = []
         self._vocabulary = vocabulary
         self._marks = marks
@@ -205,7 +189,7 @@ def _first(turns: Sequence[Turn]) -> int:
     return 1 if turns and turns[0].role == "system" else 0
 
 
-def _special(vocabulary: Vocabulary) -> dict[str, str]:
+def _special(vocabulary: TextVocabulary) -> dict[str, str]:
     tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
     return {
         name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()

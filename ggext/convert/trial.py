@@ -11,17 +11,16 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from ggext.errors import GgufError, OutputError
 from ggext.gguf.header import alignment_of, pack_header, packed_length, roomy_length
 from ggext.gguf.types import Field, aligned
 from ggext.gguf.writer import TensorToWrite, layout
+from ggext.runtime.closing import Closing
 from ggext.runtime.refusals import refusal
 
 
-class Trial:
+class Trial(Closing):
     """Of one output: `begin` with what its header says, `check` before it gets its name."""
 
     def __init__(self, out: Path) -> None:
@@ -32,15 +31,8 @@ class Trial:
         self._by_table: str | None = None
         self._hollow: Path | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Ends the trial and removes its file; further calls do nothing."""
         self._trial.close()
         if self._hollow is not None:
             self._hollow.unlink(missing_ok=True)

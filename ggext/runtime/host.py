@@ -31,13 +31,9 @@ class Opening:
     parallel: int = 1
 
 
-class Vocabulary(Protocol):
-    """What text needs of a model, here or in another process; see `ggext.runtime.model.Model`."""
+class TextVocabulary(Protocol):
+    """What a prompt needs of `ggext.runtime.model.Model`."""
 
-    @property
-    def path(self) -> Path: ...
-    @property
-    def n_ctx_original(self) -> int: ...
     @property
     def chat_template(self) -> str | None: ...
     @property
@@ -52,6 +48,15 @@ class Vocabulary(Protocol):
     def token_to_piece(self, token: int) -> bytes: ...
     def token_text(self, token: int) -> str: ...
     def is_control(self, token: int) -> bool: ...
+
+
+class Vocabulary(TextVocabulary, Protocol):
+    """What text needs of a model, here or in another process; see `ggext.runtime.model.Model`."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def n_ctx_original(self) -> int: ...
 
 
 class Engine(Protocol):
