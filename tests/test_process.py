@@ -135,3 +135,15 @@ def test_an_empty_document_is_told(question: list[str], tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert f"{empty.name} is empty: there is nothing to read" in done.stderr
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.7, 0.9])
+def test_an_interrupt_ends_verify_and_is_never_a_verdict(demo_gguf: Path, seconds: float) -> None:
+    """On the edge of a callback it was dropped: exit code 0 or 1, and a wrong verdict."""
+    command = [sys.executable, "-m", "ggext", "verify", str(demo_gguf)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        time.sleep(seconds)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+            assert (process.returncode, output) == (130, b"")
