@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from paths import SHARED
 
 if TYPE_CHECKING:
     from vocabulary import Load
 
     from ggext.checkpoint.vocabulary.read import Vocabulary
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -5,7 +5,7 @@ difference, with why.
     python tools/compare_with_upstream.py --llama-cpp PATH --families
 
 PATH is a checkout of llama.cpp; its converter needs torch and transformers. ``--families`` compares
-tiny random models of the families (tests/family_rows.py) and prints the tables of docs/upstream.md.
+tiny random models of the families (tests/support/family_rows.py) and prints the tables of docs/upstream.md.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def compare(llama_cpp: Path, checkpoint: Path, pre: str = "") -> tuple[int, list
 
 
 def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
-    """``name``: of a row in tests/family_rows.py. Raises ``RuntimeError`` where upstream does not
+    """``name``: of a row in tests/support/family_rows.py. Raises ``RuntimeError`` where upstream does not
     convert it."""
     from family_rows import ROWS
     from tiny import make_model
@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--families", action="store_true")
     options = parser.parse_args()
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
     for checkpoint in options.checkpoints:
         report(checkpoint.name, *compare(options.llama_cpp, checkpoint))
     if options.families:

@@ -17,7 +17,7 @@ from ggext.converters import known_families
 if TYPE_CHECKING:
     from family_rows import Row
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 
 HEAD = """# Families
 

@@ -3,6 +3,7 @@ wrong, the exit code 130 for Ctrl-C at any moment."""
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
@@ -41,6 +42,9 @@ def run(command: Callable[[], Any]) -> NoReturn:
         quits = signal.getsignal(signal.SIGINT) is leave_at_once
         if quits:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            # Registered first, it runs last. After it Python would put the system's own handler
+            # back, and Ctrl-C would take the exit code from a command that has said all.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
         _open_streams()
         try:
             code = command()

@@ -2,8 +2,8 @@
 
 Read from the pinned llama.cpp: ``llama_model_rope_type`` for the layout,
 ``load_arch_tensors`` for the tensors, ``load_arch_hparams`` for the keys.
-``tests/test_rope_capabilities.py`` derives every entry again from what the installed library does
-with a tiny model of the architecture.
+``tests/rope/test_rope_capabilities.py`` derives every entry again from what the installed library
+does with a tiny model of the architecture.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ PARTS = {
     "hostile/texts.py": 0.15,
     "hostile/templates.py": 0.1,
     "hostile/grammars.py": 0.1,
-    "fuzz_gguf.py": 0.15,
+    "support/fuzz_gguf.py": 0.15,
 }
 
 

@@ -167,11 +167,12 @@ for line in sys.stdin:
 
 def followed(cases: list[tuple[str, str, str]], steps: int) -> list[Any]:
     """What a child said of the cases: name, seconds to check, slowest step, MB, its refusal."""
-    tests = str(Path(__file__).parents[1])
+    tests = Path(__file__).resolve().parents[1]
+    path = os.pathsep.join((str(tests), str(tests / "support")))
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(steps)],
         input="".join(json.dumps(case) + "\n" for case in cases),
-        env={**os.environ, "PYTHONPATH": tests},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "support")]
 
 from ggext.gguf.types import Field  # noqa: E402
 from ggext.gguf.writer import TensorToWrite, write_gguf  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SHARED
+from paths import SHARED
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert

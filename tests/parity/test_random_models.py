@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from family_rows import WITHOUT_A_ROW
 from ggext.converters import known_families
 from random_models import gelu_of_ggml, make_random_model, random_model_config, respell
-from test_families_table import WITHOUT_A_ROW
 
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError

@@ -1,0 +1,490 @@
+"""The families' test rows: a tiny model of each family's shape, and how close its logits must come
+to transformers'."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ggext.rope.scaling import RopeScaling
+
+YARN_4 = RopeScaling("yarn", factor=4)
+
+
+@dataclass(frozen=True)
+class Row:
+    """``config``: what is not as in ``tiny.make_model``. ``rope``: baked over the checkpoint's own,
+    ``None`` for the checkpoint's own. ``bound``: on the mean KL in nats; why it is not 1e-6 stands
+    in the family's file. ``beyond``: whether the scaling says of which context it starts.
+    ``exact``: whether llama.cpp can be made to run it."""
+
+    model_type: str
+    config: dict[str, Any] = field(default_factory=dict)
+    rope: RopeScaling | None = YARN_4
+    bound: float = 1e-6
+    beyond: bool = True
+    exact: bool = True
+
+
+def _nested(full: dict[str, Any], base: float, sliding_base: float) -> dict[str, Any]:
+    """Rope parameters by layer kind, of which the sliding one is not scaled."""
+    return {
+        "full_attention": {"rope_theta": base, **full},
+        "sliding_attention": {"rope_type": "default", "rope_theta": sliding_base},
+    }
+
+
+_OWN_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+_OWN_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "rope_theta": 1e6,
+}
+_LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+_LATENT = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+}
+_MINICPM3 = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 48,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "tie_word_embeddings": True,
+}
+_GPT_OSS = {
+    "num_hidden_layers": 3,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "sliding_window": 32,
+}
+_GLM4_MOE = {
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+}
+_GRANITE_MOE = {
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "embedding_multiplier": 12.0,
+    "attention_multiplier": 0.0625,
+    "residual_multiplier": 0.5,
+    "logits_scaling": 2.0,
+}
+_GROWING = _OWN_YARN | {
+    "rope_theta": 1e6,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+    "llama_4_scaling_beta": 0.3,
+    "max_position_embeddings": 256,
+}
+_LLAMA4 = {
+    "num_hidden_layers": 4,
+    "head_dim": 48,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "intermediate_size_mlp": 96,
+}
+_NARROW = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+def _own(kind: str, **parameters: Any) -> dict[str, Any]:
+    """The checkpoint's own scaling, from 64 tokens to 256."""
+    own = {
+        "rope_type": kind,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 64,
+    } | parameters
+    return {"rope_parameters": own, "max_position_embeddings": 256}
+
+
+def sections(*pairs: int) -> dict[str, Any]:
+    """Rope parameters with M-RoPE's sections: pairs by time, height and width."""
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(pairs)}
+
+
+SEES_QWEN2 = {"depth": 1, "embed_dim": 32, "hidden_size": 128, "num_heads": 2}
+SEES_QWEN2_5 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "fullatt_block_indexes": [0],
+}
+SEES_QWEN3 = {
+    "depth": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "out_hidden_size": 128,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0],
+}
+
+
+def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
+    return {"vision_config": vision, "rope_parameters": sections(*pairs), **config}
+
+
+ROWS = {
+    "apertus": Row(
+        "apertus", _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), rope=None
+    ),
+    "arcee": Row("arcee", {"head_dim": 48}),
+    "arcee-own": Row(
+        "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
+    ),
+    "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
+    "cohere-plus": Row(
+        "cohere",
+        _NARROW
+        | {
+            "num_hidden_layers": 64,
+            "use_qk_norm": True,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.05,
+        },
+    ),
+    "cohere2": Row(
+        "cohere2",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+            "logit_scale": 0.5,
+        },
+    ),
+    "ernie4_5": Row("ernie4_5", {"head_dim": 48, "tie_word_embeddings": True}),
+    "deepseek_v2": Row("deepseek_v2", _LATENT),
+    "deepseek_v2-lite-mscale": Row(
+        "deepseek_v2",
+        _LATENT
+        | {
+            "q_lora_rank": None,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {"rope_theta": 1e4, "mscale": 0.707, "mscale_all_dim": 0.707},
+        },
+        None,
+    ),
+    "deepseek_v3": Row("deepseek_v3", _LATENT | {"n_group": 4, "topk_group": 2}),
+    "deepseek_v3-mscale": Row(
+        "deepseek_v3",
+        _LATENT
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        None,
+    ),
+    "deepseek_v3-linear": Row(
+        "deepseek_v3", _LATENT | {"n_group": 1, "topk_group": 1}, RopeScaling("linear", factor=4)
+    ),
+    "kimi-k2-betas": Row(
+        "deepseek_v3",
+        _LATENT
+        | {
+            "n_group": 1,
+            "topk_group": 1,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {
+                "rope_theta": 1e4,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 1.0,
+                "beta_slow": 1.0,
+            },
+        },
+        None,
+    ),
+    "dots1": Row("dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}),
+    "ernie4_5_moe": Row(
+        "ernie4_5_moe",
+        {
+            "num_hidden_layers": 3,
+            "moe_num_experts": 8,
+            "moe_k": 3,
+            "moe_intermediate_size": 48,
+            "moe_num_shared_experts": 2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone4-1.2b": Row(
+        "exaone4",
+        {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 2,
+            "rope_parameters": _OWN_LLAMA3,
+            "max_position_embeddings": 256,
+        },
+        None,
+    ),
+    "exaone4-32b": Row(
+        "exaone4",
+        _NARROW
+        | {
+            "num_hidden_layers": 64,
+            "sliding_window": 32,
+            "initializer_range": 0.1,
+            "rope_parameters": _OWN_LLAMA3,
+            "max_position_embeddings": 256,
+        },
+        None,
+    ),
+    "falcon": Row("falcon", {"hidden_size": 128, "num_kv_heads": None, "alibi": False}),
+    "falcon-40b": Row("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-11b": Row(
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
+    "gemma2": Row(
+        "gemma2",
+        {
+            "num_hidden_layers": 3,
+            "head_dim": 48,
+            "query_pre_attn_scalar": 48,
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+        },
+        bound=2e-6,
+    ),
+    "gemma2-27b": Row(
+        "gemma2",
+        _NARROW
+        | {
+            "num_hidden_layers": 46,
+            "head_dim": 24,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+            "initializer_range": 0.05,
+        },
+    ),
+    "gemma3_text": Row(
+        "gemma3_text",
+        {
+            "num_hidden_layers": 7,
+            "head_dim": 48,
+            "query_pre_attn_scalar": 48,
+            "sliding_window": 32,
+            "tie_word_embeddings": True,
+        },
+        bound=1e-5,
+    ),
+    "gemma3_text-linear": Row(
+        "gemma3_text",
+        {
+            "num_hidden_layers": 7,
+            "head_dim": 48,
+            "query_pre_attn_scalar": 48,
+            "sliding_window": 32,
+            "max_position_embeddings": 256,
+            "final_logit_softcapping": 20.0,
+            "rope_parameters": _nested({"rope_type": "linear", "factor": 8.0}, 1e6, 1e4),
+        },
+        None,
+        1e-5,
+        beyond=False,
+    ),
+    "glm4": Row("glm4", {"head_dim": 48}),
+    "glm4_moe_lite": Row("glm4_moe_lite", _LATENT),
+    "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
+    "glm4_moe-norms": Row(
+        "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
+    ),
+    "gpt_neox": Row("gpt_neox"),
+    "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt_oss": Row(
+        "gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
+    ),
+    "gpt_oss-own": Row(
+        "gpt_oss",
+        _GPT_OSS
+        | {
+            "max_position_embeddings": 256,
+            "head_dim": 64,
+            "rope_parameters": _OWN_YARN | {"truncate": False, "rope_theta": 150000.0},
+        },
+        None,
+        0.31,
+        exact=False,
+    ),
+    "granite": Row(
+        "granite",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.0625,
+            "residual_multiplier": 0.8,
+            "logits_scaling": 0.5,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
+    "granitemoe": Row("granitemoe", _GRANITE_MOE),
+    "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
+    "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
+    "hunyuan_v1_dense-own": Row(
+        "hunyuan_v1_dense",
+        {
+            "head_dim": 32,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "rope_theta": 10000.0,
+                "alpha": 8.0,
+                "factor": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "beta_fast": 32,
+                "beta_slow": 1,
+            },
+        },
+        None,
+        beyond=False,
+    ),
+    "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
+    "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    "lfm2_moe": Row(
+        "lfm2_moe",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention"] * 2,
+            "num_dense_layers": 1,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+        },
+    ),
+    "llama": Row("llama"),
+    "llama4_text": Row("llama4_text", _LLAMA4),
+    "llama4_text-own": Row(
+        "llama4_text",
+        _LLAMA4
+        | {
+            "interleave_moe_layer_step": 2,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0},
+        },
+        None,
+    ),
+    "minimax_m2": Row(
+        "minimax_m2", {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2}
+    ),
+    "minimax_m2-partial": Row(
+        "minimax_m2",
+        {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 24},
+    ),
+    "minicpm3": Row("minicpm3", _MINICPM3),
+    "minicpm3-own": Row(
+        "minicpm3",
+        _MINICPM3
+        | {
+            "rope_parameters": _LONGROPE
+            | {
+                "short_factor": [1 + 0.02 * i for i in range(8)],
+                "long_factor": [1.05 + 0.6 * i for i in range(8)],
+            },
+            "max_position_embeddings": 256,
+        },
+        None,
+    ),
+    "ministral3": Row(
+        "ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None
+    ),
+    "mistral": Row("mistral", {"sliding_window": None}),
+    "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "nemotron": Row("nemotron"),
+    "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "olmo": Row("olmo"),
+    "olmo-clipped": Row("olmo", {"clip_qkv": 1.5, "tie_word_embeddings": True}),
+    "olmo2": Row("olmo2"),
+    "olmo2-tied": Row("olmo2", {"tie_word_embeddings": True}),
+    "olmo3": Row("olmo3", {"num_hidden_layers": 5, "sliding_window": 32}),
+    "olmo3-own": Row(
+        "olmo3",
+        {
+            "num_hidden_layers": 5,
+            "sliding_window": 32,
+            "max_position_embeddings": 256,
+            "rope_parameters": _nested(_OWN_YARN | {"attention_factor": 1.2}, 5e5, 5e5),
+        },
+        None,
+    ),
+    "olmoe": Row("olmoe", {"num_key_value_heads": 4, "num_experts": 6, "num_experts_per_tok": 2}),
+    "phi": Row("phi"),
+    "phi3": Row(
+        "phi3",
+        {
+            "rope_parameters": _LONGROPE
+            | {
+                "short_factor": [1 + 0.02 * i for i in range(16)],
+                "long_factor": [1.05 + 0.6 * i for i in range(16)],
+            },
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+        },
+        None,
+    ),
+    "phi3-partial": Row(
+        "phi3",
+        {
+            "rope_parameters": _LONGROPE
+            | {
+                "short_factor": [1 + 0.02 * i for i in range(12)],
+                "long_factor": [1.05 + 0.6 * i for i in range(12)],
+                "partial_rotary_factor": 0.75,
+            },
+            "max_position_embeddings": 256,
+            "original_max_position_embeddings": 64,
+        },
+        None,
+    ),
+    "qwen2": Row("qwen2"),
+    "qwen2_moe": Row("qwen2_moe", EXPERTS | {"shared_expert_intermediate_size": 96}),
+    "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
+    "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
+    "qwen3": Row("qwen3", {"head_dim": 24}),
+    "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
+    "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
+    "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
+    "seed_oss": Row("seed_oss", {"head_dim": 48}),
+    "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    "stablelm": Row("stablelm", {"use_qkv_bias": True}),
+    "stablelm-12b": Row("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "starcoder2": Row("starcoder2", {"tie_word_embeddings": True}),
+}
+
+#: Another name of a family, or a part of a model, that transformers' own class cannot make a text
+#: model of.
+WITHOUT_A_ROW = {"gemma3", "kimi_k2", "llama4", "mistral3"}
