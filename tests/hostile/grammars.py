@@ -127,6 +127,7 @@ CHILD = """
 import json, resource, sys, time
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 import random
+from processes import peak_memory
 from schema_walks import END, matcher
 import numpy as np
 from ggext.errors import GgextError
@@ -160,7 +161,7 @@ for line in sys.stdin:
         said = ""
     except GgextError as refused:
         checked, slowest, said = time.process_time(), 0.0, str(refused)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    memory = peak_memory() >> 10
     print(json.dumps([name, checked - start, slowest, memory, said]), flush=True)
 """
 

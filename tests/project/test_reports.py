@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from pathlib import Path
 
 from paths import ROOT
 
@@ -43,13 +44,14 @@ def functions(file: str) -> set[str]:
 def test_every_row_names_tests_that_exist() -> None:
     named = rows()
     assert len(named) > 30
-    anywhere = {name for path in TESTS.rglob("test_*.py") for name in functions(str(path))}
+    files = {path.name: str(path) for path in TESTS.rglob("test_*.py")}
+    anywhere = {name for file in files.values() for name in functions(file)}
     for cell, usual in named:
         file, tests = usual, 0
         for name in re.findall(r"`([^`]+)`", cell):
             if name.endswith(".py"):
-                file = name.removeprefix("tests/")
-                assert (TESTS / file).is_file(), f"{file} of {cell}"
+                assert Path(name).name in files, f"{name} of {cell}"
+                file = files[Path(name).name]
                 tests += 1
                 continue
             assert name in (functions(file) if file else anywhere), f"{name} is not in {file}"
