@@ -381,6 +381,30 @@ class Cache(Closing):
         if distance:
             self.move(start, [place + distance for place in self.positions[start:]])
 
+    def condense(self, start: int, end: int, extra: int, chosen: NDArray[np.intp]) -> None:
+        """Tokens `start` to `end` leave as tokens. Of their cells, and of the `extra` ones in front
+        of them that belong to no token, those numbered in `chosen` (ascending) stay, at positions
+        in a row; the tokens after them follow. Whatever leaves it in the middle leaves an empty
+        cache. Raises ModelError."""
+        import numpy as np
+
+        first, cells = start, extra + len(self.tokens) - start
+        stay = np.concatenate([chosen, np.arange(extra + end - start, cells)])
+        places = np.arange(first, first + len(stay), dtype=np.int32)
+        with self.whole():
+            # Downward from the bottom, so that nothing lands among what is still to move.
+            for at in range(0, cells, _MOVED_AT_ONCE):
+                low, high = np.searchsorted(stay, (at, at + _MOVED_AT_ONCE))
+                block = self.take(first + at, first + min(at + _MOVED_AT_ONCE, cells))
+                self.remove(first + at, first + min(at + _MOVED_AT_ONCE, cells))
+                if low < high:
+                    self.put(
+                        self.rotation().moved(block.cells(stay[low:high] - at), places[low:high])
+                    )
+        del self.tokens[start:end], self.positions[start:end]
+        self.positions[start:] = places[len(chosen) :].tolist()
+        self.aligned = self.repeatable(start)
+
     def move(self, start: int, places: list[int]) -> None:
         """The tokens from index `start` on stand at `places` from now, their keys turned
         accordingly.

@@ -15,22 +15,25 @@ POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
 
 @dataclass(frozen=True)
 class MemoryOptions:
-    """What a session does when its context is full. All sizes in tokens.
+    """What a session does when its context is full. All sizes in tokens. Raises UsageError."""
 
-    ``when_full``: the policy. ``sinks``: the first tokens, which never leave. ``evict``: tokens
-    that leave at once, None: a quarter of the window. ``block``: landmark stores and compress
-    averages such runs. ``retrieved``: blocks that landmark brings back at a time. ``group``:
-    positions that self-extend makes one, tokens that compress makes one memory cell. ``spill``: a
-    folder where landmark keeps its blocks instead of in memory. Raises UsageError.
-    """
-
+    # The policy.
     when_full: WhenFull = "stop"
+    # The first tokens, which never leave.
     sinks: int = 4
+    # Tokens that leave at once; None: a quarter of the window.
     evict: int | None = None
+    # Landmark stores runs of this many tokens.
     block: int = 128
+    # Blocks that landmark brings back at a time.
     retrieved: int = 4
+    # Positions that self-extend makes one.
     group: int = 8
+    # A folder where landmark keeps its blocks instead of in memory.
     spill: Path | None = None
+    # The context has this share of the cells that its tokens would take (compress): 0.25 holds a
+    # text in a quarter of the memory.
+    keep: float = 1.0
 
     @property
     def window(self) -> str:
