@@ -37,8 +37,9 @@ class TensorRule:
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
     ``unless``: not written, for this reason, which is told where it is there. ``instead``: the rule
-    of another form in which checkpoints have the same, taken where it alone is there; the target is
-    this one's. ``hint``: what is said beside a source that is not there.
+    of another form in which checkpoints have the same, by other names or of another shape, taken
+    where it alone is there; the target is this one's, and it may have another form in its turn.
+    ``hint``: what is said beside a source that is not there.
     """
 
     sources: tuple[str, ...]
@@ -102,6 +103,11 @@ class Family:
                 f"num_key_value_heads {self.n_kv_heads}"
             )
         self.check()
+
+    @classmethod
+    def of(cls, config: Config) -> Family:
+        """The converter of a checkpoint of this ``model_type``."""
+        return cls(config)
 
     def check(self) -> None:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
@@ -253,7 +259,7 @@ def experts(
             (f"{fused}.gate_up_proj",),
             (count, 2 * n_ff, n_embd),
             target=written_as,
-            arranged=partial(_rows_of_each, part),
+            arranged=partial(rows_of_each, part),
             written=(count, n_ff, n_embd),
         )
         template = f"{module}.experts.{{}}.{name}"
@@ -263,8 +269,13 @@ def experts(
     yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 
 
-def _rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return matrices[:, part]
+
+
+def columns_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As rows."""
+    return matrices.swapaxes(1, 2)[:, part]
 
 
 @cache

@@ -110,6 +110,15 @@ class ArchitectureFacts:
 _PLAIN = ArchitectureFacts()
 _PART = ArchitectureFacts(rotates="part")
 _LLAMA = ArchitectureFacts(experts="some")
+_DEEPSEEK2 = ArchitectureFacts(
+    rotates="part",
+    latent="cached",
+    experts="some",
+    expert_rows="own",
+    shared_rows="counted",
+    gating=(0, 1, 2, 3, 4),
+    shapes=_LATENT,
+)
 
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
@@ -117,15 +126,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "arcee": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
-        "deepseek2": ArchitectureFacts(
-            rotates="part",
-            latent="cached",
-            experts="some",
-            expert_rows="own",
-            shared_rows="counted",
-            gating=(0, 1, 2, 3, 4),
-            shapes=_LATENT,
-        ),
+        "deepseek2": _DEEPSEEK2,
         "dots1": ArchitectureFacts(
             experts="some", expert_rows="own", shared_rows="counted", gating=(1, 2, 3, 4)
         ),
@@ -167,6 +168,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             rotates="part", experts="all", gating=(1, 2, 3, 4), shapes=_NORMS_OF_ALL_HEADS
         ),
         "mistral3": _LLAMA,
+        "mistral4": _DEEPSEEK2,
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
@@ -179,6 +181,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
         "qwen3vl": ArchitectureFacts(sections=True),
+        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections=True),
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),

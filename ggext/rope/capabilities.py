@@ -47,6 +47,9 @@ class RopeCapability:
     norm_behind: bool = False
     sliding: Sliding = "others"
     unrotated_step: int = 0
+    #: With that multiplier the gain is not divided: the context multiplies by the same
+    #: (``llama_context`` of deepseek2).
+    keeps_gain: bool = False
     #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
     sections: Sections = "none"
 
@@ -70,7 +73,9 @@ CAPABILITIES = {
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone"),
     "command-r": RopeCapability("norm"),
-    "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "deepseek2": RopeCapability(
+        "norm", reads_log_multiplier=True, scores="scaled", keeps_gain=True
+    ),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
     "ernie4_5-moe": RopeCapability("norm"),
@@ -104,6 +109,7 @@ CAPABILITIES = {
         reads_betas=True,
         reads_log_multiplier=True,
     ),
+    "mistral4": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
     "nemotron": RopeCapability("neox"),
     "olmo": RopeCapability("norm"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),
@@ -116,6 +122,7 @@ CAPABILITIES = {
     "qwen3": RopeCapability("neox", query_norm=True),
     "qwen3moe": RopeCapability("neox", query_norm=True),
     "qwen3vl": RopeCapability("neox", query_norm=True, sections="interleaved"),
+    "qwen3vlmoe": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),

@@ -207,9 +207,10 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:
-    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph
-    takes the kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln
-    f + 1))², f the factor of the frequencies whatever the scaling type."""
+    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2`` and
+    ``mistral4``, whose graph takes the kernel's gain g back from the context's and multiplies by
+    (g · (0.1 · multiplier · ln f + 1))², f the factor of the frequencies whatever the scaling
+    type."""
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
@@ -228,7 +229,7 @@ def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: flo
     if kind != "yarn":
         return gain
     multiplier = _log_multiplier(keys, arch)
-    if capability_of(arch).scores == "scaled":
+    if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
 

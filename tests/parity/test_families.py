@@ -108,7 +108,12 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
 
 @pytest.mark.parametrize(
     ("model_type", "outer"),
-    [("ministral3", "mistral3"), ("mistral", "mistral3"), ("llama4_text", "llama4")],
+    [
+        ("ministral3", "mistral3"),
+        ("mistral", "mistral3"),
+        ("mistral4", "mistral3"),
+        ("llama4_text", "llama4"),
+    ],
 )
 def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:
     """Its names have a prefix, and its configuration is nested."""

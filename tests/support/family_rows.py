@@ -96,6 +96,12 @@ _GROWING = _OWN_YARN | {
     "llama_4_scaling_beta": 0.3,
     "max_position_embeddings": 256,
 }
+_OWN_GROWTH = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.3,
+}
 _LLAMA4 = {
     "num_hidden_layers": 4,
     "head_dim": 48,
@@ -423,6 +429,23 @@ ROWS = {
         "ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None
     ),
     "mistral": Row("mistral", {"sliding_window": None}),
+    "mistral4": Row(
+        "mistral4",
+        _LATENT
+        | {"first_k_dense_replace": 0, "max_position_embeddings": 256}
+        | {"rope_parameters": _GROWING | {"rope_theta": 1e4}},
+        None,
+    ),
+    "mistral4-groups": Row(
+        "mistral4",
+        _LATENT
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": _OWN_GROWTH,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
@@ -478,6 +501,7 @@ ROWS = {
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
     "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
+    "qwen3_vl_moe": Row("qwen3_vl_moe", EXPERTS | _seeing(SEES_QWEN3, 6, 5, 5)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),

@@ -217,6 +217,10 @@ def _what_belongs_together(
         )
         if not config.get("new_decoder_architecture"):
             fixed["num_ln_in_parallel_attn"] = None
+    if model_type == "mistral4":  # whose class finds the share and the size itself
+        config.pop("head_dim", None)
+        del fixed["head_dim"]
+        config["rope_parameters"].pop("partial_rotary_factor", None)
     if model_type in ("gemma2", "gemma3_text"):
         usual = config.get("head_dim", 256)
         fixed |= {

@@ -108,6 +108,20 @@ GLM4_MOE = {
     "moe_intermediate_size": 32,
     "n_shared_experts": 1,
 }
+LATENT = {
+    "num_key_value_heads": N_HEADS,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": HEAD,
+    "qk_rope_head_dim": HEAD,
+    "v_head_dim": HEAD,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -118,23 +132,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2",
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
     ),
-    "deepseek2": (
-        "deepseek_v3",
-        {
-            "num_key_value_heads": N_HEADS,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": HEAD,
-            "qk_rope_head_dim": HEAD,
-            "v_head_dim": HEAD,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "n_group": 1,
-            "topk_group": 1,
-        },
-    ),
+    "deepseek2": ("deepseek_v3", LATENT),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -205,6 +203,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax_m2",
         {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "mistral4": (
+        "mistral4",
+        LATENT
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
     "nemotron": ("nemotron", {}),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
@@ -225,6 +235,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3vl": (
         "qwen3_vl",
         {"vision_config": SEES_QWEN3, "rope_parameters": sections(3, 3, 2), "head_dim": HEAD},
+    ),
+    "qwen3vlmoe": (
+        "qwen3_vl_moe",
+        {
+            "vision_config": SEES_QWEN3,
+            "rope_parameters": sections(3, 3, 2),
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
     ),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
