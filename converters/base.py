@@ -63,7 +63,8 @@ class Family:
     their architecture in llama.cpp would compute otherwise.
 
     ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent
-    (null is not), of what no tensor's shape would give away. ``embedding``, ``head``: the modules
+    (null is not), of what no tensor's shape would give away. ``attribute_map``: name of a key here
+    → the one that the family's config.json has for it. ``embedding``, ``head``: the modules
     of the embedding and of the output matrix. ``has_output``: the architecture reads an output
     matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
     takes for ``tie_word_embeddings``, where that and not ``text_config`` decides; ``tied_by_text``:
@@ -72,6 +73,7 @@ class Family:
 
     arch: str
     defaults: ClassVar[Mapping[str, Any]] = {}
+    attribute_map: ClassVar[Mapping[str, str]] = {}
     embedding = "model.embed_tokens"
     head = "lm_head"
     has_output = True
@@ -89,7 +91,8 @@ class Family:
                 if self.tied_by_text and text.get("tie_word_embeddings") is True:
                     tied = True
                 values["tie_word_embeddings"] = tied
-        self.config = config = replace(config, values={**self.defaults, **values})
+        named = {ours: values[own] for ours, own in self.attribute_map.items() if own in values}
+        self.config = config = replace(config, values={**self.defaults, **values, **named})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")

@@ -134,6 +134,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "ernie4_5-moe": ArchitectureFacts(
             experts="some", expert_rows="own", positive=("interleave_moe_layer_step",)
         ),
+        "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
         "gemma": _PART,
@@ -152,6 +153,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "granite": _LLAMA,
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
+        "internlm2": _PLAIN,
         "lfm2": ArchitectureFacts(rotates="part", convolutions=True, shapes=_CONVOLUTIONS),
         "lfm2moe": ArchitectureFacts(
             rotates="part",

@@ -79,6 +79,7 @@ CAPABILITIES = {
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
     "ernie4_5-moe": RopeCapability("norm"),
+    "exaone": RopeCapability("neox", loads_rope_freqs=True),
     "exaone4": RopeCapability(
         "neox",
         loads_rope_freqs=True,
@@ -96,6 +97,7 @@ CAPABILITIES = {
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "granitemoe": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
+    "internlm2": RopeCapability("norm"),
     "lfm2": RopeCapability("neox", query_norm=True),
     "lfm2moe": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),

@@ -127,6 +127,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
+    "exaone": FamilyRule(read_as="llama"),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
@@ -172,7 +173,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         | {"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
     ),
     "mistral4": FamilyRule(
-        defaults=_LATENT.defaults | {"qk_nope_head_dim": 64},
+        defaults={**_LATENT.defaults, "qk_nope_head_dim": 64},
         head_dim_keys=_LATENT.head_dim_keys,
         share_of=("qk_nope_head_dim", "qk_rope_head_dim"),
         beside=_GROWING_QUERIES,

@@ -16,7 +16,8 @@ class Row:
     """``config``: what is not as in ``tiny.make_model``. ``rope``: baked over the checkpoint's own,
     ``None`` for the checkpoint's own. ``bound``: on the mean KL in nats; why it is not 1e-6 stands
     in the family's file. ``beyond``: whether the scaling says of which context it starts.
-    ``exact``: whether llama.cpp can be made to run it."""
+    ``exact``: whether llama.cpp can be made to run it. ``renamed``: transformers does not know the
+    family; the model is one of ``model_type`` under this family's names (`renamed.py`)."""
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -24,6 +25,12 @@ class Row:
     bound: float = 1e-6
     beyond: bool = True
     exact: bool = True
+    renamed: str = ""
+
+    @property
+    def family(self) -> str:
+        """The ``model_type`` that is converted."""
+        return self.renamed or self.model_type
 
 
 def _nested(full: dict[str, Any], base: float, sliding_base: float) -> dict[str, Any]:
@@ -244,6 +251,13 @@ ROWS = {
             "tie_word_embeddings": True,
         },
     ),
+    "exaone": Row(
+        "llama",
+        {"rope_parameters": _OWN_LLAMA3, "max_position_embeddings": 256, "rms_norm_eps": 1e-5},
+        None,
+        renamed="exaone",
+    ),
+    "exaone-tied": Row("llama", {"tie_word_embeddings": True}, renamed="exaone"),
     "exaone4-1.2b": Row(
         "exaone4",
         {
@@ -358,6 +372,28 @@ ROWS = {
     ),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "granitemoe": Row("granitemoe", _GRANITE_MOE),
+    "granitemoehybrid": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+        },
+    ),
+    "granitemoehybrid-experts": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
     "hunyuan_v1_dense-own": Row(
@@ -378,6 +414,10 @@ ROWS = {
         },
         None,
         beyond=False,
+    ),
+    "internlm2": Row("llama", renamed="internlm2"),
+    "internlm2-groups": Row(
+        "llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, renamed="internlm2"
     ),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),

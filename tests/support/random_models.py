@@ -255,6 +255,14 @@ def _what_belongs_together(
         fixed["head_dim"] = config["hidden_size"] // heads  # a free one is refused, mostly
     if model_type == "cohere2" and random.random() < 0.9:
         fixed["tie_word_embeddings"] = True
+    if model_type == "granitemoehybrid":
+        kind = "linear_attention" if random.random() < 0.1 else "full_attention"
+        fixed |= {
+            "layer_types": ["full_attention"] * (layers - 1) + [kind],
+            "position_embedding_type": "rope" if random.random() < 0.9 else None,
+            "num_local_experts": random.choice((0, 4)),
+            "mamba_n_heads": 2,
+        }
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
     if model_type in ("lfm2", "lfm2_moe"):

@@ -145,6 +145,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
+    "exaone": ("exaone", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
     "falcon": (
         "falcon",
@@ -172,6 +173,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
+    "internlm2": ("internlm2", {}),
     "lfm2": (
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
@@ -260,6 +262,7 @@ def _converted(arch: str) -> GgufFile:
     file's name says phi3, the pinned llama.cpp changes the attributes of tokens that this vocabulary
     has not, and fails."""
     pytest.importorskip("transformers")
+    from renamed import RENAMED, rename
     from tiny import make_model
 
     from ggext.convert import ConvertOptions, convert
@@ -272,7 +275,11 @@ def _converted(arch: str) -> GgufFile:
         "num_attention_heads": N_HEADS,
         "num_key_value_heads": N_KV,
     }
-    model = make_model(Path(_FOLDER.name, arch, "model"), model_type, **sizes | config)
+    model = make_model(
+        Path(_FOLDER.name, arch, "model"), RENAMED.get(model_type, model_type), **sizes | config
+    )
+    if model_type in RENAMED:
+        model = rename(model, Path(_FOLDER.name, arch, "renamed", "model"), model_type)
     out = Path(_FOLDER.name, f"{arch}.gguf")
     convert(ConvertOptions(model, out, RopeScaling("none")))
     return read_gguf(out)
