@@ -68,7 +68,8 @@ class Family:
     of the embedding and of the output matrix. ``has_output``: the architecture reads an output
     matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
     takes for ``tie_word_embeddings``, where that and not ``text_config`` decides; ``tied_by_text``:
-    that ``text_config`` says true is enough.
+    that ``text_config`` says true is enough. ``sectioned``: the file gets M-RoPE's sections, of an
+    architecture that can do without.
     """
 
     arch: str
@@ -79,6 +80,7 @@ class Family:
     has_output = True
     tied_as_part: ClassVar[bool | None] = None
     tied_by_text = False
+    sectioned = False
 
     def __init__(self, config: Config) -> None:
         values = config.values
@@ -136,7 +138,8 @@ class Family:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
         values = {**self.config.values, "head_dim": self.head_dim}
-        rope = read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
+        layout = capability_of(self.arch, sectioned=self.sectioned).layout
+        rope = read_replaceable_rope(values, layout, self.config.source)
         if not self.has_stray_part:
             return rope
         note = (

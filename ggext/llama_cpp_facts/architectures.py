@@ -101,8 +101,8 @@ class ArchitectureFacts:
     positive: tuple[str, ...] = ()
     # whether layers without keys and values are convolutions
     convolutions: bool = False
-    # whether it rotates by sections (M-RoPE); others must not have any
-    sections: bool = False
+    # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
+    sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
@@ -140,9 +140,10 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
-        "glm4": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
+        "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",
+            sections="may",
             experts="all",
             expert_rows="or_share",
             shared_rows="counted",
@@ -179,11 +180,11 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "phi3": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
         "qwen2": _PLAIN,
         "qwen2moe": ArchitectureFacts(experts="all", expert_rows="or_share", shared_rows="or_ff"),
-        "qwen2vl": ArchitectureFacts(sections=True),
+        "qwen2vl": ArchitectureFacts(sections="must"),
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
-        "qwen3vl": ArchitectureFacts(sections=True),
-        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections=True),
+        "qwen3vl": ArchitectureFacts(sections="must"),
+        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections="must"),
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),

@@ -8,7 +8,7 @@ does with a tiny model of the architecture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ggext.errors import RopeError
@@ -52,6 +52,8 @@ class RopeCapability:
     keeps_gain: bool = False
     #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
     sections: Sections = "none"
+    #: The same, in files that state sections, of an architecture that can do without.
+    optional_sections: Sections = "none"
 
     @property
     def shifts_keys(self) -> bool:
@@ -90,8 +92,8 @@ CAPABILITIES = {
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
-    "glm4": RopeCapability("norm"),
-    "glm4moe": RopeCapability("neox", query_norm=True),
+    "glm4": RopeCapability("norm", optional_sections="blocks"),
+    "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
@@ -132,12 +134,16 @@ CAPABILITIES = {
 }
 
 
-def capability_of(arch: str) -> RopeCapability:
-    """Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:
+    """``sectioned``: of a file with M-RoPE's sections, which some architectures can do without.
+    Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
     if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "
             "known: "
             f"{', '.join(CAPABILITIES)}"
         )
-    return CAPABILITIES[arch]
+    capability = CAPABILITIES[arch]
+    if sectioned and capability.optional_sections != "none":
+        return replace(capability, layout="neox", sections=capability.optional_sections)
+    return capability

@@ -135,7 +135,7 @@ def _candidates(
     scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
 ) -> list[Encoding]:
     """The simplest first."""
-    capability = capability_of(arch)
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     needed = _factor_tensors(scaling, capability)
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
@@ -183,7 +183,7 @@ def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
     """The keys that this architecture reads beside the common ones."""
-    capability = capability_of(arch)
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)

@@ -13,7 +13,9 @@ from typing import Any
 FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
-_COMPOSITE = frozenset("gemma3 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe".split())
+_COMPOSITE = frozenset(
+    "gemma3 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe glm4v glm4v_moe".split()
+)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -138,6 +140,8 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
     "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
+    "glm4v_text": FamilyRule(sections=(8, 12, 12)),
+    "glm4v_moe_text": FamilyRule(defaults={"partial_rotary_factor": 0.5}, sections=(8, 12, 12)),
     "gpt_neox": FamilyRule(
         defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
     ),

@@ -158,6 +158,14 @@ SEES_QWEN3 = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+SEES_GLM4 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+}
 
 
 def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
@@ -342,6 +350,22 @@ ROWS = {
     "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
     "glm4_moe-norms": Row(
         "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
+    ),
+    "glm4v": Row(
+        "glm4v",
+        {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
+    ),
+    "glm4v-whole": Row("glm4v", _seeing(SEES_GLM4, 4, 6, 6)),
+    "glm4v_moe": Row(
+        "glm4v_moe",
+        _GLM4_MOE
+        | {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
     ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
