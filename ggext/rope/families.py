@@ -14,7 +14,8 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe glm4v glm4v_moe".split()
+    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
+    "qwen3_vl_moe".split()
 )
 
 

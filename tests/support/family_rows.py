@@ -158,6 +158,14 @@ SEES_QWEN3 = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+SEES_KIMI = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+}
 SEES_GLM4 = {
     "depth": 1,
     "hidden_size": 32,
@@ -455,6 +463,19 @@ ROWS = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
         },
+    ),
+    "kimi_k25": Row(
+        "kimi_k25",
+        _LATENT
+        | {
+            "vision_config": SEES_KIMI,
+            "n_group": 1,
+            "topk_group": 1,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        None,
     ),
     "llama": Row("llama"),
     "llama4_text": Row("llama4_text", _LLAMA4),

@@ -151,18 +151,20 @@ def random_model_config(model_type: str, random: Random) -> Any:
         return AutoConfig.for_model(model_type, **random_config(model_type, random))
     row = next(row for row in ROWS.values() if row.model_type == model_type)
     text = random_config(text_type, random)
-    pairs = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"]) // 2
-    first, second = sorted(random.sample(range(pairs + 1), 2))
-    parameters = text.setdefault("rope_parameters", sections())
-    parameters["mrope_section"] = [first, second - first, pairs - second]
+    if "mrope_section" in row.config["rope_parameters"]:
+        pairs = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"]) // 2
+        first, second = sorted(random.sample(range(pairs + 1), 2))
+        parameters = text.setdefault("rope_parameters", sections())
+        parameters["mrope_section"] = [first, second - first, pairs - second]
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
     vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
+    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied
+        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied, **more
     )
 
 
