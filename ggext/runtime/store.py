@@ -48,9 +48,8 @@ _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
-_TOLERANCE = (
-    1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
-)
+#: Of the range of the logits; on the machine that saved them they are equal, bit for bit.
+TOLERANCE = 1e-3
 
 
 class StateError(GgextError):
@@ -298,16 +297,21 @@ def _check_key(saved: Any, now: Mapping[str, str]) -> None:
             raise StateError(f"{name} is another one than when the state was saved")
 
 
-def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
+def apart(now: NDArray[np.float32], saved: NDArray[np.float32]) -> float:
+    """The largest difference of two rows of logits, (n_vocab,), as a share of their range."""
     import numpy as np
 
+    if not np.isfinite(saved).all():
+        return np.inf
+    return float(np.abs(now - saved).max() / max(now.max() - now.min(), 1e-30))
+
+
+def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
     session.reread_last()
-    now = session.last_logits()
-    span = float(now.max() - now.min())
-    apart = float(np.abs(now - saved).max()) if np.isfinite(saved).all() else np.inf
-    if not apart <= _TOLERANCE * span:
+    difference = apart(session.last_logits(), saved)
+    if not difference <= TOLERANCE:
         session.clear()
         raise StateError(
-            f"the restored cache gives other logits than the saved one (by {apart:.2g} of "
-            f"{span:.2g})"
+            f"the restored cache gives other logits than the saved one (by {difference:.2g} of "
+            "their range)"
         )
