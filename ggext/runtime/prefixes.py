@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.footprint.machine import free_memory
-from ggext.runtime import store
 from ggext.runtime.closing import Closing
 from ggext.runtime.memory.base import Gone
-from ggext.runtime.reuse import in_common, reusable
+from ggext.runtime.reuse import TOLERANCE, apart, in_common, reusable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -133,7 +132,7 @@ def put_back(prefix: Prefix, cache: Cache, memory: Memory) -> None:
         cache.checkpoints.kept = prefix.windows
         memory.gone = gone
         memory.resume(prefix.account, map(memoryview, prefix.blocks))
-        if memory.reread_last() and store.apart(cache.logits(), prefix.logits) <= store.TOLERANCE:
+        if memory.reread_last() and apart(cache.logits(), prefix.logits) <= TOLERANCE:
             cache.aligned = prefix.aligned
             return
     except ModelError:

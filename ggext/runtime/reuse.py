@@ -1,4 +1,4 @@
-"""How much of a text a cache has already."""
+"""How much of a text a cache has already, and whether a cache that was put back is the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ggext.runtime.memory.base import Gone
+
+#: Of the range of the logits; on the machine that saved them they are equal, bit for bit.
+TOLERANCE = 1e-3
 
 
 def in_common(left: Sequence[int], right: Sequence[int]) -> int:
@@ -27,3 +33,12 @@ def reusable(cached: Sequence[int], gone: Gone, wanted: Sequence[int]) -> tuple[
             return common, common + count
     common = in_common(cached[:start] if count else cached, wanted)
     return common, common
+
+
+def apart(now: NDArray[np.float32], saved: NDArray[np.float32]) -> float:
+    """The largest difference of two rows of logits, (n_vocab,), as a share of their range."""
+    import numpy as np
+
+    if not np.isfinite(saved).all():
+        return np.inf
+    return float(np.abs(now - saved).max() / max(now.max() - now.min(), 1e-30))

@@ -32,6 +32,7 @@ from ggext.gguf.rope import effective_table
 from ggext.gguf.writer import check_room, output_errors
 from ggext.runtime import llama, state
 from ggext.runtime.memory.base import Gone
+from ggext.runtime.reuse import TOLERANCE, apart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +49,6 @@ _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
-#: Of the range of the logits; on the machine that saved them they are equal, bit for bit.
-TOLERANCE = 1e-3
 
 
 class StateError(GgextError):
@@ -295,15 +294,6 @@ def _check_key(saved: Any, now: Mapping[str, str]) -> None:
     for name, value in now.items():
         if there.get(name) != value:
             raise StateError(f"{name} is another one than when the state was saved")
-
-
-def apart(now: NDArray[np.float32], saved: NDArray[np.float32]) -> float:
-    """The largest difference of two rows of logits, (n_vocab,), as a share of their range."""
-    import numpy as np
-
-    if not np.isfinite(saved).all():
-        return np.inf
-    return float(np.abs(now - saved).max() / max(now.max() - now.min(), 1e-30))
 
 
 def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
