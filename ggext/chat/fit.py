@@ -66,8 +66,8 @@ def choices(room: Room, needed: int, used: int, *, running: bool = True) -> Iter
         policy = "/when-full POLICY" if running else "--when-full POLICY"
         yield (
             f"{policy} reads a text of any length: of what leaves the context, stream forgets all, "
-            "landmark brings back what resembles the question, compress keeps averages of the "
-            "latest"
+            "landmark brings back what resembles the question, compress keeps the tokens that "
+            "stand out"
         )
     yield "a shorter text, or a part of it at a time"
 

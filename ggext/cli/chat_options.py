@@ -226,6 +226,16 @@ context = group(
         help="What stays when the context is full.",
     ),
     click.option(
+        "--keep",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        metavar="SHARE",
+        help=(
+            "With --when-full compress: the memory that the text may take, as a share of what "
+            "all of it would; 0.25 is a quarter.  [default: 1]"
+        ),
+    ),
+    click.option(
         "--dynamic-ntk",
         type=click.Choice(["rotate", "replay"]),
         help=(

@@ -33,6 +33,7 @@ class Request:
     kv: str
     swa: str
     when_full: str
+    keep: float
     dynamic_ntk: str | None
     load: Path | None
     session: str | None

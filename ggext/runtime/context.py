@@ -221,7 +221,7 @@ def _check_graph(model: Model, kv_type: str) -> None:
 
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
-    asked = options.n_ctx or trained
+    asked = options.memory.cells(options.n_ctx or trained)
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )

@@ -606,5 +606,40 @@ def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_p
     assert "kv_type is 'q3_0', but must be one of f16" in refused.stderr
 
 
+def test_a_text_is_held_in_a_share_of_its_cells(model: Model, text: list[int]) -> None:
+    made = SessionOptions(n_ctx=1000, memory=MemoryOptions("compress", keep=0.25))
+    with Session(model, made) as session:
+        assert session.n_ctx == 250
+        session.evaluate(text[:1000])
+        assert session.used + session.dropped == 1000
+    with Session(model, SessionOptions(memory=MemoryOptions("compress", keep=0.25))) as session:
+        assert session.n_ctx == model.n_ctx_train // 4
+    with Session(model, SessionOptions(n_ctx=300, memory=MemoryOptions("compress"))) as session:
+        assert session.n_ctx == 300
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    for keep in (0.0, -1.0, 1.5, math.nan):
+        with pytest.raises(UsageError, match="must be a share above 0, at most 1"):
+            MemoryOptions("compress", keep=keep)
+    with pytest.raises(UsageError, match=r"keep is 0.5, but only the policy compress reads"):
+        MemoryOptions("stream", keep=0.5)
+
+
+def test_only_compress_compresses(model: Model, text: list[int]) -> None:
+    with Session(model, options("compress")) as session:
+        session.evaluate(text[:200])
+        session.compress(0.5)
+        assert session.used + session.dropped == 200
+        assert session.memory.account() == {"selected": 100 - session.used}
+        with pytest.raises(UsageError, match="share is 0, but must be above 0, at most 1"):
+            session.compress(0)
+    with (
+        Session(model, options("stream")) as session,
+        pytest.raises(UsageError, match="can be compressed, not one of stream"),
+    ):
+        session.compress(0.5)
+
+
 def test_errors_of_the_memory_are_ggext_s() -> None:
     assert issubclass(ContextFullError, GgextError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -41,8 +42,19 @@ class MemoryOptions:
         kept = f", {self.retrieved} blocks of {self.block}" if self.when_full == "landmark" else ""
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
+    def cells(self, tokens: int) -> int:
+        """Cells of the context that is to hold a text of `tokens`."""
+        return max(math.ceil(self.keep * tokens), 1)
+
     def __post_init__(self) -> None:
         check_fields(self)
+        if not 0 < self.keep <= 1:
+            raise UsageError(f"keep is {self.keep:g}, but must be a share above 0, at most 1")
+        if self.keep < 1 and self.when_full != "compress":
+            raise UsageError(
+                f"keep is {self.keep:g}, but only the policy compress reads a text into fewer "
+                f"cells: take it in place of {self.when_full}"
+            )
         if self.when_full not in POLICIES:
             raise UsageError(
                 f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}"
