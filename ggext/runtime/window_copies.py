@@ -82,6 +82,15 @@ class Checkpoints:
                 )  # of several the first, which reaches back farthest
         self._kept = list(useful.values())
 
+    @property
+    def kept(self) -> tuple[Checkpoint, ...]:
+        """All, in the order of the text; they may be set for a text that has them."""
+        return tuple(self._kept)
+
+    @kept.setter
+    def kept(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        self._kept = [*checkpoints]
+
     def clear(self) -> None:
         """Forgets all."""
         self._kept = []
