@@ -62,7 +62,7 @@ SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(
     r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}\r\n]+"
 )
 # tiktoken's cl100k_base and its form with single digits: other words for the same matches. The
-# suffixes exclude each other, nothing can be given back behind ?+ and ++, and \s*[\r\n] runs to the
+# suffixes exclude each other, nothing can be given back after ?+ and ++, and \s*[\r\n] runs to the
 # last line break as \s*[\r\n]+ does.
 CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}|"
