@@ -266,7 +266,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "/ctx": Command("[N]", "shows the size of the context in tokens, or changes it", _ctx),
     "/save": Command("FILE", "saves the chat", _save),
-    "/load": Command("FILE", "goes on with a saved chat", _load),
+    "/load": Command("FILE", "continues a saved chat", _load),
     "/export": Command("FILE", "writes the chat as Markdown", _export),
     "/quit": Command("", "leaves, as Ctrl-D does", lambda _chat, _argument: False),
 }

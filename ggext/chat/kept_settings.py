@@ -1,4 +1,4 @@
-"""The settings of a kept chat, in a file beside its journal, so that it comes back as it was."""
+"""The settings of a kept chat, in a file next to its journal, so that it comes back as it was."""
 
 from __future__ import annotations
 

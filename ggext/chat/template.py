@@ -18,7 +18,7 @@ _MAX_TEMPLATE = 1 << 20
 # Seconds of CPU time, to compile and for one render: together less than five.
 _COMPILE_SECONDS = 2.0
 _RENDER_SECONDS = 2.5
-_CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take beside
+_CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take in addition
 # A prompt is the turns and their markers; nothing grows them more than this.
 _MAX_GROWTH = 8
 _MAX_MARKERS = 1 << 20

@@ -208,7 +208,7 @@ def open_chat(
 
 
 def _load(request: Request, conversation: Conversation, screen: Screen) -> None:
-    """Goes on with a saved chat; what the command line says of sampling counts for more."""
+    """Continues a saved chat; what the command line says of sampling counts for more."""
     from ggext.chat.loop import load
 
     assert request.load is not None
@@ -302,7 +302,7 @@ def _resume(request: Request, conversation: Conversation, screen: Screen, keeper
             f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
-        screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
+        screen.notice(f"it was started with {keeper.model!r:.80}; this is {request.file.name}")
 
 
 def _leave(request: Request, screen: Screen, keeper: Keeper) -> None:

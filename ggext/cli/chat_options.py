@@ -1,4 +1,4 @@
-"""What `ggext chat` can be told, in the groups in which --help shows it."""
+"""What `ggext chat` takes, in the groups in which --help shows it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _THINK = ("show", "hide", "off")
 
 
 class ChatCommand(GroupedCommand):
-    """``-c`` goes on with the last chat; with a number it is a context, as in llama-cli."""
+    """``-c`` continues the last chat; with a number it is a context, as in llama-cli."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``-c`` goes on with the last chat; ``-c 4096`` is a context of so many tokens."""
+        """``-c`` continues the last chat; ``-c 4096`` is a context of so many tokens."""
         parsed = list(args)
         for place, word in enumerate(args[:-1]):
             if word == "--":

@@ -158,7 +158,7 @@ def fold_query(
 def _scaled(
     tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: float
 ) -> SourceTensor:
-    """Rows of the query heads only (a fused tensor has the keys and values behind them), rotated
+    """Rows of the query heads only (a fused tensor has the keys and values after them), rotated
     dimensions only (the first of a head, in either layout)."""
     import numpy as np
 

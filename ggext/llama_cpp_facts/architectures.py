@@ -97,7 +97,7 @@ class ArchitectureFacts:
     shared_rows: Literal["own", "or_ff", "counted", "as_expert"] = "own"
     # what expert_gating_func may be; empty: it is not read
     gating: tuple[int, ...] = ()
-    # numbers that must be at least 1, beside those that all models have
+    # numbers that must be at least 1, in addition to those that all models have
     positive: tuple[str, ...] = ()
     # whether layers without keys and values are convolutions
     convolutions: bool = False

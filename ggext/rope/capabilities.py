@@ -34,8 +34,8 @@ class RopeCapability:
     scale all attention scores by YaRN's mscale_all_dim; ``scaled`` does so by that multiplier, of
     which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the
     loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
-    norm stands behind the rotation and takes the gain away again. ``unrotated_step``: every so
-    manieth layer does not rotate; 0: all do. Which layers slide: `llama_cpp_facts.sliding`."""
+    norm stands after the rotation and takes the gain away again. ``unrotated_step``: every n-th
+    layer does not rotate; 0: all do. Which layers slide: `llama_cpp_facts.sliding`."""
 
     layout: Layout
     loads_rope_freqs: bool = False
@@ -58,7 +58,7 @@ class RopeCapability:
     @property
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
-        those of all layers, and behind a norm that stands behind the rotation."""
+        those of all layers, and after a norm that stands after the rotation."""
         return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
 
     @property

@@ -182,7 +182,7 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
-    """The keys that this architecture reads beside the common ones."""
+    """The keys that this architecture reads in addition to the common ones."""
     capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
@@ -218,7 +218,7 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
-    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    """``keys`` in addition to the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 

@@ -103,7 +103,7 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         > {"x" * 50}
         ! with this turn the chat has 64 tokens, 24 more than the context of 40 holds. The turn was not sent, nothing \
 was dropped; what helps:
-        -   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
+        -   /ctx 1024 makes a context that holds it: it takes 0.5 MiB in addition to the weights, 1.0 GiB of memory are free
         -   /when-full POLICY reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
 back what resembles the question, compress keeps the tokens that stand out
         -   a shorter text, or a part of it at a time
@@ -211,7 +211,7 @@ def test_commands() -> None:
         - /compress [SHARE]      leaves this share of the context, what stands out most [0.5]
         - /ctx [N]               shows the size of the context in tokens, or changes it
         - /save FILE             saves the chat
-        - /load FILE             goes on with a saved chat
+        - /load FILE             continues a saved chat
         - /export FILE           writes the chat as Markdown
         - /quit                  leaves, as Ctrl-D does
         - """                    begins and ends a text of several lines; Alt-Enter too
@@ -354,7 +354,7 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     assert screen.lines[2:4] == [
         "- that is more than fits:",
         (
-            "-   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 "
+            "-   /ctx 1024 makes a context that holds it: it takes 0.5 MiB in addition to the weights, 1.0 "
             "GiB of memory are free"
         ),
     ]
@@ -466,7 +466,7 @@ def test_clearing_is_not_offered_where_it_frees_nothing(tmp_path: Path) -> None:
 def test_a_document_that_does_not_fit_as_things_are_is_not_read_ahead(
     tmp_path: Path, length: int, drop_turns: bool
 ) -> None:
-    """900 would fit, but not beside what is kept free for the answer: turns would leave."""
+    """900 would fit, but not next to what is kept free for the answer: turns would leave."""
     (tmp_path / "doc.txt").write_text("x" * length)
     conversation = chat(QueuedEngine(), Script(f"/file {tmp_path}/doc.txt"), drop_turns=drop_turns)
     assert conversation.certain("x" * length) == []

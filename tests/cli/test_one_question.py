@@ -60,7 +60,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(endless_gguf: Path, tmp_p
     done = ggext(endless_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
     assert re.search(
-        rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free",
+        rb"--target-context \d+ .* it takes .* in addition to the weights, .* of memory are free",
         done.stderr,
     )
     assert re.search(
@@ -213,7 +213,7 @@ def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(chat_gguf: Pa
     )
     whole = ggext(*question, word, "--max-tokens", "99")
     assert whole.returncode == 0
-    # Cut behind its last token it is whole.
+    # Cut after its last token it is whole.
     assert ggext(*question, '{"const": 1}', "--max-tokens", "1").returncode == 0
 
 

@@ -502,7 +502,7 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))
 
 
-# what is chosen where nobody names an encoding
+# what is chosen where no one names an encoding
 
 
 def digest(path: Path) -> str:

@@ -55,7 +55,7 @@ class TestJournal:
             ):
                 journal.update(turns)
         assert reread(path) == [Turn("system", "Be kind."), Turn("user", "Bye")]
-        assert path.parent.stat().st_mode & 0o077 == 0  # nobody else's business
+        assert path.parent.stat().st_mode & 0o077 == 0  # no one else's business
 
     def test_each_update_is_one_appended_line(self, tmp_path: Path) -> None:
         path = tmp_path / "chat.jsonl"
@@ -317,7 +317,7 @@ def test_of_chats_without_a_name_those_used_last_stay() -> None:
     for day, folder in enumerate(chats[2:]):
         for path in (folder, folder / "chat.jsonl"):
             os.utime(path, (86_400 * day, 86_400 * day))
-    with Keeper(chats[2], "model.gguf", None) as keeper:  # the oldest is gone on with
+    with Keeper(chats[2], "model.gguf", None) as keeper:  # the oldest is continued
         keeper.record([Turn("user", "again")])
     (chats[0].parent / "mine").mkdir()
     named_alike = said(named("autosave-2020-notes"))
