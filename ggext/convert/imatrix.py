@@ -64,10 +64,10 @@ def read_imatrix(path: Path) -> Imatrix:
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
     for name, means in imatrix.entries.items():
-        if not np.isfinite(means).all():
+        if not np.isfinite(means).all() or (means < 0).any():
             raise GgufError(
-                f"{path}: the entry of {name} has values that are no finite numbers; make the "
-                "matrix again"
+                f"{path}: the entry of {name} has values that no mean of squares has, not finite "
+                "or negative; make the matrix again"
             )
     return imatrix
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from paths import SHARED
-from tiny_gguf import write_random
+from tiny_gguf import HEAD, N_EMBD, N_KV, write_random
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
@@ -489,6 +489,18 @@ def test_a_rotation_that_is_not_llama_s_is_found_before_anything_is_moved(
     with pytest.raises(
         ModelError,
         match=r"llama.cpp turns those of this file otherwise \(by 0.5\); recompute works",
+    ):
+        Session(model, options("stream"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e38])
+def test_keys_that_are_no_numbers_are_not_moved(tmp_path: Path, value: float) -> None:
+    """Their difference is none either, and would pass for a rotation that is right."""
+    weight = np.full((N_KV * HEAD, N_EMBD), value, "<f4")
+    path = write_random(tmp_path / "m.gguf", "llama", extra_tensors={"blk.1.attn_k.weight": weight})
+    with (
+        Model.open(path) as model,
+        pytest.raises(ModelError, match=r"no finite numbers: its weights are damaged"),
     ):
         Session(model, options("stream"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -246,6 +247,10 @@ def require_movable(cache: Cache, policy: str) -> None:
         error = cache.rotation_error()
     except RopeError as reason:
         raise ModelError(f"{where}: {reason}; {remedy}") from None
+    if not math.isfinite(error):
+        raise ModelError(
+            f"{where}, and those of this file are no finite numbers: its weights are damaged"
+        )
     if error > _ROTATION_TOLERANCE:
         raise ModelError(
             f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}"
