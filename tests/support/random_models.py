@@ -172,7 +172,7 @@ def random_model_config(model_type: str, random: Random) -> Any:
 def _in_sections(text: dict[str, Any], share: float, random: Random) -> dict[str, Any]:
     """Rope parameters with sections of what rotates of a head, ``share`` where nothing says."""
     parameters = text.get("rope_parameters", sections())
-    if "mrope_section" in parameters and parameters["mrope_section"]:
+    if parameters.get("mrope_section"):
         return parameters
     head = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
     pairs = int(head * parameters.get("partial_rotary_factor", share)) // 2
@@ -269,7 +269,9 @@ def _what_belongs_together(
         fixed["head_dim"] = config.get("head_dim", 24)
     if "linear_key_head_dim" in config:
         fixed |= {
-            "linear_value_head_dim": config["linear_key_head_dim"] if random.random() < 0.95 else 24,
+            "linear_value_head_dim": config["linear_key_head_dim"]
+            if random.random() < 0.95
+            else 24,
             "layer_types": [
                 random.choice(("linear_attention", "full_attention")) for _ in range(layers)
             ],
