@@ -31,7 +31,8 @@ _LARGEST_EPSILON = 1e-5
 class GatedDeltaNet(Llama):
     """Attention in some layers, a gated delta net in the others. Subclasses say its projections
     (``mixer``). ``n_keys``, ``n_values``: heads of the delta net; ``n_state``: values of one head
-    of each kind; each key serves n_values / n_keys values."""
+    of each kind; each key serves n_values / n_keys values. ``channels``: queries, keys and values,
+    which the convolution, ``width`` tokens wide, goes over together."""
 
     defaults = {
         "head_dim": 256,
@@ -54,6 +55,7 @@ class GatedDeltaNet(Llama):
         )
         self.n_state = number("linear_key_head_dim")
         self.width = number("linear_conv_kernel_dim", minimum=2)
+        self.channels: int = self.n_state * (2 * self.n_keys + self.n_values)
         why = f"llama.cpp's architecture {self.arch}"
         self.require(
             "linear_value_head_dim", self.n_state, f"{why} has linear_key_head_dim, {self.n_state}"
@@ -122,11 +124,6 @@ class GatedDeltaNet(Llama):
         yield from self.project(module, "o_proj", self.n_embd, q_rows)
         yield weight(f"{module}.q_norm", self.head_dim, plus=1.0)
         yield weight(f"{module}.k_norm", self.head_dim, plus=1.0)
-
-    @property
-    def channels(self) -> int:
-        """Queries, keys and values, which the convolution goes over together."""
-        return self.n_state * (2 * self.n_keys + self.n_values)
 
     def mixer(self, module: str, block: str) -> Iterator[TensorRule]:
         raise NotImplementedError
