@@ -118,7 +118,8 @@ def inspect(path: Path) -> Inspection:
         unit_gain = (
             abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
         )
-        shift_safe = capability_of(gguf.arch).is_never_shifted or (
+        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+        shift_safe = capability.is_never_shifted or (
             unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         )
         parameters_of_context = context_parameters(gguf.arch_keys())

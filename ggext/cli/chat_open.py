@@ -55,7 +55,7 @@ class Engine:
         """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to
         come."""
         from ggext.runtime import llama
-        from ggext.runtime.engine import Model, Session
+        from ggext.runtime.engine import Model
 
         llama.lib("ggext chat")
         self._request = request
@@ -71,7 +71,7 @@ class Engine:
         try:
             self._options = _session_options(request, is_empty=is_empty)
             with screen.waiting("making room for the context"):
-                self.session: Session = Session(self.model, self._options)
+                self.session: Session = self._opened(self._options)
         except BaseException:
             self.model.close()
             raise
@@ -116,15 +116,20 @@ class Engine:
             return [*self.session.notices, *self._restored(path, saved=saved)]
 
     def _replace(self, options: SessionOptions) -> None:
-        from ggext.runtime.engine import Session
-
         self.session.close()
         try:
-            self.session = Session(self.model, options)
+            self.session = self._opened(options)
         except BaseException:
-            self.session = Session(self.model, self._options)
+            self.session = self._opened(self._options)
             raise
         self._options = options
+
+    def _opened(self, options: SessionOptions) -> Session:
+        """A context, and room for texts that leave it for another."""
+        from ggext.runtime.engine import Session
+        from ggext.runtime.prefixes import Prefixes
+
+        return Session(self.model, options, Prefixes())
 
     def _saved(self, path: Path) -> bool:
         from ggext.runtime import store

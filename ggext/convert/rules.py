@@ -302,11 +302,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
-    """``rule``, or the one of the other form in which the checkpoint has it."""
-    other = rule.instead
-    if other is None or any(name in found for name in rule.sources):
-        return rule
-    return other if all(name in found for name in other.sources) else rule
+    """The first of a rule's forms whose names and shape the checkpoint has, else the first whose
+    names it has, else ``rule``: messages speak of that one."""
+    forms = [rule]
+    while forms[-1].instead is not None:
+        forms.append(forms[-1].instead)
+    there = [form for form in forms if all(name in found for name in form.sources)]
+    fitting = (form for form in there if found[form.sources[0]].shape == form.shape)
+    return next(fitting, there[0] if there else rule)
 
 
 def taken_scalars(

@@ -301,7 +301,7 @@ class _Builder(Recurrent):
 
     @property
     def _weights_are_normed(self) -> bool:
-        return self.arch.name not in ("qwen2moe", "deepseek2") or self.arch.flag(
+        return self.arch.name not in ("qwen2moe", "deepseek2", "mistral4") or self.arch.flag(
             "expert_weights_norm"
         )
 

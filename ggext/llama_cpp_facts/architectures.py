@@ -121,8 +121,8 @@ class ArchitectureFacts:
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
     delta_net: Literal["no", "split", "fused"] = "no"
-    # whether it rotates by sections (M-RoPE); others must not have any
-    sections: bool = False
+    # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
+    sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
@@ -138,6 +138,15 @@ _DELTA_EXPERTS = ArchitectureFacts(
     delta_net="split",
     shapes=_GATED_QUERIES,
 )
+_DEEPSEEK2 = ArchitectureFacts(
+    rotates="part",
+    latent="cached",
+    experts="some",
+    expert_rows="own",
+    shared_rows="counted",
+    gating=(0, 1, 2, 3, 4),
+    shapes=_LATENT,
+)
 
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
@@ -145,15 +154,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "arcee": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
-        "deepseek2": ArchitectureFacts(
-            rotates="part",
-            latent="cached",
-            experts="some",
-            expert_rows="own",
-            shared_rows="counted",
-            gating=(0, 1, 2, 3, 4),
-            shapes=_LATENT,
-        ),
+        "deepseek2": _DEEPSEEK2,
         "dots1": ArchitectureFacts(
             experts="some", expert_rows="own", shared_rows="counted", gating=(1, 2, 3, 4)
         ),
@@ -161,14 +162,16 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "ernie4_5-moe": ArchitectureFacts(
             experts="some", expert_rows="own", positive=("interleave_moe_layer_step",)
         ),
+        "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
-        "glm4": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
+        "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",
+            sections="may",
             experts="all",
             expert_rows="or_share",
             shared_rows="counted",
@@ -179,6 +182,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "granite": _LLAMA,
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
+        "internlm2": _PLAIN,
         "lfm2": ArchitectureFacts(rotates="part", convolutions=True, shapes=_CONVOLUTIONS),
         "lfm2moe": ArchitectureFacts(
             rotates="part",
@@ -195,6 +199,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             rotates="part", experts="all", gating=(1, 2, 3, 4), shapes=_NORMS_OF_ALL_HEADS
         ),
         "mistral3": _LLAMA,
+        "mistral4": _DEEPSEEK2,
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
@@ -203,15 +208,16 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "phi3": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
         "qwen2": _PLAIN,
         "qwen2moe": ArchitectureFacts(experts="all", expert_rows="or_share", shared_rows="or_ff"),
-        "qwen2vl": ArchitectureFacts(sections=True),
+        "qwen2vl": ArchitectureFacts(sections="must"),
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
         "qwen3next": replace(_DELTA_EXPERTS, delta_net="fused"),
         "qwen35": ArchitectureFacts(
-            rotates="part", delta_net="split", sections=True, shapes=_GATED_QUERIES
+            rotates="part", delta_net="split", sections="must", shapes=_GATED_QUERIES
         ),
-        "qwen35moe": replace(_DELTA_EXPERTS, sections=True),
-        "qwen3vl": ArchitectureFacts(sections=True),
+        "qwen35moe": replace(_DELTA_EXPERTS, sections="must"),
+        "qwen3vl": ArchitectureFacts(sections="must"),
+        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections="must"),
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),

@@ -244,7 +244,7 @@ def _sections(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str
         isinstance(size, int) and 0 <= size <= _MOST for size in sections
     )
     rot = keys.get("rope.dimension_count", _MOST)
-    if facts.sections:
+    if facts.sections == "must" or (facts.sections == "may" and sections):
         if not whole or not any(sections[:3]) or not 0 < sum(sections) <= rot:
             yield f"rope.dimension_sections are {sections!r:.40}"
     elif not whole or any(sections):

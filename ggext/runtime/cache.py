@@ -171,6 +171,13 @@ class Cache(Closing):
         self.has_logits = True
         return True
 
+    def logits(self) -> NDArray[np.float32]:
+        """Those behind the last token, (n_vocab,): llama.cpp's own memory, until the next token."""
+        import numpy as np
+
+        pointer = self.lib.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
     def _failed(self, status: int, count: int) -> bool:
         self.epoch += 1
         self.repair()

@@ -36,6 +36,11 @@ class Cells:
         """The lowest position that all layers have; -1 where some have none."""
         return int(self._lib.llama_memory_seq_pos_min(self._memory, MAIN))
 
+    @property
+    def size(self) -> int:
+        """Bytes of what `copied` returns."""
+        return self._size(MAIN, 0)
+
     def copied(self, *, sliding: bool = False) -> NDArray[np.uint8]:
         """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window,
         those that the last token attends to. Raises ModelError."""

@@ -89,6 +89,15 @@ class Checkpoints:
         cut = (replace(kept, count=min(kept.count, count)) for kept in self._kept)
         return [kept for kept in cut if self.covers(kept.first, kept.count)]
 
+    @property
+    def kept(self) -> tuple[Checkpoint, ...]:
+        """All, in the order of the text; they may be set for a text that has them."""
+        return tuple(self._kept)
+
+    @kept.setter
+    def kept(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        self._kept = [*checkpoints]
+
     def clear(self) -> None:
         """Forgets all."""
         self._kept = []

@@ -75,6 +75,7 @@ DELTA_NET = (
             {"num_local_experts": 4, "num_hidden_layers": 4, "attention_chunk_size": 64},
             "has 8192",
         ),
+        ("mistral4", LATENT | {"rope_interleave": False}, "mistral4 rotates neighbours"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         ("olmoe", {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0}, "clip_qkv is 8.0"),
         ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from paths import ROOT
+from rewriting import as_written, rewritten
 
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
@@ -48,21 +48,6 @@ def ggext(*arguments: object) -> Result:
 
 def of_level(report: Report, level: str) -> list[Check]:
     return [check for check in report.checks if check.level == level]
-
-
-def rewritten(source: Path, out: Path, changes: dict[str, Any], drop: Iterable[str] = ()) -> Path:
-    """The file with other keys, as somebody else's program would have written it."""
-    gguf = read_gguf(source)
-    fields = {k: f for k, f in gguf.fields.items() if k not in drop}
-    fields |= {k: Field.of(v) for k, v in changes.items()}
-    tensors = [as_written(gguf, name) for name in gguf.tensors if name not in drop]
-    write_gguf(out, fields, tensors)
-    return out
-
-
-def as_written(gguf: GgufFile, name: str) -> TensorToWrite:
-    t = gguf.tensors[name]
-    return TensorToWrite(name, t.shape, t.type, t.nbytes, lambda: [gguf.tensor_data(name)])
 
 
 @pytest.fixture(scope="module")

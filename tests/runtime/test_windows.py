@@ -22,6 +22,7 @@ pytest.importorskip("llama_cpp")
 from ggext.runtime import capacity, store  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
+from ggext.runtime.prefixes import Prefixes  # noqa: E402
 from ggext.runtime.window_copies import Checkpoint, Checkpoints  # noqa: E402
 
 WINDOW = 64
@@ -100,6 +101,16 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
                     assert list(session.tokens) == text[: len(session.tokens)]
                 text = edited(rng, text, before)
     assert reused > 0.4 * length  # not by reading everything again
+
+
+def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model: Model) -> None:
+    """Ten tokens of it are cut, and so its windows are those of an earlier place."""
+    text, other = TEXT[:600], TEXT[1000:1100]
+    with Session(model, options(), Prefixes()) as session, Session(model, options()) as fresh:
+        session.evaluate(text)
+        assert session.evaluate(other).reused == 0
+        assert session.evaluate([*text[:590], *other]).reused >= 500
+        assert same(session, fresh)
 
 
 def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:

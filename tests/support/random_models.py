@@ -157,15 +157,17 @@ def random_model_config(model_type: str, random: Random) -> Any:
         return AutoConfig.for_model(model_type, **random_config(model_type, random))
     row = next(row for row in ROWS.values() if row.model_type == model_type)
     text = random_config(text_type, random)
-    text["rope_parameters"] = _in_sections(text, 1.0, random)
+    if "mrope_section" in row.config["rope_parameters"]:
+        text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
     vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
+    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied
+        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied, **more
     )
 
 
@@ -231,6 +233,10 @@ def _what_belongs_together(
         )
         if not config.get("new_decoder_architecture"):
             fixed["num_ln_in_parallel_attn"] = None
+    if model_type == "mistral4":  # whose class finds the share and the size itself
+        config.pop("head_dim", None)
+        del fixed["head_dim"]
+        config["rope_parameters"].pop("partial_rotary_factor", None)
     if model_type in ("gemma2", "gemma3_text"):
         usual = config.get("head_dim", 256)
         fixed |= {
@@ -265,6 +271,14 @@ def _what_belongs_together(
         fixed["head_dim"] = config["hidden_size"] // heads  # a free one is refused, mostly
     if model_type == "cohere2" and random.random() < 0.9:
         fixed["tie_word_embeddings"] = True
+    if model_type == "granitemoehybrid":
+        kind = "linear_attention" if random.random() < 0.1 else "full_attention"
+        fixed |= {
+            "layer_types": ["full_attention"] * (layers - 1) + [kind],
+            "position_embedding_type": "rope" if random.random() < 0.9 else None,
+            "num_local_experts": random.choice((0, 4)),
+            "mamba_n_heads": 2,
+        }
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
     if "linear_key_head_dim" in config:

@@ -123,6 +123,20 @@ DELTA_EXPERTS = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }
+LATENT = {
+    "num_key_value_heads": N_HEADS,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": HEAD,
+    "qk_rope_head_dim": HEAD,
+    "v_head_dim": HEAD,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,23 +147,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "cohere2",
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
     ),
-    "deepseek2": (
-        "deepseek_v3",
-        {
-            "num_key_value_heads": N_HEADS,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": HEAD,
-            "qk_rope_head_dim": HEAD,
-            "v_head_dim": HEAD,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "n_group": 1,
-            "topk_group": 1,
-        },
-    ),
+    "deepseek2": ("deepseek_v3", LATENT),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -162,6 +160,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
+    "exaone": ("exaone", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
     "falcon": (
         "falcon",
@@ -189,6 +188,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
+    "internlm2": ("internlm2", {}),
     "lfm2": (
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
@@ -219,6 +219,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax-m2": (
         "minimax_m2",
         {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "mistral4": (
+        "mistral4",
+        LATENT
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
     ),
     "nemotron": ("nemotron", {}),
     "olmo": ("olmo", {}),
@@ -252,6 +264,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vl",
         {"vision_config": SEES_QWEN3, "rope_parameters": sections(3, 3, 2), "head_dim": HEAD},
     ),
+    "qwen3vlmoe": (
+        "qwen3_vl_moe",
+        {
+            "vision_config": SEES_QWEN3,
+            "rope_parameters": sections(3, 3, 2),
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
@@ -266,6 +288,7 @@ def _converted(arch: str) -> GgufFile:
     file's name says phi3, the pinned llama.cpp changes the attributes of tokens that this vocabulary
     has not, and fails."""
     pytest.importorskip("transformers")
+    from renamed import RENAMED, rename
     from tiny import make_model
 
     from ggext.convert import ConvertOptions, convert
@@ -278,7 +301,11 @@ def _converted(arch: str) -> GgufFile:
         "num_attention_heads": N_HEADS,
         "num_key_value_heads": N_KV,
     }
-    model = make_model(Path(_FOLDER.name, arch, "model"), model_type, **sizes | config)
+    model = make_model(
+        Path(_FOLDER.name, arch, "model"), RENAMED.get(model_type, model_type), **sizes | config
+    )
+    if model_type in RENAMED:
+        model = rename(model, Path(_FOLDER.name, arch, "renamed", "model"), model_type)
     out = Path(_FOLDER.name, f"{arch}.gguf")
     convert(ConvertOptions(model, out, RopeScaling("none")))
     return read_gguf(out)
