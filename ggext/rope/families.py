@@ -14,8 +14,8 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
-    "qwen3_vl_moe".split()
+    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe "
+    "qwen3_5 qwen3_5_moe".split()
 )
 
 
@@ -194,6 +194,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         defaults={"head_dim": 128}, base_defaults={ALL: 5e5}, sections=(24, 20, 20)
     ),
     "qwen3_vl_moe_text": FamilyRule(base_defaults={ALL: 5e5}, sections=(24, 20, 20)),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        FamilyRule(
+            defaults={"head_dim": 256, "partial_rotary_factor": 0.25}, sections=(11, 11, 10)
+        ),
+    ),
+    "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(

@@ -118,6 +118,10 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             f"{model.path} has layers with a sliding window, whose keys are not rotated: take "
             "replay"
         )
+    if options.dynamic_ntk == "rotate" and model.is_recurrent:
+        raise ModelError(
+            f"{model.path} has recurrent layers, whose state cannot be rotated: take replay"
+        )
     threads = options.threads or capacity.threads_for(model)
     n_batch = options.n_batch or capacity.batch_for(model, threads)
     room = capacity.room(

@@ -127,6 +127,21 @@ GLM4_MOE = {
     "moe_intermediate_size": 32,
     "n_shared_experts": 1,
 }
+WHOLE = {"partial_rotary_factor": 1.0}
+DELTA_NET: dict[str, Any] = {
+    "head_dim": HEAD,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": HEAD,
+    "linear_value_head_dim": HEAD,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+DELTA_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 LATENT = {
     "num_key_value_heads": N_HEADS,
     "first_k_dense_replace": 1,
@@ -252,6 +267,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rope_parameters": sections(2, 3, 3),
             "rms_norm_eps": 1e-6,
         },
+    ),
+    "qwen35": ("qwen3_5_text", DELTA_NET | {"rope_parameters": sections(3, 3, 2) | WHOLE}),
+    "qwen35moe": (
+        "qwen3_5_moe_text",
+        DELTA_NET | DELTA_EXPERTS | {"rope_parameters": sections(3, 3, 2) | WHOLE},
+    ),
+    "qwen3next": (
+        "qwen3_next",
+        DELTA_NET
+        | DELTA_EXPERTS
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | WHOLE},
     ),
     "qwen3vl": (
         "qwen3_vl",

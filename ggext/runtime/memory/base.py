@@ -241,6 +241,11 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"exactly: take f16; {remedy}"
         )
     where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    if cache.model.is_recurrent:
+        raise ModelError(
+            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
+            f"the whole text, of which no part can be taken out; {remedy}"
+        )
     if cache.checkpoints.window:
         raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
     try:
