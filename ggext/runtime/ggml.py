@@ -230,13 +230,13 @@ def set_rope(node: Tensor, call: RopeCall) -> None:
     dimensions turn, by which base, stays as llama.cpp made it."""
     node.op_params[4] = call.n_ctx_orig
     parameters = (_float * 16).from_buffer(node.op_params)
-    parameters[6:11] = (
+    parameters[6:11] = [
         call.freq_scale,
         call.ext_factor,
         call.attn_factor,
         call.beta_fast,
         call.beta_slow,
-    )
+    ]
 
 
 @contextmanager

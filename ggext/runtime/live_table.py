@@ -29,6 +29,8 @@ class LiveTable:
         self._geometry = geometry_of(header.arch_keys(), header.arch)
         self._layers = layer_kinds(header.arch_keys(), header.arch)
         self._call: RopeCall | None = None
+        #: What is in use.
+        self.scaling: RopeScaling | None = None
         self._error: BaseException | None = None
         self.callback = llama.lib().ggml_backend_sched_eval_callback(self._see)
 
@@ -38,6 +40,7 @@ class LiveTable:
         Raises RopeError for what llama.cpp's operation has no parameters for.
         """
         self._call = None if scaling is None else self._parameters(scaling)
+        self.scaling = scaling
 
     def check(self) -> None:
         """Raises what went wrong in an evaluation, an interrupt too: ctypes would only print it."""
