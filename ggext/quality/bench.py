@@ -181,9 +181,9 @@ class Bench(Closing):
             piece.name, _narrow(found.kl), _narrow(found.same_top), _narrow(found.delta_p)
         )
 
-    def speed(self) -> Speed:
-        """Measured now, on a short text."""
-        room = min(self.session.n_ctx, 2 * _PROBE) // 2
+    def speed(self, probe: int = _PROBE) -> Speed:
+        """Measured now, on a text of twice `probe` tokens."""
+        room = min(self.session.n_ctx, 2 * probe) // 2
         words = self.model.tokenize(texts.embedded_text())[: 2 * room]
         words = (words * (2 * room // len(words) + 1))[: 2 * room]
         self.session.clear()

@@ -69,6 +69,11 @@ class Recipe:
     def by_checkpoint(self) -> bool:
         return self.source == CHECKPOINT
 
+    @property
+    def asked_by(self) -> str:
+        """Who asked, with the seed where that was a search."""
+        return self.source if self.searched is None else f"{self.source}, seed {self.searched.seed}"
+
     def table(self) -> RopeTable:
         return methods.make_table(self.scaling, self.geometry)
 

@@ -70,7 +70,8 @@ class Needles:
     available: int | None = None
     notes: tuple[str, ...] = ()
 
-    def __init__(self, bench: Bench, length: int) -> None:
+    def __init__(self, bench: Bench, length: int, live: LiveTable) -> None:
+        self.live = live
         self._bench = bench
         self._length = length
         # A text costs some hundred tokenizations, and each table is asked about the same ones.

@@ -24,11 +24,13 @@ class Plan:
     evaluations: int
     training: int
     held_out: int
-    # About the tokens and seconds that it takes, what an earlier run left included.
-    tokens: int
-    seconds: float
+    # About the losses to measure, and the tokens and seconds that they take; what an earlier run
+    # left is counted too.
+    losses: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
     # What the user should know.
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def planned(
@@ -41,7 +43,7 @@ def planned(
     """The largest plan that the budget allows, or what is asked for. ``kept``: that of the run that
     goes on. Raises UsageError where the budget allows none, or the documents do not suffice."""
     for evaluations, training, held_out in _SIZES:
-        first = Plan(evaluations, training, held_out, 0, 0.0, objective.notes)
+        first = Plan(evaluations, training, held_out)
         plan = _costed(
             _as_asked(first if kept is None else kept, options, objective),
             (options.target_context, objective, short, speed),
@@ -81,9 +83,9 @@ def _as_asked(plan: Plan, options: SearchOptions, objective: Objective) -> Plan:
 def _costed(plan: Plan, costs: tuple[int, Objective, ShortTexts, Speed]) -> Plan:
     length, objective, short, speed = costs
     # New tables come in every round; those that survive one are read on its further texts alone.
-    readings = plan.evaluations * fmean(rounds_of(plan.training)) + 2 * plan.held_out
-    readings += objective.overhead() * (plan.training + plan.held_out)
+    losses = plan.evaluations * fmean(rounds_of(plan.training)) + 2 * plan.held_out
+    readings = losses + objective.overhead() * (plan.training + plan.held_out)
     short_tokens = 2 * len(short.numbers) * short.length
     seconds = readings * speed.seconds(length) + speed.linear * short_tokens
     tokens = round(readings * length + short_tokens)
-    return replace(plan, tokens=tokens, seconds=_OVERHEAD * seconds)
+    return replace(plan, losses=round(losses), tokens=tokens, seconds=_OVERHEAD * seconds)

@@ -53,7 +53,11 @@ class SearchResult:
         if self.interrupted:
             return "the search was stopped before its end"
         if self.verdict is None:
-            return f"none of {len(self.evaluations) - 1} other tables was better"
+            first, others = self.evaluations[0], len({one.point for one in self.evaluations}) - 1
+            return (
+                f"none of {others} other tables was better on the texts of the search (YaRN's "
+                f"loss there is {first.loss:.4f})"
+            )
         return self.verdict.reason
 
     @property

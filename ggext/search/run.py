@@ -30,6 +30,8 @@ from ggext.search.space import Point, Space
 from ggext.verify import verify
 
 _FORMAT = "ggext search, partial run 1"
+#: What a run that goes on keeps of its plan, in `Plan`'s order.
+_SIZES = ("evaluations", "training", "held_out")
 
 
 @dataclass(frozen=True)
@@ -190,17 +192,17 @@ class Search(Closing):
             self._objective: Objective = (
                 KeyTokens(self._bench, length, self._live, yarn)
                 if documents
-                else Needles(self._bench, length)
+                else Needles(self._bench, length, self._live)
             )
             self._short = ShortTexts(self._bench)
-            speed = self._bench.speed()
+            # What a probe is off by grows with the square of what it is extrapolated to.
+            speed = self._bench.speed(max(256, min(2048, length // 16)))
             self.plan = planned(options, self._objective, self._short, speed, self._kept_plan)
         except BaseException:
             self._bench.close()
             raise
         if self._kept_plan is None:
-            sizes = ("evaluations", "training", "held_out")
-            self._kept.add({"plan": {name: getattr(self.plan, name) for name in sizes}})
+            self._kept.add({"plan": {name: getattr(self.plan, name) for name in _SIZES}})
 
     def _judged(self) -> Verdict:
         numbers = self._objective.held_out(self.plan.held_out)
@@ -216,9 +218,9 @@ class Search(Closing):
         """Of one text by one table, measured once."""
         key = f"{kind}/{number}/{point.key}"
         if key not in self._losses:
+            self._show(kind)
             if self._stopped:
                 raise CancelledError("the search was stopped")
-            self._show(kind)
             self._live.use(self.space.scaling(point))
             self._bench.session.clear()
             measure = self._short.loss if kind == "short" else self._objective.loss
@@ -238,9 +240,11 @@ class Search(Closing):
         what = f"table {tables + 1} of at most {self.plan.evaluations}"
         if kind != "train":
             what = "judging on short texts" if kind == "short" else "judging"
-        spent = time.monotonic() - self._began
-        left = max(0.0, self.plan.seconds - spent)
-        self._progress(Progress(what, self._done, left))
+        pace = self.plan.seconds / self.plan.losses
+        if self._done:
+            pace = (time.monotonic() - self._began) / self._done
+        left = max(1, self.plan.losses - self.known - self._done)
+        self._progress(Progress(what, self._done, left * pace))
 
     def _header(self, documents: tuple[Path, ...]) -> dict[str, Any]:
         return {
@@ -255,7 +259,6 @@ class Search(Closing):
 
     def _take(self, values: dict[str, Any]) -> None:
         if "plan" in values:
-            sizes = {name: int(value) for name, value in values["plan"].items()}
-            self._kept_plan = Plan(**sizes, tokens=0, seconds=0.0, notes=())
+            self._kept_plan = Plan(*(int(values["plan"][name]) for name in _SIZES))
             return
         self._losses[str(values["text"])] = float(values["loss"])
