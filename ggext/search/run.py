@@ -30,8 +30,6 @@ from ggext.search.space import Point, Space
 from ggext.verify import verify
 
 _FORMAT = "ggext search, partial run 1"
-#: What a run that goes on keeps of its plan, in `Plan`'s order.
-_SIZES = ("evaluations", "training", "held_out")
 
 
 @dataclass(frozen=True)
@@ -202,7 +200,8 @@ class Search(Closing):
             self._bench.close()
             raise
         if self._kept_plan is None:
-            self._kept.add({"plan": {name: getattr(self.plan, name) for name in _SIZES}})
+            plan = self.plan
+            self._kept.add({"plan": [plan.evaluations, plan.training, plan.held_out]})
 
     def _judged(self) -> Verdict:
         numbers = self._objective.held_out(self.plan.held_out)
@@ -259,6 +258,7 @@ class Search(Closing):
 
     def _take(self, values: dict[str, Any]) -> None:
         if "plan" in values:
-            self._kept_plan = Plan(*(int(values["plan"][name]) for name in _SIZES))
+            evaluations, training, held_out = values["plan"]
+            self._kept_plan = Plan(int(evaluations), int(training), int(held_out))
             return
         self._losses[str(values["text"])] = float(values["loss"])

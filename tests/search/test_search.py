@@ -177,7 +177,7 @@ def test_the_same_seed_gives_the_same_and_a_resumed_run_too(plain: Path, tmp_pat
 
 
 @pytest.fixture(scope="module")
-def book(tmp_path_factory: pytest.TempPathFactory, plain: Path) -> Path:
+def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of one document that names each thing again, long after the first time."""
     from random import Random
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
 def test_a_file_to_start_from_is_unscaled_and_a_gguf(
     plain: Path, demo_gguf: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(GgextError, match="is scaled already.* --rope none"):
+    with pytest.raises(GgextError, match=r"is scaled already.* --rope none"):
         Search(demo_gguf, SearchOptions(4096, **SMALL))
     with pytest.raises(UsageError, match="demo is a checkpoint, and a search runs a GGUF file"):
         Search(Path("demo"), SearchOptions(4096, **SMALL))
