@@ -108,16 +108,17 @@ def search(
     options = SearchOptions(encoding=None if encoding == "auto" else encoding, **given)
     if card is not None:
         check_folder(card)
+    _paint("measuring how fast this file is read")
     with Search(file, options, partial) as running:
+        _paint("")
         click.echo(_cost(running), err=True)
         with interrupt_calls(running.stop):
             running.run(_show)
-        if sys.stderr.isatty():
-            click.echo("\r\033[K", err=True, nl=False)
         result = running.result()
         if result.accepted:
-            click.echo("writing and verifying", err=True)
+            _paint("writing and verifying")
             result = running.bake()
+        _paint("")
         said = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
         click.echo(said)
         if result.out is not None and not as_json:
@@ -192,8 +193,11 @@ def _cost(running: Search) -> str:
 
 
 def _show(progress: Progress) -> None:
+    left = duration(progress.seconds_left)
+    _paint(f"{progress.what} · {left} left · {progress.done} losses measured")
+
+
+def _paint(line: str) -> None:
     """One line that is painted over, where a terminal watches."""
     if sys.stderr.isatty():
-        left = duration(progress.seconds_left)
-        line = f"{progress.what} · {left} left · {progress.done} losses measured"
         click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)

@@ -52,9 +52,9 @@ def planned(
         if plan.seconds <= options.budget or asked or kept is not None:
             return plan
     raise UsageError(
-        f"a search to {options.target_context:,} tokens takes about {plan.seconds / 60:,.0f} "
-        f"minutes at least here, the budget is {options.budget / 60:,.0f}: give it the time, or a "
-        "shorter target"
+        f"the smallest search to {options.target_context:,} tokens takes about "
+        f"{plan.seconds:,.0f} s here, and the budget is {options.budget:,.0f} s: give it the time, "
+        "or a shorter target"
     )
 
 

@@ -194,7 +194,7 @@ class Search(Closing):
             )
             self._short = ShortTexts(self._bench)
             # What a probe is off by grows with the square of what it is extrapolated to.
-            speed = self._bench.speed(max(256, min(2048, length // 16)))
+            speed = self._bench.speed(max(256, min(1024, length // 32)))
             self.plan = planned(options, self._objective, self._short, speed, self._kept_plan)
         except BaseException:
             self._bench.close()

@@ -67,6 +67,7 @@ def test_no_more_tables_are_measured_than_allowed(most: int) -> None:
 
 def test_rounds_end_with_all_texts() -> None:
     assert rounds_of(8) == (2, 4, 8)
-    assert rounds_of(6) == (1, 3, 6)
-    assert rounds_of(2) == (1, 2)
-    assert rounds_of(1) == (1,)
+    assert rounds_of(6) == (2, 3, 6)
+    assert rounds_of(4) == (2, 2, 4)
+    assert rounds_of(2) == (2, 2, 2)
+    assert rounds_of(1) == (1, 1, 1)

@@ -227,7 +227,7 @@ def test_too_little_text_is_said(plain: Path, book: Path, tmp_path: Path) -> Non
         ({"evaluations": 41}, "evaluations is 41, but must be from 2 to 40"),
         ({"held_out": 1}, "held_out is 1, but must be at least 2"),
         ({"budget": 0.0}, "the budget is 0.0 seconds"),
-        ({"budget": 1e-6}, "minutes at least here, the budget is 0: give it the time"),
+        ({"budget": 1e-6}, "s here, and the budget is 0 s: give it the time"),
         ({"form": "sonnet"}, "form is 'sonnet'"),
         ({"texts": (Path("/nowhere/book.txt"),)}, "/nowhere/book.txt cannot be read"),
         ({"out": Path("/nowhere/out.gguf")}, "the folder /nowhere does not exist"),
