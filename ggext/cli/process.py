@@ -106,6 +106,21 @@ def ended_by_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
+
+    def handle(_: int, __: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
     with suppress(OSError):  # there may be nowhere left to say it

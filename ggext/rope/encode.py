@@ -329,7 +329,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 
 
 def _describe(scaling: RopeScaling) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
+    given = scaling.given().items()
+    return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
 
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.

@@ -39,7 +39,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor", "search"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
