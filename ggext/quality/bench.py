@@ -18,6 +18,7 @@ from ggext.quality.prompts import PromptMaker
 from ggext.quality.samples import Sample
 from ggext.quality.settings import EvalOptions, Setting
 from ggext.quality.texts import Piece
+from ggext.runtime import llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Model, Session
@@ -53,15 +54,17 @@ class Speed:
 
 
 class Bench(Closing):
-    """A loaded setting. ``n_ctx``: tokens of its context. Raises ModelError where the context does
-    not fit into the memory."""
+    """A loaded setting. ``n_ctx``: tokens of its context; ``rotated``: see `SettingReport`. Raises
+    ModelError where the context does not fit into the memory."""
 
     def __init__(self, setting: Setting, options: EvalOptions, n_ctx: int) -> None:
         self.setting = setting
         self._options = options
         self.model = Model.open(setting.path, options.gpu_layers, overrides=_overrides(setting))
         try:
-            self.session = Session(self.model, self.session_options(n_ctx))
+            with llama.listening() as log:
+                self.session = Session(self.model, self.session_options(n_ctx))
+            self.rotated = log.rotated()
             self.prompts = PromptMaker(self.model, options.form)
         except BaseException:
             self.model.close()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +35,14 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
         "form": options.form,
         "protocol": options.protocol,
         "texts": digests,
+        **_environment(),
     }
+
+
+def _environment() -> dict[str, str]:
+    """What of the environment changes a result: llama.cpp may leave quantized caches unrotated."""
+    name = "LLAMA_ATTN_ROT_DISABLE"
+    return {name: os.environ[name]} if name in os.environ else {}
 
 
 class PartialRun:
@@ -121,9 +129,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _check_header(path: Path, values: Any, header: dict[str, Any]) -> None:
     if values["format"] != _FORMAT:
         raise ValueError("another format")
-    for name, value in header.items():
-        if values.get(name) != value:
+    for name in header.keys() | values.keys():
+        if values.get(name) != header.get(name):
             raise UsageError(
-                f"{path} is a run with {name} {values.get(name)!r}, not {value!r}: go on with the "
-                "same, or name another file"
+                f"{path} is a run with {name} {values.get(name)!r}, not {header.get(name)!r}: go "
+                "on with the same, or name another file"
             )
