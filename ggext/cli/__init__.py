@@ -22,6 +22,8 @@ _COMMANDS = {
     "undo": "Take back what convert --in-place did.",
     "repair": "End what a crash interrupted in a file.",
     "eval": "Measure how far a file really reaches, with error bars.",
+    "tune": "Fine-tune a model at a longer context, and evaluate it.",
+    "export": "Turn a GGUF file back into a Hugging Face checkpoint.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",
     "list": "List the models that are on this machine.",

@@ -37,7 +37,8 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
         raise click.BadParameter(str(error)) from None
 
 
-def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
+def parse_seconds(_: click.Context, __: click.Parameter, text: str) -> float:
+    """A time such as 90s or 10m."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.lower())
     if match is None:
         raise click.BadParameter(f"{text!r} is no time, such as 90s, 10m or 2h")
@@ -94,7 +95,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
     "--budget",
     default="10m",
     show_default=True,
-    callback=_seconds,
+    callback=parse_seconds,
     metavar="TIME",
     help="Time that it may take; it picks lengths and texts that fit.",
 )

@@ -34,7 +34,7 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
         "form": options.form,
         "protocol": options.protocol,
         "texts": digests,
-    }
+    } | ({"marks": True} if options.marks else {})
 
 
 class PartialRun:
