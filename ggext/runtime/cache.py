@@ -57,6 +57,7 @@ class Cache(Closing):
             self._plan.notices,
         )
         self.n_batch = self.batches.most
+        self.threads = self._plan.threads
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.

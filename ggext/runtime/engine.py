@@ -113,6 +113,11 @@ class Session(Closing):
         return (self.memory.limit or self.n_ctx) - self.used
 
     @property
+    def threads(self) -> int:
+        """Threads that compute."""
+        return self.cache.threads
+
+    @property
     def dropped(self) -> int:
         """Tokens of the text that are not in the cache any more."""
         return self.memory.gone.count
