@@ -4,7 +4,7 @@ from ggext._native import _Array, _Table
 def devices() -> tuple[int, str | None]: ...
 def rotate(
     rows: _Array,
-    kind: int,
+    type: int,
     to: _Table | None,
     from_: _Table | None,
     neox: bool,

@@ -11,7 +11,7 @@ _Table: TypeAlias = tuple[_Array, int, _Array, float]
 
 def rotate(
     rows: _Array,
-    kind: int,
+    type: int,
     to: _Table | None,
     from_: _Table | None,
     neox: bool,
@@ -23,14 +23,14 @@ def cos_sin(to: _Table, threads: int, cos_out: _Array, sin_out: _Array, /) -> No
 def worst_error(
     actual: _Array,
     rows: _Array,
-    kind: int,
+    type: int,
     to: _Table | None,
     from_: _Table | None,
     neox: bool,
     threads: int,
     /,
 ) -> tuple[float, int, int, int]: ...
-def convert(values: _Array, kind: int, out: _Array, out_kind: int, /) -> int: ...
+def convert(values: _Array, type: int, out: _Array, out_type: int, /) -> int: ...
 def use_vectors(level: int, /) -> int: ...
 
 # The file tricks of native/files.c; use them through ggext.gguf.

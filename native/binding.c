@@ -1,12 +1,24 @@
+/* Arguments of the extension modules: buffers, tables and rows out of Python objects.
+ *
+ * A buffer is checked in one order: type of the items, dimensions, contiguity, alignment, shape against bytes. Only then
+ * is a value of it read. Every static function that can fail returns -1 or NULL with an exception set that names the
+ * argument. */
 #include "binding.h"
 
+#include "convert.h"
 #include "parallel.h"
 
-/* What the items of a buffer may be. The first three stand in the order of enum ggext_type, the next for GGEXT_Q8_0. */
+/* What the items of a buffer may be. The first four are numbered as the types of values, which are cast to them. */
 enum items { FLOAT32, FLOAT16, BFLOAT16_BITS, BYTES, FLOAT64, FLOAT32_OR_64, INTEGERS };
 
+_Static_assert((int)FLOAT32 == (int)GGEXT_F32, "enum items begins as enum ggext_type");
+_Static_assert((int)FLOAT16 == (int)GGEXT_F16, "enum items begins as enum ggext_type");
+_Static_assert((int)BFLOAT16_BITS == (int)GGEXT_BF16, "enum items begins as enum ggext_type");
+_Static_assert((int)BYTES == (int)GGEXT_Q8_0, "blocks of Q8_0 are bytes");
+
+/* What each is called in a message, the formats of Python's struct module that it may have, and its bytes. */
 static const struct {
-    const char *told;
+    const char *name;
     const char *formats;
     Py_ssize_t smallest;
     Py_ssize_t largest;
@@ -21,17 +33,17 @@ static const struct {
 };
 
 /* What a buffer must be. */
-struct wanted {
+struct expected {
     const char *name;
     enum items items;
     int n_dimensions;
     int writable;
 };
 
-void ggext_release(struct ggext_buffers *held)
+void ggext_release(struct ggext_buffers *buffers)
 {
-    while (held->n > 0)
-        PyBuffer_Release(&held->views[--held->n]);
+    while (buffers->n > 0)
+        PyBuffer_Release(&buffers->views[--buffers->n]);
 }
 
 /* Returns the type character of a native-order format, or 0. A buffer without a format is bytes. */
@@ -46,6 +58,7 @@ static char format_character(const char *format)
     return format[0] != '\0' && format[1] == '\0' ? format[0] : 0;
 }
 
+/* Says whether the items of a view are of that type, in native byte order. */
 static int has_items(const Py_buffer *view, enum items items)
 {
     char c = format_character(view->format);
@@ -68,59 +81,59 @@ static int shape_explains(const Py_buffer *view)
     return bytes == view->len;
 }
 
-/* Checks a view against what is wanted; returns 0, or -1 with an exception set. */
-static int check_view(const Py_buffer *view, const struct wanted *wanted)
+/* Checks a view against what is expected; returns 0, or -1 with an exception set. */
+static int check_view(const Py_buffer *view, const struct expected *expected)
 {
-    if (!has_items(view, wanted->items)) {
-        PyErr_Format(PyExc_TypeError, "%s must be %s in native byte order, not items of format '%s'", wanted->name,
-                     items_of[wanted->items].told, view->format ? view->format : "B");
+    if (!has_items(view, expected->items)) {
+        PyErr_Format(PyExc_TypeError, "%s must be %s in native byte order, not items of format '%s'", expected->name,
+                     items_of[expected->items].name, view->format ? view->format : "B");
         return -1;
     }
-    if (view->ndim != wanted->n_dimensions) {
-        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", wanted->name, wanted->n_dimensions,
+    if (view->ndim != expected->n_dimensions) {
+        PyErr_Format(PyExc_ValueError, "%s must have %d dimensions, not %d", expected->name, expected->n_dimensions,
                      view->ndim);
         return -1;
     }
     if (!PyBuffer_IsContiguous(view, 'C')) {
-        PyErr_Format(PyExc_ValueError, "%s must be C-contiguous: pass numpy.ascontiguousarray(...)", wanted->name);
+        PyErr_Format(PyExc_ValueError, "%s must be C-contiguous: pass numpy.ascontiguousarray(...)", expected->name);
         return -1;
     }
     if ((uintptr_t)view->buf % (uintptr_t)view->itemsize != 0) {
-        PyErr_Format(PyExc_ValueError, "%s must be aligned to its %zd-byte items: pass a copy", wanted->name,
+        PyErr_Format(PyExc_ValueError, "%s must be aligned to its %zd-byte items: pass a copy", expected->name,
                      view->itemsize);
         return -1;
     }
     if (!shape_explains(view)) {
-        PyErr_Format(PyExc_ValueError, "%s has %zd bytes, which its shape does not explain", wanted->name, view->len);
+        PyErr_Format(PyExc_ValueError, "%s has %zd bytes, which its shape does not explain", expected->name, view->len);
         return -1;
     }
     return 0;
 }
 
-/* Takes the object's buffer into `held` and returns the view, or NULL with an exception set. */
-static const Py_buffer *take(struct ggext_buffers *held, PyObject *object, struct wanted wanted)
+/* Takes the object's buffer into `buffers` and returns the view, or NULL with an exception set. */
+static const Py_buffer *take(struct ggext_buffers *buffers, PyObject *object, struct expected expected)
 {
-    Py_buffer *view = &held->views[held->n];
+    Py_buffer *view = &buffers->views[buffers->n];
     if (!PyObject_CheckBuffer(object)) {
-        PyErr_Format(PyExc_TypeError, "%s must be an array, not %R", wanted.name, (PyObject *)Py_TYPE(object));
+        PyErr_Format(PyExc_TypeError, "%s must be an array, not %R", expected.name, (PyObject *)Py_TYPE(object));
         return NULL;
     }
-    if (PyObject_GetBuffer(object, view, wanted.writable ? PyBUF_RECORDS : PyBUF_RECORDS_RO) < 0) {
+    if (PyObject_GetBuffer(object, view, expected.writable ? PyBUF_RECORDS : PyBUF_RECORDS_RO) < 0) {
         if (PyErr_ExceptionMatches(PyExc_BufferError)) {
             PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "%s must be a %splain strided array", wanted.name,
-                         wanted.writable ? "writable " : "");
+            PyErr_Format(PyExc_ValueError, "%s must be a %splain strided array", expected.name,
+                         expected.writable ? "writable " : "");
         }
         return NULL;
     }
-    held->n++;
-    return check_view(view, &wanted) < 0 ? NULL : view;
+    buffers->n++;
+    return check_view(view, &expected) < 0 ? NULL : view;
 }
 
-const Py_buffer *ggext_take_values(struct ggext_buffers *held, int type, PyObject *object, const char *name,
+const Py_buffer *ggext_take_values(struct ggext_buffers *buffers, int type, PyObject *object, const char *name,
                                    int writable)
 {
-    return take(held, object, (struct wanted){name, (enum items)type, 1, writable});
+    return take(buffers, object, (struct expected){name, (enum items)type, 1, writable});
 }
 
 /* Sets a ValueError whose format has one %R for the number; returns -1. */
@@ -134,7 +147,7 @@ static int refuse_number(const char *format, double number)
 }
 
 /* Takes a table from its tuple; None is no table. Returns 0, or -1 with an exception set. */
-static int take_one_table(struct ggext_buffers *held, PyObject *tuple, struct ggext_table *table, size_t *n_pairs)
+static int take_one_table(struct ggext_buffers *buffers, PyObject *tuple, struct ggext_table *table, size_t *n_pairs)
 {
     PyObject *positions, *inv_freq;
     long long offset;
@@ -151,14 +164,14 @@ static int take_one_table(struct ggext_buffers *held, PyObject *tuple, struct gg
     if (!ggext_is_finite(table->gain) || table->gain <= 0.0)
         return refuse_number("attention_factor must be a finite number above 0, not %R", table->gain);
 
-    const Py_buffer *freq = take(held, inv_freq, (struct wanted){"inv_freq", FLOAT64, 1, 0});
+    const Py_buffer *freq = take(buffers, inv_freq, (struct expected){"inv_freq", FLOAT64, 1, 0});
     if (freq == NULL)
         return -1;
     if (freq->shape[0] == 0) {
         PyErr_SetString(PyExc_ValueError, "inv_freq is empty: it must hold one frequency for each rotated pair");
         return -1;
     }
-    const Py_buffer *pos = take(held, positions, (struct wanted){"positions", INTEGERS, 1, 0});
+    const Py_buffer *pos = take(buffers, positions, (struct expected){"positions", INTEGERS, 1, 0});
     if (pos == NULL)
         return -1;
     table->inv_freq = freq->buf;
@@ -167,7 +180,7 @@ static int take_one_table(struct ggext_buffers *held, PyObject *tuple, struct gg
     return 0;
 }
 
-int ggext_take_request(struct ggext_buffers *held, PyObject *to, PyObject *from, int neox, int threads,
+int ggext_take_request(struct ggext_buffers *buffers, PyObject *to, PyObject *from, int neox, int threads,
                        struct ggext_request *request)
 {
     size_t to_pairs = 0;
@@ -177,7 +190,8 @@ int ggext_take_request(struct ggext_buffers *held, PyObject *to, PyObject *from,
         PyErr_Format(PyExc_ValueError, "threads must be 1 or more, not %d", threads);
         return -1;
     }
-    if (take_one_table(held, to, &rope->to, &to_pairs) < 0 || take_one_table(held, from, &rope->from, &from_pairs) < 0)
+    if (take_one_table(buffers, to, &rope->to, &to_pairs) < 0 ||
+        take_one_table(buffers, from, &rope->from, &from_pairs) < 0)
         return -1;
     if (to_pairs == 0 && from_pairs == 0) {
         PyErr_SetString(PyExc_TypeError, "one table at least must not be None");
@@ -211,15 +225,16 @@ size_t ggext_n_positions(const struct ggext_request *request)
 /* Says what is wrong with position i; returns -1. */
 static int refuse_position(const struct ggext_table *table, size_t i)
 {
-    struct ggext_positions without = table->positions;
-    without.offset = 0;
-    long long position = ggext_position_at(without, i);
+    struct ggext_positions unshifted = table->positions;
+    unshifted.offset = 0;
+    long long position = ggext_position_at(unshifted, i);
     PyErr_Format(PyExc_ValueError,
                  "positions[%zu] is too large: %lld with the offset %lld is beyond 2**31, or its angle beyond 2**53", i,
                  position, (long long)table->positions.offset);
     return -1;
 }
 
+/* Looks at every frequency and position of one table, without the GIL; returns 0, or -1 with an exception set. */
 static int check_table_angles(const struct ggext_table *table, size_t n_pairs)
 {
     size_t bad_frequency = 0;
@@ -251,11 +266,11 @@ int ggext_check_angles(const struct ggext_request *request)
 }
 
 /* Takes one array of rows that goes with the request; returns it, or NULL with an exception set. */
-static const Py_buffer *take_rows(struct ggext_buffers *held, const struct ggext_request *request, enum items items,
+static const Py_buffer *take_rows(struct ggext_buffers *buffers, const struct ggext_request *request, enum items items,
                                   PyObject *object, const char *name, int writable)
 {
     const size_t n_positions = ggext_n_positions(request);
-    const Py_buffer *rows = take(held, object, (struct wanted){name, items, 3, writable});
+    const Py_buffer *rows = take(buffers, object, (struct expected){name, items, 3, writable});
     if (rows == NULL)
         return NULL;
     if ((size_t)rows->shape[0] != n_positions) {
@@ -284,16 +299,16 @@ static int overlap(const Py_buffer *a, const Py_buffer *b)
     return a->buf != b->buf && ggext_share_memory(a, b);
 }
 
-int ggext_take_rows(struct ggext_buffers *held, const struct ggext_request *request, int type, PyObject *rows,
-                    PyObject *second, const char *second_name, int writable, struct ggext_shape *shape,
-                    const void **rows_values, void **second_values)
+int ggext_take_rows(struct ggext_buffers *buffers, const struct ggext_request *request, int type, PyObject *rows,
+                    PyObject *second, const char *second_name, int writable, struct ggext_rows *taken)
 {
     if (type < GGEXT_F32 || type > GGEXT_BF16) {
         PyErr_Format(PyExc_ValueError, "type must be 0, 1 or 2, not %d", type);
         return -1;
     }
-    const Py_buffer *a = take_rows(held, request, (enum items)type, rows, "rows", 0);
-    const Py_buffer *b = a == NULL ? NULL : take_rows(held, request, (enum items)type, second, second_name, writable);
+    const Py_buffer *a = take_rows(buffers, request, (enum items)type, rows, "rows", 0);
+    const Py_buffer *b =
+        a == NULL ? NULL : take_rows(buffers, request, (enum items)type, second, second_name, writable);
     if (b == NULL)
         return -1;
     if (a->shape[1] != b->shape[1] || a->shape[2] != b->shape[2]) {
@@ -304,16 +319,17 @@ int ggext_take_rows(struct ggext_buffers *held, const struct ggext_request *requ
         PyErr_Format(PyExc_ValueError, "%s overlaps rows: it must be rows itself or lie apart", second_name);
         return -1;
     }
-    *shape = (struct ggext_shape){(size_t)a->shape[0], (size_t)a->shape[1], (size_t)a->shape[2], (enum ggext_type)type};
-    *rows_values = a->buf;
-    *second_values = b->buf;
+    taken->shape =
+        (struct ggext_shape){(size_t)a->shape[0], (size_t)a->shape[1], (size_t)a->shape[2], (enum ggext_type)type};
+    taken->rows = a->buf;
+    taken->second = b;
     return 0;
 }
 
-const Py_buffer *ggext_take_table(struct ggext_buffers *held, const struct ggext_request *request, PyObject *object,
+const Py_buffer *ggext_take_table(struct ggext_buffers *buffers, const struct ggext_request *request, PyObject *object,
                                   const char *name)
 {
-    const Py_buffer *table = take(held, object, (struct wanted){name, FLOAT32_OR_64, 2, 1});
+    const Py_buffer *table = take(buffers, object, (struct expected){name, FLOAT32_OR_64, 2, 1});
     if (table == NULL)
         return NULL;
     if ((size_t)table->shape[0] != ggext_n_positions(request) || (size_t)table->shape[1] != request->rope.n_pairs) {
@@ -331,21 +347,19 @@ PyObject *ggext_rotate_entry(PyObject *arguments, ggext_rotation rotation)
     if (!PyArg_ParseTuple(arguments, "OiOOpiO:rotate", &rows_object, &type, &to, &from, &neox, &threads, &out_object))
         return NULL;
 
-    struct ggext_buffers held = {.n = 0};
+    struct ggext_buffers buffers = {.n = 0};
     struct ggext_request request;
-    struct ggext_shape shape;
-    const void *rows = NULL;
-    void *out = NULL;
+    struct ggext_rows taken;
     const char *failure = NULL;
-    int ok = ggext_take_request(&held, to, from, neox, threads, &request) == 0 &&
-             ggext_take_rows(&held, &request, type, rows_object, out_object, "out", 1, &shape, &rows, &out) == 0 &&
+    int ok = ggext_take_request(&buffers, to, from, neox, threads, &request) == 0 &&
+             ggext_take_rows(&buffers, &request, type, rows_object, out_object, "out", 1, &taken) == 0 &&
              ggext_check_angles(&request) == 0;
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
-        failure = rotation(&request.rope, shape, rows, out, request.threads);
+        failure = rotation(&request.rope, taken.shape, taken.rows, taken.second->buf, request.threads);
         Py_END_ALLOW_THREADS
     }
-    ggext_release(&held);
+    ggext_release(&buffers);
     if (!ok)
         return NULL;
     if (failure != NULL) {

@@ -1,3 +1,8 @@
+/* Values from one type to another, as loops that compilers turn into vector instructions.
+ *
+ * One function per kind of result, inlined with constant types into convert_values, which is compiled for each level of
+ * vectors.h. Losses (a finite value that becomes infinite) are looked for once a stretch, not once a value: a loop with a
+ * way out in its middle stays scalar. */
 #include "convert.h"
 
 #include <stdbool.h>
@@ -7,6 +12,7 @@
 /* Values between two looks at whether one was lost: half of them in float32 fit a first-level cache. */
 enum { STRETCH = 4096 };
 
+/* One conversion, and its answer: the place of the first value that was lost, or n. */
 struct convert_task {
     enum ggext_type from;
     const void *values;
@@ -15,11 +21,13 @@ struct convert_task {
     size_t first_lost;
 };
 
+/* Returns value i as float32: exact, since every type here is a part of float32. */
 GGEXT_INLINE float load_float(enum ggext_type type, const void *values, size_t i)
 {
     return (float)ggext_load(type, values, (long long)i);
 }
 
+/* Returns the bits of a value in GGEXT_F16 or GGEXT_BF16, rounded once. */
 GGEXT_INLINE uint16_t to_16_bits(int to, float value)
 {
     return to == GGEXT_F16 ? ggext_f16_of_float(value) : ggext_bf16_of_float(value);
@@ -54,6 +62,7 @@ GGEXT_INLINE size_t convert_16_bits(const struct convert_task *task, enum ggext_
     return end;
 }
 
+/* Converts values [begin, end) to float32; returns end, since none can be lost. */
 GGEXT_INLINE size_t convert_to_float(const struct convert_task *task, enum ggext_type from, size_t begin, size_t end)
 {
     float *out = (float *)(void *)task->out;
@@ -104,6 +113,8 @@ GGEXT_INLINE size_t largest_of_block(enum ggext_type from, const void *values, s
     return place;
 }
 
+/* Converts values [begin, end), whole blocks, to Q8_0; returns the place of the first that makes a block impossible, or
+ * end. */
 GGEXT_INLINE size_t convert_blocks(const struct convert_task *task, enum ggext_type from, size_t begin, size_t end)
 {
     for (size_t i = begin; i < end; i += GGEXT_Q8_0_VALUES)
@@ -112,7 +123,8 @@ GGEXT_INLINE size_t convert_blocks(const struct convert_task *task, enum ggext_t
     return end;
 }
 
-/* The types are constants at each call, so that the loops become vector instructions. */
+/* Converts values [begin, end) from a type; returns as the functions above. Both types are constants at each call, so
+ * that the loops become vector instructions. */
 GGEXT_INLINE size_t convert_from(const struct convert_task *task, enum ggext_type from, size_t begin, size_t end)
 {
     switch (task->to) {
@@ -127,6 +139,7 @@ GGEXT_INLINE size_t convert_from(const struct convert_task *task, enum ggext_typ
     }
 }
 
+/* A ggext_slice: converts values [begin, end) of a convert_task and writes its answer. */
 GGEXT_INLINE void convert_values(void *context, size_t part, size_t begin, size_t end)
 {
     (void)part;

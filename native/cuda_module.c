@@ -12,7 +12,7 @@ static PyObject *py_devices(PyObject *module, PyObject *arguments)
 }
 
 PyDoc_STRVAR(rotate_doc,
-             "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
+             "rotate(rows, type, to, from, neox, threads, out, /)\n--\n\n"
              "What ggext._native.rotate does, on the device, with its bits; rows and out lie in host memory.");
 
 static PyObject *py_rotate(PyObject *module, PyObject *arguments)
@@ -22,40 +22,40 @@ static PyObject *py_rotate(PyObject *module, PyObject *arguments)
 }
 
 PyDoc_STRVAR(measure_doc,
-             "measure(kind, to, neox, n_heads, head_dim, repeats, /)\n--\n\n"
+             "measure(type, to, neox, n_heads, head_dim, repeats, /)\n--\n\n"
              "Return seconds of the fastest rotation, and of the fastest copy of the same bytes, on the device.");
 
 static PyObject *py_measure(PyObject *module, PyObject *arguments)
 {
     (void)module;
     PyObject *to;
-    int kind, neox, repeats;
+    int type, neox, repeats;
     Py_ssize_t n_heads, head_dim;
-    if (!PyArg_ParseTuple(arguments, "iOpnni:measure", &kind, &to, &neox, &n_heads, &head_dim, &repeats))
+    if (!PyArg_ParseTuple(arguments, "iOpnni:measure", &type, &to, &neox, &n_heads, &head_dim, &repeats))
         return NULL;
 
-    struct ggext_buffers held = {.n = 0};
+    struct ggext_buffers buffers = {.n = 0};
     struct ggext_request request;
     double rotate_seconds = 0.0;
     double copy_seconds = 0.0;
     const char *failure = NULL;
-    int ok = ggext_take_request(&held, to, Py_None, neox, 1, &request) == 0 && ggext_check_angles(&request) == 0;
+    int ok = ggext_take_request(&buffers, to, Py_None, neox, 1, &request) == 0 && ggext_check_angles(&request) == 0;
     const Py_ssize_t most = (Py_ssize_t)1 << 20;
-    if (ok && (kind < GGEXT_F32 || kind > GGEXT_BF16 || repeats < 1 || n_heads < 1 || n_heads > most ||
+    if (ok && (type < GGEXT_F32 || type > GGEXT_BF16 || repeats < 1 || n_heads < 1 || n_heads > most ||
                head_dim > most || (size_t)head_dim / 2 < request.rope.n_pairs || ggext_n_positions(&request) < 1 ||
                ggext_n_positions(&request) > (size_t)most)) {
         PyErr_SetString(PyExc_ValueError,
-                        "kind, n_heads, head_dim, repeats or the number of positions is out of range");
+                        "type, n_heads, head_dim, repeats or the number of positions is out of range");
         ok = 0;
     }
     if (ok) {
         struct ggext_shape shape = {ggext_n_positions(&request), (size_t)n_heads, (size_t)head_dim,
-                                    (enum ggext_type)kind};
+                                    (enum ggext_type)type};
         Py_BEGIN_ALLOW_THREADS
         failure = ggext_cuda_measure(&request.rope, shape, repeats, &rotate_seconds, &copy_seconds);
         Py_END_ALLOW_THREADS
     }
-    ggext_release(&held);
+    ggext_release(&buffers);
     if (ok && failure != NULL) {
         PyErr_SetString(PyExc_RuntimeError, failure);
         ok = 0;

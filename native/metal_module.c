@@ -11,7 +11,7 @@ static PyObject *py_devices(PyObject *module, PyObject *arguments)
     return ggext_devices_entry(arguments, ggext_metal_devices);
 }
 
-PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
+PyDoc_STRVAR(rotate_doc, "rotate(rows, type, to, from, neox, threads, out, /)\n--\n\n"
                          "What ggext._native.rotate does, on the device, in float32; rows and out lie in host memory.");
 
 static PyObject *py_rotate(PyObject *module, PyObject *arguments)

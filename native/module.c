@@ -12,11 +12,12 @@
 #include "files.h"
 #include "vectors.h"
 
-PyDoc_STRVAR(rotate_doc, "rotate(rows, kind, to, from, neox, threads, out, /)\n--\n\n"
+PyDoc_STRVAR(rotate_doc, "rotate(rows, type, to, from, neox, threads, out, /)\n--\n\n"
                          "Write rows, turned from a table to another, to out, which may be rows itself. "
-                         "kind: 0 float32, 1 float16, 2 bfloat16 as uint16. "
+                         "type: 0 float32, 1 float16, 2 bfloat16 as uint16. "
                          "A table: " GGEXT_TABLE_ARGUMENT ".");
 
+/* ggext_rotate as an ggext_rotation: it cannot fail. */
 static const char *rotate_on_cpu(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
                                  size_t threads)
 {
@@ -42,13 +43,13 @@ static PyObject *py_cos_sin(PyObject *module, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OiOO:cos_sin", &to, &threads, &cos_object, &sin_object))
         return NULL;
 
-    struct ggext_buffers held = {.n = 0};
+    struct ggext_buffers buffers = {.n = 0};
     struct ggext_request request;
     const Py_buffer *cos_out = NULL;
     const Py_buffer *sin_out = NULL;
-    int ok = ggext_take_request(&held, to, Py_None, 0, threads, &request) == 0 &&
-             (cos_out = ggext_take_table(&held, &request, cos_object, "cos_out")) != NULL &&
-             (sin_out = ggext_take_table(&held, &request, sin_object, "sin_out")) != NULL &&
+    int ok = ggext_take_request(&buffers, to, Py_None, 0, threads, &request) == 0 &&
+             (cos_out = ggext_take_table(&buffers, &request, cos_object, "cos_out")) != NULL &&
+             (sin_out = ggext_take_table(&buffers, &request, sin_object, "sin_out")) != NULL &&
              ggext_check_angles(&request) == 0;
     if (ok && cos_out->itemsize != sin_out->itemsize) {
         PyErr_SetString(PyExc_TypeError, "cos_out and sin_out must have the same type");
@@ -60,12 +61,12 @@ static PyObject *py_cos_sin(PyObject *module, PyObject *arguments)
                       request.threads);
         Py_END_ALLOW_THREADS
     }
-    ggext_release(&held);
+    ggext_release(&buffers);
     return ok ? Py_NewRef(Py_None) : NULL;
 }
 
 PyDoc_STRVAR(worst_error_doc,
-             "worst_error(actual, rows, kind, to, from, neox, threads, /)\n--\n\n"
+             "worst_error(actual, rows, type, to, from, neox, threads, /)\n--\n\n"
              "Return (error, row, head, dimension): the largest difference of actual from the rows turned in float64.");
 
 static PyObject *py_worst_error(PyObject *module, PyObject *arguments)
@@ -77,48 +78,45 @@ static PyObject *py_worst_error(PyObject *module, PyObject *arguments)
                           &threads))
         return NULL;
 
-    struct ggext_buffers held = {.n = 0};
+    struct ggext_buffers buffers = {.n = 0};
     struct ggext_request request;
-    struct ggext_shape shape;
+    struct ggext_rows taken;
     struct ggext_worst worst = {0};
-    const void *rows = NULL;
-    void *actual = NULL;
-    int ok =
-        ggext_take_request(&held, to, from, neox, threads, &request) == 0 &&
-        ggext_take_rows(&held, &request, type, rows_object, actual_object, "actual", 0, &shape, &rows, &actual) == 0 &&
-        ggext_check_angles(&request) == 0;
-    if (ok && shape.n == 0) {
+    int ok = ggext_take_request(&buffers, to, from, neox, threads, &request) == 0 &&
+             ggext_take_rows(&buffers, &request, type, rows_object, actual_object, "actual", 0, &taken) == 0 &&
+             ggext_check_angles(&request) == 0;
+    if (ok && taken.shape.n == 0) {
         PyErr_SetString(PyExc_ValueError, "rows is empty: there is nothing to compare");
         ok = 0;
     }
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
-        worst = ggext_worst_error(&request.rope, shape, rows, actual, request.threads);
+        worst = ggext_worst_error(&request.rope, taken.shape, taken.rows, taken.second->buf, request.threads);
         Py_END_ALLOW_THREADS
     }
-    ggext_release(&held);
+    ggext_release(&buffers);
     if (!ok)
         return NULL;
     return Py_BuildValue("(dnnn)", worst.error, (Py_ssize_t)worst.row, (Py_ssize_t)worst.head,
                          (Py_ssize_t)worst.dimension);
 }
 
-PyDoc_STRVAR(convert_doc, "convert(values, kind, out, out_kind, /)\n--\n\n"
+PyDoc_STRVAR(convert_doc, "convert(values, type, out, out_type, /)\n--\n\n"
                           "Write values to out in another type, and return the place of the first that it cannot hold, "
-                          "or -1. kind: 0 float32, 1 float16, 2 bfloat16 as uint16; out_kind: these, or 3 for Q8_0 as "
+                          "or -1. type: 0 float32, 1 float16, 2 bfloat16 as uint16; out_type: these, or 3 for Q8_0 as "
                           "uint8.");
 
 /* Checks two views for ggext_convert; returns 0, or -1 with an exception set. */
 static int check_sizes(const Py_buffer *values, const Py_buffer *out, int to)
 {
     const Py_ssize_t n = values->shape[0];
-    const Py_ssize_t wanted = to == GGEXT_Q8_0 ? n / GGEXT_Q8_0_VALUES * GGEXT_Q8_0_BYTES : n;
+    const Py_ssize_t expected = to == GGEXT_Q8_0 ? n / GGEXT_Q8_0_VALUES * GGEXT_Q8_0_BYTES : n;
     if (to == GGEXT_Q8_0 && n % GGEXT_Q8_0_VALUES != 0) {
         PyErr_Format(PyExc_ValueError, "values has %zd items, which are not whole blocks of %d", n, GGEXT_Q8_0_VALUES);
         return -1;
     }
-    if (out->shape[0] != wanted) {
-        PyErr_Format(PyExc_ValueError, "out must have %zd items, not %zd", wanted, out->shape[0]);
+    if (out->shape[0] != expected) {
+        PyErr_Format(PyExc_ValueError, "out must have %zd items, not %zd", expected, out->shape[0]);
         return -1;
     }
     if (ggext_share_memory(values, out)) {
@@ -136,12 +134,12 @@ static PyObject *py_convert(PyObject *module, PyObject *arguments)
     if (!PyArg_ParseTuple(arguments, "OiOi:convert", &values_object, &from, &out_object, &to))
         return NULL;
     if (from < GGEXT_F32 || from > GGEXT_BF16 || to < GGEXT_F32 || to > GGEXT_Q8_0)
-        return PyErr_Format(PyExc_ValueError, "kind must be 0 to 2 and out_kind 0 to 3, not %d and %d", from, to);
+        return PyErr_Format(PyExc_ValueError, "type must be 0 to 2 and out_type 0 to 3, not %d and %d", from, to);
 
-    struct ggext_buffers held = {.n = 0};
+    struct ggext_buffers buffers = {.n = 0};
     size_t first_lost = 0;
-    const Py_buffer *values = ggext_take_values(&held, from, values_object, "values", 0);
-    const Py_buffer *out = values == NULL ? NULL : ggext_take_values(&held, to, out_object, "out", 1);
+    const Py_buffer *values = ggext_take_values(&buffers, from, values_object, "values", 0);
+    const Py_buffer *out = values == NULL ? NULL : ggext_take_values(&buffers, to, out_object, "out", 1);
     const int ok = out != NULL && check_sizes(values, out, to) == 0;
     if (ok) {
         Py_BEGIN_ALLOW_THREADS
@@ -149,11 +147,11 @@ static PyObject *py_convert(PyObject *module, PyObject *arguments)
         Py_END_ALLOW_THREADS
     }
     const int all_held = ok && first_lost == (size_t)values->shape[0];
-    ggext_release(&held);
+    ggext_release(&buffers);
     return ok ? PyLong_FromSsize_t(all_held ? -1 : (Py_ssize_t)first_lost) : NULL;
 }
 
-/* Not PyErr_SetFromErrno: on Windows errno is of the C library that this module was built with, not Python's. */
+/* Sets OSError for an errno; returns NULL. Not PyErr_SetFromErrno: on Windows errno is of the C library that this module was built with, not Python's. */
 static PyObject *raise_os_error(int number)
 {
     PyObject *error = PyObject_CallFunction(PyExc_OSError, "is", number, strerror(number));
@@ -167,7 +165,7 @@ static PyObject *raise_os_error(int number)
 PyDoc_STRVAR(reserve_doc,
              "reserve(descriptor, nbytes, /)\n--\n\n"
              "Give an open, empty file that many bytes on its disk, its size unchanged. Return whether the "
-             "system can do that; raise OSError where the disk has not so much.");
+             "system can do that; raise OSError where the disk has less.");
 
 static PyObject *py_reserve(PyObject *module, PyObject *arguments)
 {
@@ -182,9 +180,8 @@ static PyObject *py_reserve(PyObject *module, PyObject *arguments)
     Py_BEGIN_ALLOW_THREADS
     failure = ggext_reserve(descriptor, nbytes);
     Py_END_ALLOW_THREADS
-    if (failure > 0) {
+    if (failure != 0 && failure != EOPNOTSUPP)
         return raise_os_error(failure);
-    }
     return PyBool_FromLong(failure == 0);
 }
 
@@ -241,13 +238,13 @@ static PyObject *py_shift_range(PyObject *module, PyObject *arguments)
     long long offset, length;
     if (!PyArg_ParseTuple(arguments, "ipLL:shift_range", &file, &collapse, &offset, &length))
         return NULL;
-    int error;
+    const enum ggext_shift shift = collapse ? GGEXT_COLLAPSE : GGEXT_INSERT;
+    int failure;
     Py_BEGIN_ALLOW_THREADS
-    error = ggext_shift_range(file, collapse ? GGEXT_COLLAPSE : GGEXT_INSERT, offset, length);
+    failure = ggext_shift_range(file, shift, offset, length);
     Py_END_ALLOW_THREADS
-    if (error) {
-        return raise_os_error(error);
-    }
+    if (failure != 0)
+        return raise_os_error(failure);
     return Py_NewRef(Py_None);
 }
 
@@ -258,16 +255,18 @@ static PyObject *py_copy(PyObject *module, PyObject *arguments)
 {
     (void)module;
     int source, target;
-    long long source_at, target_at, length, copied;
+    long long source_at, target_at, length;
     if (!PyArg_ParseTuple(arguments, "iiLLL:copy", &source, &target, &source_at, &target_at, &length))
         return NULL;
     if (source_at < 0 || target_at < 0 || length < 0 || length > INT64_MAX - source_at ||
         length > INT64_MAX - target_at)
         return PyErr_Format(PyExc_ValueError, "offsets and length must be 0 or more, and end below 2**63");
+    int64_t copied;
+    int failure;
     Py_BEGIN_ALLOW_THREADS
-    copied = ggext_copy(source, target, source_at, target_at, length);
+    failure = ggext_copy(source, target, source_at, target_at, length, &copied);
     Py_END_ALLOW_THREADS
-    return copied < 0 ? raise_os_error(errno) : PyLong_FromLongLong(copied);
+    return failure != 0 ? raise_os_error(failure) : PyLong_FromLongLong(copied);
 }
 
 static PyMethodDef methods[] = {

@@ -1,3 +1,8 @@
+/* A loop over rows on threads that live as long as the call.
+ *
+ * The caller's thread does the first part, and every part whose thread could not be started: the work is always done,
+ * and nothing here can fail. A pool of threads would save 20 us a call and cost a state that outlives it, which a fork
+ * breaks. */
 #include "parallel.h"
 
 #include <stdbool.h>
@@ -10,12 +15,14 @@ typedef HANDLE thread;
 #define RUN unsigned __stdcall
 enum { NOTHING = 0 };
 
+/* Starts a thread; returns whether the system gave one. */
 static bool start(thread *id, unsigned(__stdcall *run)(void *), void *argument)
 {
     *id = (HANDLE)_beginthreadex(NULL, 0, run, argument, 0, NULL);
     return *id != NULL;
 }
 
+/* Waits until a started thread has ended. */
 static void join(thread id)
 {
     WaitForSingleObject(id, INFINITE);
@@ -28,11 +35,13 @@ typedef pthread_t thread;
 #define RUN void *
 #define NOTHING NULL
 
+/* Starts a thread; returns whether the system gave one. */
 static bool start(thread *id, void *(*run)(void *), void *argument)
 {
     return pthread_create(id, NULL, run, argument) == 0;
 }
 
+/* Waits until a started thread has ended. */
 static void join(thread id)
 {
     pthread_join(id, NULL);
@@ -42,6 +51,7 @@ static void join(thread id)
 /* Starting a thread costs some 20 us; this much work takes about as long. */
 static const size_t elements_worth_a_thread = 1 << 15;
 
+/* One part of the rows. */
 struct job {
     ggext_slice slice;
     void *context;
@@ -50,6 +60,7 @@ struct job {
     size_t end;
 };
 
+/* Does one job; the function of every thread. */
 static RUN run_job(void *argument)
 {
     const struct job *job = argument;

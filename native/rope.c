@@ -1,3 +1,8 @@
+/* Rotation, its tables and its comparison on the CPU: the loops around rope_math.h.
+ *
+ * A row's turns are computed once, a block of pairs at a time, and applied to all of its heads. Functions of loops are
+ * inlined with constant layouts and types into rotate_rows and cos_sin_rows, which are compiled for each level of
+ * vectors.h. Everything is float64 until the one rounding of ggext_store. */
 #include "rope.h"
 
 #include <string.h>
@@ -8,6 +13,7 @@
  * entry allocates and none can fail. 64 pairs are a whole head of 128 dimensions. */
 enum { BLOCK = 64 };
 
+/* The turns of n pairs of one row, from pair `begin` on. */
 struct block {
     size_t begin;
     size_t n;
@@ -69,8 +75,8 @@ GGEXT_INLINE void fill_block(struct block *block, const struct ggext_rope *rope,
     }
 }
 
-/* Returns pair i of the block, turned, and tells where its values stand in `head`, which begins at the block's first
- * pair. Its index is signed and its layout and type are constants, or the loops around it stay scalar. */
+/* Returns pair i of the block, turned, and writes to *places where its values stand in `head`, which begins at the
+ * block's first pair. Its index is signed and its layout and type are constants, or the loops around it stay scalar. */
 GGEXT_INLINE struct ggext_pair turned_pair(const struct block *block, enum ggext_layout layout, enum ggext_type type,
                                            long long n_pairs, const void *head, long long i,
                                            struct ggext_places *places)
@@ -87,6 +93,7 @@ GGEXT_INLINE size_t block_offset(const struct block *block, enum ggext_layout la
     return (size_t)ggext_places_of(layout, 0, (long long)block->begin).first * ggext_type_size(type);
 }
 
+/* One call of ggext_rotate, for the slices. */
 struct rotate_task {
     const struct ggext_rope *rope;
     struct ggext_shape shape;
@@ -116,6 +123,7 @@ GGEXT_INLINE void rotate_heads(const struct rotate_task *task, const struct bloc
     }
 }
 
+/* rotate_heads with the task's type. */
 GGEXT_INLINE void rotate_typed_heads(const struct rotate_task *task, const struct block *block,
                                      enum ggext_layout layout, const char *row, char *out)
 {
@@ -132,6 +140,7 @@ GGEXT_INLINE void rotate_typed_heads(const struct rotate_task *task, const struc
     }
 }
 
+/* A ggext_slice: turns rows [begin, end) of a rotate_task and copies the dimensions that do not turn. */
 GGEXT_INLINE void rotate_rows(void *context, size_t part, size_t begin, size_t end)
 {
     (void)part;
@@ -166,6 +175,7 @@ void ggext_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const
     ggext_parallel(shape.n, shape.n_heads * shape.head_dim, threads, GGEXT_CHOSEN(rotate_rows), &task);
 }
 
+/* One call of ggext_cos_sin, for the slices. */
 struct cos_sin_task {
     const struct ggext_rope *rope;
     void *cos_out;
@@ -173,6 +183,7 @@ struct cos_sin_task {
     bool wide;
 };
 
+/* A ggext_slice: writes the turns of rows [begin, end) of a cos_sin_task. */
 GGEXT_INLINE void cos_sin_rows(void *context, size_t part, size_t begin, size_t end)
 {
     (void)part;
@@ -206,6 +217,7 @@ void ggext_cos_sin(const struct ggext_rope *rope, size_t n_positions, void *cos_
     ggext_parallel(n_positions, rope->n_pairs, threads, GGEXT_CHOSEN(cos_sin_rows), &task);
 }
 
+/* One call of ggext_worst_error; each slice has a place of its own for its answer. */
 struct worst_task {
     const struct ggext_rope *rope;
     struct ggext_shape shape;
@@ -253,6 +265,7 @@ GGEXT_INLINE void compare_block(const struct worst_task *task, const struct bloc
             keep_worst(worst, fabs(ggext_load(type, actual, i) - ggext_load(type, before, i)), row, head, (size_t)i);
 }
 
+/* A ggext_slice: compares rows [begin, end) of a worst_task and keeps the worst in the place of its part. */
 static void compare_rows(void *context, size_t part, size_t begin, size_t end)
 {
     struct worst_task *task = context;

@@ -1,3 +1,8 @@
+/* Rotation on a CUDA device, with the bits of rope.c.
+ *
+ * One kernel, rotate_rows, for each type, layout and width of a group of pairs. A block of threads computes the turns of
+ * a row once, in shared memory, and applies them to all heads. Host rows go through the device in slabs; every function
+ * of the host returns the first cudaError_t that is not cudaSuccess, and device memory is given back by destructors. */
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -22,6 +27,7 @@ struct device_table {
     double gain;
 };
 
+/* What a kernel needs of a rotation: the slab's rows, counted in values. */
 struct device_rope {
     device_table to;
     device_table from;
@@ -31,11 +37,12 @@ struct device_rope {
     long long n_rows;
 };
 
+/* Returns a value as float64, exactly. */
 __device__ double load(float value) { return (double)value; }
 __device__ double load(__half value) { return (double)__half2float(value); }
 __device__ double load(__nv_bfloat16 value) { return (double)__bfloat162float(value); }
 
-/* One rounding each, ties to even. */
+/* Writes a value with one rounding, ties to even. */
 __device__ void store(float *place, double value) { *place = __double2float_rn(value); }
 __device__ void store(__half *place, double value) { *place = __double2half(value); }
 __device__ void store(__nv_bfloat16 *place, double value) { *place = __double2bfloat16(value); }
@@ -45,6 +52,7 @@ template <typename T, int N> struct alignas(sizeof(T) * N) vector {
     T values[N];
 };
 
+/* Returns the turn of a pair at a row of the slab: from the one table to the other. */
 __device__ struct ggext_turn turn_of(const device_rope &rope, long long row, long long pair)
 {
     double angle = 0.0;
@@ -129,6 +137,7 @@ __global__ void __launch_bounds__(THREADS) rotate_rows(device_rope rope, const T
     }
 }
 
+/* Starts the kernel of a type and a layout, by whole vectors of 16 bytes where rows allow it. */
 template <typename T, enum ggext_layout LAYOUT> cudaError_t launch_layout(const device_rope &rope, const void *rows, void *out)
 {
     constexpr int WIDE = 16 / sizeof(T);
@@ -142,6 +151,7 @@ template <typename T, enum ggext_layout LAYOUT> cudaError_t launch_layout(const 
     return cudaGetLastError();
 }
 
+/* Starts the kernel of a type. */
 template <typename T>
 cudaError_t launch_type(enum ggext_layout layout, const device_rope &rope, const void *rows, void *out)
 {
@@ -218,28 +228,29 @@ struct device_request {
     device_array out;
     device_rope rope = {};
 
-    cudaError_t prepare(const struct ggext_rope &wanted, struct ggext_shape shape, size_t slab, bool in_place)
+    cudaError_t prepare(const struct ggext_rope &asked, struct ggext_shape shape, size_t slab, bool in_place)
     {
         const size_t bytes = slab * shape.n_heads * shape.head_dim * ggext_type_size(shape.type);
-        TRY(to.allocate(wanted.to, wanted.n_pairs, slab));
-        TRY(from.allocate(wanted.from, wanted.n_pairs, slab));
+        TRY(to.allocate(asked.to, asked.n_pairs, slab));
+        TRY(from.allocate(asked.from, asked.n_pairs, slab));
         TRY(rows.allocate(bytes));
         if (!in_place)
             TRY(out.allocate(bytes));
-        rope = {to.view(wanted.to),       from.view(wanted.from),    (long long)wanted.n_pairs, (long long)shape.n_heads,
+        rope = {to.view(asked.to),       from.view(asked.from),    (long long)asked.n_pairs, (long long)shape.n_heads,
                 (long long)shape.head_dim, 0};
         return cudaSuccess;
     }
 
-    cudaError_t send_positions(const struct ggext_rope &wanted, size_t begin, size_t n)
+    cudaError_t send_positions(const struct ggext_rope &asked, size_t begin, size_t n)
     {
         rope.n_rows = (long long)n;
-        TRY(to.send_positions(wanted.to, begin, n));
-        return from.send_positions(wanted.from, begin, n);
+        TRY(to.send_positions(asked.to, begin, n));
+        return from.send_positions(asked.from, begin, n);
     }
 };
 
-cudaError_t rotate(const struct ggext_rope &wanted, struct ggext_shape shape, const char *rows, char *out)
+/* Rotates rows of the host, a slab at a time; out may be rows. */
+cudaError_t rotate(const struct ggext_rope &asked, struct ggext_shape shape, const char *rows, char *out)
 {
     if (shape.n == 0)
         return cudaSuccess;
@@ -247,13 +258,13 @@ cudaError_t rotate(const struct ggext_rope &wanted, struct ggext_shape shape, co
     size_t slab = SLAB_BYTES / row_bytes + 1;
     slab = slab < shape.n ? slab : shape.n;
     device_request request;
-    TRY(request.prepare(wanted, shape, slab, true));
+    TRY(request.prepare(asked, shape, slab, true));
     for (size_t begin = 0; begin < shape.n; begin += slab) {
         const size_t n = shape.n - begin < slab ? shape.n - begin : slab;
         void *device = request.rows.data;
-        TRY(request.send_positions(wanted, begin, n));
+        TRY(request.send_positions(asked, begin, n));
         TRY(cudaMemcpy(device, rows + begin * row_bytes, n * row_bytes, cudaMemcpyHostToDevice));
-        TRY(launch(shape.type, wanted.layout, request.rope, device, device));
+        TRY(launch(shape.type, asked.layout, request.rope, device, device));
         TRY(cudaMemcpy(out + begin * row_bytes, device, n * row_bytes, cudaMemcpyDeviceToHost));
     }
     return cudaSuccess;
@@ -288,7 +299,8 @@ struct stopwatch {
     }
 };
 
-cudaError_t measure(const struct ggext_rope &wanted, struct ggext_shape shape, int repeats, double *rotate_seconds,
+/* Does what ggext_cuda_measure says. */
+cudaError_t measure(const struct ggext_rope &asked, struct ggext_shape shape, int repeats, double *rotate_seconds,
                     double *copy_seconds)
 {
     const size_t bytes = shape.n * shape.n_heads * shape.head_dim * ggext_type_size(shape.type);
@@ -296,13 +308,13 @@ cudaError_t measure(const struct ggext_rope &wanted, struct ggext_shape shape, i
     stopwatch watch;
     double warm_up = 1e30;
     TRY(watch.make());
-    TRY(request.prepare(wanted, shape, shape.n, false));
-    TRY(request.send_positions(wanted, 0, shape.n));
+    TRY(request.prepare(asked, shape, shape.n, false));
+    TRY(request.send_positions(asked, 0, shape.n));
     TRY(cudaMemset(request.rows.data, 0, bytes));
     *rotate_seconds = *copy_seconds = 1e30;
     for (int i = 0; i <= repeats; i++) {
         TRY(cudaEventRecord(watch.start));
-        TRY(launch(shape.type, wanted.layout, request.rope, request.rows.data, request.out.data));
+        TRY(launch(shape.type, asked.layout, request.rope, request.rows.data, request.out.data));
         TRY(watch.keep_best(i == 0 ? &warm_up : rotate_seconds));
         TRY(cudaEventRecord(watch.start));
         TRY(cudaMemcpyAsync(request.out.data, request.rows.data, bytes, cudaMemcpyDeviceToDevice));
@@ -311,7 +323,8 @@ cudaError_t measure(const struct ggext_rope &wanted, struct ggext_shape shape, i
     return cudaSuccess;
 }
 
-const char *told(cudaError_t error)
+/* Returns CUDA's words for an error, which live as long as the program, or NULL for success. */
+const char *words_of(cudaError_t error)
 {
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
@@ -324,18 +337,18 @@ int ggext_cuda_devices(const char **reason)
     cudaError_t error = cudaGetDeviceCount(&n);
     if (error == cudaSuccess && n == 0)
         error = cudaErrorNoDevice;
-    *reason = told(error);
+    *reason = words_of(error);
     return error == cudaSuccess ? n : 0;
 }
 
 const char *ggext_cuda_rotate(const struct ggext_rope *rope, struct ggext_shape shape, const void *rows, void *out,
                               size_t)
 {
-    return told(rotate(*rope, shape, (const char *)rows, (char *)out));
+    return words_of(rotate(*rope, shape, (const char *)rows, (char *)out));
 }
 
 const char *ggext_cuda_measure(const struct ggext_rope *rope, struct ggext_shape shape, int repeats,
                                double *rotate_seconds, double *copy_seconds)
 {
-    return told(measure(*rope, shape, repeats, rotate_seconds, copy_seconds));
+    return words_of(measure(*rope, shape, repeats, rotate_seconds, copy_seconds));
 }

@@ -8,8 +8,10 @@ using namespace metal;
 #include "rope_math.h"
 #include "rope_metal.h"
 
+/* Returns a value of a row as float32, exactly. */
 static inline float load(float value) { return value; }
 static inline float load(half value) { return float(value); }
+/* Writes a value, rounded once to the type of the row. */
 static inline void store(device float *place, float value) { *place = value; }
 static inline void store(device half *place, float value) { *place = half(value); }
 

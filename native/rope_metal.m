@@ -1,3 +1,7 @@
+/* The host's part of the rotation on an Apple GPU; rope.metal is the device's.
+ *
+ * The kernels are compiled on first use and live as long as the program. Rows go through shared buffers in slabs, and
+ * each call waits for its own commands: calls from several threads have buffers of their own. */
 #import <Metal/Metal.h>
 
 #include "metal.h"
@@ -16,11 +20,13 @@ static struct {
     const char *why;
 } metal;
 
+/* Returns a copy of an error's words, which lives as long as the program, or `otherwise`. */
 static const char *words_of(NSError *error, const char *otherwise)
 {
     return error == nil ? otherwise : strdup(error.localizedDescription.UTF8String);
 }
 
+/* Compiles the kernels; sets metal.why where that fails. Called once, with a device and a queue. */
 static void make_pipelines(void)
 {
     NSArray<NSString *> *names = @[ @"rotate_f32", @"rotate_f16", @"rotate_bf16" ];
@@ -43,6 +49,7 @@ static void make_pipelines(void)
     }
 }
 
+/* Makes what lives as long as the program, on the first call, from whichever thread. */
 static void start(void)
 {
     static dispatch_once_t once;
@@ -65,6 +72,7 @@ int ggext_metal_devices(const char **reason)
     return metal.why == NULL ? 1 : 0;
 }
 
+/* Returns a buffer that host and device share, or nil; Metal has none of 0 bytes. */
 static id<MTLBuffer> new_buffer(size_t bytes)
 {
     return [metal.device newBufferWithLength:bytes > 0 ? bytes : 1 options:MTLResourceStorageModeShared];
@@ -78,6 +86,7 @@ static void fill_fractions(id<MTLBuffer> buffer, const struct ggext_table *table
         fractions[i] = table->inv_freq == NULL ? 0 : ggext_fraction_of_turn(table->inv_freq[i]);
 }
 
+/* Fills the positions of rows [begin, begin + n); no frequencies are position 0. */
 static void fill_positions(id<MTLBuffer> buffer, const struct ggext_table *table, size_t begin, size_t n)
 {
     int64_t *positions = buffer.contents;
@@ -101,6 +110,7 @@ static const char *run(enum ggext_type type, id<MTLBuffer> const __strong *buffe
     return commands.error == nil ? NULL : words_of(commands.error, "Metal could not run the kernel");
 }
 
+/* Rotates rows of the host, a slab at a time; returns NULL or what went wrong. */
 static const char *rotate(const struct ggext_rope *rope, struct ggext_shape shape, const char *rows, char *out)
 {
     const size_t row_bytes = shape.n_heads * shape.head_dim * ggext_type_size(shape.type);

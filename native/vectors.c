@@ -1,7 +1,9 @@
+/* Which vector instructions the loops of vectors.h use: what the processor has, up to what tests allow. */
 #include "vectors.h"
 
 #include <stdatomic.h>
 
+/* Returns the highest level that this processor has; see ggext_vector_level. */
 static int supported_level(void)
 {
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -22,6 +22,7 @@ _COMMANDS = {
     "undo": "Take back what convert --in-place did.",
     "repair": "End what a crash interrupted in a file.",
     "eval": "Measure how far a file really reaches, with error bars.",
+    "search": "Look for a table that is better than YaRN's at its defaults.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",
     "list": "List the models that are on this machine.",

@@ -7,6 +7,7 @@ without the interpreter's lock.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -124,7 +125,12 @@ def _copy(file: int, at: int, piece: StoredPiece) -> None:
 
 
 def write_at(file: int, at: int, data: memoryview) -> None:
-    """All of it: the system may write less at once."""
+    """Writes all of it: the system may write less at once.
+
+    Raises OSError (ENOSPC) where it writes nothing and gives no reason: the loop would not end.
+    """
     while data.nbytes:
         written = system.write_at(file, data, at)
+        if not written:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         data, at = data[written:], at + written

@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAIN, SCRATCH = 0, 1  # sequences of the context
-_SLIDING = (
-    1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a model with sliding windows, those layers alone
-)
+# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of layers with a sliding window or a state alone
+_SLIDING = 1
 
 
 class Cells:

@@ -338,6 +338,22 @@ class Session(Closing):
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
 
+    def compress(self, share: float) -> None:
+        """Leaves this share of the cells in use now, those of the tokens that stand out most; the
+        first and the most recent tokens stay. Raises UsageError with another policy than
+        compress."""
+        from ggext.runtime.memory.compress import Compress
+
+        with self._exclusive:
+            if not isinstance(self.memory, Compress):
+                raise UsageError(
+                    f"only a context of the policy compress can be compressed, not one of "
+                    f"{self.memory.options.when_full}"
+                )
+            if not 0 < share <= 1:
+                raise UsageError(f"share is {share:g}, but must be above 0, at most 1")
+            self.memory.reduce(int(share * (self.used + self.memory.selected)))
+
     def clear(self) -> None:
         """Empties the cache."""
         with self._exclusive:

@@ -20,7 +20,7 @@ from tiny_gguf import write_random
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import CheckpointError, GgextError, OutputError
 from ggext.gguf.open import read_gguf
-from ggext.gguf.pieces import Piece
+from ggext.gguf.pieces import Piece, write_at
 from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 
@@ -285,3 +285,9 @@ def test_conversion_opens_few_files_and_maps_none(tmp_path: Path) -> None:
     convert(ConvertOptions(source, tmp_path / "out.gguf", type="f16"))
     if sys.platform == "linux":
         assert str(source) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_system_that_writes_nothing_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggext.gguf.system.write_at", lambda *_: 0)
+    with pytest.raises(OSError, match="No space left"):
+        write_at(0, 0, memoryview(b"data"))

@@ -6,6 +6,8 @@ import ctypes
 import errno
 import importlib.util
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from paths import ROOT
 
 from ggext import _native, native
 
@@ -207,7 +210,7 @@ FLOAT, HALF, BYTES = np.zeros(64, np.float32), np.zeros(64, np.float16), np.zero
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((FLOAT, -1, HALF, 1), ValueError, "kind must be 0 to 2 and out_kind 0 to 3, not -1 and 1"),
+        ((FLOAT, -1, HALF, 1), ValueError, "type must be 0 to 2 and out_type 0 to 3, not -1 and 1"),
         ((FLOAT, 0, HALF, 4), ValueError, "not 0 and 4"),
         ((HALF, 0, HALF, 1), TypeError, "values must be float32"),
         ((FLOAT, 0, HALF, 3), TypeError, "out must be uint8"),
@@ -273,3 +276,24 @@ def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
             _native.copy(source.fileno(), target.fileno(), 0, -1, 1)
         with pytest.raises(ValueError, match=r"below 2\*\*63"):
             _native.copy(source.fileno(), target.fileno(), 2**63 - 1, 0, 1)
+
+
+def test_a_system_that_writes_nothing_ends_the_copy(tmp_path: Path) -> None:
+    """The source file itself, built with a pwrite that returns 0: the copy must not wait for ever."""
+    compiler = shutil.which("cc")
+    if compiler is None or not (ROOT / "native" / "files.c").is_file() or sys.platform == "win32":
+        pytest.skip("no C compiler, or not a source tree")
+    (tmp_path / "full.c").write_text(
+        '#include "files.c"\n'
+        "ssize_t pwrite_nothing(int file, const void *data, size_t length, off_t at)\n"
+        "{\n    return (void)file, (void)data, (void)length, (void)at, 0;\n}\n"
+    )
+    flags = ["-shared", "-fPIC", "-Dpwrite=pwrite_nothing", f"-I{ROOT / 'native'}"]
+    built = [compiler, *flags, "full.c", "-o", "full.so"]
+    subprocess.run(built, cwd=tmp_path, check=True, timeout=60)
+    library = ctypes.CDLL(str(tmp_path / "full.so"))
+    copied = ctypes.c_int64(-1)
+    with (tmp_path / "full.c").open("rb") as source, (tmp_path / "b").open("w+b") as target:
+        copy = (ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_int64(20), ctypes.byref(copied))
+        assert library.ggext_copy(source.fileno(), target.fileno(), *copy) == errno.ENOSPC
+    assert copied.value == 0

@@ -171,7 +171,7 @@ def test_a_chat_goes_on_asks_again_and_undoes_without_reading_again(model: Model
             (
                 [*second[:-40], 7, 8, 9],
                 4,
-            ),  # another question, behind an answer whose last token nobody asked on from
+            ),  # another question, after an answer whose last token no one asked on from
             ([*TEXT[:1000], 7], 1),  # instead of the first answer
         ):
             assert session.evaluate(wanted).evaluated <= most

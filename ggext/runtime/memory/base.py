@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -240,12 +241,21 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"exactly: take f16; {remedy}"
         )
     where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    if cache.model.is_recurrent:
+        raise ModelError(
+            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
+            f"the whole text, of which no part can be taken out; {remedy}"
+        )
     if cache.checkpoints.window:
         raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
     try:
         error = cache.rotation_error()
     except RopeError as reason:
         raise ModelError(f"{where}: {reason}; {remedy}") from None
+    if not math.isfinite(error):
+        raise ModelError(
+            f"{where}, and those of this file are no finite numbers: its weights are damaged"
+        )
     if error > _ROTATION_TOLERANCE:
         raise ModelError(
             f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}"
