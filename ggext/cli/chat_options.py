@@ -220,10 +220,13 @@ context = group(
     swa,
     click.option(
         "--when-full",
-        type=click.Choice(["stop", "turns", *POLICIES[1:]]),
+        type=click.Choice(["stop", "auto", "turns", *POLICIES[1:]]),
         default="stop",
         show_default=True,
-        help="What stays when the context is full.",
+        help=(
+            "What stays when the context is full; auto: chosen by the model, the free memory and "
+            "what is asked."
+        ),
     ),
     click.option(
         "--keep",

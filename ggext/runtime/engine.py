@@ -72,10 +72,10 @@ class Session(Closing):
     ) -> None:
         self.model = model
         self.prefixes = prefixes
-        self._options = options or SessionOptions()
-        self.cache = Cache(model, self._options)
+        self.options = options or SessionOptions()
+        self.cache = Cache(model, self.options)
         try:
-            self.memory = new_memory(self.cache, self._options.memory)
+            self.memory = new_memory(self.cache, self.options.memory)
         except BaseException:
             self.cache.close()
             raise
