@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Of a text, for each token of a common vocabulary: rather too few.
 _CHARACTERS = 3
+#: What --flash-attn means.
+_FLASH = {"on": True, "off": False, "auto": None}
 
 
 def require_extras(*, typed: bool) -> None:
@@ -106,6 +108,7 @@ class Engine:
             None if memory is None else memory.free,
             self._options.memory.when_full,
             getattr(session.memory, "reserved", 0),
+            session.computes,
         )
 
     def reopen(self, tokens: int | None, policy: str) -> list[str]:
@@ -179,6 +182,8 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
     return SessionOptions(
         None if request.ctx == "auto" else request.ctx,
         request.threads,
+        request.batch_size,
+        flash_attention=_FLASH[request.flash_attn],
         kv_type=request.kv,
         memory=MemoryOptions(cast("WhenFull", request.policy), keep=request.keep),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),

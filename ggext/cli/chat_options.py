@@ -257,6 +257,21 @@ machine = group(
         help="Threads on the CPU.  [default: the cores that are not busy]",
     ),
     click.option(
+        "-b",
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens that are read at once.  [default: by the model, the threads and the context]",
+    ),
+    click.option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(["on", "off", "auto"]),
+        default="auto",
+        show_default=True,
+        help="Flash attention: on a CPU faster where little is cached, slower where much is.",
+    ),
+    click.option(
         "-ngl",
         "--gpu-layers",
         "gpu_layers",

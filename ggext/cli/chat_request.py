@@ -30,6 +30,8 @@ class Request:
     documents: tuple[str, ...]
     ctx: int | Literal["auto"] | None
     threads: int | None
+    batch_size: int | None
+    flash_attn: str
     gpu_layers: int | None
     kv: str
     swa: str

@@ -114,8 +114,15 @@ class Session(Closing):
 
     @property
     def threads(self) -> int:
-        """Threads that compute."""
-        return self.cache.threads
+        """Threads that compute now."""
+        return self.cache.threads.now
+
+    @property
+    def computes(self) -> str:
+        """How, in words: what was chosen where the options leave it open."""
+        flash = "on" if self.cache.flash_attention else "off"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
 
     @property
     def dropped(self) -> int:
@@ -403,4 +410,5 @@ class Session(Closing):
     def _read(self, batch: list[int], *, last: bool) -> bool:
         if self.cache.cancelled:
             return False
+        self.cache.threads.look()
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
