@@ -20,6 +20,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, store  # noqa: E402
+from ggext.runtime.auto import open_session  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
 from ggext.runtime.prefixes import Prefixes  # noqa: E402
@@ -111,6 +112,14 @@ def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model:
         assert session.evaluate(other).reused == 0
         assert session.evaluate([*text[:590], *other]).reused >= 500
         assert same(session, fresh)
+
+
+def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(model: Model) -> None:
+    session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
+    with session:
+        assert chosen.policy == session.options.memory.when_full == "recompute"
+        session.evaluate(TEXT)
+        assert session.dropped > 1000
 
 
 def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
