@@ -9,9 +9,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import UNROTATED, capability_of
 from ggext.rope.config import CheckpointRope, read_replaceable_rope
 from ggext.rope.families import FULL, SLIDING, text_part
+from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -100,7 +101,7 @@ class Family:
         self.n_heads = config.integer("num_attention_heads")
         self.n_kv_heads = config.integer("num_key_value_heads", default=self.n_heads)
         self.head_dim = config.integer("head_dim", default=self.n_embd // self.n_heads)
-        self.n_ff = config.integer("intermediate_size")
+        self.n_ff = self.read_n_ff(config)
         self.vocab_size = config.integer("vocab_size")
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(
@@ -113,6 +114,10 @@ class Family:
     def of(cls, config: Config) -> Family:
         """The converter of a checkpoint of this ``model_type``."""
         return cls(config)
+
+    def read_n_ff(self, config: Config) -> int:
+        """The width of the feed-forward part."""
+        return int(config.integer("intermediate_size"))
 
     def check(self) -> None:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
@@ -137,6 +142,11 @@ class Family:
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
+        if self.arch in UNROTATED:
+            context = self.config.integer("max_position_embeddings")
+            return CheckpointRope(
+                RopeScaling(), RopeGeometry(0, self.head_dim, 1.0, "norm", context)
+            )
         values = {**self.config.values, "head_dim": self.head_dim}
         layout = capability_of(self.arch, sectioned=self.sectioned).layout
         rope = read_replaceable_rope(values, layout, self.config.source)

@@ -20,8 +20,9 @@ Layout = Literal["norm", "neox"]
 class RopeGeometry:
     """The rotary side of a model, before any scaling.
 
-    ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``). ``base``: rope_theta.
-    ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or ``neox`` (i, i + n_rot/2).
+    ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``), 0 where nothing rotates.
+    ``base``: rope_theta. ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or
+    ``neox`` (i, i + n_rot/2).
     ``trained_context``: tokens that the checkpoint was trained for, before any extension.
     ``sliding_base``: the rope_theta of the sliding-window layers, where a scaling concerns the
     other layers alone (Gemma 3, Olmo 3); ``None`` where all layers that rotate do it alike.
