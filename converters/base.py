@@ -269,6 +269,7 @@ def experts(
     gate, up, down = names.split()
     targets = [target and target.format(part) for part in ("gate", "up", "down")]
     fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
+    stacked_by_mlx = f"{module}.switch_mlp.{{}}.weight"
     halves = ((gate, slice(0, n_ff)), (up, slice(n_ff, None)))
     for (name, part), written_as in zip(halves, targets, strict=False):
         half = TensorRule(
@@ -277,10 +278,13 @@ def experts(
             target=written_as,
             arranged=partial(rows_of_each, part),
             written=(count, n_ff, n_embd),
+            instead=TensorRule((stacked_by_mlx.format(name),), (count, n_ff, n_embd)),
         )
         template = f"{module}.experts.{{}}.{name}"
         yield stacked(template, count, n_ff, n_embd, instead=half, target=written_as)
-    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff), target=targets[2])
+    shape = (count, n_embd, n_ff)
+    by_mlx = TensorRule((stacked_by_mlx.format(down),), shape)
+    whole = TensorRule((f"{fused}.down_proj",), shape, target=targets[2], instead=by_mlx)
     template = f"{module}.experts.{{}}.{down}"
     yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 
