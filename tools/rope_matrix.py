@@ -78,9 +78,8 @@ def shapes() -> dict[str, Shape]:
     """The first row of each family in the parity table."""
     found: dict[str, Shape] = {}
     for row in ROWS.values():
-        if (
-            row.model_type == "ministral3"
-        ):  # transformers cannot run it without the context of its own YaRN
+        # these do not rotate, or transformers cannot run them without a YaRN of their own
+        if not row.rotates or row.model_type in ("ministral3", "mistral4"):
             continue
         config = dict(row.config)
         if row.rope is None:  # it has a scaling of its own

@@ -11,6 +11,7 @@ from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.known import extension_of
 from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE
 from ggext.rope.scaling import Method, RopeScaling
@@ -34,6 +35,9 @@ def resolve_scaling(
     ``keeps_own``. ``attention_factor``: of the source's own scaling, where no other is asked for.
 
     Raises ``RopeError`` and ``UsageError``."""
+    if source.arch in UNROTATED:
+        _refuse_scaling(source, asked, target_context, attention_factor, keeps_own=keeps_own)
+        return None, ""
     if attention_factor is not None:
         if asked is not None or target_context is not None:
             raise UsageError(
@@ -59,6 +63,31 @@ def resolve_scaling(
         asked = _with_factor(asked, target_context, source, notes)
     _note_replaced(source, asked, notes)
     return asked, COMMAND_LINE
+
+
+def _refuse_scaling(
+    source: ModelSource,
+    asked: RopeScaling | None,
+    target_context: int | None,
+    attention_factor: float | None,
+    *,
+    keeps_own: bool,
+) -> None:
+    """Raises ``RopeError`` for what concerns RoPE, of a model that has none."""
+    words = []
+    if asked is not None and asked.method != "none":
+        words.append(f"{asked.method} scaling")
+    if target_context is not None and target_context > source.geometry.trained_context:
+        words.append(f"a target context of {target_context}")
+    if attention_factor is not None:
+        words.append(f"an attention factor of {attention_factor:g}")
+    if not keeps_own:
+        words.append("an encoding")
+    if words:
+        raise RopeError(
+            f"{source.path}: {' and '.join(words)} cannot be given, because this model does not "
+            f"rotate: {UNROTATED[source.arch]}; convert it without"
+        )
 
 
 def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScaling:

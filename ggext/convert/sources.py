@@ -26,6 +26,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import (
@@ -319,6 +320,9 @@ def _of_gguf(
 ) -> tuple[RopeScaling | None, RopeGeometry, str]:
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
+    if gguf.arch in UNROTATED:
+        context = int(gguf.arch_keys().get("context_length", 1))
+        return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""
     try:
         recipe = recipe_of(gguf)

@@ -125,6 +125,8 @@ def _check_all_loaded(folder: Path, missing: set[str]) -> None:
 
 def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
+    if not geometry.n_rot:
+        return
     kept = _kept(config)
     config.rope_parameters = kept | rope_parameters(scaling, geometry)
     if (

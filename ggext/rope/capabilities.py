@@ -142,9 +142,28 @@ CAPABILITIES = {
 }
 
 
+#: Architectures that do not rotate → by what their attention knows positions.
+UNROTATED = {
+    "bloom": "its attention falls with distance (ALiBi)",
+    "gpt2": "it has a learned vector for each position",
+    "mpt": "its attention falls with distance (ALiBi)",
+    "starcoder": "it has a learned vector for each position",
+}
+#: Those that cannot go beyond the positions that they learned: llama.cpp ends the process.
+LEARNED_POSITIONS = frozenset({"gpt2", "starcoder"})
+
+
+def unrotated(arch: str) -> str:
+    """A sentence without its end where an architecture does not rotate, else nothing."""
+    reason = UNROTATED.get(arch)
+    return f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
+
+
 def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:
     """``sectioned``: of a file with M-RoPE's sections, which some architectures can do without.
     Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+    if arch in UNROTATED:
+        raise RopeError(unrotated(arch))
     if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "

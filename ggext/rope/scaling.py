@@ -20,7 +20,7 @@ Layout = Literal["norm", "neox"]
 class RopeGeometry:
     """The rotary side of a model, before any scaling."""
 
-    # Rotated dimensions of a head: even, at most `head_dim`.
+    # Rotated dimensions of a head: even, at most `head_dim`; 0 where nothing rotates.
     n_rot: int
     head_dim: int
     # rope_theta.

@@ -19,6 +19,7 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.batches import Batches, attention
@@ -232,6 +233,11 @@ def _check_graph(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.memory.cells(options.n_ctx or trained)
+    if asked > trained and model.architecture in LEARNED_POSITIONS:
+        raise ModelError(
+            f"{model.path} has learned positions for {trained:,} tokens, and the context is "
+            f"{asked:,}: take no more than it has"
+        )
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )
