@@ -95,16 +95,21 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; how many threads run it;
-    whether it uses flash attention; whether sliding windows keep every token; the regimes that its
-    text passes through; and what the user should know of it."""
+    """What a session's context is made with."""
 
+    # tokens that it holds
     n_ctx: int
+    # how a text is fed into it
     batches: Batches
+    # threads that run it, and how many may once cores are idle; 0: that is not looked at again
     threads: int
+    most_threads: int
     flash_attention: bool
+    # whether sliding windows keep every token
     whole_windows: bool
+    # what its text passes through as it grows
     regimes: tuple[Regime, ...]
+    # what the user should know of it
     notices: tuple[str, ...]
 
 
@@ -140,6 +145,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
         n_ctx,
         batches,
         defaults.threads_now(threads, model.loading_began) if measured else threads,
+        threads if measured else 0,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
