@@ -16,7 +16,7 @@ from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
 from ggext.convert.named_tensors import named_tensors
-from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
+from ggext.convert.rules import MappedTensor, RowBlock, map_tensors, rows_at_once, taken_scalars
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
@@ -245,8 +245,9 @@ def _read_weights(
     try:
         found = named_tensors(weights_of(stored, config, notes), family, notes)
         scalars = taken_scalars(family.scalars(), found, config.source)
-        rules = mapped(family.tensors(), found, family.arch, config.source, notes)
-        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in rules]
+        tensors, left_out = map_tensors(family.tensors(), found, family.arch, config.source)
+        notes += left_out
+        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None
 

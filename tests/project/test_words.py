@@ -40,6 +40,7 @@ TO_COME = (
     "ggext/search",
     "ggext/tune",
     "ggext/cli/search.py",
+    "ggext/cli/tune.py",
     "ggext/api.py",
     "ggext/convert/rules.py",
     "ggext/convert/run.py",
