@@ -15,8 +15,8 @@ from pathlib import Path
 #: Section → its names, each as the module from which a program imports it and the name there.
 SECTIONS = {
     "Run a model": (
-        "ggext.Model ggext.Settings ggext.SessionOptions ggext.MemoryOptions ggext.TemplateChoice"
-        " ggext.Sampling ggext.json_grammar ggext.freeze_support"
+        "ggext.Model ggext.Settings ggext.SessionOptions ggext.MemoryOptions ggext.PrefixOptions"
+        " ggext.TemplateChoice ggext.Sampling ggext.json_grammar ggext.freeze_support"
     ),
     "Answers": ("ggext.Reply ggext.ReplyEvent ggext.Reading ggext.Reasoning ggext.Text ggext.Turn"),
     "Bake and prove": (

@@ -23,6 +23,8 @@ _COMMANDS = {
     "repair": "End what a crash interrupted in a file.",
     "eval": "Measure how far a file really reaches, with error bars.",
     "search": "Look for a table that is better than YaRN's at its defaults.",
+    "tune": "Fine-tune a model at a longer context, and evaluate it.",
+    "export": "Turn a GGUF file back into a Hugging Face checkpoint.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",
     "list": "List the models that are on this machine.",

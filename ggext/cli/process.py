@@ -30,7 +30,7 @@ def debug(context: click.Context, _: click.Parameter, chosen: bool) -> None:
 
 
 def is_debugged() -> bool:
-    """Whether the running command was told `--debug`."""
+    """Whether the running command got `--debug`."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().meta.get(_DEBUG))
 
@@ -134,7 +134,7 @@ def _of_output(error: OSError) -> str:
 
 def _open_streams() -> None:
     """Streams that the caller closed are /dev/null: else the next file that is opened gets their
-    number, and what somebody prints."""
+    number, and what someone prints."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's

@@ -25,7 +25,7 @@ from ggext.rope.decode import (
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
 
-#: Architectures whose files say the extended context beside a factor of another length.
+#: Architectures whose files say the extended context together with a factor of another length.
 _FINAL = ("gemma3",)
 
 

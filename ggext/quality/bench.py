@@ -18,6 +18,7 @@ from ggext.quality.prompts import PromptMaker
 from ggext.quality.samples import Sample
 from ggext.quality.settings import EvalOptions, Setting
 from ggext.quality.texts import Piece
+from ggext.runtime import llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Model, Session
@@ -54,7 +55,8 @@ class Speed:
 
 class Bench(Closing):
     """A loaded setting. ``n_ctx``: tokens of its context; ``eval_callback``: as
-    `SessionOptions` has it. Raises ModelError where the context does not fit into the memory."""
+    `SessionOptions` has it; ``rotated``: see `SettingReport`. Raises ModelError where the context
+    does not fit into the memory."""
 
     def __init__(
         self, setting: Setting, options: EvalOptions, n_ctx: int, eval_callback: Any = None
@@ -64,7 +66,9 @@ class Bench(Closing):
         self._eval_callback = eval_callback
         self.model = Model.open(setting.path, options.gpu_layers, overrides=_overrides(setting))
         try:
-            self.session = Session(self.model, self.session_options(n_ctx))
+            with llama.listening() as log:
+                self.session = Session(self.model, self.session_options(n_ctx))
+            self.rotated = log.rotated()
             self.prompts = PromptMaker(self.model, options.form)
         except BaseException:
             self.model.close()
@@ -111,7 +115,8 @@ class Bench(Closing):
         """Tokens of the longest document, None where texts are made."""
         if self.makes_texts:
             return None
-        counts = (len(self.model.tokenize(text)) for _, text in self.documents)
+        marks = self._options.marks
+        counts = (len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents)
         return max(counts)
 
     def sample(self, item: Item) -> Sample:
@@ -146,7 +151,10 @@ class Bench(Closing):
 
     @cached_property
     def _pieces(self) -> Callable[[int], list[Piece]]:
-        return lru_cache(4)(lambda length: texts.pieces(self.model, self.documents, length))
+        marks = self._options.marks
+        return lru_cache(4)(
+            lambda length: texts.pieces(self.model, self.documents, length, marks=marks)
+        )
 
     @cached_property
     def _protocol_pieces(self) -> Callable[[int], list[Piece]]:

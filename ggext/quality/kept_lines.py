@@ -101,9 +101,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 def _check_header(path: Path, values: Any, header: Mapping[str, Any]) -> None:
     if values["format"] != header["format"]:
         raise ValueError("another format")
-    for name, value in header.items():
-        if values.get(name) != value:
+    for name in header.keys() | values.keys():
+        if values.get(name) != header.get(name):
             raise UsageError(
-                f"{path} is a run with {name} {values.get(name)!r}, not {value!r}: go on with the "
-                "same, or name another file"
+                f"{path} is a run with {name} {values.get(name)!r}, not {header.get(name)!r}: go "
+                "on with the same, or name another file"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
         "form": options.form,
         "protocol": options.protocol,
         "texts": [digest(path) for path in read],
-    }
+        **_environment(),
+    } | ({"marks": True} if options.marks else {})
+
+
+def _environment() -> dict[str, str]:
+    """What of the environment changes a result: llama.cpp may leave quantized caches unrotated."""
+    name = "LLAMA_ATTN_ROT_DISABLE"
+    return {name: os.environ[name]} if name in os.environ else {}
 
 
 class PartialRun:

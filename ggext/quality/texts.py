@@ -116,15 +116,17 @@ def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
         start = 0
 
 
-def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+def pieces(
+    model: Model, texts: Sequence[tuple[str, str]], length: int, *, marks: bool = False
+) -> list[Piece]:
     """Pieces of exactly `length` tokens that do not overlap, of one text after the other in turn.
 
-    `texts`: name and text. However many are taken, they are spread over the texts. Raises
-    UsageError where no text is long enough.
+    `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
+    the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length) for name, text in texts]
+    found = [_of_one(model, name, text, length, marks) for name, text in texts]
     if not any(found):
-        longest = max(len(model.tokenize(text)) for _, text in texts)
+        longest = max(len(model.tokenize(text, parse_special=marks)) for _, text in texts)
         raise UsageError(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
@@ -141,11 +143,11 @@ def beginnings(model: Model, texts: Sequence[tuple[str, str]], length: int) -> l
     return [piece for part in found for piece in part]
 
 
-def _of_one(model: Model, name: str, text: str, length: int) -> list[Piece]:
+def _of_one(model: Model, name: str, text: str, length: int, marks: bool = False) -> list[Piece]:
     """A document's pieces, the first ones far apart; the very first is its beginning."""
     bos = [model.bos] if model.adds_bos else []
     body = length - len(bos)
-    tokens = model.tokenize(text, add_special=False)
+    tokens = model.tokenize(text, add_special=False, parse_special=marks)
     slots = sorted(range(len(tokens) // body), key=_bits_reversed)
     return [
         Piece(f"{name}@{slot * body}", (*bos, *tokens[slot * body : (slot + 1) * body]))

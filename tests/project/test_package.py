@@ -21,6 +21,7 @@ EXTRAS = (
     "jinja2",
     "llama_cpp",
     "llguidance",
+    "lm_eval",
     "matplotlib",
     "prompt_toolkit",
     "rich",
@@ -32,6 +33,7 @@ NEED_EXTRAS = {
     "__init__",
     "api",
     "chat",
+    "lm_eval",
 }  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
@@ -39,7 +41,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor", "search"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -58,6 +60,7 @@ KNOWS_ROPE = "ggext/gguf/rope.py"
 KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
+    "lm_eval": {"lm_eval"},
     "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
     "transformers": {"proof"},
     "huggingface_hub": {"checkpoint"},
