@@ -100,6 +100,8 @@ class Search(Closing):
         self._verdict: Verdict | None = None
         self._stopped = False
         self._done = 0
+        self._progress: OnProgress | None = None
+        self._began = 0.0
         self.interrupted = False
 
     @property
