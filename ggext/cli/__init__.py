@@ -23,6 +23,7 @@ _COMMANDS = {
     "repair": "End what a crash interrupted in a file.",
     "eval": "Measure how far a file really reaches, with error bars.",
     "tune": "Fine-tune a model at a longer context, and evaluate it.",
+    "rope": "Say a scaling in the words of another program.",
     "export": "Turn a GGUF file back into a Hugging Face checkpoint.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",

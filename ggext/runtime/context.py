@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggext.arguments import check_count, check_fields
@@ -21,6 +22,7 @@ from ggext.footprint.cache import (
 from ggext.footprint.planner import Choices
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.adapter import attach
 from ggext.runtime.batches import Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
@@ -39,9 +41,10 @@ class SessionOptions:
     ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
     keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
     ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
-    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
-    or evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
+    ``adapter``: a LoRA adapter in GGUF, which must be for this file. ``dynamic_ntk``: the base
+    grows with the length of the text, and what is cached is rotated to it or evaluated again.
+    ``eval_callback`` sees every node of the graph (a ``ggml_backend_sched_eval_callback``). Raises
+    UsageError.
     """
 
     n_ctx: int | None = None
@@ -54,6 +57,7 @@ class SessionOptions:
     eval_callback: Any = None
     swa: Swa = "auto"
     leaves_memory: bool = False
+    adapter: Path | None = None
 
     @property
     def edits_cache(self) -> bool:
@@ -179,6 +183,12 @@ def open_context(
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    if options.adapter is not None:
+        try:
+            attach(options.adapter, model, handle)
+        except BaseException:
+            module.llama_free(handle)
+            raise
     return handle
 
 

@@ -20,6 +20,7 @@ from ggext.quality.page import page
 from ggext.quality.run import Evaluation
 from ggext.quality.settings import EvalOptions
 from ggext.rope.scaling import RopeScaling
+from ggext.tune.adapter import write_adapter
 from ggext.tune.model import merged, save
 from ggext.tune.tables import TableProof, prove
 from ggext.tune.verdict import Verdict, verdict_of
@@ -44,7 +45,7 @@ class Finished:
 
     gguf: Path
     checkpoint: Path
-    # The small GGUF file, where it was asked for.
+    # The small GGUF file and the one that it is for, where it was asked for.
     adapter: tuple[Path, ...]
     proofs: tuple[TableProof, ...]
     # Of the GGUF file: checks that passed, and all.
@@ -78,6 +79,15 @@ def bake(plan: TunePlan, folder: RunFolder, kind: str) -> tuple[Path, TableProof
             f"{wrong[0].value:.2g}; ggext verify {path} shows more"
         )
     return path, proof, (sum(check.passed for check in report.checks), len(report.checks))
+
+
+def small_file(plan: TunePlan, tuned: Path, gguf: Path, kind: str) -> tuple[Path, ...]:
+    """The adapter, and the untuned file that it is for."""
+    base = gguf.with_name(gguf.name.replace("-tuned.gguf", "-untuned.gguf"))
+    out = gguf.with_name(gguf.name.replace("-tuned.gguf", "-adapter.gguf"))
+    _convert(plan.folder, base, plan.rope.scaling, kind)
+    write_adapter(tuned, plan.folder, base, out)
+    return out, base
 
 
 def _with_config(tuned: Path, pretrained: Path, beside: Path) -> Path:
@@ -139,6 +149,7 @@ def evaluate(
             verdict = verdict_of(
                 evaluation.differences(before, tuned),
                 evaluation.differences(unscaled, tuned),
+                evaluation.differences(unscaled, before),
                 plan.rope.context,
                 short,
             )

@@ -28,7 +28,7 @@ def load(
 
     from ggext.proof.reference import judge_class
 
-    with _quiet(), _of_transformers(folder):
+    with quiet(), _of_transformers(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if rope is not None:
             set_context(config, rope)
@@ -50,7 +50,7 @@ def load(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' bars and warnings, which come back afterwards."""
     from transformers.utils import logging
 
@@ -116,7 +116,7 @@ def save(model: Any, original: Path, out: Path) -> None:
     Raises ``OutputError``; then there is no folder.
     """
     try:
-        with output_errors(out), _quiet():
+        with output_errors(out), quiet():
             _check_room(model, out)
             model.save_pretrained(out)
             for file in original.iterdir():

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ggext.errors import ModelError, OutputError, first_line
 from ggext.tune.loss import BlockLoss
+from ggext.tune.model import quiet
 
 if TYPE_CHECKING:
     from ggext.tune.machine import Machine
@@ -99,7 +100,8 @@ def train(
     trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
     trainer.loss_is_scaled_for_ga = True
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with quiet():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         loss.restore()
     if trainer.state.global_step >= steps:
@@ -194,7 +196,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def save_final(self) -> None:
         """What `final_weights` finds, in every process."""
         folder = Path(self.args.output_dir) / "final"
-        with self._whole(folder):
+        with self._whole(folder), quiet():
             self.save_model(str(folder), _internal_call=True)
         self.accelerator.wait_for_everyone()
 

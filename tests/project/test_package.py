@@ -17,11 +17,13 @@ from ggext.llama_cpp_facts import pin
 
 CODE = ("ggext", "converters", "tests", "tools", "benchmarks", "examples")
 EXTRAS = (
+    "accelerate",
     "huggingface_hub",
     "jinja2",
     "llama_cpp",
     "llguidance",
     "matplotlib",
+    "peft",
     "prompt_toolkit",
     "rich",
     "torch",
@@ -39,7 +41,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor", "emit", "export", "tune"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -58,8 +60,10 @@ KNOWS_ROPE = "ggext/gguf/rope.py"
 KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
-    "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
-    "transformers": {"proof"},
+    "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
+    "transformers": {"proof", "tune"},
+    "peft": {"tune"},
+    "accelerate": {"tune"},
     "huggingface_hub": {"checkpoint"},
     "rich": {"screen"},
     "prompt_toolkit": {"screen"},
