@@ -140,10 +140,8 @@ def _without_gain(
     error = compare(wanted, usual).gain_error
     if scaling.attention_factor is None or error == 0:
         return []
-    return [
-        f"{program} has no attention factor for {scaling.method}: it is off by {error:.2g}, "
-        "relative"
-    ]
+    line = f"{program} has no attention factor for {scaling.method}: it is off by {error:.2g}"
+    return [f"{line}, relative"]
 
 
 _KEYS = {parameter: key for key, parameter in PARAMETER_OF_KEY.items()}

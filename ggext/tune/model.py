@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,14 +52,17 @@ def load(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings, which come back afterwards."""
+    """Without bars and warnings of transformers, and of PEFT where it uses what that deprecates;
+    they come back afterwards."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -87,14 +91,15 @@ def with_adapter(model: Any, rank: int) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with quiet():
+        return get_peft_model(model, config)
 
 
 def from_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     """With an adapter that was saved."""
     from peft import PeftModel
 
-    with _of_transformers(folder):
+    with quiet(), _of_transformers(folder):
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
@@ -106,7 +111,9 @@ def merged(folder: Path, rope: WantedRope, tuned: Path, *, adapter: bool) -> tup
     if not adapter:
         model = load(tuned, rope)
     else:
-        model = from_adapter(load(folder, rope), tuned, trainable=False).merge_and_unload()
+        with_both = from_adapter(load(folder, rope), tuned, trainable=False)
+        with quiet():
+            model = with_both.merge_and_unload()
     return model, prove_model("after the merge", model, rope)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ggext.errors import ModelError, UsageError
 from ggext.tune.documents import Encoded, Encoder, read_documents, split
 from ggext.tune.finish import Finished, bake, evaluate, file_type, merge, small_file
-from ggext.tune.machine import Machine, this_machine
+from ggext.tune.machine import Machine, leave_group, this_machine
 from ggext.tune.plan import Stage, TunePlan, planned
 from ggext.tune.rows import Rows
 from ggext.tune.state import RunFolder, digest
@@ -113,6 +113,8 @@ class Tuning:
                 self.interrupted = True
                 break
             before = weights
+        if self.machine.processes > 1:
+            leave_group()
         return losses
 
     def _stage(

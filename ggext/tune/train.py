@@ -89,13 +89,14 @@ def train(
         base.gradient_checkpointing_enable({"use_reentrant": False})
     loss = BlockLoss(base)
     loss.check(_first_tokens(rows[0]))
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(folder, steps, accumulation, options, machine),
-        train_dataset=rows,
-        data_collator=_tensors,
-        callbacks=[_Watch(watcher)],
-    )
+    with quiet():
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(folder, steps, accumulation, options, machine),
+            train_dataset=rows,
+            data_collator=_tensors,
+            callbacks=[_Watch(watcher)],
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
     trainer.loss_is_scaled_for_ga = True
@@ -228,7 +229,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def on_log(self, args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
+        """Before the checkpoint of the step."""
         if logs and "loss" in logs:
             step = Step(state.global_step, args.max_steps, logs["loss"], logs["grad_norm"])
             self._watcher.on_step(step)
+        return self.on_step_end(args, state, control)

@@ -55,7 +55,7 @@ def test_a_stopped_run_goes_on_with_the_same_losses(
 
 
 def test_stages_have_each_their_factor_from_the_pretrained_length(options: Make) -> None:
-    run = Tuning(options(stages=(2.0, 4.0)))
+    run = Tuning(options(stages=(2.0, 4.0), rows="pose"))
     assert [stage.wanted.context for stage in run.plan.stages] == [128, 256]
     assert [stage.wanted.trained for stage in run.plan.stages] == [64, 64]
     assert [stage.steps for stage in run.plan.stages] == [2, 2]
@@ -169,7 +169,6 @@ def test_killed_within_a_checkpoint_it_goes_on_from_the_one_before(
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
     assert (options().out / "stage-1" / "checkpoint-3").exists()
     assert losses(options(resume=True)) == whole
-    assert not list((options().out / "stage-1").glob("checkpoint-3/whole-not"))
 
 
 def test_losses_in_blocks_are_the_models_own(checkpoint: Path) -> None:
@@ -180,13 +179,13 @@ def test_losses_in_blocks_are_the_models_own(checkpoint: Path) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
     ids = torch.arange(2, 62).reshape(2, 30)
-    own = float(model(ids, labels=ids).loss) * 58
+    own = model(ids, labels=ids).loss.item() * 58
     wanted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
     block = losses_module.BlockLoss(model)
     for size in (320, 320 * 7, 1 << 24):
         losses_module._BLOCK_LOGITS, before = size, losses_module._BLOCK_LOGITS
         try:
-            found = float(model(input_ids=ids, shift_labels=wanted)["loss"])
+            found = model(input_ids=ids, shift_labels=wanted)["loss"].item()
         finally:
             losses_module._BLOCK_LOGITS = before
         assert found == pytest.approx(own, rel=1e-5)
