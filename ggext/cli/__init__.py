@@ -22,6 +22,7 @@ _COMMANDS = {
     "undo": "Take back what convert --in-place did.",
     "repair": "End what a crash interrupted in a file.",
     "eval": "Measure how far a file really reaches, with error bars.",
+    "search": "Look for a table that is better than YaRN's at its defaults.",
     "tune": "Fine-tune a model at a longer context, and evaluate it.",
     "rope": "Say a scaling in the words of another program.",
     "export": "Turn a GGUF file back into a Hugging Face checkpoint.",

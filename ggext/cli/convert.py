@@ -214,7 +214,7 @@ def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
 
 
 def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
-    """Beside the model, where the command line names a scaling (else the recipe was read)."""
+    """Without the model, where the command line names a scaling (else the recipe was read)."""
     if options["recipe"] is None or (
         options["target_context"] is None and asked_scaling(options) is None
     ):

@@ -39,6 +39,8 @@ def _reaches(report: EvalReport) -> list[str]:
             lines.append(f"  effective context, {definition}: {phrases.reach(found)}")
         if setting.price is not None:
             lines.append(f"  price at a short context: {phrases.price(setting)}")
+        if (cache := phrases.cache(setting)) is not None:
+            lines.append(f"  {cache}")
     if any(setting.reaches for setting in report.settings):
         lines.append(f"  ({phrases.BOUND})")
     return lines

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli import convert_options
-from ggext.cli.eval import parse_seconds
 from ggext.cli.groups import GroupedCommand, group
 from ggext.cli.models import MODEL
-from ggext.cli.numbers import NUMBER, TOKENS
+from ggext.cli.numbers import NUMBER, SECONDS, TOKENS
 from ggext.cli.process import STOPPED
 from ggext.cli.scaling import asked_scaling
 
@@ -126,7 +125,7 @@ _output = group(
         "evaluation_seconds",
         default="10m",
         show_default=True,
-        callback=parse_seconds,
+        type=SECONDS,
         metavar="TIME",
         help="Time for the evaluation.",
     ),

@@ -82,7 +82,8 @@ def _headlines(report: EvalReport) -> str:
                 f'Price at a short context: <b>{escape(change)}</b> <span class="note">perplexity'
                 f"{escape(where)}</span>"
             )
-        lines.append(f'<span class="note">trained on {setting.trained:,} tokens</span>')
+        facts = filter(None, (f"trained on {setting.trained:,} tokens", phrases.cache(setting)))
+        lines.append(f'<span class="note">{escape("; ".join(facts))}</span>')
         head = f"<h3>{escape(labels[setting.name])}</h3>"
         parts.append(f'<div class="headline">{head}{"<br>".join(lines)}</div>')
     bound = f"{phrases.BOUND}; open: more texts could still show it"

@@ -39,6 +39,8 @@ class Plan:
     items: tuple[tuple[Setting, Item], ...]
     # Of each setting's key.
     speeds: dict[str, Speed]
+    # Of each setting's key; see `SettingReport.rotated`.
+    rotated: dict[str, tuple[str, ...]]
     # Tokens of the short texts; None: there is no price to measure.
     short: int | None
     # See `EvalOptions`.
@@ -103,6 +105,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
         min(options.documents or 1, documents),
         (),
         tried.speeds,
+        tried.rotated,
         _short(chosen, options, text),
         options.protocol,
         min(options.documents or tried.chunks, tried.chunks),
@@ -118,8 +121,9 @@ class _Tried:
     def __init__(self, options: EvalOptions, lengths: Sequence[int]) -> None:
         self._options = options
         self._lengths = lengths
-        self._alike: dict[tuple[Path, str, str], Speed] = {}
+        self._alike: dict[tuple[Path, str, str], tuple[Speed, tuple[str, ...]]] = {}
         self.speeds: dict[str, Speed] = {}
+        self.rotated: dict[str, tuple[str, ...]] = {}
         self.texts: list[int | None] = []
         self.vocabularies: list[int] = []
         self.documents = 0
@@ -131,8 +135,8 @@ class _Tried:
         if alike not in self._alike:
             with Bench(setting, self._options, _longest(setting, self._lengths)) as bench:
                 self._look(bench)
-                self._alike[alike] = bench.speed()
-        self.speeds[setting.key] = self._alike[alike]
+                self._alike[alike] = bench.speed(), bench.rotated
+        self.speeds[setting.key], self.rotated[setting.key] = self._alike[alike]
 
     def _look(self, bench: Bench) -> None:
         self.texts.append(bench.longest_text)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggext.errors import UsageError
 from ggext.quality.bench import Bench
 from ggext.quality.differences import Difference, differences_between
 from ggext.quality.items import Item, Result
@@ -75,8 +74,6 @@ class Evaluation(Closing):
         partial: Path | None = None,
     ) -> None:
         self.options = options = options or EvalOptions()
-        if partial is not None and partial.is_dir():
-            raise UsageError(f"{partial} is a folder: name a file for the partial run")
         self._kept = PartialRun(partial, options)
         try:
             self.plan = planned(paths, options)

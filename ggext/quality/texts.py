@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 30
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
 _MOST_PIECES = 1000
+_DOCUMENTS = (".txt", ".text", ".md")
 _LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 
 
@@ -47,6 +49,26 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise UsageError(f"{path} holds no text")
     return text
+
+
+def digest(path: Path) -> str:
+    """What tells a document from others. Raises as `read_text`."""
+    return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
+
+
+def documents_in(path: Path) -> tuple[Path, ...]:
+    """The document itself, or those of a folder and its folders (.txt, .text, .md), by name. Raises
+    UsageError for none."""
+    if not path.is_dir():
+        return (path,)
+    found = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
+    if not found:
+        raise UsageError(f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder")
+    return found
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in _DOCUMENTS and path.is_file()
 
 
 def read_questions(path: Path) -> tuple[Asked, ...]:

@@ -22,6 +22,7 @@ EXTRAS = (
     "jinja2",
     "llama_cpp",
     "llguidance",
+    "lm_eval",
     "matplotlib",
     "peft",
     "prompt_toolkit",
@@ -34,6 +35,7 @@ NEED_EXTRAS = {
     "__init__",
     "api",
     "chat",
+    "lm_eval",
 }  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
@@ -41,7 +43,10 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor", "emit", "export", "tune"},
+    {
+        *("verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"),
+        *("emit", "export", "tune"),
+    },
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -60,6 +65,7 @@ KNOWS_ROPE = "ggext/gguf/rope.py"
 KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
+    "lm_eval": {"lm_eval"},
     "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
     "transformers": {"proof", "tune"},
     "peft": {"tune"},

@@ -21,10 +21,13 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
+from ggext.cli.eval_table import as_table  # noqa: E402
+from ggext.convert import ConvertOptions, convert  # noqa: E402
 from ggext.errors import GgextError, ModelError, UsageError  # noqa: E402
 from ggext.quality.plan import Plan  # noqa: E402
 from ggext.quality.run import Evaluation, Progress, evaluate  # noqa: E402
 from ggext.quality.settings import EvalOptions  # noqa: E402
+from ggext.rope.scaling import RopeScaling  # noqa: E402
 
 SMALL = EvalOptions(lengths=(256, 1024), trials=2, documents=2, tries=("none",))
 
@@ -128,6 +131,8 @@ def test_cache_types_policies_and_divergence_go_in_one_table(demo_gguf: Path) ->
     full, rounded = found.settings
     assert (full.kv_type, rounded.kv_type) == ("f16", "q4_0")
     assert full.divergence == ()
+    assert full.rotated == rounded.rotated == ()  # its heads have 32 values
+    assert "q4_0: nothing rotated" in as_table(found)
     assert rounded.divergence[-1].kl.value > 1e-5
     assert 0.5 < rounded.divergence[-1].same_top.value <= 1
     assert full.key_tokens is not None
@@ -141,6 +146,29 @@ def test_cache_types_policies_and_divergence_go_in_one_table(demo_gguf: Path) ->
     )
     assert [one.when_full for one in streaming.settings] == ["stream", "recompute"]
     assert all(one.scores[0].score.items == 5 for one in streaming.settings)
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["rotated", "disabled"])
+def test_a_quantized_cache_that_llama_cpp_rotates_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    """With heads of 64 values, unless the environment forbids it; then a partial run is another."""
+    pytest.importorskip("transformers")
+    from tiny import make_llama
+
+    path = tmp_path / "heads.gguf"
+    folder = make_llama(tmp_path / "model", head_dim=64)
+    convert(ConvertOptions(folder, path, RopeScaling("none")))
+    kept = tmp_path / "run.jsonl"
+    options = EvalOptions(lengths=(64,), trials=1, documents=1, tasks=(), kv_types=("f16", "q8_0"))
+    if disabled:
+        Evaluation([path], options, kept).close()
+        monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+        with pytest.raises(UsageError, match="is a run with LLAMA_ATTN_ROT_DISABLE None, not '1'"):
+            Evaluation([path], options, kept)
+    plain, rounded = evaluate(path, options).settings
+    assert plain.rotated == ()
+    assert rounded.rotated == (() if disabled else ("keys", "values"))
 
 
 def test_the_price_is_what_transformers_free_arithmetic_gives(report: Any, demo_gguf: Path) -> None:
