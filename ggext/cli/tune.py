@@ -244,10 +244,12 @@ def _silent(_: str) -> None:
 
 def describe(run: Tuning) -> Iterator[str]:
     """What the run will do and what that takes."""
+    from ggext.checkpoint.named import shown
+
     plan, options = run.plan, run.options
     scaling = plan.rope.scaling
     yield (
-        f"{plan.folder.name}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "
+        f"{shown(plan.folder)}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "
         f"tokens; {scaling.method} by {scaling.factor:g} to {plan.rope.context:,}"
     )
     what = "all weights" if options.lora is None else f"an adapter of rank {options.lora}"

@@ -17,7 +17,8 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table
 from ggext.gguf.writer import private_folder_beside
 from ggext.quality.page import page
-from ggext.quality.run import Evaluation
+from ggext.quality.run import Evaluation, OnProgress
+from ggext.quality.run import Progress as Measured
 from ggext.quality.settings import EvalOptions
 from ggext.rope.scaling import RopeScaling
 from ggext.tune.adapter import write_adapter
@@ -143,7 +144,7 @@ def evaluate(
         pretrained = _convert(plan.folder, beside / "pretrained.gguf", RopeScaling(), kind)
         files = [untuned, gguf, pretrained]
         with Evaluation(files, asked, folder.file("evaluation.jsonl")) as evaluation:
-            evaluation.run(lambda now: progress(f"{now.done + 1} of {now.total}: {now.what}"))
+            evaluation.run(_once_an_item(progress))
             report = evaluation.report()
             before, tuned, unscaled = evaluation.plan.settings
             verdict = verdict_of(
@@ -157,6 +158,19 @@ def evaluate(
     folder.write("report.html", html)
     folder.write("report.json", json.dumps(_as_dict(report, verdict), indent=2))
     return report, verdict
+
+
+def _once_an_item(progress: Progress) -> OnProgress:
+    """A line when an item begins, and none for its tokens."""
+    told = -1
+
+    def show(now: Measured) -> None:
+        nonlocal told
+        if now.done != told:
+            told = now.done
+            progress(f"{now.done + 1} of {now.total}: {now.what}")
+
+    return show
 
 
 def _as_dict(report: EvalReport, verdict: Verdict) -> dict[str, Any]:

@@ -80,8 +80,10 @@ def _of_transformers(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def with_adapter(model: Any, rank: int) -> Any:
-    """Adapters on every linear layer but the output (PEFT), the only weights that are trained."""
+def with_adapter(model: Any, rank: int, seed: int) -> Any:
+    """Adapters on every linear layer but the output (PEFT), the only weights that are trained; the
+    same for the same seed."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -91,7 +93,8 @@ def with_adapter(model: Any, rank: int) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with quiet():
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         return get_peft_model(model, config)
 
 

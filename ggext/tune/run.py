@@ -136,7 +136,7 @@ class Tuning:
         if lora is not None and before is not None:
             model = models.from_adapter(model, before, trainable=True)
         elif lora is not None:
-            model = models.with_adapter(model, lora)
+            model = models.with_adapter(model, lora, self.options.seed)
         rows = replace(self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number)
         batches = stage.steps * self.plan.accumulation * self.machine.processes
         return train(

@@ -89,17 +89,8 @@ def train(
         base.gradient_checkpointing_enable({"use_reentrant": False})
     loss = BlockLoss(base)
     loss.check(_first_tokens(rows[0]))
-    with quiet():
-        trainer = _Trainer(
-            model=model,
-            args=_arguments(folder, steps, accumulation, options, machine),
-            train_dataset=rows,
-            data_collator=_tensors,
-            callbacks=[_Watch(watcher)],
-        )
-    trainer.remove_callback(PrinterCallback)
-    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
-    trainer.loss_is_scaled_for_ga = True
+    arguments = _arguments(folder, steps, accumulation, options, machine)
+    trainer = _trainer(model, rows, arguments, watcher)
     try:
         with quiet():
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -108,6 +99,21 @@ def train(
     if trainer.state.global_step >= steps:
         trainer.save_final()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _trainer(model: Any, rows: Rows, arguments: TrainingArguments, watcher: Watcher) -> _Trainer:
+    with quiet():
+        trainer = _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=_tensors,
+            callbacks=[_Watch(watcher)],
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
+    trainer.loss_is_scaled_for_ga = True
+    return trainer
 
 
 def _remove_broken(folder: Path) -> None:

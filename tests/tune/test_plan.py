@@ -108,7 +108,7 @@ def test_a_gguf_file_and_a_quantized_checkpoint_are_refused(
 
 
 def test_too_little_memory_is_refused_with_both_numbers(options: Make) -> None:
-    with pytest.raises(UsageError, match=r"needs about 0\.3 GiB, and a card has 0\.1 GiB free"):
+    with pytest.raises(UsageError, match=r"needs about 0\.2 GiB, and a card has 0\.1 GiB free"):
         planned(options(), replace(HERE, name="a card", memory=1 << 26))
 
 

@@ -44,6 +44,12 @@ def test_losses_fall_and_are_the_same_again(options: Make, tmp_path: Path) -> No
     assert sum(first[-3:]) < sum(first[:3])
 
 
+def test_what_is_computed_again_is_the_same(options: Make, tmp_path: Path) -> None:
+    kept = losses(options(steps=2))
+    again = losses(options(steps=2, gradient_checkpointing=True, out=tmp_path / "again"))
+    assert again == pytest.approx(kept, rel=1e-5)
+
+
 @pytest.mark.parametrize("lora", [4, None])
 def test_a_stopped_run_goes_on_with_the_same_losses(
     options: Make, tmp_path: Path, lora: int | None
