@@ -50,7 +50,7 @@ def family_of(config: Config) -> Family:
         )
     _check_is_language_model(config)
     module = import_module(f"ggext.converters.{model_type}")
-    family: Family = module.FAMILY(config)
+    family: Family = module.FAMILY.of(config)
     return family
 
 

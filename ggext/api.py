@@ -28,6 +28,7 @@ from ggext.runtime.engine import Prefill, Sampling, SessionOptions
 from ggext.runtime.host import Engine, Host, Opening
 from ggext.runtime.isolated import IsolatedHost
 from ggext.runtime.memory.options import WhenFull
+from ggext.runtime.prefixes import PrefixOptions
 
 __all__ = ["Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"]
 
@@ -40,12 +41,14 @@ class Settings:
     ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library
     can. ``parallel``: answers that are made at a time, each with a context of its own.
     ``template``: another chat template than the file's, and what it is asked for
-    (``TemplateChoice(options={"reasoning_effort": "high"})``)."""
+    (``TemplateChoice(options={"reasoning_effort": "high"})``). ``cache``: how much is kept of
+    conversations that had to leave their context for another."""
 
     session: SessionOptions = field(default_factory=SessionOptions)
     gpu_layers: int | None = None
     parallel: int = 1
     template: TemplateChoice = field(default_factory=TemplateChoice)
+    cache: PrefixOptions = field(default_factory=PrefixOptions)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -106,7 +109,9 @@ class Model(Closing):
         )
         n_ctx = None if context == "auto" else context
         session = replace(settings.session, n_ctx=n_ctx, memory=memory)
-        opening = Opening(Path(path), session, settings.gpu_layers, settings.parallel)
+        opening = Opening(
+            Path(path), session, settings.gpu_layers, settings.parallel, settings.cache
+        )
         host = IsolatedHost if isolated else Host
         self._engine: Engine = host(opening, load_progress)
         try:

@@ -98,7 +98,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not
+    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is reported, not
     raised."""
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
@@ -118,7 +118,8 @@ def inspect(path: Path) -> Inspection:
         unit_gain = (
             abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
         )
-        shift_safe = capability_of(gguf.arch).is_never_shifted or (
+        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+        shift_safe = capability.is_never_shifted or (
             unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         )
         parameters_of_context = context_parameters(gguf.arch_keys())

@@ -1,4 +1,4 @@
-"""ggext's GGUF file beside the one of llama.cpp's own converter, from the same checkpoint: every
+"""ggext's GGUF file compared with the one of llama.cpp's own converter, from the same checkpoint: every
 difference, with why.
 
     python tools/compare_with_upstream.py --llama-cpp PATH CHECKPOINT...
@@ -67,7 +67,7 @@ REASONS = {
     ),
 }
 
-#: Runs upstream's converter; a tiny tokenizer's pre-tokenizer is told, which it knows of published
+#: Runs upstream's converter; a tiny tokenizer's pre-tokenizer is given, which it knows of published
 #: ones only.
 _DRIVER = """
 import runpy, sys
@@ -99,7 +99,7 @@ LEGACY: dict[str, dict[str, Any]] = {
 
 def run_upstream(llama_cpp: Path, checkpoint: Path, out: Path, pre: str = "") -> None:
     """Raises ``RuntimeError`` with the last line that the converter printed. ``pre``: the
-    pre-tokenizer's name, where the converter shall not look for it."""
+    pre-tokenizer's name, where the converter must not look for it."""
     command = [
         sys.executable,
         "-c",

@@ -48,7 +48,7 @@ def table() -> str:
     for name in known_families():
         module = import_module(f"ggext.converters.{name}")
         first, *rest = (getdoc(module) or "").split("\n\n")
-        rows = {test: row for test, row in ROWS.items() if row.model_type == name}
+        rows = {test: row for test, row in ROWS.items() if row.family == name}
         variants = ", ".join(_variant(name, test) for test in rows)
         lines.append(
             f"| `{name}` | {module.FAMILY.arch} | {_line(first)} | {variants} | "

@@ -122,7 +122,8 @@ def _checked(path: Path, document: Any) -> Transcript:
 
 
 def _sampling(values: Mapping[str, Any]) -> Sampling | None:
-    """How the answers were chosen, without a grammar: what constrains an answer is asked anew."""
+    """How the answers were chosen, without a grammar: the user gives again what constrains an
+    answer."""
     known = {field.name for field in fields(Sampling)} - {"grammar"}
     try:
         return Sampling(**{name: value for name, value in values.items() if name in known})
@@ -137,7 +138,7 @@ def questions(turns: Sequence[Turn]) -> str:
 
 
 def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:
-    """Turns from JSON, of which the first stands behind ``before`` others. Raises
+    """Turns from JSON, of which the first stands after ``before`` others. Raises
     TranscriptError."""
     return tuple(_turn(path, number, turn) for number, turn in enumerate(turns, before + 1))
 

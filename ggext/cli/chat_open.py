@@ -55,7 +55,7 @@ class Engine:
         """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to
         come."""
         from ggext.runtime import llama
-        from ggext.runtime.engine import Model, Session
+        from ggext.runtime.engine import Model
 
         llama.lib("ggext chat")
         self._request = request
@@ -71,7 +71,7 @@ class Engine:
         try:
             self._options = _session_options(request, is_empty=is_empty)
             with screen.waiting("making room for the context"):
-                self.session: Session = Session(self.model, self._options)
+                self.session: Session = self._opened(self._options)
         except BaseException:
             self.model.close()
             raise
@@ -106,7 +106,8 @@ class Engine:
         """Another context of so many tokens (None: what the file is made for, or what fits) with a
         policy; what is cached goes with it where that can be. What the user should know. Raises
         GgextError, after which the context is as it was."""
-        memory = replace(self._options.memory, when_full=cast("WhenFull", policy))
+        # What `keep` meant is in the number of cells by now.
+        memory = replace(self._options.memory, when_full=cast("WhenFull", policy), keep=1.0)
         options = replace(self._options, n_ctx=tokens, memory=memory, leaves_memory=False)
         with tempfile.TemporaryDirectory(prefix="ggext-") as folder:
             path = Path(folder, "kv.bin")
@@ -116,15 +117,20 @@ class Engine:
             return [*self.session.notices, *self._restored(path, saved=saved)]
 
     def _replace(self, options: SessionOptions) -> None:
-        from ggext.runtime.engine import Session
-
         self.session.close()
         try:
-            self.session = Session(self.model, options)
+            self.session = self._opened(options)
         except BaseException:
-            self.session = Session(self.model, self._options)
+            self.session = self._opened(self._options)
             raise
         self._options = options
+
+    def _opened(self, options: SessionOptions) -> Session:
+        """A context, and room for texts that leave it for another."""
+        from ggext.runtime.engine import Session
+        from ggext.runtime.prefixes import Prefixes
+
+        return Session(self.model, options, Prefixes())
 
     def _saved(self, path: Path) -> bool:
         from ggext.runtime import store
@@ -156,7 +162,7 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
         None if request.ctx == "auto" else request.ctx,
         request.threads,
         kv_type=request.kv,
-        memory=MemoryOptions(cast("WhenFull", request.policy)),
+        memory=MemoryOptions(cast("WhenFull", request.policy), keep=request.keep),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
         leaves_memory=request.ctx is None and is_empty,
@@ -202,7 +208,7 @@ def open_chat(
 
 
 def _load(request: Request, conversation: Conversation, screen: Screen) -> None:
-    """Goes on with a saved chat; what the command line says of sampling counts for more."""
+    """Continues a saved chat; what the command line says of sampling counts for more."""
     from ggext.chat.loop import load
 
     assert request.load is not None
@@ -233,6 +239,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         stop=options.stop,
         think=cast("Any", think),
         when_full="turns" if options.drop_turns else chat.room.when_full,
+        keep=request.keep,
         ctx=engine.ctx,
         kv=request.kv,
         swa=request.swa,
@@ -295,7 +302,7 @@ def _resume(request: Request, conversation: Conversation, screen: Screen, keeper
             f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
-        screen.notice(f"it was begun with {keeper.model!r:.80}; this is {request.file.name}")
+        screen.notice(f"it was started with {keeper.model!r:.80}; this is {request.file.name}")
 
 
 def _leave(request: Request, screen: Screen, keeper: Keeper) -> None:

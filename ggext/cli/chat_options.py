@@ -1,4 +1,4 @@
-"""What `ggext chat` can be told, in the groups in which --help shows it."""
+"""What `ggext chat` takes, in the groups in which --help shows it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _THINK = ("show", "hide", "off")
 
 
 class ChatCommand(GroupedCommand):
-    """``-c`` goes on with the last chat; with a number it is a context, as in llama-cli."""
+    """``-c`` continues the last chat; with a number it is a context, as in llama-cli."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``-c`` goes on with the last chat; ``-c 4096`` is a context of so many tokens."""
+        """``-c`` continues the last chat; ``-c 4096`` is a context of so many tokens."""
         parsed = list(args)
         for place, word in enumerate(args[:-1]):
             if word == "--":
@@ -224,6 +224,16 @@ context = group(
         default="stop",
         show_default=True,
         help="What stays when the context is full.",
+    ),
+    click.option(
+        "--keep",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        metavar="SHARE",
+        help=(
+            "With --when-full compress: the memory that the text may take, as a share of what "
+            "all of it would; 0.25 is a quarter.  [default: 1]"
+        ),
     ),
     click.option(
         "--dynamic-ntk",

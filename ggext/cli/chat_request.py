@@ -33,6 +33,7 @@ class Request:
     kv: str
     swa: str
     when_full: str
+    keep: float
     dynamic_ntk: str | None
     load: Path | None
     session: str | None
@@ -106,7 +107,7 @@ def _session(name: str | None, *, go_on: bool) -> str | None:
     if not go_on:
         return name
     if name is not None:
-        raise UsageError("--continue goes on with the last chat, --session with a named one")
+        raise UsageError("--continue is for the last chat, --session for a named one")
     return last_chat()
 
 

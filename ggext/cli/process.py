@@ -30,7 +30,7 @@ def debug(context: click.Context, _: click.Parameter, chosen: bool) -> None:
 
 
 def is_debugged() -> bool:
-    """Whether the running command was told `--debug`."""
+    """Whether the running command got `--debug`."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().meta.get(_DEBUG))
 
@@ -106,6 +106,21 @@ def ended_by_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@contextmanager
+def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
+
+    def handle(_: int, __: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
     with suppress(OSError):  # there may be nowhere left to say it
@@ -119,7 +134,7 @@ def _of_output(error: OSError) -> str:
 
 def _open_streams() -> None:
     """Streams that the caller closed are /dev/null: else the next file that is opened gets their
-    number, and what somebody prints."""
+    number, and what someone prints."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's

@@ -83,7 +83,8 @@ class MappedTensor:
         packs it."""
         if self.rule.scales is not None:
             return "MXFP4"
-        return "F32" if self.rule.plus or self.is_mixed else self.tensors[0].dtype
+        computed = self.rule.plus or self.rule.computed is not None
+        return "F32" if computed or self.is_mixed else self.tensors[0].dtype
 
     @property
     def is_mixed(self) -> bool:
@@ -102,7 +103,7 @@ class MappedTensor:
             return rule.written
         shape = _rearranged(rule)
         if rule.rows is not None and len(shape) > 1:
-            return (math.prod(shape[:-1]), shape[-1])
+            return (len(rule.rows()), shape[-1])
         return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
 
     def stored(self) -> list[tuple[Path, int, int]]:
@@ -111,8 +112,10 @@ class MappedTensor:
         rule = self.rule
         made = (
             rule.rows
+            or rule.columns
             or rule.transposed
             or rule.plus
+            or rule.computed
             or rule.arranged
             or self.is_mixed
             or self.tensors[0].dtype == "F64"
@@ -129,7 +132,8 @@ class MappedTensor:
             return
         shape = _rearranged(self.rule)
         row_length = shape[-1] if len(shape) > 1 else 1
-        n_rows = math.prod(shape) // row_length
+        n_all = math.prod(shape) // row_length
+        n_rows = n_all if self.rule.rows is None else len(self.rule.rows())
         row_bytes = self.tensors[0].nbytes * row_length // math.prod(shape)
         step = rows_at_once(nbytes, row_bytes, row_length)
         for tensor in self.tensors:
@@ -163,11 +167,16 @@ class MappedTensor:
         return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
 
     def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
-        block = _rows(tensor, self.rule, start, stop)
-        if not self.rule.plus and not self.is_mixed:
+        rule = self.rule
+        block = _rows(tensor, rule, start, stop)
+        if rule.columns is not None:
+            block = block[:, rule.columns()]
+        if not rule.plus and rule.computed is None and not self.is_mixed:
             return block
         values = bfloat16_values(block) if tensor.dtype == "BF16" else block.astype("<f4")
-        return values + values.dtype.type(self.rule.plus) if self.rule.plus else values
+        if rule.computed is not None:
+            return rule.computed(values)
+        return values + values.dtype.type(rule.plus) if rule.plus else values
 
 
 class _Wholes:
@@ -293,11 +302,14 @@ def _listed(names: list[str]) -> str:
 
 
 def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
-    """``rule``, or the one of the other form in which the checkpoint has it."""
-    other = rule.instead
-    if other is None or any(name in found for name in rule.sources):
-        return rule
-    return other if all(name in found for name in other.sources) else rule
+    """The first of a rule's forms whose names and shape the checkpoint has, else the first whose
+    names it has, else ``rule``: messages speak of that one."""
+    forms = [rule]
+    while forms[-1].instead is not None:
+        forms.append(forms[-1].instead)
+    there = [form for form in forms if all(name in found for name in form.sources)]
+    fitting = (form for form in there if found[form.sources[0]].shape == form.shape)
+    return next(fitting, there[0] if there else rule)
 
 
 def taken_scalars(

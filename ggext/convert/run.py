@@ -32,7 +32,7 @@ from ggext.gguf.writer import (
 )
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
-from ggext.rope.recipe import RECIPE_KEY, Recipe
+from ggext.rope.recipe import RECIPE_KEY, SEARCH, Recipe, Searched
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 Progress = Callable[[int], None]
@@ -65,6 +65,8 @@ class ConvertOptions:
     in_place: bool = False
     # The gain on cos and sin, in place of the one of the source's own scaling.
     attention_factor: float | None = None
+    # What a search measured of ``rope``, to be kept in the file.
+    searched: Searched | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -155,7 +157,10 @@ def plan(options: ConvertOptions) -> Plan:
         if options.in_place:
             scaled = [t for t in tensors if t.row_scale is not None]
             check_weights_stay(source.path, scaled, was_folded=source.query_scale != 1.0)
-        fields = _with_rope(source, encoding, Recipe(scaling, geometry, encoding.name, asked_by))
+        recipe = Recipe(scaling, geometry, encoding.name, asked_by)
+        if options.searched is not None:
+            recipe = replace(recipe, source=SEARCH, searched=options.searched)
+        fields = _with_rope(source, encoding, recipe)
 
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
     rounding = Rounding()

@@ -1,6 +1,6 @@
 """What a changed header asks of a file: which bytes before the data, and in it, become what.
 
-llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added behind
+llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added after
 the last one, the last one can be taken away, and one that is followed by others keeps its place and
 can only get other values."""
 
@@ -20,7 +20,7 @@ Patch = tuple[int, bytes]
 
 
 class DataWouldMoveError(GgufError):
-    """A tensor cannot leave its place, because others lie behind it."""
+    """A tensor cannot leave its place, because others lie after it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def plan_edit(
         neutral = remove.get(name)
         if neutral is None or any(name == t.name for t in add):
             raise DataWouldMoveError(
-                f"{gguf.path}: the tensor {name} has others behind it and cannot be taken out in "
+                f"{gguf.path}: the tensor {name} has others after it and cannot be taken out in "
                 "place; "
                 "write to a new file: ggext convert FILE OUT"
             )
@@ -90,7 +90,7 @@ def plan_edit(
     for tensor in add:
         if tensor.name not in overwritten:
             offset = _end(infos, gguf.alignment)
-            gap = max(0, offset - length)  # behind a last tensor that its writer did not pad
+            gap = max(0, offset - length)  # after a last tensor that its writer did not pad
             data = tensor.data.ljust(aligned(len(tensor.data), gguf.alignment), b"\0")
             patches.append((offset - gap, bytes(gap) + data))
             infos.append(

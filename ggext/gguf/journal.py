@@ -105,11 +105,11 @@ class Record:
     def _check_bounds(self) -> None:
         """Every range lies in its file, and bytes that the change took away are in ``saved``."""
         if self.insert_length and self.insert_at > self.old_size:
-            raise ValueError("its gap is behind the file's end")
+            raise ValueError("its gap is beyond the file's end")
         if any(offset + len(data) > self.old_size for offset, data in self.saved):
-            raise ValueError("it saved bytes from behind the file's end")
+            raise ValueError("it saved bytes from beyond the file's end")
         if any(offset + size > self.new_size for offset, size in self.written):
-            raise ValueError("it wrote bytes behind the file's end")
+            raise ValueError("it wrote bytes beyond the file's end")
         grown = self.new_size - self.old_size - self.insert_length
         changed = sum(len(data) for _, data in self.saved) + sum(size for _, size in self.written)
         if abs(grown) > changed:
@@ -157,7 +157,7 @@ class Entry:
 @dataclass
 class Journal:
     """The undo file at ``path``, which need not be there. ``entries``: the oldest change first.
-    ``is_torn``: behind them a crash left part of a frame."""
+    ``is_torn``: after them a crash left part of a frame."""
 
     path: Path
     entries: list[Entry] = field(default_factory=list)

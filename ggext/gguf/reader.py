@@ -113,7 +113,7 @@ class _Parser(Cursor):
             self.count("keys", _SMALLEST_FIELD),
         )
         fields = dict(self.keys(n_fields))
-        fields.pop(PADDING_KEY, None)  # says nothing, and is made anew by who writes a header
+        fields.pop(PADDING_KEY, None)  # says nothing, and whoever writes a header makes it again
         alignment = self.alignment(fields)
         tensors = {info.name: info for info in self.tensors(n_tensors)}
         if not any_kind:

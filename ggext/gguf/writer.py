@@ -1,6 +1,6 @@
 """Write a GGUF file: header, then each tensor's data as it is produced, by several threads.
 
-The file is written beside its place and renamed when whole, so an interrupted or failed run leaves
+The file is written next to its place and renamed when whole, so an interrupted or failed run leaves
 what was there before. Where there was a file, the new one is on the disk before the old one goes,
 so that a power cut leaves one of them; a new file reaches the disk when the system sees fit, as
 with cp.
@@ -160,7 +160,7 @@ def _as_piece(data: Buffer) -> Piece:
 
 
 class NewFile:
-    """A file that was made beside its place and is open. It is written by its descriptor, so that
+    """A file that was made next to its place and is open. It is written by its descriptor, so that
     nothing else is where its name was exchanged, and then it is not put in place."""
 
     def __init__(self, path: Path) -> None:
@@ -220,8 +220,8 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A new file beside ``path`` that takes its place when the block ends well, and is removed when
-    not.
+    """A new file next to ``path`` that takes its place when the block ends well, and is removed
+    when not.
 
     ``size``: bytes that will be needed; checked against the free space first. It is on the disk
     when it is in place.
@@ -234,7 +234,7 @@ def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path, size: int = 0) -> Iterator[NewFile]:
-    """A temporary file beside ``path``, renamed to it when the block ends well."""
+    """A temporary file next to ``path``, renamed to it when the block ends well."""
     with temporary_beside(path, size) as beside:
         yield beside
         beside.put_in_place(path)
@@ -261,7 +261,7 @@ def temporary_beside(path: Path, size: int = 0) -> Iterator[NewFile]:
 
 @contextmanager
 def private_folder_beside(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that only the user can enter, removed afterwards: for files that
+    """A folder next to ``path`` that only the user can enter, removed afterwards: for files that
     another library writes by their names."""
     try:
         folder = tempfile.TemporaryDirectory(

@@ -121,9 +121,7 @@ def _finite(value: Any) -> Any:
 
 def report_of(plan: Plan, options: EvalOptions, results: Results, interrupted: bool) -> EvalReport:
     """The figures of a plan's results, as far as there are any."""
-    by_setting: dict[str, dict[Item, Result]] = {}
-    for (key, item), result in results.items():
-        by_setting.setdefault(key, {})[item] = result
+    by_setting = results_by_setting(results)
     reports = []
     for setting in plan.settings:
         found = _planned_results(plan, setting, by_setting)
@@ -138,6 +136,14 @@ def report_of(plan: Plan, options: EvalOptions, results: Results, interrupted: b
         options.tasks,
         tuple(path.name for path in options.texts),
     )
+
+
+def results_by_setting(results: Results) -> dict[str, dict[Item, Result]]:
+    """What was measured, by the settings' keys."""
+    found: dict[str, dict[Item, Result]] = {}
+    for (key, item), result in results.items():
+        found.setdefault(key, {})[item] = result
+    return found
 
 
 def _planned_results(

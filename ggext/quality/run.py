@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggext.errors import UsageError
 from ggext.quality.bench import Bench
+from ggext.quality.differences import Difference, differences_between
 from ggext.quality.items import Item, Result
 from ggext.quality.partial import PartialRun
 from ggext.quality.plan import Plan, planned
-from ggext.quality.report import EvalReport, report_of
+from ggext.quality.report import EvalReport, report_of, results_by_setting
 from ggext.quality.settings import EvalOptions, Setting
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import CancelledError
@@ -74,8 +74,6 @@ class Evaluation(Closing):
         partial: Path | None = None,
     ) -> None:
         self.options = options = options or EvalOptions()
-        if partial is not None and partial.is_dir():
-            raise UsageError(f"{partial} is a folder: name a file for the partial run")
         self._kept = PartialRun(partial, options)
         try:
             self.plan = planned(paths, options)
@@ -128,6 +126,11 @@ class Evaluation(Closing):
     def report(self) -> EvalReport:
         """What was measured so far, in figures."""
         return report_of(self.plan, self.options, self._kept.results, self.interrupted)
+
+    def differences(self, first: Setting, second: Setting) -> list[Difference]:
+        """Of two of the plan's settings, on what both have measured so far."""
+        found = results_by_setting(self._kept.results)
+        return list(differences_between(first, second, self.plan.lengths, found))
 
     def _measured(self, bench: Bench, item: Item, show: Callable[[int], None]) -> Result:
         if item.kind != "divergence":

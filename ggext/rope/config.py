@@ -246,6 +246,10 @@ class _Reader:
             outer = integer(self.config, self.rule.rotated_key, self.source) / head_dim
         given = parameters.get("partial_rotary_factor", outer)
         partial = number(given, 1.0, self.rule.partial_key, self.source)
+        if self.rule.share_of and given is not None:
+            parts = self.rule.share_of if self.config.get("head_dim") is None else ("head_dim",)
+            whole = sum(integer(self.config, key, self.source) for key in parts)
+            partial = int(whole * partial) / head_dim
         if not 0 < partial <= 1:
             raise RopeError(
                 f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "

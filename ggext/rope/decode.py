@@ -64,7 +64,8 @@ def float32(value: float) -> float:
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     """The unscaled geometry that a file states. ``keys`` without the architecture prefix."""
-    capability = capability_of(arch)
+    sections = _sections(keys, arch)
+    capability = capability_of(arch, sectioned=sections is not None)
     head_dim = keys.get("attention.key_length")
     if head_dim is None and "embedding_length" in keys and _count(keys, "attention.head_count"):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
@@ -89,18 +90,21 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         layout=capability.layout,
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
         sliding_base=sliding_base,
-        sections=_sections(keys, arch),
+        sections=sections,
     )
 
 
 def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
     """Four counts of pairs, where the architecture has M-RoPE and the file says them."""
     value = keys.get(SECTIONS)
-    if value is None or capability_of(arch).sections == "none":
+    capability = capability_of(arch, sectioned=True)
+    if value is None or capability.sections == "none":
         return None
     whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
     if not whole or len(value) != 4:
         raise RopeError(f"{SECTIONS} is {value!r}; it must be four whole numbers of pairs")
+    if capability.optional_sections != "none" and 0 in value[:2]:  # ``llama_hparams::use_mrope``
+        return None
     return tuple(value)
 
 
@@ -163,7 +167,8 @@ def decode(
     else:
         inv_freq = [w * scale for w in inv_freq]
     if geometry.sections is not None:
-        still = still_pairs(geometry.sections, len(inv_freq), capability_of(arch).sections)
+        kind_of_sections = capability_of(arch, sectioned=True).sections
+        still = still_pairs(geometry.sections, len(inv_freq), kind_of_sections)
         inv_freq = [0.0 if i in still else w for i, w in enumerate(inv_freq)]
     gain = _kernel_gain(keys, arch, kind, scale) * math.sqrt(query_scale(keys))
     return _usable(RopeTable(tuple(inv_freq), gain, context, lengths))
@@ -207,9 +212,10 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:
-    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph
-    takes the kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln
-    f + 1))², f the factor of the frequencies whatever the scaling type."""
+    """What all attention scores are multiplied by in addition to 1/√d: 1 but in ``deepseek2`` and
+    ``mistral4``, whose graph takes the kernel's gain g back from the context's and multiplies by
+    (g · (0.1 · multiplier · ln f + 1))², f the factor of the frequencies whatever the scaling
+    type."""
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
@@ -228,7 +234,7 @@ def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: flo
     if kind != "yarn":
         return gain
     multiplier = _log_multiplier(keys, arch)
-    if capability_of(arch).scores == "scaled":
+    if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
 

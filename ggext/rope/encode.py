@@ -135,7 +135,7 @@ def _candidates(
     scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
 ) -> list[Encoding]:
     """The simplest first."""
-    capability = capability_of(arch)
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     needed = _factor_tensors(scaling, capability)
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
@@ -182,15 +182,15 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
-    """The keys that this architecture reads beside the common ones."""
-    capability = capability_of(arch)
+    """The keys that this architecture reads in addition to the common ones."""
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
-        keys |= _log_multiplier(scaling, wanted)
+        keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
             geometry.sections, geometry.n_rot // 2, capability.sections
@@ -198,10 +198,10 @@ def _of_architecture(
     return keys
 
 
-def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
+def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool) -> Keys:
     """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
-    the attention factor as it is."""
+    the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
     factor = float(scaling.factor or 1.0)
     if factor == 1.0:
         return {}
@@ -211,11 +211,14 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
     multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (0.1 * math.log(factor))
     if float32(multiplier) == 0.0:
         return {}
-    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
+    attention_factor = wanted.attention_factor
+    if scaling.method == "yarn" and not keeps_gain:
+        attention_factor *= methods.yarn_gain(factor, multiplier) / methods.yarn_gain(factor)
+    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": attention_factor}
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
-    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    """``keys`` in addition to the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
@@ -326,7 +329,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 
 
 def _describe(scaling: RopeScaling) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
+    given = scaling.given().items()
+    return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
 
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.

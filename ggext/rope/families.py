@@ -13,7 +13,10 @@ from typing import Any
 FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
-_COMPOSITE = frozenset({"gemma3", "llama4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+_COMPOSITE = frozenset(
+    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe "
+    "qwen3_5 qwen3_5_moe".split()
+)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -64,10 +67,24 @@ class FamilyRule:
     read_as: str = ""
     #: Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
+    #: Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
+    #: does not say it and it is not the rotated part's.
+    share_of: tuple[str, ...] = ()
     #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
 
+#: Of Ministral 3 and Mistral 4: the first makes queries longer with their position, which is no
+#: RoPE table; the second repeats the outer one.
+_GROWING_QUERIES = ("llama_4_scaling_beta", "max_position_embeddings")
+_GROWING_YARN = {
+    "rope_type": "yarn",
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 _LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
 _HUNYUAN = FamilyRule(
     static_alpha=True,
@@ -113,6 +130,7 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
+    "exaone": FamilyRule(read_as="llama"),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
@@ -123,6 +141,8 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
     "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
+    "glm4v_text": FamilyRule(sections=(8, 12, 12)),
+    "glm4v_moe_text": FamilyRule(defaults={"partial_rotary_factor": 0.5}, sections=(8, 12, 12)),
     "gpt_neox": FamilyRule(
         defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
     ),
@@ -150,23 +170,21 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
     ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
-    # the first makes queries longer with their position, which is no RoPE table; the second repeats
-    # the outer one
     "ministral3": FamilyRule(
         defaults={"head_dim": 128},
-        beside=("llama_4_scaling_beta", "max_position_embeddings"),
+        beside=_GROWING_QUERIES,
         default_said="YaRN by 16 is taken, and longer queries beyond 16384 tokens",
-        default_parameters={
-            "rope_type": "yarn",
-            "rope_theta": 1e6,
-            "factor": 16.0,
-            "original_max_position_embeddings": 16384,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale_all_dim": 1.0,
-            "mscale": 1.0,
-            "llama_4_scaling_beta": 0.1,
-        },
+        default_parameters=_GROWING_YARN
+        | {"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+    ),
+    "mistral4": FamilyRule(
+        defaults={**_LATENT.defaults, "qk_nope_head_dim": 64},
+        head_dim_keys=_LATENT.head_dim_keys,
+        share_of=("qk_nope_head_dim", "qk_rope_head_dim"),
+        beside=_GROWING_QUERIES,
+        default_said="YaRN by 128 is taken, and longer queries beyond 8192 tokens",
+        default_parameters=_GROWING_YARN
+        | {"rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192},
     ),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
@@ -176,6 +194,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         defaults={"head_dim": 128}, base_defaults={ALL: 5e5}, sections=(24, 20, 20)
     ),
     "qwen3_vl_moe_text": FamilyRule(base_defaults={ALL: 5e5}, sections=(24, 20, 20)),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        FamilyRule(
+            defaults={"head_dim": 256, "partial_rotary_factor": 0.25}, sections=(11, 11, 10)
+        ),
+    ),
+    "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(

@@ -118,6 +118,10 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             f"{model.path} has layers with a sliding window, whose keys are not rotated: take "
             "replay"
         )
+    if options.dynamic_ntk == "rotate" and model.is_recurrent:
+        raise ModelError(
+            f"{model.path} has recurrent layers, whose state cannot be rotated: take replay"
+        )
     threads = options.threads or capacity.threads_for(model)
     n_batch = options.n_batch or capacity.batch_for(model, threads)
     room = capacity.room(
@@ -221,7 +225,7 @@ def _check_graph(model: Model, kv_type: str) -> None:
 
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
-    asked = options.n_ctx or trained
+    asked = options.memory.cells(options.n_ctx or trained)
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )

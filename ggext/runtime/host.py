@@ -14,6 +14,7 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Session
 from ggext.runtime.model import LoadProgress, Model
+from ggext.runtime.prefixes import Prefixes, PrefixOptions
 from ggext.runtime.worker import Work, Worker
 
 
@@ -29,6 +30,8 @@ class Opening:
     gpu_layers: int | None = None
     # Contexts, each of which makes one answer at a time.
     parallel: int = 1
+    # How much is kept of texts that left a context for another one.
+    cache: PrefixOptions = field(default_factory=PrefixOptions)
 
 
 class TextVocabulary(Protocol):
@@ -84,7 +87,11 @@ class Host(Closing):
         self.model = Model.open(opening.path, opening.gpu_layers, progress)
         try:
             self.model.vocabulary()  # raises where there is none
-            sessions = [Session(self.model, opening.session) for _ in range(opening.parallel)]
+            self._prefixes = Prefixes(opening.cache)
+            sessions = [
+                Session(self.model, opening.session, self._prefixes)
+                for _ in range(opening.parallel)
+            ]
         except BaseException:
             self.model.close()
             raise
@@ -101,6 +108,7 @@ class Host(Closing):
     def close(self) -> None:
         """Cancels what runs and frees everything. Further calls do nothing."""
         self._worker.close()
+        self._prefixes.close()
         self.model.close()
 
     def ask(self, question: Question) -> Answering:

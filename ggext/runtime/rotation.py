@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError
 from ggext.footprint.cache import STEP
 from ggext.gguf.rope import effective_table
-from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import geometry_of, query_scale
 from ggext.rope.methods import theta
 from ggext.runtime.regimes import Regime
@@ -43,8 +42,8 @@ class KeyRotation:
     established."""
 
     def __init__(self, header: GgufFile, regime: Regime) -> None:
-        self._layout = capability_of(header.arch).layout
         geometry = geometry_of(header.arch_keys(), header.arch)
+        self._layout = geometry.layout
         self._head_dim = geometry.head_dim
         table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
         self._inv_freq = (
@@ -71,14 +70,17 @@ class KeyRotation:
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
         """How far `before`, moved to the positions of `after`, is from it: the worst difference in
-        any layer, relative to the layer's largest key."""
+        any layer, relative to the layer's largest key; infinite where a key is no finite number,
+        which says nothing of a rotation."""
         import numpy as np
 
         moved = self.moved(before, after.positions)
         worst = 0.0
         for kind, ours, theirs in zip(after.form.key_types, moved.keys, after.keys, strict=True):
-            wanted = elements(kind, theirs)
-            difference = np.abs(elements(kind, ours) - wanted).max() / (np.abs(wanted).max() or 1.0)
+            have, wanted = elements(kind, ours), elements(kind, theirs)
+            if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
+                return math.inf
+            difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
             worst = max(worst, float(difference))
         return worst
 

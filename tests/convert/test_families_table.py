@@ -15,7 +15,7 @@ def test_the_page_is_what_the_tool_prints() -> None:
 
 
 def test_every_family_has_a_row() -> None:
-    assert {row.model_type for row in ROWS.values()} == set(known_families()) - WITHOUT_A_ROW
+    assert {row.family for row in ROWS.values()} == set(known_families()) - WITHOUT_A_ROW
 
 
 def test_the_page_on_adding_a_family_shows_the_file_as_it_is() -> None:

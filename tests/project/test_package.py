@@ -41,7 +41,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},

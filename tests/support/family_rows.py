@@ -16,7 +16,8 @@ class Row:
     """``config``: what is not as in ``tiny.make_model``. ``rope``: baked over the checkpoint's own,
     ``None`` for the checkpoint's own. ``bound``: on the mean KL in nats; why it is not 1e-6 stands
     in the family's file. ``beyond``: whether the scaling says of which context it starts.
-    ``exact``: whether llama.cpp can be made to run it."""
+    ``exact``: whether llama.cpp can be made to run it. ``renamed``: transformers does not know the
+    family; the model is one of ``model_type`` under this family's names (`renamed.py`)."""
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -24,6 +25,12 @@ class Row:
     bound: float = 1e-6
     beyond: bool = True
     exact: bool = True
+    renamed: str = ""
+
+    @property
+    def family(self) -> str:
+        """The ``model_type`` that is converted."""
+        return self.renamed or self.model_type
 
 
 def _nested(full: dict[str, Any], base: float, sliding_base: float) -> dict[str, Any]:
@@ -96,6 +103,12 @@ _GROWING = _OWN_YARN | {
     "llama_4_scaling_beta": 0.3,
     "max_position_embeddings": 256,
 }
+_OWN_GROWTH = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.3,
+}
 _LLAMA4 = {
     "num_hidden_layers": 4,
     "head_dim": 48,
@@ -109,7 +122,22 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
+}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+def _quarter(*pairs: int) -> dict[str, Any]:
+    """Rope parameters of which a quarter of each head rotates, in sections where any are given."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    return plain | ({"mrope_section": list(pairs)} if pairs else {})
 
 
 def _own(kind: str, **parameters: Any) -> dict[str, Any]:
@@ -145,6 +173,25 @@ SEES_QWEN3 = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+SEES_KIMI = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+}
+SEES_GLM4 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+}
+
+
+SEES_QWEN3_5 = {key: value for key, value in SEES_QWEN3.items() if "deepstack" not in key}
 
 
 def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
@@ -238,6 +285,13 @@ ROWS = {
             "tie_word_embeddings": True,
         },
     ),
+    "exaone": Row(
+        "llama",
+        {"rope_parameters": _OWN_LLAMA3, "max_position_embeddings": 256, "rms_norm_eps": 1e-5},
+        None,
+        renamed="exaone",
+    ),
+    "exaone-tied": Row("llama", {"tie_word_embeddings": True}, renamed="exaone"),
     "exaone4-1.2b": Row(
         "exaone4",
         {
@@ -323,6 +377,22 @@ ROWS = {
     "glm4_moe-norms": Row(
         "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
     ),
+    "glm4v": Row(
+        "glm4v",
+        {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
+    ),
+    "glm4v-whole": Row("glm4v", _seeing(SEES_GLM4, 4, 6, 6)),
+    "glm4v_moe": Row(
+        "glm4v_moe",
+        _GLM4_MOE
+        | {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
+    ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
     "gpt_oss": Row(
@@ -352,6 +422,28 @@ ROWS = {
     ),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "granitemoe": Row("granitemoe", _GRANITE_MOE),
+    "granitemoehybrid": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+        },
+    ),
+    "granitemoehybrid-experts": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
     "hunyuan_v1_dense-own": Row(
@@ -373,6 +465,10 @@ ROWS = {
         None,
         beyond=False,
     ),
+    "internlm2": Row("llama", renamed="internlm2"),
+    "internlm2-groups": Row(
+        "llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, renamed="internlm2"
+    ),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "lfm2_moe": Row(
@@ -385,6 +481,19 @@ ROWS = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
         },
+    ),
+    "kimi_k25": Row(
+        "kimi_k25",
+        _LATENT
+        | {
+            "vision_config": SEES_KIMI,
+            "n_group": 1,
+            "topk_group": 1,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        None,
     ),
     "llama": Row("llama"),
     "llama4_text": Row("llama4_text", _LLAMA4),
@@ -423,6 +532,23 @@ ROWS = {
         "ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None
     ),
     "mistral": Row("mistral", {"sliding_window": None}),
+    "mistral4": Row(
+        "mistral4",
+        _LATENT
+        | {"first_k_dense_replace": 0, "max_position_embeddings": 256}
+        | {"rope_parameters": _GROWING | {"rope_theta": 1e4}},
+        None,
+    ),
+    "mistral4-groups": Row(
+        "mistral4",
+        _LATENT
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": _OWN_GROWTH,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
@@ -475,9 +601,68 @@ ROWS = {
     "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen3": Row("qwen3", {"head_dim": 24}),
+    "qwen3_5": Row(
+        "qwen3_5",
+        _DELTA_NET | {"vision_config": SEES_QWEN3_5, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_5-27b": Row(  # heads, layers and the card's YaRN as in the published model
+        "qwen3_5",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 256,
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 3,
+            "rms_norm_eps": 1e-6,
+            "vision_config": SEES_QWEN3_5,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10],
+                "mrope_interleaved": True,
+            },
+        },
+        None,
+    ),
+    "qwen3_5_text": Row("qwen3_5_text", _DELTA_NET | {"rope_parameters": _quarter(2, 1, 1)}),
+    "qwen3_5_moe": Row(
+        "qwen3_5_moe",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 96,
+            "vision_config": SEES_QWEN3_5,
+            "rope_parameters": _quarter(2, 1, 1),
+        },
+    ),
+    "qwen3_5_moe_text": Row(
+        "qwen3_5_moe_text",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 40, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_next": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 96, "rope_parameters": _quarter()},
+    ),
+    "qwen3_next-interval": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 40,
+            "linear_num_value_heads": 6,
+            "head_dim": 48,
+            "layer_types": None,
+        },
+    ),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
     "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
+    "qwen3_vl_moe": Row("qwen3_vl_moe", EXPERTS | _seeing(SEES_QWEN3, 6, 5, 5)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),

@@ -65,8 +65,9 @@ def small_config(model_type: str, **config: Any) -> Any:
     if vision is None:
         return AutoConfig.for_model(model_type, **values)
     tied = values["tie_word_embeddings"]
+    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=values, vision_config=vision, tie_word_embeddings=tied
+        model_type, text_config=values, vision_config=vision, tie_word_embeddings=tied, **more
     )
 
 
