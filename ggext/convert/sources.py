@@ -55,14 +55,16 @@ MakeFields = Callable[[list[str]], dict[str, Field]]
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss.
-    ``row_scale``: for each written row (each value of a one-dimensional tensor) what it is to be
-    multiplied by, ``None`` for unchanged."""
+    """A tensor of the source, as it will be written."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # The ggml type that holds the values without loss.
     type: int
     origin: MappedTensor | GgufFile
+    # What each written row (each value of a one-dimensional tensor) is multiplied by; None:
+    # nothing.
     row_scale: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @property
@@ -122,27 +124,29 @@ def _gguf_rows(
 
 @dataclass(frozen=True)
 class ModelSource:
-    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any
-    scaling. ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an
-    unknown method. ``query_scale``: what its query weights were multiplied by, to fold a gain into
-    them. ``gguf``: the file, where it is one and has no parts. ``later``: each makes some of the
-    fields that a checkpoint's ``fields`` lack, and may add to the notes it is given; that takes
-    longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take
-    up, beyond a few KB. ``problem``: why the source's own scaling cannot be taken; ``scaling`` is
-    then none."""
+    """A checkpoint or a GGUF file, read as far as a plan needs."""
 
     path: Path
     arch: str
+    # GGUF metadata; a checkpoint's has no RoPE keys yet.
     fields: dict[str, Field]
     tensors: list[SourceTensor]
+    # Before any scaling.
     geometry: RopeGeometry
+    # The source's own; None where a GGUF file has frequency factors of an unknown method.
     scaling: RopeScaling | None
     is_gguf: bool
     notes: list[str] = field(default_factory=list)
+    # What its query weights were multiplied by, to fold a gain into them.
     query_scale: float = 1.0
+    # The file, where it is one and has no parts.
     gguf: GgufFile | None = None
+    # Each makes some of the fields that a checkpoint's `fields` lack, and may add to the notes it
+    # is given. That takes longer than a plan, so it is done while data is copied.
     later: tuple[MakeFields, ...] = ()
+    # About what those fields take up, beyond a few KB.
     later_bytes: int = 0
+    # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
 
     @property

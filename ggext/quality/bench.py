@@ -115,7 +115,7 @@ class Bench(Closing):
         """Tokens of the longest document, None where texts are made."""
         if self.makes_texts:
             return None
-        marks = self._options.marks
+        marks = self.options.marks
         counts = (len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents)
         return max(counts)
 
@@ -151,7 +151,7 @@ class Bench(Closing):
 
     @cached_property
     def _pieces(self) -> Callable[[int], list[Piece]]:
-        marks = self._options.marks
+        marks = self.options.marks
         return lru_cache(4)(
             lambda length: texts.pieces(self.model, self.documents, length, marks=marks)
         )

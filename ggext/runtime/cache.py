@@ -16,6 +16,7 @@ from ggext.runtime.cells import MAIN, SCRATCH, Cells
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
+from ggext.runtime.threads import Threads
 from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Cache(Closing):
             self._plan.notices,
         )
         self.n_batch = self.batches.most
+        self.threads = Threads(self._plan.threads, self._plan.most_threads, self._set_threads)
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.
@@ -102,6 +104,14 @@ class Cache(Closing):
             regime,
             (self._abort, ctypes.addressof(self._flag)),
         )
+
+    def _set_threads(self, count: int) -> None:
+        self.lib.llama_set_n_threads(self.handle, count, count)
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether the context was made with it."""
+        return self._plan.flash_attention
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
@@ -335,6 +345,7 @@ class Cache(Closing):
         handle = self._open(regime)
         self.close()
         self.handle, self.regime, self._rotation = handle, regime, None
+        self._set_threads(self.threads.now)
         self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
         self.checkpoints.clear()
         self.tokens, self.positions = [], []

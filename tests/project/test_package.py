@@ -41,7 +41,7 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"},
+    {"verify", "inspect", "plan", "show", "demo", "doctor", "export", "lm_eval", "search", "tune"},
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -61,8 +61,8 @@ KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
     "lm_eval": {"lm_eval"},
-    "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
-    "transformers": {"proof"},
+    "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
+    "transformers": {"proof", "tune"},
     "huggingface_hub": {"checkpoint"},
     "rich": {"screen"},
     "prompt_toolkit": {"screen"},
