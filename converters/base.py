@@ -32,8 +32,10 @@ class TensorRule:
     ``gguf`` package calls it. Then, in this order: ``transposed`` swaps the last two dimensions;
     ``view`` is the shape that the values are then read in (the same number of values); ``rows``
     gives another order of the rows, all dimensions but the last taken together (of a
-    one-dimensional tensor its values): for each written row the one that it is; ``written`` is the
-    shape to write, where it is not that of what was read; ``plus`` is added to every value.
+    one-dimensional tensor its values): for each written row the one that it is, which may be a
+    part of them; ``columns`` does the same within each row; ``written`` is the shape to write,
+    where it is not that of what was read; ``plus`` is added to every value, or ``computed`` takes
+    an array's values, in float32, and gives those to write.
     ``arranged``: a function of the source's array in place of the first three, whose result has the
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
@@ -49,8 +51,10 @@ class TensorRule:
     transposed: bool = False
     view: tuple[int, ...] | None = None
     rows: RowOrder | None = None
+    columns: RowOrder | None = None
     written: tuple[int, ...] | None = None
     plus: float = 0.0
+    computed: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     scales: str | None = None
     optional: bool = False
@@ -117,7 +121,8 @@ class Family:
 
     def read_n_ff(self, config: Config) -> int:
         """The width of the feed-forward part."""
-        return int(config.integer("intermediate_size"))
+        # a model whose layers all have experts may say no other size
+        return int(config.integer("intermediate_size", "moe_intermediate_size"))
 
     def check(self) -> None:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as

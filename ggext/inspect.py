@@ -98,7 +98,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not
+    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is reported, not
     raised."""
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)

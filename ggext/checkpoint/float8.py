@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are float8 with scales beside them: read as the bfloat16 or float32
+"""Checkpoints whose weights are float8 with scales next to them: read as the bfloat16 or float32
 that they stand for.
 
 Two layouts: ``quant_method`` fp8 (DeepSeek-V3, Qwen3-FP8, Devstral: ``NAME_scale_inv``, one for

@@ -28,7 +28,7 @@ def is_plain(tensors: Iterable[CheckpointTensor]) -> bool:
 def packed_by(tensors: dict[str, CheckpointTensor]) -> tuple[str, str] | None:
     """What packed the weights, and how to get the floats; ``None`` where no tensor tells.
 
-    A quantized module has a tensor of each ending beside each other, the first of the dtype."""
+    A quantized module has a tensor of each ending, the first of the dtype."""
     for ends, dtype, name, remedy in _MADE_BY:
         for first, tensor in tensors.items():
             if not first.endswith(ends[0]) or (dtype and tensor.dtype != dtype):

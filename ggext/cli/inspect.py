@@ -91,6 +91,8 @@ def in_words(result: Inspection) -> str:
     lines.append(f"              base {geometry.base:g}, {geometry.n_rot} of {geometry.head_dim}")
     lines[-1] += f" dimensions, attention factor {result.rope.attention_factor:.6g}"
     lines.append(f"              {'' if result.shift_safe else 'not '}safe to roll")
+    if result.recipe is not None and result.recipe.searched is not None:
+        lines.append(f"searched      {result.recipe.searched.in_words()}")
     lines += _other_layers(result)
     if result.still_pairs:
         lines.append(f"              {result.still_pairs}")

@@ -37,7 +37,7 @@ class Bake:
     norms: Mapping[str, bytes] = field(default_factory=dict)
 
     def in_place(self, progress: Progress) -> str:
-        """Returns what was done, in words. Factors that others lie behind become ones, by which
+        """Returns what was done, in words. Factors that others follow become ones, by which
         llama.cpp divides without effect."""
         from ggext.gguf.inplace import apply
 

@@ -64,10 +64,10 @@ def read_imatrix(path: Path) -> Imatrix:
     except OSError as error:
         raise GgufError(f"{path}: {error.strerror or error}; check the path") from None
     for name, means in imatrix.entries.items():
-        if not np.isfinite(means).all():
+        if not np.isfinite(means).all() or (means < 0).any():
             raise GgufError(
-                f"{path}: the entry of {name} has values that are no finite numbers; make the "
-                "matrix anew"
+                f"{path}: the entry of {name} has values that no mean of squares has, not finite "
+                "or negative; make the matrix again"
             )
     return imatrix
 
@@ -84,13 +84,13 @@ def _read_gguf(path: Path) -> Imatrix:
         if any(info is None or info.type != F32 for info in both):
             raise GgufError(
                 f"{path}: the sums and counts of {name} are not both there in F32; make the matrix "
-                "anew"
+                "again"
             )
         sums, counts = (gguf.float_tensor(name + end) for end in (_SUMS, _COUNTS))
         if sums.size % counts.size:
             raise GgufError(
                 f"{path}: {name} has {sums.size} sums for {counts.size} counts; make the matrix "
-                "anew"
+                "again"
             )
         times = np.rint(counts)[:, None]
         sums = sums.reshape(counts.size, -1)

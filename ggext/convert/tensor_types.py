@@ -29,6 +29,7 @@ _KEPT_FLOAT32 = (
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "shortconv.conv.weight",
+    "ssm_conv1d.weight",
 )
 
 

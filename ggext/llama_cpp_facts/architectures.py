@@ -11,7 +11,7 @@ A size is a sum of products of the names in `sizes`: ``"heads*key"``, ``"rank+ro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -73,6 +73,24 @@ _LATENT = {
     "attn_kv_b": ("rank", "heads*nope+heads*head_value"),
     "attn_output": ("heads*head_value", "embd"),
 }
+_GATED_QUERIES = {
+    "attn_q": ("embd", "heads*key+heads*key"),
+    "attn_qkv": ("embd", "heads*key+heads*key+kv*key+kv*value"),
+}
+#: Of the layers that are one; the others' shapes are those of attention.
+DELTA_NET: Mapping[str, Shape] = {
+    "attn_qkv": ("embd", "channels"),
+    "attn_gate": ("embd", "inner"),
+    "ssm_in": ("embd", "channels+inner"),
+    "ssm_conv1d": ("conv", "channels"),
+    "ssm_dt": ("inner_heads",),
+    "ssm_a": ("inner_heads",),
+    "ssm_beta": ("embd", "inner_heads"),
+    "ssm_alpha": ("embd", "inner_heads"),
+    "ssm_ba": ("embd", "inner_heads+inner_heads"),
+    "ssm_norm": ("state",),
+    "ssm_out": ("inner", "embd"),
+}
 _CONVOLUTIONS = {
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
@@ -98,10 +116,12 @@ class ArchitectureFacts:
     shared_rows: Literal["own", "or_ff", "counted", "as_expert"] = "own"
     # what expert_gating_func may be; empty: it is not read
     gating: tuple[int, ...] = ()
-    # numbers that must be at least 1, beside those that all models have
+    # numbers that must be at least 1, in addition to those that all models have
     positive: tuple[str, ...] = ()
     # whether layers without keys and values are convolutions
     convolutions: bool = False
+    # whether some layers are a gated delta net; "fused": its first projection may be one tensor
+    delta_net: Literal["no", "split", "fused"] = "no"
     # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
     sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
@@ -111,6 +131,14 @@ class ArchitectureFacts:
 _PLAIN = ArchitectureFacts()
 _PART = ArchitectureFacts(rotates="part")
 _LLAMA = ArchitectureFacts(experts="some")
+_DELTA_EXPERTS = ArchitectureFacts(
+    rotates="part",
+    experts="all",
+    expert_rows="or_share",
+    shared_rows="or_ff",
+    delta_net="split",
+    shapes=_GATED_QUERIES,
+)
 _DEEPSEEK2 = ArchitectureFacts(
     rotates="part",
     latent="cached",
@@ -187,6 +215,11 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "qwen2vl": ArchitectureFacts(sections="must"),
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
+        "qwen3next": replace(_DELTA_EXPERTS, delta_net="fused"),
+        "qwen35": ArchitectureFacts(
+            rotates="part", delta_net="split", sections="must", shapes=_GATED_QUERIES
+        ),
+        "qwen35moe": replace(_DELTA_EXPERTS, sections="must"),
         "qwen3vl": ArchitectureFacts(sections="must"),
         "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections="must"),
         "seed_oss": _PLAIN,

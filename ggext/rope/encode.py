@@ -56,20 +56,22 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
-    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
-    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
-    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
-    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
-    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
-    keys as they were turned."""
+    """One way to write a table down in a GGUF file of one architecture."""
 
     name: EncodingName
+    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
+    # float as f32).
     keys: Keys
+    # The expected table against what llama.cpp makes of these keys and tensors.
     exactness: Comparison
+    # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
+    # Name → float32 values, (n_rot / 2,).
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # The same comparison for programs that do not set ggext's context parameters; None where they
+    # compute the same.
     elsewhere: Comparison | None = None
+    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
     rolls: bool = True
     # whether llama.cpp refuses to shift a context of the architecture
     never_shifted: bool = False
@@ -182,7 +184,7 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
-    """The keys that this architecture reads beside the common ones."""
+    """The keys that this architecture reads in addition to the common ones."""
     capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
@@ -218,7 +220,7 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
-    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    """``keys`` in addition to the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
@@ -329,7 +331,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 
 
 def _describe(scaling: RopeScaling) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
+    given = scaling.given().items()
+    return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
 
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.

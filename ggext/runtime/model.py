@@ -14,7 +14,7 @@ from ggext.errors import ModelError
 from ggext.footprint.machine import CoreUse, core_use
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.splitters import BY_HAND
-from ggext.runtime import first_load, kernels, llama, long_text
+from ggext.runtime import apart, first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
 from ggext.runtime.unknown_characters import SPACE_PREFIX, UnknownCharacters
@@ -38,9 +38,10 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained
-    on before that), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there are
-    none), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them
-    that are not the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
+    on before that), ``is_recurrent`` (layers keep a state in place of their tokens), ``n_swa``
+    (tokens that layers with a sliding window attend to, 0: there are none), ``n_vocab``,
+    ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not the mapped
+    file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class Model(Closing):
             original if isinstance(original, int) and original > 0 else self.n_ctx_train
         )
         self.n_swa = int(self._lib.llama_model_n_swa(handle))
+        self.is_recurrent = bool(
+            self._lib.llama_model_is_recurrent(handle) or self._lib.llama_model_is_hybrid(handle)
+        )
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))
         self.size = int(self._lib.llama_model_size(handle))
@@ -103,12 +107,17 @@ class Model(Closing):
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
         with llama.listening() as log:
-            handle = module.llama_model_load_from_file(os.fsencode(path), params)
-            if loading.error is not None:
-                raise loading.error
+            handle = apart.run(
+                lambda: module.llama_model_load_from_file(os.fsencode(path), params),
+                stop=loading.stop,
+                free=module.llama_model_free,
+                meanwhile=loading.tell,
+            )
+            if loading.stopped:
+                if handle:
+                    module.llama_model_free(handle)
+                raise CancelledError(f"loading {path} was cancelled")
             if not handle:
-                if loading.cancelled:
-                    raise CancelledError(f"loading {path} was cancelled")
                 raise llama.failure(f"{path} cannot be loaded")
         if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
             module.llama_model_free(handle)
@@ -337,19 +346,25 @@ def _tried(
 
 
 class _Loading:
-    """llama.cpp's progress callback; an error inside cancels the load and is kept."""
+    """llama.cpp's progress callback, in the thread that loads, and what it says told to the thread
+    that waits."""
 
     def __init__(self, progress: LoadProgress | None) -> None:
-        self.progress = progress
-        self.cancelled = False
-        self.error: BaseException | None = None
+        self._progress = progress
+        self._fraction, self._told = 0.0, -1.0
+        self.stopped = False
 
     def __call__(self, fraction: float, _user_data: object) -> bool:
-        if self.progress is None:
-            return True
-        try:
-            self.cancelled = not self.progress(fraction)
-        except BaseException as error:  # noqa: BLE001 - `Model.open` raises it; ctypes would not
-            self.error = error
-            self.cancelled = True
-        return not self.cancelled
+        self._fraction = fraction
+        return not self.stopped
+
+    def tell(self) -> None:
+        """Calls ``progress`` where there is something new; it may stop the load."""
+        fraction = self._fraction
+        if self._progress is not None and not self.stopped and fraction != self._told:
+            self._told = fraction
+            self.stopped = not self._progress(fraction)
+
+    def stop(self) -> None:
+        """Ends the load with the next tensor."""
+        self.stopped = True

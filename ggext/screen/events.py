@@ -51,7 +51,7 @@ class JsonScreen:
             left = round((now - self._start) / done * (total - done), 1) if done else None
             _write("prefill", done=done, total=total, seconds_left=left)
 
-    def waiting(self, text: str) -> AbstractContextManager[None]:  # noqa: ARG002 - nobody watches
+    def waiting(self, text: str) -> AbstractContextManager[None]:  # noqa: ARG002 - no one watches
         """Nothing."""
         return nullcontext()
 

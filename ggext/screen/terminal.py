@@ -68,7 +68,7 @@ class PlainScreen:
         self._print(text, "red")
 
     def status(self, status: Status) -> None:
-        """The line after a turn, where somebody sees it."""
+        """The line after a turn, where someone sees it."""
         if self.console.is_terminal:
             self._print(str(status), "dim")
 

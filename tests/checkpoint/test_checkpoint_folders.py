@@ -125,7 +125,7 @@ def test_config_json_may_name_the_weights(copy: Path, tmp_path: Path) -> None:
         in (notes)
     )
     change_config(copy, transformers_weights="../copy/other.safetensors")
-    assert "must name a file beside it" in refused(copy, tmp_path / "c.gguf")
+    assert "must name a file next to it" in refused(copy, tmp_path / "c.gguf")
 
 
 def test_shards_without_an_index_are_all_there_or_not(copy: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_adapter_beside_a_model_is_told(copy: Path, tmp_path: Path) -> None:
     (copy / "adapter_config.json").write_text(json.dumps(ADAPTER))
     save(adapter(load(copy), "base_model.model."), copy / "adapter_model.safetensors")
     _, notes = converted(copy, tmp_path / "x.gguf")
-    assert "adapter_config.json lies beside the model: the adapter is not in the file" in notes
+    assert "adapter_config.json lies next to the model: the adapter is not in the file" in notes
     assert "also there and not read" not in notes
 
 

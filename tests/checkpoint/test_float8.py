@@ -1,4 +1,4 @@
-"""Float8 checkpoints: the values that the scales beside them give, against PyTorch's and
+"""Float8 checkpoints: the values that the scales next to them give, against PyTorch's and
 transformers' own."""
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_gguf
 from family_rows import EXPERTS, SEES_GLM4, sections
 from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
@@ -34,6 +35,11 @@ LATENT = {
     "topk_group": 1,
 }
 GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
+
+
+DELTA_NET = (
+    tiny_gguf.DELTA_NET | tiny_gguf.DELTA_EXPERTS | {"num_hidden_layers": 2, "rms_norm_eps": 1e-6}
+)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,19 @@ GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
         ("qwen2_moe", EXPERTS | {"mlp_only_layers": [0]}, "has experts in every layer"),
         ("qwen3_moe", EXPERTS | {"norm_topk_prob": False}, "normalizes the weights"),
         ("smollm3", {"no_rope_layer_interval": 2}, "rotates in all layers but every 4th"),
+        (
+            "qwen3_next",
+            DELTA_NET | {"linear_value_head_dim": 8},
+            "linear_value_head_dim is 8; .* has linear_key_head_dim, 16",
+        ),
+        ("qwen3_next", DELTA_NET | {"norm_topk_prob": False}, "normalizes the weights"),
+        ("qwen3_next", DELTA_NET | {"attention_bias": True}, "o_proj.bias"),
+        ("qwen3_next", DELTA_NET | {"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001"),
+        (
+            "qwen3_next",
+            DELTA_NET | {"layer_types": ["full_attention"] * 2},
+            "llama.cpp needs both kinds",
+        ),
         ("starcoder2", {"use_bias": False}, "has biases on all projections"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Twelve families beside llama.cpp's own converter: the same tensors bit for bit, every other
+"""Twelve families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each

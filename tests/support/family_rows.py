@@ -126,9 +126,24 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
+}
 _HEADS = {"n_head": 4, "n_layer": 3, "seq_length": 64}
 _MPT = {"n_heads": 4, "n_layers": 2, "d_model": 128, "max_seq_len": 64}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+def _quarter(*pairs: int) -> dict[str, Any]:
+    """Rope parameters of which a quarter of each head rotates, in sections where any are given."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    return plain | ({"mrope_section": list(pairs)} if pairs else {})
 
 
 def _own(kind: str, **parameters: Any) -> dict[str, Any]:
@@ -180,6 +195,9 @@ SEES_GLM4 = {
     "intermediate_size": 32,
     "image_size": 28,
 }
+
+
+SEES_QWEN3_5 = {key: value for key, value in SEES_QWEN3.items() if "deepstack" not in key}
 
 
 def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
@@ -607,6 +625,64 @@ ROWS = {
     "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen3": Row("qwen3", {"head_dim": 24}),
+    "qwen3_5": Row(
+        "qwen3_5",
+        _DELTA_NET | {"vision_config": SEES_QWEN3_5, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_5-27b": Row(  # heads, layers and the card's YaRN as in the published model
+        "qwen3_5",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 256,
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 3,
+            "rms_norm_eps": 1e-6,
+            "vision_config": SEES_QWEN3_5,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10],
+                "mrope_interleaved": True,
+            },
+        },
+        None,
+    ),
+    "qwen3_5_text": Row("qwen3_5_text", _DELTA_NET | {"rope_parameters": _quarter(2, 1, 1)}),
+    "qwen3_5_moe": Row(
+        "qwen3_5_moe",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 96,
+            "vision_config": SEES_QWEN3_5,
+            "rope_parameters": _quarter(2, 1, 1),
+        },
+    ),
+    "qwen3_5_moe_text": Row(
+        "qwen3_5_moe_text",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 40, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_next": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 96, "rope_parameters": _quarter()},
+    ),
+    "qwen3_next-interval": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 40,
+            "linear_num_value_heads": 6,
+            "head_dim": 48,
+            "layer_types": None,
+        },
+    ),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
     "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
