@@ -67,12 +67,10 @@ def _level(level: str, checks: Sequence[Check]) -> list[str]:
         return wrapped(f"{level:8}{'ok':8}{text}", " " * 16)
     lines = []
     for check in failed:
-        text = (
-            in_flags(check.why)
-            or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
-        )
-        if check.why and check.required:
-            text = f"{check.quantity} {check.value:.2g}: {check.why}"
+        why = in_flags(check.why)
+        text = why or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
+        if why and check.required:
+            text = f"{check.quantity} {check.value:.2g}: {why}"
         lines += wrapped(f"{level:8}{_mark(check):8}{text}", " " * 16)
     return lines
 
