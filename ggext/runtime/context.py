@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggext.arguments import check_count, check_fields
@@ -22,6 +23,7 @@ from ggext.footprint.planner import Choices
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.adapter import attach
 from ggext.runtime.batches import Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
@@ -55,6 +57,8 @@ class SessionOptions:
     swa: Swa = "auto"
     # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
+    # A LoRA adapter in GGUF, which must be for this file.
+    adapter: Path | None = None
 
     @property
     def edits_cache(self) -> bool:
@@ -188,6 +192,12 @@ def open_context(
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    if options.adapter is not None:
+        try:
+            attach(options.adapter, model, handle)
+        except BaseException:
+            module.llama_free(handle)
+            raise
     return handle
 
 

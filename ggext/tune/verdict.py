@@ -3,7 +3,7 @@ length. Perplexity alone never decides it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +13,9 @@ from ggext.quality.phrases import change
 if TYPE_CHECKING:
     from ggext.quality.statistics import Estimate
 
-#: By how much perplexity at the short length may rise, as a share.
-SHORT_TOLERANCE = 0.005
+#: By how much perplexity at the short length may rise above the pretrained model's, as a share: by
+#: what the scaling costs untuned, but at least and at most so much.
+SHORT_LEAST, SHORT_MOST = 0.005, 0.05
 
 Outcome = Literal["success", "no gain", "worse short", "worse"]
 
@@ -30,6 +31,8 @@ class Verdict:
     # Tuned against the pretrained model without any scaling, at the short length.
     short_answers: Estimate | None
     short_perplexity: Estimate | None
+    # Untuned against the pretrained model: what the scaling itself costs there.
+    price: Estimate | None
     # Tokens.
     target: int
     short: int
@@ -45,7 +48,13 @@ class Verdict:
     @property
     def _perplexity_rose(self) -> bool:
         rise = self.short_perplexity
-        return rise is not None and rise.low > 0 and rise.value > SHORT_TOLERANCE
+        return rise is not None and rise.low > 0 and rise.value > self.allowed_rise
+
+    @property
+    def allowed_rise(self) -> float:
+        """Of perplexity at the short length, as a share."""
+        price = 0.0 if self.price is None else self.price.value
+        return min(max(price, SHORT_LEAST), SHORT_MOST)
 
     @property
     def words(self) -> str:
@@ -67,6 +76,7 @@ class Verdict:
             (f"perplexity at {self.target:,} tokens, against untuned", self.perplexity),
             (f"answers at {self.short:,} tokens, against the pretrained model", self.short_answers),
             (f"perplexity at {self.short:,} tokens, against it", self.short_perplexity),
+            ("what the scaling costs there untuned", self.price),
         )
         found = [f"  {what}: {change(value)}" for what, value in rows if value is not None]
         return [self.words, *found]
@@ -77,14 +87,20 @@ def _below(estimate: Estimate | None) -> bool:
 
 
 def verdict_of(
-    untuned: Iterable[Difference], pretrained: Iterable[Difference], target: int, short: int
+    untuned: Sequence[Difference],
+    pretrained: Sequence[Difference],
+    price: Sequence[Difference],
+    target: int,
+    short: int,
 ) -> Verdict:
-    """``untuned``, ``pretrained``: what differs from each of the two, of the tuned file alone."""
+    """``untuned``, ``pretrained``: how the tuned file differs from each of the two; ``price``: how
+    the untuned one differs from the pretrained one."""
     return Verdict(
         _answers(untuned, target),
         _perplexity(untuned),
         _answers(pretrained, short),
         _perplexity(pretrained),
+        _perplexity(price),
         target,
         short,
     )
