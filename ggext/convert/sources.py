@@ -306,7 +306,7 @@ _NO_MODELS = {
     "adapter": "a LoRA adapter; merge it into its model (llama-export-lora), then convert that",
     "mmproj": "the part of a model that sees (mmproj), which is not scaled; name the text model",
     "clip": "the part of a model that sees (mmproj), which is not scaled; name the text model",
-    "imatrix": "an importance matrix; give it as --imatrix together with a model",
+    "imatrix": "an importance matrix; give it as imatrix=FILE together with a model",
 }
 
 

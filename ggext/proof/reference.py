@@ -68,7 +68,7 @@ def transformers_logits(
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(
-            error.name or "transformers", "reference", "verify --reference"
+            error.name or "transformers", "reference", "the reference of verify"
         ) from None
     logging.disable_progress_bar()
     logging.set_verbosity_error()

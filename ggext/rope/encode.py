@@ -47,7 +47,7 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 _NOT_BAKED = {
     "dynamic": (
         "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-        "mode; choose a fixed table: --ntk F, or --yarn F"
+        "mode; choose a fixed table: RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F)"
     ),
 }
 
@@ -142,7 +142,7 @@ def _candidates(
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
         raise RopeError(
-            f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or "
+            f"llama.cpp's architecture {arch} does not load {unread}; choose encoding='keys' or "
             "folded"
         )
     candidates = []
@@ -265,7 +265,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     except RopeError as error:
         if obstacle:
             raise RopeError(
-                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                f"the gain cannot be folded: {obstacle}; choose encoding='keys', and switch "
                 "context shifts off in programs that roll"
             ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
@@ -325,8 +325,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its "
-        "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
+        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
 
