@@ -37,7 +37,9 @@ from ggext.rope.decode import (
     geometry_of,
     query_scale,
     stated_method,
+    turning_pairs,
 )
+from ggext.rope.encoders import still_factors
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
@@ -153,7 +155,9 @@ class ModelSource:
     @property
     def is_unscaled_gguf(self) -> bool:
         """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
-        factors = any(tensor.name in FACTOR_TENSORS for tensor in self.tensors)
+        factors = self.geometry.turning is None and any(
+            tensor.name in FACTOR_TENSORS for tensor in self.tensors
+        )
         return (
             self.is_gguf
             and not self.problem
@@ -323,6 +327,8 @@ def _of_gguf(
     except RopeError as error:
         problem = str(error)
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    if ROPE_FREQS in names:
+        geometry = replace(geometry, turning=turning_pairs(factor_tensors(gguf)[ROPE_FREQS]))
     try:
         scaling = _stated_scaling(gguf, geometry, names)
     except RopeError as error:
@@ -335,14 +341,14 @@ def _stated_scaling(
 ) -> RopeScaling | None:
     """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown
     method."""
-    if ROPE_FREQS in names:
+    if ROPE_FREQS in names and geometry.turning is None:
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
     if method == "longrope" or ROPE_LONG in names:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
-    gain = decode(keys, {}, gguf.arch).attention_factor
+    gain = decode(keys, still_factors(geometry), gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return (
         scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
