@@ -50,6 +50,7 @@ class Gemma4(Llama):
     activations = ("gelu_pytorch_tanh",)
     biased = ()
     tied_as_part = True
+    merges_by_rank = True
 
     def check(self) -> None:
         number = self.config.integer

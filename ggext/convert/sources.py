@@ -216,11 +216,12 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     fields = {key: Field.of(value) for key, value in (values | scalars).items()}
     later: tuple[MakeFields, ...] = (partial(_described, folder, family.arch, tensors),)
-    room = vocabulary_room(folder, family.vocab_size)
+    vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
+    room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        fields |= _vocabulary(folder, family.vocab_size, notes)
+        fields |= vocabulary(notes)
     else:
-        later += (partial(_vocabulary, folder, family.vocab_size),)
+        later += (vocabulary,)
     return ModelSource(
         folder,
         family.arch,
@@ -260,10 +261,10 @@ def _described(
     return {key: Field.of(value) for key, value in said.items()}
 
 
-def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Field]:
+def _vocabulary(folder: Path, vocab_size: int, by_rank: bool, notes: list[str]) -> dict[str, Field]:
     from ggext.checkpoint.vocabulary.read import read_vocabulary
 
-    vocabulary = read_vocabulary(folder, vocab_size)
+    vocabulary = read_vocabulary(folder, vocab_size, by_rank=by_rank)
     notes += vocabulary.notes
     return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
 
