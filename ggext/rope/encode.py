@@ -28,6 +28,7 @@ from ggext.rope.decode import (
     ROPE_LONG,
     ROPE_SHORT,
     SLIDING_BASE,
+    SLIDING_ROTATED,
     decode,
     decode_sliding,
     float32,
@@ -191,6 +192,8 @@ def _of_architecture(
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
+    if geometry.sliding_n_rot is not None:
+        keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
