@@ -1,11 +1,17 @@
 """What the policies for a full context cost and keep, at an equal cache, and how they hold out.
 
-    python benchmarks/memory.py quality [--cache 512] [--texts 40]    the embedded model: recall and
-    perplexity python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]    perplexity of a
-    long text, stream and recompute python benchmarks/memory.py speed [--cache 4096]
-    time a token once the cache is full python benchmarks/memory.py ntk [--texts 20]
-    dynamic NTK: rotated keys against a new evaluation python benchmarks/memory.py endless [--tokens
-    1000000]            memory and time of one answer that never ends
+python benchmarks/memory.py quality [--cache 512] [--texts 40]
+    the embedded model: recall and perplexity
+python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 12] [--threads 1]
+    a real model: needles in a book, several questions asked of the same cache
+python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]
+    perplexity of a long text, stream and recompute
+python benchmarks/memory.py speed [--cache 4096]
+    time a token once the cache is full
+python benchmarks/memory.py ntk [--texts 20]
+    dynamic NTK: rotated keys against a new evaluation
+python benchmarks/memory.py endless [--tokens 1000000]
+    memory and time of one answer that never ends
 
 quality: texts of 1,500 tokens with 24 facts, one question each, about a fact anywhere in the text;
 the embedded model with YaRN for 2,048 tokens, so that a cache of the whole text is the other end of
@@ -15,6 +21,7 @@ the scale.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import statistics
@@ -22,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from generate import random_llama
@@ -30,11 +38,19 @@ from ggext.chat.conversation import ChatOptions, Conversation
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
 from ggext.data import demo_language as language
+from ggext.quality import tasks
+from ggext.quality.needles import ask
 from ggext.quality.perplexity import nll
+from ggext.quality.prompts import PromptMaker
+from ggext.quality.samples import Sample
+from ggext.quality.statistics import share as share_of
+from ggext.quality.texts import filler_of, read_text
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.memory import WhenFull
+from ggext.runtime.memory.base import Gone
 from ggext.runtime.regimes import DynamicNtk
+from ggext.runtime.reuse import in_common
 
 GREEDY = Sampling(temperature=0)
 TEXT_TOKENS = 1500
@@ -55,12 +71,7 @@ def quality(cache: int, texts: int) -> None:
     policies: dict[str, MemoryOptions] = {
         "stream": MemoryOptions("stream"),
         "recompute": MemoryOptions("recompute"),
-        "compress, 4 tokens a cell": MemoryOptions(
-            "compress", block=16, retrieved=cache // 64, group=4
-        ),
-        "compress, 8 tokens a cell": MemoryOptions(
-            "compress", block=16, retrieved=cache // 64, group=8
-        ),
+        "compress": MemoryOptions("compress"),
         "landmark": MemoryOptions("landmark", block=16, retrieved=cache // 64),
     }
     samples = list(needles(texts))
@@ -103,6 +114,78 @@ def row(
         f"| {name} | {right} of {len(samples)} | {perplexity:.3f} | "
         f"{1000 * statistics.median(seconds):.3f} |"
     )
+
+
+def needle_texts(
+    path: Path,
+    book: Path,
+    length: int,
+    texts: int,
+    threads: int,
+    shares: list[float],
+    policies: list[str],
+) -> None:
+    """Each text is read once, and asked of the whole cache and of each of its ``shares``,
+    compressed from the same reading. ``policies``, such as landmark:0.25, read it again, into so
+    many cells."""
+    sentences = filler_of([read_text(book)])
+    right: dict[str, list[float]] = {}
+    with Model.open(path, 0) as model:
+        prompts = PromptMaker(model)
+        source = tasks.Source(prompts.count, lambda rng: from_anywhere(sentences, rng))
+        for number in range(texts):
+            sample = tasks.make("multikey", source, length, random.Random(1000 + number))
+            for name, scores in asked(model, prompts, sample, length, threads, shares, policies):
+                right.setdefault(name, []).extend(scores)
+            table(length, right)
+
+
+def asked(
+    model: Model,
+    prompts: PromptMaker,
+    sample: Sample,
+    length: int,
+    threads: int,
+    shares: list[float],
+    policies: list[str],
+) -> Iterator[tuple[str, list[float]]]:
+    options = SessionOptions(n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress"))
+    with Session(model, options) as session:
+        yield "stop:1", [one.score for one in ask(session, prompts, sample)]
+        first, second = (prompts.prompt(sample.body, question) for question in sample.questions[:2])
+        session.evaluate(first[: in_common(first, second)])
+        tokens, whole = session.tokens, session.snapshot()
+        for share in shares:
+            session.restore(tokens, whole, [*range(len(tokens))], Gone())
+            session.compress(share)
+            yield f"compress:{share}", [one.score for one in ask(session, prompts, sample)]
+    for name in policies:
+        policy, share = name.split(":")
+        cells = math.ceil(float(share) * length)
+        blocks = {"block": 16, "retrieved": cells // 64} if policy == "landmark" else {}
+        memory = MemoryOptions(cast("WhenFull", policy), **blocks)
+        options = SessionOptions(n_ctx=cells, threads=threads, memory=memory)
+        with Session(model, options) as session:
+            yield f"{policy}, read so:{share}", [one.score for one in ask(session, prompts, sample)]
+
+
+def from_anywhere(sentences: tuple[str, ...], rng: random.Random) -> Iterator[str]:
+    """The book from a place in it on, and again from its beginning."""
+    start = rng.randrange(len(sentences))
+    return itertools.chain(sentences[start:], itertools.cycle(sentences))
+
+
+def table(length: int, right: dict[str, list[float]]) -> None:
+    print(f"\ntexts of {length:,} tokens\n\n| policy | cells | right | 95 % |\n|---|---|---|---|")
+    for name, answers in right.items():
+        policy, share = name.split(":")
+        texts = [i // tasks.DEPTHS for i in range(len(answers))]  # a cluster each
+        found = share_of(answers, texts)
+        print(
+            f"| {policy} | {math.ceil(float(share) * length):,} | {sum(answers):.0f} of "
+            f"{len(answers)} | {100 * found.low:.0f} to {100 * found.high:.0f} % |",
+            flush=True,
+        )
 
 
 def book(text: Path, path: Path, cache: int, tokens: int) -> None:
@@ -252,6 +335,14 @@ def main() -> None:
     one = commands.add_parser("quality")
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--texts", type=int, default=40)
+    one = commands.add_parser("needles")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=2048)
+    one.add_argument("--texts", type=int, default=12)
+    one.add_argument("--threads", type=int, default=1)
+    one.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.125])
+    one.add_argument("--policies", nargs="*", default=["compress:0.25", "stream:0.25"])
     one = commands.add_parser("book")
     one.add_argument("text", type=Path)
     one.add_argument("path", type=Path)
@@ -267,9 +358,14 @@ def main() -> None:
     one.add_argument("--cache", type=int, default=512)
     one.add_argument("--path", type=Path)
     arguments = vars(parser.parse_args())
-    {"quality": quality, "book": book, "speed": speed, "ntk": ntk, "endless": endless}[
-        arguments.pop("command")
-    ](**arguments)
+    {
+        "quality": quality,
+        "needles": needle_texts,
+        "book": book,
+        "speed": speed,
+        "ntk": ntk,
+        "endless": endless,
+    }[arguments.pop("command")](**arguments)
 
 
 if __name__ == "__main__":
