@@ -23,7 +23,10 @@ SECTIONS = {
         "ggext.convert.ConvertOptions ggext.convert.convert ggext.verify.verify"
         " ggext.RopeScaling ggext.RopeGeometry ggext.RopeTable"
     ),
-    "Measure": "ggext.evaluate ggext.EvalOptions ggext.EvalReport",
+    "Measure": (
+        "ggext.evaluate ggext.EvalOptions ggext.EvalReport"
+        " ggext.search.search ggext.search.SearchOptions ggext.search.SearchResult"
+    ),
     "Errors": "ggext.GgextError ggext.ContextFullError ggext.EngineDiedError",
 }
 

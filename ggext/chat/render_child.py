@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ggext.chat.sandbox import Sandbox
 
 _HEADER = 4
-# Bytes that a child may take beside what it has when it is ready, for a short text.
+# Bytes that a child may take in addition to what it has when it is ready, for a short text.
 _MEMORY = 160 << 20
 _COPIES = 16  # of the text, of four bytes a character at worst: what a template makes of it
 _KEPT = 8  # compiled templates
@@ -91,7 +91,8 @@ def serve() -> None:
 
 
 def _reply(templates: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """The reply, and whether the process is fit for another request."""
+    """The reply, and whether the process is fit for another request; one that is not says so, for
+    it has not ended yet when the reply arrives."""
     from jinja2.exceptions import (
         SecurityError,
         TemplateError,
@@ -111,7 +112,8 @@ def _reply(templates: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str
         return {"error": "refusal", "message": _line(error)}, True
     except MemoryError:
         templates.clear()
-        return {"error": "limit", "message": "more memory than any chat needs"}, False
+        message = "more memory than any chat needs"
+        return {"error": "limit", "message": message, "last": True}, False
     # A template can raise whatever Python raises: division by zero, recursion, a wrong type.
     except Exception as error:  # noqa: BLE001
         name = type(error).__name__

@@ -32,8 +32,9 @@ _BOOT = (
 _START_SECONDS = 30.0
 _PIPE_BYTES = 1 << 20  # what Linux gives to anyone
 _CPU_TIME_OVER = -27  # SIGPROF, on every system that has it
-# Of a process that limits its CPU time by itself, a busy machine may take more of the clock.
-_PATIENCE = 1.0 if sys.platform == "win32" else 4.0
+#: Seconds of the clock for each second of CPU time: the child limits the latter by itself, and a
+#: busy machine gives less of it than a second each. Windows has no such limit.
+PATIENCE = 1.0 if sys.platform == "win32" else 2.3
 _BYTES_A_CHARACTER = 4
 
 
@@ -66,13 +67,15 @@ class Renderer:
             self._running()
 
     def compile(self, source: str, seconds: float) -> dict[str, Any]:
-        """The child's reply to a template's source. Raises ChildEnded."""
+        """The child's reply to a template's source, after at most ``seconds`` of CPU time and
+        PATIENCE times as many of the clock. Raises ChildEnded."""
         return self._ask(source, {"source": source, "most": 1 << 20}, seconds, len(source))
 
     def render(
         self, source: str, values: dict[str, Any], most: int, seconds: float
     ) -> dict[str, Any]:
-        """The child's reply to a render with at most ``most`` characters. Raises ChildEnded."""
+        """The child's reply to a render with at most ``most`` characters, in as much time as
+        `compile` may take. Raises ChildEnded."""
         request = {"values": values, "most": most}
         reply = self._ask(source, request, seconds, most)
         if "unknown" in reply:  # another child than the one that compiled it
@@ -96,7 +99,10 @@ class Renderer:
                 if not self._ready:
                     _await_ready(process)
                     self._ready = True
-                return _exchanged(process, request, seconds, most)
+                reply = _exchanged(process, request, seconds, most)
+                if reply.pop("last", False):
+                    self._stop()
+                return reply
             except BaseException:  # also Ctrl-C: what comes then is the answer to nothing
                 self._stop()
                 raise
@@ -184,7 +190,7 @@ def _exchanged(
         process.kill()
 
     requests, replies = _pipes(process)
-    clock = threading.Timer(seconds * _PATIENCE, end)
+    clock = threading.Timer(seconds * PATIENCE, end)
     clock.daemon = True
     clock.start()
     try:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from ggext.errors import GgextError
+from ggext.screen.flags import in_flags
 
 STOPPED = 130  # the exit code of what Ctrl-C ended
 #: What writing to a standard stream fails with: a full disk, a closed end, a quota.
@@ -30,7 +31,7 @@ def debug(context: click.Context, _: click.Parameter, chosen: bool) -> None:
 
 
 def is_debugged() -> bool:
-    """Whether the running command was told `--debug`."""
+    """Whether the running command got `--debug`."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().meta.get(_DEBUG))
 
@@ -91,25 +92,24 @@ def leave_at_once(*_: object) -> NoReturn:
 
 
 @contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """A block in which nothing is written and Ctrl-C ends the process at once.
+def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
 
-    An exception would now and then be raised on the edge of a callback of llama.cpp, where ctypes
-    drops it: the interrupt was lost, or the numbers were wrong."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, leave_at_once)
+    def handle(_: int, __: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
 
 
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
     with suppress(OSError):  # there may be nowhere left to say it
-        click.echo(f"ggext: {' '.join(message.split())}", err=True)
+        click.echo(f"ggext: {in_flags(' '.join(message.split()))}", err=True)
     return code
 
 
@@ -119,7 +119,7 @@ def _of_output(error: OSError) -> str:
 
 def _open_streams() -> None:
     """Streams that the caller closed are /dev/null: else the next file that is opened gets their
-    number, and what somebody prints."""
+    number, and what someone prints."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's

@@ -71,11 +71,13 @@ class Rounding:
     def add(self, exact: _Floats, stored: _Floats) -> None:
         import numpy as np
 
+        finite = np.isfinite(exact)  # a stranger's weights need not be
+        numbers, exact, stored = exact.size, exact[finite], stored[finite]
         error = np.abs(stored - exact)
         relative = error[exact != 0] / np.abs(exact[exact != 0])
         with self._lock:  # several threads write
             self.worst = max(self.worst, float(relative.max(initial=0.0)))
-            self.numbers += exact.size
+            self.numbers += numbers
             self._errors += float(np.sum(error * error))
             self._squares += float(np.sum(exact * exact))
 
@@ -150,7 +152,7 @@ def fold_query(
     try:
         queries = {tensor.name for tensor in query_tensors(tensors, arch, keys)}
     except RopeError as error:
-        raise RopeError(f"{error}; choose --encoding keys") from None
+        raise RopeError(f"{error}; choose encoding='keys'") from None
     n_heads = keys["attention.head_count"]
     return [_scaled(t, geometry, n_heads, ratio) if t.name in queries else t for t in tensors]
 
@@ -158,7 +160,7 @@ def fold_query(
 def _scaled(
     tensor: SourceTensor, geometry: RopeGeometry, n_heads: int, ratio: float
 ) -> SourceTensor:
-    """Rows of the query heads only (a fused tensor has the keys and values behind them), rotated
+    """Rows of the query heads only (a fused tensor has the keys and values after them), rotated
     dimensions only (the first of a head, in either layout)."""
     import numpy as np
 
@@ -178,12 +180,25 @@ def _scaled(
 def scale_values(
     values: np.ndarray[Any, Any], scale: _Floats
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Rows of float values times their scale, rounded once to float32."""
+    """Rows of float values times their scale, rounded once to float32. Raises GgufError where a
+    product is too large."""
     import numpy as np
 
-    wide = values.astype(np.float64) * scale.reshape(-1, *[1] * (values.ndim - 1))
-    result: np.ndarray[Any, np.dtype[np.float32]] = wide.astype("<f4")
+    with np.errstate(over="ignore", invalid="ignore"):  # a stranger's weights
+        wide = values.astype(np.float64) * scale.reshape(-1, *[1] * (values.ndim - 1))
+        result: np.ndarray[Any, np.dtype[np.float32]] = wide.astype("<f4")
+    _check_fit(values, scale, result, F32)
     return result
+
+
+def _check_fit(values: Any, scale: _Floats, stored: Any, kind: int) -> None:
+    import numpy as np
+
+    if not np.isfinite(stored).all() and np.isfinite(values).all():
+        remedy = "the weights are damaged" if kind == F32 else "start from f32"
+        raise GgufError(
+            f"a query weight times {scale.max():g} does not fit into {type_name(kind)}; {remedy}"
+        )
 
 
 def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> _Bytes:
@@ -200,7 +215,7 @@ def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> 
         raise GgufError(
             f"a tensor of the queries is {type_name(kind)}, whose scales are not float16 numbers: "
             "nothing can be "
-            "folded into it; choose --encoding keys, or start from a float file"
+            "folded into it; choose encoding='keys', or start from a float file"
         )
     return _scale_blocks(rows, kind, offsets, scale, rounding)
 
@@ -216,14 +231,14 @@ def _scale_blocks(
     touched = scale != 1.0
     for offset in offsets:
         old = np.ascontiguousarray(blocks[touched, :, offset : offset + 2]).view("<f2")[..., 0]
-        exact = old.astype(np.float64) * scale[touched, None]
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            exact = old.astype(np.float64) * scale[touched, None]
             new = exact.astype("<f2")
         if np.isinf(new).any() and not np.isinf(old).any():
             raise GgufError(
                 f"a block scale of {np.abs(old).max():g} times {scale.max():g} does not fit into "
                 "float16; "
-                "choose --encoding keys, or start from a float file"
+                "choose encoding='keys', or start from a float file"
             )
         rounding.add(exact, new.astype(np.float64))
         blocks[touched, :, offset : offset + 2] = new[..., None].view("u1")
@@ -237,20 +252,15 @@ def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -
         values = bfloat16_values(np.ascontiguousarray(rows).view("<u2"))
     else:
         values = np.ascontiguousarray(rows).view("<f4" if kind == F32 else "<f2")
-    exact = values.astype(np.float64) * scale[:, None]
+    with np.errstate(over="ignore", invalid="ignore"):  # a stranger's weights
+        exact = values.astype(np.float64) * scale[:, None]
+        stored = kept = exact.astype("<f4" if kind == BF16 else values.dtype)
     if kind == BF16:
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import quantize
 
-        stored = quantize(exact.astype("<f4"), GGMLQuantizationType.BF16).view("<u2")
-        rounding.add(exact, bfloat16_values(stored).astype(np.float64))
-    else:
-        with np.errstate(over="ignore"):
-            stored = exact.astype(values.dtype)
-        if not np.isfinite(stored).all() and np.isfinite(values).all():
-            raise GgufError(
-                f"a query weight times {scale.max():g} does not fit into {type_name(kind)}; start "
-                "from f32"
-            )
-        rounding.add(exact, stored.astype(np.float64))
+        stored = quantize(stored, GGMLQuantizationType.BF16).view("<u2")
+        kept = bfloat16_values(stored)
+    _check_fit(values, scale, kept, kind)
+    rounding.add(exact, kept.astype(np.float64))
     return np.ascontiguousarray(stored).view("u1").reshape(rows.shape)

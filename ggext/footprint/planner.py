@@ -31,12 +31,14 @@ _HEADROOM = (
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says.
-    ``swa``: what layers with a sliding window keep. Raises UsageError."""
+    """What a user chose of a context. Raises UsageError."""
 
     kv_type: str = "f16"
+    # Tokens evaluated at a time; None: as `defaults` says.
     batch: int | None = None
+    # None: as `Planner.context` says.
     flash_attention: bool | None = None
+    # What layers with a sliding window keep.
     swa: Swa = "auto"
 
     def __post_init__(self) -> None:

@@ -131,6 +131,7 @@ class Sizes:
         values["each"] = read.number("embedding_length_per_layer_input", 0, least=0)
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["context"] = read.number("context_length", 0, least=0) or -1
         values["ff"] = read.first("feed_forward_length", layers, 0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])

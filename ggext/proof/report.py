@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ggext.llama_cpp_facts.node_names import layer_of_node
 from ggext.rope import methods
 from ggext.rope.decode import LayerKind
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -21,7 +21,6 @@ _WRONG = {
     "shift": "a context that rolls destroys it",
     "logits": "its predictions are not those of the checkpoint",
 }
-_LAYER_OF_NODE = re.compile(r"-(\d+)(?: \(.*)?$")
 
 
 @dataclass(frozen=True)
@@ -150,12 +149,6 @@ class Report:
             "shift_safe": self.shift_safe,
             "checks": checks,
         }
-
-
-def layer_of_node(name: str) -> int:
-    """The layer that llama.cpp's name for an operation ends in; 0 where it has none."""
-    number = _LAYER_OF_NODE.search(name)
-    return int(number[1]) if number else 0
 
 
 @dataclass(frozen=True)

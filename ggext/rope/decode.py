@@ -231,7 +231,7 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:
-    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2`` and
+    """What all attention scores are multiplied by in addition to 1/√d: 1 but in ``deepseek2`` and
     ``mistral4``, whose graph takes the kernel's gain g back from the context's and multiplies by
     (g · (0.1 · multiplier · ln f + 1))², f the factor of the frequencies whatever the scaling
     type."""

@@ -48,7 +48,7 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 _NOT_BAKED = {
     "dynamic": (
         "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-        "mode; choose a fixed table: --ntk F, or --yarn F"
+        "mode; choose a fixed table: RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F)"
     ),
 }
 
@@ -57,20 +57,22 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
-    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
-    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
-    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
-    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
-    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
-    keys as they were turned."""
+    """One way to write a table down in a GGUF file of one architecture."""
 
     name: EncodingName
+    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
+    # float as f32).
     keys: Keys
+    # The expected table against what llama.cpp makes of these keys and tensors.
     exactness: Comparison
+    # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
+    # Name → float32 values, (n_rot / 2,).
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # The same comparison for programs that do not set ggext's context parameters; None where they
+    # compute the same.
     elsewhere: Comparison | None = None
+    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
     rolls: bool = True
     # whether llama.cpp refuses to shift a context of the architecture
     never_shifted: bool = False
@@ -141,7 +143,7 @@ def _candidates(
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
         raise RopeError(
-            f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or "
+            f"llama.cpp's architecture {arch} does not load {unread}; choose encoding='keys' or "
             "folded"
         )
     candidates = []
@@ -183,7 +185,7 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
-    """The keys that this architecture reads beside the common ones."""
+    """The keys that this architecture reads in addition to the common ones."""
     capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
@@ -221,7 +223,7 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
-    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    """``keys`` in addition to the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
@@ -266,7 +268,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     except RopeError as error:
         if obstacle:
             raise RopeError(
-                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                f"the gain cannot be folded: {obstacle}; choose encoding='keys', and switch "
                 "context shifts off in programs that roll"
             ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
@@ -326,13 +328,14 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its "
-        "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
+        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
 
 def _describe(scaling: RopeScaling) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
+    given = scaling.given().items()
+    return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
 
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.

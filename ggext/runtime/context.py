@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggext.arguments import check_count, check_fields
@@ -19,8 +20,10 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.adapter import attach
 from ggext.runtime.batches import Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
@@ -30,30 +33,32 @@ from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a context is made.
+    """How a context is made. Raises UsageError."""
 
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512
-    on a GPU, else 64 to 128, and behind many down to 16. ``kv_type`` of keys and values: f16, bf16,
-    f32, q8_0, q4_0 ... ``flash_attention`` None: as `ggext.footprint.planner.Planner.context` says.
-    ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
-    keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
-    ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
-    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
-    or evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
-    """
-
+    # Tokens; None is what the file says, or what fits into the free memory.
     n_ctx: int | None = None
+    # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 128, and after many down to 16.
     n_batch: int | None = None
+    # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"
+    # None: as `ggext.footprint.planner.Planner.context` says.
     flash_attention: bool | None = None
+    # What stays when the context is full.
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    # The base grows with the length of the text, and what is cached is rotated to it or evaluated
+    # again.
     dynamic_ntk: DynamicNtk | None = None
+    # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
+    # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
+    # "auto", what takes less memory.
     swa: Swa = "auto"
+    # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
+    # A LoRA adapter in GGUF, which must be for this file.
+    adapter: Path | None = None
 
     @property
     def edits_cache(self) -> bool:
@@ -78,8 +83,8 @@ class SessionOptions:
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
             raise UsageError(
-                "dynamic NTK keeps everything and cannot go with --when-full "
-                f"{self.memory.when_full}"
+                "dynamic NTK keeps everything and cannot go with "
+                f"when_full={self.memory.when_full!r}"
             )
         if self.dynamic_ntk == "rotate" and is_quantized(self.kv_type):
             raise UsageError(
@@ -95,16 +100,21 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; how many threads run it;
-    whether it uses flash attention; whether sliding windows keep every token; the regimes that its
-    text passes through; and what the user should know of it."""
+    """What a session's context is made with."""
 
+    # tokens that it holds
     n_ctx: int
+    # how a text is fed into it
     batches: Batches
+    # threads that run it, and how many may once cores are idle; 0: that is not looked at again
     threads: int
+    most_threads: int
     flash_attention: bool
+    # whether sliding windows keep every token
     whole_windows: bool
+    # what its text passes through as it grows
     regimes: tuple[Regime, ...]
+    # what the user should know of it
     notices: tuple[str, ...]
 
 
@@ -140,6 +150,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
         n_ctx,
         batches,
         defaults.threads_now(threads, model.loading_began) if measured else threads,
+        threads if measured else 0,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
@@ -177,12 +188,16 @@ def open_context(
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(
-            f"a context of {regime.span} tokens cannot be made (try --ctx with less)"
-        )
+        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try a smaller one)")
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    if options.adapter is not None:
+        try:
+            attach(options.adapter, model, handle)
+        except BaseException:
+            module.llama_free(handle)
+            raise
     return handle
 
 
@@ -225,7 +240,12 @@ def _check_graph(model: Model, kv_type: str) -> None:
 
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
-    asked = options.n_ctx or trained
+    asked = options.memory.cells(options.n_ctx or trained)
+    if asked > trained and model.architecture in LEARNED_POSITIONS:
+        raise ModelError(
+            f"{model.path} has learned positions for {trained:,} tokens, and the context is "
+            f"{asked:,}: take no more than it has"
+        )
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )
@@ -234,7 +254,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"of the {trained:,} that the file is made for: more would take over half of the "
             "free memory"
         )
-        return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
+        return half, [f"the context is {half:,} tokens {made}; context='auto' takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         holds = room.most() if options.n_ctx is not None else largest
@@ -243,7 +263,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"{holds:,} tokens"
         )
         if options.n_ctx is not None or largest < STEP:
-            raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
+            raise ModelError(f"{short}: ask for a smaller context, or free some memory")
         return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
         asked > trained

@@ -72,10 +72,10 @@ class Session(Closing):
     ) -> None:
         self.model = model
         self.prefixes = prefixes
-        self._options = options or SessionOptions()
-        self.cache = Cache(model, self._options)
+        self.options = options or SessionOptions()
+        self.cache = Cache(model, self.options)
         try:
-            self.memory = new_memory(self.cache, self._options.memory)
+            self.memory = new_memory(self.cache, self.options.memory)
         except BaseException:
             self.cache.close()
             raise
@@ -111,6 +111,18 @@ class Session(Closing):
     def available(self) -> int:
         """Tokens that still fit before the context is full."""
         return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute now."""
+        return self.cache.threads.now
+
+    @property
+    def computes(self) -> str:
+        """How, in words: what was chosen where the options leave it open."""
+        flash = "on" if self.cache.flash_attention else "off"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
 
     @property
     def dropped(self) -> int:
@@ -333,6 +345,22 @@ class Session(Closing):
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
 
+    def compress(self, share: float) -> None:
+        """Leaves this share of the cells in use now, those of the tokens that stand out most; the
+        first and the most recent tokens stay. Raises UsageError with another policy than
+        compress."""
+        from ggext.runtime.memory.compress import Compress
+
+        with self._exclusive:
+            if not isinstance(self.memory, Compress):
+                raise UsageError(
+                    f"only a context of the policy compress can be compressed, not one of "
+                    f"{self.memory.options.when_full}"
+                )
+            if not 0 < share <= 1:
+                raise UsageError(f"share is {share:g}, but must be above 0, at most 1")
+            self.memory.reduce(int(share * (self.used + self.memory.selected)))
+
     def clear(self) -> None:
         """Empties the cache."""
         with self._exclusive:
@@ -382,4 +410,5 @@ class Session(Closing):
     def _read(self, batch: list[int], *, last: bool) -> bool:
         if self.cache.cancelled:
             return False
+        self.cache.threads.look()
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)

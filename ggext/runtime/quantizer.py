@@ -64,8 +64,9 @@ def quantize(
         try:
             child.call("ggext.runtime.quantizer:run", *arguments)
         except EngineDiedError as death:
+            cause = "its weights or the importance matrix" if importance else "its weights"
             raise EngineDiedError(
-                f"{source_name or src} is not quantized to {type_name}: {death}; its weights are "
+                f"{source_name or src} is not quantized to {type_name}: {death}; {cause} are "
                 "damaged or made to do this, unless memory ran out: get it again, or take another "
                 "type",
                 death.signal,

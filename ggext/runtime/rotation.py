@@ -70,14 +70,17 @@ class KeyRotation:
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
         """How far `before`, moved to the positions of `after`, is from it: the worst difference in
-        any layer, relative to the layer's largest key."""
+        any layer, relative to the layer's largest key; infinite where a key is no finite number,
+        which says nothing of a rotation."""
         import numpy as np
 
         moved = self.moved(before, after.positions)
         worst = 0.0
         for kind, ours, theirs in zip(after.form.key_types, moved.keys, after.keys, strict=True):
-            wanted = elements(kind, theirs)
-            difference = np.abs(elements(kind, ours) - wanted).max() / (np.abs(wanted).max() or 1.0)
+            have, wanted = elements(kind, ours), elements(kind, theirs)
+            if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
+                return math.inf
+            difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
             worst = max(worst, float(difference))
         return worst
 

@@ -1,7 +1,7 @@
 """Vocabularies against llama.cpp: a vocabulary-only GGUF file must give the original's token ids.
 
 The originals are the `tokenizers` and `sentencepiece` packages. Where llama.cpp itself differs,
-the strings are restricted, and the reason stands beside the restriction.
+the strings are restricted, and the reason stands next to the restriction.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def test_a_document_that_does_not_fit_gives_the_counts(endless_gguf: Path, tmp_p
     done = ggext(endless_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
     assert re.search(
-        rb"--target-context \d+ .* it takes .* beside the weights, .* of memory are free",
+        rb"--target-context \d+ .* it takes .* in addition to the weights, .* of memory are free",
         done.stderr,
     )
     assert re.search(
@@ -213,7 +213,7 @@ def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(chat_gguf: Pa
     )
     whole = ggext(*question, word, "--max-tokens", "99")
     assert whole.returncode == 0
-    # Cut behind its last token it is whole.
+    # Cut after its last token it is whole.
     assert ggext(*question, '{"const": 1}', "--max-tokens", "1").returncode == 0
 
 
@@ -227,3 +227,22 @@ def test_an_answer_that_fills_the_context_exits_with_3(endless_gguf: Path) -> No
     done = ggext(endless_gguf, "-p", "Once", "--ctx", "32", "--temperature", "0")
     assert done.returncode == 3
     assert b"the context is full: the answer stops here, nothing was dropped" in done.stderr
+
+
+def test_a_text_is_read_into_a_quarter_of_its_cells(demo_gguf: Path, tmp_path: Path) -> None:
+    """The embedded model answers from what compress kept, and the plan says what that takes."""
+    from ggext.demo import sample_text
+
+    (tmp_path / "text.txt").write_text(sample_text(900))
+    question = (demo_gguf, "-f", tmp_path / "text.txt", "-p", "Where is the map?", *GREEDY)
+    quarter = ("--when-full", "compress", "--ctx", "1024", "--keep", "0.25")
+    done = ggext(*question, *quarter)
+    assert (done.returncode, done.stdout) == (0, b"Look for the map below.\n")
+    assert b"of the oldest tokens left it" in done.stderr
+    refused = ggext(*question, "--keep", "0.25")
+    assert refused.returncode == 2
+    assert b"keep is 0.25, but only the policy compress" in refused.stderr
+    command = [*GGEXT[:-1], "plan", str(demo_gguf), "--ctx", "1024", "--keep", "0.25"]
+    planned = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "context 256 tokens" in planned.stdout
+    assert "with --when-full compress it holds a text of 1,024 tokens" in planned.stdout

@@ -168,7 +168,7 @@ def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
 
 @needs_pty
 def test_a_whole_chat_by_its_transcript(chat_gguf: Path, story: Path, tmp_path: Path) -> None:
-    """A session is begun, left, gone on with and exported; the screen is compared line by line."""
+    """A session is started, left, continued and exported; the screen is compared line by line."""
     first = typed(
         [chat_gguf, "--temperature", "0", "--session", "crown"],
         f"/file {story}",

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tiny import make_llama
 from tiny_gguf import HEAD, N_HEADS, write_random
 
+from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
-from ggext.convert.fold import SCALES_OF_TYPE, Rounding, scale_bytes
+from ggext.convert.fold import SCALES_OF_TYPE, Rounding, scale_bytes, scale_values
 from ggext.errors import GgextError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
@@ -166,8 +167,27 @@ def test_what_cannot_be_scaled_is_refused() -> None:
             np.array([1.3]),
             Rounding(),
         )
-    with pytest.raises(GgufError, match="does not fit into F16"):
-        scale_bytes(np.float16([[60000]]).view(np.uint8), 1, np.array([1.3]), Rounding())
+    largest = {
+        "F16": (1, np.float16([[60000]])),
+        "F32": (0, np.float32([[3e38]])),
+        "BF16": (30, np.uint16([[0x7F7F]])),
+    }
+    for name, (kind, values) in largest.items():
+        with pytest.raises(GgufError, match=f"does not fit into {name}"):
+            scale_bytes(values.view(np.uint8), kind, np.array([1.3]), Rounding())
+    with pytest.raises(GgufError, match="does not fit into F32"):
+        scale_values(np.float32([[3e38]]), np.array([1.3]))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bits", [0x7F80, 0x7FC0, 0x7FA0])  # infinite, a NaN, one that signals
+def test_weights_that_are_no_numbers_stay_what_they_are(bits: int) -> None:
+    rounding = Rounding()
+    rows = np.uint16([[bits, 0x3F80]]).view(np.uint8)
+    scaled = scale_bytes(rows, 30, np.array([2.0]), rounding).view(np.uint16)
+    assert not np.isfinite(bfloat16_values(scaled)[0, 0])
+    assert scaled[0, 1] == 0x4000
+    assert rounding.worst == rounding.rms == 0
 
 
 # whole files
@@ -504,7 +524,7 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))
 
 
-# what is chosen where nobody names an encoding
+# what is chosen where no one names an encoding
 
 
 def digest(path: Path) -> str:
@@ -597,7 +617,7 @@ def test_where_folding_cannot_be_the_keys_stay_and_the_reason_is_told(
     assert name == "keys"
     assert reason in why
     if arch != "smollm3":
-        with pytest.raises(RopeError, match=r"choose --encoding keys") as refused:
+        with pytest.raises(RopeError, match=r"choose encoding='keys'") as refused:
             bake(model, tmp_path / "folded.gguf", YARN)
         assert why in str(refused.value)
 

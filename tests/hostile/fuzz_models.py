@@ -2,6 +2,8 @@
 
     python tests/hostile/fuzz_models.py SECONDS SEED FOLDER [ARCHITECTURE...]
 
+Every other file is wide: its rows are whole blocks of every quantized type. Each is quantized to a
+type that is drawn, with an importance matrix or without, and what came of it is used like the file.
 Children do the work, many files each, within limits of memory and time. They try the first line of
 defence alone, what is refused before llama.cpp sees it. A child that dies names the file, which is
 kept in FOLDER with a line in deaths.jsonl, and is tried again with the second line, the first load
@@ -18,13 +20,16 @@ import os
 import random
 import resource
 import select
+import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,8 +43,10 @@ from hostile.mutations import Draft  # noqa: E402
 from ggext.errors import GgextError, GgufError  # noqa: E402
 
 _MEMORY = 6 << 30  # bytes of address space of a child
-_CPU, _WALL = 12, 40  # seconds a file
+_CPU, _WALL = 30, 200  # seconds a file; IQ1_M alone takes some
 _FILES_A_CHILD = 200
+#: Quantizations that ggext makes by itself, or that are none.
+WHOLE = {"F32", "F16", "BF16", "Q8_0"}
 _TEXTS = (
     "hello world, 12345 it's\n\n  a test\t—ünï 你好 🎉",
     "",
@@ -52,16 +59,31 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class Case:
-    """One file: its architecture, and the seed and number that it is drawn by."""
+    """One file: the model that it was made from, and the seed and number that it is drawn by."""
 
-    arch: str
+    base: str
     seed: int
     index: int
 
     def draft(self, base: Draft) -> tuple[str, Draft]:
-        draw = random.Random(f"{self.seed}/{self.arch}/{self.index}")
+        draw = random.Random(f"{self.seed}/{self.base}/{self.index}")
         count = draw.choice((1, 1, 2))
         return mutations.mutated(base, draw, count)
+
+    def quantization(self, draft: Draft) -> Quantization:
+        from ggext.runtime.llama import quantizations
+
+        draw = random.Random(f"{self.seed}/{self.base}/{self.index}/quantized")
+        kind = draw.choice([name for name in quantizations() if name not in WHOLE])
+        return Quantization(kind, importance(draft, draw) if draw.random() < 0.6 else b"")
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """What a file is quantized to, and the importance matrix for it; none where empty."""
+
+    type: str
+    importance: bytes
 
 
 @dataclass
@@ -78,33 +100,57 @@ class Outcome:
         return sum(self.counts.values())
 
 
-def look(path: Path) -> None:
+def importance(draft: Draft, draw: random.Random) -> bytes:
+    """An importance matrix in llama.cpp's older form, for every matrix of the file: plausible, or
+    with numbers that no model has."""
+    import numpy as np
+
+    generator = np.random.default_rng(draw.randrange(2**32))
+    scale, entries = draw.choice((1.0, 1.0, 0.0, 1e-40, 1e30, -1.0)), []
+    for name, tensor in draft.tensors.items():
+        if len(tensor.shape) > 1:
+            columns = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
+            means = (scale * generator.exponential(size=min(columns, 1 << 16))).astype("<f4")
+            label = name.encode("utf-8", "surrogateescape")
+            head = struct.pack("<i", len(label)) + label + struct.pack("<ii", 1, means.size)
+            entries.append(head + means.tobytes())
+    return struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<i", 1)
+
+
+def look(path: Path, quantization: Quantization) -> None:
     """Does what the commands do with a file that they do not run: inspect, plan, convert (llama.cpp
-    quantizes then), in place too."""
+    quantizes then), in place too. What was quantized is used."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.inplace import undo
     from ggext.inspect import inspect
     from ggext.plan import PlanOptions, plan
     from ggext.rope.scaling import RopeScaling
 
-    out = path.with_suffix(".out")
-    yarn = RopeScaling("yarn", factor=4)
+    out, quantized = path.with_suffix(".out"), path.with_suffix(".quantized")
+    yarn, matrix = RopeScaling("yarn", factor=4), None
+    if quantization.importance:
+        matrix = path.with_suffix(".imatrix")
+        matrix.write_bytes(quantization.importance)
+    to_quantized = ConvertOptions(path, quantized, type=quantization.type, imatrix=matrix)
     for command in (
         lambda: inspect(path).as_dict(),
         lambda: plan(path, PlanOptions(64)),
         lambda: convert(ConvertOptions(path, out, yarn)),
-        lambda: convert(ConvertOptions(path, out, type="Q4_K_M", force=True)),
+        lambda: convert(to_quantized),
+        lambda: use(quantized),
         lambda: convert(ConvertOptions(path, None, yarn, in_place=True)),
         lambda: undo(path),
     ):
         with contextlib.suppress(GgextError):
             command()
-    out.unlink(missing_ok=True)
+    for made in (out, quantized, path.with_suffix(".imatrix")):
+        made.unlink(missing_ok=True)
 
 
 def use(path: Path) -> None:
     """Does what a chat does. Raises GgextError."""
     from ggext.runtime.engine import MemoryOptions, Model, SessionOptions
+    from ggext.runtime.memory.options import POLICIES
 
     with Model.open(path, 0) as model:
         tokens = [
@@ -118,10 +164,14 @@ def use(path: Path) -> None:
             model.token_to_piece(token)
             model.token_text(token)
         tokens = [*tokens[:40], *(i % model.n_vocab for i in range(3, 30))]
+        policy = POLICIES[path.stat().st_size // 32 % len(POLICIES)]  # any, but for a file one
         for options in (
             SessionOptions(n_ctx=64, threads=1, n_batch=32),
             SessionOptions(n_ctx=64, threads=1, n_batch=32, kv_type="q8_0"),
             SessionOptions(n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions("stream")),
+            SessionOptions(
+                n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions(policy, block=8, group=4)
+            ),
         ):
             with contextlib.suppress(GgextError):
                 _talk(model, options, tokens)
@@ -162,11 +212,12 @@ def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, repor
     path = folder / f"{os.getpid()}.gguf"
     os.environ[_FIRST_LOAD] = "here"
     os.environ["GGML_NO_BACKTRACE"] = "1"  # a debugger for each death
+    warnings.simplefilter("error", RuntimeWarning)  # NumPy's, which a user would see
     for case in cases:
         used = int(time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU, resource.RLIM_INFINITY))
-        os.write(report, f"{case.index} {case.arch}\n".encode())
-        os.write(report, f"={_outcome(case, bases[case.arch], path)}\n".encode())
+        os.write(report, f"{case.index} {case.base}\n".encode())
+        os.write(report, f"={_outcome(case, bases[case.base], path)}\n".encode())
     path.unlink(missing_ok=True)
 
 
@@ -177,7 +228,7 @@ def _outcome(case: Case, base: Draft, path: Path) -> str:
     except (GgufError, ValueError, OverflowError):
         return "unwritable"
     try:
-        look(path)
+        look(path, case.quantization(draft))
         use(path)
     except GgextError as error:
         return "refused" if "\n" not in str(error) else f"two lines: {error!r:.300}"
@@ -207,9 +258,7 @@ def run(cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds
                 done += 1
             waiting = waiting[done:]
     finally:
-        for path in scratch.iterdir():
-            path.unlink()
-        scratch.rmdir()
+        shutil.rmtree(scratch)
     with (folder / "runs.jsonl").open("a") as file:
         file.write(json.dumps({"counts": outcome.counts, "tried": outcome.tried}) + "\n")
     return outcome
@@ -268,10 +317,12 @@ def _child(
 def _keep(
     case: Case, death: str, bases: Mapping[str, Draft], folder: Path, outcome: Outcome
 ) -> None:
-    label, draft = case.draft(bases[case.arch])
-    path = folder / f"{case.arch}-{case.seed}-{case.index}.gguf"
+    label, draft = case.draft(bases[case.base])
+    path = folder / f"{case.base}-{case.seed}-{case.index}.gguf"
     mutations.write(path, draft)
-    held = _second_line_holds(path)
+    quantization = case.quantization(draft)
+    held = _second_line_holds(path, quantization)
+    label = f"{label}, to {quantization.type}"
     entry = {"file": path.name, "label": label, "death": death, "held": held}
     with (folder / "deaths.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
@@ -279,7 +330,7 @@ def _keep(
     (outcome.missed if held else outcome.deaths).append(entry)
 
 
-def _second_line_holds(path: Path) -> bool:
+def _second_line_holds(path: Path, quantization: Quantization) -> bool:
     """Whether a program that opens the file as usual, and uses it, lives on."""
     child = os.fork()
     if not child:
@@ -289,9 +340,9 @@ def _second_line_holds(path: Path) -> bool:
         os.dup2(null, 2)
         os.environ.pop(_FIRST_LOAD, None)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for command in (look, use):
+        for command in (lambda: look(path, quantization), lambda: use(path)):
             with contextlib.suppress(GgextError):
-                command(path)
+                command()
         os._exit(0)
     _, status = os.waitpid(child, 0)
     return not os.WIFSIGNALED(status)
@@ -305,13 +356,20 @@ def architectures() -> list[str]:
 
 
 def bases_of(names: Sequence[str]) -> dict[str, Draft]:
-    from tiny_gguf import base_of
+    """Two models of each architecture: one whose rows are too short for most quantized types, and
+    one whose rows are not."""
+    from tiny_gguf import WIDE, base_of
 
-    return {name: mutations.draft_of(name, *base_of(name)) for name in names}
+    bases = {}
+    for name in names:
+        bases[name] = mutations.draft_of(name, *base_of(name))
+        bases[f"{name}-wide"] = mutations.draft_of(name, *base_of(name, size=WIDE))
+    return bases
 
 
-def drawn(names: Sequence[str], seed: int) -> Iterator[Case]:
-    """The architectures in turn, without end."""
+def drawn(names: Iterable[str], seed: int) -> Iterator[Case]:
+    """The models in turn, without end."""
+    names = list(names)
     index = 0
     while True:
         yield from (Case(name, seed, index) for name in names)
@@ -324,7 +382,7 @@ def main() -> int:
     bases = bases_of(names)
     import llama_cpp  # noqa: F401  # once, before the children
 
-    outcome = run(drawn(names, seed), bases, folder, seconds)
+    outcome = run(drawn(bases, seed), bases, folder, seconds)
     counts = ", ".join(f"{count:,} {kind}" for kind, count in outcome.counts.most_common())
     sys.stdout.write(f"seed {seed}: {outcome.tried:,} files, {counts}\n")
     for death in (*outcome.missed, *outcome.deaths):

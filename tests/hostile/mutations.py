@@ -7,6 +7,7 @@ each.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ggext.errors import GgufError
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import Field, TensorInfo, ValueType, aligned, tensor_nbytes
 from ggext.llama_cpp_facts.splitters import BY_HAND, BY_REGEX
@@ -249,6 +251,19 @@ def tensor_type(draft: Draft, draw: Draw) -> str:
     return f"{name} type {kind}"
 
 
+def quantized(draft: Draft, draw: Draw) -> str:
+    """All matrices whose rows are whole blocks of a type, of that type, with any bytes or zeros."""
+    kind, made = draw.choice(_TYPES), 0
+    data = draw.choice((draw.randbytes(1 << 12), bytes(64)))
+    for name, tensor in draft.tensors.items():
+        if len(tensor.shape) > 1:
+            with contextlib.suppress(GgufError):
+                tensor_nbytes(name, tensor.shape, kind)
+                draft.tensors[name] = replace(tensor, type=kind, data=data)
+                made += 1
+    return f"{made} matrices of type {kind}"
+
+
 def tensor_shape(draft: Draft, draw: Draw) -> str:
     name = draw.choice(list(draft.tensors))
     tensor = draft.tensors[name]
@@ -399,6 +414,7 @@ MUTATIONS: tuple[tuple[Mutation, int], ...] = (
     (scaling, 1),
     (sections, 1),
     (tensor_type, 4),
+    (quantized, 2),
     (tensor_shape, 4),
     (missing_tensor, 1),
     (further_tensor, 2),

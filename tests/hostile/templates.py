@@ -2,8 +2,8 @@
 
     python tests/hostile/templates.py SECONDS SEED
 
-renders the known ones and then random ones, with short limits. Exit code 1: one took longer than
-it may, or was refused in more than one line.
+renders the known ones and then random ones. Exit code 1: one took longer than it may, or was refused
+in more than one line.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ PIECES = (
     "{{ '{:>999}'.format(a) }}|{{ '%999s' % a }}|{% if a in ns.l %}|{% endif %}|{{ a | tojson }}|"
     "{% set ns.k = ns.l %}|{{ (9 ** 999) // 7 }}|{{ a.translate({97: a}) }}|{{ ns.l | sum(start=[]) }}"
 ).split("|")
-_LIMIT, _WALL = 0.3, 10.0  # seconds of a render here, and of the answer on a busy machine
+_MOST = 5.0  # seconds by the clock, also of a busy machine
 
 
 def random_template(chance: random.Random) -> str:
@@ -250,14 +250,15 @@ def _cases(seed: int) -> Iterator[tuple[str, str]]:
 def run(seconds: float, seed: int) -> tuple[int, list[str]]:
     """How many were tried, and what was wrong."""
     from ggext.chat import template
+    from ggext.chat.renderer import renderer
     from ggext.chat.transcript import Turn
 
-    template._COMPILE_SECONDS = template._RENDER_SECONDS = _LIMIT
     end, tried, wrong = time.monotonic() + seconds, 0, []
     for name, source in _cases(seed):
-        began = time.monotonic()
-        if began > end:
+        if time.monotonic() > end:
             break
+        renderer.compile("", _MOST)  # the process runs, and its start is no template's
+        began = time.monotonic()
         try:
             template.ChatTemplate(source, {"bos_token": "<s>"}).render([Turn("user", "hi")])
             said = ""
@@ -267,7 +268,7 @@ def run(seconds: float, seed: int) -> tuple[int, list[str]]:
             wrong.append(f"{name}: {error!r:.200}")
             continue
         took = time.monotonic() - began
-        if took > _WALL or not said.isprintable():
+        if took > _MOST or not said.isprintable():
             wrong.append(f"{name}: {took:.1f} s, {said!r:.200}")
         tried += 1
     return tried, wrong

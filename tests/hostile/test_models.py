@@ -204,13 +204,13 @@ def test_a_matrix_without_rows_is_planned_or_refused(tmp_path: Path) -> None:
 def test_no_damaged_model_ends_the_process(tmp_path: Path) -> None:
     """Some; ``make fuzz`` tries many, of all architectures."""
     pytest.importorskip("llama_cpp")
-    bases = {name: draft_of(name, *base_of(name)) for name in WRITTEN}
-    cases = itertools.islice(fuzz_models.drawn(WRITTEN, seed=1), 90)
+    bases = fuzz_models.bases_of(WRITTEN)
+    cases = itertools.islice(fuzz_models.drawn(bases, seed=1), 36)
     outcome = fuzz_models.run(cases, bases, tmp_path, 120)
     assert not outcome.deaths
     assert not outcome.missed
-    assert outcome.counts["refused"] > 20
-    assert outcome.counts["used"] > 20
+    assert outcome.counts["refused"] > 5
+    assert outcome.counts["used"] > 5
 
 
 def test_a_death_is_kept_and_the_run_goes_on(
@@ -223,11 +223,11 @@ def test_a_death_is_kept_and_the_run_goes_on(
         import os
         import signal
 
-        if path.stat().st_size % 3 == 0:
+        if path.suffix == ".gguf" and path.stat().st_size % 3 == 0:
             os.kill(os.getpid(), signal.SIGABRT)
 
     monkeypatch.setattr(fuzz_models, "use", use)
-    monkeypatch.setattr(fuzz_models, "_second_line_holds", lambda _: False)
+    monkeypatch.setattr(fuzz_models, "_second_line_holds", lambda *_: False)
     cases = itertools.islice(fuzz_models.drawn(["llama"], seed=5), 12)
     outcome = fuzz_models.run(cases, bases, tmp_path, 60)
     assert outcome.tried == 12

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_gguf
-from tiny_gguf import base_of, write_random
+from tiny_gguf import WIDE, base_of, write_random
 
 from ggext.errors import EngineDiedError
 from ggext.gguf.open import read_gguf
@@ -23,12 +22,10 @@ IQ3_S, IQ4_XS = "IQ3_S", "IQ4_XS"
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Rows of 256, a block of these types; weights of 3e38 in one matrix."""
     monkeypatch.delenv("GGEXT_FIRST_LOAD", raising=False)  # with children, as for users
-    monkeypatch.setattr(tiny_gguf, "N_EMBD", 256)
-    monkeypatch.setattr(tiny_gguf, "N_FF", 256)
-    _, arrays = base_of("llama")
+    _, arrays = base_of("llama", size=WIDE)
     name = "blk.0.ffn_up.weight"
     huge = np.where(arrays[name] > 0, 3e38, -3e38).astype("<f4")
-    return write_random(tmp_path / "huge.gguf", "llama", extra_tensors={name: huge})
+    return write_random(tmp_path / "huge.gguf", "llama", size=WIDE, extra_tensors={name: huge})
 
 
 def test_weights_that_end_the_quantizer_are_refused_in_a_sentence(

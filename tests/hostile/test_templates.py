@@ -156,6 +156,14 @@ def test_a_child_that_was_killed_meanwhile_is_replaced(child: Renderer) -> None:
     assert child.render("{{ a }}", {"a": 1}, 10, 5) == {"text": "1"}
 
 
+def test_a_child_that_ran_out_of_memory_gets_no_other_template(child: Renderer) -> None:
+    """It ends a moment after its reply: the next template must not meet it."""
+    for _ in range(3):
+        refused = child.render(ATTACKS["int to_bytes2"], {}, 99, 5)
+        assert "memory" in refused["message"]
+        assert child.render("{{ a }}", {"a": 1}, 10, 5) == {"text": "1"}
+
+
 def test_ctrl_c_in_the_host_leaves_no_answer_behind(
     child: Renderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,7 +105,7 @@ def _divergence(path: Path, ids: list[int], expected: Any) -> float:
 
 @pytest.fixture
 def ggml_gelu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ggml's table of float16 in transformers, beside which 1e-6 is much."""
+    """ggml's table of float16 in transformers, next to which 1e-6 is much."""
     import torch
     from transformers.activations import ACT2FN
 

@@ -64,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def upstream(files: dict[str, Path]) -> Path:
-    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that nobody
+    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that no one
     reads."""
     scaling = "llama.rope.scaling."
     keys = {
@@ -407,7 +407,7 @@ def test_a_gain_in_the_keys_is_applied_again_by_every_shift(files: dict[str, Pat
     assert [round(row.k_norm, 4) for row in report.shifts] == [1.1386, 1.2965, 1.4762]
     assert 1e-5 < report.shifts[0].kl < report.shifts[2].kl
     assert report.shift_safe is False
-    assert report.passed  # right, as long as nobody rolls it
+    assert report.passed  # right, as long as no one rolls it
 
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "llama3", "yarn-gain-1", "yarn-betas"])

@@ -1,4 +1,4 @@
-"""How many tokens are read at once: fewer behind many, the same for the same text, whoever reads it
+"""How many tokens are read at once: fewer after many, the same for the same text, whoever reads it
 in which steps."""
 
 from __future__ import annotations

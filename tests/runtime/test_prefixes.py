@@ -166,7 +166,7 @@ def test_what_memory_does_not_hold_goes_to_disk(model: Model, tmp_path: Path) ->
     kept = Prefixes(PrefixOptions(memory=0, folder=folder))
     with Session(model, OPTIONS, kept) as session:
         assert reused(session, LONG, SIDE, [*LONG, 7]) == [0, 0, 600]
-        assert [*folder.iterdir()] == []  # nobody else can open it
+        assert [*folder.iterdir()] == []  # no one else can open it
         kept.close()
         assert reused(session, SIDE) == [0]
     little = Prefixes(PrefixOptions(memory=0, folder=folder, disk=1000))

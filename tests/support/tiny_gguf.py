@@ -6,6 +6,7 @@ family's checkpoint is made and converted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +25,22 @@ from ggext.rope.scaling import RopeScaling
 N_EMBD, N_HEADS, N_KV, HEAD, N_FF, N_LAYERS, N_VOCAB = 64, 4, 2, 16, 96, 2, 320
 
 
+@dataclass(frozen=True)
+class Size:
+    """How wide a model is. Heads have `HEAD` values whatever it is."""
+
+    n_embd: int
+    n_ff: int
+    n_heads: int
+    n_kv: int
+
+
+TINY = Size(N_EMBD, N_FF, N_HEADS, N_KV)
+#: Rows of 256 values, a whole block of every quantized type: llama.cpp's quantizer makes shorter
+#: rows of another type.
+WIDE = Size(n_embd=256, n_ff=256, n_heads=16, n_kv=8)
+
+
 def vocabulary() -> dict[str, Any]:
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"▁{i}" for i in range(N_VOCAB - len(tokens))]
@@ -38,14 +55,14 @@ def vocabulary() -> dict[str, Any]:
     }
 
 
-def keys(arch: str, context: int = 64) -> dict[str, Any]:
+def keys(arch: str, context: int = 64, size: Size = TINY) -> dict[str, Any]:
     values = {
         "context_length": context,
-        "embedding_length": N_EMBD,
-        "feed_forward_length": N_FF,
+        "embedding_length": size.n_embd,
+        "feed_forward_length": size.n_ff,
         "block_count": N_LAYERS,
-        "attention.head_count": N_HEADS,
-        "attention.head_count_kv": N_KV,
+        "attention.head_count": size.n_heads,
+        "attention.head_count_kv": size.n_kv,
         "attention.key_length": HEAD,
         "attention.value_length": HEAD,
         "attention.layer_norm_rms_epsilon": 1e-6,
@@ -54,45 +71,47 @@ def keys(arch: str, context: int = 64) -> dict[str, Any]:
         "rope.freq_base": 10000.0,
     }
     if arch.endswith("moe"):
-        values |= {"expert_count": 4, "expert_used_count": 2, "expert_feed_forward_length": N_FF}
+        values |= {"expert_count": 4, "expert_used_count": 2}
+        values |= {"expert_feed_forward_length": size.n_ff}
     if arch == "qwen2moe":
-        values |= {"expert_shared_feed_forward_length": N_FF}
+        values |= {"expert_shared_feed_forward_length": size.n_ff}
     return {f"{arch}.{k}": v for k, v in values.items()}
 
 
-def shapes(arch: str, *, fused: bool = False) -> dict[str, tuple[int, ...]]:
+def shapes(arch: str, *, fused: bool = False, size: Size = TINY) -> dict[str, tuple[int, ...]]:
     """Name → shape in PyTorch order, as llama.cpp's loader of ``arch`` creates them."""
-    q, kv = N_HEADS * HEAD, N_KV * HEAD
+    width, n_ff = size.n_embd, size.n_ff
+    q, kv = size.n_heads * HEAD, size.n_kv * HEAD
     result: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (N_VOCAB, N_EMBD),
-        "output_norm.weight": (N_EMBD,),
-        "output.weight": (N_VOCAB, N_EMBD),
+        "token_embd.weight": (N_VOCAB, width),
+        "output_norm.weight": (width,),
+        "output.weight": (N_VOCAB, width),
     }
     layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (N_EMBD,),
-        "attn_output": (N_EMBD, q),
-        "ffn_norm": (N_EMBD,),
+        "attn_norm": (width,),
+        "attn_output": (width, q),
+        "ffn_norm": (width,),
     }
     rows = {"attn_qkv": q + 2 * kv} if fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
-    layer |= {name: (count, N_EMBD) for name, count in rows.items()}
+    layer |= {name: (count, width) for name, count in rows.items()}
     if arch.startswith("qwen3"):
         layer |= {"attn_q_norm": (HEAD,), "attn_k_norm": (HEAD,)}
     if arch.endswith("moe"):
         layer |= {
-            "ffn_gate_inp": (4, N_EMBD),
-            "ffn_gate_exps": (4, N_FF, N_EMBD),
-            "ffn_up_exps": (4, N_FF, N_EMBD),
-            "ffn_down_exps": (4, N_EMBD, N_FF),
+            "ffn_gate_inp": (4, width),
+            "ffn_gate_exps": (4, n_ff, width),
+            "ffn_up_exps": (4, n_ff, width),
+            "ffn_down_exps": (4, width, n_ff),
         }
     if arch == "qwen2moe":
         layer |= {
-            "ffn_gate_inp_shexp": (N_EMBD,),
-            "ffn_gate_shexp": (N_FF, N_EMBD),
-            "ffn_up_shexp": (N_FF, N_EMBD),
-            "ffn_down_shexp": (N_EMBD, N_FF),
+            "ffn_gate_inp_shexp": (width,),
+            "ffn_gate_shexp": (n_ff, width),
+            "ffn_up_shexp": (n_ff, width),
+            "ffn_down_shexp": (width, n_ff),
         }
     if not arch.endswith("moe"):
-        layer |= {"ffn_gate": (N_FF, N_EMBD), "ffn_up": (N_FF, N_EMBD), "ffn_down": (N_EMBD, N_FF)}
+        layer |= {"ffn_gate": (n_ff, width), "ffn_up": (n_ff, width), "ffn_down": (width, n_ff)}
     for i in range(N_LAYERS):
         result |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
         if arch.startswith("qwen2"):
@@ -142,6 +161,7 @@ LATENT = {
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
+    "bloom": ("bloom", {"n_head": N_HEADS, "n_layer": N_LAYERS, "seq_length": 64}),
     "command-r": ("cohere", {"tie_word_embeddings": True}),
     "cohere2": (
         "cohere2",
@@ -197,6 +217,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
+    "gpt2": ("gpt2", {}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -245,6 +266,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             }
         },
     ),
+    "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
     "nemotron": ("nemotron", {}),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
@@ -290,13 +312,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
+    "starcoder": ("gpt_bigcode", {}),
     "starcoder2": ("starcoder2", {"use_bias": True}),
 }
 _FOLDER = TemporaryDirectory()
 
 
 @cache
-def _converted(arch: str) -> GgufFile:
+def _converted(arch: str, size: Size) -> GgufFile:
     """A tiny checkpoint of the family, converted without a scaling. It is called ``model``: where a
     file's name says phi3, the pinned llama.cpp changes the attributes of tokens that this vocabulary
     has not, and fails."""
@@ -308,29 +331,30 @@ def _converted(arch: str) -> GgufFile:
 
     model_type, config = FAMILIES[arch]
     sizes = {
-        "hidden_size": N_EMBD,
-        "intermediate_size": N_FF,
+        "hidden_size": size.n_embd,
+        "intermediate_size": size.n_ff,
         "num_hidden_layers": N_LAYERS,
-        "num_attention_heads": N_HEADS,
-        "num_key_value_heads": N_KV,
+        "num_attention_heads": size.n_heads,
+        "num_key_value_heads": size.n_kv,
     }
-    model = make_model(
-        Path(_FOLDER.name, arch, "model"), RENAMED.get(model_type, model_type), **sizes | config
-    )
+    if config.get("num_key_value_heads") == N_HEADS:  # as many as heads
+        config = config | {"num_key_value_heads": size.n_heads}
+    folder = Path(_FOLDER.name, f"{arch}-{size.n_embd}")
+    model = make_model(folder / "model", RENAMED.get(model_type, model_type), **sizes | config)
     if model_type in RENAMED:
-        model = rename(model, Path(_FOLDER.name, arch, "renamed", "model"), model_type)
-    out = Path(_FOLDER.name, f"{arch}.gguf")
+        model = rename(model, folder / "renamed" / "model", model_type)
+    out = folder / f"{arch}.gguf"
     convert(ConvertOptions(model, out, RopeScaling("none")))
     return read_gguf(out)
 
 
 def base_of(
-    arch: str, *, fused: bool = False
+    arch: str, *, fused: bool = False, size: Size = TINY
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Metadata and tensors of a random float32 model, whose weights are large: attention is far
     from uniform."""
     if arch in FAMILIES:
-        gguf = _converted(arch)
+        gguf = _converted(arch, size)
         fields = {key: field.value for key, field in gguf.fields.items() if key != "ggext.recipe"}
         arrays = {
             name: np.frombuffer(gguf.tensor_data(name), "<f4").reshape(info.shape[::-1])
@@ -341,9 +365,10 @@ def base_of(
     generator = np.random.default_rng(0)
     values = {
         name: (generator.normal(1.0 if "norm" in name else 0.0, 0.2, shape)).astype("<f4")
-        for name, shape in shapes(arch, fused=fused).items()
+        for name, shape in shapes(arch, fused=fused, size=size).items()
     }
-    return {"general.architecture": arch, "general.name": arch} | keys(arch) | vocabulary(), values
+    general = {"general.architecture": arch, "general.name": arch}
+    return general | keys(arch, size=size) | vocabulary(), values
 
 
 def write_random(
@@ -351,10 +376,11 @@ def write_random(
     arch: str,
     *,
     fused: bool = False,
+    size: Size = TINY,
     extra_keys: dict[str, Any] | None = None,
     extra_tensors: dict[str, np.ndarray[Any, Any]] | None = None,
 ) -> Path:
-    fields, arrays = base_of(arch, fused=fused)
+    fields, arrays = base_of(arch, fused=fused, size=size)
     tensors = [
         TensorToWrite(
             name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()]

@@ -154,7 +154,7 @@ def strip_notes(root: JsonObject) -> list[str]:
         return []
     note = (
         f"{len(names)} added tokens (first {quote(names[0])}) have lstrip, rstrip or single_word, "
-        "which a GGUF file cannot say: spaces beside them in a text stay tokens"
+        "which a GGUF file cannot say: spaces next to them in a text stay tokens"
     )
     return [note]
 

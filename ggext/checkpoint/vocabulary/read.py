@@ -1,7 +1,7 @@
 """A checkpoint's vocabulary, in the words of GGUF.
 
 ``read_vocabulary`` reads tokenizer.model (SentencePiece BPE) or tokenizer.json (byte-level BPE,
-or Llama 2's form of it) with the small files beside it, and gives what llama.cpp needs to make
+or Llama 2's form of it) with the small files next to it, and gives what llama.cpp needs to make
 the same token ids. What it cannot make the same is refused, or said in ``Vocabulary.notes``.
 """
 

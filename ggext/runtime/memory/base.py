@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -235,11 +236,11 @@ def require_movable(cache: Cache, policy: str) -> None:
     remedy = "recompute works with every file"
     if is_quantized(cache.kv_type):
         raise ModelError(
-            f"--when-full {policy} moves cached keys, and quantized ones of kv type "
+            f"when_full={policy!r} moves cached keys, and quantized ones of kv type "
             f"{cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
         )
-    where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:
         raise ModelError(
             f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
@@ -251,6 +252,10 @@ def require_movable(cache: Cache, policy: str) -> None:
         error = cache.rotation_error()
     except RopeError as reason:
         raise ModelError(f"{where}: {reason}; {remedy}") from None
+    if not math.isfinite(error):
+        raise ModelError(
+            f"{where}, and those of this file are no finite numbers: its weights are damaged"
+        )
     if error > _ROTATION_TOLERANCE:
         raise ModelError(
             f"{where}, and llama.cpp turns those of this file otherwise (by {error:.2g}); {remedy}"
