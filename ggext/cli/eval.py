@@ -16,6 +16,7 @@ import click
 from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import MODEL
+from ggext.cli.process import note
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
@@ -163,7 +164,7 @@ def eval(  # noqa: A001 - the command's name
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
     if report.interrupted:
         kept = f"; --resume {partial} goes on from here" if partial else ""
-        click.echo(f"ggext: stopped before the end{kept}", err=True)
+        note(f"ggext: stopped before the end{kept}")
         sys.exit(130)
 
 
@@ -186,11 +187,11 @@ def write_page(path: Path, options: EvalOptions, html: Path) -> None:
 
 
 def _measured(evaluation: Evaluation) -> tuple[EvalReport, Plan]:
-    click.echo(_cost(evaluation), err=True)
+    note(_cost(evaluation))
     with _stopping(evaluation):
         evaluation.run(_show)
     if sys.stderr.isatty():
-        click.echo("\r\033[K", err=True, nl=False)
+        note("\r\033[K", end=False)
     return evaluation.report(), evaluation.plan
 
 
@@ -252,7 +253,7 @@ def _show(progress: Progress) -> None:
         return
     left = duration(progress.seconds_left)
     line = f"{progress.done + 1}/{progress.total} · {left} left · {progress.what}"
-    click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)
+    note(f"\r\033[K{line[:100]}", end=False)
 
 
 @contextmanager
@@ -275,12 +276,12 @@ def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None)
         from ggext.quality.page import page
 
         _write_text(html, page(report, plan, _command_line()))
-        click.echo(f"wrote {html}", err=True)
+        note(f"wrote {html}")
     if card is not None:
         from ggext.quality.card import card as text
 
         _write_text(card, text(report, _command_line()))
-        click.echo(f"wrote {card}", err=True)
+        note(f"wrote {card}")
 
 
 def _write_text(path: Path, text: str) -> None:
