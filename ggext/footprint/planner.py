@@ -33,12 +33,7 @@ _ROWS = 1 << 28
 
 @dataclass(frozen=True)
 class Choices:
-<<<<<<< HEAD
     """What a user chose of a context. Raises UsageError."""
-=======
-    """``batch``, ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers with a
-    sliding window keep. ``threads`` None: as `defaults` says. Raises UsageError."""
->>>>>>> 4caab9155561a3e966603c44a0cc3941dba61eff
 
     kv_type: str = "f16"
     # Tokens evaluated at a time; None: as `defaults` says.
@@ -47,6 +42,7 @@ class Choices:
     flash_attention: bool | None = None
     # What layers with a sliding window keep.
     swa: Swa = "auto"
+    # None: as `defaults` says.
     threads: int | None = None
 
     def __post_init__(self) -> None:

@@ -23,12 +23,8 @@ from ggext.footprint.planner import Choices
 from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
-<<<<<<< HEAD
 from ggext.runtime.adapter import attach
-from ggext.runtime.batches import Batches, attention
-=======
 from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention
->>>>>>> 4caab9155561a3e966603c44a0cc3941dba61eff
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
@@ -37,29 +33,13 @@ from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
 @dataclass(frozen=True)
 class SessionOptions:
-<<<<<<< HEAD
     """How a context is made. Raises UsageError."""
-=======
-    """How a context is made.
-
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512
-    on a GPU, else 64 to 512, and behind many down to 16. ``kv_type`` of keys and values: f16, bf16,
-    f32, q8_0, q4_0 ... ``flash_attention`` None: as `ggext.footprint.planner.Planner.context` says.
-    ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
-    keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
-    ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
-    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
-    or evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
-    """
->>>>>>> 4caab9155561a3e966603c44a0cc3941dba61eff
 
     # Tokens; None is what the file says, or what fits into the free memory.
     n_ctx: int | None = None
     # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
-    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 128, and after many down to 16.
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 512, and after many down to 16.
     n_batch: int | None = None
     # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"
