@@ -477,7 +477,7 @@ def test_a_context_can_leave_half_of_the_memory_to_others(
     monkeypatch.setattr(capacity, "free_memory", lambda: free)
     with Session(model, SessionOptions(leaves_memory=True)) as session:
         assert session.n_ctx == tokens
-        assert ["--ctx auto" in notice for notice in session.notices] == (
+        assert ["context='auto'" in notice for notice in session.notices] == (
             [True] if tokens < 512 else []
         )
     for options in (SessionOptions(), SessionOptions(n_ctx=512, leaves_memory=True)):
