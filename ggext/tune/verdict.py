@@ -47,8 +47,11 @@ class Verdict:
 
     @property
     def _perplexity_rose(self) -> bool:
+        """One text alone has no interval: then its figure counts."""
         rise = self.short_perplexity
-        return rise is not None and rise.low > 0 and rise.value > self.allowed_rise
+        if rise is None or rise.value <= self.allowed_rise:
+            return False
+        return rise.low > 0 or rise.units < 2
 
     @property
     def allowed_rise(self) -> float:
