@@ -163,6 +163,7 @@ def _verify(out: Path) -> None:
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
     from ggext.convert import ConvertOptions
+    from ggext.rope.recipe import COMMAND_LINE
 
     encoding = None if options["encoding"] == "auto" else options["encoding"]
     asked = ConvertOptions(
@@ -178,6 +179,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
         force=options["force"] or options["dry_run"],
         in_place=options["in_place"],
         attention_factor=_gain_alone(options),
+        asked_by=COMMAND_LINE,
     )
     if options["recipe"] is None:
         return asked

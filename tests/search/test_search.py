@@ -20,13 +20,15 @@ pytest.importorskip("jinja2")
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
-from ggext.errors import GgextError, OutputError, UsageError
+from ggext.errors import GgextError, ModelError, OutputError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table, recipe_of
 from ggext.inspect import inspect
+from ggext.proof.report import Check, Report
 from ggext.quality import texts
 from ggext.rope.compare import compare
 from ggext.rope.scaling import RopeScaling
+from ggext.runtime.engine import CancelledError
 from ggext.search import Search, SearchOptions, search
 from ggext.search.objective import Needles
 from ggext.verify import verify
@@ -120,32 +122,34 @@ def test_what_is_accepted_is_written_verified_and_told(plain: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("prefers_a_wider_ramp")
+def test_a_stop_before_the_file_is_in_place_leaves_none(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
+    with Search(plain, SearchOptions(512, out=out, **sizes)) as running:
+        running.run()
+        assert running.result().accepted
+        running.stop()
+        with pytest.raises(CancelledError, match=r"out\.gguf is not written: the search was stop"):
+            running.bake()
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("prefers_a_wider_ramp")
 def test_what_fails_its_verification_is_not_written(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ggext.search import run as running
 
-    def fails(path: Path) -> Any:
-        return verify(path, levels=["table"], tolerance=None).__class__(
-            file=str(path),
-            wanted_from="",
-            scaling={},
-            context=0,
-            checks=[_failed_check()],
-        )
+    def fails(path: Path) -> Report:
+        wrong = Check("table", "frequency error, relative", 1.0, 1e-6, "")
+        return Report(str(path), "", {}, 0, [wrong])
 
     monkeypatch.setattr(running, "verify", fails)
     out = tmp_path / "out.gguf"
     sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
-    with pytest.raises(GgextError, match=r"out\.gguf is not written: baked, the table fails table"):
+    with pytest.raises(ModelError, match=r"out\.gguf is not written: baked, the table fails table"):
         search(plain, SearchOptions(512, out=out, **sizes))
     assert list(tmp_path.iterdir()) == [tmp_path / "home"]
-
-
-def _failed_check() -> Any:
-    from ggext.proof.report import Check
-
-    return Check("table", "frequency error, relative", 1.0, 1e-6, "")
 
 
 def test_the_same_seed_gives_the_same_and_a_resumed_run_too(plain: Path, tmp_path: Path) -> None:
@@ -209,13 +213,13 @@ def test_key_tokens_of_own_documents(plain: Path, book: Path) -> None:
 def test_too_little_text_is_said(plain: Path, book: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"hold \d texts of 2,048 tokens, and a search needs 6"):
         Search(plain, SearchOptions(2048, texts=(book,), **SMALL))
-    with pytest.raises(UsageError, match=r"hold \d+ texts of 512 tokens, and 51 are asked for"):
+    with pytest.raises(UsageError, match=r"held_out is 50, but the documents hold \d+ texts of"):
         Search(plain, SearchOptions(512, texts=(book,), **{**SMALL, "held_out": 50}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"empty holds no document \(\.txt, \.text, \.md\)"):
         Search(plain, SearchOptions(512, texts=(tmp_path / "empty",), **SMALL))
     (tmp_path / "dull.txt").write_text("Tom sleeps. " * 3000)
-    with pytest.raises(UsageError, match="has no key token: nothing in its 512 tokens needs more"):
+    with pytest.raises(UsageError, match="have no key token: nothing in 512 tokens needs more"):
         search(plain, SearchOptions(512, texts=(tmp_path / "dull.txt",), **SMALL))
 
 
@@ -253,7 +257,7 @@ def test_a_file_to_start_from_is_unscaled_and_a_gguf(
         Search(tmp_path / "nowhere.gguf", SearchOptions(4096, **SMALL))
     out = tmp_path / "there.gguf"
     out.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"there\.gguf exists; use --force to replace it"):
+    with pytest.raises(OutputError, match=r"there\.gguf exists; use force=True to replace it"):
         Search(plain, SearchOptions(512, out=out, **SMALL))
     assert out.read_bytes() == b"mine"
 
