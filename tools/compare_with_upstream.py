@@ -61,6 +61,8 @@ REASONS = {
     r"tensor .*ffn_gate_inp_shexp\.weight": (
         "a vector, as llama.cpp creates it; upstream writes a matrix of one row"
     ),
+    r".*\.full_attention_interval": "attention.recurrent_layers says it layer by layer",
+    r"tensor .*ssm_a": "an exponential, rounded from float64; upstream's is off in the last bit",
     r"tokenizer\.ggml\.eos_token_id": "upstream takes Hunyuan's from eod_token_id",
     r"tokenizer\.ggml\.add_(bos|eos)_token": (
         "written always: absent, llama.cpp goes by the kind of tokenizer"
@@ -97,6 +99,10 @@ LEGACY: dict[str, dict[str, Any]] = {
 }
 
 
+#: Layers that predict further tokens are asked for, and transformers' models have none.
+_NO_FURTHER_LAYERS = ("qwen3_5", "qwen3_next")
+
+
 def run_upstream(llama_cpp: Path, checkpoint: Path, out: Path, pre: str = "") -> None:
     """Raises ``RuntimeError`` with the last line that the converter printed. ``pre``: the
     pre-tokenizer's name, where the converter must not look for it."""
@@ -110,8 +116,10 @@ def run_upstream(llama_cpp: Path, checkpoint: Path, out: Path, pre: str = "") ->
         "--outfile",
         str(out),
     ]
+    model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
+    without = ["--no-mtp"] if model_type.startswith(_NO_FURTHER_LAYERS) else []
     done = subprocess.run(
-        [*command, "--outtype", "f32"], capture_output=True, text=True, check=False
+        [*command, "--outtype", "f32", *without], capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise RuntimeError(

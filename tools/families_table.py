@@ -23,11 +23,11 @@ HEAD = """# Families
 
 <!-- made by `python tools/families_table.py > docs/families.md`; a test fails when it is stale -->
 
-A checkpoint's family is the `model_type` in its config.json. For each row below the tests make small random models of
-the family's shape with transformers, convert them, and hold llama.cpp's logits to transformers' on the same tokens, in
-the trained window and beyond it (YaRN by 4, or the scaling that the checkpoints of the family have themselves). Bound:
-what the mean KL divergence of the next token may be at most, in nats, with float32 weights. The RoPE operations that
-llama.cpp executes are checked with them, one by one.
+A checkpoint's family is the `model_type` in its config.json. Each row below is tested. The tests make small random
+models of the family's shape with transformers and convert them. Then they hold llama.cpp's logits to transformers' on
+the same tokens, in the trained window and beyond it. Beyond it, YaRN by 4 is taken, or the scaling that the family's
+checkpoints have. Bound is the most that the mean KL divergence of the next token may be, in nats, with float32 weights.
+The RoPE operations that llama.cpp executes are checked with them, one by one.
 
 | `model_type` | llama.cpp | models | variants in the tests | bound |
 |---|---|---|---|---|

@@ -78,9 +78,8 @@ def shapes() -> dict[str, Shape]:
     """The first row of each family in the parity table."""
     found: dict[str, Shape] = {}
     for row in ROWS.values():
-        if (
-            row.model_type == "ministral3"
-        ):  # transformers cannot run it without the context of its own YaRN
+        # these do not rotate, or transformers cannot run them without a YaRN of their own
+        if not row.rotates or row.model_type in ("ministral3", "mistral4"):
             continue
         config = dict(row.config)
         if row.rope is None:  # it has a scaling of its own
@@ -152,21 +151,21 @@ INTRODUCTION = """\
 
 Made by `python tools/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
 
-Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}),
-converted, run by llama.cpp {version} and compared with transformers on the same tokens:
+Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}).
+It is converted, run by llama.cpp {version}, and compared with transformers on the same tokens.
 
-- the number is the mean KL from transformers' logits over the tokens beyond the original context, in nats;
-- `keys` and `tensor` are right in every llama.cpp program;
-- `runtime, elsewhere E`: the architecture reads no key for it. The file is right in ggext's own contexts, and other
-  programs run it with frequencies that are off by up to E (relative);
-- `runtime D, elsewhere E`: not even ggext's contexts can say it, D is the worst error of a frequency in them;
-  `ggext verify` fails such a file and says so;
-- `not judged`: transformers 5.23 ignores `truncate` where kinds of layers have rope parameters of their own;
-- `none: D`: `ggext convert` refuses; the nearest file would have a frequency that is off by D, or a gain.
+- The number is the mean KL from transformers' logits, in nats, over the tokens beyond the original context.
+- `keys` and `tensor` are right in every llama.cpp program.
+- `runtime, elsewhere E`: the architecture reads no key for it. The file is right in ggext's own contexts.
+  In other programs its frequencies are off by up to E (relative).
+- `runtime D, elsewhere E`: not even ggext's contexts can say it. D is the worst error of a frequency in them.
+  `ggext verify` fails such a file and says so.
+- `not judged`: transformers 5.23 ignores `truncate` where kinds of layers have rope parameters of their own.
+- `none: D`: `ggext convert` refuses. The nearest file would have a frequency that is off by D, or a gain.
 
-The KL of Gemma, Falcon, GPT-NeoX, Phi and StarCoder is ggml's GELU, which is a table of float16: with the same table
-in transformers it is below 5e-7 (`tests/parity/test_families.py`). Dynamic NTK changes with the length of the text,
-which llama.cpp cannot do: it is refused everywhere.
+The KL of Gemma, Falcon, GPT-NeoX, Phi and StarCoder comes from ggml's GELU, a table of float16. With the same table
+in transformers it is below 5e-7 (`tests/parity/test_families.py`). Dynamic NTK changes with the length of the text.
+llama.cpp cannot do that, so it is refused everywhere.
 
 """
 

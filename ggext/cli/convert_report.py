@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.ready import ready_for
+from ggext.rope.capabilities import UNROTATED
 
 if TYPE_CHECKING:
     from ggext.convert import Plan
@@ -23,7 +24,9 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
     source = plan.source
     size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
     lines = [f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
-    if plan.scaling is None or plan.encoding is None:
+    if source.arch in UNROTATED:
+        lines.append(f"rope: none, this model does not rotate: {UNROTATED[source.arch]}")
+    elif plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
         parameters = ", ".join(

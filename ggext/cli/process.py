@@ -9,8 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import click
@@ -88,22 +88,6 @@ def failed(error: BaseException) -> NoReturn:
 def leave_at_once(*_: object) -> NoReturn:
     """A signal handler for the time before a command runs and after it, when nothing is open."""
     os._exit(STOPPED)
-
-
-@contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """A block in which nothing is written and Ctrl-C ends the process at once.
-
-    An exception would now and then be raised on the edge of a callback of llama.cpp, where ctypes
-    drops it: the interrupt was lost, or the numbers were wrong."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, leave_at_once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager

@@ -114,10 +114,10 @@ def search(
         click.echo(_cost(running), err=True)
         with interrupt_calls(running.stop):
             running.run(_show)
-        result = running.result()
-        if result.accepted:
-            _paint("writing and verifying")
-            result = running.bake()
+            result = running.result()
+            if result.accepted:
+                _paint("writing and verifying")
+                result = running.bake()
         _paint("")
         said = json.dumps(result.as_dict(), indent=2) if as_json else as_table(result)
         click.echo(said)

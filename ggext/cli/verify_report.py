@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ggext.rope.recipe import COMMAND_LINE, PROGRAM
+
 if TYPE_CHECKING:
     from ggext.proof.report import Check, Report
 
@@ -49,9 +51,10 @@ def _method(report: Report) -> str:
 
 def _source(report: Report) -> str:
     """Whose word the file was held to, in a user's words."""
-    source = report.wanted_from.replace(
-        "recipe in the file (by the command line)", "what was asked of ggext convert"
-    )
+    source = report.wanted_from
+    for asker in (COMMAND_LINE, PROGRAM):
+        asked = f"recipe in the file (by {asker})"
+        source = source.replace(asked, "what was asked of ggext convert")
     return source.replace("recipe in the file (by ", "").removesuffix(")")
 
 

@@ -36,13 +36,16 @@ _VALUES_A_LINE = 8
 
 @dataclass(frozen=True)
 class Request:
-    """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest
-    exact one; ``type`` and ``tensor_types`` as ``convert --type`` and ``--tensor-type``."""
+    """What a recipe file asks for."""
 
     rope: RopeScaling
+    # Tokens, in place of a factor.
     target_context: int | None = None
+    # None: the simplest exact one.
     encoding: EncodingName | None = None
+    # As `convert --type` takes it.
     type: str = "auto"
+    # As `convert --tensor-type` takes them.
     tensor_types: tuple[str, ...] = ()
 
 

@@ -11,8 +11,9 @@ from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.known import extension_of
-from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE
+from ggext.rope.recipe import CHECKPOINT, PROGRAM
 from ggext.rope.scaling import Method, RopeScaling
 
 #: The largest factors that were published for these methods: YaRN's paper (Llama 2, 4k to 128k),
@@ -28,23 +29,28 @@ def resolve_scaling(
     notes: list[str],
     *,
     keeps_own: bool,
+    asked_by: str = PROGRAM,
     attention_factor: float | None = None,
 ) -> tuple[RopeScaling | None, str]:
     """The request in full, and who made it. ``None``: a GGUF file stays as it is, where
     ``keeps_own``. ``attention_factor``: of the source's own scaling, where no other is asked for.
+    ``asked_by``: who makes the request, where it is not the source itself.
 
     Raises ``RopeError`` and ``UsageError``."""
+    if source.arch in UNROTATED:
+        _refuse_scaling(source, asked, target_context, attention_factor, keeps_own=keeps_own)
+        return None, ""
     if attention_factor is not None:
         if asked is not None or target_context is not None:
             raise UsageError(
                 "attention_factor changes the model's own scaling, and another one is asked for; "
                 "give it as that one's"
             )
-        return _with_gain(source, attention_factor, notes), COMMAND_LINE
+        return _with_gain(source, attention_factor, notes), asked_by
     if asked is None and target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None and source.is_gguf:
-        return (None, "") if keeps_own else (_own_scaling(source), COMMAND_LINE)
+        return (None, "") if keeps_own else (_own_scaling(source), asked_by)
     if asked is None:
         if source.problem:
             raise RopeError(source.problem)
@@ -58,7 +64,32 @@ def resolve_scaling(
     if asked.method != "none":
         asked = _with_factor(asked, target_context, source, notes)
     _note_replaced(source, asked, notes)
-    return asked, COMMAND_LINE
+    return asked, asked_by
+
+
+def _refuse_scaling(
+    source: ModelSource,
+    asked: RopeScaling | None,
+    target_context: int | None,
+    attention_factor: float | None,
+    *,
+    keeps_own: bool,
+) -> None:
+    """Raises ``RopeError`` for what concerns RoPE, of a model that has none."""
+    words = []
+    if asked is not None and asked.method != "none":
+        words.append(f"{asked.method} scaling")
+    if target_context is not None and target_context > source.geometry.trained_context:
+        words.append(f"a target context of {target_context}")
+    if attention_factor is not None:
+        words.append(f"an attention factor of {attention_factor:g}")
+    if not keeps_own:
+        words.append("an encoding")
+    if words:
+        raise RopeError(
+            f"{source.path}: {' and '.join(words)} cannot be given, because this model does not "
+            f"rotate: {UNROTATED[source.arch]}; convert it without"
+        )
 
 
 def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScaling:

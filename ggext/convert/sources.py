@@ -16,7 +16,7 @@ from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
 from ggext.convert.named_tensors import named_tensors
-from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
+from ggext.convert.rules import MappedTensor, RowBlock, map_tensors, rows_at_once, taken_scalars
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
@@ -26,6 +26,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import (
@@ -55,14 +56,16 @@ MakeFields = Callable[[list[str]], dict[str, Field]]
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss.
-    ``row_scale``: for each written row (each value of a one-dimensional tensor) what it is to be
-    multiplied by, ``None`` for unchanged."""
+    """A tensor of the source, as it will be written."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # The ggml type that holds the values without loss.
     type: int
     origin: MappedTensor | GgufFile
+    # What each written row (each value of a one-dimensional tensor) is multiplied by; None:
+    # nothing.
     row_scale: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @property
@@ -122,27 +125,29 @@ def _gguf_rows(
 
 @dataclass(frozen=True)
 class ModelSource:
-    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any
-    scaling. ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an
-    unknown method. ``query_scale``: what its query weights were multiplied by, to fold a gain into
-    them. ``gguf``: the file, where it is one and has no parts. ``later``: each makes some of the
-    fields that a checkpoint's ``fields`` lack, and may add to the notes it is given; that takes
-    longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take
-    up, beyond a few KB. ``problem``: why the source's own scaling cannot be taken; ``scaling`` is
-    then none."""
+    """A checkpoint or a GGUF file, read as far as a plan needs."""
 
     path: Path
     arch: str
+    # GGUF metadata; a checkpoint's has no RoPE keys yet.
     fields: dict[str, Field]
     tensors: list[SourceTensor]
+    # Before any scaling.
     geometry: RopeGeometry
+    # The source's own; None where a GGUF file has frequency factors of an unknown method.
     scaling: RopeScaling | None
     is_gguf: bool
     notes: list[str] = field(default_factory=list)
+    # What its query weights were multiplied by, to fold a gain into them.
     query_scale: float = 1.0
+    # The file, where it is one and has no parts.
     gguf: GgufFile | None = None
+    # Each makes some of the fields that a checkpoint's `fields` lack, and may add to the notes it
+    # is given. That takes longer than a plan, so it is done while data is copied.
     later: tuple[MakeFields, ...] = ()
+    # About what those fields take up, beyond a few KB.
     later_bytes: int = 0
+    # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
 
     @property
@@ -240,8 +245,9 @@ def _read_weights(
     try:
         found = named_tensors(weights_of(stored, config, notes), family, notes)
         scalars = taken_scalars(family.scalars(), found, config.source)
-        rules = mapped(family.tensors(), found, family.arch, config.source, notes)
-        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in rules]
+        tensors, left_out = map_tensors(family.tensors(), found, family.arch, config.source)
+        notes += left_out
+        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None
 
@@ -315,6 +321,9 @@ def _of_gguf(
 ) -> tuple[RopeScaling | None, RopeGeometry, str]:
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
+    if gguf.arch in UNROTATED:
+        context = int(gguf.arch_keys().get("context_length", 1))
+        return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""
     try:
         recipe = recipe_of(gguf)

@@ -33,13 +33,16 @@ _ROWS = 1 << 28
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch``, ``flash_attention`` None: as `Planner.context` says. ``swa``: what layers with a
-    sliding window keep. ``threads`` None: as `defaults` says. Raises UsageError."""
+    """What a user chose of a context. Raises UsageError."""
 
     kv_type: str = "f16"
+    # Tokens evaluated at a time; None: as `Planner.context` says.
     batch: int | None = None
+    # None: as `Planner.context` says.
     flash_attention: bool | None = None
+    # What layers with a sliding window keep.
     swa: Swa = "auto"
+    # None: as `defaults` says.
     threads: int | None = None
 
     def __post_init__(self) -> None:

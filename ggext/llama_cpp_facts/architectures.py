@@ -24,6 +24,8 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "token_embd": ("embd", "vocab"),
         "output": ("embd", "vocab"),
         "output_norm": ("embd",),
+        "position_embd": ("embd", "context"),
+        "token_embd_norm": ("embd",),
         "rope_freqs": ("half_rot",),
         "rope_factors_long": ("half_rot",),
         "rope_factors_short": ("half_rot",),
@@ -90,7 +92,6 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_out": ("inner", "embd"),
 }
 _CONVOLUTIONS = {
-    "token_embd_norm": ("embd",),
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
     "shortconv.out_proj": ("embd", "embd"),
@@ -152,6 +153,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
         "apertus": _PLAIN,
         "arcee": _PLAIN,
+        "bloom": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
@@ -178,6 +180,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             gating=(0, 1, 2, 3, 4),
         ),
         "gpt-oss": ArchitectureFacts(experts="all", expert_rows="own"),
+        "gpt2": _PLAIN,
         "gptneox": _PART,
         "granite": _LLAMA,
         "granitemoe": _LLAMA,
@@ -200,6 +203,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         ),
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,
+        "mpt": _PLAIN,
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
@@ -221,6 +225,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
+        "starcoder": _PLAIN,
         "starcoder2": _PLAIN,
     }
 )

@@ -79,6 +79,7 @@ class Sizes:
         values = {"embd": read.number("embedding_length"), "vocab": vocabulary or -1}
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["context"] = read.number("context_length", 0, least=0) or -1
         values["ff"] = read.first("feed_forward_length", layers, 0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])

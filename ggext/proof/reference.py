@@ -74,7 +74,7 @@ def transformers_logits(
     logging.set_verbosity_error()
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        _set_rope(config.get_text_config(), scaling, geometry)
+        set_rope(config.get_text_config(), scaling, geometry)
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
@@ -123,8 +123,10 @@ def _check_all_loaded(folder: Path, missing: set[str]) -> None:
         )
 
 
-def _set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
+def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
+    if not geometry.n_rot:
+        return
     kept = _kept(config)
     config.rope_parameters = kept | rope_parameters(scaling, geometry)
     if (

@@ -115,7 +115,8 @@ class Bench(Closing):
         """Tokens of the longest document, None where texts are made."""
         if self.makes_texts:
             return None
-        counts = (len(self.model.tokenize(text)) for _, text in self.documents)
+        marks = self.options.marks
+        counts = (len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents)
         return max(counts)
 
     def sample(self, item: Item) -> Sample:
@@ -150,7 +151,10 @@ class Bench(Closing):
 
     @cached_property
     def _pieces(self) -> Callable[[int], list[Piece]]:
-        return lru_cache(4)(lambda length: texts.pieces(self.model, self.documents, length))
+        marks = self.options.marks
+        return lru_cache(4)(
+            lambda length: texts.pieces(self.model, self.documents, length, marks=marks)
+        )
 
     @cached_property
     def _protocol_pieces(self) -> Callable[[int], list[Piece]]:

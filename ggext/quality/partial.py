@@ -26,7 +26,7 @@ def run_header(options: EvalOptions) -> dict[str, Any]:
         "protocol": options.protocol,
         "texts": [digest(path) for path in read],
         **_environment(),
-    }
+    } | ({"marks": True} if options.marks else {})
 
 
 def _environment() -> dict[str, str]:

@@ -96,7 +96,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
     if options.divergence:
         check_vocabularies(tried.vocabularies)
     text = min((count for count in tried.texts if count is not None), default=None)
-    documents = tried.documents
+    documents = tried.documents or 0
     draft = Plan(
         tuple(chosen),
         tuple(baselines),
@@ -126,7 +126,8 @@ class _Tried:
         self.rotated: dict[str, tuple[str, ...]] = {}
         self.texts: list[int | None] = []
         self.vocabularies: list[int] = []
-        self.documents = 0
+        #: That every setting has, each of its own longest length; None: none was opened yet.
+        self.documents: int | None = None
         self.chunks = 0
 
     def add(self, setting: Setting) -> None:
@@ -142,7 +143,8 @@ class _Tried:
         self.texts.append(bench.longest_text)
         self.vocabularies.append(bench.model.n_vocab)
         available = _available(bench, self._lengths, self._options)
-        self.documents = max(self.documents, available)
+        before = self.documents
+        self.documents = available if before is None else min(before, available)
         if self._options.protocol is not None:
             self.chunks = bench.chunks(_longest(bench.setting, self._lengths))
         for task in self._options.tasks:  # raises where the vocabulary or the length does not do

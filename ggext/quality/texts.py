@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
+from ggext.gguf.plain_files import NotPlainError, read_bounded
 from ggext.quality.tasks import Asked
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ class Piece:
 def read_text(path: Path) -> str:
     """A document of UTF-8; what is none is replaced. Raises UsageError."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} has more than {_MAX_BYTES >> 30} GiB; take a part of it")
-        text = path.read_bytes().decode("utf-8", "replace")
+        with path.open("rb") as file:
+            text = read_bounded(file, _MAX_BYTES).decode("utf-8", "replace")
+    except NotPlainError:
+        raise UsageError(
+            f"{path} has more than {_MAX_BYTES >> 30} GiB; take a part of it"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     if not text.strip():
@@ -116,15 +120,17 @@ def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
         start = 0
 
 
-def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+def pieces(
+    model: Model, texts: Sequence[tuple[str, str]], length: int, *, marks: bool = False
+) -> list[Piece]:
     """Pieces of exactly `length` tokens that do not overlap, of one text after the other in turn.
 
-    `texts`: name and text. However many are taken, they are spread over the texts. Raises
-    UsageError where no text is long enough.
+    `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
+    the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length) for name, text in texts]
+    found = [_of_one(model, name, text, length, marks) for name, text in texts]
     if not any(found):
-        longest = max(len(model.tokenize(text)) for _, text in texts)
+        longest = max(len(model.tokenize(text, parse_special=marks)) for _, text in texts)
         raise UsageError(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
@@ -141,11 +147,11 @@ def beginnings(model: Model, texts: Sequence[tuple[str, str]], length: int) -> l
     return [piece for part in found for piece in part]
 
 
-def _of_one(model: Model, name: str, text: str, length: int) -> list[Piece]:
+def _of_one(model: Model, name: str, text: str, length: int, marks: bool = False) -> list[Piece]:
     """A document's pieces, the first ones far apart; the very first is its beginning."""
     bos = [model.bos] if model.adds_bos else []
     body = length - len(bos)
-    tokens = model.tokenize(text, add_special=False)
+    tokens = model.tokenize(text, add_special=False, parse_special=marks)
     slots = sorted(range(len(tokens) // body), key=_bits_reversed)
     return [
         Piece(f"{name}@{slot * body}", (*bos, *tokens[slot * body : (slot + 1) * body]))

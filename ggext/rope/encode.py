@@ -56,20 +56,22 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
-    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
-    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
-    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
-    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
-    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
-    keys as they were turned."""
+    """One way to write a table down in a GGUF file of one architecture."""
 
     name: EncodingName
+    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
+    # float as f32).
     keys: Keys
+    # The expected table against what llama.cpp makes of these keys and tensors.
     exactness: Comparison
+    # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
+    # Name → float32 values, (n_rot / 2,).
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # The same comparison for programs that do not set ggext's context parameters; None where they
+    # compute the same.
     elsewhere: Comparison | None = None
+    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
     rolls: bool = True
     # whether llama.cpp refuses to shift a context of the architecture
     never_shifted: bool = False

@@ -36,41 +36,44 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class FamilyRule:
-    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind
-    → key of its head size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base
-    outside the rope parameters. ``base_defaults``: the base where none is given. ``scaled_kind``:
-    un-nested rope parameters concern this kind of layer only, the other kind is not scaled.
-    ``unrotated``: kinds without RoPE, where the file has a sliding window. ``partial_key``: key of
-    the rotated share of a head outside the rope parameters. ``inert``: rope keys that change
-    nothing while they have one of these values. ``beside``: keys among them that are no matter of
-    the table. ``static_alpha``: a ``dynamic`` with ``alpha`` is a fixed NTK-aware table.
-    ``final_maximum``: max_position_embeddings is the extended context already. ``read_types``: rope
-    types that the class takes for others. ``default_parameters``: what the class takes where the
-    file has no rope parameters, and ``default_said``, what that is. ``read_as``: transformers does
-    not know the family; its own code is a copy of this one.
-    """
+    """How transformers' class of one family reads the RoPE side of a `config.json`."""
 
+    # What the class fills in where the file is silent.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # Layer kind → key of its head size, tried before `head_dim`.
     head_dim_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → key of its base, outside the rope parameters.
     base_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → its base where none is given.
     base_defaults: Mapping[str, float] = field(default_factory=dict)
+    # The kind of layer that rope parameters without a kind concern; the other kind is not scaled.
     scaled_kind: str = ""
+    # Kinds of layers without RoPE, where the file has a sliding window.
     unrotated: tuple[str, ...] = ()
+    # Key of the rotated share of a head, outside the rope parameters.
     partial_key: str = "partial_rotary_factor"
+    # Rope keys that change nothing while they have one of these values.
     inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # Those of them that do not concern the table.
     beside: tuple[str, ...] = ()
+    # Whether a `dynamic` with `alpha` is a fixed NTK-aware table.
     static_alpha: bool = False
+    # Whether max_position_embeddings is the extended context already.
     final_maximum: bool = False
+    # Rope types that the class takes for others.
     read_types: Mapping[str, str] = field(default_factory=dict)
+    # Rope parameters of a file that has none.
     default_parameters: Mapping[str, Any] = field(default_factory=dict)
+    # What those are, in words.
     default_said: str = ""
+    # The family whose code this one copies, where transformers does not know it.
     read_as: str = ""
-    #: Key of how many dimensions of a head rotate, in place of a share.
+    # Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
-    #: Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
-    #: does not say it and it is not the rotated part's.
+    # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
+    # does not say it and it is not the rotated part's.
     share_of: tuple[str, ...] = ()
-    #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
+    # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
 

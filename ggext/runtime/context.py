@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggext.arguments import check_count, check_fields
@@ -19,8 +20,10 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
+from ggext.runtime.adapter import attach
 from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
@@ -30,30 +33,32 @@ from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a context is made.
+    """How a context is made. Raises UsageError."""
 
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512
-    on a GPU, else 64 to 512, and behind many down to 16. ``kv_type`` of keys and values: f16, bf16,
-    f32, q8_0, q4_0 ... ``flash_attention`` None: as `ggext.footprint.planner.Planner.context` says.
-    ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
-    keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
-    ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
-    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
-    or evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
-    """
-
+    # Tokens; None is what the file says, or what fits into the free memory.
     n_ctx: int | None = None
+    # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 256, and after many down to 16.
     n_batch: int | None = None
+    # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"
+    # None: as `ggext.footprint.planner.Planner.context` says.
     flash_attention: bool | None = None
+    # What stays when the context is full.
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    # The base grows with the length of the text, and what is cached is rotated to it or evaluated
+    # again.
     dynamic_ntk: DynamicNtk | None = None
+    # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
+    # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
+    # "auto", what takes less memory.
     swa: Swa = "auto"
+    # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
+    # A LoRA adapter in GGUF, which must be for this file.
+    adapter: Path | None = None
 
     @property
     def edits_cache(self) -> bool:
@@ -192,6 +197,12 @@ def open_context(
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    if options.adapter is not None:
+        try:
+            attach(options.adapter, model, handle)
+        except BaseException:
+            module.llama_free(handle)
+            raise
     return handle
 
 
@@ -235,6 +246,11 @@ def _check_graph(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.memory.cells(options.n_ctx or trained)
+    if asked > trained and model.architecture in LEARNED_POSITIONS:
+        raise ModelError(
+            f"{model.path} has learned positions for {trained:,} tokens, and the context is "
+            f"{asked:,}: take no more than it has"
+        )
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from statistics import fmean
 
-from ggext.search.space import Point, Space
+from ggext.search.space import Coordinate, Point, Space
 
 #: The losses of a point on the first so many texts.
 Losses = Callable[[Point, int], Sequence[float]]
@@ -83,11 +83,11 @@ class Descent:
             if point == before:
                 return
 
-    def _walked(self, point: Point, texts: int, step: tuple[str, int, int]) -> Point:
+    def _walked(self, point: Point, texts: int, step: tuple[Coordinate, int, int]) -> Point:
         """Steps in one direction, as long as each helps."""
         name, sign, halvings = step
         while True:
-            further = self._space.moved(point, name, sign, halvings)  # type: ignore[arg-type]
+            further = self._space.moved(point, name, sign, halvings)
             if further is None:
                 return point
             if self._loss(further, texts) > self._loss(point, texts) * (1 - _LEAST_GAIN):

@@ -100,6 +100,8 @@ class Search(Closing):
         self._verdict: Verdict | None = None
         self._stopped = False
         self._done = 0
+        self._progress: OnProgress | None = None
+        self._began = 0.0
         self.interrupted = False
 
     @property
@@ -154,30 +156,29 @@ class Search(Closing):
         )
 
     def bake(self) -> SearchResult:
-        """Writes the table that was accepted; the file appears once it is verified. Raises
-        ModelError where it does not do what was measured."""
+        """Writes the table that was accepted, and frees the model; the file appears once it is
+        verified. Raises ModelError where it does not do what was measured, CancelledError after
+        `stop`."""
         found = self.result()
+        self._bench.close()
         out = self._model.out
         with private_folder_beside(out) as folder:
-            made = folder / out.name
-            self.conversion: Conversion = convert(
-                ConvertOptions(
-                    self._model.path,
-                    made,
-                    found.scaling,
-                    encoding=self._options.encoding,
-                    searched=found.searched,
-                )
+            asked = ConvertOptions(
+                self._model.path,
+                folder / out.name,
+                found.scaling,
+                encoding=self._options.encoding,
+                searched=found.searched,
             )
-            report = verify(made)
-            if not report.passed:
-                wrong = next(c for c in report.checks if c.required and not c.passed)
-                raise ModelError(
-                    f"{out} is not written: baked, the table fails {wrong.level}, "
-                    f"{wrong.quantity} ({wrong.value:.2g}, at most {wrong.tolerance:.2g})"
-                )
-            put_in_place(made, out)
+            self.conversion: Conversion = convert(asked, self._check_stopped)
+            _check_verified(folder / out.name, out)
+            self._check_stopped()
+            put_in_place(folder / out.name, out)
         return replace(found, out=out)
+
+    def _check_stopped(self, _: object = None) -> None:
+        if self._stopped:
+            raise CancelledError(f"{self._model.out} is not written: the search was stopped")
 
     def _open(self, documents: tuple[Path, ...]) -> None:
         options, model = self._options, self._model
@@ -218,8 +219,7 @@ class Search(Closing):
         key = f"{kind}/{number}/{point.key}"
         if key not in self._losses:
             self._show(kind)
-            if self._stopped:
-                raise CancelledError("the search was stopped")
+            self._check_stopped()
             self._live.use(self.space.scaling(point))
             self._bench.session.clear()
             measure = self._short.loss if kind == "short" else self._objective.loss
@@ -262,3 +262,14 @@ class Search(Closing):
             self._kept_plan = Plan(int(evaluations), int(training), int(held_out))
             return
         self._losses[str(values["text"])] = float(values["loss"])
+
+
+def _check_verified(made: Path, out: Path) -> None:
+    report = verify(made)
+    if report.passed:
+        return
+    wrong = next(check for check in report.checks if check.required and not check.passed)
+    raise ModelError(
+        f"{out} is not written: baked, the table fails {wrong.level}, {wrong.quantity} "
+        f"({wrong.value:.2g}, at most {wrong.tolerance:.2g})"
+    )

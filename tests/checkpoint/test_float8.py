@@ -16,7 +16,8 @@ from family_rows import ROWS
 from tiny import make_llama, make_model
 
 from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.float8 import float8_values, weights_of
+from ggext.checkpoint.float8 import weights_of
+from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.weights import read_tensors
 from ggext.cli import main
 from ggext.errors import CheckpointError

@@ -16,7 +16,7 @@ from crash import some_edit, without_shifts
 from library_gguf import library_file
 from tiny_gguf import write_random
 
-from ggext.errors import CheckpointError, GgextError, GgufError, OutputError
+from ggext.errors import CheckpointError, GgextError, GgufError, OutputError, UsageError
 from ggext.gguf import disk, inplace, journal
 from ggext.gguf.journal import Identity, Record, undo_path
 from ggext.gguf.open import read_gguf
@@ -353,3 +353,33 @@ def test_pipes_in_the_place_of_other_files(tmp_path: Path) -> None:
         with pytest.raises(GgextError, match="is not a plain file"):
             read(pipe)
     assert vocabulary_room(tmp_path, 100) is None
+
+
+@pytest.mark.parametrize("name", ["giant", "endless"])
+def test_a_text_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ggext.chat.documents import read_document
+    from ggext.quality.texts import read_text
+
+    monkeypatch.setattr("ggext.chat.documents.MAX_DOCUMENT", 1 << 21)
+    monkeypatch.setattr("ggext.quality.texts._MAX_BYTES", 1 << 21)
+    path = Path("/dev/zero")
+    if name == "giant":
+        path = tmp_path / "giant.txt"
+        with path.open("wb") as file:
+            file.truncate(200 << 30)
+    for read in (read_document, read_text):
+        with pytest.raises(UsageError, match="has more than"):
+            read(path)
+
+
+def test_a_text_may_come_through_a_pipe() -> None:
+    """As in `ggext chat MODEL -f <(pdftotext book.pdf -)`."""
+    from ggext.chat.documents import read_document
+
+    reader, writer = os.pipe()
+    os.write(writer, b"a short text")
+    os.close(writer)
+    assert read_document(Path(f"/dev/fd/{reader}")).text == "a short text"
+    os.close(reader)

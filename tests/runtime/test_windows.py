@@ -161,7 +161,7 @@ def test_without_what_was_kept_aside_the_same_cut_is_wrong(
 ) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
     with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
-        monkeypatch.setattr("ggext.runtime.cache.Cache._windows_back", lambda _, count: count)
+        monkeypatch.setattr("ggext.runtime.cache.Cache._back", lambda _, count: count)
         session.evaluate(TEXT)
         session.evaluate([*TEXT[:1000], 7])
         assert not same(session, fresh)

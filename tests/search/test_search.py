@@ -20,13 +20,15 @@ pytest.importorskip("jinja2")
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
-from ggext.errors import GgextError, OutputError, UsageError
+from ggext.errors import GgextError, ModelError, OutputError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table, recipe_of
 from ggext.inspect import inspect
+from ggext.proof.report import Check, Report
 from ggext.quality import texts
 from ggext.rope.compare import compare
 from ggext.rope.scaling import RopeScaling
+from ggext.runtime.engine import CancelledError
 from ggext.search import Search, SearchOptions, search
 from ggext.search.objective import Needles
 from ggext.verify import verify
@@ -120,32 +122,34 @@ def test_what_is_accepted_is_written_verified_and_told(plain: Path, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("prefers_a_wider_ramp")
+def test_a_stop_before_the_file_is_in_place_leaves_none(plain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
+    with Search(plain, SearchOptions(512, out=out, **sizes)) as running:
+        running.run()
+        assert running.result().accepted
+        running.stop()
+        with pytest.raises(CancelledError, match=r"out\.gguf is not written: the search was stop"):
+            running.bake()
+    assert not out.exists()
+
+
+@pytest.mark.usefixtures("prefers_a_wider_ramp")
 def test_what_fails_its_verification_is_not_written(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ggext.search import run as running
 
-    def fails(path: Path) -> Any:
-        return verify(path, levels=["table"], tolerance=None).__class__(
-            file=str(path),
-            wanted_from="",
-            scaling={},
-            context=0,
-            checks=[_failed_check()],
-        )
+    def fails(path: Path) -> Report:
+        wrong = Check("table", "frequency error, relative", 1.0, 1e-6, "")
+        return Report(str(path), "", {}, 0, [wrong])
 
     monkeypatch.setattr(running, "verify", fails)
     out = tmp_path / "out.gguf"
     sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
-    with pytest.raises(GgextError, match=r"out\.gguf is not written: baked, the table fails table"):
+    with pytest.raises(ModelError, match=r"out\.gguf is not written: baked, the table fails table"):
         search(plain, SearchOptions(512, out=out, **sizes))
     assert list(tmp_path.iterdir()) == [tmp_path / "home"]
-
-
-def _failed_check() -> Any:
-    from ggext.proof.report import Check
-
-    return Check("table", "frequency error, relative", 1.0, 1e-6, "")
 
 
 def test_the_same_seed_gives_the_same_and_a_resumed_run_too(plain: Path, tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ class Row:
     renamed: str = ""
 
     @property
+    def rotates(self) -> bool:
+        return self.model_type not in ("bloom", "gpt2", "gpt_bigcode", "mpt")
+
+    @property
     def family(self) -> str:
         """The ``model_type`` that is converted."""
         return self.renamed or self.model_type
@@ -131,6 +135,8 @@ _DELTA_NET: dict[str, Any] = {
     "linear_value_head_dim": 16,
     "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
 }
+_HEADS = {"n_head": 4, "n_layer": 3, "seq_length": 64}
+_MPT = {"n_heads": 4, "n_layers": 2, "d_model": 128, "max_seq_len": 64}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
@@ -206,6 +212,8 @@ ROWS = {
     "arcee-own": Row(
         "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
     ),
+    "bloom": Row("bloom", _HEADS, None, beyond=False),
+    "bloom-6-heads": Row("bloom", {**_HEADS, "n_head": 6, "hidden_size": 96}, None, beyond=False),
     "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
     "cohere-plus": Row(
         "cohere",
@@ -395,6 +403,10 @@ ROWS = {
     ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt2": Row("gpt2", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt2-untied": Row("gpt2", {"n_inner": 96}, None, beyond=False),
+    "gpt_bigcode": Row("gpt_bigcode", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt_bigcode-many": Row("gpt_bigcode", {"multi_query": False}, None, beyond=False),
     "gpt_oss": Row(
         "gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
     ),
@@ -550,6 +562,18 @@ ROWS = {
         },
     ),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "mpt": Row("mpt", {**_MPT, "tie_word_embeddings": True}, None, beyond=False),
+    "mpt-clipped": Row(
+        "mpt",
+        {
+            **_MPT,
+            "n_heads": 6,
+            "hidden_size": 96,
+            "attn_config": {"clip_qkv": 0.5},
+        },
+        None,
+        beyond=False,
+    ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
     "olmo": Row("olmo"),
