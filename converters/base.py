@@ -86,6 +86,8 @@ class Family:
     tied_as_part: ClassVar[bool | None] = None
     tied_by_text = False
     sectioned = False
+    #: a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4)
+    merges_by_rank = False
 
     def __init__(self, config: Config) -> None:
         values = config.values

@@ -79,7 +79,7 @@ def verify(
     check("levels", levels, Collection[str] | None)
     reference = named_model(reference) if reference is not None else None
     if tolerance is not None and tolerance < 0:
-        raise UsageError(f"--tolerance is {tolerance:g}; a KL divergence is 0 or more")
+        raise UsageError(f"tolerance={tolerance:g} cannot be meant; a KL divergence is 0 or more")
     chosen, notes = _chosen(levels, reference, require_shift_safe)
     missing = _missing_runtime() if chosen & _NEED_LLAMA_CPP else None
     if missing is not None:
@@ -123,7 +123,7 @@ def _unrotated(
 
     if "logits" not in chosen or reference is None:
         raise RopeError(
-            f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; --reference "
+            f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; reference="
             "CHECKPOINT compares the logits"
         )
     context = int(gguf.arch_keys().get("context_length", 1))
@@ -152,12 +152,10 @@ def _chosen(
     if "logits" in chosen and reference is None:
         if levels is not None:
             raise UsageError(
-                "the level logits needs --reference CHECKPOINT to compare with transformers"
+                "the level logits needs reference=CHECKPOINT to compare with transformers"
             )
         chosen.remove("logits")
-        notes.append(
-            "logits: not measured; give --reference CHECKPOINT to compare with transformers"
-        )
+        notes.append("logits: not measured; give reference=CHECKPOINT to compare with transformers")
     return chosen, notes
 
 

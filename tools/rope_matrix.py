@@ -1,7 +1,7 @@
 """Every scaling on every family: what is written, and how far the logits are from transformers'.
 
 ``python tools/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py``
-holds that page to the code.
+holds that page to the code. ``--new`` measures only the families that the page lacks.
 """
 
 from __future__ import annotations
@@ -129,8 +129,20 @@ def measured(checkpoint: Path, scaling: RopeScaling, name: EncodingName, folder:
     return next(check.value for check in checks if "beyond" in check.quantity)
 
 
-def rows(folder: Path) -> Iterator[list[str]]:
+def written() -> dict[str, list[str]]:
+    """The page's rows by family."""
+    lines = PAGE.read_text("utf-8").split(PUBLISHED)[0].splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:2] == "| "
+    ]
+    return {row[0]: row for row in cells[2:]}
+
+
+def rows(folder: Path, known: dict[str, list[str]]) -> Iterator[list[str]]:
     for name, shape in shapes().items():
+        if name in known:
+            yield known[name]
+            continue
         checkpoint = make_model(
             folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config
         )
@@ -207,9 +219,14 @@ def published(configs: Path) -> Iterator[list[str]]:
         yield [path.stem, kind, rope.scaling.method, found.name, *errors]
 
 
-def page(folder: Path) -> str:
+def page(folder: Path, known: dict[str, list[str]]) -> str:
     introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT)
-    return introduction + table(["family", *REQUESTS], rows(folder)) + PUBLISHED + published_table()
+    return (
+        introduction
+        + table(["family", *REQUESTS], rows(folder, known))
+        + PUBLISHED
+        + published_table()
+    )
 
 
 def published_table() -> str:
@@ -231,4 +248,4 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 if __name__ == "__main__":
     with TemporaryDirectory() as made:
-        PAGE.write_text(page(Path(made)))
+        PAGE.write_text(page(Path(made), written() if "--new" in sys.argv else {}))

@@ -121,7 +121,7 @@ def _quantization(
     raise CheckpointError(
         f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, "
         "compressed-tensors, gptq, awq, NVFP4, MLX's and the MXFP4 of gpt-oss it does); take the "
-        "unquantized model, and quantize with --type"
+        "unquantized model, and quantize with type=TYPE"
     )
 
 

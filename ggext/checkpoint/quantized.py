@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ggext.checkpoint.safetensors import CheckpointTensor
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FLOATS = "take the unquantized model, and quantize with --type"
+_FLOATS = "take the unquantized model, and quantize with type=TYPE"
 #: Ends of tensors' names and the dtype there → what made them, and how to get the floats.
 _MADE_BY: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     ((".absmax", ".quant_map"), "", "bitsandbytes in 4 bits", _FLOATS),

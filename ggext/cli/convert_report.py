@@ -11,6 +11,7 @@ import click
 
 from ggext.cli.ready import ready_for
 from ggext.rope.capabilities import UNROTATED
+from ggext.screen.flags import in_flags
 
 if TYPE_CHECKING:
     from ggext.convert import Plan
@@ -46,6 +47,7 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
 
 def echo_wrapped(line: str) -> None:
     """Between words where that is a terminal, which would break them; a program gets its line."""
+    line = in_flags(line)
     if not sys.stdout.isatty():
         click.echo(line)
         return

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
 
 from ggext.errors import GgextError
+from ggext.screen.flags import in_flags
 
 STOPPED = 130  # the exit code of what Ctrl-C ended
 #: What writing to a standard stream fails with: a full disk, a closed end, a quota.
@@ -108,7 +109,7 @@ def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
     with suppress(OSError):  # there may be nowhere left to say it
-        click.echo(f"ggext: {' '.join(message.split())}", err=True)
+        click.echo(f"ggext: {in_flags(' '.join(message.split()))}", err=True)
     return code
 
 

@@ -59,7 +59,7 @@ def resolve_scaling(
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
             "do); a new scaling replaces them, so say the context that they started from: "
-            "--original-context (8192 for Llama 3.1 and 3.2)"
+            "original_context (8192 for Llama 3.1 and 3.2)"
         )
     if asked.method != "none":
         asked = _with_factor(asked, target_context, source, notes)
@@ -114,7 +114,7 @@ def _with_factor(
     original = methods.original_context(asked, source.geometry)
     if target is not None:
         if asked.factor is not None:
-            raise UsageError("a factor and --target-context exclude each other; give one")
+            raise UsageError("a factor and target_context exclude each other; give one")
         if target <= original:
             notes.append(
                 f"the model was trained on {original:,} tokens and reaches {target:,} without a "
@@ -147,8 +147,8 @@ def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes:
         return original
     notes.append(
         f"{row.name} says {original:,} tokens, and its authors extend it from {trained:,} "
-        f"({row.source}): the scaling starts from there, as with --original-context {trained} "
-        f"(--original-context {original} starts from what the model says)"
+        f"({row.source}): the scaling starts from there, as with original_context={trained} "
+        f"(original_context={original} starts from what the model says)"
     )
     return trained
 
@@ -172,8 +172,8 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     if source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method, which are not "
-            "written in another form; name the scaling and --original-context (Llama 3.1 and 3.2: "
-            "--llama3 F --original-context 8192)"
+            "written in another form; name the scaling and original_context (Llama 3.1 and 3.2: "
+            "RopeScaling('llama3', factor=F) and original_context=8192)"
         )
     context = source.fields[f"{source.arch}.context_length"].value
     if source.scaling.method == "none":

@@ -160,7 +160,7 @@ def plan(options: ConvertOptions) -> Plan:
         encoding = choice.encoding
         if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
             notes.append(
-                f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says "
+                f"there is nothing for encoding={options.encoding!r} to do: {encoding.name} says "
                 "it all"
             )
         tensors = _with_query_scale(
@@ -222,15 +222,18 @@ def _open(options: ConvertOptions) -> ModelSource:
     )
     others = {
         "OUT": options.out,
-        "--type": options.type.lower() != "auto",
-        "--tensor-type": options.tensor_types,
-        "--imatrix": options.imatrix,
-        "--split": options.split,
+        "type=TYPE": options.type.lower() != "auto",
+        "tensor_types": options.tensor_types,
+        "imatrix=FILE": options.imatrix,
+        "split": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
     asked = options.rope or options.target_context or options.encoding or options.attention_factor
     if not asked and not source.needs_mending:
-        raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
+        raise UsageError(
+            f"nothing is asked of {source.path}; name a scaling, for example "
+            "rope=RopeScaling('yarn', factor=4)"
+        )
     return source
 
 
@@ -397,6 +400,7 @@ def _check_not_input(out: Path, source: ModelSource, notes: list[str], *, named:
         raise OutputError(f"{out} is the input itself; name another output")
     reason = notes[-1] if notes else "no scaling, type or encoding is asked for"
     raise UsageError(
-        f"there is nothing to write: {reason}; ask for something, for example --yarn 4, or name an "
+        f"there is nothing to write: {reason}; ask for something, for example "
+        "rope=RopeScaling('yarn', factor=4), or name an "
         "output to copy it"
     )

@@ -38,7 +38,9 @@ from ggext.rope.decode import (
     geometry_of,
     query_scale,
     stated_method,
+    turning_pairs,
 )
+from ggext.rope.encoders import still_factors
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
@@ -158,7 +160,9 @@ class ModelSource:
     @property
     def is_unscaled_gguf(self) -> bool:
         """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
-        factors = any(tensor.name in FACTOR_TENSORS for tensor in self.tensors)
+        factors = self.geometry.turning is None and any(
+            tensor.name in FACTOR_TENSORS for tensor in self.tensors
+        )
         return (
             self.is_gguf
             and not self.problem
@@ -217,11 +221,12 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     fields = {key: Field.of(value) for key, value in (values | scalars).items()}
     later: tuple[MakeFields, ...] = (partial(_described, folder, family.arch, tensors),)
-    room = vocabulary_room(folder, family.vocab_size)
+    vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
+    room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        fields |= _vocabulary(folder, family.vocab_size, notes)
+        fields |= vocabulary(notes)
     else:
-        later += (partial(_vocabulary, folder, family.vocab_size),)
+        later += (vocabulary,)
     return ModelSource(
         folder,
         family.arch,
@@ -262,10 +267,10 @@ def _described(
     return {key: Field.of(value) for key, value in said.items()}
 
 
-def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Field]:
+def _vocabulary(folder: Path, vocab_size: int, by_rank: bool, notes: list[str]) -> dict[str, Field]:
     from ggext.checkpoint.vocabulary.read import read_vocabulary
 
-    vocabulary = read_vocabulary(folder, vocab_size)
+    vocabulary = read_vocabulary(folder, vocab_size, by_rank=by_rank)
     notes += vocabulary.notes
     return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
 
@@ -306,7 +311,7 @@ _NO_MODELS = {
     "adapter": "a LoRA adapter; merge it into its model (llama-export-lora), then convert that",
     "mmproj": "the part of a model that sees (mmproj), which is not scaled; name the text model",
     "clip": "the part of a model that sees (mmproj), which is not scaled; name the text model",
-    "imatrix": "an importance matrix; give it as --imatrix together with a model",
+    "imatrix": "an importance matrix; give it as imatrix=FILE together with a model",
 }
 
 
@@ -332,6 +337,8 @@ def _of_gguf(
     except RopeError as error:
         problem = str(error)
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    if ROPE_FREQS in names:
+        geometry = replace(geometry, turning=turning_pairs(factor_tensors(gguf)[ROPE_FREQS]))
     try:
         scaling = _stated_scaling(gguf, geometry, names)
     except RopeError as error:
@@ -344,14 +351,14 @@ def _stated_scaling(
 ) -> RopeScaling | None:
     """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown
     method."""
-    if ROPE_FREQS in names:
+    if ROPE_FREQS in names and geometry.turning is None:
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
     if method == "longrope" or ROPE_LONG in names:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
-    gain = decode(keys, {}, gguf.arch).attention_factor
+    gain = decode(keys, still_factors(geometry), gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return (
         scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)

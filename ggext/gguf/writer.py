@@ -299,6 +299,6 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name the output file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists; use --force to replace it, or name another output")
+        raise OutputError(f"{path} exists; use force=True to replace it, or name another output")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")

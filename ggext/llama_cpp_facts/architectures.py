@@ -51,6 +51,16 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "ffn_up_exps": ("embd", "expert_ff", "experts"),
         "ffn_gate_up_exps": ("embd", "expert_ff+expert_ff", "experts"),
         "ffn_down_exps": ("expert_ff", "embd", "experts"),
+        "pre_ffw_norm_2": ("embd",),
+        "post_ffw_norm_1": ("embd",),
+        "post_ffw_norm_2": ("embd",),
+        "layer_output_scale": ("one",),
+        "per_layer_token_embd": ("each*layers", "vocab"),
+        "per_layer_model_proj": ("embd", "each*layers"),
+        "per_layer_proj_norm": ("each",),
+        "inp_gate": ("embd", "each"),
+        "proj": ("each", "embd"),
+        "post_norm": ("embd",),
         "ffn_gate_inp_shexp": ("embd",),
         "ffn_gate_shexp": ("embd", "shared_ff"),
         "ffn_up_shexp": ("embd", "shared_ff"),
@@ -118,6 +128,9 @@ class ArchitectureFacts:
     gating: tuple[int, ...] = ()
     # numbers that must be at least 1, in addition to those that all models have
     positive: tuple[str, ...] = ()
+    # whether heads, keys and feed-forward parts differ from layer to layer, values may be missing,
+    # and later layers may take the keys and values of earlier ones
+    by_layer: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -170,6 +183,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
+        "gemma4": ArchitectureFacts(experts="some", expert_rows="own", by_layer=True),
         "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",

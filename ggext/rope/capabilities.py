@@ -97,6 +97,7 @@ CAPABILITIES = {
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
+    "gemma4": RopeCapability("neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"),
     "glm4": RopeCapability("norm", optional_sections="blocks"),
     "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),

@@ -14,8 +14,8 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe "
-    "qwen3_5 qwen3_5_moe".split()
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
+    "qwen3_vl_moe qwen3_5 qwen3_5_moe".split()
 )
 
 
@@ -73,6 +73,8 @@ class FamilyRule:
     # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
     # does not say it and it is not the rotated part's.
     share_of: tuple[str, ...] = ()
+    # Sliding-window layers have heads of another size, all of which rotates.
+    own_heads: bool = False
     # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
@@ -140,6 +142,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
         head_dim_keys={FULL: "global_head_dim"},
+        scaled_kind=FULL,
+        own_heads=True,
+        default_parameters={
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="a quarter of the pairs turn where the whole text is attended to",
     ),
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),

@@ -7,7 +7,7 @@ one gain on cos and sin. ``RopeScaling`` is the request, ``RopeGeometry`` the mo
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ggext.arguments import check_fields
@@ -34,9 +34,27 @@ class RopeGeometry:
     sliding_base: float | None = None
     # M-RoPE's counts of pairs, by coordinate (`rope.sections`).
     sections: tuple[int, ...] | None = None
+    # of the sliding-window layers, where their heads are of another size
+    sliding_n_rot: int | None = None
+    sliding_head_dim: int | None = None
+    # only the first so many pairs turn, as they would if all did (Gemma 4's proportional RoPE)
+    turning: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    def of_sliding(self) -> RopeGeometry:
+        """That of the sliding-window layers, which have a base of their own."""
+        return replace(
+            self,
+            n_rot=self.sliding_n_rot or self.n_rot,
+            head_dim=self.sliding_head_dim or self.head_dim,
+            base=self.sliding_base or self.base,
+            sliding_base=None,
+            sliding_n_rot=None,
+            sliding_head_dim=None,
+            turning=None,
+        )
 
 
 @dataclass(frozen=True)

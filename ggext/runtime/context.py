@@ -83,8 +83,8 @@ class SessionOptions:
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
             raise UsageError(
-                "dynamic NTK keeps everything and cannot go with --when-full "
-                f"{self.memory.when_full}"
+                "dynamic NTK keeps everything and cannot go with "
+                f"when_full={self.memory.when_full!r}"
             )
         if self.dynamic_ntk == "rotate" and is_quantized(self.kv_type):
             raise UsageError(
@@ -191,9 +191,7 @@ def open_context(
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(
-            f"a context of {regime.span} tokens cannot be made (try --ctx with less)"
-        )
+        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try a smaller one)")
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
@@ -259,7 +257,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"of the {trained:,} that the file is made for: more would take over half of the "
             "free memory"
         )
-        return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
+        return half, [f"the context is {half:,} tokens {made}; context='auto' takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         holds = room.most() if options.n_ctx is not None else largest
@@ -268,7 +266,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"{holds:,} tokens"
         )
         if options.n_ctx is not None or largest < STEP:
-            raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
+            raise ModelError(f"{short}: ask for a smaller context, or free some memory")
         return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
         asked > trained

@@ -136,7 +136,7 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
     except ValueError as error:
         raise ModelError(
             f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "
-            "that ggext cannot edit; use --when-full stop"
+            "that ggext cannot edit; use when_full='stop'"
         ) from None
 
 

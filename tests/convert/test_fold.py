@@ -617,7 +617,7 @@ def test_where_folding_cannot_be_the_keys_stay_and_the_reason_is_told(
     assert name == "keys"
     assert reason in why
     if arch != "smollm3":
-        with pytest.raises(RopeError, match=r"choose --encoding keys") as refused:
+        with pytest.raises(RopeError, match=r"choose encoding='keys'") as refused:
             bake(model, tmp_path / "folded.gguf", YARN)
         assert why in str(refused.value)
 

@@ -459,7 +459,7 @@ def test_a_default_context_is_capped_to_the_memory_and_says_so(
     with Session(model) as session:
         assert session.n_ctx == 256
         assert "the context is 256 tokens" in session.notices[0]
-    with pytest.raises(ModelError, match="--ctx"):
+    with pytest.raises(ModelError, match="ask for a smaller context"):
         Session(model, SessionOptions(n_ctx=512))
     monkeypatch.setattr(capacity, "free_memory", lambda: 1000)
     with pytest.raises(ModelError, match="the free memory holds 0"):

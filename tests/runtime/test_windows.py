@@ -249,7 +249,7 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
 def test_what_moves_keys_is_refused_with_the_remedy(model: Model, policy: WhenFull) -> None:
     with pytest.raises(
         ModelError,
-        match=f"--when-full {policy} moves cached keys, and layers with a .* recompute wor",
+        match=f"when_full='{policy}' moves cached keys, and layers with a .* recompute wor",
     ):
         Session(model, options(memory=MemoryOptions(policy)))
 

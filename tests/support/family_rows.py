@@ -126,6 +126,16 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 320,
+    "sliding_window": 32,
+    "tie_word_embeddings": True,
+}
 _DELTA_NET: dict[str, Any] = {
     "num_hidden_layers": 4,
     "head_dim": 32,
@@ -377,6 +387,36 @@ ROWS = {
         },
         None,
         1e-5,
+        beyond=False,
+    ),
+    "gemma4_text": Row(
+        "gemma4_text",
+        _GEMMA4 | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+        bound=4e-6,
+    ),
+    "gemma4_text-31b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 30.0,
+        },
+        bound=4e-6,
+    ),
+    "gemma4_text-26b-a4b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 48,
+        },
+        None,
+        bound=4e-6,
         beyond=False,
     ),
     "glm4": Row("glm4", {"head_dim": 48}),
@@ -696,4 +736,4 @@ ROWS = {
 
 #: Another name of a family, or a part of a model, that transformers' own class cannot make a text
 #: model of.
-WITHOUT_A_ROW = {"gemma3", "kimi_k2", "llama4", "mistral3"}
+WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3"}
