@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Tokens over which a score is averaged. SmolLM2, needles in a book, a quarter of 2,048 tokens:
 #: benchmarks/results/memory.md.
 _NEIGHBOURS = 9
+#: The most recent tokens stay, so many at most: a question that is being read.
+_RECENT = 64
 #: Cells whose keys are widened to float32 at a time.
 _AT_ONCE = 1024
 
@@ -44,7 +46,7 @@ class Compress(Memory):
         #: Cells between the first tokens and the window: of tokens that left the text.
         self.selected = 0
         self.evict = options.evict or max(cache.n_ctx // 4, 1)
-        self._recent = max(self.evict // 2, 1)
+        self._recent = max(min(self.evict // 2, _RECENT), 1)
         needed = self.sinks + self._recent + self.evict + 1
         if needed > cache.n_ctx:
             raise UsageError(
