@@ -126,7 +126,10 @@ class Gemma4(Llama):
         return Config(given, self.config.source)
 
     def _check_heads(self, why: str) -> None:
-        whole = {self.heads_of(i) for i in range(self.n_layers) if not self.slides[i]}
+        # As a stranger's file has them: of any type.
+        whole: set[tuple[Any, Any]] = {
+            self.heads_of(i) for i in range(self.n_layers) if not self.slides[i]
+        }
         if len(whole) > 1:
             raise CheckpointError(
                 f"{self.config.source}: per_layer_config gives layers of {FULL} heads of several "

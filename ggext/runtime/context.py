@@ -24,7 +24,7 @@ from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.adapter import attach
-from ggext.runtime.batches import Batches, attention
+from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
@@ -39,7 +39,7 @@ class SessionOptions:
     n_ctx: int | None = None
     # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
-    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 128, and after many down to 16.
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 512, and after many down to 16.
     n_batch: int | None = None
     # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"
@@ -133,11 +133,14 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             f"{model.path} has recurrent layers, whose state cannot be rotated: take replay"
         )
     threads = options.threads or capacity.threads_for(model)
-    n_batch = options.n_batch or capacity.batch_for(model, threads)
     room = capacity.room(
-        model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa)
+        model,
+        Choices(options.kv_type, options.n_batch, options.flash_attention, options.swa, threads),
     )
     n_ctx, notices = _length(model, options, room)
+    n_batch = options.n_batch or (
+        capacity.batch_for(model, threads) if room is None else room.context(n_ctx).batch
+    )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
@@ -202,11 +205,11 @@ def open_context(
 
 
 def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
-    """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation
-    whatever it reads, and four times as long for less than 64."""
-    if options.n_batch or context.flash_attention or room is None:
+    """Fewer at once behind many tokens, where nobody chose."""
+    if options.n_batch or room is None:
         return Batches(context.batch)
-    return Batches(context.batch, threads, attention(room.planner.arch, context))
+    least = LEAST_FLASH if context.flash_attention else LEAST
+    return Batches(context.batch, threads, attention(room.planner.arch, context), least)
 
 
 def _check_heads(model: Model, kv_type: str) -> None:
@@ -284,7 +287,7 @@ def _flash_attention(model: Model, options: SessionOptions, room: Room | None, n
     return (
         model.offloads or is_quantized(options.kv_type)
         if room is None
-        else room.flash_attention(n_ctx)
+        else room.context(n_ctx).flash_attention
     )
 
 

@@ -7,6 +7,7 @@ either the answers about needles are scored, or the key tokens of the user's own
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Protocol
@@ -42,22 +43,21 @@ class Objective(Protocol):
 
     # What the losses are of.
     name: str
-    # Texts that there are to search on and to judge on; None: as many as are asked for.
-    available: int | None
     # What the user should know of them.
     notes: tuple[str, ...]
 
-    def training(self, count: int) -> list[int]:
-        """The numbers of the texts to search on."""
+    # The numbers of the texts to search on and to judge on, in order; more than are needed.
+    training: Sequence[int]
+    held_out: Sequence[int]
+    # Readings of a text before its first loss is known, in readings at the target's length.
+    overhead: float
 
-    def held_out(self, count: int) -> list[int]:
-        """The numbers of the texts to judge on, none of them among the others."""
+    def loss(self, number: int) -> float | None:
+        """The mean loss in nats; None for a text that has no token to ask about. Raises
+        CancelledError, ModelError."""
 
-    def loss(self, number: int) -> float:
-        """The mean loss in nats. Raises CancelledError, ModelError."""
-
-    def overhead(self) -> float:
-        """Readings of a text before its first loss is known, in readings at the target's length."""
+    def nothing_to_ask(self) -> str:
+        """Why no text has a loss, and what to do; a sentence without its end."""
 
 
 class Needles:
@@ -67,8 +67,10 @@ class Needles:
     """
 
     name = "needles"
-    available: int | None = None
     notes: tuple[str, ...] = ()
+    training: Sequence[int] = range(_HELD_OUT)
+    held_out: Sequence[int] = range(_HELD_OUT, 2 * _HELD_OUT)
+    overhead = 0.0
 
     def __init__(self, bench: Bench, length: int, live: LiveTable) -> None:
         self.live = live
@@ -82,17 +84,11 @@ class Needles:
         except UsageError as error:
             raise UsageError(f"{error}; or give documents to search on (texts)") from None
 
-    def training(self, count: int) -> list[int]:
-        return list(range(count))
-
-    def held_out(self, count: int) -> list[int]:
-        return list(range(_HELD_OUT, _HELD_OUT + count))
-
-    def loss(self, number: int) -> float:
+    def loss(self, number: int) -> float | None:
         return answer_loss(self._bench.session, self._bench.prompts, self._sample(number))
 
-    def overhead(self) -> float:
-        return 0.0
+    def nothing_to_ask(self) -> str:
+        return "the made texts hold no question"
 
     def _made(self, number: int) -> Sample:
         rng = Random(f"search {self._bench.options.seed} {self._length} {number}")
@@ -109,6 +105,8 @@ class KeyTokens:
     """
 
     name = "key tokens"
+    # The windows read their short context again and again; then YaRN reads the whole.
+    overhead = 6.0
 
     def __init__(self, bench: Bench, length: int, live: LiveTable, yarn: RopeScaling) -> None:
         self._bench = bench
@@ -117,37 +115,38 @@ class KeyTokens:
         self._yarn = yarn
         count = self._pieces_there()
         documents = len({self._document(self._piece(i)) for i in range(count)})
-        self._order = list(range(count))
-        Random(f"search {bench.options.seed}").shuffle(self._order)
+        order = list(range(count))
+        Random(f"search {bench.options.seed}").shuffle(order)
         self.notes: tuple[str, ...] = ()
         if documents >= _MANY:
-            self._order = self._one_of_each(self._order)
+            order = self._one_of_each(order)
         else:
             note = (
                 f"{count} texts of {documents} documents: they are taken for independent, which "
                 "texts of one document are not quite"
             )
             self.notes = (note,)
-        self.available: int | None = len(self._order)
+        third = max(1, len(order) // 3)
+        self.training: Sequence[int] = order[:third]
+        self.held_out: Sequence[int] = order[third:]
         self._key_tokens = lru_cache(maxsize=64)(self._found)
 
-    def training(self, count: int) -> list[int]:
-        return self._order[:count]
-
-    def held_out(self, count: int) -> list[int]:
-        return self._order[len(self._order) - count :]
-
-    def loss(self, number: int) -> float:
+    def loss(self, number: int) -> float | None:
         scaling = self._live.scaling
         chosen = self._key_tokens(number)
+        if not chosen.any():
+            return None
         self._use(scaling)
         losses = nll(self._bench.session, self._piece(number).tokens)
         self._live.check()
         return float(losses[chosen].mean())
 
-    def overhead(self) -> float:
-        # The windows read their short context again and again; then YaRN reads the whole.
-        return 6.0
+    def nothing_to_ask(self) -> str:
+        short, _ = short_windows(self._bench.setting)
+        return (
+            f"the documents have no key token: nothing in {self._length:,} tokens needs more than "
+            f"the last {short:,}; give others, or search on needles, without any"
+        )
 
     def _pieces_there(self) -> int:
         bench, least = self._bench, 1 + LEAST_HELD_OUT
@@ -180,12 +179,6 @@ class KeyTokens:
         self._use(self._yarn)
         found = key_tokens(before, nll(session, tokens))
         self._live.check()
-        if not found.any():
-            name = self._piece(number).name
-            raise UsageError(
-                f"{name} has no key token: nothing in its {self._length:,} tokens needs more than "
-                f"the last {short:,}; give other documents, or search on needles, without any"
-            )
         return found
 
     def _use(self, scaling: RopeScaling | None) -> None:

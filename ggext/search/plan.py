@@ -8,7 +8,7 @@ from statistics import fmean
 from ggext.errors import UsageError
 from ggext.quality.bench import Speed
 from ggext.search.descent import rounds_of
-from ggext.search.objective import LEAST_HELD_OUT, Objective, ShortTexts
+from ggext.search.objective import Objective, ShortTexts
 from ggext.search.options import SearchOptions
 
 #: Tables, texts to search on, texts to judge on: the first that the budget allows.
@@ -66,25 +66,25 @@ def _as_asked(plan: Plan, options: SearchOptions, objective: Objective) -> Plan:
         held_out=options.held_out or plan.held_out,
         notes=objective.notes,
     )
-    there = objective.available
-    if there is None or plan.training + plan.held_out <= there:
-        return plan
-    asked = (options.training or 1) + (options.held_out or LEAST_HELD_OUT)
-    if asked > there:
-        raise UsageError(
-            f"the documents hold {there} texts of {options.target_context:,} tokens, and {asked} "
-            "are asked for: give more, or ask for fewer"
-        )
-    # A third to search on, the rest to judge on.
-    training = options.training or min(plan.training, max(1, there // 3), there - asked + 1)
-    return replace(plan, training=training, held_out=min(plan.held_out, there - training))
+    for name in ("training", "held_out"):
+        asked, there = getattr(options, name), len(getattr(objective, name))
+        if asked is not None and asked > there:
+            raise UsageError(
+                f"{name} is {asked}, but the documents hold {there} texts of "
+                f"{options.target_context:,} tokens for it: give more, or ask for fewer"
+            )
+    return replace(
+        plan,
+        training=min(plan.training, len(objective.training)),
+        held_out=min(plan.held_out, len(objective.held_out)),
+    )
 
 
 def _costed(plan: Plan, costs: tuple[int, Objective, ShortTexts, Speed]) -> Plan:
     length, objective, short, speed = costs
     # New tables come in every round; those that survive one are read on its further texts alone.
     losses = plan.evaluations * fmean(rounds_of(plan.training)) + 2 * plan.held_out
-    readings = losses + objective.overhead() * (plan.training + plan.held_out)
+    readings = losses + objective.overhead * (plan.training + plan.held_out)
     short_tokens = 2 * len(short.numbers) * short.length
     seconds = readings * speed.seconds(length) + speed.linear * short_tokens
     tokens = round(readings * length + short_tokens)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ggext.convert import ConvertOptions, convert
 from ggext.convert import Plan as Conversion
-from ggext.errors import ModelError
+from ggext.errors import ModelError, UsageError
 from ggext.gguf.writer import check_output, private_folder_beside, put_in_place
 from ggext.quality.bench import Bench
 from ggext.quality.kept_lines import KeptLines
@@ -44,6 +44,8 @@ class Progress:
     seconds_left: float
 
 
+#: A text to search on, to judge on, or to hold the price on short texts to.
+Kind = Literal["train", "held-out", "short"]
 OnProgress = Callable[[Progress], None]
 
 
@@ -84,7 +86,7 @@ class Search(Closing):
         check_output(self._model.out, options.force)
         self._options = options
         documents = tuple(one for given in options.texts for one in documents_in(given))
-        self._losses: dict[str, float] = {}
+        self._losses: dict[str, float | None] = {}
         self._kept_plan: Plan | None = None
         self._kept = KeptLines(
             partial, self._header(documents), "partial run of ggext search", self._take
@@ -123,10 +125,9 @@ class Search(Closing):
         self._progress = progress
         self._began = time.monotonic()
         plan = self.plan
-        numbers = self._objective.training(plan.training)
 
         def losses(point: Point, count: int) -> list[float]:
-            return list(self._measured("train", numbers[:count], point).values())
+            return list(self._measured("train", count, point).values())
 
         self._descent = Descent(self.space, losses, plan.training, plan.evaluations)
         try:
@@ -205,16 +206,33 @@ class Search(Closing):
             self._kept.add({"plan": [plan.evaluations, plan.training, plan.held_out]})
 
     def _judged(self) -> Verdict:
-        numbers = self._objective.held_out(self.plan.held_out)
         tables = (self.space.start, self._best)
-        yarn, found = (self._measured("held-out", numbers, point) for point in tables)
-        short = [self._measured("short", self._short.numbers, point) for point in tables]
+        yarn, found = (self._measured("held-out", self.plan.held_out, point) for point in tables)
+        short = [self._measured("short", len(self._short.numbers), p) for p in tables]
         return judged(yarn, found, *short)
 
-    def _measured(self, kind: str, numbers: Iterable[int], point: Point) -> dict[Hashable, float]:
-        return {number: self._loss(kind, number, point) for number in numbers}
+    def _measured(self, kind: Kind, count: int, point: Point) -> dict[Hashable, float]:
+        """The losses of a point on the first so many texts that have one."""
+        numbers: Sequence[int] = {
+            "train": self._objective.training,
+            "held-out": self._objective.held_out,
+            "short": self._short.numbers,
+        }[kind]
+        found: dict[Hashable, float] = {}
+        for number in numbers[: 4 * count]:  # texts without key tokens are seldom many
+            # YaRN's table is asked on every text, and which have a loss is the same for all.
+            if self._loss(kind, number, self.space.start) is None:
+                continue
+            loss = self._loss(kind, number, point)
+            assert loss is not None
+            found[number] = loss
+            if len(found) == count:
+                break
+        if not found:
+            raise UsageError(self._objective.nothing_to_ask())
+        return found
 
-    def _loss(self, kind: str, number: int, point: Point) -> float:
+    def _loss(self, kind: Kind, number: int, point: Point) -> float | None:
         """Of one text by one table, measured once."""
         key = f"{kind}/{number}/{point.key}"
         if key not in self._losses:
@@ -232,7 +250,7 @@ class Search(Closing):
             self._done += 1
         return self._losses[key]
 
-    def _show(self, kind: str) -> None:
+    def _show(self, kind: Kind) -> None:
         if self._progress is None:
             return
         tables = len(self._descent.evaluations) if self._descent else 0
@@ -261,7 +279,8 @@ class Search(Closing):
             evaluations, training, held_out = values["plan"]
             self._kept_plan = Plan(int(evaluations), int(training), int(held_out))
             return
-        self._losses[str(values["text"])] = float(values["loss"])
+        loss = values["loss"]
+        self._losses[str(values["text"])] = None if loss is None else float(loss)
 
 
 def _check_verified(made: Path, out: Path) -> None:

@@ -213,13 +213,13 @@ def test_key_tokens_of_own_documents(plain: Path, book: Path) -> None:
 def test_too_little_text_is_said(plain: Path, book: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"hold \d texts of 2,048 tokens, and a search needs 6"):
         Search(plain, SearchOptions(2048, texts=(book,), **SMALL))
-    with pytest.raises(UsageError, match=r"hold \d+ texts of 512 tokens, and 51 are asked for"):
+    with pytest.raises(UsageError, match=r"held_out is 50, but the documents hold \d+ texts of"):
         Search(plain, SearchOptions(512, texts=(book,), **{**SMALL, "held_out": 50}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(UsageError, match=r"empty holds no document \(\.txt, \.text, \.md\)"):
         Search(plain, SearchOptions(512, texts=(tmp_path / "empty",), **SMALL))
     (tmp_path / "dull.txt").write_text("Tom sleeps. " * 3000)
-    with pytest.raises(UsageError, match="has no key token: nothing in its 512 tokens needs more"):
+    with pytest.raises(UsageError, match="have no key token: nothing in 512 tokens needs more"):
         search(plain, SearchOptions(512, texts=(tmp_path / "dull.txt",), **SMALL))
 
 
