@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 NAME = "llama-cpp-python"
 #: The first GCC that keeps the stores of a tile configuration (llama.cpp pull request 26954).
 SOUND_GCC = (13, 3)
-#: pip's settings that may bring a wheel that somebody else built.
+#: pip's settings that may bring a wheel that someone else built.
 SOURCES = ("find-links", "extra-index-url", "index-url", "only-binary", "prefer-binary")
 
 

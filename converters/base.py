@@ -9,9 +9,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import UNROTATED, capability_of
 from ggext.rope.config import CheckpointRope, read_replaceable_rope
 from ggext.rope.families import FULL, SLIDING, text_part
+from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,14 +32,17 @@ class TensorRule:
     ``gguf`` package calls it. Then, in this order: ``transposed`` swaps the last two dimensions;
     ``view`` is the shape that the values are then read in (the same number of values); ``rows``
     gives another order of the rows, all dimensions but the last taken together (of a
-    one-dimensional tensor its values): for each written row the one that it is; ``written`` is the
-    shape to write, where it is not that of what was read; ``plus`` is added to every value.
+    one-dimensional tensor its values): for each written row the one that it is, which may be a
+    part of them; ``columns`` does the same within each row; ``written`` is the shape to write,
+    where it is not that of what was read; ``plus`` is added to every value, or ``computed`` takes
+    an array's values, in float32, and gives those to write.
     ``arranged``: a function of the source's array in place of the first three, whose result has the
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
     ``unless``: not written, for this reason, which is told where it is there. ``instead``: the rule
-    of another form in which checkpoints have the same, taken where it alone is there; the target is
-    this one's. ``hint``: what is said beside a source that is not there.
+    of another form in which checkpoints have the same, by other names or of another shape, taken
+    where it alone is there; the target is this one's, and it may have another form in its turn.
+    ``hint``: what is said beside a source that is not there.
     """
 
     sources: tuple[str, ...]
@@ -47,8 +51,10 @@ class TensorRule:
     transposed: bool = False
     view: tuple[int, ...] | None = None
     rows: RowOrder | None = None
+    columns: RowOrder | None = None
     written: tuple[int, ...] | None = None
     plus: float = 0.0
+    computed: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
     scales: str | None = None
     optional: bool = False
@@ -62,20 +68,26 @@ class Family:
     their architecture in llama.cpp would compute otherwise.
 
     ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent
-    (null is not), of what no tensor's shape would give away. ``embedding``, ``head``: the modules
+    (null is not), of what no tensor's shape would give away. ``attribute_map``: name of a key here
+    → the one that the family's config.json has for it. ``embedding``, ``head``: the modules
     of the embedding and of the output matrix. ``has_output``: the architecture reads an output
     matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
     takes for ``tie_word_embeddings``, where that and not ``text_config`` decides; ``tied_by_text``:
-    that ``text_config`` says true is enough.
+    that ``text_config`` says true is enough. ``sectioned``: the file gets M-RoPE's sections, of an
+    architecture that can do without.
     """
 
     arch: str
     defaults: ClassVar[Mapping[str, Any]] = {}
+    attribute_map: ClassVar[Mapping[str, str]] = {}
     embedding = "model.embed_tokens"
     head = "lm_head"
     has_output = True
     tied_as_part: ClassVar[bool | None] = None
     tied_by_text = False
+    sectioned = False
+    #: a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4)
+    merges_by_rank = False
 
     def __init__(self, config: Config) -> None:
         values = config.values
@@ -88,13 +100,14 @@ class Family:
                 if self.tied_by_text and text.get("tie_word_embeddings") is True:
                     tied = True
                 values["tie_word_embeddings"] = tied
-        self.config = config = replace(config, values={**self.defaults, **values})
+        named = {ours: values[own] for ours, own in self.attribute_map.items() if own in values}
+        self.config = config = replace(config, values={**self.defaults, **values, **named})
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")
         self.n_kv_heads = config.integer("num_key_value_heads", default=self.n_heads)
         self.head_dim = config.integer("head_dim", default=self.n_embd // self.n_heads)
-        self.n_ff = config.integer("intermediate_size")
+        self.n_ff = self.read_n_ff(config)
         self.vocab_size = config.integer("vocab_size")
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(
@@ -102,6 +115,16 @@ class Family:
                 f"num_key_value_heads {self.n_kv_heads}"
             )
         self.check()
+
+    @classmethod
+    def of(cls, config: Config) -> Family:
+        """The converter of a checkpoint of this ``model_type``."""
+        return cls(config)
+
+    def read_n_ff(self, config: Config) -> int:
+        """The width of the feed-forward part."""
+        # a model whose layers all have experts may say no other size
+        return int(config.integer("intermediate_size", "moe_intermediate_size"))
 
     def check(self) -> None:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
@@ -126,8 +149,14 @@ class Family:
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
+        if self.arch in UNROTATED:
+            context = self.config.integer("max_position_embeddings")
+            return CheckpointRope(
+                RopeScaling(), RopeGeometry(0, self.head_dim, 1.0, "norm", context)
+            )
         values = {**self.config.values, "head_dim": self.head_dim}
-        rope = read_replaceable_rope(values, capability_of(self.arch).layout, self.config.source)
+        layout = capability_of(self.arch, sectioned=self.sectioned).layout
+        rope = read_replaceable_rope(values, layout, self.config.source)
         if not self.has_stray_part:
             return rope
         note = (
@@ -247,24 +276,33 @@ def experts(
     gate, up, down = names.split()
     targets = [target and target.format(part) for part in ("gate", "up", "down")]
     fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
+    stacked_by_mlx = f"{module}.switch_mlp.{{}}.weight"
     halves = ((gate, slice(0, n_ff)), (up, slice(n_ff, None)))
     for (name, part), written_as in zip(halves, targets, strict=False):
         half = TensorRule(
             (f"{fused}.gate_up_proj",),
             (count, 2 * n_ff, n_embd),
             target=written_as,
-            arranged=partial(_rows_of_each, part),
+            arranged=partial(rows_of_each, part),
             written=(count, n_ff, n_embd),
+            instead=TensorRule((stacked_by_mlx.format(name),), (count, n_ff, n_embd)),
         )
         template = f"{module}.experts.{{}}.{name}"
         yield stacked(template, count, n_ff, n_embd, instead=half, target=written_as)
-    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff), target=targets[2])
+    shape = (count, n_embd, n_ff)
+    by_mlx = TensorRule((stacked_by_mlx.format(down),), shape)
+    whole = TensorRule((f"{fused}.down_proj",), shape, target=targets[2], instead=by_mlx)
     template = f"{module}.experts.{{}}.{down}"
     yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 
 
-def _rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return matrices[:, part]
+
+
+def columns_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As rows."""
+    return matrices.swapaxes(1, 2)[:, part]
 
 
 @cache

@@ -1,5 +1,5 @@
 """DeepSeek 2: attention over one compressed key and value for all heads (MLA), and routed experts
-of which some are always asked, behind a few layers without experts.
+of which some are always asked, after a few layers without experts.
 
 llama.cpp attends in the compressed space: of ``kv_b_proj`` it takes the keys' part, transposed,
 into the queries and the values' part out of the result.
@@ -61,7 +61,7 @@ class DeepseekV2(WithLatents):
         self.n_experts, self.n_shared = number("n_routed_experts"), number("n_shared_experts")
         self.n_expert_ff = number("moe_intermediate_size")
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("moe_layer_freq", 1, f"{why} has experts in every layer behind the first ones")
+        self.require("moe_layer_freq", 1, f"{why} has experts in every layer after the first ones")
         self.require(
             "scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}"
         )

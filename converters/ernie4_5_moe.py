@@ -1,5 +1,5 @@
 """ERNIE 4.5 with experts: ERNIE 4.5 whose later layers choose experts by their probabilities and a
-learned correction, beside one that is always asked."""
+learned correction, and one that is always asked."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ernie45Moe(Ernie45):
         self.n_shared_ff = number("moe_num_shared_experts", minimum=0) * self.n_expert_ff
         self.n_dense = number("moe_layer_start_index", minimum=0)
         why = (
-            f"llama.cpp's architecture {self.arch} has experts in every layer behind the first ones"
+            f"llama.cpp's architecture {self.arch} has experts in every layer after the first ones"
         )
         self.require("moe_layer_interval", 1, why)
         last = number("moe_layer_end_index", minimum=-1)

@@ -1,4 +1,4 @@
-"""EXAONE 4: Llama's blocks with the norms behind attention and feed-forward, and norms of each
+"""EXAONE 4: Llama's blocks with the norms after attention and feed-forward, and norms of each
 head's query and key.
 
 The 32B model has windows in three of four layers, and only those rotate; llama.cpp knows them by

@@ -1,4 +1,4 @@
-"""GLM-4-0414: norms before and behind attention and feed-forward, gate and up fused, half of each
+"""GLM-4-0414: norms before and after attention and feed-forward, gate and up fused, half of each
 head rotated in neighbouring pairs."""
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """GLM-4.5, 4.6 and 4.7 and their Air: GLM-4's successors with routed experts, of which some are
-always asked, behind a few layers without experts. Their layers that predict a second token are left
+always asked, after a few layers without experts. Their layers that predict a second token are left
 out."""
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Llama(Family):
-    """Other families are told from it by what they override: ``norms``, ``attention``, ``mlp``, and
+    """Other families differ from it in what they override: ``norms``, ``attention``, ``mlp``, and
     by what llama.cpp's architecture does:
 
     ``activations``: names of the one that it computes. ``biased``: projections to which it adds a

@@ -10,26 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ggext.converters.base import TensorRule, text_part_name, weight
+from ggext.converters.base import TensorRule, columns_of_each, text_part_name, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 from ggext.errors import CheckpointError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    _Array = np.ndarray[Any, Any]
 
 _INTERVAL = 4
 _WITHOUT_NORMS = (
     128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
 )
-
-
-def _columns(part: slice, experts: _Array) -> _Array:
-    return experts.swapaxes(1, 2)[:, part]
 
 
 class Llama4(Llama):
@@ -125,7 +116,7 @@ class Llama4(Llama):
                 (f"{block}.experts.gate_up_proj",),
                 (count, self.n_embd, 2 * n_ff),
                 f"{target}_{name}_exps.weight",
-                arranged=partial(_columns, part),
+                arranged=partial(columns_of_each, part),
                 written=(count, n_ff, self.n_embd),
             )
         yield TensorRule(

@@ -1,12 +1,14 @@
-"""Ministral 3 and Mistral Small 3 that see too: what concerns text is Ministral 3 or Mistral."""
+"""Ministral 3 and Mistral Small 3 and 4 that see too: what concerns text is Ministral 3, Mistral or
+Mistral 4."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ggext.converters.base import text_part_name
+from ggext.converters.base import Family, text_part_name
 from ggext.converters.ministral3 import Ministral3
 from ggext.converters.mistral import Mistral
+from ggext.converters.mistral4 import Mistral4
 
 from ggext.checkpoint.config import Config
 
@@ -17,6 +19,12 @@ class Mistral3(Ministral3):
     """llama.cpp's architecture of both."""
 
     tied_as_part = True
+
+    @classmethod
+    def of(cls, config: Config) -> Family:
+        if config.section("text_config").get("model_type") == "mistral4":
+            return Mistral4(config)
+        return cls(config)
 
     def __init__(self, config: Config) -> None:
         text = config.section("text_config")

@@ -1,4 +1,4 @@
-"""OLMo 2: Llama's blocks with the norms behind attention and feed-forward, and norms of all queries
+"""OLMo 2: Llama's blocks with the norms after attention and feed-forward, and norms of all queries
 and keys."""
 
 from __future__ import annotations

@@ -43,12 +43,8 @@ class QwenExperts(Llama):
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
 
 
-class Qwen2Moe(QwenExperts, Qwen2):
-    arch = "qwen2moe"
-    defaults = QwenExperts.defaults | {"qkv_bias": True}
-    bias_flags = dict.fromkeys(QKV, "qkv_bias")
-    free_head_dim = False
-    needs_output = True
+class GatedSharedExpert(QwenExperts):
+    """Beside the routed experts one that is always asked, behind a gate."""
 
     def check(self) -> None:
         super().check()
@@ -61,6 +57,14 @@ class Qwen2Moe(QwenExperts, Qwen2):
         yield from super().mlp(module, layer)
         yield weight(f"{module}.shared_expert_gate", 1, self.n_embd, written=(self.n_embd,))
         yield from gated(f"{module}.shared_expert", self.n_embd, self.n_shared_ff)
+
+
+class Qwen2Moe(GatedSharedExpert, Qwen2):
+    arch = "qwen2moe"
+    defaults = QwenExperts.defaults | {"qkv_bias": True}
+    bias_flags = dict.fromkeys(QKV, "qkv_bias")
+    free_head_dim = False
+    needs_output = True
 
 
 FAMILY = Qwen2Moe

@@ -47,7 +47,7 @@ class ChatWindow(QWidget):
         self._sampling = sampling
         self._reply: Reply | None = None
         self._stopping = False
-        #: From other threads: pieces of the answer, and what the window shall do.
+        #: From other threads: pieces of the answer, and what the window should do.
         self._inbox: queue.SimpleQueue[str | Callable[[], None]] = queue.SimpleQueue()
         self._build()
         self._timer = QTimer(self, interval=_FRAME)

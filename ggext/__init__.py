@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
     from ggext.runtime.context import SessionOptions
     from ggext.runtime.memory.options import MemoryOptions
+    from ggext.runtime.prefixes import PrefixOptions
     from ggext.runtime.sampling import Sampling, json_grammar
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "GgextError",
     "MemoryOptions",
     "Model",
+    "PrefixOptions",
     "Reading",
     "Reasoning",
     "Reply",
@@ -61,6 +63,7 @@ _LAZY = {
     "evaluate": "ggext.quality.run",
     "SessionOptions": "ggext.runtime.context",
     "TemplateChoice": "ggext.chat.template",
+    "PrefixOptions": "ggext.runtime.prefixes",
     "MemoryOptions": "ggext.runtime.memory.options",
     "freeze_support": "ggext.chat.renderer",
 }

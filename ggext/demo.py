@@ -1,7 +1,7 @@
 """What context extension does, measured on the embedded model through llama.cpp.
 
 The model was trained on 256 tokens. For each method and length a file is baked, verified and asked
-for facts in texts that fill the length; perplexity by position stands beside it. Every figure is
+for facts in texts that fill the length; perplexity by position is measured too. Every figure is
 measured in the run that prints it.
 """
 
@@ -70,7 +70,7 @@ class DemoResult:
 
 
 class Watcher:
-    """Is told how far `run` has come; does nothing by itself."""
+    """Hears how far `run` has come; does nothing by itself."""
 
     def step(self, name: str) -> None:
         """The next part of the work begins."""
@@ -160,7 +160,7 @@ def sample_text(tokens: int, seed: int = 0) -> str:
     except ValueError:
         least = language.FACT_TOKENS * language.RECALL_FACTS
         raise UsageError(
-            f"--text {tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens"
+            f"text={tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens"
         ) from None
 
 

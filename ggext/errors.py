@@ -90,7 +90,7 @@ class ContextFullError(ModelError):
             )
         super().__init__(
             f"{what}, take a longer context, or convert the model for one (ggext convert MODEL "
-            "--target-context N)"
+            "target_context=N)"
         )
         self.requested = requested
         self.used = used

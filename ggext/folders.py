@@ -17,7 +17,7 @@ def cache_folder() -> Path:
 
 
 def state_folder() -> Path:
-    """For chats and what was typed, which nobody can make again. Raises OutputError for a user who
+    """For chats and what was typed, which no one can make again. Raises OutputError for a user who
     has no home and names no other place."""
     import platformdirs
 

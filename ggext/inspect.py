@@ -16,7 +16,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import LEARNED_POSITIONS, UNROTATED, capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -98,7 +98,7 @@ class Inspection:
 
 
 def inspect(path: Path) -> Inspection:
-    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is told, not
+    """Raises ``GgufError`` for a damaged file; a scaling that ggext cannot read is reported, not
     raised."""
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
@@ -118,7 +118,8 @@ def inspect(path: Path) -> Inspection:
         unit_gain = (
             abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
         )
-        shift_safe = capability_of(gguf.arch).is_never_shifted or (
+        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+        shift_safe = capability.is_never_shifted or (
             unit_gain and rolls(gguf.arch_keys(), gguf.arch)
         )
         parameters_of_context = context_parameters(gguf.arch_keys())
@@ -127,6 +128,8 @@ def inspect(path: Path) -> Inspection:
         sliding = decode_sliding(gguf.arch_keys(), gguf.arch) if "unscaled" in layers else None
     except RopeError as error:
         unknown = str(error)
+    if gguf.arch in UNROTATED:  # keys hold no position where attention falls with distance
+        shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
     return Inspection(

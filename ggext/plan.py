@@ -7,6 +7,7 @@ them to what is free.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ MEASURED = frozenset(
         "glm4moe",
         "gpt-oss",
         "granite",
+        "lfm2",
         "llama",
         "mistral3",
         "olmo2",
@@ -41,7 +43,10 @@ MEASURED = frozenset(
         "qwen2moe",
         "qwen2vl",
         "qwen3",
+        "qwen35",
+        "qwen35moe",
         "qwen3moe",
+        "qwen3next",
         "seed_oss",
         "smollm3",
         "starcoder2",
@@ -51,12 +56,15 @@ MEASURED = frozenset(
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """``context`` in tokens, None: what the file is made for; "auto": the largest up to that which
-    fits. ``gpu_layers`` None: all where llama.cpp has a GPU here. Raises UsageError."""
+    """What to plan for. Raises UsageError."""
 
+    # Tokens; None: what the file is made for; "auto": the largest up to that which fits.
     context: int | str | None = None
+    # None: all where llama.cpp has a GPU here.
     gpu_layers: int | None = None
     choices: Choices = field(default_factory=Choices)
+    # The context has this share of the cells that the tokens would take (compress).
+    keep: float = 1.0
 
     def __post_init__(self) -> None:
         if isinstance(self.context, str) and self.context != "auto":
@@ -67,27 +75,31 @@ class PlanOptions:
             raise UsageError(
                 f"the context is {self.context}, but must be from 1 to {LONGEST} tokens"
             )
+        if not 0 < self.keep <= 1:
+            raise UsageError(f"keep is {self.keep:g}, but must be a share above 0, at most 1")
         if self.gpu_layers is not None and self.gpu_layers < 0:
             raise UsageError(f"gpu layers is {self.gpu_layers}, but must not be negative")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. ``made_for``: tokens that the file is made for. ``largest``: tokens of the
-    largest context that fits, whatever the file is made for; None: the free memory is not known.
-    ``measured``: this architecture's figures are held to llama.cpp's."""
+    """What a model and a context need."""
 
     path: Path
     arch: str
     layers: int
+    # Tokens that the file is made for.
     made_for: int
     context: Context
     gpu_layers: int
     ram: Share
     gpu: Share
     free: Memories
+    # Tokens of the largest context that fits, whatever the file is made for; None: the free memory
+    # is not known.
     largest: int | None
     windowed_layers: int
+    # Whether this architecture's figures are held to llama.cpp's by a test.
     measured: bool
 
     @property
@@ -113,7 +125,8 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
     largest = planner.largest(free)
-    context = planner.context(_length(planner, options, free), free)
+    tokens = _length(planner, options, free)
+    context = planner.context(max(math.ceil(options.keep * tokens), 1), free)
     ram, gpu = planner.shares(context)
     return Plan(
         path,

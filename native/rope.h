@@ -35,7 +35,7 @@ struct ggext_table {
     struct ggext_positions positions;
 };
 
-/* From how rows are rotated to how they shall be: by the difference of the angles and the quotient of the gains. Plain
+/* From how rows are rotated to how they should be: by the difference of the angles and the quotient of the gains. Plain
  * rows are `from` no rotation; the inverse is `to` none. Positions are of the same number in both. */
 struct ggext_rope {
     struct ggext_table to;

@@ -74,6 +74,18 @@ def stories_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded model with YaRN for 512 tokens, float32; every clone has it."""
+    from ggext.checkpoint.named import DEMO_MODEL
+    from ggext.convert import ConvertOptions, convert
+    from ggext.rope.scaling import RopeScaling
+
+    out = tmp_path_factory.mktemp("models") / "small.gguf"
+    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=2), encoding="keys"))
+    return out
+
+
 @pytest.fixture
 def load(tmp_path: Path) -> Iterator[Load]:
     """Opens vocabularies in llama.cpp."""

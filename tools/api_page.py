@@ -15,15 +15,18 @@ from pathlib import Path
 #: Section → its names, each as the module from which a program imports it and the name there.
 SECTIONS = {
     "Run a model": (
-        "ggext.Model ggext.Settings ggext.SessionOptions ggext.MemoryOptions ggext.TemplateChoice"
-        " ggext.Sampling ggext.json_grammar ggext.freeze_support"
+        "ggext.Model ggext.Settings ggext.SessionOptions ggext.MemoryOptions ggext.PrefixOptions"
+        " ggext.TemplateChoice ggext.Sampling ggext.json_grammar ggext.freeze_support"
     ),
     "Answers": ("ggext.Reply ggext.ReplyEvent ggext.Reading ggext.Reasoning ggext.Text ggext.Turn"),
     "Bake and prove": (
         "ggext.convert.ConvertOptions ggext.convert.convert ggext.verify.verify"
         " ggext.RopeScaling ggext.RopeGeometry ggext.RopeTable"
     ),
-    "Measure": "ggext.evaluate ggext.EvalOptions ggext.EvalReport",
+    "Measure": (
+        "ggext.evaluate ggext.EvalOptions ggext.EvalReport"
+        " ggext.search.search ggext.search.SearchOptions ggext.search.SearchResult"
+    ),
     "Errors": "ggext.GgextError ggext.ContextFullError ggext.EngineDiedError",
 }
 

@@ -21,6 +21,7 @@ from ggext.runtime.memory.options import POLICIES
 if TYPE_CHECKING:
     from ggext.chat.loop import Chat
 
+_COMPRESSED = 0.5
 #: What stays in a full context, as the user names it.
 WHEN_FULL = ("stop", "turns", *POLICIES[1:])
 
@@ -183,6 +184,20 @@ def _when_full(chat: Chat, policy: str) -> None:
     chat.screen.notice(f"when the context is full: {policy}")
 
 
+def _compress(chat: Chat, share: str) -> None:
+    engine = chat.conversation.engine
+    if chat.room.when_full != "compress":
+        raise UsageError(
+            f"the context of a chat with /when-full {chat.room.when_full} cannot be compressed: "
+            "/when-full compress changes that"
+        )
+    try:
+        engine.compress(float(share or _COMPRESSED))
+    except ValueError:
+        raise UsageError(f"/compress takes a share such as 0.5, not {share!r:.40}") from None
+    chat.screen.notice(f"what stands out stays: {engine.ever_dropped:,} tokens left the context")
+
+
 def _ctx(chat: Chat, tokens: str) -> None:
     if not tokens:
         chat.screen.notice(
@@ -246,9 +261,12 @@ COMMANDS: dict[str, Command] = {
     "/when-full": Command(
         "[POLICY]", "shows what stays in a full context, or changes it", _when_full
     ),
+    "/compress": Command(
+        "[SHARE]", "leaves this share of the context, what stands out most [0.5]", _compress
+    ),
     "/ctx": Command("[N]", "shows the size of the context in tokens, or changes it", _ctx),
     "/save": Command("FILE", "saves the chat", _save),
-    "/load": Command("FILE", "goes on with a saved chat", _load),
+    "/load": Command("FILE", "continues a saved chat", _load),
     "/export": Command("FILE", "writes the chat as Markdown", _export),
     "/quit": Command("", "leaves, as Ctrl-D does", lambda _chat, _argument: False),
 }

@@ -49,24 +49,25 @@ class Engine(Protocol):
         self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
     ) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
+    def compress(self, share: float) -> None: ...
     def cancel(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
+    """How a turn went; counts in tokens."""
 
-    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop
-    string. ``left``: turns that left the context for it, ``dropped``: tokens that did, where the
-    engine drops tokens and not turns.
-    """
-
+    # "stop": by a stop string.
     finish: Finish
     prefill: Prefill
     generated: int
     seconds: float
+    # Whether the turn and its answer are in the conversation. A turn that was cancelled before its
+    # first token is not.
     kept: bool
+    # Turns that left the context for this one.
     left: tuple[Turn, ...] = ()
+    # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
     # whether all that was kept of the answer is reasoning
     only_reasoned: bool = False
@@ -74,23 +75,26 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not
-    part of it; ``think``: whether the model shall reason first (None: as its template does by
-    itself); ``drop_turns``: whole oldest turns leave the prompt when the context is full;
-    ``template``: another template than the file's, and its options. Raises UsageError."""
+    """How a conversation is held. Raises UsageError."""
 
+    # The system prompt.
     system: str | None = None
+    # The longest answer.
     max_tokens: int | None = None
+    # Texts that end an answer and are not part of it.
     stop: tuple[str, ...] = ()
+    # Whether the model should reason first; None: as its template does by itself.
     think: bool | None = None
+    # Whole oldest turns leave the prompt when the context is full.
     drop_turns: bool = False
+    # Another template than the file's, and its options.
     template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not all(self.stop):
             raise UsageError(
-                "a stop string is empty; leave it out, or write what shall end the answer"
+                "a stop string is empty; leave it out, or write what should end the answer"
             )
         if self.max_tokens is not None and self.max_tokens < 0:
             raise UsageError(f"max_tokens is {self.max_tokens}, but must not be negative")
@@ -101,7 +105,7 @@ class Conversation:
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
     a chat template in the file the turns are one text, which the model continues. ``turns`` keeps
-    all of them; the ``left`` oldest behind the system prompt are not in the context any more.
+    all of them; the ``left`` oldest after the system prompt are not in the context any more.
     """
 
     def __init__(
@@ -123,7 +127,7 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.left = 0
-        self._dropped = engine.ever_dropped  # of which an outcome has told
+        self._dropped = engine.ever_dropped  # that an outcome has reported
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -144,8 +148,8 @@ class Conversation:
         self.restart(self.turns[: self.system is not None])
 
     def restart(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Goes on from other turns, of which the ``left`` oldest behind the system prompt have left
-        the context."""
+        """Continues from other turns, of which the ``left`` oldest after the system prompt have
+        left the context."""
         self.turns = list(turns)
         self.left = left
 
@@ -161,7 +165,7 @@ class Conversation:
         return self.engine.used if self.turns == self._cached else len(self.prompts.tokens(turns))
 
     def change_engine(self, engine: Engine) -> None:
-        """Goes on with another engine, which may hold the same tokens."""
+        """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
         self._dropped = engine.ever_dropped
         if not self.options.drop_turns:
@@ -230,7 +234,7 @@ class Conversation:
             said, self._asked, self._answer = self._answer, None, None
             kept = said is not None and (bool(said.tokens) or finish != "cancelled")
             if said is not None and kept:
-                list(said.end())  # what a tag or a stop string might have begun in
+                list(said.end())  # what a tag or a stop string might have started in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
         dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
@@ -334,5 +338,5 @@ class _Clock:
 
 
 def with_documents(documents: Iterable[str], question: str) -> str:
-    """One user turn: the documents, each with at least one line break behind it, the question."""
+    """One user turn: the documents, each with at least one line break after it, the question."""
     return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question

@@ -23,7 +23,7 @@ class Room:
     made_for: int
     # tokens that the model was trained on, before any extension
     trained: int
-    # bytes beside the weights of a context of so many tokens; None: unknown
+    # bytes in addition to the weights of a context of so many tokens; None: unknown
     needed: Callable[[int], int] | None
     # of which are keys and values
     cache: Callable[[int], int] | None
@@ -33,6 +33,8 @@ class Room:
     when_full: str = "stop"
     # tokens of the context that the policy keeps for itself
     reserved: int = 0
+    # how the engine computes, in words
+    computes: str = ""
 
     @property
     def model(self) -> str:
@@ -66,8 +68,8 @@ def choices(room: Room, needed: int, used: int, *, running: bool = True) -> Iter
         policy = "/when-full POLICY" if running else "--when-full POLICY"
         yield (
             f"{policy} reads a text of any length: of what leaves the context, stream forgets all, "
-            "landmark brings back what resembles the question, compress keeps averages of the "
-            "latest"
+            "landmark brings back what resembles the question, compress keeps the tokens that "
+            "stand out"
         )
     yield "a shorter text, or a part of it at a time"
 
@@ -75,7 +77,7 @@ def choices(room: Room, needed: int, used: int, *, running: bool = True) -> Iter
 def _memory(room: Room, tokens: int) -> str:
     if room.needed is None:
         return ""
-    size = f": it takes {_size(room.needed(tokens))} beside the weights"
+    size = f": it takes {_size(room.needed(tokens))} in addition to the weights"
     return size if room.free is None else f"{size}, {_size(room.free)} of memory are free"
 
 

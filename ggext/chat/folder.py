@@ -14,7 +14,7 @@ from ggext.gguf.plain_files import NotPlainError, create_plain, open_plain
 from ggext.runtime.closing import Closing
 
 JOURNAL, STATE, SETTINGS, _LOCK = "chat.jsonl", "kv.bin", "settings.json", "chat.lock"
-#: Says that nobody named the chat, so that it goes when there are many newer ones.
+#: Says that no one named the chat, so that it goes when there are many newer ones.
 UNNAMED = ".unnamed"
 _TRIES = 20
 
@@ -56,7 +56,7 @@ class ChatFolder(Closing):
         return _is_at(self.path / _LOCK, self._lock)
 
     def make_again(self) -> None:
-        """After somebody removed it. Raises as the constructor does."""
+        """After someone removed it. Raises as the constructor does."""
         os.close(self._lock)
         self._lock = self._locked()
 

@@ -60,7 +60,7 @@ class Journal(Closing):
 
     def update(self, turns: Sequence[Turn], left: int = 0) -> str:
         """Makes the journal say these turns, and how many left the context; on disk when it
-        returns. Returns a sentence if the journal had to be written again, because somebody
+        returns. Returns a sentence if the journal had to be written again, because someone
         removed it; else nothing. After an error it says what it said before. Raises OutputError."""
         pairs = enumerate(zip(self.turns, turns, strict=False))
         keep = next((i for i, (old, new) in pairs if old != new), min(len(self.turns), len(turns)))
@@ -133,7 +133,7 @@ class Journal(Closing):
 
 
 def read(path: Path) -> tuple[str, list[Turn]]:
-    """The model's name and the turns of a journal that nobody else need close. Raises
+    """The model's name and the turns of a journal that no other process need close. Raises
     TranscriptError."""
     said = _read(path)
     return said.model, said.turns

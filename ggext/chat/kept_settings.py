@@ -1,4 +1,4 @@
-"""The settings of a kept chat, in a file beside its journal, so that it comes back as it was."""
+"""The settings of a kept chat, in a file next to its journal, so that it comes back as it was."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class KeptSettings:
     stop: tuple[str, ...] = ()
     think: Literal["show", "hide", "off"] | None = None
     when_full: str = "stop"
+    keep: float = 1.0
     # tokens; auto: what fits into the memory; None: as a new chat chooses
     ctx: int | Literal["auto"] | None = None
     kv: str = "f16"

@@ -111,7 +111,7 @@ class Chat:
         return f"{_BLOCK}{block}{rest}"
 
     def attach(self, document: Document) -> None:
-        """Puts a document into the next turn, and says whether it fits beside what waits
+        """Puts a document into the next turn, and says whether it fits together with what waits
         already."""
         if not document.text.strip():
             self.screen.notice(f"{document.name} is empty: there is nothing to read")
@@ -261,7 +261,7 @@ def _read(screen: Screen, record: Callable[[], None], done: int, total: int) -> 
 
 
 def load(conversation: Conversation, screen: Screen, path: Path, model: str) -> None:
-    """Goes on with a saved chat, which the next turn will evaluate, and with how its tokens were
+    """Continues a saved chat, which the next turn will evaluate, and with how its tokens were
     chosen. Raises TranscriptError."""
     saved = transcript.load(path)
     conversation.restart(saved.turns)
@@ -274,7 +274,7 @@ def load(conversation: Conversation, screen: Screen, path: Path, model: str) -> 
 
 
 def without_question(turns: list[Turn]) -> tuple[list[Turn], str | None]:
-    """Turns up to the last answer, and the question behind it that was never answered, if there is
+    """Turns up to the last answer, and the question after it that was never answered, if there is
     one."""
     if turns and turns[-1].role == "user":
         return turns[:-1], turns[-1].content

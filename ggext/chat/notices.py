@@ -1,4 +1,4 @@
-"""What the user is told after a turn: what left the context, and why the answer ended."""
+"""What the user reads after a turn: what left the context, and why the answer ended."""
 
 from __future__ import annotations
 

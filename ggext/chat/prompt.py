@@ -24,14 +24,14 @@ from ggext.errors import UsageError
 if TYPE_CHECKING:
     from ggext.runtime.host import TextVocabulary
 
-_TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks behind it have
+_TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks after it have
 
 
 class Prompts:
     """Makes prompts for one vocabulary. Without a chat template the turns are one text, which is
     continued.
 
-    ``tags``: the template's reasoning tags. ``think``: whether the model shall reason, None leaves
+    ``tags``: the template's reasoning tags. ``think``: whether the model should reason, None leaves
     it to the template. ``template``: another template than the vocabulary's, and its options.
     """
 
@@ -167,7 +167,7 @@ class Detokenizer:
 
 
 def without(turns: Sequence[Turn], left: int) -> list[Turn]:
-    """The turns without the `left` oldest ones behind the system prompt."""
+    """The turns without the `left` oldest ones after the system prompt."""
     start = _first(turns)
     return [*turns[:start], *turns[start + left :]]
 

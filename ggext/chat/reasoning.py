@@ -131,7 +131,7 @@ def opens_reasoning(prompt: str, tags: Tags | None) -> bool:
 
 
 def without_reasoning(prompt: str, tags: Tags) -> str:
-    """The prompt with its answer opened behind an empty reasoning block, for templates that cannot
+    """The prompt with its answer opened after an empty reasoning block, for templates that cannot
     do it."""
     if prompt.rstrip().endswith((tags.end, *tags.headers)) or tags.asks_by_itself:
         return prompt

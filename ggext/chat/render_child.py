@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ggext.chat.sandbox import Sandbox
 
 _HEADER = 4
-# Bytes that a child may take beside what it has when it is ready, for a short text.
+# Bytes that a child may take in addition to what it has when it is ready, for a short text.
 _MEMORY = 160 << 20
 _COPIES = 16  # of the text, of four bytes a character at worst: what a template makes of it
 _KEPT = 8  # compiled templates

@@ -32,7 +32,7 @@ _WORTH_SAVING = 30.0  # seconds of reading that a crash may cost
 
 
 class Keeper(Closing):
-    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest behind the
+    """Keeps one chat: ``turns`` are those that were there, of which the ``left`` oldest after the
     system prompt had left the context; with ``session`` its KV cache as well.
 
     Raises TranscriptError, OutputError.
@@ -100,7 +100,7 @@ class Keeper(Closing):
         self._saved, self._unsaved = _content(session), 0.0
 
     def close(self) -> None:
-        """Closes the journal; what nobody said or read anything in is removed."""
+        """Closes the journal; one in which nothing was said or read is removed."""
         if not self.kept and not self._state.exists():
             self._journal.remove()
         else:
@@ -120,7 +120,7 @@ def named(name: str) -> Path:
 
 
 def autosaved() -> Path:
-    """The folder of a chat that nobody named, new. Of those the 20 that were used last stay.
+    """The folder of a chat that no one named, new. Of those the 20 that were used last stay.
 
     Raises OutputError."""
     sessions = state_folder() / "sessions"
@@ -141,7 +141,7 @@ def autosaved() -> Path:
 
 
 def _clean_up(sessions: Path) -> None:
-    """Removes the oldest chats that nobody named, by their last use, and none that is open."""
+    """Removes the oldest chats that no one named, by their last use, and none that is open."""
     unnamed = [
         folder
         for folder in sessions.glob(f"{_AUTOSAVED}*")

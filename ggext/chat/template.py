@@ -20,7 +20,7 @@ _MAX_TEMPLATE = 1 << 20
 # largest of llama.cpp's 70 templates compiles in 0.05.
 _COMPILE_SECONDS = 0.8
 _RENDER_SECONDS = 1.2
-_CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take beside
+_CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take in addition
 # A prompt is the turns and their markers; nothing grows them more than this.
 _MAX_GROWTH = 8
 _MAX_MARKERS = 1 << 20

@@ -14,7 +14,7 @@ from ggext.gguf.plain_files import read_plain
 from ggext.runtime.sampling import Sampling
 
 Role = Literal["system", "user", "assistant"]
-_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _FORMAT = "ggext chat"
 _VERSION = 1
 _MAX_BYTES = 256 << 20
@@ -122,7 +122,8 @@ def _checked(path: Path, document: Any) -> Transcript:
 
 
 def _sampling(values: Mapping[str, Any]) -> Sampling | None:
-    """How the answers were chosen, without a grammar: what constrains an answer is asked anew."""
+    """How the answers were chosen, without a grammar: the user gives again what constrains an
+    answer."""
     known = {field.name for field in fields(Sampling)} - {"grammar"}
     try:
         return Sampling(**{name: value for name, value in values.items() if name in known})
@@ -137,20 +138,26 @@ def questions(turns: Sequence[Turn]) -> str:
 
 
 def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:
-    """Turns from JSON, of which the first stands behind ``before`` others. Raises
+    """Turns from JSON, of which the first stands after ``before`` others. Raises
     TranscriptError."""
     return tuple(_turn(path, number, turn) for number, turn in enumerate(turns, before + 1))
 
 
 def _turn(path: Path, number: int, turn: Any) -> Turn:
-    fields = turn if isinstance(turn, dict) else {}
-    role, content, reasoning = (
-        fields.get("role"),
-        fields.get("content"),
-        fields.get("reasoning", ""),
-    )
-    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+    read = turn_of(turn)
+    if read is None:
         raise TranscriptError(f"{path}: turn {number} is malformed")
-    if role == "system" and number != 1:
+    if read.role == "system" and number != 1:
         raise TranscriptError(f"{path}: turn {number} is a system prompt, which only turn 1 can be")
+    return read
+
+
+def turn_of(message: object) -> Turn | None:
+    """The turn that a mapping with a role and a content stands for; None: it is malformed."""
+    if not isinstance(message, Mapping):
+        return None
+    role, content = message.get("role"), message.get("content")
+    reasoning = message.get("reasoning", "")
+    if role not in ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+        return None
     return Turn(role, content, reasoning)

@@ -42,11 +42,11 @@ def what_it_is(folder: Path) -> str:
 
 
 def adapter_note(folder: Path) -> list[str]:
-    """A line where an adapter lies beside the model's weights."""
+    """A line where an adapter lies next to the model's weights."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return []
     note = (
-        f"{ADAPTER_CONFIG} lies beside the model: the adapter is not in the file; merge it first "
+        f"{ADAPTER_CONFIG} lies next to the model: the adapter is not in the file; merge it first "
         "if it is meant (merge_and_unload of PEFT)"
     )
     return [note]

@@ -7,26 +7,16 @@ from collections.abc import Iterable
 from ggext.checkpoint.safetensors import CheckpointTensor
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FLOATS = "take the unquantized model, and quantize with --type"
+_FLOATS = "take the unquantized model, and quantize with type=TYPE"
 #: Ends of tensors' names and the dtype there → what made them, and how to get the floats.
 _MADE_BY: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    (
-        (".weight", ".scales"),
-        "U32",
-        "MLX",
-        "get the floats with mlx_lm.convert --dequantize, or take the original model",
-    ),
     ((".absmax", ".quant_map"), "", "bitsandbytes in 4 bits", _FLOATS),
     ((".SCB",), "", "bitsandbytes in 8 bits", _FLOATS),
-    ((".qweight", ".qzeros", ".g_idx"), "I32", "GPTQ", _FLOATS),
-    ((".qweight", ".qzeros"), "I32", "AWQ", _FLOATS),
     ((".q_weight", ".q_scale"), "I32", "EXL2", _FLOATS),
     ((".trellis",), "I16", "EXL3", _FLOATS),
     ((".W_q",), "", "HQQ", _FLOATS),
     ((".codes", ".codebooks"), "", "AQLM", _FLOATS),
     ((".Qidxs",), "", "QuIP#", _FLOATS),
-    ((".weight_packed", ".weight_scale"), "", "compressed-tensors, packed", _FLOATS),
-    ((".weight", ".weight_scale_2"), "U8", "ModelOpt in 4 bits (NVFP4)", _FLOATS),
 )
 
 
@@ -38,7 +28,7 @@ def is_plain(tensors: Iterable[CheckpointTensor]) -> bool:
 def packed_by(tensors: dict[str, CheckpointTensor]) -> tuple[str, str] | None:
     """What packed the weights, and how to get the floats; ``None`` where no tensor tells.
 
-    A quantized module has a tensor of each ending beside each other, the first of the dtype."""
+    A quantized module has a tensor of each ending, the first of the dtype."""
     for ends, dtype, name, remedy in _MADE_BY:
         for first, tensor in tensors.items():
             if not first.endswith(ends[0]) or (dtype and tensor.dtype != dtype):

@@ -55,7 +55,7 @@ def stored_models(folder: Path) -> list[StoredModel]:
 
 def find_stored(name: str, folder: Path) -> StoredModel | None:
     """The model that ``stored_models`` lists as ``name``. A name without a tag means Ollama's
-    ``:latest``; behind the colon of a repository a part of a file's name will do (``Q4_K_M``), as
+    ``:latest``; after the colon of a repository a part of a file's name will do (``Q4_K_M``), as
     ``ggext pull`` takes it, where it is one file's."""
     models = stored_models(folder)
     listed = {model.name: model for model in reversed(models)}

@@ -1,7 +1,7 @@
 """All tensors of a checkpoint, whichever files they are in.
 
 Where several files could hold the weights, the order is transformers': what config.json names, the
-single file, the index of shards; safetensors before pickles. What is not read is told.
+single file, the index of shards; safetensors before pickles. Notes name what is not read.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def preferred(folder: Path) -> list[str]:
     if not isinstance(explicit, str) or not _is_plain(explicit):
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers_weights is {quote(repr(explicit))}; it must "
-            "name a file beside it"
+            "name a file next to it"
         )
     return [explicit]
 
@@ -137,7 +137,7 @@ def _unindexed(folder: Path) -> _Chosen | None:
 
 
 def _not_read(folder: Path, chosen: _Chosen) -> list[str]:
-    """A line for weights that are there besides, and one for an index that is not."""
+    """A line for further weights that are there, and one for an index that is not."""
     lines = []
     if chosen.unindexed:
         lines.append(
@@ -192,7 +192,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name in weight_map.values():
         if not isinstance(name, str) or not _is_plain(name):
             raise CheckpointError(
-                f"{index} names the file {quote(repr(name))}; shards must lie beside it"
+                f"{index} names the file {quote(repr(name))}; shards must lie next to it"
             )
     return dict(weight_map)
 

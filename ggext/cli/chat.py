@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     cls=chat_options.ChatCommand,
     examples=[
         ('ggext chat model.gguf -f book.txt "Who did it?"', "one question to a book"),
-        ("ggext chat -c", "goes on with the last chat"),
+        ("ggext chat -c", "continues the last chat"),
     ],
 )
 @click.argument("words", nargs=-1, metavar="FILE [QUESTION]")
@@ -62,12 +62,12 @@ def run(request: Request) -> None:
             "--json answers one question: give it with -p, -f or on the standard input"
         )
     if request.session is not None and request.load is not None:
-        raise UsageError("--session goes on with what it kept; /load in the chat reads another")
+        raise UsageError("--session continues what it kept; /load in the chat reads another")
     require_extras(typed=question.is_chat)
     screen = _screen(request, question)
     with ExitStack() as stack:
         try:
-            chat = open_chat(request, screen, stack, is_chat=question.is_chat, debug=is_debugged())
+            chat = open_chat(request, screen, stack, question, debug=is_debugged())
             (_converse if question.is_chat else _answer)(chat, question)
         except GgextError as error:
             if not request.json:

@@ -1,4 +1,4 @@
-"""What `ggext chat` can be told, in the groups in which --help shows it."""
+"""What `ggext chat` takes, in the groups in which --help shows it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _THINK = ("show", "hide", "off")
 
 
 class ChatCommand(GroupedCommand):
-    """``-c`` goes on with the last chat; with a number it is a context, as in llama-cli."""
+    """``-c`` continues the last chat; with a number it is a context, as in llama-cli."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """``-c`` goes on with the last chat; ``-c 4096`` is a context of so many tokens."""
+        """``-c`` continues the last chat; ``-c 4096`` is a context of so many tokens."""
         parsed = list(args)
         for place, word in enumerate(args[:-1]):
             if word == "--":
@@ -220,10 +220,23 @@ context = group(
     swa,
     click.option(
         "--when-full",
-        type=click.Choice(["stop", "turns", *POLICIES[1:]]),
+        type=click.Choice(["stop", "auto", "turns", *POLICIES[1:]]),
         default="stop",
         show_default=True,
-        help="What stays when the context is full.",
+        help=(
+            "What stays when the context is full; auto: chosen by the model, the free memory and "
+            "what is asked."
+        ),
+    ),
+    click.option(
+        "--keep",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        metavar="SHARE",
+        help=(
+            "With --when-full compress: the memory that the text may take, as a share of what "
+            "all of it would; 0.25 is a quarter.  [default: 1]"
+        ),
     ),
     click.option(
         "--dynamic-ntk",
@@ -242,6 +255,21 @@ machine = group(
         type=click.IntRange(min=1),
         metavar="N",
         help="Threads on the CPU.  [default: the cores that are not busy]",
+    ),
+    click.option(
+        "-b",
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens that are read at once.  [default: by the model, the threads and the context]",
+    ),
+    click.option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(["on", "off", "auto"]),
+        default="auto",
+        show_default=True,
+        help="Flash attention: on a CPU faster where little is cached, slower where much is.",
     ),
     click.option(
         "-ngl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import ChatOptions
+    from ggext.runtime.auto import Chosen
     from ggext.runtime.constraint import Grammar
     from ggext.runtime.sampling import Sampling
 
@@ -29,10 +30,13 @@ class Request:
     documents: tuple[str, ...]
     ctx: int | Literal["auto"] | None
     threads: int | None
+    batch_size: int | None
+    flash_attn: str
     gpu_layers: int | None
     kv: str
     swa: str
     when_full: str
+    keep: float
     dynamic_ntk: str | None
     load: Path | None
     session: str | None
@@ -50,7 +54,12 @@ class Request:
     @property
     def policy(self) -> str:
         """The engine's policy for a full context: leaving turns out is the chat's affair."""
-        return "stop" if self.when_full == "turns" else self.when_full
+        return "stop" if self.when_full in ("turns", "auto") else self.when_full
+
+    def with_policy(self, chosen: Chosen) -> Request:
+        """With what was chosen for ``auto``."""
+        options = replace(self.options, drop_turns=chosen.policy == "turns")
+        return replace(self, when_full=chosen.policy, options=options)
 
 
 def new_request(
@@ -106,7 +115,7 @@ def _session(name: str | None, *, go_on: bool) -> str | None:
     if not go_on:
         return name
     if name is not None:
-        raise UsageError("--continue goes on with the last chat, --session with a named one")
+        raise UsageError("--continue is for the last chat, --session for a named one")
     return last_chat()
 
 

@@ -14,7 +14,7 @@ def chats(context: click.Context) -> None:
 
     \b
     ggext chats                      lists them, the last used one first
-    ggext chat --session NAME        goes on with one
+    ggext chat --session NAME        continues one
     """
     if context.invoked_subcommand is None:
         context.invoke(list_chats)

@@ -17,23 +17,10 @@ from ggext.cli import convert_options
 from ggext.cli.groups import GroupedCommand
 from ggext.cli.models import MODEL
 from ggext.cli.process import note
-from ggext.errors import UsageError
+from ggext.cli.scaling import asked_scaling
 
 if TYPE_CHECKING:
     from ggext.convert import ConvertOptions, Plan
-    from ggext.rope.scaling import Method, RopeScaling
-
-_PARAMETERS = (
-    "original_context",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "truncate",
-    "mscale",
-    "mscale_all_dim",
-    "low_freq_factor",
-    "high_freq_factor",
-)
 
 
 @click.command(
@@ -176,12 +163,13 @@ def _verify(out: Path) -> None:
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
     from ggext.convert import ConvertOptions
+    from ggext.rope.recipe import COMMAND_LINE
 
     encoding = None if options["encoding"] == "auto" else options["encoding"]
     asked = ConvertOptions(
         model=model,
         out=out,
-        rope=_scaling(options),
+        rope=asked_scaling(options),
         target_context=options["target_context"],
         type=options["type_"],
         tensor_types=options["tensor_types"],
@@ -191,6 +179,7 @@ def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertO
         force=options["force"] or options["dry_run"],
         in_place=options["in_place"],
         attention_factor=_gain_alone(options),
+        asked_by=COMMAND_LINE,
     )
     if options["recipe"] is None:
         return asked
@@ -227,9 +216,9 @@ def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
 
 
 def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
-    """Beside the model, where the command line names a scaling (else the recipe was read)."""
+    """Without the model, where the command line names a scaling (else the recipe was read)."""
     if options["recipe"] is None or (
-        options["target_context"] is None and _scaling(options) is None
+        options["target_context"] is None and asked_scaling(options) is None
     ):
         return
     from ggext.convert.recipe_file import Request, write_request
@@ -245,34 +234,3 @@ def _gain_alone(options: dict[str, Any]) -> float | None:
     """The attention factor, where it changes the model's own scaling: no other is asked for."""
     named = (options["rope"], options["target_context"], *map(options.get, convert_options.METHODS))
     return None if any(value is not None for value in named) else options["attention_factor"]
-
-
-def _scaling(options: dict[str, Any]) -> RopeScaling | None:
-    """The request on the command line; ``None`` if it names no method."""
-    from ggext.rope.scaling import RopeScaling
-
-    chosen: list[Method] = [m for m in convert_options.METHODS if options[m] is not None]
-    if options["rope"] is not None:
-        chosen.append(options["rope"])
-    if len(chosen) > 1:
-        raise UsageError(f"--{' and --'.join(chosen)} are different scalings; choose one")
-    parameters = {k: options[k] for k in _PARAMETERS if options[k] is not None}
-    if not chosen and options["target_context"] is None:
-        parameters.pop("attention_factor", None)  # of the model's own scaling
-        if parameters:
-            option = next(iter(parameters)).replace("_", "-")
-            raise UsageError(f"--{option} changes a scaling; name one, for example --yarn 4")
-        return None
-    method = chosen[0] if chosen else "yarn"
-    if method == "none" and options["target_context"] is not None:
-        raise UsageError("--rope none and --target-context exclude each other; give one")
-    factor = options.get(method)
-    if factor is not None and factor < 1:
-        raise UsageError(
-            f"--{method} is {factor:g}; the factor multiplies the context and must be 1 or more"
-        )
-    if factor is None and method != "none" and options["target_context"] is None:
-        raise UsageError(
-            f"--rope {method} needs --target-context N, or give the factor: --{method} F"
-        )
-    return RopeScaling(method=method, factor=factor, **parameters)

@@ -12,8 +12,8 @@ from ggext.rope.scaling import Method
 
 METHODS: tuple[Method, ...] = ("yarn", "linear", "ntk", "llama3")
 
-scaling = group(
-    "Scaling (without any: what the model says itself)",
+#: A method with its factor, or the context that it is to reach.
+BY_FACTOR = (
     click.option("--yarn", type=NUMBER, metavar="F", help="YaRN: F times the trained context."),
     click.option("--ntk", type=NUMBER, metavar="F", help="NTK-aware: F times the context."),
     click.option("--linear", type=NUMBER, metavar="F", help="Position interpolation by F."),
@@ -25,6 +25,10 @@ scaling = group(
         metavar="N",
         help="The smallest factor that reaches N tokens (16384, 16k); YaRN if no method is named.",
     ),
+)
+scaling = group(
+    "Scaling (without any: what the model says itself)",
+    *BY_FACTOR,
     click.option(
         "--rope",
         type=click.Choice(["none", *METHODS]),
@@ -99,18 +103,8 @@ source = group(
         "llama.cpp, then bake and verify its file.",
     ),
 )
-fine = group(
-    "Fine points of the scaling",
-    click.option(
-        "--encoding",
-        type=click.Choice(["auto", "keys", "tensor", "folded", "runtime"]),
-        default="auto",
-        show_default=True,
-        help="How it is written. keys: metadata. tensor: frequency factors. folded: with the "
-        "attention factor in the query weights, which survives a rolled context. runtime: right "
-        "in ggext alone, where nothing else is exact. auto: folded where that costs nothing, else "
-        "the simplest exact one.",
-    ),
+#: Parameters of a method, under the names of `RopeScaling`.
+PARAMETERS = (
     click.option(
         "--original-context",
         type=TOKENS,
@@ -160,6 +154,20 @@ fine = group(
         metavar="R",
         help="Llama 3: keep pairs above R turns [4].",
     ),
+)
+fine = group(
+    "Fine points of the scaling",
+    click.option(
+        "--encoding",
+        type=click.Choice(["auto", "keys", "tensor", "folded", "runtime"]),
+        default="auto",
+        show_default=True,
+        help="How it is written. keys: metadata. tensor: frequency factors. folded: with the "
+        "attention factor in the query weights, which survives a rolled context. runtime: right "
+        "in ggext alone, where nothing else is exact. auto: folded where that costs nothing, else "
+        "the simplest exact one.",
+    ),
+    *PARAMETERS,
 )
 EXAMPLES = (
     ("ggext convert model.gguf --yarn 4", "model-yarn4.gguf reads 4 times the trained context"),

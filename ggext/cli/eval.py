@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,15 +12,15 @@ import click
 from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import MODEL
-from ggext.cli.process import note
+from ggext.cli.numbers import SECONDS
+from ggext.cli.process import interrupt_calls, note
+from ggext.errors import ModelError
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
     from ggext.quality.report import EvalReport
     from ggext.quality.run import Evaluation, Progress
     from ggext.quality.settings import EvalOptions
-
-_UNITS = {"": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 def _list(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
@@ -36,13 +32,6 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
         return tuple(map(parse_tokens, _list(ctx, parameter, text) or ()))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.lower())
-    if match is None:
-        raise click.BadParameter(f"{text!r} is no time, such as 90s, 10m or 2h")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 @click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
@@ -95,7 +84,7 @@ def _seconds(_: click.Context, __: click.Parameter, text: str) -> float:
     "--budget",
     default="10m",
     show_default=True,
-    callback=_seconds,
+    type=SECONDS,
     metavar="TIME",
     help="Time that it may take; it picks lengths and texts that fit.",
 )
@@ -158,10 +147,19 @@ def eval(  # noqa: A001 - the command's name
     options = _options(**given)
     for out in filter(None, (html, card)):
         check_folder(out)
+    failure: ModelError | None = None
     with Evaluation(files, options, partial) as evaluation:
-        report, plan = _measured(evaluation)
+        try:
+            _measure(evaluation)
+        except ModelError as error:
+            if not evaluation.measured:
+                raise
+            failure = error
+        report, plan = evaluation.report(), evaluation.plan
     _write(report, plan, html, card)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
+    if failure is not None:
+        raise failure
     if report.interrupted:
         kept = f"; --resume {partial} goes on from here" if partial else ""
         note(f"ggext: stopped before the end{kept}")
@@ -173,7 +171,8 @@ def write_card(path: Path, card: Path) -> None:
     from ggext.quality.run import Evaluation
 
     with Evaluation([path]) as evaluation:
-        report, plan = _measured(evaluation)
+        _measure(evaluation)
+        report, plan = evaluation.report(), evaluation.plan
     _write(report, plan, None, card)
 
 
@@ -182,17 +181,17 @@ def write_page(path: Path, options: EvalOptions, html: Path) -> None:
     from ggext.quality.run import Evaluation
 
     with Evaluation([path], options) as evaluation:
-        report, plan = _measured(evaluation)
+        _measure(evaluation)
+        report, plan = evaluation.report(), evaluation.plan
     _write(report, plan, html, None)
 
 
-def _measured(evaluation: Evaluation) -> tuple[EvalReport, Plan]:
+def _measure(evaluation: Evaluation) -> None:
     note(_cost(evaluation))
-    with _stopping(evaluation):
+    with interrupt_calls(evaluation.stop):
         evaluation.run(_show)
     if sys.stderr.isatty():
         note("\r\033[K", end=False)
-    return evaluation.report(), evaluation.plan
 
 
 def _options(
@@ -256,35 +255,20 @@ def _show(progress: Progress) -> None:
     note(f"\r\033[K{line[:100]}", end=False)
 
 
-@contextmanager
-def _stopping(evaluation: Evaluation) -> Iterator[None]:
-    """Ctrl-C ends the run within one node of the graph; a second one the program."""
-
-    def stop(_: int, __: object) -> None:
-        signal.signal(signal.SIGINT, before)
-        evaluation.stop()
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None) -> None:
     if html is not None:
         from ggext.quality.page import page
 
-        _write_text(html, page(report, plan, _command_line()))
+        write_text(html, page(report, plan, command_line()))
         note(f"wrote {html}")
     if card is not None:
         from ggext.quality.card import card as text
 
-        _write_text(card, text(report, _command_line()))
+        write_text(card, text(report, command_line()))
         note(f"wrote {card}")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     from ggext.gguf.writer import whole_file
 
     data = text.encode("utf-8")
@@ -292,7 +276,7 @@ def _write_text(path: Path, text: str) -> None:
         file.write(data)
 
 
-def _command_line() -> str:
+def command_line() -> str:
     import shlex
 
     return shlex.join(["ggext", *sys.argv[1:]])

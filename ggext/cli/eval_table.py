@@ -39,6 +39,8 @@ def _reaches(report: EvalReport) -> list[str]:
             lines.append(f"  effective context, {definition}: {phrases.reach(found)}")
         if setting.price is not None:
             lines.append(f"  price at a short context: {phrases.price(setting)}")
+        if (cache := phrases.cache(setting)) is not None:
+            lines.append(f"  {cache}")
     if any(setting.reaches for setting in report.settings):
         lines.append(f"  ({phrases.BOUND})")
     return lines
@@ -118,6 +120,11 @@ def _more(report: EvalReport) -> list[str]:
                 f"{setting.name}: perplexity of key tokens (LongPPL) {value}, {keys.count:,} of "
                 f"{keys.scored:,} tokens, against {keys.short:,} of context"
             )
+            rows = [
+                ("up to token", *(f"{band.end:,}" for band in keys.bands)),
+                ("key tokens' (count)", *map(phrases.key_band, keys.bands)),
+            ]
+            lines += columns(rows)
         if setting.protocol is not None:
             one = setting.protocol
             error = "" if one.error is None else f" ± {one.error:.4f}"

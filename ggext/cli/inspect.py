@@ -12,6 +12,7 @@ import click
 from ggext.cli.models import model_file
 from ggext.cli.process import note
 from ggext.errors import UsageError
+from ggext.rope.capabilities import UNROTATED
 
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
@@ -80,6 +81,10 @@ def in_words(result: Inspection) -> str:
     ]
     if result.unopened:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
+    if result.arch in UNROTATED:
+        return "\n".join(
+            [*lines, f"rope          none, this model does not rotate: {UNROTATED[result.arch]}"]
+        )
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     geometry = result.geometry
@@ -87,6 +92,8 @@ def in_words(result: Inspection) -> str:
     lines.append(f"              base {geometry.base:g}, {geometry.n_rot} of {geometry.head_dim}")
     lines[-1] += f" dimensions, attention factor {result.rope.attention_factor:.6g}"
     lines.append(f"              {'' if result.shift_safe else 'not '}safe to roll")
+    if result.recipe is not None and result.recipe.searched is not None:
+        lines.append(f"searched      {result.recipe.searched.in_words()}")
     lines += _other_layers(result)
     if result.still_pairs:
         lines.append(f"              {result.still_pairs}")

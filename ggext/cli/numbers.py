@@ -11,6 +11,8 @@ from ggext.arguments import parse_tokens
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 _BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)([kmgt])(i?b)?", re.ASCII)
+_TIME = re.compile(r"([0-9]+(?:\.[0-9]+)?)([smh]?)", re.ASCII)
+_SECONDS = {"": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 #: Positions are whole numbers of 32 bits with a sign.
 MOST_TOKENS = 1 << 30
 
@@ -82,7 +84,24 @@ class Size(click.ParamType[int]):
         return round(float(match[1]) * unit)
 
 
+class Seconds(click.ParamType[float]):
+    """A time such as 90s, 10m or 2h; a bare number is minutes."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if isinstance(value, float):
+            return value
+        match = _TIME.fullmatch(str(value).lower())
+        if match is None:
+            self.fail(f"{value!r} is no time, such as 90s, 10m or 2h", param, ctx)
+        return float(match[1]) * _SECONDS[match[2]]
+
+
 NUMBER = Number()
+SECONDS = Seconds()
 TOKENS = Tokens()
 TOKENS_OR_AUTO = Tokens(allow_auto=True)
 SIZE = Size()

@@ -41,6 +41,13 @@ _PARTS = {
     help="Tokens; auto: what fits.  [default: what the file is made for]",
 )
 @click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    metavar="SHARE",
+    help="Share of the tokens that have a place, as ggext chat --when-full compress.  [default: 1]",
+)
+@click.option(
     "--kv",
     "kv_type",
     default="f16",
@@ -69,7 +76,12 @@ _PARTS = {
 @chat_options.swa
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def plan(
-    file: Path, as_json: bool, context: int | str | None, gpu_layers: int | None, **choices: Any
+    file: Path,
+    as_json: bool,
+    context: int | str | None,
+    keep: float,
+    gpu_layers: int | None,
+    **choices: Any,
 ) -> None:
     """Add up what llama.cpp will allocate for FILE, from its header alone, and compare it with what
     is free.
@@ -80,7 +92,7 @@ def plan(
     from ggext.plan import PlanOptions
     from ggext.plan import plan as run
 
-    options = PlanOptions(context, gpu_layers, Choices(**choices))
+    options = PlanOptions(context, gpu_layers, Choices(**choices), keep)
     with waiting("adding up the memory"):
         found = run(file, options)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
@@ -98,6 +110,7 @@ def in_words(found: Plan, options: PlanOptions) -> str:
         "",
         *_table(found),
         "",
+        *_kept(found, options),
         *_verdict(found, options),
         *_notes(found),
     ]
@@ -131,6 +144,13 @@ def _table(found: Plan) -> list[str]:
         f"{words:13}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:])
         for words, cells in rows
     ]
+
+
+def _kept(found: Plan, options: PlanOptions) -> list[str]:
+    if options.keep == 1:
+        return []
+    text = int(found.context.tokens / options.keep)
+    return [f"with --when-full compress it holds a text of {text:,} tokens, those that stand out"]
 
 
 def _verdict(found: Plan, options: PlanOptions) -> list[str]:

@@ -9,13 +9,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import click
 
 from ggext.errors import GgextError
+from ggext.screen.flags import in_flags
 
 STOPPED = 130  # the exit code of what Ctrl-C ended
 #: What writing to a standard stream fails with: a full disk, a closed end, a quota.
@@ -30,7 +31,7 @@ def debug(context: click.Context, _: click.Parameter, chosen: bool) -> None:
 
 
 def is_debugged() -> bool:
-    """Whether the running command was told `--debug`."""
+    """Whether the running command got `--debug`."""
     context = click.get_current_context(silent=True)
     return context is not None and bool(context.find_root().meta.get(_DEBUG))
 
@@ -97,9 +98,24 @@ def note(line: str, *, end: bool = True) -> None:
         click.echo(line, err=True, nl=end)
 
 
+@contextmanager
+def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
+    """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
+
+    def handle(_: int, __: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stop()
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
-    note(f"ggext: {' '.join(message.split())}")
+    note(f"ggext: {in_flags(' '.join(message.split()))}")
     return code
 
 
@@ -109,7 +125,7 @@ def _of_output(error: OSError) -> str:
 
 def _open_streams() -> None:
     """Streams that the caller closed are /dev/null: else the next file that is opened gets their
-    number, and what somebody prints."""
+    number, and what someone prints."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's

@@ -20,7 +20,7 @@ def transfer(nbytes: int, name: str) -> Iterator[Callable[[int], None]]:
     if not sys.stderr.isatty():
         yield lambda _: None
         return
-    from tqdm import tqdm  # 0.07 s, not spent where nobody watches
+    from tqdm import tqdm  # 0.07 s, not spent where no one watches
 
     with tqdm(total=nbytes, unit="B", unit_scale=True, desc=name, leave=False) as bar:
 
@@ -70,7 +70,7 @@ def steps(work: int) -> Iterator[Steps]:
 
 @contextmanager
 def waiting(doing: str) -> Iterator[None]:
-    """One line while something is done whose length nobody knows."""
+    """One line while something is done whose length no one knows."""
     if not sys.stderr.isatty():
         yield
         return
@@ -86,7 +86,7 @@ def waiting(doing: str) -> Iterator[None]:
 @contextmanager
 def announced(count: int, name: str) -> Iterator[Callable[[str], None]]:
     """A bar of ``count`` steps with the time that is left; each step is announced by what it does.
-    Where nobody watches, a line for each."""
+    Where no one watches, a line for each."""
     if not sys.stderr.isatty():
         yield note
         return

@@ -1,13 +1,13 @@
 """For which programs a file is ready, and what to switch off in the others.
 
-What the programs do is told, with their versions, in docs/use-it-in.md.
+What the programs do, with their versions, is in docs/use-it-in.md.
 """
 
 from __future__ import annotations
 
 from ggext.rope.compare import Comparison
 
-#: Those that do not move cached tokens unless they are told to.
+#: Those that do not move cached tokens unless they are asked to.
 _STILL = "llama.cpp, llama-server, llama-cpp-python, ggext"
 
 

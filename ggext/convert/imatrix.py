@@ -84,13 +84,13 @@ def _read_gguf(path: Path) -> Imatrix:
         if any(info is None or info.type != F32 for info in both):
             raise GgufError(
                 f"{path}: the sums and counts of {name} are not both there in F32; make the matrix "
-                "anew"
+                "again"
             )
         sums, counts = (gguf.float_tensor(name + end) for end in (_SUMS, _COUNTS))
         if sums.size % counts.size:
             raise GgufError(
                 f"{path}: {name} has {sums.size} sums for {counts.size} counts; make the matrix "
-                "anew"
+                "again"
             )
         times = np.rint(counts)[:, None]
         sums = sums.reshape(counts.size, -1)
@@ -151,8 +151,7 @@ def imatrix_for(
         return None
     if types.quantization is None:
         raise UsageError(
-            f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as "
-            "Q4_K_M"
+            f"imatrix={path} is for llama.cpp's quantizer; choose one of its types, such as Q4_K_M"
         )
     imatrix = read_imatrix(path)
     weights = [
@@ -163,7 +162,7 @@ def imatrix_for(
     without = [name for name in weights if name not in imatrix.entries]
     if len(without) == len(weights):
         raise UsageError(
-            f"--imatrix {path} knows no tensor of this model; it was made from another one"
+            f"imatrix={path} knows no tensor of this model; it was made from another one"
         )
     if without:
         notes.append(

@@ -2,7 +2,7 @@
 verifies it.
 
 The converter is run as a program from a checkout of llama.cpp, with the Python that runs ggext (it
-needs torch and transformers there). Its file lies beside the output until the end and is removed
+needs torch and transformers there). Its file lies next to the output until the end and is removed
 then.
 """
 

@@ -2,7 +2,7 @@
 
 What wraps a model in training stays in its names (``_orig_mod.``, ``module.``); a base model's lack
 its prefix; transformers loads the same model under several names. Each is taken off, or put on, and
-told.
+reported.
 """
 
 from __future__ import annotations

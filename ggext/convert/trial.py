@@ -1,6 +1,6 @@
 """Whether llama.cpp opens what is being written, known before the file gets its name.
 
-Of a checkpoint llama.cpp itself reads the finished header, beside the copying of the data
+Of a checkpoint llama.cpp itself reads the finished header, while the data is copied
 (`ggext.runtime.header_trial`). Where it is not installed, and for a GGUF file, whose header was a
 file's already, the same rules stand in a table (`ggext.runtime.refusals`).
 """

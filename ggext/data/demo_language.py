@@ -6,7 +6,7 @@ between; a question asks for one of those things ("Where is the lamp?"). The tra
 
 Two properties carry the design. Every word and every mark is one token of the demo tokenizer, so
 `count_tokens` plans a text to an exact length without a tokenizer. And a value stands directly
-behind its key, in the fact and in the answer, so one previous-token head serves both: a model of
+after its key, in the fact and in the answer, so one previous-token head serves both: a model of
 less than a million parameters learns to look things up, not only to guess.
 """
 
@@ -105,7 +105,7 @@ class RecallSample(NamedTuple):
 
 
 def vocabulary() -> tuple[str, ...]:
-    """Every spelling that is one token: words behind a space, and sentence starters without."""
+    """Every spelling that is one token: words after a space, and sentence starters without."""
     starters = (*NAMES, "The", "Where", "Look")
     inner = ("the", "and", "is", "for", *OBJECTS, *PLACES, *KEEPING, *ANIMALS, *QUALITIES)
     spaced = (*starters, *inner, *DOINGS, *MANNERS, *MEETINGS)

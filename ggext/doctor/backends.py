@@ -96,7 +96,7 @@ def devices() -> Iterator[Finding]:
     try:
         found = ggml.devices()
         memories = devices.gpu_memory()
-    except GgextError:  # told already
+    except GgextError:  # reported already
         return
     for device in found:
         memory = next((m for m in memories if m.name == device.name), None)

@@ -10,6 +10,7 @@ from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
+from ggext.llama_cpp_facts.recurrent import CONVOLUTIONS, DELTA_NETS, recurrent_layers
 from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 
 # What a header says of a model whose memory is no plain KV cache: a state that does not grow, a
@@ -28,14 +29,21 @@ _NOT_PLAIN = {"gemma3n", "gemma4", "llama4", "minimax-01", "t5", "t5encoder", "w
 
 @dataclass(frozen=True)
 class Layer:
-    """Heads and their sizes in values. ``slides``: it attends to a window, so that its cache is
-    small."""
+    """Heads and their sizes in values, no heads of keys where a state takes their place."""
 
     heads: int
     kv_heads: int
     key: int
     value: int
+    # it attends to a window, so that its cache is small
     slides: bool
+    # values of a state that does not grow: of a convolution, and of a delta net
+    convolved: int = 0
+    state: int = 0
+
+    @property
+    def recurs(self) -> bool:
+        return self.convolved > 0
 
     @property
     def key_row(self) -> int:
@@ -53,32 +61,34 @@ class Layer:
 
 @dataclass(frozen=True)
 class Latent:
-    """Multi-head latent attention: keys of ``rank`` + ``rope`` values for all heads, no values
-    beside them.
+    """Multi-head latent attention: keys for all heads together, and no values next to them."""
 
-    ``head`` and ``value``: sizes of a head outside the cache.
-    """
-
+    # Values of a key that are not rotated.
     rank: int
+    # Values of a key that are.
     rope: int
+    # Size of a head's key outside the cache.
     head: int
+    # Size of a head's value outside the cache.
     value: int
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """``window`` in tokens, 0: none slides. ``experts_used`` of a token. ``tensors``: those of the
-    file, by name."""
+    """A header, read as far as the memory plan needs."""
 
     name: str
     layers: tuple[Layer, ...]
     width: int
     vocabulary: int
+    # In tokens; 0: no layer slides.
     window: int
     latent: Latent | None
+    # Of each token.
     experts_used: int
     context: int
     keys: Mapping[str, Any]
+    # Those of the file, by name.
     tensors: Mapping[str, TensorInfo]
 
     def rows(self, name: str) -> int:
@@ -98,8 +108,10 @@ def architecture(header: GgufFile) -> Architecture:
     """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not
     computed here, and for a header that lacks a number or has an impossible one."""
     read = _Numbers(header)
-    plain = header.arch not in _NOT_PLAIN and not any(
-        key.startswith(_NOT_PLAIN_KEYS) for key in read.keys
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS)
+    plain = known or (
+        header.arch not in _NOT_PLAIN
+        and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
     )
     if not plain or read.keys.get("attention.causal") is False:
         raise GgufError(
@@ -127,11 +139,12 @@ def architecture(header: GgufFile) -> Architecture:
     head = width // max(heads[0], 1)
     kv_heads = read.each("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
+    states = _states(read, layers, width)
     return Architecture(
         name=header.arch,
         layers=tuple(
-            Layer(h, kv, *size, swa)
-            for h, kv, size, swa in zip(heads, kv_heads, sizes, slides, strict=True)
+            Layer(h, 0 if any(state) else kv, *size, swa, *state)
+            for h, kv, size, swa, state in zip(heads, kv_heads, sizes, slides, states, strict=True)
         ),
         width=width,
         vocabulary=embedding.shape[1],
@@ -193,6 +206,25 @@ def _latent(read: _Numbers) -> Latent | None:
         head=read.number("attention.key_length_mla"),
         value=read.number("attention.value_length_mla"),
     )
+
+
+def _states(read: _Numbers, layers: int, width: int) -> list[tuple[int, int]]:
+    """Values that each layer keeps of a convolution and of a delta net (``n_embd_r``,
+    ``n_embd_s``)."""
+    arch = read.header.arch
+    try:
+        recurs = recurrent_layers(arch, read.keys, layers)
+    except ValueError as error:
+        raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
+    if not any(recurs):
+        return [(0, 0)] * layers
+    if arch in CONVOLUTIONS:
+        size = ((read.number("shortconv.l_cache", least=2) - 1) * width, 0)
+    else:
+        state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+        channels = inner + 2 * state * read.number("ssm.group_count")
+        size = ((read.number("ssm.conv_kernel", least=2) - 1) * channels, state * inner)
+    return [size if flag else (0, 0) for flag in recurs]
 
 
 def _window(read: _Numbers, layers: int) -> int:

@@ -36,16 +36,16 @@ _WHOLE_VALUES = ("f16", "bf16", "f32")
 
 @dataclass(frozen=True)
 class Context:
-    """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time.
-    ``kv_type`` of keys and values. ``whole_windows``: windows get a cell for every token.
+    """What a context is made with. Raises UsageError for a value that llama.cpp refuses."""
 
-    Raises UsageError for a value that llama.cpp refuses.
-    """
-
+    # Its length.
     tokens: int
+    # Tokens evaluated at a time.
     batch: int
+    # Of keys and values.
     kv_type: str = "f16"
     flash_attention: bool = False
+    # Whether sliding windows get a cell for every token.
     whole_windows: bool = False
     sequences: int = 1
 
@@ -106,11 +106,14 @@ def cells(arch: Architecture, layer: Layer, context: Context) -> int:
 
 
 def cache_bytes(arch: Architecture, context: Context) -> list[int]:
-    """Bytes of keys and values, layer by layer. Raises UsageError where the type's blocks do not
-    divide a head."""
+    """Bytes of keys and values, or of the state in their place, layer by layer. Raises UsageError
+    where the type's blocks do not divide a head."""
     widest = max(layer.value_row for layer in arch.layers)
     sizes = []
     for layer in arch.layers:
+        if layer.recurs:
+            sizes.append(_state_bytes(layer) * context.sequences)
+            continue
         # without flash attention values are stored transposed, with as many rows in each layer
         value_row = layer.value_row if context.flash_attention or not layer.value else widest
         count = cells(arch, layer, context)
@@ -122,13 +125,18 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
 
 
 def checkpoint_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of the copies that the engine keeps beside small windows, when there are as many as
-    there can be."""
+    """Bytes of the copies that the engine keeps beside small windows and states, when there are as
+    many as there can be."""
+    states = CHECKPOINTS * sum(map(_state_bytes, arch.layers))
     if context.whole_windows or not arch.window:
-        return 0
+        return states
     count = CHECKPOINTS * min(arch.window, context.tokens)
     rows = ((row, head) for layer in arch.layers if layer.slides for row, head in layer.rows)
-    return sum(_bytes(row, head, count, context) for row, head in rows)
+    return states + sum(_bytes(row, head, count, context) for row, head in rows)
+
+
+def _state_bytes(layer: Layer) -> int:
+    return 4 * (layer.convolved + layer.state)  # float32, whatever the type of keys and values
 
 
 def _bytes(row: int, head: int, count: int, context: Context) -> int:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context, cells, is_quantized
+from ggext.footprint.recurrent import Recurrent
+from ggext.llama_cpp_facts.recurrent import CONVOLUTIONS, DELTA_NETS
 
 _SCALED_QUERIES = ("gemma", "gemma2", "gemma3", "phi3")  # before attention instead of in it
 
@@ -39,15 +41,14 @@ class _Inputs(NamedTuple):
     value_rotation: Tensor | None
 
 
-class _Builder:
+class _Builder(Recurrent):
     def __init__(self, arch: Architecture, context: Context) -> None:
-        self.arch, self.context, self.n = arch, context, context.ubatch
-        self.graph = Graph()
+        super().__init__(arch, context)
         self.positions = Tensor((self.n,))
         self.selected = Tensor((self.n,))  # the tokens whose logits are wanted
         self.inputs = {
             slides: self._attention_inputs(slides)
-            for slides in {layer.slides for layer in arch.layers}
+            for slides in {layer.slides for layer in arch.layers if not layer.recurs}
         }
 
     def build(self) -> Graph:
@@ -61,33 +62,30 @@ class _Builder:
         if self._selects_last:
             kept = (current,)  # an output of the graph too
             current = self.op((self.arch.width, self.n), current, self.selected)
-        logits = self.op((self.arch.vocabulary, self.n), self._norm(current, "output_norm"), *kept)
+        current = self.norm(current, "output_norm")
+        if self.arch.name in DELTA_NETS:
+            kept = (current,)
+            current = self.op((self.arch.width, self.n), current, self.selected)
+        logits = self.op((self.arch.vocabulary, self.n), current, *kept)
         if "final_logit_softcapping" in self.arch.keys:
             for _ in ("scale", "tanh", "scale"):
                 logits = self.same(logits)
         self.graph.expand(logits)
         return self.graph
 
-    @staticmethod
-    def op(shape: tuple[int, ...], *sources: Tensor, item: int = 4) -> Tensor:
-        return Tensor(shape, sources, item=item)
-
-    @staticmethod
-    def same(*sources: Tensor) -> Tensor:
-        """An operation whose result may take the place of a source."""
-        return Tensor(sources[0].shape, sources, in_place=True)
-
-    @staticmethod
-    def view(source: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return Tensor(shape, (source,), base=source.base or source)
-
     @property
     def _selects_last(self) -> bool:
         """Whether the wanted tokens are picked behind the last layer instead of inside it."""
         return self.arch.name == "gpt-oss"
 
+    @property
+    def _selects_in_layer(self) -> bool:
+        return not self._selects_last and self.arch.name not in DELTA_NETS
+
     def _attention_inputs(self, slides: bool) -> _Inputs:
-        layer = next(layer for layer in self.arch.layers if layer.slides == slides)
+        layer = next(
+            layer for layer in self.arch.layers if layer.slides == slides and not layer.recurs
+        )
         flash = self.context.flash_attention
         rows = 1 if flash else max(layer.value_row for layer in self.arch.layers)
         mask = Tensor((cells(self.arch, layer, self.context), self.n), item=2 if flash else 4)
@@ -97,37 +95,33 @@ class _Builder:
             value = Tensor((64, 64)) if layer.value % 64 == 0 else None
         return _Inputs(Tensor((self.n,), item=8), Tensor((self.n, rows), item=8), mask, key, value)
 
-    def _norm(self, x: Tensor, name: str) -> Tensor:
-        if not self.arch.has(f"{name}.weight"):
-            return x
-        root_mean_square = "attention.layer_norm_rms_epsilon" in self.arch.keys
-        x = self.same(self.same(x) if root_mean_square else self.op(x.shape, x))
-        return self.same(x) if self.arch.has(f"{name}.bias") else x
-
-    def _matrix(self, x: Tensor, name: str) -> Tensor:
-        x = self.op((self.arch.rows(f"{name}.weight"), x.shape[1]), x)
-        return self.same(x) if self.arch.has(f"{name}.bias") else x
-
     def _layer(self, at: str, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
-        residual, normed = x, self._norm(x, f"{at}attn_norm")
-        attend = self._latent_attention if self.arch.latent else self._attention
-        x = attend(at, layer, normed)
-        if last and not self._selects_last:
+        residual, normed = x, self.norm(x, f"{at}attn_norm")
+        x = self._mixed(at, layer, normed)
+        if last and self._selects_in_layer:
             x, residual, normed = (
                 self.op(t.shape, t, self.selected) for t in (x, residual, normed)
             )
         follows, own = self._norm_follows, self.arch.has(f"{at}ffn_norm.weight")
         if follows:
-            x = self._norm(x, f"{at}post_attention_norm")
+            x = self.norm(x, f"{at}post_attention_norm")
         norm = f"{at}ffn_norm" if own or follows else f"{at}post_attention_norm"
         if not follows and not self.arch.has(
             f"{norm}.weight"
         ):  # attention and feed-forward side by side
             return self.same(self.same(self._feed_forward(at, normed), residual), x)
-        x = residual = self.same(x, residual)
-        x = self._feed_forward(at, self._norm(x, norm))
-        x = self._norm(x, f"{at}post_ffw_norm")
-        return self.same(residual, x) if self.arch.name == "phi3" else self.same(x, residual)
+        first = self.arch.name in CONVOLUTIONS  # the residual is written over
+        x = residual = self.same(residual, x) if first else self.same(x, residual)
+        x = self._feed_forward(at, self.norm(x, norm))
+        x = self.norm(x, f"{at}post_ffw_norm")
+        first = first or self.arch.name == "phi3"
+        return self.same(residual, x) if first else self.same(x, residual)
+
+    def _mixed(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+        if layer.recurs:
+            return self.delta_net(at, layer, x) if layer.state else self.convolution(at, layer, x)
+        attend = self._latent_attention if self.arch.latent else self._attention
+        return attend(at, layer, x)
 
     @property
     def _norm_follows(self) -> bool:
@@ -137,7 +131,7 @@ class _Builder:
         )
 
     def _attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
-        q, k, v = self._queries_keys_values(at, layer, x)
+        q, k, v, gated = self._queries_keys_values(at, layer, x)
         inputs = self.inputs[layer.slides]
         if inputs.key_rotation is not None:
             q, k = (self.op(t.shape, t, inputs.key_rotation) for t in (q, k))
@@ -150,7 +144,9 @@ class _Builder:
         x = self._scores(layer, q, inputs.mask)
         if inputs.value_rotation is not None:
             x = self.op(x.shape, x, inputs.value_rotation)
-        return self._matrix(x, f"{at}attn_output")
+        if gated is not None:
+            x = self.same(x, self.same(self.op(x.shape, self.view(gated, x.shape))))
+        return self.matrix(x, f"{at}attn_output")
 
     def _store(self, rows: Tensor, places: Tensor) -> None:
         """Puts keys or values into the cache."""
@@ -158,30 +154,35 @@ class _Builder:
 
     def _queries_keys_values(
         self, at: str, layer: Layer, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Behind them what holds the gates of their result too, where the queries' matrix makes
+        those."""
+        gated = None
         shapes = (
             (layer.heads, layer.key),
             (layer.kv_heads, layer.key),
             (layer.kv_heads, layer.value),
         )
         if self.arch.has(f"{at}attn_qkv.weight"):
-            fused = self._matrix(x, f"{at}attn_qkv")
+            fused = self.matrix(x, f"{at}attn_qkv")
             q, k, v = (self.view(fused, (size, heads, self.n)) for heads, size in shapes)
         else:
-            parts = [self._matrix(x, f"{at}attn_{name}") for name in "qkv"]
+            parts = [self.matrix(x, f"{at}attn_{name}") for name in "qkv"]
             if self._norms_heads_as_one:
                 parts[:2] = (
-                    self._norm(t, f"{at}attn_{name}_norm")
+                    self.norm(t, f"{at}attn_{name}_norm")
                     for t, name in zip(parts[:2], "qk", strict=True)
                 )
+            if parts[0].shape[0] == 2 * layer.heads * layer.key:
+                gated = parts[0]
             q, k, v = (
                 self.view(t, (size, heads, self.n))
                 for t, (heads, size) in zip(parts, shapes, strict=True)
             )
         if not self._norms_heads_as_one:
-            q, k = self._norm(q, f"{at}attn_q_norm"), self._norm(k, f"{at}attn_k_norm")
+            q, k = self.norm(q, f"{at}attn_q_norm"), self.norm(k, f"{at}attn_k_norm")
         q, k = (self.same(t, self.positions) for t in (q, k))
-        return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v
+        return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v, gated
 
     @property
     def _norms_heads_as_one(self) -> bool:
@@ -225,18 +226,18 @@ class _Builder:
         assert latent is not None
         q = x
         if self.arch.has(f"{at}attn_q_a.weight"):
-            q = self._norm(self._matrix(q, f"{at}attn_q_a"), f"{at}attn_q_a_norm")
-            q = self._matrix(q, f"{at}attn_q_b")
+            q = self.norm(self.matrix(q, f"{at}attn_q_a"), f"{at}attn_q_a_norm")
+            q = self.matrix(q, f"{at}attn_q_b")
         else:
-            q = self._matrix(q, f"{at}attn_q")
-        compressed = self._matrix(x, f"{at}attn_kv_a_mqa")
+            q = self.matrix(q, f"{at}attn_q")
+        compressed = self.matrix(x, f"{at}attn_kv_a_mqa")
         q_rope = self.same(self.view(q, (latent.rope, layer.heads, self.n)), self.positions)
         absorbed = self.op(
             (latent.rank, self.n, layer.heads), self.view(q, (latent.head, self.n, layer.heads))
         )
         absorbed = self.view(absorbed, (latent.rank, layer.heads, self.n))
         k_rope = self.same(self.view(compressed, (latent.rope, 1, self.n)), self.positions)
-        values = self._norm(self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm")
+        values = self.norm(self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm")
         values = self.view(values, (latent.rank, 1, self.n))
         q = self.op((layer.key, layer.heads, self.n), absorbed, q_rope)
         k = self.op((layer.key, 1, self.n), values, k_rope)
@@ -244,7 +245,7 @@ class _Builder:
         for tensor in (q, values, k):
             self.graph.expand(tensor)
         self._store(k, inputs.keys)
-        return self._matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
+        return self.matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
 
     def _feed_forward(self, at: str, x: Tensor) -> Tensor:
         if not self.arch.experts_used or not self.arch.has(f"{at}ffn_gate_inp.weight"):
@@ -263,18 +264,18 @@ class _Builder:
         width = (
             self.arch.tensors[f"{down}.weight"].shape[0] if self.arch.has(f"{down}.weight") else 0
         )
-        up = self._matrix(x, f"{at}ffn_up{kind}")
+        up = self.matrix(x, f"{at}ffn_up{kind}")
         if self.arch.has(f"{at}ffn_gate{kind}.weight"):
-            x = self.op((width, self.n), self._matrix(x, f"{at}ffn_gate{kind}"), up)
+            x = self.op((width, self.n), self.matrix(x, f"{at}ffn_gate{kind}"), up)
         elif up.shape[0] == 2 * width:  # gate and up in one matrix
             x = self.op((width, self.n), up)
         else:
             x = self.same(up)
-        return self._matrix(x, down)
+        return self.matrix(x, down)
 
     def _experts(self, at: str, x: Tensor) -> Tensor:
         used, n = self.arch.experts_used, self.n
-        scores = self._matrix(x, f"{at}ffn_gate_inp")
+        scores = self.matrix(x, f"{at}ffn_gate_inp")
         late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
         scores = scores if late else self.same(scores)
         biased = self.same(scores) if self.arch.has(f"{at}exp_probs_b.bias") else scores
@@ -300,7 +301,7 @@ class _Builder:
 
     @property
     def _weights_are_normed(self) -> bool:
-        return self.arch.name not in ("qwen2moe", "deepseek2") or self.arch.flag(
+        return self.arch.name not in ("qwen2moe", "deepseek2", "mistral4") or self.arch.flag(
             "expert_weights_norm"
         )
 

@@ -32,7 +32,7 @@ Progress = Callable[[int], None]
 
 
 def silent(_: int) -> None:
-    """A progress that nobody watches."""
+    """A progress that no one watches."""
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:

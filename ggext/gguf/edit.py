@@ -1,6 +1,6 @@
 """What a changed header asks of a file: which bytes before the data, and in it, become what.
 
-llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added behind
+llama.cpp wants tensors to lie in the order of their infos without gaps, so a tensor is added after
 the last one, the last one can be taken away, and one that is followed by others keeps its place and
 can only get other values."""
 
@@ -20,43 +20,48 @@ Patch = tuple[int, bytes]
 
 
 class DataWouldMoveError(GgufError):
-    """A tensor cannot leave its place, because others lie behind it."""
+    """A tensor cannot leave its place, because others lie after it."""
 
 
 @dataclass(frozen=True)
 class NewTensor:
-    """``data``: the values' bytes; ``shape`` and ``type`` as in ``TensorInfo``."""
+    """A tensor that an edit adds."""
 
     name: str
+    # As in `TensorInfo`.
     shape: tuple[int, ...]
     type: int
+    # The bytes of the values.
     data: bytes
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``infos``: in the order of the data. ``patches``: bytes to write, at offsets from the data's
-    start. ``data_length``: of the data section afterwards. ``neutralized``: tensors that were
-    overwritten, not removed."""
+    """What changes in a file's header and data."""
 
     fields: dict[str, Field]
+    # In the order of the data.
     infos: list[TensorInfo]
+    # Bytes to write, at offsets from the data's start.
     patches: list[Patch]
+    # Bytes of the data section afterwards.
     data_length: int
+    # Tensors that were overwritten, not removed.
     neutralized: list[str]
 
 
 @dataclass(frozen=True)
 class Change:
-    """An edit of one file in its place. ``insert_length`` zeros come in at ``insert_at`` (a block's
-    start in the old header); then the ``writes`` are made, at offsets of the new file, and it is
-    ``new_size`` long."""
+    """An edit of one file in its place; sizes and offsets in bytes."""
 
     edit: Edit
     old_size: int
     new_size: int
+    # Where zeros come in: a block's start in the old header.
     insert_at: int
+    # How many zeros come in there.
     insert_length: int
+    # What is written after that, at offsets of the new file.
     writes: list[Patch]
 
 
@@ -79,7 +84,7 @@ def plan_edit(
         neutral = remove.get(name)
         if neutral is None or any(name == t.name for t in add):
             raise DataWouldMoveError(
-                f"{gguf.path}: the tensor {name} has others behind it and cannot be taken out in "
+                f"{gguf.path}: the tensor {name} has others after it and cannot be taken out in "
                 "place; "
                 "write to a new file: ggext convert FILE OUT"
             )
@@ -90,7 +95,7 @@ def plan_edit(
     for tensor in add:
         if tensor.name not in overwritten:
             offset = _end(infos, gguf.alignment)
-            gap = max(0, offset - length)  # behind a last tensor that its writer did not pad
+            gap = max(0, offset - length)  # after a last tensor that its writer did not pad
             data = tensor.data.ljust(aligned(len(tensor.data), gguf.alignment), b"\0")
             patches.append((offset - gap, bytes(gap) + data))
             infos.append(

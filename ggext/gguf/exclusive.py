@@ -1,4 +1,4 @@
-"""A file that is changed in its place while nobody else has it open."""
+"""A file that is changed in its place while no other program has it open."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ExclusiveFile:
         disk.sync(self.handle)
 
     def insert(self, at: int, length: int, successor: Successor, progress: Progress) -> str:
-        """Zeros at a block's start; returns how the bytes behind got to their place."""
+        """Zeros at a block's start; returns how the bytes after them got to their place."""
         try:
             disk.insert_range(self.handle, at, length)
         except OSError as error:
@@ -82,7 +82,7 @@ class ExclusiveFile:
     def _rebuild(
         self, keep: int, source_at: int, target_at: int, successor: Successor, progress: Progress
     ) -> str:
-        """A new file takes this one's place: the first ``keep`` bytes, and what is behind
+        """A new file takes this one's place: the first ``keep`` bytes, and what is after
         ``source_at`` at ``target_at``."""
         beside = self.path.with_name(successor.name)
         old = os.fstat(self.handle)
@@ -114,7 +114,7 @@ class ExclusiveFile:
 class Successor:
     """The file that takes another one's place, where data cannot be moved within that."""
 
-    # in the same folder; nobody can know it before
+    # in the same folder; no one can know it before
     name: str
     # called with the new file's inode, before it gets the other one's name
     announce: Callable[[int], None]
@@ -206,9 +206,9 @@ def _named_by_checksum(path: Path) -> str:
 
 
 def _lease(handle: int) -> bool | None:
-    """True: nobody else has the file open or mapped, and who opens it waits until we close it.
-    False: somebody has. ``None``: not to be had here; then a lock keeps at least other ggexts away,
-    or the answer is False again.
+    """True: no other program has the file open or mapped, and who opens it waits until we close it.
+    False: another program has. ``None``: not to be had here; then a lock keeps at least other
+    ggexts away, or the answer is False again.
 
     The kernel tells a lease's holder of a waiting opener by SIGIO, which would end the process:
     SIGURG is ignored."""

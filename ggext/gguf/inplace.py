@@ -2,8 +2,8 @@
 
 The order: what will be overwritten goes into the undo file and to the disk; room is made; the new
 bytes are written and go to the disk; the undo file says that the change is complete. Whoever opens
-the file after a crash finds the change begun and takes it back, or finds it complete. Every step
-back can itself be interrupted and begun again: whether data has moved is told by the file's size,
+the file after a crash finds the change started and takes it back, or finds it complete. Every step
+back can itself be interrupted and started again: the file's size says whether data has moved,
 and writing the old bytes twice does no harm."""
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ _SMALL = 2 * _SAMPLES * _SAMPLE
 
 @dataclass(frozen=True)
 class Done:
-    """``inserted``: bytes of room made, and ``how``: the data behind was moved (extents only),
+    """``inserted``: bytes of room made, and ``how``: the data after it was moved (extents only),
     shared or copied; empty where the header had room. ``written``: bytes that were written
-    besides."""
+    as well."""
 
     change: Change
     how: str
@@ -85,7 +85,7 @@ def undo(path: Path, progress: Progress = silent, *, trust: bool = False) -> int
     with _changing(path, trust=trust) as (file, journal):
         if not journal.entries:
             raise GgufError(
-                f"{path} has no {journal.path.name} beside it; there is nothing to undo"
+                f"{path} has no {journal.path.name} next to it; there is nothing to undo"
             )
         count = len(journal.entries)
         for _ in range(count):
@@ -96,7 +96,7 @@ def undo(path: Path, progress: Progress = silent, *, trust: bool = False) -> int
 
 
 class UnprovenError(GgufError):
-    """An undo file does not prove that it was made for the file that it lies beside."""
+    """An undo file does not prove that it was made for the file that it lies next to."""
 
 
 def repair(path: Path, progress: Progress = silent, *, trust: bool = False) -> str:
@@ -115,7 +115,7 @@ def repair(path: Path, progress: Progress = silent, *, trust: bool = False) -> s
             return _recover(file, journal, progress)
         if journal.is_torn:
             journal.trim()
-            return "a change had been announced and not begun: the file is as it was"
+            return "a change had been announced and not started: the file is as it was"
     return ""
 
 

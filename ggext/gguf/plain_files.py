@@ -1,6 +1,6 @@
 """Files that come from strangers, opened: only plain ones, and no more of them than expected.
 
-A name may lead to a pipe, which nobody writes to, a device, or a sparse giant. What a name leads to
+A name may lead to a pipe that no one writes to, a device, or a sparse giant. What a name leads to
 is decided after it was opened, on the open file, so that it cannot be exchanged in between.
 """
 

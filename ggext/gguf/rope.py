@@ -35,7 +35,7 @@ def still_pairs_of(gguf: GgufFile) -> tuple[int, ...]:
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
     if geometry.sections is None:
         return ()
-    kind = capability_of(gguf.arch).sections
+    kind = capability_of(gguf.arch, sectioned=True).sections
     return still_pairs(geometry.sections, geometry.n_rot // 2, kind)
 
 

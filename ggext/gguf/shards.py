@@ -74,7 +74,7 @@ def whole_header(header: GgufFile) -> GgufFile:
 
 
 def _only_model(folder: Path) -> Path:
-    others = ("mmproj", "imatrix")  # what lies beside a model: its eyes, its importance matrix
+    others = ("mmproj", "imatrix")  # what lies next to a model: its eyes, its importance matrix
     files = [path for path in folder.glob("*.gguf") if not path.name.startswith(others)]
     models = sorted({metadata_part(path) for path in files})
     if not models and (folder / "config.json").is_file():

@@ -1,5 +1,5 @@
 """Values out of a header's bytes, bounds-checked. Arrays are walked over when read and built when
-asked for: a vocabulary of 150,000 tokens costs a model's reader nothing until somebody wants a
+asked for: a vocabulary of 150,000 tokens costs a model's reader nothing until someone wants a
 token."""
 
 from __future__ import annotations

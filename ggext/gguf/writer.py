@@ -1,6 +1,6 @@
 """Write a GGUF file: header, then each tensor's data as it is produced, by several threads.
 
-The file is written beside its place and renamed when whole, so an interrupted or failed run leaves
+The file is written next to its place and renamed when whole, so an interrupted or failed run leaves
 what was there before. Where there was a file, the new one is on the disk before the old one goes,
 so that a power cut leaves one of them; a new file reaches the disk when the system sees fit, as
 with cp.
@@ -31,14 +31,15 @@ _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | syste
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """``shape`` in GGUF order (contiguous dimension first), ``type`` a ggml type number, ``chunks``
-    gives the ``nbytes`` of data one after the other when their turn has come: bytes, or pieces that
-    the writer's threads make."""
+    """A tensor of a new file, whose data is made when its turn comes."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # A ggml type number.
     type: int
     nbytes: int
+    # Gives the `nbytes` of data in order: bytes, or pieces that the writer's threads make.
     chunks: Callable[[], Iterable[Buffer | Piece | StoredPiece]]
 
 
@@ -78,13 +79,15 @@ class _NoRoomError(Exception):
 
 @dataclass(frozen=True)
 class Arranged:
-    """A file to be: ``infos`` of the ``tensors``, ``start`` of their data, ``size`` of it all in
-    bytes."""
+    """The layout of a new file."""
 
     fields: Mapping[str, Field]
+    # Where the data begins, in bytes.
     start: int
+    # Those of the `tensors`.
     infos: list[TensorInfo]
     tensors: Sequence[TensorToWrite]
+    # Bytes of the whole file.
     size: int
 
 
@@ -160,7 +163,7 @@ def _as_piece(data: Buffer) -> Piece:
 
 
 class NewFile:
-    """A file that was made beside its place and is open. It is written by its descriptor, so that
+    """A file that was made next to its place and is open. It is written by its descriptor, so that
     nothing else is where its name was exchanged, and then it is not put in place."""
 
     def __init__(self, path: Path) -> None:
@@ -220,8 +223,8 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
-    """A new file beside ``path`` that takes its place when the block ends well, and is removed when
-    not.
+    """A new file next to ``path`` that takes its place when the block ends well, and is removed
+    when not.
 
     ``size``: bytes that will be needed; checked against the free space first. It is on the disk
     when it is in place.
@@ -234,7 +237,7 @@ def whole_file(path: Path, size: int) -> Iterator[BinaryIO]:
 
 @contextmanager
 def replacing(path: Path, size: int = 0) -> Iterator[NewFile]:
-    """A temporary file beside ``path``, renamed to it when the block ends well."""
+    """A temporary file next to ``path``, renamed to it when the block ends well."""
     with temporary_beside(path, size) as beside:
         yield beside
         beside.put_in_place(path)
@@ -261,7 +264,7 @@ def temporary_beside(path: Path, size: int = 0) -> Iterator[NewFile]:
 
 @contextmanager
 def private_folder_beside(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that only the user can enter, removed afterwards: for files that
+    """A folder next to ``path`` that only the user can enter, removed afterwards: for files that
     another library writes by their names."""
     try:
         folder = tempfile.TemporaryDirectory(
@@ -296,6 +299,6 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name the output file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists; use --force to replace it, or name another output")
+        raise OutputError(f"{path} exists; use force=True to replace it, or name another output")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")

@@ -11,7 +11,7 @@ A size is a sum of products of the names in `sizes`: ``"heads*key"``, ``"rank+ro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -24,6 +24,8 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "token_embd": ("embd", "vocab"),
         "output": ("embd", "vocab"),
         "output_norm": ("embd",),
+        "position_embd": ("embd", "context"),
+        "token_embd_norm": ("embd",),
         "rope_freqs": ("half_rot",),
         "rope_factors_long": ("half_rot",),
         "rope_factors_short": ("half_rot",),
@@ -49,6 +51,16 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "ffn_up_exps": ("embd", "expert_ff", "experts"),
         "ffn_gate_up_exps": ("embd", "expert_ff+expert_ff", "experts"),
         "ffn_down_exps": ("expert_ff", "embd", "experts"),
+        "pre_ffw_norm_2": ("embd",),
+        "post_ffw_norm_1": ("embd",),
+        "post_ffw_norm_2": ("embd",),
+        "layer_output_scale": ("one",),
+        "per_layer_token_embd": ("each*layers", "vocab"),
+        "per_layer_model_proj": ("embd", "each*layers"),
+        "per_layer_proj_norm": ("each",),
+        "inp_gate": ("embd", "each"),
+        "proj": ("each", "embd"),
+        "post_norm": ("embd",),
         "ffn_gate_inp_shexp": ("embd",),
         "ffn_gate_shexp": ("embd", "shared_ff"),
         "ffn_up_shexp": ("embd", "shared_ff"),
@@ -71,8 +83,25 @@ _LATENT = {
     "attn_kv_b": ("rank", "heads*nope+heads*head_value"),
     "attn_output": ("heads*head_value", "embd"),
 }
+_GATED_QUERIES = {
+    "attn_q": ("embd", "heads*key+heads*key"),
+    "attn_qkv": ("embd", "heads*key+heads*key+kv*key+kv*value"),
+}
+#: Of the layers that are one; the others' shapes are those of attention.
+DELTA_NET: Mapping[str, Shape] = {
+    "attn_qkv": ("embd", "channels"),
+    "attn_gate": ("embd", "inner"),
+    "ssm_in": ("embd", "channels+inner"),
+    "ssm_conv1d": ("conv", "channels"),
+    "ssm_dt": ("inner_heads",),
+    "ssm_a": ("inner_heads",),
+    "ssm_beta": ("embd", "inner_heads"),
+    "ssm_alpha": ("embd", "inner_heads"),
+    "ssm_ba": ("embd", "inner_heads+inner_heads"),
+    "ssm_norm": ("state",),
+    "ssm_out": ("inner", "embd"),
+}
 _CONVOLUTIONS = {
-    "token_embd_norm": ("embd",),
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
     "shortconv.out_proj": ("embd", "embd"),
@@ -97,12 +126,17 @@ class ArchitectureFacts:
     shared_rows: Literal["own", "or_ff", "counted", "as_expert"] = "own"
     # what expert_gating_func may be; empty: it is not read
     gating: tuple[int, ...] = ()
-    # numbers that must be at least 1, beside those that all models have
+    # numbers that must be at least 1, in addition to those that all models have
     positive: tuple[str, ...] = ()
+    # whether heads, keys and feed-forward parts differ from layer to layer, values may be missing,
+    # and later layers may take the keys and values of earlier ones
+    by_layer: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
-    # whether it rotates by sections (M-RoPE); others must not have any
-    sections: bool = False
+    # whether some layers are a gated delta net; "fused": its first projection may be one tensor
+    delta_net: Literal["no", "split", "fused"] = "no"
+    # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
+    sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
     shapes: Mapping[str, Shape] = field(default_factory=dict)
 
@@ -110,22 +144,32 @@ class ArchitectureFacts:
 _PLAIN = ArchitectureFacts()
 _PART = ArchitectureFacts(rotates="part")
 _LLAMA = ArchitectureFacts(experts="some")
+_DELTA_EXPERTS = ArchitectureFacts(
+    rotates="part",
+    experts="all",
+    expert_rows="or_share",
+    shared_rows="or_ff",
+    delta_net="split",
+    shapes=_GATED_QUERIES,
+)
+_DEEPSEEK2 = ArchitectureFacts(
+    rotates="part",
+    latent="cached",
+    experts="some",
+    expert_rows="own",
+    shared_rows="counted",
+    gating=(0, 1, 2, 3, 4),
+    shapes=_LATENT,
+)
 
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
         "apertus": _PLAIN,
         "arcee": _PLAIN,
+        "bloom": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
-        "deepseek2": ArchitectureFacts(
-            rotates="part",
-            latent="cached",
-            experts="some",
-            expert_rows="own",
-            shared_rows="counted",
-            gating=(0, 1, 2, 3, 4),
-            shapes=_LATENT,
-        ),
+        "deepseek2": _DEEPSEEK2,
         "dots1": ArchitectureFacts(
             experts="some", expert_rows="own", shared_rows="counted", gating=(1, 2, 3, 4)
         ),
@@ -133,24 +177,29 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "ernie4_5-moe": ArchitectureFacts(
             experts="some", expert_rows="own", positive=("interleave_moe_layer_step",)
         ),
+        "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
-        "glm4": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
+        "gemma4": ArchitectureFacts(experts="some", expert_rows="own", by_layer=True),
+        "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",
+            sections="may",
             experts="all",
             expert_rows="or_share",
             shared_rows="counted",
             gating=(0, 1, 2, 3, 4),
         ),
         "gpt-oss": ArchitectureFacts(experts="all", expert_rows="own"),
+        "gpt2": _PLAIN,
         "gptneox": _PART,
         "granite": _LLAMA,
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
+        "internlm2": _PLAIN,
         "lfm2": ArchitectureFacts(rotates="part", convolutions=True, shapes=_CONVOLUTIONS),
         "lfm2moe": ArchitectureFacts(
             rotates="part",
@@ -167,6 +216,8 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             rotates="part", experts="all", gating=(1, 2, 3, 4), shapes=_NORMS_OF_ALL_HEADS
         ),
         "mistral3": _LLAMA,
+        "mistral4": _DEEPSEEK2,
+        "mpt": _PLAIN,
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
@@ -175,13 +226,20 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "phi3": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
         "qwen2": _PLAIN,
         "qwen2moe": ArchitectureFacts(experts="all", expert_rows="or_share", shared_rows="or_ff"),
-        "qwen2vl": ArchitectureFacts(sections=True),
+        "qwen2vl": ArchitectureFacts(sections="must"),
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
-        "qwen3vl": ArchitectureFacts(sections=True),
+        "qwen3next": replace(_DELTA_EXPERTS, delta_net="fused"),
+        "qwen35": ArchitectureFacts(
+            rotates="part", delta_net="split", sections="must", shapes=_GATED_QUERIES
+        ),
+        "qwen35moe": replace(_DELTA_EXPERTS, sections="must"),
+        "qwen3vl": ArchitectureFacts(sections="must"),
+        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections="must"),
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
+        "starcoder": _PLAIN,
         "starcoder2": _PLAIN,
     }
 )

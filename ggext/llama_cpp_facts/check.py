@@ -11,12 +11,19 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
 
-from ggext.llama_cpp_facts.architectures import ARCHITECTURES, SHAPES, ArchitectureFacts
+from ggext.llama_cpp_facts.architectures import (
+    ARCHITECTURES,
+    DELTA_NET,
+    SHAPES,
+    ArchitectureFacts,
+)
 from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS, NVFP4
+from ggext.llama_cpp_facts.recurrent import recurrent_layers
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
 
 _MOST = 2**31 - 1
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
-_FLOAT32_PARTS = (".bias", "norm", "sinks", "rope_f", "shortconv.conv", "exp_probs_b")
+_FLOAT32_PARTS = (".bias", "norm", "sinks", "rope_f", "shortconv.conv", "ssm_conv1d", "exp_probs_b")
 #: Tokenizers of models that continue text; the graph of the others is not this table's.
 _TOKENIZERS = ("llama", "gpt2", "gemma4", "none", "no_vocab")
 
@@ -45,13 +52,63 @@ def problems(
     if model not in _TOKENIZERS:
         yield f"tokenizer.ggml.model is {model!r:.40}, which no model of {arch} has"
     try:
-        sizes = Sizes.of(facts, keys, vocabulary)
+        whole, sizes = _sizes(arch, facts, keys, vocabulary)
+        recurs = recurrent_layers(arch, keys, whole.layers)
     except ValueError as error:
         yield str(error)
         return
     yield from _values(facts, keys)
-    yield from _tensors(facts, sizes, tensors)
-    yield from _attention(facts, keys, sizes.layers, tensors)
+    yield from _tensors(facts, whole, sizes, recurs, tensors)
+    yield from _mixers(facts, recurs, tensors)
+
+
+#: What an architecture's keys may list layer by layer, where its layers differ.
+_LISTED = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+
+
+def _sizes(
+    arch: str, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int
+) -> tuple[Sizes, list[Sizes]]:
+    """Those of a layer that attends to the whole text, and those of each layer. Raises
+    ValueError."""
+    if not facts.by_layer:
+        sizes = Sizes.of(facts, keys, vocabulary)
+        return sizes, [sizes] * sizes.layers
+    layers = _Numbers(keys).number("block_count", most=MAX_LAYERS)
+    slides = sliding_layers(arch, keys, layers)
+    own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
+    # what is shared is taken from the last two layers that have their own
+    if own < 2 or (own < layers and slides[own - 2 : own] != [True, False]):
+        raise ValueError(f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}")
+    if all(slides):
+        raise ValueError("all layers slide")
+    sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
+    found = []
+    for layer, slide in enumerate(slides):
+        at = _at_layer(keys, layer, layers, slides=slide)
+        mark = (slide, *(at.get(key) for key in _LISTED))
+        if mark not in sizes_by_keys:
+            sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
+        found.append(sizes_by_keys[mark])
+    return found[slides.index(False)], found
+
+
+def _at_layer(
+    keys: Mapping[str, Any], layer: int, layers: int, *, slides: bool
+) -> Mapping[str, Any]:
+    """The keys as they would be where all layers were like this one."""
+    at = dict(keys)
+    for key in _LISTED:
+        value = at.get(key)
+        if isinstance(value, list):
+            if len(value) != layers:
+                raise ValueError(f"{key} has {len(value)} values for {layers} layers")
+            at[key] = value[layer]
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        own = at.pop(f"{key}_swa", None)
+        if slides and own is not None:
+            at[key] = own
+    return at
 
 
 @dataclass(frozen=True)
@@ -70,8 +127,11 @@ class Sizes:
         if trunk < 1:
             raise ValueError(f"nextn_predict_layers leave none of {layers} layers")
         values = {"embd": read.number("embedding_length"), "vocab": vocabulary or -1}
+        values |= {"one": 1, "layers": trunk}
+        values["each"] = read.number("embedding_length_per_layer_input", 0, least=0)
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["context"] = read.number("context_length", 0, least=0) or -1
         values["ff"] = read.first("feed_forward_length", layers, 0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])
@@ -92,6 +152,7 @@ class Sizes:
 
 def _heads(facts: ArchitectureFacts, read: _Numbers, layers: int, width: int) -> dict[str, int]:
     heads = read.same("attention.head_count", layers)
+    own = _delta_net(read) if facts.delta_net != "no" else {}
     if facts.convolutions:
         kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
         conv = read.number("shortconv.l_cache", least=2)
@@ -111,13 +172,30 @@ def _heads(facts: ArchitectureFacts, read: _Numbers, layers: int, width: int) ->
         if read.number(f"{name}_swa", size) != size:
             raise ValueError(f"{name}_swa is not {name}, {size}")
     result = {"heads": heads, "kv": kv, "key": key, "value": value, "rot": rot, "conv": conv}
-    result |= {"half_rot": rot // 2, "head_key": key, "head_value": value}
+    result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)
     if key != value:
         raise ValueError(f"attention.key_length is {key} and attention.value_length {value}")
     _check_rotation(rot, key, whole=facts.rotates == "whole")
     return result
+
+
+def _delta_net(read: _Numbers) -> dict[str, int]:
+    state, keys = read.number("ssm.state_size"), read.number("ssm.group_count")
+    values, inner = read.number("ssm.time_step_rank"), read.number("ssm.inner_size")
+    if values % keys or inner != state * values:
+        raise ValueError(
+            f"ssm.inner_size is {inner} and ssm.time_step_rank {values}, with {keys} groups and a "
+            f"state of {state}"
+        )
+    return {
+        "conv": read.number("ssm.conv_kernel", least=2),
+        "state": state,
+        "inner": inner,
+        "inner_heads": values,
+        "channels": inner + 2 * keys * state,
+    }
 
 
 def _latent(facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]) -> dict[str, int]:
@@ -219,7 +297,7 @@ def _sections(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str
         isinstance(size, int) and 0 <= size <= _MOST for size in sections
     )
     rot = keys.get("rope.dimension_count", _MOST)
-    if facts.sections:
+    if facts.sections == "must" or (facts.sections == "may" and sections):
         if not whole or not any(sections[:3]) or not 0 < sum(sections) <= rot:
             yield f"rope.dimension_sections are {sections!r:.40}"
     elif not whole or any(sections):
@@ -227,16 +305,20 @@ def _sections(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str
 
 
 def _tensors(
-    facts: ArchitectureFacts, sizes: Sizes, tensors: Mapping[str, Tensor]
+    facts: ArchitectureFacts,
+    whole: Sizes,
+    sizes: list[Sizes],
+    recurs: list[bool],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     for name, tensor in tensors.items():
-        expected = _expected(facts, sizes, name)
+        expected = _expected(facts, whole, sizes, recurs, name)
         if expected is not None and _squeezed(tensor.shape) != _squeezed(expected):
             yield (
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{list(expected)}"
             )
-        if any(part in name for part in _FLOAT32_PARTS):
+        if name.endswith((".ssm_a", ".scale")) or any(part in name for part in _FLOAT32_PARTS):
             if tensor.type != F32:
                 yield f"tensor {name!r:.80} is not of type F32"
         elif len(tensor.shape) > 1 and tensor.type not in MATRIX_TYPES:
@@ -246,19 +328,27 @@ def _tensors(
             yield f"tensor {name!r:.80} is of type NVFP4 and has a scale and a bias"
 
 
-def _expected(facts: ArchitectureFacts, sizes: Sizes, name: str) -> tuple[int, ...] | None:
+def _expected(
+    facts: ArchitectureFacts, of_name: Sizes, sizes: list[Sizes], recurs: list[bool], name: str
+) -> tuple[int, ...] | None:
     """None: the table does not know the tensor, or not the numbers that it is made of."""
     stem, _, kind = name.rpartition(".")
-    if kind not in ("weight", "bias"):
+    if kind == "ssm_a":  # which has neither a weight nor a bias
+        stem = name
+    elif kind not in ("weight", "bias"):
         return None
+    shapes = facts.shapes
     if stem.startswith("blk."):
         layer, _, stem = stem.removeprefix("blk.").partition(".")
-        if not layer.isdecimal() or int(layer) >= sizes.layers:
+        if not layer.isdecimal() or int(layer) >= len(sizes):
             return None  # of layers that predict further tokens, which are not run
-    shape = facts.shapes.get(stem, SHAPES.get(stem))
+        of_name = sizes[int(layer)]
+        if facts.delta_net != "no" and recurs[int(layer)]:
+            shapes = DELTA_NET
+    shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    expected = sizes.of_shape(shape)
+    expected = of_name.of_shape(shape)
     if kind == "bias" and len(expected) > 1:
         expected = expected[1:]
     return None if any(size < 0 for size in expected) else expected
@@ -270,19 +360,25 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _attention(
-    facts: ArchitectureFacts, keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+def _mixers(
+    facts: ArchitectureFacts,
+    recurs: list[bool],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     """Loaders that take these tensors for optional read a null pointer where they are not there."""
+    attention: tuple[tuple[str, ...], ...] = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
     if facts.latent != "no":
-        wanted: tuple[tuple[str, ...], ...] = (("attn_kv_a_mqa",),)
-    else:
-        wanted = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
-    counts = keys.get("attention.head_count_kv")
-    for layer in range(layers):
-        if facts.convolutions and isinstance(counts, list) and counts[layer] == 0:
-            continue
-        if not any(
+        attention = (("attn_kv_a_mqa",),)
+    if facts.by_layer:  # the loader asks for keys; values may be the keys
+        attention = (("attn_qkv",), ("attn_q",))
+    recurrent: tuple[tuple[str, ...], ...] = ()
+    if facts.delta_net != "no":
+        recurrent = (("attn_qkv", "attn_gate"),)
+    if facts.delta_net == "fused":
+        recurrent = (("ssm_in",), *recurrent)
+    for layer, recurring in enumerate(recurs):
+        wanted = recurrent if recurring else attention
+        if wanted and not any(
             all(f"blk.{layer}.{name}.weight" in tensors for name in names) for names in wanted
         ):
             yield f"layer {layer} has no {', '.join(wanted[-1])}"

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
+from ggext.llama_cpp_facts.node_names import layer_of_node
 from ggext.proof.float32 import OTHER_DEVICES, frequency_bound, pairs_of, turn_bound, turns
 from ggext.proof.reasons import frequency_reason, gain_reason
 from ggext.proof.reference import sample_tokens
-from ggext.proof.report import Check, NodeRow, Wanted, layer_of_node
+from ggext.proof.report import Check, NodeRow, Wanted
 from ggext.rope.compare import EXACT_GAIN
 
 if TYPE_CHECKING:

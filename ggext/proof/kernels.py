@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 #: float32 rounding of a rotation of values up to 1: three operations of 6e-8 each, and the gain.
 KERNEL_TOLERANCE = 1e-6
-#: Positions that are always told, also beyond the context.
+#: Positions that are always reported, also beyond the context.
 POSITIONS = (0, 1, 4096, 32768, 131072, 1 << 20)
 NATIVE = "ggext"
 #: A float32 angle is now and then right by luck, as at powers of two: the worst of so many
-#: neighbours is told.
+#: neighbours is reported.
 _NEIGHBOURS = 16
 #: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds
 #: away.
@@ -98,8 +98,8 @@ def told_positions(context: int) -> NDArray[np.int64]:
 
 
 def _measured_positions(table: RopeTable, geometry: RopeGeometry) -> NDArray[np.int64]:
-    """Those that are told, those that the native rotation is checked at, and more for a picture:
-    each with its neighbours before it, (n_positions, neighbours)."""
+    """Those that are reported, those that the native rotation is checked at, and more for a
+    picture: each with its neighbours before it, (n_positions, neighbours)."""
     import numpy as np
 
     probed = probe_positions(table.context, geometry.trained_context)
@@ -193,7 +193,7 @@ def _rows(
     bounds = turn_bound(positions[:, -1], table, geometry, slack)
     found = []
     for position, error, bound in zip(positions[:, -1].tolist(), errors, bounds, strict=True):
-        # inside the bound the largest error is told, else the one that is most too large
+        # inside the bound the largest error is reported, else the one that is most too large
         pair = int((error / bound if (error > bound).any() else error).argmax())
         meaning = _meaning(float(error[pair]), pair, table.inv_freq[pair])
         found.append(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ggext.llama_cpp_facts.node_names import layer_of_node
 from ggext.rope import methods
 from ggext.rope.decode import LayerKind
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -21,7 +21,6 @@ _WRONG = {
     "shift": "a context that rolls destroys it",
     "logits": "its predictions are not those of the checkpoint",
 }
-_LAYER_OF_NODE = re.compile(r"-(\d+)(?: \(.*)?$")
 
 
 @dataclass(frozen=True)
@@ -152,12 +151,6 @@ class Report:
         }
 
 
-def layer_of_node(name: str) -> int:
-    """The layer that llama.cpp's name for an operation ends in; 0 where it has none."""
-    number = _LAYER_OF_NODE.search(name)
-    return int(number[1]) if number else 0
-
-
 @dataclass(frozen=True)
 class Wanted:
     """What the file must do, and who says so."""
@@ -182,9 +175,8 @@ class Wanted:
 
     def of_unscaled(self) -> Wanted:
         """What the sliding-window layers must do, where they have a table of their own."""
-        base = self.geometry.sliding_base or self.geometry.base
         scaling = RopeScaling(context=methods.extended_context(self.scaling, self.geometry))
-        return Wanted(scaling, replace(self.geometry, base=base, sliding_base=None), self.source)
+        return Wanted(scaling, self.geometry.of_sliding(), self.source)
 
     @property
     def table(self) -> RopeTable:

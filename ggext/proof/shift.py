@@ -71,7 +71,7 @@ def measure_shifts(model: Model) -> list[ShiftRow]:
 
 
 def _evaluated(probe: Probe, tokens: list[int], start: int) -> NDArray[np.float32]:
-    """The logits behind the last tokens, (SHIFTS, n_vocab), from an empty cache and in the same
+    """The logits after the last tokens, (SHIFTS, n_vocab), from an empty cache and in the same
     batches as the shifted ones: kernels for one token round otherwise than those for many."""
     import numpy as np
 
@@ -83,7 +83,7 @@ def _evaluated(probe: Probe, tokens: list[int], start: int) -> NDArray[np.float3
 
 class _KeyNorms:
     """The norm of each layer's cached keys, read where the shift itself passes over the cache.
-    Change by change: behind a sliding window tokens that were cached since take the place of
+    Change by change: after a sliding window tokens that were cached since take the place of
     others."""
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class _KeyNorms:
 
 
 def check_shift(gguf: GgufFile, rows: list[ShiftRow], required: bool) -> Check:
-    """Informative unless ``required``: a file that is not safe to roll is right as long as nobody
+    """Informative unless ``required``: a file that is not safe to roll is right as long as no one
     rolls it."""
     change = max(abs(row.k_norm - 1) for row in rows)
     kl = max(row.kl for row in rows)
@@ -154,6 +154,6 @@ def _reason(gguf: GgufFile) -> str:
         return f"{wrong}, which no file can prevent: {off}"
     obstacle = folding_obstacle(gguf.arch, geometry_of(keys, gguf.arch))
     if obstacle:
-        gainless = "or scale without a gain (--linear F)"
+        gainless = "or scale without a gain (RopeScaling('linear', factor=F))"
         return f"{damage}. It cannot be folded: {obstacle}. So {off}, {gainless}"
-    return f"{damage}: {off}, or write the file with --encoding folded"
+    return f"{damage}: {off}, or write the file with encoding='folded'"

@@ -62,7 +62,7 @@ def check_published(
     gguf: GgufFile, effective: RopeTable, *, by_keys: bool
 ) -> tuple[list[Check], str]:
     """A check where the authors' scaling belongs to the model and the file has none at all, and a
-    sentence on what they publish; nothing for a model that is not known. ``by_keys``: nobody else
+    sentence on what they publish; nothing for a model that is not known. ``by_keys``: no one else
     says what the file is to be."""
     keys = gguf.arch_keys()
     row = known_model(gguf.arch, keys)

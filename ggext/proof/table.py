@@ -25,7 +25,7 @@ from ggext.rope.decode import (
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
 
-#: Architectures whose files say the extended context beside a factor of another length.
+#: Architectures whose files say the extended context together with a factor of another length.
 _FINAL = ("gemma3",)
 
 
@@ -37,7 +37,9 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     if reference is not None:
         wanted = _by_reference(recipe, reference)
     elif recipe is not None:
-        wanted = Wanted(recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.source})")
+        wanted = Wanted(
+            recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.asked_by})"
+        )
     else:
         wanted = wanted_by_keys(gguf)
     return replace(wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch))
@@ -54,7 +56,7 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
     return Wanted(
-        recipe.scaling, geometry, f"recipe in the file (by {recipe.source}) on {shown(reference)}"
+        recipe.scaling, geometry, f"recipe in the file (by {recipe.asked_by}) on {shown(reference)}"
     )
 
 

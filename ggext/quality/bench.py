@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ggext.errors import UsageError
 from ggext.quality import texts
@@ -18,6 +18,7 @@ from ggext.quality.prompts import PromptMaker
 from ggext.quality.samples import Sample
 from ggext.quality.settings import EvalOptions, Setting
 from ggext.quality.texts import Piece
+from ggext.runtime import llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Model, Session
@@ -53,15 +54,21 @@ class Speed:
 
 
 class Bench(Closing):
-    """A loaded setting. ``n_ctx``: tokens of its context. Raises ModelError where the context does
-    not fit into the memory."""
+    """A loaded setting. ``n_ctx``: tokens of its context; ``eval_callback``: as
+    `SessionOptions` has it; ``rotated``: see `SettingReport`. Raises ModelError where the context
+    does not fit into the memory."""
 
-    def __init__(self, setting: Setting, options: EvalOptions, n_ctx: int) -> None:
+    def __init__(
+        self, setting: Setting, options: EvalOptions, n_ctx: int, eval_callback: Any = None
+    ) -> None:
         self.setting = setting
-        self._options = options
+        self.options = options
+        self._eval_callback = eval_callback
         self.model = Model.open(setting.path, options.gpu_layers, overrides=_overrides(setting))
         try:
-            self.session = Session(self.model, self.session_options(n_ctx))
+            with llama.listening() as log:
+                self.session = Session(self.model, self.session_options(n_ctx))
+            self.rotated = log.rotated()
             self.prompts = PromptMaker(self.model, options.form)
         except BaseException:
             self.model.close()
@@ -71,9 +78,10 @@ class Bench(Closing):
         setting = self.setting
         return SessionOptions(
             n_ctx=n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context),
-            threads=self._options.threads,
+            threads=self.options.threads,
             kv_type=setting.kv_type,
             memory=MemoryOptions(when_full=setting.when_full),
+            eval_callback=self._eval_callback,
         )
 
     def close(self) -> None:
@@ -87,34 +95,40 @@ class Bench(Closing):
     @cached_property
     def documents(self) -> list[tuple[str, str]]:
         """Name and text of each; of the embedded document where the user gave none."""
-        given = self._options.texts
+        given = self.options.texts
         if not given:
             return [("embedded text", texts.embedded_text())]
         return [(path.name, texts.read_text(path)) for path in given]
 
     @property
+    def has_documents(self) -> bool:
+        """Whether the user gave some."""
+        return bool(self.options.texts)
+
+    @property
     def makes_texts(self) -> bool:
         """Whether texts of any length are made, in the embedded model's own language."""
-        return not self._options.texts and speaks_little(self.model)
+        return not self.has_documents and speaks_little(self.model)
 
     @cached_property
     def longest_text(self) -> int | None:
         """Tokens of the longest document, None where texts are made."""
         if self.makes_texts:
             return None
-        counts = (len(self.model.tokenize(text)) for _, text in self.documents)
+        marks = self.options.marks
+        counts = (len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents)
         return max(counts)
 
     def sample(self, item: Item) -> Sample:
         """The text and questions of a task's item; the same for every setting of a vocabulary."""
-        rng = Random(f"{self._options.seed} {item.task} {item.length} {item.index}")
+        rng = Random(f"{self.options.seed} {item.task} {item.length} {item.index}")
         return self._make(item.task, item.length, rng)
 
     @cached_property
     def _make(self) -> Callable[[str, int, Random], Sample]:
-        path = self._options.questions
+        path = self.options.questions
         asked = () if path is None else texts.read_questions(path)
-        if not self._options.texts:
+        if not self.options.texts:
             return sample_maker(self.prompts, asked=asked)
         found = texts.filler_of([text for _, text in self.documents])
         return sample_maker(self.prompts, lambda rng: texts.sentences_from(found, rng), asked)
@@ -124,7 +138,7 @@ class Bench(Closing):
         if item.kind == "protocol":
             return self._protocol_pieces(item.length)[item.index]
         if self.makes_texts:
-            return texts.little_piece(self.model, item.length, item.index, self._options.seed)
+            return texts.little_piece(self.model, item.length, item.index, self.options.seed)
         return self._pieces(item.length)[item.index]
 
     def pieces(self, length: int) -> int:
@@ -137,14 +151,17 @@ class Bench(Closing):
 
     @cached_property
     def _pieces(self) -> Callable[[int], list[Piece]]:
-        return lru_cache(4)(lambda length: texts.pieces(self.model, self.documents, length))
+        marks = self.options.marks
+        return lru_cache(4)(
+            lambda length: texts.pieces(self.model, self.documents, length, marks=marks)
+        )
 
     @cached_property
     def _protocol_pieces(self) -> Callable[[int], list[Piece]]:
         return lru_cache(4)(self._cut_for_protocol)
 
     def _cut_for_protocol(self, length: int) -> list[Piece]:
-        if self._options.protocol == "llama.cpp":
+        if self.options.protocol == "llama.cpp":
             text = "".join(text for _, text in self.documents)
             return texts.llama_cpp_pieces(self.model, text, length)
         # YaRN's: the beginning of each document that is long enough.
@@ -172,9 +189,9 @@ class Bench(Closing):
             piece.name, _narrow(found.kl), _narrow(found.same_top), _narrow(found.delta_p)
         )
 
-    def speed(self) -> Speed:
-        """Measured now, on a short text."""
-        room = min(self.session.n_ctx, 2 * _PROBE) // 2
+    def speed(self, probe: int = _PROBE) -> Speed:
+        """Measured now, on a text of twice `probe` tokens."""
+        room = min(self.session.n_ctx, 2 * probe) // 2
         words = self.model.tokenize(texts.embedded_text())[: 2 * room]
         words = (words * (2 * room // len(words) + 1))[: 2 * room]
         self.session.clear()

@@ -48,7 +48,13 @@ def card(report: EvalReport, command: str) -> str:
             rows.append([labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)])
         lines += ["", "Perplexity by position [95 %]:", ""]
         lines += _table(["up to token", *(f"{end:,}" for _, end in edges)], rows)
-    lines += ["", *(f"- {note}" for note in report.notes)] if report.notes else []
+    caches = (
+        f"{labels[setting.name]}: {cache}"
+        for setting in report.settings
+        if (cache := phrases.cache(setting)) is not None
+    )
+    notes = [*caches, *report.notes]
+    lines += ["", *(f"- {note}" for note in notes)] if notes else []
     made = f"Measured with ggext {report.ggext} on llama.cpp {report.llama_cpp}:"
     return "\n".join([*lines, "", made, "", f"    {command}", ""])
 

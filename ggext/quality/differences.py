@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from ggext.quality.statistics import Estimate
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
+    from ggext.quality.settings import Setting
 
 
 @dataclass(frozen=True)
@@ -38,17 +39,25 @@ def differences_of(
     if not plan.settings:
         return
     first, *others = plan.settings
-    base = results.get(first.key, {})
     for other in others:
-        found = results.get(other.key, {})
-        for length in plan.lengths:
-            estimate = _answers(base, found, length)
-            if estimate is not None:
-                winner = _winner(first.name, other.name, estimate, more_is_better=True)
-                yield Difference(
-                    first.name, other.name, "answers", length, length, estimate, winner
-                )
-        yield from _perplexities(first.name, other.name, base, found)
+        yield from differences_between(first, other, plan.lengths, results)
+
+
+def differences_between(
+    first: Setting,
+    second: Setting,
+    lengths: Iterable[int],
+    results: Mapping[str, Mapping[Item, Result]],
+) -> Iterator[Difference]:
+    """Of two settings, on what both have measured. ``lengths``: of the texts for answers, in
+    tokens; ``results``: by the settings' keys."""
+    base, found = results.get(first.key, {}), results.get(second.key, {})
+    for length in lengths:
+        estimate = _answers(base, found, length)
+        if estimate is not None:
+            winner = _winner(first.name, second.name, estimate, more_is_better=True)
+            yield Difference(first.name, second.name, "answers", length, length, estimate, winner)
+    yield from _perplexities(first.name, second.name, base, found)
 
 
 def _answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -93,21 +94,37 @@ def forced(
     return all(bool(part.greedy.all()) for part in parts)
 
 
+def answer_loss(
+    session: Session, prompts: PromptMaker, sample: Sample, progress: Progress | None = None
+) -> float:
+    """The mean of -log p over the tokens of a sample's one answers, natural logarithm: finer than
+    whether they are right. Raises as `ask`."""
+    losses: list[float] = []
+    for question in sample.questions:
+        prompt = prompts.prompt(sample.body, question)
+        answer = prompts.answer(question)
+        for part in scores(session, [*prompt, *answer], len(prompt), progress):
+            losses += part.nll.tolist()
+    return math.fsum(losses) / len(losses)
+
+
 def sample_maker(
     prompts: PromptMaker,
     filler: tasks.Filler = words.sentences,
     asked: tuple[tasks.Asked, ...] = (),
+    needles: int = tasks.DEPTHS,
 ) -> Callable[[str, int, Random], Sample]:
     """The maker of samples (task, length, random numbers) for what a vocabulary can spell.
+    `needles`: those of a multikey text, each of them asked for.
 
     Plain English with numbers; for the embedded model, whose words are those of its own small
     language, texts in that. Raises UsageError where the vocabulary can spell neither.
     """
     count = lru_cache(maxsize=4)(prompts.count)
     if speaks_little(prompts.model):
-        return lambda task, length, rng: _little(prompts, task, length, rng)
+        return lambda task, length, rng: _little(prompts, task, length, rng, needles)
     if prompts.spells(_CHARACTERS):
-        source = tasks.Source(count, filler, asked)
+        source = tasks.Source(count, filler, asked, needles)
         return lambda task, length, rng: tasks.make(task, source, length, rng)
     raise UsageError(
         f"the vocabulary of {prompts.model.path} cannot spell a needle such as "
@@ -126,7 +143,7 @@ def speaks_little(model: Model) -> bool:
     return all(len(tokens) == 1 for tokens in spelled)
 
 
-def _little(prompts: PromptMaker, task: str, length: int, rng: Random) -> Sample:
+def _little(prompts: PromptMaker, task: str, length: int, rng: Random, needles: int) -> Sample:
     """A sample in the embedded model's language: facts, and questions on those nearest to even
     depths."""
     if task not in ("multikey", "single"):
@@ -134,7 +151,7 @@ def _little(prompts: PromptMaker, task: str, length: int, rng: Random) -> Sample
             f"the task {task} needs words that the vocabulary of {prompts.model.path} has not; "
             "it can spell multikey and single"
         )
-    questions = tasks.DEPTHS if task == "multikey" else 1
+    questions = needles if task == "multikey" else 1
     room = length - language.CHAT_TOKENS
     facts = min(language.RECALL_FACTS, room // (2 * language.FACT_TOKENS))
     if facts < questions:

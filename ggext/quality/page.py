@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -82,7 +82,8 @@ def _headlines(report: EvalReport) -> str:
                 f'Price at a short context: <b>{escape(change)}</b> <span class="note">perplexity'
                 f"{escape(where)}</span>"
             )
-        lines.append(f'<span class="note">trained on {setting.trained:,} tokens</span>')
+        facts = filter(None, (f"trained on {setting.trained:,} tokens", phrases.cache(setting)))
+        lines.append(f'<span class="note">{escape("; ".join(facts))}</span>')
         head = f"<h3>{escape(labels[setting.name])}</h3>"
         parts.append(f'<div class="headline">{head}{"<br>".join(lines)}</div>')
     bound = f"{phrases.BOUND}; open: more texts could still show it"
@@ -214,6 +215,7 @@ def _further(report: EvalReport) -> str:
     parts = []
     if rows:
         parts.append("<h2>Further perplexities</h2>" + _table(["", "", "", ""], rows))
+    parts += list(_key_bands(report))
     rows = [
         [
             labels[setting.name],
@@ -231,6 +233,20 @@ def _further(report: EvalReport) -> str:
             f"<h2>Divergence from {escape(report.settings[0].name)}</h2>" + _table(head, rows)
         )
     return "".join(parts)
+
+
+def _key_bands(report: EvalReport) -> Iterator[str]:
+    """Key tokens by position, a row for each setting."""
+    labels = phrases.labels(report)
+    found = {one.name: one.key_tokens.bands for one in report.settings if one.key_tokens}
+    ends = sorted({band.end for parts in found.values() for band in parts})
+    rows = []
+    for name, parts in found.items():
+        by_end = {band.end: phrases.key_band(band) for band in parts}
+        rows.append([labels[name], *(by_end.get(end, "–") for end in ends)])
+    if rows:
+        yield "<h3>Key tokens by position: perplexity (how many)</h3>"
+        yield _table(["up to token", *(f"{end:,}" for end in ends)], rows)
 
 
 def _differences(report: EvalReport) -> str:

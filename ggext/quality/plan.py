@@ -39,6 +39,8 @@ class Plan:
     items: tuple[tuple[Setting, Item], ...]
     # Of each setting's key.
     speeds: dict[str, Speed]
+    # Of each setting's key; see `SettingReport.rotated`.
+    rotated: dict[str, tuple[str, ...]]
     # Tokens of the short texts; None: there is no price to measure.
     short: int | None
     # See `EvalOptions`.
@@ -94,7 +96,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
     if options.divergence:
         check_vocabularies(tried.vocabularies)
     text = min((count for count in tried.texts if count is not None), default=None)
-    documents = tried.documents
+    documents = tried.documents or 0
     draft = Plan(
         tuple(chosen),
         tuple(baselines),
@@ -103,6 +105,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
         min(options.documents or 1, documents),
         (),
         tried.speeds,
+        tried.rotated,
         _short(chosen, options, text),
         options.protocol,
         min(options.documents or tried.chunks, tried.chunks),
@@ -118,11 +121,13 @@ class _Tried:
     def __init__(self, options: EvalOptions, lengths: Sequence[int]) -> None:
         self._options = options
         self._lengths = lengths
-        self._alike: dict[tuple[Path, str, str], Speed] = {}
+        self._alike: dict[tuple[Path, str, str], tuple[Speed, tuple[str, ...]]] = {}
         self.speeds: dict[str, Speed] = {}
+        self.rotated: dict[str, tuple[str, ...]] = {}
         self.texts: list[int | None] = []
         self.vocabularies: list[int] = []
-        self.documents = 0
+        #: That every setting has, each of its own longest length; None: none was opened yet.
+        self.documents: int | None = None
         self.chunks = 0
 
     def add(self, setting: Setting) -> None:
@@ -131,14 +136,15 @@ class _Tried:
         if alike not in self._alike:
             with Bench(setting, self._options, _longest(setting, self._lengths)) as bench:
                 self._look(bench)
-                self._alike[alike] = bench.speed()
-        self.speeds[setting.key] = self._alike[alike]
+                self._alike[alike] = bench.speed(), bench.rotated
+        self.speeds[setting.key], self.rotated[setting.key] = self._alike[alike]
 
     def _look(self, bench: Bench) -> None:
         self.texts.append(bench.longest_text)
         self.vocabularies.append(bench.model.n_vocab)
         available = _available(bench, self._lengths, self._options)
-        self.documents = max(self.documents, available)
+        before = self.documents
+        self.documents = available if before is None else min(before, available)
         if self._options.protocol is not None:
             self.chunks = bench.chunks(_longest(bench.setting, self._lengths))
         for task in self._options.tasks:  # raises where the vocabulary or the length does not do

@@ -42,6 +42,8 @@ class EvalOptions:
     documents: int | None = None
     # The user's own documents, for perplexity and between the needles.
     texts: tuple[Path, ...] = ()
+    # Whether marks of the vocabulary that the documents spell, such as <|im_end|>, are those marks.
+    marks: bool = False
     # The user's own questions, JSON lines, for the task "questions"; see `texts.read_questions`.
     questions: Path | None = None
     # Methods to compare without baking, such as "yarn:4" or "none".

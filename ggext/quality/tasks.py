@@ -47,6 +47,8 @@ class Source:
     filler: Filler = words.sentences
     # For the task "questions".
     asked: tuple[Asked, ...] = ()
+    # Of the task "multikey", each of them asked for.
+    needles: int = DEPTHS
 
 
 def make(task: str, source: Source, length: int, rng: Random) -> Sample:
@@ -83,7 +85,7 @@ def _single(source: Source, rng: Random, needles: int = 1) -> Build:
 
 
 def _multikey(source: Source, rng: Random) -> Build:
-    return _single(source, rng, DEPTHS)
+    return _single(source, rng, source.needles)
 
 
 def _multivalue(source: Source, rng: Random) -> Build:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 1 << 30
 _SENTENCE = re.compile(r"[^.!?]+[.!?]+[\"'”’)]*")
 _MOST_PIECES = 1000
+_DOCUMENTS = (".txt", ".text", ".md")
 _LONGEST_SENTENCE = 60  # words; what has no full stop is cut there
 
 
@@ -51,6 +53,26 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise UsageError(f"{path} holds no text")
     return text
+
+
+def digest(path: Path) -> str:
+    """What tells a document from others. Raises as `read_text`."""
+    return hashlib.sha256(read_text(path).encode()).hexdigest()[:16]
+
+
+def documents_in(path: Path) -> tuple[Path, ...]:
+    """The document itself, or those of a folder and its folders (.txt, .text, .md), by name. Raises
+    UsageError for none."""
+    if not path.is_dir():
+        return (path,)
+    found = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
+    if not found:
+        raise UsageError(f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder")
+    return found
+
+
+def _is_document(path: Path) -> bool:
+    return path.suffix.lower() in _DOCUMENTS and path.is_file()
 
 
 def read_questions(path: Path) -> tuple[Asked, ...]:
@@ -98,15 +120,17 @@ def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
         start = 0
 
 
-def pieces(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+def pieces(
+    model: Model, texts: Sequence[tuple[str, str]], length: int, *, marks: bool = False
+) -> list[Piece]:
     """Pieces of exactly `length` tokens that do not overlap, of one text after the other in turn.
 
-    `texts`: name and text. However many are taken, they are spread over the texts. Raises
-    UsageError where no text is long enough.
+    `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
+    the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length) for name, text in texts]
+    found = [_of_one(model, name, text, length, marks) for name, text in texts]
     if not any(found):
-        longest = max(len(model.tokenize(text)) for _, text in texts)
+        longest = max(len(model.tokenize(text, parse_special=marks)) for _, text in texts)
         raise UsageError(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
@@ -123,11 +147,11 @@ def beginnings(model: Model, texts: Sequence[tuple[str, str]], length: int) -> l
     return [piece for part in found for piece in part]
 
 
-def _of_one(model: Model, name: str, text: str, length: int) -> list[Piece]:
+def _of_one(model: Model, name: str, text: str, length: int, marks: bool = False) -> list[Piece]:
     """A document's pieces, the first ones far apart; the very first is its beginning."""
     bos = [model.bos] if model.adds_bos else []
     body = length - len(bos)
-    tokens = model.tokenize(text, add_special=False)
+    tokens = model.tokenize(text, add_special=False, parse_special=marks)
     slots = sorted(range(len(tokens) // body), key=_bits_reversed)
     return [
         Piece(f"{name}@{slot * body}", (*bos, *tokens[slot * body : (slot + 1) * body]))

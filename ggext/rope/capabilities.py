@@ -8,7 +8,7 @@ does with a tiny model of the architecture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ggext.errors import RopeError
@@ -27,33 +27,43 @@ Sections = Literal["none", "blocks", "interleaved"]
 
 @dataclass(frozen=True)
 class RopeCapability:
-    """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
-    ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and
-    1 whatever a file says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which
-    divides the gain by 0.1 · it · ln f + 1. ``scores``: the models of ``scaled`` and ``unread``
-    scale all attention scores by YaRN's mscale_all_dim; ``scaled`` does so by that multiplier, of
-    which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the
-    loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
-    norm stands behind the rotation and takes the gain away again. ``unrotated_step``: every so
-    manieth layer does not rotate; 0: all do. Which layers slide: `llama_cpp_facts.sliding`."""
+    """What llama.cpp's loader and graph of one architecture do with RoPE.
+
+    Which layers slide stands in `llama_cpp_facts.sliding`.
+    """
 
     layout: Layout
+    # Whether the loader accepts rope_freqs.weight; where not, it fails on one.
     loads_rope_freqs: bool = False
     rope_factors: Factors = "no"
+    # Whether it reads yarn_beta_fast and yarn_beta_slow; where not, they are 32 and 1 whatever a
+    # file says.
     reads_betas: bool = False
+    # Whether it reads yarn_log_multiplier, which divides the gain by 0.1 · it · ln f + 1.
     reads_log_multiplier: bool = False
+    # How YaRN's mscale_all_dim scales all attention scores. scaled: by the log multiplier, of which
+    # llama.cpp reads a tenth (`rope.decode.score_scale`). unread: the model's authors do, llama.cpp
+    # never.
     scores: Literal["plain", "scaled", "unread"] = "plain"
+    # Whether the loader accepts a norm between the query's projection and its rotation.
     query_norm: bool = False
+    # Whether that norm stands after the rotation and takes the gain away again.
     norm_behind: bool = False
     sliding: Sliding = "others"
+    # Every n-th layer is not rotated; 0: all are.
     unrotated_step: int = 0
-    #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
+    # With that multiplier the gain is not divided: the context multiplies by the same
+    # (``llama_context`` of deepseek2).
+    keeps_gain: bool = False
+    # M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
     sections: Sections = "none"
+    # The same, in files that state sections, of an architecture that can do without.
+    optional_sections: Sections = "none"
 
     @property
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
-        those of all layers, and behind a norm that stands behind the rotation."""
+        those of all layers, and after a norm that stands after the rotation."""
         return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
 
     @property
@@ -70,10 +80,13 @@ CAPABILITIES = {
     "arcee": RopeCapability("norm", loads_rope_freqs=True),
     "cohere2": RopeCapability("norm", sliding="alone"),
     "command-r": RopeCapability("norm"),
-    "deepseek2": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "deepseek2": RopeCapability(
+        "norm", reads_log_multiplier=True, scores="scaled", keeps_gain=True
+    ),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
     "ernie4_5-moe": RopeCapability("norm"),
+    "exaone": RopeCapability("neox", loads_rope_freqs=True),
     "exaone4": RopeCapability(
         "neox",
         loads_rope_freqs=True,
@@ -84,13 +97,15 @@ CAPABILITIES = {
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
-    "glm4": RopeCapability("norm"),
-    "glm4moe": RopeCapability("neox", query_norm=True),
+    "gemma4": RopeCapability("neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"),
+    "glm4": RopeCapability("norm", optional_sections="blocks"),
+    "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "granitemoe": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
+    "internlm2": RopeCapability("norm"),
     "lfm2": RopeCapability("neox", query_norm=True),
     "lfm2moe": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
@@ -104,6 +119,7 @@ CAPABILITIES = {
         reads_betas=True,
         reads_log_multiplier=True,
     ),
+    "mistral4": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
     "nemotron": RopeCapability("neox"),
     "olmo": RopeCapability("norm"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),
@@ -114,8 +130,12 @@ CAPABILITIES = {
     "qwen2moe": RopeCapability("neox"),
     "qwen2vl": RopeCapability("neox", sections="blocks"),
     "qwen3": RopeCapability("neox", query_norm=True),
+    "qwen35": RopeCapability("neox", query_norm=True, sections="interleaved"),
+    "qwen35moe": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "qwen3moe": RopeCapability("neox", query_norm=True),
+    "qwen3next": RopeCapability("neox", query_norm=True),
     "qwen3vl": RopeCapability("neox", query_norm=True, sections="interleaved"),
+    "qwen3vlmoe": RopeCapability("neox", query_norm=True, sections="interleaved"),
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),
@@ -123,12 +143,35 @@ CAPABILITIES = {
 }
 
 
-def capability_of(arch: str) -> RopeCapability:
-    """Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+#: Architectures that do not rotate → by what their attention knows positions.
+UNROTATED = {
+    "bloom": "its attention falls with distance (ALiBi)",
+    "gpt2": "it has a learned vector for each position",
+    "mpt": "its attention falls with distance (ALiBi)",
+    "starcoder": "it has a learned vector for each position",
+}
+#: Those that cannot go beyond the positions that they learned: llama.cpp ends the process.
+LEARNED_POSITIONS = frozenset({"gpt2", "starcoder"})
+
+
+def unrotated(arch: str) -> str:
+    """A sentence without its end where an architecture does not rotate, else nothing."""
+    reason = UNROTATED.get(arch)
+    return f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
+
+
+def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:
+    """``sectioned``: of a file with M-RoPE's sections, which some architectures can do without.
+    Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+    if arch in UNROTATED:
+        raise RopeError(unrotated(arch))
     if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "
             "known: "
             f"{', '.join(CAPABILITIES)}"
         )
-    return CAPABILITIES[arch]
+    capability = CAPABILITIES[arch]
+    if sectioned and capability.optional_sections != "none":
+        return replace(capability, layout="neox", sections=capability.optional_sections)
+    return capability

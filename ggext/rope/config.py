@@ -89,17 +89,21 @@ def read_replaceable_rope(
             "architecture is converted with one RoPE table for all layers"
         )
     full, sliding = ropes[FULL], ropes[SLIDING].understood()
-    alike = (full.geometry.n_rot, full.geometry.head_dim) == (
-        sliding.geometry.n_rot,
-        sliding.geometry.head_dim,
-    )
-    if sliding.scaling.method != "none" or not alike:
+    of_full, of_sliding = full.geometry, sliding.geometry
+    alike = (of_full.n_rot, of_full.head_dim) == (of_sliding.n_rot, of_sliding.head_dim)
+    if sliding.scaling.method != "none" or not (alike or rule.own_heads):
         raise RopeError(
             f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
             "llama.cpp rotates them as many as in the others, without scaling"
         )
-    return replace(full, geometry=replace(full.geometry, sliding_base=sliding.geometry.base))
+    geometry = replace(
+        of_full,
+        sliding_base=of_sliding.base,
+        sliding_n_rot=None if alike else of_sliding.n_rot,
+        sliding_head_dim=None if alike else of_sliding.head_dim,
+    )
+    return replace(full, geometry=geometry)
 
 
 def read_ropes(
@@ -208,6 +212,10 @@ class _Reader:
             trained = _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
         head_dim = self._head_dim(kind)
         n_rot = self._rotated(parameters, head_dim)
+        turning = None
+        if scaling.method == "proportional":  # which pairs turn is the model's, not a scaling
+            turning = int((scaling.proportion or 1.0) * head_dim // 2)
+            scaling = _without_proportion(scaling)
         geometry = RopeGeometry(
             n_rot=n_rot,
             head_dim=head_dim,
@@ -215,6 +223,7 @@ class _Reader:
             layout=self.layout,
             trained_context=trained,
             sections=self._sections(parameters, n_rot, notes),
+            turning=turning,
         )
         methods.check_geometry(geometry)
         return CheckpointRope(scaling, geometry, tuple(notes), problem)
@@ -246,6 +255,10 @@ class _Reader:
             outer = integer(self.config, self.rule.rotated_key, self.source) / head_dim
         given = parameters.get("partial_rotary_factor", outer)
         partial = number(given, 1.0, self.rule.partial_key, self.source)
+        if self.rule.share_of and given is not None:
+            parts = self.rule.share_of if self.config.get("head_dim") is None else ("head_dim",)
+            whole = sum(integer(self.config, key, self.source) for key in parts)
+            partial = int(whole * partial) / head_dim
         if not 0 < partial <= 1:
             raise RopeError(
                 f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "
@@ -337,6 +350,13 @@ class _Reader:
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
         return number(inside if inside is not None else outside, default, key, self.source)
+
+
+def _without_proportion(scaling: RopeScaling) -> RopeScaling:
+    """What proportional RoPE does to the pairs that turn: nothing, or position interpolation."""
+    if scaling.factor in (None, 1.0):
+        return RopeScaling()
+    return replace(scaling, method="linear", proportion=None)
 
 
 def _context(

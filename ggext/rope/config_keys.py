@@ -1,7 +1,7 @@
 """The keys of the rope parameters in a ``config.json``: which of them a method reads, and their
 values.
 
-The judge is transformers: a key that it does not read changes nothing, and is told in a note.
+The judge is transformers: a key that it does not read changes nothing, and a note says so.
 """
 
 from __future__ import annotations

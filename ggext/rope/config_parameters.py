@@ -106,7 +106,7 @@ def by_kind(
     left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
     if left_over:
         raise RopeError(
-            f"{source}: beside the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
+            f"{source}: next to the settings of {', '.join(nested)} stands {', '.join(left_over)}, "
             f"which no kind of layer is; the kinds are {', '.join(sorted(known))}"
         )
     return nested

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from ggext.errors import RopeError
@@ -30,6 +29,7 @@ FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 SLIDING_BASE = "rope.freq_base_swa"
+SLIDING_ROTATED = "rope.dimension_count_swa"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
 #: read it and need not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
@@ -48,6 +48,8 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
     "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
 }
+#: A pair divided by this or more does not turn: at 2³¹ tokens by less than float64 tells.
+_STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
 KeyMethod = Literal["none", "linear", "yarn", "longrope"]
@@ -64,7 +66,8 @@ def float32(value: float) -> float:
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     """The unscaled geometry that a file states. ``keys`` without the architecture prefix."""
-    capability = capability_of(arch)
+    sections = _sections(keys, arch)
+    capability = capability_of(arch, sectioned=sections is not None)
     head_dim = keys.get("attention.key_length")
     if head_dim is None and "embedding_length" in keys and _count(keys, "attention.head_count"):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
@@ -89,18 +92,38 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         layout=capability.layout,
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
         sliding_base=sliding_base,
-        sections=_sections(keys, arch),
+        sections=sections,
+        **_of_sliding(keys, n_rot, sliding_base),
     )
+
+
+def _of_sliding(keys: Mapping[str, Any], n_rot: int, base: float | None) -> dict[str, int]:
+    """The sizes of the sliding-window layers' heads, where they have other ones."""
+    rotated = _count(keys, SLIDING_ROTATED) or n_rot
+    if base is None or rotated == n_rot:
+        return {}
+    head = _count(keys, "attention.key_length_swa") or rotated
+    return {"sliding_n_rot": rotated, "sliding_head_dim": head}
+
+
+def turning_pairs(factors: Sequence[float]) -> int | None:
+    """How many of the first pairs turn where ``rope_freqs.weight`` says nothing but that the others
+    do not; ``None`` where it says something else."""
+    count = next((i for i, factor in enumerate(factors) if factor != 1.0), len(factors))
+    return count if all(factor >= _STILL for factor in factors[count:]) else None
 
 
 def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
     """Four counts of pairs, where the architecture has M-RoPE and the file says them."""
     value = keys.get(SECTIONS)
-    if value is None or capability_of(arch).sections == "none":
+    capability = capability_of(arch, sectioned=True)
+    if value is None or capability.sections == "none":
         return None
     whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
     if not whole or len(value) != 4:
         raise RopeError(f"{SECTIONS} is {value!r}; it must be four whole numbers of pairs")
+    if capability.optional_sections != "none" and 0 in value[:2]:  # ``llama_hparams::use_mrope``
+        return None
     return tuple(value)
 
 
@@ -163,7 +186,8 @@ def decode(
     else:
         inv_freq = [w * scale for w in inv_freq]
     if geometry.sections is not None:
-        still = still_pairs(geometry.sections, len(inv_freq), capability_of(arch).sections)
+        kind_of_sections = capability_of(arch, sectioned=True).sections
+        still = still_pairs(geometry.sections, len(inv_freq), kind_of_sections)
         inv_freq = [0.0 if i in still else w for i, w in enumerate(inv_freq)]
     gain = _kernel_gain(keys, arch, kind, scale) * math.sqrt(query_scale(keys))
     return _usable(RopeTable(tuple(inv_freq), gain, context, lengths))
@@ -175,7 +199,7 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
     geometry = geometry_of(keys, arch)
     if geometry.sliding_base is None:
         return None
-    own = replace(geometry, base=geometry.sliding_base)
+    own = geometry.of_sliding()
     methods.check_geometry(own)
     gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
     return _usable(RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length")))
@@ -207,9 +231,10 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
 
 
 def score_scale(keys: Mapping[str, Any], arch: str) -> float:
-    """What all attention scores are multiplied by beside 1/√d: 1 but in ``deepseek2``, whose graph
-    takes the kernel's gain g back from the context's and multiplies by (g · (0.1 · multiplier · ln
-    f + 1))², f the factor of the frequencies whatever the scaling type."""
+    """What all attention scores are multiplied by in addition to 1/√d: 1 but in ``deepseek2`` and
+    ``mistral4``, whose graph takes the kernel's gain g back from the context's and multiplies by
+    (g · (0.1 · multiplier · ln f + 1))², f the factor of the frequencies whatever the scaling
+    type."""
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
@@ -228,7 +253,7 @@ def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: flo
     if kind != "yarn":
         return gain
     multiplier = _log_multiplier(keys, arch)
-    if capability_of(arch).scores == "scaled":
+    if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
 

@@ -28,6 +28,7 @@ from ggext.rope.decode import (
     ROPE_LONG,
     ROPE_SHORT,
     SLIDING_BASE,
+    SLIDING_ROTATED,
     decode,
     decode_sliding,
     float32,
@@ -47,7 +48,7 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 _NOT_BAKED = {
     "dynamic": (
         "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-        "mode; choose a fixed table: --ntk F, or --yarn F"
+        "mode; choose a fixed table: RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F)"
     ),
 }
 
@@ -56,20 +57,22 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
-    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
-    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
-    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
-    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
-    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
-    keys as they were turned."""
+    """One way to write a table down in a GGUF file of one architecture."""
 
     name: EncodingName
+    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
+    # float as f32).
     keys: Keys
+    # The expected table against what llama.cpp makes of these keys and tensors.
     exactness: Comparison
+    # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
+    # Name → float32 values, (n_rot / 2,).
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # The same comparison for programs that do not set ggext's context parameters; None where they
+    # compute the same.
     elsewhere: Comparison | None = None
+    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
     rolls: bool = True
     # whether llama.cpp refuses to shift a context of the architecture
     never_shifted: bool = False
@@ -135,12 +138,12 @@ def _candidates(
     scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
 ) -> list[Encoding]:
     """The simplest first."""
-    capability = capability_of(arch)
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     needed = _factor_tensors(scaling, capability)
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
         raise RopeError(
-            f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or "
+            f"llama.cpp's architecture {arch} does not load {unread}; choose encoding='keys' or "
             "folded"
         )
     candidates = []
@@ -182,15 +185,17 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 def _of_architecture(
     kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
 ) -> Keys:
-    """The keys that this architecture reads beside the common ones."""
-    capability = capability_of(arch)
+    """The keys that this architecture reads in addition to the common ones."""
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
+    if geometry.sliding_n_rot is not None:
+        keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
-        keys |= _log_multiplier(scaling, wanted)
+        keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
             geometry.sections, geometry.n_rot // 2, capability.sections
@@ -198,10 +203,10 @@ def _of_architecture(
     return keys
 
 
-def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
+def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool) -> Keys:
     """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
-    the attention factor as it is."""
+    the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
     factor = float(scaling.factor or 1.0)
     if factor == 1.0:
         return {}
@@ -211,11 +216,14 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable) -> Keys:
     multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (0.1 * math.log(factor))
     if float32(multiplier) == 0.0:
         return {}
-    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": wanted.attention_factor}
+    attention_factor = wanted.attention_factor
+    if scaling.method == "yarn" and not keeps_gain:
+        attention_factor *= methods.yarn_gain(factor, multiplier) / methods.yarn_gain(factor)
+    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": attention_factor}
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
-    """``keys`` beside the one by which a file says that it has sliding-window layers."""
+    """``keys`` in addition to the one by which a file says that it has sliding-window layers."""
     return keys if geometry.sliding_base is None else {**keys, WINDOW: 1}
 
 
@@ -260,7 +268,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     except RopeError as error:
         if obstacle:
             raise RopeError(
-                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                f"the gain cannot be folded: {obstacle}; choose encoding='keys', and switch "
                 "context shifts off in programs that roll"
             ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
@@ -320,13 +328,14 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its "
-        "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
+        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
 
 def _describe(scaling: RopeScaling) -> str:
-    return ", ".join(f"{k} {v:g}" for k, v in scaling.given().items() if not isinstance(v, tuple))
+    given = scaling.given().items()
+    return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
 
 
 #: Everything about scaling that a file can say; a new bake removes all of it first.

@@ -13,7 +13,10 @@ from typing import Any
 FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
-_COMPOSITE = frozenset({"gemma3", "llama4", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+_COMPOSITE = frozenset(
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
+    "qwen3_vl_moe qwen3_5 qwen3_5_moe".split()
+)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -33,41 +36,60 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class FamilyRule:
-    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind
-    → key of its head size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base
-    outside the rope parameters. ``base_defaults``: the base where none is given. ``scaled_kind``:
-    un-nested rope parameters concern this kind of layer only, the other kind is not scaled.
-    ``unrotated``: kinds without RoPE, where the file has a sliding window. ``partial_key``: key of
-    the rotated share of a head outside the rope parameters. ``inert``: rope keys that change
-    nothing while they have one of these values. ``beside``: keys among them that are no matter of
-    the table. ``static_alpha``: a ``dynamic`` with ``alpha`` is a fixed NTK-aware table.
-    ``final_maximum``: max_position_embeddings is the extended context already. ``read_types``: rope
-    types that the class takes for others. ``default_parameters``: what the class takes where the
-    file has no rope parameters, and ``default_said``, what that is. ``read_as``: transformers does
-    not know the family; its own code is a copy of this one.
-    """
+    """How transformers' class of one family reads the RoPE side of a `config.json`."""
 
+    # What the class fills in where the file is silent.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # Layer kind → key of its head size, tried before `head_dim`.
     head_dim_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → key of its base, outside the rope parameters.
     base_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → its base where none is given.
     base_defaults: Mapping[str, float] = field(default_factory=dict)
+    # The kind of layer that rope parameters without a kind concern; the other kind is not scaled.
     scaled_kind: str = ""
+    # Kinds of layers without RoPE, where the file has a sliding window.
     unrotated: tuple[str, ...] = ()
+    # Key of the rotated share of a head, outside the rope parameters.
     partial_key: str = "partial_rotary_factor"
+    # Rope keys that change nothing while they have one of these values.
     inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # Those of them that do not concern the table.
     beside: tuple[str, ...] = ()
+    # Whether a `dynamic` with `alpha` is a fixed NTK-aware table.
     static_alpha: bool = False
+    # Whether max_position_embeddings is the extended context already.
     final_maximum: bool = False
+    # Rope types that the class takes for others.
     read_types: Mapping[str, str] = field(default_factory=dict)
+    # Rope parameters of a file that has none.
     default_parameters: Mapping[str, Any] = field(default_factory=dict)
+    # What those are, in words.
     default_said: str = ""
+    # The family whose code this one copies, where transformers does not know it.
     read_as: str = ""
-    #: Key of how many dimensions of a head rotate, in place of a share.
+    # Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
-    #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
+    # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
+    # does not say it and it is not the rotated part's.
+    share_of: tuple[str, ...] = ()
+    # Sliding-window layers have heads of another size, all of which rotates.
+    own_heads: bool = False
+    # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
 
+#: Of Ministral 3 and Mistral 4: the first makes queries longer with their position, which is no
+#: RoPE table; the second repeats the outer one.
+_GROWING_QUERIES = ("llama_4_scaling_beta", "max_position_embeddings")
+_GROWING_YARN = {
+    "rope_type": "yarn",
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale_all_dim": 1.0,
+    "mscale": 1.0,
+    "llama_4_scaling_beta": 0.1,
+}
 _LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
 _HUNYUAN = FamilyRule(
     static_alpha=True,
@@ -113,16 +135,26 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
+    "exaone": FamilyRule(read_as="llama"),
     "exaone4": FamilyRule(unrotated=(FULL,)),
     "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
         head_dim_keys={FULL: "global_head_dim"},
+        scaled_kind=FULL,
+        own_heads=True,
+        default_parameters={
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="a quarter of the pairs turn where the whole text is attended to",
     ),
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
     "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
+    "glm4v_text": FamilyRule(sections=(8, 12, 12)),
+    "glm4v_moe_text": FamilyRule(defaults={"partial_rotary_factor": 0.5}, sections=(8, 12, 12)),
     "gpt_neox": FamilyRule(
         defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
     ),
@@ -150,23 +182,21 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
     ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
-    # the first makes queries longer with their position, which is no RoPE table; the second repeats
-    # the outer one
     "ministral3": FamilyRule(
         defaults={"head_dim": 128},
-        beside=("llama_4_scaling_beta", "max_position_embeddings"),
+        beside=_GROWING_QUERIES,
         default_said="YaRN by 16 is taken, and longer queries beyond 16384 tokens",
-        default_parameters={
-            "rope_type": "yarn",
-            "rope_theta": 1e6,
-            "factor": 16.0,
-            "original_max_position_embeddings": 16384,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale_all_dim": 1.0,
-            "mscale": 1.0,
-            "llama_4_scaling_beta": 0.1,
-        },
+        default_parameters=_GROWING_YARN
+        | {"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+    ),
+    "mistral4": FamilyRule(
+        defaults={**_LATENT.defaults, "qk_nope_head_dim": 64},
+        head_dim_keys=_LATENT.head_dim_keys,
+        share_of=("qk_nope_head_dim", "qk_rope_head_dim"),
+        beside=_GROWING_QUERIES,
+        default_said="YaRN by 128 is taken, and longer queries beyond 8192 tokens",
+        default_parameters=_GROWING_YARN
+        | {"rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192},
     ),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
@@ -176,6 +206,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         defaults={"head_dim": 128}, base_defaults={ALL: 5e5}, sections=(24, 20, 20)
     ),
     "qwen3_vl_moe_text": FamilyRule(base_defaults={ALL: 5e5}, sections=(24, 20, 20)),
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
+        FamilyRule(
+            defaults={"head_dim": 256, "partial_rotary_factor": 0.25}, sections=(11, 11, 10)
+        ),
+    ),
+    "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(

@@ -13,14 +13,14 @@ from typing import Any
 
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import decode, query_scale, rolls
+from ggext.rope.decode import decode, geometry_of, query_scale, rolls
 from ggext.rope.scaling import RopeGeometry
 
 
 def folding_obstacle(arch: str, geometry: RopeGeometry) -> str:
     """Why a gain cannot be folded into the queries of ``arch``, or is of no use there: a sentence
     without its end, empty where it can be."""
-    capability = capability_of(arch)
+    capability = capability_of(arch, sectioned=geometry.sections is not None)
     if capability.is_never_shifted:
         return f"llama.cpp never shifts a context of {arch}, so that nothing rolls it"
     if capability.scores == "scaled":
@@ -44,7 +44,8 @@ def folding_obstacle(arch: str, geometry: RopeGeometry) -> str:
 def shift_damage(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[float]], arch: str) -> str:
     """What a context shift does to the cached keys of a file: a sentence without its end, empty for
     nothing. ``keys``: the architecture's without their prefix; ``tensors``: as ``decode``."""
-    if capability_of(arch).is_never_shifted:
+    sectioned = geometry_of(keys, arch).sections is not None
+    if capability_of(arch, sectioned=sectioned).is_never_shifted:
         return ""
     wrong = turned_wrongly(arch)
     if wrong:

@@ -16,6 +16,7 @@ from ggext.runtime.cells import MAIN, SCRATCH, Cells
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
+from ggext.runtime.threads import Threads
 from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Cache(Closing):
             self._plan.notices,
         )
         self.n_batch = self.batches.most
+        self.threads = Threads(self._plan.threads, self._plan.most_threads, self._set_threads)
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.
@@ -66,9 +68,14 @@ class Cache(Closing):
         self.handle = self._open(self.regime)
         self._memory = self.lib.llama_get_memory(self.handle)
         self.cells = Cells(self.handle)
-        window = model.n_swa if self.cells.slides else 0
-        most = CHECKPOINTS if window and not self._plan.whole_windows else 0
-        self.checkpoints = Checkpoints(window, most, chunked=model.architecture == "llama4")
+        window = model.n_swa if self.cells.slides and not model.is_recurrent else 0
+        forgets = model.is_recurrent or (window and not self._plan.whole_windows)
+        self.checkpoints = Checkpoints(
+            window,
+            CHECKPOINTS if forgets else 0,
+            chunked=model.architecture == "llama4",
+            recurrent=model.is_recurrent,
+        )
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
         self.tokens: list[int] = []
@@ -97,6 +104,14 @@ class Cache(Closing):
             regime,
             (self._abort, ctypes.addressof(self._flag)),
         )
+
+    def _set_threads(self, count: int) -> None:
+        self.lib.llama_set_n_threads(self.handle, count, count)
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether the context was made with it."""
+        return self._plan.flash_attention
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
@@ -166,6 +181,13 @@ class Cache(Closing):
         self.has_logits = True
         return True
 
+    def logits(self) -> NDArray[np.float32]:
+        """Those behind the last token, (n_vocab,): llama.cpp's own memory, until the next token."""
+        import numpy as np
+
+        pointer = self.lib.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
     def _decode(self, batch: Any) -> int:
         """llama.cpp's status of a batch. An interrupt stops a graph that Python watches."""
         if self._options.eval_callback is None:
@@ -186,8 +208,13 @@ class Cache(Closing):
         raise llama.failure(f"{count} tokens after {len(self.tokens)} cannot be evaluated")
 
     def repair(self) -> None:
-        """Brings tokens and cache into step again, where an `append` was left in the middle."""
+        """Brings tokens and cache into step again, where an `append` was left in the middle. A
+        recurrent state is then of no text, whatever llama.cpp says: the last copy is put back."""
         assert self.unsure is not None
+        if self.checkpoints.recurrent:
+            self.unsure = None
+            self._cut_before(self._back(len(self.tokens)))
+            return
         reached = int(self.lib.llama_memory_seq_pos_max(self._memory, MAIN)) + 1
         self.has_logits = False
         self._settle(max(0, min(reached - self.next_position, len(self.unsure))))
@@ -230,29 +257,32 @@ class Cache(Closing):
         self.epoch += 1
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
-        """Makes it cheap to `cut` back to here later, where layers with a sliding window would have
-        forgotten it. With many tokens ``left`` to read only far behind the last such place;
-        ``likely``: a cut is."""
+        """Makes it cheap to `cut` back to here later, where layers with a sliding window or a state
+        would have forgotten it. With many tokens ``left`` to read only far behind the last such
+        place; ``likely``: a cut is."""
         count = len(self.tokens)
         near = likely or left <= 2 * self.n_batch
         if self.checkpoints.most and count > self.checkpoints.last + (
             0 if near else self.checkpoints.step
         ):
-            first = max(self.cells.first_position, self.checkpoints.needed(count - 1))
+            needed = 0 if self.checkpoints.recurrent else self.checkpoints.needed(count - 1)
+            first = max(self.cells.first_position, needed)
             self.checkpoints.add(Checkpoint(first, count, self.cells.copied(sliding=True), likely))
 
     def cut(self, count: int) -> int:
         """Cuts to the first `count` tokens; fewer where several share a position, or where layers
-        with a sliding window have forgotten what the next token attends to; 0 where llama.cpp
+        with a sliding window or a state have forgotten what the next token needs; 0 where llama.cpp
         cannot cut."""
         if count == len(self.tokens):
             return count
         while count > 0 and self.positions[count] == self.positions[count - 1]:
             count -= 1
-        count = self._windows_back(count)
-        if count == 0 or not self.lib.llama_memory_seq_rm(
-            self._memory, MAIN, self.positions[count], -1
-        ):
+        return self._cut_before(self._back(count))
+
+    def _cut_before(self, count: int) -> int:
+        """Takes all but the first `count` tokens out; all, where llama.cpp cannot."""
+        place = self.positions[count] if count < len(self.positions) else self.next_position
+        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, MAIN, place, -1):
             self.clear()
             return 0
         self.checkpoints.cut(count)
@@ -268,12 +298,15 @@ class Cache(Closing):
         end = min(count, self.aligned)
         return max(self.batches.ends(0, end, self.n_batch), default=0)
 
-    def _windows_back(self, count: int) -> int:
-        """The most tokens up to `count` behind which the text can go on, the windows' cells being
-        put back for it."""
-        if not self.checkpoints.window or self.checkpoints.covers(self.cells.first_position, count):
+    def _back(self, count: int) -> int:
+        """The most tokens up to `count` behind which the text can go on, the windows' cells or the
+        state being put back for it."""
+        copies = self.checkpoints
+        if not copies.recurrent and (
+            not copies.window or copies.covers(self.cells.first_position, count)
+        ):
             return count
-        checkpoint = self.checkpoints.nearest(count)
+        checkpoint = copies.nearest(count)
         if checkpoint is None:
             return 0
         try:
@@ -324,6 +357,7 @@ class Cache(Closing):
         handle = self._open(regime)
         self.close()
         self.handle, self.regime, self._rotation = handle, regime, None
+        self._set_threads(self.threads.now)
         self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
         self.checkpoints.clear()
         self.tokens, self.positions = [], []
@@ -392,6 +426,30 @@ class Cache(Closing):
         del self.tokens[start:end], self.positions[start:end]
         if distance:
             self.move(start, [place + distance for place in self.positions[start:]])
+
+    def condense(self, start: int, end: int, extra: int, chosen: NDArray[np.intp]) -> None:
+        """Tokens `start` to `end` leave as tokens. Of their cells, and of the `extra` ones in front
+        of them that belong to no token, those numbered in `chosen` (ascending) stay, at positions
+        in a row; the tokens after them follow. Whatever leaves it in the middle leaves an empty
+        cache. Raises ModelError."""
+        import numpy as np
+
+        first, cells = start, extra + len(self.tokens) - start
+        stay = np.concatenate([chosen, np.arange(extra + end - start, cells)])
+        places = np.arange(first, first + len(stay), dtype=np.int32)
+        with self.whole():
+            # Downward from the bottom, so that nothing lands among what is still to move.
+            for at in range(0, cells, _MOVED_AT_ONCE):
+                low, high = np.searchsorted(stay, (at, at + _MOVED_AT_ONCE))
+                block = self.take(first + at, first + min(at + _MOVED_AT_ONCE, cells))
+                self.remove(first + at, first + min(at + _MOVED_AT_ONCE, cells))
+                if low < high:
+                    self.put(
+                        self.rotation().moved(block.cells(stay[low:high] - at), places[low:high])
+                    )
+        del self.tokens[start:end], self.positions[start:end]
+        self.positions[start:] = places[len(chosen) :].tolist()
+        self.aligned = self.repeatable(start)
 
     def move(self, start: int, places: list[int]) -> None:
         """The tokens from index `start` on stand at `places` from now, their keys turned

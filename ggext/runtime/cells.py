@@ -13,9 +13,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAIN, SCRATCH = 0, 1  # sequences of the context
-_SLIDING = (
-    1  # LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of a model with sliding windows, those layers alone
-)
+# LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY: of layers with a sliding window or a state alone
+_SLIDING = 1
 
 
 class Cells:
@@ -36,6 +35,11 @@ class Cells:
     def first_position(self) -> int:
         """The lowest position that all layers have; -1 where some have none."""
         return int(self._lib.llama_memory_seq_pos_min(self._memory, MAIN))
+
+    @property
+    def size(self) -> int:
+        """Bytes of what `copied` returns."""
+        return self._size(MAIN, 0)
 
     def copied(self, *, sliding: bool = False) -> NDArray[np.uint8]:
         """All cells as llama.cpp writes them; ``sliding``: of the layers with a sliding window,

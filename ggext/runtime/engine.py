@@ -18,11 +18,14 @@ from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
 from ggext.runtime.memory.base import Gone
 from ggext.runtime.model import CancelledError, Model
+from ggext.runtime.reuse import in_common, reusable
 from ggext.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from ggext.runtime.prefixes import Prefixes
 
 __all__ = [
     "CancelledError",
@@ -58,14 +61,21 @@ class Session(Closing):
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
     ``notices`` are sentences that the user should read. All counts are in tokens. What happens when
     the context is full is the options' ``memory``; without it a full context is a ContextFullError.
+    ``prefixes``: where texts are kept that leave for another one.
     """
 
-    def __init__(self, model: Model, options: SessionOptions | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        options: SessionOptions | None = None,
+        prefixes: Prefixes | None = None,
+    ) -> None:
         self.model = model
-        self._options = options or SessionOptions()
-        self.cache = Cache(model, self._options)
+        self.prefixes = prefixes
+        self.options = options or SessionOptions()
+        self.cache = Cache(model, self.options)
         try:
-            self.memory = new_memory(self.cache, self._options.memory)
+            self.memory = new_memory(self.cache, self.options.memory)
         except BaseException:
             self.cache.close()
             raise
@@ -92,10 +102,27 @@ class Session(Closing):
         """Tokens in the cache."""
         return len(self.cache.tokens)
 
+    def holds(self, tokens: Sequence[int]) -> int:
+        """How many of these tokens need no evaluation; also while another thread uses the session,
+        for which it may be wrong then."""
+        return reusable(self.cache.tokens, self.memory.gone, tokens)[1]
+
     @property
     def available(self) -> int:
         """Tokens that still fit before the context is full."""
         return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute now."""
+        return self.cache.threads.now
+
+    @property
+    def computes(self) -> str:
+        """How, in words: what was chosen where the options leave it open."""
+        flash = "on" if self.cache.flash_attention else "off"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
 
     @property
     def dropped(self) -> int:
@@ -192,6 +219,8 @@ class Session(Closing):
                 self.resume()
                 return Prefill(reused, 0, 0.0, cancelled=True)
             start = time.perf_counter()
+            if self._exchanged(wanted, repeatable=repeatable):
+                kept, reused = self._reusable(wanted, repeatable=repeatable)
             reused = self._keep(kept, len(wanted)) + self.dropped
             done, total = 0, len(wanted) - reused
             try:
@@ -279,12 +308,9 @@ class Session(Closing):
     def last_logits(self) -> NDArray[np.float32]:
         """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing
         was evaluated."""
-        import numpy as np
-
         with self._exclusive:
             self._check_logits()
-            pointer = self.cache.lib.llama_get_logits_ith(self.cache.handle, -1)
-            return np.ctypeslib.as_array(pointer, (self.model.n_vocab,)).copy()
+            return self.cache.logits().copy()
 
     def snapshot(self) -> NDArray[np.uint8]:
         """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises
@@ -314,12 +340,26 @@ class Session(Closing):
         ModelError."""
         with self._exclusive:
             self.resume()
-            cache, tokens = self.cache, self._checked(self.cache.tokens)
-            kept = cache.cut(len(tokens) - 1)
-            between = self.memory.batches(tokens[kept:-1], kept)
-            if not (all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])):
+            self._checked(self.cache.tokens)
+            if not self.memory.reread_last():
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
+
+    def compress(self, share: float) -> None:
+        """Leaves this share of the cells in use now, those of the tokens that stand out most; the
+        first and the most recent tokens stay. Raises UsageError with another policy than
+        compress."""
+        from ggext.runtime.memory.compress import Compress
+
+        with self._exclusive:
+            if not isinstance(self.memory, Compress):
+                raise UsageError(
+                    f"only a context of the policy compress can be compressed, not one of "
+                    f"{self.memory.options.when_full}"
+                )
+            if not 0 < share <= 1:
+                raise UsageError(f"share is {share:g}, but must be above 0, at most 1")
+            self.memory.reduce(int(share * (self.used + self.memory.selected)))
 
     def clear(self) -> None:
         """Empties the cache."""
@@ -344,22 +384,13 @@ class Session(Closing):
         """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
         and those that left the cache in between. At least one is evaluated, for its logits, unless
         they are there."""
-        cached, gone = self.cache.tokens, self.memory.gone
-        start, count = gone.start, gone.count
-        if gone.found_in(wanted) and wanted[:start] == cached[:start]:
-            common = start + in_common(cached[start:], wanted[start + count :])
-            if common + count == len(wanted) and not (
-                self.cache.has_logits and common == len(cached)
-            ):
-                common -= 1
-            if common > start:
-                return common, common + count
-        common = in_common(cached[:start] if count else cached, wanted)
-        if repeatable:
-            common = self.cache.repeatable(min(common, len(wanted) - 1))
-        elif common == len(wanted) and not (self.cache.has_logits and common == len(cached)):
-            common -= 1
-        return common, common
+        cache, gone = self.cache, self.memory.gone
+        stays, count = reusable(cache.tokens, gone, wanted)
+        if repeatable and count == stays:
+            count = stays = cache.repeatable(min(stays, len(wanted) - 1))
+        elif count == len(wanted) and not (cache.has_logits and stays == len(cache.tokens)):
+            count, stays = count - 1, stays - 1
+        return (gone.start, gone.start) if stays == gone.start < count else (stays, count)
 
     def _keep(self, count: int, wanted: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, for a text of `wanted`."""
@@ -370,15 +401,14 @@ class Session(Closing):
             cache.start(wanted)
         return kept
 
+    def _exchanged(self, wanted: list[int], *, repeatable: bool) -> bool:
+        """Whether another text was put into the cache, or tried to be."""
+        return self.prefixes is not None and self.prefixes.exchange(
+            self.cache, self.memory, wanted, repeatable=repeatable
+        )
+
     def _read(self, batch: list[int], *, last: bool) -> bool:
         if self.cache.cancelled:
             return False
+        self.cache.threads.look()
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
-
-
-def in_common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    shorter = min(len(left), len(right))
-    if left[:shorter] == right[:shorter]:
-        return shorter
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), shorter)

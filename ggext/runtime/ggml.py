@@ -225,6 +225,20 @@ def _call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
     return RopeCall(whole[1], whole[2], whole[4], base, scale, ext, attn, fast, slow, factors)
 
 
+def set_rope(node: Tensor, call: RopeCall) -> None:
+    """Has a ROPE node that is not computed yet computed with the scaling of ``call``; which
+    dimensions turn, by which base, stays as llama.cpp made it."""
+    node.op_params[4] = call.n_ctx_orig
+    parameters = (_float * 16).from_buffer(node.op_params)
+    parameters[6:11] = [
+        call.freq_scale,
+        call.ext_factor,
+        call.attn_factor,
+        call.beta_fast,
+        call.beta_slow,
+    ]
+
+
 @contextmanager
 def _context(functions: Any) -> Iterator[int]:
     """Room for a few tensors and a graph, without their data."""

@@ -37,6 +37,9 @@ _EMPTY_PHRASES = ("failed to load model", "failed to quantize:", "failed to deco
 # How much of a model's weights lies where; what is mapped is the file's own memory.
 _WEIGHTS = re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")
 
+# Whether keys and values are turned by a Hadamard matrix before they are quantized, of each cache.
+_ROTATED = re.compile(r"attn_rot_([kv]) = ([01])")
+
 _RULER = re.compile("={4,}")  # llama.cpp frames some errors
 
 _lock = threading.Lock()
@@ -65,6 +68,14 @@ class Log:
         devices, and those that llama.cpp laid out anew for its CPU kernels."""
         sizes = (match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text)))
         return int(sum(float(size) * 2**20 for name, size in sizes if not name.endswith("_Mapped")))
+
+    def rotated(self) -> tuple[str, ...]:
+        """What the caches whose making was logged turn by a Hadamard matrix before they quantize
+        it: of "keys" and "values" those, where any cache does."""
+        names = {"k": "keys", "v": "values"}
+        found = (pair for _, text in self.lines for pair in _ROTATED.findall(text))
+        turned = {kind for kind, flag in found if flag == "1"}
+        return tuple(name for kind, name in names.items() if kind in turned)
 
     def errors(self) -> list[str]:
         return [text.strip() for level, text in self.lines if level == _LOG_ERROR]

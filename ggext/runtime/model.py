@@ -38,9 +38,10 @@ class Model(Closing):
 
     ``path``, ``header`` (the file's checked GGUF header), ``n_ctx_train`` (tokens that the file is
     made for, an extended context included), ``n_ctx_original`` (tokens that the model was trained
-    on before that), ``n_swa`` (tokens that layers with a sliding window attend to, 0: there are
-    none), ``n_vocab``, ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them
-    that are not the mapped file's), ``n_gpu_layers`` (None: as many as the library can).
+    on before that), ``is_recurrent`` (layers keep a state in place of their tokens), ``n_swa``
+    (tokens that layers with a sliding window attend to, 0: there are none), ``n_vocab``,
+    ``n_params``, ``size`` (bytes of the weights), ``copied`` (bytes of them that are not the mapped
+    file's), ``n_gpu_layers`` (None: as many as the library can).
     """
 
     def __init__(
@@ -62,6 +63,9 @@ class Model(Closing):
             original if isinstance(original, int) and original > 0 else self.n_ctx_train
         )
         self.n_swa = int(self._lib.llama_model_n_swa(handle))
+        self.is_recurrent = bool(
+            self._lib.llama_model_is_recurrent(handle) or self._lib.llama_model_is_hybrid(handle)
+        )
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))
         self.size = int(self._lib.llama_model_size(handle))

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError
 from ggext.footprint.cache import STEP
 from ggext.gguf.rope import effective_table
-from ggext.rope.capabilities import capability_of
 from ggext.rope.decode import geometry_of, query_scale
 from ggext.rope.methods import theta
 from ggext.runtime.regimes import Regime
@@ -43,8 +42,8 @@ class KeyRotation:
     established."""
 
     def __init__(self, header: GgufFile, regime: Regime) -> None:
-        self._layout = capability_of(header.arch).layout
         geometry = geometry_of(header.arch_keys(), header.arch)
+        self._layout = geometry.layout
         self._head_dim = geometry.head_dim
         table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
         self._inv_freq = (

@@ -32,6 +32,7 @@ from ggext.gguf.rope import effective_table
 from ggext.gguf.writer import check_room, output_errors
 from ggext.runtime import llama, state
 from ggext.runtime.memory.base import Gone
+from ggext.runtime.reuse import TOLERANCE, apart
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,9 +49,6 @@ _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
-_TOLERANCE = (
-    1e-3  # of the range of the logits; on the machine that saved them they are equal, bit for bit
-)
 
 
 class StateError(GgextError):
@@ -299,15 +297,11 @@ def _check_key(saved: Any, now: Mapping[str, str]) -> None:
 
 
 def _check_logits(session: Session, saved: NDArray[np.float32]) -> None:
-    import numpy as np
-
     session.reread_last()
-    now = session.last_logits()
-    span = float(now.max() - now.min())
-    apart = float(np.abs(now - saved).max()) if np.isfinite(saved).all() else np.inf
-    if not apart <= _TOLERANCE * span:
+    difference = apart(session.last_logits(), saved)
+    if not difference <= TOLERANCE:
         session.clear()
         raise StateError(
-            f"the restored cache gives other logits than the saved one (by {apart:.2g} of "
-            f"{span:.2g})"
+            f"the restored cache gives other logits than the saved one (by {difference:.2g} of "
+            "their range)"
         )

@@ -1,10 +1,11 @@
-"""What layers with a sliding window forget, kept aside at some places of the text so that it can be
-cut back there.
+"""What layers with a sliding window forget, and recurrent ones write over, kept aside at some
+places of the text so that it can be cut back there.
 
 A small cache of such layers holds the window and a batch; where its cells were used again, a token
 behind a cut would attend to nothing. llama.cpp's server decides by the lowest position that is
 left, and keeps copies of those layers alone ("context checkpoints",
-``tools/server/server-context.cpp``); so does this.
+``tools/server/server-context.cpp``); so does this. Of a recurrent layer's state nothing can be
+taken out: a copy serves for the very text that it was made of.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LIKELIER = 4
+_FAR = 4096  # tokens between two copies in the middle of a long text, at most
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The windows' cells at positions ``first`` to ``count`` - 1; ``data`` may have later ones, of
-    another text. ``likely``: a text is often cut here, at the end of a question or of an answer."""
+    """The windows' cells, or the state, at positions ``first`` to ``count`` - 1; ``data`` may have
+    later cells, of another text. ``likely``: a text is often cut here, at the end of a question or
+    of an answer."""
 
     first: int
     count: int
@@ -33,13 +36,16 @@ class Checkpoint:
 class Checkpoints:
     """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text;
     ``step``: tokens of a long text after which another is due. ``chunked``: a window begins anew at
-    each multiple of its size (Llama 4)."""
+    each multiple of its size (Llama 4). ``recurrent``: the copies are of states; no window then."""
 
-    def __init__(self, window: int, most: int, *, chunked: bool = False) -> None:
+    def __init__(
+        self, window: int, most: int, *, chunked: bool = False, recurrent: bool = False
+    ) -> None:
         self.window = window
         self.chunked = chunked
+        self.recurrent = recurrent
         self.most = most
-        self.step = min(4 * window, 4096)
+        self.step = _FAR if recurrent else min(4 * window, _FAR)
         self._kept: list[Checkpoint] = []
 
     def needed(self, count: int) -> int:
@@ -66,21 +72,31 @@ class Checkpoints:
     def nearest(self, count: int) -> Checkpoint | None:
         """The one from which fewest tokens must be evaluated again to have `count`, its ``count``
         as far as it serves for that."""
-        cut = [replace(kept, count=min(kept.count, count)) for kept in self._kept]
-        return max(
-            (kept for kept in cut if self.covers(kept.first, kept.count)), key=_count, default=None
-        )
+        return max(self._until(count), key=_count, default=None)
 
     def cut(self, count: int) -> None:
         """The text is another one behind its first `count` tokens."""
-        cut = (replace(kept, count=min(kept.count, count)) for kept in self._kept)
         useful: dict[int, Checkpoint] = {}
-        for kept in cut:
-            if self.covers(kept.first, kept.count):
-                useful.setdefault(
-                    kept.count, kept
-                )  # of several the first, which reaches back farthest
+        for kept in self._until(count):
+            useful.setdefault(kept.count, kept)  # of several the first, which reaches back farthest
         self._kept = list(useful.values())
+
+    def _until(self, count: int) -> list[Checkpoint]:
+        """Those that serve for some of the first `count` tokens, their ``count`` as far as they
+        do."""
+        if self.recurrent:
+            return [kept for kept in self._kept if kept.count <= count]
+        cut = (replace(kept, count=min(kept.count, count)) for kept in self._kept)
+        return [kept for kept in cut if self.covers(kept.first, kept.count)]
+
+    @property
+    def kept(self) -> tuple[Checkpoint, ...]:
+        """All, in the order of the text; they may be set for a text that has them."""
+        return tuple(self._kept)
+
+    @kept.setter
+    def kept(self, checkpoints: tuple[Checkpoint, ...]) -> None:
+        self._kept = [*checkpoints]
 
     def clear(self) -> None:
         """Forgets all."""

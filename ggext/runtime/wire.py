@@ -21,6 +21,7 @@ from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Prefill, Sampling
 from ggext.runtime.host import Host, Opening
 from ggext.runtime.memory.options import MemoryOptions
+from ggext.runtime.prefixes import PrefixOptions
 
 
 def opening_as_json(opening: Opening) -> dict[str, Any]:
@@ -31,22 +32,39 @@ def opening_as_json(opening: Opening) -> dict[str, Any]:
             "an eval_callback is called in the process of llama.cpp: not with isolated"
         )
     memory = asdict(session.memory)
-    spill = session.memory.spill
-    memory["spill"] = None if spill is None else str(spill.absolute())
+    memory["spill"] = _absolute(session.memory.spill)
     return {
         "path": str(opening.path.absolute()),
         "session": asdict(replace(session, memory=MemoryOptions())) | {"memory": memory},
         "gpu_layers": opening.gpu_layers,
         "parallel": opening.parallel,
+        "auto": opening.auto,
+        "cache": asdict(opening.cache) | {"folder": _absolute(opening.cache.folder)},
     }
 
 
 def opening_of(saved: Mapping[str, Any]) -> Opening:
     memory = dict(saved["session"]["memory"])
-    if memory["spill"] is not None:
-        memory["spill"] = Path(memory["spill"])
+    memory["spill"] = _path(memory["spill"])
+    cache = dict(saved["cache"])
+    cache["folder"] = _path(cache["folder"])
     session = SessionOptions(**saved["session"] | {"memory": MemoryOptions(**memory)})
-    return Opening(Path(saved["path"]), session, saved["gpu_layers"], saved["parallel"])
+    return Opening(
+        Path(saved["path"]),
+        session,
+        saved["gpu_layers"],
+        saved["parallel"],
+        PrefixOptions(**cache),
+        saved["auto"],
+    )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
+
+
+def _path(saved: str | None) -> Path | None:
+    return None if saved is None else Path(saved)
 
 
 def facts_of(host: Host) -> dict[str, Any]:
@@ -57,6 +75,7 @@ def facts_of(host: Host) -> dict[str, Any]:
         "context": host.context,
         "limit": host.limit,
         "notices": list(host.notices),
+        "chosen": None if host.chosen is None else asdict(host.chosen),
         "vocabulary": {
             "path": str(model.path),
             "chat_template": model.chat_template,

@@ -7,6 +7,7 @@ one does not hold up the others, and llama.cpp's threads never fight each other.
 
 from __future__ import annotations
 
+import itertools
 import queue
 import threading
 import time
@@ -22,11 +23,19 @@ from ggext.runtime import forks
 from ggext.runtime.answering import Answering, End, Happening, Mailbox, Question
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import Session, in_common
+from ggext.runtime.prefixes import worth
 
-_AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
-# Tokens that come within this many seconds are handed over together: waking a reader costs some 10
-# µs, which is 3 % of a token of a model of a million parameters and nothing of a larger one's.
-_TOGETHER = 0.004
+_AHEAD = 256  # parcels that wait for their reader before the worker leaves the answer alone
+# No token waits longer than so many seconds for those that are handed over with it. A reader that
+# wakes takes a core from llama.cpp's threads. They wait for each other some 500 times a token, and
+# once one is late they fall asleep at each of these (benchmarks/results/writing.md).
+_TOGETHER = 0.05
+# Seconds without work, in which the reader has the cores for itself: most are done then.
+_PAUSE = 0.0003
+# What choosing a session weighs, in tokens that are read: waiting for an answer that is being made,
+# and copying a token out of a context and back into it.
+_WAITING = 512
+_COPIED = 1 / 16
 CLOSED = "the model is closed"
 OTHER_PROCESS = (
     "the model was opened in another process, whose threads are not here: open it after the fork"
@@ -41,8 +50,16 @@ Work = Callable[[], Generator[Happening, None, None]]
 class _Job:
     """A question on its way through the worker; it outlives an `Answering` that was dropped."""
 
-    def __init__(self, session: Session, work: Work, mailbox: Mailbox | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        work: Work,
+        mailbox: Mailbox | None = None,
+        tokens: Sequence[int] | None = None,
+    ) -> None:
         self.session = session
+        # What the session will hold then; None: what it held before.
+        self.tokens = tokens
         self.mailbox = mailbox or Mailbox()
         self._work = work
         self._packed: list[Happening] = []
@@ -84,11 +101,12 @@ class _Job:
         with self._lock:
             self._parked = True
 
-    def turn(self, seconds: float) -> None:
-        """One batch, or one token and those that follow within so many seconds. Sets ``ended``
-        behind the last one."""
+    def turn(self, seconds: float, inbox: queue.SimpleQueue[_Job | None]) -> None:
+        """One batch, or one token and those that come within so many seconds while nothing else
+        does. Sets ``ended`` after the last one."""
         # What follows anything but a token is handed over at once: it is the first token.
-        until = time.perf_counter() + seconds if self._writing else 0.0
+        before = time.perf_counter()
+        until = before + seconds if self._writing else 0.0
         try:
             happenings = self._happenings or self._begin()
             self._unpark()
@@ -99,7 +117,9 @@ class _Job:
                     return
                 tell(happening)
                 self._writing = type(happening) is int
-                if not self._writing or time.perf_counter() >= until:
+                now = time.perf_counter()
+                next_at, before = now + (now - before), now
+                if not self._writing or next_at >= until or not inbox.empty():
                     break
             self._send()
         except BaseException as error:  # noqa: BLE001 - raised where the answer is read
@@ -128,6 +148,8 @@ class _Job:
         parcel, self._packed = self._packed, []
         if not self.mailbox.put(parcel):
             self.cancel()
+        elif self._writing and not self.ended and self.session.threads > 1:
+            time.sleep(_PAUSE)
 
     def end(self, end: End) -> None:
         """Ends the answer, unless it has ended."""
@@ -176,6 +198,8 @@ class Worker(Closing):
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.sessions = tuple(sessions)
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._asked = [0] * len(sessions)
+        self._numbers = itertools.count(1)
         self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
         self._closing = threading.Event()
         self._forks = forks.count
@@ -210,7 +234,7 @@ class Worker(Closing):
 
     def _job(self, question: Question, mailbox: Mailbox | None = None) -> _Job:
         session = self._session(question.tokens)
-        return _Job(session, partial(_answer, session, question), mailbox)
+        return _Job(session, partial(_answer, session, question), mailbox, question.tokens)
 
     def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
         """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The
@@ -256,15 +280,32 @@ class Worker(Closing):
         self._inbox.put(None)
 
     def _session(self, tokens: Sequence[int]) -> Session:
-        """The session with the shortest queue; of several, the one that has most of the tokens
-        already."""
+        """The session where an answer to these tokens costs least: reading them, losing what it
+        holds, and waiting for the answers before; of several the one that was asked least
+        recently."""
         if len(self.sessions) == 1:
             return self.sessions[0]
+        index = min(
+            range(len(self.sessions)), key=lambda i: (self._cost(i, tokens), self._asked[i])
+        )
+        self._asked[index] = next(self._numbers)
+        return self.sessions[index]
 
-        def rank(index: int) -> tuple[int, int]:
-            return len(self._lanes[index]), -in_common(self.sessions[index].tokens, tokens)
-
-        return self.sessions[min(range(len(self.sessions)), key=rank)]
+    def _cost(self, index: int, tokens: Sequence[int]) -> float:
+        """In tokens that are read."""
+        session, lane = self.sessions[index], tuple(self._lanes[index])
+        texts = [job.tokens for job in lane if job.tokens is not None]
+        kept = 0 if session.prefixes is None else session.prefixes.hold(tokens)
+        if texts:
+            used, there = len(texts[-1]), in_common(texts[-1], tokens)
+        else:
+            used, there = session.used, session.holds(tokens)
+        lost = used - there
+        if not worth(lost, used):
+            lost = 0
+        keeps = session.prefixes is not None and session.prefixes.keeps
+        losing = lost * _COPIED if keeps else lost
+        return len(tokens) - max(there, kept) + losing + _WAITING * len(lane)
 
     def wake(self) -> None:
         """Looks again for an answer whose reader is no longer far behind."""
@@ -276,13 +317,15 @@ def _run(
 ) -> None:
     """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():
+        while not inbox.empty():
+            inbox.get()
         active = [lane for lane in lanes if _has_work(lane)]
         if not active:
             inbox.get()
         seconds = _TOGETHER if len(active) == 1 else 0.0  # the others may take long
         for lane in active:
             if not lane[0].ended:
-                lane[0].turn(seconds)
+                lane[0].turn(seconds, inbox)
             if lane[0].ended:
                 lane.popleft()
     for lane in lanes:

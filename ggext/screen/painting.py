@@ -79,12 +79,11 @@ class GrowingMarkdown:
     """An answer in Markdown while it is written.
 
     Whole blocks are printed once and never touched again; only the block that is still growing is
-    painted anew, at most twenty times a second and a fifth of the time, and of it no more than fits
-    on the screen.
-    """
+    painted again, at most twenty times a second and a fifth of the time, and of it no more than
+    fits on the screen."""
 
     def __init__(self, console: Console) -> None:
-        import rich.markdown  # noqa: F401 - now, while nobody waits for an answer: it takes a tenth of a second
+        import rich.markdown  # noqa: F401 - now, while no one waits for an answer: it takes a tenth of a second
 
         self._console = console
         self._region = Region(console)

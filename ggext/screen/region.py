@@ -2,10 +2,10 @@
 characters are.
 
 Terminals disagree about the width of Hindi, Thai, flags and skin tones, and some wrap what stands
-on them anew when the window changes. So nothing here counts rows over time: lines are painted with
+on them again when the window changes. So nothing here counts rows over time: lines are painted with
 the terminal's autowrap switched off, so that each takes one row however wide the terminal believes
 it is, and in the same write the cursor goes back up to the first of them. There it stays, also
-while the terminal wraps anew; the next painting clears what stands below it.
+while the terminal wraps again; the next painting clears what stands below it.
 """
 
 from __future__ import annotations

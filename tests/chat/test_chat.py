@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,9 +103,9 @@ def test_a_full_context_is_told_in_counts_and_nothing_is_lost(tmp_path: Path) ->
         > {"x" * 50}
         ! with this turn the chat has 64 tokens, 24 more than the context of 40 holds. The turn was not sent, nothing \
 was dropped; what helps:
-        -   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 GiB of memory are free
+        -   /ctx 1024 makes a context that holds it: it takes 0.5 MiB in addition to the weights, 1.0 GiB of memory are free
         -   /when-full POLICY reads a text of any length: of what leaves the context, stream forgets all, landmark brings \
-back what resembles the question, compress keeps averages of the latest
+back what resembles the question, compress keeps the tokens that stand out
         -   a shorter text, or a part of it at a time
         > Ok?
         < Yes.
@@ -207,9 +208,10 @@ def test_commands() -> None:
         - /system [TEXT]         shows the system prompt, or sets another
         - /set [NAME VALUE]      shows the settings, or changes one
         - /when-full [POLICY]    shows what stays in a full context, or changes it
+        - /compress [SHARE]      leaves this share of the context, what stands out most [0.5]
         - /ctx [N]               shows the size of the context in tokens, or changes it
         - /save FILE             saves the chat
-        - /load FILE             goes on with a saved chat
+        - /load FILE             continues a saved chat
         - /export FILE           writes the chat as Markdown
         - /quit                  leaves, as Ctrl-D does
         - """                    begins and ends a text of several lines; Alt-Enter too
@@ -352,7 +354,7 @@ def test_a_document_that_cannot_fit_is_told_when_it_is_named(tmp_path: Path) -> 
     assert screen.lines[2:4] == [
         "- that is more than fits:",
         (
-            "-   /ctx 1024 makes a context that holds it: it takes 0.5 MiB beside the weights, 1.0 "
+            "-   /ctx 1024 makes a context that holds it: it takes 0.5 MiB in addition to the weights, 1.0 "
             "GiB of memory are free"
         ),
     ]
@@ -464,7 +466,7 @@ def test_clearing_is_not_offered_where_it_frees_nothing(tmp_path: Path) -> None:
 def test_a_document_that_does_not_fit_as_things_are_is_not_read_ahead(
     tmp_path: Path, length: int, drop_turns: bool
 ) -> None:
-    """900 would fit, but not beside what is kept free for the answer: turns would leave."""
+    """900 would fit, but not next to what is kept free for the answer: turns would leave."""
     (tmp_path / "doc.txt").write_text("x" * length)
     conversation = chat(QueuedEngine(), Script(f"/file {tmp_path}/doc.txt"), drop_turns=drop_turns)
     assert conversation.certain("x" * length) == []
@@ -896,3 +898,23 @@ def test_an_answer_that_is_only_reasoning_says_so() -> None:
     screen = Script("Hello")
     chat(QueuedEngine("hm, well"), screen, template=template)
     assert any("only reasoned and gave no answer" in line for line in screen.lines)
+
+
+def test_the_context_is_compressed_where_the_policy_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+    engine = QueuedEngine("Hi!")
+    engine.compress = shares.append  # type: ignore[attr-defined]
+    engine.ever_dropped = 123
+    screen = Script("/compress", "/compress 0.25", "/compress half")
+    chat(engine, screen)
+    refused = "! the context of a chat with /when-full stop cannot be compressed"
+    assert screen.text.count(refused) == 3
+    assert shares == []
+    monkeypatch.setattr(
+        "fake_chat.room", lambda engine: replace(room(engine), when_full="compress")
+    )
+    screen = Script("/compress", "/compress 0.25", "/compress half")
+    chat(engine, screen)
+    assert shares == [0.5, 0.25]
+    assert "- what stands out stays: 123 tokens left the context" in screen.lines
+    assert "! /compress takes a share such as 0.5, not 'half'" in screen.lines

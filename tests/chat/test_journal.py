@@ -61,7 +61,7 @@ def test_hostile_undo_files(tmp_path: Path, data: bytes) -> None:
         with pytest.raises(GgufError, match="is not an undo file of ggext; move it away"):
             read_gguf(path)
     else:
-        read_gguf(path)  # a crash left it: nothing had begun
+        read_gguf(path)  # a crash left it: nothing had started
         assert not undo_path(path).exists()
     assert path.read_bytes() == before
 

@@ -125,7 +125,7 @@ def test_config_json_may_name_the_weights(copy: Path, tmp_path: Path) -> None:
         in (notes)
     )
     change_config(copy, transformers_weights="../copy/other.safetensors")
-    assert "must name a file beside it" in refused(copy, tmp_path / "c.gguf")
+    assert "must name a file next to it" in refused(copy, tmp_path / "c.gguf")
 
 
 def test_shards_without_an_index_are_all_there_or_not(copy: Path, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_an_adapter_beside_a_model_is_told(copy: Path, tmp_path: Path) -> None:
     (copy / "adapter_config.json").write_text(json.dumps(ADAPTER))
     save(adapter(load(copy), "base_model.model."), copy / "adapter_model.safetensors")
     _, notes = converted(copy, tmp_path / "x.gguf")
-    assert "adapter_config.json lies beside the model: the adapter is not in the file" in notes
+    assert "adapter_config.json lies next to the model: the adapter is not in the file" in notes
     assert "also there and not read" not in notes
 
 
@@ -411,14 +411,10 @@ def _beside(name: str, **others: Any) -> Tensors:
     return {f"{name}.{end}": values for end, values in others.items()}
 
 
-_U8, _I32 = np.zeros((4, 4), "u1"), np.zeros((4, 4), "<i4")
+_U8 = np.zeros((4, 4), "u1")
 _F16 = np.zeros((4, 4), "<f2")
 _QUERY = "model.layers.0.self_attn.q_proj"
 _PACKED: dict[str, tuple[Tensors, str]] = {
-    "MLX": (
-        _beside(_QUERY, weight=np.zeros((4, 4), "<u4"), scales=_F16, biases=_F16),
-        "mlx_lm.convert --dequantize",
-    ),
     "bitsandbytes in 4 bits": (
         {
             f"{_QUERY}.weight": _U8,
@@ -431,8 +427,6 @@ _PACKED: dict[str, tuple[Tensors, str]] = {
         _beside(_QUERY, weight=_U8.astype("i1"), SCB=_F16),
         "take the unquantized model",
     ),
-    "GPTQ": (_beside(_QUERY, qweight=_I32, qzeros=_I32, scales=_F16, g_idx=_I32), "unquantized"),
-    "AWQ": (_beside(_QUERY, qweight=_I32, qzeros=_I32, scales=_F16), "unquantized"),
     "HQQ": (_beside(_QUERY, W_q=_U8), "unquantized"),
 }
 

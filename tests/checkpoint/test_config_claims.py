@@ -30,7 +30,7 @@ _YARN = {"factor": 4.0, "original_max_position_embeddings": 64}
 #: Rope parameters, without a type's key.
 _PARAMETERS: dict[str, dict[str, Any]] = {
     "yarn": _YARN,
-    "yarn with a key that nobody reads": _YARN | {"attn_factor": 0.9},
+    "yarn with a key that no one reads": _YARN | {"attn_factor": 0.9},
     "yarn with its own gain and betas": _YARN
     | {"attention_factor": 0.9, "beta_fast": 16, "beta_slow": 2},
     "yarn with mscale": _YARN | {"mscale": 1.0, "mscale_all_dim": 0.5},

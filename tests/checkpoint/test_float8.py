@@ -1,4 +1,4 @@
-"""Float8 checkpoints: the values that the scales beside them give, against PyTorch's and
+"""Float8 checkpoints: the values that the scales next to them give, against PyTorch's and
 transformers' own."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from family_rows import ROWS
 from tiny import make_llama, make_model
 
 from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.float8 import float8_values, weights_of
+from ggext.checkpoint.float8 import weights_of
+from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.weights import read_tensors
 from ggext.cli import main
 from ggext.errors import CheckpointError

@@ -1,7 +1,7 @@
 """Tokenizers that a maintainer has at hand: ``GGEXT_TOKENIZERS=FOLDER`` names a folder of them.
 
 Each sub-folder is one test id and holds what a checkpoint has: tokenizer.json, tokenizer.model or
-tekken.json, the small files beside it, and a config.json with ``vocab_size``. The originals are the
+tekken.json, the small files next to it, and a config.json with ``vocab_size``. The originals are the
 libraries that these files were made for: `tokenizers`, `sentencepiece` and `tiktoken`; for chat
 templates it is `transformers`.
 """

@@ -31,7 +31,7 @@ Ggext = Callable[..., Run]
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in shards, with files beside it that are not needed."""
+    """A checkpoint in shards, with files next to it that are not needed."""
     folder = make_llama(tmp_path_factory.mktemp("hub") / "tiny", shard="500KB")
     for name in ("README.md", "pytorch_model.bin", "consolidated.safetensors"):
         (folder / name).write_text("not needed")
@@ -98,7 +98,7 @@ def test_an_id_is_fetched_converted_and_cached(
     first = ggext("convert", "Owner/Tiny-1B", "--yarn", "4")
     assert first.returncode == 0, first.stderr
     assert first.stdout.startswith("Tiny-1B: llama, 21 tensors")
-    assert first.stderr == ""  # no bars where nobody watches
+    assert first.stderr == ""  # no bars where no one watches
     assert read_gguf(tmp_path / "Tiny-1B-yarn4.gguf").get("general.name") == "Tiny 1B"
     shards = {p.name for p in tiny.glob("model-*.safetensors")}
     assert len(shards) > 1
@@ -173,7 +173,7 @@ def test_a_dry_run_says_what_is_wrong_with_a_header(
 def test_a_single_file_goes_before_an_index_there_too(
     hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
 ) -> None:
-    """As on disk; the shards of the older index are not fetched, an adapter beside is told."""
+    """As on disk; the shards of the older index are not fetched, an adapter next to them is reported."""
     folder = Path(shutil.copytree(tiny, tmp_path / "both"))
     assert (folder / "model.safetensors.index.json").is_file()
     make_llama(tmp_path / "single", seed=7)

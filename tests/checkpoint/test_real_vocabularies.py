@@ -1,10 +1,10 @@
-"""Published vocabularies, from the vocabulary files beside llama.cpp's source (its models/ folder).
+"""Published vocabularies, from the vocabulary files next to llama.cpp's source (its models/ folder).
 
 They are not part of this project: ``GGEXT_LLAMA_CPP_MODELS=…/llama.cpp/models`` names the folder,
 and without it these tests are skipped. Each file's tokens and merges are put back into a
 tokenizer.json with the pre-tokenizer that the model was published with; ``tokenizers`` on that is
 the original, and llama.cpp on what we make of it is compared. The ``.inp`` and ``.out`` files
-beside them are texts with the token ids of the original tokenizers.
+next to them are texts with the token ids of the original tokenizers.
 """
 
 from __future__ import annotations

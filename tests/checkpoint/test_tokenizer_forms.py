@@ -253,7 +253,7 @@ EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
             {"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 1}]))},
             "expected a string",
         ),
-        ({"qwen.tiktoken": as_tiktoken(RANKS)}, "no Python file beside it holds an expression"),
+        ({"qwen.tiktoken": as_tiktoken(RANKS)}, "no Python file next to it holds an expression"),
         (
             {"qwen.tiktoken": b"YQ== 0\nYQ== 1\n", "tokenization_q.py": QWEN_CODE},
             "rank 1 is '1' .* there twice",
@@ -266,7 +266,7 @@ EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
         ),
         (
             {"qwen.tiktoken": as_tiktoken(RANKS), "tokenization_q.py": QWEN_CODE + KIMI_CODE},
-            "no Python file beside it",
+            "no Python file next to it",
         ),
         ({"vocab.json": "{}", "merges.txt": ""}, "has the tokenizer_class ''"),
     ],

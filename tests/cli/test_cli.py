@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from ggext.cli import main
 
-COMMANDS = ("convert", "verify", "inspect", "chat", "demo")
+#: Every command of the program: a new one is asked to explain itself too.
+COMMANDS = main.list_commands(click.Context(main))
 
 
 def python(code: str) -> str:

@@ -1,5 +1,5 @@
 """``convert --in-place`` and its kin as a user calls them: one decision, executed in a file or
-beside it."""
+next to it."""
 
 from __future__ import annotations
 
@@ -294,7 +294,7 @@ def test_foreign_longrope_in_the_middle_is_refused(tmp_path: Path) -> None:
     fields = gguf.fields | {key: Field.of(value) for key, value in longrope.items()}
     write_gguf(tmp_path / "model.gguf", fields, tensors)
     message = refused("convert", tmp_path / "model.gguf", "--in-place", "--yarn", 4)
-    assert "others behind it and cannot be taken out in place; write to a new file" in message
+    assert "others after it and cannot be taken out in place; write to a new file" in message
 
 
 def test_a_second_file_shares_the_data(

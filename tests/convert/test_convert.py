@@ -453,7 +453,7 @@ def test_shard_indices(tmp_path: Path) -> None:
     (folder / first).rename(folder / "away")
     assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), f"{first} is missing")
     index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
-    assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), "shards must lie beside it")
+    assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), "shards must lie next to it")
     index.write_text(json.dumps({"weight_map": 3}))
     assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), "weight_map is missing")
 
@@ -527,7 +527,7 @@ def test_inspect_plots(checkpoint: Path, tmp_path: Path, name: str) -> None:
 
 
 def test_verify_holds_a_file_to_its_recipe(checkpoint: Path, tmp_path: Path) -> None:
-    """Level 1 and 2 need no llama.cpp; a key that somebody changed is found."""
+    """Level 1 and 2 need no llama.cpp; a key that someone changed is found."""
     from dataclasses import replace
 
     from ggext.gguf.types import Field

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from family_rows import EXPERTS
-from ggext.converters import family_of
+import tiny_gguf
+from family_rows import EXPERTS, SEES_GLM4, sections
+from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
 
 from ggext.checkpoint.config import Config
@@ -33,6 +34,12 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
+GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
+
+
+DELTA_NET = (
+    tiny_gguf.DELTA_NET | tiny_gguf.DELTA_EXPERTS | {"num_hidden_layers": 2, "rms_norm_eps": 1e-6}
+)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,22 @@ LATENT = {
             {"num_local_experts": 4, "num_hidden_layers": 4, "attention_chunk_size": 64},
             "has 8192",
         ),
+        ("mistral4", LATENT | {"rope_interleave": False}, "mistral4 rotates neighbours"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales layers alike"),
+        ("gpt_bigcode", {"activation_function": "relu"}, "hidden_act is 'relu'"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "before the norm"),
+        ("mpt", {"attn_config": {"alibi_bias_max": 4}}, "attn_config has alibi_bias_max 4"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["full_attention", "linear_attention"], "mamba_n_heads": 4},
+            "names layers of Mamba 2",
+        ),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["full_attention"] * 2, "mamba_n_heads": 4},
+            "position_embedding_type is None",
+        ),
+        ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         ("olmoe", {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0}, "clip_qkv is 8.0"),
         ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),
@@ -95,6 +118,19 @@ LATENT = {
         ("qwen2_moe", EXPERTS | {"mlp_only_layers": [0]}, "has experts in every layer"),
         ("qwen3_moe", EXPERTS | {"norm_topk_prob": False}, "normalizes the weights"),
         ("smollm3", {"no_rope_layer_interval": 2}, "rotates in all layers but every 4th"),
+        (
+            "qwen3_next",
+            DELTA_NET | {"linear_value_head_dim": 8},
+            "linear_value_head_dim is 8; .* has linear_key_head_dim, 16",
+        ),
+        ("qwen3_next", DELTA_NET | {"norm_topk_prob": False}, "normalizes the weights"),
+        ("qwen3_next", DELTA_NET | {"attention_bias": True}, "o_proj.bias"),
+        ("qwen3_next", DELTA_NET | {"rms_norm_eps": 1e-3}, "rms_norm_eps is 0.001"),
+        (
+            "qwen3_next",
+            DELTA_NET | {"layer_types": ["full_attention"] * 2},
+            "llama.cpp needs both kinds",
+        ),
         ("starcoder2", {"use_bias": False}, "has biases on all projections"),
     ],
 )
@@ -111,6 +147,12 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         )
     with pytest.raises(CheckpointError, match=message):
         plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_reason(model_type: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is not converted: llama\.cpp"):
+        family_of(Config({"model_type": model_type}, "config.json"))
 
 
 @pytest.mark.parametrize(

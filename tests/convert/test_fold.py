@@ -300,6 +300,8 @@ def test_every_architecture_folds_where_its_queries_are_made(
         ("hunyuan-dense", "after their rotation, which takes the gain away"),
         ("llama4", "after their rotation, which takes the gain away"),
         ("lfm2", "layer 0 has none of"),
+        ("qwen35", "layer 0 has none of"),
+        ("qwen3next", "layer 0 has none of"),
         ("minicpm3", "layer 0 has none of"),
         ("stablelm", "has a row for each head"),
     ],
@@ -522,7 +524,7 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))
 
 
-# what is chosen where nobody names an encoding
+# what is chosen where no one names an encoding
 
 
 def digest(path: Path) -> str:
@@ -615,7 +617,7 @@ def test_where_folding_cannot_be_the_keys_stay_and_the_reason_is_told(
     assert name == "keys"
     assert reason in why
     if arch != "smollm3":
-        with pytest.raises(RopeError, match=r"choose --encoding keys") as refused:
+        with pytest.raises(RopeError, match=r"choose encoding='keys'") as refused:
             bake(model, tmp_path / "folded.gguf", YARN)
         assert why in str(refused.value)
 

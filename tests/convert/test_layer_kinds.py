@@ -467,7 +467,7 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
         ("deepseek_v3", {"topk_method": "greedy"}, "topk_method is 'greedy'"),
         ("deepseek_v3", {"rope_interleave": False}, "rotates neighbours"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
-        ("deepseek_v3", {"moe_layer_freq": 2}, "has experts in every layer behind the first ones"),
+        ("deepseek_v3", {"moe_layer_freq": 2}, "has experts in every layer after the first ones"),
         ("deepseek_v3", {"num_hidden_layers": 27}, "takes such a model for one without it"),
         (
             "deepseek_v3",

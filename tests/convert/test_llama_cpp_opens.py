@@ -124,7 +124,7 @@ def test_a_checkpoint_of_such_a_name_is_opened(whole: Path) -> None:
 def test_what_llama_cpp_would_not_open_gets_no_name(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, installed: bool
 ) -> None:
-    """By its own word beside the copying, and by the table where it is not installed."""
+    """By its own word next to the copying, and by the table where it is not installed."""
     monkeypatch.setattr(model_card, "_without_meaning", lambda name: name)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()

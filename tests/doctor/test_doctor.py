@@ -186,7 +186,7 @@ def test_places_that_cannot_be_written_are_told(
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")
     found = findings(machine.findings())
     if not Path("/proc").is_dir():
-        pytest.skip("there is no /proc, in which nobody can write")
+        pytest.skip("there is no /proc, in which no one can write")
     assert found["cache"] == Finding("machine", "cache", "ok", str(tmp_path / "cache" / "ggext"))
     assert found["chats"].state == "missing"
     assert found["chats"].value.endswith("chats and what was typed are not kept")

@@ -384,6 +384,15 @@ def test_a_model_in_several_files_is_planned_as_one(tmp_path: Path) -> None:
         plan(first, options, FREE)
 
 
+def test_a_share_of_the_tokens_is_planned(demo_gguf: Path) -> None:
+    """What a context allocates that holds a text of 2,048 tokens in a quarter of the cells."""
+    quarter = plan(demo_gguf, PlanOptions(2048, gpu_layers=0, keep=0.25), FREE)
+    assert quarter.context.tokens == 512
+    assert quarter.ram == plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE).ram
+    with pytest.raises(UsageError, match="keep is 2, but must be a share above 0, at most 1"):
+        PlanOptions(keep=2.0)
+
+
 def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -> None:
     pytest.importorskip("llama_cpp")
     from ggext.runtime import capacity
@@ -397,7 +406,7 @@ def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -
         room = capacity.room(model, Choices())
         assert room is not None
         assert room.planner.shares(room.planner.context(512, Memories(room.free)))[0] == found.ram
-        assert capacity.batch_for(model, capacity.threads_for(model)) == found.context.batch
+        assert room.context(512).batch == found.context.batch
         assert model.n_params == sum(
             math.prod(info.shape) for info in model.all_parts.tensors.values()
         )

@@ -121,7 +121,7 @@ def test_a_tensor_in_the_middle_stays(tmp_path: Path) -> None:
     gguf = read_gguf(path)
     before = digest(path)
     with pytest.raises(
-        GgufError, match="tensor a has others behind it and cannot be taken out in place"
+        GgufError, match="tensor a has others after it and cannot be taken out in place"
     ):
         plan_edit(gguf, gguf.fields, {"a": None}, [])
     edit = plan_edit(gguf, gguf.fields, {"a": bytes(38400)}, [])

@@ -63,7 +63,7 @@ def content(name: str, data: bytes | str) -> Damage:
 
 
 def parts() -> tuple[dict[str, Any], bytes]:
-    """The good header and the data behind it."""
+    """The good header and the data after it."""
     whole = (GOOD / WEIGHTS).read_bytes()
     (length,) = struct.unpack("<Q", whole[:8])
     return json.loads(whole[8 : 8 + length]), whole[8 + length :]
@@ -261,9 +261,9 @@ HOSTILE: dict[str, Hostile] = {
     "index-missing-shard": Hostile(
         index({NORM: "model-3.safetensors"}), "model-3.safetensors is missing and"
     ),
-    "index-outside": Hostile(index({NORM: "../model.safetensors"}), "shards must lie beside it"),
-    "index-nul": Hostile(index({NORM: "a\0b"}), "shards must lie beside it"),
-    "index-a-number": Hostile(index({NORM: 7}), "shards must lie beside it"),
+    "index-outside": Hostile(index({NORM: "../model.safetensors"}), "shards must lie next to it"),
+    "index-nul": Hostile(index({NORM: "a\0b"}), "shards must lie next to it"),
+    "index-a-number": Hostile(index({NORM: 7}), "shards must lie next to it"),
     "index-a-list": Hostile(index([]), "weight_map is missing or empty"),
     "index-promises-too-much": Hostile(
         index({NORM: "model-1.safetensors", "model.extra": "model-1.safetensors"}),

@@ -1,4 +1,4 @@
-"""Files that somebody else put beside a model: undo files, parts, pipes, links, giants."""
+"""Files that someone else put next to a model: undo files, parts, pipes, links, giants."""
 
 from __future__ import annotations
 

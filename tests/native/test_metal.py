@@ -99,7 +99,7 @@ def test_a_tokens_fraction_of_a_turn_is_right_to_one_unit(metal: ctypes.CDLL) ->
 def test_rows_are_turned_as_on_the_cpu(
     metal: ctypes.CDLL, dtype: str, unit: float, layout: str
 ) -> None:
-    """Up to position 2^31, back and from table to table; a head's tail and what lies behind the
+    """Up to position 2^31, back and from table to table; a head's tail and what lies after the
     grid stay."""
     rng = np.random.default_rng(1)
     n_rows, n_heads, head_dim, n_pairs = 40, 3, 22, 9

@@ -17,11 +17,14 @@ from ggext.llama_cpp_facts import pin
 
 CODE = ("ggext", "converters", "tests", "tools", "benchmarks", "examples")
 EXTRAS = (
+    "accelerate",
     "huggingface_hub",
     "jinja2",
     "llama_cpp",
     "llguidance",
+    "lm_eval",
     "matplotlib",
+    "peft",
     "prompt_toolkit",
     "rich",
     "torch",
@@ -32,6 +35,7 @@ NEED_EXTRAS = {
     "__init__",
     "api",
     "chat",
+    "lm_eval",
 }  # chat templates are jinja2's; the others import extras on use
 
 # The parts of ggext from the top down: an import goes to a lower row, or stays in its own part or
@@ -39,7 +43,10 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor"},
+    {
+        *("verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"),
+        *("emit", "export", "tune"),
+    },
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -58,8 +65,11 @@ KNOWS_ROPE = "ggext/gguf/rope.py"
 KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
-    "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
-    "transformers": {"proof"},
+    "lm_eval": {"lm_eval"},
+    "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
+    "transformers": {"proof", "tune"},
+    "peft": {"tune"},
+    "accelerate": {"tune"},
     "huggingface_hub": {"checkpoint"},
     "rich": {"screen"},
     "prompt_toolkit": {"screen"},

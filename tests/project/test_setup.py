@@ -1,4 +1,4 @@
-"""How `make` builds llama.cpp: once for each machine, without what nobody calls, without AMX where
+"""How `make` builds llama.cpp: once for each machine, without what no one calls, without AMX where
 the compiler breaks it."""
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from paths import ROOT
+from rewriting import as_written, rewritten
 
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
@@ -50,21 +50,6 @@ def of_level(report: Report, level: str) -> list[Check]:
     return [check for check in report.checks if check.level == level]
 
 
-def rewritten(source: Path, out: Path, changes: dict[str, Any], drop: Iterable[str] = ()) -> Path:
-    """The file with other keys, as somebody else's program would have written it."""
-    gguf = read_gguf(source)
-    fields = {k: f for k, f in gguf.fields.items() if k not in drop}
-    fields |= {k: Field.of(v) for k, v in changes.items()}
-    tensors = [as_written(gguf, name) for name in gguf.tensors if name not in drop]
-    write_gguf(out, fields, tensors)
-    return out
-
-
-def as_written(gguf: GgufFile, name: str) -> TensorToWrite:
-    t = gguf.tensors[name]
-    return TensorToWrite(name, t.shape, t.type, t.nbytes, lambda: [gguf.tensor_data(name)])
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The embedded model (trained context 256) with each method baked."""
@@ -79,7 +64,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def upstream(files: dict[str, Path]) -> Path:
-    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that nobody
+    """What llama.cpp's own converter makes of the request in ``yarn-betas``: keys that no one
     reads."""
     scaling = "llama.rope.scaling."
     keys = {
@@ -422,7 +407,7 @@ def test_a_gain_in_the_keys_is_applied_again_by_every_shift(files: dict[str, Pat
     assert [round(row.k_norm, 4) for row in report.shifts] == [1.1386, 1.2965, 1.4762]
     assert 1e-5 < report.shifts[0].kl < report.shifts[2].kl
     assert report.shift_safe is False
-    assert report.passed  # right, as long as nobody rolls it
+    assert report.passed  # right, as long as no one rolls it
 
 
 @pytest.mark.parametrize("method", ["none", "linear", "ntk", "llama3", "yarn-gain-1", "yarn-betas"])

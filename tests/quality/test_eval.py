@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -21,10 +22,14 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 pytest.importorskip("jinja2")
 
+from ggext.cli.eval_table import as_table  # noqa: E402
+from ggext.convert import ConvertOptions, convert  # noqa: E402
 from ggext.errors import GgextError, ModelError, UsageError  # noqa: E402
+from ggext.gguf.open import read_gguf  # noqa: E402
 from ggext.quality.plan import Plan  # noqa: E402
 from ggext.quality.run import Evaluation, Progress, evaluate  # noqa: E402
 from ggext.quality.settings import EvalOptions  # noqa: E402
+from ggext.rope.scaling import RopeScaling  # noqa: E402
 
 SMALL = EvalOptions(lengths=(256, 1024), trials=2, documents=2, tries=("none",))
 
@@ -128,11 +133,15 @@ def test_cache_types_policies_and_divergence_go_in_one_table(demo_gguf: Path) ->
     full, rounded = found.settings
     assert (full.kv_type, rounded.kv_type) == ("f16", "q4_0")
     assert full.divergence == ()
+    assert full.rotated == rounded.rotated == ()  # its heads have 32 values
+    assert "q4_0: nothing rotated" in as_table(found)
     assert rounded.divergence[-1].kl.value > 1e-5
     assert 0.5 < rounded.divergence[-1].same_top.value <= 1
     assert full.key_tokens is not None
     assert full.key_tokens.short == 128
     assert full.key_tokens.scored == 512 - 128
+    assert [(one.start, one.end) for one in full.key_tokens.bands] == [(0, 256), (256, 512)]
+    assert sum(one.count for one in full.key_tokens.bands) == full.key_tokens.count
     assert full.protocol is not None
     assert (full.protocol.protocol, full.protocol.count) == ("yarn", 1)
     streaming = evaluate(
@@ -141,6 +150,29 @@ def test_cache_types_policies_and_divergence_go_in_one_table(demo_gguf: Path) ->
     )
     assert [one.when_full for one in streaming.settings] == ["stream", "recompute"]
     assert all(one.scores[0].score.items == 5 for one in streaming.settings)
+
+
+@pytest.mark.parametrize("disabled", [False, True], ids=["rotated", "disabled"])
+def test_a_quantized_cache_that_llama_cpp_rotates_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disabled: bool
+) -> None:
+    """With heads of 64 values, unless the environment forbids it; then a partial run is another."""
+    pytest.importorskip("transformers")
+    from tiny import make_llama
+
+    path = tmp_path / "heads.gguf"
+    folder = make_llama(tmp_path / "model", head_dim=64)
+    convert(ConvertOptions(folder, path, RopeScaling("none")))
+    kept = tmp_path / "run.jsonl"
+    options = EvalOptions(lengths=(64,), trials=1, documents=1, tasks=(), kv_types=("f16", "q8_0"))
+    if disabled:
+        Evaluation([path], options, kept).close()
+        monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
+        with pytest.raises(UsageError, match="is a run with LLAMA_ATTN_ROT_DISABLE None, not '1'"):
+            Evaluation([path], options, kept)
+    plain, rounded = evaluate(path, options).settings
+    assert plain.rotated == ()
+    assert rounded.rotated == (() if disabled else ("keys", "values"))
 
 
 def test_the_price_is_what_transformers_free_arithmetic_gives(report: Any, demo_gguf: Path) -> None:
@@ -240,7 +272,7 @@ def test_a_budget_picks_what_fits(demo_gguf: Path) -> None:
         with Evaluation([demo_gguf], EvalOptions(budget=seconds)) as evaluation:
             return evaluation.plan
 
-    small, large = planned(0.5), planned(600)
+    small, large = planned(0.5), planned(1e6)
     assert large.trials == 100
     assert small.trials < large.trials
     assert large.lengths == (256, 512, 1024, 2048)
@@ -296,6 +328,25 @@ def test_a_context_beyond_the_memory_is_refused_with_its_size(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_logits_that_are_no_numbers_take_nothing_back(demo_gguf: Path, tmp_path: Path) -> None:
+    """Of two files the second is damaged: what the first came to is shown, then what is wrong."""
+    whole, damaged = tmp_path / "whole.gguf", tmp_path / "damaged.gguf"
+    data = demo_gguf.read_bytes()
+    weights = read_gguf(demo_gguf).tensor_data("output_norm.weight")
+    place = data.index(bytes(weights))
+    whole.write_bytes(data)
+    damaged.write_bytes(data[:place] + struct.pack("<f", np.nan) + data[place + 4 :])
+    options = ["--lengths", "256", "--documents", "1", "--tasks", "none"]
+    done = run(whole, damaged, *options)
+    assert done.exit_code == 1
+    assert "A · whole.gguf" in done.stdout
+    assert re.search(
+        r"damaged\.gguf, as baked: yarn ×8: perplexity at 256 tokens: the logits after token 0 are "
+        r"not numbers",
+        str(done.exception) + done.stderr,
+    )
+
+
 def test_ctrl_c_reports_what_was_measured(demo_gguf: Path, tmp_path: Path) -> None:
     kept = tmp_path / "run.jsonl"
     arguments = ["--lengths", "256,2k", "--trials", "2000", "--documents", "1", "--resume", kept]

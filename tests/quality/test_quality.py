@@ -202,7 +202,7 @@ def test_questions_of_one_s_own_are_read_line_by_line(tmp_path: Path) -> None:
 
 
 class _Vocabulary:
-    """Characters as tokens behind two special ones, for prompts alone."""
+    """Characters as tokens after two special ones, for prompts alone."""
 
     path = Path("model.gguf")
     bos, eos, n_vocab = 1, 2, 1 << 16

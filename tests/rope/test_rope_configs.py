@@ -12,6 +12,8 @@ import pytest
 
 from ggext.errors import RopeError
 from ggext.rope.config import CheckpointRope, read_rope, read_ropes
+from ggext.rope.decode import decode
+from ggext.rope.encode import encode
 from ggext.rope.methods import make_table, make_tables
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
@@ -324,6 +326,25 @@ def test_configurations_of_2026(
     ropes = read_ropes(config, "neox")
     assert [rope.geometry.n_rot for rope in ropes.values()] == [n_rot]
     assert [rope.geometry.sections for rope in ropes.values()] == [sections]
+
+
+@pytest.mark.shared("configs-2026")
+def test_the_yarn_that_qwen_3_5s_card_tells_is_exact(shared: Path) -> None:
+    """By 4, of 262,144 tokens, over interleaved sections of a quarter of a head."""
+    config = json.loads((shared / "configs-2026" / "Qwen3.5-27B.json").read_text())
+    encoding = encode(RopeScaling("yarn", factor=4), read_rope(config, "neox").geometry, "qwen35")
+    assert encoding.exactness.is_exact
+    assert encoding.keys["rope.dimension_sections"] == (11, 11, 10, 0)
+    config["text_config"]["rope_parameters"] |= {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 262144,
+    }
+    [(inv_freq, gain)] = judged(config, ("qwen3_5", "Qwen3_5TextRotaryEmbedding")).values()
+    table = decode(encoding.keys, encoding.tensors, "qwen35")
+    assert table.inv_freq == pytest.approx(inv_freq, rel=1e-6, abs=0)
+    assert table.attention_factor == pytest.approx(gain, rel=1e-6)
+    assert table.context == 1_048_576
 
 
 def test_a_second_base_is_not_passed_over() -> None:

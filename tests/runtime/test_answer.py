@@ -227,14 +227,14 @@ class TestGrammars:
     """Through llama.cpp, on a real small model that knows nothing of JSON."""
 
     @pytest.fixture
-    def session(self, stories_gguf: Path) -> Any:
+    def session(self, small_gguf: Path) -> Any:
         pytest.importorskip("llama_cpp")
         from ggext.runtime.engine import Model, Session
 
-        with Model.open(stories_gguf) as model, Session(model) as session:
+        with Model.open(small_gguf) as model, Session(model) as session:
             yield session
 
-    def answer(self, session: Any, sampling: Sampling, max_tokens: int = 200) -> str:
+    def answer(self, session: Any, sampling: Sampling, max_tokens: int = 480) -> str:
         model = session.model
         session.evaluate(model.tokenize("Once upon a time"))
         return b"".join(map(model.token_to_piece, session.generate(sampling, max_tokens))).decode()

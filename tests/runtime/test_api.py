@@ -283,7 +283,9 @@ def test_what_a_policy_dropped_is_told(demo_gguf: Path) -> None:
     assert dropped[2] == 0
 
 
-def test_asyncio_streams_and_does_not_block(model: Model) -> None:
+def test_asyncio_streams_and_does_not_block(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly(monkeypatch)
+
     async def ticks(done: asyncio.Event) -> int:
         count = 0
         while not done.is_set():

@@ -32,6 +32,7 @@ from ggext.runtime import capacity, state  # noqa: E402
 from ggext.runtime.cache import Cache  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import POLICIES, WhenFull  # noqa: E402
+from ggext.runtime.memory.compress import Compress  # noqa: E402
 from ggext.runtime.memory.landmark import Landmark  # noqa: E402
 
 GREEDY = Sampling(temperature=0)
@@ -125,7 +126,7 @@ def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(
 def test_quantized_keys_are_not_moved(model: Model, policy: WhenFull) -> None:
     with pytest.raises(
         ModelError,
-        match=rf"--when-full {policy} moves cached keys.*kv type q8_0.*take f16; recompute",
+        match=rf"when_full='{policy}' moves cached keys.*kv type q8_0.*take f16; recompute",
     ):
         Session(model, options(policy, 1024, "q8_0"))
 
@@ -283,19 +284,99 @@ def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(
         np.testing.assert_allclose(*upright, atol=1e-4)
 
 
-def test_compress_keeps_means_of_keys_before_rotation(model: Model, text: list[int]) -> None:
-    with Session(
-        model, options("compress", kv_type="f32", block=16, retrieved=2, group=8)
-    ) as session:
-        session.evaluate(text[:220])
-        rotation = session.cache.rotation()
-        leaving = session.cache.take(4, 20)
-        session.memory.make_room(10)
-        cells = session.cache.take(4, 6)
-        means = rotation.upright(leaving)[1].reshape(2, 8, 2, 32).mean(axis=1)
-        np.testing.assert_allclose(rotation.upright(cells)[1], means, atol=1e-4)
-        values = leaving.values[1].view("<f4").reshape(2, 8, -1).mean(axis=1)
-        np.testing.assert_allclose(cells.values[1].view("<f4"), values, atol=1e-5)
+def test_compress_loses_nothing_before_the_context_is_full(model: Model, text: list[int]) -> None:
+    with (
+        Session(model, options("compress", 512, kv_type="f32")) as session,
+        Session(model, options("stop", 512, kv_type="f32")) as whole,
+    ):
+        assert session.evaluate(text[:512]).evaluated == 512
+        whole.evaluate(text[:512])
+        assert session.dropped == 0
+        np.testing.assert_array_equal(session.last_logits(), whole.last_logits())
+
+
+def keydiff(layers: list[np.ndarray]) -> np.ndarray:
+    """KeyDiff by its definition, one key at a time: mean over layers and heads of the standardized
+    unlikeness, then over nine neighbours."""
+    scores = []
+    for keys in layers:
+        for head in range(keys.shape[1]):
+            unit = [key / np.linalg.norm(key) for key in keys[:, head].astype(np.float64)]
+            mean = np.mean(unit, axis=0)
+            unlike = np.array([-(key @ mean) / np.linalg.norm(mean) for key in unit])
+            scores.append((unlike - unlike.mean()) / unlike.std())
+    each = np.mean(scores, axis=0)
+    ends = [each[0]] * 4, [each[-1]] * 4
+    return np.array([np.mean(np.r_[ends[0], each, ends[1]][i : i + 9]) for i in range(len(each))])
+
+
+def test_compress_keeps_whole_tokens_that_stand_out(model: Model, text: list[int]) -> None:
+    with Session(model, options("compress", kv_type="f32")) as session:
+        session.evaluate(text[:256])
+        memory, rotation = session.memory, session.cache.rotation()
+        assert isinstance(memory, Compress)
+        before = session.cache.take(4, 256)
+        session.memory.make_room(1)
+        # 64 leave at once; the last 32 are not touched
+        assert (len(session.tokens), memory.selected, session.dropped) == (36, 156, 220)
+        assert session.cache.positions == [*range(4), *range(160, 192)]
+        chosen = np.sort(np.argsort(-keydiff(rotation.upright(before))[:220], kind="stable")[:156])
+        after = session.cache.take(4, 192)
+        stays = before.cells(np.r_[chosen, 220:252])
+        assert after.positions.tolist() == [*range(4, 192)]
+        for there, here in zip(stays.values, after.values, strict=True):
+            np.testing.assert_array_equal(there, here)
+        for there, here in zip(rotation.upright(stays), rotation.upright(after), strict=True):
+            np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+def test_what_compress_keeps_is_what_the_answer_attends_to(model: Model, text: list[int]) -> None:
+    """The logits are those of a cache that never had anything but the chosen cells."""
+    with (
+        Session(model, options("compress", kv_type="f32")) as session,
+        Session(model, options("stream", kv_type="f32")) as other,
+    ):
+        session.evaluate(text[:256])
+        session.memory.make_room(1)
+        cells = session.cache.take(0, 192)
+        session.memory.write(text[256])
+        other.cache.put(cells)
+        other.cache.tokens, other.cache.positions = [0] * 192, [*range(192)]
+        other.cache.append_one(text[256])
+        np.testing.assert_allclose(session.last_logits(), other.last_logits(), atol=1e-4)
+
+
+def test_compress_reads_what_comes_after_in_the_cells_that_it_freed(
+    model: Model, text: list[int]
+) -> None:
+    with Session(model, options("compress")) as session:
+        memory = session.memory
+        assert isinstance(memory, Compress)
+        for length in range(100, 1400, 100):
+            session.evaluate(text[:length])
+            assert session.used + session.dropped == length
+            assert session.used + memory.selected <= 256
+            cells = session.cache.take(0, 4096).positions.tolist()
+            assert cells == [*range(session.used + memory.selected)]
+        assert session.evaluate([*text[:1300], 5]).reused == 1300
+        assert session.evaluate(text[:40]).reused == 4
+        assert memory.selected == 0
+
+
+def test_compress_now(model: Model, text: list[int]) -> None:
+    """Before the context is full, to any number of cells."""
+    with Session(model, options("compress")) as session:
+        memory = session.memory
+        assert isinstance(memory, Compress)
+        session.evaluate(text[:200])
+        memory.reduce(200)
+        assert session.dropped == 0
+        memory.reduce(100)
+        assert session.used + memory.selected == 100
+        assert session.used + session.dropped == 200
+        memory.reduce(0)
+        assert (session.used, memory.selected) == (36, 0)
+        assert session.evaluate(text[:300]).reused == 200
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "bf16", "f32"])
@@ -535,6 +616,41 @@ def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_p
     refused = CliRunner().invoke(main, ["chat", *question, "--kv", "q3_0"])
     assert refused.exit_code == 2
     assert "kv_type is 'q3_0', but must be one of f16" in refused.stderr
+
+
+def test_a_text_is_held_in_a_share_of_its_cells(model: Model, text: list[int]) -> None:
+    made = SessionOptions(n_ctx=1000, memory=MemoryOptions("compress", keep=0.25))
+    with Session(model, made) as session:
+        assert session.n_ctx == 250
+        session.evaluate(text[:1000])
+        assert session.used + session.dropped == 1000
+    with Session(model, SessionOptions(memory=MemoryOptions("compress", keep=0.25))) as session:
+        assert session.n_ctx == model.n_ctx_train // 4
+    with Session(model, SessionOptions(n_ctx=300, memory=MemoryOptions("compress"))) as session:
+        assert session.n_ctx == 300
+
+
+def test_a_share_that_is_none_is_refused() -> None:
+    for keep in (0.0, -1.0, 1.5, math.nan):
+        with pytest.raises(UsageError, match="must be a share above 0, at most 1"):
+            MemoryOptions("compress", keep=keep)
+    with pytest.raises(UsageError, match=r"keep is 0.5, but only the policy compress reads"):
+        MemoryOptions("stream", keep=0.5)
+
+
+def test_only_compress_compresses(model: Model, text: list[int]) -> None:
+    with Session(model, options("compress")) as session:
+        session.evaluate(text[:200])
+        session.compress(0.5)
+        assert session.used + session.dropped == 200
+        assert session.memory.account() == {"selected": 100 - session.used}
+        with pytest.raises(UsageError, match="share is 0, but must be above 0, at most 1"):
+            session.compress(0)
+    with (
+        Session(model, options("stream")) as session,
+        pytest.raises(UsageError, match="can be compressed, not one of stream"),
+    ):
+        session.compress(0.5)
 
 
 def test_errors_of_the_memory_are_ggext_s() -> None:

@@ -172,8 +172,8 @@ def test_the_smallest_contexts_hold_a_text_of_any_length(model: Model, policy: W
     """From the smallest context that is not refused upward: a window that is not quite full when
     tokens must leave lost its place (IndexError) in contexts just above the smallest."""
     rng = random.Random(policy)
-    memory = MemoryOptions(policy, block=16, retrieved=3)
-    smallest = 4 + 3 * 16 + 16 + 16
+    memory = MemoryOptions(policy, block=16, retrieved=3, evict=16)
+    smallest = 4 + 3 * 16 + 16 + 16 if policy == "landmark" else 4 + 16 + 8 + 1
     with pytest.raises(UsageError, match=f"need a context of {smallest} tokens or more"):
         Session(model, SessionOptions(n_ctx=smallest - 1, n_batch=32, memory=memory))
     for n_ctx in range(smallest, smallest + 40, 3):

@@ -55,7 +55,7 @@ class TestJournal:
             ):
                 journal.update(turns)
         assert reread(path) == [Turn("system", "Be kind."), Turn("user", "Bye")]
-        assert path.parent.stat().st_mode & 0o077 == 0  # nobody else's business
+        assert path.parent.stat().st_mode & 0o077 == 0  # no one else's business
 
     def test_each_update_is_one_appended_line(self, tmp_path: Path) -> None:
         path = tmp_path / "chat.jsonl"
@@ -317,7 +317,7 @@ def test_of_chats_without_a_name_those_used_last_stay() -> None:
     for day, folder in enumerate(chats[2:]):
         for path in (folder, folder / "chat.jsonl"):
             os.utime(path, (86_400 * day, 86_400 * day))
-    with Keeper(chats[2], "model.gguf", None) as keeper:  # the oldest is gone on with
+    with Keeper(chats[2], "model.gguf", None) as keeper:  # the oldest is continued
         keeper.record([Turn("user", "again")])
     (chats[0].parent / "mine").mkdir()
     named_alike = said(named("autosave-2020-notes"))
@@ -487,7 +487,7 @@ def streaming(when_full: WhenFull = "stream", n_ctx: int = 512, **memory: Any) -
     return {"n_ctx": n_ctx, "memory": MemoryOptions(when_full, **memory)}
 
 
-@pytest.mark.parametrize("policy", ["stream", "recompute"])
+@pytest.mark.parametrize("policy", ["stream", "recompute", "compress"])
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
 def test_a_text_that_left_the_context_goes_on_where_it_was(
     tmp_path: Path, open_session: Open, policy: WhenFull, kv_type: str
@@ -578,19 +578,31 @@ def test_a_text_from_which_nothing_left_goes_on_under_any_policy(
         store.restore(path, landmark, KEY)
 
 
-@pytest.mark.parametrize("policy", ["compress", "self-extend"])
-def test_what_a_policy_keeps_elsewhere_is_not_kept_on_disk(
-    tmp_path: Path, open_session: Open, policy: WhenFull
+def test_tokens_that_share_positions_are_not_kept_on_disk(
+    tmp_path: Path, open_session: Open
 ) -> None:
     from ggext.runtime import store
 
-    n_ctx = 3000 if policy == "self-extend" else 512
-    session = open_session(**streaming(policy, n_ctx, block=16))
-    session.evaluate((TEXT * 2)[: n_ctx + 300 if n_ctx == 512 else 2500])
+    session = open_session(**streaming("self-extend", 3000))
+    session.evaluate((TEXT * 2)[:2500])
     with pytest.raises(
-        store.StateError, match=f"of what {policy} makes of it only the text is kept"
+        store.StateError, match="of what self-extend makes of it only the text is kept"
     ):
         store.save(tmp_path / "kv.bin", session, KEY)
+
+
+@pytest.mark.parametrize(
+    "account", [None, {}, [], {"selected": -1}, {"selected": 500}, {"selected": "x"}]
+)
+def test_a_stranger_s_account_of_what_compress_selected_is_refused(
+    open_session: Open, account: Any
+) -> None:
+    session = open_session(**streaming("compress"))
+    session.evaluate(TEXT[:900])
+    memory = session.memory
+    assert memory.layout(session.used, memory.gone, memory.account())
+    with pytest.raises(ModelError, match="what it tells of the tokens that left the context"):
+        memory.layout(session.used, memory.gone, account)
 
 
 @pytest.mark.parametrize(

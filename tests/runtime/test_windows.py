@@ -20,8 +20,10 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, store  # noqa: E402
+from ggext.runtime.auto import open_session  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
+from ggext.runtime.prefixes import Prefixes  # noqa: E402
 from ggext.runtime.window_copies import Checkpoint, Checkpoints  # noqa: E402
 
 WINDOW = 64
@@ -102,6 +104,24 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
     assert reused > 0.4 * length  # not by reading everything again
 
 
+def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model: Model) -> None:
+    """Ten tokens of it are cut, and so its windows are those of an earlier place."""
+    text, other = TEXT[:600], TEXT[1000:1100]
+    with Session(model, options(), Prefixes()) as session, Session(model, options()) as fresh:
+        session.evaluate(text)
+        assert session.evaluate(other).reused == 0
+        assert session.evaluate([*text[:590], *other]).reused >= 500
+        assert same(session, fresh)
+
+
+def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(model: Model) -> None:
+    session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
+    with session:
+        assert chosen.policy == session.options.memory.when_full == "recompute"
+        session.evaluate(TEXT)
+        assert session.dropped > 1000
+
+
 def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
     """Llama 4 attends within chunks of 8,192 tokens, which no key of the file says."""
     tokens = some(random.Random("chunks"), 8800)
@@ -141,7 +161,7 @@ def test_without_what_was_kept_aside_the_same_cut_is_wrong(
 ) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
     with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
-        monkeypatch.setattr("ggext.runtime.cache.Cache._windows_back", lambda _, count: count)
+        monkeypatch.setattr("ggext.runtime.cache.Cache._back", lambda _, count: count)
         session.evaluate(TEXT)
         session.evaluate([*TEXT[:1000], 7])
         assert not same(session, fresh)
@@ -160,7 +180,7 @@ def test_a_chat_goes_on_asks_again_and_undoes_without_reading_again(model: Model
             (
                 [*second[:-40], 7, 8, 9],
                 4,
-            ),  # another question, behind an answer whose last token nobody asked on from
+            ),  # another question, after an answer whose last token no one asked on from
             ([*TEXT[:1000], 7], 1),  # instead of the first answer
         ):
             assert session.evaluate(wanted).evaluated <= most
@@ -229,7 +249,7 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
 def test_what_moves_keys_is_refused_with_the_remedy(model: Model, policy: WhenFull) -> None:
     with pytest.raises(
         ModelError,
-        match=f"--when-full {policy} moves cached keys, and layers with a .* recompute wor",
+        match=f"when_full='{policy}' moves cached keys, and layers with a .* recompute wor",
     ):
         Session(model, options(memory=MemoryOptions(policy)))
 

@@ -104,7 +104,7 @@ time.sleep(60)
 def test_a_real_terminal_that_is_resized_while_an_answer_grows(
     tmp_path: Path, widths: tuple[int, ...]
 ) -> None:
-    """tmux wraps anew what stands on it; each resize may leave one painting behind, not more."""
+    """tmux wraps again what stands on it; each resize may leave one painting behind, not more."""
 
     def tmux(*arguments: str) -> str:
         command = ["tmux", "-S", str(tmp_path / "socket"), *arguments]

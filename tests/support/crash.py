@@ -3,7 +3,7 @@
     python tests/support/crash.py FOLDER SEED POINTS [--without-shifts] [--power]
 
 Each point is a system call of a change, of its undo, or of the repair of either, drawn at random;
-the child ends by SIGKILL before it, half way through it (writes) or behind it. After the repair the
+the child ends by SIGKILL before it, half way through it (writes) or after it. After the repair the
 file must be the old or the new one to the byte, and undo must lead to the old one. Prints a line
 with the counts.
 

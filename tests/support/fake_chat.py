@@ -130,7 +130,7 @@ class QueuedEngine:
         *,
         repeatable: bool = False,  # noqa: ARG002 - it has no batches
     ) -> Prefill:
-        """In steps of ten, as long as nobody cancels."""
+        """In steps of ten, as long as no one cancels."""
         self.cancelled, done = False, 0
         while done + 10 <= len(tokens) and not self.cancelled:
             done += 10

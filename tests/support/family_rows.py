@@ -16,7 +16,8 @@ class Row:
     """``config``: what is not as in ``tiny.make_model``. ``rope``: baked over the checkpoint's own,
     ``None`` for the checkpoint's own. ``bound``: on the mean KL in nats; why it is not 1e-6 stands
     in the family's file. ``beyond``: whether the scaling says of which context it starts.
-    ``exact``: whether llama.cpp can be made to run it."""
+    ``exact``: whether llama.cpp can be made to run it. ``renamed``: transformers does not know the
+    family; the model is one of ``model_type`` under this family's names (`renamed.py`)."""
 
     model_type: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -24,6 +25,16 @@ class Row:
     bound: float = 1e-6
     beyond: bool = True
     exact: bool = True
+    renamed: str = ""
+
+    @property
+    def rotates(self) -> bool:
+        return self.model_type not in ("bloom", "gpt2", "gpt_bigcode", "mpt")
+
+    @property
+    def family(self) -> str:
+        """The ``model_type`` that is converted."""
+        return self.renamed or self.model_type
 
 
 def _nested(full: dict[str, Any], base: float, sliding_base: float) -> dict[str, Any]:
@@ -96,6 +107,12 @@ _GROWING = _OWN_YARN | {
     "llama_4_scaling_beta": 0.3,
     "max_position_embeddings": 256,
 }
+_OWN_GROWTH = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "original_max_position_embeddings": 64,
+    "llama_4_scaling_beta": 0.3,
+}
 _LLAMA4 = {
     "num_hidden_layers": 4,
     "head_dim": 48,
@@ -109,7 +126,34 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 320,
+    "sliding_window": 32,
+    "tie_word_embeddings": True,
+}
+_DELTA_NET: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
+}
+_HEADS = {"n_head": 4, "n_layer": 3, "seq_length": 64}
+_MPT = {"n_heads": 4, "n_layers": 2, "d_model": 128, "max_seq_len": 64}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+
+
+def _quarter(*pairs: int) -> dict[str, Any]:
+    """Rope parameters of which a quarter of each head rotates, in sections where any are given."""
+    plain = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    return plain | ({"mrope_section": list(pairs)} if pairs else {})
 
 
 def _own(kind: str, **parameters: Any) -> dict[str, Any]:
@@ -145,6 +189,25 @@ SEES_QWEN3 = {
     "num_position_embeddings": 16,
     "deepstack_visual_indexes": [0],
 }
+SEES_KIMI = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+}
+SEES_GLM4 = {
+    "depth": 1,
+    "hidden_size": 32,
+    "out_hidden_size": 128,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "image_size": 28,
+}
+
+
+SEES_QWEN3_5 = {key: value for key, value in SEES_QWEN3.items() if "deepstack" not in key}
 
 
 def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
@@ -159,6 +222,8 @@ ROWS = {
     "arcee-own": Row(
         "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
     ),
+    "bloom": Row("bloom", _HEADS, None, beyond=False),
+    "bloom-6-heads": Row("bloom", {**_HEADS, "n_head": 6, "hidden_size": 96}, None, beyond=False),
     "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
     "cohere-plus": Row(
         "cohere",
@@ -238,6 +303,13 @@ ROWS = {
             "tie_word_embeddings": True,
         },
     ),
+    "exaone": Row(
+        "llama",
+        {"rope_parameters": _OWN_LLAMA3, "max_position_embeddings": 256, "rms_norm_eps": 1e-5},
+        None,
+        renamed="exaone",
+    ),
+    "exaone-tied": Row("llama", {"tie_word_embeddings": True}, renamed="exaone"),
     "exaone4-1.2b": Row(
         "exaone4",
         {
@@ -317,14 +389,64 @@ ROWS = {
         1e-5,
         beyond=False,
     ),
+    "gemma4_text": Row(
+        "gemma4_text",
+        _GEMMA4 | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+        bound=4e-6,
+    ),
+    "gemma4_text-31b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 30.0,
+        },
+        bound=4e-6,
+    ),
+    "gemma4_text-26b-a4b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 48,
+        },
+        None,
+        bound=4e-6,
+        beyond=False,
+    ),
     "glm4": Row("glm4", {"head_dim": 48}),
     "glm4_moe_lite": Row("glm4_moe_lite", _LATENT),
     "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
     "glm4_moe-norms": Row(
         "glm4_moe", _GLM4_MOE | {"use_qk_norm": True, "routed_scaling_factor": 2.5}
     ),
+    "glm4v": Row(
+        "glm4v",
+        {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
+    ),
+    "glm4v-whole": Row("glm4v", _seeing(SEES_GLM4, 4, 6, 6)),
+    "glm4v_moe": Row(
+        "glm4v_moe",
+        _GLM4_MOE
+        | {
+            "vision_config": SEES_GLM4,
+            "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
+        },
+    ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt2": Row("gpt2", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt2-untied": Row("gpt2", {"n_inner": 96}, None, beyond=False),
+    "gpt_bigcode": Row("gpt_bigcode", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt_bigcode-many": Row("gpt_bigcode", {"multi_query": False}, None, beyond=False),
     "gpt_oss": Row(
         "gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
     ),
@@ -352,6 +474,28 @@ ROWS = {
     ),
     "granite-biases": Row("granite", {"attention_bias": True, "mlp_bias": True}),
     "granitemoe": Row("granitemoe", _GRANITE_MOE),
+    "granitemoehybrid": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+        },
+    ),
+    "granitemoehybrid-experts": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "position_embedding_type": "rope",
+            "mamba_n_heads": 4,
+            "tie_word_embeddings": True,
+        },
+    ),
     "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
     "hunyuan_v1_dense-own": Row(
@@ -373,6 +517,10 @@ ROWS = {
         None,
         beyond=False,
     ),
+    "internlm2": Row("llama", renamed="internlm2"),
+    "internlm2-groups": Row(
+        "llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, renamed="internlm2"
+    ),
     "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
     "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
     "lfm2_moe": Row(
@@ -385,6 +533,19 @@ ROWS = {
             "num_experts_per_tok": 2,
             "moe_intermediate_size": 48,
         },
+    ),
+    "kimi_k25": Row(
+        "kimi_k25",
+        _LATENT
+        | {
+            "vision_config": SEES_KIMI,
+            "n_group": 1,
+            "topk_group": 1,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+        },
+        None,
     ),
     "llama": Row("llama"),
     "llama4_text": Row("llama4_text", _LLAMA4),
@@ -423,7 +584,36 @@ ROWS = {
         "ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None
     ),
     "mistral": Row("mistral", {"sliding_window": None}),
+    "mistral4": Row(
+        "mistral4",
+        _LATENT
+        | {"first_k_dense_replace": 0, "max_position_embeddings": 256}
+        | {"rope_parameters": _GROWING | {"rope_theta": 1e4}},
+        None,
+    ),
+    "mistral4-groups": Row(
+        "mistral4",
+        _LATENT
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "rope_parameters": _OWN_GROWTH,
+            "routed_scaling_factor": 1.5,
+        },
+    ),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "mpt": Row("mpt", {**_MPT, "tie_word_embeddings": True}, None, beyond=False),
+    "mpt-clipped": Row(
+        "mpt",
+        {
+            **_MPT,
+            "n_heads": 6,
+            "hidden_size": 96,
+            "attn_config": {"clip_qkv": 0.5},
+        },
+        None,
+        beyond=False,
+    ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
     "olmo": Row("olmo"),
@@ -475,9 +665,68 @@ ROWS = {
     "qwen2_5_vl": Row("qwen2_5_vl", _seeing(SEES_QWEN2_5, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen2_vl": Row("qwen2_vl", _seeing(SEES_QWEN2, 4, 6, 6, rms_norm_eps=1e-6)),
     "qwen3": Row("qwen3", {"head_dim": 24}),
+    "qwen3_5": Row(
+        "qwen3_5",
+        _DELTA_NET | {"vision_config": SEES_QWEN3_5, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_5-27b": Row(  # heads, layers and the card's YaRN as in the published model
+        "qwen3_5",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": 256,
+            "linear_num_key_heads": 1,
+            "linear_num_value_heads": 3,
+            "rms_norm_eps": 1e-6,
+            "vision_config": SEES_QWEN3_5,
+            "max_position_embeddings": 256,
+            "rope_parameters": _OWN_YARN
+            | {
+                "rope_theta": 1e7,
+                "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10],
+                "mrope_interleaved": True,
+            },
+        },
+        None,
+    ),
+    "qwen3_5_text": Row("qwen3_5_text", _DELTA_NET | {"rope_parameters": _quarter(2, 1, 1)}),
+    "qwen3_5_moe": Row(
+        "qwen3_5_moe",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 96,
+            "vision_config": SEES_QWEN3_5,
+            "rope_parameters": _quarter(2, 1, 1),
+        },
+    ),
+    "qwen3_5_moe_text": Row(
+        "qwen3_5_moe_text",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 40, "rope_parameters": _quarter(2, 1, 1)},
+    ),
+    "qwen3_next": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {"shared_expert_intermediate_size": 96, "rope_parameters": _quarter()},
+    ),
+    "qwen3_next-interval": Row(
+        "qwen3_next",
+        _DELTA_NET
+        | EXPERTS
+        | {
+            "shared_expert_intermediate_size": 40,
+            "linear_num_value_heads": 6,
+            "head_dim": 48,
+            "layer_types": None,
+        },
+    ),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
     "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
+    "qwen3_vl_moe": Row("qwen3_vl_moe", EXPERTS | _seeing(SEES_QWEN3, 6, 5, 5)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),
@@ -487,4 +736,4 @@ ROWS = {
 
 #: Another name of a family, or a part of a model, that transformers' own class cannot make a text
 #: model of.
-WITHOUT_A_ROW = {"gemma3", "kimi_k2", "llama4", "mistral3"}
+WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3"}

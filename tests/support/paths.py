@@ -6,5 +6,5 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = ROOT / "tests" / "support"
-#: Texts, published configs and tokenizers; beside the project, and only on its developers' machines.
+#: Texts, published configs and tokenizers; next to the project, and only on its developers' machines.
 SHARED = ROOT.parent / "shared"

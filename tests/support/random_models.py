@@ -108,6 +108,10 @@ _DRAWN: dict[str, tuple[Any, ...]] = {
     "dim_model_base": (128,),
     "use_sliding_window": (True,),
     "block_ffn_dim_multiplier": (1.0, 0.75),
+    "linear_num_key_heads": (1, 2),
+    "linear_num_value_heads": (2, 4, 6),
+    "linear_key_head_dim": (8, 16, 32),
+    "linear_conv_kernel_dim": (2, 3, 4),
     "floor_scale": (16, 8192),
     "attn_scale": (0.1, 0.5),
 }
@@ -139,6 +143,8 @@ def random_config(model_type: str, random: Random) -> dict[str, Any]:
         elif isinstance(value, float) and random.random() < 0.5 and "drop" not in key:
             config[key] = round(value * random.choice((0.5, 1.5, 2.0)), 6)
     config |= _rope(config, usual, random)
+    if model_type in ("qwen3_5_text", "qwen3_5_moe_text"):
+        config["rope_parameters"] = _in_sections(config, 0.25, random)
     return config | _what_belongs_together(model_type, config, random)
 
 
@@ -151,19 +157,29 @@ def random_model_config(model_type: str, random: Random) -> Any:
         return AutoConfig.for_model(model_type, **random_config(model_type, random))
     row = next(row for row in ROWS.values() if row.model_type == model_type)
     text = random_config(text_type, random)
-    pairs = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"]) // 2
-    first, second = sorted(random.sample(range(pairs + 1), 2))
-    parameters = text.setdefault("rope_parameters", sections())
-    parameters["mrope_section"] = [first, second - first, pairs - second]
+    if "mrope_section" in row.config["rope_parameters"]:
+        text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
     vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
+    more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied
+        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied, **more
     )
+
+
+def _in_sections(text: dict[str, Any], share: float, random: Random) -> dict[str, Any]:
+    """Rope parameters with sections of what rotates of a head, ``share`` where nothing says."""
+    parameters = text.get("rope_parameters", sections())
+    if parameters.get("mrope_section"):
+        return parameters
+    head = text.get("head_dim", text["hidden_size"] // text["num_attention_heads"])
+    pairs = int(head * parameters.get("partial_rotary_factor", share)) // 2
+    first, second = sorted(random.choices(range(pairs + 1), k=2))
+    return {**parameters, "mrope_section": [first, second - first, pairs - second]}
 
 
 def _sizes(usual: dict[str, Any], random: Random) -> dict[str, Any]:
@@ -217,12 +233,35 @@ def _what_belongs_together(
         )
         if not config.get("new_decoder_architecture"):
             fixed["num_ln_in_parallel_attn"] = None
+    if model_type == "mistral4":  # whose class finds the share and the size itself
+        config.pop("head_dim", None)
+        del fixed["head_dim"]
+        config["rope_parameters"].pop("partial_rotary_factor", None)
     if model_type in ("gemma2", "gemma3_text"):
         usual = config.get("head_dim", 256)
         fixed |= {
             "query_pre_attn_scalar": usual if random.random() < 0.95 else 20,
             "sliding_window": config.get("sliding_window") or 40,
         }
+    if model_type == "gemma4_text":
+        kinds = ["sliding_attention", "full_attention"]
+        own = max(2, layers - random.choice((0, 0, 1, 2)))
+        fixed |= {
+            "num_hidden_layers": max(layers, 2),
+            "layer_types": [*random.choices(kinds, k=own - 2), *kinds]
+            + [random.choice(kinds) for _ in range(max(layers, 2) - own)],
+            "num_kv_shared_layers": max(layers, 2) - own,
+            "sliding_window": config.get("sliding_window") or 40,
+            "head_dim": config.get("head_dim", 32),
+            "global_head_dim": 2 * config.get("head_dim", 32),
+            "hidden_size_per_layer_input": random.choice((0, 8)),
+            "vocab_size_per_layer_input": config["vocab_size"],
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+            "use_bidirectional_attention": "vision" if random.random() < 0.2 else None,
+        }
+        fixed["layer_types"][-1] = "full_attention"
     if model_type in ("cohere2", "gpt_oss", "olmo3") and not config.get("sliding_window"):
         fixed["sliding_window"] = 40
     if model_type == "exaone4":
@@ -251,8 +290,27 @@ def _what_belongs_together(
         fixed["head_dim"] = config["hidden_size"] // heads  # a free one is refused, mostly
     if model_type == "cohere2" and random.random() < 0.9:
         fixed["tie_word_embeddings"] = True
+    if model_type == "granitemoehybrid":
+        kind = "linear_attention" if random.random() < 0.1 else "full_attention"
+        fixed |= {
+            "layer_types": ["full_attention"] * (layers - 1) + [kind],
+            "position_embedding_type": "rope" if random.random() < 0.9 else None,
+            "num_local_experts": random.choice((0, 4)),
+            "mamba_n_heads": 2,
+        }
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
+    if "linear_key_head_dim" in config:
+        fixed |= {
+            "linear_value_head_dim": config["linear_key_head_dim"]
+            if random.random() < 0.95
+            else 24,
+            "layer_types": [
+                random.choice(("linear_attention", "full_attention")) for _ in range(layers)
+            ],
+            "rms_norm_eps": random.choice((1e-6, 1e-6, 1e-5, 1e-4)),
+        }
+        fixed["layer_types"][:2] = ["linear_attention", "full_attention"][:layers]
     if model_type in ("lfm2", "lfm2_moe"):
         fixed["layer_types"] = [random.choice(("conv", "full_attention")) for _ in range(layers)]
         fixed["layer_types"][:2] = ["conv", "full_attention"][:layers]

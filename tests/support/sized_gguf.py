@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
+from ggext.llama_cpp_facts.recurrent import DELTA_NETS, recurrent_layers
 
 if TYPE_CHECKING:
     from ggext.runtime import llama
 
 _NORMS = {
+    **dict.fromkeys(DELTA_NETS, ("attn_norm", "post_attention_norm")),
     "cohere2": ("attn_norm",),
     "gpt-oss": ("attn_norm", "post_attention_norm"),
     "seed_oss": ("attn_norm", "post_attention_norm"),
@@ -32,7 +34,7 @@ _NORMS = {
     ("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
 )
 _LAYER_NORM = ("cohere2", "starcoder2")
-_NORMED_HEADS = ("dots1", "qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe")
+_NORMED_HEADS = (*DELTA_NETS, "lfm2", "dots1", "qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe")
 _BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
 
 
@@ -83,6 +85,22 @@ _CHOSEN = {
     "leading_dense_block_count": 1,
 }
 
+_SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
+_LFM2_ATTENDS = (2, 5, 8, 10, 12, 14)
+
+
+def _delta_net(n_keys: int, n_values: int) -> dict[str, Any]:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": 128,
+        "ssm.group_count": n_keys,
+        "ssm.time_step_rank": n_values,
+        "ssm.inner_size": 128 * n_values,
+        "rope.dimension_count": 64,
+        "full_attention_interval": 4,
+    }
+
+
 #: Sizes of published models.
 SHAPES = {
     "llama-3-8b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 128256),
@@ -118,6 +136,50 @@ SHAPES = {
     ),
     "qwen3-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151936, tied=True),
     "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, experts=(128, 8, 768)),
+    "qwen3-next-80b-a3b": Shape(
+        "qwen3next",
+        48,
+        2048,
+        16,
+        2,
+        256,
+        5120,
+        151936,
+        experts=(512, 10, 512),
+        shared_ff=512,
+        keys=_delta_net(16, 32) | {"expert_shared_feed_forward_length": 512},
+    ),
+    "qwen3.5-27b": Shape(
+        "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, keys=_delta_net(16, 48) | _SECTIONS
+    ),
+    "qwen3.5-35b-a3b": Shape(
+        "qwen35moe",
+        40,
+        2048,
+        16,
+        2,
+        256,
+        512,
+        248320,
+        experts=(256, 8, 512),
+        shared_ff=512,
+        keys=_delta_net(16, 32) | _SECTIONS | {"expert_shared_feed_forward_length": 512},
+    ),
+    "lfm2-1.2b": Shape(
+        "lfm2",
+        16,
+        2048,
+        32,
+        8,
+        64,
+        8192,
+        65536,
+        tied=True,
+        keys={
+            "shortconv.l_cache": 3,
+            "attention.head_count_kv": [8 if i in _LFM2_ATTENDS else 0 for i in range(16)],
+        },
+    ),
     "gemma-2b": Shape("gemma", 18, 2048, 8, 1, 256, 16384, 256000, tied=True),
     "gemma-2-9b": Shape("gemma2", 42, 3584, 16, 8, 256, 14336, 256000, tied=True, keys=_GEMMA2),
     "gemma-3-4b": Shape(
@@ -231,14 +293,39 @@ SHAPES = {
 def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape in GGUF order, as llama.cpp's loader of the architecture asks for them."""
     yield "token_embd.weight", (s.width, s.vocab)
-    yield "output_norm.weight", (s.width,)
+    yield ("token_embd_norm.weight" if s.arch == "lfm2" else "output_norm.weight"), (s.width,)
     if s.arch == "starcoder2":
         yield "output_norm.bias", (s.width,)
     if not s.tied:
         yield "output.weight", (s.width, s.vocab)
-    for i in range(s.layers):
-        for name, shape in (*_attention(s), *_norms(s), *_feed_forward(s, i)):
+    for i, recurs in enumerate(recurrent_layers(s.arch, s.keys, s.layers)):
+        mixer = _mixer if recurs else _attention
+        for name, shape in (*mixer(s), *_norms(s, recurs), *_feed_forward(s, i)):
             yield f"blk.{i}.{name}", shape
+
+
+def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """A delta net, or a short convolution."""
+    if s.arch == "lfm2":
+        yield "shortconv.conv.weight", (s.keys["shortconv.l_cache"], s.width)
+        yield "shortconv.in_proj.weight", (s.width, 3 * s.width)
+        yield "shortconv.out_proj.weight", (s.width, s.width)
+        return
+    state, heads = s.keys["ssm.state_size"], s.keys["ssm.time_step_rank"]
+    inner = s.keys["ssm.inner_size"]
+    channels = inner + 2 * state * s.keys["ssm.group_count"]
+    yield "attn_qkv.weight", (s.width, channels)
+    yield "attn_gate.weight", (s.width, inner)
+    yield "ssm_conv1d.weight", (s.keys["ssm.conv_kernel"], channels)
+    yield "ssm_dt.bias", (heads,)
+    yield "ssm_a", (heads,)
+    if s.arch == "qwen3next":
+        yield "ssm_ba.weight", (s.width, 2 * heads)
+    else:
+        yield "ssm_beta.weight", (s.width, heads)
+        yield "ssm_alpha.weight", (s.width, heads)
+    yield "ssm_norm.weight", (state,)
+    yield "ssm_out.weight", (inner, s.width)
 
 
 def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -246,7 +333,8 @@ def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield from _latent_attention(s, *s.mla)
         return
     q, kv = s.heads * s.head, s.kv_heads * s.head
-    rows = {"attn_qkv": q + 2 * kv} if s.fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+    made = 2 * q if s.arch in DELTA_NETS else q  # queries, and the gates of the result
+    rows = {"attn_qkv": q + 2 * kv} if s.fused else {"attn_q": made, "attn_k": kv, "attn_v": kv}
     for name, n in rows.items():
         yield f"{name}.weight", (s.width, n)
         if s.biases:
@@ -272,12 +360,12 @@ def _latent_attention(
     yield "attn_output.weight", (s.heads * value, s.width)
 
 
-def _norms(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _norms(s: Shape, recurs: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in _NORMS.get(s.arch, ("attn_norm", "ffn_norm")):
         yield f"{name}.weight", (s.width,)
         if s.arch == "starcoder2":
             yield f"{name}.bias", (s.width,)
-    if s.arch in _NORMED_HEADS:
+    if s.arch in _NORMED_HEADS and not recurs:
         whole = s.arch in ("olmo2", "olmoe")  # all heads as one
         yield "attn_q_norm.weight", (s.heads * s.head if whole else s.head,)
         yield "attn_k_norm.weight", (s.kv_heads * s.head if whole else s.head,)
@@ -310,7 +398,7 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
             ("down", (s.shared_ff, s.width)),
         ):
             yield f"ffn_{name}_shexp.weight", shape
-    if s.shared_ff and s.arch == "qwen2moe":
+    if s.shared_ff and s.arch in ("qwen2moe", *DELTA_NETS):
         yield "ffn_gate_inp_shexp.weight", (s.width,)
 
 
@@ -360,7 +448,9 @@ def write_sized(path: Path, s: Shape) -> Path:
     for name, shape in tensors(s):
         kind = (
             s.type
-            if len(shape) > 1 and not name.endswith(".bias") and "gate_inp" not in name
+            if len(shape) > 1
+            and not name.endswith((".bias", "conv1d.weight", "shortconv.conv.weight"))
+            and "gate_inp" not in name
             else F32
         )
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))

@@ -127,33 +127,47 @@ GLM4_MOE = {
     "moe_intermediate_size": 32,
     "n_shared_experts": 1,
 }
+WHOLE = {"partial_rotary_factor": 1.0}
+DELTA_NET: dict[str, Any] = {
+    "head_dim": HEAD,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": HEAD,
+    "linear_value_head_dim": HEAD,
+    "layer_types": ["linear_attention", "full_attention"],
+}
+DELTA_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
+LATENT = {
+    "num_key_value_heads": N_HEADS,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": HEAD,
+    "qk_rope_head_dim": HEAD,
+    "v_head_dim": HEAD,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_group": 1,
+    "topk_group": 1,
+}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
+    "bloom": ("bloom", {"n_head": N_HEADS, "n_layer": N_LAYERS, "seq_length": 64}),
     "command-r": ("cohere", {"tie_word_embeddings": True}),
     "cohere2": (
         "cohere2",
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
     ),
-    "deepseek2": (
-        "deepseek_v3",
-        {
-            "num_key_value_heads": N_HEADS,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": 32,
-            "kv_lora_rank": 32,
-            "qk_nope_head_dim": HEAD,
-            "qk_rope_head_dim": HEAD,
-            "v_head_dim": HEAD,
-            "n_routed_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 32,
-            "n_group": 1,
-            "topk_group": 1,
-        },
-    ),
+    "deepseek2": ("deepseek_v3", LATENT),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -166,6 +180,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
+    "exaone": ("exaone", {}),
     "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
     "falcon": (
         "falcon",
@@ -186,13 +201,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "gemma4": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "head_dim": HEAD,
+            "global_head_dim": 2 * HEAD,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": N_VOCAB,
+            "sliding_window": 64,
+            "tie_word_embeddings": True,
+        },
+    ),
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
+    "gpt2": ("gpt2", {}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
+    "internlm2": ("internlm2", {}),
     "lfm2": (
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
@@ -224,6 +254,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "minimax_m2",
         {"head_dim": HEAD, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
+    "mistral4": (
+        "mistral4",
+        LATENT
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "original_max_position_embeddings": 64,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
+    "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
     "nemotron": ("nemotron", {}),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
@@ -241,13 +284,35 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rms_norm_eps": 1e-6,
         },
     ),
+    "qwen35": ("qwen3_5_text", DELTA_NET | {"rope_parameters": sections(3, 3, 2) | WHOLE}),
+    "qwen35moe": (
+        "qwen3_5_moe_text",
+        DELTA_NET | DELTA_EXPERTS | {"rope_parameters": sections(3, 3, 2) | WHOLE},
+    ),
+    "qwen3next": (
+        "qwen3_next",
+        DELTA_NET
+        | DELTA_EXPERTS
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4} | WHOLE},
+    ),
     "qwen3vl": (
         "qwen3_vl",
         {"vision_config": SEES_QWEN3, "rope_parameters": sections(3, 3, 2), "head_dim": HEAD},
     ),
+    "qwen3vlmoe": (
+        "qwen3_vl_moe",
+        {
+            "vision_config": SEES_QWEN3,
+            "rope_parameters": sections(3, 3, 2),
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "seed_oss": ("seed_oss", {"head_dim": HEAD}),
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
+    "starcoder": ("gpt_bigcode", {}),
     "starcoder2": ("starcoder2", {"use_bias": True}),
 }
 _FOLDER = TemporaryDirectory()
@@ -259,6 +324,7 @@ def _converted(arch: str, size: Size) -> GgufFile:
     file's name says phi3, the pinned llama.cpp changes the attributes of tokens that this vocabulary
     has not, and fails."""
     pytest.importorskip("transformers")
+    from renamed import RENAMED, rename
     from tiny import make_model
 
     from ggext.convert import ConvertOptions, convert
@@ -274,7 +340,9 @@ def _converted(arch: str, size: Size) -> GgufFile:
     if config.get("num_key_value_heads") == N_HEADS:  # as many as heads
         config = config | {"num_key_value_heads": size.n_heads}
     folder = Path(_FOLDER.name, f"{arch}-{size.n_embd}")
-    model = make_model(folder / "model", model_type, **sizes | config)
+    model = make_model(folder / "model", RENAMED.get(model_type, model_type), **sizes | config)
+    if model_type in RENAMED:
+        model = rename(model, folder / "renamed" / "model", model_type)
     out = folder / f"{arch}.gguf"
     convert(ConvertOptions(model, out, RopeScaling("none")))
     return read_gguf(out)

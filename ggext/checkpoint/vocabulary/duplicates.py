@@ -43,7 +43,7 @@ def disagreement(root: JsonObject, table: TokenTable) -> str:
 
 
 def json_notes(folder: Path, root: JsonObject) -> list[str]:
-    """A line for each file beside a tokenizer.json that says something else and is not read."""
+    """A line for each file next to a tokenizer.json that says something else and is not read."""
     return _tekken_notes(folder, root) + _vocab_notes(folder, root)
 
 

@@ -239,9 +239,9 @@ def _tiktoken(folder: Path, path: Path, data: bytes) -> dict[str, Any]:
     if expression is None:
         raise CheckpointError(
             f"{path} is a list of tiktoken ranks, which says nothing of words, and no Python file "
-            "beside it holds an "
+            "next to it holds an "
             "expression that ggext knows; put the tokenizer.json of the Hugging Face release "
-            "beside it"
+            "next to it"
         )
     lines = (line.split() for line in data.splitlines() if line.strip())
     root = _from_ranks(_ranks(map(_line, lines), str(path)), 0, expression, [])

@@ -8,8 +8,9 @@ from pathlib import Path
 from ggext.checkpoint.files import MAX_TOKENS
 from ggext.gguf.plain_files import open_plain
 
-#: What a token takes up beside its text: in GGUF 8 bytes of length, 4 of score and 4 of type; in
-#: tokenizer.model 9 (of protocol-buffer tags, lengths and the score), and more where it has a type.
+#: What a token takes up in addition to its text: in GGUF 8 bytes of length, 4 of score and 4 of
+#: type; in tokenizer.model 9 (of protocol-buffer tags, lengths and the score), and more where it
+#: has a type.
 _IN_GGUF, _IN_SENTENCEPIECE = 16, 9
 #: Files that add tokens or chat templates, each no longer in GGUF than in these.
 _BESIDE = (

@@ -50,7 +50,7 @@ ALWAYS_STOP = {
 
 @dataclass(frozen=True)
 class SmallFiles:
-    """The JSON files beside the vocabulary; a missing one is empty."""
+    """The JSON files next to the vocabulary; a missing one is empty."""
 
     folder: Path
     tokenizer_config: JsonObject

@@ -46,6 +46,19 @@ class Gone:
         self.digest = digest
         self.rest = array("i", rest)
 
+    def copy(self) -> Gone:
+        """The same, which `add` does not change."""
+        return Gone(self.start, self.count, self.digest, self.rest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gone) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment] # it changes
+
+    @property
+    def _values(self) -> tuple[int, int, bytes, array[int]]:
+        return self.start, self.count, self.digest, self.rest
+
     def add(self, start: int, tokens: Sequence[int]) -> None:
         """These tokens left, from behind the first `start`."""
         self.start = start
@@ -64,7 +77,7 @@ class Gone:
             return False
         there = Gone()
         there.add(self.start, wanted[self.start : end])
-        return (there.digest, there.rest) == (self.digest, self.rest)
+        return there == self
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,14 @@ class Memory(ABC):
     def write(self, token: int) -> bool:
         """Evaluates one token of an answer, for which there is room. False: cancelled."""
         return self.cache.append_one(token)
+
+    def reread_last(self) -> bool:
+        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. False:
+        cancelled."""
+        cache, tokens = self.cache, [*self.cache.tokens]
+        kept = cache.cut(len(tokens) - 1)
+        between = self.batches(tokens[kept:-1], kept)
+        return all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])
 
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
@@ -215,11 +236,16 @@ def require_movable(cache: Cache, policy: str) -> None:
     remedy = "recompute works with every file"
     if is_quantized(cache.kv_type):
         raise ModelError(
-            f"--when-full {policy} moves cached keys, and quantized ones of kv type "
+            f"when_full={policy!r} moves cached keys, and quantized ones of kv type "
             f"{cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
         )
-    where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
+    if cache.model.is_recurrent:
+        raise ModelError(
+            f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
+            f"the whole text, of which no part can be taken out; {remedy}"
+        )
     if cache.checkpoints.window:
         raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
     try:

@@ -1,17 +1,22 @@
-"""compress: what leaves the window stays as a few memory cells a block.
+"""compress: when the context is full, only the tokens stay that stand out.
 
-A block's keys are rotated back and averaged in groups, with their values; each average is one cell,
-rotated to a compact position between the first tokens and the window. (A mean of rotated keys would
-be one of nothing.) When those positions are full the oldest cells leave.
+llama.cpp's cells hold every layer and head of a token, so a token stays or leaves as a whole. The
+score is KeyDiff's (Park et al. 2025): how little a key, before rotation, is like the mean of its
+head's keys. It needs no second reading of the text and no attention scores. Here the similarity is
+standardized in each head, averaged over heads and layers, and then over neighbours, because a fact
+is a run of tokens. (Published methods choose for each head, which this cache cannot.)
+
+The tokens that stay close up behind the first ones. They are counted as tokens that have left, for
+the text in the cache is no longer whole; the most recent tokens are never touched.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
-from ggext.runtime.memory.base import Window, require_movable
-from ggext.runtime.rotation import as_bytes, elements
+from ggext.errors import ModelError, UsageError
+from ggext.runtime.memory.base import Gone, Layout, Memory, require_movable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,71 +26,121 @@ if TYPE_CHECKING:
     from ggext.runtime.memory.options import MemoryOptions
     from ggext.runtime.state import KvBlock
 
-    Layers = list[NDArray[np.float32]]
+#: Tokens over which a score is averaged. SmolLM2, needles in a book, a quarter of 2,048 tokens:
+#: benchmarks/results/memory.md.
+_NEIGHBOURS = 9
+#: Cells whose keys are widened to float32 at a time.
+_AT_ONCE = 1024
 
 
-class Compress(Window):
-    """Sinks, memory cells, and a window. Raises ModelError for a cache whose keys cannot be
-    moved."""
+class Compress(Memory):
+    """The first tokens, those that stood out, and the most recent. Raises ModelError for a cache
+    whose keys cannot be moved."""
 
     def __init__(self, cache: Cache, options: MemoryOptions) -> None:
-        super().__init__(cache, options, options.retrieved * options.block)
+        super().__init__(cache, options)
         require_movable(cache, options.when_full)
-        self._keys: Layers = []
-        self._values: Layers = []
+        self.sinks = options.sinks
+        #: Cells between the first tokens and the window: of tokens that left the text.
+        self.selected = 0
+        self.evict = options.evict or max(cache.n_ctx // 4, 1)
+        self._recent = max(self.evict // 2, 1)
+        needed = self.sinks + self._recent + self.evict + 1
+        if needed > cache.n_ctx:
+            raise UsageError(
+                f"{options.when_full}: {self.sinks} sinks, {self._recent} recent tokens and "
+                f"{self.evict} that leave at once need a context of {needed} tokens or more, not "
+                f"{cache.n_ctx}"
+            )
+        self.batch = min(cache.n_batch, self.evict)
 
-    def slide(self, start: int, end: int) -> bool:
-        had = bool(self._keys)
-        form: KvBlock | None = None
-        for block in self.blocks(start, end):
-            self._add(block)
-            form = block
-        self.cache.drop(start, end, to=self.sinks + self.reserved)
-        if had:
-            self.cache.remove(self.sinks, self.sinks + self.reserved)
-        if form is not None:
-            self.cache.put(self._cells(form))
+    def make_room(self, count: int) -> bool:
+        if len(self.cache.tokens) + self.selected + count > self.cache.n_ctx:
+            self.reduce(self.cache.n_ctx - self.evict)
         return True
 
+    def reduce(self, cells: int) -> None:
+        """Leaves this many cells of the cache, or what the first and the most recent tokens take.
+        Raises ModelError; the cache is empty then."""
+        import numpy as np
+
+        cache, start = self.cache, self.sinks
+        end = max(len(cache.tokens) - self._recent, start)
+        stays = max(cells - start - (len(cache.tokens) - end), 0)
+        if self.selected + end - start <= stays:
+            return
+        scores = self._scores()[: self.selected + end - start]
+        chosen = np.sort(np.argsort(-scores, kind="stable")[:stays])
+        self.gone.add(start, cache.tokens[start:end])
+        try:
+            cache.condense(start, end, self.selected, chosen)
+            self.selected = len(chosen)
+        finally:
+            if len(cache.tokens) < start:  # it was left in the middle: nothing is there
+                self.forget()
+
     def forget(self) -> None:
+        if self.selected:
+            self.cache.remove(len(self.cache.tokens), -1)
+        self.selected = 0
         super().forget()
-        self._keys, self._values = [], []
 
-    def _add(self, block: KvBlock) -> None:
+    def account(self) -> dict[str, Any]:
+        return {"selected": self.selected} if self.selected else {}
+
+    def layout(self, count: int, gone: Gone, account: Any) -> Layout:
+        if not gone.count:
+            return super().layout(count, gone, account)
+        selected = account.get("selected") if isinstance(account, dict) else None
+        if not (isinstance(selected, int) and 0 <= selected <= self.cache.n_ctx - count):
+            raise ModelError("what it tells of the tokens that left the context is damaged")
+        behind = range(self.sinks + selected, selected + count)
+        return Layout([*range(self.sinks), *behind], [*range(selected + count)])
+
+    def resume(self, account: Any, blocks: Any) -> None:  # noqa: ARG002 - nothing is outside
+        self.selected = account["selected"] if self.gone.count else 0
+
+    def _scores(self) -> NDArray[np.float64]:
+        """How much each cell behind the first tokens stands out, (n_cells,)."""
         import numpy as np
 
-        keys = [self._averaged(rows) for rows in self.cache.rotation().upright(block)]
-        kinds = zip(block.form.value_types, block.values, strict=True)
-        values = [self._averaged(elements(kind, rows)) for kind, rows in kinds]
-        for held, new in ((self._keys, keys), (self._values, values)):
-            joined = [np.concatenate(pair) for pair in zip(held, new, strict=True)] if held else new
-            held[:] = [rows[-self.reserved :] for rows in joined]
-
-    def _averaged(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Means of `group` rows each, the last of what is left."""
-        import numpy as np
-
-        size = self.options.group
-        whole = len(rows) // size * size
-        means = rows[:whole].reshape(-1, size, *rows.shape[1:]).mean(axis=1)
-        return (
-            means
-            if whole == len(rows)
-            else np.concatenate([means, rows[whole:].mean(axis=0, keepdims=True)])
+        sums = sum(
+            np.stack([_unit(keys).sum(axis=0) for keys in layers]) for layers in self._upright()
         )
+        means = _unit(np.asarray(sums))  # (n_layers, n_heads, head_dim)
+        parts = [
+            np.stack([(_unit(k) * m).sum(axis=2) for k, m in zip(layers, means, strict=True)])
+            for layers in self._upright()
+        ]
+        alike = np.concatenate(parts, axis=1).astype(np.float64)  # (n_layers, n_cells, n_heads)
+        alike -= alike.mean(axis=1, keepdims=True)
+        alike /= alike.std(axis=1, keepdims=True) + 1e-9
+        return _smoothed(-alike.mean(axis=(0, 2)), _NEIGHBOURS)
 
-    def _cells(self, form: KvBlock) -> KvBlock:
-        """All memory cells, at positions one after the other, in the form of a block of the
-        cache."""
-        import numpy as np
-
-        places = np.arange(self.sinks, self.sinks + len(self._keys[0]), dtype=np.int32)
+    def _upright(self) -> Iterator[list[NDArray[np.float32]]]:
+        """Each layer's keys before rotation, (n_cells, n_heads, head_dim), some cells at a time."""
         rotation = self.cache.rotation()
-        keys = zip(form.form.key_types, self._keys, strict=True)
-        values = zip(form.form.value_types, self._values, strict=True)
-        return replace(
-            form,
-            positions=places,
-            keys=tuple(as_bytes(kind, rotation.turned(rows, places)) for kind, rows in keys),
-            values=tuple(as_bytes(kind, rows) for kind, rows in values),
-        )
+        for block in self._blocks():
+            yield rotation.upright(block)
+
+    def _blocks(self) -> Iterator[KvBlock]:
+        end = self.cache.next_position
+        for first in range(self.sinks, end, _AT_ONCE):
+            yield self.cache.take(first, min(first + _AT_ONCE, end))
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The vectors of the last axis, of length 1."""
+    import numpy as np
+
+    unit: NDArray[np.float32] = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
+    return unit
+
+
+def _smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    """Means over `width` neighbours each, the ends repeated."""
+    import numpy as np
+
+    around = np.pad(values, width // 2, mode="edge")
+    means: NDArray[np.float64] = np.convolve(around, np.full(width, 1 / width), mode="valid")
+    return means

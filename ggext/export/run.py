@@ -1,0 +1,153 @@
+"""Exports a GGUF file: weights, ``config.json``, tokenizer."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+
+from ggext.convert.fold import fold_query
+from ggext.convert.sources import ModelSource, open_source
+from ggext.errors import GgufError, MissingExtraError, OutputError
+from ggext.export.configuration import config_values, family
+from ggext.export.tokenizer import Vocabulary
+from ggext.export.weights import DTYPES, Inverted, inverted, prevailing_dtype, write
+from ggext.gguf.types import BF16, F16, F32, type_name
+from ggext.gguf.writer import private_folder_beside
+from ggext.rope.encode import SCALING_TENSORS
+
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and where to."""
+
+    # A GGUF file.
+    model: Path
+    # The folder to make.
+    out: Path
+    # float32, float16 or bfloat16; auto: the file's own, float32 for quantized ones.
+    dtype: str = "auto"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    out: Path
+    dtype: str
+    parameters: int
+    # Whether the tokenizer was held against llama.cpp's on a text: its tokens; None: it was not.
+    tokens_compared: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def export(options: ExportOptions, progress: Callable[[int], None] = lambda _: None) -> Exported:
+    """Writes the checkpoint, whole or not at all. Raises a ``GgextError``."""
+    source = open_source(options.model)
+    if not source.is_gguf:
+        raise GgufError(f"{options.model} is a checkpoint already; name a GGUF file")
+    if options.out.exists():
+        raise OutputError(f"{options.out} exists; name another folder")
+    notes = list(source.notes)
+    dtype = _dtype(options, source, notes)
+    values = config_values(source, dtype)
+    source = _unfolded(source, notes)
+    tensors = list(inverted(family(values, source), source.tensors, source.path))
+    _check_all_used(source, tensors)
+    texts = {key: field.value for key, field in source.fields.items()}
+    vocabulary = Vocabulary(texts, str(source.path))
+    tokenizer = vocabulary.tokenizer()
+    with private_folder_beside(options.out) as beside:
+        folder = beside / options.out.name
+        folder.mkdir()
+        _write_json(folder / "config.json", values)
+        _write_json(folder / "tokenizer.json", tokenizer, indent=None)
+        _write_json(folder / "tokenizer_config.json", vocabulary.config())
+        compared = _compare_tokens(folder, source.path, notes)
+        write(folder / _WEIGHTS, tensors, dtype, progress)
+        shutil.move(folder, options.out)
+    count = sum(math.prod(item.shape) for item in tensors)
+    return Exported(options.out, dtype, count, compared, notes)
+
+
+def _dtype(options: ExportOptions, source: ModelSource, notes: list[str]) -> str:
+    quantized = sorted({t.type for t in source.tensors} - {F32, F16, BF16})
+    if quantized:
+        names = ", ".join(map(type_name, quantized))
+        notes.append(
+            f"the file is quantized ({names}): the checkpoint has what its blocks stand for, and "
+            "what they lost stays lost"
+        )
+    if options.dtype == "auto":
+        return prevailing_dtype(source.tensors)
+    if options.dtype not in DTYPES:
+        raise GgufError(f"the type {options.dtype!r} is unknown; known: auto, {', '.join(DTYPES)}")
+    return options.dtype
+
+
+def _unfolded(source: ModelSource, notes: list[str]) -> ModelSource:
+    """Without the gain that is folded into the query weights, which config.json says instead."""
+    if source.query_scale == 1.0:
+        return source
+    notes.append(
+        f"the gain folded into the query weights is taken out again (÷ {source.query_scale:.6g}); "
+        "config.json has it as the scaling's"
+    )
+    prefix = source.arch + "."
+    keys = {
+        key.removeprefix(prefix): field.value
+        for key, field in source.fields.items()
+        if key.startswith(prefix)
+    }
+    scaled = fold_query(source.tensors, source.arch, source.geometry, keys, 1 / source.query_scale)
+    return replace(source, tensors=scaled)
+
+
+def _check_all_used(source: ModelSource, tensors: list[Inverted]) -> None:
+    """Raises ``GgufError`` for a tensor that a checkpoint of the family has no place for."""
+    used = {item.tensor.name for item in tensors} | set(SCALING_TENSORS)
+    left = sorted(tensor.name for tensor in source.tensors if tensor.name not in used)
+    if left:
+        raise GgufError(
+            f"{source.path}: {left[0]} ({len(left)} such) has no place in a checkpoint of its "
+            "family: without it the model would be another"
+        )
+
+
+def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
+    """Holds the tokenizer against llama.cpp's own on the embedded document. Raises ``GgufError``
+    where they differ."""
+    text = (files("ggext") / "data" / "document.txt").read_text("utf-8")
+    text += "\n  1234 don't — ÄÖß 漢字 🙂\n\n\tx = f(y);"
+    try:
+        from tokenizers import Tokenizer
+
+        from ggext.runtime.model import Model
+
+        with Model.open(path, 0) as model:
+            expected = model.tokenize(text)
+    except (ImportError, MissingExtraError) as error:
+        notes.append(f"the tokenizer is not held against llama.cpp's: {error}")
+        return None
+    found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    if found != expected:
+        place = next(
+            (i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]),
+            min(len(found), len(expected)),
+        )
+        raise GgufError(
+            f"{path}: the tokenizer that was made of its vocabulary differs from llama.cpp's on a "
+            f"sample, at token {place}: {found[place : place + 3]} and "
+            f"{expected[place : place + 3]}; nothing was written"
+        )
+    return len(expected)
+
+
+def _write_json(path: Path, values: object, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(values, indent=indent, ensure_ascii=False) + "\n", "utf-8")

@@ -1,0 +1,39 @@
+"""The nodes that the graph of any model is made of."""
+
+from __future__ import annotations
+
+from ggext.footprint.allocator import Graph, Tensor
+from ggext.footprint.architecture import Architecture
+from ggext.footprint.cache import Context
+
+
+class Nodes:
+    """Makes a graph's tensors; ``n`` tokens of the text at a time."""
+
+    def __init__(self, arch: Architecture, context: Context) -> None:
+        self.arch, self.context, self.n = arch, context, context.ubatch
+        self.graph = Graph()
+
+    @staticmethod
+    def op(shape: tuple[int, ...], *sources: Tensor, item: int = 4) -> Tensor:
+        return Tensor(shape, sources, item=item)
+
+    @staticmethod
+    def same(*sources: Tensor) -> Tensor:
+        """An operation whose result may take the place of a source."""
+        return Tensor(sources[0].shape, sources, in_place=True)
+
+    @staticmethod
+    def view(source: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return Tensor(shape, (source,), base=source.base or source)
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        if not self.arch.has(f"{name}.weight"):
+            return x
+        root_mean_square = "attention.layer_norm_rms_epsilon" in self.arch.keys
+        x = self.same(self.same(x) if root_mean_square else self.op(x.shape, x))
+        return self.same(x) if self.arch.has(f"{name}.bias") else x
+
+    def matrix(self, x: Tensor, name: str) -> Tensor:
+        x = self.op((self.arch.rows(f"{name}.weight"), x.shape[1]), x)
+        return self.same(x) if self.arch.has(f"{name}.bias") else x

@@ -1,0 +1,44 @@
+"""How much of a text a cache has already, and whether a cache that was put back is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ggext.runtime.memory.base import Gone
+
+#: Of the range of the logits; on the machine that saved them they are equal, bit for bit.
+TOLERANCE = 1e-3
+
+
+def in_common(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    shorter = min(len(left), len(right))
+    if left[:shorter] == right[:shorter]:
+        return shorter
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), shorter)
+
+
+def reusable(cached: Sequence[int], gone: Gone, wanted: Sequence[int]) -> tuple[int, int]:
+    """Tokens of a cache, from which ``gone`` has left, that stay for the text `wanted`, and how
+    many of that text they stand for: as many, and those that left in between."""
+    start, count = gone.start, gone.count
+    if gone.found_in(wanted) and wanted[:start] == cached[:start]:
+        common = start + in_common(cached[start:], wanted[start + count :])
+        if common > start:
+            return common, common + count
+    common = in_common(cached[:start] if count else cached, wanted)
+    return common, common
+
+
+def apart(now: NDArray[np.float32], saved: NDArray[np.float32]) -> float:
+    """The largest difference of two rows of logits, (n_vocab,), as a share of their range."""
+    import numpy as np
+
+    if not np.isfinite(saved).all():
+        return np.inf
+    return float(np.abs(now - saved).max() / max(now.max() - now.min(), 1e-30))

@@ -1,0 +1,1 @@
+"""Fine-tuning at a longer context, from the RoPE table to the evaluated GGUF file."""

@@ -1,0 +1,78 @@
+"""What a run computes on: the processes that `accelerate launch` started, and their devices."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib import import_module
+
+from ggext.errors import MissingExtraError
+
+_PACKAGES = ("torch", "transformers", "peft", "accelerate")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One process of a run and its device."""
+
+    # In words.
+    name: str
+    # All processes, this one's number, and among how many of them weights are divided.
+    processes: int = 1
+    rank: int = 0
+    shards: int = 1
+    # Bytes that are free there; None: the machine's own memory.
+    memory: int | None = None
+    # Whether it computes in bfloat16.
+    bf16: bool = False
+    gpu: bool = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process reports, writes and evaluates."""
+        return self.rank == 0
+
+
+def check_packages() -> None:
+    """Raises ``MissingExtraError`` before anything else is done."""
+    for package in _PACKAGES:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise MissingExtraError(error.name or package, "tune", "tuning") from None
+
+
+def this_machine() -> Machine:
+    """The device of this process. Raises ``MissingExtraError``."""
+    check_packages()
+    import torch
+
+    processes, rank = _environment("WORLD_SIZE", 1), _environment("RANK", 0)
+    sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    sharded = sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    shards = processes if sharded else 1
+    if os.environ.get("ACCELERATE_USE_CPU") == "true" or not torch.cuda.is_available():
+        return Machine("this machine", processes, rank, shards)
+    device = _environment("LOCAL_RANK", 0)
+    return Machine(
+        torch.cuda.get_device_name(device),
+        processes,
+        rank,
+        shards,
+        memory=torch.cuda.mem_get_info(device)[0],
+        bf16=torch.cuda.is_bf16_supported(),
+        gpu=True,
+    )
+
+
+def leave_group() -> None:
+    """Ends what connects the processes of a run: what follows is the first one's alone."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _environment(name: str, default: int) -> int:
+    value = os.environ.get(name, "")
+    return int(value) if value.isdigit() else default

@@ -1,0 +1,111 @@
+"""Layers that keep a state in place of their tokens: what can be cut back, what cannot, and what a
+call that was stopped in the middle leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import numpy as np
+import pytest
+from tiny_gguf import write_random
+
+from ggext.errors import ModelError
+from ggext.runtime.engine import Model, Session, SessionOptions
+from ggext.runtime.memory import POLICIES, MemoryOptions
+
+pytest.importorskip("llama_cpp")
+
+CONTEXT = 256
+IDS = [3 + 7 * i % 250 for i in range(CONTEXT)]
+CLOSE = 1e-5  # logits of another order of the same float32 sums
+
+
+@pytest.fixture(scope="module", params=["lfm2", "qwen35", "qwen3next"])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Model]:
+    arch = request.param
+    path = tmp_path_factory.mktemp(arch) / "model.gguf"
+    write_random(path, arch, extra_keys={f"{arch}.context_length": CONTEXT})
+    with Model.open(path) as model:
+        assert model.is_recurrent
+        yield model
+
+
+def opened(model: Model, **memory: object) -> Session:
+    options = SessionOptions(
+        n_ctx=CONTEXT,
+        n_batch=32,
+        threads=1,
+        kv_type="f32",
+        flash_attention=False,
+        memory=MemoryOptions(**memory),  # type: ignore[arg-type]
+    )
+    return Session(model, options)
+
+
+def of_a_new_session(model: Model, tokens: list[int]) -> np.ndarray:
+    with opened(model) as session:
+        return session.logits(tokens)[-1]
+
+
+def test_a_batch_that_was_stopped_leaves_the_last_state_that_is_whole(model: Model) -> None:
+    """llama.cpp says that its tokens are there (``llama_memory_seq_rm`` refuses to take them out of
+    a state), and they are not."""
+    with opened(model) as session:
+        session.evaluate(IDS[:90])
+        session.cancel()
+        assert not session.cache.append(IDS[90:120])
+        assert list(session.tokens) == IDS[:90]
+        session.resume()
+        assert session.evaluate(IDS[:130]).reused == 90
+        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:130])).max() <= CLOSE
+
+
+def test_a_stopped_batch_without_a_copy_leaves_nothing(model: Model) -> None:
+    with opened(model) as session:
+        session.logits(IDS[:40])  # which makes no copies
+        session.cancel()
+        assert not session.cache.append_one(IDS[40])
+        assert session.tokens == ()
+        session.resume()
+        session.evaluate(IDS[:50])
+        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:50])).max() <= CLOSE
+
+
+def test_another_question_reads_its_own_tokens_alone(model: Model) -> None:
+    """A text is cut back to where a prompt ended, for the state of that place was copied."""
+    other = [*IDS[:100], *IDS[5:25]]
+    with opened(model) as session:
+        session.evaluate(IDS[:100])
+        session.evaluate(IDS[:140])
+        assert session.evaluate(other).reused == 100
+        assert np.abs(session.last_logits() - of_a_new_session(model, other)).max() <= CLOSE
+
+
+def test_any_walk_ends_in_the_logits_of_its_text(model: Model) -> None:
+    random = Random(model.architecture)
+    with opened(model) as session:
+        text: list[int] = []
+        for _ in range(12):
+            text = text[: random.randrange(len(text) + 1)] if random.random() < 0.6 else text
+            text = [*text, *random.choices(IDS, k=random.randint(1, 40))][:CONTEXT]
+            session.evaluate(text)
+            assert list(session.tokens) == text
+            difference = session.last_logits() - of_a_new_session(model, text)
+            assert np.abs(difference).max() <= CLOSE
+
+
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"stop", "recompute"}))
+def test_policies_that_take_a_part_out_are_refused(model: Model, policy: str) -> None:
+    with pytest.raises(ModelError, match=r"keep one state of the whole text.*recompute works"):
+        opened(model, when_full=policy, sinks=4, block=16, retrieved=1)
+
+
+def test_a_full_context_is_read_again(model: Model) -> None:
+    with opened(model, when_full="recompute", sinks=4) as session:
+        session.evaluate([*IDS, *IDS[:60]])
+        assert session.dropped > 0
+        kept = list(session.tokens)
+        assert np.abs(session.last_logits() - of_a_new_session(model, kept)).max() <= 1e-3
