@@ -11,7 +11,7 @@ import click
 
 from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 from ggext.cli.numbers import SECONDS
 from ggext.cli.process import interrupt_calls, note
 from ggext.errors import ModelError
@@ -35,7 +35,7 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
 
 
 @click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
-@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=MODEL)
+@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=GGUF)
 @click.option(
     "--lengths",
     metavar="N,...",
