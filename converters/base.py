@@ -39,11 +39,10 @@ class TensorRule:
     ``arranged``: a function of the source's array in place of the first three, whose result has the
     shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
     blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
-    ``unless``: not written, for this reason, which is told where it is there. ``instead``: the rule
-    of another form in which checkpoints have the same, by other names or of another shape, taken
-    where it alone is there; the target is this one's, and it may have another form in its turn.
-    ``hint``: what is said beside a source that is not there.
-    """
+    ``unless``: not written, for this reason, which is reported where the tensor is present.
+    ``instead``: the rule of another form in which checkpoints have the same, by other names or of
+    another shape, taken where it alone is there; the target is this one's, and it may have another
+    form in its turn. ``hint``: what is said next to a source that is not there."""
 
     sources: tuple[str, ...]
     shape: tuple[int, ...]
@@ -270,7 +269,7 @@ def experts(
     names: str = "gate_proj up_proj down_proj",
     target: str | None = None,
 ) -> Iterator[TensorRule]:
-    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the
+    """The routed experts' projections; ``names``: of the gate's, of the one next to it, and of the
     way back. ``target``: the GGUF names with ``{}`` for gate, up or down, where the ``gguf``
     package has none."""
     gate, up, down = names.split()

@@ -173,7 +173,7 @@ class Model(Closing):
         dict of its fields. Only what differs from the conversation before is evaluated.
         ``max_tokens``: of the answer and its reasoning; 0 reads the conversation and answers
         nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a model
-        that can shall reason first (None: as its template does by itself); with a grammar in
+        that can should reason first (None: as its template does by itself); with a grammar in
         ``sampling`` it does not. ``cancel``: an event; once it is set, the answer ends.
 
         Raises ContextFullError, before anything is read, where the conversation does not fit;

@@ -39,7 +39,7 @@ Progress = Callable[[int], None]
 
 
 def silent(_: object) -> None:
-    """A progress that nobody watches."""
+    """A progress that no one watches."""
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _frequency_error(node: Executed) -> NDArray[np.float64]:
-    """Relative, absolute where the pair shall not turn."""
+    """Relative, absolute where the pair must not turn."""
     import numpy as np
 
     target = np.asarray(node.wanted.kernel_table.inv_freq)

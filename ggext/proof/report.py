@@ -1,4 +1,4 @@
-"""What a proof consists of: checks, and the figures behind them."""
+"""What a proof consists of: checks, and the figures that they rest on."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Batches:
     least: int = LEAST
 
     def at(self, place: int) -> int:
-        """Tokens that are read at once behind `place` tokens of a text; never more than behind
+        """Tokens that are read at once after `place` tokens of a text; never more than after
         fewer."""
         within = defaults.SOON * defaults.SPEED * self.threads
         work = max(
@@ -59,7 +59,7 @@ class Batches:
             yield start
 
     def split(self, tokens: Sequence[int], start: int, most: int) -> Iterator[list[int]]:
-        """Tokens that stand behind `start` others, in batches of at most `most`, the last one as it
+        """Tokens that stand after `start` others, in batches of at most `most`, the last one as it
         comes."""
         first, end = start, start + len(tokens)
         for last in self.ends(start, end, most):

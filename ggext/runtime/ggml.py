@@ -1,4 +1,4 @@
-"""ggml behind llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
+"""ggml under llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
 graph.
 
 Nothing of this is in llama-cpp-python's interface: functions and the layout of ``struct
