@@ -27,7 +27,7 @@ _WRONG = {
 class Check:
     """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``:
     the likely reason of a failure; ``required``: whether a failure fails the file, or is only
-    told."""
+    reported."""
 
     level: str
     quantity: str
