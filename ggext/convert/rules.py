@@ -56,11 +56,13 @@ def ggml_mxfp4(
 
 @dataclass(frozen=True)
 class RowBlock:
-    """``n_rows`` rows (values of a one-dimensional tensor), ``n_values`` in all, that ``read``
-    gives in any thread."""
+    """Some rows of a tensor, in writing order."""
 
+    # Rows, or values of a one-dimensional tensor.
     n_rows: int
+    # Values in all.
     n_values: int
+    # Gives them, in any thread.
     read: Callable[[], np.ndarray[Any, Any]]
 
 

@@ -35,15 +35,16 @@ _READING = 5e-7
 
 @dataclass(frozen=True)
 class Turn:
-    """What one node did to one span of positions. ``wanted``: of its layer. ``turn``: complex
-    (n_positions, n_pairs), by what each pair was multiplied; ``error``: |executed - wanted| / gain
-    of the same shape."""
+    """What one node did to one span of positions."""
 
     node: str
+    # Of its layer.
     wanted: Wanted
     call: RopeCall
     positions: NDArray[np.int64]
+    # (n_positions, n_pairs): by what each pair was multiplied.
     turn: NDArray[np.complex128]
+    # |executed - expected| / gain, of the same shape.
     error: NDArray[np.float64]
 
 

@@ -25,16 +25,17 @@ _WRONG = {
 
 @dataclass(frozen=True)
 class Check:
-    """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``:
-    the likely reason of a failure; ``required``: whether a failure fails the file, or is only
-    reported."""
+    """One number against its tolerance."""
 
     level: str
     quantity: str
     value: float
     tolerance: float
+    # Where the worst value is, in words.
     detail: str = ""
+    # The likely reason of a failure.
     why: str = ""
+    # Whether a failure fails the file, or is only reported.
     required: bool = True
 
     @property

@@ -23,13 +23,15 @@ _FAR = 4096  # tokens between two copies in the middle of a long text, at most
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The windows' cells, or the state, at positions ``first`` to ``count`` - 1; ``data`` may have
-    later cells, of another text. ``likely``: a text is often cut here, at the end of a question or
-    of an answer."""
+    """A copy of the windows' cells, or of the state."""
 
+    # The position of its first cell.
     first: int
+    # Tokens of the text up to it.
     count: int
+    # May have later cells too, of another text.
     data: NDArray[np.uint8]
+    # Whether a text is often cut here: at the end of a question or of an answer.
     likely: bool = False
 
 
