@@ -135,7 +135,7 @@ def search(
 
 
 def as_table(result: SearchResult) -> str:
-    """YaRN's numbers beside those of the best table, and the verdict."""
+    """YaRN's numbers next to those of the best table, and the verdict."""
     factor = result.target_context / result.trained_context
     trained, target = result.trained_context, result.target_context
     lines = [f"{result.file}: {trained:,} → {target:,} tokens, ×{factor:g}"]

@@ -230,7 +230,7 @@ def _run(asked: TuneOptions, *, train_only: bool) -> None:
         run.train(lambda proof: echo(str(proof)), _shown(run, echo))
     if run.interrupted:
         if run.machine.is_first:
-            note(f"ggext: stopped; --resume goes on with the run in {asked.out}")
+            note(f"ggext: stopped; --resume continues the run in {asked.out}")
         sys.exit(STOPPED)
     if train_only:
         echo(f"trained: the same with --resume and without --train-only goes on in {asked.out}")
