@@ -15,6 +15,7 @@ from ggext.cli.models import GGUF
 from ggext.cli.numbers import SECONDS
 from ggext.cli.process import interrupt_calls, note
 from ggext.errors import ModelError
+from ggext.quality import phrases
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
@@ -239,8 +240,8 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = [f"{plan.trials} texts a length"] if evaluation.options.tasks else []
-    texts += [f"{plan.documents} documents"] if plan.documents else []
+    texts = [f"{phrases.texts(plan.trials)} a length"] if evaluation.options.tasks else []
+    texts += [f"{phrases.texts(plan.documents)} for perplexity"] if plan.documents else []
     line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {', '.join(texts)}"
     done = len(plan.items) - len(missing)
     return f"{line}; {done} of {len(plan.items)} results are there" if done else line
