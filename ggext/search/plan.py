@@ -85,7 +85,8 @@ def _costed(plan: Plan, costs: tuple[int, Objective, ShortTexts, Speed]) -> Plan
     # New tables come in every round; those that survive one are read on its further texts alone.
     losses = plan.evaluations * fmean(rounds_of(plan.training)) + 2 * plan.held_out
     readings = losses + objective.overhead * (plan.training + plan.held_out)
-    short_tokens = 2 * len(short.numbers) * short.length
+    short_texts = plan.evaluations * len(short.training) + 2 * len(short.held_out)
+    short_tokens = short_texts * short.length
     seconds = readings * speed.seconds(length) + speed.linear * short_tokens
     tokens = round(readings * length + short_tokens)
     return replace(plan, losses=round(losses), tokens=tokens, seconds=_OVERHEAD * seconds)
