@@ -5,11 +5,11 @@ cancel is seen.
     [--rounds 5] python benchmarks/prefill.py SHAPE ... --cancels 40 [--batch 64] python
     benchmarks/prefill.py SHAPE ... --nodes 1,8,16,32,64 [--flash]
 
-SHAPE: one of `shaped_model.SHAPES`, Q4_0 with random weights, made here; fewer layers leave each
-operation as it is. The cache is filled with copies of 512 tokens, f16. Read are 512 tokens: in
-ggext's own batches, 64 at once, 512 at once, and 512 at once with flash attention, as llama.cpp's
-programs do by default; all take turns, and the last columns are medians of each round's ratio,
-ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
+SHAPE: one of `shaped_model.SHAPES`, Q4_0 (or ``--type``) with random weights, made here; fewer
+layers leave each operation as it is. The cache is filled with copies of 512 tokens, f16. Read are
+512 tokens: in ggext's own batches, 64 at once, 512 at once, and 512 at once with flash attention,
+as llama.cpp's programs do by default; all take turns, and the last columns are medians of each
+round's ratio, ggext's speed to the other's. ``--nodes``: the longest operation, least of 4 rounds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from shaped_model import SHAPES, with_layers, write_shaped
+from shaped_model import SHAPES, TYPES, with_layers, write_shaped
 
 from ggext.runtime import llama
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
@@ -255,14 +255,18 @@ def main() -> None:
     for name, value in (("layers", 2), ("threads", 2), ("rounds", 5), ("cancels", 0)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--batch", type=int)
+    parser.add_argument("--type", choices=TYPES, default="q4_0")
     parser.add_argument("--nodes", metavar="N,...")
     parser.add_argument("--flash", action="store_true")
     args = parser.parse_args()
-    print(f"{os.cpu_count()} CPUs, {args.threads} threads, Q4_0, cache f16, {args.layers} layers")
+    print(
+        f"{os.cpu_count()} CPUs, {args.threads} threads, {args.type}, cache f16, "
+        f"{args.layers} layers"
+    )
     for name in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             path = write_shaped(
-                Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), "q4_0"
+                Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), args.type
             )
             with Model.open(path, gpu_layers=0) as model:
                 print(f"\n{name} ({SHAPES[name].layers} layers in full)\n")

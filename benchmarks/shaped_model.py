@@ -39,6 +39,8 @@ class Shape:
 
 
 SHAPES = {
+    "smollm2-135m": Shape(30, 576, 9, 3, 64, 1536, 49152, tied=True),
+    "heads-of-256": Shape(26, 1152, 4, 1, 256, 6912, 262144, tied=True),  # Gemma 3 1B's
     "qwen3-0.6b": Shape(28, 1024, 16, 8, 128, 3072, 151936, tied=True),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, tied=True),
     "llama-3-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256),

@@ -32,6 +32,21 @@ _OTHER_HEADS = {
     "ForMaskedLM": "a model that fills gaps",
 }
 
+_GEMMA3N = (
+    "llama.cpp's gemma3n takes the standard deviation of its sparse layers over n − 1 values where "
+    "the model has n, and their number and share for granted"
+)
+#: ``model_type`` → why llama.cpp cannot compute what such a model does.
+REFUSED = {
+    "gemma3n": _GEMMA3N,
+    "gemma3n_text": _GEMMA3N,
+    "gptj": "llama.cpp has the name of this architecture and no loader for it",
+    "phimoe": (
+        "llama.cpp's phimoe has RMS norms where the model has layer norms, and chooses experts by "
+        "a softmax where the model has its sparse mixer"
+    ),
+}
+
 
 @cache
 def known_families() -> tuple[str, ...]:
@@ -42,6 +57,11 @@ def known_families() -> tuple[str, ...]:
 def family_of(config: Config) -> Family:
     """The converter of a checkpoint. Raises ``CheckpointError`` naming the known families."""
     model_type = config.string("model_type")
+    if model_type in REFUSED:
+        raise CheckpointError(
+            f"{config.source}: model_type {quote(model_type)} is not converted: "
+            f"{REFUSED[model_type]}; run it in the library that its authors name"
+        )
     if model_type not in known_families():
         raise CheckpointError(
             f"{config.source}: model_type {quote(model_type)} is not a family that ggext converts; "

@@ -9,9 +9,10 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import UNROTATED, capability_of
 from ggext.rope.config import CheckpointRope, read_replaceable_rope
 from ggext.rope.families import FULL, SLIDING, text_part
+from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,6 +86,8 @@ class Family:
     tied_as_part: ClassVar[bool | None] = None
     tied_by_text = False
     sectioned = False
+    #: a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4)
+    merges_by_rank = False
 
     def __init__(self, config: Config) -> None:
         values = config.values
@@ -104,8 +107,7 @@ class Family:
         self.n_heads = config.integer("num_attention_heads")
         self.n_kv_heads = config.integer("num_key_value_heads", default=self.n_heads)
         self.head_dim = config.integer("head_dim", default=self.n_embd // self.n_heads)
-        # a model whose layers all have experts may say no other size
-        self.n_ff = config.integer("intermediate_size", "moe_intermediate_size")
+        self.n_ff = self.read_n_ff(config)
         self.vocab_size = config.integer("vocab_size")
         if self.n_heads % self.n_kv_heads:
             raise CheckpointError(
@@ -118,6 +120,11 @@ class Family:
     def of(cls, config: Config) -> Family:
         """The converter of a checkpoint of this ``model_type``."""
         return cls(config)
+
+    def read_n_ff(self, config: Config) -> int:
+        """The width of the feed-forward part."""
+        # a model whose layers all have experts may say no other size
+        return int(config.integer("intermediate_size", "moe_intermediate_size"))
 
     def check(self) -> None:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
@@ -142,6 +149,11 @@ class Family:
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
+        if self.arch in UNROTATED:
+            context = self.config.integer("max_position_embeddings")
+            return CheckpointRope(
+                RopeScaling(), RopeGeometry(0, self.head_dim, 1.0, "norm", context)
+            )
         values = {**self.config.values, "head_dim": self.head_dim}
         layout = capability_of(self.arch, sectioned=self.sectioned).layout
         rope = read_replaceable_rope(values, layout, self.config.source)
@@ -264,6 +276,7 @@ def experts(
     gate, up, down = names.split()
     targets = [target and target.format(part) for part in ("gate", "up", "down")]
     fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
+    stacked_by_mlx = f"{module}.switch_mlp.{{}}.weight"
     halves = ((gate, slice(0, n_ff)), (up, slice(n_ff, None)))
     for (name, part), written_as in zip(halves, targets, strict=False):
         half = TensorRule(
@@ -272,10 +285,13 @@ def experts(
             target=written_as,
             arranged=partial(rows_of_each, part),
             written=(count, n_ff, n_embd),
+            instead=TensorRule((stacked_by_mlx.format(name),), (count, n_ff, n_embd)),
         )
         template = f"{module}.experts.{{}}.{name}"
         yield stacked(template, count, n_ff, n_embd, instead=half, target=written_as)
-    whole = TensorRule((f"{fused}.down_proj",), (count, n_embd, n_ff), target=targets[2])
+    shape = (count, n_embd, n_ff)
+    by_mlx = TensorRule((stacked_by_mlx.format(down),), shape)
+    whole = TensorRule((f"{fused}.down_proj",), shape, target=targets[2], instead=by_mlx)
     template = f"{module}.experts.{{}}.{down}"
     yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 

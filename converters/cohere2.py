@@ -1,8 +1,8 @@
 """Cohere's Command R7B and Command A: Command R whose layers slide and rotate but for every fourth,
 which attends to everything and does not rotate.
 
-llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted,
-which no file can prevent: do not roll the context of these models.
+llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted. No
+file can prevent that: do not roll the context of these models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Falcon 7B, and the newer decoder of 40B, 180B and Falcon 2 11B: attention and feed-forward side
 by side, Q, K and V fused group by group, no biases.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a
-table of float16: it costs the tiny models of the tests a KL of 2e-7; with the same table in
+The checkpoints' GELU is the exact one. llama.cpp's is the tanh approximation, looked up in a table
+of float16. That costs the tiny models of the tests a KL of 2e-7. With the same table in
 transformers it is below 5e-9.
 """
 

@@ -1,8 +1,8 @@
 """Gemma 2: norms on both sides of attention and feed-forward, of which the file has the difference
 from 1, capped scores and logits, and a sliding window in every other layer.
 
-ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 1.5e-6
-(Gemma 2) and 7.7e-6 (Gemma 3) from transformers; with the same table there it is below 4e-7.
+ggml looks GELU up in a table of float16. That costs the tiny models of the tests a KL of 1.5e-6
+(Gemma 2) and 7.7e-6 (Gemma 3) from transformers. With the same table there it is below 4e-7.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """GPT-NeoX and Pythia: layer norms, biases everywhere, Q, K and V fused head by head.
 
-The checkpoints' GELU is the exact one, llama.cpp's the tanh approximation, which ggml looks up in a
-table of float16: it costs the tiny models of the tests a KL of 7e-8; with the same table in
+The checkpoints' GELU is the exact one. llama.cpp's is the tanh approximation, looked up in a table
+of float16. That costs the tiny models of the tests a KL of 7e-8. With the same table in
 transformers it is below 5e-9.
 """
 

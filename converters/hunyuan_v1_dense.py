@@ -2,8 +2,8 @@
 rotation.
 
 These norms take a gain of the rotation away, in transformers as here. llama.cpp's context shift
-turns the cached keys after them, which is another thing than turning them before: do not roll the
-context of these models.
+turns the cached keys after them, which is not the same as before them. Do not roll the context of
+these models.
 """
 
 from __future__ import annotations

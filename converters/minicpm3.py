@@ -1,7 +1,7 @@
 """MiniCPM 3: latent attention, half of each head rotated, and constants that llama.cpp knows by
 heart.
 
-llama.cpp takes rms_norm_eps for the norms of the latents too, where transformers has 1e-6: with the
+llama.cpp takes rms_norm_eps for the norms of the latents too, where transformers has 1e-6. With the
 published 1e-5 the tiny model of the tests has a KL of 9e-12.
 """
 

@@ -1,7 +1,7 @@
 """Mistral 7B and its successors of the same shape: Llama's blocks under other names in config.json.
 
-A window that is shorter than the context (version 0.1 has 4096 of 32768) llama.cpp's architecture
-has not: the context is limited to it, up to which attending to everything is the same.
+llama.cpp's architecture has no sliding window. Version 0.1 has one of 4096 in a context of 32768.
+So the context is limited to the window: attending to everything is the same up to there.
 """
 
 from __future__ import annotations

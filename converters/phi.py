@@ -1,8 +1,8 @@
 """Phi 1, 1.5 and 2: one layer norm for attention and feed-forward, which run side by side, and
 biases everywhere.
 
-ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 5e-8;
-with the same table in transformers it is below 5e-9.
+ggml looks GELU up in a table of float16. That costs the tiny models of the tests a KL of 5e-8.
+With the same table in transformers it is below 5e-9.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def negative_exponential(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The decay that the file has, of its logarithm."""
     import numpy as np
 
-    decay: np.ndarray[Any, Any] = -np.exp(values)
+    decay: np.ndarray[Any, Any] = -np.exp(values.astype("<f8")).astype("<f4")
     return decay
 
 

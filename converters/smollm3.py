@@ -1,7 +1,7 @@
 """SmolLM 3: Llama's blocks, of which every fourth does not rotate.
 
-llama.cpp turns the cached keys of those layers too when a context is shifted, which no file can
-prevent: do not roll the context of these models.
+llama.cpp turns the cached keys of those layers too when a context is shifted. No file can prevent
+that: do not roll the context of these models.
 """
 
 from __future__ import annotations

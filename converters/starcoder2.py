@@ -1,7 +1,7 @@
 """StarCoder 2: layer norms, biases everywhere, no gate in the feed-forward part.
 
-ggml looks GELU up in a table of float16, which costs the tiny models of the tests a KL of 4e-8;
-with the same table in transformers it is below 5e-9. Published models have windows of 4096 tokens:
+ggml looks GELU up in a table of float16. That costs the tiny models of the tests a KL of 4e-8.
+With the same table in transformers it is below 5e-9. Published models have windows of 4096 tokens:
 their context is limited to that.
 """
 

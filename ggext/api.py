@@ -61,10 +61,11 @@ class Model(Closing):
 
     ``context``: tokens, or "auto": what the file is made for, or less where the free memory does
     not hold it. ``when_full``: what happens when a conversation outgrows that: "stop" raises
-    ContextFullError, "turns" leaves whole oldest turns out, the others are
-    `ggext.runtime.memory`'s. ``isolated``: llama.cpp runs in a process of its own, whose death
-    is an EngineDiedError here and not the end of this one; the next call starts another. Raises
-    GgextError.
+    ContextFullError, "turns" leaves whole oldest turns out, "auto" chooses for a chat without an
+    end, by the model and the machine (the attribute ``when_full`` then is what it chose), the
+    others are `ggext.runtime.memory`'s. ``isolated``: llama.cpp runs in a process of its own, whose
+    death is an EngineDiedError here and not the end of this one; the next call starts another.
+    Raises GgextError.
 
     >>> from ggext import Model, Sampling
     >>> question = {"role": "user", "content": "Tom hides the map below. Where is the map?"}
@@ -89,7 +90,7 @@ class Model(Closing):
         self,
         path: str | Path,
         context: int | Literal["auto"] = "auto",
-        when_full: WhenFull | Literal["turns"] = "stop",
+        when_full: WhenFull | Literal["turns", "auto"] = "stop",
         settings: Settings | None = None,
         load_progress: Callable[[float], bool] | None = None,
         isolated: bool = False,
@@ -98,19 +99,22 @@ class Model(Closing):
         check("context", context, int | Literal["auto"])
         if context != "auto":
             check_count("context", context)
-        check("when_full", when_full, Literal["turns", *get_args(WhenFull)])
+        check("when_full", when_full, Literal["turns", "auto", *get_args(WhenFull)])
         check("settings", settings, Settings | None)
         check("load_progress", load_progress, Callable[..., Any] | None)
         check("isolated", isolated, bool)
         settings = settings or Settings()
-        self._drops_turns = when_full == "turns"
-        memory = replace(
-            settings.session.memory, when_full="stop" if when_full == "turns" else when_full
-        )
+        policy: Any = "stop" if when_full in ("turns", "auto") else when_full
+        memory = replace(settings.session.memory, when_full=policy)
         n_ctx = None if context == "auto" else context
         session = replace(settings.session, n_ctx=n_ctx, memory=memory)
         opening = Opening(
-            Path(path), session, settings.gpu_layers, settings.parallel, settings.cache
+            Path(path),
+            session,
+            settings.gpu_layers,
+            settings.parallel,
+            settings.cache,
+            when_full == "auto",
         )
         host = IsolatedHost if isolated else Host
         self._engine: Engine = host(opening, load_progress)
@@ -120,6 +124,10 @@ class Model(Closing):
             self._engine.close()
             raise
         self.context = self._engine.context
+        chosen = self._engine.chosen
+        self.when_full = when_full if chosen is None else chosen.policy
+        if chosen is not None:
+            _log.info("%s: %s", path, chosen.sentence)
         for notice in self._engine.notices:
             _log.warning("%s: %s", path, notice)
 
@@ -177,7 +185,7 @@ class Model(Closing):
         turns = turns_of(messages)
         answerable(turns)
         left: tuple[Turn, ...] = ()
-        if self._drops_turns:
+        if self.when_full == "turns":
             tokens, count = prompts.fitted(turns, self.context, reserve(self.context, max_tokens))
             left = tuple(behind_system(turns)[:count])
         else:

@@ -160,7 +160,7 @@ def sample_text(tokens: int, seed: int = 0) -> str:
     except ValueError:
         least = language.FACT_TOKENS * language.RECALL_FACTS
         raise UsageError(
-            f"--text {tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens"
+            f"text={tokens} is too short: {language.RECALL_FACTS} facts take {least} tokens"
         ) from None
 
 

@@ -16,7 +16,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
-from ggext.rope.capabilities import capability_of
+from ggext.rope.capabilities import LEARNED_POSITIONS, UNROTATED, capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import (
     ROPE_FREQS,
@@ -128,6 +128,8 @@ def inspect(path: Path) -> Inspection:
         sliding = decode_sliding(gguf.arch_keys(), gguf.arch) if "unscaled" in layers else None
     except RopeError as error:
         unknown = str(error)
+    if gguf.arch in UNROTATED:  # keys hold no position where attention falls with distance
+        shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
     return Inspection(

@@ -83,21 +83,23 @@ class PlanOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What `plan` found. ``made_for``: tokens that the file is made for. ``largest``: tokens of the
-    largest context that fits, whatever the file is made for; None: the free memory is not known.
-    ``measured``: this architecture's figures are held to llama.cpp's."""
+    """What a model and a context need."""
 
     path: Path
     arch: str
     layers: int
+    # Tokens that the file is made for.
     made_for: int
     context: Context
     gpu_layers: int
     ram: Share
     gpu: Share
     free: Memories
+    # Tokens of the largest context that fits, whatever the file is made for; None: the free memory
+    # is not known.
     largest: int | None
     windowed_layers: int
+    # Whether this architecture's figures are held to llama.cpp's by a test.
     measured: bool
 
     @property

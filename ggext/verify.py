@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from ggext.arguments import check
 from ggext.checkpoint.named import named_model
-from ggext.errors import MissingExtraError, ModelError, UsageError
+from ggext.errors import MissingExtraError, ModelError, RopeError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import effective_table, still_pairs_in_words
@@ -39,7 +39,8 @@ from ggext.proof.table import (
     elsewhere,
     what_is_wanted,
 )
-from ggext.rope.scaling import RopeTable
+from ggext.rope.capabilities import UNROTATED, unrotated
+from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
     from ggext.proof.graph import Executed
@@ -78,7 +79,7 @@ def verify(
     check("levels", levels, Collection[str] | None)
     reference = named_model(reference) if reference is not None else None
     if tolerance is not None and tolerance < 0:
-        raise UsageError(f"--tolerance is {tolerance:g}; a KL divergence is 0 or more")
+        raise UsageError(f"tolerance={tolerance:g} cannot be meant; a KL divergence is 0 or more")
     chosen, notes = _chosen(levels, reference, require_shift_safe)
     missing = _missing_runtime() if chosen & _NEED_LLAMA_CPP else None
     if missing is not None:
@@ -87,6 +88,8 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
+    if gguf.arch in UNROTATED:
+        return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
     run = _Run(
         gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
     )
@@ -102,6 +105,34 @@ def verify(
         from ggext.proof.logits import check_logits
 
         run.checks += check_logits(gguf, reference, run.wanted, tokens, tolerance, notes, progress)
+    return run.report()
+
+
+def _unrotated(
+    gguf: GgufFile,
+    reference: Path | None,
+    tokens: int | None,
+    tolerance: float | None,
+    notes: list[str],
+    progress: Progress,
+    chosen: set[str],
+) -> Report:
+    """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
+    they are not to be compared."""
+    from ggext.proof.logits import check_logits
+
+    if "logits" not in chosen or reference is None:
+        raise RopeError(
+            f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; reference="
+            "CHECKPOINT compares the logits"
+        )
+    context = int(gguf.arch_keys().get("context_length", 1))
+    geometry = RopeGeometry(0, 1, 1.0, "norm", context)
+    table = RopeTable((), 1.0, context)
+    wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
+    notes.append(f"{unrotated(gguf.arch)}: there is no table to verify")
+    run = _Run(gguf, table, wanted, notes, progress)
+    run.checks += check_logits(gguf, reference, wanted, tokens, tolerance, notes, progress)
     return run.report()
 
 
@@ -121,12 +152,10 @@ def _chosen(
     if "logits" in chosen and reference is None:
         if levels is not None:
             raise UsageError(
-                "the level logits needs --reference CHECKPOINT to compare with transformers"
+                "the level logits needs reference=CHECKPOINT to compare with transformers"
             )
         chosen.remove("logits")
-        notes.append(
-            "logits: not measured; give --reference CHECKPOINT to compare with transformers"
-        )
+        notes.append("logits: not measured; give reference=CHECKPOINT to compare with transformers")
     return chosen, notes
 
 

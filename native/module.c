@@ -6,10 +6,12 @@
 #include "binding.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "convert.h"
 #include "files.h"
+#include "log.h"
 #include "vectors.h"
 
 PyDoc_STRVAR(rotate_doc, "rotate(rows, type, to, from, neox, threads, out, /)\n--\n\n"
@@ -269,6 +271,31 @@ static PyObject *py_copy(PyObject *module, PyObject *arguments)
     return failure != 0 ? raise_os_error(failure) : PyLong_FromLongLong(copied);
 }
 
+PyDoc_STRVAR(log_callback_doc, "log_callback($module, /)\n--\n\n"
+                               "The address of a ggml_log_callback, which keeps texts for take_log.");
+
+static PyObject *py_log_callback(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    return PyLong_FromVoidPtr((void *)(uintptr_t)ggext_log_add);
+}
+
+PyDoc_STRVAR(take_log_doc, "take_log($module, /)\n--\n\n"
+                           "What llama.cpp logged in this thread since the last call: each text after its level, a\n"
+                           "digit, and before a NUL. Raises MemoryError.");
+
+static PyObject *py_take_log(PyObject *module, PyObject *unused)
+{
+    (void)module;
+    (void)unused;
+    size_t size;
+    char *texts = ggext_log_take(&size);
+    PyObject *bytes = PyBytes_FromStringAndSize(texts, (Py_ssize_t)size);
+    free(texts);
+    return bytes;
+}
+
 static PyMethodDef methods[] = {
     {"rotate", py_rotate, METH_VARARGS, rotate_doc},
     {"cos_sin", py_cos_sin, METH_VARARGS, cos_sin_doc},
@@ -279,6 +306,8 @@ static PyMethodDef methods[] = {
     {"shift_range", py_shift_range, METH_VARARGS, shift_range_doc},
     {"copy", py_copy, METH_VARARGS, copy_doc},
     {"use_vectors", py_use_vectors, METH_VARARGS, use_vectors_doc},
+    {"log_callback", py_log_callback, METH_NOARGS, log_callback_doc},
+    {"take_log", py_take_log, METH_NOARGS, take_log_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -287,7 +316,7 @@ static PyModuleDef_Slot slots[] = {{0, NULL}};
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "ggext._native",
-    .m_doc = "Rotary position embedding and conversion of values on the CPU, through ggext.native; file tricks.",
+    .m_doc = "Rotary position embedding and conversion of values on the CPU, through ggext.native; file tricks; logs.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -1,7 +1,7 @@
 """Every scaling on every family: what is written, and how far the logits are from transformers'.
 
 ``python tools/rope_matrix.py`` (some minutes) makes docs/rope-parity.md; ``test_rope_matrix.py``
-holds that page to the code.
+holds that page to the code. ``--new`` measures only the families that the page lacks.
 """
 
 from __future__ import annotations
@@ -78,9 +78,8 @@ def shapes() -> dict[str, Shape]:
     """The first row of each family in the parity table."""
     found: dict[str, Shape] = {}
     for row in ROWS.values():
-        if (
-            row.model_type == "ministral3"
-        ):  # transformers cannot run it without the context of its own YaRN
+        # these do not rotate, or transformers cannot run them without a YaRN of their own
+        if not row.rotates or row.model_type in ("ministral3", "mistral4"):
             continue
         config = dict(row.config)
         if row.rope is None:  # it has a scaling of its own
@@ -130,8 +129,20 @@ def measured(checkpoint: Path, scaling: RopeScaling, name: EncodingName, folder:
     return next(check.value for check in checks if "beyond" in check.quantity)
 
 
-def rows(folder: Path) -> Iterator[list[str]]:
+def written() -> dict[str, list[str]]:
+    """The page's rows by family."""
+    lines = PAGE.read_text("utf-8").split(PUBLISHED)[0].splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:2] == "| "
+    ]
+    return {row[0]: row for row in cells[2:]}
+
+
+def rows(folder: Path, known: dict[str, list[str]]) -> Iterator[list[str]]:
     for name, shape in shapes().items():
+        if name in known:
+            yield known[name]
+            continue
         checkpoint = make_model(
             folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config
         )
@@ -152,21 +163,21 @@ INTRODUCTION = """\
 
 Made by `python tools/rope_matrix.py`; `tests/parity/test_rope_matrix.py` fails when it is stale.
 
-Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}),
-converted, run by llama.cpp {version} and compared with transformers on the same tokens:
+Each cell is a tiny random model of the family's shape (float32, original context {context}, factor {factor}).
+It is converted, run by llama.cpp {version}, and compared with transformers on the same tokens.
 
-- the number is the mean KL from transformers' logits over the tokens beyond the original context, in nats;
-- `keys` and `tensor` are right in every llama.cpp program;
-- `runtime, elsewhere E`: the architecture reads no key for it. The file is right in ggext's own contexts, and other
-  programs run it with frequencies that are off by up to E (relative);
-- `runtime D, elsewhere E`: not even ggext's contexts can say it, D is the worst error of a frequency in them;
-  `ggext verify` fails such a file and says so;
-- `not judged`: transformers 5.23 ignores `truncate` where kinds of layers have rope parameters of their own;
-- `none: D`: `ggext convert` refuses; the nearest file would have a frequency that is off by D, or a gain.
+- The number is the mean KL from transformers' logits, in nats, over the tokens beyond the original context.
+- `keys` and `tensor` are right in every llama.cpp program.
+- `runtime, elsewhere E`: the architecture reads no key for it. The file is right in ggext's own contexts.
+  In other programs its frequencies are off by up to E (relative).
+- `runtime D, elsewhere E`: not even ggext's contexts can say it. D is the worst error of a frequency in them.
+  `ggext verify` fails such a file and says so.
+- `not judged`: transformers 5.23 ignores `truncate` where kinds of layers have rope parameters of their own.
+- `none: D`: `ggext convert` refuses. The nearest file would have a frequency that is off by D, or a gain.
 
-The KL of Gemma, Falcon, GPT-NeoX, Phi and StarCoder is ggml's GELU, which is a table of float16: with the same table
-in transformers it is below 5e-7 (`tests/parity/test_families.py`). Dynamic NTK changes with the length of the text,
-which llama.cpp cannot do: it is refused everywhere.
+The KL of Gemma, Falcon, GPT-NeoX, Phi and StarCoder comes from ggml's GELU, a table of float16. With the same table
+in transformers it is below 5e-7 (`tests/parity/test_families.py`). Dynamic NTK changes with the length of the text.
+llama.cpp cannot do that, so it is refused everywhere.
 
 """
 
@@ -208,9 +219,14 @@ def published(configs: Path) -> Iterator[list[str]]:
         yield [path.stem, kind, rope.scaling.method, found.name, *errors]
 
 
-def page(folder: Path) -> str:
+def page(folder: Path, known: dict[str, list[str]]) -> str:
     introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT)
-    return introduction + table(["family", *REQUESTS], rows(folder)) + PUBLISHED + published_table()
+    return (
+        introduction
+        + table(["family", *REQUESTS], rows(folder, known))
+        + PUBLISHED
+        + published_table()
+    )
 
 
 def published_table() -> str:
@@ -232,4 +248,4 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
 
 if __name__ == "__main__":
     with TemporaryDirectory() as made:
-        PAGE.write_text(page(Path(made)))
+        PAGE.write_text(page(Path(made), written() if "--new" in sys.argv else {}))

@@ -42,6 +42,8 @@ def context_report(chat: Chat) -> Iterator[str]:
             f"KV cache: {used * each / 2**20:,.1f} of {size / 2**20:,.1f} MiB, "
             f"{each:,.0f} bytes a token"
         )
+    if room.computes:
+        yield f"computed with {room.computes}"
 
 
 def _shares(chat: Chat, used: int) -> str:

@@ -55,19 +55,19 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a turn went. Counts in tokens; ``kept``: the turn and its answer are in the conversation.
+    """How a turn went; counts in tokens."""
 
-    A turn that was cancelled before its first token is not kept. ``finish`` "stop": by a stop
-    string. ``left``: turns that left the context for it, ``dropped``: tokens that did, where the
-    engine drops tokens and not turns.
-    """
-
+    # "stop": by a stop string.
     finish: Finish
     prefill: Prefill
     generated: int
     seconds: float
+    # Whether the turn and its answer are in the conversation. A turn that was cancelled before its
+    # first token is not.
     kept: bool
+    # Turns that left the context for this one.
     left: tuple[Turn, ...] = ()
+    # Tokens that left it, where the engine drops tokens and not turns.
     dropped: int = 0
     # whether all that was kept of the answer is reasoning
     only_reasoned: bool = False
@@ -75,16 +75,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """``system`` prompt; ``max_tokens`` of an answer; ``stop``: texts that end one, and are not
-    part of it; ``think``: whether the model should reason first (None: as its template does by
-    itself); ``drop_turns``: whole oldest turns leave the prompt when the context is full;
-    ``template``: another template than the file's, and its options. Raises UsageError."""
+    """How a conversation is held. Raises UsageError."""
 
+    # The system prompt.
     system: str | None = None
+    # The longest answer.
     max_tokens: int | None = None
+    # Texts that end an answer and are not part of it.
     stop: tuple[str, ...] = ()
+    # Whether the model should reason first; None: as its template does by itself.
     think: bool | None = None
+    # Whole oldest turns leave the prompt when the context is full.
     drop_turns: bool = False
+    # Another template than the file's, and its options.
     template: TemplateChoice = field(default_factory=TemplateChoice)
 
     def __post_init__(self) -> None:

@@ -22,7 +22,9 @@ from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from ggext.errors import GgextError, MissingExtraError, UsageError, first_line
+from ggext.gguf.plain_files import read_bounded
 
+MAX_DOCUMENT = 512 << 20  # bytes of a file: books with pictures are smaller
 _MAX_UNPACKED = 512 << 20  # bytes of all files in a docx or EPUB
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark it begins with
@@ -85,7 +87,8 @@ def read_document(path: Path) -> Document:
     """The text of a file. Raises UsageError where there is none, or it cannot be read, and
     MissingExtraError."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = read_bounded(file, MAX_DOCUMENT)
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     return document(data, str(path))

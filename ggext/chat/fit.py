@@ -33,6 +33,8 @@ class Room:
     when_full: str = "stop"
     # tokens of the context that the policy keeps for itself
     reserved: int = 0
+    # how the engine computes, in words
+    computes: str = ""
 
     @property
     def model(self) -> str:

@@ -8,15 +8,13 @@ from dataclasses import fields
 from typing import Any, cast
 
 from ggext.arguments import check
-from ggext.chat.transcript import Role, Turn
+from ggext.chat.transcript import ROLES, Turn, turn_of
 from ggext.errors import UsageError
 from ggext.runtime.sampling import Sampling
 
 Message = Mapping[str, str] | Turn
 #: A conversation: its messages, or the text of its one user turn.
 Messages = str | Sequence[Message]
-
-_ROLES = ("system", "user", "assistant")
 
 
 def turns_of(messages: Messages) -> list[Turn]:
@@ -70,11 +68,9 @@ def stops_of(stop: str | Sequence[str]) -> tuple[str, ...]:
 def _turn(message: Message) -> Turn:
     if isinstance(message, Turn):
         return message
-    fields_of: Mapping[str, Any] = message if isinstance(cast(object, message), Mapping) else {}
-    role, content = fields_of.get("role"), fields_of.get("content")
-    reasoning = fields_of.get("reasoning", "")
-    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+    turn = turn_of(message)
+    if turn is None:
         raise UsageError(
-            f"a message needs a role ({', '.join(_ROLES)}) and a content, not {message!r:.80}"
+            f"a message needs a role ({', '.join(ROLES)}) and a content, not {message!r:.80}"
         )
-    return Turn(cast(Role, role), content, reasoning)
+    return turn

@@ -12,13 +12,15 @@ from ggext.chat.conversation import Outcome
 
 @dataclass(frozen=True)
 class Status:
-    """Where a chat stands after a turn. Tokens ``used`` of ``allocated``, and ``trained`` before
-    any extension; ``ahead``: tokens of the turn that were read while it was typed."""
+    """Where a chat stands after a turn; counts in tokens."""
 
+    # Of the `allocated` ones.
     used: int
     allocated: int
+    # Before any extension.
     trained: int
     outcome: Outcome
+    # Those of the turn that were read while it was typed.
     ahead: int = 0
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from ggext.gguf.plain_files import read_plain
 from ggext.runtime.sampling import Sampling
 
 Role = Literal["system", "user", "assistant"]
-_ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 _FORMAT = "ggext chat"
 _VERSION = 1
 _MAX_BYTES = 256 << 20
@@ -144,14 +144,20 @@ def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, 
 
 
 def _turn(path: Path, number: int, turn: Any) -> Turn:
-    fields = turn if isinstance(turn, dict) else {}
-    role, content, reasoning = (
-        fields.get("role"),
-        fields.get("content"),
-        fields.get("reasoning", ""),
-    )
-    if role not in _ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+    read = turn_of(turn)
+    if read is None:
         raise TranscriptError(f"{path}: turn {number} is malformed")
-    if role == "system" and number != 1:
+    if read.role == "system" and number != 1:
         raise TranscriptError(f"{path}: turn {number} is a system prompt, which only turn 1 can be")
+    return read
+
+
+def turn_of(message: object) -> Turn | None:
+    """The turn that a mapping with a role and a content stands for; None: it is malformed."""
+    if not isinstance(message, Mapping):
+        return None
+    role, content = message.get("role"), message.get("content")
+    reasoning = message.get("reasoning", "")
+    if role not in ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+        return None
     return Turn(role, content, reasoning)

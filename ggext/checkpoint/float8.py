@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ggext.checkpoint.config import Config
 from ggext.checkpoint.files import get, quote
+from ggext.checkpoint.float8_codes import float8_values
+from ggext.checkpoint.lazy_rows import BYTES, LazyRows
+from ggext.checkpoint.packed import unpacked
 from ggext.checkpoint.quantized import is_plain, packed_by
 from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
 from ggext.errors import CheckpointError
@@ -26,12 +29,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+_DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 #: Quantizations that a family reads itself.
 _BY_FAMILY = {"mxfp4"}
 #: Scales of activations and caches: llama.cpp does not quantize these, and the weights do not need
 #: them.
 _UNUSED = ("activation_scale", "input_scale", "input_global_scale", "k_scale", "v_scale", "q_scale")
-_BYTES = {"BF16": 2, "F32": 4}
 
 
 def weights_of(
@@ -51,12 +54,17 @@ def weights_of(
                 "every tensor is a plain float: the tensors are believed"
             )
         return tensors
+    dtype = _with_text(config).string("dtype", "torch_dtype", default="float32")
+    packed = unpacked(tensors, stated or {}, _DTYPES.get(dtype, "F32"))
+    if len(packed) < len(tensors) and not any(t.dtype in FLOAT8 for t in packed.values()):
+        tensors = packed
+        if is_plain(tensors.values()):
+            return tensors
     found = _quantization(tensors, stated, config.source)
     if found is None:
         return tensors
     suffix, block = found
-    stated = _with_text(config).string("dtype", "torch_dtype", default="float32")
-    dtype = "BF16" if stated == "bfloat16" else "F32"
+    dtype = "BF16" if dtype == "bfloat16" else "F32"
     weights: dict[str, CheckpointTensor] = {}
     for name, tensor in tensors.items():
         base = name.removesuffix(suffix)
@@ -112,8 +120,8 @@ def _quantization(
         return "_scale", _compressed(stated, where)
     raise CheckpointError(
         f"{where} has quant_method {quote(method)}, which ggext does not read (fp8, "
-        "compressed-tensors with 8-bit floats and the MXFP4 of gpt-oss it does); take the "
-        "unquantized model, and quantize with --type"
+        "compressed-tensors, gptq, awq, NVFP4, MLX's and the MXFP4 of gpt-oss it does); take the "
+        "unquantized model, and quantize with type=TYPE"
     )
 
 
@@ -207,7 +215,7 @@ def _scaled(
         tensor.shape,
         tensor.path,
         tensor.start,
-        rows * columns * _BYTES[dtype],
+        rows * columns * BYTES[dtype],
         tensor,
         scale,
         extent,
@@ -241,69 +249,19 @@ class ScaledTensor(CheckpointTensor):
     def array(self) -> np.ndarray[Any, Any]:
         """Rows by index as of a NumPy array; each access computes the rows that it asks for, and no
         more."""
-        return cast("np.ndarray[Any, Any]", _Rows(self))
-
-
-class _Rows:
-    def __init__(self, tensor: ScaledTensor) -> None:
         import numpy as np
 
-        self.shape, self.ndim, self.nbytes = tensor.shape, 2, tensor.nbytes
-        self.dtype = np.dtype("<u2" if tensor.dtype == "BF16" else "<f4")
-        self._bits = tensor.weight.array()
-        self._values = float8_values(tensor.weight.dtype)
-        self._rows_each, self._columns_each = tensor.extent
-        scale = tensor.scale.array()
-        values = bfloat16_values(scale) if tensor.scale.dtype == "BF16" else scale.astype("<f4")
-        self._scale = values.reshape(-(-self.shape[0] // self._rows_each), -1)
+        rows, columns = self.shape
+        rows_each, columns_each = self.extent
+        bits, table = self.weight.array(), float8_values(self.weight.dtype)
+        stored = self.scale.array()
+        scales = bfloat16_values(stored) if self.scale.dtype == "BF16" else stored.astype("<f4")
+        scales = scales.reshape(-(-rows // rows_each), -1)
 
-    def __len__(self) -> int:
-        return self.shape[0]
+        def make(index: Any) -> np.ndarray[Any, Any]:
+            of_rows = scales[np.arange(rows)[index] // rows_each]
+            of_each = np.repeat(of_rows, columns_each, axis=-1)[..., :columns]
+            values: np.ndarray[Any, Any] = table[bits[index]] * of_each
+            return values
 
-    def reshape(self, *shape: int) -> _Rows | np.ndarray[Any, Any]:
-        """As NumPy's; computes all values unless the shape stays."""
-        return self if shape in (self.shape, (-1, self.shape[-1])) else self[:].reshape(*shape)
-
-    def swapaxes(self, a: int, b: int) -> np.ndarray[Any, Any]:
-        return self[:].swapaxes(a, b)
-
-    def __getitem__(self, rows: Any) -> np.ndarray[Any, Any]:
-        import numpy as np
-
-        of_rows = self._scale[np.arange(len(self))[rows] // self._rows_each]
-        scale = np.repeat(of_rows, self._columns_each, axis=-1)[..., : self.shape[1]]
-        values = self._values[self._bits[rows]] * scale
-        return values if self.dtype == "<f4" else bfloat16_bits(values)
-
-
-def float8_values(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The 256 values of a float8 type: E5M2 is the upper half of a float16; E4M3 has bias 7, no
-    infinity, and NaN where all bits but the sign are set (OCP 8-bit floating point
-    specification)."""
-    import numpy as np
-
-    codes = np.arange(256)
-    if dtype == "F8_E5M2":
-        halves: np.ndarray[Any, np.dtype[np.float32]] = (
-            (codes << 8).astype("<u2").view("<f2").astype("<f4")
-        )
-        return halves
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
-    magnitude = np.where(
-        exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6
-    )
-    values = np.where(codes & 127 == 127, np.nan, magnitude) * np.where(codes & 128, -1, 1)
-    return values.astype("<f4")
-
-
-def bfloat16_bits(values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.uint16]]:
-    """float32 rounded to bfloat16, to nearest and to even."""
-    import numpy as np
-    from gguf.constants import GGMLQuantizationType
-    from gguf.quants import quantize
-
-    rows = np.atleast_2d(np.ascontiguousarray(values))
-    bits: np.ndarray[Any, np.dtype[np.uint16]] = quantize(rows, GGMLQuantizationType.BF16).view(
-        "<u2"
-    )
-    return bits.reshape(values.shape)
+        return cast("np.ndarray[Any, Any]", LazyRows(self.shape, self.dtype, make))

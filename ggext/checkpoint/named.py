@@ -29,7 +29,7 @@ def named_model(
     if hub.is_hub_id(path):
         return hub.fetch(path, revision, show_progress=show_progress, check=check)
     if revision is not None:
-        raise UsageError(f"--revision {revision} is for models on the hub; {path} is none")
+        raise UsageError(f"revision={revision} is for models on the hub; {path} is none")
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
 
 

@@ -7,26 +7,16 @@ from collections.abc import Iterable
 from ggext.checkpoint.safetensors import CheckpointTensor
 
 _PLAIN = frozenset({"F64", "F32", "F16", "BF16"})
-_FLOATS = "take the unquantized model, and quantize with --type"
+_FLOATS = "take the unquantized model, and quantize with type=TYPE"
 #: Ends of tensors' names and the dtype there → what made them, and how to get the floats.
 _MADE_BY: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
-    (
-        (".weight", ".scales"),
-        "U32",
-        "MLX",
-        "get the floats with mlx_lm.convert --dequantize, or take the original model",
-    ),
     ((".absmax", ".quant_map"), "", "bitsandbytes in 4 bits", _FLOATS),
     ((".SCB",), "", "bitsandbytes in 8 bits", _FLOATS),
-    ((".qweight", ".qzeros", ".g_idx"), "I32", "GPTQ", _FLOATS),
-    ((".qweight", ".qzeros"), "I32", "AWQ", _FLOATS),
     ((".q_weight", ".q_scale"), "I32", "EXL2", _FLOATS),
     ((".trellis",), "I16", "EXL3", _FLOATS),
     ((".W_q",), "", "HQQ", _FLOATS),
     ((".codes", ".codebooks"), "", "AQLM", _FLOATS),
     ((".Qidxs",), "", "QuIP#", _FLOATS),
-    ((".weight_packed", ".weight_scale"), "", "compressed-tensors, packed", _FLOATS),
-    ((".weight", ".weight_scale_2"), "U8", "ModelOpt in 4 bits (NVFP4)", _FLOATS),
 )
 
 

@@ -59,13 +59,15 @@ _NUMPY_TYPE = {
 
 @dataclass(frozen=True)
 class CheckpointTensor:
-    """``dtype`` as safetensors spells it, ``shape`` in PyTorch order, ``start`` the first data byte
-    in ``path``."""
+    """What a header says of one tensor."""
 
     name: str
+    # As safetensors spells it.
     dtype: str
+    # In PyTorch order.
     shape: tuple[int, ...]
     path: Path
+    # The first data byte in `path`.
     start: int
     nbytes: int
 

@@ -24,6 +24,7 @@ _COMMANDS = {
     "eval": "Measure how far a file really reaches, with error bars.",
     "search": "Look for a table that is better than YaRN's at its defaults.",
     "tune": "Fine-tune a model at a longer context, and evaluate it.",
+    "rope": "Say a scaling in the words of another program.",
     "export": "Turn a GGUF file back into a Hugging Face checkpoint.",
     "inspect": "Show what became of each frequency of a file.",
     "show": "Show what a model is: template, licence, context, RoPE.",

@@ -67,7 +67,7 @@ def run(request: Request) -> None:
     screen = _screen(request, question)
     with ExitStack() as stack:
         try:
-            chat = open_chat(request, screen, stack, is_chat=question.is_chat, debug=is_debugged())
+            chat = open_chat(request, screen, stack, question, debug=is_debugged())
             (_converse if question.is_chat else _answer)(chat, question)
         except GgextError as error:
             if not request.json:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ggext.chat.documents import Document, document, read_document
+from ggext.chat.documents import MAX_DOCUMENT, Document, document, read_document
 from ggext.errors import UsageError
+from ggext.gguf.plain_files import NotPlainError, read_bounded
 
 _STDIN = "-"
 
@@ -83,4 +84,8 @@ def _document(name: str) -> Document:
 
 
 def _stdin() -> Document:
-    return document(sys.stdin.buffer.read(), "the standard input")
+    try:
+        data = read_bounded(sys.stdin.buffer, MAX_DOCUMENT)
+    except NotPlainError as error:
+        raise UsageError(f"the standard input {error.strerror}") from None
+    return document(data, "the standard input")

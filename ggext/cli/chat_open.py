@@ -21,11 +21,18 @@ if TYPE_CHECKING:
     from ggext.chat.loop import Chat
     from ggext.chat.screens import Screen
     from ggext.chat.session import Keeper
+    from ggext.cli.chat_input import Asked
     from ggext.footprint.cache import Swa
+    from ggext.runtime.auto import Chosen
     from ggext.runtime.engine import Session, SessionOptions
     from ggext.runtime.memory.options import WhenFull
     from ggext.runtime.model import Model
     from ggext.runtime.regimes import DynamicNtk
+
+#: Of a text, for each token of a common vocabulary: rather too few.
+_CHARACTERS = 3
+#: What --flash-attn means.
+_FLASH = {"on": True, "off": False, "auto": None}
 
 
 def require_extras(*, typed: bool) -> None:
@@ -51,15 +58,16 @@ def _is_missing(module: str, find_spec: Callable[[str], object]) -> bool:
 class Engine:
     """The model of a chat and its one context, which another can replace."""
 
-    def __init__(self, request: Request, screen: Screen, *, is_empty: bool) -> None:
+    def __init__(self, request: Request, screen: Screen, *, is_empty: bool, text: int = 0) -> None:
         """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to
-        come."""
+        come; ``text``: about how many tokens the documents have that are asked about."""
         from ggext.runtime import llama
         from ggext.runtime.engine import Model
 
         llama.lib("ggext chat")
-        self._request = request
+        self.request = request
         self.ctx = request.ctx
+        self.chosen: Chosen | None = None
         interrupted: list[bool] = []
         with (
             screen.interrupts(lambda: interrupted.append(True)),
@@ -71,7 +79,7 @@ class Engine:
         try:
             self._options = _session_options(request, is_empty=is_empty)
             with screen.waiting("making room for the context"):
-                self.session: Session = self._opened(self._options)
+                self.session: Session = self._first(text)
         except BaseException:
             self.model.close()
             raise
@@ -88,10 +96,10 @@ class Engine:
         from ggext.runtime import capacity
 
         model, session = self.model, self.session
-        choices = Choices(self._request.kv, session.n_batch, swa=cast("Swa", self._request.swa))
+        choices = Choices(self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa))
         memory = capacity.room(model, choices)
         return Room(
-            self._request.file,
+            self.request.file,
             session.n_ctx,
             model.n_ctx_train,
             model.n_ctx_original,
@@ -100,6 +108,7 @@ class Engine:
             None if memory is None else memory.free,
             self._options.memory.when_full,
             getattr(session.memory, "reserved", 0),
+            session.computes,
         )
 
     def reopen(self, tokens: int | None, policy: str) -> list[str]:
@@ -124,6 +133,18 @@ class Engine:
             self.session = self._opened(self._options)
             raise
         self._options = options
+
+    def _first(self, text: int) -> Session:
+        """The first context; ``request`` then says what was chosen for a full one."""
+        if self.request.when_full != "auto":
+            return self._opened(self._options)
+        from ggext.runtime.auto import open_session
+        from ggext.runtime.prefixes import Prefixes
+
+        session, self.chosen = open_session(self.model, self._options, Prefixes(), text)
+        self._options = session.options
+        self.request = self.request.with_policy(self.chosen)
+        return session
 
     def _opened(self, options: SessionOptions) -> Session:
         """A context, and room for texts that leave it for another."""
@@ -161,6 +182,8 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
     return SessionOptions(
         None if request.ctx == "auto" else request.ctx,
         request.threads,
+        request.batch_size,
+        flash_attention=_FLASH[request.flash_attn],
         kv_type=request.kv,
         memory=MemoryOptions(cast("WhenFull", request.policy), keep=request.keep),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
@@ -170,24 +193,28 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
 
 
 def open_chat(
-    request: Request, screen: Screen, stack: ExitStack, *, is_chat: bool, debug: bool
+    request: Request, screen: Screen, stack: ExitStack, asked: Asked, *, debug: bool
 ) -> Chat:
     """The chat that a request asks for, with what there was of it. Raises GgextError."""
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import Chat
 
     is_long = request.documents or request.session is not None or request.load is not None
-    engine = Engine(request, screen, is_empty=is_chat and not is_long)
+    text = sum(len(one.text) for one in asked.documents) // _CHARACTERS
+    engine = Engine(request, screen, is_empty=asked.is_chat and not is_long, text=text)
     stack.callback(engine.close)
+    request = engine.request
     conversation = Conversation(engine.model, engine.session, request.sampling, request.options)
     for notice in engine.session.notices:
         screen.notice(notice)
+    if engine.chosen is not None:
+        screen.notice(engine.chosen.sentence)
     if conversation.prompts.template is None:
         screen.notice("the file has no chat template: the model continues the text as it is")
     if request.load is not None:
         _load(request, conversation, screen)
     screen.markdown = request.markdown and conversation.prompts.template is not None
-    keeper = _keeper(request, screen, conversation, engine.session, is_chat=is_chat)
+    keeper = _keeper(request, screen, conversation, engine.session, is_chat=asked.is_chat)
     chat = Chat(conversation, screen, engine.room(), keeper, debug=debug)
     if keeper is not None:
         stack.callback(_leave, request, screen, keeper)

@@ -220,10 +220,13 @@ context = group(
     swa,
     click.option(
         "--when-full",
-        type=click.Choice(["stop", "turns", *POLICIES[1:]]),
+        type=click.Choice(["stop", "auto", "turns", *POLICIES[1:]]),
         default="stop",
         show_default=True,
-        help="What stays when the context is full.",
+        help=(
+            "What stays when the context is full; auto: chosen by the model, the free memory and "
+            "what is asked."
+        ),
     ),
     click.option(
         "--keep",
@@ -252,6 +255,21 @@ machine = group(
         type=click.IntRange(min=1),
         metavar="N",
         help="Threads on the CPU.  [default: the cores that are not busy]",
+    ),
+    click.option(
+        "-b",
+        "--batch-size",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Tokens that are read at once.  [default: by the model, the threads and the context]",
+    ),
+    click.option(
+        "-fa",
+        "--flash-attn",
+        type=click.Choice(["on", "off", "auto"]),
+        default="auto",
+        show_default=True,
+        help="Flash attention: on a CPU faster where little is cached, slower where much is.",
     ),
     click.option(
         "-ngl",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from ggext.errors import UsageError
 
 if TYPE_CHECKING:
     from ggext.chat.conversation import ChatOptions
+    from ggext.runtime.auto import Chosen
     from ggext.runtime.constraint import Grammar
     from ggext.runtime.sampling import Sampling
 
@@ -29,6 +30,8 @@ class Request:
     documents: tuple[str, ...]
     ctx: int | Literal["auto"] | None
     threads: int | None
+    batch_size: int | None
+    flash_attn: str
     gpu_layers: int | None
     kv: str
     swa: str
@@ -51,7 +54,12 @@ class Request:
     @property
     def policy(self) -> str:
         """The engine's policy for a full context: leaving turns out is the chat's affair."""
-        return "stop" if self.when_full == "turns" else self.when_full
+        return "stop" if self.when_full in ("turns", "auto") else self.when_full
+
+    def with_policy(self, chosen: Chosen) -> Request:
+        """With what was chosen for ``auto``."""
+        options = replace(self.options, drop_turns=chosen.policy == "turns")
+        return replace(self, when_full=chosen.policy, options=options)
 
 
 def new_request(

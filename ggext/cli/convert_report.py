@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.ready import ready_for
+from ggext.rope.capabilities import UNROTATED
+from ggext.screen.flags import in_flags
 
 if TYPE_CHECKING:
     from ggext.convert import Plan
@@ -23,7 +25,9 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
     source = plan.source
     size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
     lines = [f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
-    if plan.scaling is None or plan.encoding is None:
+    if source.arch in UNROTATED:
+        lines.append(f"rope: none, this model does not rotate: {UNROTATED[source.arch]}")
+    elif plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
         parameters = ", ".join(
@@ -43,6 +47,7 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
 
 def echo_wrapped(line: str) -> None:
     """Between words where that is a terminal, which would break them; a program gets its line."""
+    line = in_flags(line)
     if not sys.stdout.isatty():
         click.echo(line)
         return

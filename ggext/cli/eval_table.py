@@ -120,6 +120,11 @@ def _more(report: EvalReport) -> list[str]:
                 f"{setting.name}: perplexity of key tokens (LongPPL) {value}, {keys.count:,} of "
                 f"{keys.scored:,} tokens, against {keys.short:,} of context"
             )
+            rows = [
+                ("up to token", *(f"{band.end:,}" for band in keys.bands)),
+                ("key tokens' (count)", *map(phrases.key_band, keys.bands)),
+            ]
+            lines += columns(rows)
         if setting.protocol is not None:
             one = setting.protocol
             error = "" if one.error is None else f" ± {one.error:.4f}"

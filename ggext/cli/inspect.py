@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.models import model_file
+from ggext.cli.process import note
 from ggext.errors import UsageError
+from ggext.rope.capabilities import UNROTATED
 
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
@@ -52,7 +54,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
         plot_table(result, plot)
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
     if plot is not None:
-        click.echo(f"wrote {plot}", err=True)
+        note(f"wrote {plot}")
 
 
 def _differences(before: Path, after: Path, as_json: bool) -> str:
@@ -79,6 +81,10 @@ def in_words(result: Inspection) -> str:
     ]
     if result.unopened:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
+    if result.arch in UNROTATED:
+        return "\n".join(
+            [*lines, f"rope          none, this model does not rotate: {UNROTATED[result.arch]}"]
+        )
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     geometry = result.geometry

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from ggext.errors import GgextError
+from ggext.screen.flags import in_flags
 
 STOPPED = 130  # the exit code of what Ctrl-C ended
 #: What writing to a standard stream fails with: a full disk, a closed end, a quota.
@@ -91,22 +92,6 @@ def leave_at_once(*_: object) -> NoReturn:
 
 
 @contextmanager
-def ended_by_interrupt() -> Iterator[None]:
-    """A block in which nothing is written and Ctrl-C ends the process at once.
-
-    An exception would now and then be raised on the edge of a callback of llama.cpp, where ctypes
-    drops it: the interrupt was lost, or the numbers were wrong."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-    signal.signal(signal.SIGINT, leave_at_once)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextmanager
 def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
     """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
 
@@ -121,10 +106,16 @@ def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def note(line: str, *, end: bool = True) -> None:
+    """A line on the standard error; nothing where that cannot be written, on a full disk: what a
+    command finds does not depend on who watches. ``end``: whether the line ends."""
+    with suppress(OSError):
+        click.echo(line, err=True, nl=end)
+
+
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
-    with suppress(OSError):  # there may be nowhere left to say it
-        click.echo(f"ggext: {' '.join(message.split())}", err=True)
+    note(f"ggext: {in_flags(' '.join(message.split()))}")
     return code
 
 

@@ -133,6 +133,9 @@ _output = group(
         "--trials", type=click.IntRange(1), metavar="N", help="Texts for each of its figures."
     ),
     click.option(
+        "--train-only", is_flag=True, help="End after training; --resume does the rest, anywhere."
+    ),
+    click.option(
         "--check",
         is_flag=True,
         help="Train nothing: prove that CHECKPOINT, tuned by another program, has the scaling.",
@@ -179,7 +182,7 @@ def tune(checkpoint: Path, check: bool, **options: Any) -> None:
         )
         if not is_started():
             sys.exit(launch(asked.launch, sys.argv[2:]))
-    _run(asked)
+    _run(asked, train_only=options["train_only"])
 
 
 def _options(checkpoint: Path, scaling: RopeScaling, options: dict[str, Any]) -> TuneOptions:
@@ -215,7 +218,7 @@ def _check(checkpoint: Path, scaling: RopeScaling, target_context: int | None) -
         click.echo(line)
 
 
-def _run(asked: TuneOptions) -> None:
+def _run(asked: TuneOptions, *, train_only: bool) -> None:
     from ggext.tune.run import Tuning
 
     run = Tuning(asked)
@@ -229,7 +232,9 @@ def _run(asked: TuneOptions) -> None:
         if run.machine.is_first:
             click.echo(f"ggext: stopped; --resume goes on with the run in {asked.out}", err=True)
         sys.exit(STOPPED)
-    if run.machine.is_first:
+    if train_only:
+        echo(f"trained: the same with --resume and without --train-only goes on in {asked.out}")
+    elif run.machine.is_first:
         report(run.finish(lambda text: click.echo(f"  {text}", err=True)))
 
 
@@ -239,10 +244,12 @@ def _silent(_: str) -> None:
 
 def describe(run: Tuning) -> Iterator[str]:
     """What the run will do and what that takes."""
+    from ggext.checkpoint.named import shown
+
     plan, options = run.plan, run.options
     scaling = plan.rope.scaling
     yield (
-        f"{plan.folder.name}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "
+        f"{shown(plan.folder)}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "
         f"tokens; {scaling.method} by {scaling.factor:g} to {plan.rope.context:,}"
     )
     what = "all weights" if options.lora is None else f"an adapter of rank {options.lora}"

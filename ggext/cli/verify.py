@@ -11,7 +11,7 @@ import click
 
 from ggext.cli.models import model_file
 from ggext.cli.numbers import NUMBER, Tokens
-from ggext.cli.process import ended_by_interrupt
+from ggext.cli.process import note
 from ggext.cli.progress import announced
 
 
@@ -97,11 +97,11 @@ def verify(
     names = None if levels is None else [name.strip() for name in levels.split(",")]
     if reference is not None:
         reference = named_model(reference, revision, show_progress=True)
-    with ended_by_interrupt(), announced(len(names or LEVELS), file.name) as progress:
+    with announced(len(names or LEVELS), file.name) as progress:
         report = run(file, reference, progress=progress, levels=names, **options)
     if plot is not None:
         plot_report(report, plot)
-        click.echo(f"wrote {plot}", err=True)
+        note(f"wrote {plot}")
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:

@@ -6,6 +6,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ggext.rope.recipe import COMMAND_LINE, PROGRAM
+from ggext.screen.flags import in_flags
+
 if TYPE_CHECKING:
     from ggext.proof.report import Check, Report
 
@@ -30,13 +33,13 @@ def in_short(report: Report) -> str:
     for level in levels:
         checks = [check for check in report.checks if check.level == level]
         lines += _level(level, checks)
-    for note in report.notes:
+    for note in map(in_flags, report.notes):
         level, _, rest = note.partition(": ")
         row = f"{level:8}{'--':8}{rest}" if level in _RIGHT else f"note: {note}"
         lines += wrapped(row, " " * 16)
     if report.published:
-        lines += wrapped(f"note: {report.published}", " " * 16)
-    return "\n".join([*lines, "", *wrapped(report.verdict, "")])
+        lines += wrapped(f"note: {in_flags(report.published)}", " " * 16)
+    return "\n".join([*lines, "", *wrapped(in_flags(report.verdict), "")])
 
 
 def _method(report: Report) -> str:
@@ -49,9 +52,10 @@ def _method(report: Report) -> str:
 
 def _source(report: Report) -> str:
     """Whose word the file was held to, in a user's words."""
-    source = report.wanted_from.replace(
-        "recipe in the file (by the command line)", "what was asked of ggext convert"
-    )
+    source = report.wanted_from
+    for asker in (COMMAND_LINE, PROGRAM):
+        asked = f"recipe in the file (by {asker})"
+        source = source.replace(asked, "what was asked of ggext convert")
     return source.replace("recipe in the file (by ", "").removesuffix(")")
 
 
@@ -63,9 +67,10 @@ def _level(level: str, checks: Sequence[Check]) -> list[str]:
         return wrapped(f"{level:8}{'ok':8}{text}", " " * 16)
     lines = []
     for check in failed:
-        text = check.why or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
-        if check.why and check.required:
-            text = f"{check.quantity} {check.value:.2g}: {check.why}"
+        why = in_flags(check.why)
+        text = why or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
+        if why and check.required:
+            text = f"{check.quantity} {check.value:.2g}: {why}"
         lines += wrapped(f"{level:8}{_mark(check):8}{text}", " " * 16)
     return lines
 
@@ -92,11 +97,11 @@ def in_detail(report: Report) -> str:
     held = f"held to the {report.wanted_from}"
     lines = [f"{report.file}: {report.scaling['method']}, context {report.context:,}, {held}"]
     lines += _columns([head, *rows])
-    lines += [f"why ({c.level}, {c.quantity}): {c.why}" for c in report.checks if c.why]
+    lines += [f"why ({c.level}, {c.quantity}): {in_flags(c.why)}" for c in report.checks if c.why]
     lines += _kernels(report)
-    lines += [f"published: {report.published}"] if report.published else []
-    lines += [f"note: {note}" for note in report.notes]
-    return "\n".join([*lines, report.verdict])
+    lines += [f"published: {in_flags(report.published)}"] if report.published else []
+    lines += [f"note: {in_flags(note)}" for note in report.notes]
+    return "\n".join([*lines, in_flags(report.verdict)])
 
 
 def _mark(check: Check) -> str:

@@ -152,7 +152,7 @@ def fold_query(
     try:
         queries = {tensor.name for tensor in query_tensors(tensors, arch, keys)}
     except RopeError as error:
-        raise RopeError(f"{error}; choose --encoding keys") from None
+        raise RopeError(f"{error}; choose encoding='keys'") from None
     n_heads = keys["attention.head_count"]
     return [_scaled(t, geometry, n_heads, ratio) if t.name in queries else t for t in tensors]
 
@@ -215,7 +215,7 @@ def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> 
         raise GgufError(
             f"a tensor of the queries is {type_name(kind)}, whose scales are not float16 numbers: "
             "nothing can be "
-            "folded into it; choose --encoding keys, or start from a float file"
+            "folded into it; choose encoding='keys', or start from a float file"
         )
     return _scale_blocks(rows, kind, offsets, scale, rounding)
 
@@ -238,7 +238,7 @@ def _scale_blocks(
             raise GgufError(
                 f"a block scale of {np.abs(old).max():g} times {scale.max():g} does not fit into "
                 "float16; "
-                "choose --encoding keys, or start from a float file"
+                "choose encoding='keys', or start from a float file"
             )
         rounding.add(exact, new.astype(np.float64))
         blocks[touched, :, offset : offset + 2] = new[..., None].view("u1")

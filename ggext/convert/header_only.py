@@ -95,10 +95,10 @@ def check_in_place(gguf: GgufFile | None, path: Path, others: Sequence[str]) -> 
     """Raises ``UsageError`` for a request that a change in place cannot mean. ``others``: what else
     it names."""
     if gguf is None:
-        raise UsageError(f"{path} is a checkpoint; --in-place changes a GGUF file")
+        raise UsageError(f"{path} is a checkpoint; in_place changes a GGUF file")
     if others:
         raise UsageError(
-            f"--in-place changes the header of {path} alone and excludes {', '.join(others)}; "
+            f"in_place changes the header of {path} alone and excludes {', '.join(others)}; "
             "leave one of them out"
         )
 
@@ -109,7 +109,7 @@ def check_weights_stay(path: Path, scaled: Sequence[SourceTensor], *, was_folded
     others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
     if not others:
         return
-    doing, remedy = "folding the gain into", "--encoding keys"
+    doing, remedy = "folding the gain into", "encoding='keys'"
     if was_folded:
         doing, remedy = "taking the folded gain out of", "ggext undo, after a bake in place"
     raise RopeError(

@@ -151,8 +151,7 @@ def imatrix_for(
         return None
     if types.quantization is None:
         raise UsageError(
-            f"--imatrix {path} is for llama.cpp's quantizer; choose one of its types, such as "
-            "Q4_K_M"
+            f"imatrix={path} is for llama.cpp's quantizer; choose one of its types, such as Q4_K_M"
         )
     imatrix = read_imatrix(path)
     weights = [
@@ -163,7 +162,7 @@ def imatrix_for(
     without = [name for name in weights if name not in imatrix.entries]
     if len(without) == len(weights):
         raise UsageError(
-            f"--imatrix {path} knows no tensor of this model; it was made from another one"
+            f"imatrix={path} knows no tensor of this model; it was made from another one"
         )
     if without:
         notes.append(

@@ -36,13 +36,16 @@ _VALUES_A_LINE = 8
 
 @dataclass(frozen=True)
 class Request:
-    """``target_context`` in tokens, in place of a factor; ``encoding`` ``None`` for the simplest
-    exact one; ``type`` and ``tensor_types`` as ``convert --type`` and ``--tensor-type``."""
+    """What a recipe file asks for."""
 
     rope: RopeScaling
+    # Tokens, in place of a factor.
     target_context: int | None = None
+    # None: the simplest exact one.
     encoding: EncodingName | None = None
+    # As `convert --type` takes it.
     type: str = "auto"
+    # As `convert --tensor-type` takes them.
     tensor_types: tuple[str, ...] = ()
 
 
@@ -56,7 +59,8 @@ def read_request(path: Path) -> Request:
         values = tomllib.loads(read_plain(path, _MAX_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise RopeError(
-            f"{path} does not exist; name a scaling too, for example --yarn 4, to write it"
+            f"{path} does not exist; name a scaling too, for example "
+            "rope=RopeScaling('yarn', factor=4), to write it"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RopeError(

@@ -11,8 +11,9 @@ from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.known import extension_of
-from ggext.rope.recipe import CHECKPOINT, COMMAND_LINE
+from ggext.rope.recipe import CHECKPOINT, PROGRAM
 from ggext.rope.scaling import Method, RopeScaling
 
 #: The largest factors that were published for these methods: YaRN's paper (Llama 2, 4k to 128k),
@@ -28,23 +29,28 @@ def resolve_scaling(
     notes: list[str],
     *,
     keeps_own: bool,
+    asked_by: str = PROGRAM,
     attention_factor: float | None = None,
 ) -> tuple[RopeScaling | None, str]:
     """The request in full, and who made it. ``None``: a GGUF file stays as it is, where
     ``keeps_own``. ``attention_factor``: of the source's own scaling, where no other is asked for.
+    ``asked_by``: who makes the request, where it is not the source itself.
 
     Raises ``RopeError`` and ``UsageError``."""
+    if source.arch in UNROTATED:
+        _refuse_scaling(source, asked, target_context, attention_factor, keeps_own=keeps_own)
+        return None, ""
     if attention_factor is not None:
         if asked is not None or target_context is not None:
             raise UsageError(
                 "attention_factor changes the model's own scaling, and another one is asked for; "
                 "give it as that one's"
             )
-        return _with_gain(source, attention_factor, notes), COMMAND_LINE
+        return _with_gain(source, attention_factor, notes), asked_by
     if asked is None and target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None and source.is_gguf:
-        return (None, "") if keeps_own else (_own_scaling(source), COMMAND_LINE)
+        return (None, "") if keeps_own else (_own_scaling(source), asked_by)
     if asked is None:
         if source.problem:
             raise RopeError(source.problem)
@@ -53,12 +59,37 @@ def resolve_scaling(
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
             "do); a new scaling replaces them, so say the context that they started from: "
-            "--original-context (8192 for Llama 3.1 and 3.2)"
+            "original_context (8192 for Llama 3.1 and 3.2)"
         )
     if asked.method != "none":
         asked = _with_factor(asked, target_context, source, notes)
     _note_replaced(source, asked, notes)
-    return asked, COMMAND_LINE
+    return asked, asked_by
+
+
+def _refuse_scaling(
+    source: ModelSource,
+    asked: RopeScaling | None,
+    target_context: int | None,
+    attention_factor: float | None,
+    *,
+    keeps_own: bool,
+) -> None:
+    """Raises ``RopeError`` for what concerns RoPE, of a model that has none."""
+    words = []
+    if asked is not None and asked.method != "none":
+        words.append(f"{asked.method} scaling")
+    if target_context is not None and target_context > source.geometry.trained_context:
+        words.append(f"a target context of {target_context}")
+    if attention_factor is not None:
+        words.append(f"an attention factor of {attention_factor:g}")
+    if not keeps_own:
+        words.append("an encoding")
+    if words:
+        raise RopeError(
+            f"{source.path}: {' and '.join(words)} cannot be given, because this model does not "
+            f"rotate: {UNROTATED[source.arch]}; convert it without"
+        )
 
 
 def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScaling:
@@ -83,7 +114,7 @@ def _with_factor(
     original = methods.original_context(asked, source.geometry)
     if target is not None:
         if asked.factor is not None:
-            raise UsageError("a factor and --target-context exclude each other; give one")
+            raise UsageError("a factor and target_context exclude each other; give one")
         if target <= original:
             notes.append(
                 f"the model was trained on {original:,} tokens and reaches {target:,} without a "
@@ -116,8 +147,8 @@ def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes:
         return original
     notes.append(
         f"{row.name} says {original:,} tokens, and its authors extend it from {trained:,} "
-        f"({row.source}): the scaling starts from there, as with --original-context {trained} "
-        f"(--original-context {original} starts from what the model says)"
+        f"({row.source}): the scaling starts from there, as with original_context={trained} "
+        f"(original_context={original} starts from what the model says)"
     )
     return trained
 
@@ -141,8 +172,8 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     if source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method, which are not "
-            "written in another form; name the scaling and --original-context (Llama 3.1 and 3.2: "
-            "--llama3 F --original-context 8192)"
+            "written in another form; name the scaling and original_context (Llama 3.1 and 3.2: "
+            "RopeScaling('llama3', factor=F) and original_context=8192)"
         )
     context = source.fields[f"{source.arch}.context_length"].value
     if source.scaling.method == "none":

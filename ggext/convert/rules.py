@@ -238,62 +238,84 @@ def _rows(
     return values[start:stop] if rule.rows is None else values[rule.rows()[start:stop]]
 
 
-def mapped(
-    rules: Iterable[TensorRule],
-    found: dict[str, CheckpointTensor],
-    arch: str,
-    source: str,
-    notes: list[str],
-) -> Iterator[MappedTensor]:
-    """Apply the family's rules; every tensor is there with its shape, and what is left over is told
-    in ``notes``.
+def map_tensors(
+    rules: Iterable[TensorRule], found: Mapping[str, CheckpointTensor], arch: str, source: str
+) -> tuple[list[MappedTensor], list[str]]:
+    """The tensors that a family's rules make of the checkpoint's, and notes on what is left out.
 
-    ``source``: what messages call the configuration. Raises ``CheckpointError``.
+    Every tensor is there, with its shape. ``source``: what messages call the configuration. Raises
+    ``CheckpointError``.
     """
     used: set[str] = set()
-    mixed: dict[str, list[str]] = {}
     unneeded: dict[str, list[str]] = {}
+    made: list[MappedTensor] = []
     for usual in rules:
         rule = _stored(usual, found)
-        names = rule.sources if rule.scales is None else (*rule.sources, rule.scales)
-        tensors = [found.get(name) for name in names]
-        used.update(names)
+        used.update(_names(rule))
         if rule.unless:
             unneeded.setdefault(rule.unless, []).extend(n for n in rule.sources if n in found)
             continue
-        missing = [name for name, tensor in zip(names, tensors, strict=True) if tensor is None]
-        if missing and rule.optional and len(missing) == len(tensors):
-            continue
-        if missing:
-            raise CheckpointError(
-                f"{source}: the model needs the tensor {missing[0]}, which is not there{usual.hint}"
+        tensors = _sources(rule, found, source, usual.hint)
+        if tensors is not None:
+            made.append(
+                MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), tensors, rule)
             )
-        there = tuple(tensor for tensor in tensors if tensor is not None)
-        if rule.scales is None:
-            for tensor in there:
-                _check(tensor, rule, source)
-        else:
-            _check_packed(there, rule, source)
-        made = MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), there, rule)
-        if made.is_mixed:
-            mixed[made.name] = sorted({tensor.dtype for tensor in there})
-        yield made
-    notes += [f"{_listed(names)} left out: {reason}" for reason, names in unneeded.items() if names]
-    if mixed:
-        dtypes = ", ".join(sorted({dtype for several in mixed.values() for dtype in several}))
-        notes.append(
-            f"{_listed(list(mixed))} of several dtypes in the checkpoint ({dtypes}): float32 is "
-            "taken, which holds the values of each"
+    notes = [f"{_listed(names)} left out: {why}" for why, names in unneeded.items() if names]
+    return made, notes + _mixed(made) + _left_over(found, used, source, arch)
+
+
+def _names(rule: TensorRule) -> tuple[str, ...]:
+    """The checkpoint's tensors that a rule reads."""
+    return rule.sources if rule.scales is None else (*rule.sources, rule.scales)
+
+
+def _sources(
+    rule: TensorRule, found: Mapping[str, CheckpointTensor], source: str, hint: str
+) -> tuple[CheckpointTensor, ...] | None:
+    """The tensors of a rule, checked; None where it is optional and all are missing. ``hint``: the
+    end of the message about a missing one."""
+    names = _names(rule)
+    tensors = tuple(found[name] for name in names if name in found)
+    if names and not tensors and rule.optional:
+        return None
+    missing = next((name for name in names if name not in found), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"{source}: the model needs the tensor {missing}, which is not there{hint}"
         )
+    if rule.scales is not None:
+        _check_packed(tensors, rule, source)
+        return tensors
+    for tensor in tensors:
+        _check(tensor, rule, source)
+    return tensors
+
+
+def _mixed(made: Iterable[MappedTensor]) -> list[str]:
+    """A note on tensors that are stacked from several dtypes."""
+    mixed = [tensor for tensor in made if tensor.is_mixed]
+    if not mixed:
+        return []
+    names = [tensor.name for tensor in mixed]
+    dtypes = ", ".join(sorted({part.dtype for tensor in mixed for part in tensor.tensors}))
+    note = f"{_listed(names)} of several dtypes in the checkpoint ({dtypes})"
+    return [f"{note}: float32 is taken, which holds the values of each"]
+
+
+def _left_over(
+    found: Mapping[str, CheckpointTensor], used: set[str], source: str, arch: str
+) -> list[str]:
+    """A note on tensors that no rule reads.
+
+    Raises CheckpointError for the bias of a tensor that is read.
+    """
     unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
-    _check_biases(
-        [n for n in unknown if f"{n.removesuffix('bias')}weight" in used], found, source, arch
-    )
-    if unknown:
-        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-        notes.append(
-            f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"
-        )
+    biases = [n for n in unknown if f"{n.removesuffix('bias')}weight" in used]
+    _check_biases(biases, found, source, arch)
+    if not unknown:
+        return []
+    shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+    return [f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"]
 
 
 def _listed(names: list[str]) -> str:

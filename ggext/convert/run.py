@@ -32,7 +32,7 @@ from ggext.gguf.writer import (
 )
 from ggext.rope import methods
 from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
-from ggext.rope.recipe import RECIPE_KEY, SEARCH, Recipe, Searched
+from ggext.rope.recipe import PROGRAM, RECIPE_KEY, SEARCH, Recipe, Searched
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 Progress = Callable[[int], None]
@@ -44,29 +44,36 @@ def silent(_: object) -> None:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """``rope``: ``None`` bakes what the source itself says; a factor of ``None`` in it is made from
-    ``target_context`` (tokens). ``type``: auto (the source's own), f32, f16, bf16, q8_0 or a
-    K-quant's name. ``tensor_types``: PATTERN=TYPE for some tensors. ``imatrix``: an importance
-    matrix for llama.cpp's quantizer. ``encoding``: how the scaling is written, ``None`` for the
-    simplest that is exact. ``split``: bytes of tensor data in each file, ``None`` for one file.
-    ``in_place``: ``model`` is a GGUF file (one of several parts, or their folder), and its header
-    is changed."""
+    """What is asked of a conversion."""
 
+    # A checkpoint's folder or a GGUF file.
     model: Path
+    # None: a name made from the model's and the request's.
     out: Path | None = None
+    # None bakes what the source itself says. A factor of None is made from `target_context`.
     rope: RopeScaling | None = None
+    # Tokens.
     target_context: int | None = None
+    # auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
     type: str = "auto"
+    # PATTERN=TYPE for some tensors.
     tensor_types: tuple[str, ...] = ()
+    # An importance matrix for llama.cpp's quantizer.
     imatrix: Path | None = None
+    # How the scaling is written; None: the simplest form that is exact.
     encoding: EncodingName | None = None
+    # Bytes of tensor data in each file; None: one file.
     split: int | None = None
+    # Whether an existing output is replaced.
     force: bool = False
+    # Whether the header of `model` is changed: a GGUF file, one of several parts, or their folder.
     in_place: bool = False
     # The gain on cos and sin, in place of the one of the source's own scaling.
     attention_factor: float | None = None
     # What a search measured of ``rope``, to be kept in the file.
     searched: Searched | None = None
+    # Who makes this request, as the file will say.
+    asked_by: str = PROGRAM
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -79,28 +86,32 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written. ``encoding`` is ``None`` where a GGUF file keeps its RoPE keys as they
-    are; ``fields``: all but what ``completed`` adds. ``nbytes``: tensor data in bytes, before
-    quantizing by llama.cpp; ``notes``: lines for the user. ``bake``: the same of a GGUF file whose
-    tensor data stays as it is. Known after writing: ``rounding``, what folding cost a GGUF file's
-    query weights, ``files``, and ``how`` the data of a GGUF file got there."""
+    """What will be written."""
 
     out: Path
     source: ModelSource
+    # None where a GGUF file keeps its RoPE keys as they are.
     encoding: Encoding | None
     scaling: RopeScaling | None
     geometry: RopeGeometry
+    # All but what `completed` adds.
     fields: dict[str, Field]
     tensors: list[TensorToWrite]
+    # Bytes of tensor data, before quantizing by llama.cpp.
     nbytes: int
     types: TypePlan
     imatrix: Imatrix | None
     split: int | None
+    # Lines for the user.
     notes: list[str] = field(default_factory=list)
+    # What folding cost a GGUF file's query weights; known after writing.
     rounding: Rounding = field(default_factory=Rounding)
+    # What was written; known after writing.
     files: tuple[Path, ...] = ()
+    # The same plan for a GGUF file whose tensor data stays as it is.
     bake: Bake | None = None
     in_place: bool = False
+    # How the data of a GGUF file got into the new one; known after writing.
     how: str = ""
     # Why a gain stays in the keys, where the request named no encoding; a sentence without its end.
     why_not_folded: str = ""
@@ -130,12 +141,13 @@ def plan(options: ConvertOptions) -> Plan:
     if source.is_gguf:
         check_source(source.path, source.fields)
     notes = list(source.notes)
-    scaling, asked_by = resolve_scaling(
+    scaling, source_of_request = resolve_scaling(
         options.rope,
         options.target_context,
         source,
         notes,
         keeps_own=options.encoding is None and not source.needs_mending,
+        asked_by=options.asked_by,
         attention_factor=options.attention_factor,
     )
     fields, tensors = dict(source.fields), list(source.tensors)
@@ -148,7 +160,7 @@ def plan(options: ConvertOptions) -> Plan:
         encoding = choice.encoding
         if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
             notes.append(
-                f"there is nothing for --encoding {options.encoding} to do: {encoding.name} says "
+                f"there is nothing for encoding={options.encoding!r} to do: {encoding.name} says "
                 "it all"
             )
         tensors = _with_query_scale(
@@ -157,7 +169,7 @@ def plan(options: ConvertOptions) -> Plan:
         if options.in_place:
             scaled = [t for t in tensors if t.row_scale is not None]
             check_weights_stay(source.path, scaled, was_folded=source.query_scale != 1.0)
-        recipe = Recipe(scaling, geometry, encoding.name, asked_by)
+        recipe = Recipe(scaling, geometry, encoding.name, source_of_request)
         if options.searched is not None:
             recipe = replace(recipe, source=SEARCH, searched=options.searched)
         fields = _with_rope(source, encoding, recipe)
@@ -210,15 +222,18 @@ def _open(options: ConvertOptions) -> ModelSource:
     )
     others = {
         "OUT": options.out,
-        "--type": options.type.lower() != "auto",
-        "--tensor-type": options.tensor_types,
-        "--imatrix": options.imatrix,
-        "--split": options.split,
+        "type=…": options.type.lower() != "auto",
+        "tensor_types": options.tensor_types,
+        "imatrix=…": options.imatrix,
+        "split=…": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
     asked = options.rope or options.target_context or options.encoding or options.attention_factor
     if not asked and not source.needs_mending:
-        raise UsageError(f"nothing is asked of {source.path}; name a scaling, for example --yarn 4")
+        raise UsageError(
+            f"nothing is asked of {source.path}; name a scaling, for example "
+            "rope=RopeScaling('yarn', factor=4)"
+        )
     return source
 
 
@@ -385,6 +400,7 @@ def _check_not_input(out: Path, source: ModelSource, notes: list[str], *, named:
         raise OutputError(f"{out} is the input itself; name another output")
     reason = notes[-1] if notes else "no scaling, type or encoding is asked for"
     raise UsageError(
-        f"there is nothing to write: {reason}; ask for something, for example --yarn 4, or name an "
+        f"there is nothing to write: {reason}; ask for something, for example "
+        "rope=RopeScaling('yarn', factor=4), or name an "
         "output to copy it"
     )

@@ -16,7 +16,7 @@ from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
 from ggext.convert.named_tensors import named_tensors
-from ggext.convert.rules import MappedTensor, RowBlock, mapped, rows_at_once, taken_scalars
+from ggext.convert.rules import MappedTensor, RowBlock, map_tensors, rows_at_once, taken_scalars
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
@@ -26,6 +26,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
+from ggext.rope.capabilities import UNROTATED
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import (
@@ -37,7 +38,9 @@ from ggext.rope.decode import (
     geometry_of,
     query_scale,
     stated_method,
+    turning_pairs,
 )
+from ggext.rope.encoders import still_factors
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
@@ -55,14 +58,16 @@ MakeFields = Callable[[list[str]], dict[str, Field]]
 
 @dataclass(frozen=True)
 class SourceTensor:
-    """``shape`` in GGUF order. ``type``: the ggml type that holds the values without loss.
-    ``row_scale``: for each written row (each value of a one-dimensional tensor) what it is to be
-    multiplied by, ``None`` for unchanged."""
+    """A tensor of the source, as it will be written."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # The ggml type that holds the values without loss.
     type: int
     origin: MappedTensor | GgufFile
+    # What each written row (each value of a one-dimensional tensor) is multiplied by; None:
+    # nothing.
     row_scale: np.ndarray[Any, np.dtype[np.float64]] | None = None
 
     @property
@@ -122,27 +127,29 @@ def _gguf_rows(
 
 @dataclass(frozen=True)
 class ModelSource:
-    """``fields``: GGUF metadata; a checkpoint's has no RoPE keys yet. ``geometry``: before any
-    scaling. ``scaling``: the source's own, ``None`` where a GGUF file has frequency factors of an
-    unknown method. ``query_scale``: what its query weights were multiplied by, to fold a gain into
-    them. ``gguf``: the file, where it is one and has no parts. ``later``: each makes some of the
-    fields that a checkpoint's ``fields`` lack, and may add to the notes it is given; that takes
-    longer than a plan, so it is done while data is copied. ``later_bytes``: about what they take
-    up, beyond a few KB. ``problem``: why the source's own scaling cannot be taken; ``scaling`` is
-    then none."""
+    """A checkpoint or a GGUF file, read as far as a plan needs."""
 
     path: Path
     arch: str
+    # GGUF metadata; a checkpoint's has no RoPE keys yet.
     fields: dict[str, Field]
     tensors: list[SourceTensor]
+    # Before any scaling.
     geometry: RopeGeometry
+    # The source's own; None where a GGUF file has frequency factors of an unknown method.
     scaling: RopeScaling | None
     is_gguf: bool
     notes: list[str] = field(default_factory=list)
+    # What its query weights were multiplied by, to fold a gain into them.
     query_scale: float = 1.0
+    # The file, where it is one and has no parts.
     gguf: GgufFile | None = None
+    # Each makes some of the fields that a checkpoint's `fields` lack, and may add to the notes it
+    # is given. That takes longer than a plan, so it is done while data is copied.
     later: tuple[MakeFields, ...] = ()
+    # About what those fields take up, beyond a few KB.
     later_bytes: int = 0
+    # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
 
     @property
@@ -153,7 +160,9 @@ class ModelSource:
     @property
     def is_unscaled_gguf(self) -> bool:
         """A GGUF file whose RoPE is as trained, by its keys and without frequency factors."""
-        factors = any(tensor.name in FACTOR_TENSORS for tensor in self.tensors)
+        factors = self.geometry.turning is None and any(
+            tensor.name in FACTOR_TENSORS for tensor in self.tensors
+        )
         return (
             self.is_gguf
             and not self.problem
@@ -212,11 +221,12 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
     fields = {key: Field.of(value) for key, value in (values | scalars).items()}
     later: tuple[MakeFields, ...] = (partial(_described, folder, family.arch, tensors),)
-    room = vocabulary_room(folder, family.vocab_size)
+    vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
+    room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        fields |= _vocabulary(folder, family.vocab_size, notes)
+        fields |= vocabulary(notes)
     else:
-        later += (partial(_vocabulary, folder, family.vocab_size),)
+        later += (vocabulary,)
     return ModelSource(
         folder,
         family.arch,
@@ -240,8 +250,9 @@ def _read_weights(
     try:
         found = named_tensors(weights_of(stored, config, notes), family, notes)
         scalars = taken_scalars(family.scalars(), found, config.source)
-        rules = mapped(family.tensors(), found, family.arch, config.source, notes)
-        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in rules]
+        tensors, left_out = map_tensors(family.tensors(), found, family.arch, config.source)
+        notes += left_out
+        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None
 
@@ -256,10 +267,10 @@ def _described(
     return {key: Field.of(value) for key, value in said.items()}
 
 
-def _vocabulary(folder: Path, vocab_size: int, notes: list[str]) -> dict[str, Field]:
+def _vocabulary(folder: Path, vocab_size: int, by_rank: bool, notes: list[str]) -> dict[str, Field]:
     from ggext.checkpoint.vocabulary.read import read_vocabulary
 
-    vocabulary = read_vocabulary(folder, vocab_size)
+    vocabulary = read_vocabulary(folder, vocab_size, by_rank=by_rank)
     notes += vocabulary.notes
     return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
 
@@ -300,7 +311,7 @@ _NO_MODELS = {
     "adapter": "a LoRA adapter; merge it into its model (llama-export-lora), then convert that",
     "mmproj": "the part of a model that sees (mmproj), which is not scaled; name the text model",
     "clip": "the part of a model that sees (mmproj), which is not scaled; name the text model",
-    "imatrix": "an importance matrix; give it as --imatrix together with a model",
+    "imatrix": "an importance matrix; give it as imatrix=FILE together with a model",
 }
 
 
@@ -315,6 +326,9 @@ def _of_gguf(
 ) -> tuple[RopeScaling | None, RopeGeometry, str]:
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
+    if gguf.arch in UNROTATED:
+        context = int(gguf.arch_keys().get("context_length", 1))
+        return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""
     try:
         recipe = recipe_of(gguf)
@@ -323,6 +337,8 @@ def _of_gguf(
     except RopeError as error:
         problem = str(error)
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
+    if ROPE_FREQS in names:
+        geometry = replace(geometry, turning=turning_pairs(factor_tensors(gguf)[ROPE_FREQS]))
     try:
         scaling = _stated_scaling(gguf, geometry, names)
     except RopeError as error:
@@ -335,14 +351,14 @@ def _stated_scaling(
 ) -> RopeScaling | None:
     """What a file without a recipe says. ``None``: it holds frequency factors, of an unknown
     method."""
-    if ROPE_FREQS in names:
+    if ROPE_FREQS in names and geometry.turning is None:
         return None
     keys = gguf.arch_keys()
     method, factor = stated_method(keys)
     if method == "longrope" or ROPE_LONG in names:  # phi3 loads them whatever the type
         return _stated_longrope(gguf, geometry)
     scaling = RopeScaling() if method == "none" else RopeScaling(method, factor=factor)
-    gain = decode(keys, {}, gguf.arch).attention_factor
+    gain = decode(keys, still_factors(geometry), gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return (
         scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)

@@ -64,10 +64,10 @@ def plan_types(
     if by_llama_cpp:
         _check_quantization(wanted)
     if is_gguf and wanted != "auto":
-        _refuse_quantized(tensors, f"--type {wanted}")
+        _refuse_quantized(tensors, f"type={wanted!r}")
     if is_gguf:
         _refuse_quantized(
-            [t for t in tensors if chosen.get(t.name, t.type) != t.type], "--tensor-type"
+            [t for t in tensors if chosen.get(t.name, t.type) != t.type], "tensor_types"
         )
     own = "auto" if by_llama_cpp else wanted
     kinds = [_kind(t, own, chosen.get(t.name), notes) for t in tensors]
@@ -85,7 +85,7 @@ def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[s
         pattern, equals, kind = override.partition("=")
         if not (pattern and equals and kind):
             raise UsageError(
-                f"--tensor-type {override}: write PATTERN=TYPE, for example 'output.weight=f16'"
+                f"tensor_types {override}: write PATTERN=TYPE, for example 'output.weight=f16'"
             )
         found = [
             n
@@ -94,7 +94,7 @@ def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[s
         ]
         if not found:
             raise UsageError(
-                f"--tensor-type {override}: no tensor of two or more dimensions has such a name; "
+                f"tensor_types {override}: no tensor of two or more dimensions has such a name; "
                 "there are "
                 f"{names[0]}, {names[-1]} and {len(names) - 2} others (ggext inspect lists them)"
             )
@@ -113,8 +113,7 @@ def _type_number(name: str, override: str) -> int:
             else ""
         )
         raise UsageError(
-            f"--tensor-type {override}: the type {name} is unknown; known: "
-            f"{', '.join(known)}{mixed}"
+            f"tensor_types {override}: the type {name} is unknown; known: {', '.join(known)}{mixed}"
         )
     return known[name.upper()]
 
@@ -125,12 +124,11 @@ def _check_quantization(wanted: str) -> None:
     names = quantization_names()
     if wanted.upper() not in names:
         known = ", ".join(["auto", *NATIVE, *(n for n in names if n.lower() not in NATIVE)])
-        raise UsageError(f"--type {wanted} is unknown; known: {known}")
+        raise UsageError(f"type={wanted!r} is unknown; known: {known}")
     if wanted in ("f32", "f16", "bf16"):
         raise UsageError(
-            "--tensor-type asks for a type that llama.cpp's quantizer makes, which --type "
-            f"{wanted} does not start; "
-            "choose one of its types for --type, for example q8_0"
+            "tensor_types asks for a type that llama.cpp's quantizer makes, which "
+            f"type={wanted!r} does not start; choose one of its types, for example type='q8_0'"
         )
 
 
@@ -171,7 +169,7 @@ def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
     for name, kind in asked.items():
         if made.get(name, kind) != kind:
             raise UsageError(
-                f"--tensor-type: llama.cpp made {name} {type_name(made[name])}, not "
+                f"tensor_types: llama.cpp made {name} {type_name(made[name])}, not "
                 f"{type_name(kind)}: its rows are "
                 "not whole blocks of that type, or it never quantizes this tensor"
             )

@@ -66,7 +66,7 @@ class Vocabulary:
             "unk_token": self.text("unknown"),
             "pad_token": self.text("padding"),
         }
-        template = self.get("chat_template", None)
+        template = self._fields.get("tokenizer.chat_template")
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **{name: text for name, text in roles.items() if text is not None},

@@ -61,32 +61,34 @@ class Layer:
 
 @dataclass(frozen=True)
 class Latent:
-    """Multi-head latent attention: keys of ``rank`` + ``rope`` values for all heads, no values
-    beside them.
+    """Multi-head latent attention: keys for all heads together, and no values next to them."""
 
-    ``head`` and ``value``: sizes of a head outside the cache.
-    """
-
+    # Values of a key that are not rotated.
     rank: int
+    # Values of a key that are.
     rope: int
+    # Size of a head's key outside the cache.
     head: int
+    # Size of a head's value outside the cache.
     value: int
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """``window`` in tokens, 0: none slides. ``experts_used`` of a token. ``tensors``: those of the
-    file, by name."""
+    """A header, read as far as the memory plan needs."""
 
     name: str
     layers: tuple[Layer, ...]
     width: int
     vocabulary: int
+    # In tokens; 0: no layer slides.
     window: int
     latent: Latent | None
+    # Of each token.
     experts_used: int
     context: int
     keys: Mapping[str, Any]
+    # Those of the file, by name.
     tensors: Mapping[str, TensorInfo]
 
     def rows(self, name: str) -> int:

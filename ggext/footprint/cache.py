@@ -36,16 +36,16 @@ _WHOLE_VALUES = ("f16", "bf16", "f32")
 
 @dataclass(frozen=True)
 class Context:
-    """What a context is made with. ``tokens``: its length. ``batch``: tokens evaluated at a time.
-    ``kv_type`` of keys and values. ``whole_windows``: windows get a cell for every token.
+    """What a context is made with. Raises UsageError for a value that llama.cpp refuses."""
 
-    Raises UsageError for a value that llama.cpp refuses.
-    """
-
+    # Its length.
     tokens: int
+    # Tokens evaluated at a time.
     batch: int
+    # Of keys and values.
     kv_type: str = "f16"
     flash_attention: bool = False
+    # Whether sliding windows get a cell for every token.
     whole_windows: bool = False
     sequences: int = 1
 

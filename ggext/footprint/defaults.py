@@ -9,12 +9,15 @@ from typing import Protocol
 
 from ggext.footprint.machine import CoreUse, core_quota, idle_cores
 
-#: Within so many seconds a cancel shall be seen, which needs the end of an operation at so many
-#: floating-point operations a second and thread (`benchmarks/results/generate.md`).
-SOON = 0.1
+#: Within so many seconds a cancel shall be seen while a text is read, which needs the end of an
+#: operation at so many floating-point operations a second and thread
+#: (`benchmarks/results/generate.md`).
+SOON = 0.3
 SPEED = 25e9
 
 _BATCH_GPU = 512
+_LARGER = (256, 128)
+_EXPERTS = 8  # that a token meets, of a tensor that holds many
 _SOME_THREADS = 4
 _SMALL_MODEL = 20_000_000  # parameters
 
@@ -36,14 +39,20 @@ def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
     """
     if on_gpu:
         return _BATCH_GPU
-    if threads < _SOME_THREADS:
-        return 64
+    few = threads < _SOME_THREADS or 128 not in larger_batches(tensors, threads)
+    return 64 if few else 128
+
+
+def larger_batches(tensors: Mapping[str, Shaped], threads: int) -> list[int]:
+    """More tokens at once, the most first, with which no multiplication by weights is long on a
+    CPU. Threads wait for each other after each operation of a batch, however large it is."""
     sizes = (
-        info.shape[0] * info.shape[1]
+        math.prod(info.shape[:2]) * (_EXPERTS if len(info.shape) > 2 else 1)
         for name, info in tensors.items()
         if len(info.shape) > 1 and name.startswith("blk.")
     )
-    return 128 if 2 * 128 * max(sizes, default=0) < SOON * SPEED * threads else 64
+    work = 2 * max(sizes, default=0)
+    return [batch for batch in _LARGER if batch * work < SOON * SPEED * threads]
 
 
 def threads(tensors: Mapping[str, Shaped]) -> int:

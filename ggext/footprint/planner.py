@@ -27,17 +27,23 @@ LONGEST = 1 << 26  # tokens; beyond it no search goes
 _HEADROOM = (
     0.95  # of what is free; the rest is for threads' buffers and for what others begin to use
 )
+#: Bytes that the scores and logits of a batch may take for being larger than need be.
+_ROWS = 1 << 28
 
 
 @dataclass(frozen=True)
 class Choices:
-    """``batch`` None: as `defaults` says. ``flash_attention`` None: as `Planner.context` says.
-    ``swa``: what layers with a sliding window keep. Raises UsageError."""
+    """What a user chose of a context. Raises UsageError."""
 
     kv_type: str = "f16"
+    # Tokens evaluated at a time; None: as `Planner.context` says.
     batch: int | None = None
+    # None: as `Planner.context` says.
     flash_attention: bool | None = None
+    # What layers with a sliding window keep.
     swa: Swa = "auto"
+    # None: as `defaults` says.
+    threads: int | None = None
 
     def __post_init__(self) -> None:
         check_swa(self.swa)
@@ -97,11 +103,33 @@ class Planner:
         `free` holds the context in no other way; else a CPU is faster without it
         (`benchmarks/results/generate.md`).
         """
+        return self._larger(self._least(tokens, free), free)
+
+    def _least(self, tokens: int, free: Memories) -> Context:
+        """`context` with the fewest tokens at once."""
         flash = True if self._needs_flash_attention else self.choices.flash_attention
         whole = whole_windows(self.choices.swa, self.arch.window, tokens, min(self._batch, tokens))
         context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), whole)
         if flash is None and free.hold(*self.shares(context)) is False:
             return replace(context, flash_attention=True)
+        return context
+
+    def _larger(self, context: Context, free: Memories) -> Context:
+        """With more tokens at once, where nobody chose, no operation is long then, and the memory
+        for the scores and the logits of a batch is little."""
+        if self.choices.batch or self.gpu_layers or self.arch.window:
+            return context
+        heads = max((layer.heads for layer in self.arch.layers), default=0)
+        scores = 0 if context.flash_attention else heads * context.cells
+        row = 4 * (scores + self.arch.vocabulary)
+        for batch in defaults.larger_batches(self.header.tensors, self._threads):
+            larger = replace(context, batch=batch)
+            if (
+                batch > context.batch
+                and batch * row <= _ROWS
+                and free.hold(*self.shares(larger)) is not False
+            ):
+                return larger
         return context
 
     @property
@@ -111,10 +139,13 @@ class Planner:
 
     @cached_property
     def _batch(self) -> int:
-        tensors = self.header.tensors
         return self.choices.batch or defaults.batch(
-            tensors, defaults.threads(tensors), on_gpu=self.gpu_layers > 0
+            self.header.tensors, self._threads, on_gpu=self.gpu_layers > 0
         )
+
+    @cached_property
+    def _threads(self) -> int:
+        return self.choices.threads or defaults.threads(self.header.tensors)
 
     def shares(self, context: Context) -> tuple[Share, Share]:
         """What lies in RAM, and what on the GPU."""
@@ -154,7 +185,7 @@ class Planner:
         """Tokens that a context gets where nobody says: what the file is made for, or what fits.
         Less is then taken without flash attention where that is possible: a few tokens fewer, and
         much faster."""
-        if free.hold(*self.shares(self.context(self.arch.context, free))) is not False:
+        if free.hold(*self.shares(self._least(self.arch.context, free))) is not False:
             return self.arch.context
         if self.choices.flash_attention is None and not self._needs_flash_attention:
             without = replace(self, choices=replace(self.choices, flash_attention=False))
@@ -166,9 +197,9 @@ class Planner:
         known."""
 
         def too_large(steps: int, planner: Planner) -> bool:
-            return not free.hold(*planner.shares(planner.context(steps * STEP, free)))
+            return not free.hold(*planner.shares(planner._least(steps * STEP, free)))
 
-        if free.hold(*self.shares(self.context(STEP, free))) is None:
+        if free.hold(*self.shares(self._least(STEP, free))) is None:
             return None
 
         # where small windows begin by themselves, the need falls: so what is beyond is searched too

@@ -25,38 +25,43 @@ class DataWouldMoveError(GgufError):
 
 @dataclass(frozen=True)
 class NewTensor:
-    """``data``: the values' bytes; ``shape`` and ``type`` as in ``TensorInfo``."""
+    """A tensor that an edit adds."""
 
     name: str
+    # As in `TensorInfo`.
     shape: tuple[int, ...]
     type: int
+    # The bytes of the values.
     data: bytes
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``infos``: in the order of the data. ``patches``: bytes to write, at offsets from the data's
-    start. ``data_length``: of the data section afterwards. ``neutralized``: tensors that were
-    overwritten, not removed."""
+    """What changes in a file's header and data."""
 
     fields: dict[str, Field]
+    # In the order of the data.
     infos: list[TensorInfo]
+    # Bytes to write, at offsets from the data's start.
     patches: list[Patch]
+    # Bytes of the data section afterwards.
     data_length: int
+    # Tensors that were overwritten, not removed.
     neutralized: list[str]
 
 
 @dataclass(frozen=True)
 class Change:
-    """An edit of one file in its place. ``insert_length`` zeros come in at ``insert_at`` (a block's
-    start in the old header); then the ``writes`` are made, at offsets of the new file, and it is
-    ``new_size`` long."""
+    """An edit of one file in its place; sizes and offsets in bytes."""
 
     edit: Edit
     old_size: int
     new_size: int
+    # Where zeros come in: a block's start in the old header.
     insert_at: int
+    # How many zeros come in there.
     insert_length: int
+    # What is written after that, at offsets of the new file.
     writes: list[Patch]
 
 

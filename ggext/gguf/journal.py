@@ -47,18 +47,22 @@ class Identity:
 
 @dataclass(frozen=True)
 class Record:
-    """``saved``: (offset in the old file, bytes). ``written``: (offset, length) in the new file,
-    and ``digest`` of what was written there. ``insert_length`` zeros came in at ``insert_at``.
-    ``part``: the name of the file that took the old one's place, if one did. Sizes in bytes."""
+    """One change of a file, as its undo file keeps it; sizes and offsets in bytes."""
 
     old_size: int
     new_size: int
+    # Where zeros came in.
     insert_at: int
+    # How many came in there.
     insert_length: int
+    # (offset in the old file, bytes).
     saved: list[tuple[int, bytes]]
+    # (offset, length) in the new file.
     written: list[tuple[int, int]]
+    # Of what was written there.
     digest: str
     identity: Identity
+    # The name of the file that took the old one's place, if one did.
     part: str
 
     def packed(self) -> bytes:
@@ -156,11 +160,12 @@ class Entry:
 
 @dataclass
 class Journal:
-    """The undo file at ``path``, which need not be there. ``entries``: the oldest change first.
-    ``is_torn``: after them a crash left part of a frame."""
+    """The undo file at `path`, which need not exist."""
 
     path: Path
+    # The oldest change first.
     entries: list[Entry] = field(default_factory=list)
+    # Whether a crash left a part of a frame after them.
     is_torn: bool = False
     # of the file that the undo file belongs to: the last, after the one before where that is new
     inodes: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ from ggext.gguf import system
 _FLAGS = system.BINARY | getattr(os, "O_NONBLOCK", 0)
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 _TRIES = 100
+_PART = 1 << 20  # bytes of one read
 
 
 class NotPlainError(OSError):
@@ -55,6 +56,19 @@ def read_plain(path: Path, limit: int, *, follow: bool = True) -> bytes:
         if size > limit:
             raise NotPlainError(f"has {size:,} bytes, and at most {limit:,} are read")
         return file.read(limit)
+
+
+def read_bounded(file: BinaryIO, limit: int) -> bytes:
+    """All of an open file, which may be a pipe, of at most ``limit`` bytes: a sparse giant and a
+    device without end cost neither more time nor more memory. Raises OSError, NotPlainError."""
+    status = os.fstat(file.fileno())
+    data = bytearray()
+    if not stat.S_ISREG(status.st_mode) or status.st_size <= limit:
+        while len(data) <= limit and (part := file.read(_PART)):
+            data += part
+        if len(data) <= limit:
+            return bytes(data)
+    raise NotPlainError(f"has more than {limit:,} bytes")
 
 
 def create_plain(path: Path, permissions: int = 0o600) -> int:

@@ -40,18 +40,21 @@ _SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name, dimensions, one size, type, of
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file's header. ``data_offset`` and ``size`` in bytes from the file's start. ``ranges``: for
-    each key, the padding's too, the bytes where it stands, from the length of its name to the end
-    of its value. ``mtime_ns``: when the file was last written to, as it was read."""
+    """A file's header."""
 
     path: Path
     version: int
     fields: dict[str, Field]
     tensors: dict[str, TensorInfo]
     alignment: int
+    # Bytes from the file's start.
     data_offset: int
+    # Bytes of the file.
     size: int
+    # For each key, the padding's too: the bytes where it stands, from the length of its name to the
+    # end of its value.
     ranges: dict[str, tuple[int, int]] = dataclass_field(default_factory=dict)
+    # When the file was last written to, as it was read.
     mtime_ns: int = 0
 
     @property

@@ -40,7 +40,9 @@ def check_parts(out: Path, force: bool) -> None:
         )
     )
     if first and not force:
-        raise OutputError(f"{first[0]} exists; use --force to replace it, or name another output")
+        raise OutputError(
+            f"{first[0]} exists; use force=True to replace it, or name another output"
+        )
 
 
 def _escaped(name: str) -> str:

@@ -127,12 +127,14 @@ def pack_string(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """``shape``: GGUF order, the contiguous dimension first. ``offset``: bytes from the data
-    section's start. ``type``: a ggml type number."""
+    """What a header says of one tensor."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # A ggml type number.
     type: int
+    # Bytes from the data section's start.
     offset: int
     nbytes: int
 

@@ -31,14 +31,15 @@ _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | syste
 
 @dataclass(frozen=True)
 class TensorToWrite:
-    """``shape`` in GGUF order (contiguous dimension first), ``type`` a ggml type number, ``chunks``
-    gives the ``nbytes`` of data one after the other when their turn has come: bytes, or pieces that
-    the writer's threads make."""
+    """A tensor of a new file, whose data is made when its turn comes."""
 
     name: str
+    # In GGUF order: the contiguous dimension first.
     shape: tuple[int, ...]
+    # A ggml type number.
     type: int
     nbytes: int
+    # Gives the `nbytes` of data in order: bytes, or pieces that the writer's threads make.
     chunks: Callable[[], Iterable[Buffer | Piece | StoredPiece]]
 
 
@@ -78,13 +79,15 @@ class _NoRoomError(Exception):
 
 @dataclass(frozen=True)
 class Arranged:
-    """A file to be: ``infos`` of the ``tensors``, ``start`` of their data, ``size`` of it all in
-    bytes."""
+    """The layout of a new file."""
 
     fields: Mapping[str, Field]
+    # Where the data begins, in bytes.
     start: int
+    # Those of the `tensors`.
     infos: list[TensorInfo]
     tensors: Sequence[TensorToWrite]
+    # Bytes of the whole file.
     size: int
 
 
@@ -296,6 +299,6 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name the output file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists; use --force to replace it, or name another output")
+        raise OutputError(f"{path} exists; use force=True to replace it, or name another output")
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")

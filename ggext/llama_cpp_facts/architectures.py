@@ -24,6 +24,8 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "token_embd": ("embd", "vocab"),
         "output": ("embd", "vocab"),
         "output_norm": ("embd",),
+        "position_embd": ("embd", "context"),
+        "token_embd_norm": ("embd",),
         "rope_freqs": ("half_rot",),
         "rope_factors_long": ("half_rot",),
         "rope_factors_short": ("half_rot",),
@@ -49,6 +51,16 @@ SHAPES: Mapping[str, Shape] = MappingProxyType(
         "ffn_up_exps": ("embd", "expert_ff", "experts"),
         "ffn_gate_up_exps": ("embd", "expert_ff+expert_ff", "experts"),
         "ffn_down_exps": ("expert_ff", "embd", "experts"),
+        "pre_ffw_norm_2": ("embd",),
+        "post_ffw_norm_1": ("embd",),
+        "post_ffw_norm_2": ("embd",),
+        "layer_output_scale": ("one",),
+        "per_layer_token_embd": ("each*layers", "vocab"),
+        "per_layer_model_proj": ("embd", "each*layers"),
+        "per_layer_proj_norm": ("each",),
+        "inp_gate": ("embd", "each"),
+        "proj": ("each", "embd"),
+        "post_norm": ("embd",),
         "ffn_gate_inp_shexp": ("embd",),
         "ffn_gate_shexp": ("embd", "shared_ff"),
         "ffn_up_shexp": ("embd", "shared_ff"),
@@ -90,7 +102,6 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_out": ("inner", "embd"),
 }
 _CONVOLUTIONS = {
-    "token_embd_norm": ("embd",),
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
     "shortconv.out_proj": ("embd", "embd"),
@@ -117,6 +128,9 @@ class ArchitectureFacts:
     gating: tuple[int, ...] = ()
     # numbers that must be at least 1, in addition to those that all models have
     positive: tuple[str, ...] = ()
+    # whether heads, keys and feed-forward parts differ from layer to layer, values may be missing,
+    # and later layers may take the keys and values of earlier ones
+    by_layer: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -152,6 +166,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
         "apertus": _PLAIN,
         "arcee": _PLAIN,
+        "bloom": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
@@ -168,6 +183,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
+        "gemma4": ArchitectureFacts(experts="some", expert_rows="own", by_layer=True),
         "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",
@@ -178,6 +194,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             gating=(0, 1, 2, 3, 4),
         ),
         "gpt-oss": ArchitectureFacts(experts="all", expert_rows="own"),
+        "gpt2": _PLAIN,
         "gptneox": _PART,
         "granite": _LLAMA,
         "granitemoe": _LLAMA,
@@ -200,6 +217,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         ),
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,
+        "mpt": _PLAIN,
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
@@ -221,6 +239,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
+        "starcoder": _PLAIN,
         "starcoder2": _PLAIN,
     }
 )

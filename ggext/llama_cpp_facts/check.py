@@ -19,6 +19,7 @@ from ggext.llama_cpp_facts.architectures import (
 )
 from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS, NVFP4
 from ggext.llama_cpp_facts.recurrent import recurrent_layers
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
 
 _MOST = 2**31 - 1
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
@@ -51,14 +52,63 @@ def problems(
     if model not in _TOKENIZERS:
         yield f"tokenizer.ggml.model is {model!r:.40}, which no model of {arch} has"
     try:
-        sizes = Sizes.of(facts, keys, vocabulary)
-        recurs = recurrent_layers(arch, keys, sizes.layers)
+        whole, sizes = _sizes(arch, facts, keys, vocabulary)
+        recurs = recurrent_layers(arch, keys, whole.layers)
     except ValueError as error:
         yield str(error)
         return
     yield from _values(facts, keys)
-    yield from _tensors(facts, sizes, recurs, tensors)
+    yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, tensors)
+
+
+#: What an architecture's keys may list layer by layer, where its layers differ.
+_LISTED = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+
+
+def _sizes(
+    arch: str, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int
+) -> tuple[Sizes, list[Sizes]]:
+    """Those of a layer that attends to the whole text, and those of each layer. Raises
+    ValueError."""
+    if not facts.by_layer:
+        sizes = Sizes.of(facts, keys, vocabulary)
+        return sizes, [sizes] * sizes.layers
+    layers = _Numbers(keys).number("block_count", most=MAX_LAYERS)
+    slides = sliding_layers(arch, keys, layers)
+    own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
+    # what is shared is taken from the last two layers that have their own
+    if own < 2 or (own < layers and slides[own - 2 : own] != [True, False]):
+        raise ValueError(f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}")
+    if all(slides):
+        raise ValueError("all layers slide")
+    sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
+    found = []
+    for layer, slide in enumerate(slides):
+        at = _at_layer(keys, layer, layers, slides=slide)
+        mark = (slide, *(at.get(key) for key in _LISTED))
+        if mark not in sizes_by_keys:
+            sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
+        found.append(sizes_by_keys[mark])
+    return found[slides.index(False)], found
+
+
+def _at_layer(
+    keys: Mapping[str, Any], layer: int, layers: int, *, slides: bool
+) -> Mapping[str, Any]:
+    """The keys as they would be where all layers were like this one."""
+    at = dict(keys)
+    for key in _LISTED:
+        value = at.get(key)
+        if isinstance(value, list):
+            if len(value) != layers:
+                raise ValueError(f"{key} has {len(value)} values for {layers} layers")
+            at[key] = value[layer]
+    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+        own = at.pop(f"{key}_swa", None)
+        if slides and own is not None:
+            at[key] = own
+    return at
 
 
 @dataclass(frozen=True)
@@ -77,8 +127,11 @@ class Sizes:
         if trunk < 1:
             raise ValueError(f"nextn_predict_layers leave none of {layers} layers")
         values = {"embd": read.number("embedding_length"), "vocab": vocabulary or -1}
+        values |= {"one": 1, "layers": trunk}
+        values["each"] = read.number("embedding_length_per_layer_input", 0, least=0)
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["context"] = read.number("context_length", 0, least=0) or -1
         values["ff"] = read.first("feed_forward_length", layers, 0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])
@@ -252,16 +305,20 @@ def _sections(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str
 
 
 def _tensors(
-    facts: ArchitectureFacts, sizes: Sizes, recurs: list[bool], tensors: Mapping[str, Tensor]
+    facts: ArchitectureFacts,
+    whole: Sizes,
+    sizes: list[Sizes],
+    recurs: list[bool],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     for name, tensor in tensors.items():
-        expected = _expected(facts, sizes, recurs, name)
+        expected = _expected(facts, whole, sizes, recurs, name)
         if expected is not None and _squeezed(tensor.shape) != _squeezed(expected):
             yield (
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{list(expected)}"
             )
-        if name.endswith(".ssm_a") or any(part in name for part in _FLOAT32_PARTS):
+        if name.endswith((".ssm_a", ".scale")) or any(part in name for part in _FLOAT32_PARTS):
             if tensor.type != F32:
                 yield f"tensor {name!r:.80} is not of type F32"
         elif len(tensor.shape) > 1 and tensor.type not in MATRIX_TYPES:
@@ -272,7 +329,7 @@ def _tensors(
 
 
 def _expected(
-    facts: ArchitectureFacts, sizes: Sizes, recurs: list[bool], name: str
+    facts: ArchitectureFacts, of_name: Sizes, sizes: list[Sizes], recurs: list[bool], name: str
 ) -> tuple[int, ...] | None:
     """None: the table does not know the tensor, or not the numbers that it is made of."""
     stem, _, kind = name.rpartition(".")
@@ -283,14 +340,15 @@ def _expected(
     shapes = facts.shapes
     if stem.startswith("blk."):
         layer, _, stem = stem.removeprefix("blk.").partition(".")
-        if not layer.isdecimal() or int(layer) >= sizes.layers:
+        if not layer.isdecimal() or int(layer) >= len(sizes):
             return None  # of layers that predict further tokens, which are not run
+        of_name = sizes[int(layer)]
         if facts.delta_net != "no" and recurs[int(layer)]:
             shapes = DELTA_NET
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    expected = sizes.of_shape(shape)
+    expected = of_name.of_shape(shape)
     if kind == "bias" and len(expected) > 1:
         expected = expected[1:]
     return None if any(size < 0 for size in expected) else expected
@@ -303,12 +361,16 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _mixers(
-    facts: ArchitectureFacts, recurs: list[bool], tensors: Mapping[str, Tensor]
+    facts: ArchitectureFacts,
+    recurs: list[bool],
+    tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     """Loaders that take these tensors for optional read a null pointer where they are not there."""
     attention: tuple[tuple[str, ...], ...] = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
     if facts.latent != "no":
         attention = (("attn_kv_a_mqa",),)
+    if facts.by_layer:  # the loader asks for keys; values may be the keys
+        attention = (("attn_qkv",), ("attn_q",))
     recurrent: tuple[tuple[str, ...], ...] = ()
     if facts.delta_net != "no":
         recurrent = (("attn_qkv", "attn_gate"),)

@@ -8,6 +8,8 @@ from typing import Any
 
 WINDOW = "attention.sliding_window"
 PATTERN = "attention.sliding_window_pattern"
+#: How many of the last layers take the keys and values of earlier ones.
+SHARED_LAYERS = "attention.shared_kv_layers"
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ SLIDING = {
     "exaone4": SlidingRule(4, default_window=4096, depth=64),
     "gemma2": SlidingRule(2, default_window=4096),
     "gemma3": SlidingRule(6),
+    "gemma4": SlidingRule(0),
     "gpt-oss": SlidingRule(2),
     "granite_swa": SlidingRule(0),
     "laguna": SlidingRule(4, whole_first=True),

@@ -15,6 +15,7 @@ function.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.rope import methods
@@ -35,7 +36,7 @@ def frequency_bound(table: RopeTable, geometry: RopeGeometry) -> NDArray[np.floa
     import numpy as np
 
     inv_freq = np.asarray(table.inv_freq)
-    unscaled = np.asarray(methods.theta(geometry))
+    unscaled = np.asarray(methods.theta(replace(geometry, turning=None)))
     operations = 2 * np.arange(len(inv_freq)) + np.abs(np.log(unscaled)) + 6
     bound: NDArray[np.float64] = UNIT * (inv_freq * operations + 2 * unscaled)
     return bound

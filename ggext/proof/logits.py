@@ -35,7 +35,7 @@ def check_logits(
 
     context = wanted.table.context
     if tokens is not None and tokens > context:
-        raise UsageError(f"--tokens {tokens} is more than the context of {context}")
+        raise UsageError(f"tokens={tokens} is more than the context of {context}")
     count = tokens or min(context, DEFAULT_TOKENS)
     progress(f"llama.cpp: {count} tokens")
     with Model.open(gguf.path) as model:
@@ -67,7 +67,7 @@ def check_logits(
     ):
         if len(logits[rows]) == 0:
             notes.append(
-                f"logits {name}: not measured; {count} tokens do not pass {window}: raise --tokens"
+                f"logits {name}: not measured; {count} tokens do not pass {window}: raise tokens=N"
             )
             continue
         kl, difference = judge.divergence(expected[rows], logits[rows])

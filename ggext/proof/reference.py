@@ -38,6 +38,13 @@ def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, A
 
 def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
     """NTK-aware scaling is a larger ``rope_theta``."""
+    if geometry.turning is not None and scaling.method in ("none", "linear"):
+        return {
+            "rope_type": "proportional",
+            "rope_theta": geometry.base,
+            "partial_rotary_factor": 2 * geometry.turning / geometry.head_dim,
+            "factor": scaling.factor or 1.0,
+        }
     if scaling.method in ("none", "ntk"):
         base = (
             geometry.base
@@ -68,7 +75,7 @@ def transformers_logits(
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError(
-            error.name or "transformers", "reference", "verify --reference"
+            error.name or "transformers", "reference", "the reference of verify"
         ) from None
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -90,6 +97,8 @@ def transformers_logits(
         model = model.to("cpu", torch.float32).eval()
         if scaling.attention_factor is not None:  # only yarn has a parameter for it
             _set_gain(model, scaling.attention_factor)
+        if geometry.turning is not None:
+            _stop_pairs(model, geometry.turning)
         with torch.inference_mode():
             logits = model(torch.tensor([tokens]), use_cache=False).logits
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
@@ -125,6 +134,8 @@ def _check_all_loaded(folder: Path, missing: set[str]) -> None:
 
 def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
+    if not geometry.n_rot:
+        return
     kept = _kept(config)
     config.rope_parameters = kept | rope_parameters(scaling, geometry)
     if (
@@ -137,16 +148,23 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
         config, "original_max_position_embeddings", None
     ):  # Phi 3's, which goes before the inner one
         config.original_max_position_embeddings = methods.original_context(scaling, geometry)
-    if (
-        getattr(config, "head_dim", geometry.head_dim) is None
-    ):  # with which its YaRN cannot work (Mixtral)
-        config.head_dim = geometry.head_dim
+    one_size = geometry.sliding_head_dim is None
+    if one_size and getattr(config, "head_dim", geometry.head_dim) is None:
+        config.head_dim = geometry.head_dim  # without which its YaRN cannot work (Mixtral)
 
 
 def _set_gain(model: Any, gain: float) -> None:
     for module in model.modules():
         if hasattr(module, "attention_scaling"):
             module.attention_scaling = gain
+
+
+def _stop_pairs(model: Any, turning: int) -> None:
+    """Transformers' table of another method than proportional, over the pairs that turn alone; of
+    the layers that attend to the whole text."""
+    for name, frequencies in model.named_buffers():
+        if name.endswith(("full_attention_inv_freq", "full_attention_original_inv_freq")):
+            frequencies[turning:] = 0.0
 
 
 _OF_THE_MODEL = (

@@ -175,9 +175,8 @@ class Wanted:
 
     def of_unscaled(self) -> Wanted:
         """What the sliding-window layers must do, where they have a table of their own."""
-        base = self.geometry.sliding_base or self.geometry.base
         scaling = RopeScaling(context=methods.extended_context(self.scaling, self.geometry))
-        return Wanted(scaling, replace(self.geometry, base=base, sliding_base=None), self.source)
+        return Wanted(scaling, self.geometry.of_sliding(), self.source)
 
     @property
     def table(self) -> RopeTable:

@@ -154,6 +154,6 @@ def _reason(gguf: GgufFile) -> str:
         return f"{wrong}, which no file can prevent: {off}"
     obstacle = folding_obstacle(gguf.arch, geometry_of(keys, gguf.arch))
     if obstacle:
-        gainless = "or scale without a gain (--linear F)"
+        gainless = "or scale without a gain (RopeScaling('linear', factor=F))"
         return f"{damage}. It cannot be folded: {obstacle}. So {off}, {gainless}"
-    return f"{damage}: {off}, or write the file with --encoding folded"
+    return f"{damage}: {off}, or write the file with encoding='folded'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -215,6 +215,7 @@ def _further(report: EvalReport) -> str:
     parts = []
     if rows:
         parts.append("<h2>Further perplexities</h2>" + _table(["", "", "", ""], rows))
+    parts += list(_key_bands(report))
     rows = [
         [
             labels[setting.name],
@@ -232,6 +233,20 @@ def _further(report: EvalReport) -> str:
             f"<h2>Divergence from {escape(report.settings[0].name)}</h2>" + _table(head, rows)
         )
     return "".join(parts)
+
+
+def _key_bands(report: EvalReport) -> Iterator[str]:
+    """Key tokens by position, a row for each setting."""
+    labels = phrases.labels(report)
+    found = {one.name: one.key_tokens.bands for one in report.settings if one.key_tokens}
+    ends = sorted({band.end for parts in found.values() for band in parts})
+    rows = []
+    for name, parts in found.items():
+        by_end = {band.end: phrases.key_band(band) for band in parts}
+        rows.append([labels[name], *(by_end.get(end, "–") for end in ends)])
+    if rows:
+        yield "<h3>Key tokens by position: perplexity (how many)</h3>"
+        yield _table(["up to token", *(f"{end:,}" for end in ends)], rows)
 
 
 def _differences(report: EvalReport) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from ggext.footprint.cache import is_quantized
+from ggext.quality.documents import KeyBand
 from ggext.quality.report import EvalReport, SettingReport
 from ggext.quality.scoring import NOLIMA_SHARE, RULER_THRESHOLD, Reach
 from ggext.quality.statistics import Estimate
@@ -91,6 +92,11 @@ def cache(setting: SettingReport) -> str | None:
         return None
     turned = " and ".join(setting.rotated) or "nothing"
     return f"KV cache {setting.kv_type}: {turned} rotated (Hadamard) before it is quantized"
+
+
+def key_band(band: KeyBand) -> str:
+    """Perplexity of a band's key tokens, and how many there are."""
+    return "–" if band.perplexity is None else f"{band.perplexity:.2f} ({band.count:,})"
 
 
 def price(setting: SettingReport) -> str:

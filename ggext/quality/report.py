@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,19 @@ from ggext._version import __version__
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.quality import statistics
 from ggext.quality.differences import Difference, differences_of
-from ggext.quality.items import Diverged, Item, Losses, Result
-from ggext.quality.needles import Outcome
-from ggext.quality.perplexity import (
-    Band,
-    band_mean,
-    bands,
-    exponential,
-    key_tokens,
-    perplexity,
-    token_perplexity,
+from ggext.quality.documents import (
+    BandDivergence,
+    BandLoss,
+    KeyTokens,
+    ProtocolFigure,
+    band_losses,
+    divergences,
+    key_tokens_of,
+    price,
+    protocol_figure,
 )
+from ggext.quality.items import Item, Result
+from ggext.quality.needles import Outcome
 from ggext.quality.scoring import Reach, effective_context
 from ggext.quality.settings import EvalOptions, Setting, own_name
 from ggext.quality.statistics import Estimate
@@ -51,54 +53,6 @@ class LengthScore:
     # Answers that hit their budget unfinished, and empty ones; of generated answers alone.
     cut: int
     empty: int
-
-
-@dataclass(frozen=True)
-class BandLoss:
-    """Perplexity of the tokens at positions ``start`` to ``end``."""
-
-    start: int
-    end: int
-    perplexity: Estimate
-
-
-@dataclass(frozen=True)
-class BandDivergence:
-    """How the probabilities at positions ``start`` to ``end`` differ from the first setting's."""
-
-    start: int
-    end: int
-    # Mean KL in nats; share of equal likeliest tokens; mean Δp of the token that follows.
-    kl: Estimate
-    same_top: Estimate
-    delta_p: Estimate
-
-
-@dataclass(frozen=True)
-class KeyTokens:
-    """LongPPL: perplexity of the tokens that only the long context makes likely."""
-
-    # Tokens of the short context that they are held against.
-    short: int
-    # Key tokens, of so many that were looked at.
-    count: int
-    scored: int
-    # None where there is no key token.
-    perplexity: float | None
-
-
-@dataclass(frozen=True)
-class ProtocolFigure:
-    """Perplexity as published figures define it."""
-
-    # "llama.cpp" or "yarn".
-    protocol: str
-    # Tokens of a chunk or a document, and how many.
-    length: int
-    count: int
-    value: float
-    # llama.cpp's ±, which takes tokens for independent; None for yarn.
-    error: float | None
 
 
 @dataclass(frozen=True)
@@ -219,11 +173,11 @@ def _setting_report(
         setting.context,
         scores,
         effective_context({one.length: one.score for one in scores}) if scores else (),
-        _band_losses(found),
-        _key_tokens(setting, found),
-        _protocol(plan, found),
-        _divergence(found),
-        _price(plan, setting, results),
+        band_losses(plan, found),
+        key_tokens_of(setting, found),
+        protocol_figure(plan, found),
+        divergences(found),
+        price(plan, setting, results),
         None if setting.is_unscaled else plan.short,
     )
 
@@ -272,112 +226,3 @@ def _depth(outcomes: Iterable[Outcome], band: int) -> tuple[float, int] | None:
         if one.depth is not None and min(int(one.depth * DEPTH_BANDS), DEPTH_BANDS - 1) == band
     ]
     return (sum(scores) / len(scores), len(scores)) if scores else None
-
-
-def longest_texts(found: Mapping[Item, Result]) -> dict[Item, Losses]:
-    """The losses of the longest texts, by item."""
-    texts = {
-        item: result
-        for item, result in found.items()
-        if item.kind == "text" and isinstance(result, Losses)
-    }
-    longest = max((item.length for item in texts), default=0)
-    return {item: result for item, result in texts.items() if item.length == longest}
-
-
-def _band_losses(found: Mapping[Item, Result]) -> tuple[BandLoss, ...]:
-    texts = longest_texts(found)
-    if not texts:
-        return ()
-    length = next(iter(texts)).length
-    return tuple(
-        BandLoss(band.start, band.end, perplexity(_means(texts.values(), band)))
-        for band in bands(length)
-    )
-
-
-def _means(texts: Iterable[Losses], band: Band) -> list[float]:
-    means = (band_mean(one.values.astype("f8"), band) for one in texts)
-    return [mean for mean in means if mean is not None]
-
-
-def _key_tokens(setting: Setting, found: Mapping[Item, Result]) -> KeyTokens | None:
-    from ggext.quality.bench import short_windows
-
-    count = scored = 0
-    total = 0.0
-    for item, result in found.items():
-        long = found.get(Item("text", "", item.length, item.index))
-        if item.kind != "short" or not isinstance(result, Losses) or not isinstance(long, Losses):
-            continue
-        chosen = key_tokens(result.values.astype("f8"), long.values.astype("f8"))
-        count += int(chosen.sum())
-        total += float(long.values[chosen].sum())
-        scored += int((result.values == result.values).sum())  # not NaN
-    if not scored:
-        return None
-    value = math.exp(total / count) if count else None
-    return KeyTokens(short_windows(setting)[0], count, scored, value)
-
-
-def _protocol(plan: Plan, found: Mapping[Item, Result]) -> ProtocolFigure | None:
-    items = {
-        item: result
-        for item, result in found.items()
-        if item.kind == "protocol" and isinstance(result, Losses)
-    }
-    if not items or plan.protocol is None:
-        return None
-    losses = [result.values.astype("f8") for result in items.values()]
-    length = next(iter(items)).length
-    if plan.protocol == "llama.cpp":
-        value, error = token_perplexity(losses)
-        return ProtocolFigure("llama.cpp", length, len(losses), value, error)
-    value = perplexity([float(one.mean()) for one in losses]).value
-    return ProtocolFigure("yarn", length, len(losses), value, None)
-
-
-def _divergence(found: Mapping[Item, Result]) -> tuple[BandDivergence, ...]:
-    items = {item: one for item, one in found.items() if isinstance(one, Diverged)}
-    if not items:
-        return ()
-    length = next(iter(items)).length
-    return tuple(
-        BandDivergence(
-            band.start,
-            band.end,
-            _band_mean([one.kl for one in items.values()], band),
-            _band_mean([one.same_top for one in items.values()], band),
-            _band_mean([one.delta_p for one in items.values()], band),
-        )
-        for band in bands(length)
-    )
-
-
-def _band_mean(values: Sequence[Any], band: Band) -> Estimate:
-    means = (band_mean(one.astype("f8"), band) for one in values)
-    return statistics.mean([mean for mean in means if mean is not None])
-
-
-def _price(
-    plan: Plan, setting: Setting, results: Mapping[str, Mapping[Item, Result]]
-) -> Estimate | None:
-    """Of the mean loss on the same short texts, as a share of perplexity."""
-    if setting.is_unscaled or plan.short is None:
-        return None
-    own = short_losses(results.get(setting.key, {}), plan.short)
-    base = short_losses(results.get(setting.unscaled().key, {}), plan.short)
-    found = statistics.paired(base, own)
-    if found is None:
-        return None
-    ratio = exponential(found)
-    return Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units)
-
-
-def short_losses(found: Mapping[Item, Result], length: int) -> dict[Any, float]:
-    """The mean loss of each text of a length, by its index."""
-    return {
-        item.index: float(result.values.astype("f8").mean())
-        for item, result in found.items()
-        if item.kind == "text" and item.length == length and isinstance(result, Losses)
-    }

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggext.errors import ModelError
 from ggext.quality.bench import Bench
 from ggext.quality.differences import Difference, differences_between
 from ggext.quality.items import Item, Result
@@ -90,6 +91,11 @@ class Evaluation(Closing):
         self._kept.close()
 
     @property
+    def measured(self) -> bool:
+        """Whether anything is."""
+        return len(self.missing) < len(self.plan.items)
+
+    @property
     def missing(self) -> list[tuple[Setting, Item]]:
         """What is not measured yet."""
         results = self._kept.results
@@ -103,25 +109,39 @@ class Evaluation(Closing):
             bench.cancel()
 
     def run(self, progress: OnProgress | None = None) -> None:
-        """Measures what is missing. ``interrupted`` says whether it was stopped before the end."""
+        """Measures what is missing. ``interrupted`` says whether it was stopped before the end.
+
+        Raises ModelError naming what was measured, for logits that are not numbers; what was
+        measured before stays, and `report` shows it.
+        """
         clock = _Clock(self.plan, self.missing)
-        for setting, item in self.missing:
-            if self._stopped:
-                break
-            bench = self._at(setting)
+        try:
+            for setting, item in self.missing:
+                if self._stopped:
+                    break
+                self._measure(setting, item, clock, progress)
+        except CancelledError:
+            pass
+        finally:
+            self._leave()
+            self.interrupted = bool(self.missing)
 
-            def show(tokens: int, setting: Setting = setting, item: Item = item) -> None:
-                if progress is not None:
-                    progress(clock.progress(setting, item, tokens))
+    def _measure(
+        self, setting: Setting, item: Item, clock: _Clock, progress: OnProgress | None
+    ) -> None:
+        def show(tokens: int) -> None:
+            if progress is not None:
+                progress(clock.progress(setting, item, tokens))
 
-            show(0)
-            try:
-                self._kept.add(setting.key, item, self._measured(bench, item, show))
-            except CancelledError:
-                break
-            clock.finish(setting, item)
-        self._leave()
-        self.interrupted = bool(self.missing)
+        bench = self._at(setting)
+        show(0)
+        try:
+            self._kept.add(setting.key, item, self._result(bench, item, show))
+        except CancelledError:
+            raise
+        except ModelError as error:
+            raise ModelError(f"{named(setting, item)}: {error}") from error
+        clock.finish(setting, item)
 
     def report(self) -> EvalReport:
         """What was measured so far, in figures."""
@@ -132,7 +152,7 @@ class Evaluation(Closing):
         found = results_by_setting(self._kept.results)
         return list(differences_between(first, second, self.plan.lengths, found))
 
-    def _measured(self, bench: Bench, item: Item, show: Callable[[int], None]) -> Result:
+    def _result(self, bench: Bench, item: Item, show: Callable[[int], None]) -> Result:
         if item.kind != "divergence":
             return bench.measure(item, show)
         with Bench(self.plan.settings[0], self.options, item.length) as first:
@@ -175,8 +195,12 @@ class _Clock:
         if done > 0.02 * self._expected:
             pace = (time.monotonic() - self._start) / done
         left = max(0.0, self._expected - done) * pace
-        what = f"{setting.name}: {item.task or _KINDS[item.kind]} at {item.length:,} tokens"
-        return Progress(what, self._count, self._total, left)
+        return Progress(named(setting, item), self._count, self._total, left)
+
+
+def named(setting: Setting, item: Item) -> str:
+    """What is measured, in words."""
+    return f"{setting.name}: {item.task or _KINDS[item.kind]} at {item.length:,} tokens"
 
 
 _KINDS = {

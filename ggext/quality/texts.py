@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
+from ggext.gguf.plain_files import NotPlainError, read_bounded
 from ggext.quality.tasks import Asked
 
 if TYPE_CHECKING:
@@ -41,9 +42,12 @@ class Piece:
 def read_text(path: Path) -> str:
     """A document of UTF-8; what is none is replaced. Raises UsageError."""
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise UsageError(f"{path} has more than {_MAX_BYTES >> 30} GiB; take a part of it")
-        text = path.read_bytes().decode("utf-8", "replace")
+        with path.open("rb") as file:
+            text = read_bounded(file, _MAX_BYTES).decode("utf-8", "replace")
+    except NotPlainError:
+        raise UsageError(
+            f"{path} has more than {_MAX_BYTES >> 30} GiB; take a part of it"
+        ) from None
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror or error}") from None
     if not text.strip():

@@ -27,32 +27,37 @@ Sections = Literal["none", "blocks", "interleaved"]
 
 @dataclass(frozen=True)
 class RopeCapability:
-    """``loads_rope_freqs``: the loader accepts ``rope_freqs.weight``; where not, it fails on one.
-    ``reads_betas``: it reads ``yarn_beta_fast`` and ``yarn_beta_slow``; where not, they are 32 and
-    1 whatever a file says. ``reads_log_multiplier``: it reads ``yarn_log_multiplier``, which
-    divides the gain by 0.1 · it · ln f + 1. ``scores``: the models of ``scaled`` and ``unread``
-    scale all attention scores by YaRN's mscale_all_dim; ``scaled`` does so by that multiplier, of
-    which it reads a tenth (``rope.decode.score_scale``), ``unread`` never. ``query_norm``: the
-    loader accepts a norm between the query's projection and its rotation. ``norm_behind``: that
-    norm stands after the rotation and takes the gain away again. ``unrotated_step``: every n-th
-    layer does not rotate; 0: all do. Which layers slide: `llama_cpp_facts.sliding`."""
+    """What llama.cpp's loader and graph of one architecture do with RoPE.
+
+    Which layers slide stands in `llama_cpp_facts.sliding`.
+    """
 
     layout: Layout
+    # Whether the loader accepts rope_freqs.weight; where not, it fails on one.
     loads_rope_freqs: bool = False
     rope_factors: Factors = "no"
+    # Whether it reads yarn_beta_fast and yarn_beta_slow; where not, they are 32 and 1 whatever a
+    # file says.
     reads_betas: bool = False
+    # Whether it reads yarn_log_multiplier, which divides the gain by 0.1 · it · ln f + 1.
     reads_log_multiplier: bool = False
+    # How YaRN's mscale_all_dim scales all attention scores. scaled: by the log multiplier, of which
+    # llama.cpp reads a tenth (`rope.decode.score_scale`). unread: the model's authors do, llama.cpp
+    # never.
     scores: Literal["plain", "scaled", "unread"] = "plain"
+    # Whether the loader accepts a norm between the query's projection and its rotation.
     query_norm: bool = False
+    # Whether that norm stands after the rotation and takes the gain away again.
     norm_behind: bool = False
     sliding: Sliding = "others"
+    # Every n-th layer is not rotated; 0: all are.
     unrotated_step: int = 0
-    #: With that multiplier the gain is not divided: the context multiplies by the same
-    #: (``llama_context`` of deepseek2).
+    # With that multiplier the gain is not divided: the context multiplies by the same
+    # (``llama_context`` of deepseek2).
     keeps_gain: bool = False
-    #: M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
+    # M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
     sections: Sections = "none"
-    #: The same, in files that state sections, of an architecture that can do without.
+    # The same, in files that state sections, of an architecture that can do without.
     optional_sections: Sections = "none"
 
     @property
@@ -92,6 +97,7 @@ CAPABILITIES = {
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
+    "gemma4": RopeCapability("neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"),
     "glm4": RopeCapability("norm", optional_sections="blocks"),
     "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),
@@ -137,9 +143,28 @@ CAPABILITIES = {
 }
 
 
+#: Architectures that do not rotate → by what their attention knows positions.
+UNROTATED = {
+    "bloom": "its attention falls with distance (ALiBi)",
+    "gpt2": "it has a learned vector for each position",
+    "mpt": "its attention falls with distance (ALiBi)",
+    "starcoder": "it has a learned vector for each position",
+}
+#: Those that cannot go beyond the positions that they learned: llama.cpp ends the process.
+LEARNED_POSITIONS = frozenset({"gpt2", "starcoder"})
+
+
+def unrotated(arch: str) -> str:
+    """A sentence without its end where an architecture does not rotate, else nothing."""
+    reason = UNROTATED.get(arch)
+    return f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
+
+
 def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:
     """``sectioned``: of a file with M-RoPE's sections, which some architectures can do without.
     Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
+    if arch in UNROTATED:
+        raise RopeError(unrotated(arch))
     if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "

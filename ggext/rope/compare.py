@@ -13,11 +13,13 @@ EXACT_GAIN = 1e-6
 
 @dataclass(frozen=True)
 class Comparison:
-    """``frequency_error``: worst |effective/wanted - 1| over the pairs (absolute where wanted is
-    0), at ``worst_pair``. ``gain_error``: |effective/wanted - 1| of the attention factor."""
+    """How far an effective table is from the expected one."""
 
+    # The worst |effective / expected - 1| over the pairs; absolute where 0 is expected.
     frequency_error: float
+    # The pair that has it.
     worst_pair: int
+    # |effective / expected - 1| of the attention factor.
     gain_error: float
 
     @property

@@ -89,17 +89,24 @@ def read_replaceable_rope(
             "architecture is converted with one RoPE table for all layers"
         )
     full, sliding = ropes[FULL], ropes[SLIDING].understood()
-    alike = (full.geometry.n_rot, full.geometry.head_dim) == (
-        sliding.geometry.n_rot,
-        sliding.geometry.head_dim,
-    )
-    if sliding.scaling.method != "none" or not alike:
+    of_full, of_sliding = full.geometry, sliding.geometry
+    alike = (of_full.n_rot, of_full.head_dim) == (of_sliding.n_rot, of_sliding.head_dim)
+    if sliding.scaling.method != "none" or not (alike or rule.own_heads):
         raise RopeError(
             f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
             "llama.cpp rotates them as many as in the others, without scaling"
         )
-    return replace(full, geometry=replace(full.geometry, sliding_base=sliding.geometry.base))
+    geometry = replace(
+        of_full,
+        sliding_base=of_sliding.base,
+        sliding_n_rot=None if alike else of_sliding.n_rot,
+        sliding_head_dim=None if alike else of_sliding.head_dim,
+        turning=of_full.n_rot // 2
+        if rule.own_heads and of_full.turning is None
+        else of_full.turning,
+    )
+    return replace(full, geometry=geometry)
 
 
 def read_ropes(
@@ -208,6 +215,10 @@ class _Reader:
             trained = _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
         head_dim = self._head_dim(kind)
         n_rot = self._rotated(parameters, head_dim)
+        turning = None
+        if scaling.method == "proportional":  # which pairs turn is the model's, not a scaling
+            turning = int((scaling.proportion or 1.0) * head_dim // 2)
+            scaling = _without_proportion(scaling)
         geometry = RopeGeometry(
             n_rot=n_rot,
             head_dim=head_dim,
@@ -215,6 +226,7 @@ class _Reader:
             layout=self.layout,
             trained_context=trained,
             sections=self._sections(parameters, n_rot, notes),
+            turning=turning,
         )
         methods.check_geometry(geometry)
         return CheckpointRope(scaling, geometry, tuple(notes), problem)
@@ -341,6 +353,13 @@ class _Reader:
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
         return number(inside if inside is not None else outside, default, key, self.source)
+
+
+def _without_proportion(scaling: RopeScaling) -> RopeScaling:
+    """What proportional RoPE does to the pairs that turn: nothing, or position interpolation."""
+    if scaling.factor in (None, 1.0):
+        return RopeScaling()
+    return replace(scaling, method="linear", proportion=None)
 
 
 def _context(

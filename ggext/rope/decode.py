@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, cast, get_args
 
 from ggext.errors import RopeError
@@ -30,6 +29,7 @@ FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
 BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
 LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
 SLIDING_BASE = "rope.freq_base_swa"
+SLIDING_ROTATED = "rope.dimension_count_swa"
 #: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
 #: read it and need not: the weights have it.
 QUERY_SCALE = "rope.ggext.query_scale"
@@ -48,6 +48,8 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
     "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
 }
+#: A pair divided by this or more does not turn: at 2³¹ tokens by less than float64 tells.
+_STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
 KeyMethod = Literal["none", "linear", "yarn", "longrope"]
@@ -91,7 +93,24 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
         sliding_base=sliding_base,
         sections=sections,
+        **_of_sliding(keys, n_rot, sliding_base),
     )
+
+
+def _of_sliding(keys: Mapping[str, Any], n_rot: int, base: float | None) -> dict[str, int]:
+    """The sizes of the sliding-window layers' heads, where they have other ones."""
+    rotated = _count(keys, SLIDING_ROTATED) or n_rot
+    if base is None or rotated == n_rot:
+        return {}
+    head = _count(keys, "attention.key_length_swa") or rotated
+    return {"sliding_n_rot": rotated, "sliding_head_dim": head}
+
+
+def turning_pairs(factors: Sequence[float]) -> int | None:
+    """How many of the first pairs turn where ``rope_freqs.weight`` says nothing but that the others
+    do not; ``None`` where it says something else."""
+    count = next((i for i, factor in enumerate(factors) if factor != 1.0), len(factors))
+    return count if all(factor >= _STILL for factor in factors[count:]) else None
 
 
 def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
@@ -180,7 +199,7 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
     geometry = geometry_of(keys, arch)
     if geometry.sliding_base is None:
         return None
-    own = replace(geometry, base=geometry.sliding_base)
+    own = geometry.of_sliding()
     methods.check_geometry(own)
     gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
     return _usable(RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length")))

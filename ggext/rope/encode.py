@@ -28,6 +28,7 @@ from ggext.rope.decode import (
     ROPE_LONG,
     ROPE_SHORT,
     SLIDING_BASE,
+    SLIDING_ROTATED,
     decode,
     decode_sliding,
     float32,
@@ -47,7 +48,7 @@ ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
 _NOT_BAKED = {
     "dynamic": (
         "dynamic NTK changes its table with the length of the text and llama.cpp has no such "
-        "mode; choose a fixed table: --ntk F, or --yarn F"
+        "mode; choose a fixed table: RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F)"
     ),
 }
 
@@ -56,20 +57,22 @@ _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
 
 @dataclass(frozen=True)
 class Encoding:
-    """``keys``: without the architecture prefix, value types as llama.cpp reads them (str, int =
-    u32, float = f32). ``tensors``: name → float32 values, shape (n_rot/2,). ``exactness``: the
-    wanted table against what llama.cpp makes of these. ``query_scale``: what the query weights must
-    be multiplied by. ``kernel_gain``: the gain that llama.cpp's kernel applies, at every rotation.
-    ``elsewhere``: against what programs make of it that do not set ggext's context parameters,
-    ``None`` where there are none. ``rolls``: whether llama.cpp shifts the architecture's cached
-    keys as they were turned."""
+    """One way to write a table down in a GGUF file of one architecture."""
 
     name: EncodingName
+    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
+    # float as f32).
     keys: Keys
+    # The expected table against what llama.cpp makes of these keys and tensors.
     exactness: Comparison
+    # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
+    # Name → float32 values, (n_rot / 2,).
     tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    # The same comparison for programs that do not set ggext's context parameters; None where they
+    # compute the same.
     elsewhere: Comparison | None = None
+    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
     rolls: bool = True
     # whether llama.cpp refuses to shift a context of the architecture
     never_shifted: bool = False
@@ -140,8 +143,8 @@ def _candidates(
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
         raise RopeError(
-            f"llama.cpp's architecture {arch} does not load {unread}; choose --encoding keys or "
-            "folded"
+            f"llama.cpp's architecture {arch} does not load {unread}; choose "
+            "encoding='keys' or encoding='folded'"
         )
     candidates = []
     for kind, encoder in ENCODERS.items():
@@ -189,6 +192,8 @@ def _of_architecture(
         keys |= beta_keys(scaling)
     if geometry.sliding_base is not None and capability.sliding == "own_base":
         keys[SLIDING_BASE] = float(geometry.sliding_base)
+    if geometry.sliding_n_rot is not None:
+        keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
@@ -263,7 +268,7 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
     except RopeError as error:
         if obstacle:
             raise RopeError(
-                f"the gain cannot be folded: {obstacle}; choose --encoding keys, and switch "
+                f"the gain cannot be folded: {obstacle}; choose encoding='keys', and switch "
                 "context shifts off in programs that roll"
             ) from None
         raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
@@ -323,8 +328,8 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its "
-        "keys can say: --linear F, --ntk F, or --yarn F with the standard betas"
+        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
 

@@ -38,7 +38,15 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
         gain /= methods.yarn_gain(factor)  # llama.cpp's kernel multiplies by it on its own
     if method in ("linear", "yarn") or gain != 1.0:
         keys["rope.scaling.attn_factor"] = gain
-    return keys, {}
+    return keys, still_factors(geometry)
+
+
+def still_factors(geometry: RopeGeometry) -> dict[str, tuple[float, ...]]:
+    """The tensor that says nothing but which pairs do not turn, where the model has such."""
+    if geometry.turning is None:
+        return {}
+    pairs = geometry.n_rot // 2
+    return {ROPE_FREQS: tuple(1.0 if i < geometry.turning else _STANDS_STILL for i in range(pairs))}
 
 
 def beta_keys(scaling: RopeScaling) -> Keys:

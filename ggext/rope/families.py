@@ -14,8 +14,8 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl qwen3_vl_moe "
-    "qwen3_5 qwen3_5_moe".split()
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
+    "qwen3_vl_moe qwen3_5 qwen3_5_moe".split()
 )
 
 
@@ -36,41 +36,46 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 @dataclass(frozen=True)
 class FamilyRule:
-    """``defaults``: what the class fills in where the file is silent. ``head_dim_keys``: layer kind
-    → key of its head size, tried before ``head_dim``. ``base_keys``: layer kind → key of its base
-    outside the rope parameters. ``base_defaults``: the base where none is given. ``scaled_kind``:
-    un-nested rope parameters concern this kind of layer only, the other kind is not scaled.
-    ``unrotated``: kinds without RoPE, where the file has a sliding window. ``partial_key``: key of
-    the rotated share of a head outside the rope parameters. ``inert``: rope keys that change
-    nothing while they have one of these values. ``beside``: keys among them that are no matter of
-    the table. ``static_alpha``: a ``dynamic`` with ``alpha`` is a fixed NTK-aware table.
-    ``final_maximum``: max_position_embeddings is the extended context already. ``read_types``: rope
-    types that the class takes for others. ``default_parameters``: what the class takes where the
-    file has no rope parameters, and ``default_said``, what that is. ``read_as``: transformers does
-    not know the family; its own code is a copy of this one.
-    """
+    """How transformers' class of one family reads the RoPE side of a `config.json`."""
 
+    # What the class fills in where the file is silent.
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    # Layer kind → key of its head size, tried before `head_dim`.
     head_dim_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → key of its base, outside the rope parameters.
     base_keys: Mapping[str, str] = field(default_factory=dict)
+    # Layer kind → its base where none is given.
     base_defaults: Mapping[str, float] = field(default_factory=dict)
+    # The kind of layer that rope parameters without a kind concern; the other kind is not scaled.
     scaled_kind: str = ""
+    # Kinds of layers without RoPE, where the file has a sliding window.
     unrotated: tuple[str, ...] = ()
+    # Key of the rotated share of a head, outside the rope parameters.
     partial_key: str = "partial_rotary_factor"
+    # Rope keys that change nothing while they have one of these values.
     inert: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    # Those of them that do not concern the table.
     beside: tuple[str, ...] = ()
+    # Whether a `dynamic` with `alpha` is a fixed NTK-aware table.
     static_alpha: bool = False
+    # Whether max_position_embeddings is the extended context already.
     final_maximum: bool = False
+    # Rope types that the class takes for others.
     read_types: Mapping[str, str] = field(default_factory=dict)
+    # Rope parameters of a file that has none.
     default_parameters: Mapping[str, Any] = field(default_factory=dict)
+    # What those are, in words.
     default_said: str = ""
+    # The family whose code this one copies, where transformers does not know it.
     read_as: str = ""
-    #: Key of how many dimensions of a head rotate, in place of a share.
+    # Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
-    #: Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
-    #: does not say it and it is not the rotated part's.
+    # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
+    # does not say it and it is not the rotated part's.
     share_of: tuple[str, ...] = ()
-    #: M-RoPE's sections where none are given: pairs that turn by time, height and width.
+    # Sliding-window layers have heads of another size, all of which rotates.
+    own_heads: bool = False
+    # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
 
@@ -137,6 +142,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "gemma4_text": FamilyRule(
         defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
         head_dim_keys={FULL: "global_head_dim"},
+        scaled_kind=FULL,
+        own_heads=True,
+        default_parameters={
+            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="a quarter of the pairs turn where the whole text is attended to",
     ),
     "falcon": FamilyRule(defaults={"max_position_embeddings": 2048}),
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),

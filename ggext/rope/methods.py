@@ -33,9 +33,12 @@ LLAMA3_LOW_FREQ_FACTOR, LLAMA3_HIGH_FREQ_FACTOR = 1.0, 4.0
 
 
 def theta(geometry: RopeGeometry, base: float | None = None) -> list[float]:
-    """The unscaled frequencies θᵢ = base^(-2i/d), radians per token (RoFormer, eq. 15)."""
+    """The unscaled frequencies θᵢ = base^(-2i/d), radians per token (RoFormer, eq. 15); 0 where a
+    pair does not turn."""
     base = geometry.base if base is None else base
-    return [base ** (-2 * i / geometry.n_rot) for i in range(geometry.n_rot // 2)]
+    pairs = geometry.n_rot // 2
+    turning = pairs if geometry.turning is None else geometry.turning
+    return [base ** (-2 * i / geometry.n_rot) if i < turning else 0.0 for i in range(pairs)]
 
 
 def check(scaling: RopeScaling) -> None:
@@ -138,8 +141,8 @@ def sliding_table(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable | N
     it."""
     if geometry.sliding_base is None:
         return None
-    own = replace(geometry, base=geometry.sliding_base, sliding_base=None)
-    return make_table(RopeScaling(context=extended_context(scaling, geometry)), own)
+    own = RopeScaling(context=extended_context(scaling, geometry))
+    return make_table(own, geometry.of_sliding())
 
 
 def score_scale(scaling: RopeScaling) -> float:

@@ -16,6 +16,7 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 RECIPE_KEY = "ggext.recipe"
 COMMAND_LINE = "the command line"
+PROGRAM = "a program"
 CHECKPOINT = "the checkpoint's config.json"
 SEARCH = "ggext search"
 _MAX_RECIPE = 1 << 20
@@ -55,14 +56,16 @@ class Searched:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``source``: who asked, ``COMMAND_LINE``, ``CHECKPOINT`` or ``SEARCH``. ``encoding``: the form
-    in the file. ``searched``: what the search measured, where that asked."""
+    """What a file says of its own scaling."""
 
     scaling: RopeScaling
     geometry: RopeGeometry
+    # The form in the file.
     encoding: str
+    # Who asked: COMMAND_LINE, PROGRAM, CHECKPOINT or SEARCH.
     source: str
     ggext_version: str = __version__
+    # What the search measured, where that asked.
     searched: Searched | None = None
 
     @property

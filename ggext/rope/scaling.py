@@ -7,7 +7,7 @@ one gain on cos and sin. ``RopeScaling`` is the request, ``RopeGeometry`` the mo
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from ggext.arguments import check_fields
@@ -18,45 +18,61 @@ Layout = Literal["norm", "neox"]
 
 @dataclass(frozen=True)
 class RopeGeometry:
-    """The rotary side of a model, before any scaling.
+    """The rotary side of a model, before any scaling."""
 
-    ``n_rot``: rotated dimensions of a head (even, ≤ ``head_dim``). ``base``: rope_theta.
-    ``layout``: which two dimensions make a pair, ``norm`` (2i, 2i+1) or ``neox`` (i, i + n_rot/2).
-    ``trained_context``: tokens that the checkpoint was trained for, before any extension.
-    ``sliding_base``: the rope_theta of the sliding-window layers, where a scaling concerns the
-    other layers alone (Gemma 3, Olmo 3); ``None`` where all layers that rotate do it alike.
-    ``sections``: M-RoPE's counts of pairs, by coordinate (``rope.sections``).
-    """
-
+    # Rotated dimensions of a head: even, at most `head_dim`; 0 where nothing rotates.
     n_rot: int
     head_dim: int
+    # rope_theta.
     base: float
+    # Which two dimensions make a pair: norm (2i, 2i+1) or neox (i, i + n_rot/2).
     layout: Layout
+    # Tokens that the checkpoint was trained for, before any extension.
     trained_context: int
+    # The rope_theta of the sliding-window layers, where a scaling concerns the other layers alone
+    # (Gemma 3, Olmo 3); None where all layers that rotate have the same table.
     sliding_base: float | None = None
+    # M-RoPE's counts of pairs, by coordinate (`rope.sections`).
     sections: tuple[int, ...] | None = None
+    # of the sliding-window layers, where their heads are of another size
+    sliding_n_rot: int | None = None
+    sliding_head_dim: int | None = None
+    # only the first so many pairs turn, as they would if all did (Gemma 4's proportional RoPE)
+    turning: int | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
 
+    def of_sliding(self) -> RopeGeometry:
+        """That of the sliding-window layers, which have a base of their own."""
+        return replace(
+            self,
+            n_rot=self.sliding_n_rot or self.n_rot,
+            head_dim=self.sliding_head_dim or self.head_dim,
+            base=self.sliding_base or self.base,
+            sliding_base=None,
+            sliding_n_rot=None,
+            sliding_head_dim=None,
+            turning=None,
+        )
+
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """What is asked for: a method and its parameters; a parameter that is ``None`` was not given.
+    """What is asked for: a method and its parameters. A parameter that is None was not given.
 
-    ``factor``: how many times the context grows. ``original_context``: tokens, the context that the
-    unscaled table was trained for. ``context``: tokens that the result is meant for, where that is
-    not factor · original context (Llama 3.2: factor 32 on 8192, meant for 131072).
-    ``attention_factor``: the gain on cos and sin, replacing the method's own. The others are the
-    method's parameters under their names in the literature; ``proportion``: the share of the pairs
-    that turns at all (Gemma's proportional RoPE). ``context_reason``: why ``context`` is less than
-    factor · original context, where a checkpoint means it so.
+    Parameters without a comment have their names in the literature.
     """
 
     method: Method = "none"
+    # How many times the context grows.
     factor: float | None = None
+    # Tokens: the context that the unscaled table was trained for.
     original_context: int | None = None
+    # Tokens that the result is meant for, where that is not factor · original context (Llama 3.2:
+    # factor 32 on 8192, meant for 131072).
     context: int | None = None
+    # The gain on cos and sin, in place of the method's own.
     attention_factor: float | None = None
     beta_fast: float | None = None
     beta_slow: float | None = None
@@ -67,7 +83,9 @@ class RopeScaling:
     high_freq_factor: float | None = None
     short_factors: tuple[float, ...] | None = None
     long_factors: tuple[float, ...] | None = None
+    # The share of the pairs that rotates at all (Gemma's proportional RoPE).
     proportion: float | None = None
+    # Why `context` is less than factor · original context, where a checkpoint means it so.
     context_reason: str | None = None
 
     def __post_init__(self) -> None:
@@ -80,15 +98,16 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class RopeTable:
-    """``inv_freq``: radians per token, float64, one for each rotated pair. ``attention_factor``:
-    the gain on both cos and sin. ``context``: tokens for which the table is meant. ``lengths``: the
-    shortest and longest text (tokens) that has this table, ``None`` where every length has it (all
-    methods but dynamic NTK and LongRoPE).
-    """
+    """The angular frequencies of a model's pairs and the gain: what every method comes to."""
 
+    # Radians per token, float64, one for each rotated pair.
     inv_freq: tuple[float, ...]
+    # The gain on both cos and sin.
     attention_factor: float
+    # Tokens for which the table is meant.
     context: int
+    # The shortest and the longest text (tokens) that has this table; None where every length has it
+    # (all methods but dynamic NTK and LongRoPE).
     lengths: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
 """How many tokens are read at once at each place of a text: so few that a cancel is seen soon.
 
-llama.cpp asks whether to stop between two operations of its graph. On a CPU without flash attention
-the longest one is the products of all queries and keys, which grows with what stands in the cache;
-so fewer are read at once there.
+llama.cpp asks whether to stop between two operations of its graph. On a CPU the longest one is the
+products of all queries and keys, which grows with what stands in the cache; so fewer are read at
+once there.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from ggext.footprint.architecture import Architecture
 from ggext.footprint.cache import Context, cells
 
 _STEP = 8
-#: Fewer do not shorten it: the keys pass through the processor all the same
+#: Fewer do not shorten it: the keys pass through the processor all the same. With flash attention
+#: fewer take llama.cpp's path without tiles, which is slower in all
 #: (`benchmarks/results/generate.md`).
-_LEAST = 16
+LEAST = 16
+LEAST_FLASH = 64
 
 
 @dataclass(frozen=True)
 class Batches:
     """At most ``most`` tokens, wherever ``attention`` is short: of each kind of layer the cells of
-    its cache and the multiplications by which a token meets one. ``threads`` share them.
+    its cache and the multiplications by which a token meets one. ``threads`` share them. ``least``:
+    not fewer.
 
     The number depends on nothing but these and the place in the text, so that the same text is read
     in the same batches, to the last bit of its logits.
@@ -32,6 +35,7 @@ class Batches:
     most: int
     threads: int = 1
     attention: frozenset[tuple[int, int]] = frozenset()
+    least: int = LEAST
 
     def at(self, place: int) -> int:
         """Tokens that are read at once behind `place` tokens of a text; never more than behind
@@ -42,11 +46,11 @@ class Batches:
         )
         if work * self.most <= within:
             return self.most
-        return min(self.most, max(int(within / work) // _STEP * _STEP, _LEAST))
+        return min(self.most, max(int(within / work) // _STEP * _STEP, self.least))
 
     def digest(self) -> str:
         """What tells batches that part a text in the same places from others."""
-        return f"{self.most} {self.threads} {sorted(self.attention)}"
+        return f"{self.most} {self.threads} {sorted(self.attention)} {self.least}"
 
     def ends(self, start: int, end: int, most: int) -> Iterator[int]:
         """Where the whole batches of tokens `start` to `end` of a text end, none longer than
@@ -66,8 +70,10 @@ class Batches:
 
 
 def attention(arch: Architecture, context: Context) -> frozenset[tuple[int, int]]:
-    """`Batches.attention` of a model in such a context."""
+    """`Batches.attention` of a model in such a context; with flash attention the products with the
+    values are of the same operation."""
+    products = 2 if context.flash_attention else 1
     return frozenset(
-        (cells(arch, layer, context), layer.heads * max(layer.key, layer.value))
+        (cells(arch, layer, context), products * layer.heads * max(layer.key, layer.value))
         for layer in arch.layers
     )

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.footprint.cache import CHECKPOINTS
-from ggext.runtime import llama, state
+from ggext.runtime import apart, llama, state
 from ggext.runtime.cells import MAIN, SCRATCH, Cells
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
+from ggext.runtime.threads import Threads
 from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Cache(Closing):
             self._plan.notices,
         )
         self.n_batch = self.batches.most
+        self.threads = Threads(self._plan.threads, self._plan.most_threads, self._set_threads)
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.
@@ -103,6 +105,14 @@ class Cache(Closing):
             (self._abort, ctypes.addressof(self._flag)),
         )
 
+    def _set_threads(self, count: int) -> None:
+        self.lib.llama_set_n_threads(self.handle, count, count)
+
+    @property
+    def flash_attention(self) -> bool:
+        """Whether the context was made with it."""
+        return self._plan.flash_attention
+
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
         handle, self.handle = self.handle, None
@@ -144,7 +154,7 @@ class Cache(Closing):
             return False
         self.unsure = tokens
         llama.clear_log()
-        status = self.lib.llama_decode(self.handle, self._batch(tokens, every_logit))
+        status = self._decode(self._batch(tokens, every_logit))
         if status != 0:
             return self._failed(status, len(tokens))
         if self.aligned == len(self.tokens) and len(tokens) == self.batches.at(self.aligned):
@@ -161,7 +171,7 @@ class Cache(Closing):
         self._one[0] = token
         self.unsure = (token,)
         llama.clear_log()
-        status = self.lib.llama_decode(self.handle, self._batch_of_one)
+        status = self._decode(self._batch_of_one)
         if status != 0:
             return self._failed(status, 1)
         self.positions.append(self.positions[-1] + 1 if self.positions else 0)
@@ -177,6 +187,18 @@ class Cache(Closing):
 
         pointer = self.lib.llama_get_logits_ith(self.handle, -1)
         return np.ctypeslib.as_array(pointer, (self.model.n_vocab,))
+
+    def _decode(self, batch: Any) -> int:
+        """llama.cpp's status of a batch. An interrupt stops a graph that Python watches."""
+        if self._options.eval_callback is None:
+            return int(self.lib.llama_decode(self.handle, batch))
+        try:
+            return int(
+                apart.run(lambda: self.lib.llama_decode(self.handle, batch), stop=self.cancel)
+            )
+        except BaseException:
+            self.resume()
+            raise
 
     def _failed(self, status: int, count: int) -> bool:
         self.epoch += 1
@@ -335,6 +357,7 @@ class Cache(Closing):
         handle = self._open(regime)
         self.close()
         self.handle, self.regime, self._rotation = handle, regime, None
+        self._set_threads(self.threads.now)
         self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
         self.checkpoints.clear()
         self.tokens, self.positions = [], []
@@ -379,7 +402,7 @@ class Cache(Closing):
         batch.pos, batch.n_seq_id = (ctypes.c_int32 * 1)(position), (ctypes.c_int32 * 1)(1)
         batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * 1)(sequence)
         llama.clear_log()
-        if self.lib.llama_decode(self.handle, batch) != 0:
+        if self._decode(batch) != 0:
             raise llama.failure(f"a token at position {position} cannot be evaluated")
         return self.cells.take_scratch()
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ggext.errors import GgufError
 from ggext.footprint import defaults
 from ggext.footprint.architecture import architecture
-from ggext.footprint.cache import STEP
+from ggext.footprint.cache import STEP, Context
 from ggext.footprint.machine import free_memory
 from ggext.footprint.planner import Choices, Memories, Planner, Share
 from ggext.runtime.model import Model
@@ -67,16 +67,16 @@ class Room:
         """Bytes of its keys and values."""
         return self._shares(tokens)[0].cache
 
-    def flash_attention(self, tokens: int) -> bool:
-        """Whether a context of so many tokens is to use it."""
-        return self.planner.context(tokens, self._memories).flash_attention
+    def context(self, tokens: int) -> Context:
+        """How a context of so many tokens is made."""
+        return self.planner.context(tokens, self._memories)
 
     @property
     def _memories(self) -> Memories:
         return Memories(None if self.free is None else self.free + self.copied)
 
     def _shares(self, tokens: int) -> tuple[Share, Share]:
-        return self.planner.shares(self.planner.context(tokens, self._memories))
+        return self.planner.shares(self.context(tokens))
 
 
 def room(model: Model, choices: Choices) -> Room | None:

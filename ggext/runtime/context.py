@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ggext.arguments import check_count, check_fields
@@ -19,9 +20,11 @@ from ggext.footprint.cache import (
     whole_windows,
 )
 from ggext.footprint.planner import Choices
+from ggext.rope.capabilities import LEARNED_POSITIONS
 from ggext.rope.decode import context_parameters
 from ggext.runtime import capacity, llama
-from ggext.runtime.batches import Batches, attention
+from ggext.runtime.adapter import attach
+from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention
 from ggext.runtime.capacity import Room
 from ggext.runtime.memory.options import MemoryOptions
 from ggext.runtime.model import Model
@@ -30,30 +33,32 @@ from ggext.runtime.regimes import DynamicNtk, Regime, regimes
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a context is made.
+    """How a context is made. Raises UsageError."""
 
-    ``n_ctx`` tokens; None is what the file says, or what fits into the free memory. ``threads``
-    None: the physical cores, 1 for a tiny model. ``n_batch`` tokens evaluated at a time, None: 512
-    on a GPU, else 64 to 128, and behind many down to 16. ``kv_type`` of keys and values: f16, bf16,
-    f32, q8_0, q4_0 ... ``flash_attention`` None: as `ggext.footprint.planner.Planner.context` says.
-    ``memory``: what stays when the context is full. ``swa``: what layers with a sliding window
-    keep: "full", every token; "small", the window and a batch; "auto", what takes less memory.
-    ``leaves_memory``: without ``n_ctx``, half of the free memory is left to others.
-    ``dynamic_ntk``: the base grows with the length of the text, and what is cached is rotated to it
-    or evaluated again. ``eval_callback`` sees every node of the graph (a
-    ``ggml_backend_sched_eval_callback``). Raises UsageError.
-    """
-
+    # Tokens; None is what the file says, or what fits into the free memory.
     n_ctx: int | None = None
+    # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 256, and after many down to 16.
     n_batch: int | None = None
+    # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"
+    # None: as `ggext.footprint.planner.Planner.context` says.
     flash_attention: bool | None = None
+    # What stays when the context is full.
     memory: MemoryOptions = field(default_factory=MemoryOptions)
+    # The base grows with the length of the text, and what is cached is rotated to it or evaluated
+    # again.
     dynamic_ntk: DynamicNtk | None = None
+    # Sees every node of the graph (a ggml_backend_sched_eval_callback).
     eval_callback: Any = None
+    # What layers with a sliding window keep: "full", every token; "small", the window and a batch;
+    # "auto", what takes less memory.
     swa: Swa = "auto"
+    # Without `n_ctx`, half of the free memory is left to others.
     leaves_memory: bool = False
+    # A LoRA adapter in GGUF, which must be for this file.
+    adapter: Path | None = None
 
     @property
     def edits_cache(self) -> bool:
@@ -78,8 +83,8 @@ class SessionOptions:
             raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
         if self.dynamic_ntk and self.memory.when_full != "stop":
             raise UsageError(
-                "dynamic NTK keeps everything and cannot go with --when-full "
-                f"{self.memory.when_full}"
+                "dynamic NTK keeps everything and cannot go with "
+                f"when_full={self.memory.when_full!r}"
             )
         if self.dynamic_ntk == "rotate" and is_quantized(self.kv_type):
             raise UsageError(
@@ -95,16 +100,21 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class Plan:
-    """How long a session's context gets and how it is fed, in tokens; how many threads run it;
-    whether it uses flash attention; whether sliding windows keep every token; the regimes that its
-    text passes through; and what the user should know of it."""
+    """What a session's context is made with."""
 
+    # tokens that it holds
     n_ctx: int
+    # how a text is fed into it
     batches: Batches
+    # threads that run it, and how many may once cores are idle; 0: that is not looked at again
     threads: int
+    most_threads: int
     flash_attention: bool
+    # whether sliding windows keep every token
     whole_windows: bool
+    # what its text passes through as it grows
     regimes: tuple[Regime, ...]
+    # what the user should know of it
     notices: tuple[str, ...]
 
 
@@ -123,11 +133,14 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             f"{model.path} has recurrent layers, whose state cannot be rotated: take replay"
         )
     threads = options.threads or capacity.threads_for(model)
-    n_batch = options.n_batch or capacity.batch_for(model, threads)
     room = capacity.room(
-        model, Choices(options.kv_type, n_batch, options.flash_attention, options.swa)
+        model,
+        Choices(options.kv_type, options.n_batch, options.flash_attention, options.swa, threads),
     )
     n_ctx, notices = _length(model, options, room)
+    n_batch = options.n_batch or (
+        capacity.batch_for(model, threads) if room is None else room.context(n_ctx).batch
+    )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
     whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
@@ -140,6 +153,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
         n_ctx,
         batches,
         defaults.threads_now(threads, model.loading_began) if measured else threads,
+        threads if measured else 0,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
@@ -177,21 +191,25 @@ def open_context(
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(
-            f"a context of {regime.span} tokens cannot be made (try --ctx with less)"
-        )
+        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try a smaller one)")
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
         raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+    if options.adapter is not None:
+        try:
+            attach(options.adapter, model, handle)
+        except BaseException:
+            module.llama_free(handle)
+            raise
     return handle
 
 
 def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
-    """Fewer at once behind many tokens, where nobody chose. Flash attention is one operation
-    whatever it reads, and four times as long for less than 64."""
-    if options.n_batch or context.flash_attention or room is None:
+    """Fewer at once behind many tokens, where nobody chose."""
+    if options.n_batch or room is None:
         return Batches(context.batch)
-    return Batches(context.batch, threads, attention(room.planner.arch, context))
+    least = LEAST_FLASH if context.flash_attention else LEAST
+    return Batches(context.batch, threads, attention(room.planner.arch, context), least)
 
 
 def _check_heads(model: Model, kv_type: str) -> None:
@@ -226,6 +244,11 @@ def _check_graph(model: Model, kv_type: str) -> None:
 def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.memory.cells(options.n_ctx or trained)
+    if asked > trained and model.architecture in LEARNED_POSITIONS:
+        raise ModelError(
+            f"{model.path} has learned positions for {trained:,} tokens, and the context is "
+            f"{asked:,}: take no more than it has"
+        )
     half = (
         room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
     )
@@ -234,7 +257,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"of the {trained:,} that the file is made for: more would take over half of the "
             "free memory"
         )
-        return half, [f"the context is {half:,} tokens {made}; --ctx auto takes what fits"]
+        return half, [f"the context is {half:,} tokens {made}; context='auto' takes what fits"]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         holds = room.most() if options.n_ctx is not None else largest
@@ -243,7 +266,7 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"{holds:,} tokens"
         )
         if options.n_ctx is not None or largest < STEP:
-            raise ModelError(f"{short}: ask for less with --ctx, or free some memory")
+            raise ModelError(f"{short}: ask for a smaller context, or free some memory")
         return largest, [f"{short}: the context is {largest:,} tokens"]
     if (
         asked > trained
@@ -264,7 +287,7 @@ def _flash_attention(model: Model, options: SessionOptions, room: Room | None, n
     return (
         model.offloads or is_quantized(options.kv_type)
         if room is None
-        else room.flash_attention(n_ctx)
+        else room.context(n_ctx).flash_attention
     )
 
 

@@ -72,10 +72,10 @@ class Session(Closing):
     ) -> None:
         self.model = model
         self.prefixes = prefixes
-        self._options = options or SessionOptions()
-        self.cache = Cache(model, self._options)
+        self.options = options or SessionOptions()
+        self.cache = Cache(model, self.options)
         try:
-            self.memory = new_memory(self.cache, self._options.memory)
+            self.memory = new_memory(self.cache, self.options.memory)
         except BaseException:
             self.cache.close()
             raise
@@ -111,6 +111,18 @@ class Session(Closing):
     def available(self) -> int:
         """Tokens that still fit before the context is full."""
         return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute now."""
+        return self.cache.threads.now
+
+    @property
+    def computes(self) -> str:
+        """How, in words: what was chosen where the options leave it open."""
+        flash = "on" if self.cache.flash_attention else "off"
+        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
+        return f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
 
     @property
     def dropped(self) -> int:
@@ -398,4 +410,5 @@ class Session(Closing):
     def _read(self, batch: list[int], *, last: bool) -> bool:
         if self.cache.cancelled:
             return False
+        self.cache.threads.look()
         return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)

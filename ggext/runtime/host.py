@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ggext.errors import UsageError
-from ggext.runtime import store
+from ggext.runtime import auto, store
 from ggext.runtime.answering import Answering, Mailbox, Question
+from ggext.runtime.auto import Chosen
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Session
@@ -32,6 +33,8 @@ class Opening:
     parallel: int = 1
     # How much is kept of texts that left a context for another one.
     cache: PrefixOptions = field(default_factory=PrefixOptions)
+    # Whether the policy for a full context is chosen by `ggext.runtime.auto`.
+    auto: bool = False
 
 
 class TextVocabulary(Protocol):
@@ -64,7 +67,8 @@ class Vocabulary(TextVocabulary, Protocol):
 
 class Engine(Protocol):
     """A model that answers, here or in another process. ``context`` and ``limit`` (None: text of
-    any length is taken) in tokens; ``notices``: sentences that the user should read."""
+    any length is taken) in tokens; ``notices``: sentences that the user should read; ``chosen``:
+    what leaves a full context, where that was left to the program."""
 
     @property
     def vocabulary(self) -> Vocabulary: ...
@@ -74,6 +78,8 @@ class Engine(Protocol):
     def limit(self) -> int | None: ...
     @property
     def notices(self) -> tuple[str, ...]: ...
+    @property
+    def chosen(self) -> Chosen | None: ...
     def ask(self, question: Question) -> Answering: ...
     def save(self, path: Path) -> int: ...
     def restore(self, path: Path) -> int: ...
@@ -88,9 +94,10 @@ class Host(Closing):
         try:
             self.model.vocabulary()  # raises where there is none
             self._prefixes = Prefixes(opening.cache)
-            sessions = [
-                Session(self.model, opening.session, self._prefixes)
-                for _ in range(opening.parallel)
+            first, self.chosen = self._first(opening)
+            sessions = [first] + [
+                Session(self.model, first.options, self._prefixes)
+                for _ in range(1, opening.parallel)
             ]
         except BaseException:
             self.model.close()
@@ -99,6 +106,12 @@ class Host(Closing):
         self.context = sessions[0].n_ctx
         self.limit = sessions[0].memory.limit
         self.notices = sessions[0].notices
+
+    def _first(self, opening: Opening) -> tuple[Session, Chosen | None]:
+        """The first context; how it was chosen what leaves a full one, if it was."""
+        if not opening.auto:
+            return Session(self.model, opening.session, self._prefixes), None
+        return auto.open_session(self.model, opening.session, self._prefixes)
 
     @property
     def vocabulary(self) -> Model:

@@ -22,6 +22,7 @@ from typing import Any
 from ggext.errors import GgextError, ModelError
 from ggext.runtime import forks, wire
 from ggext.runtime.answering import Answering, End, Mailbox, Question
+from ggext.runtime.auto import Chosen
 from ggext.runtime.child import Child, error_as_json, error_of
 from ggext.runtime.closing import Closing
 from ggext.runtime.host import Opening
@@ -272,6 +273,7 @@ class IsolatedHost(Closing):
         self.context: int = facts["context"]
         self.limit: int | None = facts["limit"]
         self.notices = tuple(facts["notices"])
+        self.chosen = None if facts["chosen"] is None else Chosen(**facts["chosen"])
         self.vocabulary = IsolatedVocabulary(self._connection.request, facts["vocabulary"])
 
     @property

@@ -2,7 +2,8 @@
 
 The package is imported here and nowhere else, at the first use. One version is accepted, because
 ctypes lays out llama.cpp's structs by hand: another version would read other bytes. Whatever
-llama.cpp logs is collected instead of printed, so that an error can quote the line that says why.
+llama.cpp logs is collected instead of printed, so that an error can quote the line that says why:
+by C code, because a callback in Python is where Ctrl-C would be lost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ggext import _native
 from ggext.errors import MissingExtraError, ModelError
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime import kernels
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 VERSION = LLAMA_CPP_PYTHON
 
-_LOG_DEBUG = 1
 _LOG_ERROR = 4
 _LOG_CONTINUED = 5
 # Lines that only say that something failed, after the line that says why.
@@ -88,13 +89,16 @@ class _Logs(threading.local):
         self.stack = [Log()]
 
 
-def _write(level: int, text: bytes, _user_data: object) -> None:
-    """llama.cpp's log callback."""
-    if level != _LOG_DEBUG:  # a line for each tensor of a model
-        _logs.stack[-1].add(level, text.decode("utf-8", "replace"))
-
-
 _logs = _Logs()
+
+
+def current_log() -> Log:
+    """This thread's log, with what llama.cpp has logged in it since."""
+    log = _logs.stack[-1]
+    if texts := _native.take_log():
+        for text in texts.split(b"\0")[:-1]:
+            log.add(text[0] - ord("0"), text[1:].decode("utf-8", "replace"))
+    return log
 
 
 def lib(purpose: str = "running a model") -> Any:
@@ -126,10 +130,7 @@ def _start(purpose: str) -> Any:
             f'{VERSION}: pip install "llama-cpp-python=={VERSION}"'
         )
     module: Any = llama_cpp.llama_cpp
-    # The callback object must live as long as the library may log.
-    callback = module.llama_log_callback(_write)
-    module.llama_log_set(callback, None)
-    module.ggext_log_callback = callback
+    module.llama_log_set(module.llama_log_callback(_native.log_callback()), None)
     module.llama_backend_init()
     return module
 
@@ -155,23 +156,25 @@ def _patient_threads() -> Iterator[None]:
 @contextmanager
 def listening(log: Log | None = None) -> Iterator[Log]:
     """What llama.cpp logs in this thread while the block runs, but for inner such blocks."""
+    current_log()
     log = log or Log()
     _logs.stack.append(log)
     try:
         yield log
     finally:
+        current_log()
         _logs.stack.remove(log)
 
 
 def clear_log() -> None:
     """Forgets what was logged in this thread, so that `failure` speaks of the call that follows."""
-    _logs.stack[-1].clear()
+    current_log().clear()
 
 
 def reason() -> str:
     """The first error that llama.cpp logged in this thread since `clear_log`: the cause precedes
     its consequences."""
-    errors = _logs.stack[-1].errors()
+    errors = current_log().errors()
     telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
     line = (telling or errors or ["it gave no reason"])[0]
     line = " ".join(_RULER.sub(" ", line).split())

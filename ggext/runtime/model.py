@@ -14,7 +14,7 @@ from ggext.errors import ModelError
 from ggext.footprint.machine import CoreUse, core_use
 from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.splitters import BY_HAND
-from ggext.runtime import first_load, kernels, llama, long_text
+from ggext.runtime import apart, first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
 from ggext.runtime.scaled import Overrides, with_overrides
 from ggext.runtime.unknown_characters import SPACE_PREFIX, UnknownCharacters
@@ -107,12 +107,17 @@ class Model(Closing):
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
         with llama.listening() as log:
-            handle = module.llama_model_load_from_file(os.fsencode(path), params)
-            if loading.error is not None:
-                raise loading.error
+            handle = apart.run(
+                lambda: module.llama_model_load_from_file(os.fsencode(path), params),
+                stop=loading.stop,
+                free=module.llama_model_free,
+                meanwhile=loading.tell,
+            )
+            if loading.stopped:
+                if handle:
+                    module.llama_model_free(handle)
+                raise CancelledError(f"loading {path} was cancelled")
             if not handle:
-                if loading.cancelled:
-                    raise CancelledError(f"loading {path} was cancelled")
                 raise llama.failure(f"{path} cannot be loaded")
         if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
             module.llama_model_free(handle)
@@ -341,19 +346,25 @@ def _tried(
 
 
 class _Loading:
-    """llama.cpp's progress callback; an error inside cancels the load and is kept."""
+    """llama.cpp's progress callback, in the thread that loads, and what it says told to the thread
+    that waits."""
 
     def __init__(self, progress: LoadProgress | None) -> None:
-        self.progress = progress
-        self.cancelled = False
-        self.error: BaseException | None = None
+        self._progress = progress
+        self._fraction, self._told = 0.0, -1.0
+        self.stopped = False
 
     def __call__(self, fraction: float, _user_data: object) -> bool:
-        if self.progress is None:
-            return True
-        try:
-            self.cancelled = not self.progress(fraction)
-        except BaseException as error:  # noqa: BLE001 - `Model.open` raises it; ctypes would not
-            self.error = error
-            self.cancelled = True
-        return not self.cancelled
+        self._fraction = fraction
+        return not self.stopped
+
+    def tell(self) -> None:
+        """Calls ``progress`` where there is something new; it may stop the load."""
+        fraction = self._fraction
+        if self._progress is not None and not self.stopped and fraction != self._told:
+            self._told = fraction
+            self.stopped = not self._progress(fraction)
+
+    def stop(self) -> None:
+        """Ends the load with the next tensor."""
+        self.stopped = True

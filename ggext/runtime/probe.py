@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
-from ggext.runtime import llama
+from ggext.runtime import apart, llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.ggml import RopeNode, RopeWatcher
@@ -73,6 +73,10 @@ class Probe(Closing):
             )
         self._lib.llama_memory_seq_add(self._memory, 0, 0, -1, distance)
 
+    def _stop(self) -> None:
+        """Ends a running `decode` within a node of the graph; nothing is computed after that."""
+        self._flag[0] = b"\1"
+
     def decode(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         """Appends tokens at the positions from ``start`` on; the logits behind each, (n_tokens,
         n_vocab).
@@ -92,7 +96,7 @@ class Probe(Closing):
         batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * count)(*[sequence] * count)
         batch.logits = (ctypes.c_int8 * count)(*[1] * count)
         llama.clear_log()
-        status = self._lib.llama_decode(self._context, batch)
+        status = apart.run(lambda: self._lib.llama_decode(self._context, batch), stop=self._stop)
         self._watcher.check()
         if status != 0:
             raise llama.failure(f"{count} tokens at position {start} cannot be evaluated")

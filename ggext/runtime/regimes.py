@@ -60,7 +60,7 @@ def _unscaled(model: Model) -> RopeGeometry:
     table = effective_table(model.header)
     if table.inv_freq != tuple(theta(geometry)) or table.attention_factor != 1:
         raise ModelError(
-            f"{model.path} is scaled already: dynamic NTK is for a file without (ggext convert "
-            "--rope none)"
+            f"{model.path} is scaled already: dynamic NTK is for a file without, as "
+            "rope=RopeScaling('none') makes it"
         )
     return geometry

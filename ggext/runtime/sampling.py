@@ -29,19 +29,23 @@ __all__ = ["REPEAT_WINDOW", "Chooser", "Sampling", "json_grammar"]
 class Sampling:
     """Options of the sampler chain; the defaults are those of llama.cpp's own programs.
 
-    ``temperature`` 0 is greedy. ``top_k`` 0, ``top_p`` 1, ``min_p`` 0 and ``repeat_penalty`` 1 turn
-    the sampler off. ``repeat_penalty`` looks at the last 64 tokens. ``seed`` None draws a fresh one
-    for each answer. ``grammar``: GBNF with a rule ``root``, or what `json_grammar` made of a JSON
-    schema; the answer will follow it. Raises UsageError for a value out of its range, and for a
-    grammar that is none or too large.
+    Raises UsageError for a value out of its range, and for a grammar that is none or too large.
     """
 
+    # 0 is greedy.
     temperature: float = 0.8
+    # 0 turns the sampler off.
     top_k: int = 40
+    # 1 turns the sampler off.
     top_p: float = 0.95
+    # 0 turns the sampler off.
     min_p: float = 0.05
+    # Looks at the last 64 tokens; 1 turns it off.
     repeat_penalty: float = 1.0
+    # None draws a fresh one for each answer.
     seed: int | None = None
+    # GBNF with a rule `root`, or what `json_grammar` made of a JSON schema; the answer will follow
+    # it.
     grammar: Grammar | None = None
 
     def __post_init__(self) -> None:

@@ -31,22 +31,27 @@ _MAX_ROW = 1 << 24
 
 @dataclass(frozen=True)
 class StateForm:
-    """How a cache writes its cells: ``key_types`` and ``value_types`` (ggml's numbers, one a
-    layer), whether values are ``transposed``, and llama.cpp's ``magic``."""
+    """How a cache writes its cells."""
 
+    # llama.cpp's number of the format.
     magic: int
+    # Whether values are.
     transposed: bool
+    # ggml's numbers, one a layer.
     key_types: tuple[int, ...]
+    # The same.
     value_types: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class KvBlock:
-    """Cached tokens: ``positions`` int32 (n_cells,), and of each layer ``keys`` and ``values``
-    uint8 (n_cells, row bytes). Keys are rotated by their positions, as they are in the cache."""
+    """Cached tokens. Keys are rotated by their positions, as they are in the cache."""
 
+    # int32 (n_cells,).
     positions: NDArray[np.int32]
+    # Of each layer, uint8 (n_cells, row bytes).
     keys: tuple[Bytes, ...]
+    # The same.
     values: tuple[Bytes, ...]
     form: StateForm
 
@@ -131,7 +136,7 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
     except ValueError as error:
         raise ModelError(
             f"llama.cpp's state of a sequence has {error}: this model keeps its cache in a form "
-            "that ggext cannot edit; use --when-full stop"
+            "that ggext cannot edit; use when_full='stop'"
         ) from None
 
 

@@ -38,6 +38,7 @@ def opening_as_json(opening: Opening) -> dict[str, Any]:
         "session": asdict(replace(session, memory=MemoryOptions())) | {"memory": memory},
         "gpu_layers": opening.gpu_layers,
         "parallel": opening.parallel,
+        "auto": opening.auto,
         "cache": asdict(opening.cache) | {"folder": _absolute(opening.cache.folder)},
     }
 
@@ -54,6 +55,7 @@ def opening_of(saved: Mapping[str, Any]) -> Opening:
         saved["gpu_layers"],
         saved["parallel"],
         PrefixOptions(**cache),
+        saved["auto"],
     )
 
 
@@ -73,6 +75,7 @@ def facts_of(host: Host) -> dict[str, Any]:
         "context": host.context,
         "limit": host.limit,
         "notices": list(host.notices),
+        "chosen": None if host.chosen is None else asdict(host.chosen),
         "vocabulary": {
             "path": str(model.path),
             "chat_template": model.chat_template,

@@ -25,10 +25,13 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.engine import Session, in_common
 from ggext.runtime.prefixes import worth
 
-_AHEAD = 1024  # parcels that wait for their reader before the worker leaves the answer alone
-# Tokens that come within this many seconds are handed over together: waking a reader costs some 10
-# µs, which is 3 % of a token of a model of a million parameters and nothing of a larger one's.
-_TOGETHER = 0.004
+_AHEAD = 256  # parcels that wait for their reader before the worker leaves the answer alone
+# No token waits longer than so many seconds for those that are handed over with it. A reader that
+# wakes takes a core from llama.cpp's threads. They wait for each other some 500 times a token, and
+# once one is late they fall asleep at each of these (benchmarks/results/writing.md).
+_TOGETHER = 0.05
+# Seconds without work, in which the reader has the cores for itself: most are done then.
+_PAUSE = 0.0003
 # What choosing a session weighs, in tokens that are read: waiting for an answer that is being made,
 # and copying a token out of a context and back into it.
 _WAITING = 512
@@ -98,11 +101,12 @@ class _Job:
         with self._lock:
             self._parked = True
 
-    def turn(self, seconds: float) -> None:
-        """One batch, or one token and those that follow within so many seconds. Sets ``ended``
-        behind the last one."""
+    def turn(self, seconds: float, inbox: queue.SimpleQueue[_Job | None]) -> None:
+        """One batch, or one token and those that come within so many seconds while nothing else
+        does. Sets ``ended`` after the last one."""
         # What follows anything but a token is handed over at once: it is the first token.
-        until = time.perf_counter() + seconds if self._writing else 0.0
+        before = time.perf_counter()
+        until = before + seconds if self._writing else 0.0
         try:
             happenings = self._happenings or self._begin()
             self._unpark()
@@ -113,7 +117,9 @@ class _Job:
                     return
                 tell(happening)
                 self._writing = type(happening) is int
-                if not self._writing or time.perf_counter() >= until:
+                now = time.perf_counter()
+                next_at, before = now + (now - before), now
+                if not self._writing or next_at >= until or not inbox.empty():
                     break
             self._send()
         except BaseException as error:  # noqa: BLE001 - raised where the answer is read
@@ -142,6 +148,8 @@ class _Job:
         parcel, self._packed = self._packed, []
         if not self.mailbox.put(parcel):
             self.cancel()
+        elif self._writing and not self.ended and self.session.threads > 1:
+            time.sleep(_PAUSE)
 
     def end(self, end: End) -> None:
         """Ends the answer, unless it has ended."""
@@ -309,13 +317,15 @@ def _run(
 ) -> None:
     """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():
+        while not inbox.empty():
+            inbox.get()
         active = [lane for lane in lanes if _has_work(lane)]
         if not active:
             inbox.get()
         seconds = _TOGETHER if len(active) == 1 else 0.0  # the others may take long
         for lane in active:
             if not lane[0].ended:
-                lane[0].turn(seconds)
+                lane[0].turn(seconds, inbox)
             if lane[0].ended:
                 lane.popleft()
     for lane in lanes:

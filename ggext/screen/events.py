@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from ggext.screen.flags import in_flags
 from ggext.screen.interrupt import on_interrupt
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ class JsonScreen:
 
     def notice(self, text: str) -> None:
         """A sentence for the user."""
-        _write("notice", text=text)
+        _write("notice", text=in_flags(text))
 
     def error(self, text: str) -> None:
         """What went wrong."""
-        _write("error", text=text)
+        _write("error", text=in_flags(text))
 
     def progress(self, done: int, total: int) -> None:
         """Tokens of the prompt that are evaluated, a few times a second, and the seconds that are

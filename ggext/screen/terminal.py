@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ggext.screen.flags import in_flags
 from ggext.screen.interrupt import on_interrupt
 from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, waiting, write
 from ggext.screen.region import Region
@@ -61,11 +62,11 @@ class PlainScreen:
 
     def notice(self, text: str) -> None:
         """A sentence for the user."""
-        self._print(text, "dim")
+        self._print(in_flags(text), "dim")
 
     def error(self, text: str) -> None:
         """What went wrong."""
-        self._print(text, "red")
+        self._print(in_flags(text), "red")
 
     def status(self, status: Status) -> None:
         """The line after a turn, where someone sees it."""

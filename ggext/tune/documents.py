@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Held out for the evaluation: this share of the documents, and at least so many.
 HELD_OUT_SHARE, HELD_OUT_LEAST = 0.1, 8
 _SUFFIXES = (".txt", ".md", ".jsonl")
+#: The role whose turns are learned.
+ANSWERS = "assistant"
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,10 @@ class Document:
 
     # Its file, and its line there where a file holds several.
     name: str
+    # Empty where there are messages.
     text: str
+    # A chat, as role and content of each turn: only what the assistant says is learned.
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,8 @@ class Split:
 
 def read_documents(paths: Sequence[Path]) -> list[Document]:
     """Files of text, and folders with ``.txt``, ``.md`` and ``.jsonl`` files, at any depth. A line
-    of a ``.jsonl`` file is a document: an object with ``text``. Raises UsageError."""
+    of a ``.jsonl`` file is a document: an object with ``text``, or with ``messages``, each of them
+    an object with ``role`` and ``content``. Raises UsageError."""
     found = [document for path in paths for file in _files(path) for document in _read(file)]
     if not found:
         named = ", ".join(map(str, paths))
@@ -62,19 +68,24 @@ def _read(path: Path) -> Iterator[Document]:
         return
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            yield Document(f"{path}:{number}", _text_of(line, f"{path}, line {number}"))
+            yield _of_line(line, f"{path}:{number}")
 
 
-def _text_of(line: str, place: str) -> str:
+def _of_line(line: str, name: str) -> Document:
     try:
-        text = json.loads(line)["text"]
-        if not isinstance(text, str) or not text.strip():
+        values = json.loads(line)
+        turns = tuple((turn["role"], turn["content"]) for turn in values.get("messages", ()))
+        text = "" if turns else values["text"]
+        if not all(isinstance(part, str) for part in (text, *sum(turns, ()))):
             raise TypeError
-    except (ValueError, TypeError, KeyError, RecursionError):
+        if not text.strip() and not any(role == ANSWERS for role, _ in turns):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UsageError(
-            f'{place}, is not a document: it must be JSON such as {{"text": "..."}}'
+            f'{name} is not a document: it must be JSON such as {{"text": "..."}}, or '
+            '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
         ) from None
-    return text
+    return Document(name, text, turns)
 
 
 def split(documents: Sequence[Document], seed: int) -> Split:
@@ -92,6 +103,17 @@ def split(documents: Sequence[Document], seed: int) -> Split:
     for index, document in enumerate(documents):
         parts[index in aside].append(document)
     return Split(tuple(parts[0]), tuple(parts[1]))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A document's tokens with its end, and which of them are learned; (n_tokens,) each."""
+
+    tokens: NDArray[np.int32]
+    learned: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -124,12 +146,52 @@ class Encoder:
             )
         return cls(tokenizer, tuple(whole[:start]), tuple(whole[start + len(plain) :]))
 
-    def tokens(self, document: Document) -> NDArray[np.int32]:
-        """Those of the text and of its end, without the prefix, which each row gets. A mark of the
-        vocabulary that the text spells, such as ``<|im_end|>``, is that mark."""
+    def encode(self, document: Document) -> Encoded:
+        """Without the prefix, which each row gets. A mark of the vocabulary that the text spells,
+        such as ``<|im_end|>``, is that mark. Raises UsageError for a chat that cannot be written
+        as one."""
         import numpy as np
 
-        ids = self.tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        if self.prefix and tuple(ids[: len(self.prefix)]) == self.prefix:
-            ids = ids[len(self.prefix) :]  # the text brings its own
-        return np.array([*ids, *self.suffix], np.int32)
+        text, answers = self.render(document)
+        found = self.tokenizer(
+            text, add_special_tokens=False, verbose=False, return_offsets_mapping=bool(answers)
+        )
+        ids = found["input_ids"]
+        learned = np.ones(len(ids), np.bool_)
+        if answers:
+            starts = np.array([start for start, _ in found["offset_mapping"]])
+            learned = np.any([(starts >= a) & (starts < b) for a, b in answers], axis=0)
+        skipped = len(self.prefix) if tuple(ids[: len(self.prefix)]) == self.prefix else 0
+        end = () if answers else self.suffix
+        tokens = np.array([*ids[skipped:], *end], np.int32)
+        return Encoded(tokens, np.append(learned[skipped:], np.ones(len(end), np.bool_)))
+
+    def render(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
+        """The text, of a chat as the checkpoint's template writes it, and where in it the answers
+        stand, in characters."""
+        if not document.messages:
+            return document.text, []
+        turns = [{"role": role, "content": content} for role, content in document.messages]
+        text = self._template(document, turns)
+        answers = []
+        for place, (role, _) in enumerate(document.messages):
+            if role != ANSWERS:
+                continue
+            before = self._template(document, turns[:place], add_generation_prompt=True)
+            whole = self._template(document, turns[: place + 1])
+            if not whole.startswith(before) or not text.startswith(whole):
+                raise UsageError(
+                    f"{document.name}: the checkpoint's chat template writes an answer otherwise "
+                    "once others follow, so what is to be learned cannot be told; give the text "
+                    "as it is to be read"
+                )
+            answers.append((len(before), len(whole)))
+        return text, answers
+
+    def _template(self, document: Document, turns: list[dict[str, str]], **options: bool) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+        except (ValueError, TemplateError) as error:
+            raise UsageError(f"{document.name}: no chat can be made: {first_line(error)}") from None

@@ -17,9 +17,11 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table
 from ggext.gguf.writer import private_folder_beside
 from ggext.quality.page import page
-from ggext.quality.run import Evaluation
+from ggext.quality.run import Evaluation, OnProgress
+from ggext.quality.run import Progress as Measured
 from ggext.quality.settings import EvalOptions
 from ggext.rope.scaling import RopeScaling
+from ggext.tune.adapter import write_adapter
 from ggext.tune.model import merged, save
 from ggext.tune.tables import TableProof, prove
 from ggext.tune.verdict import Verdict, verdict_of
@@ -44,7 +46,7 @@ class Finished:
 
     gguf: Path
     checkpoint: Path
-    # The small GGUF file, where it was asked for.
+    # The small GGUF file and the one that it is for, where it was asked for.
     adapter: tuple[Path, ...]
     proofs: tuple[TableProof, ...]
     # Of the GGUF file: checks that passed, and all.
@@ -78,6 +80,15 @@ def bake(plan: TunePlan, folder: RunFolder, kind: str) -> tuple[Path, TableProof
             f"{wrong[0].value:.2g}; ggext verify {path} shows more"
         )
     return path, proof, (sum(check.passed for check in report.checks), len(report.checks))
+
+
+def small_file(plan: TunePlan, tuned: Path, gguf: Path, kind: str) -> tuple[Path, ...]:
+    """The adapter, and the untuned file that it is for."""
+    base = gguf.with_name(gguf.name.replace("-tuned.gguf", "-untuned.gguf"))
+    out = gguf.with_name(gguf.name.replace("-tuned.gguf", "-adapter.gguf"))
+    _convert(plan.folder, base, plan.rope.scaling, kind)
+    write_adapter(tuned, plan.folder, base, out)
+    return out, base
 
 
 def _with_config(tuned: Path, pretrained: Path, beside: Path) -> Path:
@@ -133,12 +144,13 @@ def evaluate(
         pretrained = _convert(plan.folder, beside / "pretrained.gguf", RopeScaling(), kind)
         files = [untuned, gguf, pretrained]
         with Evaluation(files, asked, folder.file("evaluation.jsonl")) as evaluation:
-            evaluation.run(lambda now: progress(f"{now.done + 1} of {now.total}: {now.what}"))
+            evaluation.run(_once_an_item(progress))
             report = evaluation.report()
             before, tuned, unscaled = evaluation.plan.settings
             verdict = verdict_of(
                 evaluation.differences(before, tuned),
                 evaluation.differences(unscaled, tuned),
+                evaluation.differences(unscaled, before),
                 plan.rope.context,
                 short,
             )
@@ -146,6 +158,19 @@ def evaluate(
     folder.write("report.html", html)
     folder.write("report.json", json.dumps(_as_dict(report, verdict), indent=2))
     return report, verdict
+
+
+def _once_an_item(progress: Progress) -> OnProgress:
+    """A line when an item begins, and none for its tokens."""
+    told = -1
+
+    def show(now: Measured) -> None:
+        nonlocal told
+        if now.done != told:
+            told = now.done
+            progress(f"{now.done + 1} of {now.total}: {now.what}")
+
+    return show
 
 
 def _as_dict(report: EvalReport, verdict: Verdict) -> dict[str, Any]:

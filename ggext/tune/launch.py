@@ -74,11 +74,33 @@ def _size(settings: Mapping[str, Any], name: str) -> int:
     return value if isinstance(value, int) else 1
 
 
+def _cpu_processes(path: Path) -> int:
+    """Processes on the cores of one machine, more than one; 0: the settings are for something else.
+
+    accelerate starts several there with MPI alone, and one without a word where that is missing.
+    """
+    settings = read_settings(path)
+    count = settings.get("num_processes", 1)
+    alone = settings.get("num_machines", 1) == 1 and not settings.get("mpirun_config")
+    return count if settings.get("use_cpu") is True and alone and count > 1 else 0
+
+
+def _launcher(path: Path) -> list[str]:
+    count = _cpu_processes(path)
+    if count:
+        return ["torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+    return ["accelerate.commands.launch", "--config_file", str(path)]
+
+
+def _on_cpu(path: Path) -> dict[str, str]:
+    return {"ACCELERATE_USE_CPU": "true"} if _cpu_processes(path) else {}
+
+
 def launch(path: Path, arguments: Sequence[str]) -> int:
     """Starts ``ggext tune`` with these arguments in all processes; the exit code."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(path)]
     process = subprocess.Popen(
-        [*command, "-m", "ggext", "tune", *arguments], env={**os.environ, _STARTED: "1"}
+        [sys.executable, "-m", *_launcher(path), "-m", "ggext", "tune", *arguments],
+        env={**os.environ, _STARTED: "1", **_on_cpu(path)},
     )
     while True:
         try:

@@ -42,7 +42,7 @@ class BlockLoss:
             fast = self.forward(**batch)["loss"]
             self.in_blocks = False
             slow = self.forward(**batch)["loss"]
-        self.in_blocks = bool(abs(float(fast) - float(slow)) <= _AGREES * abs(float(slow)))
+        self.in_blocks = bool((fast - slow).abs() <= _AGREES * slow.abs())
 
     def forward(
         self,

@@ -65,6 +65,14 @@ def this_machine() -> Machine:
     )
 
 
+def leave_group() -> None:
+    """Ends what connects the processes of a run: what follows is the first one's alone."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _environment(name: str, default: int) -> int:
     value = os.environ.get(name, "")
     return int(value) if value.isdigit() else default

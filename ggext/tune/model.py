@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ def load(
 
     from ggext.proof.reference import judge_class
 
-    with _quiet(), _of_transformers(folder):
+    with quiet(), _of_transformers(folder):
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if rope is not None:
             set_context(config, rope)
@@ -50,15 +51,18 @@ def load(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' bars and warnings, which come back afterwards."""
+def quiet() -> Iterator[None]:
+    """Without bars and warnings of transformers, and of PEFT where it uses what that deprecates;
+    they come back afterwards."""
     from transformers.utils import logging
 
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logging.set_verbosity(level)
         if bars:
@@ -76,8 +80,10 @@ def _of_transformers(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def with_adapter(model: Any, rank: int) -> Any:
-    """Adapters on every linear layer but the output (PEFT), the only weights that are trained."""
+def with_adapter(model: Any, rank: int, seed: int) -> Any:
+    """Adapters on every linear layer but the output (PEFT), the only weights that are trained; the
+    same for the same seed."""
+    import torch
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -87,14 +93,16 @@ def with_adapter(model: Any, rank: int) -> Any:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
 
 
 def from_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
     """With an adapter that was saved."""
     from peft import PeftModel
 
-    with _of_transformers(folder):
+    with quiet(), _of_transformers(folder):
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
@@ -106,7 +114,9 @@ def merged(folder: Path, rope: WantedRope, tuned: Path, *, adapter: bool) -> tup
     if not adapter:
         model = load(tuned, rope)
     else:
-        model = from_adapter(load(folder, rope), tuned, trainable=False).merge_and_unload()
+        with_both = from_adapter(load(folder, rope), tuned, trainable=False)
+        with quiet():
+            model = with_both.merge_and_unload()
     return model, prove_model("after the merge", model, rope)
 
 
@@ -116,7 +126,7 @@ def save(model: Any, original: Path, out: Path) -> None:
     Raises ``OutputError``; then there is no folder.
     """
     try:
-        with output_errors(out), _quiet():
+        with output_errors(out), quiet():
             _check_room(model, out)
             model.save_pretrained(out)
             for file in original.iterdir():

@@ -75,8 +75,10 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     rope = _rope(options, source, notes)
     kind = options.rows or ("pose" if rope.context > 2 * rope.trained else "long")
     window = min(options.window or rope.trained, rope.context)
-    rows = RowOptions(kind, window, rope.context, _AT_ONCE, seed=options.seed)
-    batch = options.batch_tokens or max(_AT_ONCE, _ROWS_A_STEP * rows.length(kind))
+    length = rope.context if kind == "long" else window
+    batch = options.batch_tokens or max(_AT_ONCE, _ROWS_A_STEP * length)
+    at_once = min(_AT_ONCE, batch // machine.processes)
+    rows = RowOptions(kind, window, rope.context, at_once, seed=options.seed)
     micro = rows.count(kind) * rows.length(kind) * machine.processes
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     trained = parameters

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ggext.tune.documents import Encoded
+
 Kind = Literal["short", "pose", "long"]
 #: Of all rows, so many are short, with the positions that they have anyway (ProLong: less costs
 #: quality at short lengths).
@@ -64,15 +66,13 @@ Batch = dict[str, "NDArray[np.int64]"]
 class Rows(Sequence[Batch]):
     """The micro-batches of a run, by their place in it.
 
-    ``documents``: tokens of each. A batch has arrays of shape (rows, tokens): ``input_ids``,
+    A batch has arrays of shape (rows, tokens): ``input_ids``,
     ``position_ids``, ``attention_mask``, ``labels`` and ``shift_labels``. The mask is always there,
     of ones where no row is shorter: without one transformers takes a jump in the positions for the
     start of another document, and hides what was before it.
     """
 
-    def __init__(
-        self, documents: Sequence[NDArray[np.int32]], options: RowOptions, batches: int
-    ) -> None:
+    def __init__(self, documents: Sequence[Encoded], options: RowOptions, batches: int) -> None:
         self.documents = documents
         self.options = options
         self._batches = batches
@@ -96,49 +96,59 @@ class Rows(Sequence[Batch]):
         return self.options.kind, index - short
 
     def parts(self, kind: Kind) -> list[tuple[int, int, int]]:
-        """(document, first token, end) of all that rows of a kind are made from."""
+        """(document, first token, end) of all that rows of a kind are made from; long ones of what
+        is longer than a window."""
         if kind not in self._parts:
             body = self.options.length(kind) - len(self.options.prefix)
             size = body * _POSE_WINDOWS if kind == "pose" else body
+            least = self.options.window if kind == "long" else 0
             self._parts[kind] = [
-                (number, start, min(start + size, len(tokens)))
-                for number, tokens in enumerate(self.documents)
-                for start in range(0, max(1, len(tokens) - 1), size)
+                (number, start, min(start + size, len(document)))
+                for number, document in enumerate(self.documents)
+                for start in range(0, max(1, len(document) - 1), size)
+                if min(size, len(document) - start) > least
             ]
         return self._parts[kind]
 
     def row(self, kind: Kind, number: int) -> Row:
         """The ``number``-th of its kind: every part has its turn before one comes again."""
+        import numpy as np
+
         parts = self.parts(kind)
         epoch, place = divmod(number, len(parts))
         order = list(range(len(parts)))
         Random(f"{self.options.seed} {kind} {epoch}").shuffle(order)
         document, start, end = parts[order[place]]
-        part = self.documents[document][start:end]
         if kind == "pose":
-            return self._with_jump(part, Random(f"{self.options.seed} pose {number}"))
-        return self._row(part)
+            return self._with_jump(document, start, end, number)
+        return self._row(document, np.arange(start, end))
 
-    def _row(self, part: NDArray[np.int32]) -> Row:
+    def _row(self, document: int, places: NDArray[np.int64]) -> Row:
+        """The tokens at some places of a document."""
         import numpy as np
 
-        tokens = np.concatenate([np.array(self.options.prefix, np.int64), part])
-        labels = np.append(tokens[1:], IGNORED)
+        chosen = self.documents[document]
+        prefix = np.array(self.options.prefix, np.int64)
+        tokens = np.concatenate([prefix, chosen.tokens[places]])
+        labels = np.full(len(tokens), IGNORED, np.int64)
+        learned = np.concatenate([np.zeros(len(prefix), np.bool_), chosen.learned[places]])
+        labels[:-1][learned[1:]] = tokens[1:][learned[1:]]
         return Row(tokens, np.arange(len(tokens)), labels)
 
-    def _with_jump(self, part: NDArray[np.int32], rng: Random) -> Row:
+    def _with_jump(self, document: int, start: int, end: int, number: int) -> Row:
         """Two parts of a text, the second as if it stood further on (PoSE; Zhu et al. 2309.10400,
         section 3): the model sees distances up to the target in rows of its own length."""
         import numpy as np
 
-        body = self.options.window - len(self.options.prefix)
-        size = min(body, len(part))
+        rng = Random(f"{self.options.seed} pose {number}")
+        length = end - start
+        size = min(self.options.window - len(self.options.prefix), length)
         if size < 2:
-            return self._row(part)
-        first = rng.randint(1, size - 1 if size == len(part) else (size + 1) // 2)
-        second = rng.randint(first, len(part) - (size - first))
-        chosen = np.concatenate([part[:first], part[second : second + size - first]])
-        row = self._row(chosen)
+            return self._row(document, np.arange(start, end))
+        first = rng.randint(1, size - 1 if size == length else (size + 1) // 2)
+        second = rng.randint(first, length - (size - first))
+        places = [np.arange(first), np.arange(second, second + size - first)]
+        row = self._row(document, start + np.concatenate(places))
         jump = first + len(self.options.prefix)
         row.positions[jump:] += rng.randint(0, max(0, self.options.target - len(row.tokens)))
         if second > first:

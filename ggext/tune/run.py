@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError, UsageError
-from ggext.tune.documents import Encoder, read_documents, split
-from ggext.tune.finish import Finished, bake, evaluate, file_type, merge
-from ggext.tune.machine import Machine, this_machine
+from ggext.tune.documents import Encoded, Encoder, read_documents, split
+from ggext.tune.finish import Finished, bake, evaluate, file_type, merge, small_file
+from ggext.tune.machine import Machine, leave_group, this_machine
 from ggext.tune.plan import Stage, TunePlan, planned
 from ggext.tune.rows import Rows
 from ggext.tune.state import RunFolder, digest
@@ -72,11 +72,11 @@ class Tuning:
         self.texts: Texts = self._counted()
 
     @cached_property
-    def _tokens(self) -> list[object]:
-        return [self._encoder.tokens(document) for document in self._split.training]
+    def _tokens(self) -> list[Encoded]:
+        return [self._encoder.encode(document) for document in self._split.training]
 
     def _counted(self) -> Texts:
-        lengths = [len(tokens) for tokens in self._tokens]  # type: ignore[arg-type]
+        lengths = [len(tokens) for tokens in self._tokens]
         long = sum(length > self.plan.rope.trained for length in lengths)
         if self.plan.rows.kind == "long" and not long:
             raise UsageError(
@@ -113,6 +113,8 @@ class Tuning:
                 self.interrupted = True
                 break
             before = weights
+        if self.machine.processes > 1:
+            leave_group()
         return losses
 
     def _stage(
@@ -134,12 +136,12 @@ class Tuning:
         if lora is not None and before is not None:
             model = models.from_adapter(model, before, trainable=True)
         elif lora is not None:
-            model = models.with_adapter(model, lora)
+            model = models.with_adapter(model, lora, self.options.seed)
         rows = replace(self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number)
         batches = stage.steps * self.plan.accumulation * self.machine.processes
         return train(
             model,
-            Rows(self._tokens, rows, batches),  # type: ignore[arg-type]
+            Rows(self._tokens, rows, batches),
             self.folder.stage(number),
             stage.steps,
             self.plan.accumulation,
@@ -160,6 +162,12 @@ class Tuning:
         progress("baking and verifying the GGUF file")
         kind = file_type(self.options, self.plan.folder)
         gguf, baked, checks = bake(self.plan, self.folder, kind)
-        texts = self.folder.write_held_out(self._split.held_out)
+        adapter: tuple[Path, ...] = ()
+        if self.options.adapter:
+            adapter = small_file(self.plan, tuned, gguf, kind)
+        held_out = (self._encoder.render(document)[0] for document in self._split.held_out)
+        texts = self.folder.write_held_out(held_out)
         report, verdict = evaluate(self.plan, gguf, self.folder, texts, self.options, progress)
-        return Finished(gguf, self.folder.checkpoint, (), (merged, baked), checks, report, verdict)
+        return Finished(
+            gguf, self.folder.checkpoint, adapter, (merged, baked), checks, report, verdict
+        )

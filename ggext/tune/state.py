@@ -83,12 +83,11 @@ class RunFolder:
             file.write(data)
         return path
 
-    def write_held_out(self, documents: Iterable[Document]) -> tuple[Path, ...]:
+    def write_held_out(self, texts: Iterable[str]) -> tuple[Path, ...]:
         """The held-out documents as files."""
         self.held_out.mkdir(exist_ok=True)
         return tuple(
-            self.write(f"held-out/{number:04}.txt", document.text)
-            for number, document in enumerate(documents, 1)
+            self.write(f"held-out/{number:04}.txt", text) for number, text in enumerate(texts, 1)
         )
 
 
@@ -96,5 +95,5 @@ def digest(documents: Iterable[Document]) -> str:
     """Of all texts: another text is another run."""
     found = hashlib.sha256()
     for document in documents:
-        found.update(document.text.encode("utf-8") + b"\0")
+        found.update(repr((document.text, document.messages)).encode("utf-8") + b"\0")
     return found.hexdigest()[:16]

@@ -15,6 +15,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from ggext.errors import ModelError, OutputError, first_line
 from ggext.tune.loss import BlockLoss
+from ggext.tune.model import quiet
 
 if TYPE_CHECKING:
     from ggext.tune.machine import Machine
@@ -85,26 +86,35 @@ def train(
     checkpoint = last_whole(folder)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if options.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        with quiet():
+            base.gradient_checkpointing_enable({"use_reentrant": False})
     loss = BlockLoss(base)
     loss.check(_first_tokens(rows[0]))
-    trainer = _Trainer(
-        model=model,
-        args=_arguments(folder, steps, accumulation, options, machine),
-        train_dataset=rows,
-        data_collator=_tensors,
-        callbacks=[_Watch(watcher)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
-    trainer.loss_is_scaled_for_ga = True
+    arguments = _arguments(folder, steps, accumulation, options, machine)
+    trainer = _trainer(model, rows, arguments, watcher)
     try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with quiet():
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         loss.restore()
     if trainer.state.global_step >= steps:
         trainer.save_final()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def _trainer(model: Any, rows: Rows, arguments: TrainingArguments, watcher: Watcher) -> _Trainer:
+    with quiet():
+        trainer = _Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=_tensors,
+            callbacks=[_Watch(watcher)],
+        )
+    trainer.remove_callback(PrinterCallback)
+    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
+    trainer.loss_is_scaled_for_ga = True
+    return trainer
 
 
 def _remove_broken(folder: Path) -> None:
@@ -194,7 +204,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def save_final(self) -> None:
         """What `final_weights` finds, in every process."""
         folder = Path(self.args.output_dir) / "final"
-        with self._whole(folder):
+        with self._whole(folder), quiet():
             self.save_model(str(folder), _internal_call=True)
         self.accelerator.wait_for_everyone()
 
@@ -226,7 +236,9 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def on_log(self, args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
+        """Before the checkpoint of the step."""
         if logs and "loss" in logs:
             step = Step(state.global_step, args.max_steps, logs["loss"], logs["grad_norm"])
             self._watcher.on_step(step)
+        return self.on_step_end(args, state, control)

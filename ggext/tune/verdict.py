@@ -3,7 +3,7 @@ length. Perplexity alone never decides it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -13,8 +13,9 @@ from ggext.quality.phrases import change
 if TYPE_CHECKING:
     from ggext.quality.statistics import Estimate
 
-#: By how much perplexity at the short length may rise, as a share.
-SHORT_TOLERANCE = 0.005
+#: By how much perplexity at the short length may rise above the pretrained model's, as a share: by
+#: what the scaling costs untuned, but at least and at most so much.
+SHORT_LEAST, SHORT_MOST = 0.005, 0.05
 
 Outcome = Literal["success", "no gain", "worse short", "worse"]
 
@@ -30,6 +31,8 @@ class Verdict:
     # Tuned against the pretrained model without any scaling, at the short length.
     short_answers: Estimate | None
     short_perplexity: Estimate | None
+    # Untuned against the pretrained model: what the scaling itself costs there.
+    price: Estimate | None
     # Tokens.
     target: int
     short: int
@@ -44,8 +47,17 @@ class Verdict:
 
     @property
     def _perplexity_rose(self) -> bool:
+        """One text alone has no interval: then its figure counts."""
         rise = self.short_perplexity
-        return rise is not None and rise.low > 0 and rise.value > SHORT_TOLERANCE
+        if rise is None or rise.value <= self.allowed_rise:
+            return False
+        return rise.low > 0 or rise.units < 2
+
+    @property
+    def allowed_rise(self) -> float:
+        """Of perplexity at the short length, as a share."""
+        price = 0.0 if self.price is None else self.price.value
+        return min(max(price, SHORT_LEAST), SHORT_MOST)
 
     @property
     def words(self) -> str:
@@ -67,6 +79,7 @@ class Verdict:
             (f"perplexity at {self.target:,} tokens, against untuned", self.perplexity),
             (f"answers at {self.short:,} tokens, against the pretrained model", self.short_answers),
             (f"perplexity at {self.short:,} tokens, against it", self.short_perplexity),
+            ("what the scaling costs there untuned", self.price),
         )
         found = [f"  {what}: {change(value)}" for what, value in rows if value is not None]
         return [self.words, *found]
@@ -77,14 +90,20 @@ def _below(estimate: Estimate | None) -> bool:
 
 
 def verdict_of(
-    untuned: Iterable[Difference], pretrained: Iterable[Difference], target: int, short: int
+    untuned: Sequence[Difference],
+    pretrained: Sequence[Difference],
+    price: Sequence[Difference],
+    target: int,
+    short: int,
 ) -> Verdict:
-    """``untuned``, ``pretrained``: what differs from each of the two, of the tuned file alone."""
+    """``untuned``, ``pretrained``: how the tuned file differs from each of the two; ``price``: how
+    the untuned one differs from the pretrained one."""
     return Verdict(
         _answers(untuned, target),
-        _perplexity(untuned),
+        _perplexity(untuned, target, target),
         _answers(pretrained, short),
-        _perplexity(pretrained),
+        _perplexity(pretrained, 1, short),
+        _perplexity(price, 1, short),
         target,
         short,
     )
@@ -95,7 +114,7 @@ def _answers(differences: Iterable[Difference], length: int) -> Estimate | None:
     return next((d.difference for d in found), None)
 
 
-def _perplexity(differences: Iterable[Difference]) -> Estimate | None:
-    """At the last positions of the longest texts that both have."""
-    found = [d for d in differences if d.what == "perplexity"]
+def _perplexity(differences: Iterable[Difference], least: int, most: int) -> Estimate | None:
+    """At the last positions of texts of ``least`` to ``most`` tokens."""
+    found = [d for d in differences if d.what == "perplexity" and least <= d.end <= most]
     return max(found, key=lambda d: d.end).difference if found else None

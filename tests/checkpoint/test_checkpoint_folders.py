@@ -411,14 +411,10 @@ def _beside(name: str, **others: Any) -> Tensors:
     return {f"{name}.{end}": values for end, values in others.items()}
 
 
-_U8, _I32 = np.zeros((4, 4), "u1"), np.zeros((4, 4), "<i4")
+_U8 = np.zeros((4, 4), "u1")
 _F16 = np.zeros((4, 4), "<f2")
 _QUERY = "model.layers.0.self_attn.q_proj"
 _PACKED: dict[str, tuple[Tensors, str]] = {
-    "MLX": (
-        _beside(_QUERY, weight=np.zeros((4, 4), "<u4"), scales=_F16, biases=_F16),
-        "mlx_lm.convert --dequantize",
-    ),
     "bitsandbytes in 4 bits": (
         {
             f"{_QUERY}.weight": _U8,
@@ -431,8 +427,6 @@ _PACKED: dict[str, tuple[Tensors, str]] = {
         _beside(_QUERY, weight=_U8.astype("i1"), SCB=_F16),
         "take the unquantized model",
     ),
-    "GPTQ": (_beside(_QUERY, qweight=_I32, qzeros=_I32, scales=_F16, g_idx=_I32), "unquantized"),
-    "AWQ": (_beside(_QUERY, qweight=_I32, qzeros=_I32, scales=_F16), "unquantized"),
     "HQQ": (_beside(_QUERY, W_q=_U8), "unquantized"),
 }
 

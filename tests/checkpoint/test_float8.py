@@ -16,7 +16,8 @@ from family_rows import ROWS
 from tiny import make_llama, make_model
 
 from ggext.checkpoint.config import Config, read_config
-from ggext.checkpoint.float8 import float8_values, weights_of
+from ggext.checkpoint.float8 import weights_of
+from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.weights import read_tensors
 from ggext.cli import main
 from ggext.errors import CheckpointError
@@ -282,7 +283,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     [
         ("fp8", "quantization_config is \"'fp8'\", expected an object"),
         ({"quant_method": "gptq", "bits": 4}, "has quant_method 'gptq', which ggext does not read"),
-        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type"),
+        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type TYPE"),
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
         ({}, None),
         ({"bits": 4}, "has quant_method ''"),

@@ -376,6 +376,67 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
     assert differences(original, load(vocabulary), texts) == []
 
 
+def _gemma4_json() -> tuple[dict[str, Any], dict[str, int]]:
+    """Merges by rank that no scores can say: those of one token stand apart from each other."""
+    merges = [["\n", "\n"], ["\n\n", "\n"], ["\u2581", "\u2581"], ["\u2581\u2581", "\u2581"]]
+    merges += [
+        ["t", "h"],
+        ["th", "e"],
+        ["\u2581", "the"],
+        ["h", "e"],
+        ["t", "he"],
+        ["\u2581t", "he"],
+    ]
+    merges += [["\u2581", "t"], ["1", "2"], ["l", "l"], ["H", "e"], ["He", "ll"], ["Hell", "o"]]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    letters = sorted({c for merge in merges for c in "".join(merge)} | set("abcdefg!.,"))
+    marks = ["<bos>", "<|channel>", "<channel|>", EOS]
+    texts = [*marks, *bytes_, *letters, *("".join(m) for m in merges)]
+    vocab = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    split = {
+        "type": "Split",
+        "pattern": {"String": " "},
+        "behavior": "MergedWithPrevious",
+        "invert": False,
+    }
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    root = tokenizer_json(
+        vocab,
+        merges,
+        split,
+        normalizer=replace,
+        added_tokens=added(0, *marks),
+        model={"byte_fallback": True, "fuse_unk": True},
+    )
+    return root, vocab
+
+
+def test_gemma_4_merges_by_rank(tmp_path: Path, load: Load) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    root, vocab = _gemma4_json()
+    vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1, by_rank=True)
+    assert (vocabulary.model, vocabulary.pre) == ("gemma4", "gemma4")
+    assert vocabulary.token_types[vocab["<bos>"]] == CONTROL
+    assert vocabulary.token_types[vocab["<|channel>"]] == USER_DEFINED  # a part of the answer
+    original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    texts = ["the\n\n\n\n\nthe the", "the Hello\n12 the", *strings(2500, ("\n\n", "the"))]
+    llama = load(vocabulary)
+    found = [
+        text
+        for text in texts
+        if original.encode(text, add_special_tokens=False).ids != llama.encode(text)
+    ]
+    assert found == []
+
+
+def test_tokens_across_lines_are_refused(tmp_path: Path) -> None:
+    root, vocab = _gemma4_json()
+    root["model"]["vocab"]["the\n"] = len(vocab)
+    root["model"]["merges"].append(["the", "\n"])
+    with pytest.raises(CheckpointError, match="crosses the end of a line"):
+        read_vocabulary(save(tmp_path, root), len(vocab) + 1, by_rank=True)
+
+
 @pytest.mark.parametrize("name", ["tekken", "granite-embed-multi-97m"])
 def test_a_long_run_does_not_end_the_process(
     name: str, crossing: tuple[dict[str, int], list[list[str]]], tmp_path: Path

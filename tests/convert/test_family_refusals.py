@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from family_rows import EXPERTS
-from ggext.converters import family_of
+from family_rows import EXPERTS, SEES_GLM4, sections
+from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
 
 from ggext.checkpoint.config import Config
@@ -34,6 +34,7 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
+GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 
 
 DELTA_NET = (
@@ -76,6 +77,21 @@ DELTA_NET = (
             "has 8192",
         ),
         ("mistral4", LATENT | {"rope_interleave": False}, "mistral4 rotates neighbours"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales layers alike"),
+        ("gpt_bigcode", {"activation_function": "relu"}, "hidden_act is 'relu'"),
+        ("bloom", {"apply_residual_connection_post_layernorm": True}, "before the norm"),
+        ("mpt", {"attn_config": {"alibi_bias_max": 4}}, "attn_config has alibi_bias_max 4"),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["full_attention", "linear_attention"], "mamba_n_heads": 4},
+            "names layers of Mamba 2",
+        ),
+        (
+            "granitemoehybrid",
+            {"layer_types": ["full_attention"] * 2, "mamba_n_heads": 4},
+            "position_embedding_type is None",
+        ),
+        ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         ("olmoe", {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0}, "clip_qkv is 8.0"),
         ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),
@@ -131,6 +147,12 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         )
     with pytest.raises(CheckpointError, match=message):
         plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_reason(model_type: str) -> None:
+    with pytest.raises(CheckpointError, match=r"is not converted: llama\.cpp"):
+        family_of(Config({"model_type": model_type}, "config.json"))
 
 
 @pytest.mark.parametrize(

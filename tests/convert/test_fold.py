@@ -92,7 +92,7 @@ def test_without_a_gain_there_is_nothing_to_fold() -> None:
             YARN,
             "qwen2",
             "tensor",
-            "qwen2 does not load rope_freqs.weight; choose --encoding keys or folded",
+            "qwen2 does not load rope_freqs.weight; choose encoding='keys' or encoding='folded'",
         ),
         (BETAS, "llama", "keys", "cannot run yarn .* as keys: the nearest"),
         (
@@ -617,7 +617,7 @@ def test_where_folding_cannot_be_the_keys_stay_and_the_reason_is_told(
     assert name == "keys"
     assert reason in why
     if arch != "smollm3":
-        with pytest.raises(RopeError, match=r"choose --encoding keys") as refused:
+        with pytest.raises(RopeError, match=r"choose encoding='keys'") as refused:
             bake(model, tmp_path / "folded.gguf", YARN)
         assert why in str(refused.value)
 

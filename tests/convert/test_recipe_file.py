@@ -138,7 +138,7 @@ def test_what_is_not_meant_is_refused(tmp_path: Path, text: str, message: str) -
 
 def test_files_that_are_there(tmp_path: Path) -> None:
     write_request(tmp_path / "r.toml", REQUESTS["none"])
-    with pytest.raises(OutputError, match="use --force"):
+    with pytest.raises(OutputError, match="use force=True"):
         write_request(tmp_path / "r.toml", REQUESTS["yarn"])
     write_request(tmp_path / "r.toml", REQUESTS["yarn"], force=True)
     assert read_request(tmp_path / "r.toml") == REQUESTS["yarn"]

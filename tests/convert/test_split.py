@@ -107,7 +107,7 @@ def test_one_part_is_a_set_too(wide: Path, tmp_path: Path) -> None:
 def test_a_set_is_replaced_only_with_force(wide: Path, tmp_path: Path) -> None:
     options = ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000)
     files = convert(options).files
-    with pytest.raises(OutputError, match=r"a\[1\]-00001-of-\d{5}\.gguf exists; use --force"):
+    with pytest.raises(OutputError, match=r"a\[1\]-00001-of-\d{5}\.gguf exists; use force=True"):
         convert(options)
     before = [f.read_bytes() for f in files]
     assert (

@@ -1,4 +1,4 @@
-"""Six families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Twelve families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -26,7 +26,11 @@ def llama_cpp() -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", ["apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"]
+    "name",
+    [
+        *("apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"),
+        *("bloom", "gpt2", "gpt_bigcode", "granitemoehybrid-experts", "mpt", "qwen3_vl_moe"),
+    ],
 )
 def test_the_same_tensors_and_every_difference_has_a_reason(name: str, llama_cpp: Path) -> None:
     same, found = compare_family(llama_cpp, name)

@@ -406,7 +406,7 @@ def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -
         room = capacity.room(model, Choices())
         assert room is not None
         assert room.planner.shares(room.planner.context(512, Memories(room.free)))[0] == found.ram
-        assert capacity.batch_for(model, capacity.threads_for(model)) == found.context.batch
+        assert room.context(512).batch == found.context.batch
         assert model.n_params == sum(
             math.prod(info.shape) for info in model.all_parts.tensors.values()
         )
@@ -601,7 +601,7 @@ def test_json_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["fits"] is True
     assert found["context"] == {
         "tokens": 131072,
-        "batch": 128,
+        "batch": 256,
         "kv_type": "q8_0",
         "flash_attention": True,
         "whole_windows": True,

@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_output_checks(tmp_path: Path) -> None:
     existing = small_file(tmp_path / "x.gguf")
-    with pytest.raises(OutputError, match="exists; use --force"):
+    with pytest.raises(OutputError, match="exists; use force=True"):
         check_output(existing, force=False)
     check_output(existing, force=True)
     with pytest.raises(OutputError, match="is a folder"):

@@ -43,7 +43,7 @@ from hostile.mutations import Draft  # noqa: E402
 from ggext.errors import GgextError, GgufError  # noqa: E402
 
 _MEMORY = 6 << 30  # bytes of address space of a child
-_CPU, _WALL = 12, 40  # seconds a file
+_CPU, _WALL = 30, 200  # seconds a file; IQ1_M alone takes some
 _FILES_A_CHILD = 200
 #: Quantizations that ggext makes by itself, or that are none.
 WHOLE = {"F32", "F16", "BF16", "Q8_0"}

@@ -16,7 +16,7 @@ from crash import some_edit, without_shifts
 from library_gguf import library_file
 from tiny_gguf import write_random
 
-from ggext.errors import CheckpointError, GgextError, GgufError, OutputError
+from ggext.errors import CheckpointError, GgextError, GgufError, OutputError, UsageError
 from ggext.gguf import disk, inplace, journal
 from ggext.gguf.journal import Identity, Record, undo_path
 from ggext.gguf.open import read_gguf
@@ -42,10 +42,22 @@ def plant(model: Path, record: Record | bytes) -> None:
     undo_path(model).write_bytes(journal._MAGIC + frame + hashlib.sha256(frame).digest())
 
 
-@pytest.mark.parametrize("change", [{}, {"old_size": 0, "new_size": 1 << 40, "saved": []}])
-def test_a_record_of_another_file_is_not_believed(model: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("is_of_this_file", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"old_size": 0, "new_size": 1 << 40, "saved": []},
+        {"old_size": 0, "new_size": 1 << 62, "saved": [], "written": [(0, 1 << 62)]},
+    ],
+)
+def test_a_record_that_proves_nothing_is_not_believed(
+    model: Path, change: dict[str, Any], is_of_this_file: bool
+) -> None:
+    """Also of the right inode, with no sample of what stays."""
     before = model.read_bytes()
-    plant(model, planted(model, identity=Identity(1, []), **change))
+    inode = model.stat().st_ino if is_of_this_file else 1
+    plant(model, planted(model, identity=Identity(inode, []), **change))
     for attempt in (read_gguf, inplace.repair, inplace.undo):
         with pytest.raises(GgufError, match=r"does not prove|malformed"):
             attempt(model)
@@ -353,3 +365,33 @@ def test_pipes_in_the_place_of_other_files(tmp_path: Path) -> None:
         with pytest.raises(GgextError, match="is not a plain file"):
             read(pipe)
     assert vocabulary_room(tmp_path, 100) is None
+
+
+@pytest.mark.parametrize("name", ["giant", "endless"])
+def test_a_text_without_end_is_refused_before_it_fills_the_memory(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ggext.chat.documents import read_document
+    from ggext.quality.texts import read_text
+
+    monkeypatch.setattr("ggext.chat.documents.MAX_DOCUMENT", 1 << 21)
+    monkeypatch.setattr("ggext.quality.texts._MAX_BYTES", 1 << 21)
+    path = Path("/dev/zero")
+    if name == "giant":
+        path = tmp_path / "giant.txt"
+        with path.open("wb") as file:
+            file.truncate(200 << 30)
+    for read in (read_document, read_text):
+        with pytest.raises(UsageError, match="has more than"):
+            read(path)
+
+
+def test_a_text_may_come_through_a_pipe() -> None:
+    """As in `ggext chat MODEL -f <(pdftotext book.pdf -)`."""
+    from ggext.chat.documents import read_document
+
+    reader, writer = os.pipe()
+    os.write(writer, b"a short text")
+    os.close(writer)
+    assert read_document(Path(f"/dev/fd/{reader}")).text == "a short text"
+    os.close(reader)

@@ -94,14 +94,22 @@ def test_a_command_of_the_guides_exists_with_its_options(line: str) -> None:
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
 
-def test_the_guides_have_short_sentences() -> None:
-    """Of half of the sentences at most 18 words."""
-    for guide in GUIDES:
-        text = _FENCED.sub("", guide.read_text("utf-8"))
-        text = "\n".join(line for line in text.splitlines() if not line.startswith(("|", "#")))
-        sentences = re.split(r"(?<=[.!?])\s+|\n\n+", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", text))
-        lengths = sorted(len(sentence.split()) for sentence in sentences if sentence.strip())
-        assert lengths[len(lengths) // 2] <= 18, f"{guide.name}: {lengths}"
+def sentences(page: Path) -> list[str]:
+    """Of prose, without tables, headings and blocks; an item of a list ends a sentence too."""
+    text = _FENCED.sub("", page.read_text("utf-8"))
+    lines = [x for x in text.splitlines() if not x.startswith(("|", "#", "<!--", "    "))]
+    prose = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", "\n".join(lines))
+    parts = re.split(r"(?<=[.!?])\s+|\n\n+|\n(?=- )", prose)
+    return [part for part in parts if part.strip()]
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), ROOT / "README.md"], ids=lambda page: page.name
+)
+def test_the_pages_have_short_sentences(page: Path) -> None:
+    """Half of the sentences of a page have at most 18 words."""
+    lengths = sorted(len(sentence.split()) for sentence in sentences(page))
+    assert lengths[len(lengths) // 2] <= 18, lengths
 
 
 def test_the_changelog_begins_with_this_version() -> None:

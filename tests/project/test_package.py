@@ -17,12 +17,14 @@ from ggext.llama_cpp_facts import pin
 
 CODE = ("ggext", "converters", "tests", "tools", "benchmarks", "examples")
 EXTRAS = (
+    "accelerate",
     "huggingface_hub",
     "jinja2",
     "llama_cpp",
     "llguidance",
     "lm_eval",
     "matplotlib",
+    "peft",
     "prompt_toolkit",
     "rich",
     "torch",
@@ -41,7 +43,10 @@ NEED_EXTRAS = {
 ROWS = (
     {"__main__", "_pyinstaller"},
     {"cli", "screen"},
-    {"verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"},
+    {
+        *("verify", "inspect", "plan", "show", "demo", "doctor", "lm_eval", "search"),
+        *("emit", "export", "tune"),
+    },
     {"api", "chat", "convert", "proof", "quality"},
     {"converters", "checkpoint", "footprint", "gguf", "runtime"},
     {"rope"},
@@ -61,8 +66,10 @@ KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
     "lm_eval": {"lm_eval"},
-    "torch": {"checkpoint", "proof"},  # pickles, and the judge of verify --reference
-    "transformers": {"proof"},
+    "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
+    "transformers": {"proof", "tune"},
+    "peft": {"tune"},
+    "accelerate": {"tune"},
     "huggingface_hub": {"checkpoint"},
     "rich": {"screen"},
     "prompt_toolkit": {"screen"},

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ggext import _native
 from ggext.gguf.types import F32
 from ggext.gguf.writer import TensorToWrite, write_gguf
 
@@ -89,7 +90,8 @@ def test_models_that_are_opened_at_once_know_their_own_copied_weights(
     def say() -> None:
         """What llama.cpp logs of a model whose weights it copies."""
         llama.clear_log()
-        llama._write(2, b"load_tensors:   CPU_REPACK model buffer size =   700.00 MiB\n", None)
+        log = llama.lib().llama_log_callback(_native.log_callback())
+        log(2, b"load_tensors:   CPU_REPACK model buffer size =   700.00 MiB\n", None)
 
     with Model.open(demo_gguf) as alone, Model.open(demo_gguf, progress=log_of_another) as model:
         assert model.copied == alone.copied < 700 * 2**20

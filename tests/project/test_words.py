@@ -37,6 +37,10 @@ TO_COME = (
     "ggext/footprint",
     "ggext/quality",
     "ggext/runtime",
+    "ggext/search",
+    "ggext/tune",
+    "ggext/cli/search.py",
+    "ggext/cli/tune.py",
     "ggext/api.py",
     "ggext/convert/rules.py",
     "ggext/convert/run.py",
@@ -47,6 +51,8 @@ TO_COME = (
 )
 #: Pages that are made from the code and from texts of tools/.
 GENERATED = ("api.md", "families.md")
+#: The same of pages.
+PAGES_TO_COME = ("search.md", "tune.md")
 #: Data that a model reads.
 DATA = ("ggext/quality/words.py", "ggext/data/demo_language.py")
 _WORD = re.compile(rf"(?<![\w-])(?:{'|'.join(UNPLAIN)})(?![\w-])", re.IGNORECASE)
@@ -80,7 +86,7 @@ def files() -> list[Path]:
     code = [path for part in ("ggext", "converters") for path in (ROOT / part).rglob("*.py")]
     names = {path.relative_to(ROOT).as_posix(): path for path in code}
     pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
-    pages = [page for page in pages if page.name not in GENERATED]
+    pages = [page for page in pages if page.name not in GENERATED + PAGES_TO_COME]
     return pages + [path for name, path in names.items() if not name.startswith((*TO_COME, *DATA))]
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggext.errors import ModelError
-from ggext.footprint import defaults
+from ggext.footprint import defaults, planner
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context
 
@@ -44,10 +44,11 @@ def rule(shape: tuple[int, int], threads: int, most: int = 64) -> Batches:
 @pytest.mark.parametrize(
     ("shape", "threads", "most", "expected"),
     [
-        (LLAMA_8B, 2, 64, [64, 64, 32, 16, 16]),
-        (LLAMA_8B, 1, 64, [64, 32, 16, 16, 16]),
-        (LLAMA_1B, 2, 64, [64, 64, 64, 32, 16]),
-        (LLAMA_8B, 8, 128, [128, 128, 128, 72, 16]),
+        (LLAMA_8B, 2, 64, [64, 64, 64, 48, 16]),
+        (LLAMA_8B, 1, 64, [64, 64, 48, 24, 16]),
+        (LLAMA_1B, 2, 64, [64, 64, 64, 64, 24]),
+        (LLAMA_8B, 8, 128, [128, 128, 128, 128, 48]),
+        (LLAMA_8B, 2, 256, [256, 216, 104, 48, 16]),
         (LLAMA_8B, 64, 128, [128, 128, 128, 128, 128]),
     ],
 )
@@ -100,8 +101,8 @@ def test_windows_count_as_the_cells_that_they_have() -> None:
         return Batches(64, 2, attention(arch, Context(131072, 64, whole_windows=whole))).at(32768)
 
     assert at_32768(layers(True, True), whole=False) == 64
-    assert at_32768(layers(True, True), whole=True) == 16
-    assert at_32768(layers(True, False), whole=False) == 16
+    assert at_32768(layers(True, True), whole=True) == 48
+    assert at_32768(layers(True, False), whole=False) == 48
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def model(demo_gguf: Path) -> Iterator[Model]:
 @pytest.fixture
 def _slow_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """So slow that some hundred tokens of the embedded model are many."""
-    monkeypatch.setattr(defaults, "SPEED", 4e7)
+    monkeypatch.setattr(defaults, "SPEED", 4e7 / 3)
 
 
 def text(count: int) -> list[int]:
@@ -184,15 +185,33 @@ def test_what_slides_is_read_again_in_the_batches_of_its_places(model: Model) ->
 
 @pytest.mark.usefixtures("_slow_machine")
 @pytest.mark.parametrize(
-    "changed", [{"n_batch": 48}, {"flash_attention": True}, {"kv_type": "q8_0"}]
+    "changed", [{"n_batch": 48}, {"n_batch": 48, "kv_type": "q8_0"}, {"kv_type": "q8_0"}]
 )
-def test_who_chose_the_batch_or_uses_flash_attention_gets_it_everywhere(
+def test_who_chose_the_batch_gets_it_everywhere_and_flash_attention_64_or_more(
     model: Model, changed: dict[str, Any]
 ) -> None:
     with Session(model, options(**changed)) as session:
         assert {session.cache.batches.at(place) for place in (0, 500, 1000)} == {
             changed.get("n_batch", 64)
         }
+
+
+def test_as_many_are_read_at_once_as_take_little_time_and_memory(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads wait for each other after each operation of a batch, however large it is."""
+    monkeypatch.setattr(planner, "_ROWS", 4 * 256 * (model.n_vocab + 4 * 1024))
+    for n_ctx, most in ((1024, 256), (1280, 128), (2048, 128)):
+        with Session(model, options(n_ctx=n_ctx)) as session:
+            assert session.n_batch == most, n_ctx
+    with Session(model, options(n_ctx=2048, flash_attention=True)) as session:
+        assert session.n_batch == 256  # which keeps no scores
+    monkeypatch.setattr(defaults, "SPEED", 2.1 * 128 * 128 * 352 / 0.3)
+    with Session(model, options()) as session:
+        assert session.n_batch == 128
+    monkeypatch.setattr(defaults, "SPEED", 1.9 * 128 * 128 * 352 / 0.3)
+    with Session(model, options()) as session:
+        assert session.n_batch == 64
 
 
 def test_more_tokens_than_a_batch_are_an_error_and_change_nothing(model: Model) -> None:

@@ -126,7 +126,7 @@ def test_moved_keys_are_those_of_a_fresh_evaluation_in_layer_0(
 def test_quantized_keys_are_not_moved(model: Model, policy: WhenFull) -> None:
     with pytest.raises(
         ModelError,
-        match=rf"--when-full {policy} moves cached keys.*kv type q8_0.*take f16; recompute",
+        match=rf"when_full='{policy}' moves cached keys.*kv type q8_0.*take f16; recompute",
     ):
         Session(model, options(policy, 1024, "q8_0"))
 

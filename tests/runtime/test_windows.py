@@ -20,6 +20,7 @@ np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime import capacity, store  # noqa: E402
+from ggext.runtime.auto import open_session  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
 from ggext.runtime.prefixes import Prefixes  # noqa: E402
@@ -113,6 +114,14 @@ def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model:
         assert same(session, fresh)
 
 
+def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(model: Model) -> None:
+    session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
+    with session:
+        assert chosen.policy == session.options.memory.when_full == "recompute"
+        session.evaluate(TEXT)
+        assert session.dropped > 1000
+
+
 def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
     """Llama 4 attends within chunks of 8,192 tokens, which no key of the file says."""
     tokens = some(random.Random("chunks"), 8800)
@@ -152,7 +161,7 @@ def test_without_what_was_kept_aside_the_same_cut_is_wrong(
 ) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
     with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
-        monkeypatch.setattr("ggext.runtime.cache.Cache._windows_back", lambda _, count: count)
+        monkeypatch.setattr("ggext.runtime.cache.Cache._back", lambda _, count: count)
         session.evaluate(TEXT)
         session.evaluate([*TEXT[:1000], 7])
         assert not same(session, fresh)
@@ -240,7 +249,7 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
 def test_what_moves_keys_is_refused_with_the_remedy(model: Model, policy: WhenFull) -> None:
     with pytest.raises(
         ModelError,
-        match=f"--when-full {policy} moves cached keys, and layers with a .* recompute wor",
+        match=f"when_full='{policy}' moves cached keys, and layers with a .* recompute wor",
     ):
         Session(model, options(memory=MemoryOptions(policy)))
 

@@ -290,7 +290,7 @@ def test_a_file_to_start_from_is_unscaled_and_a_gguf(
         Search(tmp_path / "nowhere.gguf", SearchOptions(4096, **SMALL))
     out = tmp_path / "there.gguf"
     out.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"there\.gguf exists; use --force to replace it"):
+    with pytest.raises(OutputError, match=r"there\.gguf exists; use force=True to replace it"):
         Search(plain, SearchOptions(512, out=out, **SMALL))
     assert out.read_bytes() == b"mine"
 

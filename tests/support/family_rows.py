@@ -28,6 +28,10 @@ class Row:
     renamed: str = ""
 
     @property
+    def rotates(self) -> bool:
+        return self.model_type not in ("bloom", "gpt2", "gpt_bigcode", "mpt")
+
+    @property
     def family(self) -> str:
         """The ``model_type`` that is converted."""
         return self.renamed or self.model_type
@@ -122,6 +126,16 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+    "head_dim": 32,
+    "global_head_dim": 64,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 320,
+    "sliding_window": 32,
+    "tie_word_embeddings": True,
+}
 _DELTA_NET: dict[str, Any] = {
     "num_hidden_layers": 4,
     "head_dim": 32,
@@ -131,6 +145,8 @@ _DELTA_NET: dict[str, Any] = {
     "linear_value_head_dim": 16,
     "layer_types": ["linear_attention"] * 2 + ["full_attention"] * 2,
 }
+_HEADS = {"n_head": 4, "n_layer": 3, "seq_length": 64}
+_MPT = {"n_heads": 4, "n_layers": 2, "d_model": 128, "max_seq_len": 64}
 EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
 
 
@@ -206,6 +222,8 @@ ROWS = {
     "arcee-own": Row(
         "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
     ),
+    "bloom": Row("bloom", _HEADS, None, beyond=False),
+    "bloom-6-heads": Row("bloom", {**_HEADS, "n_head": 6, "hidden_size": 96}, None, beyond=False),
     "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
     "cohere-plus": Row(
         "cohere",
@@ -371,6 +389,36 @@ ROWS = {
         1e-5,
         beyond=False,
     ),
+    "gemma4_text": Row(
+        "gemma4_text",
+        _GEMMA4 | {"num_kv_shared_layers": 3, "use_double_wide_mlp": True},
+        bound=4e-6,
+    ),
+    "gemma4_text-31b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+            "final_logit_softcapping": 30.0,
+        },
+        bound=4e-6,
+    ),
+    "gemma4_text-26b-a4b": Row(
+        "gemma4_text",
+        _GEMMA4
+        | {
+            "hidden_size_per_layer_input": 0,
+            "enable_moe_block": True,
+            "num_experts": 6,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 48,
+        },
+        None,
+        bound=4e-6,
+        beyond=False,
+    ),
     "glm4": Row("glm4", {"head_dim": 48}),
     "glm4_moe_lite": Row("glm4_moe_lite", _LATENT),
     "glm4_moe": Row("glm4_moe", _GLM4_MOE | {"head_dim": 48, "attention_bias": True}),
@@ -395,6 +443,10 @@ ROWS = {
     ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt2": Row("gpt2", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt2-untied": Row("gpt2", {"n_inner": 96}, None, beyond=False),
+    "gpt_bigcode": Row("gpt_bigcode", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt_bigcode-many": Row("gpt_bigcode", {"multi_query": False}, None, beyond=False),
     "gpt_oss": Row(
         "gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
     ),
@@ -550,6 +602,18 @@ ROWS = {
         },
     ),
     "mixtral": Row("mixtral", {"num_local_experts": 6, "num_experts_per_tok": 2}),
+    "mpt": Row("mpt", {**_MPT, "tie_word_embeddings": True}, None, beyond=False),
+    "mpt-clipped": Row(
+        "mpt",
+        {
+            **_MPT,
+            "n_heads": 6,
+            "hidden_size": 96,
+            "attn_config": {"clip_qkv": 0.5},
+        },
+        None,
+        beyond=False,
+    ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
     "olmo": Row("olmo"),
@@ -672,4 +736,4 @@ ROWS = {
 
 #: Another name of a family, or a part of a model, that transformers' own class cannot make a text
 #: model of.
-WITHOUT_A_ROW = {"gemma3", "kimi_k2", "llama4", "mistral3"}
+WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3"}

@@ -243,6 +243,25 @@ def _what_belongs_together(
             "query_pre_attn_scalar": usual if random.random() < 0.95 else 20,
             "sliding_window": config.get("sliding_window") or 40,
         }
+    if model_type == "gemma4_text":
+        kinds = ["sliding_attention", "full_attention"]
+        own = max(2, layers - random.choice((0, 0, 1, 2)))
+        fixed |= {
+            "num_hidden_layers": max(layers, 2),
+            "layer_types": [*random.choices(kinds, k=own - 2), *kinds]
+            + [random.choice(kinds) for _ in range(max(layers, 2) - own)],
+            "num_kv_shared_layers": max(layers, 2) - own,
+            "sliding_window": config.get("sliding_window") or 40,
+            "head_dim": config.get("head_dim", 32),
+            "global_head_dim": 2 * config.get("head_dim", 32),
+            "hidden_size_per_layer_input": random.choice((0, 8)),
+            "vocab_size_per_layer_input": config["vocab_size"],
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 32,
+            "use_bidirectional_attention": "vision" if random.random() < 0.2 else None,
+        }
+        fixed["layer_types"][-1] = "full_attention"
     if model_type in ("cohere2", "gpt_oss", "olmo3") and not config.get("sliding_window"):
         fixed["sliding_window"] = 40
     if model_type == "exaone4":

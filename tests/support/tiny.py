@@ -52,6 +52,12 @@ SIZES: dict[str, Any] = {
 }
 
 
+_OTHER_NAMES = (
+    "num_hidden_layers num_attention_heads num_key_value_heads intermediate_size "
+    "max_position_embeddings"
+).split()
+
+
 def small_config(model_type: str, **config: Any) -> Any:
     """transformers' configuration of what ``make_model`` makes."""
     from transformers import AutoConfig
@@ -61,6 +67,8 @@ def small_config(model_type: str, **config: Any) -> Any:
         for key, value in (SIZES | config).items()
         if value is not None or key not in SIZES
     }
+    if model_type in ("mpt", "bloom"):  # whose classes take no other names beside their own
+        values = {k: v for k, v in values.items() if k not in _OTHER_NAMES}
     vision = values.pop("vision_config", None)
     if vision is None:
         return AutoConfig.for_model(model_type, **values)

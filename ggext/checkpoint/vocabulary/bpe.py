@@ -38,7 +38,7 @@ Pair = tuple[str, str]
 class TokenSource:
     """A vocabulary as its main file states it, before special tokens, padding and templates."""
 
-    model: Literal["llama", "gpt2"]
+    model: Literal["llama", "gpt2", "gemma4"]
     table: TokenTable
     pre: str = "default"
     merges: list[str] | None = None
@@ -47,8 +47,9 @@ class TokenSource:
     notes: list[str] = field(default_factory=list)
 
 
-def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
-    """Read a parsed tokenizer.json. Raises CheckpointError where llama.cpp cannot do the same."""
+def read_tokenizer_json(root: JsonObject, where: str, *, by_rank: bool = False) -> TokenSource:
+    """Read a parsed tokenizer.json. ``by_rank``: SentencePiece's form keeps its merges, which
+    llama.cpp's "gemma4" follows. Raises CheckpointError where llama.cpp cannot do the same."""
     model = get(root, "model", dict, where, {})
     kind = get(model, "type", str, where, "BPE")
     if kind != "BPE":
@@ -65,6 +66,8 @@ def read_tokenizer_json(root: JsonObject, where: str) -> TokenSource:
     vocab = _read_vocab(model, table)
     merges = _read_merges(model, vocab, where)
     add_tokens(root, table, where)
+    if table.escapes_spaces and by_rank:
+        return _merged_form(root, model, table, merges)
     if table.escapes_spaces:
         return _sentencepiece_form(root, model, table, merges)
     return _byte_level(root, model, table, merges)
@@ -282,6 +285,36 @@ def _sentencepiece_form(
     _set_scores(source, merges)
     source.notes += strip_notes(root)
     return source
+
+
+def _merged_form(
+    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
+) -> TokenSource:
+    """Gemma 4's: merges by rank over each line, and over each run of line breaks."""
+    where = table.where
+    if get(model, "ignore_merges", bool, where, False):
+        raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
+    source = TokenSource("gemma4", table, "gemma4")
+    _mark_bytes_and_unknown(model, source)
+    source.notes += byte_notes(table)
+    _set_spaces(root, source)
+    if source.add_space_prefix:
+        raise CheckpointError(
+            f"{where} puts a space before a text, which llama.cpp's tokenizer gemma4 does not"
+        )
+    across = next((left + right for left, right in merges if _crosses_lines(left + right)), None)
+    if across is not None:
+        raise CheckpointError(
+            f"{where}: the token {quote(across)} crosses the end of a line, at which llama.cpp's "
+            "tokenizer gemma4 cuts: its token ids would differ"
+        )
+    source.merges = [f"{left} {right}" for left, right in merges]
+    source.notes += strip_notes(root)
+    return source
+
+
+def _crosses_lines(text: str) -> bool:
+    return "\n" in text and text.strip("\n") != ""
 
 
 def _mark_bytes_and_unknown(model: JsonObject, source: TokenSource) -> None:

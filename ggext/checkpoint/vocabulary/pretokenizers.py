@@ -138,19 +138,18 @@ _SPACE_NOTE = (
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """One name of llama.cpp: the split expressions it stands for, and what goes with the name.
-
-    ``ignore_merges`` is what llama.cpp does under this name: take a word that is a token whole,
-    without merging. ``joins``: whether a merge would join what the checkpoint cuts and llama.cpp
-    does not: the two are the same for a vocabulary without such merges. ``notes`` say on which text
-    llama.cpp's own expression differs, ``needs`` which llama.cpp knows the name.
-    """
+    """One name of llama.cpp: the split expressions it stands for, and what goes with the name."""
 
     name: str
     splits: tuple[str, ...]
+    # Whether llama.cpp takes a word that is a token whole, without merging, under this name.
     ignore_merges: bool = False
+    # Whether a merge would join what the checkpoint cuts and llama.cpp does not. The two are the
+    # same for a vocabulary without such merges.
     joins: Callable[[str, str], bool] | None = None
+    # On which text llama.cpp's own expression differs.
     notes: tuple[str, ...] = ()
+    # Which llama.cpp knows the name.
     needs: str = ""
 
     @property

@@ -43,6 +43,10 @@ from ggext.checkpoint.vocabulary.special import (
 from ggext.checkpoint.vocabulary.spm import byte_notes, is_sentencepiece, read_sentencepiece
 from ggext.errors import CheckpointError
 
+_GEMMA4_MARKS = (
+    *("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", '<|"|>'),
+)
 # GGUF spells one of its keys so.
 _KEY_NAMES = {"separator": "seperator"}
 
@@ -51,7 +55,7 @@ _KEY_NAMES = {"separator": "seperator"}
 class Vocabulary:
     """A vocabulary as a GGUF file holds it; the lists have one entry a token id."""
 
-    model: Literal["llama", "gpt2"]  # tokenizer.ggml.model
+    model: Literal["llama", "gpt2", "gemma4"]  # tokenizer.ggml.model
     pre: str  # tokenizer.ggml.pre ("default" for SentencePiece)
     tokens: tuple[str, ...]
     scores: tuple[float, ...] | None  # SentencePiece
@@ -100,8 +104,9 @@ class Vocabulary:
         return out
 
 
-def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+def read_vocabulary(folder: Path, vocab_size: int, *, by_rank: bool = False) -> Vocabulary:
     """Read a checkpoint folder's tokenizer; ``vocab_size`` is the model's, from config.json.
+    ``by_rank``: as in `bpe.read_tokenizer_json`.
 
     Raises CheckpointError, in one line, for files that are missing, malformed or too large, and
     for a tokenizer that llama.cpp cannot do.
@@ -112,10 +117,17 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         )
     files = SmallFiles.read(folder)
     root, where = _read_root(folder, files)
-    source = _read_source(folder, root, where, files)
+    source = _read_source(folder, root, where, files, by_rank=by_rank)
     add_listed_tokens(files, source.table)
     ids = special_ids(files, source)
     add_bos, add_eos = added_around(files, root, source, ids)
+    if source.model == "gemma4":
+        _show_marks(source)
+        if not add_bos:
+            source.notes.append(
+                "llama.cpp begins every text with the BOS in a vocabulary of the kind gemma4, "
+                "whatever the file says"
+            )
     templates = chat_templates(files)
     default = templates.pop("default", None)
     source.notes += template_notes(files, default)
@@ -139,6 +151,14 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     )
 
 
+def _show_marks(source: TokenSource) -> None:
+    """The marks of reasoning and of tools are part of an answer: control tokens have no text."""
+    for text in _GEMMA4_MARKS:
+        number = source.table.find(text)
+        if number is not None:
+            source.table.tokens[number].type = USER_DEFINED
+
+
 def _merged_control_notes(rows: list[Token]) -> list[str]:
     """Control tokens that llama.cpp's merging forms from plain text; SentencePiece does not."""
     pieces = {token.text for token in rows if token.type == NORMAL}
@@ -158,11 +178,11 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
 
 
 def _read_source(
-    folder: Path, root: JsonObject | None, where: str, files: SmallFiles
+    folder: Path, root: JsonObject | None, where: str, files: SmallFiles, *, by_rank: bool
 ) -> TokenSource:
     """tokenizer.model if it is SentencePiece (Llama 3's is not), else ``root``."""
     path = folder / "tokenizer.model"
-    data = read_file(path)
+    data = None if by_rank and root is not None else read_file(path)
     if data is not None and (root is None or is_sentencepiece(data)):
         source = _sentencepiece(data, str(path))
         said = disagreement(root, source.table) if root is not None else ""
@@ -176,7 +196,7 @@ def _read_source(
             add_tokens(root, source.table, where)
             source.notes += strip_notes(root)
     elif root is not None:
-        source = read_tokenizer_json(root, where)
+        source = read_tokenizer_json(root, where, by_rank=by_rank)
         source.notes += json_notes(folder, root)
     else:
         raise CheckpointError(
@@ -202,7 +222,7 @@ def _read_root(folder: Path, files: SmallFiles) -> tuple[JsonObject | None, str]
 def _set_prefix(source: TokenSource, config: JsonObject, where: str) -> None:
     """What tokenizer_config.json says of the space before a text, and what GGUF cannot say."""
     stated = get(config, "add_prefix_space", bool, where)
-    if source.model == "gpt2":
+    if source.model != "llama":
         if stated:
             source.notes.append(
                 "add_prefix_space is set, which llama.cpp's BPE cannot do: left out"

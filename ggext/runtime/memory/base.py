@@ -236,11 +236,11 @@ def require_movable(cache: Cache, policy: str) -> None:
     remedy = "recompute works with every file"
     if is_quantized(cache.kv_type):
         raise ModelError(
-            f"--when-full {policy} moves cached keys, and quantized ones of kv type "
+            f"when_full={policy!r} moves cached keys, and quantized ones of kv type "
             f"{cache.kv_type} cannot be moved "
             f"exactly: take f16; {remedy}"
         )
-    where = f"{cache.model.path}: --when-full {policy} moves cached keys"
+    where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:
         raise ModelError(
             f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "

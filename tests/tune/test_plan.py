@@ -1,0 +1,170 @@
+"""What is refused before a weight is loaded, in one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ggext.errors import CheckpointError, GgextError, MissingExtraError, UsageError
+from ggext.rope.scaling import RopeScaling
+from ggext.tune.documents import Document, read_documents, split
+from ggext.tune.machine import Machine
+from ggext.tune.options import TuneOptions
+from ggext.tune.plan import lora_size, planned
+from ggext.tune.run import Tuning
+
+Make = Callable[..., TuneOptions]
+HERE = Machine("this machine")
+
+
+def copied(checkpoint: Path, folder: Path, **config: object) -> Path:
+    """The checkpoint with another config.json."""
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | config))
+    return folder
+
+
+def test_the_plan_says_what_comes(options: Make) -> None:
+    plan = planned(options(), HERE)
+    assert (plan.rope.trained, plan.rope.context) == (64, 256)
+    assert plan.rows.kind == "pose"
+    assert plan.trained == lora_size(
+        [(128, 128), (64, 128), (64, 128), (128, 128), (160, 128), (160, 128), (128, 160)] * 2, 4
+    )
+
+
+def test_jumps_are_the_default_beyond_twice_the_trained_length(options: Make) -> None:
+    assert planned(options(scaling=RopeScaling("yarn", factor=2.0)), HERE).rows.kind == "long"
+    assert planned(options(scaling=RopeScaling("yarn", factor=2.5)), HERE).rows.kind == "pose"
+    assert planned(options(rows="long"), HERE).rows.kind == "long"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scaling": RopeScaling("yarn", factor=1.0)}, "reaches 64 tokens as it is"),
+        ({"scaling": RopeScaling("linear", factor=2.0, attention_factor=1.1)}, "no attention fact"),
+        ({"stages": (2.0, 3.0)}, "the last stage has the factor 3"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_refused(
+    options: Make, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(GgextError, match=message):
+        planned(options(**changes), HERE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": (4.0, 2.0)}, "must rise"),
+        ({"lora": None, "adapter": True}, "an adapter is what LoRA trains"),
+        ({"texts": ()}, "no text"),
+        ({"steps": 0}, "at least 1"),
+        ({"learning_rate": 3.0}, "between 0 and 1"),
+        ({"stages": (1.5, 2.0, 3.0, 3.5, 4.0)}, "4 steps are too few for 5 stages"),
+    ],
+)
+def test_options_are_checked(options: Make, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        options(**changes)
+
+
+def test_a_checkpoint_that_reaches_further_already_is_refused(
+    checkpoint: Path, options: Make, tmp_path: Path
+) -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0}
+    rope["original_max_position_embeddings"] = 64
+    folder = copied(checkpoint, tmp_path / "own", rope_parameters=rope, max_position_embeddings=512)
+    with pytest.raises(UsageError, match="reaches 512 tokens already"):
+        planned(options(model=folder), HERE)
+    assert planned(options(model=folder, scaling=RopeScaling("yarn", factor=16.0)), HERE)
+
+
+def test_a_gguf_file_and_a_quantized_checkpoint_are_refused(
+    checkpoint: Path, options: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="ggext export"):
+        planned(options(model=tmp_path / "model.gguf"), HERE)
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    folder = copied(checkpoint, tmp_path / "packed")
+    tensors = load_file(folder / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    del tensors[f"{name}.weight"]
+    for part in ("qweight", "qzeros", "g_idx"):
+        tensors[f"{name}.{part}"] = np.zeros((4, 4), np.int32)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="quantized by GPTQ, and such weights cannot be trai"):
+        planned(options(model=folder), HERE)
+
+
+def test_too_little_memory_is_refused_with_both_numbers(options: Make) -> None:
+    with pytest.raises(UsageError, match=r"needs about 0\.2 GiB, and a card has 0\.1 GiB free"):
+        planned(options(), replace(HERE, name="a card", memory=1 << 26))
+
+
+def test_all_weights_take_more_memory_than_an_adapter(options: Make) -> None:
+    assert planned(options(lora=None), HERE).memory > planned(options(), HERE).memory
+
+
+def test_too_few_documents_are_refused() -> None:
+    with pytest.raises(UsageError, match="8 documents, and 8 are set aside"):
+        split([Document("a", "b")] * 8, 0)
+
+
+def test_documents_are_set_aside_whole_and_alike() -> None:
+    documents = [Document(str(i), "text") for i in range(200)]
+    one, again = split(documents, 3), split(documents, 3)
+    assert one == again
+    assert len(one.held_out) == 20
+    assert not set(one.held_out) & set(one.training)
+    assert split(documents, 4) != one
+
+
+def test_long_rows_need_long_documents(options: Make, tmp_path: Path) -> None:
+    folder = tmp_path / "short"
+    folder.mkdir()
+    for i in range(12):
+        (folder / f"{i}.txt").write_text(f"a short text {i}")
+    with pytest.raises(UsageError, match="no document has more than the 64 tokens"):
+        Tuning(options(rows="long", texts=(folder,)))
+
+
+def test_fewer_tokens_than_the_run_reads_are_told(options: Make) -> None:
+    assert "times: more text is better" in str(Tuning(options(steps=100)).texts)
+    assert "times" not in str(Tuning(options(steps=1)).texts)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", "3", '{"text": 3}', '{"text": " "}', '{"messages": [1]}']
+)
+def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(f'{{"text": "right"}}\n{line}\n')
+    with pytest.raises(UsageError, match=r"a\.jsonl:2 is not a document"):
+        read_documents([path])
+
+
+def test_a_folder_without_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.pdf").write_text("%PDF")
+    with pytest.raises(UsageError, match="there is no text in"):
+        read_documents([tmp_path])
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from ggext.tune.machine import check_packages
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingExtraError, match=r'tuning needs the package peft.*"ggext\[tune\]"'):
+        check_packages()
