@@ -12,7 +12,7 @@ from ggext.search.objective import Objective, ShortTexts
 from ggext.search.options import SearchOptions
 
 #: Tables, texts to search on, texts to judge on: the first that the budget allows.
-_SIZES = ((40, 8, 32), (40, 8, 24), (36, 6, 16), (32, 4, 16), (24, 4, 12), (16, 2, 10))
+_SIZES = ((40, 16, 32), (40, 8, 32), (36, 6, 16), (32, 4, 16), (24, 4, 12), (16, 2, 10))
 #: Questions after a text, their answers and what llama.cpp does besides.
 _OVERHEAD = 1.15
 
