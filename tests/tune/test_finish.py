@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import little_chats
 import numpy as np
 import pytest
 
@@ -158,10 +159,13 @@ def test_more_than_plain_lora_is_refused(
         write_adapter(folder, tuned.plan.folder, tmp_path / "base.gguf", tmp_path / "out.gguf")
 
 
-def test_a_whole_run_ends_with_a_report(options: Make) -> None:
+def test_a_whole_run_ends_with_a_report(options: Make, tmp_path: Path) -> None:
     """YaRN by 2 works untuned, and one step of a tiny rate changes next to nothing."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(little_chats.lines(12, 256, seed=1, texts=True)))
     made = options(
         model=Path("demo"),
+        texts=(texts,),
         scaling=RopeScaling("yarn", factor=2.0),
         rows="pose",
         steps=1,
