@@ -16,6 +16,7 @@ import click
 from ggext.cli import convert_options
 from ggext.cli.groups import GroupedCommand
 from ggext.cli.models import MODEL
+from ggext.cli.process import note
 from ggext.cli.scaling import asked_scaling
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = 
     told = len(planned.notes)
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
-    for note in done.notes[told:]:
-        echo_wrapped(f"note: {note}")
+    for text in done.notes[told:]:
+        echo_wrapped(f"note: {text}")
     if planned.rounding.numbers:
         click.echo(
             f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
@@ -129,7 +130,7 @@ def _convert_via_llama_cpp(asked: ConvertOptions, options: dict[str, Any]) -> No
     from ggext.convert.llama_cpp_converter import converted
 
     name = shown(asked.model)
-    click.echo(f"{name}: llama.cpp's converter runs", err=True)
+    note(f"{name}: llama.cpp's converter runs")
     with converted(asked, options["via_llama_cpp"]) as through:
         done = _convert(through, options, name)
     if options["dry_run"]:
@@ -148,10 +149,9 @@ def _verify(out: Path) -> None:
     report = verify(out)
     wrong = [check for check in report.checks if not check.passed and check.required]
     for check in wrong:
-        click.echo(
+        note(
             f"WRONG: {check.level}, {check.quantity}: {check.value:.2g}, at most "
-            f"{check.tolerance:.2g}",
-            err=True,
+            f"{check.tolerance:.2g}"
         )
     click.echo(
         f"verified: {len(report.checks) - len(wrong)} of {len(report.checks)} checks within "

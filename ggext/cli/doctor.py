@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ggext.cli.process import note
+
 if TYPE_CHECKING:
     from ggext.doctor import Finding, Report
 
@@ -23,7 +25,7 @@ def doctor(as_json: bool) -> None:
     """
     from ggext.doctor import examine
 
-    report = examine(progress=lambda line: click.echo(f"  {line}", err=True))
+    report = examine(progress=lambda line: note(f"  {line}"))
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else in_words(report))
     sys.exit(not report.healthy)
 

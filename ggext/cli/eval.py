@@ -13,7 +13,7 @@ from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import MODEL
 from ggext.cli.numbers import SECONDS
-from ggext.cli.process import interrupt_calls
+from ggext.cli.process import interrupt_calls, note
 from ggext.errors import ModelError
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def eval(  # noqa: A001 - the command's name
         raise failure
     if report.interrupted:
         kept = f"; --resume {partial} goes on from here" if partial else ""
-        click.echo(f"ggext: stopped before the end{kept}", err=True)
+        note(f"ggext: stopped before the end{kept}")
         sys.exit(130)
 
 
@@ -187,11 +187,11 @@ def write_page(path: Path, options: EvalOptions, html: Path) -> None:
 
 
 def _measure(evaluation: Evaluation) -> None:
-    click.echo(_cost(evaluation), err=True)
+    note(_cost(evaluation))
     with interrupt_calls(evaluation.stop):
         evaluation.run(_show)
     if sys.stderr.isatty():
-        click.echo("\r\033[K", err=True, nl=False)
+        note("\r\033[K", end=False)
 
 
 def _options(
@@ -252,7 +252,7 @@ def _show(progress: Progress) -> None:
         return
     left = duration(progress.seconds_left)
     line = f"{progress.done + 1}/{progress.total} · {left} left · {progress.what}"
-    click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)
+    note(f"\r\033[K{line[:100]}", end=False)
 
 
 def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None) -> None:
@@ -260,12 +260,12 @@ def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None)
         from ggext.quality.page import page
 
         write_text(html, page(report, plan, command_line()))
-        click.echo(f"wrote {html}", err=True)
+        note(f"wrote {html}")
     if card is not None:
         from ggext.quality.card import card as text
 
         write_text(card, text(report, command_line()))
-        click.echo(f"wrote {card}", err=True)
+        note(f"wrote {card}")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.models import model_file
+from ggext.cli.process import note
 from ggext.errors import UsageError
 from ggext.rope.capabilities import UNROTATED
 
@@ -53,7 +54,7 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
         plot_table(result, plot)
     click.echo(json.dumps(result.as_dict(), indent=2) if as_json else in_words(result))
     if plot is not None:
-        click.echo(f"wrote {plot}", err=True)
+        note(f"wrote {plot}")
 
 
 def _differences(before: Path, after: Path, as_json: bool) -> str:

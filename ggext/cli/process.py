@@ -106,10 +106,16 @@ def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def note(line: str, *, end: bool = True) -> None:
+    """A line on the standard error; nothing where that cannot be written, on a full disk: what a
+    command finds does not depend on who watches. ``end``: whether the line ends."""
+    with suppress(OSError):
+        click.echo(line, err=True, nl=end)
+
+
 def said(message: str, code: int) -> int:
     """Says it in one line on the standard error; the exit code."""
-    with suppress(OSError):  # there may be nowhere left to say it
-        click.echo(f"ggext: {in_flags(' '.join(message.split()))}", err=True)
+    note(f"ggext: {in_flags(' '.join(message.split()))}")
     return code
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from ggext.cli.process import note
+
 _STEPS = "{n_fmt} of {total_fmt} {bar:12} {elapsed}, {remaining} left  {desc}"
 
 
@@ -37,7 +39,7 @@ class Steps:
 
     def step(self, name: str) -> None:
         if self._bar is None:
-            click.echo(f"  {name}", err=True)
+            note(f"  {name}")
         else:
             self._bar.set_description_str(name)
 
@@ -86,7 +88,7 @@ def announced(count: int, name: str) -> Iterator[Callable[[str], None]]:
     """A bar of ``count`` steps with the time that is left; each step is announced by what it does.
     Where no one watches, a line for each."""
     if not sys.stderr.isatty():
-        yield lambda doing: click.echo(doing, err=True)
+        yield note
         return
     from tqdm import tqdm
 

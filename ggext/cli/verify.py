@@ -11,6 +11,7 @@ import click
 
 from ggext.cli.models import model_file
 from ggext.cli.numbers import NUMBER, Tokens
+from ggext.cli.process import note
 from ggext.cli.progress import announced
 
 
@@ -100,7 +101,7 @@ def verify(
         report = run(file, reference, progress=progress, levels=names, **options)
     if plot is not None:
         plot_report(report, plot)
-        click.echo(f"wrote {plot}", err=True)
+        note(f"wrote {plot}")
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:

@@ -30,6 +30,7 @@ from ggext.gguf.journal import Identity, Journal, Record, undo_path
 from ggext.gguf.reader import GgufFile
 
 _SAMPLES, _SAMPLE = 16, 4096
+_SMALL = 2 * _SAMPLES * _SAMPLE
 
 
 @dataclass(frozen=True)
@@ -210,28 +211,43 @@ def _record(file: ExclusiveFile, change: Change) -> Record:
         saved=[(start, file.read(start, length)) for start, length in clipped],
         written=[(offset, len(data)) for offset, data in change.writes],
         digest=_digest(data for _, data in change.writes),
-        identity=Identity(os.fstat(file.handle).st_ino, _samples(file, change, clipped)),
+        identity=Identity(
+            os.fstat(file.handle).st_ino,
+            [
+                (offset, _digest([file.read(offset, _SAMPLE)]))
+                for offset in _sampled(change.old_size, at, clipped)
+            ],
+        ),
         part=successor_name(file.path),
     )
 
 
-def _samples(
-    file: ExclusiveFile, change: Change, changed: list[tuple[int, int]]
-) -> list[tuple[int, str]]:
-    """Some of the bytes that stay, evenly spread over the file: (offset, SHA-256)."""
-    samples = []
-    for i in range(_SAMPLES):
-        offset = max(change.old_size - _SAMPLE, 0) * i // (_SAMPLES - 1)
-        end = offset + _SAMPLE
-        meets = any(offset < start + length and start < end for start, length in changed)
-        if not meets and not offset < change.insert_at < end:
-            samples.append((offset, _digest([file.read(offset, _SAMPLE)])))
-    return samples
+def _sampled(old_size: int, insert_at: int, changed: list[tuple[int, int]]) -> list[int]:
+    """Where bytes that stay are sampled, evenly spread over the file."""
+    offsets = [max(old_size - _SAMPLE, 0) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+    return [
+        offset
+        for offset in offsets
+        if not any(
+            offset < start + length and start < offset + _SAMPLE for start, length in changed
+        )
+        and not offset < insert_at < offset + _SAMPLE
+    ]
 
 
 def _stayed(file: ExclusiveFile, record: Record) -> bool:
-    """Whether the bytes that a change leaves are those of the file, moved or not yet."""
-    for offset, digest in record.identity.samples:
+    """Whether the bytes that a change leaves are those of the file, moved or not yet.
+
+    A record whose samples are not those that ggext takes says nothing of that. None are taken only
+    of a small file that changes from end to end."""
+    samples = record.identity.samples
+    changed = [(start, len(data)) for start, data in record.saved]
+    expected = _sampled(record.old_size, record.insert_at, changed)
+    if [offset for offset, _ in samples] != expected:
+        return False
+    if not expected:
+        return file.size <= _SMALL
+    for offset, digest in samples:
         places = (offset, offset + record.insert_length)
         if not any(_digest([file.read(place, _SAMPLE)]) == digest for place in places):
             return False

@@ -18,6 +18,7 @@ MAX_VALUES = 20_000
 MAX_ALTERNATIVES = 10_000
 MAX_CHAIN = 200  # schemas inside one another, by $ref too: llguidance follows them by recursion
 MAX_PATTERN = 2_000
+MAX_OPTIONAL = 3_000  # properties that may be missing: llguidance needs their square in time
 MAX_COUNT = 10_000  # items, properties, characters
 _MAX_INTEGER = 2**53  # beyond it many readers of JSON take a number for its neighbour
 
@@ -66,6 +67,8 @@ def read(schema: str | Mapping[str, Any] | bool) -> str:
     _check_size(document)
     for part, where in _schemas(document):
         _check(part, where)
+    if _optional(document) > MAX_OPTIONAL:
+        _refuse(f"its objects have more than {MAX_OPTIONAL:,} properties that are not required")
     if _depth(document) > MAX_CHAIN:
         _refuse(f"more than {MAX_CHAIN} schemas stand inside one another, by $ref too")
     return json.dumps({} if document is True else document)
@@ -161,6 +164,19 @@ def _schemas(document: Any) -> Iterator[tuple[dict[str, Any], str]]:
                 waiting += [(part, f"{inside}/{number}") for number, part in enumerate(value)]
             elif keyword in _SCHEMA:
                 waiting.append((value, inside))
+
+
+def _optional(document: Any) -> float:
+    """Properties that may be missing, of the one object that costs as much as all of them; where
+    schemas are combined, all may be of one."""
+    parts = [part for part, _ in _schemas(document)]
+    counts = []
+    for part in parts:
+        named, required = part.get("properties"), part.get("required")
+        if isinstance(named, dict):
+            counts.append(len(named) - (len(required) if isinstance(required, list) else 0))
+    counts = [max(0, count) for count in counts]
+    return float(sum(counts)) if any(map(_combines, parts)) else math.hypot(*counts)
 
 
 def _depth(document: Any) -> int:

@@ -42,10 +42,22 @@ def plant(model: Path, record: Record | bytes) -> None:
     undo_path(model).write_bytes(journal._MAGIC + frame + hashlib.sha256(frame).digest())
 
 
-@pytest.mark.parametrize("change", [{}, {"old_size": 0, "new_size": 1 << 40, "saved": []}])
-def test_a_record_of_another_file_is_not_believed(model: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize("is_of_this_file", [True, False])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"old_size": 0, "new_size": 1 << 40, "saved": []},
+        {"old_size": 0, "new_size": 1 << 62, "saved": [], "written": [(0, 1 << 62)]},
+    ],
+)
+def test_a_record_that_proves_nothing_is_not_believed(
+    model: Path, change: dict[str, Any], is_of_this_file: bool
+) -> None:
+    """Also of the right inode, with no sample of what stays."""
     before = model.read_bytes()
-    plant(model, planted(model, identity=Identity(1, []), **change))
+    inode = model.stat().st_ino if is_of_this_file else 1
+    plant(model, planted(model, identity=Identity(inode, []), **change))
     for attempt in (read_gguf, inplace.repair, inplace.undo):
         with pytest.raises(GgufError, match=r"does not prove|malformed"):
             attempt(model)

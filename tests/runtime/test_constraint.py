@@ -230,6 +230,11 @@ def test_a_keyword_as_the_name_of_a_property_is_none() -> None:
             },
             "more than 200 schemas",
         ),
+        ({"properties": {f"a{i}": {} for i in range(3001)}}, "more than 3,000 properties"),
+        (
+            {"allOf": [{"properties": {f"{j}{i}": {} for i in range(999)}} for j in "abcd"]},
+            "more than 3,000 properties",
+        ),
         ('{"items":' * 200 + "{}" + "}" * 200, "nested more than"),
         ("[" * 100_000, "not JSON"),
         ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "oneOf"),
