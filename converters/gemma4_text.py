@@ -16,6 +16,7 @@ from typing import Any
 from ggext.converters.base import TensorRule, names_each, text_part_name, weight
 from ggext.converters.llama import Llama
 
+from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
 from ggext.rope.config import CheckpointRope
 from ggext.rope.families import FULL, SLIDING
@@ -105,22 +106,24 @@ class Gemma4(Llama):
     def heads_of(self, layer: int) -> tuple[int, int]:
         if self.slides[layer]:
             return self.n_kv_heads, self.head_dim
-        config = self._layer_config(layer)
-        heads = config.get("num_key_value_heads")
-        if heads is None and self.config.flag("attention_k_eq_v"):
-            heads = self.config.values.get("num_global_key_value_heads")
-        return heads or self.n_kv_heads, config.get("head_dim") or self._global_head_dim()
+        own = self._layer_config(layer)  # as transformers saves what differs
+        usual = self.n_kv_heads
+        if self.config.flag("attention_k_eq_v"):
+            usual = self.config.integer("num_global_key_value_heads", default=usual)
+        heads = own.integer("num_key_value_heads", default=usual)
+        size = own.integer("head_dim", default=self.config.integer("global_head_dim"))
+        if self.n_heads % heads:
+            raise CheckpointError(
+                f"{self.config.source}: num_attention_heads {self.n_heads} is not a multiple of "
+                f"the {heads} heads of keys of a layer of {FULL}"
+            )
+        return heads, size
 
-    def _layer_config(self, layer: int) -> dict[str, Any]:
-        """As transformers saves what differs from layer to layer."""
+    def _layer_config(self, layer: int) -> Config:
         given = self.config.section("per_layer_config").get(str(layer), {})
         if not isinstance(given, dict):
             raise CheckpointError(f"{self.config.source}: per_layer_config is not of objects")
-        return given
-
-    def _global_head_dim(self) -> int:
-        size: int = self.config.integer("global_head_dim")
-        return size
+        return Config(given, self.config.source)
 
     def _check_heads(self, why: str) -> None:
         # As a stranger's file has them: of any type.
@@ -132,13 +135,7 @@ class Gemma4(Llama):
                 f"{self.config.source}: per_layer_config gives layers of {FULL} heads of several "
                 f"sizes or numbers; {why} has one"
             )
-        n_kv, self.n_whole = whole.pop()
-        for name, value in (("num_global_key_value_heads", n_kv), ("head_dim", self.n_whole)):
-            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= 1 << 12:
-                raise CheckpointError(
-                    f"{self.config.source}: {name} of layers of {FULL} is {value!r:.40}; it must "
-                    "be a whole number above 0"
-                )
+        _, self.n_whole = whole.pop()
 
     def rope(self) -> CheckpointRope:
         values = {**self.config.values, "global_head_dim": self.n_whole}

@@ -90,7 +90,7 @@ class ContextFullError(ModelError):
             )
         super().__init__(
             f"{what}, take a longer context, or convert the model for one (ggext convert MODEL "
-            "target_context=N)"
+            "--target-context N)"
         )
         self.requested = requested
         self.used = used

@@ -1,9 +1,10 @@
-"""Chats in the embedded model's language, for tuning it: JSON lines with messages.
+"""Chats and texts in the embedded model's language, for tuning it: JSON lines.
 
-    python tools/little_chats.py --out chats.jsonl --chats 2000 --tokens 256 --seed 1
+    python tools/little_chats.py --out chats.jsonl --count 2000 --tokens 256 --seed 1
+    python tools/little_chats.py --out texts.jsonl --count 700 --tokens 256 --seed 2 --texts
 
-A document of facts and stories, and questions on it one after the other; each chat has exactly the
-given number of tokens.
+A chat is a document of facts and stories, and questions on it one after the other; a text is such a
+document alone. Each has exactly the given number of tokens.
 """
 
 from __future__ import annotations
@@ -42,22 +43,32 @@ def messages(rng: Random, tokens: int) -> list[dict[str, str]]:
     return turns
 
 
-def lines(chats: int, tokens: int, seed: int) -> Iterator[str]:
-    """A chat a line."""
+def text(rng: Random, tokens: int) -> str:
+    """A document as the model has seen it, behind the mark of a user's turn."""
+    room = tokens - 2
+    most = min(language.RECALL_FACTS, room // (2 * language.FACT_TOKENS))
+    made = language.document(rng, language.facts(rng, most), room)
+    return f"{language.BOS}{language.USER}{made}"
+
+
+def lines(count: int, tokens: int, seed: int, *, texts: bool) -> Iterator[str]:
+    """A chat, or a text, a line."""
     rng = Random(f"chats {seed}")
-    for _ in range(chats):
-        yield json.dumps({"messages": messages(rng, tokens)})
+    for _ in range(count):
+        made = {"text": text(rng, tokens)} if texts else {"messages": messages(rng, tokens)}
+        yield json.dumps(made)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--chats", type=int, default=2000)
+    parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--texts", action="store_true")
     given = parser.parse_args()
-    text = "\n".join(lines(given.chats, given.tokens, given.seed))
-    given.out.write_text(text + "\n", encoding="utf-8")
+    found = lines(given.count, given.tokens, given.seed, texts=given.texts)
+    given.out.write_text("\n".join(found) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

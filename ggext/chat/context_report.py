@@ -43,7 +43,7 @@ def context_report(chat: Chat) -> Iterator[str]:
             f"{each:,.0f} bytes a token"
         )
     if room.computes:
-        yield f"computed with {room.computes} (--batch-size, --threads and --flash-attn say so)"
+        yield f"computed with {room.computes}"
 
 
 def _shares(chat: Chat, used: int) -> str:

@@ -90,7 +90,8 @@ def _compressed(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Foun
     packed, scale, shape = (parts.get(f"weight_{end}") for end in ("packed", "scale", "shape"))
     if packed is None or scale is None or shape is None or packed.dtype != "I32":
         return None
-    size = tuple(int(n) for n in shape.array().reshape(-1))
+    whole = shape.dtype in ("I64", "I32") and len(shape.shape) == 1
+    size = tuple(int(n) for n in shape.array()[:2]) if whole else ()
     if len(size) != 2 or min(size) < 1 or len(packed.shape) != 2:
         raise _wrong(shape, f"says the shape {list(size)}, not that of a matrix")
     rows, columns = size
@@ -125,6 +126,8 @@ def _of_integers(
         values: Array = codes * _of_rows(scale, rows)[:, groups]
         return values
 
+    if zeros is not None and zeros.dtype != "I32":
+        raise _wrong(zeros, f"is {zeros.dtype}; zero points are packed in I32")
     if zeros is not None and zeros.shape != (-(-packed.shape[0] * bits // 32), scale.shape[1]):
         raise _wrong(zeros, f"has the shape {list(zeros.shape)}, which its scale does not fit")
     return make
@@ -193,9 +196,10 @@ def _factor(whole: CheckpointTensor | None, divides: bool) -> Any:
 
 def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     del module
-    weight, zeros, scale = (parts.get(end) for end in ("qweight", "qzeros", "scales"))
-    if weight is None or zeros is None or scale is None or weight.shape[1:] != scale.shape[1:]:
+    found = _words_zeros_and_scales(parts)
+    if found is None or found[0].shape[1] != found[2].shape[1]:
         return None
+    weight, zeros, scale = found
     bits = stated.get("bits", 4)
     per_word = 32 // bits if bits in (2, 4, 8) else 0
     outputs, n_groups = scale.shape[1], scale.shape[0]
@@ -214,19 +218,34 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
         chosen = np.arange(outputs)[rows]
         span = slice(int(chosen.min()), int(chosen.max()) + 1)
         codes = _codes(weight.array()[:, span].swapaxes(0, 1), bits)[chosen - span.start]
-        offsets = _codes(zeros.array(), bits)[:, chosen].astype("<f4") + less
-        scales = _floats(scale)[:, chosen]
-        values: Array = (codes - offsets[groups].T) * scales[groups].T
+        first, last = span.start // per_word, -(-span.stop // per_word)
+        offsets = _codes(zeros.array()[:, first:last], bits)[:, chosen - first * per_word]
+        scales = _as_float(scale.array()[:, chosen], scale.dtype)
+        values: Array = (codes - (offsets.astype("<f4") + less)[groups].T) * scales[groups].T
         return values
 
     return (outputs, inputs), make
 
 
+def _words_zeros_and_scales(
+    parts: Tensors,
+) -> tuple[CheckpointTensor, CheckpointTensor, CheckpointTensor] | None:
+    """GPTQ's and AWQ's three matrices, ``None`` where they are not there."""
+    weight, zeros, scale = (parts.get(end) for end in ("qweight", "qzeros", "scales"))
+    if weight is None or zeros is None or scale is None:
+        return None
+    for tensor, dtypes in ((weight, ("I32",)), (zeros, ("I32",)), (scale, _FLOATS)):
+        if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in dtypes:
+            raise _wrong(tensor, f"is {tensor.dtype} {list(tensor.shape)}, not a packed matrix's")
+    return weight, zeros, scale
+
+
 def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     del module
-    weight, zeros, scale = (parts.get(end) for end in ("qweight", "qzeros", "scales"))
-    if weight is None or zeros is None or scale is None or weight.shape[1] * 8 != scale.shape[1]:
+    found = _words_zeros_and_scales(parts)
+    if found is None or found[0].shape[1] * 8 != found[2].shape[1]:
         return None
+    weight, zeros, scale = found
     (inputs, words), (n_groups, outputs) = weight.shape, scale.shape
     version = str(stated.get("version", "gemm")).lower()
     if zeros.shape != (n_groups, words) or inputs % n_groups or version != "gemm":
@@ -244,7 +263,7 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         place = chosen // 8 * 8 + np.array(_AWQ_ORDER)[chosen % 8] - 8 * first
         codes = _codes(weight.array()[:, first:last], 4)[:, place].astype("<f4")
         offsets = _codes(zeros.array()[:, first:last], 4)[:, place].astype("<f4")
-        scales = _floats(scale)[:, chosen]
+        scales = _as_float(scale.array()[:, chosen], scale.dtype)
         each = inputs // n_groups
         values: Array = ((codes - np.repeat(offsets, each, 0)) * np.repeat(scales, each, 0)).T
         return values
@@ -254,7 +273,7 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
 
 def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     weight, scale, bias = (parts.get(end) for end in ("weight", "scales", "biases"))
-    if weight is None or scale is None or weight.dtype != "U32":
+    if weight is None or scale is None or weight.dtype != "U32" or len(weight.shape) < 2:
         return None
     own = stated.get(module)
     said = own if isinstance(own, Mapping) else stated
@@ -264,7 +283,8 @@ def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
             weight, f"is MLX's {mode!r} of {bits!r} bits; ggext reads affine of 2, 4 and 8"
         )
     shape = (*weight.shape[:-1], weight.shape[-1] * 32 // bits)
-    if scale.shape != bias.shape or scale.shape != (*shape[:-1], shape[-1] // max(group, 1)):
+    fitting = (*shape[:-1], shape[-1] // max(group, 1))
+    if any(t.shape != fitting or t.dtype not in _FLOATS for t in (scale, bias)):
         raise _wrong(
             scale, f"has the shape {list(scale.shape)}; {list(shape)} has groups of {group}"
         )
@@ -329,8 +349,8 @@ def _group_index(index: CheckpointTensor | None, count: int, n_groups: int) -> A
 
 def _of_rows(scale: CheckpointTensor, rows: Any) -> Array:
     """The scales of the rows, one row of them where all rows share it."""
-    values = _floats(scale).reshape(scale.shape[0] if scale.shape else 1, -1)
-    return values if len(values) == 1 else values[rows]
+    stored = scale.array().reshape(scale.shape[0] if scale.shape else 1, -1)
+    return _as_float(stored if len(stored) == 1 else stored[rows], scale.dtype)
 
 
 def _floats(tensor: CheckpointTensor) -> Array:

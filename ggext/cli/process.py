@@ -91,13 +91,6 @@ def leave_at_once(*_: object) -> NoReturn:
     os._exit(STOPPED)
 
 
-def note(line: str, *, end: bool = True) -> None:
-    """A line on the standard error; nothing where that cannot be written, on a full disk: what a
-    command finds does not depend on who watches. ``end``: whether the line ends."""
-    with suppress(OSError):
-        click.echo(line, err=True, nl=end)
-
-
 @contextmanager
 def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
     """A block in which Ctrl-C calls ``stop``, once; a second one ends the program."""
@@ -111,6 +104,13 @@ def interrupt_calls(stop: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def note(line: str, *, end: bool = True) -> None:
+    """A line on the standard error; nothing where that cannot be written, on a full disk: what a
+    command finds does not depend on who watches. ``end``: whether the line ends."""
+    with suppress(OSError):
+        click.echo(line, err=True, nl=end)
 
 
 def said(message: str, code: int) -> int:

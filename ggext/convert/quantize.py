@@ -92,7 +92,7 @@ def _converted(values: _Values, held: int, kind: int, tensor: SourceTensor) -> _
         raise CheckpointError(
             f"{tensor.place} has the value {error.value:g}, which {_NATIVE_NAMES[kind]} cannot "
             "hold; "
-            "choose type='bf16' or 'f32'"
+            "choose type='bf16' or type='f32'"
         ) from None
 
 

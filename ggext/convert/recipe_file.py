@@ -59,8 +59,8 @@ def read_request(path: Path) -> Request:
         values = tomllib.loads(read_plain(path, _MAX_BYTES).decode("utf-8"))
     except FileNotFoundError:
         raise RopeError(
-            f"{path} does not exist; to write it, name a scaling too, for example "
-            "rope=RopeScaling('yarn', factor=4)"
+            f"{path} does not exist; name a scaling too, for example "
+            "rope=RopeScaling('yarn', factor=4), to write it"
         ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise RopeError(

@@ -222,10 +222,10 @@ def _open(options: ConvertOptions) -> ModelSource:
     )
     others = {
         "OUT": options.out,
-        "type=TYPE": options.type.lower() != "auto",
+        "type=…": options.type.lower() != "auto",
         "tensor_types": options.tensor_types,
-        "imatrix=FILE": options.imatrix,
-        "split": options.split,
+        "imatrix=…": options.imatrix,
+        "split=…": options.split,
     }
     check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
     asked = options.rope or options.target_context or options.encoding or options.attention_factor

@@ -36,7 +36,7 @@ class Choices:
     """What a user chose of a context. Raises UsageError."""
 
     kv_type: str = "f16"
-    # Tokens evaluated at a time; None: as `defaults` says.
+    # Tokens evaluated at a time; None: as `Planner.context` says.
     batch: int | None = None
     # None: as `Planner.context` says.
     flash_attention: bool | None = None

@@ -113,11 +113,13 @@ class Bench(Closing):
     @cached_property
     def longest_text(self) -> int | None:
         """Tokens of the longest document, None where texts are made."""
-        if self.makes_texts:
-            return None
+        return None if self.makes_texts else max(self.text_lengths)
+
+    @cached_property
+    def text_lengths(self) -> list[int]:
+        """Tokens of each document."""
         marks = self.options.marks
-        counts = (len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents)
-        return max(counts)
+        return [len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents]
 
     def sample(self, item: Item) -> Sample:
         """The text and questions of a task's item; the same for every setting of a vocabulary."""

@@ -97,6 +97,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
         check_vocabularies(tried.vocabularies)
     text = min((count for count in tried.texts if count is not None), default=None)
     documents = tried.documents or 0
+    short = _short(chosen, options, text)
     draft = Plan(
         tuple(chosen),
         tuple(baselines),
@@ -106,12 +107,13 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
         (),
         tried.speeds,
         tried.rotated,
-        _short(chosen, options, text),
+        short,
         options.protocol,
         min(options.documents or tried.chunks, tried.chunks),
         (*notes, *_text_notes(lengths, text, options)),
     )
-    return _fitted(draft, options, documents, text)
+    short_texts = _SHORT_TEXTS if text is None or short is None else tried.pieces(short)
+    return _fitted(draft, options, documents, short_texts)
 
 
 class _Tried:
@@ -125,6 +127,7 @@ class _Tried:
         self.speeds: dict[str, Speed] = {}
         self.rotated: dict[str, tuple[str, ...]] = {}
         self.texts: list[int | None] = []
+        self._lengths_of_texts: list[list[int]] = []
         self.vocabularies: list[int] = []
         #: That every setting has, each of its own longest length; None: none was opened yet.
         self.documents: int | None = None
@@ -139,8 +142,15 @@ class _Tried:
                 self._alike[alike] = bench.speed(), bench.rotated
         self.speeds[setting.key], self.rotated[setting.key] = self._alike[alike]
 
+    def pieces(self, length: int) -> int:
+        """Short texts of a length that the documents give, for every setting; a few are enough."""
+        counts = (sum(n // length for n in lengths) for lengths in self._lengths_of_texts)
+        return max(1, min(_SHORT_TEXTS, *counts)) if self._lengths_of_texts else _SHORT_TEXTS
+
     def _look(self, bench: Bench) -> None:
         self.texts.append(bench.longest_text)
+        if not bench.makes_texts:
+            self._lengths_of_texts.append(bench.text_lengths)
         self.vocabularies.append(bench.model.n_vocab)
         available = _available(bench, self._lengths, self._options)
         before = self.documents
@@ -213,13 +223,14 @@ def _text_notes(lengths: Sequence[int], text: int | None, options: EvalOptions) 
     return [note]
 
 
-def _fitted(draft: Plan, options: EvalOptions, documents: int, text: int | None) -> Plan:
+def _fitted(draft: Plan, options: EvalOptions, documents: int, short_texts: int) -> Plan:
     """With as many texts as the budget allows, without the longest lengths where it allows few."""
     if options.trials is not None and options.documents is not None:
-        return _with_items(draft, options, text)
+        return _with_items(draft, options, short_texts)
     plan = draft
     while True:
-        plan = _with_items(replace(plan, trials=1, documents=min(1, documents)), options, text)
+        once = replace(plan, trials=1, documents=min(1, documents))
+        plan = _with_items(once, options, short_texts)
         rounds = _rounds(plan, options)
         if rounds >= _FEW or options.lengths or len(plan.lengths) <= 2:
             break
@@ -232,7 +243,7 @@ def _fitted(draft: Plan, options: EvalOptions, documents: int, text: int | None)
     trials = options.trials or min(_MOST_TRIALS, rounds)
     most = min(_MOST_DOCUMENTS, rounds)
     plan = replace(plan, trials=trials, documents=min(documents, options.documents or most))
-    return _with_items(plan, options, text)
+    return _with_items(plan, options, short_texts)
 
 
 def _rounds(plan: Plan, options: EvalOptions) -> int:
@@ -243,12 +254,12 @@ def _rounds(plan: Plan, options: EvalOptions) -> int:
     return int((options.budget - fixed) / each)
 
 
-def _with_items(plan: Plan, options: EvalOptions, text: int | None) -> Plan:
+def _with_items(plan: Plan, options: EvalOptions, short_texts: int) -> Plan:
     found: list[tuple[int, int, Setting, Item]] = []
     order = [*plan.settings, *plan.baselines]
     for place, setting in enumerate(order):
         own = setting in plan.settings
-        for item in _items(plan, setting, options, text, own=own):
+        for item in _items(plan, setting, options, short_texts, own=own):
             if item.kind == "divergence" and place == 0:
                 continue
             found.append((item.index, place, setting, item))
@@ -258,12 +269,11 @@ def _with_items(plan: Plan, options: EvalOptions, text: int | None) -> Plan:
 
 
 def _items(
-    plan: Plan, setting: Setting, options: EvalOptions, text: int | None, *, own: bool
+    plan: Plan, setting: Setting, options: EvalOptions, short_texts: int, *, own: bool
 ) -> list[Item]:
     found: list[Item] = []
     if plan.short is not None:
-        count = _SHORT_TEXTS if text is None else max(1, min(_SHORT_TEXTS, text // plan.short))
-        found += [Item("text", "", plan.short, i) for i in range(count)]
+        found += [Item("text", "", plan.short, i) for i in range(short_texts)]
     if not own:
         return found
     lengths = [length for length in plan.lengths if _reaches(setting, length)]

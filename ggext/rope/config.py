@@ -102,6 +102,9 @@ def read_replaceable_rope(
         sliding_base=of_sliding.base,
         sliding_n_rot=None if alike else of_sliding.n_rot,
         sliding_head_dim=None if alike else of_sliding.head_dim,
+        turning=of_full.n_rot // 2
+        if rule.own_heads and of_full.turning is None
+        else of_full.turning,
     )
     return replace(full, geometry=geometry)
 

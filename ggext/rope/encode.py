@@ -143,8 +143,8 @@ def _candidates(
     if name == "tensor" and not needed:
         unread = ROPE_LONG if scaling.method == "longrope" else ROPE_FREQS
         raise RopeError(
-            f"llama.cpp's architecture {arch} does not load {unread}; choose encoding='keys' or "
-            "folded"
+            f"llama.cpp's architecture {arch} does not load {unread}; choose "
+            "encoding='keys' or encoding='folded'"
         )
     candidates = []
     for kind, encoder in ENCODERS.items():

@@ -39,7 +39,7 @@ class SessionOptions:
     n_ctx: int | None = None
     # None: the physical cores, 1 for a tiny model.
     threads: int | None = None
-    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 512, and after many down to 16.
+    # Tokens evaluated at a time; None: 512 on a GPU, else 64 to 256, and after many down to 16.
     n_batch: int | None = None
     # Of keys and values: f16, bf16, f32, q8_0, q4_0 ...
     kv_type: str = "f16"

@@ -20,6 +20,7 @@ _ASSIGNED = {
     "reference": "--reference",
     "revision": "--revision",
     "rope": "--rope",
+    "split": "--split",
     "target_context": "--target-context",
     "text": "--text",
     "tokens": "--tokens",
@@ -35,7 +36,7 @@ _ALONE = {
     "tensor_types": "--tensor-type",
 }
 _SCALING = re.compile(r"RopeScaling\('(\w+)'(?:, factor=(\w+))?\)")
-_VALUE = re.compile(rf"(?<![\w/.-])({'|'.join(_ASSIGNED)})=('[^']*'|[\w.,/~-]*\w)")
+_VALUE = re.compile(rf"(?<![\w/.-])({'|'.join(_ASSIGNED)})=('[^']*'|…|[\w.,/~-]*\w)")
 _NAME = re.compile(rf"(?<![\w/.\\-])({'|'.join(_ALONE)})(?![\w/\\=-]|\.\w)")
 
 
@@ -57,4 +58,4 @@ def _scaling(found: re.Match[str]) -> str:
 
 def _flag(found: re.Match[str]) -> str:
     name, value = found[1], found[2].strip("'")
-    return _ASSIGNED[name] if value == "True" else f"{_ASSIGNED[name]} {value}"
+    return _ASSIGNED[name] if value in ("True", "…") else f"{_ASSIGNED[name]} {value}"

@@ -96,14 +96,17 @@ class Rows(Sequence[Batch]):
         return self.options.kind, index - short
 
     def parts(self, kind: Kind) -> list[tuple[int, int, int]]:
-        """(document, first token, end) of all that rows of a kind are made from."""
+        """(document, first token, end) of all that rows of a kind are made from; long ones of what
+        is longer than a window."""
         if kind not in self._parts:
             body = self.options.length(kind) - len(self.options.prefix)
             size = body * _POSE_WINDOWS if kind == "pose" else body
+            least = self.options.window if kind == "long" else 0
             self._parts[kind] = [
                 (number, start, min(start + size, len(document)))
                 for number, document in enumerate(self.documents)
                 for start in range(0, max(1, len(document) - 1), size)
+                if min(size, len(document) - start) > least
             ]
         return self._parts[kind]
 

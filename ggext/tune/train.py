@@ -86,7 +86,8 @@ def train(
     checkpoint = last_whole(folder)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     if options.gradient_checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        with quiet():
+            base.gradient_checkpointing_enable({"use_reentrant": False})
     loss = BlockLoss(base)
     loss.check(_first_tokens(rows[0]))
     arguments = _arguments(folder, steps, accumulation, options, machine)

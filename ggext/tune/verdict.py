@@ -47,8 +47,11 @@ class Verdict:
 
     @property
     def _perplexity_rose(self) -> bool:
+        """One text alone has no interval: then its figure counts."""
         rise = self.short_perplexity
-        return rise is not None and rise.low > 0 and rise.value > self.allowed_rise
+        if rise is None or rise.value <= self.allowed_rise:
+            return False
+        return rise.low > 0 or rise.units < 2
 
     @property
     def allowed_rise(self) -> float:
@@ -97,10 +100,10 @@ def verdict_of(
     the untuned one differs from the pretrained one."""
     return Verdict(
         _answers(untuned, target),
-        _perplexity(untuned),
+        _perplexity(untuned, target, target),
         _answers(pretrained, short),
-        _perplexity(pretrained),
-        _perplexity(price),
+        _perplexity(pretrained, 1, short),
+        _perplexity(price, 1, short),
         target,
         short,
     )
@@ -111,7 +114,7 @@ def _answers(differences: Iterable[Difference], length: int) -> Estimate | None:
     return next((d.difference for d in found), None)
 
 
-def _perplexity(differences: Iterable[Difference]) -> Estimate | None:
-    """At the last positions of the longest texts that both have."""
-    found = [d for d in differences if d.what == "perplexity"]
+def _perplexity(differences: Iterable[Difference], least: int, most: int) -> Estimate | None:
+    """At the last positions of texts of ``least`` to ``most`` tokens."""
+    found = [d for d in differences if d.what == "perplexity" and least <= d.end <= most]
     return max(found, key=lambda d: d.end).difference if found else None

@@ -317,7 +317,7 @@ def test_published_extensions_start_where_their_authors_do(tmp_path: Path) -> No
     asked = ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0))
     planned = plan(asked)
     assert planned.fields["qwen3.context_length"].value == 131072
-    assert "--original-context 32768" in " ".join(planned.notes)
+    assert "original_context=32768" in " ".join(planned.notes)
     own = RopeScaling("yarn", factor=4.0, original_context=40960)
     assert (
         plan(ConvertOptions(model, asked.out, own)).fields["qwen3.context_length"].value == 163840

@@ -283,7 +283,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     [
         ("fp8", "quantization_config is \"'fp8'\", expected an object"),
         ({"quant_method": "gptq", "bits": 4}, "has quant_method 'gptq', which ggext does not read"),
-        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type"),
+        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type TYPE"),
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
         ({}, None),
         ({"bits": 4}, "has quant_method ''"),

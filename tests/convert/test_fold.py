@@ -92,7 +92,7 @@ def test_without_a_gain_there_is_nothing_to_fold() -> None:
             YARN,
             "qwen2",
             "tensor",
-            "qwen2 does not load rope_freqs.weight; choose --encoding keys or folded",
+            "qwen2 does not load rope_freqs.weight; choose encoding='keys' or encoding='folded'",
         ),
         (BETAS, "llama", "keys", "cannot run yarn .* as keys: the nearest"),
         (

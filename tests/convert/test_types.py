@@ -106,8 +106,8 @@ def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
         ("f16", ["=f16"], "write PATTERN=TYPE"),
         ("f16", ["output=f17"], "the type f17 is unknown; known: F32, F16"),
         ("Q4_K_M", ["output=Q4_K_M"], "a mixture such as Q4_K_M is no type of one tensor"),
-        ("f16", ["output=q6_K"], "choose one of its types for --type, for example q8_0"),
-        ("auto", ["output=q6_K"], "--type auto is unknown"),
+        ("f16", ["output=q6_K"], "choose one of its types, for example type='q8_0'"),
+        ("auto", ["output=q6_K"], "type='auto' is unknown"),
     ],
 )
 def test_overrides_that_mean_nothing(

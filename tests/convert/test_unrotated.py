@@ -77,7 +77,7 @@ def test_there_is_a_plan(models: Any) -> None:
 
 def test_verify_needs_the_reference(models: Any) -> None:
     pytest.importorskip("llama_cpp")
-    with pytest.raises(RopeError, match="there is no table to verify; --reference"):
+    with pytest.raises(RopeError, match="there is no table to verify; reference="):
         verify(models[1])
     report = verify(models[1], models[0])
     assert report.passed

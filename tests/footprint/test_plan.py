@@ -601,7 +601,7 @@ def test_json_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found["fits"] is True
     assert found["context"] == {
         "tokens": 131072,
-        "batch": 128,
+        "batch": 256,
         "kv_type": "q8_0",
         "flash_attention": True,
         "whole_windows": True,

@@ -755,7 +755,7 @@ def test_every_wrong_option_is_an_error_of_ggext(kind: str, wrong: object) -> No
         ({"context": 3.5}, "context is 3.5"),
         ({"context": -1}, "context is -1, but must be at least 1"),
         ({"context": 10**11}, "context is 100000000000, but must be at most 2147483647"),
-        ({"when_full": "explode"}, "when_full is 'explode', but must be one of turns, stop"),
+        ({"when_full": "explode"}, "when_full is 'explode', but must be one of turns, auto, stop"),
         ({"settings": {"parallel": 2}}, "settings is"),
         ({"load_progress": 3}, "load_progress is 3, but must be a function"),
     ],

@@ -134,11 +134,11 @@ def test_what_is_read_ahead_gives_the_logits_of_reading_at_once(
     model: Model, story: list[int], cancelled_at: int | None
 ) -> None:
     """Bit for bit: only whole batches are read ahead, also where that is stopped on the way."""
-    with Session(model) as session:
+    with Session(model, SessionOptions(n_batch=64)) as session:
         session.evaluate(story[:50])
         session.evaluate(story)
         expected = last_logits(session)
-    with Session(model) as session:
+    with Session(model, SessionOptions(n_batch=64)) as session:
         session.evaluate(story[:50])
 
         def progress(done: int, _total: int) -> None:
@@ -450,37 +450,40 @@ def test_another_version_of_the_binding_is_refused(monkeypatch: pytest.MonkeyPat
 def test_a_default_context_is_capped_to_the_memory_and_says_so(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = capacity.room(model, Choices())
+    room = capacity.room(model, Choices(batch=64))
     assert room is not None
     smallest = replace(room.planner.context(256, Memories(room.free)), flash_attention=True)
     ram, _ = room.planner.shares(smallest)
     assert ram.cache == 256 * 3 * 2 * 32 * 2 * 2  # layers, KV heads, head dim, K and V, f16
     monkeypatch.setattr(capacity, "free_memory", lambda: ram.total * 100 // 94)
-    with Session(model) as session:
+    with Session(model, SessionOptions(n_batch=64)) as session:
         assert session.n_ctx == 256
         assert "the context is 256 tokens" in session.notices[0]
     with pytest.raises(ModelError, match="ask for a smaller context"):
         Session(model, SessionOptions(n_ctx=512))
     monkeypatch.setattr(capacity, "free_memory", lambda: 1000)
     with pytest.raises(ModelError, match="the free memory holds 0"):
-        Session(model)
+        Session(model, SessionOptions(n_batch=64))
 
 
 @pytest.mark.parametrize("tokens", [256, 512])
 def test_a_context_can_leave_half_of_the_memory_to_others(
     model: Model, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
-    room = capacity.room(model, Choices(flash_attention=True))
+    room = capacity.room(model, Choices(batch=64, flash_attention=True))
     assert room is not None
     ram, _ = room.planner.shares(room.planner.context(tokens, Memories(None)))
     free = ram.total * 2 * 100 // 95 - ram.weights + 8
     monkeypatch.setattr(capacity, "free_memory", lambda: free)
-    with Session(model, SessionOptions(leaves_memory=True)) as session:
+    with Session(model, SessionOptions(n_batch=64, leaves_memory=True)) as session:
         assert session.n_ctx == tokens
-        assert ["--ctx auto" in notice for notice in session.notices] == (
+        assert ["context='auto'" in notice for notice in session.notices] == (
             [True] if tokens < 512 else []
         )
-    for options in (SessionOptions(), SessionOptions(n_ctx=512, leaves_memory=True)):
+    for options in (
+        SessionOptions(n_batch=64),
+        SessionOptions(512, n_batch=64, leaves_memory=True),
+    ):
         with Session(model, options) as session:
             assert (session.n_ctx, session.notices) == (512, ())
 

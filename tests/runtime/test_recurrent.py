@@ -13,6 +13,7 @@ from tiny_gguf import write_random
 from ggext.errors import ModelError
 from ggext.runtime.engine import Model, Session, SessionOptions
 from ggext.runtime.memory import POLICIES, MemoryOptions
+from ggext.runtime.prefixes import Prefixes
 
 pytest.importorskip("llama_cpp")
 
@@ -109,3 +110,12 @@ def test_a_full_context_is_read_again(model: Model) -> None:
         assert session.dropped > 0
         kept = list(session.tokens)
         assert np.abs(session.last_logits() - of_a_new_session(model, kept)).max() <= 1e-3
+
+
+def test_a_text_that_left_its_context_comes_back_with_its_state(model: Model) -> None:
+    options = SessionOptions(CONTEXT, 1, 32, "f32", flash_attention=False)
+    with Session(model, options, Prefixes()) as session:
+        session.evaluate(IDS[:150])
+        assert session.evaluate(IDS[100:190]).reused == 0
+        assert session.evaluate(IDS[:200]).reused == 150
+        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:200])).max() <= CLOSE

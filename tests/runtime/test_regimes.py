@@ -214,7 +214,7 @@ def test_dynamic_ntk_is_refused_where_it_cannot_be(longrope: Model) -> None:
         ({"dynamic_ntk": "often"}, "rotate, replay"),
         (
             {"dynamic_ntk": "rotate", "memory": MemoryOptions("stream")},
-            "cannot go with --when-full stream",
+            "cannot go with when_full='stream'",
         ),
         ({"dynamic_ntk": "rotate", "kv_type": "q8_0"}, "take f16, or replay"),
     ):

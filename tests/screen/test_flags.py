@@ -18,7 +18,7 @@ from ggext.screen.flags import in_flags
 OF_THE_COMMAND_LINE = ("cli/", "screen/", "chat/", "__main__.py", "_pyinstaller/")
 #: Written for other programs: pip, llama.cpp's tools, our own children.
 OTHER_PROGRAMS = ("doctor/", "runtime/child.py", "runtime/kernels.py", "runtime/cells.py",
-                  "runtime/ggml.py", "convert/llama_cpp_converter.py", "lm_eval.py")  # fmt: skip
+                  "runtime/ggml.py", "convert/llama_cpp_converter.py", "lm_eval.py", "emit.py")  # fmt: skip
 #: Still to be changed; the list only gets shorter.
 TO_COME = ("tune/", "search/", "export/")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

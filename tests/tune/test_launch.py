@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tuning import losses
 
 from ggext.errors import UsageError
 from ggext.tune.launch import check_pairs, read_settings
@@ -104,7 +105,5 @@ def test_two_processes_train_as_one(options: Make, tmp_path: Path) -> None:
     last = last_whole(made.out / "stage-1")
     assert last is not None
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
-    from test_train import losses
-
     one = losses(options(steps=2, batch_tokens=1 << 14, out=tmp_path / "one"))
     assert [entry["loss"] for entry in history if "loss" in entry] == pytest.approx(one, rel=1e-4)

@@ -82,6 +82,12 @@ def test_long_rows_have_the_target_length() -> None:
     assert (made[0]["position_ids"] == np.arange(64)).all()
 
 
+def test_long_rows_are_made_of_long_documents_alone() -> None:
+    made = rows(RowOptions("long", window=16, target=64, at_once=32), lengths=(9, 16, 70, 9))
+    assert made.parts("long") == [(2, 0, 64)]
+    assert len(made.parts("short")) == 9
+
+
 def test_a_shorter_row_is_masked_at_its_end() -> None:
     made = rows()
     batch = stacked([made.row("short", i) for i in range(len(made.parts("short")))])

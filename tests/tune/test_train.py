@@ -12,28 +12,13 @@ from typing import Any
 
 import pytest
 from paths import ROOT
+from tuning import losses
 
 from ggext.errors import ModelError, OutputError, UsageError
 from ggext.tune.options import TuneOptions
 from ggext.tune.run import Tuning
 
 Make = Callable[..., TuneOptions]
-
-
-def losses(options: TuneOptions, stop_after: int | None = None) -> list[float]:
-    run = Tuning(options)
-    run.begin()
-    seen: list[float] = []
-
-    def on_step(_stage: int, step: Any) -> None:
-        seen.append(step.loss)
-        if step.number == stop_after:
-            run.stop()
-
-    found = run.train(lambda _: None, on_step)
-    assert run.interrupted == (stop_after is not None)
-    assert found[-len(seen) :] == seen
-    return found
 
 
 def test_losses_fall_and_are_the_same_again(options: Make, tmp_path: Path) -> None:

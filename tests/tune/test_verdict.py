@@ -58,6 +58,11 @@ def test_the_scalings_own_price_is_not_the_trainings() -> None:
     assert verdict(short_perplexity=rise(0.004)).outcome == "success"
 
 
+def test_one_text_alone_counts_by_its_figure() -> None:
+    alone = Estimate(3.0, -1.0, float("inf"), 1, 1)
+    assert verdict(short_perplexity=alone).outcome == "worse short"
+
+
 def test_the_lines_say_what_it_rests_on() -> None:
     lines = verdict(short_perplexity=rise(0.02)).lines()
     assert (
