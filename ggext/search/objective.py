@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ggext.rope.scaling import RopeScaling
     from ggext.runtime.live_table import LiveTable
 
-#: Questions on a text. One is some tokens beside a text of thousands, and each makes a loss surer.
+#: Questions on a text. One is some tokens next to a text of thousands, and each makes a loss surer.
 _NEEDLES = 16
 #: Made texts to judge on have their own numbers, however many the search took.
 _HELD_OUT = 1 << 16
@@ -187,16 +187,23 @@ class KeyTokens:
 
 
 class ShortTexts:
-    """The loss on all tokens of texts that the model needs no scaling for."""
+    """The loss on all tokens of texts that the model needs no scaling for.
 
-    _EMBEDDED, _OWN, _MOST = 256, 1024, 8
+    ``training`` and ``held_out``: their numbers, the same where there are few of them.
+    """
+
+    _EMBEDDED, _OWN, _TRAINING, _HELD_OUT = 256, 1024, 4, 8
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         most = self._OWN if bench.has_documents else self._EMBEDDED
         text = bench.longest_text
         self.length = min(bench.setting.trained, most, text or most)
-        self.numbers = list(range(min(self._MOST, bench.pieces(self.length))))
+        there, most = bench.pieces(self.length), self._HELD_OUT + self._TRAINING
+        self.held_out: Sequence[int] = range(min(self._HELD_OUT, there))
+        self.training: Sequence[int] = range(self._HELD_OUT, most)
+        if there < most:
+            self.training = self.held_out
 
     def loss(self, number: int) -> float:
         """The mean loss in nats. Raises CancelledError, ModelError."""
