@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
@@ -111,6 +112,11 @@ class Session(Closing):
     def available(self) -> int:
         """Tokens that still fit before the context is full."""
         return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def adapter(self) -> Path | None:
+        """The LoRA adapter that computes too."""
+        return self.options.adapter
 
     @property
     def threads(self) -> int:

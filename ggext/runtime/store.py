@@ -71,8 +71,11 @@ def fingerprint(header: GgufFile) -> str:
 
 def session_key(session: Session) -> dict[str, str]:
     """What must agree for a saved state to be of use, whatever text is in it."""
+    model = fingerprint(session.model.header)
+    if session.adapter is not None:  # with which the same tokens have other keys and values
+        model += f" {hashlib.sha256(session.adapter.read_bytes()).hexdigest()}"
     return {
-        "the model file": fingerprint(session.model.header),
+        "the model file": model,
         "the KV type": session.cache.kv_type,
         "the version of llama-cpp-python": llama.VERSION,
     }

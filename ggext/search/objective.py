@@ -187,16 +187,23 @@ class KeyTokens:
 
 
 class ShortTexts:
-    """The loss on all tokens of texts that the model needs no scaling for."""
+    """The loss on all tokens of texts that the model needs no scaling for.
 
-    _EMBEDDED, _OWN, _MOST = 256, 1024, 8
+    ``training`` and ``held_out``: their numbers, the same where there are few of them.
+    """
+
+    _EMBEDDED, _OWN, _TRAINING, _HELD_OUT = 256, 1024, 4, 8
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         most = self._OWN if bench.has_documents else self._EMBEDDED
         text = bench.longest_text
         self.length = min(bench.setting.trained, most, text or most)
-        self.numbers = list(range(min(self._MOST, bench.pieces(self.length))))
+        there, most = bench.pieces(self.length), self._HELD_OUT + self._TRAINING
+        self.held_out: Sequence[int] = range(min(self._HELD_OUT, there))
+        self.training: Sequence[int] = range(self._HELD_OUT, most)
+        if there < most:
+            self.training = self.held_out
 
     def loss(self, number: int) -> float:
         """The mean loss in nats. Raises CancelledError, ModelError."""

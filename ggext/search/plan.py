@@ -12,7 +12,7 @@ from ggext.search.objective import Objective, ShortTexts
 from ggext.search.options import SearchOptions
 
 #: Tables, texts to search on, texts to judge on: the first that the budget allows.
-_SIZES = ((40, 8, 32), (40, 8, 24), (36, 6, 16), (32, 4, 16), (24, 4, 12), (16, 2, 10))
+_SIZES = ((40, 16, 32), (40, 8, 32), (36, 6, 16), (32, 4, 16), (24, 4, 12), (16, 2, 10))
 #: Questions after a text, their answers and what else llama.cpp does.
 _OVERHEAD = 1.15
 
@@ -85,7 +85,8 @@ def _costed(plan: Plan, costs: tuple[int, Objective, ShortTexts, Speed]) -> Plan
     # New tables come in every round; those that survive one are read on its further texts alone.
     losses = plan.evaluations * fmean(rounds_of(plan.training)) + 2 * plan.held_out
     readings = losses + objective.overhead * (plan.training + plan.held_out)
-    short_tokens = 2 * len(short.numbers) * short.length
+    short_texts = plan.evaluations * len(short.training) + 2 * len(short.held_out)
+    short_tokens = short_texts * short.length
     seconds = readings * speed.seconds(length) + speed.linear * short_tokens
     tokens = round(readings * length + short_tokens)
     return replace(plan, losses=round(losses), tokens=tokens, seconds=_OVERHEAD * seconds)

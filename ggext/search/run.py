@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ggext.quality.texts import digest, documents_in
 from ggext.runtime.closing import Closing
 from ggext.runtime.engine import CancelledError
 from ggext.runtime.live_table import LiveTable
-from ggext.search.accept import Verdict, judged
+from ggext.search.accept import MOST_SHORT_RISE, Verdict, judged
 from ggext.search.descent import Descent
 from ggext.search.objective import KeyTokens, Needles, Objective, ShortTexts
 from ggext.search.options import SearchOptions
@@ -104,6 +105,7 @@ class Search(Closing):
         self._done = 0
         self._progress: OnProgress | None = None
         self._began = 0.0
+        self._searching = False
         self.interrupted = False
 
     @property
@@ -127,11 +129,15 @@ class Search(Closing):
         plan = self.plan
 
         def losses(point: Point, count: int) -> list[float]:
+            if self._short_rise(point) > MOST_SHORT_RISE:  # it would not be accepted
+                return [math.inf] * count
             return list(self._measured("train", count, point).values())
 
         self._descent = Descent(self.space, losses, plan.training, plan.evaluations)
+        self._searching = True
         try:
             self._best = self._descent.run()
+            self._searching = False
             if self._best != self.space.start:
                 self._verdict = self._judged()
         except CancelledError:
@@ -208,16 +214,26 @@ class Search(Closing):
     def _judged(self) -> Verdict:
         tables = (self.space.start, self._best)
         yarn, found = (self._measured("held-out", self.plan.held_out, point) for point in tables)
-        short = [self._measured("short", len(self._short.numbers), p) for p in tables]
+        short = [self._read_all("short", self._short.held_out, point) for point in tables]
         return judged(yarn, found, *short)
+
+    def _short_rise(self, point: Point) -> float:
+        """By how much the loss on short texts of the search is above YaRN's, relative to it."""
+        numbers = self._short.training
+        yarn, found = (
+            math.fsum(self._read_all("short", numbers, table).values())
+            for table in (self.space.start, point)
+        )
+        return found / yarn - 1
+
+    def _read_all(self, kind: Kind, numbers: Sequence[int], point: Point) -> dict[Hashable, float]:
+        losses = {number: self._loss(kind, number, point) for number in numbers}
+        return {number: loss for number, loss in losses.items() if loss is not None}
 
     def _measured(self, kind: Kind, count: int, point: Point) -> dict[Hashable, float]:
         """The losses of a point on the first so many texts that have one."""
-        numbers: Sequence[int] = {
-            "train": self._objective.training,
-            "held-out": self._objective.held_out,
-            "short": self._short.numbers,
-        }[kind]
+        objective = self._objective
+        numbers = objective.training if kind == "train" else objective.held_out
         found: dict[Hashable, float] = {}
         for number in numbers[: 4 * count]:  # texts without key tokens are seldom many
             # YaRN's table is asked on every text, and which have a loss is the same for all.
@@ -256,7 +272,7 @@ class Search(Closing):
         tables = len(self._descent.evaluations) if self._descent else 0
         what = f"table {tables + 1} of at most {self.plan.evaluations}"
         if kind != "train":
-            what = "judging on short texts" if kind == "short" else "judging"
+            what = f"{what}, short texts" if self._searching else "judging"
         pace = self.plan.seconds / self.plan.losses
         if self._done:
             pace = (time.monotonic() - self._began) / self._done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -29,8 +30,9 @@ from ggext.quality import texts
 from ggext.rope.compare import compare
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import CancelledError
+from ggext.runtime.live_table import LiveTable
 from ggext.search import Search, SearchOptions, search
-from ggext.search.objective import Needles
+from ggext.search.objective import Needles, ShortTexts
 from ggext.verify import verify
 
 SMALL = {"evaluations": 4, "training": 1, "held_out": 2, "threads": 1}
@@ -46,7 +48,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prefers_a_wider_ramp(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every text likes a slower table with a little more gain; nothing is read."""
+    """Every text likes a slower table with a little more gain, at no price; nothing is read."""
 
     def loss(needles: Needles, number: int) -> float:
         scaling = needles.live.scaling
@@ -56,6 +58,7 @@ def prefers_a_wider_ramp(monkeypatch: pytest.MonkeyPatch) -> None:
         return 0.2 / scaling.factor + abs(1.2 - scaling.attention_factor) + 0.001 * (number % 3)
 
     monkeypatch.setattr(Needles, "loss", loss)
+    monkeypatch.setattr(ShortTexts, "loss", lambda *_: 2.0)
 
 
 def run(*arguments: str | Path) -> Any:
@@ -119,6 +122,36 @@ def test_what_is_accepted_is_written_verified_and_told(plain: Path, tmp_path: Pa
     # What was searched is replaced like any other scaling.
     convert(ConvertOptions(out, tmp_path / "back.gguf", RopeScaling("none")))
     assert inspect(tmp_path / "back.gguf").method == "none"
+
+
+@pytest.mark.usefixtures("prefers_a_wider_ramp")
+def test_a_table_that_costs_on_short_texts_is_not_followed(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A larger factor is liked by the long texts, and costs 1 % on short ones."""
+    used: list[RopeScaling | None] = []
+
+    def use(live: LiveTable, scaling: RopeScaling | None) -> None:
+        live.scaling = scaling
+        used.append(scaling)
+
+    def loss(*_: object) -> float:
+        assert used[-1] is not None
+        assert used[-1].factor is not None
+        return 2.0 if used[-1].factor <= 2 else 2.02
+
+    monkeypatch.setattr(LiveTable, "use", use)
+    monkeypatch.setattr(ShortTexts, "loss", loss)
+    sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
+    options = SearchOptions(512, out=tmp_path / "out.gguf", **sizes)
+    with Search(plain, options) as running:
+        running.run()
+        found = running.result()
+    refused = [one for one in found.evaluations if one.point.overshoot > 1]
+    assert refused
+    assert {one.loss for one in refused} == {math.inf}
+    assert found.best.overshoot <= 1
+    assert json.loads(json.dumps(found.as_dict(), allow_nan=False))["evaluations"]
 
 
 @pytest.mark.usefixtures("prefers_a_wider_ramp")
