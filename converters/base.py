@@ -27,66 +27,72 @@ if TYPE_CHECKING:
 class TensorRule:
     """Tensors of the checkpoint and the one that they become.
 
-    ``sources``: their names, each of ``shape`` (PyTorch order, as the configuration implies it);
-    several are stacked in a new first dimension. ``target``: the GGUF name, ``None`` for what the
-    ``gguf`` package calls it. Then, in this order: ``transposed`` swaps the last two dimensions;
-    ``view`` is the shape that the values are then read in (the same number of values); ``rows``
-    gives another order of the rows, all dimensions but the last taken together (of a
-    one-dimensional tensor its values): for each written row the one that it is, which may be a
-    part of them; ``columns`` does the same within each row; ``written`` is the shape to write,
-    where it is not that of what was read; ``plus`` is added to every value, or ``computed`` takes
-    an array's values, in float32, and gives those to write.
-    ``arranged``: a function of the source's array in place of the first three, whose result has the
-    shape ``written``. ``scales``: the tensor of the exponents, where the source is one of MXFP4
-    blocks, shape (…, blocks, 16); ``arranged`` is applied to both. ``optional``: may be absent.
-    ``unless``: not written, for this reason, which is told where it is there. ``instead``: the rule
-    of another form in which checkpoints have the same, by other names or of another shape, taken
-    where it alone is there; the target is this one's, and it may have another form in its turn.
-    ``hint``: what is said beside a source that is not there.
+    The changes of the values happen in the order of the fields.
     """
 
+    # Their names; several are stacked in a new first dimension.
     sources: tuple[str, ...]
+    # Of each of them, in PyTorch order, as the configuration implies it.
     shape: tuple[int, ...]
+    # The GGUF name; None for what the `gguf` package calls it.
     target: str | None = None
+    # Swap the last two dimensions.
     transposed: bool = False
+    # The shape that the values are then read in: the same number of values.
     view: tuple[int, ...] | None = None
+    # For each written row the row that it is, which may be a part of them. All dimensions but the
+    # last are taken together; of a one-dimensional tensor these are its values.
     rows: RowOrder | None = None
+    # The same within each row.
     columns: RowOrder | None = None
+    # The shape to write, where it is not that of what was read.
     written: tuple[int, ...] | None = None
+    # Added to every value.
     plus: float = 0.0
+    # In place of that: takes an array's values, in float32, and gives those to write.
     computed: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    # In place of `transposed`, `view` and `rows`: a function of the source's array, whose result
+    # has the shape `written`.
     arranged: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]] | None = None
+    # The tensor of the exponents, where the source is one of MXFP4 blocks, shape (…, blocks, 16).
+    # `arranged` is applied to both.
     scales: str | None = None
+    # Whether it may be absent.
     optional: bool = False
+    # Not written, for this reason, which is reported where the tensor is present.
     unless: str = ""
+    # The rule of another form in which checkpoints have the same, by other names or of another
+    # shape, taken where that form alone is there. The target is this one's.
     instead: TensorRule | None = None
+    # The end of the message about a source that is not there.
     hint: str = ""
 
 
 class Family:
-    """A family of models. Subclasses state ``arch`` and ``tensors``, and refuse in ``check`` what
-    their architecture in llama.cpp would compute otherwise.
+    """A family of models. Subclasses state `arch` and `tensors`, and refuse in `check` what their
+    architecture in llama.cpp would compute otherwise."""
 
-    ``defaults``: what transformers' class of the ``model_type`` takes where a config.json is silent
-    (null is not), of what no tensor's shape would give away. ``attribute_map``: name of a key here
-    → the one that the family's config.json has for it. ``embedding``, ``head``: the modules
-    of the embedding and of the output matrix. ``has_output``: the architecture reads an output
-    matrix that is not the embedding. ``tied_as_part``: what transformers' class of the whole model
-    takes for ``tie_word_embeddings``, where that and not ``text_config`` decides; ``tied_by_text``:
-    that ``text_config`` says true is enough. ``sectioned``: the file gets M-RoPE's sections, of an
-    architecture that can do without.
-    """
-
+    # llama.cpp's name of the architecture.
     arch: str
+    # What transformers' class of the `model_type` takes where a config.json is silent (null is
+    # not), of what no tensor's shape would give away.
     defaults: ClassVar[Mapping[str, Any]] = {}
+    # Name of a key here → the one that the family's config.json has for it.
     attribute_map: ClassVar[Mapping[str, str]] = {}
+    # The module of the embedding.
     embedding = "model.embed_tokens"
+    # The module of the output matrix.
     head = "lm_head"
+    # Whether the architecture reads an output matrix that is not the embedding.
     has_output = True
+    # What transformers' class of the whole model takes for tie_word_embeddings, where that and not
+    # `text_config` decides.
     tied_as_part: ClassVar[bool | None] = None
+    # Whether it is enough that `text_config` says true.
     tied_by_text = False
+    # Whether the file gets M-RoPE's sections, of an architecture that can do without.
     sectioned = False
-    #: a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4)
+    # Whether a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4).
     merges_by_rank = False
 
     def __init__(self, config: Config) -> None:
@@ -270,7 +276,7 @@ def experts(
     names: str = "gate_proj up_proj down_proj",
     target: str | None = None,
 ) -> Iterator[TensorRule]:
-    """The routed experts' projections; ``names``: of the gate's, of the one beside it, and of the
+    """The routed experts' projections; ``names``: of the gate's, of the one next to it, and of the
     way back. ``target``: the GGUF names with ``{}`` for gate, up or down, where the ``gguf``
     package has none."""
     gate, up, down = names.split()

@@ -1,7 +1,7 @@
 """Gemma 4: Gemma 3's norms, whose weights the file has as they are, and its windows, with heads of
 another size where the whole text is attended to, of which a quarter of the pairs turns; values may
-be the keys; later layers may take the keys and values of earlier ones; experts may stand beside the
-feed-forward part, and each layer may get an embedding of its own. Of a model that sees or hears
+be the keys; later layers may take the keys and values of earlier ones; experts may stand next to
+the feed-forward part, and each layer may get an embedding of its own. Of a model that sees or hears
 too, the text part.
 
 ggml looks GELU up in a table of float16 (`gemma2.py`).

@@ -26,7 +26,7 @@ _MAPPED = {
 
 
 def gate_and_up(module: str, target: str, *shape: int) -> Iterator[TensorRule]:
-    """The two tensors that a module's weight holds in its rows, one behind the other; ``target``:
+    """The two tensors that a module's weight holds in its rows, one after the other; ``target``:
     their names, with ``{}`` for gate or up."""
     *count, rows, columns = shape
     for name, part in (("gate", slice(0, rows // 2)), ("up", slice(rows // 2, None))):

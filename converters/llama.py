@@ -31,30 +31,29 @@ _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
 class Llama(Family):
-    """Other families differ from it in what they override: ``norms``, ``attention``, ``mlp``, and
-    by what llama.cpp's architecture does:
-
-    ``activations``: names of the one that it computes. ``biased``: projections to which it adds a
-    bias. ``bias_flags``: keys of config.json that say whether there are such biases; transformers
-    goes by them alone. ``rotates_part``: it reads how many of a head's dimensions are rotated.
-    ``free_head_dim``: a head's size need not be hidden_size / num_attention_heads.
-    ``needs_output``: it reads an output matrix even where the model has tied it to the embedding.
-    ``needs_all_heads``: it has no fewer keys and values than queries. And by the checkpoint:
-    ``embedding`` and ``final_norm`` are modules' names; ``rotates_adjacent``: its rotary pairs are
-    neighbours already.
-    """
+    """Other families differ from it in what they override (`norms`, `attention`, `mlp`), in what
+    llama.cpp's architecture does, and in what the checkpoint has."""
 
     arch = "llama"
+    # Names of the activation that the architecture computes.
     activations: tuple[str, ...] = ("silu",)
+    # Projections to which it adds a bias.
     biased: tuple[str, ...] = (*QKV, "o_proj", *_MLP)
+    # Keys of config.json that say whether there are such biases; transformers goes by them alone.
     bias_flags: ClassVar[Mapping[str, str]] = dict.fromkeys(
         (*QKV, "o_proj"), "attention_bias"
     ) | dict.fromkeys(_MLP, "mlp_bias")
+    # Whether it reads how many of a head's dimensions are rotated.
     rotates_part = False
+    # Whether a head's size need not be hidden_size / num_attention_heads.
     free_head_dim = True
+    # Whether it reads an output matrix even where the model has tied it to the embedding.
     needs_output = False
+    # Whether it has no fewer keys and values than queries.
     needs_all_heads = False
+    # The module of the last norm.
     final_norm = "model.norm"
+    # Whether the checkpoint's rotary pairs are neighbours already.
     rotates_adjacent = False
 
     def check(self) -> None:

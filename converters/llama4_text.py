@@ -1,9 +1,9 @@
 """Llama 4 Scout and Maverick: three layers of four rotate and attend within chunks of 8192 tokens,
 the fourth attends to everything, does not rotate, and has longer queries the later they stand;
-routed experts beside one that is always asked. Of a model that sees too, the text part.
+routed experts and one that is always asked. Of a model that sees too, the text part.
 
 llama.cpp turns the cached keys of the layers that do not rotate too when a context is shifted, and
-behind a norm: do not roll the context of these models.
+after a norm: do not roll the context of these models.
 """
 
 from __future__ import annotations

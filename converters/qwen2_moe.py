@@ -1,5 +1,5 @@
 """Qwen 1.5's and 2's mixture of experts: Qwen 2 with routed experts and one that is always asked,
-behind a gate."""
+weighted by a gate."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class QwenExperts(Llama):
 
 
 class GatedSharedExpert(QwenExperts):
-    """Beside the routed experts one that is always asked, behind a gate."""
+    """Next to the routed experts one that is always asked, weighted by a gate."""
 
     def check(self) -> None:
         super().check()

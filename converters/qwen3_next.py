@@ -1,6 +1,6 @@
 """Qwen 3-Next and Qwen 3-Coder-Next: three layers of four are a gated delta net, whose state does
 not grow with the text; the fourth attends, a quarter of each head rotated and the result gated; and
-routed experts in every layer, beside one that is always asked. Its layers that predict a second
+routed experts in every layer, and one that is always asked. Its layers that predict a second
 token are left out.
 
 llama.cpp takes rms_norm_eps in the norm of the delta net's queries and keys, where transformers has

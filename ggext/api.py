@@ -37,17 +37,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """How a `Model` runs. ``session``: see `ggext.runtime.engine.SessionOptions`; its ``n_ctx`` and
-    ``memory.when_full`` are the model's own arguments. ``gpu_layers`` None: as many as the library
-    can. ``parallel``: answers that are made at a time, each with a context of its own.
-    ``template``: another chat template than the file's, and what it is asked for
-    (``TemplateChoice(options={"reasoning_effort": "high"})``). ``cache``: how much is kept of
-    conversations that had to leave their context for another."""
+    """How a `Model` runs."""
 
+    # Its `n_ctx` and `memory.when_full` are the model's own arguments.
     session: SessionOptions = field(default_factory=SessionOptions)
+    # None: as many as the library can.
     gpu_layers: int | None = None
+    # Answers that are made at a time, each with a context of its own.
     parallel: int = 1
+    # Another chat template than the file's, and what it is asked for
+    # (`TemplateChoice(options={"reasoning_effort": "high"})`).
     template: TemplateChoice = field(default_factory=TemplateChoice)
+    # How much is kept of conversations that had to leave their context for another.
     cache: PrefixOptions = field(default_factory=PrefixOptions)
 
     def __post_init__(self) -> None:
@@ -173,7 +174,7 @@ class Model(Closing):
         dict of its fields. Only what differs from the conversation before is evaluated.
         ``max_tokens``: of the answer and its reasoning; 0 reads the conversation and answers
         nothing. ``stop``: texts that end the answer in front of them. ``think``: whether a model
-        that can shall reason first (None: as its template does by itself); with a grammar in
+        that can should reason first (None: as its template does by itself); with a grammar in
         ``sampling`` it does not. ``cancel``: an event; once it is set, the answer ends.
 
         Raises ContextFullError, before anything is read, where the conversation does not fit;

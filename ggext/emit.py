@@ -96,7 +96,7 @@ def emit(
     if geometry.sliding_base is not None and not reading.kinds:
         raise RopeError(
             f"the sliding-window layers of {shown(model)} have a table of their own, and how "
-            f"{program} is told of both is not known here; ask for transformers"
+            f"{program} takes both is not known here; ask for transformers"
         )
     context = methods.extended_context(resolved, geometry)
     notes += _not_honoured(resolved, geometry, program)

@@ -1,4 +1,4 @@
-"""Checkpoints whose weights are packed integers or 4-bit floats with scales beside them: read as
+"""Checkpoints whose weights are packed integers or 4-bit floats with scales next to them: read as
 the floats that they stand for.
 
 Of each module the tensors' own names, types and shapes say how it is packed:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.cli.groups import GroupedCommand, group
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.cli.process import debug
 from ggext.errors import UsageError
@@ -49,7 +49,7 @@ question = group(
     click.option(
         "-m",
         "--model",
-        type=MODEL,
+        type=GGUF,
         metavar="FILE",
         help="The model, in place of the first word.",
     ),

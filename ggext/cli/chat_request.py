@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ggext.cli.chat_options import template_choice
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 from ggext.errors import UsageError
 
 if TYPE_CHECKING:
@@ -131,4 +131,4 @@ def _file_and_words(
         return Path(kept), list(words)
     if not words:
         raise UsageError("Missing argument 'FILE': the model (.gguf)")
-    return MODEL.convert(words[0], None, None), list(words[1:])
+    return GGUF.convert(words[0], None, None), list(words[1:])

@@ -11,10 +11,11 @@ import click
 
 from ggext.arguments import parse_tokens
 from ggext.cli.eval_table import as_table, duration
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 from ggext.cli.numbers import SECONDS
 from ggext.cli.process import interrupt_calls, note
 from ggext.errors import ModelError
+from ggext.quality import phrases
 
 if TYPE_CHECKING:
     from ggext.quality.plan import Plan
@@ -35,7 +36,7 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
 
 
 @click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
-@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=MODEL)
+@click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=GGUF)
 @click.option(
     "--lengths",
     metavar="N,...",
@@ -239,8 +240,8 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = [f"{plan.trials} texts a length"] if evaluation.options.tasks else []
-    texts += [f"{plan.documents} documents"] if plan.documents else []
+    texts = [f"{phrases.texts(plan.trials)} a length"] if evaluation.options.tasks else []
+    texts += [f"{phrases.texts(plan.documents)} for perplexity"] if plan.documents else []
     line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {', '.join(texts)}"
     done = len(plan.items) - len(missing)
     return f"{line}; {done} of {len(plan.items)} results are there" if done else line

@@ -59,9 +59,8 @@ def _needles(report: EvalReport) -> list[str]:
         rows.append((labels[setting.name], *(by_length.get(length, "–") for length in lengths)))
     lines += columns(rows)
     units = [one.score for setting in scored for one in setting.scores]
-    fewest, most = min(one.units for one in units), max(one.units for one in units)
-    texts = f"{most}" if fewest == most else f"{fewest} to {most}"
-    lines.append(f"  {texts} texts a figure, {max(one.items for one in units)} questions at most")
+    counted = phrases.texts(min(one.units for one in units), max(one.units for one in units))
+    lines.append(f"  {counted} a figure, {max(one.items for one in units)} questions at most")
     lines += list(_unfinished(scored))
     return lines
 
@@ -100,8 +99,7 @@ def _perplexities(report: EvalReport) -> list[str]:
     if not measured:
         return []
     edges = sorted({(band.start, band.end) for setting in measured for band in setting.bands})
-    texts = max(band.perplexity.units for setting in measured for band in setting.bands)
-    lines = ["", f"perplexity by position [95 %], {texts} texts"]
+    lines = ["", f"perplexity by position [95 %], {phrases.document_texts(report)}"]
     rows = [("up to token", *(f"{end:,}" for _, end in edges))]
     labels = phrases.labels(report)
     for setting in measured:

@@ -8,17 +8,26 @@ from typing import Any
 
 import click
 
+from ggext.errors import UsageError
+
 
 class Model(click.ParamType[Path]):
-    """The file that is meant. A path that exists is itself; ``demo`` and the ids of checkpoints on
-    the hub are left to the command."""
+    """The file that is meant. A path that exists is itself; ids of checkpoints on the hub are left
+    to the command, and ``demo`` to one that takes checkpoints."""
 
     name = "model"
 
+    def __init__(self, *, takes_checkpoints: bool) -> None:
+        self._takes_checkpoints = takes_checkpoints
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(value)
-        if path.exists() or str(value) == "demo":
+        if path.exists():
             return path
+        if str(value) == "demo":
+            if self._takes_checkpoints:
+                return path
+            raise UsageError("demo is a checkpoint; ggext convert demo makes a .gguf file of it")
         from ggext.checkpoint import hub
         from ggext.checkpoint.stores import find_stored
 
@@ -31,19 +40,19 @@ class Model(click.ParamType[Path]):
         return path
 
 
-MODEL = Model()
+MODEL, GGUF = Model(takes_checkpoints=True), Model(takes_checkpoints=False)
 
 _GIVEN = "ggext.cli.models"
 
 
 def model_file(command: Callable[..., Any]) -> Callable[..., Any]:
     """The argument FILE, or ``-m FILE`` as llama.cpp's programs take it."""
-    argument = click.argument("file", type=MODEL, required=False, callback=_one_of_both)
+    argument = click.argument("file", type=GGUF, required=False, callback=_one_of_both)
     option = click.option(
         "-m",
         "--model",
         "by_option",
-        type=MODEL,
+        type=GGUF,
         metavar="FILE",
         is_eager=True,
         expose_value=False,

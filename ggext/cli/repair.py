@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 
 
 @click.command(short_help="End what a crash interrupted in a file.")
-@click.argument("file", type=MODEL)
+@click.argument("file", type=GGUF)
 @click.option("--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask.")
 def repair(file: Path, yes: bool) -> None:
     """Take back, or complete, a change of FILE in place that a crash interrupted, and say which.

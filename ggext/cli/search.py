@@ -13,7 +13,7 @@ from ggext.cli.eval import check_folder, command_line, write_text
 from ggext.cli.eval_table import duration
 from ggext.cli.models import model_file
 from ggext.cli.numbers import SECONDS, TOKENS
-from ggext.cli.process import interrupt_calls
+from ggext.cli.process import interrupt_calls, note
 
 if TYPE_CHECKING:
     from ggext.search import Search, SearchResult
@@ -111,7 +111,7 @@ def search(
     _paint("measuring how fast this file is read")
     with Search(file, options, partial) as running:
         _paint("")
-        click.echo(_cost(running), err=True)
+        note(_cost(running))
         with interrupt_calls(running.stop):
             running.run(_show)
             result = running.result()
@@ -127,15 +127,15 @@ def search(
         from ggext.search.card import card as section
 
         write_text(card, section(result, command_line()))
-        click.echo(f"wrote {card}", err=True)
+        note(f"wrote {card}")
     if result.interrupted:
         kept = f"; --resume {partial} goes on from here" if partial else ""
-        click.echo(f"ggext: stopped before the end{kept}", err=True)
+        note(f"ggext: stopped before the end{kept}")
         sys.exit(130)
 
 
 def as_table(result: SearchResult) -> str:
-    """YaRN's numbers beside those of the best table, and the verdict."""
+    """YaRN's numbers next to those of the best table, and the verdict."""
     factor = result.target_context / result.trained_context
     trained, target = result.trained_context, result.target_context
     lines = [f"{result.file}: {trained:,} → {target:,} tokens, ×{factor:g}"]
@@ -200,4 +200,4 @@ def _show(progress: Progress) -> None:
 def _paint(line: str) -> None:
     """One line that is painted over, where a terminal watches."""
     if sys.stderr.isatty():
-        click.echo(f"\r\033[K{line[:100]}", err=True, nl=False)
+        note(f"\r\033[K{line[:100]}", end=False)

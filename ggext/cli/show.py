@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 
 if TYPE_CHECKING:
     from ggext.show import Card
 
 
 @click.command(short_help="Show what a model is: size, template, licence, context, RoPE.")
-@click.argument("model", type=MODEL)
+@click.argument("model", type=GGUF)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def show(model: Path, as_json: bool) -> None:
     """Show the card of MODEL, a GGUF file or a name that ggext list prints."""

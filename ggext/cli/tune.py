@@ -15,7 +15,7 @@ from ggext.cli import convert_options
 from ggext.cli.groups import GroupedCommand, group
 from ggext.cli.models import MODEL
 from ggext.cli.numbers import NUMBER, SECONDS, TOKENS
-from ggext.cli.process import STOPPED
+from ggext.cli.process import STOPPED, note
 from ggext.cli.scaling import asked_scaling
 
 if TYPE_CHECKING:
@@ -230,12 +230,12 @@ def _run(asked: TuneOptions, *, train_only: bool) -> None:
         run.train(lambda proof: echo(str(proof)), _shown(run, echo))
     if run.interrupted:
         if run.machine.is_first:
-            click.echo(f"ggext: stopped; --resume goes on with the run in {asked.out}", err=True)
+            note(f"ggext: stopped; --resume continues the run in {asked.out}")
         sys.exit(STOPPED)
     if train_only:
         echo(f"trained: the same with --resume and without --train-only goes on in {asked.out}")
     elif run.machine.is_first:
-        report(run.finish(lambda text: click.echo(f"  {text}", err=True)))
+        report(run.finish(lambda text: note(f"  {text}")))
 
 
 def _silent(_: str) -> None:
@@ -283,7 +283,7 @@ def _stopping(run: Tuning) -> Iterator[None]:
 
     def stop(_: int, __: object) -> None:
         signal.signal(signal.SIGINT, before)
-        click.echo("ggext: ending after this step; Ctrl-C again ends at once", err=True)
+        note("ggext: ending after this step; Ctrl-C again ends at once")
         run.stop()
 
     before = signal.signal(signal.SIGINT, stop)

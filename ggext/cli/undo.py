@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from ggext.cli.models import MODEL
+from ggext.cli.models import GGUF
 
 
 @click.command(short_help="Take back what convert --in-place did.")
-@click.argument("file", type=MODEL)
+@click.argument("file", type=GGUF)
 @click.option("--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask.")
 def undo(file: Path, yes: bool) -> None:
     """Make FILE byte for byte what it was before its first change in place.

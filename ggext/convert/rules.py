@@ -42,7 +42,7 @@ def ggml_mxfp4(
     blocks: np.ndarray[Any, Any], exponents: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Rows of MXFP4 as ggml packs them: of 32 values the exponent, then 16 bytes with value i
-    beside value i + 16.
+    next to value i + 16.
 
     ``blocks``: uint8 (rows, blocks, 16), each byte two neighbours, the first in its lower half;
     ``exponents``: uint8 (rows, blocks). The result is (rows, blocks · 17).
@@ -56,11 +56,13 @@ def ggml_mxfp4(
 
 @dataclass(frozen=True)
 class RowBlock:
-    """``n_rows`` rows (values of a one-dimensional tensor), ``n_values`` in all, that ``read``
-    gives in any thread."""
+    """Some rows of a tensor, in writing order."""
 
+    # Rows, or values of a one-dimensional tensor.
     n_rows: int
+    # Values in all.
     n_values: int
+    # Gives them, in any thread.
     read: Callable[[], np.ndarray[Any, Any]]
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggext.arguments import check_fields
-from ggext.convert.choose import choose_encoding
-from ggext.convert.fold import Rounding, fold_query, folded_weights
-from ggext.convert.header_only import Bake, check_in_place, check_weights_stay, float32_bytes
+from ggext.convert.fold import Rounding, folded_weights
+from ggext.convert.header_only import Bake, check_in_place, float32_bytes
 from ggext.convert.imatrix import Imatrix, imatrix_for
 from ggext.convert.quantize import to_write
 from ggext.convert.request import default_name, resolve_scaling
+from ggext.convert.scaled import unscaled, with_scaling
 from ggext.convert.sources import ModelSource, SourceTensor, open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 from ggext.convert.trial import Trial, check_source
-from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.errors import OutputError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.shards import all_parts, metadata_part
@@ -30,16 +28,15 @@ from ggext.gguf.writer import (
     put_in_place,
     write_gguf,
 )
-from ggext.rope import methods
-from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
-from ggext.rope.recipe import PROGRAM, RECIPE_KEY, SEARCH, Recipe, Searched
+from ggext.rope.encode import SCALING_TENSORS, Encoding, EncodingName
+from ggext.rope.recipe import PROGRAM, Searched
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 Progress = Callable[[int], None]
 
 
 def silent(_: object) -> None:
-    """A progress that nobody watches."""
+    """A progress that no one watches."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,7 @@ def plan(options: ConvertOptions) -> Plan:
     if source.is_gguf:
         check_source(source.path, source.fields)
     notes = list(source.notes)
-    scaling, source_of_request = resolve_scaling(
+    scaling, asked_by = resolve_scaling(
         options.rope,
         options.target_context,
         source,
@@ -150,63 +147,62 @@ def plan(options: ConvertOptions) -> Plan:
         asked_by=options.asked_by,
         attention_factor=options.attention_factor,
     )
-    fields, tensors = dict(source.fields), list(source.tensors)
-    encoding, geometry = None, source.geometry
+    scaled = unscaled(source)
     if scaling is not None:
-        geometry = replace(geometry, trained_context=methods.original_context(scaling, geometry))
-        choice = choose_encoding(
-            scaling, geometry, source, options.encoding, in_place=options.in_place
+        scaled = with_scaling(
+            source,
+            scaling,
+            options.encoding,
+            asked_by,
+            options.searched,
+            in_place=options.in_place,
         )
-        encoding = choice.encoding
-        if options.encoding in ("folded", "runtime") and encoding.name != options.encoding:
-            notes.append(
-                f"there is nothing for encoding={options.encoding!r} to do: {encoding.name} says "
-                "it all"
-            )
-        tensors = _with_query_scale(
-            [t for t in tensors if t.name not in SCALING_TENSORS], source, encoding, notes
-        )
-        if options.in_place:
-            scaled = [t for t in tensors if t.row_scale is not None]
-            check_weights_stay(source.path, scaled, was_folded=source.query_scale != 1.0)
-        recipe = Recipe(scaling, geometry, encoding.name, source_of_request)
-        if options.searched is not None:
-            recipe = replace(recipe, source=SEARCH, searched=options.searched)
-        fields = _with_rope(source, encoding, recipe)
-
+    notes += scaled.notes
+    tensors = scaled.tensors
     types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
     rounding = Rounding()
     written = [to_write(t, kind, rounding) for t, kind in zip(tensors, types.kinds, strict=True)]
-    if encoding is not None:
-        written += [_factors(name, values) for name, values in encoding.tensors.items()]
-    if not source.is_gguf or options.type.lower() != "auto":
-        fields["general.file_type"] = Field.of(
-            FILE_TYPES[prevailing_type(zip(types.kinds, (t.shape for t in tensors), strict=True))]
-        )
-        fields["general.quantization_version"] = Field.of(2)
+    if scaled.encoding is not None:
+        written += [_factors(name, values) for name, values in scaled.encoding.tensors.items()]
     imatrix = imatrix_for(options.imatrix, types, tensors, notes)
+    fields = scaled.fields | _type_fields(options, source, types, tensors)
+    keeps_types = types.kinds == [t.type for t in tensors]
     return Plan(
-        _output(options, source, scaling, notes),
-        source,
-        encoding,
-        scaling,
-        geometry,
-        fields
-        if imatrix is None
-        else fields | {key: Field.of(value) for key, value in imatrix.metadata().items()},
-        written,
-        sum(t.nbytes for t in written),
-        types,
-        imatrix,
-        options.split,
-        notes,
-        rounding,
-        bake=_bake(source, encoding, fields, tensors)
-        if types.kinds == [t.type for t in tensors]
-        else None,
+        out=_output(options, source, scaling, notes),
+        source=source,
+        encoding=scaled.encoding,
+        scaling=scaling,
+        geometry=scaled.geometry,
+        fields=fields | _matrix_fields(imatrix),
+        tensors=written,
+        nbytes=sum(t.nbytes for t in written),
+        types=types,
+        imatrix=imatrix,
+        split=options.split,
+        notes=notes,
+        rounding=rounding,
+        bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
         in_place=options.in_place,
-        why_not_folded=choice.why_not_folded if scaling is not None else "",
+        why_not_folded=scaled.why_not_folded,
     )
+
+
+def _type_fields(
+    options: ConvertOptions, source: ModelSource, types: TypePlan, tensors: list[SourceTensor]
+) -> dict[str, Field]:
+    """What a file says of the types of its tensors; a GGUF file that keeps them says it already."""
+    if source.is_gguf and options.type.lower() == "auto":
+        return {}
+    prevailing = prevailing_type(zip(types.kinds, (t.shape for t in tensors), strict=True))
+    return {
+        "general.file_type": Field.of(FILE_TYPES[prevailing]),
+        "general.quantization_version": Field.of(2),
+    }
+
+
+def _matrix_fields(imatrix: Imatrix | None) -> dict[str, Field]:
+    metadata = {} if imatrix is None else imatrix.metadata()
+    return {key: Field.of(value) for key, value in metadata.items()}
 
 
 def _open(options: ConvertOptions) -> ModelSource:
@@ -345,44 +341,6 @@ def _write_parts(
     assert plan.split is not None
     in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
     return write_parts(plan.out, fields, in_order, plan.split, progress)
-
-
-def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
-    """The source's fields with every trace of an earlier scaling gone and the new one in its place.
-    Where nothing is asked for but no scaling, a file gets back what it said before its first
-    one."""
-    fields, arch = source.fields, source.arch
-    before = as_before(fields, arch, recipe.table()) if recipe.scaling == RopeScaling() else None
-    if before is not None:
-        return before
-    stale = {f"{arch}.{key}" for key in SCALING_KEYS} | {RECIPE_KEY}
-    kept = {key: value for key, value in fields.items() if key not in stale}
-    new = {f"{arch}.{key}": Field.of(value) for key, value in encoding.keys.items()}
-    new[RECIPE_KEY] = Field.of(json.dumps(recipe.as_dict(), separators=(",", ":")))
-    if source.is_unscaled_gguf and recipe.scaling.method != "none" and BEFORE_KEY not in kept:
-        new[BEFORE_KEY] = remembered(fields, arch)
-    return kept | new
-
-
-def _with_query_scale(
-    tensors: list[SourceTensor], source: ModelSource, encoding: Encoding, notes: list[str]
-) -> list[SourceTensor]:
-    """The query weights with the new gain in them in place of the one that is folded there
-    already."""
-    if source.query_scale != 1.0:
-        notes.append(
-            "the gain folded into the source's query weights is taken out again (÷ "
-            f"{source.query_scale:.6g})"
-        )
-    if encoding.query_scale == source.query_scale:
-        return tensors
-    prefix = source.arch + "."
-    keys = {
-        k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)
-    }
-    return fold_query(
-        tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale
-    )
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:

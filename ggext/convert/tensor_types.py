@@ -35,12 +35,13 @@ _KEPT_FLOAT32 = (
 
 @dataclass(frozen=True)
 class TypePlan:
-    """``kinds``: the ggml type in which each tensor is written. ``quantization``: what llama.cpp's
-    quantizer makes of that file, ``None`` for nothing. ``exact``: tensors that it must give, or
-    leave, these types, by name."""
+    """In which type each tensor is written."""
 
+    # ggml's numbers, one a tensor.
     kinds: list[int]
+    # What llama.cpp's quantizer makes of that file; None: nothing.
     quantization: str | None = None
+    # Tensors to which it must give, or leave, these types, by name.
     exact: dict[str, int] = field(default_factory=dict)
 
 

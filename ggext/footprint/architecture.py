@@ -123,7 +123,7 @@ def architecture(header: GgufFile) -> Architecture:
     )
     if layers < 1:
         raise GgufError(
-            f"{header.path}: no layer is left beside those of nextn_predict_layers; the file is "
+            f"{header.path}: no layer is left but those of nextn_predict_layers; the file is "
             "damaged"
         )
     width = read.number("embedding_length")

@@ -28,7 +28,7 @@ BLOCK = 32  # values that a quantized type stores together
 #: What layers with a sliding window keep: every token, the window and a batch, or whichever is less
 #: memory.
 Swa = Literal["auto", "full", "small"]
-#: Copies of the windows' cells that the engine keeps beside a small cache, so that a text can be
+#: Copies of the windows' cells that the engine keeps next to a small cache, so that a text can be
 #: cut back.
 CHECKPOINTS = 6
 _WHOLE_VALUES = ("f16", "bf16", "f32")
@@ -77,7 +77,7 @@ def is_quantized(kv_type: str) -> bool:
 
 
 def check_swa(swa: str) -> None:
-    """Raises UsageError for what layers with a sliding window cannot be told to keep."""
+    """Raises UsageError for what layers with a sliding window cannot keep."""
     if swa not in get_args(Swa):
         raise UsageError(f"swa is {swa!r}, but must be one of {', '.join(get_args(Swa))}")
 
@@ -125,7 +125,7 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
 
 
 def checkpoint_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of the copies that the engine keeps beside small windows and states, when there are as
+    """Bytes of the copies that the engine keeps next to small windows and states, when there are as
     many as there can be."""
     states = CHECKPOINTS * sum(map(_state_bytes, arch.layers))
     if context.whole_windows or not arch.window:

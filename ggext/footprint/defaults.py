@@ -1,4 +1,5 @@
-"""What a context gets where nobody chose: the engine makes it so, and the plan counts it so."""
+"""What a context gets where nothing was chosen: the engine makes it so, and the plan counts it
+so."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Protocol
 
 from ggext.footprint.machine import CoreUse, core_quota, idle_cores
 
-#: Within so many seconds a cancel shall be seen while a text is read, which needs the end of an
+#: Within so many seconds a cancel must be seen while a text is read, which needs the end of an
 #: operation at so many floating-point operations a second and thread
 #: (`benchmarks/results/generate.md`).
 SOON = 0.3
@@ -30,11 +31,11 @@ class Shaped(Protocol):
 
 
 def batch(tensors: Mapping[str, Shaped], threads: int, *, on_gpu: bool) -> int:
-    """Tokens that are evaluated at a time, at most: behind many the engine takes fewer
+    """Tokens that are evaluated at a time, at most: after many the engine takes fewer
     (`ggext.runtime.batches`).
 
     A prefill is cancelled between two operations of the graph, so on a CPU the largest
-    multiplication by weights shall be short. 64 read within 5 % as fast as 128
+    multiplication by weights must be short. 64 read within 5 % as fast as 128
     (`benchmarks/results/generate.md`); 32 with flash attention take four times as long.
     """
     if on_gpu:

@@ -25,14 +25,14 @@ def compute_bytes(arch: Architecture, context: Context) -> int:
 
 
 def input_bytes(arch: Architecture, context: Context) -> int:
-    """Bytes of the buffer beside the GPU's where that computes all layers: the graph's inputs and
-    the embeddings."""
+    """Bytes of the buffer in addition to the GPU's where that computes all layers: the graph's
+    inputs and the embeddings."""
     return _Builder(arch, context).build().leaf_bytes() + 4 * arch.width * context.ubatch
 
 
 class _Inputs(NamedTuple):
-    """What attention reads beside its tokens: the cells where keys and values go, the mask, and the
-    rotations that quantized caches get."""
+    """What attention reads in addition to its tokens: the cells where keys and values go, the mask,
+    and the rotations that quantized caches get."""
 
     keys: Tensor
     values: Tensor
@@ -75,7 +75,7 @@ class _Builder(Recurrent):
 
     @property
     def _selects_last(self) -> bool:
-        """Whether the wanted tokens are picked behind the last layer instead of inside it."""
+        """Whether the wanted tokens are picked after the last layer instead of inside it."""
         return self.arch.name == "gpt-oss"
 
     @property
@@ -155,7 +155,7 @@ class _Builder(Recurrent):
     def _queries_keys_values(
         self, at: str, layer: Layer, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Behind them what holds the gates of their result too, where the queries' matrix makes
+        """After them what holds the gates of their result too, where the queries' matrix makes
         those."""
         gated = None
         shapes = (
@@ -211,7 +211,7 @@ class _Builder(Recurrent):
             for _ in ("scale", "tanh", "scale"):
                 x = self.same(x)
         x = self.same(x, mask)
-        # values behind latent keys are a view of them, which has to be transposed here
+        # values after latent keys are a view of them, which has to be transposed here
         copied = (self.op((count, value), self.positions, item=2),) if latent else ()
         x = self.op((value, self.n, layer.heads), *copied, x)
         if latent:

@@ -125,7 +125,7 @@ def core_use(proc: Path = _PROC) -> CoreUse:
 def idle_cores(
     since: CoreUse | None = None, seconds: float = _OBSERVED, proc: Path = _PROC
 ) -> float | None:
-    """Cores' worth of time that nobody but this process used; None where the system does not say.
+    """Cores' worth of time that no other process used; None where the system does not say.
 
     Observed for ``seconds``, which are waited for unless they have passed ``since`` then: loading a
     model takes longer. An older beginning than a few seconds says nothing of now.

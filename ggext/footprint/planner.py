@@ -99,10 +99,9 @@ class Planner:
     def context(self, tokens: int, free: Memories) -> Context:
         """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses.
 
-        Flash attention, where nobody chose: on a GPU, where a quantized cache needs it, and where
-        `free` holds the context in no other way; else a CPU is faster without it
-        (`benchmarks/results/generate.md`).
-        """
+        Flash attention, where nothing was chosen: on a GPU, where a quantized cache needs it, and
+        where `free` holds the context in no other way; else a CPU is faster without it
+        (`benchmarks/results/generate.md`)."""
         return self._larger(self._least(tokens, free), free)
 
     def _least(self, tokens: int, free: Memories) -> Context:
@@ -115,8 +114,8 @@ class Planner:
         return context
 
     def _larger(self, context: Context, free: Memories) -> Context:
-        """With more tokens at once, where nobody chose, no operation is long then, and the memory
-        for the scores and the logits of a batch is little."""
+        """With more tokens at once, where nothing was chosen, no operation is long then, and the
+        memory for the scores and the logits of a batch is little."""
         if self.choices.batch or self.gpu_layers or self.arch.window:
             return context
         heads = max((layer.heads for layer in self.arch.layers), default=0)
@@ -182,9 +181,9 @@ class Planner:
         return on_gpu, in_ram
 
     def automatic(self, free: Memories) -> int | None:
-        """Tokens that a context gets where nobody says: what the file is made for, or what fits.
-        Less is then taken without flash attention where that is possible: a few tokens fewer, and
-        much faster."""
+        """Tokens that a context gets where nothing is said: what the file is made for, or what
+        fits. Less is then taken without flash attention where that is possible: a few tokens fewer,
+        and much faster."""
         if free.hold(*self.shares(self._least(self.arch.context, free))) is not False:
             return self.arch.context
         if self.choices.flash_attention is None and not self._needs_flash_attention:

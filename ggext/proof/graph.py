@@ -35,15 +35,16 @@ _READING = 5e-7
 
 @dataclass(frozen=True)
 class Turn:
-    """What one node did to one span of positions. ``wanted``: of its layer. ``turn``: complex
-    (n_positions, n_pairs), by what each pair was multiplied; ``error``: |executed - wanted| / gain
-    of the same shape."""
+    """What one node did to one span of positions."""
 
     node: str
+    # Of its layer.
     wanted: Wanted
     call: RopeCall
     positions: NDArray[np.int64]
+    # (n_positions, n_pairs): by what each pair was multiplied.
     turn: NDArray[np.complex128]
+    # |executed - expected| / gain, of the same shape.
     error: NDArray[np.float64]
 
 
@@ -178,7 +179,7 @@ def _known(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _frequency_error(node: Executed) -> NDArray[np.float64]:
-    """Relative, absolute where the pair shall not turn."""
+    """Relative, absolute where the pair must not turn."""
     import numpy as np
 
     target = np.asarray(node.wanted.kernel_table.inv_freq)

@@ -63,7 +63,7 @@ def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]
 def transformers_logits(
     folder: Path, scaling: RopeScaling, geometry: RopeGeometry, tokens: list[int]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Logits behind each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain
+    """Logits after each token, shape (n_tokens, n_vocab), in float32 on the CPU with plain
     attention.
 
     Quantized weights are taken as what they stand for, rounded to the configuration's ``dtype`` as

@@ -1,4 +1,4 @@
-"""What a proof consists of: checks, and the figures behind them."""
+"""What a proof consists of: checks, and the figures that they rest on."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ _WRONG = {
 
 @dataclass(frozen=True)
 class Check:
-    """One number against its tolerance. ``detail``: where the worst value is, in words; ``why``:
-    the likely reason of a failure; ``required``: whether a failure fails the file, or is only
-    told."""
+    """One number against its tolerance."""
 
     level: str
     quantity: str
     value: float
     tolerance: float
+    # Where the worst value is, in words.
     detail: str = ""
+    # The likely reason of a failure.
     why: str = ""
+    # Whether a failure fails the file, or is only reported.
     required: bool = True
 
     @property

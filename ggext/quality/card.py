@@ -34,8 +34,8 @@ def card(report: EvalReport, command: str) -> str:
             )
         units = max(one.score.units for setting in scored for one in setting.scores)
         title = (
-            f"Right answers in per cent [95 %], {', '.join(report.tasks)}, at most {units} texts "
-            "a figure, by tokens:"
+            f"Right answers in per cent [95 %], {', '.join(report.tasks)}, at most "
+            f"{phrases.texts(units)} a figure, by tokens:"
         )
         lines += ["", title, ""]
         lines += _table(["", *(f"{n:,}" for n in lengths)], rows)
@@ -46,7 +46,7 @@ def card(report: EvalReport, command: str) -> str:
         for setting in measured:
             by_edge = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
             rows.append([labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)])
-        lines += ["", "Perplexity by position [95 %]:", ""]
+        lines += ["", f"Perplexity by position [95 %], {phrases.document_texts(report)}:", ""]
         lines += _table(["up to token", *(f"{end:,}" for _, end in edges)], rows)
     caches = (
         f"{labels[setting.name]}: {cache}"

@@ -120,7 +120,9 @@ def _scores(report: EvalReport) -> str:
         cells = [phrases.share(found[n]) if n in found else "–" for n in lengths]
         rows.append([labels[setting.name], *cells])
     counts = {(one.score.units, one.score.items) for setting in scored for one in setting.scores}
-    texts = ", ".join(f"{units} texts with {items} questions" for units, items in sorted(counts))
+    texts = ", ".join(
+        f"{phrases.texts(units)} with {items} questions" for units, items in sorted(counts)
+    )
     return (
         f"<h2>Questions on long texts ({escape(', '.join(report.tasks))})</h2>"
         + chart(lines, axes)
@@ -182,13 +184,12 @@ def _perplexities(report: EvalReport) -> str:
     for setting in measured:
         found = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
         rows.append([labels[setting.name], *(found.get(edge, "–") for edge in edges)])
-    units = max(band.perplexity.units for setting in measured for band in setting.bands)
     return (
         "<h2>Perplexity by position</h2>"
         + chart(lines, axes)
         + _table(["up to token", *(f"{end:,}" for _, end in edges)], rows)
-        + f'<p class="note">{units} texts; each is a unit, bands are t intervals. A low perplexity '
-        "does not show that distant text is found: the questions above do.</p>"
+        + f'<p class="note">{phrases.document_texts(report)}. Bands are t intervals over texts. '
+        "A low perplexity does not show that distant text is found: the questions above do.</p>"
     )
 
 

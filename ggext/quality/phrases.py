@@ -44,6 +44,20 @@ def letter(index: int) -> str:
     return head + chr(ord("A") + index % 26)
 
 
+def texts(fewest: int, most: int | None = None) -> str:
+    """Such as 1 text, 8 texts, 2 to 4 texts; one has no interval."""
+    most = fewest if most is None else most
+    count = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    return f"{count} text" if most == 1 else f"{count} texts"
+
+
+def document_texts(report: EvalReport) -> str:
+    """Of how many texts the figures by position are."""
+    units = [band.perplexity.units for one in report.settings for band in one.bands]
+    found = texts(min(units), max(units))
+    return f"{found}; a figure of one text has no interval" if min(units) == 1 else found
+
+
 def share(estimate: Estimate) -> str:
     """A share with its interval."""
     return f"{100 * estimate.value:.0f} [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
@@ -53,7 +67,7 @@ def number(estimate: Estimate, digits: int = 2) -> str:
     """A figure with its interval, which one text alone does not have."""
     value = _sized(estimate.value, digits)
     if not math.isfinite(estimate.high) or estimate.units < 2:
-        return f"{value} [1 text]"
+        return value
     return f"{value} [{_sized(estimate.low, digits)}, {_sized(estimate.high, digits)}]"
 
 
@@ -65,7 +79,7 @@ def change(estimate: Estimate) -> str:
     """A relative change in per cent with its interval."""
     value = f"{100 * estimate.value:+.1f} %"
     if not math.isfinite(estimate.high) or estimate.units < 2:
-        return f"{value} [1 text]"
+        return value
     return f"{value} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
 
 

@@ -19,7 +19,7 @@ _SHORT_EMBEDDED = 256  # of which the embedded document has three
 _MOST_TRIALS, _MOST_DOCUMENTS, _SHORT_TEXTS = 100, 8, 8
 #: Texts below which a length is left out rather than measured badly.
 _FEW = 5
-#: Questions after a text, their answers and what llama.cpp does besides.
+#: Questions after a text, their answers and what else llama.cpp does.
 _OVERHEAD = 1.15
 
 
@@ -27,7 +27,7 @@ _OVERHEAD = 1.15
 class Plan:
     """What a run measures and about how long it takes."""
 
-    # Those of the report, and behind them those that only the price at a short context needs.
+    # Those of the report, and after them those that only the price at a short context needs.
     settings: tuple[Setting, ...]
     baselines: tuple[Setting, ...]
     # Tokens, rising.

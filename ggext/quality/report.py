@@ -64,7 +64,7 @@ class SettingReport:
     scaling: str
     kv_type: str
     # What llama.cpp turns by a Hadamard matrix before it quantizes it: "keys", "values". It says so
-    # in its log; without it 4-bit caches lose several times as much.
+    # in its log; without it a 4-bit cache diverges three times as far (benchmarks/results/eval.md).
     rotated: tuple[str, ...]
     when_full: str
     # Tokens: trained on, and made for.

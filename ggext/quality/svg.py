@@ -10,7 +10,7 @@ from html import escape
 #: Dark enough on white, apart in luminance; marker and dash tell lines apart without colour.
 _COLOURS = ("#14213d", "#c2571a", "#2f7fb8", "#7a8b2d", "#8a5aa8", "#555555")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 2")
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 12, 14, 42
 #: Of matplotlib's cividis: luminance rises evenly, so a greyscale print keeps the order.
 _CIVIDIS = ((0, 34, 78), (66, 78, 108), (124, 123, 120), (187, 175, 113), (254, 232, 56))
 
@@ -67,7 +67,9 @@ def chart(lines: Sequence[Line], axes: Axes, width: int = 760, height: int = 300
     y = _Scale(low, high, height - _BOTTOM, _TOP, log=axes.y_log)
     legend = 20 * ((len(lines) + 1) // 2)
     parts = [_open(width, height + legend, f"{axes.y_name} against {axes.x_name}")]
-    parts += _frame(axes, x, y, width, height)
+    places = [y(point[1]) for line in lines for point in line.points]
+    low_lines = sum(place > height / 2 for place in places) > len(places) / 2
+    parts += _frame(axes, x, y, width, height, low_lines)
     parts += [_band(line, i, x, y) for i, line in enumerate(lines)]
     parts += [_line(line, i, x, y) for i, line in enumerate(lines)]
     for i, line in enumerate(lines):
@@ -89,9 +91,9 @@ def _bounds(lines: Sequence[Line]) -> tuple[float, float]:
     return min([low, *bounds]) * 0.97, max([high, *bounds]) * 1.03
 
 
-def _frame(axes: Axes, x: _Scale, y: _Scale, width: int, height: int) -> list[str]:
+def _frame(axes: Axes, x: _Scale, y: _Scale, width: int, height: int, low_lines: bool) -> list[str]:
     bottom, right = height - _BOTTOM, width - _RIGHT
-    parts = [*_x_axis(axes, x, bottom), *_y_axis(axes, y, right)]
+    parts = [*_x_axis(axes, x, bottom, low_lines), *_y_axis(axes, y, right)]
     parts.append(
         f'<rect x="{_LEFT}" y="{_TOP}" width="{right - _LEFT}" height="{bottom - _TOP}" '
         'fill="none" stroke="#444"/>'
@@ -101,7 +103,8 @@ def _frame(axes: Axes, x: _Scale, y: _Scale, width: int, height: int) -> list[st
     return parts
 
 
-def _x_axis(axes: Axes, x: _Scale, bottom: int) -> list[str]:
+def _x_axis(axes: Axes, x: _Scale, bottom: int, low_lines: bool) -> list[str]:
+    """The words of the marks stand where most of the lines do not."""
     parts = []
     ticks = _powers(x.low, x.high) if axes.x_log else _ticks(x.low, x.high, log=False)
     for value in ticks:
@@ -109,7 +112,8 @@ def _x_axis(axes: Axes, x: _Scale, bottom: int) -> list[str]:
         parts.append(_stroke((x(value), bottom, x(value), bottom + 4), "#444"))
     for value, word in axes.marks:
         parts.append(_stroke((x(value), _TOP, x(value), bottom), "#444", "6 3"))
-        parts.append(_turned(x(value) - 4, bottom - 6, word, "start"))
+        end, anchor = (_TOP + 6, "end") if low_lines else (bottom - 6, "start")
+        parts.append(_turned(x(value) - 4, end, word, anchor))
     return parts
 
 
@@ -205,9 +209,10 @@ def grid(
     """A heat map of shares, the number in each cell. ``shares``: rows of columns, None: nothing
     there; ``names``: what columns and rows are."""
     wide, high, left, top = 78, 30, 130, 40
-    width, height = left + wide * len(columns) + 10, top + high * len(rows) + 6
+    width = left + max(wide * len(columns), 140) + 10  # the columns' name has room over one
+    height = top + high * len(rows) + 6
     parts = [_open(width, height, f"share of right answers by {names[1]} and {names[0]}")]
-    parts.append(_text(left + wide * len(columns) / 2, 14, names[0], "middle"))
+    parts.append(_text(left + 4, 14, names[0], "start"))
     parts.append(_text(left - 8, 14, names[1], "end"))
     for i, name in enumerate(columns):
         parts.append(_text(left + wide * (i + 0.5), top - 8, name, "middle"))

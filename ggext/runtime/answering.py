@@ -137,7 +137,7 @@ class Answering(Closing):
         raise StopAsyncIteration
 
     def next_happening(self) -> Happening | None:
-        """What the session reports next, None behind the end. Raises the session's error."""
+        """What the session reports next, None after the end. Raises the session's error."""
         if self.finish is not None:
             return None
         try:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Policy = WhenFull | Literal["turns"]
 
-#: Of a context, for questions and answers beside a text.
+#: Of a context, for questions and answers next to a text.
 _FOR_QUESTIONS = 4
 #: Seconds that reading half of a context again may take now and then.
 _PATIENCE = 60.0
@@ -98,7 +98,7 @@ def _seconds_to_read(model: Model, plan: Plan) -> float:
 
 
 def _holds_blocks(model: Model, options: SessionOptions, plan: Plan, text: int) -> bool:
-    """Whether the memory holds the keys and values of the text beside the context; yes where
+    """Whether the memory holds the keys and values of the text next to the context; yes where
     nothing is known of it."""
     choices = Choices(options.kv_type, plan.batches.most, options.flash_attention, options.swa)
     room = capacity.room(model, choices)

@@ -24,21 +24,24 @@ LEAST_FLASH = 64
 
 @dataclass(frozen=True)
 class Batches:
-    """At most ``most`` tokens, wherever ``attention`` is short: of each kind of layer the cells of
-    its cache and the multiplications by which a token meets one. ``threads`` share them. ``least``:
-    not fewer.
+    """How many tokens are read at once.
 
-    The number depends on nothing but these and the place in the text, so that the same text is read
-    in the same batches, to the last bit of its logits.
+    The number depends on nothing but these fields and the place in the text, so that the same text
+    is read in the same batches, to the last bit of its logits.
     """
 
+    # Wherever `attention` is short.
     most: int
+    # Share the multiplications.
     threads: int = 1
+    # Of each kind of layer the cells of its cache, and the multiplications by which a token meets
+    # one.
     attention: frozenset[tuple[int, int]] = frozenset()
+    # Not fewer.
     least: int = LEAST
 
     def at(self, place: int) -> int:
-        """Tokens that are read at once behind `place` tokens of a text; never more than behind
+        """Tokens that are read at once after `place` tokens of a text; never more than after
         fewer."""
         within = defaults.SOON * defaults.SPEED * self.threads
         work = max(
@@ -59,7 +62,7 @@ class Batches:
             yield start
 
     def split(self, tokens: Sequence[int], start: int, most: int) -> Iterator[list[int]]:
-        """Tokens that stand behind `start` others, in batches of at most `most`, the last one as it
+        """Tokens that stand after `start` others, in batches of at most `most`, the last one as it
         comes."""
         first, end = start, start + len(tokens)
         for last in self.ends(start, end, most):

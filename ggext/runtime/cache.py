@@ -37,7 +37,7 @@ class Cache(Closing):
 
     ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx`` in
     tokens, ``n_batch``: what `append` takes at most, ``batches``: those that a text is read in.
-    ``epoch`` grows with each change, ``has_logits``: those behind the last token are there.
+    ``epoch`` grows with each change, ``has_logits``: those after the last token are there.
     ``unsure``: tokens whose `append` was left in the middle, until `repair`. ``regimes``: what a
     text passes through as it grows.
     """
@@ -138,7 +138,7 @@ class Cache(Closing):
         return self.positions[-1] + 1 if self.positions else 0
 
     def append(self, tokens: Sequence[int], every_logit: bool = False) -> bool:
-        """Evaluates tokens behind the cached ones; False: cancelled, and those that were whole are
+        """Evaluates tokens after the cached ones; False: cancelled, and those that were whole are
         kept.
 
         ``every_logit``: not only the last token's. Raises ModelError, also for more than
@@ -182,7 +182,7 @@ class Cache(Closing):
         return True
 
     def logits(self) -> NDArray[np.float32]:
-        """Those behind the last token, (n_vocab,): llama.cpp's own memory, until the next token."""
+        """Those after the last token, (n_vocab,): llama.cpp's own memory, until the next token."""
         import numpy as np
 
         pointer = self.lib.llama_get_logits_ith(self.handle, -1)
@@ -258,7 +258,7 @@ class Cache(Closing):
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
         """Makes it cheap to `cut` back to here later, where layers with a sliding window or a state
-        would have forgotten it. With many tokens ``left`` to read only far behind the last such
+        would have forgotten it. With many tokens ``left`` to read only far after the last such
         place; ``likely``: a cut is."""
         count = len(self.tokens)
         near = likely or left <= 2 * self.n_batch
@@ -299,7 +299,7 @@ class Cache(Closing):
         return max(self.batches.ends(0, end, self.n_batch), default=0)
 
     def _back(self, count: int) -> int:
-        """The most tokens up to `count` behind which the text can go on, the windows' cells or the
+        """The most tokens up to `count` after which the text can go on, the windows' cells or the
         state being put back for it."""
         copies = self.checkpoints
         if not copies.recurrent and (
@@ -417,7 +417,7 @@ class Cache(Closing):
             raise
 
     def drop(self, start: int, end: int, to: int | None = None) -> None:
-        """Tokens `start` to `end` leave; those behind move, the first of them to position `to`
+        """Tokens `start` to `end` leave; those after them move, the first of them to position `to`
         (None: to where the first dropped one was). Raises ModelError."""
         first = self.positions[start] if to is None else to
         distance = first - self.positions[end]

@@ -39,7 +39,7 @@ class Room:
     copied: int
 
     def holds(self, tokens: int) -> bool:
-        """Whether a context of so many tokens fits beside the weights."""
+        """Whether a context of so many tokens fits in addition to the weights."""
         return self._memories.hold(*self._shares(tokens)) is not False
 
     def largest(self) -> int:
@@ -59,7 +59,7 @@ class Room:
         return replace(self, free=(self.free + weights) // 2).largest()
 
     def needed(self, tokens: int) -> int:
-        """Bytes that a context takes beside the weights."""
+        """Bytes that a context takes in addition to the weights."""
         ram, _ = self._shares(tokens)
         return ram.total - ram.weights
 

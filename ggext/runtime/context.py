@@ -205,7 +205,7 @@ def open_context(
 
 
 def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
-    """Fewer at once behind many tokens, where nobody chose."""
+    """Fewer at once after many tokens, where nothing was chosen."""
     if options.n_batch or room is None:
         return Batches(context.batch)
     least = LEAST_FLASH if context.flash_attention else LEAST

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
@@ -56,7 +57,7 @@ class Prefill:
 
 
 class Session(Closing):
-    """One context over a model: a token list, its KV cache, and the logits behind its last token.
+    """One context over a model: a token list, its KV cache, and the logits after its last token.
 
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
     ``notices`` are sentences that the user should read. All counts are in tokens. What happens when
@@ -111,6 +112,11 @@ class Session(Closing):
     def available(self) -> int:
         """Tokens that still fit before the context is full."""
         return (self.memory.limit or self.n_ctx) - self.used
+
+    @property
+    def adapter(self) -> Path | None:
+        """The LoRA adapter that computes too."""
+        return self.options.adapter
 
     @property
     def threads(self) -> int:
@@ -207,7 +213,7 @@ class Session(Closing):
     def steps(
         self, tokens: Sequence[int], *, repeatable: bool = False
     ) -> Generator[tuple[int, int], None, Prefill]:
-        """`evaluate` in steps of a batch, each behind a count of tokens done and in all; a `cancel`
+        """`evaluate` in steps of a batch, each after a count of tokens done and in all; a `cancel`
         before the first step counts."""
         with self._exclusive:
             wanted = self._checked(tokens)
@@ -256,7 +262,7 @@ class Session(Closing):
             return Generation(self.cache, self.memory, self._exclusive, sampling, max_tokens)
 
     def logits(self, tokens: Sequence[int], n_batch: int | None = None) -> NDArray[np.float32]:
-        """The logits behind each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
+        """The logits after each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
 
         At most `n_batch` tokens at a time (None: the session's). Raises ContextFullError,
         CancelledError.
@@ -272,7 +278,7 @@ class Session(Closing):
         n_batch: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[NDArray[np.float32]]:
-        """The logits behind tokens[first:], batch by batch, (n_tokens, n_vocab); a block is
+        """The logits after tokens[first:], batch by batch, (n_tokens, n_vocab); a block is
         llama.cpp's own memory and holds until the next is asked for.
 
         Tokens before `first` are evaluated as by `evaluate`; with none before it the cache is
@@ -306,7 +312,7 @@ class Session(Closing):
         return max(16, _LOGITS_AT_ONCE // self.model.n_vocab)
 
     def last_logits(self) -> NDArray[np.float32]:
-        """A copy of the logits behind the last token, (n_vocab,). Raises ModelError when nothing
+        """A copy of the logits after the last token, (n_vocab,). Raises ModelError when nothing
         was evaluated."""
         with self._exclusive:
             self._check_logits()

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 def untried(header: GgufFile, gpu_layers: int | None) -> Path | None:
     """Where it will be kept that a child has survived the file; None where that is known, and where
-    this process is such a child itself or is told to do without."""
+    this process is such a child itself or is asked to do without."""
     if child.is_child() or child.is_unwanted():
         return None
     try:

@@ -1,4 +1,4 @@
-"""ggml behind llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
+"""ggml under llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
 graph.
 
 Nothing of this is in llama-cpp-python's interface: functions and the layout of ``struct
@@ -122,15 +122,17 @@ class RopeCall:
 
 @dataclass(frozen=True)
 class RopeNode:
-    """A ROPE node that was computed. ``before``, ``after``: float32 (n_positions, n_heads,
-    dimensions), from the first rotated dimension of a head on (the last ones rotate where attention
-    is latent); ``positions``: int64, for a context shift the distance of each cache cell."""
+    """A ROPE node that was computed."""
 
     name: str
     source: str
     call: RopeCall
+    # For a context shift the distance of each cache cell.
     positions: NDArray[np.int64]
+    # (n_positions, n_heads, dimensions), from the first rotated dimension of a head on; where
+    # attention is latent the last ones rotate.
     before: NDArray[np.float32]
+    # Of the same shape.
     after: NDArray[np.float32]
 
 

@@ -85,7 +85,7 @@ def serve(channel: Channel) -> None:
 
 
 def _import_bindings_alone() -> None:
-    """Let ``import llama_cpp`` give the ctypes bindings alone, in this process: the package besides
+    """Let ``import llama_cpp`` give the ctypes bindings alone, in this process: the package also
     loads NumPy, Jinja and more, 0.11 of 0.15 s of CPU time."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.submodule_search_locations is None:

@@ -30,7 +30,7 @@ from ggext.runtime.model import CancelledError, LoadProgress
 from ggext.runtime.worker import CLOSED, OTHER_PROCESS
 
 _SERVE = "ggext.runtime.isolated_child:serve"
-_TAKEN_AT_ONCE = 64  # parcels of an answer that are read before the child is told
+_TAKEN_AT_ONCE = 64  # parcels of an answer that are read before the child hears of it
 _BLOCK = 8192  # tokens of a vocabulary that are asked for together
 _PATIENCE = 60.0  # seconds that a child has for what it is writing, when it is closed
 _ANOTHER = "the next call starts another"
@@ -305,7 +305,7 @@ class IsolatedHost(Closing):
 
     def _counter(self, life: _Life, number: int) -> Callable[[], None]:
         """Counts the parcels of an answer that were read, and says so from time to time: the child
-        stops making more for a reader that is far behind. It keeps this object alive, as an
+        stops making more for a reader that is slow. It keeps this object alive, as an
         answer may outlive the model's last name."""
         count = 0
 

@@ -56,7 +56,8 @@ class _Outbox(Mailbox):
 
 
 class _Server:
-    """Calls are begun in their order by one thread, so that a cancel is seen during a long one."""
+    """Calls are started in their order by one thread, so that a cancel is seen during a long
+    one."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
@@ -202,7 +203,7 @@ class _Server:
 def _check_same(path: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
     """Tokens of one file mean nothing to another that took its place."""
     if before is not None and before["vocabulary"] != now["vocabulary"]:
-        raise ModelError(f"{path} is another file than when it was opened: open it anew")
+        raise ModelError(f"{path} is another file than when it was opened: open it again")
 
 
 def _tokenize(host: Host, message: dict[str, Any]) -> list[int]:

@@ -109,7 +109,9 @@ def _names_all_properties(schema: dict[str, Any]) -> bool:
     if not isinstance(named, dict) or {"additionalProperties", "patternProperties"} & schema.keys():
         return False
     required, least = schema.get("required", []), schema.get("minProperties", 0)
-    return isinstance(required, list) and {*required} <= named.keys() and least <= len(named)
+    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+        return False  # llguidance says why
+    return {*required} <= named.keys() and least <= len(named)
 
 
 def _bound(schema: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ class Log:
 
     def copied_weights(self) -> int:
         """Bytes of the weights whose loading was logged that have memory of their own: those on
-        devices, and those that llama.cpp laid out anew for its CPU kernels."""
+        devices, and those that llama.cpp laid out again for its CPU kernels."""
         sizes = (match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text)))
         return int(sum(float(size) * 2**20 for name, size in sizes if not name.endswith("_Mapped")))
 
@@ -137,7 +137,7 @@ def _start(purpose: str) -> Any:
 
 @contextmanager
 def _patient_threads() -> Iterator[None]:
-    """While libgomp is loaded: its threads shall wait 1000 rounds (some 50 µs) before they sleep.
+    """While libgomp is loaded: its threads should wait 1000 rounds (some 50 µs) before they sleep.
 
     By itself it waits for milliseconds, after each of the hundreds of operations of a token. When
     another program has one of the cores, that is all it does: measured with 85 million parameters

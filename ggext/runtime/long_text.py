@@ -35,7 +35,7 @@ def tokens_of(text: str, tokenize: Tokenize) -> list[int]:
 
 
 def _end(text: str, end: int) -> int:
-    """Behind the number at ``end``: some vocabularies group digits from the right."""
+    """After the number at ``end``: some vocabularies group digits from the right."""
     most = min(len(text), end + _DIGITS)
     while end < most and text[end - 1].isdigit() and text[end].isdigit():
         end += 1

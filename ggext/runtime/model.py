@@ -346,8 +346,8 @@ def _tried(
 
 
 class _Loading:
-    """llama.cpp's progress callback, in the thread that loads, and what it says told to the thread
-    that waits."""
+    """llama.cpp's progress callback, in the thread that loads, and what it says passed to the
+    thread that waits."""
 
     def __init__(self, progress: LoadProgress | None) -> None:
         self._progress = progress

@@ -44,7 +44,7 @@ class PrefixOptions:
 
     # Bytes of host memory at most; 0: nothing is kept there; None: a quarter of what is free.
     memory: int | None = None
-    # An existing folder for what the memory does not hold, in files that nobody else can open and
+    # An existing folder for what the memory does not hold, in files that no one else can open and
     # that vanish with the process; None: it is forgotten.
     folder: Path | None = None
     # Bytes in that folder at most; None: as many as there is room for.
@@ -76,7 +76,7 @@ class Prefix:
     blocks: tuple[bytes, ...]
     regime: Regime
     aligned: int
-    # Behind the last token, evaluated by itself, (n_vocab,).
+    # After the last token, evaluated by itself, (n_vocab,).
     logits: NDArray[np.float32]
     cells: NDArray[np.uint8]
     windows: tuple[Checkpoint, ...]

@@ -78,7 +78,7 @@ class Probe(Closing):
         self._flag[0] = b"\1"
 
     def decode(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
-        """Appends tokens at the positions from ``start`` on; the logits behind each, (n_tokens,
+        """Appends tokens at the positions from ``start`` on; the logits after each, (n_tokens,
         n_vocab).
 
         ``start`` is one after the last position in the cache, or anything in an empty one. Raises

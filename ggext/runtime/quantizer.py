@@ -34,7 +34,7 @@ def quantize(
 ) -> None:
     """Writes the GGUF file `src` quantized to `type_name` (see `quantization_names`) as `dst`.
 
-    `tensor_types`: ggml types that tensors shall have whatever the quantization makes of them, by
+    `tensor_types`: ggml types that tensors must have whatever the quantization makes of them, by
     name; llama.cpp keeps to that where it can. `imatrix`: the importance of each column of a
     tensor, by its name. `source_name`: what errors call `src`. `dst` appears only when whole, and
     replaces what was there. Raises UsageError for an unknown type, GgufError for a malformed `src`,

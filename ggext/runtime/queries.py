@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ggext.runtime.rotation import KeyRotation
 
-_QUERY = b"Qcur"  # llama.cpp's name of a layer's queries, a number behind it
+_QUERY = b"Qcur"  # llama.cpp's name of a layer's queries, a number after it
 
 
 class QueryWatcher:

@@ -3,8 +3,8 @@
 The file: 8 bytes of magic, u32 CRC-32 of all that follows, u32 length of a JSON object, the object
 (``key``; the counts ``tokens``, ``logits`` and ``state``; a digest of the RoPE table; ``gone``,
 what has left the context; ``account``, what the policy tells of itself), then int32 tokens, float32
-logits behind the last of them, the bytes of ``llama_state_seq_get_data``, and the policy's blocks
-outside the cache, all of one size. Little-endian. It is written beside its place and renamed when
+logits after the last of them, the bytes of ``llama_state_seq_get_data``, and the policy's blocks
+outside the cache, all of one size. Little-endian. It is written next to its place and renamed when
 whole.
 
 A file comes from a stranger: every count is held against the bytes that are there, and the state is
@@ -58,7 +58,7 @@ class StateError(GgextError):
 def fingerprint(header: GgufFile) -> str:
     """SHA-256, in hexadecimal, of a model file's header, its size, and 64 samples of 4 KiB spread
     evenly over its tensor data: a few milliseconds for a file of any size. It tells files apart
-    that were made differently, not two that somebody made alike on purpose."""
+    that were made differently, not two that someone made alike on purpose."""
     digest = hashlib.sha256(f"{header.size}\n".encode())
     with header.path.open("rb") as file:
         digest.update(file.read(header.data_offset))
@@ -71,8 +71,11 @@ def fingerprint(header: GgufFile) -> str:
 
 def session_key(session: Session) -> dict[str, str]:
     """What must agree for a saved state to be of use, whatever text is in it."""
+    model = fingerprint(session.model.header)
+    if session.adapter is not None:  # with which the same tokens have other keys and values
+        model += f" {hashlib.sha256(session.adapter.read_bytes()).hexdigest()}"
     return {
-        "the model file": fingerprint(session.model.header),
+        "the model file": model,
         "the KV type": session.cache.kv_type,
         "the version of llama-cpp-python": llama.VERSION,
     }
@@ -268,7 +271,7 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _document(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
-    """The JSON object, and the offset behind it, of a file whose checksum is right."""
+    """The JSON object, and the offset after it, of a file whose checksum is right."""
     if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
         raise StateError(f"{path} is not a saved state of this ggext")
     _, crc, length = _HEAD.unpack_from(data)

@@ -4,7 +4,7 @@ For a character that is no piece llama.cpp looks up the tokens of its bytes, and
 C interface where one is not there, which ends the process. SentencePiece gives the unknown token
 for a run of such characters; so does this: llama.cpp is asked only for what lies between.
 
-llama.cpp puts a space before every text that it is asked for, which must not happen behind an
+llama.cpp puts a space before every text that it is asked for, which must not happen after an
 unknown character. So its flag is overridden, and the space is put here.
 """
 

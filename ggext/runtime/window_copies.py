@@ -2,7 +2,7 @@
 places of the text so that it can be cut back there.
 
 A small cache of such layers holds the window and a batch; where its cells were used again, a token
-behind a cut would attend to nothing. llama.cpp's server decides by the lowest position that is
+after a cut would attend to nothing. llama.cpp's server decides by the lowest position that is
 left, and keeps copies of those layers alone ("context checkpoints",
 ``tools/server/server-context.cpp``); so does this. Of a recurrent layer's state nothing can be
 taken out: a copy serves for the very text that it was made of.
@@ -23,20 +23,23 @@ _FAR = 4096  # tokens between two copies in the middle of a long text, at most
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The windows' cells, or the state, at positions ``first`` to ``count`` - 1; ``data`` may have
-    later cells, of another text. ``likely``: a text is often cut here, at the end of a question or
-    of an answer."""
+    """A copy of the windows' cells, or of the state."""
 
+    # The position of its first cell.
     first: int
+    # Tokens of the text up to it.
     count: int
+    # May have later cells too, of another text.
     data: NDArray[np.uint8]
+    # Whether a text is often cut here: at the end of a question or of an answer.
     likely: bool = False
 
 
 class Checkpoints:
     """At most ``most`` copies for windows of ``window`` tokens, denser towards the end of the text;
-    ``step``: tokens of a long text after which another is due. ``chunked``: a window begins anew at
-    each multiple of its size (Llama 4). ``recurrent``: the copies are of states; no window then."""
+    ``step``: tokens of a long text after which another is due. ``chunked``: a window begins again
+    at each multiple of its size (Llama 4). ``recurrent``: the copies are of states; no window
+    then."""
 
     def __init__(
         self, window: int, most: int, *, chunked: bool = False, recurrent: bool = False
@@ -49,13 +52,13 @@ class Checkpoints:
         self._kept: list[Checkpoint] = []
 
     def needed(self, count: int) -> int:
-        """The first position that the token behind `count` tokens attends to."""
+        """The first position that the token after `count` tokens attends to."""
         if self.chunked:
             return count // self.window * self.window
         return max(count - self.window + 1, 0)
 
     def covers(self, first: int, count: int) -> bool:
-        """Whether cells from position `first` on suffice to go on behind `count` tokens."""
+        """Whether cells from position `first` on suffice to go on after `count` tokens."""
         return 0 <= first < count and first <= self.needed(count)
 
     @property
@@ -75,7 +78,7 @@ class Checkpoints:
         return max(self._until(count), key=_count, default=None)
 
     def cut(self, count: int) -> None:
-        """The text is another one behind its first `count` tokens."""
+        """The text is another one after its first `count` tokens."""
         useful: dict[int, Checkpoint] = {}
         for kept in self._until(count):
             useful.setdefault(kept.count, kept)  # of several the first, which reaches back farthest

@@ -33,9 +33,10 @@ def opening_as_json(opening: Opening) -> dict[str, Any]:
         )
     memory = asdict(session.memory)
     memory["spill"] = _absolute(session.memory.spill)
+    others = {"memory": memory, "adapter": _absolute(session.adapter)}
     return {
         "path": str(opening.path.absolute()),
-        "session": asdict(replace(session, memory=MemoryOptions())) | {"memory": memory},
+        "session": asdict(replace(session, memory=MemoryOptions())) | others,
         "gpu_layers": opening.gpu_layers,
         "parallel": opening.parallel,
         "auto": opening.auto,
@@ -48,7 +49,9 @@ def opening_of(saved: Mapping[str, Any]) -> Opening:
     memory["spill"] = _path(memory["spill"])
     cache = dict(saved["cache"])
     cache["folder"] = _path(cache["folder"])
-    session = SessionOptions(**saved["session"] | {"memory": MemoryOptions(**memory)})
+    adapter = _path(saved["session"]["adapter"])
+    others = {"memory": MemoryOptions(**memory), "adapter": adapter}
+    session = SessionOptions(**saved["session"] | others)
     return Opening(
         Path(saved["path"]),
         session,

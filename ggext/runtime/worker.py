@@ -90,7 +90,7 @@ class _Job:
 
     @property
     def lags(self) -> bool:
-        """Whether the answer's reader is far behind; it wakes the thread when it goes on. What
+        """Whether the answer's reader is slow; it wakes the thread when it goes on. What
         reading a prompt reports does not count: it ends, and holds the session until then."""
         self.paused = self._writing and self.mailbox.waiting() >= _AHEAD
         # Asked again: the reader may have looked just before.
@@ -163,7 +163,8 @@ class _Job:
             self._packed.append(end)
             self._send()
             return
-        with suppress(Exception):  # an error of the callback was told already, or nobody listens
+        # An error of the callback was reported already, or no one listens.
+        with suppress(Exception):
             self.callback(end)
 
 
@@ -245,7 +246,7 @@ class Worker(Closing):
         return job.cancel
 
     def do(self, session: Session, errand: Callable[[], Result]) -> Result:
-        """Calls it in the worker's thread, behind the session's answers; what it returns. Raises
+        """Calls it in the worker's thread, after the session's answers; what it returns. Raises
         what it raises."""
         results: list[Result] = []
 
@@ -308,7 +309,7 @@ class Worker(Closing):
         return len(tokens) - max(there, kept) + losing + _WAITING * len(lane)
 
     def wake(self) -> None:
-        """Looks again for an answer whose reader is no longer far behind."""
+        """Looks again for an answer whose reader is no longer slow."""
         self._inbox.put(None)
 
 
@@ -334,8 +335,8 @@ def _run(
 
 
 def _has_work(lane: deque[_Job]) -> bool:
-    """Whether the first question of a lane can go on. One whose reader is far behind lets those
-    behind it pass: one reader never stops others."""
+    """Whether the first question of a lane can go on. One whose reader is slow lets those
+    after it pass: one reader never stops others."""
     for _ in range(len(lane)):
         if lane[0].ended:
             lane.popleft()

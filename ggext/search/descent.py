@@ -1,7 +1,7 @@
 """Coordinate steps with halving: few tables, on more texts as the steps get smaller.
 
 Each round takes steps along one coordinate after the other, as long as one helps; the next halves
-them and takes more texts. The two best tables of a round go into the next, YaRN's own beside them
+them and takes more texts. The two best tables of a round go into the next, YaRN's own next to them
 (successive halving), so that what few texts liked by chance is dropped.
 """
 

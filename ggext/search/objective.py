@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ggext.rope.scaling import RopeScaling
     from ggext.runtime.live_table import LiveTable
 
-#: Questions on a text. One is some tokens beside a text of thousands, and each makes a loss surer.
+#: Questions on a text. One is some tokens next to a text of thousands, and each makes a loss surer.
 _NEEDLES = 16
 #: Made texts to judge on have their own numbers, however many the search took.
 _HELD_OUT = 1 << 16

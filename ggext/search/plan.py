@@ -13,7 +13,7 @@ from ggext.search.options import SearchOptions
 
 #: Tables, texts to search on, texts to judge on: the first that the budget allows.
 _SIZES = ((40, 16, 32), (40, 8, 32), (36, 6, 16), (32, 4, 16), (24, 4, 12), (16, 2, 10))
-#: Questions after a text, their answers and what llama.cpp does besides.
+#: Questions after a text, their answers and what else llama.cpp does.
 _OVERHEAD = 1.15
 
 

@@ -56,7 +56,7 @@ class TuneOptions:
     type: str = "auto"
     # Whether the small GGUF file is written too.
     adapter: bool = False
-    # Goes on from the last checkpoint in `out`.
+    # Continues from the last checkpoint in `out`.
     resume: bool = False
     # Seconds that the evaluation may take, and texts for each of its figures (None: what fits).
     evaluation_seconds: float = 600.0

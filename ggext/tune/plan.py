@@ -43,9 +43,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """``folder``: the checkpoint. ``rope``: the final one. ``notes``: lines for the user."""
+    """What a run will train, and what that takes."""
 
+    # The checkpoint.
     folder: Path
+    # The final one.
     rope: WantedRope
     stages: tuple[Stage, ...]
     rows: RowOptions
@@ -56,6 +58,7 @@ class TunePlan:
     trained: int
     # Bytes that training needs in each process, about.
     memory: int
+    # Lines for the user.
     notes: tuple[str, ...]
 
     @property

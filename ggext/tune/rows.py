@@ -1,7 +1,7 @@
 """What a step is trained on: long rows, rows with a jump in their positions (PoSE), short rows.
 
 A row holds one document, or a part of one: documents never see each other. All of it is a function
-of the seed and of the place in the run, so that a run that was interrupted goes on with the same.
+of the seed and of the place in the run, so that a run that was interrupted continues with the same.
 """
 
 from __future__ import annotations

@@ -165,7 +165,9 @@ class Tuning:
         adapter: tuple[Path, ...] = ()
         if self.options.adapter:
             adapter = small_file(self.plan, tuned, gguf, kind)
-        held_out = (self._encoder.render(document)[0] for document in self._split.held_out)
+        # Of a chat the user's words are not learned, so perplexity is measured on plain text.
+        plain = [document for document in self._split.held_out if not document.messages]
+        held_out = (self._encoder.render(one)[0] for one in plain or self._split.held_out)
         texts = self.folder.write_held_out(held_out)
         report, verdict = evaluate(self.plan, gguf, self.folder, texts, self.options, progress)
         return Finished(

@@ -66,13 +66,13 @@ class RunFolder:
     ) -> None:
         if not resume:
             raise OutputError(
-                f"{self.path} holds a run already: --resume goes on with it, or name another folder"
+                f"{self.path} holds a run already: --resume continues it, or name another folder"
             )
         now = json.loads(json.dumps(request))
         for key in sorted(before.keys() | now.keys()):
             if before.get(key) != now.get(key):
                 raise UsageError(
-                    f"{self.path} was begun with {key} {before.get(key)!r:.80}, and this run has "
+                    f"{self.path} was started with {key} {before.get(key)!r:.80}, and this run has "
                     f"{now.get(key)!r:.80}: ask for the same, or name another folder"
                 )
 

@@ -116,8 +116,8 @@ def tables_in(model: Any, context: int) -> Iterator[tuple[str, RopeTable]]:
 def set_context(config: Any, wanted: WantedRope) -> None:
     """The scaling in a configuration of transformers, in full, before a model is made from it.
 
-    The base and the original context stand beside the method: without the first transformers fails,
-    without the second it takes ``max_position_embeddings``, which is the new length, for it.
+    The base and the original context stand next to the method: without the first transformers
+    fails, without the second it takes ``max_position_embeddings``, which is the new length, for it.
     """
     from ggext.proof.reference import set_rope
 

@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from ggext.cli import main
 
 pytest.importorskip("llama_cpp")
 pytest.importorskip("rich")
@@ -157,3 +160,18 @@ def test_an_interrupt_ends_verify_and_is_never_a_verdict(demo_gguf: Path) -> Non
             if output != whole.stdout or process.returncode:
                 # -SIGINT: Python had not yet come to our first line; a shell says 130 to both
                 assert process.returncode in (130, -signal.SIGINT)
+
+
+@pytest.mark.parametrize("command", ["show", "inspect", "plan", "verify", "chat", "eval", "undo"])
+def test_a_checkpoints_name_is_no_file(command: str) -> None:
+    done = CliRunner().invoke(main, [command, "demo"])
+    assert done.exit_code == 2
+    assert "demo is a checkpoint; ggext convert demo makes a .gguf file of it" in done.stderr
+
+
+@needs_full
+@pytest.mark.parametrize("command", ["verify", "inspect", "plan"])
+def test_who_cannot_be_told_of_progress_still_gets_the_answer(
+    demo_gguf: Path, command: str
+) -> None:
+    assert sh([command, str(demo_gguf)], "2>/dev/full").returncode == 0

@@ -163,10 +163,10 @@ def session_sizes(path: Path, options: dict[str, Any]) -> Allocated:
 
     with (
         Model.open(path, gpu_layers=0) as model,
-        llama.listening(llama.Log(None)) as log,
+        llama.listening(llama.Log(None)),
         Session(model, SessionOptions(**options)),
     ):
-        return logged_sizes(model.size, log)
+        return logged_sizes(model.size, llama.current_log())
 
 
 def test_the_placement_reuses_what_is_free_and_what_is_read_last() -> None:

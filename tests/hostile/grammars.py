@@ -240,6 +240,8 @@ def random_value(chance: random.Random, keyword: str, depth: int) -> Any:
     if chance.random() < 0.3:
         return chance.choice(VALUES)
     schema = random_schema(chance, depth + 1)
+    if keyword == "required":
+        return chance.choice((["a"], ["a", "b", "c"], [[1]], [{}, "a"], "a", [None]))
     if keyword in ("anyOf", "oneOf", "allOf", "prefixItems"):
         return [schema, random_schema(chance, depth + 1)]
     if keyword in ("properties", "patternProperties", "$defs"):

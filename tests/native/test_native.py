@@ -766,7 +766,7 @@ def test_a_thread_gets_what_was_logged_in_it() -> None:
 
 
 def test_a_log_is_bounded() -> None:
-    """What a stranger's file makes llama.cpp log, and nobody reads."""
+    """What a stranger's file makes llama.cpp log, and no one reads."""
     for number in range(5000):
         add_to_log(3, b"%d" % number + b"x" * 500, None)
     add_to_log(3, b"y" * (1 << 20), None)

@@ -47,6 +47,7 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
         ("gemma2-27b", 5e-8),
         ("gemma3_text", 5e-7),
         ("gemma3_text-linear", 5e-7),
+        ("gemma4_text", 2e-7),
         ("gpt_neox", 5e-9),
         ("gpt_neox-serial", 5e-9),
         ("phi", 5e-9),
@@ -124,6 +125,7 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
         ("mistral", "mistral3"),
         ("mistral4", "mistral3"),
         ("llama4_text", "llama4"),
+        ("gemma4_text", "gemma4"),
     ],
 )
 def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ggext.errors import RopeError
 from ggext.rope.config import CheckpointRope, read_rope, read_ropes
-from ggext.rope.decode import decode
+from ggext.rope.decode import decode, decode_sliding, turning_pairs
 from ggext.rope.encode import encode
 from ggext.rope.methods import make_table, make_tables
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
@@ -345,6 +345,44 @@ def test_the_yarn_that_qwen_3_5s_card_tells_is_exact(shared: Path) -> None:
     assert table.inv_freq == pytest.approx(inv_freq, rel=1e-6, abs=0)
     assert table.attention_factor == pytest.approx(gain, rel=1e-6)
     assert table.context == 1_048_576
+
+
+@pytest.mark.shared("configs")
+def test_yarn_over_gemma_4s_proportional_rope_is_exact(shared: Path) -> None:
+    """The quarter of the pairs that turns is the model's: transformers' YaRN over it, the others
+    still, and the windows' layers with heads and a base of their own as they were."""
+    config = json.loads((shared / "configs" / "gemma-4-26B-A4B.json").read_text())
+    geometry = read_rope(config, "neox").geometry
+    assert (geometry.n_rot, geometry.turning) == (512, 64)
+    assert (geometry.sliding_n_rot, geometry.sliding_base) == (256, 1e4)
+    encoding = encode(RopeScaling("yarn", factor=4), geometry, "gemma4")
+    assert (encoding.name, encoding.exactness.is_exact) == ("keys", True)
+    config["text_config"]["rope_parameters"]["full_attention"] = {
+        "rope_type": "yarn",
+        "rope_theta": 1e6,
+        "factor": 4.0,
+        "original_max_position_embeddings": 262144,
+    }
+    tables = judged(config, ("gemma4", "Gemma4TextRotaryEmbedding"))
+    inv_freq, gain = tables["full_attention"]
+    table = decode(encoding.keys, encoding.tensors, "gemma4")
+    assert table.inv_freq[:64] == pytest.approx(inv_freq[:64], rel=1e-6, abs=0)
+    assert max(table.inv_freq[64:]) <= 1e-30
+    assert table.attention_factor == pytest.approx(gain, rel=1e-6)
+    sliding = decode_sliding({**encoding.keys, "attention.sliding_window": 1024}, "gemma4")
+    assert sliding is not None
+    assert sliding.inv_freq == pytest.approx(tables["sliding_attention"][0], rel=1e-6, abs=0)
+    assert sliding.attention_factor == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("factors", "turning"),
+    [([1.0, 1.0, 1e30], 2), ([1.0, 1.0], 2), ([1e30], 0), ([1.0, 2.0], None), ([1e30, 1.0], None)],
+)
+def test_pairs_that_turn_are_read_from_the_factors(
+    factors: list[float], turning: int | None
+) -> None:
+    assert turning_pairs(factors) == turning
 
 
 def test_a_second_base_is_not_passed_over() -> None:

@@ -63,7 +63,7 @@ def test_where_the_memory_does_not_hold_a_text_what_stands_out_of_it_stays(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert chosen(model, 100_000_000) == "compress"
-    monkeypatch.setattr(capacity, "free_memory", lambda: None)  # nobody knows
+    monkeypatch.setattr(capacity, "free_memory", lambda: None)  # no one knows
     assert machine.free_memory is not capacity.free_memory
     assert chosen(model, 100_000_000) == "landmark"
 

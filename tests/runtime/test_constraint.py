@@ -230,6 +230,8 @@ def test_a_keyword_as_the_name_of_a_property_is_none() -> None:
             },
             "more than 200 schemas",
         ),
+        ({"properties": {"a": {}}, "required": [[1]]}, "required"),
+        ({"properties": {"a": {}}, "required": [{}, "a"]}, "required"),
         ({"properties": {f"a{i}": {} for i in range(3001)}}, "more than 3,000 properties"),
         (
             {"allOf": [{"properties": {f"{j}{i}": {} for i in range(999)}} for j in "abcd"]},

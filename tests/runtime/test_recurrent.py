@@ -11,6 +11,7 @@ import pytest
 from tiny_gguf import write_random
 
 from ggext.errors import ModelError
+from ggext.runtime.auto import open_session
 from ggext.runtime.engine import Model, Session, SessionOptions
 from ggext.runtime.memory import POLICIES, MemoryOptions
 from ggext.runtime.prefixes import Prefixes
@@ -35,7 +36,11 @@ def model(
 
 
 def opened(model: Model, **memory: object) -> Session:
-    options = SessionOptions(
+    return Session(model, opened_options(**memory))
+
+
+def opened_options(**memory: object) -> SessionOptions:
+    return SessionOptions(
         n_ctx=CONTEXT,
         n_batch=32,
         threads=1,
@@ -43,7 +48,6 @@ def opened(model: Model, **memory: object) -> Session:
         flash_attention=False,
         memory=MemoryOptions(**memory),  # type: ignore[arg-type]
     )
-    return Session(model, options)
 
 
 def of_a_new_session(model: Model, tokens: list[int]) -> np.ndarray:
@@ -96,6 +100,21 @@ def test_any_walk_ends_in_the_logits_of_its_text(model: Model) -> None:
             assert list(session.tokens) == text
             difference = session.last_logits() - of_a_new_session(model, text)
             assert np.abs(difference).max() <= CLOSE
+
+
+def test_a_side_request_leaves_the_state_of_the_long_text(model: Model) -> None:
+    with Session(model, opened_options(), Prefixes()) as session:
+        session.evaluate(IDS[:200])
+        session.evaluate([9] * 50)
+        text = [*IDS[:200], 4, 5]
+        session.evaluate(text)
+        assert np.abs(session.last_logits() - of_a_new_session(model, text)).max() <= CLOSE
+
+
+def test_auto_takes_what_needs_no_part_of_a_state(model: Model) -> None:
+    session, chosen = open_session(model, SessionOptions(n_ctx=CONTEXT, threads=1), Prefixes(), 0)
+    session.close()
+    assert chosen.policy in ("recompute", "turns")
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"stop", "recompute"}))

@@ -19,7 +19,7 @@ from ggext.runtime.threads import Threads  # noqa: E402
 
 
 class Machine:
-    """Seconds that have passed, the cores that are idle, and how often somebody looked."""
+    """Seconds that have passed, the cores that are idle, and how often someone looked."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.idle, self.looks = 0.0, 4, 0
@@ -28,7 +28,7 @@ class Machine:
         monkeypatch.setattr(defaults, "threads_now", self.threads_now)
 
     def threads_now(self, most: int, since: CoreUse | None = None) -> int:
-        assert since is not None  # nobody waits for an observation
+        assert since is not None  # no one waits for an observation
         self.looks += 1
         return min(most, self.idle)
 
@@ -64,7 +64,7 @@ def test_nobody_looks_often_or_at_what_was_long_ago(machine: Machine) -> None:
 
 @pytest.mark.parametrize("most", [0, 1])
 def test_what_somebody_chose_stays(machine: Machine, most: int) -> None:
-    counted = Threads(2, most, lambda _: pytest.fail("somebody chose"))
+    counted = Threads(2, most, lambda _: pytest.fail("someone chose"))
     for _ in range(5):
         counted.look()
         machine.now += 2.5

@@ -105,12 +105,12 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
 
 
 def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model: Model) -> None:
-    """Ten tokens of it are cut, and so its windows are those of an earlier place."""
+    """Half of it is cut, so its windows are those of an earlier place, of which there is a copy."""
     text, other = TEXT[:600], TEXT[1000:1100]
     with Session(model, options(), Prefixes()) as session, Session(model, options()) as fresh:
         session.evaluate(text)
         assert session.evaluate(other).reused == 0
-        assert session.evaluate([*text[:590], *other]).reused >= 500
+        assert session.evaluate([*text[:300], *other]).reused >= 200
         assert same(session, fresh)
 
 

@@ -67,7 +67,7 @@ def small_config(model_type: str, **config: Any) -> Any:
         for key, value in (SIZES | config).items()
         if value is not None or key not in SIZES
     }
-    if model_type in ("mpt", "bloom"):  # whose classes take no other names beside their own
+    if model_type in ("mpt", "bloom"):  # whose classes take no other names next to their own
         values = {k: v for k, v in values.items() if k not in _OTHER_NAMES}
     vision = values.pop("vision_config", None)
     if vision is None:

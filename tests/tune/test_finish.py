@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import little_chats
 import numpy as np
 import pytest
 
@@ -158,10 +159,13 @@ def test_more_than_plain_lora_is_refused(
         write_adapter(folder, tuned.plan.folder, tmp_path / "base.gguf", tmp_path / "out.gguf")
 
 
-def test_a_whole_run_ends_with_a_report(options: Make) -> None:
+def test_a_whole_run_ends_with_a_report(options: Make, tmp_path: Path) -> None:
     """YaRN by 2 works untuned, and one step of a tiny rate changes next to nothing."""
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(little_chats.lines(12, 256, seed=1, texts=True)))
     made = options(
         model=Path("demo"),
+        texts=(texts,),
         scaling=RopeScaling("yarn", factor=2.0),
         rows="pose",
         steps=1,
@@ -181,3 +185,25 @@ def test_a_whole_run_ends_with_a_report(options: Make) -> None:
     assert report["outcome"] == done.verdict.outcome
     assert (run.folder.path / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert np.isfinite(done.proofs[1].difference.frequency_error)
+
+
+def test_a_kept_state_is_of_one_adapter(tuned: Tuning, tmp_path: Path) -> None:
+    """The cached keys and values are made with it: without it they would be wrong, and unseen."""
+    from ggext.runtime import store
+    from ggext.runtime.context import SessionOptions
+    from ggext.runtime.engine import Model, Session
+    from ggext.tune.adapter import write_adapter
+
+    base, adapter, state = (tmp_path / name for name in ("base.gguf", "adapter.gguf", "state"))
+    convert(ConvertOptions(tuned.plan.folder, base, tuned.plan.rope.scaling))
+    write_adapter(tuned.folder.stage(1) / "final", tuned.plan.folder, base, adapter)
+    with Model.open(base, 0) as model:
+        with Session(model, SessionOptions(n_ctx=64, adapter=adapter)) as session:
+            session.evaluate(TOKENS[:20])
+            store.save(state, session, store.session_key(session))
+            assert store.restore(state, session, store.session_key(session)) == 20
+        with (
+            Session(model, SessionOptions(n_ctx=64)) as session,
+            pytest.raises(store.StateError),
+        ):
+            store.restore(state, session, store.session_key(session))

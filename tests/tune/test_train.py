@@ -58,7 +58,7 @@ def test_stages_have_each_their_factor_from_the_pretrained_length(options: Make)
 
 def test_another_request_does_not_go_on(options: Make) -> None:
     losses(options(), stop_after=1)
-    with pytest.raises(UsageError, match=r"was begun with learning_rate 0\.001"):
+    with pytest.raises(UsageError, match=r"was started with learning_rate 0\.001"):
         Tuning(options(resume=True, learning_rate=2e-3)).begin()
     with pytest.raises(OutputError, match="holds a run already"):
         Tuning(options()).begin()

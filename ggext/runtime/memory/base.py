@@ -29,11 +29,11 @@ _LEAST_BATCH = 16
 
 
 class Gone:
-    """Tokens that left the cache, from behind its first ``start``: their ``count`` and a digest of
+    """Tokens that left the cache, after its first ``start``: their ``count`` and a digest of
     their values, so that a text can be recognized without keeping it.
 
     The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on:
-    ``digest`` of the whole blocks, and the ``rest`` behind them.
+    ``digest`` of the whole blocks, and the ``rest`` after them.
     """
 
     BLOCK = 256
@@ -60,7 +60,7 @@ class Gone:
         return self.start, self.count, self.digest, self.rest
 
     def add(self, start: int, tokens: Sequence[int]) -> None:
-        """These tokens left, from behind the first `start`."""
+        """These tokens left, after the first `start`."""
         self.start = start
         self.count += len(tokens)
         self.rest.extend(tokens)
@@ -71,7 +71,7 @@ class Gone:
         del self.rest[:whole]
 
     def found_in(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` has them where they were, and goes on behind them."""
+        """Whether `wanted` has them where they were, and goes on after them."""
         end = self.start + self.count
         if not self.count or len(wanted) <= end:
             return False
@@ -107,7 +107,7 @@ class Memory(ABC):
         self.left_before = 0
 
     def batches(self, tokens: Sequence[int], start: int) -> Iterator[list[int]]:
-        """Tokens that stand behind `start` others of a text, in what is appended at once."""
+        """Tokens that stand after `start` others of a text, in what is appended at once."""
         return self.cache.batches.split(tokens, start, self.batch)
 
     @abstractmethod
@@ -140,7 +140,7 @@ class Memory(ABC):
         return kept
 
     def forget(self) -> None:
-        """Nothing is behind the first tokens any more."""
+        """Nothing is after the first tokens any more."""
         self.left_before += self.gone.count
         self.gone = Gone()
 
@@ -149,7 +149,8 @@ class Memory(ABC):
         self.gone = Gone()
 
     def account(self) -> dict[str, Any]:
-        """For JSON: what `resume` needs to know beside the tokens, the cells and the blocks."""
+        """For JSON: what `resume` needs to know in addition to the tokens, the cells and the
+        blocks."""
         return {}
 
     def blocks_outside(self) -> Iterator[bytes]:
@@ -162,8 +163,8 @@ class Memory(ABC):
         return Layout([*range(count)], [*range(count)])
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:  # noqa: B027 - most have nothing outside
-        """Goes on from what `account` and `blocks_outside` told, of which `layout` was asked, over
-        the cells of that time. Raises ModelError."""
+        """Continues from what `account` and `blocks_outside` returned, of which `layout` was asked,
+        over the cells of that time. Raises ModelError."""
 
 
 class Window(Memory):
@@ -189,7 +190,7 @@ class Window(Memory):
                 f"tokens that leave at once and {least} that are read at once need a context of "
                 f"{needed} tokens or more, not {cache.n_ctx}"
             )
-        # When tokens must leave there are more than `evict` of them behind the sinks: whatever a
+        # When tokens must leave there are more than `evict` of them after the sinks: whatever a
         # batch makes of a window that was not quite full.
         self.batch = min(cache.n_batch, self.evict, window - self.evict)
 
@@ -215,7 +216,7 @@ class Window(Memory):
         if self.reserved and self.gone.count:
             self.cache.remove(
                 len(self.cache.tokens), -1
-            )  # what the policy put behind the first tokens
+            )  # what the policy put after the first tokens
         super().forget()
 
     def blocks(self, start: int, end: int) -> Iterator[KvBlock]:

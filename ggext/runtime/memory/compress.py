@@ -6,7 +6,7 @@ head's keys. It needs no second reading of the text and no attention scores. Her
 standardized in each head, averaged over heads and layers, and then over neighbours, because a fact
 is a run of tokens. (Published methods choose for each head, which this cache cannot.)
 
-The tokens that stay close up behind the first ones. They are counted as tokens that have left, for
+The tokens that stay close up after the first ones. They are counted as tokens that have left, for
 the text in the cache is no longer whole; the most recent tokens are never touched.
 """
 
@@ -101,7 +101,7 @@ class Compress(Memory):
         self.selected = account["selected"] if self.gone.count else 0
 
     def _scores(self) -> NDArray[np.float64]:
-        """How much each cell behind the first tokens stands out, (n_cells,)."""
+        """How much each cell after the first tokens stands out, (n_cells,)."""
         import numpy as np
 
         sums = sum(

@@ -1,5 +1,5 @@
-"""recompute: the same window as stream, its keys and values evaluated anew from its tokens whenever
-it slides.
+"""recompute: the same window as stream, its keys and values evaluated again from its tokens
+whenever it slides.
 
 The dense baseline of StreamingLLM, and the oracle for stream. Works with every file.
 """

@@ -2,7 +2,7 @@
 2024).
 
 The model meets no position beyond those that the file is made for: whenever they run out, the
-oldest tokens that still have a position each are grouped, ``group`` to a position, and all behind
+oldest tokens that still have a position each are grouped, ``group`` to a position, and all after
 them move down. The nearest half of the positions is never grouped.
 """
 
