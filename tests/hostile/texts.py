@@ -89,9 +89,9 @@ def differs(path: Path, texts: list[str]) -> list[str]:
     cuts: list[str] = []
     cut = long_text._cut_anywhere
 
-    def counted(window: str, tokenize: long_text.Tokenize) -> tuple[list[int], int]:
+    def counted(window: str, tokenize: long_text.Tokenize, most: int) -> tuple[list[int], int]:
         cuts.append(window)
-        return cut(window, tokenize)
+        return cut(window, tokenize, most)
 
     long_text._cut_anywhere = counted
 
