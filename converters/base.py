@@ -40,8 +40,9 @@ class TensorRule:
     transposed: bool = False
     # The shape that the values are then read in: the same number of values.
     view: tuple[int, ...] | None = None
-    # For each written row the row that it is, which may be a part of them. All dimensions but the
-    # last are taken together; of a one-dimensional tensor these are its values.
+    # For each written row the row that it is; where these are a part of them, `written` says the
+    # shape. All dimensions but the last are taken together; of a one-dimensional tensor these are
+    # its values.
     rows: RowOrder | None = None
     # The same within each row.
     columns: RowOrder | None = None

@@ -157,13 +157,14 @@ class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
         betas and alphas stay so."""
         n, inner = self.n_state, self.n_state * self.n_values
         sizes = (self.n_keys, n, inner // self.n_keys)
-        for target, part in (("attn_qkv", "qkv"), ("attn_gate", "z")):
+        for target, part, rows in (("attn_qkv", "qkv", self.channels), ("attn_gate", "z", inner)):
             yield weight(
                 f"{module}.in_proj_qkvz",
                 self.channels + inner,
                 self.n_embd,
                 target=f"{block}.{target}.weight",
                 rows=partial(rows_of_part, part, *sizes),
+                written=(rows, self.n_embd),
             )
         yield weight(f"{module}.in_proj_ba", 2 * self.n_values, self.n_embd)
         yield weight(

@@ -79,7 +79,7 @@ def verify(
     check("levels", levels, Collection[str] | None)
     reference = named_model(reference) if reference is not None else None
     if tolerance is not None and tolerance < 0:
-        raise UsageError(f"tolerance={tolerance:g} cannot be meant; a KL divergence is 0 or more")
+        raise UsageError(f"tolerance={tolerance:g}, but a KL divergence is 0 or more")
     chosen, notes = _chosen(levels, reference, require_shift_safe)
     missing = _missing_runtime() if chosen & _NEED_LLAMA_CPP else None
     if missing is not None:

@@ -104,8 +104,6 @@ class MappedTensor:
         if rule.written is not None:
             return rule.written
         shape = _rearranged(rule)
-        if rule.rows is not None and len(shape) > 1:
-            return (len(rule.rows()), shape[-1])
         return (len(self.tensors), *shape) if len(self.tensors) > 1 else shape
 
     def stored(self) -> list[tuple[Path, int, int]]:

@@ -227,6 +227,11 @@ def _call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
     return RopeCall(whole[1], whole[2], whole[4], base, scale, ext, attn, fast, slow, factors)
 
 
+def rope_of(node: Tensor) -> RopeCall:
+    """The parameters of a ROPE node, without its factors."""
+    return _call_of(node, None)
+
+
 def set_rope(node: Tensor, call: RopeCall) -> None:
     """Has a ROPE node that is not computed yet computed with the scaling of ``call``; which
     dimensions turn, by which base, stays as llama.cpp made it."""

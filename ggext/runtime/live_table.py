@@ -14,7 +14,7 @@ from ggext.rope import methods
 from ggext.rope.decode import geometry_of, layer_kinds
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime import llama
-from ggext.runtime.ggml import RopeCall, Tensor, library, set_rope
+from ggext.runtime.ggml import RopeCall, Tensor, library, rope_of, set_rope
 
 
 class LiveTable:
@@ -29,6 +29,8 @@ class LiveTable:
         self._geometry = geometry_of(header.arch_keys(), header.arch)
         self._layers = layer_kinds(header.arch_keys(), header.arch)
         self._call: RopeCall | None = None
+        # What llama.cpp itself gave each operation: it uses a graph of the same shape again.
+        self._own: dict[str, RopeCall] = {}
         #: What is in use.
         self.scaling: RopeScaling | None = None
         self._error: BaseException | None = None
@@ -71,17 +73,23 @@ class LiveTable:
 
     def _see(self, address: int, ask: bool, _user_data: object) -> bool:
         """Needs no node's result, so that nothing is computed by itself."""
-        if ask and self._call is not None:
+        if ask and (self._call is not None or self._own):
             try:
-                self._change(address, self._call)
+                self._change(address)
             except BaseException as error:  # noqa: BLE001 - `check` raises it
                 self._error = error
         return not ask
 
-    def _change(self, address: int, call: RopeCall) -> None:
+    def _change(self, address: int) -> None:
         node = Tensor.from_address(address)
         if self._ggml.ggml_op_name(node.op) != b"ROPE":
             return
-        layer = layer_of_node(node.name.decode("utf-8", "replace"))
-        if layer >= len(self._layers) or self._layers[layer] == "scaled":
+        name = node.name.decode("utf-8", "replace")
+        layer = layer_of_node(name)
+        if layer < len(self._layers) and self._layers[layer] != "scaled":
+            return
+        call = self._call or self._own.get(name)
+        if call is not None:
+            # The first graph that has the operation is as llama.cpp made it.
+            self._own.setdefault(name, rope_of(node))
             set_rope(node, call)

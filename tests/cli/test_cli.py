@@ -165,7 +165,7 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
         ),
         (
             ["verify", "{gguf}", "--tolerance", "-1"],
-            "--tolerance is -1; a KL divergence is 0 or more",
+            "--tolerance -1, but a KL divergence is 0 or more",
         ),
         (["verify", "{gguf}", "--reference", "{gguf}"], "is a file, not a checkpoint"),
         (

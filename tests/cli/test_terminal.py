@@ -199,6 +199,7 @@ def test_a_whole_chat_by_its_transcript(chat_gguf: Path, story: Path, tmp_path: 
         ),
         "used: questions 306, answers 6, template 4",
         "KV cache: 0.2 of 0.8 MiB, 768 bytes a token",
+        "computed with 256 tokens at once at most, 1 thread, flash attention off",
         "",
         ">",
     ]

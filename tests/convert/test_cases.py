@@ -20,7 +20,7 @@ REFUSED = {
     "A05-consolidated-only": "Mistral's own format",
     "B03-unmerged-peft": "an adapter that is not merged",
     "B12-reward-model": "a classifier and not a language model",
-    "C02-mlx-quantized": "quantized by MLX",
+    "C02-mlx-quantized": "implies [64, 172]",  # no whole groups: MLX makes none such,
     "C04-adapter-folder": "is a LoRA adapter of 'some/base-model'",
     "C04b-adapter-with-config": "is a LoRA adapter of 'some/base-model'",
 }

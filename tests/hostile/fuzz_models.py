@@ -42,7 +42,7 @@ from hostile.mutations import Draft  # noqa: E402
 
 from ggext.errors import GgextError, GgufError  # noqa: E402
 
-_MEMORY = 6 << 30  # bytes of address space of a child
+_MEMORY = 6 << 30  # bytes of address space that a child may have more than it begins with
 _CPU, _WALL = 30, 200  # seconds a file; IQ1_M alone takes some
 _FILES_A_CHILD = 200
 #: Quantizations that ggext makes by itself, or that are none.
@@ -207,7 +207,9 @@ _FIRST_LOAD = "GGEXT_FIRST_LOAD"
 
 def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int) -> None:
     """A child's life: each case is announced, done, and its outcome said."""
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
+    most = _MEMORY + pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / f"{os.getpid()}.gguf"
     os.environ[_FIRST_LOAD] = "here"

@@ -144,6 +144,8 @@ def test_an_interrupt_ends_the_interpreter_at_once() -> None:
     code = (
         "import os, signal, threading\n"
         "from ggext.runtime.child import call\n"
+        # as in a terminal, whatever started the tests
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()\n"
         "call('dying:sleeps', timeout=600)\n"
     )

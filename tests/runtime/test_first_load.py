@@ -154,6 +154,8 @@ def test_an_interrupt_in_a_trial_leaves_nothing(path: Path) -> None:
         "        time.sleep(0.001)\n"
         "    print(next(iter(child._children)).pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
+        # as in a terminal, whatever started the tests
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "threading.Thread(target=interrupt).start()\n"
         "Model.open(sys.argv[1])\n"
     )

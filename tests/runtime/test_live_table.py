@@ -40,7 +40,9 @@ def test_a_live_table_gives_the_logits_of_the_baked_file(arch: str, tmp_path: Pa
         live = LiveTable(model.header)
         options = SessionOptions(**OPTIONS, eval_callback=live.callback)
         with Session(model, options) as session:
+            before = session.logits(TOKENS)
             live.use(YARN)
+            session.clear()
             found = session.logits(TOKENS)
             live.use(None)
             session.clear()
@@ -48,7 +50,9 @@ def test_a_live_table_gives_the_logits_of_the_baked_file(arch: str, tmp_path: Pa
     live.check()
     assert np.abs(unscaled - baked).max() > 0.01
     assert np.abs(found - baked).max() <= 1e-5 * np.abs(baked).max()
-    assert (back == unscaled).all()
+    assert (back == before).all()
+    # A graph that is watched is computed an operation at a time: the last bits differ.
+    assert np.abs(back - unscaled).max() <= 1e-5 * np.abs(unscaled).max()
 
 
 def test_a_gain_and_bounds_that_no_key_says(tmp_path: Path) -> None:

@@ -469,7 +469,8 @@ def test_keys_of_an_architecture_that_is_not_established_are_not_moved(
 ) -> None:
     monkeypatch.setattr("ggext.rope.capabilities.CAPABILITIES", {})
     with pytest.raises(
-        ModelError, match=r"stream moves cached keys: .*'llama'.* recompute works with every file"
+        ModelError,
+        match=r"when_full='stream' moves cached keys: .*'llama'.* recompute works with every file",
     ):
         Session(model, options("stream"))
     Session(model, options("recompute")).close()
