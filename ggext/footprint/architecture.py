@@ -222,6 +222,7 @@ def _states(read: _Numbers, layers: int, width: int) -> list[tuple[int, int]]:
         size = ((read.number("shortconv.l_cache", least=2) - 1) * width, 0)
     else:
         state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+        read.number("ssm.time_step_rank")  # which the graph is built with
         channels = inner + 2 * state * read.number("ssm.group_count")
         size = ((read.number("ssm.conv_kernel", least=2) - 1) * channels, state * inner)
     return [size if flag else (0, 0) for flag in recurs]

@@ -7,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import CheckpointError, MissingExtraError, first_line
+from ggext.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from ggext.rope import methods
 from ggext.rope.config_keys import PARAMETER_OF_KEY
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -22,8 +22,14 @@ _KEYS = {parameter: key for key, parameter in PARAMETER_OF_KEY.items()}
 
 
 def sample_tokens(model: Model, count: int) -> list[int]:
-    """``count`` tokens of the embedded document, repeated as often as it takes."""
+    """``count`` tokens of the embedded document, repeated as often as it takes. Raises ModelError
+    for a vocabulary that makes none of it."""
     ids = model.tokenize((files("ggext") / "data" / "document.txt").read_text("utf-8"))
+    if not ids:
+        raise ModelError(
+            f"{model.path}: its vocabulary makes no tokens of an English text, so that nothing can "
+            "be evaluated; convert the model again"
+        )
     return (ids * (count // len(ids) + 1))[:count]
 
 

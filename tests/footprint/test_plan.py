@@ -280,6 +280,15 @@ def test_headers_that_say_too_little_or_too_much(
         plan(path, PlanOptions(256, gpu_layers=0), FREE)
 
 
+@pytest.mark.parametrize("value", [[4, 4], "x", 0])
+def test_the_numbers_of_a_state_are_held_too(value: Any, tmp_path: Path) -> None:
+    """A KeyError or a TypeError of the graph, in a damaged file."""
+    change = {"qwen3next.ssm.time_step_rank": value}
+    path = tiny_gguf.write_random(tmp_path / "odd.gguf", "qwen3next", extra_keys=change)
+    with pytest.raises(GgufError, match="ssm.time_step_rank is"):
+        plan(path, PlanOptions(256, gpu_layers=0), FREE)
+
+
 @pytest.mark.parametrize("shape", ["mixtral-8x7b", "gemma-3-4b", "deepseek-v2-lite", "phi-3-mini"])
 def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
     """Any key with any value, any tensor missing: a plan, or an error that says what is wrong."""

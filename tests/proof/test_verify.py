@@ -7,6 +7,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,6 +219,15 @@ def test_numbers_that_are_none_fail(files: dict[str, Path], tmp_path: Path, valu
     report = verify(broken, levels=["graph"])
     assert not report.passed
     assert of_level(report, "graph")[0].value == math.inf
+
+
+def test_a_vocabulary_that_makes_no_tokens_is_named() -> None:
+    """A division by zero, of a damaged file."""
+    from ggext.proof.reference import sample_tokens
+
+    mute: Any = SimpleNamespace(path="mute.gguf", tokenize=lambda _: [])
+    with pytest.raises(ModelError, match="mute.gguf: its vocabulary makes no tokens"):
+        sample_tokens(mute, 5)
 
 
 def test_far_positions_need_no_long_prefill(tmp_path: Path) -> None:
