@@ -226,7 +226,7 @@ def test_a_vocabulary_that_makes_no_tokens_is_named() -> None:
     from ggext.proof.reference import sample_tokens
 
     mute: Any = SimpleNamespace(path="mute.gguf", tokenize=lambda _: [])
-    with pytest.raises(ModelError, match="mute.gguf: its vocabulary makes no tokens"):
+    with pytest.raises(ModelError, match=r"mute\.gguf: its vocabulary makes no tokens"):
         sample_tokens(mute, 5)
 
 
