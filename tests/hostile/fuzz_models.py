@@ -118,14 +118,13 @@ def importance(draft: Draft, draw: random.Random) -> bytes:
 
 
 def look(path: Path, quantization: Quantization) -> None:
-    """Does what the commands do with a file that they do not run: inspect, plan, verify, convert
-    (llama.cpp quantizes then), in place too. What was quantized is used."""
+    """Does what the commands do with a file that they do not run: inspect, plan, convert (llama.cpp
+    quantizes then), in place too. What was quantized is used."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.inplace import undo
     from ggext.inspect import inspect
     from ggext.plan import PlanOptions, plan
     from ggext.rope.scaling import RopeScaling
-    from ggext.verify import verify
 
     out, quantized = path.with_suffix(".out"), path.with_suffix(".quantized")
     yarn, matrix = RopeScaling("yarn", factor=4), None
@@ -136,7 +135,6 @@ def look(path: Path, quantization: Quantization) -> None:
     for command in (
         lambda: inspect(path).as_dict(),
         lambda: plan(path, PlanOptions(64)),
-        lambda: verify(path),
         lambda: convert(ConvertOptions(path, out, yarn)),
         lambda: convert(to_quantized),
         lambda: use(quantized),
