@@ -34,7 +34,6 @@ _TYPES: dict[int, tuple[str, Dtype]] = {
     1: ("<f2", "float16"),
     30: ("<u2", "bfloat16"),
 }
-_FLOATS = {0: "<f4", 1: "<f2"}
 
 
 class KeyRotation:
@@ -77,7 +76,7 @@ class KeyRotation:
         moved = self.moved(before, after.positions)
         worst = 0.0
         for kind, ours, theirs in zip(after.form.key_types, moved.keys, after.keys, strict=True):
-            have, wanted = elements(kind, ours), elements(kind, theirs)
+            have, wanted = _elements(kind, ours), _elements(kind, theirs)
             if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
                 return math.inf
             difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
@@ -108,16 +107,8 @@ class KeyRotation:
 
         return rotate(rows, positions, self._inv_freq, self._gain, self._layout, inverse=True)
 
-    def turned(
-        self, upright: NDArray[np.float32], positions: NDArray[np.int32]
-    ) -> NDArray[np.float32]:
-        """Keys as the cache has them at `positions`: what `upright` undoes, for one layer."""
-        from ggext.native import rotate
-
-        return rotate(upright, positions, self._inv_freq, self._gain, self._layout)
-
     def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
-        values = elements(kind, rows)
+        values = _elements(kind, rows)
         return values.reshape(len(values), -1, self._head_dim)
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
@@ -135,7 +126,7 @@ class KeyRotation:
         return values.reshape(len(values), -1, self._head_dim), dtype
 
 
-def elements(kind: int, rows: Any) -> NDArray[np.float32]:
+def _elements(kind: int, rows: Any) -> NDArray[np.float32]:
     """Rows of bytes as float32 (n_cells, n_values). Raises ModelError for a quantized type."""
     import numpy as np
 
@@ -147,15 +138,3 @@ def elements(kind: int, rows: Any) -> NDArray[np.float32]:
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
-
-
-def as_bytes(kind: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """What `elements` undoes: float32 (n_cells, ...) rounded to f16 or f32, as rows of bytes.
-    Raises ModelError."""
-    import numpy as np
-
-    if kind not in _FLOATS:
-        raise ModelError(f"averages cannot be kept as ggml type {kind}: use the kv type f16 or f32")
-    return (
-        np.ascontiguousarray(values.astype(_FLOATS[kind])).view(np.uint8).reshape(len(values), -1)
-    )
