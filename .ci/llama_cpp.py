@@ -38,8 +38,12 @@ def say(line: str) -> None:
 
 def requirement() -> str:
     """``llama-cpp-python==…`` as the extra `run` has it."""
-    project = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return next(r for r in project["optional-dependencies"]["run"] if r.startswith(NAME))
+    project = tomllib.loads(
+        (HERE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
+    return next(
+        r for r in project["optional-dependencies"]["run"] if r.startswith(NAME)
+    )
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -67,7 +71,9 @@ def gcc_version(command: list[str]) -> tuple[int, int] | None:
         text=True,
         check=False,
     )
-    macros = dict(re.findall(r"#define (__(?:GNUC|GNUC_MINOR|clang)__) (\d+)", done.stdout))
+    macros = dict(
+        re.findall(r"#define (__(?:GNUC|GNUC_MINOR|clang)__) (\d+)", done.stdout)
+    )
     if "__clang__" in macros or "__GNUC__" not in macros:
         return None
     return int(macros["__GNUC__"]), int(macros["__GNUC_MINOR__"])
@@ -82,7 +88,10 @@ def without_amx(command: list[str], has_amx: bool) -> tuple[bool, str]:
     gcc = gcc_version(command)
     if gcc is not None and gcc < SOUND_GCC:
         version = ".".join(map(str, gcc))
-        return True, f"AMX: off, because GCC {version} compiles its kernels wrongly (before 13.3)"
+        return (
+            True,
+            f"AMX: off, because GCC {version} compiles its kernels wrongly (before 13.3)",
+        )
     problem = probe_amx(command)
     if problem:
         return True, f"AMX: off, because a small product of tiles {problem}"
@@ -95,13 +104,19 @@ def probe_amx(command: list[str]) -> str:
         program = Path(folder, "probe")
         flags = ["-O3", "-mamx-tile", "-mamx-int8", "-o", str(program)]
         source = str(HERE / "amx_probe.cpp")
-        compiled = subprocess.run([*command, *flags, source], capture_output=True, check=False)
+        compiled = subprocess.run(
+            [*command, *flags, source], capture_output=True, check=False
+        )
         if compiled.returncode != 0:
             return "cannot be compiled"
         status = subprocess.run([program], check=False).returncode
     if status == 0:
         return ""
-    return f"ends with signal {-status}" if status < 0 else f"ends with exit status {status}"
+    return (
+        f"ends with signal {-status}"
+        if status < 0
+        else f"ends with exit status {status}"
+    )
 
 
 def additions(no_binary: bool) -> list[str]:
@@ -113,14 +128,18 @@ def additions(no_binary: bool) -> list[str]:
     if not no_binary:
         arguments += ["-DLLAVA_BUILD=OFF", "-DGGEXT_ENGINE_ONLY=ON"]
     if arguments:
-        arguments.append(f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={HERE / 'llama-cpp.cmake'}")
+        arguments.append(
+            f"-DCMAKE_PROJECT_llama_cpp_INCLUDE={HERE / 'llama-cpp.cmake'}"
+        )
     return arguments
 
 
 def environment(no_binary: bool) -> dict[str, str]:
     """CMAKE_ARGS: the user's first, so that what is added wins."""
     own = os.environ.get("CMAKE_ARGS", "")
-    return {"CMAKE_ARGS": " ".join([own, *map(shlex.quote, additions(no_binary))]).strip()}
+    return {
+        "CMAKE_ARGS": " ".join([own, *map(shlex.quote, additions(no_binary))]).strip()
+    }
 
 
 def pip(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
@@ -130,10 +149,16 @@ def pip(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
 
 def pip_settings() -> dict[str, str]:
     """pip's settings in force, from its files and the environment, by their names alone."""
-    listed = pip("config", "list", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    listed = pip(
+        "config", "list", stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ).stdout
     lines = (line.partition("=") for line in listed.splitlines())
     settings = {name.rpartition(".")[2]: value.strip("'\"") for name, _, value in lines}
-    own = {k[4:].lower().replace("_", "-"): v for k, v in os.environ.items() if k[:4] == "PIP_"}
+    own = {
+        k[4:].lower().replace("_", "-"): v
+        for k, v in os.environ.items()
+        if k[:4] == "PIP_"
+    }
     return {**settings, **own}
 
 
@@ -149,7 +174,9 @@ def is_offered(settings: dict[str, str]) -> bool:
         return False  # the package index has no wheels of this package
     with tempfile.TemporaryDirectory(prefix="ggext-wheel-") as folder:
         only = ["--no-deps", "--only-binary", NAME, "--dest", folder, requirement()]
-        return pip("download", *only, stdout=sys.stderr, stderr=sys.stderr).returncode == 0
+        return (
+            pip("download", *only, stdout=sys.stderr, stderr=sys.stderr).returncode == 0
+        )
 
 
 def is_installed() -> bool:
@@ -165,10 +192,16 @@ def is_installed() -> bool:
 def store() -> Path:
     """The folder of the wheel that would be built here now."""
     command = compiler()
-    version = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-    flags = {k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX")}
+    version = subprocess.run(
+        [*command, "--version"], capture_output=True, text=True, check=False
+    )
+    flags = {
+        k: os.environ.get(k, "") for k in ("CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX")
+    }
     arguments = [
-        a for a in environment(no_binary=False)["CMAKE_ARGS"].split() if "INCLUDE" not in a
+        a
+        for a in environment(no_binary=False)["CMAKE_ARGS"].split()
+        if "INCLUDE" not in a
     ]
     cmake = (HERE / "llama-cpp.cmake").read_text(encoding="utf-8")
     libc = [platform.machine(), *platform.libc_ver()]

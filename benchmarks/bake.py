@@ -27,7 +27,9 @@ from typing import NamedTuple
 
 WRITER = str(Path(__file__).with_name("large_gguf.py"))
 GGEXT = str(Path(sys.executable).with_name("ggext"))
-RESIDENT = 8 << 30  # files below this are read into the page cache before each contestant
+RESIDENT = (
+    8 << 30
+)  # files below this are read into the page cache before each contestant
 COPY = """
 import ctypes, llama_cpp, sys
 params = llama_cpp.llama_model_quantize_default_params()
@@ -120,7 +122,9 @@ def contestants(model: Path, out: Path) -> list[Contestant]:
 
 def measure(contestant: Contestant, model: Path) -> tuple[float, float, int]:
     """Seconds on the clock, seconds of processor time, and peak resident bytes."""
-    with model.open("rb") as file:  # moving extents drops cached pages; all find the same
+    with model.open(
+        "rb"
+    ) as file:  # moving extents drops cached pages; all find the same
         while model.stat().st_size < RESIDENT and file.read(1 << 20):
             pass
     os.sync()
@@ -162,7 +166,9 @@ def report(chosen: list[Contestant], model: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else ""
+    )
     parser.add_argument("--gb", type=float, default=1.9)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path.cwd())

@@ -43,7 +43,9 @@ def threads(model: Model, text: str) -> None:
             session.evaluate(tokens)
             start = time.perf_counter()
             made = len(list(session.generate(Sampling(temperature=0), 40)))
-            print(f"{count} threads: {made / (time.perf_counter() - start):.1f} tokens a second")
+            print(
+                f"{count} threads: {made / (time.perf_counter() - start):.1f} tokens a second"
+            )
 
 
 if __name__ == "__main__":

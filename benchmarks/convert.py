@@ -51,7 +51,11 @@ HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 4, 32_000
 TYPES = ("f16", "bf16", "q8_0")
 TOKENIZER = Path(__file__).resolve().parents[2] / "shared" / "tokenizers" / "llama2"
 #: What issue 4 asks for: of upstream's wall time, and of cp's.
-TARGETS = {"f16": ("upstream f16", 0.30), "q8_0": ("upstream q8_0", 0.40), "bf16": ("cp", 1.15)}
+TARGETS = {
+    "f16": ("upstream f16", 0.30),
+    "q8_0": ("upstream q8_0", 0.40),
+    "bf16": ("cp", 1.15),
+}
 MAX_RSS = 200 << 20
 #: Of its CPU time, what cp takes where the page cache takes all that it writes and a core is free.
 UNDISTURBED = 1.25
@@ -144,7 +148,9 @@ def make_checkpoint(folder: Path, gigabytes: float, tokenizer: Path) -> int:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": weight_map})
     )
-    return sum(2 * int(np.prod(shape)) for shapes in halves for shape in shapes.values())
+    return sum(
+        2 * int(np.prod(shape)) for shapes in halves for shape in shapes.values()
+    )
 
 
 def write_shard(
@@ -172,14 +178,18 @@ def weights(count: int, generator: np.random.Generator) -> np.ndarray:
     return bits & np.uint16(0x807F) | (103 + (bits >> 7) % 24 << 7).astype(np.uint16)
 
 
-def contestants(options: argparse.Namespace, checkpoint: Path, work: Path) -> Iterator[Contestant]:
+def contestants(
+    options: argparse.Namespace, checkpoint: Path, work: Path
+) -> Iterator[Contestant]:
     copy = work / "copy"
     shards = sorted(map(str, checkpoint.glob("*.safetensors")))
     yield Contestant("cp", ["cp", *shards, str(copy)], copy)
     yield Contestant("start", [sys.executable, "-c", "pass"], copy)
     yield Contestant("numpy", [sys.executable, "-c", "import numpy"], copy)
     yield Contestant(
-        "bare", [sys.executable, "-c", BARE_COPY, str(work / "bare"), *shards], work / "bare"
+        "bare",
+        [sys.executable, "-c", BARE_COPY, str(work / "bare"), *shards],
+        work / "bare",
     )
     ggext = [str(Path(sys.executable).with_name("ggext")), "convert", str(checkpoint)]
     for kind in options.types:
@@ -258,7 +268,8 @@ def fingerprints(path: Path) -> dict[str, tuple[int, int]]:
     """Each tensor's type and checksum."""
     gguf = read_gguf(path)
     return {
-        name: (info.type, zlib.crc32(gguf.tensor_data(name))) for name, info in gguf.tensors.items()
+        name: (info.type, zlib.crc32(gguf.tensor_data(name)))
+        for name, info in gguf.tensors.items()
     }
 
 
@@ -303,7 +314,11 @@ def measure(
 def compare(
     ours: dict[str, tuple[int, int]], theirs: dict[str, tuple[int, int]], kind: str
 ) -> None:
-    other = [name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)]
+    other = [
+        name
+        for name in ours.keys() | theirs.keys()
+        if ours.get(name) != theirs.get(name)
+    ]
     said = (
         f"{len(other)} differ, first {min(other)}"
         if other
@@ -331,14 +346,19 @@ def report(runs: dict[str, list[Run]], syncs: list[float], nbytes: int) -> None:
                 f"≤ {target:.2f}: {'met' if value <= target else 'MISSED'}",
             )
         times = " ".join(f"{run.seconds:.2f}" for run in own)
-        rss, anonymous = max(run.rss for run in own) / 1e6, max(run.anonymous for run in own) / 1e6
+        rss, anonymous = (
+            max(run.rss for run in own) / 1e6,
+            max(run.anonymous for run in own) / 1e6,
+        )
         cpu = statistics.median(r.cpu for r in own)
         print(
             f"| {name} | {statistics.median(r.seconds for r in own):.2f} | {cpu:.2f} | {times} | "
             f"{ratio} | {aim} | "
             f"{rss:.0f} | {anonymous:.0f} |"
         )
-    worst = max(run.rss for name, own in runs.items() if name.startswith("ggext") for run in own)
+    worst = max(
+        run.rss for name, own in runs.items() if name.startswith("ggext") for run in own
+    )
     print(
         f"\nmemory: at most {worst / 1e6:.0f} MB resident, "
         f"{'met' if worst <= MAX_RSS else 'MISSED'} (200 MB); "
@@ -355,7 +375,10 @@ def report(runs: dict[str, list[Run]], syncs: list[float], nbytes: int) -> None:
 
 def told_apart(cp: list[Run], ggext: list[Run]) -> None:
     """The ratio in rounds in which cp waited, and in which it did not."""
-    for waited, words in ((False, "cp did not wait"), (True, "cp waited for the disk or a core")):
+    for waited, words in (
+        (False, "cp did not wait"),
+        (True, "cp waited for the disk or a core"),
+    ):
         pairs = [
             (a, b)
             for a, b in zip(ggext, cp, strict=True)
@@ -363,19 +386,29 @@ def told_apart(cp: list[Run], ggext: list[Run]) -> None:
         ]
         if pairs:
             ratio = statistics.median(a.seconds / b.seconds for a, b in pairs)
-            print(f"ggext bf16 / cp, {words}: {ratio:.2f}, the median of {len(pairs)} rounds")
+            print(
+                f"ggext bf16 / cp, {words}: {ratio:.2f}, the median of {len(pairs)} rounds"
+            )
 
 
 def machine(folder: Path, options: argparse.Namespace) -> str:
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     cpu = next(
-        (line.split(": ", 1)[1] for line in info.splitlines() if line.startswith("model name")),
+        (
+            line.split(": ", 1)[1]
+            for line in info.splitlines()
+            if line.startswith("model name")
+        ),
         "unknown CPU",
     )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     asked = ["df", "--output=fstype", str(folder)]
-    kind = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()[-1]
-    packages = " ".join(f"{name} {metadata.version(name)}" for name in ("ggext", "gguf", "numpy"))
+    kind = subprocess.run(
+        asked, capture_output=True, text=True, check=False
+    ).stdout.split()[-1]
+    packages = " ".join(
+        f"{name} {metadata.version(name)}" for name in ("ggext", "gguf", "numpy")
+    )
     load = f", load average {os.getloadavg()[0]:.1f} before"
     return (
         f"{time.strftime('%Y-%m-%d')}, {cpu}, {os.cpu_count()} cores, {memory:.0f} GB, {kind}, "
@@ -389,9 +422,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--upstream", type=Path, help="llama.cpp's convert_hf_to_gguf.py")
     parser.add_argument(
-        "--upstream-python", default=sys.executable, help="the Python that runs it (needs torch)"
+        "--upstream", type=Path, help="llama.cpp's convert_hf_to_gguf.py"
+    )
+    parser.add_argument(
+        "--upstream-python",
+        default=sys.executable,
+        help="the Python that runs it (needs torch)",
     )
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--tokenizer", type=Path, default=TOKENIZER)

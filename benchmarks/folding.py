@@ -41,9 +41,13 @@ def in_float32(source: Path, out: Path) -> Path:
             values = raw.view("<f4")
         else:
             rows = raw.reshape(info.shape[1], -1)
-            values = dequantize(rows, GGMLQuantizationType(info.type)).astype("<f4").ravel()
+            values = (
+                dequantize(rows, GGMLQuantizationType(info.type)).astype("<f4").ravel()
+            )
         data = values.tobytes()
-        tensors.append(TensorToWrite(info.name, info.shape, F32, len(data), lambda d=data: [d]))  # type: ignore[misc]
+        tensors.append(
+            TensorToWrite(info.name, info.shape, F32, len(data), lambda d=data: [d])
+        )  # type: ignore[misc]
     write_gguf(out, gguf.fields, tensors)
     return out
 
@@ -67,7 +71,9 @@ def main() -> None:
             return out
 
         expected = logits(baked(exact, "keys"), text)
-        print(f"{source.name}, YaRN ×2, {TOKENS} tokens of {sys.argv[2].rsplit('/', 1)[-1]}\n")
+        print(
+            f"{source.name}, YaRN ×2, {TOKENS} tokens of {sys.argv[2].rsplit('/', 1)[-1]}\n"
+        )
         print("| file | mean KL from the float32 file, nats |\n|---|---|")
 
         def row(name: str, path: Path) -> None:

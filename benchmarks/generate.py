@@ -59,7 +59,9 @@ class Speed(NamedTuple):
 Contestant = Callable[[], Speed]
 
 
-def random_llama(path: Path, width: int = 128, layers: int = 4, vocab: int = 512) -> Path:
+def random_llama(
+    path: Path, width: int = 128, layers: int = 4, vocab: int = 512
+) -> Path:
     """A Llama of 0.94 M random parameters; its tokens mean nothing, which is all the same to a
     clock."""
     rng = np.random.default_rng(0)
@@ -82,8 +84,13 @@ def random_llama(path: Path, width: int = 128, layers: int = 4, vocab: int = 512
             "ffn_down": (width, ff),
         }
         shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
-    values = {name: rng.normal(0.0, 0.1, shape).astype("<f4") for name, shape in shapes.items()}
-    values |= {name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name}
+    values = {
+        name: rng.normal(0.0, 0.1, shape).astype("<f4")
+        for name, shape in shapes.items()
+    }
+    values |= {
+        name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name
+    }
     values["output.weight"][:259] = (
         0.0  # whole words are likelier: broken UTF-8 would slow `Llama` down
     )
@@ -107,7 +114,11 @@ def random_llama(path: Path, width: int = 128, layers: int = 4, vocab: int = 512
     }
     parts = [
         TensorToWrite(
-            name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()]
+            name,
+            array.shape[::-1],
+            0,
+            array.nbytes,
+            lambda array=array: [array.tobytes()],
         )  # type: ignore[misc]
         for name, array in values.items()
     ]
@@ -124,7 +135,9 @@ def tight_loop(model: Model, task: Task, flash: bool, stack: ExitStack) -> Conte
     params.n_ctx, params.n_batch, params.n_ubatch = CONTEXT, task.batch, task.batch
     params.n_threads = params.n_threads_batch = task.threads
     params.flash_attn_type = (
-        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        lib.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        if flash
+        else lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
     )
     context = lib.llama_init_from_model(model.open_handle(), params)
     stack.callback(lib.llama_free, context)
@@ -154,11 +167,15 @@ def tight_loop(model: Model, task: Task, flash: bool, stack: ExitStack) -> Conte
 
 
 def speed(task: Task, start: float, first: float) -> Speed:
-    return Speed(len(task.prompt) / (first - start), task.tokens / (time.perf_counter() - first))
+    return Speed(
+        len(task.prompt) / (first - start), task.tokens / (time.perf_counter() - first)
+    )
 
 
 def by_session(model: Model, task: Task, stack: ExitStack) -> Contestant:
-    session = stack.enter_context(Session(model, SessionOptions(CONTEXT, task.threads, task.batch)))
+    session = stack.enter_context(
+        Session(model, SessionOptions(CONTEXT, task.threads, task.batch))
+    )
 
     def run() -> Speed:
         session.clear()
@@ -173,7 +190,9 @@ def by_session(model: Model, task: Task, stack: ExitStack) -> Contestant:
 
 
 def by_worker(model: Model, task: Task, stack: ExitStack) -> Contestant:
-    session = stack.enter_context(Session(model, SessionOptions(CONTEXT, task.threads, task.batch)))
+    session = stack.enter_context(
+        Session(model, SessionOptions(CONTEXT, task.threads, task.batch))
+    )
     worker = stack.enter_context(Worker([session]))
 
     def run() -> Speed:
@@ -203,7 +222,9 @@ def by_model(path: Path, task: Task, stack: ExitStack) -> Contestant:
         ]  # another beginning: all of it is read
         start = time.perf_counter()
         reply = model.chat(
-            [{"role": "user", "content": words}], sampling=GREEDY, max_tokens=task.tokens
+            [{"role": "user", "content": words}],
+            sampling=GREEDY,
+            max_tokens=task.tokens,
         )
         first = 0.0
         for _ in reply:
@@ -223,7 +244,11 @@ def by_llama(path: Path, task: Task, stack: ExitStack) -> Contestant:
         start = time.perf_counter()
         first, count = 0.0, 0
         for _ in model.create_completion(
-            task.prompt, max_tokens=task.tokens, temperature=0, stream=True, repeat_penalty=1.0
+            task.prompt,
+            max_tokens=task.tokens,
+            temperature=0,
+            stream=True,
+            repeat_penalty=1.0,
         ):
             first, count = first or time.perf_counter(), count + 1
         assert count >= task.tokens
@@ -290,12 +315,17 @@ def measure(path: Path, task: Task, rounds: int) -> dict[str, list[Speed]]:
 def report(found: dict[str, list[Speed]]) -> str:
     loops = [name for name in found if name.startswith("tight")]
     best = max(loops, key=lambda name: statistics.median(s.wrote for s in found[name]))
-    lines = ["| | reads, tokens/s | writes, tokens/s | × tight loop |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| | reads, tokens/s | writes, tokens/s | × tight loop |",
+        "| --- | --- | --- | --- |",
+    ]
     for name, speeds in found.items():
         ratio = statistics.median(
             s.wrote / b.wrote for s, b in zip(speeds, found[best], strict=True)
         )
-        read, wrote = (statistics.median(values) for values in zip(*speeds, strict=True))
+        read, wrote = (
+            statistics.median(values) for values in zip(*speeds, strict=True)
+        )
         lines.append(f"| {name} | {read:,.0f} | {wrote:,.0f} | {ratio:.3f} |")
     return "\n".join(lines)
 
@@ -317,7 +347,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = args.model or random_llama(Path(folder) / "random.gguf")
         task = Task(
-            [3 + i % 250 for i in range(args.prompt)], args.tokens, args.threads, args.batch
+            [3 + i % 250 for i in range(args.prompt)],
+            args.tokens,
+            args.threads,
+            args.batch,
         )
         found = measure(path, task, args.rounds)
     print(

@@ -54,11 +54,16 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokens", type=int, default=200)
     arguments = parser.parse_args()
-    with Model.open(arguments.model) as model, Session(model, SessionOptions(1024)) as session:
+    with (
+        Model.open(arguments.model) as model,
+        Session(model, SessionOptions(1024)) as session,
+    ):
         start = time.perf_counter()
         Constraint('root ::= "a"', model)
         seconds = time.perf_counter() - start
-        print(f"{model.n_vocab:,} tokens: the vocabulary is read in {seconds:.2f} s, once\n")
+        print(
+            f"{model.n_vocab:,} tokens: the vocabulary is read in {seconds:.2f} s, once\n"
+        )
         print(
             "| grammar | tokens | mask, ms | slowest | llama.cpp, ms | slowest "
             "| one, ms | llama.cpp, ms |"
@@ -83,11 +88,17 @@ def grammars() -> list[tuple[str, Grammar, str]]:
 
 
 def answer(session: Session, grammar: Grammar, count: int) -> list[int]:
-    session.evaluate(session.model.tokenize("Describe Tom in JSON, then list his tags:\n"))
-    return list(session.generate(Sampling(temperature=1, seed=1, grammar=grammar), count))
+    session.evaluate(
+        session.model.tokenize("Describe Tom in JSON, then list his tags:\n")
+    )
+    return list(
+        session.generate(Sampling(temperature=1, seed=1, grammar=grammar), count)
+    )
 
 
-def row(name: str, model: Model, grammar: Grammar, gbnf: str, tokens: list[int]) -> None:
+def row(
+    name: str, model: Model, grammar: Grammar, gbnf: str, tokens: list[int]
+) -> None:
     constraint, theirs = Constraint(grammar, model), Theirs(model, gbnf)
     times: list[list[float]] = [[], [], [], []]
     for token in tokens:
@@ -105,7 +116,9 @@ def row(name: str, model: Model, grammar: Grammar, gbnf: str, tokens: list[int])
         constraint.take(token)
         if not theirs.take(token):
             break
-    mask, their_mask, one, their_one = ([1e3 * seconds for seconds in kept] for kept in times)
+    mask, their_mask, one, their_one = (
+        [1e3 * seconds for seconds in kept] for kept in times
+    )
     print(
         f"| {name} | {len(mask)} | {statistics.median(mask):.2f} | {max(mask):.1f} "
         f"| {statistics.median(their_mask):.2f} | {max(their_mask):.1f} "

@@ -69,7 +69,9 @@ def main() -> None:
 def _print_cost(given: argparse.Namespace) -> None:
     print("| | in one process | isolated | difference |")
     print("|---|---:|---:|---:|")
-    starts = [[_start(given.model, isolated) for isolated in (False, True)] for _ in range(9)]
+    starts = [
+        [_start(given.model, isolated) for isolated in (False, True)] for _ in range(9)
+    ]
     for name, kind in (("start, s", 0), ("start, CPU s", 1)):
         pairs = [(a[kind], b[kind]) for a, b in starts]
         here, there = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -80,15 +82,20 @@ def _print_cost(given: argparse.Namespace) -> None:
         Model(given.model, context=2048, isolated=True) as isolated,
     ):
         rounds = [
-            _round((inside, isolated), given.tokens, number) for number in range(given.rounds)
+            _round((inside, isolated), given.tokens, number)
+            for number in range(given.rounds)
         ]
     for name, index in (("wall", 0), ("CPU", 1)):
         pairs = [(a[index], b[index]) for a, b in rounds]
-        here, there = (statistics.median(column) * 1e3 for column in zip(*pairs, strict=True))
+        here, there = (
+            statistics.median(column) * 1e3 for column in zip(*pairs, strict=True)
+        )
         ratio = sorted(b / a for a, b in pairs)
         middle = statistics.median(ratio)
         spread = f"{ratio[len(ratio) // 4]:.3f} to {ratio[-1 - len(ratio) // 4]:.3f}"
-        print(f"| token, {name} ms | {here:.2f} | {there:.2f} | × {middle:.3f} ({spread}) |")
+        print(
+            f"| token, {name} ms | {here:.2f} | {there:.2f} | × {middle:.3f} ({spread}) |"
+        )
 
 
 def _start(path: Path, isolated: bool, **environment: str) -> tuple[float, float]:
@@ -111,19 +118,29 @@ def _print_trial(given: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as cache:
             kept = {"GGEXT_FIRST_LOAD": "", "XDG_CACHE_HOME": cache}
             without = _start(given.model, False)
-            rounds.append((without, *(_start(given.model, False, **kept) for _ in range(2))))
+            rounds.append(
+                (without, *(_start(given.model, False, **kept) for _ in range(2)))
+            )
     print("| | s | × without | CPU s | × without |")
     print("|---|---:|---:|---:|---:|")
-    for name, index in (("without a trial", 0), ("the first time", 1), ("the second time", 2)):
+    for name, index in (
+        ("without a trial", 0),
+        ("the first time", 1),
+        ("the second time", 2),
+    ):
         cells = [name]
         for kind in (0, 1):
             middle = statistics.median(each[index][kind] for each in rounds)
-            ratio = statistics.median(each[index][kind] / each[0][kind] for each in rounds)
+            ratio = statistics.median(
+                each[index][kind] / each[0][kind] for each in rounds
+            )
             cells += [f"{middle:.3f}", f"{ratio:.2f}"]
         print(f"| {' | '.join(cells)} |")
 
 
-def _round(models: tuple[Model, Model], tokens: int, number: int) -> list[tuple[float, float]]:
+def _round(
+    models: tuple[Model, Model], tokens: int, number: int
+) -> list[tuple[float, float]]:
     """Wall and CPU seconds a token of each; who is first changes."""
     order = (0, 1) if number % 2 else (1, 0)
     results = {index: _timed(models[index], tokens, number) for index in order}
@@ -131,7 +148,9 @@ def _round(models: tuple[Model, Model], tokens: int, number: int) -> list[tuple[
 
 
 def _timed(model: Model, tokens: int, seed: int) -> tuple[float, float]:
-    question = [{"role": "user", "content": "Write a long story about a boat and the sea."}]
+    question = [
+        {"role": "user", "content": "Write a long story about a boat and the sea."}
+    ]
     model.chat(question, max_tokens=0).text()
     cpu, begun = _cpu_seconds(model), time.perf_counter()
     reply = model.chat(question, sampling=Sampling(seed=seed), max_tokens=tokens)
@@ -143,7 +162,12 @@ def _timed(model: Model, tokens: int, seed: int) -> tuple[float, float]:
 def _cpu_seconds(model: Model) -> float:
     seconds = time.process_time()
     if isinstance(model._engine, IsolatedHost):
-        stat = Path(f"/proc/{model._engine.pid}/stat").read_text().rpartition(")")[2].split()
+        stat = (
+            Path(f"/proc/{model._engine.pid}/stat")
+            .read_text()
+            .rpartition(")")[2]
+            .split()
+        )
         seconds += (int(stat[11]) + int(stat[12])) / _TICK
     return seconds
 
@@ -162,7 +186,9 @@ class _Hunter:
 
     def choose(self) -> None:
         """The phase of the turn that follows in which it shoots."""
-        self._phase = self._rng.choice(("load and prefill", "answer", "save", "restore"))
+        self._phase = self._rng.choice(
+            ("load and prefill", "answer", "save", "restore")
+        )
 
     def chance(self) -> bool:
         return self._rng.random() < 0.5
@@ -218,7 +244,9 @@ def _kill(given: argparse.Namespace) -> None:
     sys.exit(bool(count["processes left"] or count["answers that differ"]))
 
 
-def _answered(model: Model, turns: list[dict[str, str]], kept: Path, hunter: _Hunter) -> str:
+def _answered(
+    model: Model, turns: list[dict[str, str]], kept: Path, hunter: _Hunter
+) -> str:
     """The answer to the last turn, asked until there is one; then its cache is saved, or not."""
     hunter.choose()
     while True:

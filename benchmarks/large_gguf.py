@@ -37,7 +37,9 @@ def shapes(layers: int) -> dict[str, tuple[int, ...]]:
         "output_norm.weight": (N_EMBD,),
     }
     return result | {
-        f"blk.{i}.{name}.weight": shape for i in range(layers) for name, shape in layer.items()
+        f"blk.{i}.{name}.weight": shape
+        for i in range(layers)
+        for name, shape in layer.items()
     }
 
 
@@ -67,11 +69,17 @@ def metadata(layers: int) -> dict[str, Field]:
 
 def write_model(path: Path, gb: float, *, sparse: bool) -> None:
     infos, offset = [], 0
-    per_layer = sum(tensor_nbytes("", s, Q8_0) for n, s in shapes(1).items() if n.startswith("blk"))
-    layers = max(1, round((gb * 1e9 - tensor_nbytes("", (N_EMBD, N_VOCAB), Q8_0)) / per_layer))
+    per_layer = sum(
+        tensor_nbytes("", s, Q8_0) for n, s in shapes(1).items() if n.startswith("blk")
+    )
+    layers = max(
+        1, round((gb * 1e9 - tensor_nbytes("", (N_EMBD, N_VOCAB), Q8_0)) / per_layer)
+    )
     for name, shape in shapes(layers).items():
         kind = F32 if len(shape) == 1 else Q8_0
-        infos.append(TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind)))
+        infos.append(
+            TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))
+        )
         offset = aligned(offset + infos[-1].nbytes, 32)
     fields = metadata(layers)
     start = aligned(packed_length(fields, infos), 32)

@@ -87,13 +87,21 @@ def quality(cache: int, texts: int) -> None:
             "| --- |"
         )
         with Model.open(path) as model:
-            row(model, "stop, the whole text in the cache", SessionOptions(n_ctx=2048), samples)
+            row(
+                model,
+                "stop, the whole text in the cache",
+                SessionOptions(n_ctx=2048),
+                samples,
+            )
             for name, memory in policies.items():
                 row(model, name, SessionOptions(n_ctx=cache, memory=memory), samples)
 
 
 def row(
-    model: Model, name: str, options: SessionOptions, samples: list[language.RecallSample]
+    model: Model,
+    name: str,
+    options: SessionOptions,
+    samples: list[language.RecallSample],
 ) -> None:
     right, losses, seconds = 0, [], []
     with Session(model, options) as session:
@@ -101,13 +109,19 @@ def row(
         for sample in samples:
             conversation.clear()
             session.clear()
-            right += "".join(conversation.ask(language.opening(sample))).strip() == sample.answer
+            right += (
+                "".join(conversation.ask(language.opening(sample))).strip()
+                == sample.answer
+            )
             prefill = conversation.outcome.prefill if conversation.outcome else None
             assert prefill is not None
             seconds.append(prefill.seconds / prefill.evaluated)
             prompt = f"{language.BOS}{language.USER}{sample.document}"
             losses.append(
-                nll(session, model.tokenize(prompt, add_special=False, parse_special=True)).mean()
+                nll(
+                    session,
+                    model.tokenize(prompt, add_special=False, parse_special=True),
+                ).mean()
             )
     perplexity = math.exp(statistics.mean(losses))
     print(
@@ -134,8 +148,12 @@ def needle_texts(
         prompts = PromptMaker(model)
         source = tasks.Source(prompts.count, lambda rng: from_anywhere(sentences, rng))
         for number in range(texts):
-            sample = tasks.make("multikey", source, length, random.Random(1000 + number))
-            for name, scores in asked(model, prompts, sample, length, threads, shares, policies):
+            sample = tasks.make(
+                "multikey", source, length, random.Random(1000 + number)
+            )
+            for name, scores in asked(
+                model, prompts, sample, length, threads, shares, policies
+            ):
                 right.setdefault(name, []).extend(scores)
             table(length, right)
 
@@ -149,16 +167,23 @@ def asked(
     shares: list[float],
     policies: list[str],
 ) -> Iterator[tuple[str, list[float]]]:
-    options = SessionOptions(n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress"))
+    options = SessionOptions(
+        n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress")
+    )
     with Session(model, options) as session:
         yield "stop:1", [one.score for one in ask(session, prompts, sample)]
-        first, second = (prompts.prompt(sample.body, question) for question in sample.questions[:2])
+        first, second = (
+            prompts.prompt(sample.body, question) for question in sample.questions[:2]
+        )
         session.evaluate(first[: in_common(first, second)])
         tokens, whole = session.tokens, session.snapshot()
         for share in shares:
             session.restore(tokens, whole, [*range(len(tokens))], Gone())
             session.compress(share)
-            yield f"compress:{share}", [one.score for one in ask(session, prompts, sample)]
+            yield (
+                f"compress:{share}",
+                [one.score for one in ask(session, prompts, sample)],
+            )
     for name in policies:
         policy, share = name.split(":")
         cells = math.ceil(float(share) * length)
@@ -166,7 +191,10 @@ def asked(
         memory = MemoryOptions(cast("WhenFull", policy), **blocks)
         options = SessionOptions(n_ctx=cells, threads=threads, memory=memory)
         with Session(model, options) as session:
-            yield f"{policy}, read so:{share}", [one.score for one in ask(session, prompts, sample)]
+            yield (
+                f"{policy}, read so:{share}",
+                [one.score for one in ask(session, prompts, sample)],
+            )
 
 
 def from_anywhere(sentences: tuple[str, ...], rng: random.Random) -> Iterator[str]:
@@ -176,7 +204,9 @@ def from_anywhere(sentences: tuple[str, ...], rng: random.Random) -> Iterator[st
 
 
 def table(length: int, right: dict[str, list[float]]) -> None:
-    print(f"\ntexts of {length:,} tokens\n\n| policy | cells | right | 95 % |\n|---|---|---|---|")
+    print(
+        f"\ntexts of {length:,} tokens\n\n| policy | cells | right | 95 % |\n|---|---|---|---|"
+    )
     for name, answers in right.items():
         policy, share = name.split(":")
         texts = [i // tasks.DEPTHS for i in range(len(answers))]  # a cluster each
@@ -189,7 +219,9 @@ def table(length: int, right: dict[str, list[float]]) -> None:
 
 
 def book(text: Path, path: Path, cache: int, tokens: int) -> None:
-    print("| policy | kv | tokens | perplexity | seconds |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| policy | kv | tokens | perplexity | seconds |\n| --- | --- | --- | --- | --- |"
+    )
     with Model.open(path) as model:
         wanted = model.tokenize(text.read_text("utf-8"))[:tokens]
         for policy in ("stream", "recompute"):
@@ -209,7 +241,9 @@ def speed(cache: int, tokens: int) -> None:
     default of a quarter of the window at a time, and 3 by recompute with a window that slides by
     one, as StreamingLLM's baseline does. One thread, so its CPU time is the time that it takes,
     whatever else the machine does."""
-    print("| policy | leaves at once | CPU ms a token | × stream |\n| --- | --- | --- | --- |")
+    print(
+        "| policy | leaves at once | CPU ms a token | × stream |\n| --- | --- | --- | --- |"
+    )
     rows: list[tuple[WhenFull, int | None, int]] = [
         ("stream", None, tokens),
         ("recompute", None, tokens),
@@ -254,7 +288,8 @@ def ntk(texts: int) -> None:
         convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("none")))
         with Model.open(path) as model:
             prompts = [
-                f"{language.BOS}{language.USER}{sample.document}" for sample in needles(texts)
+                f"{language.BOS}{language.USER}{sample.document}"
+                for sample in needles(texts)
             ]
             ids = [
                 model.tokenize(text, add_special=False, parse_special=True)[:1000]
@@ -265,7 +300,9 @@ def ntk(texts: int) -> None:
     for way, found in rows.items():
         loss = statistics.mean(float(losses.mean()) for losses, _ in found)
         pairs = [(a, b) for (_, a), (_, b) in zip(rows["replay"], found, strict=True)]
-        kl = statistics.mean(float((np.exp(a) * (a - b)).sum(axis=1).mean()) for a, b in pairs)
+        kl = statistics.mean(
+            float((np.exp(a) * (a - b)).sum(axis=1).mean()) for a, b in pairs
+        )
         worst = max(float(np.abs(a - b).max()) for a, b in pairs)
         lines.append(
             f"| {way or 'the file, not scaled'} | {math.exp(loss):.3f} | {kl:.1e} | {worst:.2f} |"
@@ -273,19 +310,25 @@ def ntk(texts: int) -> None:
     print(f"{texts} texts\n", *lines, sep="\n")
 
 
-def tail(model: Model, tokens: list[int], way: DynamicNtk | None) -> tuple[np.ndarray, np.ndarray]:
+def tail(
+    model: Model, tokens: list[int], way: DynamicNtk | None
+) -> tuple[np.ndarray, np.ndarray]:
     """-log p of the last 400 tokens, and log p of everything behind each, float64.
 
     Token by token from 250 on, as an answer grows, so that both bases are passed through on the
     way.
     """
     rows = []
-    with Session(model, SessionOptions(n_ctx=1024, kv_type="f32", dynamic_ntk=way)) as session:
+    with Session(
+        model, SessionOptions(n_ctx=1024, kv_type="f32", dynamic_ntk=way)
+    ) as session:
         session.evaluate(tokens[:250])
         for token in tokens[250:-1]:
             session.memory.write(token)
             pointer = session.cache.lib.llama_get_logits_ith(session.cache.handle, -1)
-            rows.append(np.ctypeslib.as_array(pointer, (model.n_vocab,)).astype(np.float64))
+            rows.append(
+                np.ctypeslib.as_array(pointer, (model.n_vocab,)).astype(np.float64)
+            )
     logits = np.array(rows[-400:])
     logits -= logits.max(axis=1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
@@ -297,7 +340,9 @@ def endless(tokens: int, cache: int, path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = path or random_llama(Path(folder) / "m.gguf", 64, 2)
         with Model.open(path, gpu_layers=0) as model:
-            options = SessionOptions(n_ctx=cache, threads=1, memory=MemoryOptions("stream"))
+            options = SessionOptions(
+                n_ctx=cache, threads=1, memory=MemoryOptions("stream")
+            )
             with Session(model, options) as session:
                 print(f"{model.n_params:,} parameters, cache {cache}\n")
                 print(

@@ -29,7 +29,11 @@ print(time.perf_counter() - wall, time.process_time() - cpu)
 def opened(python: str, model: str) -> tuple[float, float]:
     """Seconds of wall time and of processor time."""
     done = subprocess.run(
-        [python, "-c", _OPEN, model], capture_output=True, text=True, check=True, cwd="/"
+        [python, "-c", _OPEN, model],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd="/",
     )
     wall, cpu = map(float, done.stdout.split())
     return wall, cpu
@@ -45,12 +49,15 @@ def main() -> None:
     for number in range(given.rounds):
         order = [given.other_python, sys.executable]
         times = {
-            python: opened(python, given.model) for python in order[:: 1 if number % 2 else -1]
+            python: opened(python, given.model)
+            for python in order[:: 1 if number % 2 else -1]
         }
         other, ours = (times[python] for python in order)
         ratios.append((ours[0] / other[0], ours[1] / other[1]))
     for i, name in enumerate(("wall", "processor")):
-        low, middle, high = statistics.quantiles([ratio[i] for ratio in ratios[1:]], n=4)
+        low, middle, high = statistics.quantiles(
+            [ratio[i] for ratio in ratios[1:]], n=4
+        )
         print(f"| {name} | {middle:.3f} | {low:.3f} to {high:.3f} |")
 
 

@@ -61,7 +61,9 @@ class Reader:
 
     def __init__(self, model: Model, depth: int, options: SessionOptions) -> None:
         options = replace(
-            options, n_ctx=depth + 2 * PROMPT, memory=MemoryOptions("stream", evict=PROMPT)
+            options,
+            n_ctx=depth + 2 * PROMPT,
+            memory=MemoryOptions("stream", evict=PROMPT),
         )
         self.session = Session(model, options)
         self.depth = depth
@@ -77,7 +79,9 @@ class Reader:
         """Tokens a second."""
         cache, tokens = self.session.cache, [3 + i % 250 for i in range(count)]
         start = time.perf_counter()
-        assert all(map(cache.append, cache.batches.split(tokens, self.depth, cache.n_batch)))
+        assert all(
+            map(cache.append, cache.batches.split(tokens, self.depth, cache.n_batch))
+        )
         seconds = time.perf_counter() - start
         self.back()
         return count / seconds
@@ -126,7 +130,9 @@ class _cancelled:  # noqa: N801 - a context manager
         session.cancel()
 
     def since(self) -> tuple[float, float]:
-        return (time.perf_counter() - self._at[0]) * 1e3, (time.process_time() - self._at[1]) * 1e3
+        return (time.perf_counter() - self._at[0]) * 1e3, (
+            time.process_time() - self._at[1]
+        ) * 1e3
 
     def __enter__(self) -> Self:
         self._timer.start()
@@ -152,7 +158,8 @@ class Clock:
         else:
             name = Tensor.from_address(address).name
             wall, spent = (
-                1e3 * (after - before) for before, after in zip(self._since, now, strict=True)
+                1e3 * (after - before)
+                for before, after in zip(self._since, now, strict=True)
             )
             self.found.append((wall, spent, str(name, "utf-8")))
         return True
@@ -184,14 +191,19 @@ def speeds(model: Model, depth: int, threads: int, rounds: int) -> str:
     middle = [statistics.median(column) for column in zip(*found, strict=True)]
     pairs = (0, 1), (0, 2), (0, 3), (4, 5)
     ratios = [
-        statistics.median(row[first] / row[second] for row in found) for first, second in pairs
+        statistics.median(row[first] / row[second] for row in found)
+        for first, second in pairs
     ]
     cells = [f"{value:,.1f}" for value in middle] + [f"{ratio:.2f}" for ratio in ratios]
     return " | ".join([f"| {depth:,}", *cells]) + " |"
 
 
 def nodes(
-    model: Model, depth: int, options: SessionOptions, counts: list[int], rounds: int = 4
+    model: Model,
+    depth: int,
+    options: SessionOptions,
+    counts: list[int],
+    rounds: int = 4,
 ) -> Iterator[str]:
     for count in counts:
         clock = Clock()
@@ -207,14 +219,19 @@ def nodes(
         yield f"| {depth:,} | {count} | {wall:.0f} ({name}) | {spent:.0f} |"
 
 
-def cancels(model: Model, depth: int, options: SessionOptions, count: int) -> Iterator[str]:
+def cancels(
+    model: Model, depth: int, options: SessionOptions, count: int
+) -> Iterator[str]:
     rng = random.Random(0)
     with (reader := Reader(model, depth, options)).session:
         batch = min(reader.session.n_batch, reader.session.cache.batches.at(depth))
         seconds = (
             PROMPT / reader.read(PROMPT) / 2
         )  # half of the prompt: even twice as fast it is not at its end
-        for name, once in (("reading", reader.cancel_reading), ("writing", reader.cancel_writing)):
+        for name, once in (
+            ("reading", reader.cancel_reading),
+            ("writing", reader.cancel_writing),
+        ):
             found = [once(rng.random() * min(seconds, 1.5)) for _ in range(count)]
             wall, spent = zip(*found, strict=True)
             threads = options.threads or 1
@@ -224,7 +241,12 @@ def cancels(model: Model, depth: int, options: SessionOptions, count: int) -> It
             ]
             yield (
                 " | ".join(
-                    [f"| {depth:,}", name, str(batch), *(f"{value:.1f}" for value in columns)]
+                    [
+                        f"| {depth:,}",
+                        name,
+                        str(batch),
+                        *(f"{value:.1f}" for value in columns),
+                    ]
                 )
                 + " |"
             )
@@ -235,11 +257,15 @@ def _middle_and_worst(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(model: Model, args: argparse.Namespace) -> Iterator[str]:
-    options = SessionOptions(threads=args.threads, n_batch=args.batch, flash_attention=args.flash)
+    options = SessionOptions(
+        threads=args.threads, n_batch=args.batch, flash_attention=args.flash
+    )
     yield from _NODES if args.nodes else _CANCELS if args.cancels else _SPEEDS
     for depth in map(int, args.depths.split(",")):
         if args.nodes:
-            yield from nodes(model, depth, options, [int(count) for count in args.nodes.split(",")])
+            yield from nodes(
+                model, depth, options, [int(count) for count in args.nodes.split(",")]
+            )
         elif args.cancels:
             yield from cancels(model, depth, options, args.cancels)
         else:
@@ -266,7 +292,9 @@ def main() -> None:
     for name in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             path = write_shaped(
-                Path(folder) / "model.gguf", with_layers(SHAPES[name], args.layers), args.type
+                Path(folder) / "model.gguf",
+                with_layers(SHAPES[name], args.layers),
+                args.type,
             )
             with Model.open(path, gpu_layers=0) as model:
                 print(f"\n{name} ({SHAPES[name].layers} layers in full)\n")

@@ -64,7 +64,8 @@ def memcpy(shape: Shape, dtype: native.Dtype) -> Contestant:
     pool = ThreadPoolExecutor(shape.threads)
     bounds = np.linspace(0, rows.nbytes, shape.threads + 1).astype(int).tolist()
     parts = [
-        (out.ctypes.data + a, rows.ctypes.data + a, b - a) for a, b in itertools.pairwise(bounds)
+        (out.ctypes.data + a, rows.ctypes.data + a, b - a)
+        for a, b in itertools.pairwise(bounds)
     ]
 
     def work() -> None:
@@ -80,9 +81,18 @@ def ggext_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
         rows = random_rows(shape, dtype)
         for place, out in (("", np.zeros_like(rows)), (", in place", rows)):
 
-            def work(rows: Any = rows, layout: native.Layout = layout, out: Any = out) -> None:
+            def work(
+                rows: Any = rows, layout: native.Layout = layout, out: Any = out
+            ) -> None:
                 native.rotate(
-                    rows, positions, table, 1.0, layout, dtype=dtype, out=out, threads=shape.threads
+                    rows,
+                    positions,
+                    table,
+                    1.0,
+                    layout,
+                    dtype=dtype,
+                    out=out,
+                    threads=shape.threads,
                 )
 
             yield Contestant(f"ggext {layout}{place}", dtype, work)
@@ -104,7 +114,9 @@ def ggml_library() -> ctypes.CDLL:
     if spec is None or spec.origin is None:
         raise OSError("llama-cpp-python is not installed")
     folder = Path(spec.origin).parent / "lib"
-    base = ctypes.CDLL(str(next(folder.glob("libggml-base.*"))), mode=ctypes.RTLD_GLOBAL)
+    base = ctypes.CDLL(
+        str(next(folder.glob("libggml-base.*"))), mode=ctypes.RTLD_GLOBAL
+    )
     cpu = ctypes.CDLL(str(next(folder.glob("libggml-cpu.*"))))
     pointer, number, real = ctypes.c_void_p, ctypes.c_int, ctypes.c_float
     for library, name, result, arguments in (
@@ -129,19 +141,38 @@ def ggml_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
         return
     ggml = ggml_library()
     f32, f16, i32 = 0, 1, 26
-    rows, positions = random_rows(shape, dtype), np.arange(shape.positions, dtype=np.int32)
+    rows, positions = (
+        random_rows(shape, dtype),
+        np.arange(shape.positions, dtype=np.int32),
+    )
     for layout, mode in zip(LAYOUTS, (0, 2), strict=True):
         context = ggml.ggml_init(
             InitParams(2 * rows.nbytes + positions.nbytes + (16 << 20), None, False)
         )
         a = ggml.ggml_new_tensor_3d(
-            context, f32 if dtype == "float32" else f16, shape.dim, shape.heads, shape.positions
+            context,
+            f32 if dtype == "float32" else f16,
+            shape.dim,
+            shape.heads,
+            shape.positions,
         )
         b = ggml.ggml_new_tensor_1d(context, i32, shape.positions)
         ctypes.memmove(ggml.ggml_get_data(a), rows.ctypes.data, rows.nbytes)
         ctypes.memmove(ggml.ggml_get_data(b), positions.ctypes.data, positions.nbytes)
         result = ggml.ggml_rope_ext(
-            context, a, b, None, shape.dim, mode, 4096, 10_000.0, 1.0, 0.0, 1.0, 32.0, 1.0
+            context,
+            a,
+            b,
+            None,
+            shape.dim,
+            mode,
+            4096,
+            10_000.0,
+            1.0,
+            0.0,
+            1.0,
+            32.0,
+            1.0,
         )
         graph = ggml.ggml_new_graph(context)
         ggml.ggml_build_forward_expand(graph, result)
@@ -152,11 +183,16 @@ def ggml_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
 
         work()
         got = np.ctypeslib.as_array(
-            ctypes.cast(ggml.ggml_get_data(result), ctypes.POINTER(ctypes.c_uint8)), (rows.nbytes,)
+            ctypes.cast(ggml.ggml_get_data(result), ctypes.POINTER(ctypes.c_uint8)),
+            (rows.nbytes,),
         ).view(rows.dtype)
-        want = native.rotate(rows, positions, inv_freq(shape.dim), 1.0, layout, dtype=dtype)
+        want = native.rotate(
+            rows, positions, inv_freq(shape.dim), 1.0, layout, dtype=dtype
+        )
         if not np.allclose(
-            got.reshape(rows.shape).astype(np.float32), want.astype(np.float32), atol=5e-3
+            got.reshape(rows.shape).astype(np.float32),
+            want.astype(np.float32),
+            atol=5e-3,
         ):
             raise RuntimeError(
                 f"ggml's {layout} rotation gives something else than ours: the benchmark is wrong"
@@ -174,13 +210,18 @@ def torch_rotations(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
     angles = torch.from_numpy(np.arange(shape.positions)[:, None] * inv_freq(shape.dim))
     turns = torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[:, None]
     half = shape.dim // 2
-    cos, sin = (torch.cat([t, t], -1).to(rows.dtype)[:, None] for t in (angles.cos(), angles.sin()))
+    cos, sin = (
+        torch.cat([t, t], -1).to(rows.dtype)[:, None]
+        for t in (angles.cos(), angles.sin())
+    )
 
     def neox() -> None:
         _ = rows * cos + torch.cat([-rows[..., half:], rows[..., :half]], -1) * sin
 
     def norm() -> None:
-        _ = torch.view_as_real(torch.view_as_complex(rows.view(*rows.shape[:2], half, 2)) * turns)
+        _ = torch.view_as_real(
+            torch.view_as_complex(rows.view(*rows.shape[:2], half, 2)) * turns
+        )
 
     if dtype == "float32":
         yield Contestant("torch norm (complex product)", dtype, norm)
@@ -199,7 +240,13 @@ def contestants(shape: Shape, dtype: native.Dtype) -> Iterator[Contestant]:
     for name, others in (("ggml", ggml_rotations), ("torch", torch_rotations)):
         try:
             yield from others(shape, dtype)
-        except (ImportError, OSError, StopIteration, AttributeError, RuntimeError) as error:
+        except (
+            ImportError,
+            OSError,
+            StopIteration,
+            AttributeError,
+            RuntimeError,
+        ) as error:
             print(f"left out: {name}, {dtype}: {error}")
 
 
@@ -213,7 +260,8 @@ def measure(shape: Shape, dtype: native.Dtype, rounds: int) -> None:
         median = statistics.median(row[i] for row in times)
         ratio = statistics.median(row[0] / row[i] for row in times)
         print(
-            f"| {contestant.name} | {dtype} | {size / median / 1e9:.1f} | {ratio:.2f} |", flush=True
+            f"| {contestant.name} | {dtype} | {size / median / 1e9:.1f} | {ratio:.2f} |",
+            flush=True,
         )
 
 

@@ -101,7 +101,9 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def _median(times: list[tuple[float, float]]) -> tuple[float, float]:
-    return statistics.median(wall for wall, _ in times), statistics.median(cpu for _, cpu in times)
+    return statistics.median(wall for wall, _ in times), statistics.median(
+        cpu for _, cpu in times
+    )
 
 
 def _drop_from_page_cache(path: Path) -> None:

@@ -51,7 +51,9 @@ def with_layers(shape: Shape, layers: int | None) -> Shape:
     """The shape with so many layers (None: all), and a vocabulary in proportion."""
     if layers is None:
         return shape
-    return replace(shape, layers=layers, vocab=shape.vocab * layers // shape.layers // 32 * 32)
+    return replace(
+        shape, layers=layers, vocab=shape.vocab * layers // shape.layers // 32 * 32
+    )
 
 
 def tensors(s: Shape) -> dict[str, tuple[int, ...]]:
@@ -68,10 +70,14 @@ def tensors(s: Shape) -> dict[str, tuple[int, ...]]:
         "ffn_down": (s.ff, s.width),
     }
     ends = ("token_embd",) if s.tied else ("token_embd", "output")
-    result: dict[str, tuple[int, ...]] = {f"{name}.weight": (s.width, s.vocab) for name in ends}
+    result: dict[str, tuple[int, ...]] = {
+        f"{name}.weight": (s.width, s.vocab) for name in ends
+    }
     result["output_norm.weight"] = (s.width,)
     return result | {
-        f"blk.{i}.{name}.weight": shape for i in range(s.layers) for name, shape in layer.items()
+        f"blk.{i}.{name}.weight": shape
+        for i in range(s.layers)
+        for name, shape in layer.items()
     }
 
 
@@ -118,7 +124,9 @@ def write_shaped(path: Path, shape: Shape, kind: str) -> Path:
     infos, offset = [], 0
     for name, size in tensors(shape).items():
         number = F32 if len(size) == 1 else TYPES[kind]
-        infos.append(TensorInfo(name, size, number, offset, tensor_nbytes(name, size, number)))
+        infos.append(
+            TensorInfo(name, size, number, offset, tensor_nbytes(name, size, number))
+        )
         offset = aligned(offset + infos[-1].nbytes, 32)
     fields = metadata(shape)
     start = aligned(packed_length(fields, infos), 32)

@@ -50,7 +50,9 @@ def shortened(model: Model, text: str, tokens: int) -> str:
 
 def asked(path: Path, text: str, args: argparse.Namespace, settings: Settings) -> Turn:
     options = SessionOptions(threads=args.threads)
-    settings = Settings(options, gpu_layers=0, parallel=settings.parallel, cache=settings.cache)
+    settings = Settings(
+        options, gpu_layers=0, parallel=settings.parallel, cache=settings.cache
+    )
     with Model(path, context=4096, settings=settings) as model:
         turns = [{"role": "user", "content": shortened(model, text, args.tokens)}]
         answer = model.chat(turns, sampling=GREEDY, max_tokens=32)
@@ -84,7 +86,9 @@ def main() -> None:
             found[name].append(asked(args.model, text, args, settings))
     assert len({turn.text for turns in found.values() for turn in turns}) == 1
     load = os.getloadavg()[0]
-    print(f"{args.model.name}, {os.cpu_count()} CPUs, {args.threads} threads, load {load:.1f}")
+    print(
+        f"{args.model.name}, {os.cpu_count()} CPUs, {args.threads} threads, load {load:.1f}"
+    )
     print("| | reused | of | seconds to the first token |\n| --- | --- | --- | --- |")
     for name, turns in found.items():
         seconds = statistics.median(turn.seconds for turn in turns)

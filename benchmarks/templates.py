@@ -36,10 +36,16 @@ def main() -> None:
     start = time.perf_counter()
     renderer.compile("", 5)
     print(f"start of the child: {(time.perf_counter() - start) * 1e3:.0f} ms, once\n")
-    print("| conversation | templates | in this process, ms | in the child, ms | more, ms | most |")
+    print(
+        "| conversation | templates | in this process, ms | in the child, ms | more, ms | most |"
+    )
     print("|---|---:|---:|---:|---:|---:|")
     for name, turns, repeat in conversations(arguments.repeat):
-        rows = [row for source in sources if (row := times(source, turns, repeat)) is not None]
+        rows = [
+            row
+            for source in sources
+            if (row := times(source, turns, repeat)) is not None
+        ]
         here, there = (statistics.median(row[i] for row in rows) for i in (0, 1))
         more = [row[1] - row[0] for row in rows]
         print(
@@ -50,12 +56,19 @@ def main() -> None:
 
 def conversations(repeat: int) -> list[tuple[str, list[Turn], int]]:
     """Name, turns, repetitions."""
-    exchange = [Turn("user", "Where is the map? " * 10), Turn("assistant", "Below. " * 40)]
+    exchange = [
+        Turn("user", "Where is the map? " * 10),
+        Turn("assistant", "Below. " * 40),
+    ]
     book = "It was the best of times, it was the worst of times. " * 12_000
     return [
         ("one question", [exchange[0]], repeat),
         ("20 exchanges", [*exchange * 20, exchange[0]], repeat),
-        (f"a book of {len(book):,} characters", [Turn("user", book)], max(repeat // 10, 3)),
+        (
+            f"a book of {len(book):,} characters",
+            [Turn("user", book)],
+            max(repeat // 10, 3),
+        ),
     ]
 
 

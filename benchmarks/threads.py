@@ -79,7 +79,8 @@ def hammer(path: Path, seconds: float, threads: int, parallel: int) -> None:
         shared = Hammer(model)
         until = time.monotonic() + seconds
         workers = [
-            threading.Thread(target=shared.run, args=(number, until)) for number in range(threads)
+            threading.Thread(target=shared.run, args=(number, until))
+            for number in range(threads)
         ]
         for worker in workers:
             worker.start()
@@ -90,7 +91,9 @@ def hammer(path: Path, seconds: float, threads: int, parallel: int) -> None:
         for i in range(1, 11):
             time.sleep(max(until - seconds * (10 - i) / 10 - time.monotonic(), 0))
             counts = f"{shared.whole:,} | {shared.cancelled:,} | {len(shared.wrong)}"
-            print(f"| {seconds * i / 10:.0f} | {counts} | {resident():.1f} |", flush=True)
+            print(
+                f"| {seconds * i / 10:.0f} | {counts} | {resident():.1f} |", flush=True
+            )
         for worker in workers:
             worker.join()
         print(*shared.wrong, sep="\n")
@@ -100,15 +103,23 @@ def cancelling(path: Path, batch: int | None, rounds: int = 30) -> None:
     """Milliseconds from `cancel` to the end of the answer."""
     rng = random.Random(0)
     reading, writing = [], []
-    with Model(path, settings=Settings(SessionOptions(n_batch=batch, threads=1))) as model:
+    with Model(
+        path, settings=Settings(SessionOptions(n_batch=batch, threads=1))
+    ) as model:
         for seed in range(rounds):
             reply = model.chat(user(sample_text(1900, seed)), sampling=GREEDY)
             time.sleep(0.01 + rng.random() * 0.05)
             reading.append(stop(reply))
-            reply = model.chat(user("The dog"), sampling=Sampling(temperature=5, seed=seed))
+            reply = model.chat(
+                user("The dog"), sampling=Sampling(temperature=5, seed=seed)
+            )
             next(iter(reply))
             writing.append(stop(reply))
-    where = "a prompt of 1,900 tokens" if batch is None else f"one batch of {batch:,} tokens"
+    where = (
+        "a prompt of 1,900 tokens"
+        if batch is None
+        else f"one batch of {batch:,} tokens"
+    )
     for name, values in ((where, reading), ("an answer", writing)):
         print(
             f"cancel in {name}: median {statistics.median(values):.1f} ms, worst {max(values):.1f} "

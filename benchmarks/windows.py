@@ -55,10 +55,17 @@ def random_gemma3(path: Path, context: int) -> Path:
         "output_norm.weight": (WIDTH,),
     }
     shapes |= {
-        f"blk.{i}.{name}.weight": shape for i in range(LAYERS) for name, shape in layer.items()
+        f"blk.{i}.{name}.weight": shape
+        for i in range(LAYERS)
+        for name, shape in layer.items()
     }
-    values = {name: rng.normal(0.0, 0.03, shape).astype("<f4") for name, shape in shapes.items()}
-    values |= {name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name}
+    values = {
+        name: rng.normal(0.0, 0.03, shape).astype("<f4")
+        for name, shape in shapes.items()
+    }
+    values |= {
+        name: np.ones(shape, "<f4") for name, shape in shapes.items() if "norm" in name
+    }
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     tokens += [f"▁{i}" for i in range(VOCABULARY - len(tokens))]
     numbers = {
@@ -74,7 +81,9 @@ def random_gemma3(path: Path, context: int) -> Path:
         "rope.freq_base": 1e6,
         "attention.sliding_window": WINDOW,
     }
-    keys: dict[str, Any] = {f"gemma3.{key}": value for key, value in numbers.items()} | {
+    keys: dict[str, Any] = {
+        f"gemma3.{key}": value for key, value in numbers.items()
+    } | {
         "general.architecture": "gemma3",
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
@@ -87,7 +96,11 @@ def random_gemma3(path: Path, context: int) -> Path:
         data = (array if whole else array.astype("<f2")).tobytes()
         parts.append(
             TensorToWrite(
-                name, array.shape[::-1], 0 if whole else 1, len(data), lambda data=data: [data]
+                name,
+                array.shape[::-1],
+                0 if whole else 1,
+                len(data),
+                lambda data=data: [data],
             )
         )  # type: ignore[misc]
     write_gguf(path, {key: Field.of(value) for key, value in keys.items()}, parts)
@@ -104,7 +117,9 @@ def measure(path: Path, tokens: int, batch: int, repeat: int) -> None:
             for swa in CHOICES
         }
         read, written = reading(sessions, text[:-256], batch), writing(sessions, repeat)
-        print(f"{model.n_params / 1e6:.0f} M parameters, {tokens:,} tokens, {batch} at a time\n")
+        print(
+            f"{model.n_params / 1e6:.0f} M parameters, {tokens:,} tokens, {batch} at a time\n"
+        )
         print(
             "| cells of a sliding layer | KV cache, MiB | copies, MiB | read, CPU ms a token | the "
             "last 1,024 | write |"
@@ -123,7 +138,9 @@ def measure(path: Path, tokens: int, batch: int, repeat: int) -> None:
         edits(sessions, text)
 
 
-def reading(sessions: dict[Swa, Session], text: list[int], batch: int) -> dict[Swa, list[float]]:
+def reading(
+    sessions: dict[Swa, Session], text: list[int], batch: int
+) -> dict[Swa, list[float]]:
     """CPU seconds of each batch."""
     seconds: dict[Swa, list[float]] = {swa: [] for swa in sessions}
     running = {swa: session.steps(text) for swa, session in sessions.items()}
@@ -134,7 +151,9 @@ def reading(sessions: dict[Swa, Session], text: list[int], batch: int) -> dict[S
             seconds[swa].append(time.process_time() - start)
     for steps in running.values():
         assert next(steps, None) is None
-    return {swa: times[1:] for swa, times in seconds.items()}  # the first step only counts
+    return {
+        swa: times[1:] for swa, times in seconds.items()
+    }  # the first step only counts
 
 
 def writing(sessions: dict[Swa, Session], repeat: int) -> dict[Swa, float]:
@@ -162,7 +181,9 @@ def edits(sessions: dict[Swa, Session], text: list[int]) -> None:
             evaluated[swa] = session.evaluate([*text[:cut], *text[-16:]]).evaluated
             logits[swa] = session.last_logits()
         apart = np.abs(logits["full"] - logits["small"]).max() / np.ptp(logits["full"])
-        print(f"| {cut:,} | {evaluated['full']:,} | {evaluated['small']:,} | {apart:.1e} |")
+        print(
+            f"| {cut:,} | {evaluated['full']:,} | {evaluated['small']:,} | {apart:.1e} |"
+        )
 
 
 def main() -> None:

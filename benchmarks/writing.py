@@ -47,7 +47,9 @@ def _switches(pid: int, task: int | None = None) -> int:
     total = 0
     for name in tasks:
         with open(f"/proc/{pid}/task/{name}/status") as file:
-            total += sum(int(line.split()[1]) for line in file if "ctxt_switches" in line)
+            total += sum(
+                int(line.split()[1]) for line in file if "ctxt_switches" in line
+            )
     return total
 
 
@@ -57,15 +59,23 @@ def _seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _program(path: Path, task: Task, stack: ExitStack, *, isolated: bool = False) -> ggext.Model:
-    options = SessionOptions(threads=task.threads, n_batch=task.batch, flash_attention=False)
-    settings = ggext.Settings(options, gpu_layers=0, cache=ggext.PrefixOptions(memory=0))
+def _program(
+    path: Path, task: Task, stack: ExitStack, *, isolated: bool = False
+) -> ggext.Model:
+    options = SessionOptions(
+        threads=task.threads, n_batch=task.batch, flash_attention=False
+    )
+    settings = ggext.Settings(
+        options, gpu_layers=0, cache=ggext.PrefixOptions(memory=0)
+    )
     model = ggext.Model(path, CONTEXT, settings=settings, isolated=isolated)
     return stack.enter_context(model)
 
 
 def _asked(model: ggext.Model, task: Task) -> ggext.Reply:
-    return model.complete("word " * len(task.prompt), sampling=GREEDY, max_tokens=task.tokens)
+    return model.complete(
+        "word " * len(task.prompt), sampling=GREEDY, max_tokens=task.tokens
+    )
 
 
 def plain(path: Path, task: Task, stack: ExitStack, *, isolated: bool = False) -> Any:
@@ -135,7 +145,8 @@ def contestant(name: str, path: Path, task: Task, pipe: Any) -> None:
                 else result[1] / (end - result[0])
             )
             seconds, switches = (
-                sum(a[i] - b[i] for a, b in zip(after, before, strict=True)) / task.tokens
+                sum(a[i] - b[i] for a, b in zip(after, before, strict=True))
+                / task.tokens
                 for i in (0, 1)
             )
             own = _switches(os.getpid(), os.getpid()) - own
@@ -151,7 +162,9 @@ def _children() -> list[str]:
     return sorted(set(found))
 
 
-def measure(path: Path, task: Task, rounds: int, names: list[str]) -> dict[str, list[Round]]:
+def measure(
+    path: Path, task: Task, rounds: int, names: list[str]
+) -> dict[str, list[Round]]:
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Any] = {}
     for name in names:
@@ -179,9 +192,15 @@ def report(found: dict[str, list[Round]]) -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, rounds in found.items():
-        ratios = [a.speed / b.speed for a, b in zip(rounds, found["tight loop"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
-        speed, seconds, switches, own = map(statistics.median, zip(*rounds, strict=True))
+        ratios = [
+            a.speed / b.speed for a, b in zip(rounds, found["tight loop"], strict=True)
+        ]
+        low, middle, high = (
+            statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        )
+        speed, seconds, switches, own = map(
+            statistics.median, zip(*rounds, strict=True)
+        )
         print(
             f"| {name} | {speed:.1f} | {middle:.3f} | {low:.2f} to {high:.2f} | "
             f"{1000 * seconds:.1f} | {switches:.1f} | {own:.1f} |"
@@ -197,8 +216,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--only", action="append", choices=WAYS, default=[])
     args = parser.parse_args()
-    names = [name for name in WAYS if not args.only or name in ("tight loop", *args.only)]
-    task = Task([3 + i % 250 for i in range(args.prompt)], args.tokens, args.threads, 64)
+    names = [
+        name for name in WAYS if not args.only or name in ("tight loop", *args.only)
+    ]
+    task = Task(
+        [3 + i % 250 for i in range(args.prompt)], args.tokens, args.threads, 64
+    )
     load = f"load {os.getloadavg()[0]:.1f}"
     found = measure(args.model, task, args.rounds, names)
     load += f" to {os.getloadavg()[0]:.1f}"

@@ -51,7 +51,11 @@ REFUSED = {
 @cache
 def known_families() -> tuple[str, ...]:
     """The ``model_type`` of every family that is converted, sorted."""
-    return tuple(sorted(module.name for module in iter_modules(__path__) if module.name != "base"))
+    return tuple(
+        sorted(
+            module.name for module in iter_modules(__path__) if module.name != "base"
+        )
+    )
 
 
 def family_of(config: Config) -> Family:
@@ -78,7 +82,9 @@ def _check_is_language_model(config: Config) -> None:
     """Raises ``CheckpointError`` where ``architectures`` names a class with another head."""
     named = config.values.get("architectures")
     for name in named if isinstance(named, list) else []:
-        ends = (end for end in _OTHER_HEADS if isinstance(name, str) and name.endswith(end))
+        ends = (
+            end for end in _OTHER_HEADS if isinstance(name, str) and name.endswith(end)
+        )
         head = next(ends, None)
         if head is not None:
             raise CheckpointError(

@@ -107,8 +107,14 @@ class Family:
                 if self.tied_by_text and text.get("tie_word_embeddings") is True:
                     tied = True
                 values["tie_word_embeddings"] = tied
-        named = {ours: values[own] for ours, own in self.attribute_map.items() if own in values}
-        self.config = config = replace(config, values={**self.defaults, **values, **named})
+        named = {
+            ours: values[own]
+            for ours, own in self.attribute_map.items()
+            if own in values
+        }
+        self.config = config = replace(
+            config, values={**self.defaults, **values, **named}
+        )
         self.n_layers = config.integer("num_hidden_layers")
         self.n_embd = config.integer("hidden_size")
         self.n_heads = config.integer("num_attention_heads")
@@ -140,7 +146,9 @@ class Family:
     def require(self, name: str, wanted: object, why: str) -> None:
         """``wanted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
-        if value is not None and value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
+        if value is not None and value not in (
+            wanted if isinstance(wanted, tuple) else (wanted,)
+        ):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
     @property
@@ -206,7 +214,10 @@ class Family:
         else:
             slides = [kind == SLIDING for kind in kinds]
         window = self.config.integer("sliding_window")
-        return {"attention.sliding_window": window, "attention.sliding_window_pattern": slides}
+        return {
+            "attention.sliding_window": window,
+            "attention.sliding_window_pattern": slides,
+        }
 
     def stored_name(self, name: str) -> str:
         """The name that the rules have for a tensor that the checkpoint calls ``name``: what
@@ -230,7 +241,9 @@ def text_part_name(name: str) -> str:
 def names_each(kinds: object, n_layers: int, known: tuple[str, ...]) -> bool:
     """Whether ``kinds`` is a list of as many names as there are layers, all of them known."""
     return (
-        isinstance(kinds, list) and len(kinds) == n_layers and all(kind in known for kind in kinds)
+        isinstance(kinds, list)
+        and len(kinds) == n_layers
+        and all(kind in known for kind in kinds)
     )
 
 
@@ -252,10 +265,14 @@ def linear(
     adds one; ``unless``: why the model has none, whatever the checkpoint holds."""
     yield weight(module, rows, columns, rows=order)
     if bias or unless:
-        yield TensorRule((f"{module}.bias",), (rows,), rows=order, optional=True, unless=unless)
+        yield TensorRule(
+            (f"{module}.bias",), (rows,), rows=order, optional=True, unless=unless
+        )
 
 
-def with_bias(module: str, *shape: int, order: RowOrder | None = None) -> Iterator[TensorRule]:
+def with_bias(
+    module: str, *shape: int, order: RowOrder | None = None
+) -> Iterator[TensorRule]:
     """A module's weight and its bias, which llama.cpp both needs."""
     yield weight(module, *shape, rows=order)
     yield TensorRule((f"{module}.bias",), shape[:1], rows=order)
@@ -282,7 +299,8 @@ def experts(
     package has none."""
     gate, up, down = names.split()
     targets = [target and target.format(part) for part in ("gate", "up", "down")]
-    fused = f"{module}.experts"  # as transformers 5 has it in memory, and saves it where asked to
+    # As transformers 5 has it in memory, and saves it where asked to.
+    fused = f"{module}.experts"
     stacked_by_mlx = f"{module}.switch_mlp.{{}}.weight"
     halves = ((gate, slice(0, n_ff)), (up, slice(n_ff, None)))
     for (name, part), written_as in zip(halves, targets, strict=False):
@@ -298,7 +316,9 @@ def experts(
         yield stacked(template, count, n_ff, n_embd, instead=half, target=written_as)
     shape = (count, n_embd, n_ff)
     by_mlx = TensorRule((stacked_by_mlx.format(down),), shape)
-    whole = TensorRule((f"{fused}.down_proj",), shape, target=targets[2], instead=by_mlx)
+    whole = TensorRule(
+        (f"{fused}.down_proj",), shape, target=targets[2], instead=by_mlx
+    )
     template = f"{module}.experts.{{}}.{down}"
     yield stacked(template, count, n_embd, n_ff, instead=whole, target=targets[2])
 
@@ -307,7 +327,9 @@ def rows_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any,
     return matrices[:, part]
 
 
-def columns_of_each(part: slice, matrices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def columns_of_each(
+    part: slice, matrices: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
     """As rows."""
     return matrices.swapaxes(1, 2)[:, part]
 
@@ -329,5 +351,9 @@ def grouped_to_blocks(n_heads: int, n_kv_heads: int, head_dim: int) -> RowNumber
     Falcon) to all queries, all keys, all values."""
     import numpy as np
 
-    groups = np.arange((n_heads + 2 * n_kv_heads) * head_dim).reshape(n_kv_heads, -1, head_dim)
-    return np.concatenate([groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()])
+    groups = np.arange((n_heads + 2 * n_kv_heads) * head_dim).reshape(
+        n_kv_heads, -1, head_dim
+    )
+    return np.concatenate(
+        [groups[:, :-2].ravel(), groups[:, -2].ravel(), groups[:, -1].ravel()]
+    )

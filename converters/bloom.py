@@ -70,7 +70,9 @@ class Bloom(LlamaWithLayerNorm):
             yield from self.norms(block)
             fused = f"{block}.self_attention.query_key_value"
             yield from with_bias(fused, 3 * self.n_embd, self.n_embd, order=order)
-            yield from with_bias(f"{block}.self_attention.dense", self.n_embd, self.n_embd)
+            yield from with_bias(
+                f"{block}.self_attention.dense", self.n_embd, self.n_embd
+            )
             yield from with_bias(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)
             yield from with_bias(f"{block}.mlp.dense_4h_to_h", self.n_embd, self.n_ff)
 

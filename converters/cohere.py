@@ -9,7 +9,8 @@ from typing import Any
 from ggext.converters.base import TensorRule, weight
 from ggext.converters.llama import Llama, LlamaWithLayerNorm
 
-_WITH_HEAD_NORMS = 64  # layers from which llama.cpp's loader wants those norms
+#: Layers from which llama.cpp's loader wants those norms.
+_WITH_HEAD_NORMS = 64
 
 
 class Cohere(LlamaWithLayerNorm):

@@ -53,17 +53,29 @@ class DeepseekV2(WithLatents):
         else:  # transformers' default, which the lite model is not
             self.q_rank = None if lite else 1536
         self.kv_rank = number("kv_lora_rank")
-        self.n_plain, self.n_rotated = number("qk_nope_head_dim"), number("qk_rope_head_dim")
+        self.n_plain, self.n_rotated = (
+            number("qk_nope_head_dim"),
+            number("qk_rope_head_dim"),
+        )
         self.n_value, self.n_dense = (
             number("v_head_dim"),
             number("first_k_dense_replace", minimum=0),
         )
-        self.n_experts, self.n_shared = number("n_routed_experts"), number("n_shared_experts")
+        self.n_experts, self.n_shared = (
+            number("n_routed_experts"),
+            number("n_shared_experts"),
+        )
         self.n_expert_ff = number("moe_intermediate_size")
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("moe_layer_freq", 1, f"{why} has experts in every layer after the first ones")
         self.require(
-            "scoring_func", self.scoring, f"{self.config.string('model_type')} has {self.scoring}"
+            "moe_layer_freq",
+            1,
+            f"{why} has experts in every layer after the first ones",
+        )
+        self.require(
+            "scoring_func",
+            self.scoring,
+            f"{self.config.string('model_type')} has {self.scoring}",
         )
         if lite and self.q_rank is not None:
             raise CheckpointError(
@@ -112,7 +124,9 @@ class DeepseekV2(WithLatents):
             yield weight(f"{module}.q_a_proj", self.q_rank, self.n_embd)
             yield weight(f"{module}.q_a_layernorm", self.q_rank)
             yield weight(f"{module}.q_b_proj", q_rows, self.q_rank)
-        yield weight(f"{module}.kv_a_proj_with_mqa", self.kv_rank + self.n_rotated, self.n_embd)
+        yield weight(
+            f"{module}.kv_a_proj_with_mqa", self.kv_rank + self.n_rotated, self.n_embd
+        )
         yield weight(f"{module}.kv_a_layernorm", self.kv_rank)
         yield from self._keys_and_values(module)
         yield weight(f"{module}.o_proj", self.n_embd, self.n_heads * self.n_value)
@@ -146,7 +160,9 @@ class DeepseekV2(WithLatents):
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
-        yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff)
+        yield from gated(
+            f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff
+        )
 
 
 FAMILY = DeepseekV2

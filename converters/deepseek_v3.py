@@ -28,7 +28,9 @@ class DeepseekV3(DeepseekV2):
     scoring, gating = "sigmoid", SIGMOID
 
     def check_routing(self, why: str) -> None:
-        self.require("topk_method", "noaux_tc", f"{why} chooses by the best two of each group")
+        self.require(
+            "topk_method", "noaux_tc", f"{why} chooses by the best two of each group"
+        )
         self.require("rope_interleave", True, f"{why} rotates neighbours")
         self.n_groups, self.n_chosen = (
             self.config.integer("n_group"),
@@ -36,14 +38,19 @@ class DeepseekV3(DeepseekV2):
         )
 
     def metadata(self) -> dict[str, Any]:
-        groups = {"expert_group_count": self.n_groups, "expert_group_used_count": self.n_chosen}
+        groups = {
+            "expert_group_count": self.n_groups,
+            "expert_group_used_count": self.n_chosen,
+        }
         return super().metadata() | (groups if self.n_chosen < self.n_groups else {})
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from super().mlp(module, layer)
         if layer >= self.n_dense:
             source = f"{module}.gate.e_score_correction_bias"
-            yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+            yield TensorRule(
+                (source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias"
+            )
 
 
 FAMILY = DeepseekV3

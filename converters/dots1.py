@@ -19,7 +19,9 @@ class Dots1(Glm4Moe):
 
     def check(self) -> None:
         super().check()
-        why = f"llama.cpp's architecture {self.arch} attends to everything in all layers"
+        why = (
+            f"llama.cpp's architecture {self.arch} attends to everything in all layers"
+        )
         self.require("layer_types", ["full_attention"] * self.n_layers, why)
         if self.n_layers > self.config.integer("max_window_layers", default=62):
             self.require("sliding_window", None, why)

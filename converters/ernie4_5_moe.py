@@ -34,15 +34,17 @@ class Ernie45Moe(Ernie45):
             number("moe_num_experts"),
             number("moe_intermediate_size"),
         )
-        self.n_shared_ff = number("moe_num_shared_experts", minimum=0) * self.n_expert_ff
-        self.n_dense = number("moe_layer_start_index", minimum=0)
-        why = (
-            f"llama.cpp's architecture {self.arch} has experts in every layer after the first ones"
+        self.n_shared_ff = (
+            number("moe_num_shared_experts", minimum=0) * self.n_expert_ff
         )
+        self.n_dense = number("moe_layer_start_index", minimum=0)
+        why = f"llama.cpp's {self.arch} has experts in every layer after the first ones"
         self.require("moe_layer_interval", 1, why)
         last = number("moe_layer_end_index", minimum=-1)
         if -1 < last < self.n_layers - 1:
-            raise CheckpointError(f"{self.config.source}: moe_layer_end_index is {last}; {why}")
+            raise CheckpointError(
+                f"{self.config.source}: moe_layer_end_index is {last}; {why}"
+            )
 
     def stored_name(self, name: str) -> str:
         return name.replace(".mlp.gate.moe_statics.", ".mlp.moe_statics.")

@@ -27,15 +27,23 @@ class Exaone(Llama):
         yield from self.output()
         for i in range(self.n_layers):
             block = f"transformer.h.{i}"
-            attention, mlp, target = f"{block}.attn.attention", f"{block}.mlp", f"blk.{i}.ffn"
+            attention, mlp, target = (
+                f"{block}.attn.attention",
+                f"{block}.mlp",
+                f"blk.{i}.ffn",
+            )
             yield weight(f"{block}.ln_1", self.n_embd)
             yield weight(f"{block}.ln_2", self.n_embd)
             yield weight(f"{attention}.q_proj", q_rows, self.n_embd)
             yield weight(f"{attention}.k_proj", kv_rows, self.n_embd)
             yield weight(f"{attention}.v_proj", kv_rows, self.n_embd)
             yield weight(f"{attention}.out_proj", self.n_embd, q_rows)
-            yield weight(f"{mlp}.c_fc_0", self.n_ff, self.n_embd, target=f"{target}_gate.weight")
-            yield weight(f"{mlp}.c_fc_1", self.n_ff, self.n_embd, target=f"{target}_up.weight")
+            yield weight(
+                f"{mlp}.c_fc_0", self.n_ff, self.n_embd, target=f"{target}_gate.weight"
+            )
+            yield weight(
+                f"{mlp}.c_fc_1", self.n_ff, self.n_embd, target=f"{target}_up.weight"
+            )
             yield weight(f"{mlp}.c_proj", self.n_embd, self.n_ff)
 
 

@@ -38,7 +38,9 @@ class Falcon(LlamaWithLayerNorm):
         heads = config.integer("num_attention_heads")
         groups = config.integer("num_kv_heads", default=heads)
         named = {
-            "num_key_value_heads": groups if self.newer or not config.flag("multi_query") else 1,
+            "num_key_value_heads": groups
+            if self.newer or not config.flag("multi_query")
+            else 1,
             "intermediate_size": config.integer(
                 "ffn_hidden_size", default=4 * config.integer("hidden_size")
             ),
@@ -53,7 +55,9 @@ class Falcon(LlamaWithLayerNorm):
         self.require("bias", False, f"{why} has no biases")
         if not self.newer:
             self.require(
-                "parallel_attn", True, f"{why} runs attention and feed-forward side by side"
+                "parallel_attn",
+                True,
+                f"{why} runs attention and feed-forward side by side",
             )
 
     def tensors(self) -> Iterator[TensorRule]:
@@ -66,7 +70,10 @@ class Falcon(LlamaWithLayerNorm):
             block = f"transformer.h.{i}"
             yield from self.norms(block)
             yield weight(
-                f"{block}.self_attention.query_key_value", qkv_rows, self.n_embd, rows=order
+                f"{block}.self_attention.query_key_value",
+                qkv_rows,
+                self.n_embd,
+                rows=order,
             )
             yield weight(f"{block}.self_attention.dense", self.n_embd, self.n_embd)
             yield weight(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)
@@ -75,7 +82,10 @@ class Falcon(LlamaWithLayerNorm):
     def norms(self, block: str) -> Iterator[TensorRule]:
         """The newer decoder has one for each of its two branches, unless it says that it has
         one."""
-        if self.newer and self.config.integer("num_ln_in_parallel_attn", default=2) == 2:
+        if (
+            self.newer
+            and self.config.integer("num_ln_in_parallel_attn", default=2) == 2
+        ):
             yield from self.norm(f"{block}.ln_mlp")
             yield from self.norm(f"{block}.ln_attn")
         else:

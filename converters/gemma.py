@@ -22,9 +22,15 @@ class Gemma(Llama):
     def check(self) -> None:
         super().check()
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("hidden_activation", self.activations, f"{why} uses {self.activations[0]}")
-        self.require("use_bidirectional_attention", False, f"{why} attends to what was before")
-        self.require("tie_word_embeddings", True, f"{why} has no output matrix but the embedding")
+        self.require(
+            "hidden_activation", self.activations, f"{why} uses {self.activations[0]}"
+        )
+        self.require(
+            "use_bidirectional_attention", False, f"{why} attends to what was before"
+        )
+        self.require(
+            "tie_word_embeddings", True, f"{why} has no output matrix but the embedding"
+        )
 
     def norm(self, module: str) -> Iterator[TensorRule]:
         yield weight(module, self.n_embd, plus=1.0)

@@ -39,12 +39,20 @@ class Gemma2(Llama):
 
     def check(self) -> None:
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("hidden_activation", self.activations, f"{why} uses {self.activations[0]}")
-        self.require("use_bidirectional_attention", False, f"{why} attends to what was before")
-        divisor = (
-            self.n_embd // self.n_heads if self.n_layers == self.scaled_by_width else self.head_dim
+        self.require(
+            "hidden_activation", self.activations, f"{why} uses {self.activations[0]}"
         )
-        self.require("query_pre_attn_scalar", divisor, f"{why} divides the scores by √{divisor}")
+        self.require(
+            "use_bidirectional_attention", False, f"{why} attends to what was before"
+        )
+        divisor = (
+            self.n_embd // self.n_heads
+            if self.n_layers == self.scaled_by_width
+            else self.head_dim
+        )
+        self.require(
+            "query_pre_attn_scalar", divisor, f"{why} divides the scores by √{divisor}"
+        )
         self.check_caps()
 
     def check_caps(self) -> None:
@@ -63,8 +71,12 @@ class Gemma2(Llama):
 
     def metadata(self) -> dict[str, Any]:
         caps = {
-            "attn_logit_softcapping": self.config.number("attn_logit_softcapping", default=None),
-            "final_logit_softcapping": self.config.number("final_logit_softcapping", default=None),
+            "attn_logit_softcapping": self.config.number(
+                "attn_logit_softcapping", default=None
+            ),
+            "final_logit_softcapping": self.config.number(
+                "final_logit_softcapping", default=None
+            ),
         }
         return (
             super().metadata()

@@ -56,9 +56,13 @@ class Gemma4(Llama):
     def check(self) -> None:
         number = self.config.integer
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("hidden_activation", self.activations, f"{why} uses {self.activations[0]}")
         self.require(
-            "use_bidirectional_attention", (False, "vision"), f"{why} attends to what was before"
+            "hidden_activation", self.activations, f"{why} uses {self.activations[0]}"
+        )
+        self.require(
+            "use_bidirectional_attention",
+            (False, "vision"),
+            f"{why} attends to what was before",
         )
         self.slides = self._sliding_layers()
         self.n_own = self.n_layers - number("num_kv_shared_layers", minimum=0)
@@ -79,14 +83,19 @@ class Gemma4(Llama):
     def _sliding_layers(self) -> list[bool]:
         kinds = self.config.values.get("layer_types")
         if kinds is None:
-            kinds = [FULL if (i + 1) % _PERIOD == 0 else SLIDING for i in range(self.n_layers)]
+            kinds = [
+                FULL if (i + 1) % _PERIOD == 0 else SLIDING
+                for i in range(self.n_layers)
+            ]
             kinds[-1] = FULL
         if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
             raise CheckpointError(
                 f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
                 f"{self.n_layers} layers"
             )
-        return [kind == SLIDING for kind in kinds[:-1]] + [False]  # as transformers has the last
+        return [kind == SLIDING for kind in kinds[:-1]] + [
+            False
+        ]  # as transformers has the last
 
     def _check_shared(self, why: str) -> None:
         """llama.cpp takes what is shared from the last layer that has its own, or, where the layer
@@ -95,7 +104,8 @@ class Gemma4(Llama):
         last = {slides: i for i, slides in enumerate(own)}
         taken = {False: self.n_own - 1, True: self.n_own - 2}
         if self.n_own < 2 or any(
-            last.get(slides) != taken[slides] for slides in set(self.slides[self.n_own :])
+            last.get(slides) != taken[slides]
+            for slides in set(self.slides[self.n_own :])
         ):
             raise CheckpointError(
                 f"{self.config.source}: num_kv_shared_layers is {self.n_layers - self.n_own}; "
@@ -122,7 +132,9 @@ class Gemma4(Llama):
     def _layer_config(self, layer: int) -> Config:
         given = self.config.section("per_layer_config").get(str(layer), {})
         if not isinstance(given, dict):
-            raise CheckpointError(f"{self.config.source}: per_layer_config is not of objects")
+            raise CheckpointError(
+                f"{self.config.source}: per_layer_config is not of objects"
+            )
         return Config(given, self.config.source)
 
     def _check_heads(self, why: str) -> None:
@@ -194,8 +206,12 @@ class Gemma4(Llama):
             if self.has_experts:
                 yield from self._experts_of(block, i)
             if self.n_per_layer:
-                yield weight(f"{block}.per_layer_input_gate", self.n_per_layer, self.n_embd)
-                yield weight(f"{block}.per_layer_projection", self.n_embd, self.n_per_layer)
+                yield weight(
+                    f"{block}.per_layer_input_gate", self.n_per_layer, self.n_embd
+                )
+                yield weight(
+                    f"{block}.per_layer_projection", self.n_embd, self.n_per_layer
+                )
                 yield weight(f"{block}.post_per_layer_input_norm", self.n_embd)
 
     def _embeddings_of_layers(self) -> Iterator[TensorRule]:
@@ -219,7 +235,10 @@ class Gemma4(Llama):
             for name in ("k_proj", "v_proj", "k_norm"):
                 shape = (head,) if name == "k_norm" else (kv_heads * head, self.n_embd)
                 yield weight(
-                    f"{module}.{name}", *shape, optional=True, unless="an earlier layer's are taken"
+                    f"{module}.{name}",
+                    *shape,
+                    optional=True,
+                    unless="an earlier layer's are taken",
                 )
             return
         yield from self.project(module, "k_proj", kv_heads * head, self.n_embd)
@@ -236,7 +255,9 @@ class Gemma4(Llama):
     def _experts_of(self, block: str, layer: int) -> Iterator[TensorRule]:
         count, n_ff, at = self.n_experts, self.n_expert_ff, f"blk.{layer}"
         yield weight(f"{block}.router.proj", count, self.n_embd)
-        yield TensorRule((f"{block}.router.scale",), (self.n_embd,), f"{at}.ffn_gate_inp.scale")
+        yield TensorRule(
+            (f"{block}.router.scale",), (self.n_embd,), f"{at}.ffn_gate_inp.scale"
+        )
         yield TensorRule(
             (f"{block}.router.per_expert_scale",), (count,), f"{at}.ffn_down_exps.scale"
         )

@@ -33,11 +33,18 @@ class Glm4Moe(Llama):
         super().check()
         number = self.config.integer
         self.n_dense = number("first_k_dense_replace", minimum=0)
-        self.n_experts, self.n_shared = number("n_routed_experts"), number("n_shared_experts")
+        self.n_experts, self.n_shared = (
+            number("n_routed_experts"),
+            number("n_shared_experts"),
+        )
         self.n_expert_ff = number("moe_intermediate_size")
         self.normed = self.config.flag("use_qk_norm")
         for name in ("n_group", "topk_group"):
-            self.require(name, 1, f"llama.cpp's architecture {self.arch} chooses among all experts")
+            self.require(
+                name,
+                1,
+                f"llama.cpp's architecture {self.arch} chooses among all experts",
+            )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
@@ -65,7 +72,9 @@ class Glm4Moe(Llama):
         source = f"{module}.gate.e_score_correction_bias"
         yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
-        yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff)
+        yield from gated(
+            f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff
+        )
 
 
 FAMILY = Glm4Moe

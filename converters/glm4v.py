@@ -48,7 +48,9 @@ class Glm4v(WithSections, Glm4):
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         n_rot = self.rope().geometry.n_rot
-        for name, heads in zip(QKV, (self.n_heads, self.n_kv_heads, self.n_kv_heads), strict=True):
+        for name, heads in zip(
+            QKV, (self.n_heads, self.n_kv_heads, self.n_kv_heads), strict=True
+        ):
             order = partial(adjacent_to_half_split, heads, self.head_dim, n_rot)
             yield from with_bias(
                 f"{module}.{name}",
@@ -69,7 +71,9 @@ def adjacent_to_half_split(
 
     rows = np.arange(n_heads * head_dim).reshape(n_heads, head_dim)
     pairs = rows[:, :n_rot].reshape(n_heads, n_rot // 2, 2).swapaxes(1, 2)
-    return np.concatenate([pairs.reshape(n_heads, n_rot), rows[:, n_rot:]], axis=1).ravel()
+    return np.concatenate(
+        [pairs.reshape(n_heads, n_rot), rows[:, n_rot:]], axis=1
+    ).ravel()
 
 
 FAMILY = Glm4v

@@ -48,9 +48,15 @@ class Gpt2(LlamaWithLayerNorm):
     def check(self) -> None:
         super().check()
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("scale_attn_weights", True, f"{why} scales scores by the size of a head")
-        self.require("scale_attn_by_inverse_layer_idx", False, f"{why} scales layers alike")
-        self.require("add_cross_attention", False, f"{why} attends to its own text alone")
+        self.require(
+            "scale_attn_weights", True, f"{why} scales scores by the size of a head"
+        )
+        self.require(
+            "scale_attn_by_inverse_layer_idx", False, f"{why} scales layers alike"
+        )
+        self.require(
+            "add_cross_attention", False, f"{why} attends to its own text alone"
+        )
         self.n_kv_heads = self.n_heads
         self.n_positions = self.config.integer("max_position_embeddings")
 
@@ -62,7 +68,11 @@ class Gpt2(LlamaWithLayerNorm):
 
     def stored_name(self, name: str) -> str:
         """The published files leave the first word out."""
-        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+        return (
+            name
+            if name.startswith(("transformer.", "lm_head."))
+            else f"transformer.{name}"
+        )
 
     def tensors(self) -> Iterator[TensorRule]:
         yield weight(self.embedding, self.vocab_size, self.n_embd)

@@ -34,7 +34,11 @@ class GPTNeoX(LlamaWithLayerNorm):
         )
 
     def stored_name(self, name: str) -> str:
-        return name.replace("lm_head.", "embed_out.") if name.startswith("lm_head.") else name
+        return (
+            name.replace("lm_head.", "embed_out.")
+            if name.startswith("lm_head.")
+            else name
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
@@ -56,7 +60,10 @@ class GPTNeoX(LlamaWithLayerNorm):
             block = f"gpt_neox.layers.{i}"
             yield from self.norms(block)
             yield from with_bias(
-                f"{block}.attention.query_key_value", 3 * self.n_embd, self.n_embd, order=order
+                f"{block}.attention.query_key_value",
+                3 * self.n_embd,
+                self.n_embd,
+                order=order,
             )
             yield from with_bias(f"{block}.attention.dense", self.n_embd, self.n_embd)
             yield from with_bias(f"{block}.mlp.dense_h_to_4h", self.n_ff, self.n_embd)

@@ -36,7 +36,12 @@ def _transposed(experts: _Array) -> _Array:
 class GptOss(Llama):
     arch = "gpt-oss"
     needs_output = True
-    defaults = {"rms_norm_eps": 1e-5, "head_dim": 64, "sliding_window": 128, "attention_bias": True}
+    defaults = {
+        "rms_norm_eps": 1e-5,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "attention_bias": True,
+    }
 
     def check(self) -> None:
         super().check()
@@ -62,14 +67,19 @@ class GptOss(Llama):
     def attention(self, module: str) -> Iterator[TensorRule]:
         yield from super().attention(module)
         yield TensorRule(
-            (f"{module}.sinks",), (self.n_heads,), f"blk.{module.split('.')[2]}.attn_sinks.weight"
+            (f"{module}.sinks",),
+            (self.n_heads,),
+            f"blk.{module.split('.')[2]}.attn_sinks.weight",
         )
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from with_bias(f"{module}.router", self.n_experts, self.n_embd)
         count, block = self.n_experts, f"blk.{layer}.ffn"
         for name, part in (("gate", _gates), ("up", _ups)):
-            source, shape = f"{module}.experts.gate_up_proj", (count, self.n_ff, self.n_embd)
+            source, shape = (
+                f"{module}.experts.gate_up_proj",
+                (count, self.n_ff, self.n_embd),
+            )
             yield self._projection(
                 source, 2 * self.n_ff, f"{block}_{name}_exps.weight", shape, part
             )
@@ -84,7 +94,9 @@ class GptOss(Llama):
         yield self._projection(
             source, self.n_embd, f"{block}_down_exps.weight", shape, lambda rows: rows
         )
-        yield TensorRule((f"{source}_bias",), (count, self.n_embd), f"{block}_down_exps.bias")
+        yield TensorRule(
+            (f"{source}_bias",), (count, self.n_embd), f"{block}_down_exps.bias"
+        )
 
     def _projection(
         self, source: str, rows: int, target: str, written: tuple[int, ...], part: Any

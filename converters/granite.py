@@ -20,7 +20,9 @@ class Granite(Llama):
     defaults = dict.fromkeys(_SCALES, 1.0)
 
     def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {key: self.config.number(name) for name, key in _SCALES.items()}
+        return super().metadata() | {
+            key: self.config.number(name) for name, key in _SCALES.items()
+        }
 
 
 FAMILY = Granite

@@ -28,7 +28,9 @@ class GraniteMoeHybrid(GraniteMoeShared):
     }
 
     def check(self) -> None:
-        kinds = self.config.values.get("layer_types") or self.config.values.get("layers_block_type")
+        kinds = self.config.values.get("layer_types") or self.config.values.get(
+            "layers_block_type"
+        )
         if kinds is None or not set(map(str, kinds)) <= _ATTENTION:
             raise CheckpointError(
                 f"{self.config.source}: layer_types names layers of Mamba 2; of Granite 4 only the "
@@ -57,8 +59,15 @@ class GraniteMoeHybrid(GraniteMoeShared):
             return
         block = module.replace(".mlp", ".shared_mlp")
         target = f"blk.{layer}.ffn_{{}}.weight"
-        yield from gate_and_up(f"{block}.input_linear", target, 2 * self.n_ff, self.n_embd)
-        yield weight(f"{block}.output_linear", self.n_embd, self.n_ff, target=target.format("down"))
+        yield from gate_and_up(
+            f"{block}.input_linear", target, 2 * self.n_ff, self.n_embd
+        )
+        yield weight(
+            f"{block}.output_linear",
+            self.n_embd,
+            self.n_ff,
+            target=target.format("down"),
+        )
 
 
 FAMILY = GraniteMoeHybrid

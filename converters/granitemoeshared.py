@@ -17,7 +17,9 @@ class GraniteMoeShared(GraniteMoe):
         self.n_shared_ff = self.config.integer("shared_intermediate_size", minimum=0)
 
     def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {"expert_shared_feed_forward_length": self.n_shared_ff}
+        return super().metadata() | {
+            "expert_shared_feed_forward_length": self.n_shared_ff
+        }
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from super().mlp(module, layer)
@@ -25,7 +27,9 @@ class GraniteMoeShared(GraniteMoe):
             return
         block = module.replace(".mlp", ".shared_mlp")
         target = f"blk.{layer}.ffn_{{}}_shexp.weight"
-        yield from gate_and_up(f"{block}.input_linear", target, 2 * self.n_shared_ff, self.n_embd)
+        yield from gate_and_up(
+            f"{block}.input_linear", target, 2 * self.n_shared_ff, self.n_embd
+        )
         yield weight(f"{block}.output_linear", self.n_embd, self.n_shared_ff)
 
 

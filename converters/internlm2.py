@@ -47,7 +47,11 @@ class Internlm2(Llama):
 
     def _queries_keys_and_values(self, module: str, layer: int) -> Iterator[TensorRule]:
         """A group holds the queries of one key and value, then these two."""
-        n_groups, each, size = self.n_kv_heads, self.n_heads // self.n_kv_heads, self.head_dim
+        n_groups, each, size = (
+            self.n_kv_heads,
+            self.n_heads // self.n_kv_heads,
+            self.head_dim,
+        )
         width = self.n_embd
 
         def heads(rows: _Array, part: slice) -> _Array:
@@ -60,7 +64,11 @@ class Internlm2(Llama):
         for name, n_heads, arranged in (
             ("q", self.n_heads, lambda rows: adjacent(rows, slice(0, each))),
             ("k", n_groups, lambda rows: adjacent(rows, slice(each, each + 1))),
-            ("v", n_groups, lambda rows: heads(rows, slice(each + 1, None)).reshape(-1, width)),
+            (
+                "v",
+                n_groups,
+                lambda rows: heads(rows, slice(each + 1, None)).reshape(-1, width),
+            ),
         ):
             yield weight(
                 module,

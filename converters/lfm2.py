@@ -39,7 +39,9 @@ class Lfm2(Llama):
 
     def check(self) -> None:
         super().check()
-        self.require("conv_bias", False, f"llama.cpp's architecture {self.arch} has no biases")
+        self.require(
+            "conv_bias", False, f"llama.cpp's architecture {self.arch} has no biases"
+        )
         attending = self.config.values.get("full_attn_idxs")
         kinds = self.config.values.get("layer_types")
         if kinds is None:
@@ -49,14 +51,19 @@ class Lfm2(Llama):
                     f"{self.config.source}: full_attn_idxs is {chosen!r}; it must be a list of "
                     "layers"
                 )
-            kinds = ["full_attention" if i in chosen else "conv" for i in range(self.n_layers)]
+            kinds = [
+                "full_attention" if i in chosen else "conv"
+                for i in range(self.n_layers)
+            ]
         if not names_each(kinds, self.n_layers, ("full_attention", "conv")):
             raise CheckpointError(
                 f"{self.config.source}: layer_types is {kinds!r}; it must name full_attention or "
                 "conv for each of the "
                 f"{self.n_layers} layers"
             )
-        if len(set(kinds)) < 2:  # llama.cpp aborts on a model without one of the two caches
+        if (
+            len(set(kinds)) < 2
+        ):  # llama.cpp aborts on a model without one of the two caches
             raise CheckpointError(
                 f"{self.config.source}: all layers are {kinds[0]}; llama.cpp needs both kinds"
             )
@@ -104,7 +111,9 @@ class Lfm2(Llama):
 
     def convolution(self, module: str) -> Iterator[TensorRule]:
         width = self.config.integer("conv_L_cache")
-        yield weight(f"{module}.conv", self.n_embd, 1, width, written=(self.n_embd, width))
+        yield weight(
+            f"{module}.conv", self.n_embd, 1, width, written=(self.n_embd, width)
+        )
         yield weight(f"{module}.in_proj", 3 * self.n_embd, self.n_embd)
         yield weight(f"{module}.out_proj", self.n_embd, self.n_embd)
 
@@ -114,7 +123,9 @@ def _feed_forward(config: Config) -> int:
     size: int = config.integer("block_ff_dim", "intermediate_size")
     if config.flag("block_auto_adjust_ff_dim"):
         multiple = config.integer("block_multiple_of")
-        size = int(config.number("block_ffn_dim_multiplier", default=1.0) * int(2 * size / 3))
+        size = int(
+            config.number("block_ffn_dim_multiplier", default=1.0) * int(2 * size / 3)
+        )
         size = -(-size // multiple) * multiple
     return size
 

@@ -30,9 +30,17 @@ class Lfm2Moe(Lfm2):
         self.n_expert_ff = self.config.integer("moe_intermediate_size")
         self.n_dense = self.config.integer("num_dense_layers", minimum=0)
         why = f"llama.cpp's architecture {self.arch}"
-        self.require("use_expert_bias", True, f"{why} adds a correction to the experts' scores")
-        self.require("norm_topk_prob", True, f"{why} normalizes the weights of the chosen experts")
-        self.require("routed_scaling_factor", 1.0, f"{why} does not scale the experts' sum")
+        self.require(
+            "use_expert_bias", True, f"{why} adds a correction to the experts' scores"
+        )
+        self.require(
+            "norm_topk_prob",
+            True,
+            f"{why} normalizes the weights of the chosen experts",
+        )
+        self.require(
+            "routed_scaling_factor", 1.0, f"{why} does not scale the experts' sum"
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {
@@ -47,7 +55,9 @@ class Lfm2Moe(Lfm2):
         if self.config.flag("tie_word_embeddings"):
             yield from super().output()
         else:
-            yield weight("lm_head", self.vocab_size, self.n_embd, target="output.weight")
+            yield weight(
+                "lm_head", self.vocab_size, self.n_embd, target="output.weight"
+            )
 
     def feed_forward(self, module: str, layer: int) -> Iterator[TensorRule]:
         if layer < self.n_dense:

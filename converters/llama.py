@@ -119,7 +119,9 @@ class Llama(Family):
         if not self.is_tied:
             yield weight(self.head, self.vocab_size, self.n_embd, hint=WITHOUT_OUTPUT)
         elif self.needs_output:
-            yield weight(self.embedding, self.vocab_size, self.n_embd, target="output.weight")
+            yield weight(
+                self.embedding, self.vocab_size, self.n_embd, target="output.weight"
+            )
 
     def norm(self, module: str) -> Iterator[TensorRule]:
         yield weight(module, self.n_embd)
@@ -156,7 +158,12 @@ class Llama(Family):
                 "true if they are meant)"
             )
         return linear(
-            f"{module}.{name}", rows, columns, order, bias=name in self.biased, unless=unless
+            f"{module}.{name}",
+            rows,
+            columns,
+            order,
+            bias=name in self.biased,
+            unless=unless,
         )
 
 

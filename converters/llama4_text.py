@@ -18,9 +18,8 @@ from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 from ggext.errors import CheckpointError
 
 _INTERVAL = 4
-_WITHOUT_NORMS = (
-    128  # experts of Maverick, by which llama.cpp knows that queries and keys have no norm
-)
+#: Experts of Maverick, by which llama.cpp knows that queries and keys have no norm.
+_WITHOUT_NORMS = 128
 
 
 class Llama4(Llama):
@@ -46,7 +45,10 @@ class Llama4(Llama):
     def check(self) -> None:
         super().check()
         number, source = self.config.integer, self.config.source
-        self.n_experts, self.step = number("num_local_experts"), number("interleave_moe_layer_step")
+        self.n_experts, self.step = (
+            number("num_local_experts"),
+            number("interleave_moe_layer_step"),
+        )
         self.n_dense_ff = number("intermediate_size_mlp")
         why = f"llama.cpp's architecture {self.arch}"
         for name, value in (
@@ -61,12 +63,16 @@ class Llama4(Llama):
         self.require("attn_temperature_tuning", True, f"{why} has queries that grow")
         normed = self.n_experts != _WITHOUT_NORMS
         self.require(
-            "use_qk_norm", normed, f"{why} has it to be {normed} of {self.n_experts} experts"
+            "use_qk_norm",
+            normed,
+            f"{why} has it to be {normed} of {self.n_experts} experts",
         )
         self._check_layers(why)
 
     def _check_layers(self, why: str) -> None:
-        if self.n_layers < _INTERVAL:  # llama.cpp aborts without a layer that does not rotate
+        if (
+            self.n_layers < _INTERVAL
+        ):  # llama.cpp aborts without a layer that does not rotate
             raise CheckpointError(
                 f"{self.config.source}: num_hidden_layers is {self.n_layers}; {why} has 4 or more"
             )
@@ -79,15 +85,23 @@ class Llama4(Llama):
             )
         else:
             self.require(
-                "no_rope_layers", rotating, f"{why} rotates in all layers but every {_INTERVAL}th"
+                "no_rope_layers",
+                rotating,
+                f"{why} rotates in all layers but every {_INTERVAL}th",
             )
-        kinds = ["chunked_attention" if rotates else "full_attention" for rotates in rotating]
+        kinds = [
+            "chunked_attention" if rotates else "full_attention" for rotates in rotating
+        ]
         self.require(
-            "layer_types", kinds, f"{why} attends to everything in the layers that do not rotate"
+            "layer_types",
+            kinds,
+            f"{why} attends to everything in the layers that do not rotate",
         )
         with_experts = list(range(self.step - 1, self.n_layers, self.step))
         self.require(
-            "moe_layers", with_experts, f"{why} has experts in each layer of the step {self.step}"
+            "moe_layers",
+            with_experts,
+            f"{why} has experts in each layer of the step {self.step}",
         )
 
     def metadata(self) -> dict[str, Any]:

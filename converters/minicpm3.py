@@ -36,7 +36,9 @@ class MiniCPM3(WithLatents):
         super().__init__(config)
         self.n_rot = self.config.integer("qk_rope_head_dim")
         self.head_dim = self.config.integer("qk_nope_head_dim") + self.n_rot
-        self.value_dim = self.config.integer("v_head_dim", default=self.n_embd // self.n_heads)
+        self.value_dim = self.config.integer(
+            "v_head_dim", default=self.n_embd // self.n_heads
+        )
         self.q_rank, self.kv_rank = (
             self.config.integer("q_lora_rank"),
             self.config.integer("kv_lora_rank"),
@@ -44,8 +46,16 @@ class MiniCPM3(WithLatents):
 
     def check(self) -> None:
         super().check()
-        for name, value in (("scale_emb", 12), ("scale_depth", 1.4), ("dim_model_base", 256)):
-            self.require(name, value, f"llama.cpp's architecture {self.arch} computes with {value}")
+        for name, value in (
+            ("scale_emb", 12),
+            ("scale_depth", 1.4),
+            ("dim_model_base", 256),
+        ):
+            self.require(
+                name,
+                value,
+                f"llama.cpp's architecture {self.arch} computes with {value}",
+            )
         if self.n_kv_heads != self.n_heads:
             raise CheckpointError(
                 f"{self.config.source}: num_key_value_heads is {self.n_kv_heads}; latent attention "
@@ -74,7 +84,9 @@ class MiniCPM3(WithLatents):
         yield weight(f"{module}.q_a_proj", self.q_rank, self.n_embd)
         yield weight(f"{module}.q_a_layernorm", self.q_rank)
         yield weight(f"{module}.q_b_proj", self.n_heads * self.head_dim, self.q_rank)
-        yield weight(f"{module}.kv_a_proj_with_mqa", self.kv_rank + self.n_rot, self.n_embd)
+        yield weight(
+            f"{module}.kv_a_proj_with_mqa", self.kv_rank + self.n_rot, self.n_embd
+        )
         yield weight(f"{module}.kv_a_layernorm", self.kv_rank)
         per_head = self.head_dim - self.n_rot + self.value_dim
         yield weight(f"{module}.kv_b_proj", self.n_heads * per_head, self.kv_rank)

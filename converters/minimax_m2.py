@@ -44,7 +44,9 @@ class MiniMaxM2(Llama):
         yield weight(f"{block}.gate", self.n_experts, self.n_embd)
         source = f"{block}.e_score_correction_bias"
         yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
-        yield from experts(block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2")
+        yield from experts(
+            block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2"
+        )
 
 
 FAMILY = MiniMaxM2

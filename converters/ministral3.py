@@ -19,9 +19,15 @@ class Ministral3(Windowed):
     def rope(self) -> CheckpointRope:
         """Queries grow from the original context on, which an unscaled file does not say apart."""
         rope = super().rope()
-        original = rope_parameters(self.config.values).get("original_max_position_embeddings")
+        original = rope_parameters(self.config.values).get(
+            "original_max_position_embeddings"
+        )
         trained = rope.geometry.trained_context
-        if not self.grows or rope.scaling.method != "none" or original in (None, trained):
+        if (
+            not self.grows
+            or rope.scaling.method != "none"
+            or original in (None, trained)
+        ):
             return rope
         return rope.refused(
             f"{self.config.source}: original_max_position_embeddings is {original!r}, from which "
@@ -31,8 +37,14 @@ class Ministral3(Windowed):
 
     def metadata(self) -> dict[str, Any]:
         said = rope_parameters(self.config.values).get("llama_4_scaling_beta")
-        growth = number(said, 0.0, "llama_4_scaling_beta", self.config.source) if self.grows else 0
-        return super().metadata() | ({"attention.temperature_scale": growth} if growth else {})
+        growth = (
+            number(said, 0.0, "llama_4_scaling_beta", self.config.source)
+            if self.grows
+            else 0
+        )
+        return super().metadata() | (
+            {"attention.temperature_scale": growth} if growth else {}
+        )
 
 
 FAMILY = Ministral3

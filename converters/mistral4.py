@@ -39,14 +39,18 @@ class Mistral4(DeepseekV3):
 
     def check(self) -> None:
         super().check()
-        self.head_dim = self.config.integer("head_dim", default=self.n_plain + self.n_rotated)
+        self.head_dim = self.config.integer(
+            "head_dim", default=self.n_plain + self.n_rotated
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | self._temperature()
 
     def _temperature(self) -> dict[str, Any]:
         said, source = rope_parameters(self.config.values), self.config.source
-        growth = number(said.get("llama_4_scaling_beta"), 0.0, "llama_4_scaling_beta", source)
+        growth = number(
+            said.get("llama_4_scaling_beta"), 0.0, "llama_4_scaling_beta", source
+        )
         if not growth:
             return {}
         if said.get(_ORIGINAL) is None:

@@ -29,7 +29,9 @@ class Mixtral(Mistral):
         del layer
         block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.gate", self.n_experts, self.n_embd)
-        yield from experts(block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2")
+        yield from experts(
+            block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2"
+        )
 
 
 FAMILY = Mixtral

@@ -17,8 +17,10 @@ from ggext.converters.llama import Llama, LlamaWithLayerNorm
 from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
 
-_MOST_BIAS = 8  # of attention, which the class takes whatever alibi_bias_max says
-_WIDER = 4  # the class has four times as many, whatever expansion_ratio says
+#: Of attention, which the class takes whatever alibi_bias_max says.
+_MOST_BIAS = 8
+#: The class has four times as many, whatever expansion_ratio says.
+_WIDER = 4
 
 
 class Mpt(LlamaWithLayerNorm):
@@ -62,12 +64,16 @@ class Mpt(LlamaWithLayerNorm):
             "qk_ln": False,
         }
         said = self.attention_config
-        others = [name for name, value in usual.items() if said.get(name, value) != value]
+        others = [
+            name for name, value in usual.items() if said.get(name, value) != value
+        ]
         if said.get("softmax_scale") not in (None, self.head_dim**-0.5):
             others.append("softmax_scale")
         if others:
             shown = ", ".join(f"{name} {said[name]!r:.40}" for name in others)
-            raise CheckpointError(f"{self.config.source}: attn_config has {shown}; {why}")
+            raise CheckpointError(
+                f"{self.config.source}: attn_config has {shown}; {why}"
+            )
 
     def read_n_ff(self, config: Config) -> int:
         del config  # the class has no key for it

@@ -20,7 +20,11 @@ class Olmo(Llama):
     def metadata(self) -> dict[str, Any]:
         limit = self.config.number("clip_qkv", default=None)
         clamp = {} if limit is None else {"attention.clamp_kqv": limit}
-        return super(Llama, self).metadata() | {"attention.layer_norm_epsilon": _EPSILON} | clamp
+        return (
+            super(Llama, self).metadata()
+            | {"attention.layer_norm_epsilon": _EPSILON}
+            | clamp
+        )
 
     def norm(self, module: str) -> Iterator[TensorRule]:
         del module

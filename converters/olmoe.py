@@ -27,7 +27,11 @@ class Olmoe(Llama):
         self.n_experts = self.config.integer("num_experts", "num_local_experts")
         why = f"llama.cpp's architecture {self.arch} does not"
         self.require("clip_qkv", None, f"{why} clip queries, keys and values")
-        self.require("norm_topk_prob", False, f"{why} normalize the weights of the chosen experts")
+        self.require(
+            "norm_topk_prob",
+            False,
+            f"{why} normalize the weights of the chosen experts",
+        )
 
     def metadata(self) -> dict[str, Any]:
         return super().metadata() | {

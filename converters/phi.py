@@ -27,7 +27,9 @@ class Phi(LlamaWithLayerNorm):
         why = f"llama.cpp's architecture {self.arch}"
         self.require("qk_layernorm", False, f"{why} has no norm of queries and keys")
         self.require(
-            "tie_word_embeddings", False, f"{why} has an output matrix with a bias of its own"
+            "tie_word_embeddings",
+            False,
+            f"{why} has an output matrix with a bias of its own",
         )
 
     def output(self) -> Iterator[TensorRule]:

@@ -27,7 +27,9 @@ class QwenExperts(Llama):
         self.require("mlp_only_layers", [], f"{why} has experts in every layer")
         does = "normalizes" if self.normalizes else "does not normalize"
         self.require(
-            "norm_topk_prob", self.normalizes, f"{why} {does} the weights of the chosen experts"
+            "norm_topk_prob",
+            self.normalizes,
+            f"{why} {does} the weights of the chosen experts",
         )
 
     def metadata(self) -> dict[str, Any]:
@@ -51,11 +53,15 @@ class GatedSharedExpert(QwenExperts):
         self.n_shared_ff = self.config.integer("shared_expert_intermediate_size")
 
     def metadata(self) -> dict[str, Any]:
-        return super().metadata() | {"expert_shared_feed_forward_length": self.n_shared_ff}
+        return super().metadata() | {
+            "expert_shared_feed_forward_length": self.n_shared_ff
+        }
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from super().mlp(module, layer)
-        yield weight(f"{module}.shared_expert_gate", 1, self.n_embd, written=(self.n_embd,))
+        yield weight(
+            f"{module}.shared_expert_gate", 1, self.n_embd, written=(self.n_embd,)
+        )
         yield from gated(f"{module}.shared_expert", self.n_embd, self.n_shared_ff)
 
 

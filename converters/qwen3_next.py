@@ -58,7 +58,9 @@ class GatedDeltaNet(Llama):
         self.channels: int = self.n_state * (2 * self.n_keys + self.n_values)
         why = f"llama.cpp's architecture {self.arch}"
         self.require(
-            "linear_value_head_dim", self.n_state, f"{why} has linear_key_head_dim, {self.n_state}"
+            "linear_value_head_dim",
+            self.n_state,
+            f"{why} has linear_key_head_dim, {self.n_state}",
         )
         if self.n_values % self.n_keys:
             raise CheckpointError(
@@ -66,7 +68,8 @@ class GatedDeltaNet(Llama):
                 f"of linear_num_key_heads {self.n_keys}"
             )
         self.limit_epsilon(
-            _LARGEST_EPSILON, "takes it in the delta net's own norms, where transformers has 1e-6"
+            _LARGEST_EPSILON,
+            "takes it in the delta net's own norms, where transformers has 1e-6",
         )
         self.recurs = self._recurrent_layers()
 
@@ -82,7 +85,9 @@ class GatedDeltaNet(Llama):
             )
         else:
             recurs = [kind == LINEAR for kind in kinds]
-        if len(set(recurs)) < 2:  # llama.cpp aborts on a model without one of the two caches
+        if (
+            len(set(recurs)) < 2
+        ):  # llama.cpp aborts on a model without one of the two caches
             raise CheckpointError(
                 f"{self.config.source}: all layers are {LINEAR if recurs[0] else FULL}; llama.cpp "
                 "needs both kinds"
@@ -157,7 +162,10 @@ class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
         betas and alphas stay so."""
         n, inner = self.n_state, self.n_state * self.n_values
         sizes = (self.n_keys, n, inner // self.n_keys)
-        for target, part, rows in (("attn_qkv", "qkv", self.channels), ("attn_gate", "z", inner)):
+        for target, part, rows in (
+            ("attn_qkv", "qkv", self.channels),
+            ("attn_gate", "z", inner),
+        ):
             yield weight(
                 f"{module}.in_proj_qkvz",
                 self.channels + inner,
@@ -168,9 +176,15 @@ class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
             )
         yield weight(f"{module}.in_proj_ba", 2 * self.n_values, self.n_embd)
         yield weight(
-            f"{module}.conv1d", self.channels, 1, self.width, written=(self.channels, self.width)
+            f"{module}.conv1d",
+            self.channels,
+            1,
+            self.width,
+            written=(self.channels, self.width),
         )
-        yield TensorRule((f"{module}.dt_bias",), (self.n_values,), f"{block}.ssm_dt.bias")
+        yield TensorRule(
+            (f"{module}.dt_bias",), (self.n_values,), f"{block}.ssm_dt.bias"
+        )
         yield TensorRule(
             (f"{module}.A_log",),
             (self.n_values,),

@@ -17,7 +17,9 @@ from ggext.converters.qwen3_vl import Qwen3Vl
 
 class Qwen3VlMoe(QwenExperts, Qwen3Vl):
     arch = "qwen3vlmoe"
-    defaults = QwenExperts.defaults | {"norm_topk_prob": True}  # which the class does not read
+    defaults = QwenExperts.defaults | {
+        "norm_topk_prob": True
+    }  # which the class does not read
     normalizes = True
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
@@ -42,7 +44,10 @@ class Qwen3VlMoe(QwenExperts, Qwen3Vl):
         source = f"{module}.experts.down_proj"
         columns = TensorRule((source,), (count, n_ff, n_embd), transposed=True)
         yield TensorRule(
-            (source,), (count, n_embd, n_ff), f"{target}_down_exps.weight", instead=columns
+            (source,),
+            (count, n_embd, n_ff),
+            f"{target}_down_exps.weight",
+            instead=columns,
         )
 
 

@@ -30,7 +30,10 @@ class StableLM(LlamaWithLayerNorm):
             for name, heads in (("q", self.n_heads), ("k", self.n_kv_heads)):
                 target = f"blk.{block}.attn_{name}_norm.weight"
                 yield stacked(
-                    f"{module}.{name}_layernorm.norms.{{}}", heads, self.head_dim, target=target
+                    f"{module}.{name}_layernorm.norms.{{}}",
+                    heads,
+                    self.head_dim,
+                    target=target,
                 )
 
 

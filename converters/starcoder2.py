@@ -25,7 +25,9 @@ class Starcoder2(LlamaWithLayerNorm, Windowed):
     def check(self) -> None:
         super().check()
         self.require(
-            "use_bias", True, f"llama.cpp's architecture {self.arch} has biases on all projections"
+            "use_bias",
+            True,
+            f"llama.cpp's architecture {self.arch} has biases on all projections",
         )
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:

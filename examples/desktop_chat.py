@@ -111,7 +111,9 @@ class ChatWindow(QWidget):
                     text += event.text
                     self._inbox.put(event.text)
                 elif isinstance(event, Reading):
-                    self._inbox.put(partial(self._show_progress, event.done, event.total))
+                    self._inbox.put(
+                        partial(self._show_progress, event.done, event.total)
+                    )
         except GgextError as error:
             problem = str(error)
         self._inbox.put(partial(self._finish, text, problem))
@@ -146,7 +148,9 @@ class ChatWindow(QWidget):
         if problem:
             self.status.setText(problem)
         elif reply is not None:
-            self.status.setText(f"{reply.count} tokens{', stopped' if self._stopping else ''}")
+            self.status.setText(
+                f"{reply.count} tokens{', stopped' if self._stopping else ''}"
+            )
 
     def _build(self) -> None:
         self.setWindowTitle(f"{self._path.name} …")
@@ -178,7 +182,9 @@ class ChatWindow(QWidget):
         self.stop_button.setEnabled(self._reply is not None)
         if self.model is not None:
             self.status.setText(
-                "thinking …" if self.busy else f"{self.model.context:,} tokens of context"
+                "thinking …"
+                if self.busy
+                else f"{self.model.context:,} tokens of context"
             )
         if not self.busy:
             self.input.setFocus()
@@ -190,7 +196,9 @@ class ChatWindow(QWidget):
 
     def _append(self, rich_text: str) -> None:
         self.transcript.append(rich_text)
-        self.transcript.verticalScrollBar().setValue(self.transcript.verticalScrollBar().maximum())
+        self.transcript.verticalScrollBar().setValue(
+            self.transcript.verticalScrollBar().maximum()
+        )
 
     def _insert(self, text: str) -> None:
         """Adds to the answer, and follows it only if its end is what is looked at."""

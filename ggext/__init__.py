@@ -11,7 +11,16 @@ from ggext._version import __version__
 from ggext.errors import ContextFullError, EngineDiedError, GgextError
 
 if TYPE_CHECKING:
-    from ggext.api import Model, Reading, Reasoning, Reply, ReplyEvent, Settings, Text, Turn
+    from ggext.api import (
+        Model,
+        Reading,
+        Reasoning,
+        Reply,
+        ReplyEvent,
+        Settings,
+        Text,
+        Turn,
+    )
     from ggext.chat.renderer import freeze_support
     from ggext.chat.template import TemplateChoice
     from ggext.quality.report import EvalReport
@@ -53,7 +62,16 @@ __all__ = [
 
 _LAZY = {
     **dict.fromkeys(
-        ("Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"),
+        (
+            "Model",
+            "Reading",
+            "Reasoning",
+            "Reply",
+            "ReplyEvent",
+            "Settings",
+            "Text",
+            "Turn",
+        ),
         "ggext.api",
     ),
     **dict.fromkeys(("RopeGeometry", "RopeScaling", "RopeTable"), "ggext.rope.scaling"),

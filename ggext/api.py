@@ -30,7 +30,16 @@ from ggext.runtime.isolated import IsolatedHost
 from ggext.runtime.memory.options import WhenFull
 from ggext.runtime.prefixes import PrefixOptions
 
-__all__ = ["Model", "Reading", "Reasoning", "Reply", "ReplyEvent", "Settings", "Text", "Turn"]
+__all__ = [
+    "Model",
+    "Reading",
+    "Reasoning",
+    "Reply",
+    "ReplyEvent",
+    "Settings",
+    "Text",
+    "Turn",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -182,21 +191,30 @@ class Model(Closing):
         """
         options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop), think=think)
         sampling = sampling_of(sampling)
-        prompts = self._prompts.thinking(False if sampling.grammar is not None else think)
+        prompts = self._prompts.thinking(
+            False if sampling.grammar is not None else think
+        )
         turns = turns_of(messages)
         answerable(turns)
         left: tuple[Turn, ...] = ()
         if self.when_full == "turns":
-            tokens, count = prompts.fitted(turns, self.context, reserve(self.context, max_tokens))
+            tokens, count = prompts.fitted(
+                turns, self.context, reserve(self.context, max_tokens)
+            )
             left = tuple(behind_system(turns)[:count])
         else:
             tokens = prompts.tokens(turns)
         if left:
             _log.warning(
-                "%s: the context was full: the %d oldest turns left it", self.path, len(left)
+                "%s: the context was full: the %d oldest turns left it",
+                self.path,
+                len(left),
             )
         answer = AnswerText(
-            self._engine.vocabulary, prompts.tags, prompts.opens_reasoning(tokens), options.stop
+            self._engine.vocabulary,
+            prompts.tags,
+            prompts.opens_reasoning(tokens),
+            options.stop,
         )
         return self._reply(Question(tokens, sampling, max_tokens), answer, cancel, left)
 
@@ -220,7 +238,9 @@ class Model(Closing):
         options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop))
         tokens = self._engine.vocabulary.tokenize(prompt, parse_special=special)
         answer = AnswerText(self._engine.vocabulary, stop=options.stop)
-        return self._reply(Question(tokens, sampling_of(sampling), max_tokens), answer, cancel)
+        return self._reply(
+            Question(tokens, sampling_of(sampling), max_tokens), answer, cancel
+        )
 
     def save_cache(self, path: str | Path) -> int:
         """Writes the KV cache of the conversation that was answered last, so that it need not be
@@ -245,7 +265,9 @@ class Model(Closing):
         left: tuple[Turn, ...] = (),
     ) -> Reply:
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-            raise UsageError(f"cancel is {cancel!r:.80}, but must be an event with is_set()")
+            raise UsageError(
+                f"cancel is {cancel!r:.80}, but must be an event with is_set()"
+            )
         count, limit = len(question.tokens), self._engine.limit
         if limit is not None and count > limit:
             raise ContextFullError(count, 0, limit)
@@ -279,7 +301,9 @@ class Reply(Closing):
     Look for the map below.
     """
 
-    def __init__(self, answering: Answering, answer: AnswerText, left: tuple[Turn, ...]) -> None:
+    def __init__(
+        self, answering: Answering, answer: AnswerText, left: tuple[Turn, ...]
+    ) -> None:
         self._answering = answering
         self._answer = answer
         self._looped = False
@@ -357,7 +381,9 @@ class Reply(Closing):
     def _loop_once(self) -> None:
         """Raises UsageError for a second loop, which would get nothing."""
         if self._looped:
-            raise UsageError("a reply can be looped over once; text() has the whole answer")
+            raise UsageError(
+                "a reply can be looped over once; text() has the whole answer"
+            )
         self._looped = True
 
     @staticmethod

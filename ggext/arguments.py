@@ -28,7 +28,12 @@ _GROUPED = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+", re.ASCII)
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _MOST_COUNT = 2**31 - 1
 _HINTS: dict[type[Any], dict[str, Any]] = {}
-_MANY: dict[Any, type] = {tuple: tuple, list: list, Sequence: Sequence, frozenset: frozenset}
+_MANY: dict[Any, type] = {
+    tuple: tuple,
+    list: list,
+    Sequence: Sequence,
+    frozenset: frozenset,
+}
 
 
 def check_fields(instance: Any) -> None:
@@ -65,7 +70,9 @@ def parse_tokens(text: str) -> int:
         plain = plain.replace(",", "")
     match = _TOKENS.fullmatch(plain)
     if match is None:
-        raise ValueError(f"{text!r} is not a number of tokens such as 16384, 16,384, 16k or 1M")
+        raise ValueError(
+            f"{text!r} is not a number of tokens such as 16384, 16,384, 16k or 1M"
+        )
     count = float(match[1]) * _FACTORS[match[2]]
     if count != int(count):
         raise ValueError(f"{text!r} is {count:,g} tokens, not a whole number")
@@ -88,7 +95,9 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is typing.Literal:
-        return any(value is one or (isinstance(value, str) and value == one) for one in inner)
+        return any(
+            value is one or (isinstance(value, str) and value == one) for one in inner
+        )
     if origin is not None:
         return _fits_generic(value, origin, inner)
     if kind is int:
@@ -108,7 +117,9 @@ def _fits_generic(value: Any, origin: Any, inner: tuple[Any, ...]) -> bool:
     if origin in _MANY:
         return all(_fits(one, inner[0]) for one in value)
     if isinstance(value, Mapping):
-        return all(_fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items())
+        return all(
+            _fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items()
+        )
     return True
 
 

@@ -66,7 +66,11 @@ class DemoResult:
     files: int
 
     def recall(self, method: Method, length: int) -> float:
-        return next(r.share.value for r in self.recalls if (r.method, r.length) == (method, length))
+        return next(
+            r.share.value
+            for r in self.recalls
+            if (r.method, r.length) == (method, length)
+        )
 
 
 class Watcher:
@@ -98,7 +102,9 @@ def bake(folder: Path, method: Method, length: int) -> Path:
     factor = length / TRAINED
     path = folder / f"demo-{method}-{length}.gguf"
     if factor == 1 or method == "none":
-        rope = RopeScaling("none", context=length)  # the file admits the length and scales nothing
+        rope = RopeScaling(
+            "none", context=length
+        )  # the file admits the length and scales nothing
     else:
         rope = RopeScaling(method, factor=factor)
     convert(ConvertOptions(DEMO_MODEL, path, rope, force=True))
@@ -109,7 +115,10 @@ def bake(folder: Path, method: Method, length: int) -> Path:
 
 
 def run(
-    folder: Path, questions: int = QUESTIONS, seed: int = 0, watcher: Watcher | None = None
+    folder: Path,
+    questions: int = QUESTIONS,
+    seed: int = 0,
+    watcher: Watcher | None = None,
 ) -> DemoResult:
     """Bake, verify and measure. ``questions``: for each figure. Needs the extra ``run``."""
     watcher = watcher or Watcher()
@@ -139,7 +148,9 @@ def run(
         values = measure_perplexity(path, LENGTHS[-1], seed, watcher)
         perplexities.append(Perplexity(method, values))
     example = _example(samples[4 * TRAINED], answers)
-    return DemoResult(recalls, perplexities, example, len(list(folder.glob("demo-*.gguf"))))
+    return DemoResult(
+        recalls, perplexities, example, len(list(folder.glob("demo-*.gguf")))
+    )
 
 
 def spot_check(folder: Path) -> Example:
@@ -156,7 +167,9 @@ def sample_text(tokens: int, seed: int = 0) -> str:
     """
     rng = random.Random(f"text {seed}")
     try:
-        return language.document(rng, language.facts(rng, language.RECALL_FACTS), tokens)
+        return language.document(
+            rng, language.facts(rng, language.RECALL_FACTS), tokens
+        )
     except ValueError:
         least = language.FACT_TOKENS * language.RECALL_FACTS
         raise UsageError(
@@ -176,14 +189,19 @@ def _samples(seed: int, length: int, questions: int) -> Iterator[language.Recall
             )
 
 
-def _ask(path: Path, samples: list[language.RecallSample], watcher: Watcher) -> Iterator[str]:
+def _ask(
+    path: Path, samples: list[language.RecallSample], watcher: Watcher
+) -> Iterator[str]:
     """The greedy answers, by the same way that ``ggext chat`` takes."""
     from ggext.chat.conversation import ChatOptions, Conversation
     from ggext.runtime.engine import Model, Sampling, Session
 
     with Model.open(path) as model, Session(model) as session:
         conversation = Conversation(
-            model, session, Sampling(temperature=0.0), ChatOptions(max_tokens=_LONGEST_ANSWER)
+            model,
+            session,
+            Sampling(temperature=0.0),
+            ChatOptions(max_tokens=_LONGEST_ANSWER),
         )
         for index, sample in enumerate(samples):
             conversation.clear()
@@ -192,14 +210,20 @@ def _ask(path: Path, samples: list[language.RecallSample], watcher: Watcher) -> 
                 watcher.advance(session.n_ctx)
 
 
-def _example(samples: list[language.RecallSample], answers: dict[Method, list[str]]) -> Example:
+def _example(
+    samples: list[language.RecallSample], answers: dict[Method, list[str]]
+) -> Example:
     """The first question that tells the two files apart, or simply the first."""
     right = [sample.answer for sample in samples]
     apart = (
-        i for i, answer in enumerate(right) if answers["yarn"][i] == answer != answers["none"][i]
+        i
+        for i, answer in enumerate(right)
+        if answers["yarn"][i] == answer != answers["none"][i]
     )
     index = next(apart, 0)
-    said: dict[Method, str] = {method: answers[method][index] for method in ("none", "yarn")}
+    said: dict[Method, str] = {
+        method: answers[method][index] for method in ("none", "yarn")
+    }
     return Example(samples[index].question, right[index], said)
 
 
@@ -217,11 +241,15 @@ def measure_perplexity(
     losses = np.zeros((_PERPLEXITY_TEXTS, length - 1))
     with Model.open(path) as model, Session(model) as session:
         for row in losses:
-            text = language.document(rng, language.facts(rng, language.RECALL_FACTS), length - 2)
+            text = language.document(
+                rng, language.facts(rng, language.RECALL_FACTS), length - 2
+            )
             prompt = f"{language.BOS}{language.USER}{text}"
             tokens = model.tokenize(prompt, add_special=False, parse_special=True)
             if len(tokens) != length:
-                raise ModelError(f"{path} makes {len(tokens)} tokens of a text of {length}")
+                raise ModelError(
+                    f"{path} makes {len(tokens)} tokens of a text of {length}"
+                )
             row[:] = nll(session, tokens)
             if watcher is not None:
                 watcher.advance(length)

@@ -80,15 +80,22 @@ class Emitted:
 
 
 def emit(
-    model: Path, scaling: RopeScaling, program: Program, target_context: int | None = None
+    model: Path,
+    scaling: RopeScaling,
+    program: Program,
+    target_context: int | None = None,
 ) -> Emitted:
     """The configuration for ``program``. Raises ``UsageError`` for one that is not known, and
     ``RopeError`` where its words cannot say the scaling."""
     if program not in READINGS:
-        raise UsageError(f"the program {program!r} is unknown; known: {', '.join(PROGRAMS)}")
+        raise UsageError(
+            f"the program {program!r} is unknown; known: {', '.join(PROGRAMS)}"
+        )
     source = open_source(model, replaced=True)
     notes: list[str] = list(source.notes)
-    resolved, _ = resolve_scaling(scaling, target_context, source, notes, keeps_own=False)
+    resolved, _ = resolve_scaling(
+        scaling, target_context, source, notes, keeps_own=False
+    )
     assert resolved is not None
     original = methods.original_context(resolved, source.geometry)
     geometry = replace(source.geometry, trained_context=original)
@@ -113,13 +120,19 @@ def emit(
     return Emitted(program, text, tuple(notes), context)
 
 
-def _not_honoured(scaling: RopeScaling, geometry: RopeGeometry, program: Program) -> list[str]:
+def _not_honoured(
+    scaling: RopeScaling, geometry: RopeGeometry, program: Program
+) -> list[str]:
     """A line for each parameter that the program does not read and that changes the table."""
     reading, wanted = READINGS[program], methods.make_table(scaling, geometry)
     if scaling.method != "yarn":
         return _without_gain(scaling, wanted, geometry, program)
     lines = []
-    by_factor = {"attention_factor", "mscale", "mscale_all_dim"} if reading.gain_factor else set()
+    by_factor = (
+        {"attention_factor", "mscale", "mscale_all_dim"}
+        if reading.gain_factor
+        else set()
+    )
     for name in sorted(set(scaling.given()) - reading.yarn - by_factor):
         without: dict[str, Any] = {name: None}
         found = methods.make_table(replace(scaling, **without), geometry)
@@ -153,7 +166,9 @@ def _with_gain_factor(
     """The gain as a factor on 0.1 ln(factor) + 1, the only way that these programs have."""
     gain = methods.make_table(scaling, geometry).attention_factor
     kept = {
-        k: v for k, v in values.items() if k not in ("attention_factor", "mscale", "mscale_all_dim")
+        k: v
+        for k, v in values.items()
+        if k not in ("attention_factor", "mscale", "mscale_all_dim")
     }
     factor = gain / methods.yarn_gain(scaling.factor or 1.0)
     return kept if abs(factor - 1) < 1e-9 else kept | {key: factor}
@@ -166,7 +181,9 @@ def _for_transformers(_: str, values: Mapping[str, Any], context: int) -> str:
 
 
 def _for_vllm(model: str, values: Mapping[str, Any], context: int) -> str:
-    overrides = json.dumps({"max_position_embeddings": context, "rope_parameters": dict(values)})
+    overrides = json.dumps(
+        {"max_position_embeddings": context, "rope_parameters": dict(values)}
+    )
     return (
         f"vllm serve {shlex.quote(model)} --hf-overrides {shlex.quote(overrides)} "
         f"--max-model-len {context}"
@@ -189,7 +206,9 @@ def _older(values: Mapping[str, Any]) -> dict[str, Any]:
     """The base at the top level and the rest as ``rope_scaling``."""
     inner = {key: value for key, value in values.items() if key != "rope_theta"}
     scaled = inner["rope_type"] != "default"
-    return {"rope_theta": values["rope_theta"]} | ({"rope_scaling": inner} if scaled else {})
+    return {"rope_theta": values["rope_theta"]} | (
+        {"rope_scaling": inner} if scaled else {}
+    )
 
 
 _WRITERS = {

@@ -25,7 +25,9 @@ class MissingExtraError(GgextError):
     """An optional package is not installed. ``extra`` names the extra that
     brings it; ``instead``: what else helps, for the end of the message."""
 
-    def __init__(self, package: str, extra: str, purpose: str, instead: str = "") -> None:
+    def __init__(
+        self, package: str, extra: str, purpose: str, instead: str = ""
+    ) -> None:
         super().__init__(
             f"{purpose} needs the package {package}, which is not installed: pip install "
             f'"ggext[{extra}]"{instead}'
@@ -86,7 +88,8 @@ class ContextFullError(ModelError):
             )
         else:
             what = (
-                f"the text has {requested:,} tokens and the context holds {available:,}; shorten it"
+                f"the text has {requested:,} tokens and the context holds "
+                f"{available:,}; shorten it"
             )
         super().__init__(
             f"{what}, take a longer context, or convert the model for one (ggext convert MODEL "

@@ -34,7 +34,8 @@ from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.runtime.refusals import refusal
 
 Treatment = Literal["kept", "blended", "interpolated"]
-_SAME = 1e-4  # relative; float32 factors are off by 1e-7, methods change a frequency by far more
+# Relative; float32 factors are off by 1e-7, methods change a frequency by far more.
+_SAME = 1e-4
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ class Inspection:
 
     def as_dict(self) -> dict[str, Any]:
         recipe = self.recipe.as_dict() if self.recipe else None
-        return {**asdict(self), "recipe": recipe, "pairs": [asdict(pair) for pair in self.pairs]}
+        return {
+            **asdict(self),
+            "recipe": recipe,
+            "pairs": [asdict(pair) for pair in self.pairs],
+        }
 
 
 def inspect(path: Path) -> Inspection:
@@ -112,11 +117,16 @@ def inspect(path: Path) -> Inspection:
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
         short = (
-            effective_table(gguf, 1) if table.lengths is not None and table.lengths[0] > 1 else None
+            effective_table(gguf, 1)
+            if table.lengths is not None and table.lengths[0] > 1
+            else None
         )
-        geometry = recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
+        geometry = (
+            recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
+        )
         unit_gain = (
-            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1) <= EXACT_GAIN
+            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1)
+            <= EXACT_GAIN
         )
         capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
         shift_safe = capability.is_never_shifted or (
@@ -125,10 +135,16 @@ def inspect(path: Path) -> Inspection:
         parameters_of_context = context_parameters(gguf.arch_keys())
         still = still_pairs_in_words(gguf)
         layers = layer_kinds(gguf.arch_keys(), gguf.arch)
-        sliding = decode_sliding(gguf.arch_keys(), gguf.arch) if "unscaled" in layers else None
+        sliding = (
+            decode_sliding(gguf.arch_keys(), gguf.arch)
+            if "unscaled" in layers
+            else None
+        )
     except RopeError as error:
         unknown = str(error)
-    if gguf.arch in UNROTATED:  # keys hold no position where attention falls with distance
+    if (
+        gguf.arch in UNROTATED
+    ):  # keys hold no position where attention falls with distance
         shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
@@ -171,11 +187,15 @@ def compare_to_unscaled(table: RopeTable, geometry: RopeGeometry) -> list[Pair]:
     """What became of each pair: kept, interpolated by the largest factor in the table, or in
     between."""
     unscaled = methods.theta(geometry)
-    slowdowns = [t / w if w else math.inf for t, w in zip(unscaled, table.inv_freq, strict=True)]
+    slowdowns = [
+        t / w if w else math.inf for t, w in zip(unscaled, table.inv_freq, strict=True)
+    ]
     most = max(slowdowns)
     return [
         Pair(i, wavelength, slowdown, _treatment(slowdown, most))
-        for i, (wavelength, slowdown) in enumerate(zip(table.wavelengths, slowdowns, strict=True))
+        for i, (wavelength, slowdown) in enumerate(
+            zip(table.wavelengths, slowdowns, strict=True)
+        )
     ]
 
 

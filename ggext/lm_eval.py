@@ -37,7 +37,9 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
-    missing = MissingExtraError("lm-eval", "lm-eval", "a model for lm-evaluation-harness")
+    missing = MissingExtraError(
+        "lm-eval", "lm-eval", "a model for lm-evaluation-harness"
+    )
     if __name__ == "__main__":
         sys.exit(f"ggext: {missing}")
     raise missing from error
@@ -123,7 +125,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
     @property
     def tokenizer_name(self) -> str:
         """Names file and template in the harness's cache of requests."""
-        template = hashlib.sha256((self.model.chat_template or "").encode()).hexdigest()[:16]
+        template = hashlib.sha256(
+            (self.model.chat_template or "").encode()
+        ).hexdigest()[:16]
         return f"{self.model.path.name}-{self.model.header.size}-{template}"
 
     def tok_encode(
@@ -140,7 +144,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """The file's template, which the harness notes down. Raises UsageError for a name."""
         if isinstance(chat_template, str):
-            raise UsageError(f"the file has one chat template and none named {chat_template!r}")
+            raise UsageError(
+                f"the file has one chat template and none named {chat_template!r}"
+            )
         return self.model.chat_template if chat_template else None
 
     def apply_chat_template(
@@ -162,7 +168,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
         """In the order of their tokens, so that what begins alike is read once."""
         fitted = [self._fitted(context, answer) for _, context, answer in requests]
         found: dict[int, tuple[float, bool]] = {}
-        for i in _in_order([context + answer for context, answer in fitted], disable_tqdm):
+        for i in _in_order(
+            [context + answer for context, answer in fitted], disable_tqdm
+        ):
             context, answer = fitted[i]
             found[i] = self._scored(context + answer, len(context))
             self.cache_hook.add_partial("loglikelihood", requests[i][0], found[i])
@@ -173,7 +181,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
     ) -> list[float]:
         """Of whole texts, in windows of the context where they are longer."""
         found = []
-        for request in tqdm(requests, disable=disable_tqdm, desc="loglikelihood_rolling"):
+        for request in tqdm(
+            requests, disable=disable_tqdm, desc="loglikelihood_rolling"
+        ):
             (text,) = request.args
             tokens = self.tok_encode(text, add_special_tokens=False)
             total = 0.0
@@ -186,7 +196,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return found
 
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> list[str]:
         """Answers up to the first of the task's stops, the model's own end, or the task's number
         of tokens. Raises UsageError for a number that leaves no room for the question."""
         prompts, options = [], []
@@ -226,11 +238,15 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
             greedy = greedy and bool(part.greedy.all())
         return total, greedy
 
-    def _fitted(self, context: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
+    def _fitted(
+        self, context: list[int], answer: list[int]
+    ) -> tuple[list[int], list[int]]:
         """Without the beginning of what is longer than the context. The answer's last token is
         never read, only scored."""
         if not answer:
-            raise UsageError("a task asks for the likelihood of an empty answer: mend its choices")
+            raise UsageError(
+                "a task asks for the likelihood of an empty answer: mend its choices"
+            )
         whole = self._last([*context, *answer], self.max_length + 1)
         start = max(1, len(whole) - len(answer))
         return whole[:start], whole[start:]
@@ -252,7 +268,9 @@ def _sampling(options: dict[str, Any]) -> Sampling:
 
 def _in_order(texts: Iterable[Sequence[int]], quiet: bool) -> Iterator[int]:
     """The places of the texts, sorted by their tokens: what begins alike follows each other."""
-    ordered = [i for _, i in sorted((list(tokens), i) for i, tokens in enumerate(texts))]
+    ordered = [
+        i for _, i in sorted((list(tokens), i) for i, tokens in enumerate(texts))
+    ]
     return iter(tqdm(ordered, disable=quiet, desc="ggext"))
 
 

@@ -59,7 +59,12 @@ _GPUS = {"cuda": ("CUDA", "nvcc"), "metal": ("Metal", "macOS's frameworks")}
 _VECTORS = ("the compiler's own", "AVX2", "AVX-512")
 _TYPE_NUMBERS = {"float32": 0, "float16": 1, "bfloat16": 2}
 #: What ``convert`` can make, in the extension's order → the type of the array's items.
-_CONVERTED = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "q8_0": np.uint8}
+_CONVERTED = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": np.uint16,
+    "q8_0": np.uint8,
+}
 
 
 class Rotation(NamedTuple):
@@ -136,7 +141,9 @@ def rotate_between(
     >>> rotate_between(rows, before, after, "norm").round(6).tolist()
     [[[-1.0, 0.0]]]
     """
-    return _rotate(rows, (_table(after), _table(before)), layout, dtype, out, threads, device)
+    return _rotate(
+        rows, (_table(after), _table(before)), layout, dtype, out, threads, device
+    )
 
 
 def cos_sin(
@@ -179,7 +186,13 @@ def worst_error(
     to, before = (None, table) if inverse else (table, None)
     return WorstError(
         *_native.worst_error(
-            actual, rows, _type_number(rows, dtype), to, before, _neox(layout), _threads(threads)
+            actual,
+            rows,
+            _type_number(rows, dtype),
+            to,
+            before,
+            _neox(layout),
+            _threads(threads),
         )
     )
 
@@ -220,7 +233,9 @@ def convert(
         lost = values[place : place + 1]
         wide = lost.astype("<u4") << 16 if number == _TYPE_NUMBERS["bfloat16"] else lost
         raise ValueLostError(
-            float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]), place, to
+            float(wide.view("<f4")[0] if wide.dtype == np.uint32 else wide[0]),
+            place,
+            to,
         )
     return out
 
@@ -330,7 +345,9 @@ def _type_number(rows: NDArray[Any], dtype: str | None, name: str = "rows") -> i
     """The extension's number of the rows' type; whether the rows are of it is checked there."""
     if dtype is not None:
         if dtype not in _TYPE_NUMBERS:
-            raise ValueError(f"dtype must be one of {', '.join(_TYPE_NUMBERS)}, not {dtype!r}")
+            raise ValueError(
+                f"dtype must be one of {', '.join(_TYPE_NUMBERS)}, not {dtype!r}"
+            )
         return _TYPE_NUMBERS[dtype]
     if not isinstance(rows, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, not {type(rows).__name__}")
@@ -347,7 +364,9 @@ def _contiguous(array: NDArray[Any], name: str) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{name} must be a numpy array, not {type(array).__name__}")
     if not array.flags.c_contiguous:
-        raise ValueError(f"{name} must be C-contiguous: pass numpy.ascontiguousarray({name})")
+        raise ValueError(
+            f"{name} must be C-contiguous: pass numpy.ascontiguousarray({name})"
+        )
     return array
 
 

@@ -76,9 +76,13 @@ class PlanOptions:
                 f"the context is {self.context}, but must be from 1 to {LONGEST} tokens"
             )
         if not 0 < self.keep <= 1:
-            raise UsageError(f"keep is {self.keep:g}, but must be a share above 0, at most 1")
+            raise UsageError(
+                f"keep is {self.keep:g}, but must be a share above 0, at most 1"
+            )
         if self.gpu_layers is not None and self.gpu_layers < 0:
-            raise UsageError(f"gpu layers is {self.gpu_layers}, but must not be negative")
+            raise UsageError(
+                f"gpu layers is {self.gpu_layers}, but must not be negative"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,9 @@ class Plan:
         return values
 
 
-def plan(path: Path, options: PlanOptions | None = None, free: Memories | None = None) -> Plan:
+def plan(
+    path: Path, options: PlanOptions | None = None, free: Memories | None = None
+) -> Plan:
     """Plans the file's memory. ``free`` None: measured on this machine.
 
     Raises GgufError for a malformed file or an architecture whose memory is not known, UsageError
@@ -123,7 +129,9 @@ def plan(path: Path, options: PlanOptions | None = None, free: Memories | None =
     header = whole_header(read_gguf(metadata_part(path)))
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
-    planner = Planner(header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1))
+    planner = Planner(
+        header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1)
+    )
     largest = planner.largest(free)
     tokens = _length(planner, options, free)
     context = planner.context(max(math.ceil(options.keep * tokens), 1), free)

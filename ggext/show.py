@@ -62,14 +62,20 @@ def show(path: Path) -> Card:
         quantization=_quantization(gguf.get("general.file_type")),
         license=str(gguf.get("general.license", "")),
         author=str(gguf.get("general.organization", gguf.get("general.author", ""))),
-        base_models=tuple(str(gguf.get(f"general.base_model.{i}.name", "")) for i in bases),
+        base_models=tuple(
+            str(gguf.get(f"general.base_model.{i}.name", "")) for i in bases
+        ),
         languages=tuple(map(str, gguf.get("general.languages", []))),
         layers=_number(keys.get("block_count", 0)),
         width=_number(keys.get("embedding_length", 0)),
         heads=_number(keys.get("attention.head_count", 0)),
-        kv_heads=_number(kv_heads[0] if isinstance(kv_heads, list) and kv_heads else kv_heads),
+        kv_heads=_number(
+            kv_heads[0] if isinstance(kv_heads, list) and kv_heads else kv_heads
+        ),
         vocabulary=len(gguf.get("tokenizer.ggml.tokens", [])),
-        tokenizer=str(gguf.get("tokenizer.ggml.pre", gguf.get("tokenizer.ggml.model", ""))),
+        tokenizer=str(
+            gguf.get("tokenizer.ggml.pre", gguf.get("tokenizer.ggml.model", ""))
+        ),
         template=_template_name(template) if isinstance(template, str) else "",
         sliding_window=_number(keys.get("attention.sliding_window", 0)),
     )
@@ -84,10 +90,14 @@ def _quantization(file_type: Any) -> str:
     from ggext.gguf.tables import constants
 
     names = {int(kind): kind.name for kind in constants.LlamaFileType}
-    return names.get(_number(file_type), "").removeprefix("MOSTLY_").removeprefix("ALL_")
+    return (
+        names.get(_number(file_type), "").removeprefix("MOSTLY_").removeprefix("ALL_")
+    )
 
 
 def _template_name(template: str) -> str:
     if not template:
         return ""
-    return next((name for mark, name in _TEMPLATES.items() if mark in template), "its own")
+    return next(
+        (name for mark, name in _TEMPLATES.items() if mark in template), "its own"
+    )

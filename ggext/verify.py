@@ -46,7 +46,15 @@ if TYPE_CHECKING:
     from ggext.proof.graph import Executed
     from ggext.runtime.model import Model
 
-__all__ = ["LEVELS", "Check", "Report", "Wanted", "effective_table", "verify", "what_is_wanted"]
+__all__ = [
+    "LEVELS",
+    "Check",
+    "Report",
+    "Wanted",
+    "effective_table",
+    "verify",
+    "what_is_wanted",
+]
 
 LEVELS = ("table", "kernel", "graph", "shift", "logits")
 _LIVE = {"graph", "shift"}  # levels that load the file into llama.cpp
@@ -91,7 +99,11 @@ def verify(
     if gguf.arch in UNROTATED:
         return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
     run = _Run(
-        gguf, effective_table(gguf, by_ggext=True), what_is_wanted(gguf, reference), notes, progress
+        gguf,
+        effective_table(gguf, by_ggext=True),
+        what_is_wanted(gguf, reference),
+        notes,
+        progress,
     )
     if "table" in chosen:
         progress("table: what the file says")
@@ -104,7 +116,9 @@ def verify(
     if "logits" in chosen and reference is not None:
         from ggext.proof.logits import check_logits
 
-        run.checks += check_logits(gguf, reference, run.wanted, tokens, tolerance, notes, progress)
+        run.checks += check_logits(
+            gguf, reference, run.wanted, tokens, tolerance, notes, progress
+        )
     return run.report()
 
 
@@ -132,7 +146,9 @@ def _unrotated(
     wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
     notes.append(f"{unrotated(gguf.arch)}: there is no table to verify")
     run = _Run(gguf, table, wanted, notes, progress)
-    run.checks += check_logits(gguf, reference, wanted, tokens, tolerance, notes, progress)
+    run.checks += check_logits(
+        gguf, reference, wanted, tokens, tolerance, notes, progress
+    )
     return run.report()
 
 
@@ -155,7 +171,9 @@ def _chosen(
                 "the level logits needs reference=CHECKPOINT to compare with transformers"
             )
         chosen.remove("logits")
-        notes.append("logits: not measured; give reference=CHECKPOINT to compare with transformers")
+        notes.append(
+            "logits: not measured; give reference=CHECKPOINT to compare with transformers"
+        )
     return chosen, notes
 
 
@@ -199,7 +217,9 @@ class _Run:
         self.checks += check_reach(self.gguf, self.wanted)
         self.checks += check_other_layers(self.gguf, self.wanted)
         by_keys = self.wanted.source == OWN_KEYS
-        checks, self.published = check_published(self.gguf, self.effective, by_keys=by_keys)
+        checks, self.published = check_published(
+            self.gguf, self.effective, by_keys=by_keys
+        )
         self.checks += checks
         other = elsewhere(self.gguf, self.wanted.table)
         if other is not None:
@@ -237,9 +257,8 @@ class _Run:
 
         try:
             self.shifts = measure_shifts(model)
-        except (
-            ModelError
-        ) as error:  # a file is not wrong for being a kind that cannot be rolled, or not seen
+        except ModelError as error:
+            # A file is not wrong for being a kind that cannot be rolled, or not seen.
             if required:
                 raise
             self.notes.append(f"shift: not measured; {error}")
@@ -263,9 +282,12 @@ class _Run:
 
     def report(self) -> Report:
         wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
-        executed = self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
+        executed = (
+            self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
+        )
         pairs = [
-            PairRow(i, *row) for i, row in enumerate(zip(wanted, file, executed, strict=False))
+            PairRow(i, *row)
+            for i, row in enumerate(zip(wanted, file, executed, strict=False))
         ]
         order = {level: i for i, level in enumerate(LEVELS)}
         return Report(

@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     # Before any fixture opens a model: a child for each new file would take minutes.
     os.environ["GGEXT_FIRST_LOAD"] = "here"
-    config.addinivalue_line("markers", "slow: takes a minute; left out with -m 'not slow'")
     config.addinivalue_line(
-        "markers", "shared(*paths): reads these paths of ../shared; skipped where they are absent"
+        "markers", "slow: takes a minute; left out with -m 'not slow'"
+    )
+    config.addinivalue_line(
+        "markers",
+        "shared(*paths): reads these paths of ../shared; skipped where they are absent",
     )
 
 
 def _require_shared(*paths: str) -> None:
     for path in paths or (".",):
         if not (SHARED / path).exists():
-            pytest.skip(f"{Path('../shared', path)} is not here: a user's clone does not have it")
+            pytest.skip(
+                f"{Path('../shared', path)} is not here: a user's clone does not have it"
+            )
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +87,9 @@ def small_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ggext.rope.scaling import RopeScaling
 
     out = tmp_path_factory.mktemp("models") / "small.gguf"
-    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=2), encoding="keys"))
+    convert(
+        ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=2), encoding="keys")
+    )
     return out
 
 
@@ -128,5 +135,7 @@ def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from ggext.rope.scaling import RopeScaling
 
     out = tmp_path_factory.mktemp("models") / "demo.gguf"
-    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8), encoding="keys"))
+    convert(
+        ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8), encoding="keys")
+    )
     return out

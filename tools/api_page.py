@@ -18,7 +18,9 @@ SECTIONS = {
         "ggext.Model ggext.Settings ggext.SessionOptions ggext.MemoryOptions ggext.PrefixOptions"
         " ggext.TemplateChoice ggext.Sampling ggext.json_grammar ggext.freeze_support"
     ),
-    "Answers": ("ggext.Reply ggext.ReplyEvent ggext.Reading ggext.Reasoning ggext.Text ggext.Turn"),
+    "Answers": (
+        "ggext.Reply ggext.ReplyEvent ggext.Reading ggext.Reasoning ggext.Text ggext.Turn"
+    ),
     "Bake and prove": (
         "ggext.convert.ConvertOptions ggext.convert.convert ggext.verify.verify"
         " ggext.RopeScaling ggext.RopeGeometry ggext.RopeTable"
@@ -95,14 +97,18 @@ def _entry(module: str, name: str) -> str:
         case ast.ClassDef():
             return "\n".join([head, *_class(node, definition.lines)])
         case ast.FunctionDef():
-            return "\n".join([head, _code(_signature(node)), _text(ast.get_docstring(node))])
+            return "\n".join(
+                [head, _code(_signature(node)), _text(ast.get_docstring(node))]
+            )
         case _:
             return "\n".join([head, _code(ast.unparse(node))])
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> list[str]:
     parts = [_text(ast.get_docstring(node))]
-    fields = [_field(child, lines) for child in node.body if isinstance(child, ast.AnnAssign)]
+    fields = [
+        _field(child, lines) for child in node.body if isinstance(child, ast.AnnAssign)
+    ]
     if fields:
         parts.append("\n".join(fields) + "\n")
     for child in node.body:
@@ -132,7 +138,10 @@ def _signature(node: ast.FunctionDef) -> str:
     arguments = node.args
     if arguments.args and arguments.args[0].arg == "self":
         arguments.args = arguments.args[1:]
-    if any(isinstance(each, ast.Name) and each.id == "property" for each in node.decorator_list):
+    if any(
+        isinstance(each, ast.Name) and each.id == "property"
+        for each in node.decorator_list
+    ):
         call = node.name
     else:
         call = f"{node.name}({ast.unparse(arguments)})"

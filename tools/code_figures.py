@@ -99,19 +99,26 @@ class Figures:
                 code.update(range(first, last + 1))
         self.code_lines += len(code)
         self.comment_lines += len(comments - code)
-        self.long_lines += sum(len(_PRAGMA.sub("", lines[n - 1])) > COLUMNS for n in code)
+        self.long_lines += sum(
+            len(_PRAGMA.sub("", lines[n - 1])) > COLUMNS for n in code
+        )
 
     def _add_function(self, node: _Function) -> None:
         assert node.end_lineno is not None
         self.function_lines.append(node.end_lineno - node.lineno + 1)
         arguments = node.args
         names = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-        self.many_parameters += sum(name.arg not in ("self", "cls") for name in names) > 6
+        self.many_parameters += (
+            sum(name.arg not in ("self", "cls") for name in names) > 6
+        )
 
 
 def _docstring_lines(tree: ast.Module) -> Iterator[int]:
     for node in ast.walk(tree):
-        if isinstance(node, _Documented) and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, _Documented)
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             docstring = node.body[0]
             assert docstring.end_lineno is not None
             yield from range(docstring.lineno, docstring.end_lineno + 1)
@@ -164,7 +171,9 @@ def main(folders: list[Path]) -> None:
     print("| |", " | ".join(columns), "|")
     print("|---|" + "---|" * len(columns))
     for name in next(iter(columns.values())):
-        print(f"| {name} |", " | ".join(column[name] for column in columns.values()), "|")
+        print(
+            f"| {name} |", " | ".join(column[name] for column in columns.values()), "|"
+        )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ def page() -> str:
     parts = [_HEAD]
     for names, help_text in _helps(main, ("ggext",)):
         level = "#" * min(len(names) + 1, 4)
-        parts.append(f"{level} {' '.join(names)}\n\n```text\n{help_text.rstrip()}\n```\n")
+        parts.append(
+            f"{level} {' '.join(names)}\n\n```text\n{help_text.rstrip()}\n```\n"
+        )
     return "\n".join(parts)
 
 

@@ -130,11 +130,16 @@ def run_upstream(llama_cpp: Path, checkpoint: Path, out: Path, pre: str = "") ->
     model_type = json.loads((checkpoint / "config.json").read_text())["model_type"]
     without = ["--no-mtp"] if model_type.startswith(_NO_FURTHER_LAYERS) else []
     done = subprocess.run(
-        [*command, "--outtype", "f32", *without], capture_output=True, text=True, check=False
+        [*command, "--outtype", "f32", *without],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         raise RuntimeError(
-            re.sub(r"/\S*/", "", (done.stderr.strip().splitlines() or ["no message"])[-1])
+            re.sub(
+                r"/\S*/", "", (done.stderr.strip().splitlines() or ["no message"])[-1]
+            )
         )
 
 
@@ -152,7 +157,10 @@ def differences(ours: GgufFile, upstream: GgufFile) -> Iterator[Difference]:
         if kinds[0] != kinds[1]:
             yield Difference(f"tensor {name}", *kinds, _reason(f"tensor {name}"))
         elif bytes(ours.tensor_data(name)) != bytes(upstream.tensor_data(name)):
-            values = [np.frombuffer(file.tensor_data(name), "<f4") for file in (ours, upstream)]
+            values = [
+                np.frombuffer(file.tensor_data(name), "<f4")
+                for file in (ours, upstream)
+            ]
             yield Difference(
                 f"tensor {name}",
                 "other bits",
@@ -162,7 +170,9 @@ def differences(ours: GgufFile, upstream: GgufFile) -> Iterator[Difference]:
 
 
 def _reason(what: str) -> str:
-    return next((why for pattern, why in REASONS.items() if re.fullmatch(pattern, what)), "")
+    return next(
+        (why for pattern, why in REASONS.items() if re.fullmatch(pattern, what)), ""
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -183,7 +193,9 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else text[:37] + "..."
 
 
-def compare(llama_cpp: Path, checkpoint: Path, pre: str = "") -> tuple[int, list[Difference]]:
+def compare(
+    llama_cpp: Path, checkpoint: Path, pre: str = ""
+) -> tuple[int, list[Difference]]:
     """Number of tensors that are the same bit for bit, and what is not the same."""
     with tempfile.TemporaryDirectory() as folder:
         ours, upstream = Path(folder, "ours.gguf"), Path(folder, "upstream.gguf")
@@ -191,7 +203,9 @@ def compare(llama_cpp: Path, checkpoint: Path, pre: str = "") -> tuple[int, list
         run_upstream(llama_cpp, checkpoint, upstream, pre)
         first, second = read_gguf(ours), read_gguf(upstream)
         found = list(differences(first, second))
-        return len(first.tensors) - sum(d.what.startswith("tensor ") for d in found), found
+        return len(first.tensors) - sum(
+            d.what.startswith("tensor ") for d in found
+        ), found
 
 
 def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
@@ -203,13 +217,19 @@ def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
 
     row = ROWS[name]
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = make_model(Path(folder, "Tiny-Model"), row.model_type, **row.config)
+        checkpoint = make_model(
+            Path(folder, "Tiny-Model"), row.model_type, **row.config
+        )
         if row.renamed:
-            checkpoint = rename(checkpoint, Path(folder, "renamed", "Tiny-Model"), row.renamed)
+            checkpoint = rename(
+                checkpoint, Path(folder, "renamed", "Tiny-Model"), row.renamed
+            )
         if row.model_type == "qwen3_vl_moe":
             _experts_as_published(checkpoint / "model.safetensors")
         path = checkpoint / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | LEGACY.get(row.model_type, {})))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | LEGACY.get(row.model_type, {}))
+        )
         return compare(llama_cpp, checkpoint, "gpt-2")
 
 
@@ -228,17 +248,24 @@ def compare_families(llama_cpp: Path) -> None:
     from family_rows import ROWS
 
     reasons: dict[str, set[str]] = {}
-    print("| model of the tests | tensors | keys that are not the same |\n|---|---|---|")
+    print(
+        "| model of the tests | tensors | keys that are not the same |\n|---|---|---|"
+    )
     for name in sorted(ROWS):
         try:
             same, found = compare_family(llama_cpp, name)
         except RuntimeError as error:
             print(f"| {name} | not converted by upstream: {error} | |", flush=True)
             continue
-        keys = [re.sub(r"^(?!general|tokenizer|ggext|tensor )[^.]+\.", "", d.what) for d in found]
+        keys = [
+            re.sub(r"^(?!general|tokenizer|ggext|tensor )[^.]+\.", "", d.what)
+            for d in found
+        ]
         for key, difference in zip(keys, found, strict=True):
             reasons.setdefault(difference.reason or "**not explained**", set()).add(key)
-        print(f"| {name} | {same} | {', '.join(f'`{key}`' for key in keys)} |", flush=True)
+        print(
+            f"| {name} | {same} | {', '.join(f'`{key}`' for key in keys)} |", flush=True
+        )
     print("\n| key | why |\n|---|---|")
     for reason, of in sorted(reasons.items(), key=lambda item: sorted(item[1])):
         print(f"| {', '.join(f'`{key}`' for key in sorted(of))} | {reason} |")
@@ -248,11 +275,15 @@ def report(name: str, same: int, found: list[Difference]) -> None:
     print(f"\n## {name}\n\n{same} tensors are the same bit for bit.\n")
     print("| | ggext | llama.cpp's converter | why |\n|---|---|---|---|")
     for d in found:
-        print(f"| `{d.what}` | {d.ours} | {d.upstream} | {d.reason or '**not explained**'} |")
+        print(
+            f"| `{d.what}` | {d.ours} | {d.upstream} | {d.reason or '**not explained**'} |"
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0] if __doc__ else None
+    )
     parser.add_argument("checkpoints", nargs="*", type=Path)
     parser.add_argument("--llama-cpp", type=Path, required=True)
     parser.add_argument("--families", action="store_true")

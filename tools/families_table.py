@@ -68,7 +68,9 @@ def table() -> str:
             f"{_bounds(name, rows)} |"
         )
         remarks += [f"- `{name}`: {_line(paragraph)}" for paragraph in rest]
-    states = [f"| {arch} | {state} |" for arch, state in sorted(architectures().items())]
+    states = [
+        f"| {arch} | {state} |" for arch, state in sorted(architectures().items())
+    ]
     return (
         HEAD
         + "\n".join(lines)
@@ -86,12 +88,16 @@ def architectures() -> dict[str, str]:
     """Text architecture of llama.cpp → its state."""
     from family_rows import ROWS
 
-    states = dict(NOT_WRITTEN) | {arch: f"refused: {why}" for arch, why in REFUSED.items()}
+    states = dict(NOT_WRITTEN) | {
+        arch: f"refused: {why}" for arch, why in REFUSED.items()
+    }
     states = {arch: state for arch, state in states.items() if arch in NOT_WRITTEN}
     rows: dict[str, list[Row]] = {}
     for name in known_families():
         arch = import_module(f"ggext.converters.{name}").FAMILY.arch
-        rows.setdefault(arch, []).extend(row for row in ROWS.values() if row.family == name)
+        rows.setdefault(arch, []).extend(
+            row for row in ROWS.values() if row.family == name
+        )
     for arch, found in rows.items():
         exact = max(row.bound for row in found if row.exact)
         states[arch] = f"exact: {_figure(exact)}"

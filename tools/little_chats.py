@@ -55,7 +55,11 @@ def lines(count: int, tokens: int, seed: int, *, texts: bool) -> Iterator[str]:
     """A chat, or a text, a line."""
     rng = Random(f"chats {seed}")
     for _ in range(count):
-        made = {"text": text(rng, tokens)} if texts else {"messages": messages(rng, tokens)}
+        made = (
+            {"text": text(rng, tokens)}
+            if texts
+            else {"messages": messages(rng, tokens)}
+        )
         yield json.dumps(made)
 
 

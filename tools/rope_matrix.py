@@ -122,10 +122,18 @@ def form(found: Encoding | RopeError) -> str:
     return f"runtime{here}, elsewhere {found.elsewhere.frequency_error:.2g}"
 
 
-def measured(checkpoint: Path, scaling: RopeScaling, name: EncodingName, folder: Path) -> float:
+def measured(
+    checkpoint: Path, scaling: RopeScaling, name: EncodingName, folder: Path
+) -> float:
     """Mean KL beyond the original context, nats, through llama.cpp in a context of ggext's."""
-    convert(ConvertOptions(checkpoint, folder / "out.gguf", scaling, encoding=name, force=True))
-    checks = verify(folder / "out.gguf", checkpoint, levels=["logits"], tolerance=math.inf).checks
+    convert(
+        ConvertOptions(
+            checkpoint, folder / "out.gguf", scaling, encoding=name, force=True
+        )
+    )
+    checks = verify(
+        folder / "out.gguf", checkpoint, levels=["logits"], tolerance=math.inf
+    ).checks
     return next(check.value for check in checks if "beyond" in check.quantity)
 
 
@@ -133,7 +141,9 @@ def written() -> dict[str, list[str]]:
     """The page's rows by family."""
     lines = PAGE.read_text("utf-8").split(PUBLISHED)[0].splitlines()
     cells = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in lines if line[:2] == "| "
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in lines
+        if line[:2] == "| "
     ]
     return {row[0]: row for row in cells[2:]}
 
@@ -144,7 +154,9 @@ def rows(folder: Path, known: dict[str, list[str]]) -> Iterator[list[str]]:
             yield known[name]
             continue
         checkpoint = make_model(
-            folder / f"a-{name.replace('phi3', 'phi')}", shape.model_type, **shape.config
+            folder / f"a-{name.replace('phi3', 'phi')}",
+            shape.model_type,
+            **shape.config,
         )
         cells = []
         for request in REQUESTS:
@@ -152,7 +164,10 @@ def rows(folder: Path, known: dict[str, list[str]]) -> Iterator[list[str]]:
             cell = form(found)
             if isinstance(found, RopeError):
                 pass  # nothing is written, so that there is nothing to judge
-            elif scaling.truncate is False and geometry_of(checkpoint).sliding_base is not None:
+            elif (
+                scaling.truncate is False
+                and geometry_of(checkpoint).sliding_base is not None
+            ):
                 cell = f"not judged {cell}"
             else:
                 cell = f"{measured(checkpoint, scaling, found.name, folder):.0e} {cell}"
@@ -222,7 +237,9 @@ def published(configs: Path) -> Iterator[list[str]]:
 
 
 def page(folder: Path, known: dict[str, list[str]]) -> str:
-    introduction = INTRODUCTION.format(context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT)
+    introduction = INTRODUCTION.format(
+        context=CONTEXT, factor=FACTOR, version=LLAMA_CPP_COMMIT
+    )
     return (
         introduction
         + table(["family", *REQUESTS], rows(folder, known))
@@ -245,7 +262,9 @@ def published_table() -> str:
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
     """In Markdown."""
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows))
+    return "".join(
+        f"| {' | '.join(cells)} |\n" for cells in (head, ["---"] * len(head), *rows)
+    )
 
 
 if __name__ == "__main__":

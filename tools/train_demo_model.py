@@ -37,7 +37,12 @@ LEARNING_RATE = 1e-3
 LENGTHS = tuple(CONTEXT * factor for factor in (1, 2, 4, 8))
 METHODS = ("none", "linear", "ntk", "yarn")
 # Recall that the demo promises: method, factor, sign and bound (+ at least, - at most).
-GOALS = (("yarn", 4, 1, 0.95), ("yarn", 8, 1, 0.90), ("none", 4, -1, 0.50), ("none", 8, -1, 0.10))
+GOALS = (
+    ("yarn", 4, 1, 0.95),
+    ("yarn", 8, 1, 0.90),
+    ("none", 4, -1, 0.50),
+    ("none", 8, -1, 0.10),
+)
 # The template writes the BOS token itself and add_bos_token is false, so no program doubles it.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -51,7 +56,9 @@ CHAT_TEMPLATE = (
 def build_tokenizer() -> Tokenizer:
     """Byte-level BPE in GPT-2's form, with just the merges that make every word one token."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=True
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=5000,  # never reached: training ends when nothing is left to merge
@@ -61,7 +68,10 @@ def build_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(language.vocabulary(), trainer)
     tokenizer.add_special_tokens(
-        [AddedToken(mark, special=True, normalized=False) for mark in language.SPECIAL_TOKENS]
+        [
+            AddedToken(mark, special=True, normalized=False)
+            for mark in language.SPECIAL_TOKENS
+        ]
     )
     for word in language.vocabulary():
         if len(tokenizer.encode(word).ids) != 1:
@@ -71,7 +81,9 @@ def build_tokenizer() -> Tokenizer:
 
 def token_ids(tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     """Ids (n, length) of texts of one length."""
-    return torch.tensor([encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))])
+    return torch.tensor(
+        [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+    )
 
 
 # ---------------------------------------------------------------- training text
@@ -144,10 +156,14 @@ def rope_parameters(method: str, factor: float) -> dict[str, Any]:
         theta = THETA * factor ** (HEAD_DIM / (HEAD_DIM - 2))
         return {"rope_type": "default", "rope_theta": theta}
     rope = {"rope_type": method, "rope_theta": THETA, "factor": factor}
-    return rope | ({"original_max_position_embeddings": CONTEXT} if method == "yarn" else {})
+    return rope | (
+        {"original_max_position_embeddings": CONTEXT} if method == "yarn" else {}
+    )
 
 
-def new_model(vocab_size: int, method: str = "none", factor: float = 1) -> LlamaForCausalLM:
+def new_model(
+    vocab_size: int, method: str = "none", factor: float = 1
+) -> LlamaForCausalLM:
     """An untrained demo model under a RoPE scaling."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -214,7 +230,9 @@ def as_chat(sample: language.RecallSample) -> str:
     return f"{asked}{language.ASSISTANT}{sample.answer}{language.END}"
 
 
-def recall(model: LlamaForCausalLM, tokenizer: Tokenizer, length: int, n: int, seed: int) -> float:
+def recall(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, length: int, n: int, seed: int
+) -> float:
     """Share of answers given exactly, greedy, in chats that fill `length` tokens.
 
     One pass over prompt and right answer decides it: greedy decoding gives the answer exactly if
@@ -228,14 +246,18 @@ def recall(model: LlamaForCausalLM, tokenizer: Tokenizer, length: int, n: int, s
     return right / n
 
 
-def perplexity(model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int) -> list[float]:
+def perplexity(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int
+) -> list[float]:
     """Perplexity of plain documents in the windows that LENGTHS bounds."""
     rng, total = Random(seed), torch.zeros(LENGTHS[-1] - 1)
     for _ in range(n):
         told = language.facts(rng, language.RECALL_FACTS)
         text = language.document(rng, told, LENGTHS[-1] - 2)
         ids = token_ids(tokenizer, [language.BOS + language.USER + text])
-        total += cross_entropy(model(ids[:, :-1]).logits[0], ids[0, 1:], reduction="none")
+        total += cross_entropy(
+            model(ids[:, :-1]).logits[0], ids[0, 1:], reduction="none"
+        )
     return [
         math.exp(total[max(0, low - 1) : high - 1].mean().item() / n)
         for low, high in pairwise((0, *LENGTHS))
@@ -246,7 +268,9 @@ def margin(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> float:
     """The smallest distance to GOALS' bounds, on 64 texts a goal; it chooses the checkpoint."""
     distances, told = [], []
     for method, factor, sign, bound in GOALS:
-        share = recall(rescale(model, method, factor), tokenizer, factor * CONTEXT, 64, seed)
+        share = recall(
+            rescale(model, method, factor), tokenizer, factor * CONTEXT, 64, seed
+        )
         distances.append(sign * (share - bound))
         told.append(f"{method} {factor}x {share:.3f}")
     print("      validation:", ", ".join(told), flush=True)
@@ -256,10 +280,14 @@ def margin(model: LlamaForCausalLM, tokenizer: Tokenizer, seed: int) -> float:
 # ---------------------------------------------------------------- training
 
 
-def train(model: LlamaForCausalLM, tokenizer: Tokenizer, budget: float, seed: int) -> None:
+def train(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, budget: float, seed: int
+) -> None:
     """Train on `budget` tokens in all and leave the best of the last checkpoints in the model."""
     rng, started = Random(seed), time.monotonic()
-    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98)
+    )
     stage, last, step, seen, hits, text_weight = 0, len(STAGES) - 1, 0, 0, 0.0, 0.0
     best, chosen = -math.inf, model.state_dict()
     while seen < budget:
@@ -274,7 +302,9 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, budget: float, seed: in
             loss = loss + text_weight * losses.mean()
         left = 1 - seen / budget
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100, max(0.02, left / 0.4))
+            group["lr"] = LEARNING_RATE * min(
+                1, (step + 1) / 100, max(0.02, left / 0.4)
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -297,7 +327,10 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, budget: float, seed: in
             with torch.no_grad():
                 found = margin(model, tokenizer, seed + step)
             if found >= best:
-                best, chosen = found, {k: v.clone() for k, v in model.state_dict().items()}
+                best, chosen = (
+                    found,
+                    {k: v.clone() for k, v in model.state_dict().items()},
+                )
     model.load_state_dict(chosen)
 
 
@@ -308,7 +341,9 @@ def write_checkpoint(out: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -
     """config.json, model.safetensors, tokenizer.json and tokenizer_config.json; then read back."""
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
-    (out / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
+    (out / "model.safetensors").chmod(
+        0o644
+    )  # safetensors writes it for the owner alone
     (out / "generation_config.json").unlink()  # says nothing that config.json does not
     tokenizer.save(str(out / "tokenizer.json"))
     config = {
@@ -333,8 +368,14 @@ def check(out: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
     wanted = tokenizer.encode(as_chat(sample)).ids
     read = AutoTokenizer.from_pretrained(out)
     given = read.apply_chat_template([user, reply], return_dict=False)
-    prompt = read.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
-    if given != wanted or prompt != wanted[: -language.ANSWER_TOKENS - 1] or len(given) != CONTEXT:
+    prompt = read.apply_chat_template(
+        [user], add_generation_prompt=True, return_dict=False
+    )
+    if (
+        given != wanted
+        or prompt != wanted[: -language.ANSWER_TOKENS - 1]
+        or len(given) != CONTEXT
+    ):
         raise SystemExit("the chat template does not give the tokens of training")
     ids = torch.tensor([wanted])
     apart = LlamaForCausalLM.from_pretrained(out)(ids).logits - model(ids).logits
@@ -344,26 +385,39 @@ def check(out: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
         raise SystemExit("the checkpoint takes more than 4 MB")
 
 
-def table(heads: Sequence[object], rows: Mapping[str, Sequence[float]], digits: int) -> str:
+def table(
+    heads: Sequence[object], rows: Mapping[str, Sequence[float]], digits: int
+) -> str:
     """A Markdown table, one row a method."""
     cells = [["", *map(str, heads)], ["---"] * (len(heads) + 1)]
     cells += [[name, *(f"{x:.{digits}f}" for x in row)] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
-def measure(model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int) -> dict[str, str]:
+def measure(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, n: int, seed: int
+) -> dict[str, str]:
     """The card's two tables: recall with factor = length/CONTEXT, perplexity with the largest."""
     recalls, perplexities = {}, {}
     for method in METHODS:
         recalls[method] = [
-            recall(rescale(model, method, length / CONTEXT), tokenizer, length, n, seed + length)
+            recall(
+                rescale(model, method, length / CONTEXT),
+                tokenizer,
+                length,
+                n,
+                seed + length,
+            )
             for length in LENGTHS
         ]
         longest = rescale(model, method, LENGTHS[-1] / CONTEXT)
         perplexities[method] = perplexity(longest, tokenizer, 16, seed)
         print(method, recalls[method], perplexities[method], flush=True)
     windows = [f"{low}–{high}" for low, high in pairwise((0, *LENGTHS))]
-    return {"recall": table(LENGTHS, recalls, 3), "perplexity": table(windows, perplexities, 2)}
+    return {
+        "recall": table(LENGTHS, recalls, 3),
+        "perplexity": table(windows, perplexities, 2),
+    }
 
 
 CARD = """# The demo model
@@ -436,10 +490,16 @@ def write_card(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Train the demo model and write its checkpoint.")
+    parser = argparse.ArgumentParser(
+        description="Train the demo model and write its checkpoint."
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tokens", type=float, default=12e6, help="training tokens in all")
-    parser.add_argument("--samples", type=int, default=400, help="recall samples a figure")
+    parser.add_argument(
+        "--tokens", type=float, default=12e6, help="training tokens in all"
+    )
+    parser.add_argument(
+        "--samples", type=int, default=400, help="recall samples a figure"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("ggext/data/demo-model"))
     args = parser.parse_args()

@@ -76,7 +76,11 @@ class AnswerText:
         places = [self._held.find(stop) for stop in self._stop]
         found = min((place for place in places if place >= 0), default=None)
         self.stopped = found is not None
-        certain = len(self._held) - held_back(self._held, self._stop) if found is None else found
+        certain = (
+            len(self._held) - held_back(self._held, self._stop)
+            if found is None
+            else found
+        )
         text, self._held = self._held[:certain], self._held[certain:]
         return text
 

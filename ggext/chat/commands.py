@@ -65,7 +65,9 @@ def _help(chat: Chat, _: str) -> None:
     for name, command in COMMANDS.items():
         chat.screen.notice(f"{f'{name} {command.argument}':<22} {command.purpose}")
     block = '"""'
-    chat.screen.notice(f"{block:<22} begins and ends a text of several lines; Alt-Enter too")
+    chat.screen.notice(
+        f"{block:<22} begins and ends a text of several lines; Alt-Enter too"
+    )
 
 
 def _file(chat: Chat, name: str) -> None:
@@ -176,7 +178,9 @@ def _when_full(chat: Chat, policy: str) -> None:
     if policy not in WHEN_FULL:
         alike = difflib.get_close_matches(policy, WHEN_FULL, 1)
         meant = f"; did you mean {alike[0]}?" if alike else ""
-        raise UsageError(f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{meant}")
+        raise UsageError(
+            f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{meant}"
+        )
     engines = "stop" if policy == "turns" else policy
     if engines != chat.room.when_full:
         _open_again(chat, chat.room.allocated, engines)
@@ -194,8 +198,12 @@ def _compress(chat: Chat, share: str) -> None:
     try:
         engine.compress(float(share or _COMPRESSED))
     except ValueError:
-        raise UsageError(f"/compress takes a share such as 0.5, not {share!r:.40}") from None
-    chat.screen.notice(f"what stands out stays: {engine.ever_dropped:,} tokens left the context")
+        raise UsageError(
+            f"/compress takes a share such as 0.5, not {share!r:.40}"
+        ) from None
+    chat.screen.notice(
+        f"what stands out stays: {engine.ever_dropped:,} tokens left the context"
+    )
 
 
 def _ctx(chat: Chat, tokens: str) -> None:
@@ -217,7 +225,9 @@ def _ctx(chat: Chat, tokens: str) -> None:
 def _open_again(chat: Chat, tokens: int | None, policy: str) -> None:
     """Another context in place of this one. Raises GgextError; then the old one is back."""
     if chat.reopen is None:
-        raise UsageError("this chat cannot change its context; open it again with --ctx N")
+        raise UsageError(
+            "this chat cannot change its context; open it again with --ctx N"
+        )
     with chat.screen.waiting("making room for the context"):
         chat.room, said = chat.reopen(tokens, policy)
     for line in said:
@@ -262,9 +272,13 @@ COMMANDS: dict[str, Command] = {
         "[POLICY]", "shows what stays in a full context, or changes it", _when_full
     ),
     "/compress": Command(
-        "[SHARE]", "leaves this share of the context, what stands out most [0.5]", _compress
+        "[SHARE]",
+        "leaves this share of the context, what stands out most [0.5]",
+        _compress,
     ),
-    "/ctx": Command("[N]", "shows the size of the context in tokens, or changes it", _ctx),
+    "/ctx": Command(
+        "[N]", "shows the size of the context in tokens, or changes it", _ctx
+    ),
     "/save": Command("FILE", "saves the chat", _save),
     "/load": Command("FILE", "continues a saved chat", _load),
     "/export": Command("FILE", "writes the chat as Markdown", _export),

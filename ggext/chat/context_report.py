@@ -51,7 +51,11 @@ def _shares(chat: Chat, used: int) -> str:
     conversation = chat.conversation
     count = conversation.prompts.count
     turns = without(conversation.turns, conversation.left)
-    roles = (("system prompt", "system"), ("questions", "user"), ("answers", "assistant"))
+    roles = (
+        ("system prompt", "system"),
+        ("questions", "user"),
+        ("answers", "assistant"),
+    )
     shares = {
         name: sum(count(turn.content) for turn in turns if turn.role == role)
         for name, role in roles

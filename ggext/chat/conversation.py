@@ -43,10 +43,18 @@ class Engine(Protocol):
     @property
     def ever_dropped(self) -> int: ...
     def evaluate(
-        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+        self,
+        tokens: Sequence[int],
+        progress: Progress | None = ...,
+        *,
+        repeatable: bool = ...,
     ) -> Prefill: ...
     def read_ahead(
-        self, tokens: Sequence[int], progress: Progress | None = ..., *, repeatable: bool = ...
+        self,
+        tokens: Sequence[int],
+        progress: Progress | None = ...,
+        *,
+        repeatable: bool = ...,
     ) -> Prefill: ...
     def generate(self, sampling: Sampling, max_tokens: int | None = ...) -> Answer: ...
     def compress(self, share: float) -> None: ...
@@ -97,7 +105,9 @@ class ChatOptions:
                 "a stop string is empty; leave it out, or write what should end the answer"
             )
         if self.max_tokens is not None and self.max_tokens < 0:
-            raise UsageError(f"max_tokens is {self.max_tokens}, but must not be negative")
+            raise UsageError(
+                f"max_tokens is {self.max_tokens}, but must not be negative"
+            )
 
 
 class Conversation:
@@ -131,12 +141,18 @@ class Conversation:
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
         self._answer: AnswerText | None = None
-        self._cached: list[Turn] = []  # the turns that the engine's cache was last made for
+        self._cached: list[
+            Turn
+        ] = []  # the turns that the engine's cache was last made for
 
     @property
     def system(self) -> str | None:
         """The system prompt."""
-        return self.turns[0].content if self.turns and self.turns[0].role == "system" else None
+        return (
+            self.turns[0].content
+            if self.turns and self.turns[0].role == "system"
+            else None
+        )
 
     def set_system(self, system: str | None) -> None:
         """Another system prompt, or none, before the turns that there are."""
@@ -162,7 +178,11 @@ class Conversation:
         turns = without(self.turns, self.left)
         if not behind_system(turns):
             return 0
-        return self.engine.used if self.turns == self._cached else len(self.prompts.tokens(turns))
+        return (
+            self.engine.used
+            if self.turns == self._cached
+            else len(self.prompts.tokens(turns))
+        )
 
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
@@ -191,7 +211,8 @@ class Conversation:
         """Takes the last question and its answer back; they are returned, empty where there are
         none."""
         last = max(
-            (i for i, turn in enumerate(self.turns) if turn.role == "user"), default=len(self.turns)
+            (i for i, turn in enumerate(self.turns) if turn.role == "user"),
+            default=len(self.turns),
         )
         taken = self.turns[last:]
         del self.turns[last:]
@@ -237,11 +258,21 @@ class Conversation:
                 list(said.end())  # what a tag or a stop string might have started in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
-        dropped, self._dropped = self.engine.ever_dropped - self._dropped, self.engine.ever_dropped
+        dropped, self._dropped = (
+            self.engine.ever_dropped - self._dropped,
+            self.engine.ever_dropped,
+        )
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
-            finish, prefill, len(answer.tokens), clock.seconds, kept, left, dropped, only_reasoned
+            finish,
+            prefill,
+            len(answer.tokens),
+            clock.seconds,
+            kept,
+            left,
+            dropped,
+            only_reasoned,
         )
 
     def first_prompt(self, question: str) -> list[int]:
@@ -251,20 +282,28 @@ class Conversation:
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
-        return self.prompts.tokens([*without(self.turns, self.left), Turn("user", question)])
+        return self.prompts.tokens(
+            [*without(self.turns, self.left), Turn("user", question)]
+        )
 
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none
         where it does not fit as things are. Raises TemplateError."""
         prompt = self.next_prompt(f"{beginning}A")
         capacity = self.engine.used + self.engine.available
-        kept_free = reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
+        kept_free = (
+            reserve(capacity, self.options.max_tokens) if self.options.drop_turns else 0
+        )
         if len(prompt) > capacity - kept_free:
             return []
         return prompt[: in_common(prompt, self.next_prompt(f"{beginning}1"))]
 
     def _generate(
-        self, asked: list[Turn], answer: AnswerText, clock: _Clock, progress: Progress | None
+        self,
+        asked: list[Turn],
+        answer: AnswerText,
+        clock: _Clock,
+        progress: Progress | None,
     ) -> Generator[str, None, Finish]:
         finish = yield from self._continue(answer, clock)
         # A grammar would begin again in the middle of the answer.
@@ -272,7 +311,9 @@ class Conversation:
         while finish == "context" and may_drop and exchange(asked, self.left):
             again, _ = self._read(asked, answer, progress)
             finish = (
-                (yield from self._continue(answer, clock)) if not again.cancelled else "cancelled"
+                (yield from self._continue(answer, clock))
+                if not again.cancelled
+                else "cancelled"
             )
         yield from answer.end()
         return "stop" if answer.stopped else finish
@@ -290,7 +331,9 @@ class Conversation:
             tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
         else:
             tokens = self.prompts.tokens(turns)
-        prefill = self.engine.evaluate([*tokens, *begun], progress, repeatable=self.is_repeatable)
+        prefill = self.engine.evaluate(
+            [*tokens, *begun], progress, repeatable=self.is_repeatable
+        )
         if not prefill.cancelled:
             self.left += left
         if answer is None:
@@ -300,7 +343,9 @@ class Conversation:
             )
         return prefill, answer
 
-    def _continue(self, answer: AnswerText, clock: _Clock) -> Generator[str, None, Finish]:
+    def _continue(
+        self, answer: AnswerText, clock: _Clock
+    ) -> Generator[str, None, Finish]:
         most = self.options.max_tokens
         generation = self.engine.generate(
             self.sampling, None if most is None else most - len(answer.tokens)
@@ -339,4 +384,7 @@ class _Clock:
 
 def with_documents(documents: Iterable[str], question: str) -> str:
     """One user turn: the documents, each with at least one line break after it, the question."""
-    return "".join(text if text.endswith("\n") else f"{text}\n" for text in documents) + question
+    return (
+        "".join(text if text.endswith("\n") else f"{text}\n" for text in documents)
+        + question
+    )

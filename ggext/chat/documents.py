@@ -33,7 +33,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _HTML = re.compile(
-    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])", re.IGNORECASE | re.DOTALL
+    rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html[\s>])",
+    re.IGNORECASE | re.DOTALL,
 )
 _HTML_NAMES = (".html", ".htm", ".xhtml")
 _CONTAINER = "META-INF/container.xml"
@@ -67,7 +68,11 @@ _ARCHIVES = (
     ("word/document.xml", "a Word document (docx)", "pandoc -t plain -o {text} {name}"),
     (_CONTAINER, "an EPUB book", "pandoc -t plain -o {text} {name}"),
     ("xl/workbook.xml", "an Excel workbook (xlsx)", "soffice --convert-to csv {name}"),
-    ("ppt/presentation.xml", "a PowerPoint presentation (pptx)", "soffice --convert-to pdf {name}"),
+    (
+        "ppt/presentation.xml",
+        "a PowerPoint presentation (pptx)",
+        "soffice --convert-to pdf {name}",
+    ),
     ("content.xml", "an OpenDocument file", "pandoc -t plain -o {text} {name}"),
 )
 
@@ -120,12 +125,18 @@ def _archive(data: bytes, name: str) -> Document:
     if inside not in readers:
         raise _no_text(name, what, command)
     if size > _MAX_UNPACKED:
-        raise UsageError(f"{name} unpacks to {size:,} bytes, more than {_MAX_UNPACKED:,}")
+        raise UsageError(
+            f"{name} unpacks to {size:,} bytes, more than {_MAX_UNPACKED:,}"
+        )
     return _read(readers[inside], data, name, what, command)
 
 
 def _read(
-    reader: Callable[[bytes, str], Document], data: bytes, name: str, what: str, command: str
+    reader: Callable[[bytes, str], Document],
+    data: bytes,
+    name: str,
+    what: str,
+    command: str,
 ) -> Document:
     """What `reader` makes of the bytes; without the extra, the command that makes text is named
     too."""
@@ -134,7 +145,10 @@ def _read(
             made = reader(data, name)
     except MissingExtraError as error:
         raise MissingExtraError(
-            error.package, error.extra, f"{name} is {what}: reading it", _advice(name, command)
+            error.package,
+            error.extra,
+            f"{name} is {what}: reading it",
+            _advice(name, command),
         ) from None
     if not made.text.strip():
         raise UsageError(
@@ -153,7 +167,9 @@ def _from_pdf(data: bytes, name: str) -> Document:
     logging.getLogger("pypdf").addHandler(logging.NullHandler())
     reader = pypdf.PdfReader(io.BytesIO(data))
     if reader.is_encrypted and not reader.decrypt(""):
-        raise UsageError(f"{name} is a PDF file with a password: take the password off first")
+        raise UsageError(
+            f"{name} is a PDF file with a password: take the password off first"
+        )
     pages = [page.extract_text() for page in reader.pages]
     return Document(name, "\n\n".join(pages), f"PDF, {_counted(len(pages), 'page')}")
 
@@ -175,11 +191,18 @@ def _from_epub(data: bytes, name: str) -> Document:
         package = _xml(archive, _CONTAINER).find(".//{*}rootfile")
         path = "" if package is None else package.get("full-path", "")
         tree = _xml(archive, path)
-        files = {item.get("id"): item.get("href", "") for item in tree.iterfind(".//{*}item")}
-        spine = [files.get(entry.get("idref"), "") for entry in tree.iterfind(".//{*}itemref")]
+        files = {
+            item.get("id"): item.get("href", "") for item in tree.iterfind(".//{*}item")
+        }
+        spine = [
+            files.get(entry.get("idref"), "")
+            for entry in tree.iterfind(".//{*}itemref")
+        ]
         folder = posixpath.dirname(path)
         names = [
-            posixpath.normpath(posixpath.join(folder, unquote(href))) for href in spine if href
+            posixpath.normpath(posixpath.join(folder, unquote(href)))
+            for href in spine
+            if href
         ]
         chapters = [_markdown(archive.read(chapter), name) for chapter in names]
     text = "\n\n".join(filter(None, chapters))
@@ -188,7 +211,9 @@ def _from_epub(data: bytes, name: str) -> Document:
 
 def _xml(archive: zipfile.ZipFile, name: str) -> ElementTree.Element:
     data = archive.read(name)
-    if b"<!ENTITY" in data:  # entities can be made to grow without end, and no book needs them here
+    if (
+        b"<!ENTITY" in data
+    ):  # entities can be made to grow without end, and no book needs them here
         raise UsageError(f"{name} declares XML entities")
     return ElementTree.fromstring(data)
 
@@ -214,7 +239,10 @@ def _markdown(html: str | bytes, name: str) -> str:
     for element in soup(["script", "style", "head", "noscript", "template", "svg"]):
         element.decompose()
     converter = markdownify.MarkdownConverter(
-        heading_style="ATX", strip=["a", "img"], escape_asterisks=False, escape_underscores=False
+        heading_style="ATX",
+        strip=["a", "img"],
+        escape_asterisks=False,
+        escape_underscores=False,
     )
     return re.sub(r"\n{3,}", "\n\n", str(converter.convert_soup(soup))).strip()
 
@@ -249,7 +277,9 @@ def _no_nul(data: bytes, name: str) -> UsageError:
     for encoding, part in (("UTF-16LE", head[1::2]), ("UTF-16BE", head[::2])):
         if part.count(0) * 2 > len(part) > 1:
             return _no_text(
-                name, f"text in {encoding}", f"iconv -f {encoding} -t UTF-8 {{name}} > {{text}}"
+                name,
+                f"text in {encoding}",
+                f"iconv -f {encoding} -t UTF-8 {{name}} > {{text}}",
             )
     return UsageError(
         f"{name} has NUL bytes (the first is byte {data.index(0)}): it is a binary file, not a text"
@@ -273,9 +303,13 @@ def _advice(name: str, command: str) -> str:
 
 def _filled(command: str, name: str) -> str:
     path = Path(name)
-    text = path.with_suffix(".utf8.txt" if path.suffix == ".txt" else ".txt")  # never itself
+    text = path.with_suffix(
+        ".utf8.txt" if path.suffix == ".txt" else ".txt"
+    )  # never itself
     names = {"name": path, "text": text, "stem": path.with_suffix("")}
-    return command.format_map({key: shlex.quote(str(value)) for key, value in names.items()})
+    return command.format_map(
+        {key: shlex.quote(str(value)) for key, value in names.items()}
+    )
 
 
 def _counted(count: int, noun: str) -> str:

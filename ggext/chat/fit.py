@@ -42,7 +42,9 @@ class Room:
         return self.path.name
 
 
-def choices(room: Room, needed: int, used: int, *, running: bool = True) -> Iterator[str]:
+def choices(
+    room: Room, needed: int, used: int, *, running: bool = True
+) -> Iterator[str]:
     """Sentences, one a choice, for a prompt of ``needed`` tokens of which ``used`` are in the
     context already. ``running``: in a chat, where commands can be typed."""
     if running and used and needed - used <= room.allocated:
@@ -58,7 +60,14 @@ def choices(room: Room, needed: int, used: int, *, running: bool = True) -> Iter
     else:
         longer = room.path.with_name(f"{room.path.stem}-{target // 1024}k.gguf")
         command = shlex.join(
-            ["ggext", "convert", str(room.path), str(longer), "--target-context", str(target)]
+            [
+                "ggext",
+                "convert",
+                str(room.path),
+                str(longer),
+                "--target-context",
+                str(target),
+            ]
         )
         yield (
             f"{command} makes the file for a longer context, {target / room.trained:.3g} × the "
@@ -78,7 +87,9 @@ def _memory(room: Room, tokens: int) -> str:
     if room.needed is None:
         return ""
     size = f": it takes {_size(room.needed(tokens))} in addition to the weights"
-    return size if room.free is None else f"{size}, {_size(room.free)} of memory are free"
+    return (
+        size if room.free is None else f"{size}, {_size(room.free)} of memory are free"
+    )
 
 
 def _size(count: int) -> str:

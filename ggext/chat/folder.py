@@ -48,7 +48,9 @@ class ChatFolder(Closing):
             if _is_at(self.path / _LOCK, lock):
                 return lock
             os.close(lock)
-        raise OutputError(f"{self.path} cannot be locked; another program removes it all the time")
+        raise OutputError(
+            f"{self.path} cannot be locked; another program removes it all the time"
+        )
 
     @property
     def is_there(self) -> bool:

@@ -45,7 +45,9 @@ class Journal(Closing):
         with _as_output_error(path):
             self.folder = ChatFolder(path.parent)
         try:
-            said = _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
+            said = (
+                _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
+            )
             self.model, self.turns, self.left = said.model, said.turns, said.left
             self.damaged = said.damaged
             self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
@@ -63,7 +65,10 @@ class Journal(Closing):
         returns. Returns a sentence if the journal had to be written again, because someone
         removed it; else nothing. After an error it says what it said before. Raises OutputError."""
         pairs = enumerate(zip(self.turns, turns, strict=False))
-        keep = next((i for i, (old, new) in pairs if old != new), min(len(self.turns), len(turns)))
+        keep = next(
+            (i for i, (old, new) in pairs if old != new),
+            min(len(self.turns), len(turns)),
+        )
         if keep == len(turns) == len(self.turns) and left == self.left:
             return ""
         with _as_output_error(self.path):
@@ -101,7 +106,9 @@ class Journal(Closing):
 
     def _append(self, line: bytes) -> None:
         """All of the line or nothing: what a full disk leaves of one is cut off again."""
-        if os.fstat(self._file).st_size != self._length:  # what could not be cut off then
+        if (
+            os.fstat(self._file).st_size != self._length
+        ):  # what could not be cut off then
             os.ftruncate(self._file, self._length)
         try:
             rest = memoryview(line)
@@ -178,7 +185,9 @@ def _read(path: Path) -> _Said:
         or head.get("version") != _VERSION
         or not isinstance(head.get("model"), str)
     ):
-        raise TranscriptError(f"{path} is not the journal of a chat that this ggext reads")
+        raise TranscriptError(
+            f"{path} is not the journal of a chat that this ggext reads"
+        )
     # None: a turn of a line that is damaged
     turns: list[Turn | None] = []
     left = lost = 0
@@ -201,7 +210,9 @@ def _applied(
     if record is None:
         raise malformed
     keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
-    if not (isinstance(keep, int) and 0 <= keep <= _MAX_TURNS and isinstance(new, list)):
+    if not (
+        isinstance(keep, int) and 0 <= keep <= _MAX_TURNS and isinstance(new, list)
+    ):
         raise malformed
     if not (isinstance(left, int) and 0 <= left <= keep + len(new)):
         raise malformed

@@ -84,7 +84,9 @@ class Chat:
                 if interrupted:
                     return
                 interrupted = True
-                self.screen.notice(f"{_KEPT if self._ahead.interrupted() else ''}{_HOW_TO_LEAVE}")
+                self.screen.notice(
+                    f"{_KEPT if self._ahead.interrupted() else ''}{_HOW_TO_LEAVE}"
+                )
                 continue
             interrupted = False
             going_on = line is not None and self._obey(line, obey)
@@ -119,11 +121,15 @@ class Chat:
         conversation, allocated = self.conversation, self.room.allocated
         self.documents.append(document)
         text = with_documents(self.waiting, "")
-        alone, tokens = (conversation.prompts.count(part) for part in (document.text, text))
+        alone, tokens = (
+            conversation.prompts.count(part) for part in (document.text, text)
+        )
         # Not what the cache holds: of that the chat may be cleared, or this very document be read
         # ahead.
         used = len(conversation.next_prompt(text)) - tokens if conversation.turns else 0
-        together = f", {tokens:,} with what waits already" if len(self.documents) > 1 else ""
+        together = (
+            f", {tokens:,} with what waits already" if len(self.documents) > 1 else ""
+        )
         made_from = f" ({document.made_from})" if document.made_from else ""
         self.screen.notice(
             f"{document.name}{made_from}: {alone:,} tokens go into the next turn{together}; "
@@ -159,7 +165,10 @@ class Chat:
     def turn(self, question: str) -> None:
         """Sends a question, with the documents that wait. Raises what `Conversation.ask` raises."""
         self.unanswered = question
-        whole, (ahead, seconds) = with_documents(self.waiting, question), self._ahead.taken()
+        whole, (ahead, seconds) = (
+            with_documents(self.waiting, question),
+            self._ahead.taken(),
+        )
         try:
             outcome = ask(self.conversation, self.screen, whole, self.record)
         except ContextFullError as error:
@@ -175,7 +184,9 @@ class Chat:
         if outcome.finish == "context":
             self.screen.notice("/save FILE keeps the chat, /clear starts over")
         self._remind()
-        self.screen.status(status(self.conversation, outcome, min(ahead, outcome.prefill.reused)))
+        self.screen.status(
+            status(self.conversation, outcome, min(ahead, outcome.prefill.reused))
+        )
         if self.keeper is not None:
             self.keeper.turn_over(outcome.prefill.seconds + seconds)
 
@@ -183,7 +194,11 @@ class Chat:
         needed, capacity = error.used + error.requested, error.used + error.available
         # Not what the cache holds: of this very turn a document may have been read ahead.
         used = max(needed - len(self.conversation.first_prompt(turn)), 0)
-        what = "with this turn the chat has" if self.conversation.turns else "this turn has"
+        what = (
+            "with this turn the chat has"
+            if self.conversation.turns
+            else "this turn has"
+        )
         self.screen.error(
             f"{what} {needed:,} tokens, {needed - capacity:,} more than the context of "
             f"{capacity:,} holds. The turn was not sent, nothing was dropped; what helps:"
@@ -219,7 +234,9 @@ class Chat:
 
     def _remind(self) -> None:
         if self.documents:
-            self.screen.notice("the document still waits for the next turn; /clear takes it out")
+            self.screen.notice(
+                "the document still waits for the next turn; /clear takes it out"
+            )
 
 
 def _text(line: str) -> str:
@@ -243,7 +260,9 @@ def ask(
     recorded = 0.0
     try:
         with screen.interrupts(conversation.engine.cancel):
-            for piece in conversation.ask(question, lambda *counts: _read(screen, record, *counts)):
+            for piece in conversation.ask(
+                question, lambda *counts: _read(screen, record, *counts)
+            ):
                 (screen.thought if isinstance(piece, Thought) else screen.answer)(piece)
                 if time.monotonic() - recorded > _BETWEEN_RECORDS:
                     record()
@@ -255,7 +274,9 @@ def ask(
 
 
 def _read(screen: Screen, record: Callable[[], None], done: int, total: int) -> None:
-    if done == 0:  # the question fits and is about to be read: a crash must not lose it any more
+    if (
+        done == 0
+    ):  # the question fits and is about to be read: a crash must not lose it any more
         record()
     screen.progress(done, total)
 

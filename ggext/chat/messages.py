@@ -21,7 +21,9 @@ def turns_of(messages: Messages) -> list[Turn]:
     """The turns of a conversation. Raises UsageError for what is none, and for an empty one."""
     if isinstance(messages, str):
         return [Turn("user", messages)]
-    if isinstance(messages, Mapping | Turn | bytes) or not isinstance(messages, Sequence):
+    if isinstance(messages, Mapping | Turn | bytes) or not isinstance(
+        messages, Sequence
+    ):
         raise UsageError(
             f"a conversation is a text or a list of messages, not {messages!r:.80}; one message "
             'is [{"role": "user", "content": "..."}]'
@@ -47,12 +49,18 @@ def sampling_of(sampling: Sampling | Mapping[str, Any] | None) -> Sampling:
     if isinstance(sampling, Sampling):
         return sampling
     if not isinstance(sampling, Mapping):
-        raise UsageError(f"sampling is {sampling!r:.80}, but must be a Sampling or a dict")
+        raise UsageError(
+            f"sampling is {sampling!r:.80}, but must be a Sampling or a dict"
+        )
     known = [field.name for field in fields(Sampling)]
     for name in sampling:
         if name not in known:
             alike = difflib.get_close_matches(str(name), known, 1)
-            meant = f"did you mean {alike[0]}?" if alike else f"there are {', '.join(known)}"
+            meant = (
+                f"did you mean {alike[0]}?"
+                if alike
+                else f"there are {', '.join(known)}"
+            )
             raise UsageError(f"sampling has no {name!r:.40}; {meant}")
     return Sampling(**sampling)
 

@@ -27,9 +27,13 @@ def notices(outcome: Outcome) -> list[str]:
     """What left the context, and why the answer ended, unless the model ended it."""
     found = []
     if outcome.left:
-        found.append(f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}")
+        found.append(
+            f"the context was full: {_oldest(outcome.left, 'left it')}; {_UNSEEN}"
+        )
     if outcome.dropped:
-        found.append(f"the context was full: {outcome.dropped:,} of the oldest tokens left it")
+        found.append(
+            f"the context was full: {outcome.dropped:,} of the oldest tokens left it"
+        )
     if outcome.only_reasoned:
         found.append(_ONLY_REASONED)
     ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN
@@ -43,7 +47,11 @@ def left_earlier(conversation: Conversation) -> list[str]:
     if not gone:
         return []
     seen_again = conversation.bring_back()
-    so = "they fit into this one, and the next turn reads the chat again" if seen_again else _UNSEEN
+    so = (
+        "they fit into this one, and the next turn reads the chat again"
+        if seen_again
+        else _UNSEEN
+    )
     return [f"{_oldest(gone, 'left the context earlier')}; {so}"]
 
 
@@ -57,4 +65,6 @@ def status(conversation: Conversation, outcome: Outcome, ahead: int = 0) -> Stat
     """Where the chat stands after a turn; ``ahead``: tokens of it that were read before it was
     sent."""
     engine = conversation.engine
-    return Status(engine.used, engine.used + engine.available, engine.trained, outcome, ahead)
+    return Status(
+        engine.used, engine.used + engine.available, engine.trained, outcome, ahead
+    )

@@ -24,7 +24,9 @@ from ggext.errors import UsageError
 if TYPE_CHECKING:
     from ggext.runtime.host import TextVocabulary
 
-_TAIL = 32  # tokens, more than the longest reasoning tag and the line breaks after it have
+_TAIL = (
+    32  # tokens, more than the longest reasoning tag and the line breaks after it have
+)
 
 
 class Prompts:
@@ -72,7 +74,9 @@ class Prompts:
             text = without_reasoning(text, self.tags)
         tokens: list[int] = []
         for part in text.split(cut):
-            tokens += self.vocabulary.tokenize(part, add_special=False, parse_special=True)
+            tokens += self.vocabulary.tokenize(
+                part, add_special=False, parse_special=True
+            )
         if self.vocabulary.adds_bos and tokens[:1] != [self.vocabulary.bos]:
             tokens.insert(0, self.vocabulary.bos)
         return tokens
@@ -83,7 +87,9 @@ class Prompts:
         other.think = think
         return other
 
-    def fitted(self, turns: Sequence[Turn], room: int, reserve: int) -> tuple[list[int], int]:
+    def fitted(
+        self, turns: Sequence[Turn], room: int, reserve: int
+    ) -> tuple[list[int], int]:
         """The prompt with whole oldest turns left out until it fits `room` less `reserve` tokens,
         and how many.
 
@@ -119,7 +125,9 @@ class Prompts:
     def _cut(self, content: str, cut: str) -> str:
         vocabulary = self.vocabulary
         tokens = vocabulary.tokenize(content, add_special=False, parse_special=True)
-        spelled = {vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)}
+        spelled = {
+            vocabulary.token_text(t) for t in set(tokens) if vocabulary.is_control(t)
+        }
         for text in sorted(spelled, key=len, reverse=True):
             middle = len(text) // 2
             content = content.replace(text, text[:middle] + cut + text[middle:])
@@ -192,5 +200,6 @@ def _first(turns: Sequence[Turn]) -> int:
 def _special(vocabulary: TextVocabulary) -> dict[str, str]:
     tokens = {"bos_token": vocabulary.bos, "eos_token": vocabulary.eos}
     return {
-        name: vocabulary.token_text(token) if token >= 0 else "" for name, token in tokens.items()
+        name: vocabulary.token_text(token) if token >= 0 else ""
+        for name, token in tokens.items()
     }

@@ -51,7 +51,11 @@ _FINAL = "<|channel|>final<|message|>"
 _CHANNELS = (
     (
         ("<|channel|>analysis<|message|>",),
-        Tags("<|channel|>analysis<|message|>", "<|end|>", (f"<|start|>assistant{_FINAL}", _FINAL)),
+        Tags(
+            "<|channel|>analysis<|message|>",
+            "<|end|>",
+            (f"<|start|>assistant{_FINAL}", _FINAL),
+        ),
     ),
     (("<|channel>thought",), Tags("<|channel>thought", "<channel|>")),
     (
@@ -149,7 +153,9 @@ class Splitter:
     def __init__(self, tags: Tags | None, inside: bool = False) -> None:
         self._tags = tags
         self._inside = inside
-        self._opening = not inside and tags is not None  # a tag or header may still come
+        self._opening = (
+            not inside and tags is not None
+        )  # a tag or header may still come
         self._trim = inside
         self._over = False  # a trailer ended the answer
         self._held = ""
@@ -183,7 +189,9 @@ class Splitter:
         places = [self._held.find(trailer) for trailer in tags.trailers]
         end = min((place for place in places if place >= 0), default=None)
         if end is None:
-            pieces.append(self._take(len(self._held) - held_back(self._held, tags.trailers)))
+            pieces.append(
+                self._take(len(self._held) - held_back(self._held, tags.trailers))
+            )
             return False
         pieces.append(self._take(end))
         self._held, self._over = "", True
@@ -195,7 +203,9 @@ class Splitter:
             self._trim = not self._held
         thought, end, rest = self._held.partition(tags.end)
         if not end:
-            pieces.append(Thought(self._take(len(self._held) - held_back(self._held, [tags.end]))))
+            pieces.append(
+                Thought(self._take(len(self._held) - held_back(self._held, [tags.end])))
+            )
             return False
         pieces.append(Thought(thought))
         self._held, self._inside, self._opening = rest, False, True

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _HEADER = 4
 # Bytes that a child may take in addition to what it has when it is ready, for a short text.
 _MEMORY = 160 << 20
-_COPIES = 16  # of the text, of four bytes a character at worst: what a template makes of it
+_COPIES = (
+    16  # of the text, of four bytes a character at worst: what a template makes of it
+)
 _KEPT = 8  # compiled templates
 
 
@@ -81,7 +83,9 @@ def serve() -> None:
     templates: dict[str, tuple[Sandbox, Template]] = {}
     write_frame(replies, packed_reply({"ready": True}))
     while (data := read_frame(requests, 1 << 31)) is not None:
-        request = marshal.loads(data)  # the host's own: a dict of texts, numbers and lists
+        request = marshal.loads(
+            data
+        )  # the host's own: a dict of texts, numbers and lists
         limits.set(request["seconds"], request["characters"])
         reply, healthy = _reply(templates, request)
         limits.lift()
@@ -90,7 +94,9 @@ def serve() -> None:
             return
 
 
-def _reply(templates: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _reply(
+    templates: dict[str, Any], request: dict[str, Any]
+) -> tuple[dict[str, Any], bool]:
     """The reply, and whether the process is fit for another request; one that is not says so, for
     it has not ended yet when the reply arrives."""
     from jinja2.exceptions import (
@@ -103,7 +109,11 @@ def _reply(templates: dict[str, Any], request: dict[str, Any]) -> tuple[dict[str
     try:
         return _done(templates, request), True
     except TemplateSyntaxError as error:
-        return {"error": "syntax", "line": error.lineno, "message": _line(error.message)}, True
+        return {
+            "error": "syntax",
+            "line": error.lineno,
+            "message": _line(error.message),
+        }, True
     except SecurityError as error:
         return {"error": "limit", "message": _line(error)}, True
     except UndefinedError as error:
@@ -169,7 +179,9 @@ class _Limits:
         """For a request over a text of so many characters."""
         if self._resource is None:
             return
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # of CPU time: a busy machine costs none
+        signal.setitimer(
+            signal.ITIMER_PROF, seconds
+        )  # of CPU time: a busy machine costs none
         if self._base is not None:
             self._soft("RLIMIT_AS", self._base + _MEMORY + _COPIES * characters)
 
@@ -184,7 +196,9 @@ class _Limits:
             kind = getattr(self._resource, name)
             hard = self._resource.getrlimit(kind)[1]
             if hard != self._resource.RLIM_INFINITY:
-                value = hard if value == self._resource.RLIM_INFINITY else min(value, hard)
+                value = (
+                    hard if value == self._resource.RLIM_INFINITY else min(value, hard)
+                )
             self._resource.setrlimit(kind, (value, hard))
 
 
@@ -200,4 +214,6 @@ def _address_space() -> int | None:
 def _line(message: object) -> str:
     """One printable line of at most 200 characters: the words may be the template's own."""
     words = " ".join(str(message)[:2000].split())
-    return "".join(c if c.isprintable() else "?" for c in words)[:200] or "no reason given"
+    return (
+        "".join(c if c.isprintable() else "?" for c in words)[:200] or "no reason given"
+    )

@@ -69,7 +69,9 @@ class Renderer:
     def compile(self, source: str, seconds: float) -> dict[str, Any]:
         """The child's reply to a template's source, after at most ``seconds`` of CPU time and
         PATIENCE times as many of the clock. Raises ChildEnded."""
-        return self._ask(source, {"source": source, "most": 1 << 20}, seconds, len(source))
+        return self._ask(
+            source, {"source": source, "most": 1 << 20}, seconds, len(source)
+        )
 
     def render(
         self, source: str, values: dict[str, Any], most: int, seconds: float
@@ -103,13 +105,17 @@ class Renderer:
                 if reply.pop("last", False):
                     self._stop()
                 return reply
-            except BaseException:  # also Ctrl-C: what comes then is the answer to nothing
+            except (
+                BaseException
+            ):  # also Ctrl-C: what comes then is the answer to nothing
                 self._stop()
                 raise
 
     def _running(self) -> subprocess.Popen[bytes]:
         process = self._process
-        if process is not None and self._owner != os.getpid():  # another process's, before a fork
+        if (
+            process is not None and self._owner != os.getpid()
+        ):  # another process's, before a fork
             self._end.detach()
             _let_go(process)
             self._process = process = None
@@ -149,7 +155,9 @@ def _started() -> subprocess.Popen[bytes]:
             start_new_session=True,  # without effect on Windows
         )
     except OSError as error:
-        raise ChildEnded(late=False, unstarted=f"{executable}: {error.strerror}") from error
+        raise ChildEnded(
+            late=False, unstarted=f"{executable}: {error.strerror}"
+        ) from error
     for pipe in _pipes(process):
         _widen(pipe)
     if not frozen:
@@ -177,7 +185,10 @@ def _await_ready(process: subprocess.Popen[bytes]) -> None:
 
 
 def _exchanged(
-    process: subprocess.Popen[bytes], request: dict[str, Any] | None, seconds: float, most: int
+    process: subprocess.Popen[bytes],
+    request: dict[str, Any] | None,
+    seconds: float,
+    most: int,
 ) -> dict[str, Any]:
     """Sends a request (None: waits for the child to be ready) and returns the reply.
 

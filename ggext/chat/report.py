@@ -20,7 +20,9 @@ _NAME = "last-error.txt"
 def in_one_line(error: BaseException) -> str:
     """What happened and where, and the file that holds the traceback, which this writes."""
     words = " ".join(first_line(error).split())
-    what = type(error).__name__ if words == type(error).__name__ else _named(error, words)
+    what = (
+        type(error).__name__ if words == type(error).__name__ else _named(error, words)
+    )
     path = _written(error)
     where = "--debug shows the traceback" if path is None else f"a report is in {path}"
     return f"this is a fault of ggext: {what:.300}; {where}"

@@ -83,7 +83,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "center": self._centered,
             "format": self._percent,
         }
-        self.filters = {name: self._bounded(filter_) for name, filter_ in self.filters.items()}
+        self.filters = {
+            name: self._bounded(filter_) for name, filter_ in self.filters.items()
+        }
         del self.globals["lipsum"]
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
@@ -114,7 +116,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         text = getattr(function, "__self__", None)
         if not isinstance(text, str):
             return super().call(context, function, *args, **kwargs)
-        for name in ("_loop_vars", "_block_vars"):  # jinja2's own, for what takes a context
+        for name in (
+            "_loop_vars",
+            "_block_vars",
+        ):  # jinja2's own, for what takes a context
             kwargs.pop(name, None)
         name = function.__name__
         if name in _PADDING:
@@ -171,7 +176,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self._check(sum(map(len, texts)) + len(texts) * len(separator))
         return separator.join(texts)
 
-    def _replaced(self, value: Any, old: str, new: str, count: int | None = None) -> str:
+    def _replaced(
+        self, value: Any, old: str, new: str, count: int | None = None
+    ) -> str:
         text = self._text(value)
         self._check(len(text) + text.count(old) * len(new))
         return text.replace(old, new, -1 if count is None else count)
@@ -218,7 +225,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _check(self, length: int) -> None:
         if length > self.max_text:
-            raise LimitError(f"a text of {length} characters, more than {self.max_text}")
+            raise LimitError(
+                f"a text of {length} characters, more than {self.max_text}"
+            )
 
 
 class _Formatter(SandboxedFormatter):

@@ -63,14 +63,23 @@ class Keeper(Closing):
             return False, self._replay("no KV state was saved")
         start = time.perf_counter()
         try:
-            count = store.restore(self._state, self.session, store.session_key(self.session))
+            count = store.restore(
+                self._state, self.session, store.session_key(self.session)
+            )
         except store.StateError as error:
             return False, self._replay(str(error))
         self._saved = _content(self.session)
-        return True, f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s"
+        return (
+            True,
+            f"{count:,} tokens of KV cache restored in {time.perf_counter() - start:.2f} s",
+        )
 
     def _replay(self, reason: str) -> str:
-        return f"{reason}: the next question reads the chat again" if self.turns else "a new chat"
+        return (
+            f"{reason}: the next question reads the chat again"
+            if self.turns
+            else "a new chat"
+        )
 
     def record(self, turns: Sequence[Turn], left: int = 0) -> str:
         """Brings the journal up to date; a sentence if it had vanished. Raises OutputError."""
@@ -114,8 +123,16 @@ def _content(session: Session) -> tuple[int, tuple[int, ...]]:
 
 def named(name: str) -> Path:
     """The folder of a named chat. Raises UsageError for a name that is no file's."""
-    if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
-        raise UsageError(f"{name!r} cannot name a session: take letters, digits, - and _")
+    if (
+        not name
+        or name.startswith(".")
+        or "/" in name
+        or "\\" in name
+        or not name.isprintable()
+    ):
+        raise UsageError(
+            f"{name!r} cannot name a session: take letters, digits, - and _"
+        )
     return state_folder() / "sessions" / name
 
 
@@ -189,10 +206,14 @@ def read_only(name: str) -> list[Turn]:
 def chats() -> list[Path]:
     """The folders of the chats that are kept and have turns, the last used one first."""
     try:
-        journals = [folder / JOURNAL for folder in (state_folder() / "sessions").iterdir()]
+        journals = [
+            folder / JOURNAL for folder in (state_folder() / "sessions").iterdir()
+        ]
     except (OSError, OutputError):
         return []
-    dated = [(journal.stat().st_mtime, journal) for journal in journals if journal.is_file()]
+    dated = [
+        (journal.stat().st_mtime, journal) for journal in journals if journal.is_file()
+    ]
     newest = [journal for _, journal in sorted(dated, reverse=True)]
     return [journal.parent for journal in newest if _has_turns(journal)]
 

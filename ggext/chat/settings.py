@@ -53,14 +53,20 @@ def current(conversation: Conversation, screen: Screen) -> dict[str, str]:
     options = conversation.options
     sampled = {name: getattr(conversation.sampling, _field(name)) for name in _SAMPLING}
     think = (
-        "off" if conversation.prompts.think is False else "show" if screen.show_thoughts else "hide"
+        "off"
+        if conversation.prompts.think is False
+        else "show"
+        if screen.show_thoughts
+        else "hide"
     )
     shown = sampled | {
         "max-tokens": options.max_tokens,
         "stop": " ".join(map(repr, options.stop)) or None,
         "think": think,
     }
-    return {name: _OFF if value is None else str(value) for name, value in shown.items()}
+    return {
+        name: _OFF if value is None else str(value) for name, value in shown.items()
+    }
 
 
 def change(conversation: Conversation, screen: Screen, name: str, value: str) -> str:
@@ -79,7 +85,9 @@ def _known(name: str) -> str:
     if wanted in NAMES:
         return wanted
     alike = closest(wanted)
-    meant = f"did you mean {alike}?" if alike else f"the settings are {', '.join(NAMES)}"
+    meant = (
+        f"did you mean {alike}?" if alike else f"the settings are {', '.join(NAMES)}"
+    )
     raise UsageError(f"there is no setting {name}; {meant}")
 
 
@@ -99,7 +107,9 @@ def _change(conversation: Conversation, screen: Screen, name: str, value: str) -
     elif name == "max-tokens":
         count = _number(name, _optional, value)
         if count is not None and count < 1:
-            raise UsageError(f"max-tokens is {count}, but must be at least 1, or {_OFF}")
+            raise UsageError(
+                f"max-tokens is {count}, but must be at least 1, or {_OFF}"
+            )
         conversation.options = replace(conversation.options, max_tokens=count)
     else:
         number = _number(name, _SAMPLING[name], value)
@@ -117,7 +127,9 @@ def set_think(conversation: Conversation, screen: Screen, value: str) -> None:
     if value not in THINK:
         raise UsageError(f"think is {value}, but must be one of {', '.join(THINK)}")
     screen.show_thoughts = value == "show"
-    conversation.prompts.think = value != "off" and conversation.sampling.grammar is None
+    conversation.prompts.think = (
+        value != "off" and conversation.sampling.grammar is None
+    )
 
 
 def _number(name: str, parse: Callable[[str], Any], value: str) -> Any:

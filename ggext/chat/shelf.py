@@ -42,7 +42,9 @@ def kept_chats() -> list[KeptChat]:
             continue
         stamp = datetime.fromtimestamp((folder / JOURNAL).stat().st_mtime).astimezone()
         used = stamp.strftime("%Y-%m-%d %H:%M")
-        found.append(KeptChat(folder.name, used, model, questions(turns), _begins(turns)))
+        found.append(
+            KeptChat(folder.name, used, model, questions(turns), _begins(turns))
+        )
     return found
 
 
@@ -50,10 +52,14 @@ def rename_chat(old: str, new: str) -> None:
     """Raises UsageError, OutputError."""
     source, target = _there(old), session.named(new)
     if target.exists():
-        raise UsageError(f"there is a chat {new} already; delete it first, or choose another name")
+        raise UsageError(
+            f"there is a chat {new} already; delete it first, or choose another name"
+        )
     with ChatFolder(source):
         _move(source, target)
-        (target / UNNAMED).unlink(missing_ok=True)  # it has a name now: it is not cleaned up
+        (target / UNNAMED).unlink(
+            missing_ok=True
+        )  # it has a name now: it is not cleaned up
 
 
 def delete_chat(name: str) -> None:
@@ -88,7 +94,9 @@ def _sampling(folder: Path) -> Sampling:
 def _there(name: str) -> Path:
     folder = session.named(name)
     if not (folder / JOURNAL).is_file():
-        raise UsageError(f"there is no chat {name}; ggext chats lists those that are kept")
+        raise UsageError(
+            f"there is no chat {name}; ggext chats lists those that are kept"
+        )
     return folder
 
 

@@ -20,7 +20,8 @@ _MAX_TEMPLATE = 1 << 20
 # largest of llama.cpp's 70 templates compiles in 0.05.
 _COMPILE_SECONDS = 0.8
 _RENDER_SECONDS = 1.2
-_CHARACTERS_A_SECOND = 4_000_000  # that a long conversation may take in addition
+#: That a long conversation may take in addition.
+_CHARACTERS_A_SECOND = 4_000_000
 # A prompt is the turns and their markers; nothing grows them more than this.
 _MAX_GROWTH = 8
 _MAX_MARKERS = 1 << 20
@@ -49,7 +50,9 @@ class TemplateChoice:
     def __post_init__(self) -> None:
         for name, value in self.options.items():
             if not name.isidentifier() or name in _OWN_NAMES:
-                raise UsageError(f"{name!r:.80} is no name that a chat template can be given")
+                raise UsageError(
+                    f"{name!r:.80} is no name that a chat template can be given"
+                )
             try:
                 json.dumps(value)
             except (TypeError, ValueError, RecursionError) as error:
@@ -68,7 +71,10 @@ class ChatTemplate:
     """
 
     def __init__(
-        self, source: str, special: Mapping[str, str], options: Mapping[str, Any] | None = None
+        self,
+        source: str,
+        special: Mapping[str, str],
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if len(source) > _MAX_TEMPLATE:
             raise TemplateError(
@@ -118,7 +124,10 @@ class ChatTemplate:
         message: dict[str, Any] = {"role": str(turn.role), "content": str(turn.content)}
         if turn.reasoning:
             # Most templates know reasoning by the one name, Solar Open's by the other.
-            short = "reasoning_content" not in self._source and "message.reasoning" in self._source
+            short = (
+                "reasoning_content" not in self._source
+                and "message.reasoning" in self._source
+            )
             message["reasoning" if short else "reasoning_content"] = str(turn.reasoning)
         return message
 
@@ -129,7 +138,9 @@ def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     if kind is None:
         return reply
     if kind == "syntax":
-        raise TemplateError(f"the file's chat template, line {reply.get('line')}: {message}")
+        raise TemplateError(
+            f"the file's chat template, line {reply.get('line')}: {message}"
+        )
     did = {
         "limit": "is not allowed",
         "fails": "fails",

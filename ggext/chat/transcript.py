@@ -102,9 +102,9 @@ def export(path: Path, turns: Sequence[Turn]) -> None:
 
 def _markdown(turn: Turn) -> str:
     thoughts = "".join(f"> {line}\n" for line in turn.reasoning.strip().splitlines())
-    return (
-        f"**{turn.role.capitalize()}**\n\n{thoughts}{thoughts and chr(10)}{turn.content.strip()}\n"
-    )
+    if thoughts:
+        thoughts += "\n"
+    return f"**{turn.role.capitalize()}**\n\n{thoughts}{turn.content.strip()}\n"
 
 
 def _checked(path: Path, document: Any) -> Transcript:
@@ -116,8 +116,14 @@ def _checked(path: Path, document: Any) -> Transcript:
         )
     model, sampling = document.get("model"), document.get("sampling")
     turns = document.get("turns")
-    if not (isinstance(model, str) and isinstance(sampling, dict) and isinstance(turns, list)):
-        raise TranscriptError(f"{path} lacks its model, sampling or turns, or they are malformed")
+    if not (
+        isinstance(model, str)
+        and isinstance(sampling, dict)
+        and isinstance(turns, list)
+    ):
+        raise TranscriptError(
+            f"{path} lacks its model, sampling or turns, or they are malformed"
+        )
     return Transcript(model, _sampling(sampling), checked_turns(path, turns))
 
 
@@ -126,7 +132,9 @@ def _sampling(values: Mapping[str, Any]) -> Sampling | None:
     answer."""
     known = {field.name for field in fields(Sampling)} - {"grammar"}
     try:
-        return Sampling(**{name: value for name, value in values.items() if name in known})
+        return Sampling(
+            **{name: value for name, value in values.items() if name in known}
+        )
     except UsageError:
         return None
 
@@ -140,7 +148,9 @@ def questions(turns: Sequence[Turn]) -> str:
 def checked_turns(path: Path, turns: list[Any], before: int = 0) -> tuple[Turn, ...]:
     """Turns from JSON, of which the first stands after ``before`` others. Raises
     TranscriptError."""
-    return tuple(_turn(path, number, turn) for number, turn in enumerate(turns, before + 1))
+    return tuple(
+        _turn(path, number, turn) for number, turn in enumerate(turns, before + 1)
+    )
 
 
 def _turn(path: Path, number: int, turn: Any) -> Turn:
@@ -148,7 +158,9 @@ def _turn(path: Path, number: int, turn: Any) -> Turn:
     if read is None:
         raise TranscriptError(f"{path}: turn {number} is malformed")
     if read.role == "system" and number != 1:
-        raise TranscriptError(f"{path}: turn {number} is a system prompt, which only turn 1 can be")
+        raise TranscriptError(
+            f"{path}: turn {number} is a system prompt, which only turn 1 can be"
+        )
     return read
 
 
@@ -158,6 +170,10 @@ def turn_of(message: object) -> Turn | None:
         return None
     role, content = message.get("role"), message.get("content")
     reasoning = message.get("reasoning", "")
-    if role not in ROLES or not isinstance(content, str) or not isinstance(reasoning, str):
+    if (
+        role not in ROLES
+        or not isinstance(content, str)
+        or not isinstance(reasoning, str)
+    ):
         return None
     return Turn(role, content, reasoning)

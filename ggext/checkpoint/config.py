@@ -24,7 +24,9 @@ _MAXIMA = {
     "num_local_experts": 1 << 13,
     "n_routed_experts": 1 << 13,
 }
-_MAX_FLOAT32 = 3.4028234663852886e38  # all numbers of a model become float32 in the file
+_MAX_FLOAT32 = (
+    3.4028234663852886e38  # all numbers of a model become float32 in the file
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Config:
     values: dict[str, Any]
     source: str
 
-    def integer(self, *names: str, default: int | None = _MISSING, minimum: int = 1) -> Any:
+    def integer(
+        self, *names: str, default: int | None = _MISSING, minimum: int = 1
+    ) -> Any:
         """The first of ``names`` that is set, as an int of at least ``minimum``."""
         value = self._first(names, default)
         if value is default:
@@ -46,7 +50,9 @@ class Config:
             raise self._wrong(names, value, f"between {minimum} and {maximum}")
         return value
 
-    def number(self, *names: str, default: float | None = _MISSING, minimum: float = 0.0) -> Any:
+    def number(
+        self, *names: str, default: float | None = _MISSING, minimum: float = 0.0
+    ) -> Any:
         """The first of ``names`` that is set, as a float of at least ``minimum`` that a float32 can
         hold."""
         value = self._first(names, default)
@@ -87,9 +93,13 @@ class Config:
             )
         return default
 
-    def _wrong(self, names: tuple[str, ...], value: Any, wanted: str) -> CheckpointError:
+    def _wrong(
+        self, names: tuple[str, ...], value: Any, wanted: str
+    ) -> CheckpointError:
         name = next(n for n in names if self.values.get(n) is not None)
-        return CheckpointError(f"{self.source}: {name} is {_short(value)}; it must be {wanted}")
+        return CheckpointError(
+            f"{self.source}: {name} is {_short(value)}; it must be {wanted}"
+        )
 
 
 def _short(value: Any) -> str:

@@ -26,7 +26,9 @@ _OTHER_FORMATS = {
     "weights.npz": "holds weights of an early MLX; download the original model's safetensors",
 }
 _TRAINING = re.compile(r"checkpoint-(\d+)")
-_VARIANT = re.compile(r"(model|pytorch_model)\.([\w-]+)\.(safetensors|bin)(\.index\.json)?")
+_VARIANT = re.compile(
+    r"(model|pytorch_model)\.([\w-]+)\.(safetensors|bin)(\.index\.json)?"
+)
 
 
 def refusal(folder: Path, lacking: str) -> CheckpointError:
@@ -38,7 +40,12 @@ def refusal(folder: Path, lacking: str) -> CheckpointError:
 def what_it_is(folder: Path) -> str:
     """What a folder without a model's config.json or weights is, and what to do; empty where
     nothing tells."""
-    return _adapter(folder) or _own_format(folder) or _other_format(folder) or _nearby(folder)
+    return (
+        _adapter(folder)
+        or _own_format(folder)
+        or _other_format(folder)
+        or _nearby(folder)
+    )
 
 
 def adapter_note(folder: Path) -> list[str]:
@@ -63,7 +70,11 @@ def _adapter(folder: Path) -> str:
         values = {}
     kind, base = values.get("peft_type"), values.get("base_model_name_or_path")
     kind = "LoRA" if kind in (None, "LORA") else kind
-    named = f"{kind} adapter" if isinstance(kind, str) and kind.isalnum() else "PEFT adapter"
+    named = (
+        f"{kind} adapter"
+        if isinstance(kind, str) and kind.isalnum()
+        else "PEFT adapter"
+    )
     model = quote(base) if isinstance(base, str) and base else "another model"
     return (
         f"is a {named} of {model}, not a model: merge it first (PEFT: "
@@ -77,7 +88,9 @@ def _own_format(folder: Path) -> str:
         return ""
     what = "; download the same model's config.json, tokenizer files and model*.safetensors"
     if any(folder.glob("consolidated*.safetensors")):
-        return f"holds Mistral's own format (consolidated.safetensors, params.json){what}"
+        return (
+            f"holds Mistral's own format (consolidated.safetensors, params.json){what}"
+        )
     if any(folder.glob("consolidated*.pth")):
         return f"holds Meta's own format (consolidated.*.pth, params.json){what}"
     return ""
@@ -113,8 +126,12 @@ def _nearby(folder: Path) -> str:
         return f"has GGUF files and no checkpoint's weights; name one: {', '.join(files[:3])}{more}"
     within = sorted(path.parent.name for path in folder.glob("*/config.json"))
     if within:
-        return f"is no model itself; its folder {within[0]} has a config.json: give that"
-    others = [name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth"))]
+        return (
+            f"is no model itself; its folder {within[0]} has a config.json: give that"
+        )
+    others = [
+        name for name in names if name.endswith((".safetensors", ".bin", ".pt", ".pth"))
+    ]
     if others:
         return (
             f"has weights under the name {quote(others[0])}; rename what is meant to "

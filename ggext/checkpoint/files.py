@@ -19,14 +19,17 @@ from ggext.gguf.plain_files import open_plain
 # tokenizer.ggml.token_type: the numbers are GGUF's, and SentencePiece's own.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
-MAX_FILE_BYTES = 128 << 20  # the largest published tokenizer.json has 33 MB (Gemma 3)
+#: The largest published tokenizer.json has 33 MB (Gemma 3).
+MAX_FILE_BYTES = 128 << 20
 MAX_SMALL_FILE_BYTES = 16 << 20  # configurations and chat templates
 MAX_TOKEN_LENGTH = 1024  # characters; published vocabularies stay below 600
-MAX_TOKENS = 1 << 22  # the largest published vocabulary has about 2**18 entries
+#: The largest published vocabulary has about 2**18 entries.
+MAX_TOKENS = 1 << 22
 
 _MAX_LINKS = 40  # as the system follows
 
-ADDED_SCORE = -1000.0  # never compared by a merge: added tokens are split off before
+#: Never compared by a merge: added tokens are split off before.
+ADDED_SCORE = -1000.0
 PAD_SCORE = -10000.0
 
 T = TypeVar("T")
@@ -49,7 +52,9 @@ def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes | None:
             # read() allocates all that it is asked for, so not the limit itself
             data = stream.read(min(limit, os.fstat(stream.fileno()).st_size) + 1)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; check the file") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; check the file"
+        ) from error
     if len(data) > limit:
         raise CheckpointError(
             f"{path} is larger than {limit >> 20} MiB, the most that is read of such a file; "
@@ -70,7 +75,9 @@ def check_link(path: Path) -> None:
         target = Path(os.path.normpath(folder / link.readlink()))
         own = target.parent.resolve() == folder or target.name == link.name
         store = target.parent
-        if not own and not (store.name == "blobs" and store.parent / "snapshots" in folder.parents):
+        if not own and not (
+            store.name == "blobs" and store.parent / "snapshots" in folder.parents
+        ):
             break
         link = target
     raise CheckpointError(
@@ -104,15 +111,21 @@ def read_json(path: Path, limit: int = MAX_SMALL_FILE_BYTES) -> JsonObject | Non
             f"{path} is not valid JSON: {error}; download the checkpoint again"
         ) from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+        raise CheckpointError(
+            f"{path} holds a {type(value).__name__}, expected a JSON object"
+        )
     return value
 
 
 @overload
 def get(obj: JsonObject, key: str, kind: type[T], where: str, default: T) -> T: ...
 @overload
-def get(obj: JsonObject, key: str, kind: type[T], where: str, default: None = None) -> T | None: ...
-def get(obj: JsonObject, key: str, kind: type[T], where: str, default: T | None = None) -> T | None:
+def get(
+    obj: JsonObject, key: str, kind: type[T], where: str, default: None = None
+) -> T | None: ...
+def get(
+    obj: JsonObject, key: str, kind: type[T], where: str, default: T | None = None
+) -> T | None:
     """``obj[key]``, typed. Missing and null give ``default``; a wrong type is an error."""
     value = obj.get(key)
     if value is None:
@@ -134,9 +147,13 @@ def _is_unicode(text: str) -> bool:
 def check_text(text: object, what: str) -> str:
     """A string that GGUF and llama.cpp can hold: UTF-8, without NUL (a C string ends there)."""
     if not isinstance(text, str):
-        raise CheckpointError(f"{what} is {quote(repr(text))}, expected a string; correct the file")
+        raise CheckpointError(
+            f"{what} is {quote(repr(text))}, expected a string; correct the file"
+        )
     if "\0" in text:
-        raise CheckpointError(f"{what} {quote(text)} contains a NUL, which llama.cpp cannot read")
+        raise CheckpointError(
+            f"{what} {quote(text)} contains a NUL, which llama.cpp cannot read"
+        )
     if not _is_unicode(text):
         raise CheckpointError(
             f"{what} {quote(text)} is not valid Unicode (a lone surrogate); correct the file"
@@ -146,7 +163,11 @@ def check_text(text: object, what: str) -> str:
 
 def check_id(value: object, what: str) -> int:
     """A token id: an integer from 0 to ``MAX_TOKENS``."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < MAX_TOKENS:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not 0 <= value < MAX_TOKENS
+    ):
         raise CheckpointError(
             f"{what} has the id {quote(repr(value))}, expected an integer from 0 to "
             f"{MAX_TOKENS - 1}; correct the file"
@@ -177,10 +198,16 @@ class TokenTable:
 
     def put(self, token_id: object, text: object, kind: int, score: float = 0.0) -> int:
         """Set one entry, over what stood there."""
-        if not isinstance(text, str) or not isinstance(token_id, int) or isinstance(token_id, bool):
+        if (
+            not isinstance(text, str)
+            or not isinstance(token_id, int)
+            or isinstance(token_id, bool)
+        ):
             self._refuse(token_id, text)
         if not (
-            0 <= token_id < MAX_TOKENS and 0 < len(text) <= MAX_TOKEN_LENGTH and "\0" not in text
+            0 <= token_id < MAX_TOKENS
+            and 0 < len(text) <= MAX_TOKEN_LENGTH
+            and "\0" not in text
         ):
             self._refuse(token_id, text)
         if not _is_unicode(text):
@@ -205,8 +232,14 @@ class TokenTable:
         """
         special = get(item, "special", bool, self.where, False)
         text = check_text(item.get("content"), f"{self.where}: an added token")
-        present = self.tokens.get(check_id(token_id, f"{self.where}: the token {quote(text)}"))
-        if present and present.text == text and present.type in (CONTROL, UNKNOWN, BYTE):
+        present = self.tokens.get(
+            check_id(token_id, f"{self.where}: the token {quote(text)}")
+        )
+        if (
+            present
+            and present.text == text
+            and present.type in (CONTROL, UNKNOWN, BYTE)
+        ):
             return
         if special:
             self.put(token_id, text, CONTROL, ADDED_SCORE)
@@ -217,7 +250,9 @@ class TokenTable:
     def find(self, text: str) -> int | None:
         """The id of a token's text."""
         number = self._ids.get(text)
-        return number if number is not None and self.tokens[number].text == text else None
+        return (
+            number if number is not None and self.tokens[number].text == text else None
+        )
 
     def __iter__(self) -> Iterator[tuple[int, Token]]:
         return iter(self.tokens.items())
@@ -235,7 +270,8 @@ class TokenTable:
                 f"{vocab_size}; remove the surplus tokens, or resize the model's embeddings"
             )
         rows = [
-            self.tokens.get(i) or Token(f"[PAD{i}]", UNUSED, PAD_SCORE) for i in range(vocab_size)
+            self.tokens.get(i) or Token(f"[PAD{i}]", UNUSED, PAD_SCORE)
+            for i in range(vocab_size)
         ]
         seen: dict[str, int] = {}
         for number, token in enumerate(rows):

@@ -34,7 +34,14 @@ _DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 _BY_FAMILY = {"mxfp4"}
 #: Scales of activations and caches: llama.cpp does not quantize these, and the weights do not need
 #: them.
-_UNUSED = ("activation_scale", "input_scale", "input_global_scale", "k_scale", "v_scale", "q_scale")
+_UNUSED = (
+    "activation_scale",
+    "input_scale",
+    "input_global_scale",
+    "k_scale",
+    "v_scale",
+    "q_scale",
+)
 
 
 def weights_of(
@@ -56,7 +63,9 @@ def weights_of(
         return tensors
     dtype = _with_text(config).string("dtype", "torch_dtype", default="float32")
     packed = unpacked(tensors, stated or {}, _DTYPES.get(dtype, "F32"))
-    if len(packed) < len(tensors) and not any(t.dtype in FLOAT8 for t in packed.values()):
+    if len(packed) < len(tensors) and not any(
+        t.dtype in FLOAT8 for t in packed.values()
+    ):
         tensors = packed
         if is_plain(tensors.values()):
             return tensors
@@ -115,7 +124,9 @@ def _quantization(
     if method in _BY_FAMILY:
         return None
     if method == "fp8":
-        return "_scale_inv", _block(stated.get("weight_block_size"), f"{where}: weight_block_size")
+        return "_scale_inv", _block(
+            stated.get("weight_block_size"), f"{where}: weight_block_size"
+        )
     if method == "compressed-tensors":
         return "_scale", _compressed(stated, where)
     raise CheckpointError(
@@ -150,9 +161,14 @@ def _compressed(stated: Mapping[str, Any], where: str) -> tuple[int, int] | None
     form = get(stated, "format", str, where, "")
     groups = get(stated, "config_groups", dict, where, {})
     schemes = [
-        group.get("weights") if isinstance(group, Mapping) else None for group in groups.values()
+        group.get("weights") if isinstance(group, Mapping) else None
+        for group in groups.values()
     ]
-    known = [scheme for scheme in schemes if isinstance(scheme, Mapping) and _is_float8(scheme)]
+    known = [
+        scheme
+        for scheme in schemes
+        if isinstance(scheme, Mapping) and _is_float8(scheme)
+    ]
     if form != "float-quantized" or not known or len(known) < len(schemes):
         raise CheckpointError(
             f"{where} is compressed-tensors of the format {quote(form)} with "
@@ -161,7 +177,8 @@ def _compressed(stated: Mapping[str, Any], where: str) -> tuple[int, int] | None
             "model"
         )
     blocks = {
-        repr(scheme.get("block_structure")): scheme.get("block_structure") for scheme in known
+        repr(scheme.get("block_structure")): scheme.get("block_structure")
+        for scheme in known
     }
     if len(blocks) > 1:
         raise CheckpointError(
@@ -171,7 +188,11 @@ def _compressed(stated: Mapping[str, Any], where: str) -> tuple[int, int] | None
 
 
 def _is_float8(scheme: Mapping[str, Any]) -> bool:
-    return (scheme.get("type"), scheme.get("num_bits"), scheme.get("symmetric", True)) == (
+    return (
+        scheme.get("type"),
+        scheme.get("num_bits"),
+        scheme.get("symmetric", True),
+    ) == (
         "float",
         8,
         True,
@@ -255,7 +276,11 @@ class ScaledTensor(CheckpointTensor):
         rows_each, columns_each = self.extent
         bits, table = self.weight.array(), float8_values(self.weight.dtype)
         stored = self.scale.array()
-        scales = bfloat16_values(stored) if self.scale.dtype == "BF16" else stored.astype("<f4")
+        scales = (
+            bfloat16_values(stored)
+            if self.scale.dtype == "BF16"
+            else stored.astype("<f4")
+        )
         scales = scales.reshape(-(-rows // rows_each), -1)
 
         def make(index: Any) -> np.ndarray[Any, Any]:

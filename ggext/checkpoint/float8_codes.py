@@ -24,5 +24,7 @@ def float8_values(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     magnitude = np.where(
         exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6
     )
-    values = np.where(codes & 127 == 127, np.nan, magnitude) * np.where(codes & 128, -1, 1)
+    values = np.where(codes & 127 == 127, np.nan, magnitude) * np.where(
+        codes & 128, -1, 1
+    )
     return values.astype("<f4")

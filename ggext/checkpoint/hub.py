@@ -36,7 +36,13 @@ _SMALL_FILES = [
         "adapter_config.json",
         "params.json",
     ),
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt"),
+    *(
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "vocab.json",
+        "merges.txt",
+    ),
     *("tekken.json", "*.tiktoken", "tiktoken.model", "tokenization_*.py"),
     *(
         "chat_template.json",
@@ -133,7 +139,10 @@ def _small_files(
     wanted = Repository(path.as_posix(), revision, show_progress=show_progress)
     folder = wanted.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
-        said = what_it_is(folder) or "has no config.json, so it is no model that can be converted"
+        said = (
+            what_it_is(folder)
+            or "has no config.json, so it is no model that can be converted"
+        )
         raise HubError(f"{wanted.name} {said}; see {wanted.page}")
     if check is not None:
         check(folder)
@@ -169,7 +178,9 @@ def _bars(show: bool, description: str) -> type[tqdm[Any]]:
         def __init__(self, *args: Any, **options: Any) -> None:
             options.pop("name", None)
             hidden = (
-                not show or options.get("unit") != "B" or options.get("desc") == "Downloading bytes"
+                not show
+                or options.get("unit") != "B"
+                or options.get("desc") == "Downloading bytes"
             )
             options |= {
                 "desc": description,
@@ -225,7 +236,9 @@ class Repository:
                 self.repository,
                 revision=self.commit or self.revision,
                 allow_patterns=files,
-                tqdm_class=_bars(self.show_progress, self.repository.rsplit("/", 1)[-1]),
+                tqdm_class=_bars(
+                    self.show_progress, self.repository.rsplit("/", 1)[-1]
+                ),
             )
         except Exception as error:  # noqa: BLE001 - the network and the disk raise what they like
             raise self._failure(error) from None
@@ -240,18 +253,26 @@ class Repository:
         try:
             tensors = (
                 HfApi()
-                .parse_safetensors_file_metadata(self.repository, name, revision=self.commit)
+                .parse_safetensors_file_metadata(
+                    self.repository, name, revision=self.commit
+                )
                 .tensors
             )
             entries = {
-                key: {"dtype": t.dtype, "shape": t.shape, "data_offsets": t.data_offsets}
+                key: {
+                    "dtype": t.dtype,
+                    "shape": t.shape,
+                    "data_offsets": t.data_offsets,
+                }
                 for key, t in tensors.items()
             }
             header = json.dumps(entries).encode()
             with target.open("wb") as file:
                 file.write(len(header).to_bytes(8, "little") + header)
                 file.truncate(
-                    8 + len(header) + max((t.data_offsets[1] for t in tensors.values()), default=0)
+                    8
+                    + len(header)
+                    + max((t.data_offsets[1] for t in tensors.values()), default=0)
                 )
         except errors.EntryNotFoundError:
             return False
@@ -278,13 +299,19 @@ class Repository:
             return HubError(
                 f"{self.name} does not exist; its branches and tags are at {self.page}/tree/main"
             )
-        if isinstance(error, errors.LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        if (
+            isinstance(error, errors.LocalEntryNotFoundError)
+            and constants.HF_HUB_OFFLINE
+        ):
             return HubError(
                 f"{self.name} is not whole in the cache {constants.HF_HUB_CACHE} and "
                 "HF_HUB_OFFLINE forbids to fetch "
                 "it; unset HF_HUB_OFFLINE, or give a folder"
             )
-        reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
+        reason = (
+            " ".join(str(error.__cause__ or error).split())[:200]
+            or type(error).__name__
+        )
         return HubError(
             f"{self.name} is not on this machine and could not be fetched from "
             f"{constants.ENDPOINT}: {reason}; "

@@ -23,7 +23,9 @@ class LazyRows:
     ``make``: from an index of rows (all dimensions but the last taken together) to their values in
     float32. ``dtype``: what they are rounded to, bfloat16 as its bits."""
 
-    def __init__(self, shape: tuple[int, ...], dtype: str, make: Callable[[Any], Array]) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], dtype: str, make: Callable[[Any], Array]
+    ) -> None:
         import numpy as np
 
         self.shape, self.ndim = shape, len(shape)
@@ -66,7 +68,7 @@ def bfloat16_bits(values: Array) -> np.ndarray[Any, np.dtype[np.uint16]]:
     from gguf.quants import quantize
 
     rows = np.atleast_2d(np.ascontiguousarray(values))
-    bits: np.ndarray[Any, np.dtype[np.uint16]] = quantize(rows, GGMLQuantizationType.BF16).view(
-        "<u2"
-    )
+    bits: np.ndarray[Any, np.dtype[np.uint16]] = quantize(
+        rows, GGMLQuantizationType.BF16
+    ).view("<u2")
     return bits.reshape(values.shape)

@@ -86,18 +86,27 @@ def _sampling(folder: Path) -> dict[str, int | float]:
     found: dict[str, int | float] = {}
     for key, (attribute, kind) in _SAMPLING.items():
         value = (given or {}).get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1 << 31:
+        if (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and 0 <= value < 1 << 31
+        ):
             found[attribute] = kind(value)
     return found
 
 
 def _described(
-    writer: GGUFWriter, card: dict[str, Any], sampling: Mapping[str, int | float], name: str
+    writer: GGUFWriter,
+    card: dict[str, Any],
+    sampling: Mapping[str, int | float],
+    name: str,
 ) -> dict[str, Any]:
     from gguf import Metadata, size_label
 
     counts = writer.get_total_parameter_count()
-    metadata = Metadata.apply_metadata_heuristic(Metadata(), card, {}, Path(name), counts[0])
+    metadata = Metadata.apply_metadata_heuristic(
+        Metadata(), card, {}, Path(name), counts[0]
+    )
     metadata.name = metadata.name or name
     metadata.size_label = metadata.size_label or size_label(*counts)
     for attribute, value in sampling.items():

@@ -29,12 +29,16 @@ def named_model(
     if hub.is_hub_id(path):
         return hub.fetch(path, revision, show_progress=show_progress, check=check)
     if revision is not None:
-        raise UsageError(f"revision={revision} is for models on the hub; {path} is none")
+        raise UsageError(
+            f"revision={revision} is for models on the hub; {path} is none"
+        )
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
 
 
 @contextmanager
-def planned_model(path: Path, revision: str | None = None, *, check: hub.Check) -> Iterator[Path]:
+def planned_model(
+    path: Path, revision: str | None = None, *, check: hub.Check
+) -> Iterator[Path]:
     """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched,
     and ``check`` must not raise."""
     if hub.is_hub_id(path):

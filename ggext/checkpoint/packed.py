@@ -63,8 +63,14 @@ def unpacked(
     Raises ``CheckpointError`` where the tensors of a module do not fit each other."""
     result = dict(tensors)
     for module in _modules(tensors):
-        parts = {end: tensors[f"{module}.{end}"] for end in _ENDS if f"{module}.{end}" in tensors}
-        found = next(filter(None, (read(parts, stated, module) for read in _READERS)), None)
+        parts = {
+            end: tensors[f"{module}.{end}"]
+            for end in _ENDS
+            if f"{module}.{end}" in tensors
+        }
+        found = next(
+            filter(None, (read(parts, stated, module) for read in _READERS)), None
+        )
         if found is None:
             continue
         shape, make = found
@@ -75,19 +81,27 @@ def unpacked(
         for size in shape:
             nbytes *= size
         name = f"{module}.weight"
-        result[name] = PackedTensor(name, dtype, shape, first.path, first.start, nbytes, make)
+        result[name] = PackedTensor(
+            name, dtype, shape, first.path, first.start, nbytes, make
+        )
     return result
 
 
 def _modules(tensors: Tensors) -> list[str]:
     """The names that stand before a scale's."""
     ends = (".weight_scale", ".scales")
-    return [name.removesuffix(end) for name in tensors for end in ends if name.endswith(end)]
+    return [
+        name.removesuffix(end) for name in tensors for end in ends if name.endswith(end)
+    ]
 
 
-def _compressed(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
+def _compressed(
+    parts: Tensors, stated: Mapping[str, Any], module: str
+) -> _Found | None:
     del stated, module
-    packed, scale, shape = (parts.get(f"weight_{end}") for end in ("packed", "scale", "shape"))
+    packed, scale, shape = (
+        parts.get(f"weight_{end}") for end in ("packed", "scale", "shape")
+    )
     if packed is None or scale is None or shape is None or packed.dtype != "I32":
         return None
     whole = shape.dtype in ("I64", "I32") and len(shape.shape) == 1
@@ -98,7 +112,8 @@ def _compressed(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Foun
     per_word = next((n for n in (8, 4) if packed.shape == (rows, -(-columns // n))), 0)
     if not per_word:
         raise _wrong(
-            packed, f"has the shape {list(packed.shape)}, which {list(size)} does not pack to"
+            packed,
+            f"has the shape {list(packed.shape)}, which {list(size)} does not pack to",
         )
     bits = 32 // per_word
     zeros = parts.get("weight_zero_point")
@@ -128,22 +143,36 @@ def _of_integers(
 
     if zeros is not None and zeros.dtype != "I32":
         raise _wrong(zeros, f"is {zeros.dtype}; zero points are packed in I32")
-    if zeros is not None and zeros.shape != (-(-packed.shape[0] * bits // 32), scale.shape[1]):
-        raise _wrong(zeros, f"has the shape {list(zeros.shape)}, which its scale does not fit")
+    if zeros is not None and zeros.shape != (
+        -(-packed.shape[0] * bits // 32),
+        scale.shape[1],
+    ):
+        raise _wrong(
+            zeros, f"has the shape {list(zeros.shape)}, which its scale does not fit"
+        )
     return make
 
 
 def _int8(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     del stated, module
     weight, scale = parts.get("weight"), parts.get("weight_scale")
-    if weight is None or scale is None or weight.dtype != "I8" or len(weight.shape) != 2:
+    if (
+        weight is None
+        or scale is None
+        or weight.dtype != "I8"
+        or len(weight.shape) != 2
+    ):
         return None
     if "weight_zero_point" in parts:
-        raise _wrong(parts["weight_zero_point"], "is a zero point of int8, which is not read")
+        raise _wrong(
+            parts["weight_zero_point"], "is a zero point of int8, which is not read"
+        )
     groups = _groups_of_columns(scale, None, weight.shape)
 
     def make(rows: Any) -> Array:
-        values: Array = weight.array()[rows].astype("<f4") * _of_rows(scale, rows)[:, groups]
+        values: Array = (
+            weight.array()[rows].astype("<f4") * _of_rows(scale, rows)[:, groups]
+        )
         return values
 
     return weight.shape, make
@@ -162,10 +191,13 @@ def _fp4(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
     block = 32 if scale.dtype in ("U8", "F8_E8M0") else 16
     if scale.shape != (*shape[:-1], shape[-1] // block) or shape[-1] % block:
         raise _wrong(
-            scale, f"has the shape {list(scale.shape)}; {list(shape)} has blocks of {block}"
+            scale,
+            f"has the shape {list(scale.shape)}; {list(shape)} has blocks of {block}",
         )
     if block == 16 and (scale.dtype != "F8_E4M3" or whole is None):
-        raise _wrong(scale, f"is {scale.dtype} without a scale of the whole matrix, not NVFP4's")
+        raise _wrong(
+            scale, f"is {scale.dtype} without a scale of the whole matrix, not NVFP4's"
+        )
     factor = _factor(whole, "weight_global_scale" in parts)
 
     def make(rows: Any) -> Array:
@@ -205,7 +237,8 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
     outputs, n_groups = scale.shape[1], scale.shape[0]
     if not per_word or zeros.shape != (n_groups, -(-outputs // per_word)):
         raise _wrong(
-            weight, f"is GPTQ of {bits!r} bits, of which ggext reads 2, 4 and 8 as packed by it"
+            weight,
+            f"is GPTQ of {bits!r} bits, of which ggext reads 2, 4 and 8 as packed by it",
         )
     inputs = weight.shape[0] * per_word
     groups = _group_index(parts.get("g_idx"), inputs, n_groups)
@@ -217,11 +250,17 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
 
         chosen = np.arange(outputs)[rows]
         span = slice(int(chosen.min()), int(chosen.max()) + 1)
-        codes = _codes(weight.array()[:, span].swapaxes(0, 1), bits)[chosen - span.start]
+        codes = _codes(weight.array()[:, span].swapaxes(0, 1), bits)[
+            chosen - span.start
+        ]
         first, last = span.start // per_word, -(-span.stop // per_word)
-        offsets = _codes(zeros.array()[:, first:last], bits)[:, chosen - first * per_word]
+        offsets = _codes(zeros.array()[:, first:last], bits)[
+            :, chosen - first * per_word
+        ]
         scales = _as_float(scale.array()[:, chosen], scale.dtype)
-        values: Array = (codes - (offsets.astype("<f4") + less)[groups].T) * scales[groups].T
+        values: Array = (codes - (offsets.astype("<f4") + less)[groups].T) * scales[
+            groups
+        ].T
         return values
 
     return (outputs, inputs), make
@@ -236,7 +275,9 @@ def _words_zeros_and_scales(
         return None
     for tensor, dtypes in ((weight, ("I32",)), (zeros, ("I32",)), (scale, _FLOATS)):
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in dtypes:
-            raise _wrong(tensor, f"is {tensor.dtype} {list(tensor.shape)}, not a packed matrix's")
+            raise _wrong(
+                tensor, f"is {tensor.dtype} {list(tensor.shape)}, not a packed matrix's"
+            )
     return weight, zeros, scale
 
 
@@ -265,7 +306,9 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         offsets = _codes(zeros.array()[:, first:last], 4)[:, place].astype("<f4")
         scales = _as_float(scale.array()[:, chosen], scale.dtype)
         each = inputs // n_groups
-        values: Array = ((codes - np.repeat(offsets, each, 0)) * np.repeat(scales, each, 0)).T
+        values: Array = (
+            (codes - np.repeat(offsets, each, 0)) * np.repeat(scales, each, 0)
+        ).T
         return values
 
     return (outputs, inputs), make
@@ -273,20 +316,36 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
 
 def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     weight, scale, bias = (parts.get(end) for end in ("weight", "scales", "biases"))
-    if weight is None or scale is None or weight.dtype != "U32" or len(weight.shape) < 2:
+    if (
+        weight is None
+        or scale is None
+        or weight.dtype != "U32"
+        or len(weight.shape) < 2
+    ):
         return None
     own = stated.get(module)
     said = own if isinstance(own, Mapping) else stated
-    bits, group, mode = said.get("bits", 4), said.get("group_size", 64), said.get("mode", "affine")
-    if bias is None or mode != "affine" or bits not in (2, 4, 8) or not isinstance(group, int):
+    bits, group, mode = (
+        said.get("bits", 4),
+        said.get("group_size", 64),
+        said.get("mode", "affine"),
+    )
+    if (
+        bias is None
+        or mode != "affine"
+        or bits not in (2, 4, 8)
+        or not isinstance(group, int)
+    ):
         raise _wrong(
-            weight, f"is MLX's {mode!r} of {bits!r} bits; ggext reads affine of 2, 4 and 8"
+            weight,
+            f"is MLX's {mode!r} of {bits!r} bits; ggext reads affine of 2, 4 and 8",
         )
     shape = (*weight.shape[:-1], weight.shape[-1] * 32 // bits)
     fitting = (*shape[:-1], shape[-1] // max(group, 1))
     if any(t.shape != fitting or t.dtype not in _FLOATS for t in (scale, bias)):
         raise _wrong(
-            scale, f"has the shape {list(scale.shape)}; {list(shape)} has groups of {group}"
+            scale,
+            f"has the shape {list(scale.shape)}; {list(shape)} has groups of {group}",
         )
 
     def make(rows: Any) -> Array:
@@ -328,8 +387,14 @@ def _groups_of_columns(
     """For each column the one of its scale."""
     rows, columns = shape
     size = scale.shape if len(scale.shape) == 2 else (scale.shape or (1,)) + (1,)
-    if scale.dtype not in _FLOATS or size[0] not in (1, rows) or not 0 < size[1] <= columns:
-        raise _wrong(scale, f"is {scale.dtype} {list(scale.shape)}, no scale of {list(shape)}")
+    if (
+        scale.dtype not in _FLOATS
+        or size[0] not in (1, rows)
+        or not 0 < size[1] <= columns
+    ):
+        raise _wrong(
+            scale, f"is {scale.dtype} {list(scale.shape)}, no scale of {list(shape)}"
+        )
     return _group_index(index, columns, size[1])
 
 
@@ -355,7 +420,9 @@ def _of_rows(scale: CheckpointTensor, rows: Any) -> Array:
 
 def _floats(tensor: CheckpointTensor) -> Array:
     if tensor.dtype not in _FLOATS:
-        raise _wrong(tensor, f"is {tensor.dtype}; a scale is one of {', '.join(_FLOATS)}")
+        raise _wrong(
+            tensor, f"is {tensor.dtype}; a scale is one of {', '.join(_FLOATS)}"
+        )
     return _as_float(tensor.array(), tensor.dtype)
 
 
@@ -364,4 +431,6 @@ def _as_float(values: Array, dtype: str) -> Array:
 
 
 def _wrong(tensor: CheckpointTensor, what: str) -> CheckpointError:
-    return CheckpointError(f"{tensor.path}: tensor {tensor.name} {what}; download it again")
+    return CheckpointError(
+        f"{tensor.path}: tensor {tensor.name} {what}; download it again"
+    )

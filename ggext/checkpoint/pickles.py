@@ -27,7 +27,9 @@ _DTYPES = {
     "torch.float16": "F16",
     "torch.bfloat16": "BF16",
 }
-_MAX_PICKLE = 64 << 20  # of the names and shapes, without the values: some 300,000 tensors
+_MAX_PICKLE = (
+    64 << 20
+)  # of the names and shapes, without the values: some 300,000 tensors
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def read_pickle(path: Path) -> Iterator[PickledTensor]:
     try:
         os.close(open_plain(path))
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; check the file") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}; check the file"
+        ) from None
     _check_archive(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -66,21 +70,31 @@ def read_pickle(path: Path) -> Iterator[PickledTensor]:
         raise CheckpointError(
             f"{path} is not a plain checkpoint of tensors: {reason}; use safetensors"
         ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(v, torch.Tensor) for v in state.values()
+    ):
         raise CheckpointError(f"{path} does not hold tensors by name; use safetensors")
     for name, tensor in state.items():
         check_name(str(name), path)
-        if tensor.layout is not torch.strided or tensor.is_quantized or _repeats(tensor):
+        if (
+            tensor.layout is not torch.strided
+            or tensor.is_quantized
+            or _repeats(tensor)
+        ):
             raise CheckpointError(
                 f"{path}: tensor {name} is sparse, quantized or repeats its values; use safetensors"
             )
         dtype = _DTYPES.get(str(tensor.dtype), str(tensor.dtype))
-        yield PickledTensor(str(name), dtype, tuple(tensor.shape), path, 0, tensor.nbytes, tensor)
+        yield PickledTensor(
+            str(name), dtype, tuple(tensor.shape), path, 0, tensor.nbytes, tensor
+        )
 
 
 def _repeats(tensor: Any) -> bool:
     """Whether the tensor has more values than the file holds for it (a stride of 0)."""
-    return bool(tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes())
+    return bool(
+        tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+    )
 
 
 def _check_archive(path: Path) -> None:
@@ -93,14 +107,17 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}; check the path"
+        ) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise CheckpointError(
             f"{path} is no archive as PyTorch writes it since 1.6: {error}; save it again, or use "
             "safetensors"
         ) from None
     packed = any(
-        e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size for e in entries
+        e.compress_type != zipfile.ZIP_STORED or e.file_size != e.compress_size
+        for e in entries
     )
     pickled = sum(e.file_size for e in entries if e.filename.endswith(".pkl"))
     if packed or sum(e.file_size for e in entries) > size or pickled > _MAX_PICKLE:

@@ -16,7 +16,9 @@ _PART = re.compile(r"(.*)-\d{5}-of-(\d{5})\.gguf", re.ASCII | re.DOTALL)
 _SHOWN = 12
 
 
-def pull(name: str, revision: str | None = None, *, show_progress: bool = False) -> StoredModel:
+def pull(
+    name: str, revision: str | None = None, *, show_progress: bool = False
+) -> StoredModel:
     """``name``: OWNER/NAME or OWNER/NAME:FILE. Raises ``UsageError`` for another form, ``HubError``
     for what cannot be had."""
     repository, _, file = name.partition(":")
@@ -46,7 +48,9 @@ def _models(names: list[str]) -> list[list[str]]:
 
 def _chosen(repository: str, models: list[list[str]], file: str) -> list[str]:
     exact = [parts for parts in models if file in parts]
-    part_of_name = [parts for parts in models if (file or USUAL).lower() in parts[0].lower()]
+    part_of_name = [
+        parts for parts in models if (file or USUAL).lower() in parts[0].lower()
+    ]
     found = exact or part_of_name or ([] if file else models)
     if len(found) == 1:
         return found[0]
@@ -57,4 +61,6 @@ def _chosen(repository: str, models: list[list[str]], file: str) -> list[str]:
         raise HubError(f"{repository} has no GGUF files")
     if not found:
         raise HubError(f"{repository} has no GGUF file {file}; it has {listed}")
-    raise HubError(f"{repository} has several GGUF files; name one, ID:FILE, of {listed}")
+    raise HubError(
+        f"{repository} has several GGUF files; name one, ID:FILE, of {listed}"
+    )

@@ -84,8 +84,13 @@ class CheckpointTensor:
         if not self.nbytes:
             return np.empty(self.shape, _NUMPY_TYPE[self.dtype])
         try:
-            return np.memmap(self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape)
-        except (OSError, ValueError) as error:  # the file has changed since its header was read
+            return np.memmap(
+                self.path, _NUMPY_TYPE[self.dtype], "r", self.start, self.shape
+            )
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # the file has changed since its header was read
             raise CheckpointError(
                 f"{self.path}: tensor {self.name} cannot be read: {error}"
             ) from None
@@ -108,8 +113,12 @@ def same_values(one: CheckpointTensor, other: CheckpointTensor) -> bool:
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return False
     count = math.prod(one.shape)
-    pieces = ((start, min(count, start + _COMPARED)) for start in range(0, count, _COMPARED))
-    return all((_values(one, *piece) == _values(other, *piece)).all() for piece in pieces)
+    pieces = (
+        (start, min(count, start + _COMPARED)) for start in range(0, count, _COMPARED)
+    )
+    return all(
+        (_values(one, *piece) == _values(other, *piece)).all() for piece in pieces
+    )
 
 
 def _values(tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
@@ -128,7 +137,9 @@ def check_name(name: str, path: Path) -> str:
     return name
 
 
-def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> np.ndarray[Any, Any]:
+def read_values(
+    path: Path, dtype: str, offset: int, start: int, stop: int
+) -> np.ndarray[Any, Any]:
     """Values [start, stop) of those that begin at a byte of a file. Raises ``CheckpointError`` if
     they are gone."""
     import numpy as np
@@ -149,9 +160,13 @@ def read_values(path: Path, dtype: str, offset: int, start: int, stop: int) -> n
     return values
 
 
-def bfloat16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float32]]:
+def bfloat16_values(
+    bits: np.ndarray[Any, Any],
+) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The values of bfloat16 bit patterns (uint16): each is the upper half of a float32."""
-    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view("<f4")
+    values: np.ndarray[Any, np.dtype[np.float32]] = (bits.astype("<u4") << 16).view(
+        "<f4"
+    )
     return values
 
 
@@ -177,13 +192,21 @@ def read_header(path: Path) -> Iterator[CheckpointTensor]:
                 file.read(length).decode("utf-8"), object_pairs_hook=_without_duplicates
             )
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror or error}; check the path") from None
+        raise CheckpointError(
+            f"{path}: {error.strerror or error}; check the path"
+        ) from None
     except _DuplicateError as error:
-        raise CheckpointError(f"{path}: its header has {error} twice; download it again") from None
+        raise CheckpointError(
+            f"{path}: its header has {error} twice; download it again"
+        ) from None
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{path}: its header is not valid JSON; download it again") from None
+        raise CheckpointError(
+            f"{path}: its header is not valid JSON; download it again"
+        ) from None
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is not a JSON object; download it again")
+        raise CheckpointError(
+            f"{path}: its header is not a JSON object; download it again"
+        )
     header.pop("__metadata__", None)
     tensors = [
         _tensor(path, name, entry, data_start=8 + length, size=size)
@@ -206,10 +229,16 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> CheckpointTensor:
+def _tensor(
+    path: Path, name: str, entry: Any, data_start: int, size: int
+) -> CheckpointTensor:
     check_name(name, path)
     try:
-        dtype, shape, (start, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        dtype, shape, (start, end) = (
+            entry["dtype"],
+            entry["shape"],
+            entry["data_offsets"],
+        )
         whole = len(shape) <= _MAX_DIMENSIONS and all(
             type(n) is int and 0 <= n < 1 << 62 for n in [*shape, start, end]
         )
@@ -233,7 +262,12 @@ def _tensor(path: Path, name: str, entry: Any, data_start: int, size: int) -> Ch
             "download it again"
         )
     return CheckpointTensor(
-        name, quote(dtype, 40).strip("'"), tuple(shape), path, data_start + start, end - start
+        name,
+        quote(dtype, 40).strip("'"),
+        tuple(shape),
+        path,
+        data_start + start,
+        end - start,
     )
 
 
@@ -243,7 +277,9 @@ def item_bytes(dtype: str) -> int:
 
 
 def _check_apart(tensors: list[CheckpointTensor]) -> None:
-    for before, after in pairwise(sorted((t for t in tensors if t.nbytes), key=lambda t: t.start)):
+    for before, after in pairwise(
+        sorted((t for t in tensors if t.nbytes), key=lambda t: t.start)
+    ):
         if after.start < before.start + before.nbytes:
             raise CheckpointError(
                 f"{after.path}: the tensors {before.name} and {after.name} overlap; download the "

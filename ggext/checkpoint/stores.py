@@ -63,7 +63,9 @@ def find_stored(name: str, folder: Path) -> StoredModel | None:
     repository, _, part = name.partition(":")
     if exact is not None or not part:
         return exact
-    of_hub = [m for m in models if m.store == "hub" and m.name.startswith(f"{repository}:")]
+    of_hub = [
+        m for m in models if m.store == "hub" and m.name.startswith(f"{repository}:")
+    ]
     fitting = [m for m in of_hub if part.lower() in m.name[len(repository) :].lower()]
     return fitting[0] if len(fitting) == 1 else None
 
@@ -79,7 +81,9 @@ def ollama_models() -> list[Path]:
     """The folder that OLLAMA_MODELS names, as Ollama's envconfig has it, else the user's own and
     that of the service which its installer for Linux sets up."""
     named = os.environ.get("OLLAMA_MODELS")
-    roots = [named] if named else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    roots = (
+        [named] if named else ["~/.ollama/models", "/usr/share/ollama/.ollama/models"]
+    )
     return [Path(root).expanduser() for root in roots]
 
 
@@ -88,8 +92,13 @@ def lmstudio_models() -> list[Path]:
     home = Path.home()
     homes = [home / ".lmstudio"]
     with suppress(OSError, UnicodeDecodeError):
-        homes.insert(0, Path((home / ".lmstudio-home-pointer").read_text("utf-8").strip()))
-    roots = [*(one / "models" for one in homes), home / ".cache" / "lm-studio" / "models"]
+        homes.insert(
+            0, Path((home / ".lmstudio-home-pointer").read_text("utf-8").strip())
+        )
+    roots = [
+        *(one / "models" for one in homes),
+        home / ".cache" / "lm-studio" / "models",
+    ]
     return [root for root in dict.fromkeys(roots) if root.is_dir()]
 
 
@@ -97,7 +106,9 @@ def size_on_disk(path: Path) -> int:
     """Bytes of a model's weights: of all parts of a GGUF file, of a checkpoint's weight files."""
     if path.is_dir():
         endings = {Path(name).suffix for name in FORMATS}
-        return sum(file.stat().st_size for file in _listed(path) if file.suffix in endings)
+        return sum(
+            file.stat().st_size for file in _listed(path) if file.suffix in endings
+        )
     match = _PART.fullmatch(path.name)
     if match is None:
         return path.stat().st_size
@@ -120,7 +131,9 @@ def _of_folder(folder: Path) -> Iterator[StoredModel]:
 
 def _of_hub(cache: Path) -> Iterator[StoredModel]:
     for repository in _listed(cache):
-        snapshot = _snapshot(repository) if repository.name.startswith("models--") else None
+        snapshot = (
+            _snapshot(repository) if repository.name.startswith("models--") else None
+        )
         if snapshot is None:
             continue
         name = repository.name.removeprefix("models--").replace("--", "/")
@@ -177,7 +190,9 @@ def _model_blob(models: Path, manifest: Path) -> Path | None:
         if manifest.stat().st_size > _LARGEST_MANIFEST:
             return None
         layers: Any = json.loads(manifest.read_bytes())["layers"]
-        digests = [layer["digest"] for layer in layers if layer["mediaType"] == _MODEL_LAYER]
+        digests = [
+            layer["digest"] for layer in layers if layer["mediaType"] == _MODEL_LAYER
+        ]
         matches = [_DIGEST.fullmatch(digest) for digest in digests]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

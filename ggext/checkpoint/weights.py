@@ -22,7 +22,10 @@ _INDEX = ".index.json"
 
 Reader = Callable[[Path], Iterable[CheckpointTensor]]
 #: File name → its reader, in the order of preference; an index of shards is FILE.index.json.
-FORMATS: dict[str, Reader] = {"model.safetensors": read_header, "pytorch_model.bin": read_pickle}
+FORMATS: dict[str, Reader] = {
+    "model.safetensors": read_header,
+    "pytorch_model.bin": read_pickle,
+}
 _SHARD = re.compile(r"(model|pytorch_model)-(\d+)-of-(\d+)\.(safetensors|bin)")
 _MOST_SHARDS = 100_000
 #: Files that hold, or could hold, the weights of a whole model.
@@ -39,14 +42,17 @@ class _Chosen:
     unindexed: bool = False
 
 
-def read_tensors(folder: Path, notes: list[str] | None = None) -> dict[str, CheckpointTensor]:
+def read_tensors(
+    folder: Path, notes: list[str] | None = None
+) -> dict[str, CheckpointTensor]:
     """All tensors of a checkpoint by name. ``notes`` gets a line for weights that are there and not
     read. Raises ``CheckpointError`` naming file, tensor and remedy."""
     told = [] if notes is None else notes
     chosen = _chosen(folder)
     if chosen is None:
         raise refusal(
-            folder, f"has neither {', '.join(FORMATS)} nor an index of shards; download the weights"
+            folder,
+            f"has neither {', '.join(FORMATS)} nor an index of shards; download the weights",
         )
     told += _not_read(folder, chosen) + adapter_note(folder)
     tensors: dict[str, CheckpointTensor] = {}
@@ -116,7 +122,9 @@ def _unindexed(folder: Path) -> _Chosen | None:
     for path in sorted(folder.iterdir()):
         match = _SHARD.fullmatch(path.name)
         if match is not None and 0 < int(match[3]) < _MOST_SHARDS:
-            sets.setdefault((match[1], match[3], match[4]), {})[int(match[2])] = path.name
+            sets.setdefault((match[1], match[3], match[4]), {})[int(match[2])] = (
+                path.name
+            )
     if not sets:
         return None
     (stem, count, kind), shards = next(iter(sets.items()))
@@ -156,7 +164,9 @@ def _not_read(folder: Path, chosen: _Chosen) -> list[str]:
 def _others(folder: Path, chosen: _Chosen) -> list[str]:
     """Weights and indexes that are not read, but for an adapter's."""
     there = {path.name for pattern in _WEIGHTS for path in folder.glob(pattern)}
-    indexes = {name + _INDEX for name in FORMATS if (folder / (name + _INDEX)).is_file()}
+    indexes = {
+        name + _INDEX for name in FORMATS if (folder / (name + _INDEX)).is_file()
+    }
     left_out = (there | indexes) - {chosen.name, *chosen.files, *ADAPTER_WEIGHTS}
     return sorted(left_out, key=lambda name: (not name.endswith(_INDEX), name))
 
@@ -188,7 +198,9 @@ def _check_promised(index: Path, tensors: Mapping[str, CheckpointTensor]) -> Non
 def _weight_map(index: Path) -> dict[str, str]:
     weight_map = (read_json(index, _MAX_INDEX) or {}).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
+        raise CheckpointError(
+            f"{index}: weight_map is missing or empty; download it again"
+        )
     for name in weight_map.values():
         if not isinstance(name, str) or not _is_plain(name):
             raise CheckpointError(

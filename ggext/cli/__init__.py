@@ -58,7 +58,9 @@ class _Commands(click.Group):
         if name not in _COMMANDS:
             return None
         module = import_module(f"ggext.cli.{_MODULES.get(name, name)}")
-        command: click.Command = getattr(module, "command", None) or getattr(module, name)
+        command: click.Command = getattr(module, "command", None) or getattr(
+            module, name
+        )
         return command
 
     def resolve_command(
@@ -76,8 +78,14 @@ class _Commands(click.Group):
         except click.UsageError as error:
             _fail_usage(error, "ggext")
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):  # from the table, without importing the commands
+    def format_commands(
+        self,
+        ctx: click.Context,  # noqa: ARG002
+        formatter: click.HelpFormatter,
+    ) -> None:
+        with formatter.section(
+            "Commands"
+        ):  # from the table, without importing the commands
             formatter.write_dl(list(_COMMANDS.items()))
 
     def invoke(self, ctx: click.Context) -> object:
@@ -86,7 +94,9 @@ class _Commands(click.Group):
         except click.exceptions.Exit:
             raise
         except click.UsageError as error:  # click would print three lines
-            _fail_usage(error, f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip())
+            _fail_usage(
+                error, f"{ctx.command_path} {ctx.invoked_subcommand or ''}".rstrip()
+            )
         except BaseException as error:
             if isinstance(error, SystemExit):
                 raise

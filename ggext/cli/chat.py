@@ -14,7 +14,13 @@ from ggext.cli.chat_input import Asked, asked
 from ggext.cli.chat_open import open_chat, require_extras
 from ggext.cli.chat_request import Request, new_request
 from ggext.cli.process import STOPPED, is_debugged
-from ggext.errors import ContextFullError, GgextError, ModelError, OutputError, UsageError
+from ggext.errors import (
+    ContextFullError,
+    GgextError,
+    ModelError,
+    OutputError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from ggext.chat.loop import Chat
@@ -48,7 +54,9 @@ def chat(**given: Any) -> None:
     """
     context = click.get_current_context()
     explicit = [
-        name for name in given if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        name
+        for name in given
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     ]
     grammar = _grammar(given.pop("json_schema"), given.pop("grammar"))
     run(new_request(given, explicit, grammar))
@@ -62,7 +70,9 @@ def run(request: Request) -> None:
             "--json answers one question: give it with -p, -f or on the standard input"
         )
     if request.session is not None and request.load is not None:
-        raise UsageError("--session continues what it kept; /load in the chat reads another")
+        raise UsageError(
+            "--session continues what it kept; /load in the chat reads another"
+        )
     require_extras(typed=question.is_chat)
     screen = _screen(request, question)
     with ExitStack() as stack:
@@ -101,12 +111,16 @@ def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     from ggext.chat.documents import read_document
 
     if schema is not None and grammar is not None:
-        raise UsageError("--json-schema and --grammar both say what the answer is: give one")
+        raise UsageError(
+            "--json-schema and --grammar both say what the answer is: give one"
+        )
     if schema is not None:
         from ggext.runtime.sampling import json_grammar
 
         return json_grammar(
-            schema if schema.lstrip().startswith("{") else read_document(Path(schema)).text
+            schema
+            if schema.lstrip().startswith("{")
+            else read_document(Path(schema)).text
         )
     return None if grammar is None else read_document(grammar).text
 
@@ -151,7 +165,9 @@ def _answer(chat: Chat, question: Asked) -> None:
     for notice in notices(outcome):
         screen.notice(notice)
     screen.status(status(conversation, outcome))
-    code = {"cancelled": STOPPED, "context": ContextFullError.exit_code}.get(outcome.finish, 0)
+    code = {"cancelled": STOPPED, "context": ContextFullError.exit_code}.get(
+        outcome.finish, 0
+    )
     if code:
         raise SystemExit(code)
     grammar, said = conversation.sampling.grammar, conversation.turns[-1].content
@@ -160,4 +176,6 @@ def _answer(chat: Chat, question: Asked) -> None:
 
         if not is_complete(grammar, said):
             why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
-            raise ModelError(f"the answer is not whole: {why} cut it before its grammar ended")
+            raise ModelError(
+                f"the answer is not whole: {why} cut it before its grammar ended"
+            )

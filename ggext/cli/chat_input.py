@@ -51,7 +51,9 @@ def asked(prompt: str | None, names: Sequence[str], *, one_answer: bool) -> Aske
     if prompt is None and on_terminal and not one_answer:
         return Asked(None, tuple(documents), is_chat=True)
     question = prompt
-    if _STDIN not in names and _is_piped(optional=prompt is not None or bool(documents)):
+    if _STDIN not in names and _is_piped(
+        optional=prompt is not None or bool(documents)
+    ):
         piped = _stdin()
         if question is None:
             question = piped.text.rstrip("\n")

@@ -58,7 +58,9 @@ def _is_missing(module: str, find_spec: Callable[[str], object]) -> bool:
 class Engine:
     """The model of a chat and its one context, which another can replace."""
 
-    def __init__(self, request: Request, screen: Screen, *, is_empty: bool, text: int = 0) -> None:
+    def __init__(
+        self, request: Request, screen: Screen, *, is_empty: bool, text: int = 0
+    ) -> None:
         """``is_empty``: nothing stands in the chat yet, and nothing that is long is known to
         come; ``text``: about how many tokens the documents have that are asked about."""
         from ggext.runtime import llama
@@ -96,7 +98,9 @@ class Engine:
         from ggext.runtime import capacity
 
         model, session = self.model, self.session
-        choices = Choices(self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa))
+        choices = Choices(
+            self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
+        )
         memory = capacity.room(model, choices)
         return Room(
             self.request.file,
@@ -116,8 +120,12 @@ class Engine:
         policy; what is cached goes with it where that can be. What the user should know. Raises
         GgextError, after which the context is as it was."""
         # What `keep` meant is in the number of cells by now.
-        memory = replace(self._options.memory, when_full=cast("WhenFull", policy), keep=1.0)
-        options = replace(self._options, n_ctx=tokens, memory=memory, leaves_memory=False)
+        memory = replace(
+            self._options.memory, when_full=cast("WhenFull", policy), keep=1.0
+        )
+        options = replace(
+            self._options, n_ctx=tokens, memory=memory, leaves_memory=False
+        )
         with tempfile.TemporaryDirectory(prefix="ggext-") as folder:
             path = Path(folder, "kv.bin")
             saved = self._saved(path)
@@ -199,22 +207,30 @@ def open_chat(
     from ggext.chat.conversation import Conversation
     from ggext.chat.loop import Chat
 
-    is_long = request.documents or request.session is not None or request.load is not None
+    is_long = (
+        request.documents or request.session is not None or request.load is not None
+    )
     text = sum(len(one.text) for one in asked.documents) // _CHARACTERS
     engine = Engine(request, screen, is_empty=asked.is_chat and not is_long, text=text)
     stack.callback(engine.close)
     request = engine.request
-    conversation = Conversation(engine.model, engine.session, request.sampling, request.options)
+    conversation = Conversation(
+        engine.model, engine.session, request.sampling, request.options
+    )
     for notice in engine.session.notices:
         screen.notice(notice)
     if engine.chosen is not None:
         screen.notice(engine.chosen.sentence)
     if conversation.prompts.template is None:
-        screen.notice("the file has no chat template: the model continues the text as it is")
+        screen.notice(
+            "the file has no chat template: the model continues the text as it is"
+        )
     if request.load is not None:
         _load(request, conversation, screen)
     screen.markdown = request.markdown and conversation.prompts.template is not None
-    keeper = _keeper(request, screen, conversation, engine.session, is_chat=asked.is_chat)
+    keeper = _keeper(
+        request, screen, conversation, engine.session, is_chat=asked.is_chat
+    )
     chat = Chat(conversation, screen, engine.room(), keeper, debug=debug)
     if keeper is not None:
         stack.callback(_leave, request, screen, keeper)
@@ -241,7 +257,9 @@ def _load(request: Request, conversation: Conversation, screen: Screen) -> None:
     assert request.load is not None
     load(conversation, screen, request.load, request.file.name)
     given: dict[str, Any] = {
-        name: getattr(request.sampling, name) for name in SAMPLED if name in request.explicit
+        name: getattr(request.sampling, name)
+        for name in SAMPLED
+        if name in request.explicit
     }
     conversation.sampling = replace(conversation.sampling, **given)
 
@@ -304,7 +322,9 @@ def _keeper(
     return None
 
 
-def _resume(request: Request, conversation: Conversation, screen: Screen, keeper: Keeper) -> None:
+def _resume(
+    request: Request, conversation: Conversation, screen: Screen, keeper: Keeper
+) -> None:
     from ggext.chat.notices import left_earlier
     from ggext.chat.transcript import questions
 
@@ -312,7 +332,10 @@ def _resume(request: Request, conversation: Conversation, screen: Screen, keeper
         return
     restored, said = keeper.restore()
     if keeper.turns:
-        by_turns = request.when_full in ("stop", "turns")  # the others are given every turn
+        by_turns = request.when_full in (
+            "stop",
+            "turns",
+        )  # the others are given every turn
         conversation.restart(keeper.turns, keeper.left if by_turns else 0)
         if restored:
             conversation.is_cached()
@@ -329,7 +352,9 @@ def _resume(request: Request, conversation: Conversation, screen: Screen, keeper
             f"{lines} of its journal was cut off or damaged, and is left out with its turns"
         )
     if keeper.model != request.file.name:
-        screen.notice(f"it was started with {keeper.model!r:.80}; this is {request.file.name}")
+        screen.notice(
+            f"it was started with {keeper.model!r:.80}; this is {request.file.name}"
+        )
 
 
 def _leave(request: Request, screen: Screen, keeper: Keeper) -> None:
@@ -342,5 +367,7 @@ def _leave(request: Request, screen: Screen, keeper: Keeper) -> None:
         screen.error("the KV cache is not kept: Ctrl-C stopped its writing")
     keeper.close()
     if request.session is None and keeper.kept:
-        command = shlex.join(["ggext", "chat", str(request.file), "--session", keeper.name])
+        command = shlex.join(
+            ["ggext", "chat", str(request.file), "--session", keeper.name]
+        )
         screen.notice(f"the chat is kept: {command}")

@@ -35,7 +35,9 @@ class ChatCommand(GroupedCommand):
         return super().parse_args(ctx, parsed)
 
 
-def only_one(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> str | None:
+def only_one(
+    _: click.Context, __: click.Parameter, given: tuple[str, ...]
+) -> str | None:
     """A question; several would leave all but one without an answer. Raises UsageError."""
     if len(given) > 1:
         raise UsageError(
@@ -146,7 +148,10 @@ sampled = group(
         help="0 always takes the likeliest.",
     ),
     click.option(
-        "--top-k", default=40, show_default=True, help="Of the K likeliest tokens only. 0 is off."
+        "--top-k",
+        default=40,
+        show_default=True,
+        help="Of the K likeliest tokens only. 0 is off.",
     ),
     click.option(
         "--top-p",
@@ -155,15 +160,27 @@ sampled = group(
         help="Of the likeliest that make up P. 1 is off.",
     ),
     click.option(
-        "--min-p", default=0.05, show_default=True, help="At least P times the likeliest. 0 is off."
+        "--min-p",
+        default=0.05,
+        show_default=True,
+        help="At least P times the likeliest. 0 is off.",
     ),
     click.option(
-        "--repeat-penalty", default=1.0, show_default=True, help="On the last 64 tokens. 1 is off."
+        "--repeat-penalty",
+        default=1.0,
+        show_default=True,
+        help="On the last 64 tokens. 1 is off.",
     ),
     click.option(
-        "-s", "--seed", type=int, metavar="N", help="The same seed gives the same answer."
+        "-s",
+        "--seed",
+        type=int,
+        metavar="N",
+        help="The same seed gives the same answer.",
     ),
-    click.option("-n", "--max-tokens", type=TOKENS, metavar="N", help="Longest answer."),
+    click.option(
+        "-n", "--max-tokens", type=TOKENS, metavar="N", help="Longest answer."
+    ),
     click.option(
         "--stop",
         metavar="TEXT",
@@ -283,7 +300,9 @@ machine = group(
 output = group(
     "The output",
     click.option(
-        "--json", is_flag=True, help="Events on the standard output, one JSON object a line."
+        "--json",
+        is_flag=True,
+        help="Events on the standard output, one JSON object a line.",
     ),
     click.option(
         "--markdown/--no-markdown",

@@ -76,14 +76,20 @@ def new_request(
     kept = None if session is None else kept_chat(session)
     as_it_was = ""
     if kept is not None:
-        values |= {name: value for name, value in kept.options().items() if name not in explicit}
+        values |= {
+            name: value
+            for name, value in kept.options().items()
+            if name not in explicit
+        }
         as_it_was = kept.changed(explicit)
     file, words = _file_and_words(
         values.pop("model"), values.pop("words"), None if kept is None else kept.model
     )
     prompt = values.pop("prompt")
     if words and prompt is not None:
-        raise UsageError(f"-p and {' '.join(words)!r:.60} are both a question: give one")
+        raise UsageError(
+            f"-p and {' '.join(words)!r:.60} are both a question: give one"
+        )
     if not os.path.lexists(file):
         raise UsageError(f"{file}: there is no such file")
     sampling = Sampling(**{name: values.pop(name) for name in SAMPLED}, grammar=grammar)
@@ -126,7 +132,9 @@ def _file_and_words(
     then the first word is one only where it names one."""
     if model is not None:
         return model, list(words)
-    names_file = bool(words) and (words[0].endswith(".gguf") or os.path.exists(words[0]))
+    names_file = bool(words) and (
+        words[0].endswith(".gguf") or os.path.exists(words[0])
+    )
     if kept and not names_file:
         return Path(kept), list(words)
     if not words:

@@ -7,7 +7,10 @@ from pathlib import Path
 import click
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.pass_context
 def chats(context: click.Context) -> None:
     """The chats that are kept: list, rename, delete and export them.
@@ -30,7 +33,9 @@ def list_chats() -> None:
         click.echo("no chat is kept; ggext chat FILE begins one")
     width = max((len(one.name) for one in kept), default=0)
     for one in kept:
-        click.echo(f"{one.name:<{width}}  {one.used}  {one.questions}, {one.model}: {one.begins}")
+        click.echo(
+            f"{one.name:<{width}}  {one.used}  {one.questions}, {one.model}: {one.begins}"
+        )
 
 
 @chats.command()

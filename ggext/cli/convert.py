@@ -64,7 +64,9 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
             planned_model(model, revision, check=check)
         )
     else:
-        named = named_model(model, revision, show_progress=True, check=check if by_ggext else None)
+        named = named_model(
+            model, revision, show_progress=True, check=check if by_ggext else None
+        )
     asked = replace(asked, model=named)
     if by_ggext:
         _convert(asked, options)
@@ -80,7 +82,9 @@ def _without_collector() -> None:
     atexit.register(gc.freeze)
 
 
-def _convert(asked: ConvertOptions, options: dict[str, Any], name: str | None = None) -> Plan:
+def _convert(
+    asked: ConvertOptions, options: dict[str, Any], name: str | None = None
+) -> Plan:
     """``name``: of the model, where what is read is not the user's own file."""
     from ggext.cli.convert_report import describe, echo_wrapped, ready
     from ggext.cli.progress import transfer
@@ -225,12 +229,22 @@ def _write_recipe(asked: ConvertOptions, options: dict[str, Any]) -> None:
     from ggext.rope.scaling import RopeScaling
 
     rope = asked.rope or RopeScaling("yarn")  # what a --target-context alone means
-    request = Request(rope, asked.target_context, asked.encoding, asked.type, asked.tensor_types)
+    request = Request(
+        rope, asked.target_context, asked.encoding, asked.type, asked.tensor_types
+    )
     write_request(options["recipe"], request, asked.force)
     click.echo(f"wrote {options['recipe']}")
 
 
 def _gain_alone(options: dict[str, Any]) -> float | None:
     """The attention factor, where it changes the model's own scaling: no other is asked for."""
-    named = (options["rope"], options["target_context"], *map(options.get, convert_options.METHODS))
-    return None if any(value is not None for value in named) else options["attention_factor"]
+    named = (
+        options["rope"],
+        options["target_context"],
+        *map(options.get, convert_options.METHODS),
+    )
+    return (
+        None
+        if any(value is not None for value in named)
+        else options["attention_factor"]
+    )

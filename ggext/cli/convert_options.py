@@ -14,10 +14,18 @@ METHODS: tuple[Method, ...] = ("yarn", "linear", "ntk", "llama3")
 
 #: A method with its factor, or the context that it is to reach.
 BY_FACTOR = (
-    click.option("--yarn", type=NUMBER, metavar="F", help="YaRN: F times the trained context."),
-    click.option("--ntk", type=NUMBER, metavar="F", help="NTK-aware: F times the context."),
-    click.option("--linear", type=NUMBER, metavar="F", help="Position interpolation by F."),
-    click.option("--llama3", type=NUMBER, metavar="F", help="Llama 3.1's scaling by F."),
+    click.option(
+        "--yarn", type=NUMBER, metavar="F", help="YaRN: F times the trained context."
+    ),
+    click.option(
+        "--ntk", type=NUMBER, metavar="F", help="NTK-aware: F times the context."
+    ),
+    click.option(
+        "--linear", type=NUMBER, metavar="F", help="Position interpolation by F."
+    ),
+    click.option(
+        "--llama3", type=NUMBER, metavar="F", help="Llama 3.1's scaling by F."
+    ),
     click.option(
         "-c",
         "--target-context",
@@ -94,7 +102,9 @@ output = group(
 )
 source = group(
     "Model",
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a model on the hub."),
+    click.option(
+        "--revision", metavar="REV", help="Branch, tag or commit of a model on the hub."
+    ),
     click.option(
         "--via-llama-cpp",
         type=click.Path(path_type=Path),
@@ -141,7 +151,9 @@ PARAMETERS = (
         help="YaRN: the gain is g(K) / g(mscale-all-dim), where both are given and "
         "g(K) = 0.1 K ln F + 1.",
     ),
-    click.option("--mscale-all-dim", type=NUMBER, metavar="K", help="YaRN: see --mscale."),
+    click.option(
+        "--mscale-all-dim", type=NUMBER, metavar="K", help="YaRN: see --mscale."
+    ),
     click.option(
         "--low-freq-factor",
         type=NUMBER,
@@ -170,7 +182,10 @@ fine = group(
     *PARAMETERS,
 )
 EXAMPLES = (
-    ("ggext convert model.gguf --yarn 4", "model-yarn4.gguf reads 4 times the trained context"),
+    (
+        "ggext convert model.gguf --yarn 4",
+        "model-yarn4.gguf reads 4 times the trained context",
+    ),
     (
         "ggext convert Qwen/Qwen3-0.6B -c 64k --type q8_0",
         "a checkpoint from the hub as a GGUF file for 65,536 tokens, with weights of 8 bits",

@@ -24,9 +24,13 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
 
     source = plan.source
     size = "in place" if plan.in_place else f"{plan.nbytes:,} bytes to write"
-    lines = [f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"]
+    lines = [
+        f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"
+    ]
     if source.arch in UNROTATED:
-        lines.append(f"rope: none, this model does not rotate: {UNROTATED[source.arch]}")
+        lines.append(
+            f"rope: none, this model does not rotate: {UNROTATED[source.arch]}"
+        )
     elif plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
@@ -35,13 +39,17 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
             for name, value in plan.scaling.given().items()
             if isinstance(value, (int, float))
         )
-        lines.append(f"rope: {plan.scaling.method}{' (' + parameters + ')' if parameters else ''}")
+        lines.append(
+            f"rope: {plan.scaling.method}{' (' + parameters + ')' if parameters else ''}"
+        )
         lines += [_context(plan), *_encoding(plan.encoding)]
         if plan.why_not_folded:
             lines.append(f"not folded: {plan.why_not_folded}")
     if plan.types.quantization:
         matrix = f", importance matrix {plan.imatrix.path.name}" if plan.imatrix else ""
-        lines.append(f"type: {plan.types.quantization} by llama.cpp's quantizer{matrix}")
+        lines.append(
+            f"type: {plan.types.quantization} by llama.cpp's quantizer{matrix}"
+        )
     return lines + [f"note: {note}" for note in plan.notes]
 
 
@@ -53,7 +61,11 @@ def echo_wrapped(line: str) -> None:
         return
     width = shutil.get_terminal_size().columns
     wrapped = textwrap.wrap(
-        line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        line,
+        width,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
     )
     click.echo("\n".join(wrapped))
 
@@ -79,7 +91,8 @@ def _encoding(encoding: Encoding) -> list[str]:
     rolls = "safe to roll" if encoding.shift_safe else "not safe to roll"
     if exactness.is_exact:
         how_exact = (
-            f"exact (frequencies {exactness.frequency_error:.1e}, gain {exactness.gain_error:.1e})"
+            f"exact (frequencies {exactness.frequency_error:.1e}, "
+            f"gain {exactness.gain_error:.1e})"
         )
     else:
         how_exact = (
@@ -105,6 +118,7 @@ def ready(plan: Plan) -> list[str]:
     return ready_for(
         shift_safe=encoding.shift_safe,
         folded=encoding.name == "folded",
-        can_be_folded=encoding.rolls and not folding_obstacle(plan.source.arch, plan.geometry),
+        can_be_folded=encoding.rolls
+        and not folding_obstacle(plan.source.arch, plan.geometry),
         elsewhere=encoding.elsewhere,
     )

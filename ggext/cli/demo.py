@@ -30,7 +30,12 @@ _NAMES = {"none": "no scaling", "linear": "linear", "ntk": "NTK-aware", "yarn": 
     help="Questions asked for each figure.",
 )
 @click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts are made."
+    "--seed",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Which texts are made.",
 )
 @click.option(
     "--text",
@@ -103,7 +108,9 @@ def _heading(questions: int) -> str:
 
 
 def _cell(recall: Recall) -> str:
-    low, high = (f"{end:.2f}".removeprefix("0") for end in (recall.share.low, recall.share.high))
+    low, high = (
+        f"{end:.2f}".removeprefix("0") for end in (recall.share.low, recall.share.high)
+    )
     return f"{recall.share.value:.2f} {low}–{high}"
 
 
@@ -116,7 +123,10 @@ def _perplexities(result: DemoResult) -> list[str]:
     from ggext.demo import LENGTHS, TRAINED
 
     steps = range(TRAINED, LENGTHS[-1] + 1, TRAINED)
-    rows = (_row(_NAMES[p.method], [f"{v:.1f}" for v in p.values], 8) for p in result.perplexities)
+    rows = (
+        _row(_NAMES[p.method], [f"{v:.1f}" for v in p.values], 8)
+        for p in result.perplexities
+    )
     longest = LENGTHS[-1]
     texts = f"Perplexity by position in texts of {longest:,} tokens, factor {longest // TRAINED}:"
     return [
@@ -133,9 +143,13 @@ def _asked(result: DemoResult) -> list[str]:
 
     example = result.example
     head = (
-        f"Asked after {4 * TRAINED:,} tokens: {example.question} (the text says: {example.right})"
+        f"Asked after {4 * TRAINED:,} tokens: {example.question} "
+        f"(the text says: {example.right})"
     )
-    return [head, *(f"  {_NAMES[m]:12} {answer}" for m, answer in example.answers.items())]
+    return [
+        head,
+        *(f"  {_NAMES[m]:12} {answer}" for m, answer in example.answers.items()),
+    ]
 
 
 def _effective(result: DemoResult) -> list[str]:
@@ -145,8 +159,12 @@ def _effective(result: DemoResult) -> list[str]:
 
     lines = [f"Effective context, {phrases.DEFINITIONS['ruler']}; {phrases.BOUND}:"]
     for method in METHODS:
-        shares = {one.length: one.share for one in result.recalls if one.method == method}
-        lines.append(f"  {_NAMES[method]:12} {phrases.reach(effective_context(shares)[0])}")
+        shares = {
+            one.length: one.share for one in result.recalls if one.method == method
+        }
+        lines.append(
+            f"  {_NAMES[method]:12} {phrases.reach(effective_context(shares)[0])}"
+        )
     return [*lines, ""]
 
 
@@ -157,7 +175,9 @@ def _write_report(folder: Path, questions: int, seed: int, html: Path) -> None:
     from ggext.quality.settings import EvalOptions
 
     trials = text_count(questions)
-    options = EvalOptions(lengths=LENGTHS, trials=trials, documents=4, tries=("none",), seed=seed)
+    options = EvalOptions(
+        lengths=LENGTHS, trials=trials, documents=4, tries=("none",), seed=seed
+    )
     write_page(bake(folder, "yarn", LENGTHS[-1]), options, html)
 
 

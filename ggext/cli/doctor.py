@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _MARKS = {"ok": "ok", "missing": "missing", "wrong": "WRONG"}
 
 
-@click.command(short_help="Say what is installed, what is missing, and whether it works.")
+@click.command(
+    short_help="Say what is installed, what is missing, and whether it works."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def doctor(as_json: bool) -> None:
     """Look at the versions, the backends in use and what is missing, and run the self-tests.
@@ -40,11 +42,15 @@ def in_words(report: Report) -> str:
             lines += ["", part] if lines else [part]
         lines += _lines(finding, width)
     wrong = sum(finding.state == "wrong" for finding in report.findings)
-    return "\n".join([*lines, "", f"{wrong} wrong, see above" if wrong else "nothing is wrong"])
+    return "\n".join(
+        [*lines, "", f"{wrong} wrong, see above" if wrong else "nothing is wrong"]
+    )
 
 
 def _lines(finding: Finding, width: int) -> list[str]:
-    lines = [f"  {_MARKS[finding.state]:8}{finding.name:{width}}  {finding.value}".rstrip()]
+    lines = [
+        f"  {_MARKS[finding.state]:8}{finding.name:{width}}  {finding.value}".rstrip()
+    ]
     if finding.remedy:
         lines.append(" " * (width + 12) + finding.remedy)
     return lines

@@ -24,18 +24,28 @@ if TYPE_CHECKING:
     from ggext.quality.settings import EvalOptions
 
 
-def _list(_: click.Context, __: click.Parameter, text: str | None) -> tuple[str, ...] | None:
-    return None if text is None else tuple(filter(None, (w.strip() for w in text.split(","))))
+def _list(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> tuple[str, ...] | None:
+    return (
+        None
+        if text is None
+        else tuple(filter(None, (w.strip() for w in text.split(","))))
+    )
 
 
-def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...]:
+def _tokens(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> tuple[int, ...]:
     try:
         return tuple(map(parse_tokens, _list(ctx, parameter, text) or ()))
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
 
 
-@click.command("eval", short_help="Measure how far a file really reaches, with error bars.")
+@click.command(
+    "eval", short_help="Measure how far a file really reaches, with error bars."
+)
 @click.argument("files", metavar="FILE [FILE ...]", nargs=-1, required=True, type=GGUF)
 @click.option(
     "--lengths",
@@ -52,7 +62,11 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     "yarn:F. May be repeated.",
 )
 @click.option(
-    "--kv", "kv_types", callback=_list, metavar="TYPE,...", help="Types of the KV cache [f16]."
+    "--kv",
+    "kv_types",
+    callback=_list,
+    metavar="TYPE,...",
+    help="Types of the KV cache [f16].",
 )
 @click.option(
     "--when-full",
@@ -90,13 +104,23 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     help="Time that it may take; it picks lengths and texts that fit.",
 )
 @click.option(
-    "--trials", type=click.IntRange(1), metavar="N", help="Texts for each task and length."
+    "--trials",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Texts for each task and length.",
 )
 @click.option(
-    "--documents", type=click.IntRange(1), metavar="N", help="Texts, or chunks, for perplexity."
+    "--documents",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Texts, or chunks, for perplexity.",
 )
-@click.option("--key-tokens", is_flag=True, help="Perplexity over key tokens too (LongPPL).")
-@click.option("--kl", "divergence", is_flag=True, help="KL, top-1 and Δp against the first row.")
+@click.option(
+    "--key-tokens", is_flag=True, help="Perplexity over key tokens too (LongPPL)."
+)
+@click.option(
+    "--kl", "divergence", is_flag=True, help="KL, top-1 and Δp against the first row."
+)
 @click.option(
     "--protocol",
     type=click.Choice(["llama.cpp", "yarn"]),
@@ -110,9 +134,15 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
     show_default=True,
     help="Prompts in the file's chat template, or raw.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU.")
-@click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."
+)
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU."
+)
 @click.option(
     "--resume",
     "partial",
@@ -122,7 +152,10 @@ def _tokens(ctx: click.Context, parameter: click.Parameter, text: str | None) ->
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 @click.option(
-    "--html", type=click.Path(path_type=Path), metavar="FILE", help="Write one page with plots."
+    "--html",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write one page with plots.",
 )
 @click.option(
     "--card",
@@ -232,7 +265,9 @@ def check_folder(path: Path) -> None:
     from ggext.errors import OutputError
 
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; make it first")
+        raise OutputError(
+            f"{path}: the folder {path.parent} does not exist; make it first"
+        )
 
 
 def _cost(evaluation: Evaluation) -> str:
@@ -240,8 +275,12 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = [f"{phrases.texts(plan.trials)} a length"] if evaluation.options.tasks else []
-    texts += [f"{phrases.texts(plan.documents)} for perplexity"] if plan.documents else []
+    texts = (
+        [f"{phrases.texts(plan.trials)} a length"] if evaluation.options.tasks else []
+    )
+    texts += (
+        [f"{phrases.texts(plan.documents)} for perplexity"] if plan.documents else []
+    )
     line = f"{tokens:,} tokens, about {duration(seconds)}: lengths {lengths}; {', '.join(texts)}"
     done = len(plan.items) - len(missing)
     return f"{line}; {done} of {len(plan.items)} results are there" if done else line
@@ -256,7 +295,9 @@ def _show(progress: Progress) -> None:
     note(f"\r\033[K{line[:100]}", end=False)
 
 
-def _write(report: EvalReport, plan: Plan, html: Path | None, card: Path | None) -> None:
+def _write(
+    report: EvalReport, plan: Plan, html: Path | None, card: Path | None
+) -> None:
     if html is not None:
         from ggext.quality.page import page
 

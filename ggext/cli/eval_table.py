@@ -51,16 +51,25 @@ def _needles(report: EvalReport) -> list[str]:
     if not scored:
         return []
     lengths = sorted({one.length for setting in scored for one in setting.scores})
-    lines = ["", f"right answers in per cent [95 %], by tokens ({', '.join(report.tasks)})"]
+    lines = [
+        "",
+        f"right answers in per cent [95 %], by tokens ({', '.join(report.tasks)})",
+    ]
     rows = [("", *(f"{length:,}" for length in lengths))]
     labels = phrases.labels(report)
     for setting in scored:
         by_length = {one.length: phrases.share(one.score) for one in setting.scores}
-        rows.append((labels[setting.name], *(by_length.get(length, "–") for length in lengths)))
+        rows.append(
+            (labels[setting.name], *(by_length.get(length, "–") for length in lengths))
+        )
     lines += columns(rows)
     units = [one.score for setting in scored for one in setting.scores]
-    counted = phrases.texts(min(one.units for one in units), max(one.units for one in units))
-    lines.append(f"  {counted} a figure, {max(one.items for one in units)} questions at most")
+    counted = phrases.texts(
+        min(one.units for one in units), max(one.units for one in units)
+    )
+    lines.append(
+        f"  {counted} a figure, {max(one.items for one in units)} questions at most"
+    )
     lines += list(_unfinished(scored))
     return lines
 
@@ -98,12 +107,17 @@ def _perplexities(report: EvalReport) -> list[str]:
     measured = [setting for setting in report.settings if setting.bands]
     if not measured:
         return []
-    edges = sorted({(band.start, band.end) for setting in measured for band in setting.bands})
+    edges = sorted(
+        {(band.start, band.end) for setting in measured for band in setting.bands}
+    )
     lines = ["", f"perplexity by position [95 %], {phrases.document_texts(report)}"]
     rows = [("up to token", *(f"{end:,}" for _, end in edges))]
     labels = phrases.labels(report)
     for setting in measured:
-        found = {(one.start, one.end): phrases.number(one.perplexity) for one in setting.bands}
+        found = {
+            (one.start, one.end): phrases.number(one.perplexity)
+            for one in setting.bands
+        }
         rows.append((labels[setting.name], *(found.get(edge, "–") for edge in edges)))
     return lines + columns(rows)
 
@@ -143,7 +157,10 @@ def _differences(report: EvalReport) -> list[str]:
     if not report.differences:
         return []
     letters = phrases.letters(report)
-    lines = ["", "differences on the same texts [95 %]; a winner only where that excludes 0"]
+    lines = [
+        "",
+        "differences on the same texts [95 %]; a winner only where that excludes 0",
+    ]
     rows = []
     for one in report.differences:
         where = f"{one.end:,} tokens"
@@ -151,7 +168,9 @@ def _differences(report: EvalReport) -> list[str]:
             where = f"tokens {one.start:,} to {one.end:,}"
         winner = "no winner" if one.winner is None else f"better: {letters[one.winner]}"
         pair = f"{letters[one.second]} against {letters[one.first]}"
-        rows.append((pair, f"{one.what}, {where}", phrases.change(one.difference), winner))
+        rows.append(
+            (pair, f"{one.what}, {where}", phrases.change(one.difference), winner)
+        )
     return lines + columns(rows)
 
 

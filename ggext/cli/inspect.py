@@ -28,7 +28,10 @@ _MARKS = {"kept": "·", "blended": "▒", "interpolated": "█"}
 @model_file
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.option(
-    "--plot", type=click.Path(path_type=Path), metavar="FILE.png|svg", help="Draw the RoPE table."
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png|svg",
+    help="Draw the RoPE table.",
 )
 @click.option(
     "--diff",
@@ -43,7 +46,9 @@ def inspect(file: Path, as_json: bool, plot: Path | None, before: Path | None) -
 
     if before is not None:
         if plot is not None:
-            raise UsageError("--plot draws one file, --diff compares two; give one of them")
+            raise UsageError(
+                "--plot draws one file, --diff compares two; give one of them"
+            )
         click.echo(_differences(before, file, as_json))
         return
 
@@ -63,11 +68,16 @@ def _differences(before: Path, after: Path, as_json: bool) -> str:
     from ggext.cli.progress import transfer
     from ggext.gguf.diff import diff
 
-    with transfer(before.stat().st_size if before.exists() else 0, after.name) as progress:
+    with transfer(
+        before.stat().st_size if before.exists() else 0, after.name
+    ) as progress:
         found = diff(before, after, progress)
     if as_json:
         return json.dumps([asdict(difference) for difference in found], indent=2)
-    lines = [f"{d.kind:6} {d.name}: {d.before or 'absent'} → {d.after or 'absent'}" for d in found]
+    lines = [
+        f"{d.kind:6} {d.name}: {d.before or 'absent'} → {d.after or 'absent'}"
+        for d in found
+    ]
     return "\n".join(lines) or f"{before} and {after} have the same keys and tensors"
 
 
@@ -83,13 +93,18 @@ def in_words(result: Inspection) -> str:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
     if result.arch in UNROTATED:
         return "\n".join(
-            [*lines, f"rope          none, this model does not rotate: {UNROTATED[result.arch]}"]
+            [
+                *lines,
+                f"rope          none, this model does not rotate: {UNROTATED[result.arch]}",
+            ]
         )
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     geometry = result.geometry
     lines.append(f"rope          {method_words(result)}")
-    lines.append(f"              base {geometry.base:g}, {geometry.n_rot} of {geometry.head_dim}")
+    lines.append(
+        f"              base {geometry.base:g}, {geometry.n_rot} of {geometry.head_dim}"
+    )
     lines[-1] += f" dimensions, attention factor {result.rope.attention_factor:.6g}"
     lines.append(f"              {'' if result.shift_safe else 'not '}safe to roll")
     if result.recipe is not None and result.recipe.searched is not None:
@@ -108,7 +123,9 @@ def in_words(result: Inspection) -> str:
             "tokens (llama.cpp "
             "picks by the context's size, not by the text's)"
         )
-    return "\n".join([*lines, *_regions(result.pairs), *_meaning(result), "", *_chart(result)])
+    return "\n".join(
+        [*lines, *_regions(result.pairs), *_meaning(result), "", *_chart(result)]
+    )
 
 
 def _other_layers(result: Inspection) -> list[str]:
@@ -121,7 +138,9 @@ def _other_layers(result: Inspection) -> list[str]:
             f"tokens; base {result.geometry.sliding_base:g}, not scaled"
         )
     elif result.sliding_window:
-        lines.append(f"              some layers see the latest {result.sliding_window:,} tokens")
+        lines.append(
+            f"              some layers see the latest {result.sliding_window:,} tokens"
+        )
     still = result.layers.count("unrotated")
     if still:
         lines.append(f"              {still} of {count} layers do not rotate")
@@ -131,9 +150,8 @@ def _other_layers(result: Inspection) -> list[str]:
 def extension(result: Inspection) -> str:
     if result.context == result.trained_context:
         return ", as trained"
-    return (
-        f", extended from {result.trained_context:,} (×{result.context / result.trained_context:g})"
-    )
+    factor = result.context / result.trained_context
+    return f", extended from {result.trained_context:,} (×{factor:g})"
 
 
 def method_words(result: Inspection) -> str:
@@ -157,7 +175,9 @@ def _regions(pairs: list[Pair]) -> list[str]:
                 f"pairs {first.index} to {last.index}, wavelengths {_tokens(first)} to "
                 f"{_tokens(last)}"
             )
-            factor = f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
+            factor = (
+                f" by {chosen[-1].slowdown:.4g}" if treatment == "interpolated" else ""
+            )
             lines.append(f"  {_MARKS[treatment]} {words + factor}: {span} tokens")
     return lines
 
@@ -190,14 +210,24 @@ def _chart(result: Inspection) -> list[str]:
     longest = max(max(p.wavelength for p in shown), result.context)
 
     def column(tokens: float) -> int:
-        return max(0, round(_CHART_COLUMNS * math.log(max(1.0, tokens)) / math.log(longest)))
+        return max(
+            0, round(_CHART_COLUMNS * math.log(max(1.0, tokens)) / math.log(longest))
+        )
 
     edge = column(result.trained_context)
     trained = f"{result.trained_context:,}"
-    lines = [f"pair  wavelength, tokens; bars on a log scale, | is the {trained} of training"]
+    lines = [
+        f"pair  wavelength, tokens; bars on a log scale, | is the {trained} of training"
+    ]
     for pair in shown:
-        bar = (_MARKS[pair.treatment] * column(pair.wavelength)).ljust(_CHART_COLUMNS + 1)
-        bar = bar[:edge] + "|" + bar[edge + 1 :] if column(pair.wavelength) <= edge else bar
+        bar = (_MARKS[pair.treatment] * column(pair.wavelength)).ljust(
+            _CHART_COLUMNS + 1
+        )
+        bar = (
+            bar[:edge] + "|" + bar[edge + 1 :]
+            if column(pair.wavelength) <= edge
+            else bar
+        )
         lines.append(f"{pair.index:4}  {_tokens(pair):>12}  {bar.rstrip()}")
     return lines
 

@@ -20,7 +20,9 @@ _WHERE = {
 
 
 @click.command("list", short_help="List the models that are on this machine.")
-@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False))
+@click.argument(
+    "folder", required=False, type=click.Path(path_type=Path, file_okay=False)
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def command(folder: Path | None, as_json: bool) -> None:
     """List the models in FOLDER [here], in the hub's cache and in the stores of Ollama and LM
@@ -37,7 +39,9 @@ def command(folder: Path | None, as_json: bool) -> None:
     elif models:
         click.echo("\n".join(_lines(models)))
     else:
-        click.echo("no models are here; fetch one, for example: ggext pull Qwen/Qwen3-0.6B")
+        click.echo(
+            "no models are here; fetch one, for example: ggext pull Qwen/Qwen3-0.6B"
+        )
 
 
 def _lines(models: list[StoredModel]) -> list[str]:

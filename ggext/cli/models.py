@@ -20,14 +20,18 @@ class Model(click.ParamType[Path]):
     def __init__(self, *, takes_checkpoints: bool) -> None:
         self._takes_checkpoints = takes_checkpoints
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path:
         path = Path(value)
         if path.exists():
             return path
         if str(value) == "demo":
             if self._takes_checkpoints:
                 return path
-            raise UsageError("demo is a checkpoint; ggext convert demo makes a .gguf file of it")
+            raise UsageError(
+                "demo is a checkpoint; ggext convert demo makes a .gguf file of it"
+            )
         from ggext.checkpoint import hub
         from ggext.checkpoint.stores import find_stored
 
@@ -36,7 +40,11 @@ class Model(click.ParamType[Path]):
             return found.path
         repository, colon, _ = str(value).partition(":")
         if colon and hub.is_hub_name(repository):
-            self.fail(f"{value} is not on this machine; ggext pull {value} fetches it", param, ctx)
+            self.fail(
+                f"{value} is not on this machine; ggext pull {value} fetches it",
+                param,
+                ctx,
+            )
         return path
 
 
@@ -66,7 +74,9 @@ def _remember(ctx: click.Context, _: click.Parameter, value: Path | None) -> Non
     ctx.meta[_GIVEN] = value
 
 
-def _one_of_both(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> Path:
+def _one_of_both(
+    ctx: click.Context, parameter: click.Parameter, value: Path | None
+) -> Path:
     by_option: Path | None = ctx.meta.get(_GIVEN)
     if value is not None and by_option is not None:
         raise click.UsageError("FILE and -m FILE name two models; give one", ctx)

@@ -62,7 +62,9 @@ _PARTS = {
     help="Tokens at a time.  [default: as ggext chat]",
 )
 @click.option(
-    "--flash-attention/--no-flash-attention", default=None, help="[default: as ggext chat]"
+    "--flash-attention/--no-flash-attention",
+    default=None,
+    help="[default: as ggext chat]",
 )
 @click.option(
     "-ngl",
@@ -95,7 +97,9 @@ def plan(
     options = PlanOptions(context, gpu_layers, Choices(**choices), keep)
     with waiting("adding up the memory"):
         found = run(file, options)
-    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options))
+    click.echo(
+        json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options)
+    )
     sys.exit(found.fits is False)
 
 
@@ -139,7 +143,12 @@ def _table(found: Plan) -> list[str]:
         (words, [size(getattr(share, part)) for _, share, _ in columns])
         for part, words in parts.items()
     ]
-    rows.append(("free", ["not known" if free is None else size(free) for _, _, free in columns]))
+    rows.append(
+        (
+            "free",
+            ["not known" if free is None else size(free) for _, _, free in columns],
+        )
+    )
     return [
         f"{words:13}{cells[0]:>11}" + "".join(f"{cell:>12}" for cell in cells[1:])
         for words, cells in rows
@@ -150,7 +159,9 @@ def _kept(found: Plan, options: PlanOptions) -> list[str]:
     if options.keep == 1:
         return []
     text = int(found.context.tokens / options.keep)
-    return [f"with --when-full compress it holds a text of {text:,} tokens, those that stand out"]
+    return [
+        f"with --when-full compress it holds a text of {text:,} tokens, those that stand out"
+    ]
 
 
 def _verdict(found: Plan, options: PlanOptions) -> list[str]:
@@ -158,7 +169,9 @@ def _verdict(found: Plan, options: PlanOptions) -> list[str]:
     if found.largest is None:
         return ["whether it fits is not known: the system does not say what is free"]
     if not found.largest:
-        return [f"{verdict}, nor does any context: take a smaller model or quantization"]
+        return [
+            f"{verdict}, nor does any context: take a smaller model or quantization"
+        ]
     lines = [f"{verdict}; memory holds up to {found.largest:,} tokens"]
     if found.context.tokens > found.made_for:
         remedy = f"ggext convert {found.path} --target-context {found.context.tokens}"

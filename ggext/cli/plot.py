@@ -22,9 +22,13 @@ def check_plot(path: Path, command: str) -> None:
     """Raises UsageError for an unknown ending or a missing folder, MissingExtraError without
     matplotlib."""
     if path.suffix.lower() not in _FORMATS:
-        raise UsageError(f"--plot {path}: the file's ending must be one of {', '.join(_FORMATS)}")
+        raise UsageError(
+            f"--plot {path}: the file's ending must be one of {', '.join(_FORMATS)}"
+        )
     if not path.absolute().parent.is_dir():
-        raise UsageError(f"--plot {path}: the folder {path.parent} does not exist; make it first")
+        raise UsageError(
+            f"--plot {path}: the folder {path.parent} does not exist; make it first"
+        )
     try:
         import matplotlib  # noqa: F401 - only whether it is there
     except ImportError:
@@ -41,14 +45,22 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     check_plot(path, "inspect --plot")
     pairs = [p for p in inspection.pairs if p.wavelength < float("inf")]
     if not pairs:
-        raise OutputError(f"{inspection.path} has no RoPE table to draw: {inspection.rope_unknown}")
+        raise OutputError(
+            f"{inspection.path} has no RoPE table to draw: {inspection.rope_unknown}"
+        )
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     unscaled = [p.wavelength / p.slowdown for p in pairs]
-    axes.plot([p.index for p in pairs], unscaled, color="0.6", linewidth=1, label="without scaling")
+    axes.plot(
+        [p.index for p in pairs],
+        unscaled,
+        color="0.6",
+        linewidth=1,
+        label="without scaling",
+    )
     for treatment, colour in _COLOURS.items():
         chosen = [p for p in pairs if p.treatment == treatment]
         if chosen:
@@ -70,16 +82,31 @@ def plot_table(inspection: Inspection, path: Path) -> None:
     )
     if inspection.context != inspection.trained_context:
         axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
-        axes.text(0, inspection.context, f"context {inspection.context:,}", va="bottom", fontsize=8)
+        axes.text(
+            0,
+            inspection.context,
+            f"context {inspection.context:,}",
+            va="bottom",
+            fontsize=8,
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
-        yscale="log", xlabel="pair of dimensions", ylabel="tokens for a full turn (wavelength)"
+        yscale="log",
+        xlabel="pair of dimensions",
+        ylabel="tokens for a full turn (wavelength)",
     )
     if inspection.sliding_rope is not None:
         lengths = inspection.sliding_rope.wavelengths
         count = inspection.layers.count("unscaled")
         label = f"sliding layers ({count} of {len(inspection.layers)}), not scaled"
-        axes.plot(range(len(lengths)), lengths, "--", color="#5b8c3a", linewidth=1.2, label=label)
+        axes.plot(
+            range(len(lengths)),
+            lengths,
+            "--",
+            color="#5b8c3a",
+            linewidth=1.2,
+            label=label,
+        )
     title = inspection.name or Path(inspection.path).name
     axes.set_title(f"{title}: {_what(inspection)}", fontsize=10)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
@@ -92,7 +119,9 @@ def _what(inspection: Inspection) -> str:
     if inspection.method == "none":
         return f"no scaling, {context:,} tokens as trained"
     gain = inspection.rope.attention_factor if inspection.rope else 1.0
-    words = f"{inspection.method} ×{context / trained:g}, {trained:,} → {context:,} tokens"
+    words = (
+        f"{inspection.method} ×{context / trained:g}, {trained:,} → {context:,} tokens"
+    )
     return f"{words}, attention factor {gain:.4f}" if gain != 1.0 else words
 
 
@@ -107,7 +136,9 @@ def plot_report(report: Report, path: Path) -> None:
     _plot_kernels(report, right)
     factor = report.scaling.get("factor")
     method = report.scaling["method"] + (f" ×{factor:g}" if factor is not None else "")
-    figure.suptitle(f"{Path(report.file).name}: {method}\n{report.verdict}", fontsize=11)
+    figure.suptitle(
+        f"{Path(report.file).name}: {method}\n{report.verdict}", fontsize=11
+    )
     _save(figure, path)
 
 
@@ -116,7 +147,13 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
 
     turning = [row for row in report.pairs if row.wanted > 0]
     index = [row.pair for row in turning]
-    axes.plot(index, [row.wanted for row in turning], color="0.6", linewidth=4, label="asked for")
+    axes.plot(
+        index,
+        [row.wanted for row in turning],
+        color="0.6",
+        linewidth=4,
+        label="asked for",
+    )
     axes.plot(
         index,
         [row.file for row in turning],
@@ -134,7 +171,11 @@ def _plot_frequencies(report: Report, axes: Axes) -> None:
             label="what llama.cpp executes",
         )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(yscale="log", xlabel="pair of dimensions", ylabel="radians that it turns per token")
+    axes.set(
+        yscale="log",
+        xlabel="pair of dimensions",
+        ylabel="radians that it turns per token",
+    )
     axes.set_title("Speed of each pair: the three should lie on each other", fontsize=9)
     axes.legend(fontsize=8, frameon=False)
 
@@ -144,7 +185,9 @@ def _plot_kernels(report: Report, axes: Axes) -> None:
     for name, colour in zip(
         names, ("#2a78a0", "#b8472f", "#d18f1f", "#5b8c3a", "0.4"), strict=False
     ):
-        rows = [row for row in report.kernels if row.kernel == name and row.position > 0]
+        rows = [
+            row for row in report.kernels if row.kernel == name and row.position > 0
+        ]
         axes.plot(
             [row.position for row in rows],
             [max(row.error, 1e-9) for row in rows],
@@ -155,7 +198,9 @@ def _plot_kernels(report: Report, axes: Axes) -> None:
             label=name,
         )
     first = names[1:2]  # after ggext's own
-    allowed = [row for row in report.kernels if row.kernel in first and row.position > 0]
+    allowed = [
+        row for row in report.kernels if row.kernel in first and row.position > 0
+    ]
     if allowed:
         axes.plot(
             [row.position for row in allowed],
@@ -181,7 +226,9 @@ def _plot_kernels(report: Report, axes: Axes) -> None:
         xlabel="position, tokens",
         ylabel="worst error of a rotated value of 1",
     )
-    axes.set_title("Error of the rotation: points below the dotted line are right", fontsize=9)
+    axes.set_title(
+        "Error of the rotation: points below the dotted line are right", fontsize=9
+    )
     axes.set_ylim(1e-9, 30)
     if names:
         axes.legend(fontsize=8, frameon=False, loc="upper left")

@@ -50,7 +50,8 @@ def run(command: Callable[[], Any]) -> NoReturn:
         try:
             code = command()
         finally:
-            if quits:  # what is left is the interpreter's end, which shows a traceback of its own
+            # What is left is the interpreter's end, which shows a traceback of its own.
+            if quits:
                 signal.signal(signal.SIGINT, leave_at_once)
         sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
@@ -75,7 +76,9 @@ def failed(error: BaseException) -> NoReturn:
         sys.exit(STOPPED)
     if isinstance(error, MemoryError):
         sys.exit(said("out of memory; choose a smaller model or context", 1))
-    if isinstance(error, BrokenPipeError):  # whoever read our output has gone: nothing to say
+    if isinstance(
+        error, BrokenPipeError
+    ):  # whoever read our output has gone: nothing to say
         sys.exit(1)
     if isinstance(error, OSError) and error.errno in _OUTPUT and error.filename is None:
         sys.exit(said(_of_output(error), 1))
@@ -128,7 +131,9 @@ def _open_streams() -> None:
     number, and what someone prints."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            number = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one's
+            number = os.open(
+                os.devnull, os.O_RDWR
+            )  # the lowest that is free: this one's
             setattr(sys, name, os.fdopen(number, mode))
 
 

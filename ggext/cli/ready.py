@@ -24,11 +24,16 @@ def ready_for(
     they do the same."""
     if elsewhere is not None:
         error = f"{elsewhere.frequency_error:.2g}"
-        return [f"ready for: ggext; in other programs frequencies are off by up to {error}"]
+        return [
+            f"ready for: ggext; in other programs frequencies are off by up to {error}"
+        ]
     lines = [f"ready for: {_STILL}"]
     if shift_safe:
         how = " (folded)" if folded else ""
-        return [*lines, f"           Ollama and KoboldCpp roll their context: safe{how}"]
+        return [
+            *lines,
+            f"           Ollama and KoboldCpp roll their context: safe{how}",
+        ]
     lines += [
         "not for:   programs that roll a full context (Ollama, KoboldCpp, LM Studio's",
         "           rolling window): switch that off there, see docs/use-it-in.md",

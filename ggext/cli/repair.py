@@ -11,7 +11,9 @@ from ggext.cli.models import GGUF
 
 @click.command(short_help="End what a crash interrupted in a file.")
 @click.argument("file", type=GGUF)
-@click.option("--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask.")
+@click.option(
+    "--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask."
+)
 def repair(file: Path, yes: bool) -> None:
     """Take back, or complete, a change of FILE in place that a crash interrupted, and say which.
 
@@ -36,5 +38,7 @@ def repair(file: Path, yes: bool) -> None:
 def ask_for_trust(problem: str) -> None:
     """Ends the program unless the user believes the undo file."""
     click.echo(problem, err=True)
-    question = "Was it made here, by ggext, for this file? Its bytes are written into the file"
+    question = (
+        "Was it made here, by ggext, for this file? Its bytes are written into the file"
+    )
     click.confirm(question, abort=True, err=True)

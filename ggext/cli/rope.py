@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 _PROGRAMS = ("transformers", "vllm", "sglang", "mlx")
 _scaling = group("Scaling", *convert_options.BY_FACTOR, *convert_options.PARAMETERS)
 _EXAMPLES = (
-    ("ggext rope Qwen/Qwen3-0.6B --yarn 4 --emit vllm", "the command that serves it so"),
-    ("ggext rope ./model --yarn 4 --emit transformers", "what to write into its config.json"),
+    (
+        "ggext rope Qwen/Qwen3-0.6B --yarn 4 --emit vllm",
+        "the command that serves it so",
+    ),
+    (
+        "ggext rope ./model --yarn 4 --emit transformers",
+        "what to write into its config.json",
+    ),
 )
 
 

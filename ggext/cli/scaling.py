@@ -27,21 +27,29 @@ def asked_scaling(options: dict[str, Any]) -> RopeScaling | None:
     """The request on the command line; ``None`` if it names no method."""
     from ggext.rope.scaling import RopeScaling
 
-    chosen: list[Method] = [m for m in convert_options.METHODS if options[m] is not None]
+    chosen: list[Method] = [
+        m for m in convert_options.METHODS if options[m] is not None
+    ]
     if options.get("rope") is not None:
         chosen.append(options["rope"])
     if len(chosen) > 1:
-        raise UsageError(f"--{' and --'.join(chosen)} are different scalings; choose one")
+        raise UsageError(
+            f"--{' and --'.join(chosen)} are different scalings; choose one"
+        )
     parameters = {k: options[k] for k in _PARAMETERS if options.get(k) is not None}
     if not chosen and options["target_context"] is None:
         parameters.pop("attention_factor", None)  # of the model's own scaling
         if parameters:
             option = next(iter(parameters)).replace("_", "-")
-            raise UsageError(f"--{option} changes a scaling; name one, for example --yarn 4")
+            raise UsageError(
+                f"--{option} changes a scaling; name one, for example --yarn 4"
+            )
         return None
     method = chosen[0] if chosen else "yarn"
     if method == "none" and options["target_context"] is not None:
-        raise UsageError("--rope none and --target-context exclude each other; give one")
+        raise UsageError(
+            "--rope none and --target-context exclude each other; give one"
+        )
     factor = options.get(method)
     if factor is not None and factor < 1:
         raise UsageError(

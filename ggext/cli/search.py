@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ggext.search.run import Progress
 
 
-@click.command(short_help="Look for a table that is better than YaRN's at its defaults.")
+@click.command(
+    short_help="Look for a table that is better than YaRN's at its defaults."
+)
 @model_file
 @click.option(
     "-c",
@@ -32,7 +34,11 @@ if TYPE_CHECKING:
     help="Tokens that the file is to read, more than it was trained on.",
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), metavar="OUT", help="The file to write."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="The file to write.",
 )
 @click.option(
     "--text",
@@ -52,10 +58,17 @@ if TYPE_CHECKING:
     help="Time that it may take; it picks as many tables and texts as fit.",
 )
 @click.option(
-    "--evaluations", type=click.IntRange(2, 40), metavar="N", help="Tables to measure, at most 40."
+    "--evaluations",
+    type=click.IntRange(2, 40),
+    metavar="N",
+    help="Tables to measure, at most 40.",
 )
-@click.option("--training", type=click.IntRange(1), metavar="N", help="Texts to search on.")
-@click.option("--held-out", type=click.IntRange(2), metavar="N", help="Texts to judge on.")
+@click.option(
+    "--training", type=click.IntRange(1), metavar="N", help="Texts to search on."
+)
+@click.option(
+    "--held-out", type=click.IntRange(2), metavar="N", help="Texts to judge on."
+)
 @click.option(
     "--format",
     "form",
@@ -71,9 +84,15 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the table is written, as in ggext convert.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU.")
-@click.option("--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts."
+)
+@click.option(
+    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."
+)
+@click.option(
+    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU."
+)
 @click.option(
     "--resume",
     "partial",
@@ -144,7 +163,10 @@ def as_table(result: SearchResult) -> str:
     rows = [
         ("", "YaRN", "best table"),
         ("factor", *(f"{scaling.factor:.5g}" for scaling in scalings)),
-        ("attention factor", *(f"{scaling.attention_factor:.4f}" for scaling in scalings)),
+        (
+            "attention factor",
+            *(f"{scaling.attention_factor:.4f}" for scaling in scalings),
+        ),
         ("blended pairs", *(f"{point.first} to {point.last}" for point in points)),
     ]
     verdict = result.verdict
@@ -156,7 +178,9 @@ def as_table(result: SearchResult) -> str:
         lines += _differences(verdict)
     lines += [f"note: {note}" for note in result.notes]
     if result.accepted:
-        return "\n".join([*lines, f"better than YaRN, after {len(result.evaluations)} tables"])
+        return "\n".join(
+            [*lines, f"better than YaRN, after {len(result.evaluations)} tables"]
+        )
     if result.interrupted:
         return "\n".join(lines)
     return "\n".join([*lines, f"YaRN stays: {result.reason}"])

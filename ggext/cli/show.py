@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from ggext.show import Card
 
 
-@click.command(short_help="Show what a model is: size, template, licence, context, RoPE.")
+@click.command(
+    short_help="Show what a model is: size, template, licence, context, RoPE."
+)
 @click.argument("model", type=GGUF)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def show(model: Path, as_json: bool) -> None:
@@ -34,7 +36,9 @@ def in_words(card: Card) -> str:
     rope = result.rope_unknown or method_words(result)
     if not result.rope_unknown:
         rope += "; safe to roll" if result.shift_safe else "; do not let it roll"
-    window = f", {card.sliding_window:,} in sliding layers" if card.sliding_window else ""
+    window = (
+        f", {card.sliding_window:,} in sliding layers" if card.sliding_window else ""
+    )
     heads = f"{card.heads} heads, {card.kv_heads} of keys and values"
     rows = {
         "name": result.name or "no name",
@@ -49,7 +53,9 @@ def in_words(card: Card) -> str:
         "chat template": card.template or "none: the model continues a text",
         "languages": ", ".join(card.languages),
     }
-    return "\n".join(f"{name:14} {_printable(value)}" for name, value in rows.items() if value)
+    return "\n".join(
+        f"{name:14} {_printable(value)}" for name, value in rows.items() if value
+    )
 
 
 def _printable(text: str) -> str:

@@ -65,7 +65,9 @@ def unknown_command(name: str, commands: Iterable[str]) -> str:
 
 def unknown_option(error: click.NoSuchOption) -> str:
     command = error.ctx.command if error.ctx is not None else None
-    own = [name for p in command.params for name in p.opts] if command is not None else []
+    own = (
+        [name for p in command.params for name in p.opts] if command is not None else []
+    )
     names = [name for name in own if name.startswith("-")]
     meant = _OPTIONS.get(error.option_name, "")
     if meant.startswith("-") and meant not in names:
@@ -75,4 +77,6 @@ def unknown_option(error: click.NoSuchOption) -> str:
         close = longer if len(error.option_name) > 3 else []
         close = close or get_close_matches(error.option_name, names, 1, 0.75)
         meant = close[0] if close else ""
-    return f"no such option {error.option_name}" + (f"; did you mean {meant}?" if meant else "")
+    return f"no such option {error.option_name}" + (
+        f"; did you mean {meant}?" if meant else ""
+    )

@@ -26,11 +26,15 @@ if TYPE_CHECKING:
     from ggext.tune.train import Step
 
 
-def _factors(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...]:
+def _factors(
+    _: click.Context, __: click.Parameter, text: str | None
+) -> tuple[float, ...]:
     try:
         return tuple(float(part) for part in (text or "").split(",") if part.strip())
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no list of factors such as 2,4") from None
+        raise click.BadParameter(
+            f"{text!r} is no list of factors such as 2,4"
+        ) from None
 
 
 _scaling = group("Scaling", *convert_options.BY_FACTOR, *convert_options.PARAMETERS)
@@ -50,7 +54,9 @@ _data = group(
         flag_value="pose",
         help="Short rows whose positions jump: cheap. [default beyond twice the trained length]",
     ),
-    click.option("--long", "rows", flag_value="long", help="Rows of the target length."),
+    click.option(
+        "--long", "rows", flag_value="long", help="Rows of the target length."
+    ),
     click.option(
         "--window",
         type=TOKENS,
@@ -60,8 +66,12 @@ _data = group(
 )
 _training = group(
     "Training",
-    click.option("--lora", type=click.IntRange(1), metavar="R", help="Rank of the adapter [16]."),
-    click.option("--full", is_flag=True, help="Train all weights, embeddings and norms too."),
+    click.option(
+        "--lora", type=click.IntRange(1), metavar="R", help="Rank of the adapter [16]."
+    ),
+    click.option(
+        "--full", is_flag=True, help="Train all weights, embeddings and norms too."
+    ),
     click.option(
         "--steps",
         type=click.IntRange(1),
@@ -76,9 +86,14 @@ _training = group(
         metavar="F,F",
         help="Factors that are trained one after the other, such as 2,4.",
     ),
-    click.option("--batch-tokens", type=TOKENS, metavar="N", help="Tokens of a step [8192]."),
     click.option(
-        "--learning-rate", type=NUMBER, metavar="X", help="[2e-4 for LoRA, 2e-5 for --full]"
+        "--batch-tokens", type=TOKENS, metavar="N", help="Tokens of a step [8192]."
+    ),
+    click.option(
+        "--learning-rate",
+        type=NUMBER,
+        metavar="X",
+        help="[2e-4 for LoRA, 2e-5 for --full]",
     ),
     click.option(
         "--gradient-checkpointing/--no-gradient-checkpointing",
@@ -93,7 +108,12 @@ _training = group(
         help="transformers' implementation.",
     ),
     click.option(
-        "--seed", type=int, default=0, show_default=True, metavar="N", help="Which rows come when."
+        "--seed",
+        type=int,
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Which rows come when.",
     ),
     click.option(
         "--launch",
@@ -105,7 +125,10 @@ _training = group(
 _output = group(
     "Output",
     click.option(
-        "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", help="Its folder."
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Its folder.",
     ),
     click.option("--resume", is_flag=True, help="Go on with the run in the folder."),
     click.option(
@@ -117,9 +140,15 @@ _output = group(
         help="Steps between checkpoints.",
     ),
     click.option(
-        "--type", "type_", default="auto", metavar="TYPE", help="Of the GGUF file, as in convert."
+        "--type",
+        "type_",
+        default="auto",
+        metavar="TYPE",
+        help="Of the GGUF file, as in convert.",
     ),
-    click.option("--adapter", is_flag=True, help="Write the adapter as a small GGUF file too."),
+    click.option(
+        "--adapter", is_flag=True, help="Write the adapter as a small GGUF file too."
+    ),
     click.option(
         "--evaluation",
         "evaluation_seconds",
@@ -130,10 +159,15 @@ _output = group(
         help="Time for the evaluation.",
     ),
     click.option(
-        "--trials", type=click.IntRange(1), metavar="N", help="Texts for each of its figures."
+        "--trials",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Texts for each of its figures.",
     ),
     click.option(
-        "--train-only", is_flag=True, help="End after training; --resume does the rest, anywhere."
+        "--train-only",
+        is_flag=True,
+        help="End after training; --resume does the rest, anywhere.",
     ),
     click.option(
         "--check",
@@ -142,7 +176,10 @@ _output = group(
     ),
 )
 _EXAMPLES = (
-    ("ggext tune ./model --yarn 4 --text ./books", "an adapter for 4 times the trained length"),
+    (
+        "ggext tune ./model --yarn 4 --text ./books",
+        "an adapter for 4 times the trained length",
+    ),
     ("ggext tune ./tuned --yarn 4 --check", "whether a checkpoint has that scaling"),
 )
 
@@ -178,14 +215,19 @@ def tune(checkpoint: Path, check: bool, **options: Any) -> None:
     if asked.launch is not None:
         jumps = asked.rows != "long"
         check_pairs(
-            asked.launch, lora=asked.lora is not None, jumps=jumps, attention=asked.attention
+            asked.launch,
+            lora=asked.lora is not None,
+            jumps=jumps,
+            attention=asked.attention,
         )
         if not is_started():
             sys.exit(launch(asked.launch, sys.argv[2:]))
     _run(asked, train_only=options["train_only"])
 
 
-def _options(checkpoint: Path, scaling: RopeScaling, options: dict[str, Any]) -> TuneOptions:
+def _options(
+    checkpoint: Path, scaling: RopeScaling, options: dict[str, Any]
+) -> TuneOptions:
     from ggext.checkpoint.named import model_name, named_model
     from ggext.tune.options import LORA_RANK, TuneOptions
 
@@ -233,7 +275,9 @@ def _run(asked: TuneOptions, *, train_only: bool) -> None:
             note(f"ggext: stopped; --resume continues the run in {asked.out}")
         sys.exit(STOPPED)
     if train_only:
-        echo(f"trained: the same with --resume and without --train-only goes on in {asked.out}")
+        echo(
+            f"trained: the same with --resume and without --train-only goes on in {asked.out}"
+        )
     elif run.machine.is_first:
         report(run.finish(lambda text: note(f"  {text}")))
 
@@ -252,7 +296,9 @@ def describe(run: Tuning) -> Iterator[str]:
         f"{shown(plan.folder)}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "
         f"tokens; {scaling.method} by {scaling.factor:g} to {plan.rope.context:,}"
     )
-    what = "all weights" if options.lora is None else f"an adapter of rank {options.lora}"
+    what = (
+        "all weights" if options.lora is None else f"an adapter of rank {options.lora}"
+    )
     rows = {
         "pose": f"rows of {plan.rows.window:,} tokens whose positions jump",
         "long": f"rows of {plan.rows.target:,} tokens",
@@ -301,7 +347,9 @@ def report(done: Finished) -> None:
         click.echo(str(proof))
     passed, checks = done.checks
     click.echo(f"verified: {passed} of {checks} checks within tolerance")
-    click.echo(f"wrote {done.checkpoint} and {done.gguf} ({done.gguf.stat().st_size:,} bytes)")
+    click.echo(
+        f"wrote {done.checkpoint} and {done.gguf} ({done.gguf.stat().st_size:,} bytes)"
+    )
     for adapter in done.adapter:
         click.echo(f"wrote {adapter} ({adapter.stat().st_size:,} bytes)")
     click.echo(as_table(done.report))

@@ -11,7 +11,9 @@ from ggext.cli.models import GGUF
 
 @click.command(short_help="Take back what convert --in-place did.")
 @click.argument("file", type=GGUF)
-@click.option("--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask.")
+@click.option(
+    "--yes", is_flag=True, help="Believe an undo file that proves nothing; do not ask."
+)
 def undo(file: Path, yes: bool) -> None:
     """Make FILE byte for byte what it was before its first change in place.
 
@@ -34,4 +36,6 @@ def undo(file: Path, yes: bool) -> None:
         with transfer(0, path.name) as progress:
             count = run(path, progress, trust=True)
     changes = "1 change" if count == 1 else f"{count} changes"
-    click.echo(f"{path}: {changes} taken back; it is as it was ({path.stat().st_size:,} bytes)")
+    click.echo(
+        f"{path}: {changes} taken back; it is as it was ({path.stat().st_size:,} bytes)"
+    )

@@ -20,7 +20,9 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         return
     from importlib.resources import files
 
-    click.echo_via_pager(files("ggext.data").joinpath("glossary.md").read_text("utf-8").rstrip())
+    click.echo_via_pager(
+        files("ggext.data").joinpath("glossary.md").read_text("utf-8").rstrip()
+    )
     ctx.exit()
 
 
@@ -36,7 +38,9 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
         "transformers'."
     ),
 )
-@click.option("--revision", metavar="REV", help="Branch, tag or commit of a reference on the hub.")
+@click.option(
+    "--revision", metavar="REV", help="Branch, tag or commit of a reference on the hub."
+)
 @click.option(
     "--level",
     "levels",
@@ -44,7 +48,9 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     help="Only these of table, kernel, graph, shift, logits.",
 )
 @click.option(
-    "--require-shift-safe", is_flag=True, help="Fail a file whose context must not be rolled."
+    "--require-shift-safe",
+    is_flag=True,
+    help="Fail a file whose context must not be rolled.",
 )
 @click.option(
     "--tokens",
@@ -53,9 +59,14 @@ def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
     help="Tokens to evaluate for the logits [the context, at most 2048].",
 )
 @click.option(
-    "--tolerance", type=NUMBER, metavar="KL", help="Mean KL in nats that passes [by weight type]."
+    "--tolerance",
+    type=NUMBER,
+    metavar="KL",
+    help="Mean KL in nats that passes [by weight type].",
 )
-@click.option("--details", is_flag=True, help="Every number in tables, wider than 80 columns.")
+@click.option(
+    "--details", is_flag=True, help="Every number in tables, wider than 80 columns."
+)
 @click.option(
     "--explain",
     is_flag=True,

@@ -62,13 +62,20 @@ def _source(report: Report) -> str:
 def _level(level: str, checks: Sequence[Check]) -> list[str]:
     failed = [check for check in checks if not check.passed]
     if not failed:
-        worst = max(checks, key=lambda check: (check.value / (check.tolerance or 1.0), check.value))
-        text = _RIGHT[level].format(value=f"{worst.value:.1g}", tolerance=f"{worst.tolerance:.1g}")
+        worst = max(
+            checks,
+            key=lambda check: (check.value / (check.tolerance or 1.0), check.value),
+        )
+        text = _RIGHT[level].format(
+            value=f"{worst.value:.1g}", tolerance=f"{worst.tolerance:.1g}"
+        )
         return wrapped(f"{level:8}{'ok':8}{text}", " " * 16)
     lines = []
     for check in failed:
         why = in_flags(check.why)
-        text = why or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
+        text = (
+            why or f"{check.quantity}: {check.value:.2g}, allowed {check.tolerance:.2g}"
+        )
         if why and check.required:
             text = f"{check.quantity} {check.value:.2g}: {why}"
         lines += wrapped(f"{level:8}{_mark(check):8}{text}", " " * 16)
@@ -91,13 +98,26 @@ def in_detail(report: Report) -> str:
     """Every number, however wide."""
     head = ("level", "quantity", "value", "at most", "", "")
     rows = [
-        (c.level, c.quantity, f"{c.value:.2g}", f"{c.tolerance:.2g}", _mark(c), c.detail)
+        (
+            c.level,
+            c.quantity,
+            f"{c.value:.2g}",
+            f"{c.tolerance:.2g}",
+            _mark(c),
+            c.detail,
+        )
         for c in report.checks
     ]
     held = f"held to the {report.wanted_from}"
-    lines = [f"{report.file}: {report.scaling['method']}, context {report.context:,}, {held}"]
+    lines = [
+        f"{report.file}: {report.scaling['method']}, context {report.context:,}, {held}"
+    ]
     lines += _columns([head, *rows])
-    lines += [f"why ({c.level}, {c.quantity}): {in_flags(c.why)}" for c in report.checks if c.why]
+    lines += [
+        f"why ({c.level}, {c.quantity}): {in_flags(c.why)}"
+        for c in report.checks
+        if c.why
+    ]
     lines += _kernels(report)
     lines += [f"published: {in_flags(report.published)}"] if report.published else []
     lines += [f"note: {in_flags(note)}" for note in report.notes]
@@ -123,7 +143,11 @@ def _kernels(report: Report) -> list[str]:
         outside = "" if worst.inside else "beyond the context; "
         errors = [f"{row.error:.1e}" for row in at_position]
         rows.append((f"{position:,}", *errors, outside + worst.meaning))
-    return ["", "worst |Δ| of cos and sin / gain, by kernel", *_columns(rows), ""] if names else []
+    return (
+        ["", "worst |Δ| of cos and sin / gain, by kernel", *_columns(rows), ""]
+        if names
+        else []
+    )
 
 
 def _columns(rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -62,7 +62,9 @@ def _obstacle_in_weights(source: ModelSource, *, in_place: bool) -> str:
     except RopeError as error:
         parts = source.fields.get("split.count")
         if in_place and parts is not None and parts.value > 1:
-            return "the model is in several parts, and only the first is changed in place"
+            return (
+                "the model is in several parts, and only the first is changed in place"
+            )
         return str(error)
     if all(is_query_norm(tensor) and tensor.type == F32 for tensor in queries):
         return ""

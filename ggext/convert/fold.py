@@ -98,7 +98,9 @@ def query_tensors(
             "are alike"
         )
     if keys.get("attention.clamp_kqv"):
-        raise RopeError("the model clips its queries, and scaled ones would meet the limit sooner")
+        raise RopeError(
+            "the model clips its queries, and scaled ones would meet the limit sooner"
+        )
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
     normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
@@ -154,7 +156,10 @@ def fold_query(
     except RopeError as error:
         raise RopeError(f"{error}; choose encoding='keys'") from None
     n_heads = keys["attention.head_count"]
-    return [_scaled(t, geometry, n_heads, ratio) if t.name in queries else t for t in tensors]
+    return [
+        _scaled(t, geometry, n_heads, ratio) if t.name in queries else t
+        for t in tensors
+    ]
 
 
 def _scaled(
@@ -221,7 +226,11 @@ def scale_bytes(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> 
 
 
 def _scale_blocks(
-    rows: _Bytes, kind: int, offsets: tuple[int, ...], scale: _Floats, rounding: Rounding
+    rows: _Bytes,
+    kind: int,
+    offsets: tuple[int, ...],
+    scale: _Floats,
+    rounding: Rounding,
 ) -> _Bytes:
     import numpy as np
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -230,7 +239,9 @@ def _scale_blocks(
     blocks = rows.reshape(len(rows), -1, block_bytes).copy()
     touched = scale != 1.0
     for offset in offsets:
-        old = np.ascontiguousarray(blocks[touched, :, offset : offset + 2]).view("<f2")[..., 0]
+        old = np.ascontiguousarray(blocks[touched, :, offset : offset + 2]).view("<f2")[
+            ..., 0
+        ]
         with np.errstate(over="ignore", invalid="ignore"):
             exact = old.astype(np.float64) * scale[touched, None]
             new = exact.astype("<f2")
@@ -245,7 +256,9 @@ def _scale_blocks(
     return blocks.reshape(rows.shape)
 
 
-def _scale_floats(rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding) -> _Bytes:
+def _scale_floats(
+    rows: _Bytes, kind: int, scale: _Floats, rounding: Rounding
+) -> _Bytes:
     import numpy as np
 
     if kind == BF16:

@@ -65,7 +65,10 @@ class Bake:
         return f"data {write_beside(out, self.gguf, edit, progress)}"
 
     def _edit(self, remove: Mapping[str, bytes | None]) -> Edit:
-        add = [NewTensor(name, (len(data) // 4,), F32, data) for name, data in self.factors.items()]
+        add = [
+            NewTensor(name, (len(data) // 4,), F32, data)
+            for name, data in self.factors.items()
+        ]
         for name, data in self.norms.items():
             add.append(NewTensor(name, self.gguf.tensors[name].shape, F32, data))
         return plan_edit(self.gguf, self._in_order(), remove, add)
@@ -103,7 +106,9 @@ def check_in_place(gguf: GgufFile | None, path: Path, others: Sequence[str]) -> 
         )
 
 
-def check_weights_stay(path: Path, scaled: Sequence[SourceTensor], *, was_folded: bool) -> None:
+def check_weights_stay(
+    path: Path, scaled: Sequence[SourceTensor], *, was_folded: bool
+) -> None:
     """Raises ``RopeError`` where a gain goes into, or comes out of, other query weights than norms
     in float32: they would be rounded again. ``scaled``: the tensors that a fold changes."""
     others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
@@ -111,7 +116,10 @@ def check_weights_stay(path: Path, scaled: Sequence[SourceTensor], *, was_folded
         return
     doing, remedy = "folding the gain into", "encoding='keys'"
     if was_folded:
-        doing, remedy = "taking the folded gain out of", "ggext undo, after a bake in place"
+        doing, remedy = (
+            "taking the folded gain out of",
+            "ggext undo, after a bake in place",
+        )
     raise RopeError(
         f"{path}: {doing} {others[0].name} and {len(others) - 1} others is not done in place, "
         f"where they would be rounded again; name an output, or choose {remedy}"

@@ -48,7 +48,9 @@ class Imatrix:
             "chunks_count": self.chunks or None,
         }
         return {
-            f"quantize.imatrix.{key}": value for key, value in values.items() if value is not None
+            f"quantize.imatrix.{key}": value
+            for key, value in values.items()
+            if value is not None
         }
 
 
@@ -94,14 +96,19 @@ def _read_gguf(path: Path) -> Imatrix:
             )
         times = np.rint(counts)[:, None]
         sums = sums.reshape(counts.size, -1)
-        entries[name] = np.divide(sums, times, out=np.ones_like(sums), where=times > 0).reshape(-1)
+        entries[name] = np.divide(
+            sums, times, out=np.ones_like(sums), where=times > 0
+        ).reshape(-1)
     if not entries:
         raise GgufError(
             f"{path} is a GGUF file but no importance matrix: it has no tensor named *{_SUMS}"
         )
     datasets = gguf.get("imatrix.datasets", ())
     return Imatrix(
-        path, entries, tuple(map(str, datasets)), int(gguf.get("imatrix.chunk_count", 0))
+        path,
+        entries,
+        tuple(map(str, datasets)),
+        int(gguf.get("imatrix.chunk_count", 0)),
     )
 
 
@@ -125,7 +132,9 @@ def _read_dat(path: Path) -> Imatrix:
     def taken(nbytes: int, most: int) -> bytes:
         nonlocal at
         if not 0 < nbytes <= min(most, len(data) - at):
-            raise GgufError(f"{path} is no importance matrix, or it was cut short (at byte {at})")
+            raise GgufError(
+                f"{path} is no importance matrix, or it was cut short (at byte {at})"
+            )
         at += nbytes
         return data[at - nbytes : at]
 
@@ -138,7 +147,9 @@ def _read_dat(path: Path) -> Imatrix:
     if not entries:
         raise GgufError(f"{path} is no importance matrix: it has no entries")
     chunks = number() if at < len(data) else 0
-    dataset = taken(number(), len(data)).decode("utf-8", "replace") if at < len(data) else ""
+    dataset = (
+        taken(number(), len(data)).decode("utf-8", "replace") if at < len(data) else ""
+    )
     return Imatrix(path, entries, (dataset,) if dataset else (), max(0, chunks))
 
 

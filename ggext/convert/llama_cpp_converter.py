@@ -49,7 +49,9 @@ def converted(options: ConvertOptions, checkout: Path) -> Iterator[ConvertOption
     with _folder_beside(options.out) as folder:
         made = folder / f"{name}.gguf"
         _run(script, options.model, made, kind if kind in NATIVE else "auto")
-        yield replace(options, model=made, type="auto" if kind in NATIVE else options.type)
+        yield replace(
+            options, model=made, type="auto" if kind in NATIVE else options.type
+        )
 
 
 @contextmanager
@@ -66,7 +68,15 @@ def _folder_beside(out: Path | None) -> Iterator[Path]:
 
 
 def _run(script: Path, model: Path, out: Path, outtype: str) -> None:
-    command = [sys.executable, str(script), str(model), "--outfile", str(out), "--outtype", outtype]
+    command = [
+        sys.executable,
+        str(script),
+        str(model),
+        "--outfile",
+        str(out),
+        "--outtype",
+        outtype,
+    ]
     done = subprocess.run(
         command,
         stdin=subprocess.DEVNULL,
@@ -79,4 +89,6 @@ def _run(script: Path, model: Path, out: Path, outtype: str) -> None:
     if done.returncode or not out.is_file():
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         last = said[-1][:300] if said else "it said nothing"
-        raise CheckpointError(f"{model}: {script} failed (exit code {done.returncode}): {last}")
+        raise CheckpointError(
+            f"{model}: {script} failed (exit code {done.returncode}): {last}"
+        )

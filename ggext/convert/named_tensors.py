@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, CheckpointTensor]
 #: What PyTorch puts around a module: compile, FSDP, activation checkpointing.
-_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_WRAPPERS = re.compile(
+    r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 _ADAPTER = re.compile(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|vera_lambda_[bd]|ia3_l|"
     r"(hada|lokr|oft)_\w+)(\.|$)"
@@ -85,7 +87,9 @@ def _with_prefix(named: Tensors, family: Family, notes: list[str]) -> Tensors:
     prefix, _, inner = embedding.partition(".")
     if embedding in named or inner not in named:
         return named
-    notes.append(f"the weights are a base model's, whose names lack {prefix}.: put before them")
+    notes.append(
+        f"the weights are a base model's, whose names lack {prefix}.: put before them"
+    )
     outside = (f"{family.head}.", f"{prefix}.")
     return {
         name if name.startswith(outside) else f"{prefix}.{name}": tensor
@@ -112,7 +116,9 @@ def _settle_output(named: Tensors, family: Family, notes: list[str]) -> None:
         return
     if embedding not in named:
         named[embedding] = named.pop(head)
-        notes.append(f"{embedding} is not there: tied to {head}, which is taken for both")
+        notes.append(
+            f"{embedding} is not there: tied to {head}, which is taken for both"
+        )
         return
     if same_values(named[head], named[embedding]):
         del named[head]

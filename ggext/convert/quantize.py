@@ -42,7 +42,10 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
             f"tensor {tensor.name} cannot become {type_name(kind)} here; llama.cpp's quantizer "
             "makes that"
         )
-    nbytes, n_values = tensor_nbytes(tensor.name, tensor.shape, kind), math.prod(tensor.shape)
+    nbytes, n_values = (
+        tensor_nbytes(tensor.name, tensor.shape, kind),
+        math.prod(tensor.shape),
+    )
     stored = tensor.stored() if kind == tensor.type else []
     if stored:
         return TensorToWrite(
@@ -56,7 +59,11 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
     def pieces() -> Iterator[Piece]:
         row = 0
         for block in tensor.blocks():
-            scale = None if tensor.row_scale is None else tensor.row_scale[row : row + block.n_rows]
+            scale = (
+                None
+                if tensor.row_scale is None
+                else tensor.row_scale[row : row + block.n_rows]
+            )
             row += block.n_rows
             yield Piece(
                 nbytes * block.n_values // n_values,
@@ -67,19 +74,29 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
 
 
 def _bytes(
-    block: RowBlock, tensor: SourceTensor, kind: int, scale: _Scale | None, rounding: Rounding
+    block: RowBlock,
+    tensor: SourceTensor,
+    kind: int,
+    scale: _Scale | None,
+    rounding: Rounding,
 ) -> memoryview:
     import numpy as np
 
     rows, held = block.read(), tensor.type
     if scale is not None and tensor.is_gguf and kind == held:
-        rows = scale_bytes(rows.view("u1").reshape(len(rows), -1), kind, scale, rounding)
+        rows = scale_bytes(
+            rows.view("u1").reshape(len(rows), -1), kind, scale, rounding
+        )
     elif scale is not None:
         rows, held = scale_values(_float32(rows, held), scale), F32
     elif rows.dtype == np.float64:
         rows = _float32(rows, held)
     values = np.ascontiguousarray(rows).reshape(-1)
-    return (values if held == kind else _converted(values, held, kind, tensor)).view("u1").data
+    return (
+        (values if held == kind else _converted(values, held, kind, tensor))
+        .view("u1")
+        .data
+    )
 
 
 def _converted(values: _Values, held: int, kind: int, tensor: SourceTensor) -> _Values:

@@ -62,7 +62,12 @@ def read_request(path: Path) -> Request:
             f"{path} does not exist; name a scaling too, for example "
             "rope=RopeScaling('yarn', factor=4), to write it"
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        tomllib.TOMLDecodeError,
+        RecursionError,
+    ) as error:
         raise RopeError(
             f"{path} is not a TOML file that can be read: {str(error).splitlines()[0]}"
         ) from None
@@ -74,7 +79,9 @@ def read_request(path: Path) -> Request:
 
 def _request(values: dict[str, Any]) -> Request:
     if values.get("format") != _FORMAT:
-        raise RopeError(f"format is {values.get('format')!r}; this version reads {_FORMAT}")
+        raise RopeError(
+            f"format is {values.get('format')!r}; this version reads {_FORMAT}"
+        )
     _refuse_unknown(
         values,
         {"format", "rope", "target_context", "encoding", "type", "tensor_types"},
@@ -89,7 +96,9 @@ def _request(values: dict[str, Any]) -> Request:
         values.get("type", "auto"),
     )
     if target is not None and (type(target) is not int or target < 1):
-        raise RopeError(f"target_context is {target!r}; it must be a whole number of tokens")
+        raise RopeError(
+            f"target_context is {target!r}; it must be a whole number of tokens"
+        )
     if encoding is not None and encoding not in ENCODINGS:
         raise RopeError(f"encoding is {encoding!r}; known: {', '.join(ENCODINGS)}")
     if not isinstance(kind, str):
@@ -103,14 +112,18 @@ def _request(values: dict[str, Any]) -> Request:
     if target is not None and scaling.factor is not None:
         raise RopeError("target_context and a factor exclude each other; keep one")
     methods.check(
-        replace(scaling, factor=1.0) if target is not None and scaling.method != "none" else scaling
+        replace(scaling, factor=1.0)
+        if target is not None and scaling.method != "none"
+        else scaling
     )
     return Request(scaling, target, encoding, kind, tuple(types))
 
 
 def _scaling(values: dict[str, Any]) -> RopeScaling:
     if values.get("method") not in get_args(Method):
-        raise RopeError(f"method is {values.get('method')!r}; known: {', '.join(get_args(Method))}")
+        raise RopeError(
+            f"method is {values.get('method')!r}; known: {', '.join(get_args(Method))}"
+        )
     _refuse_unknown(values, set(RopeScaling.__dataclass_fields__), "[rope]")
     try:
         return RopeScaling(**{key: _typed(key, value) for key, value in values.items()})
@@ -156,8 +169,14 @@ def to_toml(request: Request) -> str:
     top["tensor_types"] = request.tensor_types or None
     rope = {"method": request.rope.method, **request.rope.given()}
     lines = ["# ggext convert MODEL OUT --recipe THIS_FILE"]
-    lines += [f"{key} = {_value(value)}" for key, value in top.items() if value is not None]
-    lines += ["", "[rope]", *(f"{key} = {_value(value)}" for key, value in rope.items())]
+    lines += [
+        f"{key} = {_value(value)}" for key, value in top.items() if value is not None
+    ]
+    lines += [
+        "",
+        "[rope]",
+        *(f"{key} = {_value(value)}" for key, value in rope.items()),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -170,7 +189,8 @@ def _value(value: Any) -> str:
     if isinstance(value, tuple):
         texts = [_value(v) for v in value]
         rows = [
-            ", ".join(texts[i : i + _VALUES_A_LINE]) for i in range(0, len(texts), _VALUES_A_LINE)
+            ", ".join(texts[i : i + _VALUES_A_LINE])
+            for i in range(0, len(texts), _VALUES_A_LINE)
         ]
         return "[\n    " + ",\n    ".join(rows) + ",\n]"
     return repr(value)

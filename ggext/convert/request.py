@@ -19,7 +19,9 @@ from ggext.rope.scaling import Method, RopeScaling
 #: The largest factors that were published for these methods: YaRN's paper (Llama 2, 4k to 128k),
 #: position interpolation's (LLaMA, 2k to 32k), Llama 3.2 (8k, by 32).
 SHOWN_TO_WORK: dict[Method, float] = {"yarn": 32.0, "linear": 16.0, "llama3": 32.0}
-_SCALING_IN_NAME = re.compile(r"-(?:yarn|linear|ntk|llama3|longrope)[0-9]+(?:\.[0-9]+)?(?=-|$)")
+_SCALING_IN_NAME = re.compile(
+    r"-(?:yarn|linear|ntk|llama3|longrope)[0-9]+(?:\.[0-9]+)?(?=-|$)"
+)
 
 
 def resolve_scaling(
@@ -38,7 +40,9 @@ def resolve_scaling(
 
     Raises ``RopeError`` and ``UsageError``."""
     if source.arch in UNROTATED:
-        _refuse_scaling(source, asked, target_context, attention_factor, keeps_own=keeps_own)
+        _refuse_scaling(
+            source, asked, target_context, attention_factor, keeps_own=keeps_own
+        )
         return None, ""
     if attention_factor is not None:
         if asked is not None or target_context is not None:
@@ -100,7 +104,11 @@ def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScalin
         raise RopeError(source.problem)
     else:
         own = source.scaling
-    words = "no scaling" if own.method == "none" else f"its {own.method} scaling by {own.factor:g}"
+    words = (
+        "no scaling"
+        if own.method == "none"
+        else f"its {own.method} scaling by {own.factor:g}"
+    )
     notes.append(
         f"the source keeps {words}, with the attention factor {gain:g} in place of its own"
     )
@@ -124,7 +132,10 @@ def _with_factor(
     original = _as_published(asked, source, original, notes)
     if target is not None:
         asked = replace(asked, factor=target / original, context=target)
-    if asked.factor == 1.0 and not asked.given().keys() - {"factor", "original_context"}:
+    if asked.factor == 1.0 and not asked.given().keys() - {
+        "factor",
+        "original_context",
+    }:
         notes.append("a factor of 1 scales nothing")
         return RopeScaling()
     most = SHOWN_TO_WORK.get(asked.method)
@@ -136,7 +147,9 @@ def _with_factor(
     return replace(asked, original_context=original)
 
 
-def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes: list[str]) -> int:
+def _as_published(
+    asked: RopeScaling, source: ModelSource, original: int, notes: list[str]
+) -> int:
     """The context that a scaling starts from: the one that the model's authors extend, where they
     publish another than the model says and the request names none."""
     row = extension_of(source.arch, source.geometry.base, original)
@@ -156,11 +169,17 @@ def _as_published(asked: RopeScaling, source: ModelSource, original: int, notes:
 def _note_replaced(source: ModelSource, asked: RopeScaling, notes: list[str]) -> None:
     own = source.scaling
     if source.problem:
-        notes.append(f"the source's own scaling is replaced, not understood: {source.problem}")
+        notes.append(
+            f"the source's own scaling is replaced, not understood: {source.problem}"
+        )
         return
     if own is not None and own.method == "none":
         return
-    words = "frequency factors" if own is None else f"{own.method} scaling by {own.factor:g}"
+    words = (
+        "frequency factors"
+        if own is None
+        else f"{own.method} scaling by {own.factor:g}"
+    )
     done = "taken out" if asked.method == "none" else "replaced, not added to"
     notes.append(f"the source's own {words} is {done}")
 
@@ -190,9 +209,13 @@ def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) 
     type that was asked for. ``wanted``: as ``--type``."""
     name = model_stem(source.path) if source.is_gguf else model_name(source.path)
     if is_ollama_blob(source.path):  # the file is named by its checksum
-        title = source.fields.get("general.name", source.fields["general.architecture"]).value
+        title = source.fields.get(
+            "general.name", source.fields["general.architecture"]
+        ).value
         name = "-".join(re.findall(r"[\w.]+", str(title).lower()))[:80] or "model"
-    if scaling is not None and source.is_gguf:  # what the file had before is not in it any more
+    if (
+        scaling is not None and source.is_gguf
+    ):  # what the file had before is not in it any more
         name = _SCALING_IN_NAME.sub("", name) or name
     if scaling is not None and scaling.method != "none":
         name += f"-{scaling.method}{scaling.factor:g}"

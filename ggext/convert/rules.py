@@ -49,9 +49,13 @@ def ggml_mxfp4(
     """
     import numpy as np
 
-    values = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], 32)
+    values = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(
+        *blocks.shape[:-1], 32
+    )
     packed = values[..., :16] | values[..., 16:] << 4
-    return np.concatenate([exponents[..., None], packed], axis=-1).reshape(len(blocks), -1)
+    return np.concatenate([exponents[..., None], packed], axis=-1).reshape(
+        len(blocks), -1
+    )
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,10 @@ class MappedTensor:
     @property
     def is_mixed(self) -> bool:
         """Whether the sources have several dtypes."""
-        return self.rule.scales is None and len({tensor.dtype for tensor in self.tensors}) > 1
+        return (
+            self.rule.scales is None
+            and len({tensor.dtype for tensor in self.tensors}) > 1
+        )
 
     @property
     def type(self) -> int:
@@ -151,7 +158,9 @@ class MappedTensor:
         step = rows_at_once(nbytes, row_length * _MOST_BYTES, row_length)
         starts = range(0, n_rows, step)
         assert self.rule.arranged is not None
-        wholes = _Wholes(self.tensors, self.rule.arranged, math.prod(matrices) * len(starts))
+        wholes = _Wholes(
+            self.tensors, self.rule.arranged, math.prod(matrices) * len(starts)
+        )
         for matrix in range(math.prod(matrices)):
             for start in starts:
                 rows = slice(start, min(n_rows, start + step))
@@ -166,14 +175,18 @@ class MappedTensor:
         first, *others = (whole[place] for whole in wholes.taken())
         return ggml_mxfp4(first, *others) if self.rule.scales is not None else first
 
-    def _read(self, tensor: CheckpointTensor, start: int, stop: int) -> np.ndarray[Any, Any]:
+    def _read(
+        self, tensor: CheckpointTensor, start: int, stop: int
+    ) -> np.ndarray[Any, Any]:
         rule = self.rule
         block = _rows(tensor, rule, start, stop)
         if rule.columns is not None:
             block = block[:, rule.columns()]
         if not rule.plus and rule.computed is None and not self.is_mixed:
             return block
-        values = bfloat16_values(block) if tensor.dtype == "BF16" else block.astype("<f4")
+        values = (
+            bfloat16_values(block) if tensor.dtype == "BF16" else block.astype("<f4")
+        )
         if rule.computed is not None:
             return rule.computed(values)
         return values + values.dtype.type(rule.plus) if rule.plus else values
@@ -198,7 +211,9 @@ class _Wholes:
     def taken(self) -> list[np.ndarray[Any, Any]]:
         """For one block, in any thread."""
         with self._lock:
-            values = self._values or [self._arranged(tensor.array()) for tensor in self._tensors]
+            values = self._values or [
+                self._arranged(tensor.array()) for tensor in self._tensors
+            ]
             self._left -= 1
             self._values = values if self._left > 0 else None
             return values
@@ -239,7 +254,10 @@ def _rows(
 
 
 def map_tensors(
-    rules: Iterable[TensorRule], found: Mapping[str, CheckpointTensor], arch: str, source: str
+    rules: Iterable[TensorRule],
+    found: Mapping[str, CheckpointTensor],
+    arch: str,
+    source: str,
 ) -> tuple[list[MappedTensor], list[str]]:
     """The tensors that a family's rules make of the checkpoint's, and notes on what is left out.
 
@@ -253,14 +271,20 @@ def map_tensors(
         rule = _stored(usual, found)
         used.update(_names(rule))
         if rule.unless:
-            unneeded.setdefault(rule.unless, []).extend(n for n in rule.sources if n in found)
+            unneeded.setdefault(rule.unless, []).extend(
+                n for n in rule.sources if n in found
+            )
             continue
         tensors = _sources(rule, found, source, usual.hint)
         if tensors is not None:
             made.append(
-                MappedTensor(usual.target or gguf_name(arch, usual.sources[0]), tensors, rule)
+                MappedTensor(
+                    usual.target or gguf_name(arch, usual.sources[0]), tensors, rule
+                )
             )
-    notes = [f"{_listed(names)} left out: {why}" for why, names in unneeded.items() if names]
+    notes = [
+        f"{_listed(names)} left out: {why}" for why, names in unneeded.items() if names
+    ]
     return made, notes + _mixed(made) + _left_over(found, used, source, arch)
 
 
@@ -297,7 +321,9 @@ def _mixed(made: Iterable[MappedTensor]) -> list[str]:
     if not mixed:
         return []
     names = [tensor.name for tensor in mixed]
-    dtypes = ", ".join(sorted({part.dtype for tensor in mixed for part in tensor.tensors}))
+    dtypes = ", ".join(
+        sorted({part.dtype for tensor in mixed for part in tensor.tensors})
+    )
     note = f"{_listed(names)} of several dtypes in the checkpoint ({dtypes})"
     return [f"{note}: float32 is taken, which holds the values of each"]
 
@@ -309,18 +335,26 @@ def _left_over(
 
     Raises CheckpointError for the bias of a tensor that is read.
     """
-    unknown = sorted(n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES))
+    unknown = sorted(
+        n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES)
+    )
     biases = [n for n in unknown if f"{n.removesuffix('bias')}weight" in used]
     _check_biases(biases, found, source, arch)
     if not unknown:
         return []
     shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
-    return [f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"]
+    return [
+        f"{len(unknown)} tensors are not part of this architecture and were left out: {shown}"
+    ]
 
 
 def _listed(names: list[str]) -> str:
     """The first and how many more, with the verb."""
-    return f"{names[0]} and {len(names) - 1} more are" if len(names) > 1 else f"{names[0]} is"
+    return (
+        f"{names[0]} and {len(names) - 1} more are"
+        if len(names) > 1
+        else f"{names[0]} is"
+    )
 
 
 def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
@@ -344,7 +378,9 @@ def taken_scalars(
         for name in names:
             tensor = found.pop(name, None)
             if tensor is None or math.prod(tensor.shape) != 1:
-                raise CheckpointError(f"{source}: the model needs the tensor {name} of one value")
+                raise CheckpointError(
+                    f"{source}: the model needs the tensor {name} of one value"
+                )
             value = tensor.array().reshape(-1)
             values.setdefault(key, []).append(
                 float((bfloat16_values(value) if tensor.dtype == "BF16" else value)[0])
@@ -364,7 +400,9 @@ def _check_biases(
             )
 
 
-def _check_packed(tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str) -> None:
+def _check_packed(
+    tensors: tuple[CheckpointTensor, ...], rule: TensorRule, source: str
+) -> None:
     """MXFP4: bytes of two values, and a byte of an exponent for 32 of them."""
     for tensor, shape in zip(tensors, (rule.shape, rule.shape[:-1]), strict=True):
         _check_shape(tensor, shape, source)
@@ -409,5 +447,7 @@ def gguf_name(arch: str, name: str) -> str:
 def _names_of_one_layer(arch: str) -> TensorNameMap:
     from ggext.gguf.tables import constants, tensor_mapping
 
-    number = next(number for number, name in constants.MODEL_ARCH_NAMES.items() if name == arch)
+    number = next(
+        number for number, name in constants.MODEL_ARCH_NAMES.items() if name == arch
+    )
     return tensor_mapping.get_tensor_name_map(number, 1)

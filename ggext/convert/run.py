@@ -116,14 +116,22 @@ class Plan:
     @property
     def shares_data(self) -> bool:
         """Whether a second file may share the data of the first."""
-        return self.bake is not None and self.split is None and self.types.quantization is None
+        return (
+            self.bake is not None
+            and self.split is None
+            and self.types.quantization is None
+        )
 
     def completed(self) -> dict[str, Field]:
         """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
         made: dict[str, Field] = {}
         for make in self.source.later:
             made |= make(self.notes)
-        return {"general.architecture": self.fields["general.architecture"]} | made | self.fields
+        return (
+            {"general.architecture": self.fields["general.architecture"]}
+            | made
+            | self.fields
+        )
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -159,11 +167,18 @@ def plan(options: ConvertOptions) -> Plan:
         )
     notes += scaled.notes
     tensors = scaled.tensors
-    types = plan_types(tensors, options.type, options.tensor_types, source.is_gguf, notes)
+    types = plan_types(
+        tensors, options.type, options.tensor_types, source.is_gguf, notes
+    )
     rounding = Rounding()
-    written = [to_write(t, kind, rounding) for t, kind in zip(tensors, types.kinds, strict=True)]
+    written = [
+        to_write(t, kind, rounding)
+        for t, kind in zip(tensors, types.kinds, strict=True)
+    ]
     if scaled.encoding is not None:
-        written += [_factors(name, values) for name, values in scaled.encoding.tensors.items()]
+        written += [
+            _factors(name, values) for name, values in scaled.encoding.tensors.items()
+        ]
     imatrix = imatrix_for(options.imatrix, types, tensors, notes)
     fields = scaled.fields | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
@@ -188,12 +203,17 @@ def plan(options: ConvertOptions) -> Plan:
 
 
 def _type_fields(
-    options: ConvertOptions, source: ModelSource, types: TypePlan, tensors: list[SourceTensor]
+    options: ConvertOptions,
+    source: ModelSource,
+    types: TypePlan,
+    tensors: list[SourceTensor],
 ) -> dict[str, Field]:
     """What a file says of the types of its tensors; a GGUF file that keeps them says it already."""
     if source.is_gguf and options.type.lower() == "auto":
         return {}
-    prevailing = prevailing_type(zip(types.kinds, (t.shape for t in tensors), strict=True))
+    prevailing = prevailing_type(
+        zip(types.kinds, (t.shape for t in tensors), strict=True)
+    )
     return {
         "general.file_type": Field.of(FILE_TYPES[prevailing]),
         "general.quantization_version": Field.of(2),
@@ -223,8 +243,15 @@ def _open(options: ConvertOptions) -> ModelSource:
         "imatrix=…": options.imatrix,
         "split=…": options.split,
     }
-    check_in_place(source.gguf, source.path, [name for name, given in others.items() if given])
-    asked = options.rope or options.target_context or options.encoding or options.attention_factor
+    check_in_place(
+        source.gguf, source.path, [name for name, given in others.items() if given]
+    )
+    asked = (
+        options.rope
+        or options.target_context
+        or options.encoding
+        or options.attention_factor
+    )
     if not asked and not source.needs_mending:
         raise UsageError(
             f"nothing is asked of {source.path}; name a scaling, for example "
@@ -234,7 +261,10 @@ def _open(options: ConvertOptions) -> ModelSource:
 
 
 def _output(
-    options: ConvertOptions, source: ModelSource, scaling: RopeScaling | None, notes: list[str]
+    options: ConvertOptions,
+    source: ModelSource,
+    scaling: RopeScaling | None,
+    notes: list[str],
 ) -> Path:
     if options.in_place:
         return source.path
@@ -311,12 +341,18 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
             source_name=str(plan.source.path),
         )
         made = read_gguf(quantized)
-        check_made({name: info.type for name, info in made.tensors.items()}, plan.types.exact)
+        check_made(
+            {name: info.type for name, info in made.tensors.items()}, plan.types.exact
+        )
         if plan.split is None:
             put_in_place(quantized, plan.out)
             return replace(plan, files=(plan.out,))
         tensors = [
-            to_write(SourceTensor(info.name, info.shape, info.type, made), info.type, plan.rounding)
+            to_write(
+                SourceTensor(info.name, info.shape, info.type, made),
+                info.type,
+                plan.rounding,
+            )
             for info in made.tensors.values()
         ]
         return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
@@ -335,7 +371,10 @@ def _write(plan: Plan, out: Path, progress: Progress, trial: Trial | None) -> No
 
 
 def _write_parts(
-    plan: Plan, fields: dict[str, Field], tensors: list[TensorToWrite], progress: Progress
+    plan: Plan,
+    fields: dict[str, Field],
+    tensors: list[TensorToWrite],
+    progress: Progress,
 ) -> tuple[Path, ...]:
     """With the factors in the part that holds the metadata, where a later bake finds them."""
     assert plan.split is not None
@@ -348,11 +387,17 @@ def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:
     return TensorToWrite(name, (len(values),), F32, len(data), lambda: [data])
 
 
-def _check_not_input(out: Path, source: ModelSource, notes: list[str], *, named: bool) -> None:
+def _check_not_input(
+    out: Path, source: ModelSource, notes: list[str], *, named: bool
+) -> None:
     """``named``: the user chose the output; the name that is made says what the file has, so it is
     the input's own where nothing about that changes."""
-    inputs = set(all_parts(source.path)) if source.is_gguf else set(source.path.glob("*"))
-    if not any(out.exists() and path.exists() and out.samefile(path) for path in inputs):
+    inputs = (
+        set(all_parts(source.path)) if source.is_gguf else set(source.path.glob("*"))
+    )
+    if not any(
+        out.exists() and path.exists() and out.samefile(path) for path in inputs
+    ):
         return
     if named:
         raise OutputError(f"{out} is the input itself; name another output")

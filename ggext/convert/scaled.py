@@ -70,10 +70,14 @@ def with_scaling(
     )
 
 
-def _notes(source: ModelSource, encoding: Encoding, named: EncodingName | None) -> tuple[str, ...]:
+def _notes(
+    source: ModelSource, encoding: Encoding, named: EncodingName | None
+) -> tuple[str, ...]:
     notes = []
     if named in ("folded", "runtime") and encoding.name != named:
-        notes.append(f"there is nothing for encoding={named!r} to do: {encoding.name} says it all")
+        notes.append(
+            f"there is nothing for encoding={named!r} to do: {encoding.name} says it all"
+        )
     if source.query_scale != 1.0:
         notes.append(
             "the gain folded into the source's query weights is taken out again (÷ "
@@ -82,19 +86,29 @@ def _notes(source: ModelSource, encoding: Encoding, named: EncodingName | None) 
     return tuple(notes)
 
 
-def _with_rope(source: ModelSource, encoding: Encoding, recipe: Recipe) -> dict[str, Field]:
+def _with_rope(
+    source: ModelSource, encoding: Encoding, recipe: Recipe
+) -> dict[str, Field]:
     """The source's fields with every trace of an earlier scaling gone and the new one in its place.
     Where nothing is asked for but no scaling, a file gets back what it said before its first
     one."""
     fields, arch = source.fields, source.arch
-    before = as_before(fields, arch, recipe.table()) if recipe.scaling == RopeScaling() else None
+    before = (
+        as_before(fields, arch, recipe.table())
+        if recipe.scaling == RopeScaling()
+        else None
+    )
     if before is not None:
         return before
     stale = {f"{arch}.{key}" for key in SCALING_KEYS} | {RECIPE_KEY}
     kept = {key: value for key, value in fields.items() if key not in stale}
     new = {f"{arch}.{key}": Field.of(value) for key, value in encoding.keys.items()}
     new[RECIPE_KEY] = Field.of(json.dumps(recipe.as_dict(), separators=(",", ":")))
-    if source.is_unscaled_gguf and recipe.scaling.method != "none" and BEFORE_KEY not in kept:
+    if (
+        source.is_unscaled_gguf
+        and recipe.scaling.method != "none"
+        and BEFORE_KEY not in kept
+    ):
         new[BEFORE_KEY] = remembered(fields, arch)
     return kept | new
 
@@ -108,8 +122,14 @@ def _with_query_scale(
         return tensors
     prefix = source.arch + "."
     keys = {
-        k.removeprefix(prefix): f.value for k, f in source.fields.items() if k.startswith(prefix)
+        k.removeprefix(prefix): f.value
+        for k, f in source.fields.items()
+        if k.startswith(prefix)
     }
     return fold_query(
-        tensors, source.arch, source.geometry, keys, encoding.query_scale / source.query_scale
+        tensors,
+        source.arch,
+        source.geometry,
+        keys,
+        encoding.query_scale / source.query_scale,
     )

@@ -16,7 +16,13 @@ from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
 from ggext.convert.named_tensors import named_tensors
-from ggext.convert.rules import MappedTensor, RowBlock, map_tensors, rows_at_once, taken_scalars
+from ggext.convert.rules import (
+    MappedTensor,
+    RowBlock,
+    map_tensors,
+    rows_at_once,
+    taken_scalars,
+)
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
@@ -172,7 +178,9 @@ class ModelSource:
         )
 
 
-def check_family(folder: Path, *, replaced: bool = False, gain_replaced: bool = False) -> None:
+def check_family(
+    folder: Path, *, replaced: bool = False, gain_replaced: bool = False
+) -> None:
     """Raises ``CheckpointError`` for a checkpoint that ggext cannot convert, by its config alone.
     ``replaced``: another scaling is asked for than the checkpoint's own; ``gain_replaced``: another
     attention factor, so that the checkpoint's own need not be understood."""
@@ -182,13 +190,19 @@ def check_family(folder: Path, *, replaced: bool = False, gain_replaced: bool = 
 
 
 def open_source(
-    path: Path, *, one_part: bool = False, replaced: bool = False, gain_replaced: bool = False
+    path: Path,
+    *,
+    one_part: bool = False,
+    replaced: bool = False,
+    gain_replaced: bool = False,
 ) -> ModelSource:
     """A folder is read as a checkpoint, a file as GGUF; ``demo`` is the embedded model.
     ``one_part``: the first of several files will do. The others: as in ``check_family``."""
     check = partial(check_family, replaced=replaced, gain_replaced=gain_replaced)
     path = named_model(path, check=check)
-    if path.is_dir() and ((path / "config.json").is_file() or not any(path.glob("*.gguf"))):
+    if path.is_dir() and (
+        (path / "config.json").is_file() or not any(path.glob("*.gguf"))
+    ):
         return _from_checkpoint(path, gain_replaced)
     if not path.exists():
         raise CheckpointError(
@@ -197,7 +211,9 @@ def open_source(
             "Qwen/Qwen3-0.6B"
         )
     if path.suffix in (".safetensors", ".json", ".bin"):
-        raise CheckpointError(f"{path} is one file of a checkpoint; give its folder {path.parent}")
+        raise CheckpointError(
+            f"{path} is one file of a checkpoint; give its folder {path.parent}"
+        )
     return _from_gguf(metadata_part(path), one_part)
 
 
@@ -218,7 +234,9 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
         "general.architecture": family.arch,
         "general.type": "model",
     }
-    values |= {f"{family.arch}.{key}": value for key, value in family.metadata().items()}
+    values |= {
+        f"{family.arch}.{key}": value for key, value in family.metadata().items()
+    }
     fields = {key: Field.of(value) for key, value in (values | scalars).items()}
     later: tuple[MakeFields, ...] = (partial(_described, folder, family.arch, tensors),)
     vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
@@ -250,9 +268,13 @@ def _read_weights(
     try:
         found = named_tensors(weights_of(stored, config, notes), family, notes)
         scalars = taken_scalars(family.scalars(), found, config.source)
-        tensors, left_out = map_tensors(family.tensors(), found, family.arch, config.source)
+        tensors, left_out = map_tensors(
+            family.tensors(), found, family.arch, config.source
+        )
         notes += left_out
-        return scalars, [SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors]
+        return scalars, [
+            SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors
+        ]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None
 
@@ -267,7 +289,9 @@ def _described(
     return {key: Field.of(value) for key, value in said.items()}
 
 
-def _vocabulary(folder: Path, vocab_size: int, by_rank: bool, notes: list[str]) -> dict[str, Field]:
+def _vocabulary(
+    folder: Path, vocab_size: int, by_rank: bool, notes: list[str]
+) -> dict[str, Field]:
     from ggext.checkpoint.vocabulary.read import read_vocabulary
 
     vocabulary = read_vocabulary(folder, vocab_size, by_rank=by_rank)
@@ -338,7 +362,9 @@ def _of_gguf(
         problem = str(error)
     geometry = geometry_of(gguf.arch_keys(), gguf.arch)
     if ROPE_FREQS in names:
-        geometry = replace(geometry, turning=turning_pairs(factor_tensors(gguf)[ROPE_FREQS]))
+        geometry = replace(
+            geometry, turning=turning_pairs(factor_tensors(gguf)[ROPE_FREQS])
+        )
     try:
         scaling = _stated_scaling(gguf, geometry, names)
     except RopeError as error:
@@ -361,7 +387,9 @@ def _stated_scaling(
     gain = decode(keys, still_factors(geometry), gguf.arch).attention_factor
     usual = methods.make_table(scaling, geometry).attention_factor
     return (
-        scaling if abs(gain / usual - 1) <= EXACT_GAIN else replace(scaling, attention_factor=gain)
+        scaling
+        if abs(gain / usual - 1) <= EXACT_GAIN
+        else replace(scaling, attention_factor=gain)
     )
 
 

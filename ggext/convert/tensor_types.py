@@ -78,7 +78,9 @@ def plan_types(
     return TypePlan(kinds, wanted.upper(), packed | chosen)
 
 
-def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[str, int]:
+def _chosen(
+    tensors: Sequence[SourceTensor], overrides: Sequence[str]
+) -> dict[str, int]:
     """The type of every tensor that an override names. One-dimensional ones are float32 always."""
     names = [t.name for t in tensors if len(t.shape) > 1]
     chosen: dict[str, int] = {}
@@ -91,7 +93,8 @@ def _chosen(tensors: Sequence[SourceTensor], overrides: Sequence[str]) -> dict[s
         found = [
             n
             for n in names
-            if fnmatchcase(n, pattern) or fnmatchcase(n.removesuffix(".weight"), pattern)
+            if fnmatchcase(n, pattern)
+            or fnmatchcase(n.removesuffix(".weight"), pattern)
         ]
         if not found:
             raise UsageError(
@@ -124,7 +127,9 @@ def _check_quantization(wanted: str) -> None:
 
     names = quantization_names()
     if wanted.upper() not in names:
-        known = ", ".join(["auto", *NATIVE, *(n for n in names if n.lower() not in NATIVE)])
+        known = ", ".join(
+            ["auto", *NATIVE, *(n for n in names if n.lower() not in NATIVE)]
+        )
         raise UsageError(f"type={wanted!r} is unknown; known: {known}")
     if wanted in ("f32", "f16", "bf16"):
         raise UsageError(
@@ -143,7 +148,9 @@ def _refuse_quantized(tensors: Sequence[SourceTensor], option: str) -> None:
         )
 
 
-def _kind(tensor: SourceTensor, wanted: str, chosen: int | None, notes: list[str]) -> int:
+def _kind(
+    tensor: SourceTensor, wanted: str, chosen: int | None, notes: list[str]
+) -> int:
     """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
     if tensor.type not in _FLOATS:
         return tensor.type
@@ -151,7 +158,11 @@ def _kind(tensor: SourceTensor, wanted: str, chosen: int | None, notes: list[str
         return _whole_blocks(tensor, chosen, notes)
     if len(tensor.shape) == 1 or tensor.name.endswith(_KEPT_FLOAT32):
         return tensor.type if tensor.is_gguf else F32
-    return tensor.type if wanted == "auto" else _whole_blocks(tensor, NATIVE[wanted], notes)
+    return (
+        tensor.type
+        if wanted == "auto"
+        else _whole_blocks(tensor, NATIVE[wanted], notes)
+    )
 
 
 def _whole_blocks(tensor: SourceTensor, kind: int, notes: list[str]) -> int:

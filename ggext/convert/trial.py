@@ -64,7 +64,9 @@ def _hollow_file(fields: Mapping[str, Field], tensors: Sequence[TensorToWrite]) 
     infos = layout(tensors, alignment)
     start = roomy_length(packed_length(fields, infos), alignment)
     end = aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0
-    with tempfile.NamedTemporaryFile(prefix="ggext-", suffix=".gguf", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        prefix="ggext-", suffix=".gguf", delete=False
+    ) as file:
         try:
             file.write(pack_header(fields, infos, start))
             file.truncate(start + end)

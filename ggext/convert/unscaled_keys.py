@@ -46,17 +46,28 @@ def as_before(
     touched = touched_keys(arch)
     try:
         values = json.loads(fields[BEFORE_KEY].value)
-        before = {key: Field(ValueType(kind), value) for key, (kind, value) in values.items()}
+        before = {
+            key: Field(ValueType(kind), value) for key, (kind, value) in values.items()
+        }
         for key, field in before.items():
             if key not in touched or field.type is ValueType.ARRAY:
                 raise ValueError(f"{key} is not for it to say")
             field.packed()  # the value fits the type
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, GgufError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        GgufError,
+    ) as error:
         raise RopeError(
             f"{BEFORE_KEY} in the file is malformed ({error}); bake the file's source instead"
         ) from None
     result = {
-        key: field for key, field in fields.items() if key not in touched and key != BEFORE_KEY
+        key: field
+        for key, field in fields.items()
+        if key not in touched and key != BEFORE_KEY
     } | before
     prefix = f"{arch}."
     keys = {

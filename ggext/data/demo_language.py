@@ -43,7 +43,9 @@ PLACES = tuple(
 KEEPING = tuple("keeps left put hides stores".split())
 ANIMALS = tuple("dog cat bird fox horse mouse rabbit goat cow duck frog bear".split())
 QUALITIES = tuple("small old brown happy quiet clever hungry young".split())
-DOINGS = tuple("sleeps sings runs waits laughs jumps walks dreams dances smiles".split())
+DOINGS = tuple(
+    "sleeps sings runs waits laughs jumps walks dreams dances smiles".split()
+)
 MANNERS = tuple("softly slowly again today quickly now alone often".split())
 MEETINGS = tuple("sees follows feeds calls likes meets hears helps".split())
 
@@ -53,7 +55,10 @@ _STORY_FORMS: dict[int, tuple[str, ...]] = {
     3: ("{name} {doing}.",),
     4: ("{name} {doing} {manner}.", "The {animal} {doing}."),
     5: ("{name} {meeting} the {animal}.", "The {animal} {doing} {manner}."),
-    6: ("The {animal} {meeting} the {animal}.", "{name} {meeting} the {quality} {animal}."),
+    6: (
+        "The {animal} {meeting} the {animal}.",
+        "{name} {meeting} the {quality} {animal}.",
+    ),
     7: (
         "The {quality} {animal} {meeting} the {animal}.",
         "{name} {doing} and the {animal} {doing}.",
@@ -107,7 +112,17 @@ class RecallSample(NamedTuple):
 def vocabulary() -> tuple[str, ...]:
     """Every spelling that is one token: words after a space, and sentence starters without."""
     starters = (*NAMES, "The", "Where", "Look")
-    inner = ("the", "and", "is", "for", *OBJECTS, *PLACES, *KEEPING, *ANIMALS, *QUALITIES)
+    inner = (
+        "the",
+        "and",
+        "is",
+        "for",
+        *OBJECTS,
+        *PLACES,
+        *KEEPING,
+        *ANIMALS,
+        *QUALITIES,
+    )
     spaced = (*starters, *inner, *DOINGS, *MANNERS, *MEETINGS)
     return (*starters, *(f" {word}" for word in spaced))
 
@@ -136,11 +151,16 @@ def story_sentence(rng: Random, length: int) -> str:
 def story(rng: Random, n_sentences: int) -> str:
     """A text of `n_sentences` story sentences, without any fact."""
     lengths = tuple(_STORY_FORMS)
-    return " ".join(story_sentence(rng, rng.choice(lengths)) for _ in range(n_sentences))
+    return " ".join(
+        story_sentence(rng, rng.choice(lengths)) for _ in range(n_sentences)
+    )
 
 
 def facts(
-    rng: Random, count: int, keys: Sequence[str] = OBJECTS, places: Sequence[str] = PLACES
+    rng: Random,
+    count: int,
+    keys: Sequence[str] = OBJECTS,
+    places: Sequence[str] = PLACES,
 ) -> list[Fact]:
     """`count` facts about different objects; `count` is at most len(keys)."""
     return [
@@ -161,7 +181,9 @@ def document(rng: Random, told: Sequence[Fact], length: int) -> str:
     """
     gap = length - FACT_TOKENS * len(told)
     if not fills(gap):
-        raise ValueError(f"no text of {length} tokens tells {len(told)} facts; use fewer facts")
+        raise ValueError(
+            f"no text of {length} tokens tells {len(told)} facts; use fewer facts"
+        )
     sentences = [fact.sentence() for fact in told]
     while gap:
         size = rng.choice([size for size in _STORY_FORMS if fills(gap - size)])
@@ -171,7 +193,9 @@ def document(rng: Random, told: Sequence[Fact], length: int) -> str:
     return " ".join(sentences)
 
 
-def recall_sample(rng: Random, length: int, n_facts: int = RECALL_FACTS) -> RecallSample:
+def recall_sample(
+    rng: Random, length: int, n_facts: int = RECALL_FACTS
+) -> RecallSample:
     """A document and a question that fill a chat of exactly `length` tokens.
 
     Counted are the turn markers, the line break between document and question, and the answer
@@ -223,5 +247,12 @@ def training_chat(rng: Random, length: int, n_facts: tuple[int, int]) -> str:
     parts = [BOS, first, document(rng, told, room - further * TURN_TOKENS), joint]
     # With replacement: otherwise "a value not given yet" is a shortcut that a model learns instead.
     for fact in rng.choices(told, k=further + 1):
-        parts += [question(fact.key), END, ASSISTANT, answer(fact.key, fact.place), END, USER]
+        parts += [
+            question(fact.key),
+            END,
+            ASSISTANT,
+            answer(fact.key, fact.place),
+            END,
+            USER,
+        ]
     return "".join(parts[:-1])

@@ -11,7 +11,9 @@ from ggext.doctor.report import Finding, Report
 __all__ = ["Finding", "Report", "examine"]
 
 
-def examine(progress: Callable[[str], None] = lambda _: None, *, in_child: bool = True) -> Report:
+def examine(
+    progress: Callable[[str], None] = lambda _: None, *, in_child: bool = True
+) -> Report:
     """Looks at everything and runs the self-tests. Nothing that is missing or broken raises.
 
     ``in_child``: what calls llama.cpp runs in a child process, so that a test that ends its process
@@ -22,4 +24,6 @@ def examine(progress: Callable[[str], None] = lambda _: None, *, in_child: bool 
     steps = runs.possible_steps(versions.is_installed("llama-cpp-python"))
     findings += runs.findings(steps, progress, in_child=in_child)
     parts = ("versions", "machine", "backends", "tests")
-    return Report(tuple(sorted(findings, key=lambda finding: parts.index(finding.part))))
+    return Report(
+        tuple(sorted(findings, key=lambda finding: parts.index(finding.part)))
+    )

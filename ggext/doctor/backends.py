@@ -24,8 +24,12 @@ def own_findings() -> Iterator[Finding]:
         if native.available(kind):
             yield Finding("backends", name, "ok", "")
         else:
-            remedy = f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
-            yield Finding("backends", name, "missing", "not built, or it finds no device", remedy)
+            remedy = (
+                f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
+            )
+            yield Finding(
+                "backends", name, "missing", "not built, or it finds no device", remedy
+            )
 
 
 def llama_cpp() -> Iterator[Finding]:
@@ -56,14 +60,20 @@ def kernels() -> Iterator[Finding]:
     verdict = kernels.find_verdict()
     if verdict.fatal:
         value = f"ends the process: {verdict.fatal}"
-        yield Finding("backends", "matrix kernels", "wrong", value, kernels.rebuild_command())
+        yield Finding(
+            "backends", "matrix kernels", "wrong", value, kernels.rebuild_command()
+        )
         return
     if verdict.untested:
-        yield Finding("backends", "matrix kernels", "missing", f"not tried: {verdict.untested}")
+        yield Finding(
+            "backends", "matrix kernels", "missing", f"not tried: {verdict.untested}"
+        )
         return
     worth = _worth(kernels.speeds(verdict))
     for name, reason in verdict.unusable.items():
-        value = f"switched off with all special ones: {reason}; what that costs: {worth}"
+        value = (
+            f"switched off with all special ones: {reason}; what that costs: {worth}"
+        )
         remedy = kernels.rebuild_command()
         yield Finding("backends", f"matrix kernels {name}", "missing", value, remedy)
     if not verdict.unusable:
@@ -100,8 +110,14 @@ def devices() -> Iterator[Finding]:
         return
     for device in found:
         memory = next((m for m in memories if m.name == device.name), None)
-        free = f", {memory.free >> 20:,} of {memory.total >> 20:,} MiB free" if memory else ""
-        yield Finding("backends", f"device {device.name}", "ok", device.description + free)
+        free = (
+            f", {memory.free >> 20:,} of {memory.total >> 20:,} MiB free"
+            if memory
+            else ""
+        )
+        yield Finding(
+            "backends", f"device {device.name}", "ok", device.description + free
+        )
     kind = gpu_here()
     if kind and not memories:
         yield _unused_gpu(kind)

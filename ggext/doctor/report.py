@@ -32,4 +32,7 @@ class Report:
         return all(finding.state != "wrong" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"healthy": self.healthy, "findings": [asdict(finding) for finding in self.findings]}
+        return {
+            "healthy": self.healthy,
+            "findings": [asdict(finding) for finding in self.findings],
+        }

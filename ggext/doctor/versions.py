@@ -29,7 +29,8 @@ def findings() -> Iterator[Finding]:
     seen: set[str] = set()
     for requirement in map(Requirement, metadata.requires("ggext") or []):
         if requirement.name == "ggext" or requirement.name in seen:
-            continue  # an extra that names another one of ggext's, or a package of two extras
+            # An extra that names another one of ggext's, or a package of two extras.
+            continue
         extra = _extra_of(requirement)
         if extra is not None:
             seen.add(requirement.name)

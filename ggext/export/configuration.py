@@ -38,7 +38,9 @@ _SPECIAL = {
     "eos_token_id": "eos_token_id",
     "padding_token_id": "pad_token_id",
 }
-_GEMMA3_PERIOD = 6  # llama.cpp: the last of six layers attends to everything, if no key says so
+_GEMMA3_PERIOD = (
+    6  # llama.cpp: the last of six layers attends to everything, if no key says so
+)
 
 
 def config_values(source: ModelSource, dtype: str) -> dict[str, Any]:
@@ -61,9 +63,15 @@ def config_values(source: ModelSource, dtype: str) -> dict[str, Any]:
         elif needed:
             raise GgufError(f"{source.path}: {source.arch}.{key} is missing")
     heads = values["num_attention_heads"]
-    if not isinstance(heads, int) or not isinstance(values.get("num_key_value_heads", 1), int):
-        raise GgufError(f"{source.path}: layers with different numbers of heads are not exported")
-    values["head_dim"] = keys.get("attention.key_length", values["hidden_size"] // heads)
+    if not isinstance(heads, int) or not isinstance(
+        values.get("num_key_value_heads", 1), int
+    ):
+        raise GgufError(
+            f"{source.path}: layers with different numbers of heads are not exported"
+        )
+    values["head_dim"] = keys.get(
+        "attention.key_length", values["hidden_size"] // heads
+    )
     values["vocab_size"] = len(source.fields["tokenizer.ggml.tokens"].value)
     values["tie_word_embeddings"] = "output.weight" not in names
     values |= _of_family(source.arch, keys, names, values)

@@ -47,7 +47,9 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
 
-def export(options: ExportOptions, progress: Callable[[int], None] = lambda _: None) -> Exported:
+def export(
+    options: ExportOptions, progress: Callable[[int], None] = lambda _: None
+) -> Exported:
     """Writes the checkpoint, whole or not at all. Raises a ``GgextError``."""
     source = open_source(options.model)
     if not source.is_gguf:
@@ -87,7 +89,9 @@ def _dtype(options: ExportOptions, source: ModelSource, notes: list[str]) -> str
     if options.dtype == "auto":
         return prevailing_dtype(source.tensors)
     if options.dtype not in DTYPES:
-        raise GgufError(f"the type {options.dtype!r} is unknown; known: auto, {', '.join(DTYPES)}")
+        raise GgufError(
+            f"the type {options.dtype!r} is unknown; known: auto, {', '.join(DTYPES)}"
+        )
     return options.dtype
 
 
@@ -105,7 +109,9 @@ def _unfolded(source: ModelSource, notes: list[str]) -> ModelSource:
         for key, field in source.fields.items()
         if key.startswith(prefix)
     }
-    scaled = fold_query(source.tensors, source.arch, source.geometry, keys, 1 / source.query_scale)
+    scaled = fold_query(
+        source.tensors, source.arch, source.geometry, keys, 1 / source.query_scale
+    )
     return replace(source, tensors=scaled)
 
 
@@ -138,7 +144,11 @@ def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
     found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
     if found != expected:
         place = next(
-            (i for i, pair in enumerate(zip(found, expected, strict=False)) if pair[0] != pair[1]),
+            (
+                i
+                for i, pair in enumerate(zip(found, expected, strict=False))
+                if pair[0] != pair[1]
+            ),
             min(len(found), len(expected)),
         )
         raise GgufError(
@@ -150,4 +160,6 @@ def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
 
 
 def _write_json(path: Path, values: object, indent: int | None = 2) -> None:
-    path.write_text(json.dumps(values, indent=indent, ensure_ascii=False) + "\n", "utf-8")
+    path.write_text(
+        json.dumps(values, indent=indent, ensure_ascii=False) + "\n", "utf-8"
+    )

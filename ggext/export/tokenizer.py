@@ -45,7 +45,9 @@ class Vocabulary:
     def adds(self, role: str) -> bool:
         """Whether llama.cpp puts the token around a text; of SentencePiece the BOS by default."""
         default = role == "bos" and self.model == "llama"
-        return bool(self.get(f"add_{role}_token", default)) and self.text(role) is not None
+        return (
+            bool(self.get(f"add_{role}_token", default)) and self.text(role) is not None
+        )
 
     def tokenizer(self) -> dict[str, Any]:
         """``tokenizer.json``. Raises ``GgufError`` for a form that is not known."""
@@ -77,7 +79,9 @@ class Vocabulary:
         }
 
     def _added(self) -> Iterator[dict[str, Any]]:
-        for number, (text, kind) in enumerate(zip(self.tokens, self.types, strict=True)):
+        for number, (text, kind) in enumerate(
+            zip(self.tokens, self.types, strict=True)
+        ):
             if kind in (CONTROL, USER_DEFINED, UNKNOWN):
                 yield {
                     "id": number,
@@ -135,7 +139,8 @@ class Vocabulary:
             "normalizer": None,
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
             "decoder": _bytes(use_regex=True),
-            "model": _bpe(self._vocabulary(), merges) | {"ignore_merges": row.ignore_merges},
+            "model": _bpe(self._vocabulary(), merges)
+            | {"ignore_merges": row.ignore_merges},
         }
 
     def _pre_tokenizer(self) -> PreTokenizer:
@@ -163,7 +168,11 @@ class Vocabulary:
         if prefix:
             decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
         model = _bpe(self._vocabulary(), self._merges(scores))
-        model |= {"byte_fallback": True, "fuse_unk": True, "unk_token": self.text("unknown")}
+        model |= {
+            "byte_fallback": True,
+            "fuse_unk": True,
+            "unk_token": self.text("unknown"),
+        }
         return {
             "normalizer": {"type": "Sequence", "normalizers": [*normalizers, replace]},
             "pre_tokenizer": None,

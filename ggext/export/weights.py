@@ -59,7 +59,10 @@ def dequantized(tensor: SourceTensor) -> np.ndarray[Any, Any]:
     from gguf.quants import dequantize
 
     data = np.concatenate(
-        [np.fromfile(path, "u1", size, offset=start) for path, start, size in _places(tensor)]
+        [
+            np.fromfile(path, "u1", size, offset=start)
+            for path, start, size in _places(tensor)
+        ]
     )
     if tensor.type == F32:
         return data.view("<f4")
@@ -69,7 +72,9 @@ def dequantized(tensor: SourceTensor) -> np.ndarray[Any, Any]:
         return bfloat16_values(data.view("<u2"))
     try:
         rows = data.reshape(math.prod(tensor.shape[1:]), -1)
-        values: np.ndarray[Any, Any] = dequantize(rows, GGMLQuantizationType(tensor.type))
+        values: np.ndarray[Any, Any] = dequantize(
+            rows, GGMLQuantizationType(tensor.type)
+        )
     except NotImplementedError:
         raise GgufError(
             f"{tensor.place} is {type_name(tensor.type)}, which the gguf package cannot read back"
@@ -81,7 +86,9 @@ def _places(tensor: SourceTensor) -> list[tuple[Path, int, int]]:
     return replace(tensor, row_scale=None).stored()
 
 
-def inverted(family: Family, tensors: Sequence[SourceTensor], path: Path) -> Iterator[Inverted]:
+def inverted(
+    family: Family, tensors: Sequence[SourceTensor], path: Path
+) -> Iterator[Inverted]:
     """Every tensor of the family's rules. Raises ``GgufError`` for one that is missing, or is made
     in a way that cannot be taken back."""
     found = {tensor.name: tensor for tensor in tensors}
@@ -93,9 +100,13 @@ def inverted(family: Family, tensors: Sequence[SourceTensor], path: Path) -> Ite
             if rule.optional:
                 continue
             raise GgufError(f"{path}: the tensor {name} is missing")
-        simple = len(rule.sources) == 1 and not (rule.transposed or rule.view or rule.arranged)
+        simple = len(rule.sources) == 1 and not (
+            rule.transposed or rule.view or rule.arranged
+        )
         if not simple or rule.written is not None or rule.scales is not None:
-            raise GgufError(f"{path}: {name} is made of several tensors, and is not taken apart")
+            raise GgufError(
+                f"{path}: {name} is made of several tensors, and is not taken apart"
+            )
         if math.prod(found[name].shape) != math.prod(rule.shape):
             raise GgufError(
                 f"{path}: {name} has the shape {found[name].shape}, and its keys say "

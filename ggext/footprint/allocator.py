@@ -131,7 +131,9 @@ class _Blocks:
     def take(self, size: int) -> int:
         inner = self._free[:-1]
         fitting = min(
-            (b for b in reversed(inner) if b[1] >= size), key=lambda b: b[1], default=self._free[-1]
+            (b for b in reversed(inner) if b[1] >= size),
+            key=lambda b: b[1],
+            default=self._free[-1],
         )
         address = fitting[0]
         fitting[0] += size

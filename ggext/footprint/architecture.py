@@ -24,7 +24,15 @@ _NOT_PLAIN_KEYS = (
     "attention.indexer.",
     "attention.shared_kv",
 )
-_NOT_PLAIN = {"gemma3n", "gemma4", "llama4", "minimax-01", "t5", "t5encoder", "wavtokenizer-dec"}
+_NOT_PLAIN = {
+    "gemma3n",
+    "gemma4",
+    "llama4",
+    "minimax-01",
+    "t5",
+    "t5encoder",
+    "wavtokenizer-dec",
+}
 
 
 @dataclass(frozen=True)
@@ -144,7 +152,9 @@ def architecture(header: GgufFile) -> Architecture:
         name=header.arch,
         layers=tuple(
             Layer(h, 0 if any(state) else kv, *size, swa, *state)
-            for h, kv, size, swa, state in zip(heads, kv_heads, sizes, slides, states, strict=True)
+            for h, kv, size, swa, state in zip(
+                heads, kv_heads, sizes, slides, states, strict=True
+            )
         ),
         width=width,
         vocabulary=embedding.shape[1],
@@ -166,7 +176,12 @@ class _Numbers:
         self.header, self.keys = header, header.arch_keys()
 
     def number(
-        self, key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
+        self,
+        key: str,
+        default: int | None = None,
+        *,
+        least: int = 1,
+        most: int = 2**31 - 1,
     ) -> int:
         value = self.keys.get(key, default)
         if (
@@ -182,14 +197,18 @@ class _Numbers:
             )
         return value
 
-    def each(self, key: str, layers: int, default: list[int] | None = None) -> list[int]:
+    def each(
+        self, key: str, layers: int, default: list[int] | None = None
+    ) -> list[int]:
         """One number a layer; the file has one for all, or a list."""
         value = self.keys.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, list):
             return [self.number(key)] * layers
-        if len(value) < layers or not all(isinstance(v, int) and 0 <= v < 2**31 for v in value):
+        if len(value) < layers or not all(
+            isinstance(v, int) and 0 <= v < 2**31 for v in value
+        ):
             name = f"{self.header.arch}.{key}"
             raise GgufError(
                 f"{self.header.path}: {name} is not a list of {layers} numbers; the file is damaged"
@@ -240,10 +259,14 @@ def _slides(read: _Numbers, layers: int) -> list[bool]:
         raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
 
 
-def _head_sizes(read: _Numbers, head: int, latent: Latent | None, slides: bool) -> tuple[int, int]:
+def _head_sizes(
+    read: _Numbers, head: int, latent: Latent | None, slides: bool
+) -> tuple[int, int]:
     if latent is not None:
         return latent.rank + latent.rope, 0
-    key, value = (read.number(f"attention.{kind}_length", head) for kind in ("key", "value"))
+    key, value = (
+        read.number(f"attention.{kind}_length", head) for kind in ("key", "value")
+    )
     if slides:
         key, value = (
             read.number(f"attention.{kind}_length_swa", size)

@@ -79,7 +79,9 @@ def is_quantized(kv_type: str) -> bool:
 def check_swa(swa: str) -> None:
     """Raises UsageError for what layers with a sliding window cannot keep."""
     if swa not in get_args(Swa):
-        raise UsageError(f"swa is {swa!r}, but must be one of {', '.join(get_args(Swa))}")
+        raise UsageError(
+            f"swa is {swa!r}, but must be one of {', '.join(get_args(Swa))}"
+        )
 
 
 def whole_windows(swa: Swa, window: int, tokens: int, batch: int) -> bool:
@@ -102,7 +104,9 @@ def cells(arch: Architecture, layer: Layer, context: Context) -> int:
     """Tokens that a layer's cache holds."""
     if not layer.slides or context.whole_windows:
         return context.cells
-    return _window_cells(arch.window * context.sequences, context.tokens, context.ubatch)
+    return _window_cells(
+        arch.window * context.sequences, context.tokens, context.ubatch
+    )
 
 
 def cache_bytes(arch: Architecture, context: Context) -> list[int]:
@@ -115,7 +119,9 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
             sizes.append(_state_bytes(layer) * context.sequences)
             continue
         # without flash attention values are stored transposed, with as many rows in each layer
-        value_row = layer.value_row if context.flash_attention or not layer.value else widest
+        value_row = (
+            layer.value_row if context.flash_attention or not layer.value else widest
+        )
         count = cells(arch, layer, context)
         sizes.append(
             _bytes(layer.key_row, layer.key, count, context)
@@ -131,12 +137,16 @@ def checkpoint_bytes(arch: Architecture, context: Context) -> int:
     if context.whole_windows or not arch.window:
         return states
     count = CHECKPOINTS * min(arch.window, context.tokens)
-    rows = ((row, head) for layer in arch.layers if layer.slides for row, head in layer.rows)
+    rows = (
+        (row, head) for layer in arch.layers if layer.slides for row, head in layer.rows
+    )
     return states + sum(_bytes(row, head, count, context) for row, head in rows)
 
 
 def _state_bytes(layer: Layer) -> int:
-    return 4 * (layer.convolved + layer.state)  # float32, whatever the type of keys and values
+    return 4 * (
+        layer.convolved + layer.state
+    )  # float32, whatever the type of keys and values
 
 
 def _bytes(row: int, head: int, count: int, context: Context) -> int:

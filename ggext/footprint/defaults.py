@@ -95,7 +95,9 @@ def cores_of_affinity() -> int:
     siblings = set()
     for cpu in cpus:
         try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+            with open(
+                f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+            ) as file:
                 siblings.add(file.read())
         except OSError:
             return len(cpus)

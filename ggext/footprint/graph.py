@@ -15,7 +15,12 @@ from ggext.footprint.cache import Context, cells, is_quantized
 from ggext.footprint.recurrent import Recurrent
 from ggext.llama_cpp_facts.recurrent import CONVOLUTIONS, DELTA_NETS
 
-_SCALED_QUERIES = ("gemma", "gemma2", "gemma3", "phi3")  # before attention instead of in it
+_SCALED_QUERIES = (
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "phi3",
+)  # before attention instead of in it
 
 
 def compute_bytes(arch: Architecture, context: Context) -> int:
@@ -27,7 +32,9 @@ def compute_bytes(arch: Architecture, context: Context) -> int:
 def input_bytes(arch: Architecture, context: Context) -> int:
     """Bytes of the buffer in addition to the GPU's where that computes all layers: the graph's
     inputs and the embeddings."""
-    return _Builder(arch, context).build().leaf_bytes() + 4 * arch.width * context.ubatch
+    return (
+        _Builder(arch, context).build().leaf_bytes() + 4 * arch.width * context.ubatch
+    )
 
 
 class _Inputs(NamedTuple):
@@ -52,12 +59,16 @@ class _Builder(Recurrent):
         }
 
     def build(self) -> Graph:
-        current = self.graph.expand(self.op((self.arch.width, self.n), Tensor((self.n,))))
+        current = self.graph.expand(
+            self.op((self.arch.width, self.n), Tensor((self.n,)))
+        )
         self.graph.expand(
             Tensor((self.arch.width, self.n))
         )  # the other way in: embeddings instead of tokens
         for i, layer in enumerate(self.arch.layers):
-            current = self._layer(f"blk.{i}.", layer, current, last=i == len(self.arch.layers) - 1)
+            current = self._layer(
+                f"blk.{i}.", layer, current, last=i == len(self.arch.layers) - 1
+            )
         kept: tuple[Tensor, ...] = ()
         if self._selects_last:
             kept = (current,)  # an output of the graph too
@@ -84,16 +95,22 @@ class _Builder(Recurrent):
 
     def _attention_inputs(self, slides: bool) -> _Inputs:
         layer = next(
-            layer for layer in self.arch.layers if layer.slides == slides and not layer.recurs
+            layer
+            for layer in self.arch.layers
+            if layer.slides == slides and not layer.recurs
         )
         flash = self.context.flash_attention
         rows = 1 if flash else max(layer.value_row for layer in self.arch.layers)
-        mask = Tensor((cells(self.arch, layer, self.context), self.n), item=2 if flash else 4)
+        mask = Tensor(
+            (cells(self.arch, layer, self.context), self.n), item=2 if flash else 4
+        )
         key = value = None
         if is_quantized(self.context.kv_type) and self.arch.latent is None:
             key = Tensor((layer.key & -layer.key,) * 2) if layer.key % 64 == 0 else None
             value = Tensor((64, 64)) if layer.value % 64 == 0 else None
-        return _Inputs(Tensor((self.n,), item=8), Tensor((self.n, rows), item=8), mask, key, value)
+        return _Inputs(
+            Tensor((self.n,), item=8), Tensor((self.n, rows), item=8), mask, key, value
+        )
 
     def _layer(self, at: str, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
         residual, normed = x, self.norm(x, f"{at}attn_norm")
@@ -119,7 +136,11 @@ class _Builder(Recurrent):
 
     def _mixed(self, at: str, layer: Layer, x: Tensor) -> Tensor:
         if layer.recurs:
-            return self.delta_net(at, layer, x) if layer.state else self.convolution(at, layer, x)
+            return (
+                self.delta_net(at, layer, x)
+                if layer.state
+                else self.convolution(at, layer, x)
+            )
         attend = self._latent_attention if self.arch.latent else self._attention
         return attend(at, layer, x)
 
@@ -150,7 +171,9 @@ class _Builder(Recurrent):
 
     def _store(self, rows: Tensor, places: Tensor) -> None:
         """Puts keys or values into the cache."""
-        self.graph.expand(Tensor((1,), (self.view(rows, rows.shape), places), stored=True))
+        self.graph.expand(
+            Tensor((1,), (self.view(rows, rows.shape), places), stored=True)
+        )
 
     def _queries_keys_values(
         self, at: str, layer: Layer, x: Tensor
@@ -165,7 +188,9 @@ class _Builder(Recurrent):
         )
         if self.arch.has(f"{at}attn_qkv.weight"):
             fused = self.matrix(x, f"{at}attn_qkv")
-            q, k, v = (self.view(fused, (size, heads, self.n)) for heads, size in shapes)
+            q, k, v = (
+                self.view(fused, (size, heads, self.n)) for heads, size in shapes
+            )
         else:
             parts = [self.matrix(x, f"{at}attn_{name}") for name in "qkv"]
             if self._norms_heads_as_one:
@@ -198,7 +223,8 @@ class _Builder(Recurrent):
             x = self.op((value, layer.heads, self.n), q, mask)
             if latent:
                 x = self.op(
-                    (latent.value, self.n, layer.heads), self.view(x, (value, self.n, layer.heads))
+                    (latent.value, self.n, layer.heads),
+                    self.view(x, (value, self.n, layer.heads)),
                 )
                 x = self.op(
                     (latent.value, layer.heads, self.n),
@@ -231,13 +257,20 @@ class _Builder(Recurrent):
         else:
             q = self.matrix(q, f"{at}attn_q")
         compressed = self.matrix(x, f"{at}attn_kv_a_mqa")
-        q_rope = self.same(self.view(q, (latent.rope, layer.heads, self.n)), self.positions)
+        q_rope = self.same(
+            self.view(q, (latent.rope, layer.heads, self.n)), self.positions
+        )
         absorbed = self.op(
-            (latent.rank, self.n, layer.heads), self.view(q, (latent.head, self.n, layer.heads))
+            (latent.rank, self.n, layer.heads),
+            self.view(q, (latent.head, self.n, layer.heads)),
         )
         absorbed = self.view(absorbed, (latent.rank, layer.heads, self.n))
-        k_rope = self.same(self.view(compressed, (latent.rope, 1, self.n)), self.positions)
-        values = self.norm(self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm")
+        k_rope = self.same(
+            self.view(compressed, (latent.rope, 1, self.n)), self.positions
+        )
+        values = self.norm(
+            self.view(compressed, (latent.rank, self.n)), f"{at}attn_kv_a_norm"
+        )
         values = self.view(values, (latent.rank, 1, self.n))
         q = self.op((layer.key, layer.heads, self.n), absorbed, q_rope)
         k = self.op((layer.key, 1, self.n), values, k_rope)
@@ -262,7 +295,9 @@ class _Builder(Recurrent):
     def _dense(self, at: str, kind: str, x: Tensor) -> Tensor:
         down = f"{at}ffn_down{kind}"
         width = (
-            self.arch.tensors[f"{down}.weight"].shape[0] if self.arch.has(f"{down}.weight") else 0
+            self.arch.tensors[f"{down}.weight"].shape[0]
+            if self.arch.has(f"{down}.weight")
+            else 0
         )
         up = self.matrix(x, f"{at}ffn_up{kind}")
         if self.arch.has(f"{at}ffn_gate{kind}.weight"):
@@ -286,14 +321,20 @@ class _Builder(Recurrent):
             weights = self.view(self.same(self.view(weights, (used, n))), (1, used, n))
         elif self._weights_are_normed:
             flat = self.view(weights, (used, n))
-            weights = self.view(self.same(flat, self.same(self.op((1, n), flat))), (1, used, n))
+            weights = self.view(
+                self.same(flat, self.same(self.op((1, n), flat))), (1, used, n)
+            )
         self.graph.expand(weights)
         x = self.view(x, (x.shape[0], 1, n))
         up = self._expert_matrix(x, f"{at}ffn_up_exps", chosen)
         gate = self._expert_matrix(x, f"{at}ffn_gate_exps", chosen)
-        x = self._expert_matrix(self.op(gate.shape, gate, up), f"{at}ffn_down_exps", chosen)
+        x = self._expert_matrix(
+            self.op(gate.shape, gate, up), f"{at}ffn_down_exps", chosen
+        )
         x = self.graph.expand(self.same(x, weights))
-        parts = [self.graph.expand(self.view(x, (self.arch.width, n))) for _ in range(used)]
+        parts = [
+            self.graph.expand(self.view(x, (self.arch.width, n))) for _ in range(used)
+        ]
         total = parts[0]
         for part in parts[1:]:
             total = self.graph.expand(self.same(total, part))
@@ -301,10 +342,16 @@ class _Builder(Recurrent):
 
     @property
     def _weights_are_normed(self) -> bool:
-        return self.arch.name not in ("qwen2moe", "deepseek2", "mistral4") or self.arch.flag(
-            "expert_weights_norm"
-        )
+        return self.arch.name not in (
+            "qwen2moe",
+            "deepseek2",
+            "mistral4",
+        ) or self.arch.flag("expert_weights_norm")
 
     def _expert_matrix(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
-        x = self.op((self.arch.rows(f"{name}.weight"), self.arch.experts_used, self.n), x, chosen)
+        x = self.op(
+            (self.arch.rows(f"{name}.weight"), self.arch.experts_used, self.n),
+            x,
+            chosen,
+        )
         return self.same(x, chosen) if self.arch.has(f"{name}.bias") else x

@@ -20,14 +20,17 @@ _MEMORY = {
 }
 _OBSERVED = 0.1  # seconds that tell how busy the cores are
 _STALE = 5.0  # seconds after which an observation's beginning is too old
-_SHARE = 0.75  # of the physical memory, where the system does not say what is free
+#: Of the physical memory, where the system does not say what is free.
+_SHARE = 0.75
 
 
 def free_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int | None:
     """Bytes that can be had without swapping, within the limits of the containers that this process
     runs in. None where the system does not say."""
     limits = [
-        room for room in (_available(proc), *_container_rooms(proc, cgroups)) if room is not None
+        room
+        for room in (_available(proc), *_container_rooms(proc, cgroups))
+        if room is not None
     ]
     return max(min(limits), 0) if limits else None
 
@@ -47,7 +50,11 @@ def _windows_memory() -> int | None:
     """What GlobalMemoryStatusEx calls available: physical memory without swapping."""
     kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 - only there
     status = _MemoryStatus(ctypes.sizeof(_MemoryStatus))
-    return int(status.available) if kernel.GlobalMemoryStatusEx(ctypes.byref(status)) else None
+    return (
+        int(status.available)
+        if kernel.GlobalMemoryStatusEx(ctypes.byref(status))
+        else None
+    )
 
 
 class _MemoryStatus(ctypes.Structure):
@@ -101,7 +108,10 @@ def _quota_2(group: Path) -> float | None:
 
 
 def _quota_1(group: Path) -> float | None:
-    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    quota, period = (
+        _number(group / "cpu.cfs_quota_us"),
+        _number(group / "cpu.cfs_period_us"),
+    )
     return quota / period if quota and period and quota > 0 and period > 0 else None
 
 
@@ -160,7 +170,9 @@ def _own_seconds() -> float:
     return own.user + own.system
 
 
-def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[list[Path], int]]:
+def _groups(
+    proc: Path, cgroups: Path, controller: str
+) -> Iterator[tuple[list[Path], int]]:
     """The control groups above this process, the nearest first, and their version (1 or 2)."""
     try:
         lines = (proc / "self" / "cgroup").read_text(encoding="ascii").splitlines()
@@ -173,7 +185,11 @@ def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[list[P
         elif controller in controllers.split(","):
             # The folder is named after the controller, or after all that are mounted together.
             root = next(
-                (cgroups / name for name in (controller, controllers) if (cgroups / name).is_dir()),
+                (
+                    cgroups / name
+                    for name in (controller, controllers)
+                    if (cgroups / name).is_dir()
+                ),
                 cgroups / controller,
             )
             yield _above(root, path), 1
@@ -181,7 +197,9 @@ def _groups(proc: Path, cgroups: Path, controller: str) -> Iterator[tuple[list[P
 
 def _above(root: Path, path: str) -> list[Path]:
     folder = root / path.lstrip("/")
-    return [group for group in (folder, *folder.parents) if root in (group, *group.parents)]
+    return [
+        group for group in (folder, *folder.parents) if root in (group, *group.parents)
+    ]
 
 
 def _number(file: Path) -> int | None:
@@ -194,7 +212,9 @@ def _number(file: Path) -> int | None:
 def _reclaimable(file: Path) -> int:
     """Bytes of cached files, which the kernel gives back when memory is needed."""
     try:
-        lines = dict(line.split() for line in file.read_text(encoding="ascii").splitlines())
+        lines = dict(
+            line.split() for line in file.read_text(encoding="ascii").splitlines()
+        )
         return int(lines.get("total_inactive_file") or lines["inactive_file"])
     except (OSError, KeyError, ValueError):
         return 0

@@ -24,9 +24,8 @@ from ggext.footprint.graph import compute_bytes, input_bytes
 from ggext.gguf.reader import GgufFile
 
 LONGEST = 1 << 26  # tokens; beyond it no search goes
-_HEADROOM = (
-    0.95  # of what is free; the rest is for threads' buffers and for what others begin to use
-)
+#: Share of what is free; the rest is for threads' buffers and for what others begin to use.
+_HEADROOM = 0.95
 #: Bytes that the scores and logits of a batch may take for being larger than need be.
 _ROWS = 1 << 28
 
@@ -48,7 +47,9 @@ class Choices:
     def __post_init__(self) -> None:
         check_swa(self.swa)
         if self.batch is not None and not 1 <= self.batch <= LONGEST:
-            raise UsageError(f"the batch is {self.batch}, but must be from 1 to {LONGEST} tokens")
+            raise UsageError(
+                f"the batch is {self.batch}, but must be from 1 to {LONGEST} tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,9 @@ class Planner:
     def _least(self, tokens: int, free: Memories) -> Context:
         """`context` with the fewest tokens at once."""
         flash = True if self._needs_flash_attention else self.choices.flash_attention
-        whole = whole_windows(self.choices.swa, self.arch.window, tokens, min(self._batch, tokens))
+        whole = whole_windows(
+            self.choices.swa, self.arch.window, tokens, min(self._batch, tokens)
+        )
         context = Context(tokens, self._batch, self.choices.kv_type, bool(flash), whole)
         if flash is None and free.hold(*self.shares(context)) is False:
             return replace(context, flash_attention=True)
@@ -134,7 +137,9 @@ class Planner:
     @property
     def _needs_flash_attention(self) -> bool:
         nobody_chose = self.choices.flash_attention is None
-        return nobody_chose and (self.gpu_layers > 0 or is_quantized(self.choices.kv_type))
+        return nobody_chose and (
+            self.gpu_layers > 0 or is_quantized(self.choices.kv_type)
+        )
 
     @cached_property
     def _batch(self) -> int:
@@ -152,11 +157,21 @@ class Planner:
         on_gpu, in_ram = self._weights()
         compute = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
-        beside = input_bytes(self.arch, context) if self.gpu_layers and first == 0 else compute
-        ram = Share(
-            in_ram, sum(caches[:first]), beside, output, checkpoint_bytes(self.arch, context)
+        beside = (
+            input_bytes(self.arch, context)
+            if self.gpu_layers and first == 0
+            else compute
         )
-        return ram, Share(on_gpu, sum(caches[first:]), compute) if self.gpu_layers else Share()
+        ram = Share(
+            in_ram,
+            sum(caches[:first]),
+            beside,
+            output,
+            checkpoint_bytes(self.arch, context),
+        )
+        return ram, Share(
+            on_gpu, sum(caches[first:]), compute
+        ) if self.gpu_layers else Share()
 
     @property
     def _first_on_gpu(self) -> int:
@@ -175,7 +190,9 @@ class Planner:
             output = name.startswith("output") or (
                 name == "token_embd.weight" and not self.arch.has("output.weight")
             )
-            there = bool(self.gpu_layers) and (layer >= first if layer is not None else output)
+            there = bool(self.gpu_layers) and (
+                layer >= first if layer is not None else output
+            )
             on_gpu += info.nbytes * there
             in_ram += info.nbytes * (not there or name == "token_embd.weight")
         return on_gpu, in_ram
@@ -187,7 +204,9 @@ class Planner:
         if free.hold(*self.shares(self._least(self.arch.context, free))) is not False:
             return self.arch.context
         if self.choices.flash_attention is None and not self._needs_flash_attention:
-            without = replace(self, choices=replace(self.choices, flash_attention=False))
+            without = replace(
+                self, choices=replace(self.choices, flash_attention=False)
+            )
             return without.largest(free) or self.largest(free)
         return self.largest(free)
 
@@ -205,18 +224,27 @@ class Planner:
         swa: tuple[Swa, ...] = (
             ("auto", "small") if self.choices.swa == "auto" else (self.choices.swa,)
         )
-        planners = [replace(self, choices=replace(self.choices, swa=kept)) for kept in swa]
+        planners = [
+            replace(self, choices=replace(self.choices, swa=kept)) for kept in swa
+        ]
         steps = range(1, LONGEST // STEP + 1)
         found = [
             bisect_left(steps, True, key=partial(too_large, planner=planner))
             for planner in planners
         ]
         return (
-            max((count for count in found if count and not too_large(count, self)), default=0)
+            max(
+                (count for count in found if count and not too_large(count, self)),
+                default=0,
+            )
             * STEP
         )
 
 
 def _layer_of(name: str) -> int | None:
     parts = name.split(".", 2)
-    return int(parts[1]) if parts[0] == "blk" and len(parts) > 1 and parts[1].isdecimal() else None
+    return (
+        int(parts[1])
+        if parts[0] == "blk" and len(parts) > 1 and parts[1].isdecimal()
+        else None
+    )

@@ -27,7 +27,9 @@ class Recurrent(Nodes):
         channels = inner + 2 * n_keys * n_state
         mixed = self.same(self._convolved(layer, qkv, channels))
         state = self._state(layer.state)
-        q, k = (self._normed(self.view(mixed, (n_state, n_keys, self.n))) for _ in range(2))
+        q, k = (
+            self._normed(self.view(mixed, (n_state, n_keys, self.n))) for _ in range(2)
+        )
         if self.arch.name == "qwen3next" and heads != n_keys:
             q, k = (self.op((n_state, heads, self.n), t) for t in (q, k))
         v = self.view(mixed, (n_state, heads, self.n))
@@ -37,12 +39,16 @@ class Recurrent(Nodes):
         x = self.same(x, self.same(self.view(gate, (n_state, heads, self.n))))
         return self.matrix(self.view(x, (inner, self.n)), f"{at}ssm_out")
 
-    def _projections(self, at: str, x: Tensor, inner: int, n_each: int) -> tuple[Tensor, Tensor]:
+    def _projections(
+        self, at: str, x: Tensor, inner: int, n_each: int
+    ) -> tuple[Tensor, Tensor]:
         """Queries, keys and values, and the gates."""
         if not self.arch.has(f"{at}ssm_in.weight"):
             return self.matrix(x, f"{at}attn_qkv"), self.matrix(x, f"{at}attn_gate")
         fused = self.matrix(x, f"{at}ssm_in")
-        q, k, v, gate = (self.op((size, self.n), fused) for size in (n_each, n_each, inner, inner))
+        q, k, v, gate = (
+            self.op((size, self.n), fused) for size in (n_each, n_each, inner, inner)
+        )
         qk = self.op((2 * n_each, self.n), q, k)
         return self.op((2 * n_each + inner, self.n), qk, v), gate
 
@@ -51,7 +57,9 @@ class Recurrent(Nodes):
             both = self.matrix(x, f"{at}ssm_ba")
             beta, alpha = (self.op((heads, self.n), both) for _ in range(2))
         else:
-            beta, alpha = (self.matrix(x, f"{at}ssm_{name}") for name in ("beta", "alpha"))
+            beta, alpha = (
+                self.matrix(x, f"{at}ssm_{name}") for name in ("beta", "alpha")
+            )
         return self.same(beta), self.same(self.same(self.same(alpha)))
 
     def _convolved(self, layer: Layer, x: Tensor, channels: int) -> Tensor:

@@ -9,19 +9,29 @@ from pathlib import Path
 from ggext.gguf import disk
 from ggext.gguf.disk import Progress, silent
 from ggext.gguf.edit import Edit
-from ggext.gguf.header import BLOCK, alignment_of, pack_header, packed_length, roomy_length
+from ggext.gguf.header import (
+    BLOCK,
+    alignment_of,
+    pack_header,
+    packed_length,
+    roomy_length,
+)
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.writer import output_errors, replacing
 
 
-def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = silent) -> str:
+def write_beside(
+    out: Path, gguf: GgufFile, edit: Edit, progress: Progress = silent
+) -> str:
     """``edit`` of ``gguf`` as the file ``out``, which is whole or absent. Returns ``shared`` or
     ``copied``.
 
     The header is made as long as keeps the data at the same place within a block: only whole blocks
     are shared."""
     needed = packed_length(edit.fields, edit.infos)
-    start = roomy_length(needed, alignment_of(edit.fields), congruent_to=gguf.data_offset)
+    start = roomy_length(
+        needed, alignment_of(edit.fields), congruent_to=gguf.data_offset
+    )
     header = pack_header(edit.fields, edit.infos, start, gguf.version)
     source_at = gguf.data_offset // BLOCK * BLOCK
     target_at = start - gguf.data_offset + source_at
@@ -38,7 +48,13 @@ def write_beside(out: Path, gguf: GgufFile, edit: Edit, progress: Progress = sil
         os.ftruncate(target, target_at + length)
         if length:
             shared = disk.transfer(
-                source.fileno(), target, source_at, target_at, length, out.parent, progress
+                source.fileno(),
+                target,
+                source_at,
+                target_at,
+                length,
+                out.parent,
+                progress,
             )
         disk.write_at(target, header, 0)
         for offset, data in edit.patches:

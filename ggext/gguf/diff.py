@@ -45,7 +45,11 @@ def _value(field: Field | None, than: Field | None) -> str | None:
     if field is None:
         return None
     if field.type is not ValueType.ARRAY:
-        kind = f" ({field.type.name})" if than is not None and than.type is not field.type else ""
+        kind = (
+            f" ({field.type.name})"
+            if than is not None and than.type is not field.type
+            else ""
+        )
         return _short(field.value) + kind
     assert field.item_type is not None
     text = f"{len(field.value):,} × {field.item_type.name}"
@@ -53,7 +57,11 @@ def _value(field: Field | None, than: Field | None) -> str | None:
         return text
     pairs = zip(field.value, than.value, strict=False)
     first = next((i for i, (mine, theirs) in enumerate(pairs) if mine != theirs), None)
-    return text if first is None else f"{text}, number {first:,} is {_short(field.value[first])}"
+    return (
+        text
+        if first is None
+        else f"{text}, number {first:,} is {_short(field.value[first])}"
+    )
 
 
 def _short(value: Any) -> str:
@@ -84,7 +92,9 @@ def _differing_bytes(
 ) -> int:
     import numpy as np
 
-    left, right = (np.frombuffer(gguf.tensor_data(name), np.uint8) for gguf in (one, other))
+    left, right = (
+        np.frombuffer(gguf.tensor_data(name), np.uint8) for gguf in (one, other)
+    )
     count = 0
     for start in range(0, len(left), _CHUNK):
         ours, theirs = left[start : start + _CHUNK], right[start : start + _CHUNK]

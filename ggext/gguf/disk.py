@@ -85,7 +85,9 @@ def sync_folder(folder: Path) -> None:
     system.sync_folder(folder)
 
 
-def share(source: int, target: int, source_at: int, target_at: int, length: int) -> bool:
+def share(
+    source: int, target: int, source_at: int, target_at: int, length: int
+) -> bool:
     """Let ``target`` refer to the blocks of ``source``; all three numbers are whole blocks, or
     reach to the end. False where the file system cannot."""
     if sys.platform != "linux":
@@ -94,7 +96,9 @@ def share(source: int, target: int, source_at: int, target_at: int, length: int)
 
     try:
         fcntl.ioctl(
-            target, _FICLONERANGE, struct.pack("=qQQQ", source, source_at, length, target_at)
+            target,
+            _FICLONERANGE,
+            struct.pack("=qQQQ", source, source_at, length, target_at),
         )
     except OSError as error:
         if error.errno in UNSUPPORTED:
@@ -104,7 +108,12 @@ def share(source: int, target: int, source_at: int, target_at: int, length: int)
 
 
 def copy(
-    source: int, target: int, source_at: int, target_at: int, length: int, progress: Progress
+    source: int,
+    target: int,
+    source_at: int,
+    target_at: int,
+    length: int,
+    progress: Progress,
 ) -> None:
     """``copy_file_range`` where there is such a thing, else through memory."""
     by_kernel = hasattr(os, "copy_file_range")
@@ -124,7 +133,11 @@ def copy(
             write_at(target, data, target_at)
             moved = len(data)
         progress(moved)
-        source_at, target_at, length = source_at + moved, target_at + moved, length - moved
+        source_at, target_at, length = (
+            source_at + moved,
+            target_at + moved,
+            length - moved,
+        )
 
 
 def transfer(

@@ -11,7 +11,14 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from ggext.errors import GgufError
-from ggext.gguf.header import BLOCK, alignment_of, fits, pack_header, packed_length, roomy_length
+from ggext.gguf.header import (
+    BLOCK,
+    alignment_of,
+    fits,
+    pack_header,
+    packed_length,
+    roomy_length,
+)
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import Field, TensorInfo, aligned
 
@@ -76,8 +83,12 @@ def plan_edit(
     ``DataWouldMoveError``."""
     infos = sorted(gguf.tensors.values(), key=lambda t: t.offset)
     overwritten = {t.name for t in add if _has_place(gguf, t)}
-    patches = [(gguf.tensors[t.name].offset, t.data) for t in add if t.name in overwritten]
-    leaving = gguf.tensors.keys() & (remove.keys() | {t.name for t in add}) - overwritten
+    patches = [
+        (gguf.tensors[t.name].offset, t.data) for t in add if t.name in overwritten
+    ]
+    leaving = (
+        gguf.tensors.keys() & (remove.keys() | {t.name for t in add}) - overwritten
+    )
     while infos and infos[-1].name in leaving:
         leaving.remove(infos.pop().name)
     for name in leaving:
@@ -95,15 +106,23 @@ def plan_edit(
     for tensor in add:
         if tensor.name not in overwritten:
             offset = _end(infos, gguf.alignment)
-            gap = max(0, offset - length)  # after a last tensor that its writer did not pad
+            gap = max(
+                0, offset - length
+            )  # after a last tensor that its writer did not pad
             data = tensor.data.ljust(aligned(len(tensor.data), gguf.alignment), b"\0")
             patches.append((offset - gap, bytes(gap) + data))
             infos.append(
-                TensorInfo(tensor.name, tensor.shape, tensor.type, offset, len(tensor.data))
+                TensorInfo(
+                    tensor.name, tensor.shape, tensor.type, offset, len(tensor.data)
+                )
             )
             length = offset + len(data)
     return Edit(
-        _counted(fields, len(infos) - len(gguf.tensors)), infos, patches, length, sorted(leaving)
+        _counted(fields, len(infos) - len(gguf.tensors)),
+        infos,
+        patches,
+        length,
+        sorted(leaving),
     )
 
 
@@ -126,10 +145,15 @@ def _counted(fields: Mapping[str, Field], more: int) -> dict[str, Field]:
     return result
 
 
-def in_place(gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK) -> Change:
+def in_place(
+    gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK
+) -> Change:
     """The change that makes ``edit`` of the file itself. ``old_header``: its bytes up to the data
     (all of them where there is no data). ``block``: what the file system moves data by."""
-    alignment, needed = alignment_of(edit.fields), packed_length(edit.fields, edit.infos)
+    alignment, needed = (
+        alignment_of(edit.fields),
+        packed_length(edit.fields, edit.infos),
+    )
     start, old_length = len(old_header), max(0, gguf.size - gguf.data_offset)
     insert_at = (start - 1) // block * block
     if not old_length:
@@ -140,7 +164,9 @@ def in_place(gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK) 
         step = max(block, alignment, BLOCK)
         # longer than what a removed tensor leaves, so that the file's size tells whether the data
         # has moved
-        least = max(roomy_length(needed, alignment) - start, old_length - edit.data_length + 1)
+        least = max(
+            roomy_length(needed, alignment) - start, old_length - edit.data_length + 1
+        )
         inserted = aligned(least, step)
         new_start = start + inserted
     header = pack_header(edit.fields, edit.infos, new_start, gguf.version)
@@ -151,14 +177,18 @@ def in_place(gguf: GgufFile, edit: Edit, old_header: bytes, block: int = BLOCK) 
     )
     writes = _differences(before, header)
     writes += [(new_start + offset, data) for offset, data in edit.patches]
-    return Change(edit, gguf.size, new_start + edit.data_length, insert_at, inserted, writes)
+    return Change(
+        edit, gguf.size, new_start + edit.data_length, insert_at, inserted, writes
+    )
 
 
 def _differences(old: bytes, new: bytes) -> list[Patch]:
     """Runs of blocks of ``new`` that differ from ``old``, which may be shorter."""
     starts = range(0, len(new), BLOCK)
     runs = []
-    for differs, run in groupby(starts, lambda at: old[at : at + BLOCK] != new[at : at + BLOCK]):
+    for differs, run in groupby(
+        starts, lambda at: old[at : at + BLOCK] != new[at : at + BLOCK]
+    ):
         if differs:
             blocks = list(run)
             runs.append((blocks[0], new[blocks[0] : blocks[-1] + BLOCK]))

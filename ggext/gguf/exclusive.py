@@ -59,7 +59,9 @@ class ExclusiveFile:
     def sync(self) -> None:
         disk.sync(self.handle)
 
-    def insert(self, at: int, length: int, successor: Successor, progress: Progress) -> str:
+    def insert(
+        self, at: int, length: int, successor: Successor, progress: Progress
+    ) -> str:
         """Zeros at a block's start; returns how the bytes after them got to their place."""
         try:
             disk.insert_range(self.handle, at, length)
@@ -69,7 +71,9 @@ class ExclusiveFile:
             return self._rebuild(at, at, at + length, successor, progress)
         return "moved"
 
-    def collapse(self, at: int, length: int, successor: Successor, progress: Progress) -> str:
+    def collapse(
+        self, at: int, length: int, successor: Successor, progress: Progress
+    ) -> str:
         """The reverse of ``insert``."""
         try:
             disk.collapse_range(self.handle, at, length)
@@ -80,7 +84,12 @@ class ExclusiveFile:
         return "moved"
 
     def _rebuild(
-        self, keep: int, source_at: int, target_at: int, successor: Successor, progress: Progress
+        self,
+        keep: int,
+        source_at: int,
+        target_at: int,
+        successor: Successor,
+        progress: Progress,
     ) -> str:
         """A new file takes this one's place: the first ``keep`` bytes, and what is after
         ``source_at`` at ``target_at``."""
@@ -92,7 +101,13 @@ class ExclusiveFile:
             disk.truncate(target, target_at + old.st_size - source_at)
             length = old.st_size - source_at
             shared = disk.transfer(
-                self.handle, target, source_at, target_at, length, beside.parent, progress
+                self.handle,
+                target,
+                source_at,
+                target_at,
+                length,
+                beside.parent,
+                progress,
             )
             disk.write_at(target, disk.read_at(self.handle, keep, 0), 0)
             system.give_to(target, old)
@@ -126,7 +141,9 @@ def successor_name(path: Path) -> str:
 
 def is_successor(name: str, path: Path) -> bool:
     """Whether a name is one that ``successor_name`` makes."""
-    return name.startswith(f".{path.name}.") and name.endswith(_SUFFIX) and "/" not in name
+    return (
+        name.startswith(f".{path.name}.") and name.endswith(_SUFFIX) and "/" not in name
+    )
 
 
 @contextlib.contextmanager
@@ -231,9 +248,15 @@ def users_of(path: Path) -> list[str]:
     name, users = str(path.resolve()), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            lines = (process / "maps").read_text("utf-8", "surrogateescape").splitlines()
-            if any(line.endswith(" " + name) for line in lines) or name in _open_files(process):
-                users.append(f"{(process / 'comm').read_text().strip()} (process {process.name})")
+            lines = (
+                (process / "maps").read_text("utf-8", "surrogateescape").splitlines()
+            )
+            if any(line.endswith(" " + name) for line in lines) or name in _open_files(
+                process
+            ):
+                users.append(
+                    f"{(process / 'comm').read_text().strip()} (process {process.name})"
+                )
     return users
 
 

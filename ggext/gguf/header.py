@@ -8,7 +8,14 @@ import struct
 from collections.abc import Mapping, Sequence
 
 from ggext.errors import GgufError
-from ggext.gguf.types import DEFAULT_ALIGNMENT, MAGIC, Field, TensorInfo, ValueType, pack_string
+from ggext.gguf.types import (
+    DEFAULT_ALIGNMENT,
+    MAGIC,
+    Field,
+    TensorInfo,
+    ValueType,
+    pack_string,
+)
 
 PADDING_KEY = "ggext.padding"
 #: What files that we write keep free in their headers: room for a scaling and its recipe, several
@@ -17,7 +24,9 @@ SLACK = 4096
 #: Tensor data starts at a multiple of this, the block of nearly all file systems, so that it can be
 #: shared.
 BLOCK = 4096
-_LEAST_PADDING = len(pack_string(PADDING_KEY)) + len(Field(ValueType.STRING, "").packed())
+_LEAST_PADDING = len(pack_string(PADDING_KEY)) + len(
+    Field(ValueType.STRING, "").packed()
+)
 
 
 def alignment_of(fields: Mapping[str, Field]) -> int:
@@ -29,7 +38,10 @@ def alignment_of(fields: Mapping[str, Field]) -> int:
 
 
 def pack_header(
-    fields: Mapping[str, Field], tensors: Sequence[TensorInfo], length: int, version: int = 3
+    fields: Mapping[str, Field],
+    tensors: Sequence[TensorInfo],
+    length: int,
+    version: int = 3,
 ) -> bytes:
     """The header, ``length`` bytes to the start of the data.
 
@@ -38,7 +50,9 @@ def pack_header(
     own, infos = _keys(fields), _infos(tensors)
     gap = length - _FIXED - len(own) - len(infos)
     if not _fits(gap, alignment_of(fields)):
-        raise GgufError(f"a header of {length - gap} bytes cannot be made {length} long")
+        raise GgufError(
+            f"a header of {length - gap} bytes cannot be made {length} long"
+        )
     n_fields = len(fields)
     if gap >= alignment_of(fields):
         own += (

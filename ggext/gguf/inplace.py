@@ -57,8 +57,12 @@ def apply(gguf: GgufFile, edit: Edit, progress: Progress = silent) -> Done:
     path = gguf.path.resolve()
     with _changing(path) as (file, journal):
         if (file.size, os.fstat(file.handle).st_mtime_ns) != (gguf.size, gguf.mtime_ns):
-            raise OutputError(f"{path} was changed by another program meanwhile; try again")
-        change = in_place(gguf, edit, file.read(0, min(gguf.data_offset, gguf.size)), file.block)
+            raise OutputError(
+                f"{path} was changed by another program meanwhile; try again"
+            )
+        change = in_place(
+            gguf, edit, file.read(0, min(gguf.data_offset, gguf.size)), file.block
+        )
         try:
             record = _record(file, change)
             journal.begin(record, os.fstat(file.handle))
@@ -125,7 +129,9 @@ def _is_litter(journal: Journal, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _changing(path: Path, *, trust: bool = False) -> Iterator[tuple[ExclusiveFile, Journal]]:
+def _changing(
+    path: Path, *, trust: bool = False
+) -> Iterator[tuple[ExclusiveFile, Journal]]:
     """The file for us alone, whole, and the undo file that belongs to it."""
     with _told(path), exclusive(path) as file:
         journal = Journal.of(path)
@@ -191,7 +197,9 @@ def _digest(pieces: Iterable[bytes]) -> str:
 def _record(file: ExclusiveFile, change: Change) -> Record:
     at, inserted = change.insert_at, change.insert_length
     ranges = [
-        r for offset, data in change.writes for r in _in_old_file(offset, len(data), at, inserted)
+        r
+        for offset, data in change.writes
+        for r in _in_old_file(offset, len(data), at, inserted)
     ]
     if inserted:
         ranges.append((at, file.block))  # by which a gap at a wrong place is noticed
@@ -222,14 +230,19 @@ def _record(file: ExclusiveFile, change: Change) -> Record:
     )
 
 
-def _sampled(old_size: int, insert_at: int, changed: list[tuple[int, int]]) -> list[int]:
+def _sampled(
+    old_size: int, insert_at: int, changed: list[tuple[int, int]]
+) -> list[int]:
     """Where bytes that stay are sampled, evenly spread over the file."""
-    offsets = [max(old_size - _SAMPLE, 0) * i // (_SAMPLES - 1) for i in range(_SAMPLES)]
+    offsets = [
+        max(old_size - _SAMPLE, 0) * i // (_SAMPLES - 1) for i in range(_SAMPLES)
+    ]
     return [
         offset
         for offset in offsets
         if not any(
-            offset < start + length and start < offset + _SAMPLE for start, length in changed
+            offset < start + length and start < offset + _SAMPLE
+            for start, length in changed
         )
         and not offset < insert_at < offset + _SAMPLE
     ]
@@ -254,7 +267,9 @@ def _stayed(file: ExclusiveFile, record: Record) -> bool:
     return True
 
 
-def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[tuple[int, int]]:
+def _in_old_file(
+    offset: int, length: int, at: int, inserted: int
+) -> Iterator[tuple[int, int]]:
     """Where the bytes of a range of the new file stood before, as (offset, length)."""
     before = min(length, max(0, at - offset)) if inserted else length
     if before:
@@ -264,7 +279,9 @@ def _in_old_file(offset: int, length: int, at: int, inserted: int) -> Iterator[t
         yield behind - inserted, offset + length - behind
 
 
-def _execute(file: ExclusiveFile, change: Change, successor: Successor, progress: Progress) -> str:
+def _execute(
+    file: ExclusiveFile, change: Change, successor: Successor, progress: Progress
+) -> str:
     how = ""
     if change.insert_length:
         how = file.insert(change.insert_at, change.insert_length, successor, progress)
@@ -305,7 +322,9 @@ def _roll_back(
     file: ExclusiveFile, record: Record, successor: Successor, progress: Progress
 ) -> None:
     at, inserted = record.insert_at, record.insert_length
-    if not file.is_current:  # interrupted at the very moment when a new file took its place
+    if (
+        not file.is_current
+    ):  # interrupted at the very moment when a new file took its place
         raise OutputError(
             f"{file.path} is another file now; ggext repair {file.path} ends what was interrupted"
         )
@@ -338,7 +357,10 @@ def _close_gap(file: ExclusiveFile, record: Record, successor: Successor) -> boo
     gap is then not yet where it belongs, and what stood there still does. The gap is taken out."""
     at, inserted = record.insert_at, record.insert_length
     there = next((data for offset, data in record.saved if offset == at), b"")
-    if file.read(at, len(there)) != there or file.read(at + inserted, len(there)) == there:
+    if (
+        file.read(at, len(there)) != there
+        or file.read(at + inserted, len(there)) == there
+    ):
         return False
     hole = os.lseek(file.handle, at, os.SEEK_HOLE)
     end = os.lseek(file.handle, hole, os.SEEK_DATA)

@@ -32,7 +32,9 @@ _HEAD = struct.Struct("<cQ")
 _DIGEST = 32
 _MOST = 1 << 62  # bytes; no offset, size or sum of them is larger
 _MANY_BYTES = 1 << 26
-_MAX_BYTES = 1 << 34  # of an undo file; what a change overwrites is the header and some tensors
+_MAX_BYTES = (
+    1 << 34
+)  # of an undo file; what a change overwrites is the header and some tensors
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,14 @@ class Record:
         head = {name: getattr(self, name) for name in _NUMBERS}
         head |= {"written": self.written, "digest": self.digest, "part": self.part}
         head |= {"inode": self.identity.inode, "samples": self.identity.samples}
-        text = json.dumps(head | {"saved": [(at, len(data)) for at, data in self.saved]}).encode()
-        return struct.pack("<Q", len(text)) + text + b"".join(data for _, data in self.saved)
+        text = json.dumps(
+            head | {"saved": [(at, len(data)) for at, data in self.saved]}
+        ).encode()
+        return (
+            struct.pack("<Q", len(text))
+            + text
+            + b"".join(data for _, data in self.saved)
+        )
 
     @classmethod
     def unpacked(cls, payload: bytes) -> Record:
@@ -93,15 +101,24 @@ class Record:
         if at != len(payload):
             raise ValueError("its bytes are not as many as it says")
         samples = values.get("samples")
-        if not isinstance(samples, list) or not all(_is_sample(sample) for sample in samples):
+        if not isinstance(samples, list) or not all(
+            _is_sample(sample) for sample in samples
+        ):
             raise ValueError("its samples are malformed")
         digest, part = values.get("digest"), values.get("part")
         if not isinstance(digest, str) or not isinstance(part, str) or "/" in part:
             raise ValueError("a text is missing")
-        identity = Identity(numbers.pop("inode"), [(offset, text) for offset, text in samples])
+        identity = Identity(
+            numbers.pop("inode"), [(offset, text) for offset, text in samples]
+        )
         written = _pairs(values.get("written"))
         record = cls(
-            **numbers, saved=saved, written=written, digest=digest, identity=identity, part=part
+            **numbers,
+            saved=saved,
+            written=written,
+            digest=digest,
+            identity=identity,
+            part=part,
         )
         record._check_bounds()
         return record
@@ -115,7 +132,9 @@ class Record:
         if any(offset + size > self.new_size for offset, size in self.written):
             raise ValueError("it wrote bytes beyond the file's end")
         grown = self.new_size - self.old_size - self.insert_length
-        changed = sum(len(data) for _, data in self.saved) + sum(size for _, size in self.written)
+        changed = sum(len(data) for _, data in self.saved) + sum(
+            size for _, size in self.written
+        )
         if abs(grown) > changed:
             raise ValueError("its sizes are not those of its bytes")
 
@@ -198,7 +217,9 @@ class Journal:
         if start != _MAGIC and not _MAGIC.startswith(
             start.rstrip(b"\0")
         ):  # zeros: it never reached the disk
-            raise GgufError(f"{journal.path} is not an undo file of ggext; move it away")
+            raise GgufError(
+                f"{journal.path} is not an undo file of ggext; move it away"
+            )
         journal._read(data)
         journal.is_torn = journal._end < len(data) or not journal.entries
         return journal
@@ -285,7 +306,9 @@ class Journal:
         try:
             start = max(self._end, len(_MAGIC))
             disk.truncate(handle, self._end)  # what a crash left of a frame
-            disk.write_at(handle, (_MAGIC if is_new else b"") + frame, 0 if is_new else start)
+            disk.write_at(
+                handle, (_MAGIC if is_new else b"") + frame, 0 if is_new else start
+            )
             disk.sync(handle)
         finally:
             os.close(handle)

@@ -28,7 +28,8 @@ def read_gguf(path: str | Path, *, any_kind: bool = False) -> GgufFile:
                 raise GgufError(f"{path} is empty; it is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return replace(
-                    parse_header(path, data, any_kind=any_kind), mtime_ns=status.st_mtime_ns
+                    parse_header(path, data, any_kind=any_kind),
+                    mtime_ns=status.st_mtime_ns,
                 )
     except FileNotFoundError:
         named = path.suffix.lower() != ".gguf"

@@ -51,7 +51,9 @@ def stored_pieces(path: Path, start: int, nbytes: int) -> Iterator[StoredPiece]:
 
 @contextmanager
 def writing(
-    file: int, pieces: Iterator[tuple[int, Piece | StoredPiece]], progress: Callable[[int], None]
+    file: int,
+    pieces: Iterator[tuple[int, Piece | StoredPiece]],
+    progress: Callable[[int], None],
 ) -> Iterator[None]:
     """Write the pieces, each at its offset of the open ``file``, while the block runs and until all
     is written; the first error ends it and is raised.
@@ -111,7 +113,9 @@ def _copy(file: int, at: int, piece: StoredPiece) -> None:
         source = os.open(piece.path, os.O_RDONLY | system.BINARY)
         try:
             into = system.native_file(file)
-            copied = _native.copy(system.native_file(source), into, piece.start, at, piece.nbytes)
+            copied = _native.copy(
+                system.native_file(source), into, piece.start, at, piece.nbytes
+            )
         finally:
             os.close(source)
     except FileNotFoundError as error:

@@ -40,7 +40,10 @@ def open_plain(path: Path, mode: int = os.O_RDONLY, *, follow: bool = True) -> i
     except OSError as error:
         if not follow and error.errno in (errno.ELOOP, errno.EMLINK):
             raise NotPlainError("is a link and not a plain file") from None
-        if error.errno in (errno.ENXIO, errno.EISDIR):  # a pipe opened to write, a socket, a folder
+        if error.errno in (
+            errno.ENXIO,
+            errno.EISDIR,
+        ):  # a pipe opened to write, a socket, a folder
             raise NotPlainError("is not a plain file") from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):

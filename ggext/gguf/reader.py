@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 _SMALLEST_FIELD = 8 + 1 + 4 + 1  # key length, key, type, value
-_SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8  # name, dimensions, one size, type, offset
+#: Name, dimensions, one size, type, offset.
+_SMALLEST_TENSOR = 8 + 1 + 4 + 8 + 4 + 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class GgufFile:
         """The architecture's own values, without its prefix."""
         prefix = self.arch + "."
         return {
-            k.removeprefix(prefix): f.value for k, f in self.fields.items() if k.startswith(prefix)
+            k.removeprefix(prefix): f.value
+            for k, f in self.fields.items()
+            if k.startswith(prefix)
         }
 
     def tensor_data(self, name: str) -> memoryview:
@@ -89,7 +92,9 @@ class GgufFile:
         return np.frombuffer(self.tensor_data(name), dtype="<f4")
 
 
-def parse_header(path: Path, data: mmap.mmap | bytes, *, any_kind: bool = False) -> GgufFile:
+def parse_header(
+    path: Path, data: mmap.mmap | bytes, *, any_kind: bool = False
+) -> GgufFile:
     """The header of a file whose bytes are ``data``; ``path`` is what errors name. Raises
     ``GgufError``."""
     return _Parser(path, data).parse(any_kind)
@@ -102,12 +107,18 @@ class _Parser(Cursor):
 
     def parse(self, any_kind: bool) -> GgufFile:
         if self.data[:4] != MAGIC:
-            raise self.fail(f"it starts with {bytes(self.data[:4])!r} instead of {MAGIC!r}")
+            raise self.fail(
+                f"it starts with {bytes(self.data[:4])!r} instead of {MAGIC!r}"
+            )
         self.at = 4
         version = self.unpack("I")
         if version not in VERSIONS:
             swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
-            reason = "is big-endian" if swapped in VERSIONS else f"has GGUF version {version}"
+            reason = (
+                "is big-endian"
+                if swapped in VERSIONS
+                else f"has GGUF version {version}"
+            )
             raise GgufError(
                 f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3"
             )
@@ -116,7 +127,9 @@ class _Parser(Cursor):
             self.count("keys", _SMALLEST_FIELD),
         )
         fields = dict(self.keys(n_fields))
-        fields.pop(PADDING_KEY, None)  # says nothing, and whoever writes a header makes it again
+        fields.pop(
+            PADDING_KEY, None
+        )  # says nothing, and whoever writes a header makes it again
         alignment = self.alignment(fields)
         tensors = {info.name: info for info in self.tensors(n_tensors)}
         if not any_kind:
@@ -124,7 +137,14 @@ class _Parser(Cursor):
         data_offset = aligned(self.at, alignment)
         self.check_extents(tensors, data_offset, alignment)
         return GgufFile(
-            self.path, version, fields, tensors, alignment, data_offset, self.size, self.ranges
+            self.path,
+            version,
+            fields,
+            tensors,
+            alignment,
+            data_offset,
+            self.size,
+            self.ranges,
         )
 
     def count(self, what: str, smallest: int) -> int:
@@ -146,7 +166,9 @@ class _Parser(Cursor):
             yield key, field
 
     def alignment(self, fields: dict[str, Field]) -> int:
-        field = fields.get("general.alignment", Field(ValueType.UINT32, DEFAULT_ALIGNMENT))
+        field = fields.get(
+            "general.alignment", Field(ValueType.UINT32, DEFAULT_ALIGNMENT)
+        )
         value = field.value
         if (
             field.type is not ValueType.UINT32
@@ -154,7 +176,9 @@ class _Parser(Cursor):
             or value & (value - 1)
             or value > 1 << 20
         ):
-            raise self.fail(f"general.alignment is {value!r}; it must be a power of two (UINT32)")
+            raise self.fail(
+                f"general.alignment is {value!r}; it must be a power of two (UINT32)"
+            )
         return int(value)
 
     def check_architecture(self, fields: dict[str, Field]) -> None:
@@ -174,7 +198,9 @@ class _Parser(Cursor):
                 raise self.fail(f"tensor {name!r} has {dimensions} dimensions")
             shape = tuple(self.unpack("Q") for _ in range(dimensions))
             if not all(0 < n < 1 << 63 for n in shape) or math.prod(shape) >= 1 << 63:
-                raise self.fail(f"tensor {name!r} has the impossible shape {list(shape)}")
+                raise self.fail(
+                    f"tensor {name!r} has the impossible shape {list(shape)}"
+                )
             kind, offset = self.unpack("I"), self.unpack("Q")
             try:
                 nbytes = tensor_nbytes(name, shape, kind)

@@ -22,7 +22,9 @@ def effective_table(
     ``by_ggext``: in ggext's own contexts, which set what the file keeps for them
     (``context_parameters``). Raises ``RopeError`` where llama.cpp, or ggext, cannot."""
     try:
-        return decode(gguf.arch_keys(), factor_tensors(gguf), gguf.arch, n_ctx, by_ggext=by_ggext)
+        return decode(
+            gguf.arch_keys(), factor_tensors(gguf), gguf.arch, n_ctx, by_ggext=by_ggext
+        )
     except RopeError as error:
         raise RopeError(f"{gguf.path}: {error}") from None
 

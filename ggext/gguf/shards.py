@@ -45,7 +45,10 @@ def all_parts(first: Path) -> list[Path]:
     if match is None:
         return [first]
     count = int(match["count"])
-    return [part_path(first.with_name(match["prefix"]), number, count) for number in range(count)]
+    return [
+        part_path(first.with_name(match["prefix"]), number, count)
+        for number in range(count)
+    ]
 
 
 def model_parts(first: GgufFile) -> list[GgufFile]:
@@ -69,12 +72,16 @@ def whole_header(header: GgufFile) -> GgufFile:
     if len(parts) == 1:
         return header
     return replace(
-        header, tensors={name: info for part in parts for name, info in part.tensors.items()}
+        header,
+        tensors={name: info for part in parts for name, info in part.tensors.items()},
     )
 
 
 def _only_model(folder: Path) -> Path:
-    others = ("mmproj", "imatrix")  # what lies next to a model: its eyes, its importance matrix
+    others = (
+        "mmproj",
+        "imatrix",
+    )  # what lies next to a model: its eyes, its importance matrix
     files = [path for path in folder.glob("*.gguf") if not path.name.startswith(others)]
     models = sorted({metadata_part(path) for path in files})
     if not models and (folder / "config.json").is_file():
@@ -83,6 +90,12 @@ def _only_model(folder: Path) -> Path:
         )
     if len(models) != 1:
         names = ", ".join(path.name for path in models[:3]) or "no .gguf file"
-        remedy = "name one .gguf file" if models else "ggext convert makes one of a checkpoint"
-        raise GgufError(f"{folder} holds {names}{' …' if len(models) > 3 else ''}; {remedy}")
+        remedy = (
+            "name one .gguf file"
+            if models
+            else "ggext convert makes one of a checkpoint"
+        )
+        raise GgufError(
+            f"{folder} holds {names}{' …' if len(models) > 3 else ''}; {remedy}"
+        )
     return models[0]

@@ -29,7 +29,9 @@ _MOST_PARTS = 65_535  # split.count is 16 bits wide
 
 def part_path(out: Path, number: int, count: int) -> Path:
     """``out`` is NAME.gguf; ``number`` counts from 0."""
-    return out.with_name(f"{out.name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf")
+    return out.with_name(
+        f"{out.name.removesuffix('.gguf')}-{number + 1:05d}-of-{count:05d}.gguf"
+    )
 
 
 def check_parts(out: Path, force: bool) -> None:
@@ -66,7 +68,8 @@ def write_parts(
             "allowed"
         )
     arranged = [
-        arrange(_part_fields(fields, i, parts, len(tensors)), part) for i, part in enumerate(parts)
+        arrange(_part_fields(fields, i, parts, len(tensors)), part)
+        for i, part in enumerate(parts)
     ]
     paths = tuple(part_path(out, i, len(parts)) for i in range(len(parts)))
     with ExitStack() as files:
@@ -79,7 +82,9 @@ def write_parts(
                 write_arranged(beside.handle, part, progress)
             beside.close()  # there may be more than can be open at once
         with output_errors(paths[0]):
-            if any(path.exists() for path in paths):  # wait now, and not between two renames
+            if any(
+                path.exists() for path in paths
+            ):  # wait now, and not between two renames
                 for beside in besides:
                     beside.sync()
             paths[0].unlink(missing_ok=True)
@@ -88,7 +93,9 @@ def write_parts(
     return paths
 
 
-def _shared_out(tensors: Sequence[TensorToWrite], most: int) -> list[list[TensorToWrite]]:
+def _shared_out(
+    tensors: Sequence[TensorToWrite], most: int
+) -> list[list[TensorToWrite]]:
     parts: list[list[TensorToWrite]] = [[]]
     used = 0
     for tensor in tensors:
@@ -104,7 +111,11 @@ def _part_fields(
     fields: Mapping[str, Field], number: int, parts: Sequence[object], n_tensors: int
 ) -> dict[str, Field]:
     """The keys of one part: all of them in the first, in the others what says how to read them."""
-    own = {key: field for key, field in fields.items() if number == 0 or key == "general.alignment"}
+    own = {
+        key: field
+        for key, field in fields.items()
+        if number == 0 or key == "general.alignment"
+    }
     return own | {
         "split.no": Field(ValueType.UINT16, number),
         "split.count": Field(ValueType.UINT16, len(parts)),

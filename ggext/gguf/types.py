@@ -65,7 +65,11 @@ class Field:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Field):
             return NotImplemented
-        return (self.type, self.item_type, self.value) == (other.type, other.item_type, other.value)
+        return (self.type, self.item_type, self.value) == (
+            other.type,
+            other.item_type,
+            other.value,
+        )
 
     __hash__ = None  # type: ignore[assignment]  # a value may be a list
 
@@ -77,9 +81,13 @@ class Field:
             return value
         if isinstance(value, (list, tuple)):
             one_of_each = {type(v): v for v in value}.values()
-            items = {_scalar_type(v, in_array=True) for v in one_of_each} or {ValueType.INT32}
+            items = {_scalar_type(v, in_array=True) for v in one_of_each} or {
+                ValueType.INT32
+            }
             if len(items) > 1:
-                raise GgufError(f"a GGUF array holds one type of value, not {sorted(items)}")
+                raise GgufError(
+                    f"a GGUF array holds one type of value, not {sorted(items)}"
+                )
             return cls(ValueType.ARRAY, list(value), items.pop())
         return cls(_scalar_type(value), value)
 
@@ -115,7 +123,9 @@ def _pack_items(item_type: ValueType, values: list[Any]) -> bytes:
     try:
         return struct.pack(f"<{len(values)}{STRUCT_CODE[item_type]}", *values)
     except struct.error as error:
-        raise GgufError(f"a value does not fit GGUF type {item_type.name}: {error}") from None
+        raise GgufError(
+            f"a value does not fit GGUF type {item_type.name}: {error}"
+        ) from None
 
 
 def pack_string(text: str) -> bytes:
@@ -151,7 +161,9 @@ def tensor_nbytes(name: str, shape: tuple[int, ...], ggml_type: int) -> int:
     from ggext.gguf.tables import constants
 
     try:
-        block, block_bytes = constants.GGML_QUANT_SIZES[constants.GGMLQuantizationType(ggml_type)]
+        block, block_bytes = constants.GGML_QUANT_SIZES[
+            constants.GGMLQuantizationType(ggml_type)
+        ]
     except (ValueError, KeyError):
         raise GgufError(f"tensor {name!r} has the unknown type {ggml_type}") from None
     if shape[0] % block:

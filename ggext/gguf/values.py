@@ -22,8 +22,16 @@ class Cursor:
     checked against the bytes that are left. ``start``: where ``data`` begins in the file, for
     messages."""
 
-    def __init__(self, path: Path, data: mmap.mmap | bytes, at: int = 0, start: int = 0) -> None:
-        self.path, self.data, self.size, self.at, self.start = path, data, len(data), at, start
+    def __init__(
+        self, path: Path, data: mmap.mmap | bytes, at: int = 0, start: int = 0
+    ) -> None:
+        self.path, self.data, self.size, self.at, self.start = (
+            path,
+            data,
+            len(data),
+            at,
+            start,
+        )
 
     def fail(self, message: str) -> GgufError:
         return GgufError(
@@ -42,7 +50,9 @@ class Cursor:
     def string(self, what: str) -> str:
         length = self.unpack("Q")
         if length > self.size - self.at:
-            raise self.fail(f"{what} of {length} bytes reaches past the end of the file")
+            raise self.fail(
+                f"{what} of {length} bytes reaches past the end of the file"
+            )
         text = self.data[self.at : self.at + length].decode("utf-8", "surrogateescape")
         self.at += length
         return text
@@ -52,7 +62,9 @@ class Cursor:
         try:
             return ValueType(number)
         except ValueError:
-            raise self.fail(f"the key {key!r} has the unknown value type {number}") from None
+            raise self.fail(
+                f"the key {key!r} has the unknown value type {number}"
+            ) from None
 
     def field(self, key: str) -> Field:
         kind = self.value_type(key)
@@ -68,7 +80,9 @@ class Cursor:
 
     def _array_head(self, key: str) -> tuple[ValueType, int]:
         item_type, count = self.value_type(key), self.unpack("Q")
-        smallest = _SMALLEST_ITEM.get(item_type) or struct.calcsize("<" + STRUCT_CODE[item_type])
+        smallest = _SMALLEST_ITEM.get(item_type) or struct.calcsize(
+            "<" + STRUCT_CODE[item_type]
+        )
         if count > (self.size - self.at) // smallest:
             raise self.fail(f"{count} values of {key!r} do not fit into the file")
         return item_type, count
@@ -77,13 +91,17 @@ class Cursor:
         from ggext import _native
 
         if depth >= _MAX_ARRAY_DEPTH:
-            raise self.fail(f"the value of {key!r} nests arrays deeper than {_MAX_ARRAY_DEPTH}")
+            raise self.fail(
+                f"the value of {key!r} nests arrays deeper than {_MAX_ARRAY_DEPTH}"
+            )
         item_type, count = self._array_head(key)
         if item_type is ValueType.STRING:
             end = _native.skip_strings(self.data, self.at, count)
             self.at = end if end >= 0 else ~end
             if end < 0:
-                self.string(f"a value of {key!r}")  # raises, and says what is wrong with it
+                self.string(
+                    f"a value of {key!r}"
+                )  # raises, and says what is wrong with it
         elif item_type is ValueType.ARRAY:
             for _ in range(count):
                 self._skip_array(key, depth + 1)

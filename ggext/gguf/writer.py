@@ -20,7 +20,14 @@ from typing import BinaryIO
 
 from ggext.errors import OutputError
 from ggext.gguf import system
-from ggext.gguf.header import SLACK, alignment_of, fits, pack_header, packed_length, roomy_length
+from ggext.gguf.header import (
+    SLACK,
+    alignment_of,
+    fits,
+    pack_header,
+    packed_length,
+    roomy_length,
+)
 from ggext.gguf.pieces import Buffer, Piece, StoredPiece, write_at, writing
 from ggext.gguf.plain_files import open_plain
 from ggext.gguf.types import Field, TensorInfo, aligned
@@ -98,7 +105,9 @@ def arrange(
     alignment = alignment_of(fields)
     infos = layout(tensors, alignment)
     start = roomy_length(packed_length(fields, infos) + room, alignment)
-    size = start + (aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0)
+    size = start + (
+        aligned(infos[-1].offset + infos[-1].nbytes, alignment) if infos else 0
+    )
     return Arranged(fields, start, infos, tensors, size)
 
 
@@ -119,7 +128,9 @@ def write_arranged(
 
 
 def _header(arranged: Arranged, fields: Mapping[str, Field]) -> bytes:
-    if not fits(packed_length(fields, arranged.infos), arranged.start, alignment_of(fields)):
+    if not fits(
+        packed_length(fields, arranged.infos), arranged.start, alignment_of(fields)
+    ):
         raise _NoRoomError(fields)
     return pack_header(fields, arranged.infos, arranged.start)
 
@@ -130,14 +141,18 @@ def output_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{path}: {error.strerror or error}; nothing was written") from None
+        raise OutputError(
+            f"{path}: {error.strerror or error}; nothing was written"
+        ) from None
 
 
 def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]:
     """Place the tensors one after the other, each start aligned."""
     infos, offset = [], 0
     for tensor in tensors:
-        infos.append(TensorInfo(tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes))
+        infos.append(
+            TensorInfo(tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes)
+        )
         offset = aligned(offset + tensor.nbytes, alignment)
     return infos
 
@@ -149,7 +164,9 @@ def _placed(arranged: Arranged) -> Iterator[tuple[int, Piece | StoredPiece]]:
     for tensor, info in sorted(both, key=lambda pair: -pair[1].nbytes):
         at = 0
         for chunk in tensor.chunks():
-            piece = chunk if isinstance(chunk, (Piece, StoredPiece)) else _as_piece(chunk)
+            piece = (
+                chunk if isinstance(chunk, (Piece, StoredPiece)) else _as_piece(chunk)
+            )
             yield arranged.start + info.offset + at, piece
             at += piece.nbytes
         if at != info.nbytes:
@@ -299,6 +316,8 @@ def check_output(path: Path, force: bool) -> None:
     if path.is_dir():
         raise OutputError(f"{path} is a folder; name the output file")
     if path.exists() and not force:
-        raise OutputError(f"{path} exists; use force=True to replace it, or name another output")
+        raise OutputError(
+            f"{path} exists; use force=True to replace it, or name another output"
+        )
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")

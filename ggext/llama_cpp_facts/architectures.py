@@ -171,7 +171,10 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
         "dots1": ArchitectureFacts(
-            experts="some", expert_rows="own", shared_rows="counted", gating=(1, 2, 3, 4)
+            experts="some",
+            expert_rows="own",
+            shared_rows="counted",
+            gating=(1, 2, 3, 4),
         ),
         "ernie4_5": _PLAIN,
         "ernie4_5-moe": ArchitectureFacts(
@@ -200,7 +203,9 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
         "internlm2": _PLAIN,
-        "lfm2": ArchitectureFacts(rotates="part", convolutions=True, shapes=_CONVOLUTIONS),
+        "lfm2": ArchitectureFacts(
+            rotates="part", convolutions=True, shapes=_CONVOLUTIONS
+        ),
         "lfm2moe": ArchitectureFacts(
             rotates="part",
             convolutions=True,
@@ -210,10 +215,17 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
             shapes=_CONVOLUTIONS,
         ),
         "llama": _LLAMA,
-        "llama4": ArchitectureFacts(experts="all", expert_rows="own", shared_rows="as_expert"),
-        "minicpm3": ArchitectureFacts(rotates="part", latent="expanded", shapes=_LATENT),
+        "llama4": ArchitectureFacts(
+            experts="all", expert_rows="own", shared_rows="as_expert"
+        ),
+        "minicpm3": ArchitectureFacts(
+            rotates="part", latent="expanded", shapes=_LATENT
+        ),
         "minimax-m2": ArchitectureFacts(
-            rotates="part", experts="all", gating=(1, 2, 3, 4), shapes=_NORMS_OF_ALL_HEADS
+            rotates="part",
+            experts="all",
+            gating=(1, 2, 3, 4),
+            shapes=_NORMS_OF_ALL_HEADS,
         ),
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,
@@ -225,7 +237,9 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "phi2": _PART,
         "phi3": ArchitectureFacts(rotates="part", shapes=_TWO_IN_ONE),
         "qwen2": _PLAIN,
-        "qwen2moe": ArchitectureFacts(experts="all", expert_rows="or_share", shared_rows="or_ff"),
+        "qwen2moe": ArchitectureFacts(
+            experts="all", expert_rows="or_share", shared_rows="or_ff"
+        ),
         "qwen2vl": ArchitectureFacts(sections="must"),
         "qwen3": _PLAIN,
         "qwen3moe": ArchitectureFacts(experts="all", expert_rows="or_share"),
@@ -235,7 +249,9 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         ),
         "qwen35moe": replace(_DELTA_EXPERTS, sections="must"),
         "qwen3vl": ArchitectureFacts(sections="must"),
-        "qwen3vlmoe": ArchitectureFacts(experts="all", expert_rows="or_share", sections="must"),
+        "qwen3vlmoe": ArchitectureFacts(
+            experts="all", expert_rows="or_share", sections="must"
+        ),
         "seed_oss": _PLAIN,
         "smollm3": _PLAIN,
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),

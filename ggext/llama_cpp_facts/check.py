@@ -17,13 +17,27 @@ from ggext.llama_cpp_facts.architectures import (
     SHAPES,
     ArchitectureFacts,
 )
-from ggext.llama_cpp_facts.limits import F32, MATRIX_TYPES, MAX_EXPERTS, MAX_LAYERS, NVFP4
+from ggext.llama_cpp_facts.limits import (
+    F32,
+    MATRIX_TYPES,
+    MAX_EXPERTS,
+    MAX_LAYERS,
+    NVFP4,
+)
 from ggext.llama_cpp_facts.recurrent import recurrent_layers
 from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
 
 _MOST = 2**31 - 1
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
-_FLOAT32_PARTS = (".bias", "norm", "sinks", "rope_f", "shortconv.conv", "ssm_conv1d", "exp_probs_b")
+_FLOAT32_PARTS = (
+    ".bias",
+    "norm",
+    "sinks",
+    "rope_f",
+    "shortconv.conv",
+    "ssm_conv1d",
+    "exp_probs_b",
+)
 #: Tokenizers of models that continue text; the graph of the others is not this table's.
 _TOKENIZERS = ("llama", "gpt2", "gemma4", "none", "no_vocab")
 
@@ -39,7 +53,11 @@ class Tensor(Protocol):
 
 
 def problems(
-    arch: str, keys: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary: int, model: str
+    arch: str,
+    keys: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    vocabulary: int,
+    model: str,
 ) -> Iterator[str]:
     """What is wrong with a file of an architecture of the table; nothing for one outside of it.
 
@@ -79,7 +97,9 @@ def _sizes(
     own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
     # what is shared is taken from the last two layers that have their own
     if own < 2 or (own < layers and slides[own - 2 : own] != [True, False]):
-        raise ValueError(f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}")
+        raise ValueError(
+            f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
+        )
     if all(slides):
         raise ValueError("all layers slide")
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
@@ -104,7 +124,11 @@ def _at_layer(
             if len(value) != layers:
                 raise ValueError(f"{key} has {len(value)} values for {layers} layers")
             at[key] = value[layer]
-    for key in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+    for key in (
+        "attention.key_length",
+        "attention.value_length",
+        "rope.dimension_count",
+    ):
         own = at.pop(f"{key}_swa", None)
         if slides and own is not None:
             at[key] = own
@@ -119,7 +143,9 @@ class Sizes:
     values: Mapping[str, int]
 
     @classmethod
-    def of(cls, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int) -> Sizes:
+    def of(
+        cls, facts: ArchitectureFacts, keys: Mapping[str, Any], vocabulary: int
+    ) -> Sizes:
         """Raises ValueError where they contradict each other."""
         read = _Numbers(keys)
         layers = read.number("block_count", most=MAX_LAYERS)
@@ -150,7 +176,9 @@ class Sizes:
         return total
 
 
-def _heads(facts: ArchitectureFacts, read: _Numbers, layers: int, width: int) -> dict[str, int]:
+def _heads(
+    facts: ArchitectureFacts, read: _Numbers, layers: int, width: int
+) -> dict[str, int]:
     heads = read.same("attention.head_count", layers)
     own = _delta_net(read) if facts.delta_net != "no" else {}
     if facts.convolutions:
@@ -171,12 +199,21 @@ def _heads(facts: ArchitectureFacts, read: _Numbers, layers: int, width: int) ->
     ):
         if read.number(f"{name}_swa", size) != size:
             raise ValueError(f"{name}_swa is not {name}, {size}")
-    result = {"heads": heads, "kv": kv, "key": key, "value": value, "rot": rot, "conv": conv}
+    result = {
+        "heads": heads,
+        "kv": kv,
+        "key": key,
+        "value": value,
+        "rot": rot,
+        "conv": conv,
+    }
     result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)
     if key != value:
-        raise ValueError(f"attention.key_length is {key} and attention.value_length {value}")
+        raise ValueError(
+            f"attention.key_length is {key} and attention.value_length {value}"
+        )
     _check_rotation(rot, key, whole=facts.rotates == "whole")
     return result
 
@@ -198,14 +235,18 @@ def _delta_net(read: _Numbers) -> dict[str, int]:
     }
 
 
-def _latent(facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]) -> dict[str, int]:
+def _latent(
+    facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]
+) -> dict[str, int]:
     """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
     key, value, rot = heads["key"], heads["value"], heads["rot"]
     rank = read.number("attention.kv_lora_rank")
     head_key = read.number("attention.key_length_mla", 0, least=0)
     head_value = read.number("attention.value_length_mla", 0, least=0)
     if bool(head_key) != bool(head_value):
-        raise ValueError("of attention.key_length_mla and attention.value_length_mla one is there")
+        raise ValueError(
+            "of attention.key_length_mla and attention.value_length_mla one is there"
+        )
     if head_key and facts.latent == "cached":
         if (heads["kv"], key, value) != (1, rank + rot, rank):
             raise ValueError(
@@ -215,7 +256,9 @@ def _latent(facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]) 
     else:
         head_key, head_value = key, value
         if heads["kv"] != heads["heads"]:
-            raise ValueError(f"{heads['heads']} heads cannot share {heads['kv']} keys and values")
+            raise ValueError(
+                f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
+            )
     _check_rotation(rot, head_key - 1, whole=False)
     return {
         "rank": rank,
@@ -232,7 +275,9 @@ def _check_rotation(rot: int, most: int, *, whole: bool) -> None:
         raise ValueError(f"rope.dimension_count is {rot}, not {limit}")
 
 
-def _experts(facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int) -> dict[str, int]:
+def _experts(
+    facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int
+) -> dict[str, int]:
     count = read.number("expert_count", 0, least=0, most=MAX_EXPERTS)
     if facts.experts == "never" or (not count and facts.experts == "some"):
         return {"experts": count, "expert_ff": ff, "shared_ff": ff}
@@ -241,7 +286,9 @@ def _experts(facts: ArchitectureFacts, read: _Numbers, layers: int, ff: int) -> 
     used = read.each("expert_used_count", layers)
     if not all(1 <= number <= count for number in used):
         raise ValueError(f"expert_used_count is {used!r:.40}, not 1 to {count}")
-    if max(used) > used[0]:  # the graph chooses as many in every layer, and adds up the layer's own
+    if (
+        max(used) > used[0]
+    ):  # the graph chooses as many in every layer, and adds up the layer's own
         raise ValueError(
             f"expert_used_count is {used!r:.40}, more than the first layer's {used[0]}"
         )
@@ -318,7 +365,9 @@ def _tensors(
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{list(expected)}"
             )
-        if name.endswith((".ssm_a", ".scale")) or any(part in name for part in _FLOAT32_PARTS):
+        if name.endswith((".ssm_a", ".scale")) or any(
+            part in name for part in _FLOAT32_PARTS
+        ):
             if tensor.type != F32:
                 yield f"tensor {name!r:.80} is not of type F32"
         elif len(tensor.shape) > 1 and tensor.type not in MATRIX_TYPES:
@@ -329,7 +378,11 @@ def _tensors(
 
 
 def _expected(
-    facts: ArchitectureFacts, of_name: Sizes, sizes: list[Sizes], recurs: list[bool], name: str
+    facts: ArchitectureFacts,
+    of_name: Sizes,
+    sizes: list[Sizes],
+    recurs: list[bool],
+    name: str,
 ) -> tuple[int, ...] | None:
     """None: the table does not know the tensor, or not the numbers that it is made of."""
     stem, _, kind = name.rpartition(".")
@@ -366,7 +419,10 @@ def _mixers(
     tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     """Loaders that take these tensors for optional read a null pointer where they are not there."""
-    attention: tuple[tuple[str, ...], ...] = (("attn_qkv",), ("attn_q", "attn_k", "attn_v"))
+    attention: tuple[tuple[str, ...], ...] = (
+        ("attn_qkv",),
+        ("attn_q", "attn_k", "attn_v"),
+    )
     if facts.latent != "no":
         attention = (("attn_kv_a_mqa",),)
     if facts.by_layer:  # the loader asks for keys; values may be the keys
@@ -379,7 +435,8 @@ def _mixers(
     for layer, recurring in enumerate(recurs):
         wanted = recurrent if recurring else attention
         if wanted and not any(
-            all(f"blk.{layer}.{name}.weight" in tensors for name in names) for names in wanted
+            all(f"blk.{layer}.{name}.weight" in tensors for name in names)
+            for names in wanted
         ):
             yield f"layer {layer} has no {', '.join(wanted[-1])}"
 
@@ -408,14 +465,26 @@ class _Numbers:
         """The first layer's number, which llama.cpp's loaders make all layers' tensors by."""
         return self.each(key, layers, default)[0]
 
-    def same(self, key: str, layers: int, default: int | None = None, *, skipped: int = -1) -> int:
+    def same(
+        self, key: str, layers: int, default: int | None = None, *, skipped: int = -1
+    ) -> int:
         """A number of at least 1 that all layers have, but for those with the ``skipped`` one."""
-        values = {value for value in self.each(key, layers, default) if value != skipped}
+        values = {
+            value for value in self.each(key, layers, default) if value != skipped
+        }
         if len(values) != 1 or 0 in values:
-            raise ValueError(f"{key} is {self.keys.get(key)!r:.40}, not one number for all layers")
+            raise ValueError(
+                f"{key} is {self.keys.get(key)!r:.40}, not one number for all layers"
+            )
         return values.pop()
 
     def _checked(self, key: str, value: Any, least: int, most: int) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise ValueError(f"{key} is {value!r:.40}, not a number of {least} to {most}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not least <= value <= most
+        ):
+            raise ValueError(
+                f"{key} is {value!r:.40}, not a number of {least} to {most}"
+            )
         return value

@@ -20,6 +20,14 @@ MATRIX_TYPES = frozenset(
         *(2, 3, 6, 7, 8),  # Q4_0 to Q8_0
         *range(10, 15),  # Q2_K to Q6_K
         *range(16, 24),  # IQ2_XXS to IQ4_XS
-        *(29, 34, 35, 39, NVFP4, 41, 42),  # IQ1_M, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0
+        *(
+            29,
+            34,
+            35,
+            39,
+            NVFP4,
+            41,
+            42,
+        ),  # IQ1_M, TQ1_0, TQ2_0, MXFP4, NVFP4, Q1_0, Q2_0
     }
 )

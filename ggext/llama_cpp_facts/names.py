@@ -25,7 +25,9 @@ OTHERS: Mapping[str, str] = MappingProxyType(
     | _of("pockettts qwen3tts wavtokenizer-dec", "speech")
 )
 
-_NO_JUDGE = "not yet: transformers does not know it, so that nothing here could judge it"
+_NO_JUDGE = (
+    "not yet: transformers does not know it, so that nothing here could judge it"
+)
 _MAMBA = "not yet: layers of Mamba"
 _SPARSE = "not yet: sparse attention, of which what llama.cpp computes is still to be measured"
 _TWO_TABLES = "not yet: two tables of different sizes in one file"
@@ -42,7 +44,10 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
         _NO_JUDGE,
     )
     | _of("arwkv7 rwkv6 rwkv6qwen2 rwkv7", _NO_JUDGE + "; a recurrent state")
-    | _of("falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2", _MAMBA)
+    | _of(
+        "falcon-h1 granitehybrid jamba mamba mamba2 nemotron_h nemotron_h_moe plamo2",
+        _MAMBA,
+    )
     | _of("deepseek32 deepseek4 dots3note glm-dsa hy_v4 minimax-m3", _SPARSE)
     | _of("afmoe laguna mimo2 muse-glimmer step35", _TWO_TABLES)
     | _of("bailingmoe3 glm5-next kimi-k3 kimi-linear minimax-01 qwen4exp", _LINEAR)

@@ -38,7 +38,9 @@ def recurrent_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bo
         return given[:layers]
     interval = keys.get(INTERVAL, 4)
     if given is not None or isinstance(interval, bool) or not isinstance(interval, int):
-        raise ValueError(f"{RECURRENT} is {given!r:.40} and {INTERVAL} {interval!r:.40}")
+        raise ValueError(
+            f"{RECURRENT} is {given!r:.40} and {INTERVAL} {interval!r:.40}"
+        )
     if interval < 1:
         raise ValueError(f"{INTERVAL} is {interval}; it must be at least 1")
     return [(i + 1) % interval != 0 for i in range(layers)]

@@ -69,10 +69,14 @@ def sliding_layers(arch: str, keys: Mapping[str, Any], layers: int) -> list[bool
     pattern = keys.get(PATTERN, rule.period)
     if isinstance(pattern, list):
         if len(pattern) < layers:
-            raise ValueError(f"{PATTERN} has {len(pattern)} values; the file has {layers} layers")
+            raise ValueError(
+                f"{PATTERN} has {len(pattern)} values; the file has {layers} layers"
+            )
         return [bool(flag) for flag in pattern[:layers]]
     if isinstance(pattern, bool) or not isinstance(pattern, int) or pattern < 0:
-        raise ValueError(f"{PATTERN} is {pattern!r:.40}; it must be a whole number or a list")
+        raise ValueError(
+            f"{PATTERN} is {pattern!r:.40}; it must be a whole number or a list"
+        )
     if pattern == 0:
         return [True] * layers
     whole = 0 if rule.whole_first else pattern - 1

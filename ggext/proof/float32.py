@@ -43,12 +43,17 @@ def frequency_bound(table: RopeTable, geometry: RopeGeometry) -> NDArray[np.floa
 
 
 def turn_bound(
-    positions: NDArray[Any], table: RopeTable, geometry: RopeGeometry, slack: float = 1.0
+    positions: NDArray[Any],
+    table: RopeTable,
+    geometry: RopeGeometry,
+    slack: float = 1.0,
 ) -> NDArray[np.float64]:
     """|Δ| of cos and sin, divided by the gain, that float32 explains, (n_positions, n_pairs)."""
     import numpy as np
 
-    angles = np.abs(positions.astype(np.float64))[:, None] * frequency_bound(table, geometry)
+    angles = np.abs(positions.astype(np.float64))[:, None] * frequency_bound(
+        table, geometry
+    )
     bound: NDArray[np.float64] = np.minimum(slack * angles, 2.0) + FLOOR
     return bound
 

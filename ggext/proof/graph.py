@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError
 from ggext.gguf.reader import GgufFile
 from ggext.llama_cpp_facts.node_names import layer_of_node
-from ggext.proof.float32 import OTHER_DEVICES, frequency_bound, pairs_of, turn_bound, turns
+from ggext.proof.float32 import (
+    OTHER_DEVICES,
+    frequency_bound,
+    pairs_of,
+    turn_bound,
+    turns,
+)
 from ggext.proof.reasons import frequency_reason, gain_reason
 from ggext.proof.reference import sample_tokens
 from ggext.proof.report import Check, NodeRow, Wanted
@@ -88,7 +94,9 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
     if all(math.isnan(value) for turn in found for value in turn.error.flat):
-        raise ModelError(f"{model.path}: llama.cpp executed no ROPE operation, or only on zeros")
+        raise ModelError(
+            f"{model.path}: llama.cpp executed no ROPE operation, or only on zeros"
+        )
     return found
 
 
@@ -108,7 +116,8 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
             np.full(target.shape, np.inf),
         )
     before, after = (
-        pairs_of(rows, geometry.n_rot, geometry.layout) for rows in (node.before, node.after)
+        pairs_of(rows, geometry.n_rot, geometry.layout)
+        for rows in (node.before, node.after)
     )
     energy = np.sum(np.abs(before) ** 2, axis=1)
     some = np.where(energy > 0, energy, 1.0)
@@ -161,11 +170,15 @@ def node_rows(found: list[Turn], nodes: list[Executed]) -> list[NodeRow]:
     """Node by node, in the order in which llama.cpp computes them."""
     errors: dict[str, float] = {}
     for turn in found:
-        errors[turn.node] = max(errors.get(turn.node, 0.0), float(_known(turn.error).max()))
+        errors[turn.node] = max(
+            errors.get(turn.node, 0.0), float(_known(turn.error).max())
+        )
     rows = []
     for node in nodes:
         parameters = {k: v for k, v in asdict(node.call).items() if k != "factors"}
-        frequency, gain = (float(error(node).max()) for error in (_frequency_error, _gain_error))
+        frequency, gain = (
+            float(error(node).max()) for error in (_frequency_error, _gain_error)
+        )
         rows.append(NodeRow(node.node, parameters, errors[node.node], frequency, gain))
     return rows
 
@@ -191,9 +204,9 @@ def _frequency_tolerance(node: Executed, slack: float) -> NDArray[np.float64]:
 
     wanted = node.wanted
     target = np.asarray(wanted.kernel_table.inv_freq)
-    bound = frequency_bound(wanted.kernel_table, wanted.geometry) * slack + _READING / max(
-        1, node.reach
-    )
+    bound = frequency_bound(
+        wanted.kernel_table, wanted.geometry
+    ) * slack + _READING / max(1, node.reach)
     return _known(bound / np.where(target == 0, 1.0, target))
 
 
@@ -203,11 +216,17 @@ def _gain_error(node: Executed) -> NDArray[np.float64]:
     return _known(np.abs(node.gain / node.wanted.kernel_table.attention_factor - 1))
 
 
-def check_graph(gguf: GgufFile, found: list[Turn], nodes: list[Executed], gpu: bool) -> list[Check]:
+def check_graph(
+    gguf: GgufFile, found: list[Turn], nodes: list[Executed], gpu: bool
+) -> list[Check]:
     slack = OTHER_DEVICES if gpu else 1.0
     checks = [_check_frequency(gguf, nodes, slack), _check_gain(gguf, nodes, slack)]
     told = not all(check.passed for check in checks)
-    return [_check_rotation(found, len(nodes), slack, told), *checks, *_check_layers(nodes)]
+    return [
+        _check_rotation(found, len(nodes), slack, told),
+        *checks,
+        *_check_layers(nodes),
+    ]
 
 
 def _check_layers(nodes: list[Executed]) -> list[Check]:
@@ -221,7 +240,15 @@ def _check_layers(nodes: list[Executed]) -> list[Check]:
     detail = f"{len(seen)} of {len(layers)} layers rotate" + (
         f"; layer {wrong[0]} is not as wanted" if wrong else ""
     )
-    return [Check("graph", "layers that rotate and must not, or reverse", len(wrong), 0, detail)]
+    return [
+        Check(
+            "graph",
+            "layers that rotate and must not, or reverse",
+            len(wrong),
+            0,
+            detail,
+        )
+    ]
 
 
 def _worst(
@@ -246,7 +273,9 @@ def _worst(
 def _check_rotation(found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
     errors = [_known(turn.error) for turn in found]
     bounds = [
-        turn_bound(turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack)
+        turn_bound(
+            turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack
+        )
         for turn in found
     ]
     which, place, failed = _worst(errors, bounds)
@@ -285,7 +314,9 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
         detail += f" are off, in {failed} of {len(nodes)} nodes"
         why = frequency_reason(gguf, wanted, node.call)
     value, tolerance = float(errors[which][pair]), float(tolerances[which][pair])
-    return Check("graph", "frequency executed, relative error", value, tolerance, detail, why)
+    return Check(
+        "graph", "frequency executed, relative error", value, tolerance, detail, why
+    )
 
 
 def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
@@ -293,14 +324,21 @@ def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
 
     tolerance = EXACT_GAIN * slack
     errors = [_gain_error(node) for node in nodes]
-    which, (pair,), failed = _worst(errors, [np.full_like(error, tolerance) for error in errors])
+    which, (pair,), failed = _worst(
+        errors, [np.full_like(error, tolerance) for error in errors]
+    )
     node, gain = nodes[which], float(nodes[which].gain[pair])
     target = node.wanted.kernel_table.attention_factor
     detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
     detail += f", in {failed} of {len(nodes)} nodes" if failed else ""
     why = gain_reason(gguf, target, gain, node.call) if failed else ""
     return Check(
-        "graph", "gain executed, relative error", float(errors[which][pair]), tolerance, detail, why
+        "graph",
+        "gain executed, relative error",
+        float(errors[which][pair]),
+        tolerance,
+        detail,
+        why,
     )
 
 
@@ -309,7 +347,9 @@ def _pair(wanted: Wanted, pair: int) -> str:
     tokens)``."""
     geometry = wanted.geometry
     pairs = geometry.n_rot // 2
-    first, second = (2 * pair, 2 * pair + 1) if geometry.layout == "norm" else (pair, pair + pairs)
+    first, second = (
+        (2 * pair, 2 * pair + 1) if geometry.layout == "norm" else (pair, pair + pairs)
+    )
     length = wanted.table.wavelengths[pair]
     tokens = "never turns" if math.isinf(length) else f"wavelength {length:,.4g} tokens"
     return f"pair {pair} of {pairs} (dimensions {first} and {second}, {tokens})"

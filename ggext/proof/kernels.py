@@ -48,7 +48,9 @@ def check_kernels(table: RopeTable, geometry: RopeGeometry) -> list[Check]:
     ]
 
 
-def _check_native(table: RopeTable, geometry: RopeGeometry, device: NativeDevice) -> Check:
+def _check_native(
+    table: RopeTable, geometry: RopeGeometry, device: NativeDevice
+) -> Check:
     import numpy as np
 
     from ggext import native
@@ -60,9 +62,16 @@ def _check_native(table: RopeTable, geometry: RopeGeometry, device: NativeDevice
         .astype("<f4")
     )
     turned = native.rotate(
-        rows, positions, table.inv_freq, table.attention_factor, geometry.layout, device=device
+        rows,
+        positions,
+        table.inv_freq,
+        table.attention_factor,
+        geometry.layout,
+        device=device,
     )
-    before, after = (pairs_of(values, geometry.n_rot, geometry.layout) for values in (rows, turned))
+    before, after = (
+        pairs_of(values, geometry.n_rot, geometry.layout) for values in (rows, turned)
+    )
     missed = after - before * turns(positions, table)[:, None, :]
     error = (
         np.maximum(np.abs(missed.real), np.abs(missed.imag)).max(axis=(1, 2))
@@ -174,7 +183,9 @@ def _measure(
         return []
     turn = pairs_of(turned, geometry.n_rot, geometry.layout)[:, 0]
     name = f"llama.cpp {device.name}"
-    return _rows(name, positions, turn, table, geometry, 1.0 if device.is_cpu else OTHER_DEVICES)
+    return _rows(
+        name, positions, turn, table, geometry, 1.0 if device.is_cpu else OTHER_DEVICES
+    )
 
 
 def _rows(
@@ -188,11 +199,15 @@ def _rows(
     import numpy as np
 
     missed = turn - turns(positions.ravel(), table)
-    errors = np.maximum(np.abs(missed.real), np.abs(missed.imag)) / table.attention_factor
+    errors = (
+        np.maximum(np.abs(missed.real), np.abs(missed.imag)) / table.attention_factor
+    )
     errors = errors.reshape(*positions.shape, -1).max(axis=1)
     bounds = turn_bound(positions[:, -1], table, geometry, slack)
     found = []
-    for position, error, bound in zip(positions[:, -1].tolist(), errors, bounds, strict=True):
+    for position, error, bound in zip(
+        positions[:, -1].tolist(), errors, bounds, strict=True
+    ):
         # inside the bound the largest error is reported, else the one that is most too large
         pair = int((error / bound if (error > bound).any() else error).argmax())
         meaning = _meaning(float(error[pair]), pair, table.inv_freq[pair])
@@ -222,7 +237,9 @@ def _meaning(error: float, pair: int, frequency: float) -> str:
         f"float32 angles: cos and sin of pair {pair} are off by {error:.1g}, {steps:.1g} of a "
         "token's step"
     )
-    return off + (": it hardly tells neighbouring tokens apart" if steps >= _BLURRED else "")
+    return off + (
+        ": it hardly tells neighbouring tokens apart" if steps >= _BLURRED else ""
+    )
 
 
 def _check(device: Device, rows: list[KernelRow]) -> Check:

@@ -46,7 +46,9 @@ def check_logits(
         ) as session:
             logits = session.logits(ids)
     progress(f"transformers: {count} tokens")
-    expected = judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
+    expected = judge.transformers_logits(
+        reference, wanted.scaling, wanted.geometry, ids
+    )
     if logits.shape != expected.shape:
         raise GgufError(
             f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} "
@@ -57,7 +59,11 @@ def check_logits(
         if gguf.tensors
         else "no"
     )
-    limit = tolerance if tolerance is not None else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
+    limit = (
+        tolerance
+        if tolerance is not None
+        else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
+    )
     by_median = weights != "F32" and _chooses_experts(gguf)
     window = wanted.geometry.trained_context
     checks = []
@@ -79,7 +85,9 @@ def check_logits(
             detail += f", mean {kl.mean():.1e}; {int((kl > limit).sum())} tokens above the limit"
         value = float(np.median(kl) if by_median else kl.mean())
         statistic = "median" if by_median else "mean"
-        checks.append(Check("logits", f"{statistic} KL {name}, nats", value, limit, detail))
+        checks.append(
+            Check("logits", f"{statistic} KL {name}, nats", value, limit, detail)
+        )
     return checks
 
 

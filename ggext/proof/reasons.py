@@ -39,7 +39,9 @@ def gain_reason(gguf: GgufFile, wanted: float, executed: float, call: RopeCall) 
     if unread:
         return f"{unread}; {remedy}{because}"
     if own != 1 and math.isclose(executed, wanted * own, rel_tol=1e-4):
-        return f"YaRN's operation multiplies the gain by {own:.6g} on its own, so {remedy}"
+        return (
+            f"YaRN's operation multiplies the gain by {own:.6g} on its own, so {remedy}"
+        )
     return f"the operation's attn_factor is {call.attn_factor:.6g}; {remedy}{because}"
 
 
@@ -55,7 +57,10 @@ def _unread(gguf: GgufFile, *names: str) -> str:
 
 
 def _is_unread(gguf: GgufFile, name: str) -> bool:
-    return isinstance(gguf.arch_keys().get(name), float) and gguf.arch not in _READERS[name]
+    return (
+        isinstance(gguf.arch_keys().get(name), float)
+        and gguf.arch not in _READERS[name]
+    )
 
 
 def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
@@ -71,11 +76,14 @@ def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
         )
     if call.n_dims != geometry.n_rot:
         return (
-            f"the operation turns {call.n_dims} dimensions of a head; {geometry.n_rot} are wanted"
+            f"the operation turns {call.n_dims} dimensions of a head; "
+            f"{geometry.n_rot} are expected"
         )
     if call.factors is not None:
         return "the tensor of frequency factors does not hold the wanted table: bake the file again"
-    differences = [*_yarn_differences(gguf, wanted, call)] if scaling.method == "yarn" else []
+    differences = (
+        [*_yarn_differences(gguf, wanted, call)] if scaling.method == "yarn" else []
+    )
     differences += _plain_differences(wanted, call)
     return "; ".join(differences) or f"the operation runs as {call}"
 
@@ -83,7 +91,9 @@ def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
 def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[str]:
     scaling = wanted.scaling
     if call.ext_factor == 0:
-        return ["YaRN is wanted, and the operation runs without it: rope.scaling.type must be yarn"]
+        return [
+            "YaRN is wanted, and the operation runs without it: rope.scaling.type must be yarn"
+        ]
     fast = scaling.beta_fast or methods.YARN_BETA_FAST
     slow = scaling.beta_slow or methods.YARN_BETA_SLOW
     if _same(call.beta_fast, fast) and _same(call.beta_slow, slow):
@@ -101,7 +111,9 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
     )
     unread = _unread(gguf, "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")
     return [
-        f"{line}: {unread}; bake the table as a tensor (ggext convert does)" if unread else line
+        f"{line}: {unread}; bake the table as a tensor (ggext convert does)"
+        if unread
+        else line
     ]
 
 
@@ -114,19 +126,25 @@ def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
     original = methods.original_context(scaling, geometry)
     found = []
     if not _same(call.freq_base, base):
-        found.append(f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)")
+        found.append(
+            f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)"
+        )
     if not _same(call.freq_scale, scale):
         found.append(
             f"factor {1 / scale:g} wanted, {1 / call.freq_scale:g} executed (rope.scaling.factor)"
         )
     if scaling.method == "yarn" and call.n_ctx_orig != original:
-        found.append(f"original context {original:,} wanted, {call.n_ctx_orig:,} executed")
+        found.append(
+            f"original context {original:,} wanted, {call.n_ctx_orig:,} executed"
+        )
     if scaling.method == "llama3":
         found.append(
             "Llama 3's scaling needs the tensor rope_freqs.weight, and the operation gets none"
         )
     if scaling.method != "yarn" and call.ext_factor != 0:
-        found.append(f"{scaling.method} is wanted, and the operation runs YaRN (rope.scaling.type)")
+        found.append(
+            f"{scaling.method} is wanted, and the operation runs YaRN (rope.scaling.type)"
+        )
     return found
 
 

@@ -39,7 +39,10 @@ def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, A
     if geometry.sliding_base is None:
         return _of_one_kind(scaling, geometry)
     sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
-    return {"full_attention": _of_one_kind(scaling, geometry), "sliding_attention": sliding}
+    return {
+        "full_attention": _of_one_kind(scaling, geometry),
+        "sliding_attention": sliding,
+    }
 
 
 def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
@@ -58,7 +61,10 @@ def _of_one_kind(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]
             else methods.ntk_base(scaling.factor or 1.0, geometry)
         )
         return {"rope_type": "default", "rope_theta": base}
-    parameters: dict[str, Any] = {"rope_type": scaling.method, "rope_theta": geometry.base}
+    parameters: dict[str, Any] = {
+        "rope_type": scaling.method,
+        "rope_theta": geometry.base,
+    }
     parameters |= {_KEYS[k]: v for k, v in scaling.given().items() if k in _KEYS}
     if scaling.method == "llama3":
         parameters.setdefault("low_freq_factor", methods.LLAMA3_LOW_FREQ_FACTOR)
@@ -147,16 +153,20 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     if (
         "llama_4_scaling_beta" in kept
     ):  # Ministral 3's queries grow by this context, whatever the method
-        config.rope_parameters["original_max_position_embeddings"] = methods.original_context(
-            scaling, geometry
+        config.rope_parameters["original_max_position_embeddings"] = (
+            methods.original_context(scaling, geometry)
         )
     if getattr(
         config, "original_max_position_embeddings", None
     ):  # Phi 3's, which goes before the inner one
-        config.original_max_position_embeddings = methods.original_context(scaling, geometry)
+        config.original_max_position_embeddings = methods.original_context(
+            scaling, geometry
+        )
     one_size = geometry.sliding_head_dim is None
     if one_size and getattr(config, "head_dim", geometry.head_dim) is None:
-        config.head_dim = geometry.head_dim  # without which its YaRN cannot work (Mixtral)
+        config.head_dim = (
+            geometry.head_dim
+        )  # without which its YaRN cannot work (Mixtral)
 
 
 def _set_gain(model: Any, gain: float) -> None:
@@ -169,7 +179,9 @@ def _stop_pairs(model: Any, turning: int) -> None:
     """Transformers' table of another method than proportional, over the pairs that turn alone; of
     the layers that attend to the whole text."""
     for name, frequencies in model.named_buffers():
-        if name.endswith(("full_attention_inv_freq", "full_attention_original_inv_freq")):
+        if name.endswith(
+            ("full_attention_inv_freq", "full_attention_original_inv_freq")
+        ):
             frequencies[turning:] = 0.0
 
 
@@ -188,7 +200,8 @@ def _kept(config: Any) -> dict[str, Any]:
 
 
 def divergence(
-    expected: np.ndarray[Any, np.dtype[np.float32]], actual: np.ndarray[Any, np.dtype[np.float32]]
+    expected: np.ndarray[Any, np.dtype[np.float32]],
+    actual: np.ndarray[Any, np.dtype[np.float32]],
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
     """KL(expected ‖ actual) of each row in nats, and the largest difference of a logit."""
     import numpy as np

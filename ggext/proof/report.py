@@ -130,7 +130,11 @@ class Report:
         """One plain sentence."""
         tokens = f"{self.context:,} tokens"
         if not self.passed:
-            levels = [check.level for check in self.checks if check.required and not check.passed]
+            levels = [
+                check.level
+                for check in self.checks
+                if check.required and not check.passed
+            ]
             asked = "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
             return f"{tokens}: WRONG, {_WRONG[levels[0]].format(asked)}"
         exact = "exact in llama.cpp"
@@ -176,7 +180,9 @@ class Wanted:
 
     def of_unscaled(self) -> Wanted:
         """What the sliding-window layers must do, where they have a table of their own."""
-        scaling = RopeScaling(context=methods.extended_context(self.scaling, self.geometry))
+        scaling = RopeScaling(
+            context=methods.extended_context(self.scaling, self.geometry)
+        )
         return Wanted(scaling, self.geometry.of_sliding(), self.source)
 
     @property
@@ -187,4 +193,6 @@ class Wanted:
     def kernel_table(self) -> RopeTable:
         """The table that llama.cpp's ROPE operation itself must turn by."""
         table = self.table
-        return replace(table, attention_factor=table.attention_factor / math.sqrt(self.query_scale))
+        return replace(
+            table, attention_factor=table.attention_factor / math.sqrt(self.query_scale)
+        )

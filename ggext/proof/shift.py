@@ -67,7 +67,9 @@ def measure_shifts(model: Model) -> list[ShiftRow]:
     ratios = norms.ratios()
     kl = divergence(fresh, np.stack(after))[0]
     noise = divergence(fresh, elsewhere)[0]
-    return [ShiftRow(i + 1, ratios[i], float(kl[i]), float(noise[i])) for i in range(SHIFTS)]
+    return [
+        ShiftRow(i + 1, ratios[i], float(kl[i]), float(noise[i])) for i in range(SHIFTS)
+    ]
 
 
 def _evaluated(probe: Probe, tokens: list[int], start: int) -> NDArray[np.float32]:
@@ -99,17 +101,24 @@ class _KeyNorms:
             raise ModelError(
                 "llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects"
             )
-        before, after = (float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after))
+        before, after = (
+            float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after)
+        )
         self._changes.setdefault(node.source, []).append(after / before)
 
     def ratios(self) -> list[float]:
         """After each shift, of the layer that changed most. Raises ModelError where no shift was
         seen."""
-        if not self._changes or any(len(changes) != SHIFTS for changes in self._changes.values()):
+        if not self._changes or any(
+            len(changes) != SHIFTS for changes in self._changes.values()
+        ):
             raise ModelError(
                 "llama.cpp shifted the cache without a ROPE operation that ggext can see"
             )
-        by_layer = [list(accumulate(changes, operator.mul)) for changes in self._changes.values()]
+        by_layer = [
+            list(accumulate(changes, operator.mul))
+            for changes in self._changes.values()
+        ]
         return max(by_layer, key=lambda ratios: abs(math.log(ratios[-1])))
 
 

@@ -48,7 +48,9 @@ def wanted_by_keys(gguf: GgufFile) -> Wanted:
             beta_slow=meant["beta_slow"],
             attention_factor=table.attention_factor if gain is None else gain,
         )
-        if any(value is not None for value in meant.values()) and not factor_tensors(gguf):
+        if any(value is not None for value in meant.values()) and not factor_tensors(
+            gguf
+        ):
             return Wanted(scaling, geometry, OWN_KEYS)
     return Wanted(scaling, geometry, OWN_KEYS, stated=table)
 
@@ -99,12 +101,19 @@ def _missing(effective: RopeTable, row: KnownModel, geometry: RopeGeometry) -> C
     )
 
 
-def _is(effective: RopeTable, scaling: RopeScaling, geometry: RopeGeometry, context: int) -> bool:
+def _is(
+    effective: RopeTable, scaling: RopeScaling, geometry: RopeGeometry, context: int
+) -> bool:
     result = compare(_published_table(scaling, geometry, context), effective)
-    return result.frequency_error <= EXACT_FREQUENCY and result.gain_error <= 2 * EXACT_GAIN
+    return (
+        result.frequency_error <= EXACT_FREQUENCY
+        and result.gain_error <= 2 * EXACT_GAIN
+    )
 
 
-def _published_table(scaling: RopeScaling, geometry: RopeGeometry, context: int) -> RopeTable:
+def _published_table(
+    scaling: RopeScaling, geometry: RopeGeometry, context: int
+) -> RopeTable:
     trained = scaling.original_context or context
     return methods.make_table(scaling, replace(geometry, trained_context=trained))
 
@@ -112,4 +121,6 @@ def _published_table(scaling: RopeScaling, geometry: RopeGeometry, context: int)
 def _words(scaling: RopeScaling) -> str:
     if scaling.method == "none":
         return "no scaling"
-    return f"{scaling.method} ×{scaling.factor:g} of {scaling.original_context:,} tokens"
+    return (
+        f"{scaling.method} ×{scaling.factor:g} of {scaling.original_context:,} tokens"
+    )

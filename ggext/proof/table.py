@@ -13,7 +13,13 @@ from ggext.proof.report import Check, Wanted
 from ggext.proof.stated import wanted_by_keys
 from ggext.rope import methods
 from ggext.rope.capabilities import capability_of
-from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare, pair_errors
+from ggext.rope.compare import (
+    EXACT_FREQUENCY,
+    EXACT_GAIN,
+    Comparison,
+    compare,
+    pair_errors,
+)
 from ggext.rope.config import GROWING
 from ggext.rope.decode import (
     context_parameters,
@@ -38,11 +44,15 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
         wanted = _by_reference(recipe, reference)
     elif recipe is not None:
         wanted = Wanted(
-            recipe.scaling, recipe.geometry, f"recipe in the file (by {recipe.asked_by})"
+            recipe.scaling,
+            recipe.geometry,
+            f"recipe in the file (by {recipe.asked_by})",
         )
     else:
         wanted = wanted_by_keys(gguf)
-    return replace(wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch))
+    return replace(
+        wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch)
+    )
 
 
 def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
@@ -56,7 +66,9 @@ def _by_reference(recipe: Recipe | None, reference: Path) -> Wanted:
     original = methods.original_context(recipe.scaling, rope.geometry)
     geometry = replace(rope.geometry, trained_context=original)
     return Wanted(
-        recipe.scaling, geometry, f"recipe in the file (by {recipe.asked_by}) on {shown(reference)}"
+        recipe.scaling,
+        geometry,
+        f"recipe in the file (by {recipe.asked_by}) on {shown(reference)}",
     )
 
 
@@ -68,7 +80,9 @@ def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[
     if len(effective.inv_freq) == pairs:
         wrong = sum(error > EXACT_FREQUENCY for error in pair_errors(wanted, effective))
         where += f"; {wrong} pairs are off" if wrong else ""
-    gains = f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
+    gains = (
+        f"wanted {wanted.attention_factor:.7g}, file {effective.attention_factor:.7g}"
+    )
     short = max(0, wanted.context - effective.context)
     return [
         Check(
@@ -79,9 +93,19 @@ def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[
             where,
             why=why,
         ),
-        Check("table", "attention factor error, relative", result.gain_error, EXACT_GAIN, gains),
         Check(
-            "table", "context short of the wanted, tokens", short, 0, f"file {effective.context}"
+            "table",
+            "attention factor error, relative",
+            result.gain_error,
+            EXACT_GAIN,
+            gains,
+        ),
+        Check(
+            "table",
+            "context short of the wanted, tokens",
+            short,
+            0,
+            f"file {effective.context}",
         ),
     ]
 
@@ -102,7 +126,9 @@ def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
         f"factor {factor:g} × original context {original}, and nothing says why the context is "
         f"{context}; bake {scaling.method} {factor:g} with the original context {original} again"
     )
-    return [Check("table", "context short of the scaling's reach, tokens", short, 0, detail)]
+    return [
+        Check("table", "context short of the scaling's reach, tokens", short, 0, detail)
+    ]
 
 
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
@@ -132,7 +158,10 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
             ),
         ]
     if capability_of(gguf.arch).scores != "plain":
-        target, found = methods.score_scale(wanted.scaling), score_scale(keys, gguf.arch)
+        target, found = (
+            methods.score_scale(wanted.scaling),
+            score_scale(keys, gguf.arch),
+        )
         detail = f"wanted {target:.7g}, file {found:.7g}"
         checks.append(
             Check(

@@ -59,12 +59,18 @@ class Bench(Closing):
     does not fit into the memory."""
 
     def __init__(
-        self, setting: Setting, options: EvalOptions, n_ctx: int, eval_callback: Any = None
+        self,
+        setting: Setting,
+        options: EvalOptions,
+        n_ctx: int,
+        eval_callback: Any = None,
     ) -> None:
         self.setting = setting
         self.options = options
         self._eval_callback = eval_callback
-        self.model = Model.open(setting.path, options.gpu_layers, overrides=_overrides(setting))
+        self.model = Model.open(
+            setting.path, options.gpu_layers, overrides=_overrides(setting)
+        )
         try:
             with llama.listening() as log:
                 self.session = Session(self.model, self.session_options(n_ctx))
@@ -119,7 +125,10 @@ class Bench(Closing):
     def text_lengths(self) -> list[int]:
         """Tokens of each document."""
         marks = self.options.marks
-        return [len(self.model.tokenize(text, parse_special=marks)) for _, text in self.documents]
+        return [
+            len(self.model.tokenize(text, parse_special=marks))
+            for _, text in self.documents
+        ]
 
     def sample(self, item: Item) -> Sample:
         """The text and questions of a task's item; the same for every setting of a vocabulary."""
@@ -133,14 +142,18 @@ class Bench(Closing):
         if not self.options.texts:
             return sample_maker(self.prompts, asked=asked)
         found = texts.filler_of([text for _, text in self.documents])
-        return sample_maker(self.prompts, lambda rng: texts.sentences_from(found, rng), asked)
+        return sample_maker(
+            self.prompts, lambda rng: texts.sentences_from(found, rng), asked
+        )
 
     def piece(self, item: Item) -> Piece:
         """The tokens of a document's item; the same for every setting of a vocabulary."""
         if item.kind == "protocol":
             return self._protocol_pieces(item.length)[item.index]
         if self.makes_texts:
-            return texts.little_piece(self.model, item.length, item.index, self.options.seed)
+            return texts.little_piece(
+                self.model, item.length, item.index, self.options.seed
+            )
         return self._pieces(item.length)[item.index]
 
     def pieces(self, length: int) -> int:
@@ -174,7 +187,9 @@ class Bench(Closing):
         ContextFullError, ModelError."""
         if item.kind == "task":
             sample = self.sample(item)
-            return list(ask(self.session, self.prompts, sample, lambda done, _: progress(done)))
+            return list(
+                ask(self.session, self.prompts, sample, lambda done, _: progress(done))
+            )
         piece = self.piece(item)
         if item.kind == "short":
             short, window = short_windows(self.setting)
@@ -188,7 +203,10 @@ class Bench(Closing):
         piece = self.piece(item)
         found = compare(first, self.session, piece.tokens, progress)
         return Diverged(
-            piece.name, _narrow(found.kl), _narrow(found.same_top), _narrow(found.delta_p)
+            piece.name,
+            _narrow(found.kl),
+            _narrow(found.same_top),
+            _narrow(found.delta_p),
         )
 
     def speed(self, probe: int = _PROBE) -> Speed:

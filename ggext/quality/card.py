@@ -41,12 +41,22 @@ def card(report: EvalReport, command: str) -> str:
         lines += _table(["", *(f"{n:,}" for n in lengths)], rows)
     measured = [setting for setting in report.settings if setting.bands]
     if measured:
-        edges = sorted({(band.start, band.end) for one in measured for band in one.bands})
+        edges = sorted(
+            {(band.start, band.end) for one in measured for band in one.bands}
+        )
         rows = []
         for setting in measured:
-            by_edge = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
-            rows.append([labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)])
-        lines += ["", f"Perplexity by position [95 %], {phrases.document_texts(report)}:", ""]
+            by_edge = {
+                (b.start, b.end): phrases.number(b.perplexity) for b in setting.bands
+            }
+            rows.append(
+                [labels[setting.name], *(by_edge.get(edge, "–") for edge in edges)]
+            )
+        lines += [
+            "",
+            f"Perplexity by position [95 %], {phrases.document_texts(report)}:",
+            "",
+        ]
         lines += _table(["up to token", *(f"{end:,}" for _, end in edges)], rows)
     caches = (
         f"{labels[setting.name]}: {cache}"
@@ -61,4 +71,7 @@ def card(report: EvalReport, command: str) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines]
+    return [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        for row in lines
+    ]

@@ -56,7 +56,9 @@ def differences_between(
         estimate = _answers(base, found, length)
         if estimate is not None:
             winner = _winner(first.name, second.name, estimate, more_is_better=True)
-            yield Difference(first.name, second.name, "answers", length, length, estimate, winner)
+            yield Difference(
+                first.name, second.name, "answers", length, length, estimate, winner
+            )
     yield from _perplexities(first.name, second.name, base, found)
 
 
@@ -104,9 +106,13 @@ def _perplexities(
         if estimate is None:
             continue
         ratio = exponential(estimate)
-        change = Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units)
+        change = Estimate(
+            ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units
+        )
         winner = _winner(first, second, change, more_is_better=False)
-        yield Difference(first, second, "perplexity", band.start, band.end, change, winner)
+        yield Difference(
+            first, second, "perplexity", band.start, band.end, change, winner
+        )
 
 
 def _loss(result: Result, band: Band) -> float | None:
@@ -114,7 +120,9 @@ def _loss(result: Result, band: Band) -> float | None:
     return band_mean(result.values.astype("f8"), band)
 
 
-def _winner(first: str, second: str, estimate: Estimate, *, more_is_better: bool) -> str | None:
+def _winner(
+    first: str, second: str, estimate: Estimate, *, more_is_better: bool
+) -> str | None:
     if not estimate.excludes_zero:
         return None
     return second if (estimate.low > 0) == more_is_better else first

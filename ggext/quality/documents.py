@@ -94,14 +94,17 @@ def band_losses(plan: Plan, found: Mapping[Item, Result]) -> tuple[BandLoss, ...
     texts = {
         item: result
         for item, result in found.items()
-        if item.kind == "text" and isinstance(result, Losses) and item.length in plan.lengths
+        if item.kind == "text"
+        and isinstance(result, Losses)
+        and item.length in plan.lengths
     }
     if not texts:
         return ()
     length = max(item.length for item in texts)
     longest = [result for item, result in texts.items() if item.length == length]
     return tuple(
-        BandLoss(band.start, band.end, perplexity(_means(longest, band))) for band in bands(length)
+        BandLoss(band.start, band.end, perplexity(_means(longest, band)))
+        for band in bands(length)
     )
 
 
@@ -119,11 +122,17 @@ def key_tokens_of(setting: Setting, found: Mapping[Item, Result]) -> KeyTokens |
     pairs = []
     for item, result in found.items():
         whole = found.get(Item("text", "", item.length, item.index))
-        if item.kind == "short" and isinstance(result, Losses) and isinstance(whole, Losses):
+        if (
+            item.kind == "short"
+            and isinstance(result, Losses)
+            and isinstance(whole, Losses)
+        ):
             pairs.append((result.values.astype("f8"), whole.values.astype("f8")))
     if not pairs:
         return None
-    short, long = map(np.array, zip(*pairs, strict=True))  # (n_texts, n_tokens - 1) each
+    short, long = map(
+        np.array, zip(*pairs, strict=True)
+    )  # (n_texts, n_tokens - 1) each
     scored = int((short == short).sum())  # not NaN
     if not scored:
         return None
@@ -133,9 +142,13 @@ def key_tokens_of(setting: Setting, found: Mapping[Item, Result]) -> KeyTokens |
         part = slice(max(0, band.start - 1), band.end - 1)
         losses = long[:, part][chosen[:, part]]
         if (short[:, part] == short[:, part]).any():
-            parts.append(KeyBand(band.start, band.end, len(losses), _perplexity(losses)))
+            parts.append(
+                KeyBand(band.start, band.end, len(losses), _perplexity(losses))
+            )
     context = short_windows(setting)[0]
-    return KeyTokens(context, int(chosen.sum()), scored, _perplexity(long[chosen]), tuple(parts))
+    return KeyTokens(
+        context, int(chosen.sum()), scored, _perplexity(long[chosen]), tuple(parts)
+    )
 
 
 def _perplexity(losses: NDArray[np.float64]) -> float | None:
@@ -196,7 +209,9 @@ def price(
     if found is None:
         return None
     ratio = exponential(found)
-    return Estimate(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units)
+    return Estimate(
+        ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.items, ratio.units
+    )
 
 
 def _short_losses(found: Mapping[Item, Result], length: int) -> dict[Any, float]:

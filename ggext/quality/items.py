@@ -61,7 +61,9 @@ def as_json(result: Result) -> Any:
     if isinstance(result, list):
         return [asdict(outcome) for outcome in result]
     return {
-        name: value if isinstance(value, str) else base64.b64encode(value.tobytes()).decode("ascii")
+        name: value
+        if isinstance(value, str)
+        else base64.b64encode(value.tobytes()).decode("ascii")
         for name, value in vars(result).items()
     }
 

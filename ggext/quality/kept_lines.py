@@ -43,7 +43,9 @@ class KeptLines:
             self._file = path.open("ab")
             self._file.truncate(end)  # a line that a crash cut off
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror or error}") from None
+            raise OutputError(
+                f"{path} cannot be written: {error.strerror or error}"
+            ) from None
         if end == 0:
             self.add(header)
 
@@ -55,7 +57,9 @@ class KeptLines:
             self._file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror or error}") from None
+            raise OutputError(
+                f"{self.path} cannot be written: {error.strerror or error}"
+            ) from None
 
     def close(self) -> None:
         """Ends writing; further calls do nothing."""
@@ -64,7 +68,10 @@ class KeptLines:
             self._file = None
 
     def _read(
-        self, path: Path, header: Mapping[str, Any], take: Callable[[dict[str, Any]], None]
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        take: Callable[[dict[str, Any]], None],
     ) -> int:
         """Reads what is whole; the bytes of it."""
         end = 0

@@ -45,12 +45,16 @@ class Outcome:
 
 
 def ask(
-    session: Session, prompts: PromptMaker, sample: Sample, progress: Progress | None = None
+    session: Session,
+    prompts: PromptMaker,
+    sample: Sample,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
     """The outcome of each question of a sample. The session evaluates the text once, and for each
     further question only what differs. Raises ContextFullError, ModelError."""
     return [
-        _one(session, prompts, sample.body, question, progress) for question in sample.questions
+        _one(session, prompts, sample.body, question, progress)
+        for question in sample.questions
     ]
 
 
@@ -84,7 +88,10 @@ def _one(
 
 
 def forced(
-    session: Session, prompt: list[int], answer: list[int], progress: Progress | None = None
+    session: Session,
+    prompt: list[int],
+    answer: list[int],
+    progress: Progress | None = None,
 ) -> bool:
     """Whether greedy decoding would give exactly these tokens after the prompt.
 
@@ -95,7 +102,10 @@ def forced(
 
 
 def answer_loss(
-    session: Session, prompts: PromptMaker, sample: Sample, progress: Progress | None = None
+    session: Session,
+    prompts: PromptMaker,
+    sample: Sample,
+    progress: Progress | None = None,
 ) -> float:
     """The mean of -log p over the tokens of a sample's one answers, natural logarithm: finer than
     whether they are right. Raises as `ask`."""
@@ -139,11 +149,15 @@ def speaks_little(model: Model) -> bool:
     """
     if model.n_vocab > 1 << 12:
         return False
-    spelled = (model.tokenize(word, add_special=False) for word in language.vocabulary())
+    spelled = (
+        model.tokenize(word, add_special=False) for word in language.vocabulary()
+    )
     return all(len(tokens) == 1 for tokens in spelled)
 
 
-def _little(prompts: PromptMaker, task: str, length: int, rng: Random, needles: int) -> Sample:
+def _little(
+    prompts: PromptMaker, task: str, length: int, rng: Random, needles: int
+) -> Sample:
     """A sample in the embedded model's language: facts, and questions on those nearest to even
     depths."""
     if task not in ("multikey", "single"):
@@ -155,7 +169,9 @@ def _little(prompts: PromptMaker, task: str, length: int, rng: Random, needles: 
     room = length - language.CHAT_TOKENS
     facts = min(language.RECALL_FACTS, room // (2 * language.FACT_TOKENS))
     if facts < questions:
-        raise UsageError(f"a length of {length} tokens is too short for {questions} needles")
+        raise UsageError(
+            f"a length of {length} tokens is too short for {questions} needles"
+        )
     known = language.facts(rng, facts)
     # The chat's end marker is counted by the language, and not asked for here.
     text = language.document(rng, known, room + 1)
@@ -164,7 +180,10 @@ def _little(prompts: PromptMaker, task: str, length: int, rng: Random, needles: 
     for i in range(questions):
         depth = (i + rng.random()) / questions
         asked.append(
-            min((f for f in known if f not in asked), key=lambda f: abs(places[f] - depth))
+            min(
+                (f for f in known if f not in asked),
+                key=lambda f: abs(places[f] - depth),
+            )
         )
     return Sample(
         task,

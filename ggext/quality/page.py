@@ -75,14 +75,18 @@ def _headlines(report: EvalReport) -> str:
             definition = escape(phrases.DEFINITIONS[one.definition])
             reach, _, note = phrases.reach(one).partition(" (")
             more = f' <span class="note">({escape(note)}</span>' if note else ""
-            lines.append(f"Effective context <b>{escape(reach)}</b>{more}: {definition}")
+            lines.append(
+                f"Effective context <b>{escape(reach)}</b>{more}: {definition}"
+            )
         if setting.price is not None:
             change, _, where = phrases.price(setting).partition(" perplexity")
             lines.append(
                 f'Price at a short context: <b>{escape(change)}</b> <span class="note">perplexity'
                 f"{escape(where)}</span>"
             )
-        facts = filter(None, (f"trained on {setting.trained:,} tokens", phrases.cache(setting)))
+        facts = filter(
+            None, (f"trained on {setting.trained:,} tokens", phrases.cache(setting))
+        )
         lines.append(f'<span class="note">{escape("; ".join(facts))}</span>')
         head = f"<h3>{escape(labels[setting.name])}</h3>"
         parts.append(f'<div class="headline">{head}{"<br>".join(lines)}</div>')
@@ -100,7 +104,12 @@ def _scores(report: EvalReport) -> str:
         Line(
             labels[setting.name],
             tuple(
-                (one.length, 100 * one.score.value, 100 * one.score.low, 100 * one.score.high)
+                (
+                    one.length,
+                    100 * one.score.value,
+                    100 * one.score.low,
+                    100 * one.score.high,
+                )
                 for one in setting.scores
             ),
         )
@@ -119,9 +128,14 @@ def _scores(report: EvalReport) -> str:
         found = {one.length: one.score for one in setting.scores}
         cells = [phrases.share(found[n]) if n in found else "–" for n in lengths]
         rows.append([labels[setting.name], *cells])
-    counts = {(one.score.units, one.score.items) for setting in scored for one in setting.scores}
+    counts = {
+        (one.score.units, one.score.items)
+        for setting in scored
+        for one in setting.scores
+    }
     texts = ", ".join(
-        f"{phrases.texts(units)} with {items} questions" for units, items in sorted(counts)
+        f"{phrases.texts(units)} with {items} questions"
+        for units, items in sorted(counts)
     )
     return (
         f"<h2>Questions on long texts ({escape(', '.join(report.tasks))})</h2>"
@@ -147,7 +161,9 @@ def _grids(report: EvalReport) -> str:
         if not scores:
             continue
         count = len(scores[0].depths)
-        rows = [f"{100 * i // count} to {100 * (i + 1) // count} %" for i in range(count)]
+        rows = [
+            f"{100 * i // count} to {100 * (i + 1) // count} %" for i in range(count)
+        ]
         shares = [
             [None if one.depths[i] is None else one.depths[i][0] for one in scores]  # type: ignore[index]
             for i in range(count)
@@ -158,7 +174,9 @@ def _grids(report: EvalReport) -> str:
     if not parts:
         return ""
     few = "A cell is of few questions and for looking; the verdict above pools a whole length."
-    return f'<h2>Where the needle stands</h2><p class="note">{few}</p>' + "\n".join(parts)
+    return f'<h2>Where the needle stands</h2><p class="note">{few}</p>' + "\n".join(
+        parts
+    )
 
 
 def _perplexities(report: EvalReport) -> str:
@@ -169,7 +187,8 @@ def _perplexities(report: EvalReport) -> str:
     lines = []
     for setting in measured:
         points = tuple(
-            (band.end, band.perplexity.value, *_bounds(band.perplexity)) for band in setting.bands
+            (band.end, band.perplexity.value, *_bounds(band.perplexity))
+            for band in setting.bands
         )
         lines.append(Line(labels[setting.name], points))
     spread = [point[1] for line in lines for point in line.points]
@@ -179,7 +198,9 @@ def _perplexities(report: EvalReport) -> str:
         _trained(report),
         y_log=max(spread) > 4 * min(spread),
     )
-    edges = sorted({(band.start, band.end) for setting in measured for band in setting.bands})
+    edges = sorted(
+        {(band.start, band.end) for setting in measured for band in setting.bands}
+    )
     rows = []
     for setting in measured:
         found = {(b.start, b.end): phrases.number(b.perplexity) for b in setting.bands}
@@ -212,7 +233,14 @@ def _further(report: EvalReport) -> str:
             one = setting.protocol
             error = "" if one.error is None else f" ± {one.error:.4f}"
             of = f"{one.count} × {one.length:,} tokens"
-            rows.append([setting.name, f"{one.protocol}'s protocol", f"{one.value:.4f}{error}", of])
+            rows.append(
+                [
+                    setting.name,
+                    f"{one.protocol}'s protocol",
+                    f"{one.value:.4f}{error}",
+                    of,
+                ]
+            )
     parts = []
     if rows:
         parts.append("<h2>Further perplexities</h2>" + _table(["", "", "", ""], rows))
@@ -231,7 +259,8 @@ def _further(report: EvalReport) -> str:
     if rows:
         head = ["", "tokens", "KL, nats", "same likeliest", "Δp"]
         parts.append(
-            f"<h2>Divergence from {escape(report.settings[0].name)}</h2>" + _table(head, rows)
+            f"<h2>Divergence from {escape(report.settings[0].name)}</h2>"
+            + _table(head, rows)
         )
     return "".join(parts)
 
@@ -239,7 +268,9 @@ def _further(report: EvalReport) -> str:
 def _key_bands(report: EvalReport) -> Iterator[str]:
     """Key tokens by position, a row for each setting."""
     labels = phrases.labels(report)
-    found = {one.name: one.key_tokens.bands for one in report.settings if one.key_tokens}
+    found = {
+        one.name: one.key_tokens.bands for one in report.settings if one.key_tokens
+    }
     ends = sorted({band.end for parts in found.values() for band in parts})
     rows = []
     for name, parts in found.items():
@@ -256,7 +287,9 @@ def _differences(report: EvalReport) -> str:
     letters = phrases.letters(report)
     rows = []
     for one in report.differences:
-        where = f"{one.end:,}" if one.what == "answers" else f"{one.start:,} to {one.end:,}"
+        where = (
+            f"{one.end:,}" if one.what == "answers" else f"{one.start:,} to {one.end:,}"
+        )
         pair = f"{letters[one.second]} against {letters[one.first]}"
         winner = "no winner" if one.winner is None else letters[one.winner]
         rows.append([pair, one.what, where, phrases.change(one.difference), winner])
@@ -270,9 +303,13 @@ def _tables(report: EvalReport, plan: Plan) -> str:
     for setting in plan.settings:
         table = _table_of(setting)
         points = tuple(
-            (float(i), 2 * math.pi / w, None, None) for i, w in enumerate(table.inv_freq) if w > 0
+            (float(i), 2 * math.pi / w, None, None)
+            for i, w in enumerate(table.inv_freq)
+            if w > 0
         )
-        lines.append(Line(f"{labels[setting.name]}, gain {table.attention_factor:.4g}", points))
+        lines.append(
+            Line(f"{labels[setting.name]}, gain {table.attention_factor:.4g}", points)
+        )
     trained = plan.settings[0].trained
     axes = Axes(
         "rotary pair",
@@ -308,7 +345,9 @@ def _made(report: EvalReport, plan: Plan, command: str) -> str:
         recipe = recipe_of(header)
         if recipe is not None:
             text = json.dumps(recipe.as_dict(), indent=1)
-            parts.append(f"<h3>Recipe of {escape(header.path.name)}</h3><pre>{escape(text)}</pre>")
+            parts.append(
+                f"<h3>Recipe of {escape(header.path.name)}</h3><pre>{escape(text)}</pre>"
+            )
     return "\n".join(parts)
 
 
@@ -322,6 +361,7 @@ def _trained(report: EvalReport) -> tuple[tuple[float, str], ...]:
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in rows
     )
     return f"<table><tr>{top}</tr>{body}</table>"

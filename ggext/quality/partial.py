@@ -44,12 +44,16 @@ class PartialRun:
 
     def __init__(self, path: Path | None, options: EvalOptions) -> None:
         self.results: Results = {}
-        self._kept = KeptLines(path, run_header(options), "partial run of ggext eval", self._take)
+        self._kept = KeptLines(
+            path, run_header(options), "partial run of ggext eval", self._take
+        )
 
     def add(self, setting: str, item: Item, result: Result) -> None:
         """Keeps a result."""
         self.results[setting, item] = result
-        self._kept.add({"setting": setting, "item": item.key, "result": as_json(result)})
+        self._kept.add(
+            {"setting": setting, "item": item.key, "result": as_json(result)}
+        )
 
     def close(self) -> None:
         """Ends writing; further calls do nothing."""

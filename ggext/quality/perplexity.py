@@ -28,7 +28,10 @@ Progress = Callable[[int], None]
 
 
 def nll(
-    session: Session, tokens: Sequence[int], first: int = 1, progress: Progress | None = None
+    session: Session,
+    tokens: Sequence[int],
+    first: int = 1,
+    progress: Progress | None = None,
 ) -> NDArray[np.float64]:
     """-log p of tokens[first:], (n_tokens - first,), natural logarithm.
 
@@ -70,7 +73,10 @@ def short_nll(
 
 
 def key_tokens(
-    short: NDArray[np.float64], long: NDArray[np.float64], alpha: float = ALPHA, beta: float = BETA
+    short: NDArray[np.float64],
+    long: NDArray[np.float64],
+    alpha: float = ALPHA,
+    beta: float = BETA,
 ) -> NDArray[np.bool_]:
     """LongPPL's key tokens: those that the long context makes likelier by `alpha` nats and likely,
     with a loss below `beta`. NaN in `short` marks tokens that are not asked about."""
@@ -81,7 +87,10 @@ def key_tokens(
 
 
 def compare(
-    expected: Session, actual: Session, tokens: Sequence[int], progress: Progress | None = None
+    expected: Session,
+    actual: Session,
+    tokens: Sequence[int],
+    progress: Progress | None = None,
 ) -> Divergence:
     """How another file, or the same in another setting, differs from an expected one, token by
     token: both evaluate the same tokens side by side, and no logits are kept.
@@ -94,7 +103,9 @@ def compare(
     for left, right in _aligned(expected.logit_rows(tokens), actual.logit_rows(tokens)):
         count = min(len(left), len(following) - done)
         if count:
-            parts.append(diverge(left[:count], right[:count], following[done : done + count]))
+            parts.append(
+                diverge(left[:count], right[:count], following[done : done + count])
+            )
         done += count
         if progress is not None:
             progress(done)

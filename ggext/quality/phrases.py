@@ -55,7 +55,9 @@ def document_texts(report: EvalReport) -> str:
     """Of how many texts the figures by position are."""
     units = [band.perplexity.units for one in report.settings for band in one.bands]
     found = texts(min(units), max(units))
-    return f"{found}; a figure of one text has no interval" if min(units) == 1 else found
+    return (
+        f"{found}; a figure of one text has no interval" if min(units) == 1 else found
+    )
 
 
 def share(estimate: Estimate) -> str:

@@ -72,12 +72,18 @@ class Plan:
 def cost(speed: Speed, setting: Setting, item: Item) -> float:
     """Seconds that an item takes at a speed, about."""
     seconds = speed.seconds(item.length) * _OVERHEAD
-    if item.kind == "short":  # each window reads its short context again: five times the tokens
+    if (
+        item.kind == "short"
+    ):  # each window reads its short context again: five times the tokens
         return 5 * speed.linear * item.length * _OVERHEAD
     if item.kind == "divergence":
         return 2 * seconds
     if setting.when_full != "stop":
-        return speed.seconds(min(item.length, setting.context)) * item.length / setting.context
+        return (
+            speed.seconds(min(item.length, setting.context))
+            * item.length
+            / setting.context
+        )
     return seconds
 
 
@@ -137,15 +143,23 @@ class _Tried:
         """Raises ModelError where its context does not fit into the memory."""
         alike = (setting.path, setting.kv_type, setting.when_full)
         if alike not in self._alike:
-            with Bench(setting, self._options, _longest(setting, self._lengths)) as bench:
+            with Bench(
+                setting, self._options, _longest(setting, self._lengths)
+            ) as bench:
                 self._look(bench)
                 self._alike[alike] = bench.speed(), bench.rotated
         self.speeds[setting.key], self.rotated[setting.key] = self._alike[alike]
 
     def pieces(self, length: int) -> int:
         """Short texts of a length that the documents give, for every setting; a few are enough."""
-        counts = (sum(n // length for n in lengths) for lengths in self._lengths_of_texts)
-        return max(1, min(_SHORT_TEXTS, *counts)) if self._lengths_of_texts else _SHORT_TEXTS
+        counts = (
+            sum(n // length for n in lengths) for lengths in self._lengths_of_texts
+        )
+        return (
+            max(1, min(_SHORT_TEXTS, *counts))
+            if self._lengths_of_texts
+            else _SHORT_TEXTS
+        )
 
     def _look(self, bench: Bench) -> None:
         self.texts.append(bench.longest_text)
@@ -157,7 +171,9 @@ class _Tried:
         self.documents = available if before is None else min(before, available)
         if self._options.protocol is not None:
             self.chunks = bench.chunks(_longest(bench.setting, self._lengths))
-        for task in self._options.tasks:  # raises where the vocabulary or the length does not do
+        for task in (
+            self._options.tasks
+        ):  # raises where the vocabulary or the length does not do
             bench.sample(Item("task", task, min(self._lengths), 0))
 
 
@@ -192,7 +208,9 @@ def _baselines(chosen: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
     return list(found.values()), list(dict.fromkeys(notes))
 
 
-def _short(chosen: Sequence[Setting], options: EvalOptions, text: int | None) -> int | None:
+def _short(
+    chosen: Sequence[Setting], options: EvalOptions, text: int | None
+) -> int | None:
     if all(setting.is_unscaled for setting in chosen) and len(chosen) == 1:
         return None
     trained = min(setting.trained for setting in chosen)
@@ -211,7 +229,9 @@ def _available(bench: Bench, lengths: Sequence[int], options: EvalOptions) -> in
         return 0
 
 
-def _text_notes(lengths: Sequence[int], text: int | None, options: EvalOptions) -> list[str]:
+def _text_notes(
+    lengths: Sequence[int], text: int | None, options: EvalOptions
+) -> list[str]:
     longest = max(lengths)
     if text is None or text >= longest:
         return []
@@ -223,7 +243,9 @@ def _text_notes(lengths: Sequence[int], text: int | None, options: EvalOptions) 
     return [note]
 
 
-def _fitted(draft: Plan, options: EvalOptions, documents: int, short_texts: int) -> Plan:
+def _fitted(
+    draft: Plan, options: EvalOptions, documents: int, short_texts: int
+) -> Plan:
     """With as many texts as the budget allows, without the longest lengths where it allows few."""
     if options.trials is not None and options.documents is not None:
         return _with_items(draft, options, short_texts)
@@ -242,13 +264,19 @@ def _fitted(draft: Plan, options: EvalOptions, documents: int, short_texts: int)
     rounds = max(1, rounds)
     trials = options.trials or min(_MOST_TRIALS, rounds)
     most = min(_MOST_DOCUMENTS, rounds)
-    plan = replace(plan, trials=trials, documents=min(documents, options.documents or most))
+    plan = replace(
+        plan, trials=trials, documents=min(documents, options.documents or most)
+    )
     return _with_items(plan, options, short_texts)
 
 
 def _rounds(plan: Plan, options: EvalOptions) -> int:
     """How many rounds of a text for each task, length and perplexity fit."""
-    once = [pair for pair in plan.items if plan.short is not None and pair[1].length == plan.short]
+    once = [
+        pair
+        for pair in plan.items
+        if plan.short is not None and pair[1].length == plan.short
+    ]
     fixed = sum(plan.cost(*pair) for pair in once if pair[1].kind == "text")
     each = max(1e-6, plan.seconds - fixed)
     return int((options.budget - fixed) / each)
@@ -264,7 +292,9 @@ def _with_items(plan: Plan, options: EvalOptions, short_texts: int) -> Plan:
                 continue
             found.append((item.index, place, setting, item))
     # Whenever it ends, every setting has measured about the same items.
-    found.sort(key=lambda one: (one[0], one[3].length, one[3].kind, one[3].task, one[1]))
+    found.sort(
+        key=lambda one: (one[0], one[3].length, one[3].kind, one[3].task, one[1])
+    )
     return replace(plan, items=tuple((setting, item) for _, _, setting, item in found))
 
 

@@ -49,7 +49,9 @@ class PromptMaker:
         whole = self._plain(spaced)
         if whole[: len(opening)] == opening:
             return whole[len(opening) :]
-        return self._plain(f" {question.answers[0]}")  # the opening's last token would merge
+        return self._plain(
+            f" {question.answers[0]}"
+        )  # the opening's last token would merge
 
     def count(self, sample: Sample) -> int:
         """Tokens of the longest prompt with its answer, or with the room for one; of the question
@@ -63,7 +65,9 @@ class PromptMaker:
 
     def room(self, question: Question) -> int:
         """Tokens that the answer may take."""
-        return len(self.answer(question)) if question.budget is None else question.budget
+        return (
+            len(self.answer(question)) if question.budget is None else question.budget
+        )
 
     def spells(self, text: str) -> bool:
         """Whether the vocabulary has every character of a text."""

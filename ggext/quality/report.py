@@ -119,7 +119,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def report_of(plan: Plan, options: EvalOptions, results: Results, interrupted: bool) -> EvalReport:
+def report_of(
+    plan: Plan, options: EvalOptions, results: Results, interrupted: bool
+) -> EvalReport:
     """The figures of a plan's results, as far as there are any."""
     by_setting = results_by_setting(results)
     reports = []
@@ -165,7 +167,9 @@ def _setting_report(
     return SettingReport(
         setting.name,
         setting.path.name,
-        setting.scaling_name if setting.scaling is not None else own_name(setting.header),
+        setting.scaling_name
+        if setting.scaling is not None
+        else own_name(setting.header),
         setting.kv_type,
         plan.rotated[setting.key],
         setting.when_full,
@@ -223,6 +227,7 @@ def _depth(outcomes: Iterable[Outcome], band: int) -> tuple[float, int] | None:
     scores = [
         one.score
         for one in outcomes
-        if one.depth is not None and min(int(one.depth * DEPTH_BANDS), DEPTH_BANDS - 1) == band
+        if one.depth is not None
+        and min(int(one.depth * DEPTH_BANDS), DEPTH_BANDS - 1) == band
     ]
     return (sum(scores) / len(scores), len(scores)) if scores else None

@@ -99,7 +99,9 @@ class Evaluation(Closing):
     def missing(self) -> list[tuple[Setting, Item]]:
         """What is not measured yet."""
         results = self._kept.results
-        return [pair for pair in self.plan.items if (pair[0].key, pair[1]) not in results]
+        return [
+            pair for pair in self.plan.items if (pair[0].key, pair[1]) not in results
+        ]
 
     def stop(self) -> None:
         """Ends `run` at once, from any thread or a signal handler; what was measured stays."""
@@ -162,7 +164,9 @@ class Evaluation(Closing):
         bench = self._bench
         if bench is None or bench.setting.key != setting.key:
             self._leave()
-            bench = self._bench = Bench(setting, self.options, self.plan.context(setting))
+            bench = self._bench = Bench(
+                setting, self.options, self.plan.context(setting)
+            )
             if self._stopped:
                 bench.cancel()
         return bench

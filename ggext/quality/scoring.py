@@ -58,7 +58,9 @@ def effective_context(scores: dict[int, Estimate]) -> tuple[Reach, Reach]:
     return _reach("ruler", RULER_THRESHOLD, scores), _reach("nolima", relative, scores)
 
 
-def _reach(definition: str, threshold: float | None, scores: dict[int, Estimate]) -> Reach:
+def _reach(
+    definition: str, threshold: float | None, scores: dict[int, Estimate]
+) -> Reach:
     reached = None
     for length in sorted(scores):
         estimate = scores[length]

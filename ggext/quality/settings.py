@@ -78,13 +78,17 @@ class EvalOptions:
             _check_names("protocol", (self.protocol,), get_args(Protocol))
         for length in self.lengths:
             if not _SHORTEST <= length < 1 << 31:
-                raise UsageError(f"a length is {length}, but must be at least {_SHORTEST} tokens")
+                raise UsageError(
+                    f"a length is {length}, but must be at least {_SHORTEST} tokens"
+                )
         for name in ("trials", "documents"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}, but must be at least 1")
         if not self.budget > 0:
-            raise UsageError(f"the budget is {self.budget} seconds, but must be more than 0")
+            raise UsageError(
+                f"the budget is {self.budget} seconds, but must be more than 0"
+            )
         if ("questions" in self.tasks) != (self.questions is not None):
             raise UsageError("the task questions and a file of questions go together")
         for name in self.tries:
@@ -94,7 +98,9 @@ class EvalOptions:
 def _check_names(what: str, names: Sequence[str], known: Sequence[str]) -> None:
     for name in names:
         if name not in known:
-            raise UsageError(f"the {what} {name!r} is unknown; known are {', '.join(known)}")
+            raise UsageError(
+                f"the {what} {name!r} is unknown; known are {', '.join(known)}"
+            )
     if len(set(names)) < len(names):
         raise UsageError(f"a {what} is named twice: {', '.join(names)}")
 
@@ -151,7 +157,13 @@ class Setting:
     @property
     def key(self) -> str:
         """What tells it from every other, in a partial run."""
-        parts = (self.path.name, self.header.size, self.scaling_name, self.kv_type, self.when_full)
+        parts = (
+            self.path.name,
+            self.header.size,
+            self.scaling_name,
+            self.kv_type,
+            self.when_full,
+        )
         return "|".join(map(str, parts))
 
     @property
@@ -188,7 +200,9 @@ def settings(paths: Sequence[Path], options: EvalOptions) -> list[Setting]:
                     found.append(Setting(header, scaling, name, kv_type, policy, reach))
     keys = [setting.key for setting in found]
     if len(set(keys)) < len(keys):
-        raise UsageError("two of the files have the same name and size: they would be one row")
+        raise UsageError(
+            "two of the files have the same name and size: they would be one row"
+        )
     return found
 
 
@@ -216,7 +230,9 @@ def _is_own(header: GgufFile, scaling: RopeScaling) -> bool:
 
 def own_name(header: GgufFile) -> str:
     """The file's own scaling in a word: ``none``, or as it was baked."""
-    if _is_own(header, RopeScaling("none", context=int(header.arch_keys()["context_length"]))):
+    if _is_own(
+        header, RopeScaling("none", context=int(header.arch_keys()["context_length"]))
+    ):
         return "none"
     method, factor = stated_method(header.arch_keys())
     if method in ("none", "longrope"):
@@ -224,7 +240,9 @@ def own_name(header: GgufFile) -> str:
 
         recipe = recipe_of(header)
         if recipe is None:
-            return f"as baked: {'longrope' if method == 'longrope' else 'another table'}"
+            return (
+                f"as baked: {'longrope' if method == 'longrope' else 'another table'}"
+            )
         method_name = recipe.scaling.method
         factor = recipe.scaling.factor or 1.0
         return f"as baked: {method_name} ×{factor:g}"
@@ -237,7 +255,9 @@ def lengths_for(chosen: Sequence[Setting], options: EvalOptions) -> tuple[int, .
     if options.lengths:
         lengths = tuple(sorted(set(options.lengths)))
         for length in lengths:
-            if not any(setting.limit is None or length <= setting.limit for setting in chosen):
+            if not any(
+                setting.limit is None or length <= setting.limit for setting in chosen
+            ):
                 setting = max(chosen, key=lambda s: s.limit or 0)
                 raise UsageError(
                     f"a length of {length:,} is beyond the {setting.limit:,} tokens that "

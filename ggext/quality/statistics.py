@@ -43,7 +43,9 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     if n <= 0:
         return 0.0, 1.0
     centre = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    half = (
+        Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    )
     # At the ends the formula is exact, its rounding is not.
     low = 0.0 if share == 0 else max(0.0, centre - half)
     high = 1.0 if share == 1 else min(1.0, centre + half)
@@ -78,7 +80,9 @@ def share(
     return Estimate(centre, low, high, len(scores), len(groups))
 
 
-def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:
+def mean(
+    values: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Estimate:
     """The mean with a t interval; `clusters` None: every value is a unit of its own.
 
     With clusters the standard error is the cluster-robust one, with a factor G/(G-1) for G of them.

@@ -12,7 +12,13 @@ _COLOURS = ("#14213d", "#c2571a", "#2f7fb8", "#7a8b2d", "#8a5aa8", "#555555")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "5 5", "1 2")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 74, 12, 14, 42
 #: Of matplotlib's cividis: luminance rises evenly, so a greyscale print keeps the order.
-_CIVIDIS = ((0, 34, 78), (66, 78, 108), (124, 123, 120), (187, 175, 113), (254, 232, 56))
+_CIVIDIS = (
+    (0, 34, 78),
+    (66, 78, 108),
+    (124, 123, 120),
+    (187, 175, 113),
+    (254, 232, 56),
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,9 @@ class Axes:
 class _Scale:
     """Data to pixels."""
 
-    def __init__(self, low: float, high: float, start: float, end: float, *, log: bool) -> None:
+    def __init__(
+        self, low: float, high: float, start: float, end: float, *, log: bool
+    ) -> None:
         self._log = log
         self.low = low
         self.high = high if high > low else low + 1
@@ -56,9 +64,13 @@ class _Scale:
         return self._start + (at - low) / (high - low) * (self._end - self._start)
 
 
-def chart(lines: Sequence[Line], axes: Axes, width: int = 760, height: int = 300) -> str:
+def chart(
+    lines: Sequence[Line], axes: Axes, width: int = 760, height: int = 300
+) -> str:
     """A chart of lines with their 95 % bands and a legend below."""
-    xs = [point[0] for line in lines for point in line.points] + [mark[0] for mark in axes.marks]
+    xs = [point[0] for line in lines for point in line.points] + [
+        mark[0] for mark in axes.marks
+    ]
     low, high = axes.y_range or _bounds(lines)
     x_low, x_high = min(xs), max(xs)
     if axes.x_log:
@@ -91,7 +103,9 @@ def _bounds(lines: Sequence[Line]) -> tuple[float, float]:
     return min([low, *bounds]) * 0.97, max([high, *bounds]) * 1.03
 
 
-def _frame(axes: Axes, x: _Scale, y: _Scale, width: int, height: int, low_lines: bool) -> list[str]:
+def _frame(
+    axes: Axes, x: _Scale, y: _Scale, width: int, height: int, low_lines: bool
+) -> list[str]:
     bottom, right = height - _BOTTOM, width - _RIGHT
     parts = [*_x_axis(axes, x, bottom, low_lines), *_y_axis(axes, y, right)]
     parts.append(
@@ -129,7 +143,9 @@ def _y_axis(axes: Axes, y: _Scale, right: int) -> list[str]:
     return parts
 
 
-def _stroke(ends: tuple[float, float, float, float], colour: str, dash: str = "") -> str:
+def _stroke(
+    ends: tuple[float, float, float, float], colour: str, dash: str = ""
+) -> str:
     x1, y1, x2, y2 = ends
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" '
@@ -209,9 +225,13 @@ def grid(
     """A heat map of shares, the number in each cell. ``shares``: rows of columns, None: nothing
     there; ``names``: what columns and rows are."""
     wide, high, left, top = 78, 30, 130, 40
-    width = left + max(wide * len(columns), 140) + 10  # the columns' name has room over one
+    width = (
+        left + max(wide * len(columns), 140) + 10
+    )  # the columns' name has room over one
     height = top + high * len(rows) + 6
-    parts = [_open(width, height, f"share of right answers by {names[1]} and {names[0]}")]
+    parts = [
+        _open(width, height, f"share of right answers by {names[1]} and {names[0]}")
+    ]
     parts.append(_text(left + 4, 14, names[0], "start"))
     parts.append(_text(left - 8, 14, names[1], "end"))
     for i, name in enumerate(columns):
@@ -241,7 +261,10 @@ def _cividis(value: float) -> tuple[int, int, int]:
     at = min(max(value, 0.0), 1.0) * (len(_CIVIDIS) - 1)
     i = min(int(at), len(_CIVIDIS) - 2)
     part = at - i
-    mixed = [round(a + (b - a) * part) for a, b in zip(_CIVIDIS[i], _CIVIDIS[i + 1], strict=True)]
+    mixed = [
+        round(a + (b - a) * part)
+        for a, b in zip(_CIVIDIS[i], _CIVIDIS[i + 1], strict=True)
+    ]
     return mixed[0], mixed[1], mixed[2]
 
 
@@ -266,7 +289,11 @@ def _ticks(low: float, high: float, *, log: bool) -> list[float]:
     """About five values that are easy to read."""
     if log:
         span = range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)
-        found = [factor * 10.0**i for i in range(span.start - 1, span.stop) for factor in (1, 2, 5)]
+        found = [
+            factor * 10.0**i
+            for i in range(span.start - 1, span.stop)
+            for factor in (1, 2, 5)
+        ]
         inside = [value for value in found if low <= value <= high]
         return inside if len(inside) <= 9 else [10.0**i for i in span]
     step = 10.0 ** math.floor(math.log10((high - low) / 4))

@@ -98,7 +98,9 @@ def _multivalue(source: Source, rng: Random) -> Build:
         tuple(values),
         budget=64,
     )
-    return lambda size, padding: Sample("multivalue", haystack(size, padding), (question,))
+    return lambda size, padding: Sample(
+        "multivalue", haystack(size, padding), (question,)
+    )
 
 
 def _multiquery(source: Source, rng: Random) -> Build:
@@ -112,7 +114,9 @@ def _multiquery(source: Source, rng: Random) -> Build:
         tuple(values),
         budget=64,
     )
-    return lambda size, padding: Sample("multiquery", haystack(size, padding), (question,))
+    return lambda size, padding: Sample(
+        "multiquery", haystack(size, padding), (question,)
+    )
 
 
 def _variables(source: Source, rng: Random) -> Build:
@@ -120,7 +124,9 @@ def _variables(source: Source, rng: Random) -> Build:
     (value,) = words.codes(rng, 1)
     names = [name.upper()[:5] for name in words.invented(rng, _CHAIN)]
     links = [f"Let {names[0]} be {value}."]
-    links += [f"Let {name} be the same as {before}." for before, name in pairwise(names)]
+    links += [
+        f"Let {name} be the same as {before}." for before, name in pairwise(names)
+    ]
     depths = sorted(_random_depths(rng, _CHAIN))  # a chain stands in its order
     haystack = _haystack(source, rng, links, depths)
     question = Question(
@@ -129,7 +135,9 @@ def _variables(source: Source, rng: Random) -> Build:
         tuple(names),
         budget=40,
     )
-    return lambda size, padding: Sample("variables", haystack(size, padding), (question,))
+    return lambda size, padding: Sample(
+        "variables", haystack(size, padding), (question,)
+    )
 
 
 def _questions(source: Source, rng: Random) -> Build:
@@ -147,7 +155,9 @@ def _questions(source: Source, rng: Random) -> Build:
         budget=32,
         any_of=True,
     )
-    return lambda size, padding: Sample("questions", haystack(size, padding), (question,))
+    return lambda size, padding: Sample(
+        "questions", haystack(size, padding), (question,)
+    )
 
 
 def _common(source: Source, rng: Random) -> Build:
@@ -155,7 +165,9 @@ def _common(source: Source, rng: Random) -> Build:
     del source
     pool = list(words.THINGS) + list(words.QUALITIES)
     common = rng.sample(pool, _COMMON)
-    others = [word for word in pool if word not in common] + words.invented(rng, 1 << 14)
+    others = [word for word in pool if word not in common] + words.invented(
+        rng, 1 << 14
+    )
     seed = rng.random()
 
     def build(size: int, padding: str) -> Sample:
@@ -164,7 +176,9 @@ def _common(source: Source, rng: Random) -> Build:
         listed = [*seldom * _SELDOM][:size] + common * often
         Random(seed).shuffle(listed)
         text = "\n".join(f"{i}. {word}" for i, word in enumerate(listed, 1))
-        return Sample("common", f"Below is a list of words.\n{text}{padding}", (question,))
+        return Sample(
+            "common", f"Below is a list of words.\n{text}{padding}", (question,)
+        )
 
     question = Question(
         f"What are the {_COMMON} most common words in the list above?",
@@ -185,7 +199,9 @@ def _frequent(source: Source, rng: Random) -> Build:
     def build(size: int, padding: str) -> Sample:
         ranked = ["....", *invented]
         # 1/rank² sums to π²/6; the fourth rank must stand above the fifth.
-        counts = [max(1, round(0.61 * size / rank**2)) for rank in range(1, len(ranked) + 1)]
+        counts = [
+            max(1, round(0.61 * size / rank**2)) for rank in range(1, len(ranked) + 1)
+        ]
         listed: list[str] = []
         for word, count in zip(ranked, counts, strict=True):
             if len(listed) >= size + 20:
@@ -227,14 +243,18 @@ def _haystack(
             if count >= size:
                 break
             whole = length <= size - count
-            kept.append(sentence if whole else " ".join(sentence.split()[: size - count]))
+            kept.append(
+                sentence if whole else " ".join(sentence.split()[: size - count])
+            )
             count += length
         return _INTRODUCTION + "\n\n" + _spread(kept, needles, depths) + padding
 
     return haystack
 
 
-def _spread(sentences: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> str:
+def _spread(
+    sentences: Sequence[str], needles: Sequence[str], depths: Sequence[float]
+) -> str:
     at: dict[int, list[str]] = {}
     for needle, depth in zip(needles, depths, strict=True):
         at.setdefault(round(depth * len(sentences)), []).append(needle)

@@ -67,7 +67,9 @@ def documents_in(path: Path) -> tuple[Path, ...]:
         return (path,)
     found = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
     if not found:
-        raise UsageError(f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder")
+        raise UsageError(
+            f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder"
+        )
     return found
 
 
@@ -85,7 +87,9 @@ def read_questions(path: Path) -> tuple[Asked, ...]:
         try:
             values = json.loads(line)
             texts = [values["question"], values["passage"], *values["answers"]]
-            if len(texts) < 3 or not all(isinstance(one, str) and one.strip() for one in texts):
+            if len(texts) < 3 or not all(
+                isinstance(one, str) and one.strip() for one in texts
+            ):
                 raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UsageError(
@@ -108,7 +112,9 @@ def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
         for match in _SENTENCE.finditer(text):
             split = match[0].split()
             starts = range(0, len(split), _LONGEST_SENTENCE)
-            found += [" ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts]
+            found += [
+                " ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts
+            ]
     return tuple(found)
 
 
@@ -130,24 +136,34 @@ def pieces(
     """
     found = [_of_one(model, name, text, length, marks) for name, text in texts]
     if not any(found):
-        longest = max(len(model.tokenize(text, parse_special=marks)) for _, text in texts)
+        longest = max(
+            len(model.tokenize(text, parse_special=marks)) for _, text in texts
+        )
         raise UsageError(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
         )
     most = max(map(len, found))
-    return [part[i] for i in range(most) for part in found if i < len(part)][:_MOST_PIECES]
+    return [part[i] for i in range(most) for part in found if i < len(part)][
+        :_MOST_PIECES
+    ]
 
 
-def beginnings(model: Model, texts: Sequence[tuple[str, str]], length: int) -> list[Piece]:
+def beginnings(
+    model: Model, texts: Sequence[tuple[str, str]], length: int
+) -> list[Piece]:
     """The first `length` tokens of each text that has so many. Raises UsageError for none."""
     found = [_of_one(model, name, text, length)[:1] for name, text in texts]
     if not any(found):
-        raise UsageError(f"no text has {length:,} tokens: give longer texts, or shorter lengths")
+        raise UsageError(
+            f"no text has {length:,} tokens: give longer texts, or shorter lengths"
+        )
     return [piece for part in found for piece in part]
 
 
-def _of_one(model: Model, name: str, text: str, length: int, marks: bool = False) -> list[Piece]:
+def _of_one(
+    model: Model, name: str, text: str, length: int, marks: bool = False
+) -> list[Piece]:
     """A document's pieces, the first ones far apart; the very first is its beginning."""
     bos = [model.bos] if model.adds_bos else []
     body = length - len(bos)

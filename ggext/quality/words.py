@@ -75,7 +75,9 @@ def sentences(rng: Random) -> Iterator[str]:
 def names(rng: Random, count: int) -> list[str]:
     """`count` different two-word names, such as ``amber falcon``."""
     chosen = rng.sample(range(len(QUALITIES) * len(THINGS)), count)
-    return [f"{QUALITIES[i % len(QUALITIES)]} {THINGS[i // len(QUALITIES)]}" for i in chosen]
+    return [
+        f"{QUALITIES[i % len(QUALITIES)]} {THINGS[i // len(QUALITIES)]}" for i in chosen
+    ]
 
 
 def codes(rng: Random, count: int) -> list[str]:
@@ -87,5 +89,7 @@ def invented(rng: Random, count: int) -> list[str]:
     """`count` different words of six letters that no language has, to be counted."""
     made: dict[str, None] = {}
     while len(made) < count:
-        made["".join(rng.choice("bdfglmnprstvz") + rng.choice("aeiou") for _ in range(3))] = None
+        made[
+            "".join(rng.choice("bdfglmnprstvz") + rng.choice("aeiou") for _ in range(3))
+        ] = None
     return list(made)

@@ -97,19 +97,25 @@ CAPABILITIES = {
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
-    "gemma4": RopeCapability("neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"),
+    "gemma4": RopeCapability(
+        "neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"
+    ),
     "glm4": RopeCapability("norm", optional_sections="blocks"),
     "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
-    "granitemoe": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "granitemoe": RopeCapability(
+        "norm", loads_rope_freqs=True, rope_factors="longrope"
+    ),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "internlm2": RopeCapability("norm"),
     "lfm2": RopeCapability("neox", query_norm=True),
     "lfm2moe": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
-    "llama4": RopeCapability("norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4),
+    "llama4": RopeCapability(
+        "norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4
+    ),
     "minimax-m2": RopeCapability("neox", query_norm=True),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
@@ -157,7 +163,9 @@ LEARNED_POSITIONS = frozenset({"gpt2", "starcoder"})
 def unrotated(arch: str) -> str:
     """A sentence without its end where an architecture does not rotate, else nothing."""
     reason = UNROTATED.get(arch)
-    return f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
+    return (
+        f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
+    )
 
 
 def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:

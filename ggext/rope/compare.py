@@ -31,7 +31,9 @@ def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
     """Tables of different length compare as infinitely wrong."""
     if len(wanted.inv_freq) != len(effective.inv_freq):
         return Comparison(
-            float("inf"), min(len(wanted.inv_freq), len(effective.inv_freq)), float("inf")
+            float("inf"),
+            min(len(wanted.inv_freq), len(effective.inv_freq)),
+            float("inf"),
         )
     errors = pair_errors(wanted, effective)
     worst = max(range(len(errors)), key=errors.__getitem__)

@@ -157,14 +157,18 @@ def _read_by_kind(
         }
     if rule.scaled_kind:
         plain = {kind: reader.read(kind, {}, [*notes]) for kind in (FULL, SLIDING)}
-        return plain | {rule.scaled_kind: reader.read(rule.scaled_kind, {}, notes, problem=problem)}
+        return plain | {
+            rule.scaled_kind: reader.read(rule.scaled_kind, {}, notes, problem=problem)
+        }
     if rule.unrotated and values.get("sliding_window"):
         notes.append(f"layers of the kind {', '.join(rule.unrotated)} do not rotate")
         return {SLIDING: reader.read(SLIDING, parameters, notes, problem=problem)}
     return {ALL: reader.read(ALL, parameters, notes, problem=problem)}
 
 
-def _refuse_other_bases(values: Mapping[str, Any], rule: FamilyRule, source: str) -> None:
+def _refuse_other_bases(
+    values: Mapping[str, Any], rule: FamilyRule, source: str
+) -> None:
     """Raises ``RopeError`` for a second base that the family's rule does not read."""
     for key in _OTHER_BASES:
         if values.get(key) is not None and key not in rule.base_keys.values():
@@ -211,12 +215,18 @@ class _Reader:
                 problem = str(error)
         notes += [] if problem else said
         trained = scaling.original_context or max_position
-        if problem:  # the scaling that replaces it starts from where this one would have
-            trained = _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
+        if (
+            problem
+        ):  # the scaling that replaces it starts from where this one would have
+            trained = (
+                _whole(outside) or _whole(parameters.get(_ORIGINAL)) or max_position
+            )
         head_dim = self._head_dim(kind)
         n_rot = self._rotated(parameters, head_dim)
         turning = None
-        if scaling.method == "proportional":  # which pairs turn is the model's, not a scaling
+        if (
+            scaling.method == "proportional"
+        ):  # which pairs turn is the model's, not a scaling
             turning = int((scaling.proportion or 1.0) * head_dim // 2)
             scaling = _without_proportion(scaling)
         geometry = RopeGeometry(
@@ -239,7 +249,9 @@ class _Reader:
         given = parameters.get("mrope_section", self.rule.sections)
         if given is None:
             return None
-        whole = isinstance(given, (list, tuple)) and all(type(n) is int and n >= 0 for n in given)
+        whole = isinstance(given, (list, tuple)) and all(
+            type(n) is int and n >= 0 for n in given
+        )
         if not whole or len(given) != 3 or sum(given) != n_rot // 2:
             raise RopeError(
                 f"{self.source}: mrope_section is {given!r}; it must be three whole numbers that "
@@ -259,7 +271,11 @@ class _Reader:
         given = parameters.get("partial_rotary_factor", outer)
         partial = number(given, 1.0, self.rule.partial_key, self.source)
         if self.rule.share_of and given is not None:
-            parts = self.rule.share_of if self.config.get("head_dim") is None else ("head_dim",)
+            parts = (
+                self.rule.share_of
+                if self.config.get("head_dim") is None
+                else ("head_dim",)
+            )
             whole = sum(integer(self.config, key, self.source) for key in parts)
             partial = int(whole * partial) / head_dim
         if not 0 < partial <= 1:
@@ -268,17 +284,27 @@ class _Reader:
                 "most 1"
             )
         name = parameters.get("rope_type") or parameters.get("type")
-        proportional = isinstance(name, str) and METHOD_OF_TYPE.get(name) == "proportional"
+        proportional = (
+            isinstance(name, str) and METHOD_OF_TYPE.get(name) == "proportional"
+        )
         return head_dim if proportional else int(head_dim * partial)
 
     def _scaling(
-        self, given: Mapping[str, Any], outside: Any, max_position: int, notes: list[str]
+        self,
+        given: Mapping[str, Any],
+        outside: Any,
+        max_position: int,
+        notes: list[str],
     ) -> RopeScaling:
         parameters = self._without_inert(without_sections(given))
         name = type_of(parameters, self.source, notes)
         name = self.rule.read_types.get(name, name)
         method = method_of(name, self.source)
-        if method == "dynamic" and self.rule.static_alpha and parameters.get("alpha") is not None:
+        if (
+            method == "dynamic"
+            and self.rule.static_alpha
+            and parameters.get("alpha") is not None
+        ):
             method = "ntk"
             parameters = {k: v for k, v in parameters.items() if k != "alpha"} | {
                 "factor": parameters["alpha"]
@@ -318,7 +344,10 @@ class _Reader:
                     f"{values['original_context']} in the rope parameters; the top level wins"
                 )
             values["original_context"] = outside
-        if method == "dynamic" and values.get("original_context", max_position) != max_position:
+        if (
+            method == "dynamic"
+            and values.get("original_context", max_position) != max_position
+        ):
             notes.append(
                 f"dynamic starts from max_position_embeddings {max_position}, not from the "
                 "original context"
@@ -326,7 +355,9 @@ class _Reader:
             values["original_context"] = max_position
         original = values.setdefault("original_context", max_position)
         if "factor" not in values:
-            values["factor"] = 1.0 if method == "proportional" else max_position / original
+            values["factor"] = (
+                1.0 if method == "proportional" else max_position / original
+            )
         return values
 
     def _without_inert(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -334,7 +365,9 @@ class _Reader:
         parameters = {k: v for k, v in parameters.items() if k not in self.rule.beside}
         if self.rule.static_alpha and parameters.get("alpha") is None:
             return parameters
-        return {k: v for k, v in parameters.items() if k not in inert or v not in inert[k]}
+        return {
+            k: v for k, v in parameters.items() if k not in inert or v not in inert[k]
+        }
 
     def _head_dim(self, kind: str) -> int:
         key = self.rule.head_dim_keys.get(kind, "head_dim")
@@ -343,7 +376,9 @@ class _Reader:
         heads = integer(self.config, "num_attention_heads", self.source)
         return integer(self.config, "hidden_size", self.source) // heads
 
-    def _base(self, kind: str, parameters: Mapping[str, Any], notes: list[str]) -> float:
+    def _base(
+        self, kind: str, parameters: Mapping[str, Any], notes: list[str]
+    ) -> float:
         key = self.rule.base_keys.get(kind, "rope_theta")
         inside, outside = parameters.get("rope_theta"), self.config.get(key)
         if inside is not None and outside is not None and inside != outside:
@@ -352,7 +387,9 @@ class _Reader:
                 "the inner one is used"
             )
         default = self.rule.base_defaults.get(kind, 10000.0)
-        return number(inside if inside is not None else outside, default, key, self.source)
+        return number(
+            inside if inside is not None else outside, default, key, self.source
+        )
 
 
 def _without_proportion(scaling: RopeScaling) -> RopeScaling:
@@ -363,7 +400,11 @@ def _without_proportion(scaling: RopeScaling) -> RopeScaling:
 
 
 def _context(
-    method: Method, values: Mapping[str, Any], claimed: int, rule: FamilyRule, notes: list[str]
+    method: Method,
+    values: Mapping[str, Any],
+    claimed: int,
+    rule: FamilyRule,
+    notes: list[str],
 ) -> dict[str, Any]:
     """The context that the checkpoint is meant for, checked against factor · original context.
 
@@ -377,13 +418,17 @@ def _context(
         return {}
     reach = int(factor * original + 1e-6)
     if rule.final_maximum:
-        return _short_of(reach, claimed, "its family's max_position_embeddings is the extended one")
+        return _short_of(
+            reach, claimed, "its family's max_position_embeddings is the extended one"
+        )
     if claimed <= original:
         return {}
     if method == "longrope":
         if abs(claimed / original - factor) > 1e-6 * factor:
             notes.append(_disagreement(factor, claimed / original))
-        return _short_of(reach, claimed, "LongRoPE's factors are for max_position_embeddings")
+        return _short_of(
+            reach, claimed, "LongRoPE's factors are for max_position_embeddings"
+        )
     if method not in GROWING:
         return {"context": claimed}
     if claimed < reach * (1 - 1e-6):
@@ -398,7 +443,9 @@ def _context(
 
 
 def _short_of(reach: int, claimed: int, reason: str) -> dict[str, Any]:
-    return {"context": claimed} | ({"context_reason": reason} if claimed < reach else {})
+    return {"context": claimed} | (
+        {"context_reason": reason} if claimed < reach else {}
+    )
 
 
 def _disagreement(factor: float, ratio: float) -> str:

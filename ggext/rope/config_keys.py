@@ -51,7 +51,14 @@ KEYS_OF_METHOD: dict[Method, frozenset[str]] = {
     "linear": _SCALED,
     "dynamic": _SCALED,
     "yarn": _SCALED
-    | {"attention_factor", "beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"},
+    | {
+        "attention_factor",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "mscale",
+        "mscale_all_dim",
+    },
     "longrope": _SCALED | {"attention_factor", "short_factor", "long_factor"},
     "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
 }
@@ -72,10 +79,14 @@ _TYPE_KEYS = ("rope_type", "type")
 
 def type_of(parameters: Mapping[str, Any], source: str, notes: list[str]) -> str:
     """The rope type that the parameters name, ``default`` where they name none."""
-    given = {key: parameters[key] for key in _TYPE_KEYS if parameters.get(key) is not None}
+    given = {
+        key: parameters[key] for key in _TYPE_KEYS if parameters.get(key) is not None
+    }
     for value in given.values():
         if not isinstance(value, str):
-            raise RopeError(f"{source}: the rope type is {value!r}; it must be a string")
+            raise RopeError(
+                f"{source}: the rope type is {value!r}; it must be a string"
+            )
     names = list(given.values())
     if len(names) == 2 and METHOD_OF_TYPE.get(names[0]) != METHOD_OF_TYPE.get(names[1]):
         notes.append(
@@ -95,7 +106,11 @@ def method_of(name: str, source: str) -> Method:
 
 
 def check_keys(
-    parameters: Mapping[str, Any], name: str, method: Method, source: str, notes: list[str]
+    parameters: Mapping[str, Any],
+    name: str,
+    method: Method,
+    source: str,
+    notes: list[str],
 ) -> None:
     """``notes`` gets a line for keys that the rope type ``name`` does not read. Raises
     ``RopeError`` where one is missing that it cannot do without."""
@@ -106,7 +121,9 @@ def check_keys(
             f"{source}: rope type {name} needs {', '.join(missing)}; add what is missing"
         )
     left_over = sorted(given - KEYS_OF_METHOD[method] - _INFORMATIVE_KEYS)
-    if method == "none" and parameters.get("factor") == 1:  # which scales nothing either way
+    if (
+        method == "none" and parameters.get("factor") == 1
+    ):  # which scales nothing either way
         left_over.remove("factor")
     for key in left_over:
         hint = ""
@@ -124,7 +141,9 @@ def without_sections(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The rope parameters without M-RoPE's own; its type ``mrope`` is, for text, no scaling."""
     has_sections = "mrope_section" in parameters
     return {
-        key: "default" if has_sections and key in _TYPE_KEYS and value == "mrope" else value
+        key: "default"
+        if has_sections and key in _TYPE_KEYS and value == "mrope"
+        else value
         for key, value in parameters.items()
         if key not in ("mrope_section", "mrope_interleaved")
     }
@@ -137,7 +156,9 @@ def same_meaning(
     return _meaning(first, config) == _meaning(second, config)
 
 
-def _meaning(parameters: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _meaning(
+    parameters: Mapping[str, Any], config: Mapping[str, Any]
+) -> dict[str, Any]:
     name = parameters.get("rope_type") or parameters.get("type") or "default"
     method = METHOD_OF_TYPE.get(name) if isinstance(name, str) else None
     outside = {
@@ -170,7 +191,9 @@ def typed(key: str, value: Any, source: str) -> Any:
     plain = number(value, 0.0, key, source)
     if key == "original_max_position_embeddings":
         if not (math.isfinite(plain) and plain >= 1 and plain == int(plain)):
-            raise RopeError(f"{source}: {key} is {value!r}; it must be a whole number of tokens")
+            raise RopeError(
+                f"{source}: {key} is {value!r}; it must be a whole number of tokens"
+            )
         return int(plain)
     return plain
 
@@ -179,9 +202,13 @@ def integer(config: Mapping[str, Any], key: str, source: str) -> int:
     """Raises ``RopeError`` unless it is a whole number above 0."""
     value = config.get(key)
     if value is None:
-        raise RopeError(f"{source}: {key} is missing; it must be a whole number above 0")
+        raise RopeError(
+            f"{source}: {key} is missing; it must be a whole number above 0"
+        )
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RopeError(f"{source}: {key} is {value!r}; it must be a whole number above 0")
+        raise RopeError(
+            f"{source}: {key} is {value!r}; it must be a whole number above 0"
+        )
     return value
 
 
@@ -194,11 +221,15 @@ def number(value: Any, default: float, key: str, source: str) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise RopeError(f"{source}: {key} is {str(value)[:20]}…; it is too large") from None
+        raise RopeError(
+            f"{source}: {key} is {str(value)[:20]}…; it is too large"
+        ) from None
 
 
 def as_mapping(value: Any, key: str, source: str) -> Mapping[str, Any]:
     """Raises ``RopeError`` unless it is an object."""
     if not isinstance(value, Mapping):
-        raise RopeError(f"{source}: {key} is {value!r:.60}; it must be an object or null")
+        raise RopeError(
+            f"{source}: {key} is {value!r:.60}; it must be an object or null"
+        )
     return cast(Mapping[str, Any], value)

@@ -9,7 +9,10 @@ from ggext.errors import RopeError
 from ggext.rope.config_keys import as_mapping, same_meaning
 from ggext.rope.families import FULL, SLIDING, FamilyRule
 
-_SPELLINGS = ("rope_scaling", "rope_parameters")  # transformers takes the first that is there
+_SPELLINGS = (
+    "rope_scaling",
+    "rope_parameters",
+)  # transformers takes the first that is there
 
 
 def without_attention_factor(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +51,9 @@ def chosen_parameters(
     if rule.scaled_kind and given:
         return _merged(given, rule.scaled_kind, source, notes)
     if not given and rule.default_parameters:
-        notes.append(f"config.json says nothing of RoPE: {rule.default_said}, as transformers does")
+        notes.append(
+            f"config.json says nothing of RoPE: {rule.default_said}, as transformers does"
+        )
         return rule.default_parameters, ""
     if len(given) < 2:
         return next(iter(given.values()), {}), ""
@@ -69,7 +74,9 @@ def _merged(
     it says goes over what the nested ``rope_parameters`` say of that kind."""
     scaling, parameters = (given.get(key, {}) for key in _SPELLINGS)
     nested = {kind: parameters.get(kind) or {} for kind in (FULL, SLIDING)}
-    if parameters and not any(isinstance(value, Mapping) for value in parameters.values()):
+    if parameters and not any(
+        isinstance(value, Mapping) for value in parameters.values()
+    ):
         if scaling:
             return nested, (
                 f"{source}: rope_parameters has no settings of {scaled_kind} that rope_scaling "
@@ -101,9 +108,13 @@ def by_kind(
         return {}
     layer_types = config.get("layer_types")
     known = {FULL, SLIDING} | {
-        k for k in (layer_types if isinstance(layer_types, list) else []) if isinstance(k, str)
+        k
+        for k in (layer_types if isinstance(layer_types, list) else [])
+        if isinstance(k, str)
     }
-    left_over = sorted(k for k, v in parameters.items() if k not in known and v is not None)
+    left_over = sorted(
+        k for k, v in parameters.items() if k not in known and v is not None
+    )
     if left_over:
         raise RopeError(
             f"{source}: next to the settings of {', '.join(nested)} stands {', '.join(left_over)}, "

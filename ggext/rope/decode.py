@@ -69,11 +69,17 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     sections = _sections(keys, arch)
     capability = capability_of(arch, sectioned=sections is not None)
     head_dim = keys.get("attention.key_length")
-    if head_dim is None and "embedding_length" in keys and _count(keys, "attention.head_count"):
+    if (
+        head_dim is None
+        and "embedding_length" in keys
+        and _count(keys, "attention.head_count")
+    ):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
     n_rot = keys.get("rope.dimension_count", head_dim)
     if not isinstance(n_rot, int):
-        raise RopeError("the file says neither rope.dimension_count nor the size of a head")
+        raise RopeError(
+            "the file says neither rope.dimension_count nor the size of a head"
+        )
     context = _count(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
@@ -97,7 +103,9 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     )
 
 
-def _of_sliding(keys: Mapping[str, Any], n_rot: int, base: float | None) -> dict[str, int]:
+def _of_sliding(
+    keys: Mapping[str, Any], n_rot: int, base: float | None
+) -> dict[str, int]:
     """The sizes of the sliding-window layers' heads, where they have other ones."""
     rotated = _count(keys, SLIDING_ROTATED) or n_rot
     if base is None or rotated == n_rot:
@@ -119,10 +127,16 @@ def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
     capability = capability_of(arch, sectioned=True)
     if value is None or capability.sections == "none":
         return None
-    whole = isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+    whole = isinstance(value, (list, tuple)) and all(
+        type(n) is int and n >= 0 for n in value
+    )
     if not whole or len(value) != 4:
-        raise RopeError(f"{SECTIONS} is {value!r}; it must be four whole numbers of pairs")
-    if capability.optional_sections != "none" and 0 in value[:2]:  # ``llama_hparams::use_mrope``
+        raise RopeError(
+            f"{SECTIONS} is {value!r}; it must be four whole numbers of pairs"
+        )
+    if (
+        capability.optional_sections != "none" and 0 in value[:2]
+    ):  # ``llama_hparams::use_mrope``
         return None
     return tuple(value)
 
@@ -131,10 +145,14 @@ def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
     capability, layers = capability_of(arch), _count(keys, "block_count")
     if layers > MAX_LAYERS:
-        raise RopeError(f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers")
+        raise RopeError(
+            f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers"
+        )
     step = capability.unrotated_step
     if step:
-        return tuple("unrotated" if (i + 1) % step == 0 else "scaled" for i in range(layers))
+        return tuple(
+            "unrotated" if (i + 1) % step == 0 else "scaled" for i in range(layers)
+        )
     if capability.sliding == "others" or not window_of(arch, keys, layers):
         return _KINDS["others"][:1] * layers
     try:
@@ -170,7 +188,9 @@ def decode(
     _refuse_unread(tensors, kind, arch)
     name, lengths = ROPE_FREQS, None
     if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
-        name, lengths = _regime(tensors, n_ctx or context, geometry.trained_context, context)
+        name, lengths = _regime(
+            tensors, n_ctx or context, geometry.trained_context, context
+        )
     if name in tensors:
         inv_freq = _divided(inv_freq, tensors[name], name)
     if kind == "yarn":
@@ -180,9 +200,12 @@ def decode(
         )
         # the kernel's own guard, which differs from the paper's where high ≤ low
         ramp = [
-            min(1.0, max(0.0, (i - low) / max(0.001, high - low))) for i in range(len(inv_freq))
+            min(1.0, max(0.0, (i - low) / max(0.001, high - low)))
+            for i in range(len(inv_freq))
         ]
-        inv_freq = [w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)]
+        inv_freq = [
+            w * scale * r + w * (1 - r) for w, r in zip(inv_freq, ramp, strict=True)
+        ]
     else:
         inv_freq = [w * scale for w in inv_freq]
     if geometry.sections is not None:
@@ -202,7 +225,9 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
     own = geometry.of_sliding()
     methods.check_geometry(own)
     gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
-    return _usable(RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length")))
+    return _usable(
+        RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+    )
 
 
 def _usable(table: RopeTable) -> RopeTable:
@@ -210,7 +235,9 @@ def _usable(table: RopeTable) -> RopeTable:
     with it all the same, and give numbers without a meaning."""
     gain = table.attention_factor
     if not (math.isfinite(gain) and gain > 0):
-        raise RopeError(f"the attention factor of the file is {gain}; it must be a number above 0")
+        raise RopeError(
+            f"the attention factor of the file is {gain}; it must be a number above 0"
+        )
     for frequency in table.inv_freq:
         if not 0 <= frequency <= _FASTEST:
             raise RopeError(
@@ -240,12 +267,16 @@ def score_scale(keys: Mapping[str, Any], arch: str) -> float:
     kind = scaling_type(keys)
     factor = 1 / _frequency_scale(keys, kind)
     gain = _kernel_gain(keys, arch, kind, 1 / factor)
-    if kind != "yarn":  # the kernel multiplies by this in YaRN alone, and the graph believes always
+    if (
+        kind != "yarn"
+    ):  # the kernel multiplies by this in YaRN alone, and the graph believes always
         gain *= methods.yarn_gain(factor)
     return (gain * methods.yarn_gain(factor, _log_multiplier(keys, arch))) ** 2
 
 
-def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: float) -> float:
+def _kernel_gain(
+    keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: float
+) -> float:
     """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f),
     which leaves get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2``
     by itself."""
@@ -255,7 +286,9 @@ def _kernel_gain(keys: Mapping[str, Any], arch: str, kind: KeyMethod, scale: flo
     multiplier = _log_multiplier(keys, arch)
     if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
-    return gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
+    return (
+        gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
+    )
 
 
 def _attention_factor(keys: Mapping[str, Any]) -> float:
@@ -278,7 +311,9 @@ def _regime(
     return name, (original + 1, max(n_ctx, context)) if long else (1, original)
 
 
-def _refuse_unread(tensors: Mapping[str, Sequence[float]], kind: str, arch: str) -> None:
+def _refuse_unread(
+    tensors: Mapping[str, Sequence[float]], kind: str, arch: str
+) -> None:
     """A tensor that the loader does not create makes the load fail."""
     capability = capability_of(arch)
     for name in tensors:
@@ -309,7 +344,9 @@ def scaling_type(keys: Mapping[str, Any]) -> KeyMethod:
     """``rope.scaling.type``; absent means linear, as in llama.cpp's loader."""
     kind = keys.get("rope.scaling.type", "linear")
     if kind not in _TYPES:
-        raise RopeError(f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}")
+        raise RopeError(
+            f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}"
+        )
     return cast(KeyMethod, kind)
 
 
@@ -333,7 +370,9 @@ def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
     }
     for name, value in parameters.items():
         if not (math.isfinite(value) and value > 0):
-            raise RopeError(f"rope.ggext.{name} is {value}; it must be a number above 0")
+            raise RopeError(
+                f"rope.ggext.{name} is {value}; it must be a number above 0"
+            )
     return parameters
 
 
@@ -359,7 +398,11 @@ def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
     value = _real(keys, LOG_MULTIPLIER, 0.0) if capability.reads_log_multiplier else 0.0
     if not (math.isfinite(value) and (value >= 0 or capability.scores == "scaled")):
         raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
-    return float32(value) / float32(0.1) if capability.scores == "scaled" else float32(value)
+    return (
+        float32(value) / float32(0.1)
+        if capability.scores == "scaled"
+        else float32(value)
+    )
 
 
 def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
@@ -371,7 +414,9 @@ def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
     return 1.0 / float32(factor) if factor else 1.0
 
 
-def _divided(inv_freq: Sequence[float], factors: Sequence[float], name: str) -> list[float]:
+def _divided(
+    inv_freq: Sequence[float], factors: Sequence[float], name: str
+) -> list[float]:
     if len(factors) != len(inv_freq):
         raise RopeError(
             f"{name} has {len(factors)} values; the model rotates {len(inv_freq)} pairs"
@@ -390,6 +435,8 @@ def _count(keys: Mapping[str, Any], key: str) -> int:
 
 def _real(keys: Mapping[str, Any], key: str, default: float) -> float:
     value = keys.get(key, default)
-    if not isinstance(value, float):  # llama.cpp refuses to load a file with a whole number here
+    if not isinstance(
+        value, float
+    ):  # llama.cpp refuses to load a file with a whole number here
         raise RopeError(f"{key} is {value!r}; it must be a number of type FLOAT32")
     return value

@@ -92,7 +92,10 @@ class Encoding:
 
 
 def encode(
-    scaling: RopeScaling, geometry: RopeGeometry, arch: str, name: EncodingName | None = None
+    scaling: RopeScaling,
+    geometry: RopeGeometry,
+    arch: str,
+    name: EncodingName | None = None,
 ) -> Encoding:
     """The simplest exact encoding, or the one named. Raises ``RopeError`` when llama.cpp cannot be
     made to do it.
@@ -135,7 +138,11 @@ def encode(
 
 
 def _candidates(
-    scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable, name: str | None
+    scaling: RopeScaling,
+    geometry: RopeGeometry,
+    arch: str,
+    wanted: RopeTable,
+    name: str | None,
 ) -> list[Encoding]:
     """The simplest first."""
     capability = capability_of(arch, sectioned=geometry.sections is not None)
@@ -153,7 +160,10 @@ def _candidates(
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
             keys |= _of_architecture(kind, scaling, geometry, wanted, arch)
-            keys |= {"context_length": wanted.context, "rope.dimension_count": geometry.n_rot}
+            keys |= {
+                "context_length": wanted.context,
+                "rope.dimension_count": geometry.n_rot,
+            }
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
             candidates.append(
@@ -170,7 +180,9 @@ def _candidates(
     return candidates
 
 
-def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[str, ...]:
+def _factor_tensors(
+    scaling: RopeScaling, capability: RopeCapability
+) -> tuple[str, ...]:
     """The tensors of frequency factors that the architecture loads for this method, none where it
     loads none. Where it loads LongRoPE's two whatever the type, both can hold the factors of
     another method."""
@@ -183,7 +195,11 @@ def _factor_tensors(scaling: RopeScaling, capability: RopeCapability) -> tuple[s
 
 
 def _of_architecture(
-    kind: EncodingName, scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable, arch: str
+    kind: EncodingName,
+    scaling: RopeScaling,
+    geometry: RopeGeometry,
+    wanted: RopeTable,
+    arch: str,
 ) -> Keys:
     """The keys that this architecture reads in addition to the common ones."""
     capability = capability_of(arch, sectioned=geometry.sections is not None)
@@ -203,7 +219,9 @@ def _of_architecture(
     return keys
 
 
-def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool) -> Keys:
+def _log_multiplier(
+    scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
+) -> Keys:
     """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
     the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
@@ -213,13 +231,20 @@ def _log_multiplier(scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
     gain = wanted.attention_factor
     if scaling.method == "linear":
         gain *= methods.yarn_gain(factor)
-    multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (0.1 * math.log(factor))
+    multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (
+        0.1 * math.log(factor)
+    )
     if float32(multiplier) == 0.0:
         return {}
     attention_factor = wanted.attention_factor
     if scaling.method == "yarn" and not keeps_gain:
-        attention_factor *= methods.yarn_gain(factor, multiplier) / methods.yarn_gain(factor)
-    return {LOG_MULTIPLIER: 0.1 * multiplier, "rope.scaling.attn_factor": attention_factor}
+        attention_factor *= methods.yarn_gain(factor, multiplier) / methods.yarn_gain(
+            factor
+        )
+    return {
+        LOG_MULTIPLIER: 0.1 * multiplier,
+        "rope.scaling.attn_factor": attention_factor,
+    }
 
 
 def _in_file(keys: Keys, geometry: RopeGeometry) -> Keys:
@@ -242,27 +267,39 @@ def _exactness(
         compare(
             table,
             decode(
-                keys, tensors, arch, table.lengths[1] if table.lengths else None, by_ggext=by_ggext
+                keys,
+                tensors,
+                arch,
+                table.lengths[1] if table.lengths else None,
+                by_ggext=by_ggext,
             ),
         )
         for table in methods.make_tables(scaling, geometry)
     ]
     sliding = methods.sliding_table(scaling, geometry)
     if sliding is not None:
-        compared.append(compare(sliding, decode_sliding(keys, arch) or decode(keys, tensors, arch)))
+        compared.append(
+            compare(sliding, decode_sliding(keys, arch) or decode(keys, tensors, arch))
+        )
     worst = max(compared, key=lambda c: c.frequency_error)
     gain_errors = [c.gain_error for c in compared]
     if capability_of(arch).scores != "plain":
-        gain_errors.append(abs(score_scale(keys, arch) / methods.score_scale(scaling) - 1))
+        gain_errors.append(
+            abs(score_scale(keys, arch) / methods.score_scale(scaling) - 1)
+        )
     return replace(worst, gain_error=max(gain_errors))
 
 
-def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable) -> Encoding:
+def _folded(
+    scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable
+) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query
     weights."""
     obstacle = folding_obstacle(arch, geometry)
     try:
-        if obstacle and geometry.sliding_base is None:  # the others may be exact, if not safe
+        if (
+            obstacle and geometry.sliding_base is None
+        ):  # the others may be exact, if not safe
             raise RopeError(obstacle)
         carrier = encode(replace(scaling, attention_factor=1.0), geometry, arch)
     except RopeError as error:
@@ -271,10 +308,17 @@ def _folded(scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: Rop
                 f"the gain cannot be folded: {obstacle}; choose encoding='keys', and switch "
                 "context shifts off in programs that roll"
             ) from None
-        raise RopeError(f"{error} (folding changes the gain, not the frequencies)") from None
+        raise RopeError(
+            f"{error} (folding changes the gain, not the frequencies)"
+        ) from None
     keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
     exactness = _exactness(
-        scaling, geometry, arch, keys, carrier.tensors, by_ggext=carrier.name == "runtime"
+        scaling,
+        geometry,
+        arch,
+        keys,
+        carrier.tensors,
+        by_ggext=carrier.name == "runtime",
     )
     return replace(carrier, name="folded", keys=keys, exactness=exactness)
 
@@ -297,9 +341,15 @@ def _with_context_parameters(
         methods.original_context(scaling, geometry),
         geometry,
     )
-    firsts, lasts = range(math.ceil(low) + 2), range(math.floor(high) - 1, math.ceil(high) + 8)
+    firsts, lasts = (
+        range(math.ceil(low) + 2),
+        range(math.floor(high) - 1, math.ceil(high) + 8),
+    )
     if scaling.truncate is not False:  # whole numbers already
-        firsts, lasts = range(round(low), round(low) + 1), range(round(high), round(high) + 1)
+        firsts, lasts = (
+            range(round(low), round(low) + 1),
+            range(round(high), round(high) + 1),
+        )
     best: Encoding | None = None
     for first in firsts:
         for last in lasts:
@@ -309,7 +359,10 @@ def _with_context_parameters(
             ]
             keys = nearest.keys | dict(zip(CONTEXT_PARAMETERS, betas, strict=True))
             exactness = _exactness(scaling, geometry, arch, keys, {}, by_ggext=True)
-            if best is None or exactness.frequency_error < best.exactness.frequency_error:
+            if (
+                best is None
+                or exactness.frequency_error < best.exactness.frequency_error
+            ):
                 best = replace(
                     nearest,
                     name="runtime",

@@ -19,7 +19,9 @@ _STANDS_STILL = 1e30
 _Written = tuple[Keys, dict[str, tuple[float, ...]]]
 
 
-def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
+def _as_keys(
+    scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable
+) -> _Written:
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
     method, factor = scaling.method, float(scaling.factor or 1.0)
@@ -28,14 +30,18 @@ def _as_keys(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) ->
         "rope.scaling.type": "none",
     }
     if method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
+        keys["rope.scaling.original_context_length"] = methods.original_context(
+            scaling, geometry
+        )
     if method == "ntk":
         keys["rope.freq_base"] = methods.ntk_base(factor, geometry)
     if method in ("linear", "yarn"):
         keys |= {"rope.scaling.type": method, "rope.scaling.factor": factor}
     gain = wanted.attention_factor
     if method == "yarn":
-        gain /= methods.yarn_gain(factor)  # llama.cpp's kernel multiplies by it on its own
+        gain /= methods.yarn_gain(
+            factor
+        )  # llama.cpp's kernel multiplies by it on its own
     if method in ("linear", "yarn") or gain != 1.0:
         keys["rope.scaling.attn_factor"] = gain
     return keys, still_factors(geometry)
@@ -46,7 +52,11 @@ def still_factors(geometry: RopeGeometry) -> dict[str, tuple[float, ...]]:
     if geometry.turning is None:
         return {}
     pairs = geometry.n_rot // 2
-    return {ROPE_FREQS: tuple(1.0 if i < geometry.turning else _STANDS_STILL for i in range(pairs))}
+    return {
+        ROPE_FREQS: tuple(
+            1.0 if i < geometry.turning else _STANDS_STILL for i in range(pairs)
+        )
+    }
 
 
 def beta_keys(scaling: RopeScaling) -> Keys:
@@ -54,14 +64,18 @@ def beta_keys(scaling: RopeScaling) -> Keys:
     return {key: float(value) for key, value in given.items() if value is not None}
 
 
-def _as_tensor(scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable) -> _Written:
+def _as_tensor(
+    scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable
+) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type
     and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
     linear. LongRoPE has two such tensors and its own type; a factor would divide the angles once
     more."""
     keys: Keys = {"rope.freq_base": float(geometry.base)}
     if scaling.method != "none":
-        keys["rope.scaling.original_context_length"] = methods.original_context(scaling, geometry)
+        keys["rope.scaling.original_context_length"] = methods.original_context(
+            scaling, geometry
+        )
     if wanted.attention_factor != 1.0:
         keys["rope.scaling.attn_factor"] = wanted.attention_factor
     if scaling.method != "longrope":
@@ -81,12 +95,14 @@ def frequency_factors(table: RopeTable, geometry: RopeGeometry) -> tuple[float, 
     """θᵢ/ωᵢ, by which llama.cpp's operation divides each pair's unscaled angle."""
     unscaled = methods.theta(geometry)
     return tuple(
-        t / w if w else _STANDS_STILL for t, w in zip(unscaled, table.inv_freq, strict=True)
+        t / w if w else _STANDS_STILL
+        for t, w in zip(unscaled, table.inv_freq, strict=True)
     )
 
 
 ENCODERS: dict[
-    Literal["keys", "tensor"], Callable[[RopeScaling, RopeGeometry, RopeTable], _Written]
+    Literal["keys", "tensor"],
+    Callable[[RopeScaling, RopeGeometry, RopeTable], _Written],
 ] = {
     "keys": _as_keys,
     "tensor": _as_tensor,

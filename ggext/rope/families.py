@@ -29,7 +29,10 @@ def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     text = config.get("text_config")
     if not isinstance(text, Mapping):
         return None
-    if config.get("model_type") in _COMPOSITE or config.get("num_attention_heads") is None:
+    if (
+        config.get("model_type") in _COMPOSITE
+        or config.get("num_attention_heads") is None
+    ):
         return text
     return None
 
@@ -90,7 +93,9 @@ _GROWING_YARN = {
     "mscale": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-_LATENT = FamilyRule(head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64})
+_LATENT = FamilyRule(
+    head_dim_keys={ALL: "qk_rope_head_dim"}, defaults={"qk_rope_head_dim": 64}
+)
 _HUNYUAN = FamilyRule(
     static_alpha=True,
     final_maximum=True,
@@ -131,7 +136,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "glm_moe_dsa": _LATENT,
     "glm4_moe_lite": _LATENT,
     "kimi_k2": FamilyRule(
-        head_dim_keys=_LATENT.head_dim_keys, defaults=_LATENT.defaults, read_as="deepseek_v3"
+        head_dim_keys=_LATENT.head_dim_keys,
+        defaults=_LATENT.defaults,
+        read_as="deepseek_v3",
     ),
     "ernie4_5": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ernie4_5_moe": FamilyRule(base_defaults={ALL: 5e5}),
@@ -140,12 +147,20 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "gemma": FamilyRule(defaults={"head_dim": 256}),
     "gemma3_text": _GEMMA3,
     "gemma4_text": FamilyRule(
-        defaults={"head_dim": 256, "global_head_dim": 512, "max_position_embeddings": 131072},
+        defaults={
+            "head_dim": 256,
+            "global_head_dim": 512,
+            "max_position_embeddings": 131072,
+        },
         head_dim_keys={FULL: "global_head_dim"},
         scaled_kind=FULL,
         own_heads=True,
         default_parameters={
-            FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6},
+            FULL: {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.25,
+                "rope_theta": 1e6,
+            },
             SLIDING: {"rope_type": "default", "rope_theta": 1e4},
         },
         default_said="a quarter of the pairs turn where the whole text is attended to",
@@ -154,9 +169,13 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "glm4": FamilyRule(defaults={"partial_rotary_factor": 0.5, "head_dim": 128}),
     "glm4_moe": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "glm4v_text": FamilyRule(sections=(8, 12, 12)),
-    "glm4v_moe_text": FamilyRule(defaults={"partial_rotary_factor": 0.5}, sections=(8, 12, 12)),
+    "glm4v_moe_text": FamilyRule(
+        defaults={"partial_rotary_factor": 0.5}, sections=(8, 12, 12)
+    ),
     "gpt_neox": FamilyRule(
-        defaults={"rotary_pct": 0.25}, partial_key="rotary_pct", base_keys={ALL: "rotary_emb_base"}
+        defaults={"rotary_pct": 0.25},
+        partial_key="rotary_pct",
+        base_keys={ALL: "rotary_emb_base"},
     ),
     "gpt_oss": FamilyRule(
         base_defaults={ALL: 150000.0},
@@ -174,7 +193,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "hunyuan_v1_moe": _HUNYUAN,
     "internlm2": FamilyRule(read_as="llama"),
     "minicpm": FamilyRule(read_as="llama"),
-    "minicpm3": FamilyRule(head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}),
+    "minicpm3": FamilyRule(
+        head_dim_keys=_LATENT.head_dim_keys, defaults={"qk_rope_head_dim": 32}
+    ),
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     "lfm2_moe": FamilyRule(base_defaults={ALL: 1e6}),
@@ -187,7 +208,11 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         beside=_GROWING_QUERIES,
         default_said="YaRN by 16 is taken, and longer queries beyond 16384 tokens",
         default_parameters=_GROWING_YARN
-        | {"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384},
+        | {
+            "rope_theta": 1e6,
+            "factor": 16.0,
+            "original_max_position_embeddings": 16384,
+        },
     ),
     "mistral4": FamilyRule(
         defaults={**_LATENT.defaults, "qk_nope_head_dim": 64},
@@ -196,7 +221,11 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
         beside=_GROWING_QUERIES,
         default_said="YaRN by 128 is taken, and longer queries beyond 8192 tokens",
         default_parameters=_GROWING_YARN
-        | {"rope_theta": 1e4, "factor": 128.0, "original_max_position_embeddings": 8192},
+        | {
+            "rope_theta": 1e4,
+            "factor": 128.0,
+            "original_max_position_embeddings": 8192,
+        },
     ),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
@@ -209,7 +238,8 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     **dict.fromkeys(
         ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"),
         FamilyRule(
-            defaults={"head_dim": 256, "partial_rotary_factor": 0.25}, sections=(11, 11, 10)
+            defaults={"head_dim": 256, "partial_rotary_factor": 0.25},
+            sections=(11, 11, 10),
         ),
     ),
     "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
@@ -217,7 +247,9 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(
         scaled_kind=FULL,
-        base_keys={SLIDING: ""},  # the class takes rope_theta for the other layers alone
+        base_keys={
+            SLIDING: ""
+        },  # the class takes rope_theta for the other layers alone
         base_defaults={FULL: 5e5, SLIDING: 5e5},
     ),
     "phi": FamilyRule(defaults={"partial_rotary_factor": 0.5}),

@@ -152,12 +152,19 @@ def known_model(arch: str, keys: Mapping[str, Any]) -> KnownModel | None:
     extended is found too, where its original context is a row's; ``None`` for all others."""
     base = keys.get("rope.freq_base", 10000.0)
     width = keys.get("embedding_length")
-    contexts = {keys.get("context_length"), keys.get("rope.scaling.original_context_length")}
+    contexts = {
+        keys.get("context_length"),
+        keys.get("rope.scaling.original_context_length"),
+    }
     for row in KNOWN:
         starts: set[Any] = {row.context}
         if row.extension is not None:
             starts.add(row.extension.original_context)
-        fits = arch in row.archs and starts & contexts and (not row.widths or width in row.widths)
+        fits = (
+            arch in row.archs
+            and starts & contexts
+            and (not row.widths or width in row.widths)
+        )
         if fits and isinstance(base, float) and abs(base / row.base - 1) <= 1e-6:
             return row
     return None

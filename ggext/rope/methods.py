@@ -13,14 +13,17 @@ from dataclasses import replace
 from ggext.errors import RopeError
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-_SCALED = frozenset({"factor", "original_context", "context", "context_reason", "attention_factor"})
+_SCALED = frozenset(
+    {"factor", "original_context", "context", "context_reason", "attention_factor"}
+)
 
 #: Method → the parameters it uses.
 USED_PARAMETERS: dict[str, frozenset[str]] = {
     "none": frozenset({"context", "attention_factor"}),
     "linear": _SCALED,
     "ntk": _SCALED,
-    "yarn": _SCALED | {"beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"},
+    "yarn": _SCALED
+    | {"beta_fast", "beta_slow", "truncate", "mscale", "mscale_all_dim"},
     "llama3": _SCALED | {"low_freq_factor", "high_freq_factor"},
     "dynamic": _SCALED,
     "longrope": _SCALED | {"short_factors", "long_factors"},
@@ -38,7 +41,9 @@ def theta(geometry: RopeGeometry, base: float | None = None) -> list[float]:
     base = geometry.base if base is None else base
     pairs = geometry.n_rot // 2
     turning = pairs if geometry.turning is None else geometry.turning
-    return [base ** (-2 * i / geometry.n_rot) if i < turning else 0.0 for i in range(pairs)]
+    return [
+        base ** (-2 * i / geometry.n_rot) if i < turning else 0.0 for i in range(pairs)
+    ]
 
 
 def check(scaling: RopeScaling) -> None:
@@ -66,11 +71,15 @@ def check(scaling: RopeScaling) -> None:
             or not isinstance(value, (int, float))
             or not math.isfinite(value)
         ):
-            raise RopeError(f"rope parameter {name} is {value!r}; it must be a finite number")
+            raise RopeError(
+                f"rope parameter {name} is {value!r}; it must be a finite number"
+            )
         if value <= 0 and name not in ("mscale", "mscale_all_dim"):
             raise RopeError(f"rope parameter {name} is {value:g}; it must be above 0")
     if "factor" in used and scaling.factor is None:
-        raise RopeError(f"rope type {scaling.method} needs a factor; give one (for example 4)")
+        raise RopeError(
+            f"rope type {scaling.method} needs a factor; give one (for example 4)"
+        )
     if scaling.factor is not None and scaling.factor < 1:
         raise RopeError(
             f"rope factor is {scaling.factor:g}; it must be 1 or more: it multiplies the context"
@@ -82,7 +91,9 @@ def _check_factors(name: str, factors: object) -> None:
     wrong = [
         v
         for v in values
-        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf
+        if isinstance(v, bool)
+        or not isinstance(v, (int, float))
+        or not 0 < v < math.inf
     ]
     if wrong or not values:
         raise RopeError(
@@ -131,7 +142,9 @@ def make_table(
             "proportional": _proportional,
         }[scaling.method]
         table = maker(scaling, geometry)
-    if scaling.attention_factor is not None:  # replaces the method's own gain, never multiplies it
+    if (
+        scaling.attention_factor is not None
+    ):  # replaces the method's own gain, never multiplies it
         table = replace(table, attention_factor=float(scaling.attention_factor))
     return table
 
@@ -197,7 +210,9 @@ def ntk_base(factor: float, geometry: RopeGeometry) -> float:
     """base · f^(d/(d-2)): the lowest frequency is interpolated by f, the highest kept (bloc97
     2023)."""
     if geometry.n_rot <= 2:
-        raise RopeError("NTK-aware scaling needs more than 2 rotated dimensions; use linear")
+        raise RopeError(
+            "NTK-aware scaling needs more than 2 rotated dimensions; use linear"
+        )
     return geometry.base * math.pow(factor, geometry.n_rot / (geometry.n_rot - 2))
 
 
@@ -226,7 +241,9 @@ def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeT
     grown = max(length, original)
     base = ntk_base(factor * grown / original - (factor - 1), geometry)
     lengths = (1, original) if grown == original else (grown, grown)
-    return replace(_table(theta(geometry, base), 1.0, scaling, geometry), lengths=lengths)
+    return replace(
+        _table(theta(geometry, base), 1.0, scaling, geometry), lengths=lengths
+    )
 
 
 def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
@@ -234,8 +251,14 @@ def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> Rope
     context, one beyond."""
     original, factor = original_context(scaling, geometry), scaling.factor or 1.0
     short = length <= original
-    short_factors, long_factors = scaling.short_factors or (), scaling.long_factors or ()
-    for name, values in (("short_factors", short_factors), ("long_factors", long_factors)):
+    short_factors, long_factors = (
+        scaling.short_factors or (),
+        scaling.long_factors or (),
+    )
+    for name, values in (
+        ("short_factors", short_factors),
+        ("long_factors", long_factors),
+    ):
         if len(values) != geometry.n_rot // 2:
             raise RopeError(
                 f"rope parameter {name} has {len(values)} values; the model rotates "
@@ -248,15 +271,23 @@ def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> Rope
         else math.sqrt(1 + math.log(factor) / math.log(original))
     )
     table = _table(
-        [w / f for w, f in zip(theta(geometry), factors, strict=True)], gain, scaling, geometry
+        [w / f for w, f in zip(theta(geometry), factors, strict=True)],
+        gain,
+        scaling,
+        geometry,
     )
     return replace(
-        table, lengths=(1, original) if short else (original + 1, max(length, table.context))
+        table,
+        lengths=(1, original) if short else (original + 1, max(length, table.context)),
     )
 
 
 def yarn_correction_range(
-    beta_fast: float, beta_slow: float, truncate: bool, original: int, geometry: RopeGeometry
+    beta_fast: float,
+    beta_slow: float,
+    truncate: bool,
+    original: int,
+    geometry: RopeGeometry,
 ) -> tuple[float, float]:
     """Pair indices between which YaRN blends (YaRN, eq. 17 ff.): c(r) = d·ln(L0/2πr) / (2·ln
     base)."""
@@ -299,9 +330,13 @@ def _yarn(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
         geometry,
     )
     ramp = yarn_ramp(low, high, geometry.n_rot // 2)
-    inv_freq = [w / factor * r + w * (1 - r) for w, r in zip(theta(geometry), ramp, strict=True)]
+    inv_freq = [
+        w / factor * r + w * (1 - r) for w, r in zip(theta(geometry), ramp, strict=True)
+    ]
     if scaling.mscale and scaling.mscale_all_dim:
-        gain = yarn_gain(factor, scaling.mscale) / yarn_gain(factor, scaling.mscale_all_dim)
+        gain = yarn_gain(factor, scaling.mscale) / yarn_gain(
+            factor, scaling.mscale_all_dim
+        )
     else:
         gain = yarn_gain(factor)
     return _table(inv_freq, gain, scaling, geometry)

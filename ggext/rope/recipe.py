@@ -75,7 +75,11 @@ class Recipe:
     @property
     def asked_by(self) -> str:
         """Who asked, with the seed where that was a search."""
-        return self.source if self.searched is None else f"{self.source}, seed {self.searched.seed}"
+        return (
+            self.source
+            if self.searched is None
+            else f"{self.source}, seed {self.searched.seed}"
+        )
 
     def table(self) -> RopeTable:
         return methods.make_table(self.scaling, self.geometry)
@@ -89,7 +93,11 @@ class Recipe:
             "scaling": {"method": self.scaling.method, **self.scaling.given()},
             "geometry": asdict(self.geometry),
         }
-        return values if self.searched is None else {**values, "searched": asdict(self.searched)}
+        return (
+            values
+            if self.searched is None
+            else {**values, "searched": asdict(self.searched)}
+        )
 
 
 def parse_recipe(text: str) -> Recipe:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 
 from ggext.arguments import check_fields
 
-Method = Literal["none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"]
+Method = Literal[
+    "none", "linear", "ntk", "dynamic", "yarn", "longrope", "llama3", "proportional"
+]
 Layout = Literal["norm", "neox"]
 
 
@@ -93,7 +95,9 @@ class RopeScaling:
 
     def given(self) -> dict[str, Any]:
         """The parameters that were given, by name, without the method."""
-        return {k: v for k, v in asdict(self).items() if v is not None and k != "method"}
+        return {
+            k: v for k, v in asdict(self).items() if v is not None and k != "method"
+        }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ from ggext.rope.capabilities import Sections
 SECTIONS = "rope.dimension_sections"
 
 
-def still_pairs(sections: tuple[int, ...], n_pairs: int, kind: Sections) -> tuple[int, ...]:
+def still_pairs(
+    sections: tuple[int, ...], n_pairs: int, kind: Sections
+) -> tuple[int, ...]:
     """The pairs that do not turn in a text, by ``ggml_mrope_cache_init`` of the pinned llama.cpp.
 
     ``sections``: four counts, as the file has them. ``blocks``: the sections lie one after the
@@ -26,7 +28,9 @@ def still_pairs(sections: tuple[int, ...], n_pairs: int, kind: Sections) -> tupl
     first_three = sum(sections[:3])
     if kind == "blocks":
         return tuple(i for i in range(n_pairs) if i % total >= first_three)
-    return tuple(i for i in range(n_pairs) if (sector := i % total) >= 3 * sections[sector % 3])
+    return tuple(
+        i for i in range(n_pairs) if (sector := i % total) >= 3 * sections[sector % 3]
+    )
 
 
 def sections_to_write(

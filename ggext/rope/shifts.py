@@ -41,7 +41,9 @@ def folding_obstacle(arch: str, geometry: RopeGeometry) -> str:
     return ""
 
 
-def shift_damage(keys: Mapping[str, Any], tensors: Mapping[str, Sequence[float]], arch: str) -> str:
+def shift_damage(
+    keys: Mapping[str, Any], tensors: Mapping[str, Sequence[float]], arch: str
+) -> str:
     """What a context shift does to the cached keys of a file: a sentence without its end, empty for
     nothing. ``keys``: the architecture's without their prefix; ``tensors``: as ``decode``."""
     sectioned = geometry_of(keys, arch).sections is not None

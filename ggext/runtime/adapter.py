@@ -72,5 +72,8 @@ def attach(path: Path, model: Model, context: Any) -> None:
         raise llama.failure(f"the adapter {path} cannot be loaded")
     pointer = module.llama_adapter_lora_p_ctypes
     adapters = (pointer * 1)(ctypes.cast(adapter, pointer))
-    if module.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0)) != 0:
+    if (
+        module.llama_set_adapters_lora(context, adapters, 1, (ctypes.c_float * 1)(1.0))
+        != 0
+    ):
         raise ModelError(f"the adapter {path} cannot be put on {model.path}")

@@ -53,7 +53,9 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._parcels: queue.SimpleQueue[list[Happening]] = queue.SimpleQueue()
-        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
+        self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = (
+            None
+        )
 
     def put(self, parcel: list[Happening]) -> bool:
         """Hands a parcel over; False: the loop that waited for it is closed, and no one reads."""
@@ -78,7 +80,9 @@ class Mailbox:
         except queue.Empty:
             return None
 
-    async def await_parcel(self, timeout: float | None = None) -> list[Happening] | None:
+    async def await_parcel(
+        self, timeout: float | None = None
+    ) -> list[Happening] | None:
         """`take` for asyncio."""
         waiter = asyncio.get_running_loop().create_future()
         self._waiter = asyncio.get_running_loop(), waiter

@@ -47,7 +47,9 @@ class _Helper:
     def __init__(self) -> None:
         self.process = forks.count
         self.calls: SimpleQueue[_Call] = SimpleQueue()
-        threading.Thread(target=self._make_all, daemon=True, name="ggext-llama.cpp").start()
+        threading.Thread(
+            target=self._make_all, daemon=True, name="ggext-llama.cpp"
+        ).start()
 
     def _make_all(self) -> None:
         while True:
@@ -92,7 +94,9 @@ def run(
     except BaseException:
         stop()
         while not call.done.is_set():
-            with suppress(KeyboardInterrupt):  # a second one: nothing may be freed before
+            with suppress(
+                KeyboardInterrupt
+            ):  # a second one: nothing may be freed before
                 call.done.wait()
         if free is not None and call.error is None:
             free(call.result)  # type: ignore[arg-type]

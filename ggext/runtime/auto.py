@@ -63,7 +63,9 @@ def open_session(
     raise refused
 
 
-def _choices(model: Model, options: SessionOptions, plan: Plan, text: int) -> Iterator[Chosen]:
+def _choices(
+    model: Model, options: SessionOptions, plan: Plan, text: int
+) -> Iterator[Chosen]:
     """From the best to what every file can have."""
     if text > plan.n_ctx - plan.n_ctx // _FOR_QUESTIONS:
         yield from _for_a_text(model, options, plan, text)
@@ -74,16 +76,22 @@ def _choices(model: Model, options: SessionOptions, plan: Plan, text: int) -> It
         yield from _for_a_chat(model, plan)
 
 
-def _for_a_text(model: Model, options: SessionOptions, plan: Plan, text: int) -> Iterator[Chosen]:
+def _for_a_text(
+    model: Model, options: SessionOptions, plan: Plan, text: int
+) -> Iterator[Chosen]:
     longer = f"for the text of some {text:,} tokens is longer than the context of {plan.n_ctx:,}"
     if _holds_blocks(model, options, plan, text):
         yield Chosen("landmark", f"{longer}, and the memory holds what leaves it")
     yield Chosen("compress", f"{longer}, and the memory does not hold what leaves it")
-    yield Chosen("recompute", f"{longer}, and the cached keys of this model cannot be moved")
+    yield Chosen(
+        "recompute", f"{longer}, and the cached keys of this model cannot be moved"
+    )
 
 
 def _for_a_chat(model: Model, plan: Plan) -> Iterator[Chosen]:
-    turns = Chosen("turns", "for a chat keeps its system prompt and its latest turns whole")
+    turns = Chosen(
+        "turns", "for a chat keeps its system prompt and its latest turns whole"
+    )
     if model.offloads or _seconds_to_read(model, plan) <= _PATIENCE:
         yield turns
         return
@@ -100,7 +108,9 @@ def _seconds_to_read(model: Model, plan: Plan) -> float:
 def _holds_blocks(model: Model, options: SessionOptions, plan: Plan, text: int) -> bool:
     """Whether the memory holds the keys and values of the text next to the context; yes where
     nothing is known of it."""
-    choices = Choices(options.kv_type, plan.batches.most, options.flash_attention, options.swa)
+    choices = Choices(
+        options.kv_type, plan.batches.most, options.flash_attention, options.swa
+    )
     room = capacity.room(model, choices)
     if room is None or room.free is None or options.memory.spill is not None:
         return True

@@ -45,7 +45,11 @@ class Batches:
         fewer."""
         within = defaults.SOON * defaults.SPEED * self.threads
         work = max(
-            (2 * each * min(place + self.most, count) for count, each in self.attention), default=0
+            (
+                2 * each * min(place + self.most, count)
+                for count, each in self.attention
+            ),
+            default=0,
         )
         if work * self.most <= within:
             return self.most
@@ -61,7 +65,9 @@ class Batches:
         while (start := start + min(self.at(start), most)) <= end:
             yield start
 
-    def split(self, tokens: Sequence[int], start: int, most: int) -> Iterator[list[int]]:
+    def split(
+        self, tokens: Sequence[int], start: int, most: int
+    ) -> Iterator[list[int]]:
         """Tokens that stand after `start` others, in batches of at most `most`, the last one as it
         comes."""
         first, end = start, start + len(tokens)
@@ -77,6 +83,9 @@ def attention(arch: Architecture, context: Context) -> frozenset[tuple[int, int]
     values are of the same operation."""
     products = 2 if context.flash_attention else 1
     return frozenset(
-        (cells(arch, layer, context), products * layer.heads * max(layer.key, layer.value))
+        (
+            cells(arch, layer, context),
+            products * layer.heads * max(layer.key, layer.value),
+        )
         for layer in arch.layers
     )

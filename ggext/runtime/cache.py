@@ -58,7 +58,9 @@ class Cache(Closing):
             self._plan.notices,
         )
         self.n_batch = self.batches.most
-        self.threads = Threads(self._plan.threads, self._plan.most_threads, self._set_threads)
+        self.threads = Threads(
+            self._plan.threads, self._plan.most_threads, self._set_threads
+        )
         self.kv_type = options.kv_type
         # What only stop and recompute can do is to be moved as a whole; the others stay in the last
         # regime.
@@ -157,7 +159,9 @@ class Cache(Closing):
         status = self._decode(self._batch(tokens, every_logit))
         if status != 0:
             return self._failed(status, len(tokens))
-        if self.aligned == len(self.tokens) and len(tokens) == self.batches.at(self.aligned):
+        if self.aligned == len(self.tokens) and len(tokens) == self.batches.at(
+            self.aligned
+        ):
             self.aligned += len(tokens)
         self._settle(len(tokens))
         self.epoch += 1
@@ -194,7 +198,9 @@ class Cache(Closing):
             return int(self.lib.llama_decode(self.handle, batch))
         try:
             return int(
-                apart.run(lambda: self.lib.llama_decode(self.handle, batch), stop=self.cancel)
+                apart.run(
+                    lambda: self.lib.llama_decode(self.handle, batch), stop=self.cancel
+                )
             )
         except BaseException:
             self.resume()
@@ -205,7 +211,9 @@ class Cache(Closing):
         self.repair()
         if status == _ABORTED:
             return False
-        raise llama.failure(f"{count} tokens after {len(self.tokens)} cannot be evaluated")
+        raise llama.failure(
+            f"{count} tokens after {len(self.tokens)} cannot be evaluated"
+        )
 
     def repair(self) -> None:
         """Brings tokens and cache into step again, where an `append` was left in the middle. A
@@ -227,7 +235,9 @@ class Cache(Closing):
         self.unsure = None
 
     def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
-        self._ids = (ctypes.c_int32 * len(tokens))(*tokens)  # the batch points into these
+        self._ids = (ctypes.c_int32 * len(tokens))(
+            *tokens
+        )  # the batch points into these
         batch = self.lib.llama_batch_get_one(self._ids, len(tokens))
         if every_logit:
             self._outputs = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
@@ -247,7 +257,9 @@ class Cache(Closing):
         """All cells as llama.cpp writes them. Raises ModelError."""
         return self.cells.copied()
 
-    def restore(self, tokens: list[int], state: NDArray[np.uint8], places: list[int]) -> None:
+    def restore(
+        self, tokens: list[int], state: NDArray[np.uint8], places: list[int]
+    ) -> None:
         """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises
         ModelError."""
         self.start(len(tokens))
@@ -265,9 +277,13 @@ class Cache(Closing):
         if self.checkpoints.most and count > self.checkpoints.last + (
             0 if near else self.checkpoints.step
         ):
-            needed = 0 if self.checkpoints.recurrent else self.checkpoints.needed(count - 1)
+            needed = (
+                0 if self.checkpoints.recurrent else self.checkpoints.needed(count - 1)
+            )
             first = max(self.cells.first_position, needed)
-            self.checkpoints.add(Checkpoint(first, count, self.cells.copied(sliding=True), likely))
+            self.checkpoints.add(
+                Checkpoint(first, count, self.cells.copied(sliding=True), likely)
+            )
 
     def cut(self, count: int) -> int:
         """Cuts to the first `count` tokens; fewer where several share a position, or where layers
@@ -281,8 +297,12 @@ class Cache(Closing):
 
     def _cut_before(self, count: int) -> int:
         """Takes all but the first `count` tokens out; all, where llama.cpp cannot."""
-        place = self.positions[count] if count < len(self.positions) else self.next_position
-        if count == 0 or not self.lib.llama_memory_seq_rm(self._memory, MAIN, place, -1):
+        place = (
+            self.positions[count] if count < len(self.positions) else self.next_position
+        )
+        if count == 0 or not self.lib.llama_memory_seq_rm(
+            self._memory, MAIN, place, -1
+        ):
             self.clear()
             return 0
         self.checkpoints.cut(count)
@@ -322,7 +342,10 @@ class Cache(Closing):
 
     def regime_of(self, count: int) -> Regime:
         """The one for a text of `count` tokens."""
-        return next((regime for regime in self.regimes if count <= regime.span), self.regimes[-1])
+        return next(
+            (regime for regime in self.regimes if count <= regime.span),
+            self.regimes[-1],
+        )
 
     def start(self, count: int) -> None:
         """Empties the cache, for a text of `count` tokens."""
@@ -367,7 +390,10 @@ class Cache(Closing):
 
     def _rotate_into(self, regime: Regime) -> None:
         source, tokens, positions = self.rotation(), self.tokens, self.positions
-        bounds = [(positions[first], positions[last - 1] + 1) for first, last in self._chunks(0)]
+        bounds = [
+            (positions[first], positions[last - 1] + 1)
+            for first, last in self._chunks(0)
+        ]
         blocks = [self.take(*bound) for bound in bounds]
         self._enter(regime)
         with self.whole():
@@ -399,7 +425,10 @@ class Cache(Closing):
         sequence = ctypes.pointer(ctypes.c_int32(SCRATCH))
         batch.n_tokens = 1
         batch.token = (ctypes.c_int32 * 1)(min(100, self.model.n_vocab - 1))
-        batch.pos, batch.n_seq_id = (ctypes.c_int32 * 1)(position), (ctypes.c_int32 * 1)(1)
+        batch.pos, batch.n_seq_id = (
+            (ctypes.c_int32 * 1)(position),
+            (ctypes.c_int32 * 1)(1),
+        )
         batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * 1)(sequence)
         llama.clear_log()
         if self._decode(batch) != 0:
@@ -427,7 +456,9 @@ class Cache(Closing):
         if distance:
             self.move(start, [place + distance for place in self.positions[start:]])
 
-    def condense(self, start: int, end: int, extra: int, chosen: NDArray[np.intp]) -> None:
+    def condense(
+        self, start: int, end: int, extra: int, chosen: NDArray[np.intp]
+    ) -> None:
         """Tokens `start` to `end` leave as tokens. Of their cells, and of the `extra` ones in front
         of them that belong to no token, those numbered in `chosen` (ascending) stay, at positions
         in a row; the tokens after them follow. Whatever leaves it in the middle leaves an empty
@@ -445,7 +476,9 @@ class Cache(Closing):
                 self.remove(first + at, first + min(at + _MOVED_AT_ONCE, cells))
                 if low < high:
                     self.put(
-                        self.rotation().moved(block.cells(stay[low:high] - at), places[low:high])
+                        self.rotation().moved(
+                            block.cells(stay[low:high] - at), places[low:high]
+                        )
                     )
         del self.tokens[start:end], self.positions[start:end]
         self.positions[start:] = places[len(chosen) :].tolist()
@@ -462,7 +495,9 @@ class Cache(Closing):
         chunks = list(self._chunks(start))
         # Upward from the top and downward from the bottom, so that nothing lands among what is
         # still to move.
-        for first, last in reversed(chunks) if places[0] > self.positions[start] else chunks:
+        for first, last in (
+            reversed(chunks) if places[0] > self.positions[start] else chunks
+        ):
             bounds = self.positions[first], self.positions[last - 1] + 1
             block = self.take(*bounds)
             if len(block) != last - first:
@@ -483,7 +518,10 @@ class Cache(Closing):
         """The tokens from `start` on in runs that do not part tokens of one position."""
         while start < len(self.tokens):
             end = min(start + _MOVED_AT_ONCE, len(self.tokens))
-            while end < len(self.tokens) and self.positions[end] == self.positions[end - 1]:
+            while (
+                end < len(self.tokens)
+                and self.positions[end] == self.positions[end - 1]
+            ):
                 end += 1
             yield start, end
             start = end

@@ -100,7 +100,10 @@ class Cells:
         size = self._size(SCRATCH, 0)
         data = bytearray(size)
         buffer = (ctypes.c_uint8 * size).from_buffer(data)
-        if self._lib.llama_state_seq_get_data(self._handle, buffer, size, SCRATCH) != size:
+        if (
+            self._lib.llama_state_seq_get_data(self._handle, buffer, size, SCRATCH)
+            != size
+        ):
             raise llama.failure("the state of a sequence cannot be read")
         return state.parse(data)
 
@@ -124,7 +127,9 @@ class Cells:
         self._tested = True
 
     def _size(self, sequence: int, flags: int) -> int:
-        return int(self._lib.llama_state_seq_get_size_ext(self._handle, sequence, flags))
+        return int(
+            self._lib.llama_state_seq_get_size_ext(self._handle, sequence, flags)
+        )
 
 
 def _bytes(data: bytes) -> Any:

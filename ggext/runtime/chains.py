@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 
-def longest_chain(leads_to: Mapping[str, Collection[str]], weights: Mapping[str, int]) -> int:
+def longest_chain(
+    leads_to: Mapping[str, Collection[str]], weights: Mapping[str, int]
+) -> int:
     """A bound on the sum of weights over a walk that visits no name twice.
 
     Names that lead to each other count all (Tarjan's strongly connected components, without
@@ -50,6 +52,12 @@ def _close(
     component = [stack.pop()]
     while component[-1] != name:
         component.append(stack.pop())
-    beyond = (length.get(other, 0) for member in component for other in leads_to.get(member, ()))
-    longest = sum(weights.get(member, 1) for member in component) + max(beyond, default=0)
+    beyond = (
+        length.get(other, 0)
+        for member in component
+        for other in leads_to.get(member, ())
+    )
+    longest = sum(weights.get(member, 1) for member in component) + max(
+        beyond, default=0
+    )
     length.update(dict.fromkeys(component, longest))

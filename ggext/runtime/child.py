@@ -106,7 +106,10 @@ def call(function: str, *arguments: Any, timeout: float | None = None) -> Any:
     ``timeout``: seconds after which the child is killed. Raises what the function raised where it
     is a GgextError, EngineDiedError where the child died, ModelError where time ran out.
     """
-    with Child("ggext.runtime.child:answer") as child, child.limited(timeout) as expired:
+    with (
+        Child("ggext.runtime.child:answer") as child,
+        child.limited(timeout) as expired,
+    ):
         child.send({"function": function, "arguments": arguments})
         reply = child.receive()
         if reply is not None:
@@ -125,13 +128,16 @@ class Child(Closing):
     that does not call `run_if_child`.
     """
 
-    def __init__(self, target: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, target: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child
         # Its own group: Ctrl-C in a terminal is the parent's.
         apart: dict[str, Any] = {"process_group": 0}
         if sys.platform == "win32":
             apart = {
-                "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+                "creationflags": subprocess.CREATE_NEW_PROCESS_GROUP
+                | subprocess.CREATE_NO_WINDOW
             }
         try:
             self._process = subprocess.Popen(
@@ -158,7 +164,10 @@ class Child(Closing):
         # Not the sender's own thread: an interrupt in the middle of a frame would tear it, and a
         # full pipe would hold up an event loop.
         threading.Thread(
-            target=_write_all, args=(self._channel, self._outgoing), name="ggext child", daemon=True
+            target=_write_all,
+            args=(self._channel, self._outgoing),
+            name="ggext child",
+            daemon=True,
         ).start()
         _children.add(self)
 
@@ -208,7 +217,9 @@ class Child(Closing):
         """Waits for the end of a child that sends no more; the error that names it."""
         status = self._wait()
         name = _signal_name(status)
-        return EngineDiedError(f"{_how(status, name)}{self._last_words()}", name, status)
+        return EngineDiedError(
+            f"{_how(status, name)}{self._last_words()}", name, status
+        )
 
     def close(self) -> None:
         """Asks it to end, and ends it if it does not. Further calls do nothing."""
@@ -326,7 +337,9 @@ def error_as_json(error: BaseException) -> dict[str, Any]:
     facts = {name: value for name, value in vars(error).items() if _is_plain(value)}
     return {
         "name": type(error).__name__ if known else ModelError.__name__,
-        "message": str(error) if known else f"{type(error).__name__}: {first_line(error)}",
+        "message": str(error)
+        if known
+        else f"{type(error).__name__}: {first_line(error)}",
         "facts": facts if known else {},
     }
 
@@ -342,7 +355,10 @@ def error_of(saved: Mapping[str, Any]) -> GgextError:
 
 
 def _all_kinds(kind: type[GgextError]) -> list[type[GgextError]]:
-    return [kind, *(below for each in kind.__subclasses__() for below in _all_kinds(each))]
+    return [
+        kind,
+        *(below for each in kind.__subclasses__() for below in _all_kinds(each)),
+    ]
 
 
 def _is_plain(value: object) -> bool:
@@ -354,7 +370,10 @@ def _write_all(channel: Channel, outgoing: queue.SimpleQueue[bytes | None]) -> N
     while (data := outgoing.get()) is not None:
         try:
             channel.write(data)
-        except (OSError, ValueError):  # the child is dead: its end is seen where it is read
+        except (
+            OSError,
+            ValueError,
+        ):  # the child is dead: its end is seen where it is read
             return
     channel.end()
 

@@ -103,7 +103,9 @@ def is_complete(grammar: Grammar, text: str) -> bool:
         source = _json_source(grammar.schema)
     matcher = _matcher(_bytes_tokenizer(), source)
     data = text.encode("utf-8", "replace")
-    return bool(matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting())
+    return bool(
+        matcher.try_consume_tokens(list(data)) == len(data) and matcher.is_accepting()
+    )
 
 
 class Constraint:
@@ -120,7 +122,9 @@ class Constraint:
             source = _json_source(grammar.schema)
         self._matcher = _matcher(_tokenizer(model), source)
         if self._matcher.is_error():
-            raise UsageError(f"the grammar cannot be followed: {_line(self._matcher.get_error())}")
+            raise UsageError(
+                f"the grammar cannot be followed: {_line(self._matcher.get_error())}"
+            )
 
     def allows(self, token: int) -> bool:
         """Whether the answer may go on, or end, with the token."""
@@ -141,14 +145,18 @@ class Constraint:
 
     def _check_matcher(self) -> None:
         if self._matcher.is_error():
-            raise ModelError(f"the grammar cannot be followed: {_line(self._matcher.get_error())}")
+            raise ModelError(
+                f"the grammar cannot be followed: {_line(self._matcher.get_error())}"
+            )
 
 
 def _llguidance() -> Any:
     try:
         return import_module("llguidance")
     except ImportError as error:
-        raise MissingExtraError("llguidance", "run", "constraining an answer") from error
+        raise MissingExtraError(
+            "llguidance", "run", "constraining an answer"
+        ) from error
 
 
 def _json_source(schema: str) -> str:
@@ -187,7 +195,9 @@ def _with_tokens(lark: gbnf.Lark, model: Model) -> str:
             )
         numbers.append(tokens[0])
     return re.sub(
-        gbnf.SPELLED_TOKEN, lambda mark: f"<[{mark[1]}{numbers[int(mark[2])]}]>", lark.source
+        gbnf.SPELLED_TOKEN,
+        lambda mark: f"<[{mark[1]}{numbers[int(mark[2])]}]>",
+        lark.source,
     )
 
 
@@ -253,11 +263,15 @@ def _pieces(model: Model) -> tuple[list[bytes], list[int], list[int]]:
     for token in range(model.n_vocab):
         size = to_piece(vocabulary, token, buffer, _LONGEST_PIECE, 0, True)
         if size < 0:
-            raise ModelError(f"{model.path}: token {token} has more than {_LONGEST_PIECE} bytes")
+            raise ModelError(
+                f"{model.path}: token {token} has more than {_LONGEST_PIECE} bytes"
+            )
         tokens.append(ctypes.string_at(buffer, size))
         if attribute(vocabulary, token) & _WITHOUT_TEXT:
             special.append(token)
-        if ends(vocabulary, token):  # of any kind: a file may call its EOS a normal token
+        if ends(
+            vocabulary, token
+        ):  # of any kind: a file may call its EOS a normal token
             last.append(token)
     return tokens, special, last
 

@@ -63,7 +63,10 @@ class SessionOptions:
     @property
     def edits_cache(self) -> bool:
         """Whether cells are taken out of the cache and put back."""
-        return self.memory.when_full not in ("stop", "recompute") or self.dynamic_ntk == "rotate"
+        return (
+            self.memory.when_full not in ("stop", "recompute")
+            or self.dynamic_ntk == "rotate"
+        )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,7 +74,9 @@ class SessionOptions:
             value = getattr(self, name)
             if value is not None:
                 check_count(name, value)
-        if self.n_ctx == 1 and self.edits_cache:  # it has two sequences, which ends the process
+        if (
+            self.n_ctx == 1 and self.edits_cache
+        ):  # it has two sequences, which ends the process
             raise UsageError(
                 f"{self.memory.when_full} moves cells, which needs a context of 2 tokens, not 1"
             )
@@ -80,7 +85,9 @@ class SessionOptions:
             raise UsageError(f"kv_type is {self.kv_type!r}, but must be one of {known}")
         check_swa(self.swa)
         if self.dynamic_ntk not in (None, "rotate", "replay"):
-            raise UsageError(f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay")
+            raise UsageError(
+                f"dynamic NTK is {self.dynamic_ntk!r}, but must be rotate or replay"
+            )
         if self.dynamic_ntk and self.memory.when_full != "stop":
             raise UsageError(
                 "dynamic NTK keeps everything and cannot go with "
@@ -135,11 +142,19 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     threads = options.threads or capacity.threads_for(model)
     room = capacity.room(
         model,
-        Choices(options.kv_type, options.n_batch, options.flash_attention, options.swa, threads),
+        Choices(
+            options.kv_type,
+            options.n_batch,
+            options.flash_attention,
+            options.swa,
+            threads,
+        ),
     )
     n_ctx, notices = _length(model, options, room)
     n_batch = options.n_batch or (
-        capacity.batch_for(model, threads) if room is None else room.context(n_ctx).batch
+        capacity.batch_for(model, threads)
+        if room is None
+        else room.context(n_ctx).batch
     )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
@@ -162,7 +177,11 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
 
 
 def open_context(
-    model: Model, options: SessionOptions, plan: Plan, regime: Regime, abort: tuple[Any, int]
+    model: Model,
+    options: SessionOptions,
+    plan: Plan,
+    regime: Regime,
+    abort: tuple[Any, int],
 ) -> Any:
     """Makes llama.cpp's context of one regime, which the caller frees. RoPE is as the file says,
     but for the regime.
@@ -182,7 +201,10 @@ def open_context(
     params.flash_attn_type = _flash_attention_type(module, options, plan)
     params.swa_full = plan.whole_windows
     if options.edits_cache:
-        params.n_seq_max, params.kv_unified = 2, True  # a second sequence to take cells out by
+        params.n_seq_max, params.kv_unified = (
+            2,
+            True,
+        )  # a second sequence to take cells out by
     # A batch that is smaller than the number of sequences ends the process.
     params.n_batch = params.n_ubatch = max(plan.batches.most, params.n_seq_max)
     params.abort_callback, params.abort_callback_data = abort
@@ -191,10 +213,14 @@ def open_context(
     llama.clear_log()
     handle = module.llama_init_from_model(model.open_handle(), params)
     if not handle:
-        raise llama.failure(f"a context of {regime.span} tokens cannot be made (try a smaller one)")
+        raise llama.failure(
+            f"a context of {regime.span} tokens cannot be made (try a smaller one)"
+        )
     if not module.llama_get_memory(handle):
         module.llama_free(handle)
-        raise ModelError(f"{model.path} ({model.architecture}) is not a model that continues text")
+        raise ModelError(
+            f"{model.path} ({model.architecture}) is not a model that continues text"
+        )
     if options.adapter is not None:
         try:
             attach(options.adapter, model, handle)
@@ -204,7 +230,9 @@ def open_context(
     return handle
 
 
-def _batches(options: SessionOptions, threads: int, room: Room | None, context: Context) -> Batches:
+def _batches(
+    options: SessionOptions, threads: int, room: Room | None, context: Context
+) -> Batches:
     """Fewer at once after many tokens, where nothing was chosen."""
     if options.n_batch or room is None:
         return Batches(context.batch)
@@ -232,7 +260,10 @@ def _check_graph(model: Model, kv_type: str) -> None:
     if model.architecture != "granitemoe" or not is_quantized(kv_type):
         return
     keys, weights = model.header.arch_keys(), len(model.all_parts.tensors)
-    layers, experts = int(keys.get("block_count", 0)), int(keys.get("expert_used_count", 0))
+    layers, experts = (
+        int(keys.get("block_count", 0)),
+        int(keys.get("expert_used_count", 0)),
+    )
     if layers * (57 + 2 * experts + 2) + 16 + weights > max(1024, 8 * weights):
         raise ModelError(
             f"{model.path} with kv type {kv_type} makes a graph of more nodes than llama.cpp has "
@@ -241,7 +272,9 @@ def _check_graph(model: Model, kv_type: str) -> None:
         )
 
 
-def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[int, list[str]]:
+def _length(
+    model: Model, options: SessionOptions, room: Room | None
+) -> tuple[int, list[str]]:
     trained = model.n_ctx_train
     asked = options.memory.cells(options.n_ctx or trained)
     if asked > trained and model.architecture in LEARNED_POSITIONS:
@@ -250,14 +283,18 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
             f"{asked:,}: take no more than it has"
         )
     half = (
-        room.half() if room is not None and options.leaves_memory and options.n_ctx is None else 0
+        room.half()
+        if room is not None and options.leaves_memory and options.n_ctx is None
+        else 0
     )
     if STEP <= half < asked:
         made = (
             f"of the {trained:,} that the file is made for: more would take over half of the "
             "free memory"
         )
-        return half, [f"the context is {half:,} tokens {made}; context='auto' takes what fits"]
+        return half, [
+            f"the context is {half:,} tokens {made}; context='auto' takes what fits"
+        ]
     if room is not None and not room.holds(asked):
         size, largest = room.needed(asked) / 2**30, room.largest()
         holds = room.most() if options.n_ctx is not None else largest
@@ -281,7 +318,9 @@ def _length(model: Model, options: SessionOptions, room: Room | None) -> tuple[i
     return asked, []
 
 
-def _flash_attention(model: Model, options: SessionOptions, room: Room | None, n_ctx: int) -> bool:
+def _flash_attention(
+    model: Model, options: SessionOptions, room: Room | None, n_ctx: int
+) -> bool:
     if options.flash_attention is not None:
         return options.flash_attention
     return (

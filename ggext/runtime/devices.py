@@ -29,7 +29,9 @@ def gpu_memory() -> list[DeviceMemory]:
             functions.ggml_backend_dev_memory(
                 device.handle, ctypes.byref(free), ctypes.byref(total)
             )
-            found.append(DeviceMemory(device.name, device.description, free.value, total.value))
+            found.append(
+                DeviceMemory(device.name, device.description, free.value, total.value)
+            )
     return found
 
 

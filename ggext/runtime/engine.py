@@ -128,7 +128,9 @@ class Session(Closing):
         """How, in words: what was chosen where the options leave it open."""
         flash = "on" if self.cache.flash_attention else "off"
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
+        return (
+            f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
+        )
 
     @property
     def dropped(self) -> int:
@@ -146,7 +148,8 @@ class Session(Closing):
         itself are all that there is of the text."""
         memory = self.memory
         return (
-            self.cache.positions == memory.layout(self.used, memory.gone, memory.account()).places
+            self.cache.positions
+            == memory.layout(self.used, memory.gone, memory.account()).places
         )
 
     @property
@@ -202,8 +205,13 @@ class Session(Closing):
         batches that it would have had at once, and gives the same numbers bit for bit."""
         with self._exclusive:
             wanted = list(tokens)
-            _, reused = self._reusable(wanted, repeatable=repeatable) if wanted else (0, 0)
-        *_, end = reused, *self.cache.batches.ends(reused, len(wanted), self.memory.batch)
+            _, reused = (
+                self._reusable(wanted, repeatable=repeatable) if wanted else (0, 0)
+            )
+        *_, end = (
+            reused,
+            *self.cache.batches.ends(reused, len(wanted), self.memory.batch),
+        )
         return (
             self.evaluate(wanted[:end], progress, repeatable=repeatable)
             if end > reused
@@ -259,9 +267,13 @@ class Session(Closing):
             raise UsageError(f"max_tokens is {max_tokens}, but must not be negative")
         with self._exclusive:
             self._check_logits()
-            return Generation(self.cache, self.memory, self._exclusive, sampling, max_tokens)
+            return Generation(
+                self.cache, self.memory, self._exclusive, sampling, max_tokens
+            )
 
-    def logits(self, tokens: Sequence[int], n_batch: int | None = None) -> NDArray[np.float32]:
+    def logits(
+        self, tokens: Sequence[int], n_batch: int | None = None
+    ) -> NDArray[np.float32]:
         """The logits after each of `tokens`, (n_tokens, n_vocab), evaluated from an empty cache.
 
         At most `n_batch` tokens at a time (None: the session's). Raises ContextFullError,
@@ -269,7 +281,9 @@ class Session(Closing):
         """
         import numpy as np
 
-        return np.concatenate([rows.copy() for rows in self.logit_rows(tokens, n_batch=n_batch)])
+        return np.concatenate(
+            [rows.copy() for rows in self.logit_rows(tokens, n_batch=n_batch)]
+        )
 
     def logit_rows(
         self,
@@ -296,13 +310,18 @@ class Session(Closing):
             if not first:
                 self._keep(0, len(checked))
             done = first
-            most = min(n_batch or self.memory.batch, self.memory.batch, self._rows_at_once())
+            most = min(
+                n_batch or self.memory.batch, self.memory.batch, self._rows_at_once()
+            )
             for batch in self.cache.batches.split(checked[first:], first, most):
                 if not (
-                    self.memory.make_room(len(batch)) and self.cache.append(batch, every_logit=True)
+                    self.memory.make_room(len(batch))
+                    and self.cache.append(batch, every_logit=True)
                 ):
                     self.resume()
-                    raise CancelledError(f"cancelled after {done} of {len(tokens)} tokens")
+                    raise CancelledError(
+                        f"cancelled after {done} of {len(tokens)} tokens"
+                    )
                 done += len(batch)
                 pointer = self.cache.lib.llama_get_logits(self.cache.handle)
                 yield np.ctypeslib.as_array(pointer, (len(batch), self.model.n_vocab))
@@ -330,7 +349,11 @@ class Session(Closing):
             return self.cache.snapshot()
 
     def restore(
-        self, tokens: Sequence[int], state: NDArray[np.uint8], places: list[int], gone: Gone
+        self,
+        tokens: Sequence[int],
+        state: NDArray[np.uint8],
+        places: list[int],
+        gone: Gone,
     ) -> None:
         """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left
         it. Raises ModelError; the cache is empty then. llama.cpp trusts the positions in it:
@@ -381,12 +404,18 @@ class Session(Closing):
     def _checked(self, tokens: Sequence[int]) -> list[int]:
         wanted = list(tokens)
         if not wanted:
-            raise ModelError("there is no token to evaluate: the text and its template are empty")
+            raise ModelError(
+                "there is no token to evaluate: the text and its template are empty"
+            )
         if min(wanted) < 0 or max(wanted) >= self.model.n_vocab:
-            raise ModelError(f"a token is not in the vocabulary of {self.model.n_vocab} tokens")
+            raise ModelError(
+                f"a token is not in the vocabulary of {self.model.n_vocab} tokens"
+            )
         return wanted
 
-    def _reusable(self, wanted: list[int], *, repeatable: bool = False) -> tuple[int, int]:
+    def _reusable(
+        self, wanted: list[int], *, repeatable: bool = False
+    ) -> tuple[int, int]:
         """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
         and those that left the cache in between. At least one is evaluated, for its logits, unless
         they are there."""
@@ -394,14 +423,20 @@ class Session(Closing):
         stays, count = reusable(cache.tokens, gone, wanted)
         if repeatable and count == stays:
             count = stays = cache.repeatable(min(stays, len(wanted) - 1))
-        elif count == len(wanted) and not (cache.has_logits and stays == len(cache.tokens)):
+        elif count == len(wanted) and not (
+            cache.has_logits and stays == len(cache.tokens)
+        ):
             count, stays = count - 1, stays - 1
-        return (gone.start, gone.start) if stays == gone.start < count else (stays, count)
+        return (
+            (gone.start, gone.start) if stays == gone.start < count else (stays, count)
+        )
 
     def _keep(self, count: int, wanted: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, for a text of `wanted`."""
         cache = self.cache
-        stays = cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
+        stays = (
+            cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
+        )
         kept = self.memory.cut(count if stays else 0)
         if kept == 0:
             cache.start(wanted)

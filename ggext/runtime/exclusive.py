@@ -31,7 +31,9 @@ class Exclusive:
                 f"the session over {self._path} is another process's: open the model after the fork"
             )
         if not self._lock.acquire(False):
-            raise ModelError("the session is in use by another thread; open one for each thread")
+            raise ModelError(
+                "the session is in use by another thread; open one for each thread"
+            )
         cache = self._cache
         try:
             if not cache.handle:

@@ -96,7 +96,9 @@ def _identity(header: GgufFile, gpu_layers: int | None) -> str:
     for part in model_parts(header):
         with part.path.open("rb") as file:
             status = os.fstat(file.fileno())
-            digest.update(f"{status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
+            digest.update(
+                f"{status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode()
+            )
             digest.update(file.read(part.data_offset))
     for path in _libraries():
         status = path.stat()
@@ -108,7 +110,9 @@ def _libraries() -> Iterator[Path]:
     """llama.cpp's shared libraries, without loading them."""
     spec = importlib.util.find_spec("llama_cpp")
     if spec is not None and spec.origin is not None:
-        yield from sorted(path for path in (Path(spec.origin).parent / "lib").glob("*.*"))
+        yield from sorted(
+            path for path in (Path(spec.origin).parent / "lib").glob("*.*")
+        )
 
 
 def _keep(kept: Path) -> None:

@@ -10,7 +10,8 @@ from ggext.runtime.child import Channel, exit_at_end
 from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
 
 _OPTIONS = SessionOptions(n_ctx=256, n_batch=32)
-_TOKENS = 3  # a batch's graph is the same for more, which take longer than the load
+#: A batch's graph is the same for more, which take longer than the load.
+_TOKENS = 3
 _TEXT = "The quick brown fox: 12,345 jumps – \N{HIRAGANA LETTER A}\N{GRINNING FACE}\n\n"
 _BEAT = 0.1  # seconds between two signs of life
 

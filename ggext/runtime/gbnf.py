@@ -19,7 +19,8 @@ MAX_TEXT = 1 << 20
 MAX_DEPTH = 100
 MAX_REPEATS = 2_000  # llama.cpp's bound for one repetition
 MAX_SYMBOLS = 100_000  # with repetitions written out
-MAX_CHAIN = 200  # rules and parentheses that lead to one another: llguidance follows by recursion
+# Rules and parentheses that lead to one another: llguidance follows by recursion.
+MAX_CHAIN = 200
 #: Where the name of a token stands in `Lark.source`: whether it is negated, which of ``spelled``.
 SPELLED_TOKEN = re.compile("\0(\\^?)([0-9]+)\0")
 
@@ -59,7 +60,9 @@ def to_lark(grammar: str) -> Lark:
     r_root: /\x{61}/ (/[\x{62}-\x{63}]/)*
     """
     if len(grammar) > MAX_TEXT:
-        raise UsageError(f"the grammar has {len(grammar)} characters, more than {MAX_TEXT}")
+        raise UsageError(
+            f"the grammar has {len(grammar)} characters, more than {MAX_TEXT}"
+        )
     return _Reader(grammar).read()
 
 
@@ -104,7 +107,9 @@ class _Reader:
             if name not in self.rules:
                 self._refuse(f"the rule {name:.80} is not defined", at)
         if longest_chain(self.leads_to, self.depths) > MAX_CHAIN:
-            self._refuse(f"more than {MAX_CHAIN} of its rules lead to one another", None)
+            self._refuse(
+                f"more than {MAX_CHAIN} of its rules lead to one another", None
+            )
         lines = [f"{_lark_name(name)}: {rule}" for name, rule in self.rules.items()]
         source = "\n".join(["%llguidance {}", "start: r_root", *lines])
         return Lark(source, tuple(self.tokens), tuple(self.spelled))
@@ -195,7 +200,9 @@ class _Reader:
             return {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
         match = _BOUNDS.match(self.text, at)
         if match is None:
-            self._refuse("a repetition is not {N}, {N,} or {N,M} with small numbers", at)
+            self._refuse(
+                "a repetition is not {N}, {N,} or {N,M} with small numbers", at
+            )
         self.at = match.end()
         low = int(match[1])
         high: int | None = low
@@ -210,7 +217,9 @@ class _Reader:
     def _times(self, item: _Item, low: int, high: int | None) -> _Item:
         size = item.size * max(low, high or 0, 1) + 1
         if size > MAX_SYMBOLS:
-            self._refuse(f"its repetitions make more than {MAX_SYMBOLS:,} symbols", self.at)
+            self._refuse(
+                f"its repetitions make more than {MAX_SYMBOLS:,} symbols", self.at
+            )
         if not item.text or high == 0:
             return _Item("", 0)
         named = {(0, None): "*", (1, None): "+", (0, 1): "?"}
@@ -245,7 +254,9 @@ class _Reader:
         members = ""
         while not self.text.startswith("]", self.at):
             low = high = self._character(start)
-            if self.text.startswith("-", self.at) and not self.text.startswith("-]", self.at):
+            if self.text.startswith("-", self.at) and not self.text.startswith(
+                "-]", self.at
+            ):
                 self.at += 1
                 high = self._character(start)
             if high < low:

@@ -68,14 +68,18 @@ class Generation:
     def _step(self) -> tuple[int, None] | tuple[None, FinishReason]:
         cache = self._cache
         if cache.epoch != self._epoch:
-            raise ModelError("the session was used for something else; start a new generation")
+            raise ModelError(
+                "the session was used for something else; start a new generation"
+            )
         if self.count == self._max_tokens:
             return None, "length"
         if self._pending is not None:
             memory = self._memory
             if memory.limit is not None and len(cache.tokens) >= memory.limit:
                 return None, "context"
-            if cache.cancelled or not (memory.make_room(1) and memory.write(self._pending)):
+            if cache.cancelled or not (
+                memory.make_room(1) and memory.write(self._pending)
+            ):
                 return None, "cancelled"
             self._epoch = cache.epoch
         if cache.cancelled:

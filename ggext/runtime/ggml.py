@@ -29,13 +29,17 @@ F32, F16, I32 = 0, 1, 26  # enum ggml_type
 _DTYPES = {F32: "<f4", F16: "<f2", I32: "<i4"}
 _CPU = 0  # enum ggml_backend_dev_type
 NEOX = 2  # GGML_ROPE_TYPE_NEOX; 0 turns adjacent dimensions
-MROPE = (
-    8  # GGML_ROPE_TYPE_MROPE and, with more bits, IMROPE: pairs as in NEOX, four positions a token
-)
+#: GGML_ROPE_TYPE_MROPE and, with more bits, IMROPE: pairs as in NEOX, four positions a token.
+MROPE = 8
 _OBJECT = 32  # bytes of struct ggml_object in front of a tensor
 _LIMIT = 1 << 31  # bytes of a tensor that are read at once
 
-_void, _int, _float, _size = ctypes.c_void_p, ctypes.c_int, ctypes.c_float, ctypes.c_size_t
+_void, _int, _float, _size = (
+    ctypes.c_void_p,
+    ctypes.c_int,
+    ctypes.c_float,
+    ctypes.c_size_t,
+)
 
 
 class Tensor(ctypes.Structure):
@@ -73,7 +77,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_type_name": (ctypes.c_char_p, [_int]),
     "ggml_set_name": (_void, [_void, ctypes.c_char_p]),
     "ggml_new_tensor_1d": (_void, [_void, _int, ctypes.c_int64]),
-    "ggml_new_tensor_3d": (_void, [_void, _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64]),
+    "ggml_new_tensor_3d": (
+        _void,
+        [_void, _int, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64],
+    ),
     "ggml_rope_ext": (_void, [*[_void] * 4, _int, _int, _int, *[_float] * 6]),
     "ggml_new_graph": (_void, [_void]),
     "ggml_build_forward_expand": (None, [_void, _void]),
@@ -83,7 +90,10 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "ggml_backend_dev_description": (ctypes.c_char_p, [_void]),
     "ggml_backend_dev_type": (_int, [_void]),
     "ggml_commit": (ctypes.c_char_p, []),
-    "ggml_backend_dev_memory": (None, [_void, ctypes.POINTER(_size), ctypes.POINTER(_size)]),
+    "ggml_backend_dev_memory": (
+        None,
+        [_void, ctypes.POINTER(_size), ctypes.POINTER(_size)],
+    ),
     "ggml_backend_dev_init": (_void, [_void, ctypes.c_char_p]),
     "ggml_backend_dev_supports_op": (ctypes.c_bool, [_void, _void]),
     "ggml_backend_free": (None, [_void]),
@@ -173,7 +183,9 @@ class _Functions:
         module = llama.lib()
         libraries = [module._lib, *_more_libraries(Path(module._base_path))]
         for name, (result, arguments) in _FUNCTIONS.items():
-            function = next((lib[name] for lib in libraries if hasattr(lib, name)), None)
+            function = next(
+                (lib[name] for lib in libraries if hasattr(lib, name)), None
+            )
             if function is None:
                 raise ModelError(
                     f"llama-cpp-python {llama.VERSION} has no function {name}: install it again"
@@ -204,7 +216,15 @@ def self_test(functions: Any) -> str:
         nodes = _rope_nodes(functions, context, call, (3, 2, 8))
         functions.ggml_set_name(nodes[-1], b"the node")
         node, source = (Tensor.from_address(nodes[i]) for i in (-1, 0))
-        wanted = (b"ROPE", b"f32", [8, 2, 3, 1], [4, 32, 64, 192], b"the node", nodes[:3], 192)
+        wanted = (
+            b"ROPE",
+            b"f32",
+            [8, 2, 3, 1],
+            [4, 32, 64, 192],
+            b"the node",
+            nodes[:3],
+            192,
+        )
         read = (
             functions.ggml_op_name(node.op),
             functions.ggml_type_name(node.type),
@@ -216,15 +236,24 @@ def self_test(functions: Any) -> str:
         )
         if read != wanted:
             return f"a ROPE node reads as {read}"
-        if _call_of(node, call.factors) != call or source.op != 0 or source.view_src or source.data:
+        if (
+            _call_of(node, call.factors) != call
+            or source.op != 0
+            or source.view_src
+            or source.data
+        ):
             return "the parameters of a ROPE node stand elsewhere"
     return ""
 
 
 def _call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
     whole = list(node.op_params)
-    base, scale, ext, attn, fast, slow = (_float * 16).from_buffer_copy(node.op_params)[5:11]
-    return RopeCall(whole[1], whole[2], whole[4], base, scale, ext, attn, fast, slow, factors)
+    base, scale, ext, attn, fast, slow = (_float * 16).from_buffer_copy(node.op_params)[
+        5:11
+    ]
+    return RopeCall(
+        whole[1], whole[2], whole[4], base, scale, ext, attn, fast, slow, factors
+    )
 
 
 def rope_of(node: Tensor) -> RopeCall:
@@ -266,7 +295,9 @@ def _rope_nodes(
     n_positions, n_heads, dimensions = shape
     pairs = call.n_dims // 2
     if (
-        not 0 < call.n_dims <= dimensions or call.n_dims % 2 or call.mode not in (0, NEOX)
+        not 0 < call.n_dims <= dimensions
+        or call.n_dims % 2
+        or call.mode not in (0, NEOX)
     ):  # ggml asserts these
         raise ModelError(
             f"a ROPE of {call.n_dims} of {dimensions} dimensions in mode {call.mode} cannot be "
@@ -278,7 +309,11 @@ def _rope_nodes(
         )
     rows = functions.ggml_new_tensor_3d(context, F32, dimensions, n_heads, n_positions)
     positions = functions.ggml_new_tensor_1d(context, I32, n_positions)
-    factors = None if call.factors is None else functions.ggml_new_tensor_1d(context, F32, pairs)
+    factors = (
+        None
+        if call.factors is None
+        else functions.ggml_new_tensor_1d(context, F32, pairs)
+    )
     node = functions.ggml_rope_ext(
         context,
         rows,
@@ -309,20 +344,30 @@ def devices() -> list[Device]:
         )
         kind = ggml.ggml_backend_dev_type(handle)
         found.append(
-            Device(name.decode(), description.decode("utf-8", "replace"), kind == _CPU, handle)
+            Device(
+                name.decode(),
+                description.decode("utf-8", "replace"),
+                kind == _CPU,
+                handle,
+            )
         )
     return found
 
 
 def rope_on(
-    device: Device, call: RopeCall, rows: NDArray[np.float32], positions: NDArray[np.integer[Any]]
+    device: Device,
+    call: RopeCall,
+    rows: NDArray[np.float32],
+    positions: NDArray[np.integer[Any]],
 ) -> NDArray[np.float32] | None:
     """ggml's ROPE of ``rows`` (n_positions, n_heads, dimensions) on a device; None where it has
     none."""
     import numpy as np
 
     if rows.ndim != 3 or rows.dtype != np.float32 or positions.shape != rows.shape[:1]:
-        raise ModelError(f"ROPE rows of shape {rows.shape} do not fit {positions.shape} positions")
+        raise ModelError(
+            f"ROPE rows of shape {rows.shape} do not fit {positions.shape} positions"
+        )
     ggml = library()
     with _context(ggml) as context:
         source, places, factors, node = _rope_nodes(ggml, context, call, rows.shape)
@@ -337,7 +382,9 @@ def rope_on(
                 _write(ggml, factors, np.array(call.factors, np.float32))
             status = ggml.ggml_backend_graph_compute(backend, graph)
             if status != 0:
-                raise ModelError(f"ggml's ROPE on {device.name} ended with status {status}")
+                raise ModelError(
+                    f"ggml's ROPE on {device.name} ended with status {status}"
+                )
             return read_tensor(ggml, node)
 
 
@@ -349,7 +396,9 @@ def _backend(ggml: Any, device: Device, context: int) -> Iterator[int]:
     try:
         buffer = ggml.ggml_backend_alloc_ctx_tensors(context, backend)
         if not buffer:
-            raise ModelError(f"ggml's device {device.name} has no memory for one operation")
+            raise ModelError(
+                f"ggml's device {device.name} has no memory for one operation"
+            )
         try:
             yield backend
         finally:
@@ -360,7 +409,9 @@ def _backend(ggml: Any, device: Device, context: int) -> Iterator[int]:
 
 def _write(ggml: Any, address: int, values: NDArray[Any]) -> None:
     if ggml.ggml_nbytes(address) != values.nbytes:
-        raise ModelError(f"{values.nbytes} bytes for a tensor of {ggml.ggml_nbytes(address)}")
+        raise ModelError(
+            f"{values.nbytes} bytes for a tensor of {ggml.ggml_nbytes(address)}"
+        )
     ggml.ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
 
 
@@ -380,7 +431,10 @@ def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     dtype = np.dtype(_DTYPES.get(tensor.type, "V"))
     base = Tensor.from_address(tensor.view_src) if tensor.view_src else tensor
     nbytes = ggml.ggml_nbytes(address)
-    reach = sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
+    reach = (
+        sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        + dtype.itemsize
+    )
     whole = min(shape) >= 1 and shape[0] == 1 and reach == nbytes <= _LIMIT
     if dtype.kind == "V" or not whole or not base.buffer or not tensor.data:
         raise ModelError(
@@ -437,21 +491,32 @@ class RopeWatcher:
         before, self._before = self._before[1], None
         self._sink(self._node(node, before, read_tensor(self._ggml, address)))
 
-    def _node(self, node: Tensor, before: NDArray[Any], after: NDArray[Any]) -> RopeNode:
+    def _node(
+        self, node: Tensor, before: NDArray[Any], after: NDArray[Any]
+    ) -> RopeNode:
         import numpy as np
 
         source = Tensor.from_address(node.src[0])
         positions = read_tensor(self._ggml, node.src[1]).ravel().astype(np.int64)
         factors = (
-            tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist()) if node.src[2] else None
+            tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist())
+            if node.src[2]
+            else None
         )
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = _call_of(node, factors)
         first = node.op_params[_OFFSET]
         rotated_fit = first >= 0 and 0 < call.n_dims <= after.shape[-1] - first
-        if before.shape != after.shape or len(positions) < len(after) or not rotated_fit:
+        if (
+            before.shape != after.shape
+            or len(positions) < len(after)
+            or not rotated_fit
+        ):
             raise ModelError(
                 f"llama.cpp's ROPE node {name!r} has shapes that contradict each other"
             )
-        rows = (before[..., first:].astype(np.float32), after[..., first:].astype(np.float32))
+        rows = (
+            before[..., first:].astype(np.float32),
+            after[..., first:].astype(np.float32),
+        )
         return RopeNode(name, origin, call, positions[: len(after)], *rows)

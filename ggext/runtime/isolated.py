@@ -30,9 +30,11 @@ from ggext.runtime.model import CancelledError, LoadProgress
 from ggext.runtime.worker import CLOSED, OTHER_PROCESS
 
 _SERVE = "ggext.runtime.isolated_child:serve"
-_TAKEN_AT_ONCE = 64  # parcels of an answer that are read before the child hears of it
+#: Parcels of an answer that are read before the child hears of it.
+_TAKEN_AT_ONCE = 64
 _BLOCK = 8192  # tokens of a vocabulary that are asked for together
-_PATIENCE = 60.0  # seconds that a child has for what it is writing, when it is closed
+#: Seconds that a child has for what it is writing, when it is closed.
+_PATIENCE = 60.0
 _ANOTHER = "the next call starts another"
 
 
@@ -41,7 +43,9 @@ class _Reply:
 
     def __init__(self) -> None:
         self.failed = False
-        self._messages: queue.SimpleQueue[dict[str, Any] | GgextError] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[dict[str, Any] | GgextError] = (
+            queue.SimpleQueue()
+        )
 
     def got(self, message: dict[str, Any]) -> bool:
         """Takes a message of the child; whether it is the last one."""
@@ -207,7 +211,11 @@ class _Connection:
         number = self.life.call(reply, "open", opening=self._opening)
         cancelled = False
         while "result" not in (message := reply.next()):
-            if progress is not None and not cancelled and not progress(message["loaded"]):
+            if (
+                progress is not None
+                and not cancelled
+                and not progress(message["loaded"])
+            ):
                 cancelled = True
                 self.life.tell(number, "cancel")
         if cancelled:  # it was loaded before the child heard of it
@@ -230,7 +238,9 @@ class _Connection:
                 self.life.end(at_once=True)
                 self.life = _Life(self._path)
                 self._reopening = _Reply()
-                self.life.call(self._reopening, "open", opening=self._opening, facts=self.facts)
+                self.life.call(
+                    self._reopening, "open", opening=self._opening, facts=self.facts
+                )
                 if self._kept is not None:
                     self.life.call(_Reply(), "restore", path=str(self._kept))
             return self.life
@@ -274,7 +284,9 @@ class IsolatedHost(Closing):
         self.limit: int | None = facts["limit"]
         self.notices = tuple(facts["notices"])
         self.chosen = None if facts["chosen"] is None else Chosen(**facts["chosen"])
-        self.vocabulary = IsolatedVocabulary(self._connection.request, facts["vocabulary"])
+        self.vocabulary = IsolatedVocabulary(
+            self._connection.request, facts["vocabulary"]
+        )
 
     @property
     def pid(self) -> int:
@@ -348,7 +360,9 @@ class IsolatedVocabulary:
         """The bytes that a token stands for, empty for control tokens; UTF-8 only when joined."""
         piece = self.pieces.get(token)
         if piece is None:
-            piece = self.pieces[token] = self._request("piece", token=token).encode("latin-1")
+            piece = self.pieces[token] = self._request("piece", token=token).encode(
+                "latin-1"
+            )
         return piece
 
     def token_text(self, token: int) -> str:
@@ -364,6 +378,8 @@ class IsolatedVocabulary:
         controls = self._controls.get(block)
         if controls is None:
             start = block * _BLOCK
-            controls = frozenset(self._request("controls", start=start, end=start + _BLOCK))
+            controls = frozenset(
+                self._request("controls", start=start, end=start + _BLOCK)
+            )
             self._controls[block] = controls
         return token in controls

@@ -69,7 +69,9 @@ class _Server:
         self._current = 0
         self._cancelled: set[int] = set()
         self._known: set[int] = set()
-        self._thread = threading.Thread(target=self._work, name="ggext calls", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name="ggext calls", daemon=True
+        )
         self._thread.start()
 
     def take(self, message: dict[str, Any]) -> None:
@@ -92,7 +94,9 @@ class _Server:
 
     def send(self, number: int, kind: str, value: Any) -> None:
         """Sends one reply to a call."""
-        with suppress(OSError, ValueError):  # a parent that is gone takes this process with it
+        with suppress(
+            OSError, ValueError
+        ):  # a parent that is gone takes this process with it
             self._channel.send({"id": number, kind: value})
 
     def happened(self, number: int, parcel: list[Happening]) -> None:
@@ -179,7 +183,9 @@ class _Server:
     def _ask(self, host: Host, number: int, message: dict[str, Any]) -> None:
         question = wire.question_of(message["question"])
         outbox = _Outbox(self, number)
-        with self._lock:  # an end that comes at once waits until there is something to forget
+        with (
+            self._lock
+        ):  # an end that comes at once waits until there is something to forget
             cancel = host.start(question, outbox)
             self._answers[number] = cancel, outbox
             cancelled = number in self._cancelled
@@ -203,7 +209,9 @@ class _Server:
 def _check_same(path: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> None:
     """Tokens of one file mean nothing to another that took its place."""
     if before is not None and before["vocabulary"] != now["vocabulary"]:
-        raise ModelError(f"{path} is another file than when it was opened: open it again")
+        raise ModelError(
+            f"{path} is another file than when it was opened: open it again"
+        )
 
 
 def _tokenize(host: Host, message: dict[str, Any]) -> list[int]:
@@ -214,12 +222,16 @@ def _tokenize(host: Host, message: dict[str, Any]) -> list[int]:
 
 def _controls(host: Host, message: dict[str, Any]) -> list[int]:
     last = min(message["end"], host.model.n_vocab)
-    return [token for token in range(message["start"], last) if host.model.is_control(token)]
+    return [
+        token for token in range(message["start"], last) if host.model.is_control(token)
+    ]
 
 
 _VOCABULARY: dict[str, Callable[[Host, dict[str, Any]], Any]] = {
     "tokenize": _tokenize,
     "controls": _controls,
-    "piece": lambda host, message: host.model.token_to_piece(message["token"]).decode("latin-1"),
+    "piece": lambda host, message: host.model.token_to_piece(message["token"]).decode(
+        "latin-1"
+    ),
     "text": lambda host, message: host.model.token_text(message["token"]),
 }

@@ -16,31 +16,53 @@ MAX_TEXT = 1 << 20
 MAX_DEPTH = 100
 MAX_VALUES = 20_000
 MAX_ALTERNATIVES = 10_000
-MAX_CHAIN = 200  # schemas inside one another, by $ref too: llguidance follows them by recursion
+MAX_CHAIN = (
+    200  # schemas inside one another, by $ref too: llguidance follows them by recursion
+)
 MAX_PATTERN = 2_000
-MAX_OPTIONAL = 3_000  # properties that may be missing: llguidance needs their square in time
+MAX_OPTIONAL = (
+    3_000  # properties that may be missing: llguidance needs their square in time
+)
 MAX_COUNT = 10_000  # items, properties, characters
-_MAX_INTEGER = 2**53  # beyond it many readers of JSON take a number for its neighbour
+#: Beyond it many readers of JSON take a number for its neighbour.
+_MAX_INTEGER = 2**53
 
 # Keywords that hold a schema, a list of schemas, schemas by name.
 _SCHEMA = {"additionalProperties", "additionalItems", "items"}
 _SCHEMAS = {"allOf", "anyOf", "oneOf", "prefixItems", "items"}
 _NAMED_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
-_COUNTS = {"minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"}
+_COUNTS = {
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+    "minLength",
+    "maxLength",
+}
 _NUMBERS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _REFERENCES = {"$ref", "$id", "id", "$anchor", "$schema"}
 _OTHERS = {"const", "enum", "format", "pattern", "required", "type"}
 _HELD = _SCHEMA | _SCHEMAS | _NAMED_SCHEMAS | _COUNTS | _NUMBERS | _REFERENCES | _OTHERS
 # These say something about a value and ask nothing of it.
 _ANNOTATIONS = {
-    *("$comment", "title", "description", "default", "examples", "example", "deprecated"),
+    *(
+        "$comment",
+        "title",
+        "description",
+        "default",
+        "examples",
+        "example",
+        "deprecated",
+    ),
     *("readOnly", "writeOnly", "contentEncoding", "contentMediaType", "contentSchema"),
     *("discriminator", "externalDocs", "xml", "nullable"),
 }
 
 _REPETITION = re.compile(r"(\)?)\{(\d{1,20})(?:,(\d{0,20}))?\}")
 # RFC 3339, without leap seconds (which minutes have one is not known before) and before year 1000.
-_LEAP_YEAR = r"(?:[1-9]\d(?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
+_LEAP_YEAR = (
+    r"(?:[1-9]\d(?:0[48]|[2468][048]|[13579][26])|(?:[2468][048]|[13579][26])00)"
+)
 _DATE = (
     r"(?:[1-9]\d{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12]\d|3[01])"
     r"|(?:0[469]|11)-(?:0[1-9]|[12]\d|30)|02-(?:0[1-9]|1\d|2[0-8]))"
@@ -48,7 +70,11 @@ _DATE = (
 )
 _TIME = r"(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 # Formats that llguidance knows less exactly than these patterns.
-_PATTERNS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+_PATTERNS = {
+    "date": f"^{_DATE}$",
+    "time": f"^{_TIME}$",
+    "date-time": f"^{_DATE}T{_TIME}$",
+}
 
 
 def read(schema: str | Mapping[str, Any] | bool) -> str:
@@ -68,7 +94,9 @@ def read(schema: str | Mapping[str, Any] | bool) -> str:
     for part, where in _schemas(document):
         _check(part, where)
     if _optional(document) > MAX_OPTIONAL:
-        _refuse(f"its objects have more than {MAX_OPTIONAL:,} properties that are not required")
+        _refuse(
+            f"its objects have more than {MAX_OPTIONAL:,} properties that are not required"
+        )
     if _depth(document) > MAX_CHAIN:
         _refuse(f"more than {MAX_CHAIN} schemas stand inside one another, by $ref too")
     return json.dumps({} if document is True else document)
@@ -101,15 +129,22 @@ def prepared(schema: str) -> str:
 def _combines(schema: dict[str, Any]) -> bool:
     """Whether another schema describes the same value: then none may forbid the other's names."""
     beside = schema.keys() - _ANNOTATIONS - {"$defs", "definitions", "$id", "$schema"}
-    return "allOf" in schema or bool(beside & {"$ref", "anyOf", "oneOf"} and len(beside) > 1)
+    return "allOf" in schema or bool(
+        beside & {"$ref", "anyOf", "oneOf"} and len(beside) > 1
+    )
 
 
 def _names_all_properties(schema: dict[str, Any]) -> bool:
     named = schema.get("properties")
-    if not isinstance(named, dict) or {"additionalProperties", "patternProperties"} & schema.keys():
+    if (
+        not isinstance(named, dict)
+        or {"additionalProperties", "patternProperties"} & schema.keys()
+    ):
         return False
     required, least = schema.get("required", []), schema.get("minProperties", 0)
-    if not isinstance(required, list) or not all(isinstance(name, str) for name in required):
+    if not isinstance(required, list) or not all(
+        isinstance(name, str) for name in required
+    ):
         return False  # llguidance says why
     return {*required} <= named.keys() and least <= len(named)
 
@@ -163,7 +198,9 @@ def _schemas(document: Any) -> Iterator[tuple[dict[str, Any], str]]:
             if keyword in _NAMED_SCHEMAS and isinstance(value, dict):
                 waiting += [(part, f"{inside}/{name}") for name, part in value.items()]
             elif keyword in _SCHEMAS and isinstance(value, list):
-                waiting += [(part, f"{inside}/{number}") for number, part in enumerate(value)]
+                waiting += [
+                    (part, f"{inside}/{number}") for number, part in enumerate(value)
+                ]
             elif keyword in _SCHEMA:
                 waiting.append((value, inside))
 
@@ -176,7 +213,9 @@ def _optional(document: Any) -> float:
     for part in parts:
         named, required = part.get("properties"), part.get("required")
         if isinstance(named, dict):
-            counts.append(len(named) - (len(required) if isinstance(required, list) else 0))
+            counts.append(
+                len(named) - (len(required) if isinstance(required, list) else 0)
+            )
     counts = [max(0, count) for count in counts]
     return float(sum(counts)) if any(map(_combines, parts)) else math.hypot(*counts)
 
@@ -184,7 +223,9 @@ def _optional(document: Any) -> float:
 def _depth(document: Any) -> int:
     """A bound on how many schemas stand inside one another, each $ref followed once."""
     places = {where: part for part, where in _schemas(document)}
-    references = {where: str(part["$ref"]) for where, part in places.items() if "$ref" in part}
+    references = {
+        where: str(part["$ref"]) for where, part in places.items() if "$ref" in part
+    }
     targets = {"#", *references.values()}
     leads_to: dict[str, set[str]] = {target: set() for target in targets}
     depths = dict.fromkeys(targets, 1)
@@ -214,7 +255,9 @@ def _check(schema: dict[str, Any], where: str) -> None:
             _refuse(f"{said}, not above 0")
         is_list = keyword in _SCHEMAS | {"enum"} and isinstance(value, list)
         if is_list and len(value) > MAX_ALTERNATIVES:
-            _refuse(f"{keyword} at {where:.200} has more than {MAX_ALTERNATIVES:,} members")
+            _refuse(
+                f"{keyword} at {where:.200} has more than {MAX_ALTERNATIVES:,} members"
+            )
         if keyword == "pattern":
             _check_pattern(value, said)
         if keyword == "patternProperties" and isinstance(value, dict):
@@ -247,7 +290,9 @@ def _is_count(value: Any) -> bool:
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) <= _MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
+    return (
+        abs(value) <= _MAX_INTEGER if isinstance(value, int) else math.isfinite(value)
+    )
 
 
 def _no_constant(name: str) -> None:

@@ -115,7 +115,8 @@ class Products:
         plain = self.ggml.ggml_backend_dev_buffer_type(self.device)
         yield self._name(plain), plain
         extra = self._procedure(
-            b"ggml_backend_dev_get_extra_bufts", ctypes.CFUNCTYPE(ctypes.POINTER(_void), _void)
+            b"ggml_backend_dev_get_extra_bufts",
+            ctypes.CFUNCTYPE(ctypes.POINTER(_void), _void),
         )
         listed = extra(self.device) if extra else None
         index = 0
@@ -226,7 +227,9 @@ def main(channel: Channel) -> None:
             for batch in request["batches"]:
                 result = products.multiply(number, buffer_type, batch)
                 if result is not None:
-                    off = _difference(result[0], plain.setdefault((name, batch), result[0]))
+                    off = _difference(
+                        result[0], plain.setdefault((name, batch), result[0])
+                    )
                     channel.send(["ok", buffer_name, name, result[1], off])
     channel.send(["done"])
 
@@ -237,4 +240,6 @@ def _no_core_file() -> None:
         import resource
     except ImportError:  # Windows
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1])
+    )

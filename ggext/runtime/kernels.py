@@ -63,7 +63,9 @@ class Verdict:
         """A sentence for the user where something is switched off, else nothing."""
         if not self.unusable:
             return ""
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.unusable.items())
+        reasons = "; ".join(
+            f"{name}: {reason}" for name, reason in self.unusable.items()
+        )
         return (
             f"llama.cpp's special matrix kernels are switched off, because they do not work on "
             f"this processor ({reasons}). `ggext doctor` says what that costs and what to do"
@@ -103,7 +105,11 @@ def check() -> Verdict:
 def find_verdict() -> Verdict:
     """The verdict on the installed library, whatever it is: kept, or found out now."""
     library = find_library()
-    return Verdict(untested="there is no llama library") if library is None else _verdict(library)
+    return (
+        Verdict(untested="there is no llama library")
+        if library is None
+        else _verdict(library)
+    )
 
 
 def rebuild_command() -> str:
@@ -111,7 +117,9 @@ def rebuild_command() -> str:
     flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
     arguments = ""
     if _has_amx():
-        arguments = f"CMAKE_ARGS=\"-DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'\" "
+        arguments = (
+            f"CMAKE_ARGS=\"-DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'\" "
+        )
     return (
         f"{arguments}pip install --force-reinstall --no-deps --no-cache-dir "
         f'--no-binary llama-cpp-python "llama-cpp-python=={LLAMA_CPP_PYTHON}"'
@@ -180,7 +188,9 @@ class Outcome:
     @property
     def is_plain(self) -> bool:
         """Whether it ended before any special kernel: with the first buffer type, or earlier."""
-        first = next((message[1] for message in self.messages if message[0] == "try"), "")
+        first = next(
+            (message[1] for message in self.messages if message[0] == "try"), ""
+        )
         return self.tried[0] in ("", first)
 
     def products(self) -> list[tuple[str, str, float, float]]:
@@ -200,7 +210,9 @@ class Outcome:
 def _run(library: Path, sizes: Mapping[str, Any], left_out: Iterable[str]) -> Outcome:
     """A child that tries the library, without some buffer types."""
     if not _can_start_python():
-        return Outcome([], ended=f"{sys.executable or 'this host'} is no Python to start")
+        return Outcome(
+            [], ended=f"{sys.executable or 'this host'} is no Python to start"
+        )
     try:
         child = Child(_TRIAL)
     except GgextError as error:
@@ -254,8 +266,18 @@ def _processor() -> str:
             lines = file.read(1 << 14).split(b"\n\n")[0].splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
-    kept = (b"model", b"cpu family", b"stepping", b"vendor_id", b"flags", b"Features", b"CPU ")
-    return b"\n".join(line for line in lines if line.startswith(kept)).decode("ascii", "replace")
+    kept = (
+        b"model",
+        b"cpu family",
+        b"stepping",
+        b"vendor_id",
+        b"flags",
+        b"Features",
+        b"CPU ",
+    )
+    return b"\n".join(line for line in lines if line.startswith(kept)).decode(
+        "ascii", "replace"
+    )
 
 
 def _has_amx() -> bool:

@@ -55,7 +55,10 @@ class Divergence:
 
 
 def scores(
-    session: Session, tokens: Sequence[int], first: int = 1, progress: Progress | None = None
+    session: Session,
+    tokens: Sequence[int],
+    first: int = 1,
+    progress: Progress | None = None,
 ) -> Iterator[Scores]:
     """How likely tokens[first:] are, each after all before it, batch by batch.
 
@@ -66,7 +69,9 @@ def scores(
     logits that are not numbers.
     """
     if not 1 <= first <= len(tokens):
-        raise UsageError(f"first is {first}, but must be from 1 to {len(tokens)}, the tokens")
+        raise UsageError(
+            f"first is {first}, but must be from 1 to {len(tokens)}, the tokens"
+        )
     place = first
     for rows in session.logit_rows(tokens[:-1], first - 1, progress=progress):
         yield score(rows, tokens[place : place + len(rows)], place - 1)
@@ -74,7 +79,9 @@ def scores(
 
 
 def score(
-    rows: NDArray[np.float32], following: Sequence[int] | NDArray[np.int64], position: int = 0
+    rows: NDArray[np.float32],
+    following: Sequence[int] | NDArray[np.int64],
+    position: int = 0,
 ) -> Scores:
     """Scores the tokens that follow `rows` of logits, (n_tokens, n_vocab).
 

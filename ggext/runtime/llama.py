@@ -32,7 +32,11 @@ VERSION = LLAMA_CPP_PYTHON
 _LOG_ERROR = 4
 _LOG_CONTINUED = 5
 # Lines that only say that something failed, after the line that says why.
-_EMPTY_PHRASES = ("failed to load model", "failed to quantize:", "failed to decode, ret")
+_EMPTY_PHRASES = (
+    "failed to load model",
+    "failed to quantize:",
+    "failed to decode, ret",
+)
 
 # How much of a model's weights lies where; what is mapped is the file's own memory.
 _WEIGHTS = re.compile(r"load_tensors: +(\S+) model buffer size = +([\d.]+) MiB")
@@ -66,8 +70,16 @@ class Log:
     def copied_weights(self) -> int:
         """Bytes of the weights whose loading was logged that have memory of their own: those on
         devices, and those that llama.cpp laid out again for its CPU kernels."""
-        sizes = (match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text)))
-        return int(sum(float(size) * 2**20 for name, size in sizes if not name.endswith("_Mapped")))
+        sizes = (
+            match.groups() for _, text in self.lines if (match := _WEIGHTS.search(text))
+        )
+        return int(
+            sum(
+                float(size) * 2**20
+                for name, size in sizes
+                if not name.endswith("_Mapped")
+            )
+        )
 
     def rotated(self) -> tuple[str, ...]:
         """What the caches whose making was logged turn by a Hadamard matrix before they quantize
@@ -123,7 +135,9 @@ def _start(purpose: str) -> Any:
             raise MissingExtraError("llama-cpp-python", "run", purpose) from error
         raise ModelError(f"llama-cpp-python needs the package {error.name}") from error
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"llama-cpp-python does not load its library: {error}") from error
+        raise ModelError(
+            f"llama-cpp-python does not load its library: {error}"
+        ) from error
     if llama_cpp.__version__ != VERSION:
         raise ModelError(
             f"llama-cpp-python {llama_cpp.__version__} is installed, but ggext is written for "
@@ -175,7 +189,9 @@ def reason() -> str:
     """The first error that llama.cpp logged in this thread since `clear_log`: the cause precedes
     its consequences."""
     errors = current_log().errors()
-    telling = [text for text in errors if not any(word in text for word in _EMPTY_PHRASES)]
+    telling = [
+        text for text in errors if not any(word in text for word in _EMPTY_PHRASES)
+    ]
     line = (telling or errors or ["it gave no reason"])[0]
     line = " ".join(_RULER.sub(" ", line).split())
     function, colon, rest = line.partition(": ")

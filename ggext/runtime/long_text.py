@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 #: one. With both a stack of 1 MiB is enough for all expressions.
 TAKEN, AHEAD = 1024, 256
 _TRIED = 12  # places of a window before it is cut anywhere
-_GROUP = 3  # digits that some vocabularies take together, from the right of a number
+#: Digits that some vocabularies take together, from the right of a number.
+_GROUP = 3
 #: Characters that are taken of a window inside of a number.
 _DIGITS = 48
 _NUMBER = re.compile("[0-9]*")
@@ -31,7 +32,9 @@ def tokens_of(text: str, tokenize: Tokenize) -> list[int]:
     numbers, at = _Numbers(text), 0
     while len(text) - at > TAKEN + AHEAD:
         most, end = TAKEN, at + TAKEN + AHEAD
-        if numbers.end(at) > end:  # some expressions look at all that follows from each digit
+        if (
+            numbers.end(at) > end
+        ):  # some expressions look at all that follows from each digit
             most, end = _DIGITS, at + 2 * _DIGITS
         if text[end - 1] in "0123456789":
             # A window ends whole groups before the end of a number: then they are the number's.

@@ -45,7 +45,12 @@ class Model(Closing):
     """
 
     def __init__(
-        self, path: Path, header: GgufFile, handle: Any, gpu_layers: int | None, copied: int
+        self,
+        path: Path,
+        header: GgufFile,
+        handle: Any,
+        gpu_layers: int | None,
+        copied: int,
     ) -> None:
         self._lib = llama.lib()
         self.path = path
@@ -64,7 +69,8 @@ class Model(Closing):
         )
         self.n_swa = int(self._lib.llama_model_n_swa(handle))
         self.is_recurrent = bool(
-            self._lib.llama_model_is_recurrent(handle) or self._lib.llama_model_is_hybrid(handle)
+            self._lib.llama_model_is_recurrent(handle)
+            or self._lib.llama_model_is_hybrid(handle)
         )
         self.n_vocab = int(self._lib.llama_vocab_n_tokens(self._vocab))
         self.n_params = int(self._lib.llama_model_n_params(handle))
@@ -101,7 +107,9 @@ class Model(Closing):
             header = with_overrides(header, overrides)
         by_hand = {} if UnknownCharacters.of(header) is None else {SPACE_PREFIX: False}
         if overrides or by_hand:
-            params.kv_overrides = _override_array(module, {**(overrides or {}), **by_hand})
+            params.kv_overrides = _override_array(
+                module, {**(overrides or {}), **by_hand}
+            )
         began = core_use()
         loading = _Loading(progress)
         callback = module.llama_progress_callback(loading)
@@ -119,9 +127,13 @@ class Model(Closing):
                 raise CancelledError(f"loading {path} was cancelled")
             if not handle:
                 raise llama.failure(f"{path} cannot be loaded")
-        if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(handle):
+        if module.llama_model_has_encoder(handle) or not module.llama_model_has_decoder(
+            handle
+        ):
             module.llama_model_free(handle)
-            raise ModelError(f"{path} ({header.arch}) is not a model that continues text")
+            raise ModelError(
+                f"{path} ({header.arch}) is not a model that continues text"
+            )
         model = cls(path, header, handle, gpu_layers, log.copied_weights())
         model.loading_began = began
         return model
@@ -165,7 +177,9 @@ class Model(Closing):
     @property
     def adds_bos(self) -> bool:
         """Whether the vocabulary wants its BOS in front of every text."""
-        return bool(self._lib.llama_vocab_get_add_bos(self.vocabulary())) and self.bos >= 0
+        return (
+            bool(self._lib.llama_vocab_get_add_bos(self.vocabulary())) and self.bos >= 0
+        )
 
     @property
     def bos(self) -> int:
@@ -191,9 +205,13 @@ class Model(Closing):
         unknown = self._unknown_characters
         if unknown is not None:
             tokens = unknown.tokenize(
-                text, lambda part: self._tokenize(part, False, False), parse_special=parse_special
+                text,
+                lambda part: self._tokenize(part, False, False),
+                parse_special=parse_special,
             )
-        elif not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD:
+        elif (
+            not self._splits_by_regex or len(text) <= long_text.TAKEN + long_text.AHEAD
+        ):
             return self._tokenize(text, add_special, parse_special)
         else:
             tokens = long_text.tokens_of(
@@ -213,8 +231,12 @@ class Model(Closing):
     def _has_what_it_adds(self) -> bool:
         """Whether the tokens are there that the vocabulary adds to a text (BOS, EOS, SEP)."""
         lib, vocab = self._lib, self.vocabulary()
-        if lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM:  # adds both whatever it says
-            return bool(min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0)
+        if (
+            lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM
+        ):  # adds both whatever it says
+            return bool(
+                min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0
+            )
         wanted = (
             (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
             (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
@@ -241,7 +263,9 @@ class Model(Closing):
             if count >= 0:
                 return list(tokens[:count])
             room = -count
-        raise ModelError(f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes")
+        raise ModelError(
+            f"{self.path}: llama.cpp cannot tokenize a text of {len(data)} bytes"
+        )
 
     def token_to_piece(self, token: int) -> bytes:
         """The bytes that a token stands for, empty for control tokens; UTF-8 only when joined."""
@@ -266,7 +290,9 @@ class Model(Closing):
 
     def token_text(self, token: int) -> str:
         """How the vocabulary spells a token, control tokens included: ``<s>``."""
-        text = self._lib.llama_vocab_get_text(self.vocabulary(), self._checked_token(token))
+        text = self._lib.llama_vocab_get_text(
+            self.vocabulary(), self._checked_token(token)
+        )
         return bytes(text).decode("utf-8", "replace")
 
     @cached_property
@@ -297,12 +323,16 @@ class Model(Closing):
         self.open_handle()
         # llama.cpp aborts the process when a file without a vocabulary is asked for tokens.
         if self._lib.llama_vocab_type(self._vocab) == self._lib.LLAMA_VOCAB_TYPE_NONE:
-            raise ModelError(f"{self.path} has no vocabulary; convert it again with its tokenizer")
+            raise ModelError(
+                f"{self.path} has no vocabulary; convert it again with its tokenizer"
+            )
         return self._vocab
 
     def _checked_token(self, token: int) -> int:
         if not 0 <= token < self.n_vocab:
-            raise ModelError(f"token {token} is not in the vocabulary of {self.n_vocab} tokens")
+            raise ModelError(
+                f"token {token} is not in the vocabulary of {self.n_vocab} tokens"
+            )
         return token
 
 

@@ -30,7 +30,9 @@ _BYTE = 6  # LLAMA_TOKEN_TYPE_BYTE
 def refuse_what_aborts(header: GgufFile) -> None:
     """Raises GgufError for a file that would abort the process in llama.cpp."""
     for problem in _problems(header):
-        raise GgufError(f"{header.path}: {problem}; llama.cpp would abort the program on this file")
+        raise GgufError(
+            f"{header.path}: {problem}; llama.cpp would abort the program on this file"
+        )
 
 
 def _problems(header: GgufFile) -> Iterator[str]:
@@ -48,11 +50,14 @@ def _problems(header: GgufFile) -> Iterator[str]:
 
 def _shape(keys: dict[str, Any]) -> Iterator[str]:
     layers = keys.get("block_count", 1)
-    if isinstance(layers, int) and not 0 < layers <= MAX_LAYERS:  # n_layer_all > 0 && <= ...
+    if (
+        isinstance(layers, int) and not 0 < layers <= MAX_LAYERS
+    ):  # n_layer_all > 0 && <= ...
         yield f"block_count is {layers}, not 1 to {MAX_LAYERS}"
     further = keys.get("nextn_predict_layers", 0)
     if isinstance(layers, int) and isinstance(further, int) and further > layers:
-        yield f"nextn_predict_layers leave none of {layers} layers"  # n_layer_nextn <= n_layer_all
+        # n_layer_nextn <= n_layer_all.
+        yield f"nextn_predict_layers leave none of {layers} layers"
     for name, value in keys.items():
         if not (name.endswith("epsilon") and isinstance(value, float)):
             continue
@@ -112,14 +117,17 @@ def _tensors(header: GgufFile) -> Iterator[str]:
 def _vocabulary(header: GgufFile) -> Iterator[str]:
     tokens = header.get("tokenizer.ggml.tokens")
     model = header.get("tokenizer.ggml.model")
-    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+    if not isinstance(tokens, list) or not all(
+        isinstance(token, str) for token in tokens
+    ):
         return
     # llama.cpp reads them as C strings
     named = {token.split("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
     if len(named) != len(tokens):  # id_to_token.size() == token_to_id.size()
         yield f"{len(tokens) - len(named)} tokens occur twice in the vocabulary"
     if model == "gpt2" and header.get("tokenizer.ggml.pre") == "whitespace":
-        yield "its pre-tokenizer is whitespace"  # token_left.find(' ') == npos, for two spaces
+        # token_left.find(' ') == npos, for two spaces.
+        yield "its pre-tokenizer is whitespace"
     kinds = header.get("tokenizer.ggml.token_type")
     kinds = kinds if isinstance(kinds, list) else []
     if any(k == _BYTE and 0 < len(t) < 3 for t, k in zip(tokens, kinds, strict=False)):

@@ -55,7 +55,9 @@ class PrefixOptions:
         for name in ("memory", "disk"):
             value = getattr(self, name)
             if value is not None and value < 0:
-                raise UsageError(f"{name} is {value}, but must be a number of bytes, 0 or more")
+                raise UsageError(
+                    f"{name} is {value}, but must be a number of bytes, 0 or more"
+                )
         if self.disk is not None and self.folder is None:
             raise UsageError(
                 f"disk is {self.disk}, which needs a folder: name one, or leave it out"
@@ -86,12 +88,19 @@ class Prefix:
     def size(self) -> int:
         """Bytes, of which a text on disk has some in memory too."""
         windows = sum(window.data.nbytes for window in self.windows)
-        return self.cells.nbytes + self.logits.nbytes + windows + sum(map(len, self.blocks))
+        return (
+            self.cells.nbytes
+            + self.logits.nbytes
+            + windows
+            + sum(map(len, self.blocks))
+        )
 
     def serves(self, cache: Cache, wanted: Sequence[int]) -> bool:
         """Whether it can be put into the cache, and a text can go on from there."""
         return (
-            self.regime == cache.regime_of(len(self.tokens)) == cache.regime_of(len(wanted))
+            self.regime
+            == cache.regime_of(len(self.tokens))
+            == cache.regime_of(len(wanted))
             and len(self.tokens) <= cache.n_ctx
         )
 
@@ -159,7 +168,9 @@ class Prefixes(Closing):
 
     def hold(self, wanted: Sequence[int]) -> int:
         """How many tokens of a text need not be read again."""
-        return max((reusable(it.tokens, it.gone, wanted)[1] for it in self._kept), default=0)
+        return max(
+            (reusable(it.tokens, it.gone, wanted)[1] for it in self._kept), default=0
+        )
 
     @property
     def keeps(self) -> bool:
@@ -167,7 +178,12 @@ class Prefixes(Closing):
         return self._options.memory != 0 or self._options.folder is not None
 
     def exchange(
-        self, cache: Cache, memory: Memory, wanted: list[int], *, repeatable: bool = False
+        self,
+        cache: Cache,
+        memory: Memory,
+        wanted: list[int],
+        *,
+        repeatable: bool = False,
     ) -> bool:
         """Before `wanted` is read into a cache: copies what it would take from there, and puts back
         what it begins with. Whether anything was done to the cache. Raises ModelError."""
@@ -260,5 +276,6 @@ class Prefixes(Closing):
 def _contains(long: Prefix, short: Prefix) -> bool:
     """Whether hardly anything of a text is not in another one."""
     return (
-        long.gone == short.gone and in_common(long.tokens, short.tokens) > len(short.tokens) - _FEW
+        long.gone == short.gone
+        and in_common(long.tokens, short.tokens) > len(short.tokens) - _FEW
     )

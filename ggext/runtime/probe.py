@@ -29,7 +29,9 @@ class Probe(Closing):
     A position may be larger than the number of cells: far positions need no long prefill.
     """
 
-    def __init__(self, model: Model, n_ctx: int, sink: Callable[[RopeNode], None]) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int, sink: Callable[[RopeNode], None]
+    ) -> None:
         self._lib = llama.lib()
         self._model = model
         self._watcher = RopeWatcher(sink)
@@ -96,9 +98,13 @@ class Probe(Closing):
         batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * count)(*[sequence] * count)
         batch.logits = (ctypes.c_int8 * count)(*[1] * count)
         llama.clear_log()
-        status = apart.run(lambda: self._lib.llama_decode(self._context, batch), stop=self._stop)
+        status = apart.run(
+            lambda: self._lib.llama_decode(self._context, batch), stop=self._stop
+        )
         self._watcher.check()
         if status != 0:
-            raise llama.failure(f"{count} tokens at position {start} cannot be evaluated")
+            raise llama.failure(
+                f"{count} tokens at position {start} cannot be evaluated"
+            )
         pointer = self._lib.llama_get_logits(self._context)
         return np.ctypeslib.as_array(pointer, (count, self._model.n_vocab)).copy()

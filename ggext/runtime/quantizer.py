@@ -45,9 +45,14 @@ def quantize(
 
     types = llama.quantizations()
     if type_name.upper() not in types:
-        raise UsageError(f"unknown quantization {type_name!r}: choose one of {', '.join(types)}")
+        raise UsageError(
+            f"unknown quantization {type_name!r}: choose one of {', '.join(types)}"
+        )
     llama.check_gguf(src)
-    with tempfile.TemporaryDirectory(prefix="ggext-") as folder, replacing(dst) as beside:
+    with (
+        tempfile.TemporaryDirectory(prefix="ggext-") as folder,
+        replacing(dst) as beside,
+    ):
         importance = _write_importance(Path(folder, "importance.npz"), imatrix)
         source, target = str(src.absolute()), str(beside.path.absolute())
         arguments = (
@@ -64,7 +69,9 @@ def quantize(
         try:
             child.call("ggext.runtime.quantizer:run", *arguments)
         except EngineDiedError as death:
-            cause = "its weights or the importance matrix" if importance else "its weights"
+            cause = (
+                "its weights or the importance matrix" if importance else "its weights"
+            )
             raise EngineDiedError(
                 f"{source_name or src} is not quantized to {type_name}: {death}; {cause} are "
                 "damaged or made to do this, unless memory ran out: get it again, or take another "
@@ -75,7 +82,12 @@ def quantize(
 
 
 def run(
-    src: str, dst: str, type_name: str, threads: int, tensor_types: Mapping[str, int], imatrix: str
+    src: str,
+    dst: str,
+    type_name: str,
+    threads: int,
+    tensor_types: Mapping[str, int],
+    imatrix: str,
 ) -> None:
     """Quantizes into the file `dst`, in this process. `imatrix`: an .npz of the importance by
     tensor's name, empty for none. Raises ModelError when llama.cpp refuses."""
@@ -85,16 +97,22 @@ def run(
     params.nthread = threads
     if tensor_types:
         params.tt_overrides = _tensor_overrides(module, tensor_types)
-    means = _read_importance(Path(imatrix)) if imatrix else {}  # llama.cpp gets pointers into it
+    means = (
+        _read_importance(Path(imatrix)) if imatrix else {}
+    )  # llama.cpp gets pointers into it
     if means:
         params.imatrix = _importance(module, means)
     llama.clear_log()
-    status = module.llama_model_quantize(os.fsencode(src), os.fsencode(dst), ctypes.byref(params))
+    status = module.llama_model_quantize(
+        os.fsencode(src), os.fsencode(dst), ctypes.byref(params)
+    )
     if status != 0:
         raise llama.failure(f"{src} cannot be quantized to {type_name}")
 
 
-def _write_importance(path: Path, matrix: Mapping[str, NDArray[np.float32]] | None) -> str:
+def _write_importance(
+    path: Path, matrix: Mapping[str, NDArray[np.float32]] | None
+) -> str:
     """The names of arrays in hexadecimal: they are a stranger's, and become names of files."""
     import numpy as np
 
@@ -110,9 +128,9 @@ def _read_importance(path: Path) -> dict[str, NDArray[np.float32]]:
 
     with np.load(path, allow_pickle=False) as arrays:
         return {
-            bytes.fromhex(name).decode("utf-8", "surrogateescape"): np.ascontiguousarray(
-                arrays[name], np.float32
-            )
+            bytes.fromhex(name).decode(
+                "utf-8", "surrogateescape"
+            ): np.ascontiguousarray(arrays[name], np.float32)
             for name in arrays.files
         }
 
@@ -121,7 +139,8 @@ def _tensor_overrides(module: Any, types: Mapping[str, int]) -> Any:
     """An array with an end mark, of patterns that match one name each."""
     override = module.llama_model_tensor_override
     overrides = [
-        override(_name_bytes(f"^{re.escape(name)}$"), kind) for name, kind in types.items()
+        override(_name_bytes(f"^{re.escape(name)}$"), kind)
+        for name, kind in types.items()
     ]
     return (override * (len(overrides) + 1))(*overrides, override(None, 0))
 

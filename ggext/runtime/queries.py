@@ -71,10 +71,14 @@ class QueryWatcher:
         import numpy as np
 
         node = Tensor.from_address(address)
-        wanted = node.name.startswith(_QUERY) and self._ggml.ggml_op_name(node.op) == b"ROPE"
+        wanted = (
+            node.name.startswith(_QUERY) and self._ggml.ggml_op_name(node.op) == b"ROPE"
+        )
         if ask or not wanted:
             return wanted or not ask
         rows = read_tensor(self._ggml, address).astype(np.float32)
-        positions = read_tensor(self._ggml, node.src[1]).ravel()[: len(rows)].astype(np.int32)
+        positions = (
+            read_tensor(self._ggml, node.src[1]).ravel()[: len(rows)].astype(np.int32)
+        )
         self._seen.append((np.ascontiguousarray(rows), positions))
         return True

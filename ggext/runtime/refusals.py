@@ -48,7 +48,16 @@ _KEYS = {
     "general.name": ValueType.STRING,
     **{
         f"tokenizer.ggml.{role}_token_id": ValueType.UINT32
-        for role in ("bos", "eos", "unknown", "padding", "seperator", "mask", "eot", "eom")
+        for role in (
+            "bos",
+            "eos",
+            "unknown",
+            "padding",
+            "seperator",
+            "mask",
+            "eot",
+            "eom",
+        )
     },
     **{
         f"tokenizer.ggml.{name}": ValueType.BOOL
@@ -68,7 +77,9 @@ _LOOKED_UP = ("</s>", "<unk>", "<s>", "<|endoftext|>")
 
 def refusal(fields: Mapping[str, Field]) -> str | None:
     """Why llama.cpp does not open a file with these keys, as far as the table knows."""
-    arch = fields["general.architecture"].value if "general.architecture" in fields else ""
+    arch = (
+        fields["general.architecture"].value if "general.architecture" in fields else ""
+    )
     wanted = {f"{arch}.{key}": kind for key, kind in _ARCH_KEYS.items()} | _KEYS
     for key, kind in wanted.items():
         field = fields.get(key)
@@ -80,7 +91,9 @@ def refusal(fields: Mapping[str, Field]) -> str | None:
         )
     for key, kinds in _ARRAYS.items():
         field = fields.get(key)
-        if field is not None and not (field.type is ValueType.ARRAY and field.item_type in kinds):
+        if field is not None and not (
+            field.type is ValueType.ARRAY and field.item_type in kinds
+        ):
             return f"the key {key} is no array of {kinds[0].name.lower()}"
     return _name_refusal(fields)
 
@@ -88,11 +101,17 @@ def refusal(fields: Mapping[str, Field]) -> str | None:
 def _is_by_layer(field: Field, kind: ValueType) -> bool:
     """Whether it is an array of numbers, one a layer, which llama.cpp takes of some keys."""
     numbers = (kind, ValueType.INT32)
-    return kind is ValueType.UINT32 and field.type is ValueType.ARRAY and field.item_type in numbers
+    return (
+        kind is ValueType.UINT32
+        and field.type is ValueType.ARRAY
+        and field.item_type in numbers
+    )
 
 
 def _name_refusal(fields: Mapping[str, Field]) -> str | None:
-    name, tokens = (fields.get(key) for key in ("general.name", "tokenizer.ggml.tokens"))
+    name, tokens = (
+        fields.get(key) for key in ("general.name", "tokenizer.ggml.tokens")
+    )
     if name is None or tokens is None or not names_another_behaviour(str(name.value)):
         return None
     present = set(tokens.value)

@@ -29,7 +29,9 @@ class Regime:
     freq_base: float | None = None
 
 
-def regimes(model: Model, n_ctx: int, dynamic_ntk: DynamicNtk | None) -> tuple[Regime, ...]:
+def regimes(
+    model: Model, n_ctx: int, dynamic_ntk: DynamicNtk | None
+) -> tuple[Regime, ...]:
     """What a text passes through on its way to `n_ctx` tokens, the last one for all of them.
 
     LongRoPE: the file's original context with the short factors, then the whole with the long ones.

@@ -20,10 +20,15 @@ def in_common(left: Sequence[int], right: Sequence[int]) -> int:
     shorter = min(len(left), len(right))
     if left[:shorter] == right[:shorter]:
         return shorter
-    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), shorter)
+    return next(
+        (i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b),
+        shorter,
+    )
 
 
-def reusable(cached: Sequence[int], gone: Gone, wanted: Sequence[int]) -> tuple[int, int]:
+def reusable(
+    cached: Sequence[int], gone: Gone, wanted: Sequence[int]
+) -> tuple[int, int]:
     """Tokens of a cache, from which ``gone`` has left, that stay for the text `wanted`, and how
     many of that text they stand for: as many, and those that left in between."""
     start, count = gone.start, gone.count

@@ -46,12 +46,17 @@ class KeyRotation:
         self._head_dim = geometry.head_dim
         table = effective_table(header, -(-regime.span // STEP) * STEP, by_ggext=True)
         self._inv_freq = (
-            table.inv_freq if regime.freq_base is None else tuple(theta(geometry, regime.freq_base))
+            table.inv_freq
+            if regime.freq_base is None
+            else tuple(theta(geometry, regime.freq_base))
         )
         self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
 
     def moved(
-        self, block: KvBlock, positions: NDArray[np.int32], source: KeyRotation | None = None
+        self,
+        block: KvBlock,
+        positions: NDArray[np.int32],
+        source: KeyRotation | None = None,
     ) -> KvBlock:
         """The block, from a context that rotates as ``source`` does (None: as this one), as if its
         tokens stood at `positions`, int32 (n_cells,), of this one. Raises ModelError."""
@@ -75,7 +80,9 @@ class KeyRotation:
 
         moved = self.moved(before, after.positions)
         worst = 0.0
-        for kind, ours, theirs in zip(after.form.key_types, moved.keys, after.keys, strict=True):
+        for kind, ours, theirs in zip(
+            after.form.key_types, moved.keys, after.keys, strict=True
+        ):
             have, wanted = _elements(kind, ours), _elements(kind, theirs)
             if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
                 return math.inf
@@ -105,7 +112,9 @@ class KeyRotation:
         """Queries that were rotated at `positions`, (n_tokens, n_heads, head_dim), before that."""
         from ggext.native import rotate
 
-        return rotate(rows, positions, self._inv_freq, self._gain, self._layout, inverse=True)
+        return rotate(
+            rows, positions, self._inv_freq, self._gain, self._layout, inverse=True
+        )
 
     def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
         values = _elements(kind, rows)

@@ -63,7 +63,9 @@ class Sampling:
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
-        limit = f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+        limit = (
+            f"from {low:g} to {high:g}" if math.isfinite(high) else f"{low:g} or more"
+        )
         raise UsageError(f"{name} is {value}, but must be {limit}")
 
 
@@ -73,11 +75,15 @@ class Chooser:
     Raises UsageError for a grammar that the vocabulary cannot follow. `close` it.
     """
 
-    def __init__(self, sampling: Sampling, model: Model, history: Sequence[int]) -> None:
+    def __init__(
+        self, sampling: Sampling, model: Model, history: Sequence[int]
+    ) -> None:
         self._lib = lib()
         self._model = model
         self._chain: Any = None
-        self._constraint = None if sampling.grammar is None else Constraint(sampling.grammar, model)
+        self._constraint = (
+            None if sampling.grammar is None else Constraint(sampling.grammar, model)
+        )
         self._chain = self._lib.llama_sampler_chain_init(
             self._lib.llama_sampler_chain_default_params()
         )
@@ -119,12 +125,16 @@ class _Candidates:
     def __init__(self, module: Any, context: Any, n_vocab: int) -> None:
         import numpy as np
 
-        logits = np.ctypeslib.as_array(module.llama_get_logits_ith(context, -1), (n_vocab,))
+        logits = np.ctypeslib.as_array(
+            module.llama_get_logits_ith(context, -1), (n_vocab,)
+        )
         self._module = module
         self._rows = np.zeros(n_vocab, [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
         self._rows["id"] = np.arange(n_vocab, dtype=np.int32)
         self._rows["logit"] = logits
-        data = ctypes.cast(self._rows.ctypes.data, ctypes.POINTER(module.llama_token_data))
+        data = ctypes.cast(
+            self._rows.ctypes.data, ctypes.POINTER(module.llama_token_data)
+        )
         self._array = module.llama_token_data_array(data, n_vocab, -1, False)
 
     def apply(self, chain: Any) -> int:
@@ -145,7 +155,9 @@ def _samplers(module: Any, sampling: Sampling, n_vocab: int) -> list[Any]:
     if sampling.repeat_penalty != 1.0:
         penalty = sampling.repeat_penalty
         samplers.append(
-            module.llama_sampler_init_penalties(n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0)
+            module.llama_sampler_init_penalties(
+                n_vocab, REPEAT_WINDOW, penalty, 0.0, 0.0
+            )
         )
     if sampling.temperature == 0:
         return [*samplers, module.llama_sampler_init_greedy()]

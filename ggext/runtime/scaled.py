@@ -17,7 +17,13 @@ from ggext.gguf.rope import effective_table, factor_tensors, recipe_of
 from ggext.gguf.types import Field
 from ggext.rope import methods
 from ggext.rope.compare import compare
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, geometry_of, query_scale
+from ggext.rope.decode import (
+    BETA_FAST,
+    BETA_SLOW,
+    LOG_MULTIPLIER,
+    geometry_of,
+    query_scale,
+)
 from ggext.rope.encode import encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
@@ -70,7 +76,9 @@ def with_overrides(header: GgufFile, overrides: Overrides) -> GgufFile:
 
 
 def _keys(header: GgufFile, scaling: RopeScaling) -> dict[str, Any]:
-    if any(factor != 1 for values in factor_tensors(header).values() for factor in values):
+    if any(
+        factor != 1 for values in factor_tensors(header).values() for factor in values
+    ):
         raise RopeError("its own scaling stands in tensors, which no key switches off")
     geometry = unscaled_geometry(header)
     gain = methods.make_table(scaling, geometry).attention_factor
@@ -79,6 +87,8 @@ def _keys(header: GgufFile, scaling: RopeScaling) -> dict[str, Any]:
         scaling = replace(scaling, attention_factor=gain / folded)
     encoding = encode(scaling, geometry, header.arch)
     if encoding.tensors:
-        raise RopeError(f"it needs {', '.join(encoding.tensors)}; bake it with ggext convert")
+        raise RopeError(
+            f"it needs {', '.join(encoding.tensors)}; bake it with ggext convert"
+        )
     stale = {key: value for key, value in _NEUTRAL.items() if key in header.arch_keys()}
     return {**stale, **encoding.keys}

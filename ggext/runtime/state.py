@@ -66,7 +66,8 @@ class KvBlock:
     def is_like(self, other: KvBlock) -> bool:
         """Whether both can be cells of one cache."""
         widths = (
-            [array.shape[1] for array in (*block.keys, *block.values)] for block in (self, other)
+            [array.shape[1] for array in (*block.keys, *block.values)]
+            for block in (self, other)
         )
         return self.form == other.form and next(widths) == next(widths)
 
@@ -76,7 +77,9 @@ class KvBlock:
             tuple(array[chosen].copy() for array in self.keys),
             tuple(array[chosen].copy() for array in self.values),
         )
-        return replace(self, positions=self.positions[chosen].copy(), keys=pick[0], values=pick[1])
+        return replace(
+            self, positions=self.positions[chosen].copy(), keys=pick[0], values=pick[1]
+        )
 
 
 def joined(blocks: Sequence[KvBlock]) -> KvBlock:
@@ -88,7 +91,9 @@ def joined(blocks: Sequence[KvBlock]) -> KvBlock:
         blocks[0],
         positions=np.concatenate([block.positions for block in blocks]),
         keys=tuple(np.concatenate([block.keys[i] for block in blocks]) for i in layers),
-        values=tuple(np.concatenate([block.values[i] for block in blocks]) for i in layers),
+        values=tuple(
+            np.concatenate([block.values[i] for block in blocks]) for i in layers
+        ),
     )
 
 
@@ -151,7 +156,9 @@ def _block(magic: int, found: Sequence[Section]) -> KvBlock:
     values = section.values
     if section.transposed:
         values = tuple(
-            Rows(rows.type, rows.data.transpose(1, 0, 2).reshape(len(section.cells), -1))
+            Rows(
+                rows.type, rows.data.transpose(1, 0, 2).reshape(len(section.cells), -1)
+            )
             for rows in values
         )
     form = StateForm(
@@ -186,9 +193,15 @@ def build(block: KvBlock, sequence: int) -> bytes:
             size = ELEMENT_BYTES[kind]
             width = rows.shape[1] // size
             columns = rows.reshape(cells, width, size).transpose(1, 0, 2)
-            parts += [struct.pack("<iII", kind, size, width), np.ascontiguousarray(columns)]
+            parts += [
+                struct.pack("<iII", kind, size, width),
+                np.ascontiguousarray(columns),
+            ]
         else:
-            parts += [struct.pack("<iQ", kind, rows.shape[1]), np.ascontiguousarray(rows)]
+            parts += [
+                struct.pack("<iQ", kind, rows.shape[1]),
+                np.ascontiguousarray(rows),
+            ]
     return b"".join(parts)
 
 
@@ -231,7 +244,9 @@ class _Reader:
         if not count:
             return Section(cells, False, (), ())
         if not (cells[:, 1] == 1).all():
-            raise self.wrong("a cell of several sequences, or with more than a position")
+            raise self.wrong(
+                "a cell of several sequences, or with more than a position"
+            )
         transposed, layers = self.unpack("II")
         if transposed > 1 or layers > MAX_LAYERS:
             raise self.wrong(f"{layers} layers")

@@ -72,7 +72,9 @@ def fingerprint(header: GgufFile) -> str:
 def session_key(session: Session) -> dict[str, str]:
     """What must agree for a saved state to be of use, whatever text is in it."""
     model = fingerprint(session.model.header)
-    if session.adapter is not None:  # with which the same tokens have other keys and values
+    if (
+        session.adapter is not None
+    ):  # with which the same tokens have other keys and values
         model += f" {hashlib.sha256(session.adapter.read_bytes()).hexdigest()}"
     return {
         "the model file": model,
@@ -89,7 +91,9 @@ def table_digest(header: GgufFile, regime: Regime) -> str:
     except RopeError as error:
         return f"unknown: {error}"
     values = [regime.freq_base or 0.0, *table.inv_freq, table.attention_factor]
-    return hashlib.sha256(" ".join(float(value).hex() for value in values).encode()).hexdigest()
+    return hashlib.sha256(
+        " ".join(float(value).hex() for value in values).encode()
+    ).hexdigest()
 
 
 def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
@@ -112,7 +116,10 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     check_state(cells, layout.cells)
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
-    aligned = {"tokens": session.cache.aligned, "batches": session.cache.batches.digest()}
+    aligned = {
+        "tokens": session.cache.aligned,
+        "batches": session.cache.batches.digest(),
+    }
     facts = {
         "key": dict(key),
         _TABLE: table,
@@ -121,7 +128,13 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         "aligned": aligned,
     }
     document = json.dumps(facts | counts).encode("ascii")
-    parts: list[Any] = [struct.pack("<I", len(document)), document, tokens, logits, cells]
+    parts: list[Any] = [
+        struct.pack("<I", len(document)),
+        document,
+        tokens,
+        logits,
+        cells,
+    ]
     crc = size = 0
     for part in chain(
         parts, session.memory.blocks_outside()
@@ -149,7 +162,9 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     )
     state_at = at + 4 * (n_tokens + n_logits)
     if state_at + n_state > len(data) or n_logits != session.model.n_vocab:
-        raise StateError(f"{path} is damaged: its counts do not fit its {len(data)} bytes")
+        raise StateError(
+            f"{path} is damaged: its counts do not fit its {len(data)} bytes"
+        )
     if n_tokens > session.memory.room:
         raise StateError(
             f"it has {n_tokens} tokens, more than the context of {session.memory.room}"
@@ -231,10 +246,15 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
         and bool(digest) is whole
         and isinstance(rest, list)
         and len(rest) == count % Gone.BLOCK
-        and all(isinstance(token, int) and 0 <= token < session.model.n_vocab for token in rest)
+        and all(
+            isinstance(token, int) and 0 <= token < session.model.n_vocab
+            for token in rest
+        )
     ):
         return Gone(start, count, bytes.fromhex(digest), rest)
-    raise StateError(f"{path} is damaged: what had left the context is not described by it")
+    raise StateError(
+        f"{path} is damaged: what had left the context is not described by it"
+    )
 
 
 def check_state(data: NDArray[np.uint8], places: Sequence[int]) -> None:
@@ -276,7 +296,11 @@ def _document(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
         raise StateError(f"{path} is not a saved state of this ggext")
     _, crc, length = _HEAD.unpack_from(data)
     end = _HEAD.size + length
-    if length > _MAX_JSON or end > len(data) or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc:
+    if (
+        length > _MAX_JSON
+        or end > len(data)
+        or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc
+    ):
         raise StateError(f"{path} is damaged: its checksum is wrong")
     try:
         document = json.loads(data[_HEAD.size : end])

@@ -42,7 +42,9 @@ class UnknownCharacters:
     def of(header: GgufFile) -> UnknownCharacters | None:
         """``None`` for a vocabulary of another kind, or with all byte tokens."""
         tokens = header.get("tokenizer.ggml.tokens")
-        if header.get("tokenizer.ggml.model") != "llama" or not isinstance(tokens, list):
+        if header.get("tokenizer.ggml.model") != "llama" or not isinstance(
+            tokens, list
+        ):
             return None
         if not {f"<0x{byte:02X}>" for byte in range(256)} - set(tokens):
             return None
@@ -55,7 +57,9 @@ class UnknownCharacters:
             header.get(SPACE_PREFIX, True) is not False,
         )
 
-    def tokenize(self, text: str, tokenize: Tokenize, *, parse_special: bool) -> list[int]:
+    def tokenize(
+        self, text: str, tokenize: Tokenize, *, parse_special: bool
+    ) -> list[int]:
         """The tokens of ``text``, without BOS and EOS."""
         text = text.encode("utf-8", "replace").decode("utf-8")
         tokens: list[int] = []
@@ -63,17 +67,25 @@ class UnknownCharacters:
             if special is not None:
                 tokens.append(special)
                 continue
-            for known, run in self._runs(" " + fragment if self.space_prefix else fragment):
+            for known, run in self._runs(
+                " " + fragment if self.space_prefix else fragment
+            ):
                 tokens += tokenize(known) if known else []
                 tokens += [self.unknown] if run else []
         return tokens
 
-    def _fragments(self, text: str, parse_special: bool) -> Iterator[tuple[str, int | None]]:
+    def _fragments(
+        self, text: str, parse_special: bool
+    ) -> Iterator[tuple[str, int | None]]:
         """Plain text, and special tokens with their ids."""
-        kinds = {_USER_DEFINED, _CONTROL, _UNKNOWN} if parse_special else {_USER_DEFINED}
+        kinds = (
+            {_USER_DEFINED, _CONTROL, _UNKNOWN} if parse_special else {_USER_DEFINED}
+        )
         spellings = {
             token: number
-            for number, (token, kind) in enumerate(zip(self.tokens, self.kinds, strict=False))
+            for number, (token, kind) in enumerate(
+                zip(self.tokens, self.kinds, strict=False)
+            )
             if kind in kinds and token
         }
         if not spellings:
@@ -101,7 +113,9 @@ class UnknownCharacters:
         character = _SPACE if character == " " else character
         if character in self._present:
             return True
-        return all(f"<0x{byte:02X}>" in self._present for byte in character.encode("utf-8"))
+        return all(
+            f"<0x{byte:02X}>" in self._present for byte in character.encode("utf-8")
+        )
 
     @cached_property
     def _present(self) -> frozenset[str]:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LIKELIER = 4
-_FAR = 4096  # tokens between two copies in the middle of a long text, at most
+#: Tokens between two copies in the middle of a long text, at most.
+_FAR = 4096
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class Checkpoints:
         """The text is another one after its first `count` tokens."""
         useful: dict[int, Checkpoint] = {}
         for kept in self._until(count):
-            useful.setdefault(kept.count, kept)  # of several the first, which reaches back farthest
+            useful.setdefault(
+                kept.count, kept
+            )  # of several the first, which reaches back farthest
         self._kept = list(useful.values())
 
     def _until(self, count: int) -> list[Checkpoint]:

@@ -122,7 +122,13 @@ def _happening_as_json(happening: Happening) -> Any:
         return {"prefill": asdict(happening)}
     if isinstance(happening, End):
         error = None if happening.error is None else error_as_json(happening.error)
-        return {"end": {"finish": happening.finish, "dropped": happening.dropped, "error": error}}
+        return {
+            "end": {
+                "finish": happening.finish,
+                "dropped": happening.dropped,
+                "error": error,
+            }
+        }
     return happening
 
 

@@ -25,7 +25,9 @@ from ggext.runtime.closing import Closing
 from ggext.runtime.engine import Session, in_common
 from ggext.runtime.prefixes import worth
 
-_AHEAD = 256  # parcels that wait for their reader before the worker leaves the answer alone
+_AHEAD = (
+    256  # parcels that wait for their reader before the worker leaves the answer alone
+)
 # No token waits longer than so many seconds for those that are handed over with it. A reader that
 # wakes takes a core from llama.cpp's threads. They wait for each other some 500 times a token, and
 # once one is late they fall asleep at each of these (benchmarks/results/writing.md).
@@ -38,7 +40,8 @@ _WAITING = 512
 _COPIED = 1 / 16
 CLOSED = "the model is closed"
 OTHER_PROCESS = (
-    "the model was opened in another process, whose threads are not here: open it after the fork"
+    "the model was opened in another process, whose threads are not here: "
+    "open it after the fork"
 )
 
 
@@ -85,7 +88,9 @@ class _Job:
                 self.end(End("cancelled"))
             elif self._happenings is not None:
                 self.session.cancel()
-            elif self.callback is None:  # a callback is called in the worker's thread only
+            elif (
+                self.callback is None
+            ):  # a callback is called in the worker's thread only
                 self.end(End("cancelled"))
 
     @property
@@ -235,7 +240,9 @@ class Worker(Closing):
 
     def _job(self, question: Question, mailbox: Mailbox | None = None) -> _Job:
         session = self._session(question.tokens)
-        return _Job(session, partial(_answer, session, question), mailbox, question.tokens)
+        return _Job(
+            session, partial(_answer, session, question), mailbox, question.tokens
+        )
 
     def listen(self, question: Question, callback: Callback) -> Callable[[], None]:
         """Like `ask`, but `callback` gets everything, in the worker's thread; it must not wait. The
@@ -287,7 +294,8 @@ class Worker(Closing):
         if len(self.sessions) == 1:
             return self.sessions[0]
         index = min(
-            range(len(self.sessions)), key=lambda i: (self._cost(i, tokens), self._asked[i])
+            range(len(self.sessions)),
+            key=lambda i: (self._cost(i, tokens), self._asked[i]),
         )
         self._asked[index] = next(self._numbers)
         return self.sessions[index]
@@ -314,7 +322,9 @@ class Worker(Closing):
 
 
 def _run(
-    inbox: queue.SimpleQueue[_Job | None], lanes: Sequence[deque[_Job]], closing: threading.Event
+    inbox: queue.SimpleQueue[_Job | None],
+    lanes: Sequence[deque[_Job]],
+    closing: threading.Event,
 ) -> None:
     """The thread: a turn of each lane's first question, for ever."""
     while not closing.is_set():

@@ -49,7 +49,9 @@ class JsonScreen:
             self._start = now
         if done in (0, total) or now - self._counted > _BETWEEN_COUNTS:
             self._counted = now
-            left = round((now - self._start) / done * (total - done), 1) if done else None
+            left = (
+                round((now - self._start) / done * (total - done), 1) if done else None
+            )
             _write("prefill", done=done, total=total, seconds_left=left)
 
     def waiting(self, text: str) -> AbstractContextManager[None]:  # noqa: ARG002 - no one watches
@@ -77,13 +79,20 @@ class JsonScreen:
             finish=outcome.finish,
             text=self._text,
             reasoning=self._reasoning,
-            context={"used": status.used, "allocated": status.allocated, "trained": status.trained},
+            context={
+                "used": status.used,
+                "allocated": status.allocated,
+                "trained": status.trained,
+            },
             prefill={
                 "evaluated": outcome.prefill.evaluated,
                 "reused": outcome.prefill.reused,
                 "seconds": round(outcome.prefill.seconds, 6),
             },
-            generated={"tokens": outcome.generated, "seconds": round(outcome.seconds, 6)},
+            generated={
+                "tokens": outcome.generated,
+                "seconds": round(outcome.seconds, 6),
+            },
         )
 
     def interrupts(self, cancel: Callable[[], None]) -> AbstractContextManager[None]:

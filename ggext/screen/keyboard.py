@@ -25,7 +25,9 @@ def new_keyboard(history: Path | None) -> PromptSession[str]:
         from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
         from prompt_toolkit.styles import Style
     except ModuleNotFoundError as error:
-        raise MissingExtraError("prompt_toolkit", "run", "ggext chat on a terminal") from error
+        raise MissingExtraError(
+            "prompt_toolkit", "run", "ggext chat on a terminal"
+        ) from error
     keys = KeyBindings()
 
     @keys.add("escape", "enter")
@@ -37,7 +39,9 @@ def new_keyboard(history: Path | None) -> PromptSession[str]:
         key_bindings=keys,
         completer=new_completer(),
         # Only commands offer themselves; a question is left alone.
-        complete_while_typing=Condition(lambda: session.default_buffer.text.startswith("/")),
+        complete_while_typing=Condition(
+            lambda: session.default_buffer.text.startswith("/")
+        ),
         prompt_continuation="  ",
         enable_suspend=True,
         reserve_space_for_menu=6,
@@ -62,14 +66,20 @@ def new_completer() -> Completer:
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterator[Completion]:
             text = document.text_before_cursor
-            command = next((name for name in _TAKE_A_FILE if text.startswith(name)), None)
+            command = next(
+                (name for name in _TAKE_A_FILE if text.startswith(name)), None
+            )
             if command is not None:
-                yield from paths.get_completions(Document(text[len(command) :]), complete_event)
+                yield from paths.get_completions(
+                    Document(text[len(command) :]), complete_event
+                )
             elif text.startswith(tuple(words)):
                 taker = next(name for name in words if text.startswith(name))
                 begun = text.removeprefix(taker)
                 yield from (
-                    Completion(word, -len(begun)) for word in words[taker] if word.startswith(begun)
+                    Completion(word, -len(begun))
+                    for word in words[taker]
+                    if word.startswith(begun)
                 )
             elif text.startswith("/"):
                 for name, entry in COMMANDS.items():

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # All but line feed and tab: a model's text must not drive the terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_LONG_PROMPT = 2048  # tokens; shown at once, others when they turn out to take long
+#: Tokens; shown at once, others when they turn out to take long.
+_LONG_PROMPT = 2048
 _LONG_WAIT = 0.7  # seconds
 _BETWEEN_PAINTS = 0.05  # seconds
 _BAR = 30  # columns
@@ -40,7 +41,11 @@ class PrefillBar:
         """`done` of `total` tokens are evaluated; 0 starts the clock."""
         if done == 0:
             self._start = time.perf_counter()
-        left = (time.perf_counter() - self._start) / done * (total - done) if done else None
+        left = (
+            (time.perf_counter() - self._start) / done * (total - done)
+            if done
+            else None
+        )
         self._shown = self._shown or self._is_long(left, total)
         if self._shown:
             self._region.show(_bar(done, total, left))
@@ -124,7 +129,9 @@ class GrowingMarkdown:
     def _lines(self, text: str) -> list[list[Segment]]:
         """The lines of a block, with one blank line to what stands above."""
         lines = self._console.render_lines(_markdown(text), pad=False)
-        filled = [i for i, line in enumerate(lines) if any(part.text.strip() for part in line)]
+        filled = [
+            i for i, line in enumerate(lines) if any(part.text.strip() for part in line)
+        ]
         first, last = (filled[0], filled[-1]) if filled else (0, 0)
         return [*([[]] if self._begun else []), *lines[first : last + 1]]
 
@@ -209,7 +216,9 @@ def _markdown(text: str) -> RenderableType:
     )
     for token in answer.parsed:
         for child in token.children or ():
-            if child.type == "softbreak":  # a model that ends a line means it: verses, addresses
+            if (
+                child.type == "softbreak"
+            ):  # a model that ends a line means it: verses, addresses
                 child.type = "hardbreak"
     return answer
 

@@ -24,7 +24,8 @@ _CLEAR_ROW = "\r\x1b[2K"
 _CLEAR_BELOW = f"\r \x1b[J{_CLEAR_ROW}"
 _NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"
 _HIDE, _SHOW = "\x1b[?25l", "\x1b[?25h"
-_SPARE_ROWS = 2  # of the screen, so that the first line is never scrolled off it
+#: Of the screen, so that the first line is never scrolled off it.
+_SPARE_ROWS = 2
 
 
 class Region:

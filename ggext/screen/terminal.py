@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 
 from ggext.screen.flags import in_flags
 from ggext.screen.interrupt import on_interrupt
-from ggext.screen.painting import GrowingMarkdown, PrefillBar, new_console, shown, waiting, write
+from ggext.screen.painting import (
+    GrowingMarkdown,
+    PrefillBar,
+    new_console,
+    shown,
+    waiting,
+    write,
+)
 from ggext.screen.region import Region
 
 if TYPE_CHECKING:
@@ -40,7 +47,10 @@ def answer_screen() -> Screen:
 
 
 def _is_terminal(file: object) -> bool:
-    return bool(getattr(file, "isatty", lambda: False)()) and os.environ.get("TERM") != "dumb"
+    return (
+        bool(getattr(file, "isatty", lambda: False)())
+        and os.environ.get("TERM") != "dumb"
+    )
 
 
 class PlainScreen:
@@ -107,7 +117,9 @@ class PlainScreen:
         return on_interrupt(cancel)
 
     def _print(self, text: str, style: str) -> None:
-        self.console.print(shown(text), style=style, soft_wrap=not self.console.is_terminal)
+        self.console.print(
+            shown(text), style=style, soft_wrap=not self.console.is_terminal
+        )
 
 
 class AnswerScreen(PlainScreen):
@@ -177,7 +189,9 @@ class FoldedThoughts:
             self._line = text.endswith("\n")
         elif now - self._painted > _BETWEEN_COUNTS:
             self._painted = now
-            self._region.show(Text(self._count("thinking"), "dim", no_wrap=True, overflow="crop"))
+            self._region.show(
+                Text(self._count("thinking"), "dim", no_wrap=True, overflow="crop")
+            )
 
     def end(self) -> None:
         """The reasoning is over, if there was any."""
@@ -191,7 +205,9 @@ class FoldedThoughts:
         self._words, self._begun, self._painted, self._line = 0, 0.0, 0.0, True
 
     def _count(self, verb: str) -> str:
-        return f"{verb} for {time.monotonic() - self._begun:.0f} s, {self._words:,} words"
+        return (
+            f"{verb} for {time.monotonic() - self._begun:.0f} s, {self._words:,} words"
+        )
 
 
 _PASTES, _NO_PASTES = "\x1b[?2004h", "\x1b[?2004l"
@@ -213,7 +229,9 @@ class ChatScreen(AnswerScreen):
         self.console.print()
 
         def message() -> AnyFormattedText:
-            above = note() if note is not None and not self._keyboard.app.is_done else ""
+            above = (
+                note() if note is not None and not self._keyboard.app.is_done else ""
+            )
             return [("class:note", f"{above}\n" if above else ""), ("", "> ")]
 
         self._keyboard.refresh_interval = 0 if note is None else _BETWEEN_COUNTS

@@ -20,12 +20,17 @@ def card(result: SearchResult, command: str) -> str:
     pairs = ((result.yarn, result.yarn_scaling), (result.best, result.scaling))
     rows = [
         ("factor", *(f"{scaling.factor:.6g}" for _, scaling in pairs)),
-        ("attention factor", *(f"{scaling.attention_factor:.6g}" for _, scaling in pairs)),
+        (
+            "attention factor",
+            *(f"{scaling.attention_factor:.6g}" for _, scaling in pairs),
+        ),
         ("blended pairs", *(f"{point.first} to {point.last}" for point, _ in pairs)),
     ]
     verdict = result.verdict
     if verdict is not None:
-        rows.append(("held-out loss", f"{verdict.yarn_loss:.4f}", f"{verdict.loss:.4f}"))
+        rows.append(
+            ("held-out loss", f"{verdict.yarn_loss:.4f}", f"{verdict.loss:.4f}")
+        )
     lines += [f"| {' | '.join(row)} |" for row in rows]
     if verdict is not None:
         gap = verdict.difference
@@ -33,6 +38,10 @@ def card(result: SearchResult, command: str) -> str:
         short = f"{100 * verdict.short_rise:+.2f} %"
         lines += ["", f"Paired difference on {gap.units} held-out texts: {interval}."]
         lines += [f"Loss on short texts: {short}."]
-    words = "This file has the best table." if result.accepted else f"YaRN stays: {result.reason}."
+    words = (
+        "This file has the best table."
+        if result.accepted
+        else f"YaRN stays: {result.reason}."
+    )
     made = f"Searched with ggext {__version__} on llama.cpp {LLAMA_CPP_COMMIT}:"
     return "\n".join([*lines, "", words, "", made, "", f"    {command}", ""])

@@ -63,7 +63,9 @@ class Descent:
         for halvings, texts in enumerate(self._rounds):
             self._allowed = round(self._most * (halvings + 1) / len(self._rounds))
             with suppress(_Spent):
-                self._descend(min(survivors, key=lambda p: self._loss(p, texts)), texts, halvings)
+                self._descend(
+                    min(survivors, key=lambda p: self._loss(p, texts)), texts, halvings
+                )
             ranked = self._ranked(texts)
             if ranked:
                 best = ranked[0]
@@ -83,20 +85,26 @@ class Descent:
             if point == before:
                 return
 
-    def _walked(self, point: Point, texts: int, step: tuple[Coordinate, int, int]) -> Point:
+    def _walked(
+        self, point: Point, texts: int, step: tuple[Coordinate, int, int]
+    ) -> Point:
         """Steps in one direction, as long as each helps."""
         name, sign, halvings = step
         while True:
             further = self._space.moved(point, name, sign, halvings)
             if further is None:
                 return point
-            if self._loss(further, texts) > self._loss(point, texts) * (1 - _LEAST_GAIN):
+            if self._loss(further, texts) > self._loss(point, texts) * (
+                1 - _LEAST_GAIN
+            ):
                 return point
             point = further
 
     def _ranked(self, texts: int) -> list[Point]:
         """Those that were measured on so many texts, the best first."""
-        measured = [(loss, point) for (point, n), loss in self._known.items() if n == texts]
+        measured = [
+            (loss, point) for (point, n), loss in self._known.items() if n == texts
+        ]
         return [point for _, point in sorted(measured, key=lambda pair: pair[0])]
 
     def _loss(self, point: Point, texts: int) -> float:

@@ -82,10 +82,14 @@ class Needles:
             self._make = sample_maker(bench.prompts, needles=_NEEDLES)
             self._sample(0)
         except UsageError as error:
-            raise UsageError(f"{error}; or give documents to search on (texts)") from None
+            raise UsageError(
+                f"{error}; or give documents to search on (texts)"
+            ) from None
 
     def loss(self, number: int) -> float | None:
-        return answer_loss(self._bench.session, self._bench.prompts, self._sample(number))
+        return answer_loss(
+            self._bench.session, self._bench.prompts, self._sample(number)
+        )
 
     def nothing_to_ask(self) -> str:
         return "the made texts hold no question"
@@ -108,7 +112,9 @@ class KeyTokens:
     # The windows read their short context again and again; then YaRN reads the whole.
     overhead = 6.0
 
-    def __init__(self, bench: Bench, length: int, live: LiveTable, yarn: RopeScaling) -> None:
+    def __init__(
+        self, bench: Bench, length: int, live: LiveTable, yarn: RopeScaling
+    ) -> None:
         self._bench = bench
         self._length = length
         self._live = live
@@ -150,7 +156,11 @@ class KeyTokens:
 
     def _pieces_there(self) -> int:
         bench, least = self._bench, 1 + LEAST_HELD_OUT
-        count = 0 if (bench.longest_text or 0) < self._length else bench.pieces(self._length)
+        count = (
+            0
+            if (bench.longest_text or 0) < self._length
+            else bench.pieces(self._length)
+        )
         if count < least:
             raise UsageError(
                 f"the documents hold {count} texts of {self._length:,} tokens, and a search needs "

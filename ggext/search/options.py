@@ -49,7 +49,10 @@ class SearchOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         check_count("target_context", self.target_context)
-        if self.evaluations is not None and not 2 <= self.evaluations <= MOST_EVALUATIONS:
+        if (
+            self.evaluations is not None
+            and not 2 <= self.evaluations <= MOST_EVALUATIONS
+        ):
             raise UsageError(
                 f"evaluations is {self.evaluations}, but must be from 2 to {MOST_EVALUATIONS}: "
                 "more would fit the texts, not the model"
@@ -59,9 +62,13 @@ class SearchOptions:
         if self.held_out is not None:
             check_count("held_out", self.held_out, 2)
         if self.form not in get_args(Form):
-            raise UsageError(f"form is {self.form!r}, but must be {', '.join(get_args(Form))}")
+            raise UsageError(
+                f"form is {self.form!r}, but must be {', '.join(get_args(Form))}"
+            )
         if not self.budget > 0:
-            raise UsageError(f"the budget is {self.budget} seconds, but must be more than 0")
+            raise UsageError(
+                f"the budget is {self.budget} seconds, but must be more than 0"
+            )
 
     def measuring(self, documents: tuple[Path, ...]) -> EvalOptions:
         """The same for what `ggext.quality` measures."""

@@ -89,4 +89,6 @@ def _costed(plan: Plan, costs: tuple[int, Objective, ShortTexts, Speed]) -> Plan
     short_tokens = short_texts * short.length
     seconds = readings * speed.seconds(length) + speed.linear * short_tokens
     tokens = round(readings * length + short_tokens)
-    return replace(plan, losses=round(losses), tokens=tokens, seconds=_OVERHEAD * seconds)
+    return replace(
+        plan, losses=round(losses), tokens=tokens, seconds=_OVERHEAD * seconds
+    )

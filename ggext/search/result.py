@@ -53,7 +53,10 @@ class SearchResult:
         if self.interrupted:
             return "the search was stopped before its end"
         if self.verdict is None:
-            first, others = self.evaluations[0], len({one.point for one in self.evaluations}) - 1
+            first, others = (
+                self.evaluations[0],
+                len({one.point for one in self.evaluations}) - 1,
+            )
             return (
                 f"none of {others} other tables was better on the texts of the search (YaRN's "
                 f"loss there is {first.loss:.4f})"
@@ -82,7 +85,11 @@ class SearchResult:
         values = {
             "ggext": __version__,
             "llama.cpp": LLAMA_CPP_COMMIT,
-            **{k: v for k, v in asdict(self).items() if k not in ("yarn_scaling", "scaling")},
+            **{
+                k: v
+                for k, v in asdict(self).items()
+                if k not in ("yarn_scaling", "scaling")
+            },
             "yarn_scaling": {"method": "yarn", **self.yarn_scaling.given()},
             "scaling": {"method": "yarn", **self.scaling.given()},
             "accepted": self.accepted,

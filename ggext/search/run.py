@@ -82,7 +82,9 @@ class Search(Closing):
     ``known``: losses that an earlier run left.
     """
 
-    def __init__(self, path: Path, options: SearchOptions, partial: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, options: SearchOptions, partial: Path | None = None
+    ) -> None:
         self._model: Searchable = searchable(path, options)
         check_output(self._model.out, options.force)
         self._options = options
@@ -185,14 +187,18 @@ class Search(Closing):
 
     def _check_stopped(self, _: object = None) -> None:
         if self._stopped:
-            raise CancelledError(f"{self._model.out} is not written: the search was stopped")
+            raise CancelledError(
+                f"{self._model.out} is not written: the search was stopped"
+            )
 
     def _open(self, documents: tuple[Path, ...]) -> None:
         options, model = self._options, self._model
         measuring = options.measuring(documents)
         (setting,) = settings([model.path], measuring)
         self._live = LiveTable(setting.header)
-        self._bench = Bench(setting, measuring, options.target_context, self._live.callback)
+        self._bench = Bench(
+            setting, measuring, options.target_context, self._live.callback
+        )
         try:
             length, yarn = options.target_context, self.space.scaling(self.space.start)
             self._objective: Objective = (
@@ -203,7 +209,9 @@ class Search(Closing):
             self._short = ShortTexts(self._bench)
             # What a probe is off by grows with the square of what it is extrapolated to.
             speed = self._bench.speed(max(256, min(1024, length // 32)))
-            self.plan = planned(options, self._objective, self._short, speed, self._kept_plan)
+            self.plan = planned(
+                options, self._objective, self._short, speed, self._kept_plan
+            )
         except BaseException:
             self._bench.close()
             raise
@@ -213,8 +221,12 @@ class Search(Closing):
 
     def _judged(self) -> Verdict:
         tables = (self.space.start, self._best)
-        yarn, found = (self._measured("held-out", self.plan.held_out, point) for point in tables)
-        short = [self._read_all("short", self._short.held_out, point) for point in tables]
+        yarn, found = (
+            self._measured("held-out", self.plan.held_out, point) for point in tables
+        )
+        short = [
+            self._read_all("short", self._short.held_out, point) for point in tables
+        ]
         return judged(yarn, found, *short)
 
     def _short_rise(self, point: Point) -> float:
@@ -226,7 +238,9 @@ class Search(Closing):
         )
         return found / yarn - 1
 
-    def _read_all(self, kind: Kind, numbers: Sequence[int], point: Point) -> dict[Hashable, float]:
+    def _read_all(
+        self, kind: Kind, numbers: Sequence[int], point: Point
+    ) -> dict[Hashable, float]:
         losses = {number: self._loss(kind, number, point) for number in numbers}
         return {number: loss for number, loss in losses.items() if loss is not None}
 
@@ -303,7 +317,9 @@ def _check_verified(made: Path, out: Path) -> None:
     report = verify(made)
     if report.passed:
         return
-    wrong = next(check for check in report.checks if check.required and not check.passed)
+    wrong = next(
+        check for check in report.checks if check.required and not check.passed
+    )
     raise ModelError(
         f"{out} is not written: baked, the table fails {wrong.level}, {wrong.quantity} "
         f"({wrong.value:.2g}, at most {wrong.tolerance:.2g})"

@@ -47,11 +47,14 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
             "scaling: give a longer target"
         )
     notes: list[str] = []
-    asked, _ = resolve_scaling(RopeScaling("yarn"), target, source, notes, keeps_own=False)
+    asked, _ = resolve_scaling(
+        RopeScaling("yarn"), target, source, notes, keeps_own=False
+    )
     if asked is None or asked.method != "yarn":
         raise UsageError(f"{source.path} reaches {target:,} tokens without a scaling")
     geometry = replace(
-        source.geometry, trained_context=methods.original_context(asked, source.geometry)
+        source.geometry,
+        trained_context=methods.original_context(asked, source.geometry),
     )
     space = Space(asked, geometry, source.arch)
     fixed = [name for name in COORDINATES if name not in space.free]
@@ -62,7 +65,9 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
         )
     if fixed:
         words = ", ".join(_WORDS[name] for name in fixed)
-        notes.append(f"not searched, since no file can say it for {source.arch}: {words}")
+        notes.append(
+            f"not searched, since no file can say it for {source.arch}: {words}"
+        )
     name = default_name(source, asked, "auto").removesuffix(".gguf")
     stem = name.rpartition("-yarn")[0] or name
     return Searchable(

@@ -66,7 +66,9 @@ class Space:
         self.free = tuple(
             name
             for name in COORDINATES
-            if any(self.moved(self.start, name, sign, 0) is not None for sign in (1, -1))
+            if any(
+                self.moved(self.start, name, sign, 0) is not None for sign in (1, -1)
+            )
         )
 
     def scaling(self, point: Point) -> RopeScaling:
@@ -89,11 +91,15 @@ class Space:
     def table(self, point: Point) -> RopeTable:
         return methods.make_table(self.scaling(point), self._geometry)
 
-    def moved(self, point: Point, name: Coordinate, sign: int, halvings: int) -> Point | None:
+    def moved(
+        self, point: Point, name: Coordinate, sign: int, halvings: int
+    ) -> Point | None:
         """The point a step further along a coordinate; None beyond its range, where a step is none
         any more, or where no file can say it exactly."""
         share = sign / 2**halvings
-        pairs = sign * max(1, round(self._geometry.n_rot // 2 * _PAIRS_STEP) >> halvings)
+        pairs = sign * max(
+            1, round(self._geometry.n_rot // 2 * _PAIRS_STEP) >> halvings
+        )
         other = {
             "gain": replace(point, gain=point.gain * math.exp(_GAIN_STEP * share)),
             "overshoot": replace(

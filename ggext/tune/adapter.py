@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,12 +52,20 @@ def write_adapter(folder: Path, checkpoint: Path, base: Path, out: Path) -> None
     config = json.loads((folder / _CONFIG).read_text("utf-8"))
     _check_plain(folder, config)
     family = family_of(read_config(checkpoint))
-    rules = {rule.sources[0]: rule for rule in family.tensors() if len(rule.sources) == 1}
+    rules = {
+        rule.sources[0]: rule for rule in family.tensors() if len(rule.sources) == 1
+    }
     scales = _row_scales(base)
     tensors: list[TensorToWrite] = []
     for module, factors in sorted(read_factors(folder).items()):
         rule = rules.get(f"{module}.weight")
-        if rule is None or rule.transposed or rule.arranged or rule.view or rule.written:
+        if (
+            rule is None
+            or rule.transposed
+            or rule.arranged
+            or rule.view
+            or rule.written
+        ):
             raise CheckpointError(
                 f"{folder}: {module} is stored otherwise in a GGUF file, so its adapter cannot be; "
                 "the merged file has it"
@@ -77,9 +86,19 @@ def write_adapter(folder: Path, checkpoint: Path, base: Path, out: Path) -> None
 
 def _check_plain(folder: Path, config: Mapping[str, Any]) -> None:
     """llama.cpp knows one scale for all matrices, and nothing but the two factors."""
-    more = ("use_dora", "use_rslora", "alpha_pattern", "rank_pattern", "modules_to_save")
+    more = (
+        "use_dora",
+        "use_rslora",
+        "alpha_pattern",
+        "rank_pattern",
+        "modules_to_save",
+    )
     found = [name for name in more if config.get(name)]
-    if found or config.get("bias", "none") != "none" or config.get("peft_type") != "LORA":
+    if (
+        found
+        or config.get("bias", "none") != "none"
+        or config.get("peft_type") != "LORA"
+    ):
         raise CheckpointError(
             f"{folder} is more than plain LoRA ({', '.join(found) or 'biases or another method'}): "
             "llama.cpp would leave that out; the merged file has it"
@@ -110,7 +129,9 @@ def _row_scales(base: Path) -> dict[str, NDArray[np.float64]]:
     if folded == 1.0:
         return {}
     source = open_source(base)
-    scaled = fold_query(list(source.tensors), source.arch, source.geometry, keys, folded)
+    scaled = fold_query(
+        list(source.tensors), source.arch, source.geometry, keys, folded
+    )
     return {t.name: t.row_scale for t in scaled if t.row_scale is not None}
 
 
@@ -125,4 +146,6 @@ def _written(
     for suffix, values in (("lora_a", factors.a), ("lora_b", b)):
         data = np.ascontiguousarray(values, "<f4").tobytes()
         shape = values.shape[::-1]
-        yield TensorToWrite(f"{name}.{suffix}", shape, F32, len(data), lambda data=data: [data])  # type: ignore[misc]
+        yield TensorToWrite(
+            f"{name}.{suffix}", shape, F32, len(data), partial(list, [data])
+        )

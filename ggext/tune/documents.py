@@ -47,10 +47,14 @@ def read_documents(paths: Sequence[Path]) -> list[Document]:
     """Files of text, and folders with ``.txt``, ``.md`` and ``.jsonl`` files, at any depth. A line
     of a ``.jsonl`` file is a document: an object with ``text``, or with ``messages``, each of them
     an object with ``role`` and ``content``. Raises UsageError."""
-    found = [document for path in paths for file in _files(path) for document in _read(file)]
+    found = [
+        document for path in paths for file in _files(path) for document in _read(file)
+    ]
     if not found:
         named = ", ".join(map(str, paths))
-        raise UsageError(f"there is no text in {named}: name {', '.join(_SUFFIXES)} files")
+        raise UsageError(
+            f"there is no text in {named}: name {', '.join(_SUFFIXES)} files"
+        )
     return found
 
 
@@ -74,7 +78,9 @@ def _read(path: Path) -> Iterator[Document]:
 def _of_line(line: str, name: str) -> Document:
     try:
         values = json.loads(line)
-        turns = tuple((turn["role"], turn["content"]) for turn in values.get("messages", ()))
+        turns = tuple(
+            (turn["role"], turn["content"]) for turn in values.get("messages", ())
+        )
         text = "" if turns else values["text"]
         if not all(isinstance(part, str) for part in (text, *sum(turns, ()))):
             raise TypeError
@@ -138,7 +144,9 @@ class Encoder:
             ) from None
         plain = tokenizer("a", add_special_tokens=False)["input_ids"]
         whole = tokenizer("a")["input_ids"]
-        start = next((i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None)
+        start = next(
+            (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain), None
+        )
         if not plain or start is None:
             raise CheckpointError(
                 f"{folder}: the tokenizer makes {plain} of a letter, and {whole} with its special "
@@ -154,24 +162,33 @@ class Encoder:
 
         text, answers = self.render(document)
         found = self.tokenizer(
-            text, add_special_tokens=False, verbose=False, return_offsets_mapping=bool(answers)
+            text,
+            add_special_tokens=False,
+            verbose=False,
+            return_offsets_mapping=bool(answers),
         )
         ids = found["input_ids"]
         learned = np.ones(len(ids), np.bool_)
         if answers:
             starts = np.array([start for start, _ in found["offset_mapping"]])
             learned = np.any([(starts >= a) & (starts < b) for a, b in answers], axis=0)
-        skipped = len(self.prefix) if tuple(ids[: len(self.prefix)]) == self.prefix else 0
+        skipped = (
+            len(self.prefix) if tuple(ids[: len(self.prefix)]) == self.prefix else 0
+        )
         end = () if answers else self.suffix
         tokens = np.array([*ids[skipped:], *end], np.int32)
-        return Encoded(tokens, np.append(learned[skipped:], np.ones(len(end), np.bool_)))
+        return Encoded(
+            tokens, np.append(learned[skipped:], np.ones(len(end), np.bool_))
+        )
 
     def render(self, document: Document) -> tuple[str, list[tuple[int, int]]]:
         """The text, of a chat as the checkpoint's template writes it, and where in it the answers
         stand, in characters."""
         if not document.messages:
             return document.text, []
-        turns = [{"role": role, "content": content} for role, content in document.messages]
+        turns = [
+            {"role": role, "content": content} for role, content in document.messages
+        ]
         text = self._template(document, turns)
         answers = []
         for place, (role, _) in enumerate(document.messages):
@@ -188,10 +205,16 @@ class Encoder:
             answers.append((len(before), len(whole)))
         return text, answers
 
-    def _template(self, document: Document, turns: list[dict[str, str]], **options: bool) -> str:
+    def _template(
+        self, document: Document, turns: list[dict[str, str]], **options: bool
+    ) -> str:
         from jinja2 import TemplateError
 
         try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
+            return str(
+                self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
+            )
         except (ValueError, TemplateError) as error:
-            raise UsageError(f"{document.name}: no chat can be made: {first_line(error)}") from None
+            raise UsageError(
+                f"{document.name}: no chat can be made: {first_line(error)}"
+            ) from None

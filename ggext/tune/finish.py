@@ -55,7 +55,9 @@ class Finished:
     verdict: Verdict
 
 
-def merge(plan: TunePlan, tuned: Path, folder: RunFolder, *, adapter: bool) -> TableProof:
+def merge(
+    plan: TunePlan, tuned: Path, folder: RunFolder, *, adapter: bool
+) -> TableProof:
     """The tuned checkpoint, with a table that is proved."""
     model, proof = merged(plan.folder, plan.rope, tuned, adapter=adapter)
     shutil.rmtree(folder.checkpoint, ignore_errors=True)
@@ -63,7 +65,9 @@ def merge(plan: TunePlan, tuned: Path, folder: RunFolder, *, adapter: bool) -> T
     return proof
 
 
-def bake(plan: TunePlan, folder: RunFolder, kind: str) -> tuple[Path, TableProof, tuple[int, int]]:
+def bake(
+    plan: TunePlan, folder: RunFolder, kind: str
+) -> tuple[Path, TableProof, tuple[int, int]]:
     """The tuned GGUF file, with a table that is proved, and the rest of what can be."""
     scaling = plan.rope.scaling
     name = f"{model_name(plan.folder)}-{scaling.method}{scaling.factor:g}-tuned.gguf"
@@ -79,7 +83,11 @@ def bake(plan: TunePlan, folder: RunFolder, kind: str) -> tuple[Path, TableProof
             f"{path} does not do what was asked: {wrong[0].level}, {wrong[0].quantity} is "
             f"{wrong[0].value:.2g}; ggext verify {path} shows more"
         )
-    return path, proof, (sum(check.passed for check in report.checks), len(report.checks))
+    return (
+        path,
+        proof,
+        (sum(check.passed for check in report.checks), len(report.checks)),
+    )
 
 
 def small_file(plan: TunePlan, tuned: Path, gguf: Path, kind: str) -> tuple[Path, ...]:
@@ -140,8 +148,12 @@ def evaluate(
         budget=options.evaluation_seconds,
     )
     with private_folder_beside(gguf) as beside:
-        untuned = _convert(plan.folder, beside / "untuned.gguf", plan.rope.scaling, kind)
-        pretrained = _convert(plan.folder, beside / "pretrained.gguf", RopeScaling(), kind)
+        untuned = _convert(
+            plan.folder, beside / "untuned.gguf", plan.rope.scaling, kind
+        )
+        pretrained = _convert(
+            plan.folder, beside / "pretrained.gguf", RopeScaling(), kind
+        )
         files = [untuned, gguf, pretrained]
         with Evaluation(files, asked, folder.file("evaluation.jsonl")) as evaluation:
             evaluation.run(_once_an_item(progress))
@@ -174,4 +186,8 @@ def _once_an_item(progress: Progress) -> OnProgress:
 
 
 def _as_dict(report: EvalReport, verdict: Verdict) -> dict[str, Any]:
-    return {"outcome": verdict.outcome, "lines": verdict.lines(), "evaluation": report.as_dict()}
+    return {
+        "outcome": verdict.outcome,
+        "lines": verdict.lines(),
+        "evaluation": report.as_dict(),
+    }

@@ -32,7 +32,9 @@ def read_settings(path: Path) -> Mapping[str, Any]:
         line = str(error).replace("\n", " ")
         raise UsageError(f"{path} is not YAML: {line:.100}") from None
     if not isinstance(settings, dict):
-        raise UsageError(f"{path} holds no settings; accelerate config writes such a file")
+        raise UsageError(
+            f"{path} holds no settings; accelerate config writes such a file"
+        )
     return settings
 
 
@@ -70,7 +72,9 @@ def check_pairs(path: Path, *, lora: bool, jumps: bool, attention: str) -> None:
 
 def _size(settings: Mapping[str, Any], name: str) -> int:
     section = settings.get("parallelism_config")
-    value = section.get(f"parallelism_config_{name}", 1) if isinstance(section, dict) else 1
+    value = (
+        section.get(f"parallelism_config_{name}", 1) if isinstance(section, dict) else 1
+    )
     return value if isinstance(value, int) else 1
 
 

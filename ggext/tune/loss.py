@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 #: Numbers of logits at once: 64 MB in float32, and as much again for their gradient.
 _BLOCK_LOGITS = 1 << 24
-_AGREES = 1e-3  # relative difference of two losses that are computed alike, bfloat16 included
+_AGREES = (
+    1e-3  # relative difference of two losses that are computed alike, bfloat16 included
+)
 
 
 class BlockLoss:
@@ -72,7 +74,9 @@ class BlockLoss:
         total = hidden.new_zeros((), dtype=hidden.float().dtype)
         for start in range(0, len(hidden), step):
             block, wanted = hidden[start : start + step], labels[start : start + step]
-            total = total + checkpoint(self._of_block, head, block, wanted, use_reentrant=False)
+            total = total + checkpoint(
+                self._of_block, head, block, wanted, use_reentrant=False
+            )
         return total
 
     def _of_block(self, head: Any, hidden: Tensor, labels: Tensor) -> Tensor:

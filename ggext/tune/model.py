@@ -20,7 +20,11 @@ _MADE = ("config.json",)
 
 
 def load(
-    folder: Path, rope: WantedRope | None = None, *, bf16: bool = False, attention: str = "sdpa"
+    folder: Path,
+    rope: WantedRope | None = None,
+    *,
+    bf16: bool = False,
+    attention: str = "sdpa",
 ) -> Any:
     """The model, with its configuration set before it is made, or as it is (``None``). Raises
     ``CheckpointError``."""
@@ -106,7 +110,9 @@ def from_adapter(model: Any, folder: Path, *, trainable: bool) -> Any:
         return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
 
 
-def merged(folder: Path, rope: WantedRope, tuned: Path, *, adapter: bool) -> tuple[Any, TableProof]:
+def merged(
+    folder: Path, rope: WantedRope, tuned: Path, *, adapter: bool
+) -> tuple[Any, TableProof]:
     """The tuned model in float32, and the proof that its table is the wanted one still.
 
     ``tuned``: the adapter's folder, or that of all weights.
@@ -130,7 +136,11 @@ def save(model: Any, original: Path, out: Path) -> None:
             _check_room(model, out)
             model.save_pretrained(out)
             for file in original.iterdir():
-                if file.is_file() and not file.name.endswith(_WEIGHTS) and file.name not in _MADE:
+                if (
+                    file.is_file()
+                    and not file.name.endswith(_WEIGHTS)
+                    and file.name not in _MADE
+                ):
                     shutil.copyfile(file, out / file.name)
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)

@@ -76,16 +76,24 @@ class TuneOptions:
                 check_count(name, value)
         rate = self.learning_rate
         if rate is not None and not 0 < rate < 1:
-            raise UsageError(f"the learning rate is {rate:g}; it must be between 0 and 1")
-        if list(self.stages) != sorted(set(self.stages)) or any(f <= 1 for f in self.stages):
+            raise UsageError(
+                f"the learning rate is {rate:g}; it must be between 0 and 1"
+            )
+        if list(self.stages) != sorted(set(self.stages)) or any(
+            f <= 1 for f in self.stages
+        ):
             raise UsageError(
                 f"the stages are {', '.join(f'{f:g}' for f in self.stages)}; their factors must "
                 "rise, and be more than 1"
             )
         if self.adapter and self.lora is None:
-            raise UsageError("an adapter is what LoRA trains; with all weights there is none")
+            raise UsageError(
+                "an adapter is what LoRA trains; with all weights there is none"
+            )
         if len(self.stages) > self.steps:
-            raise UsageError(f"{self.steps} steps are too few for {len(self.stages)} stages")
+            raise UsageError(
+                f"{self.steps} steps are too few for {len(self.stages)} stages"
+            )
 
     @property
     def rate(self) -> float:

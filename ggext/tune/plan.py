@@ -29,7 +29,8 @@ _AT_ONCE = 8192
 _ROWS_A_STEP = 4
 #: transformers has a parameter for another attention factor in these methods alone.
 _WITH_GAIN = ("yarn",)
-_LOGITS = 3 << 26  # bytes: a block, its gradient, and what is made on the way
+#: Bytes: a block, its gradient, and what is made on the way.
+_LOGITS = 3 << 26
 _FLOAT = 4
 
 
@@ -65,7 +66,9 @@ class TunePlan:
     def step_tokens(self) -> int:
         """Tokens of a step in each process, about."""
         return (
-            self.accumulation * self.rows.count(self.rows.kind) * self.rows.length(self.rows.kind)
+            self.accumulation
+            * self.rows.count(self.rows.kind)
+            * self.rows.length(self.rows.kind)
         )
 
 
@@ -86,7 +89,9 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     trained = parameters
     if options.lora is not None:
-        trained = lora_size((tensor.shape for tensor in _linears(tensors)), options.lora)
+        trained = lora_size(
+            (tensor.shape for tensor in _linears(tensors)), options.lora
+        )
     plan = TunePlan(
         folder,
         rope,
@@ -131,10 +136,14 @@ def _rope(options: TuneOptions, source: ModelSource, notes: list[str]) -> Wanted
             f"transformers knows no attention factor for {asked.method}, so it cannot be trained "
             "with one; leave it out, or choose yarn"
         )
-    scaling, _ = resolve_scaling(asked, options.target_context, source, notes, keeps_own=False)
+    scaling, _ = resolve_scaling(
+        asked, options.target_context, source, notes, keeps_own=False
+    )
     assert scaling is not None  # a checkpoint always has one
     rope = WantedRope(scaling, source.geometry)
-    rope = replace(rope, geometry=replace(source.geometry, trained_context=rope.trained))
+    rope = replace(
+        rope, geometry=replace(source.geometry, trained_context=rope.trained)
+    )
     if scaling.method == "none" or rope.context <= rope.trained:
         raise UsageError(
             f"{source.path} reaches {rope.trained:,} tokens as it is, and no more is asked for: "
@@ -182,7 +191,11 @@ def _by(scaling: RopeScaling, factor: float) -> RopeScaling:
 def _linears(tensors: Mapping[str, CheckpointTensor]) -> Iterable[CheckpointTensor]:
     """Those that PEFT's all-linear adapts: every matrix but the embedding and the output."""
     outside = ("embed_tokens.weight", "lm_head.weight", "wte.weight", "embed_in.weight")
-    return (t for name, t in tensors.items() if len(t.shape) == 2 and not name.endswith(outside))
+    return (
+        t
+        for name, t in tensors.items()
+        if len(t.shape) == 2 and not name.endswith(outside)
+    )
 
 
 def lora_size(shapes: Iterable[tuple[int, ...]], rank: int) -> int:
@@ -190,7 +203,9 @@ def lora_size(shapes: Iterable[tuple[int, ...]], rank: int) -> int:
     return sum(rank * sum(shape) for shape in shapes)
 
 
-def _memory(plan: TunePlan, source: ModelSource, options: TuneOptions, machine: Machine) -> int:
+def _memory(
+    plan: TunePlan, source: ModelSource, options: TuneOptions, machine: Machine
+) -> int:
     """Bytes: weights, gradients and Adam's two moments in float32, what is kept for the way back,
     and a block of logits. With checkpoints that is a layer's input for each, and all of one layer.
     """
@@ -198,9 +213,13 @@ def _memory(plan: TunePlan, source: ModelSource, options: TuneOptions, machine: 
     layers, hidden = int(keys["block_count"]), int(keys["embedding_length"])
     feed_forward = keys["feed_forward_length"]
     wide = max(feed_forward) if isinstance(feed_forward, list) else int(feed_forward)
-    weights = plan.parameters * (2 if machine.bf16 and options.lora is not None else _FLOAT)
+    weights = plan.parameters * (
+        2 if machine.bf16 and options.lora is not None else _FLOAT
+    )
     states = plan.trained * 3 * _FLOAT
-    tokens = max(plan.rows.count(kind) * plan.rows.length(kind) for kind in _kinds(plan.rows))
+    tokens = max(
+        plan.rows.count(kind) * plan.rows.length(kind) for kind in _kinds(plan.rows)
+    )
     inside = tokens * (10 * hidden + 4 * wide) * _FLOAT
     kept = tokens * hidden * layers * _FLOAT
     if not options.gradient_checkpointing:

@@ -72,7 +72,9 @@ class Rows(Sequence[Batch]):
     start of another document, and hides what was before it.
     """
 
-    def __init__(self, documents: Sequence[Encoded], options: RowOptions, batches: int) -> None:
+    def __init__(
+        self, documents: Sequence[Encoded], options: RowOptions, batches: int
+    ) -> None:
         self.documents = documents
         self.options = options
         self._batches = batches
@@ -131,7 +133,9 @@ class Rows(Sequence[Batch]):
         prefix = np.array(self.options.prefix, np.int64)
         tokens = np.concatenate([prefix, chosen.tokens[places]])
         labels = np.full(len(tokens), IGNORED, np.int64)
-        learned = np.concatenate([np.zeros(len(prefix), np.bool_), chosen.learned[places]])
+        learned = np.concatenate(
+            [np.zeros(len(prefix), np.bool_), chosen.learned[places]]
+        )
         labels[:-1][learned[1:]] = tokens[1:][learned[1:]]
         return Row(tokens, np.arange(len(tokens)), labels)
 
@@ -150,7 +154,9 @@ class Rows(Sequence[Batch]):
         places = [np.arange(first), np.arange(second, second + size - first)]
         row = self._row(document, start + np.concatenate(places))
         jump = first + len(self.options.prefix)
-        row.positions[jump:] += rng.randint(0, max(0, self.options.target - len(row.tokens)))
+        row.positions[jump:] += rng.randint(
+            0, max(0, self.options.target - len(row.tokens))
+        )
         if second > first:
             row.labels[jump - 1] = IGNORED  # what follows there is not the next word
         return row

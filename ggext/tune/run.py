@@ -85,7 +85,9 @@ class Tuning:
                 "give longer documents, or take rows with jumps (PoSE)"
             )
         needed = self.options.steps * self.plan.step_tokens * self.machine.processes
-        return Texts(len(lengths), len(self._split.held_out), sum(lengths), needed, long)
+        return Texts(
+            len(lengths), len(self._split.held_out), sum(lengths), needed, long
+        )
 
     def stop(self) -> None:
         """Ends `train` after the running step, with a checkpoint, from any thread or a signal
@@ -98,7 +100,9 @@ class Tuning:
             request = self.options.request() | {"digest": self._digest}
             self.folder.begin(request, resume=self.options.resume)
 
-    def train(self, on_proof: Callable[[TableProof], None], on_step: OnStep) -> list[float]:
+    def train(
+        self, on_proof: Callable[[TableProof], None], on_step: OnStep
+    ) -> list[float]:
         """All stages; the losses of every step. ``interrupted`` says whether it was stopped."""
         from ggext.tune.train import final_weights
 
@@ -131,13 +135,17 @@ class Tuning:
         lora, folder = self.options.lora, self.plan.folder
         bf16 = self.machine.bf16 and lora is not None
         source = before if before is not None and lora is None else folder
-        model = models.load(source, stage.wanted, bf16=bf16, attention=self.options.attention)
+        model = models.load(
+            source, stage.wanted, bf16=bf16, attention=self.options.attention
+        )
         on_proof(prove_model("before training", model, stage.wanted))
         if lora is not None and before is not None:
             model = models.from_adapter(model, before, trainable=True)
         elif lora is not None:
             model = models.with_adapter(model, lora, self.options.seed)
-        rows = replace(self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number)
+        rows = replace(
+            self.plan.rows, target=stage.wanted.context, seed=self.options.seed + number
+        )
         batches = stage.steps * self.plan.accumulation * self.machine.processes
         return train(
             model,
@@ -156,9 +164,13 @@ class Tuning:
 
         tuned = final_weights(self.folder.stage(len(self.plan.stages)))
         if tuned is None:
-            raise ModelError(f"{self.folder.path}: training is not at its end; --resume goes on")
+            raise ModelError(
+                f"{self.folder.path}: training is not at its end; --resume goes on"
+            )
         progress("merging the weights in float32")
-        merged = merge(self.plan, tuned, self.folder, adapter=self.options.lora is not None)
+        merged = merge(
+            self.plan, tuned, self.folder, adapter=self.options.lora is not None
+        )
         progress("baking and verifying the GGUF file")
         kind = file_type(self.options, self.plan.folder)
         gguf, baked, checks = bake(self.plan, self.folder, kind)
@@ -167,9 +179,19 @@ class Tuning:
             adapter = small_file(self.plan, tuned, gguf, kind)
         # Of a chat the user's words are not learned, so perplexity is measured on plain text.
         plain = [document for document in self._split.held_out if not document.messages]
-        held_out = (self._encoder.render(one)[0] for one in plain or self._split.held_out)
+        held_out = (
+            self._encoder.render(one)[0] for one in plain or self._split.held_out
+        )
         texts = self.folder.write_held_out(held_out)
-        report, verdict = evaluate(self.plan, gguf, self.folder, texts, self.options, progress)
+        report, verdict = evaluate(
+            self.plan, gguf, self.folder, texts, self.options, progress
+        )
         return Finished(
-            gguf, self.folder.checkpoint, adapter, (merged, baked), checks, report, verdict
+            gguf,
+            self.folder.checkpoint,
+            adapter,
+            (merged, baked),
+            checks,
+            report,
+            verdict,
         )

@@ -52,7 +52,9 @@ class RunFolder:
             self._check_same(before, request, resume=resume)
             return
         if resume:
-            raise UsageError(f"{self.path} holds no run to go on with; leave out --resume")
+            raise UsageError(
+                f"{self.path} holds no run to go on with; leave out --resume"
+            )
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise OutputError(f"{self.path} is not empty; name another folder")
         try:
@@ -87,7 +89,8 @@ class RunFolder:
         """The held-out documents as files."""
         self.held_out.mkdir(exist_ok=True)
         return tuple(
-            self.write(f"held-out/{number:04}.txt", text) for number, text in enumerate(texts, 1)
+            self.write(f"held-out/{number:04}.txt", text)
+            for number, text in enumerate(texts, 1)
         )
 
 

@@ -86,7 +86,9 @@ def prove_model(place: str, model: Any, wanted: WantedRope) -> TableProof:
     """Every table of a loaded model of transformers. Raises ``RopeError`` as ``prove`` does."""
     proofs = []
     for kind, table in tables_in(model, wanted.context):
-        expected = wanted.sliding if kind == SLIDING and wanted.sliding else wanted.table
+        expected = (
+            wanted.sliding if kind == SLIDING and wanted.sliding else wanted.table
+        )
         proofs.append(prove(place, expected, table))
     if not proofs:
         raise RopeError(
@@ -110,7 +112,10 @@ def tables_in(model: Any, context: int) -> Iterator[tuple[str, RopeTable]]:
             frequencies = getattr(module, f"{kind}inv_freq", None)
             if frequencies is not None and frequencies.dim() == 1:
                 inv_freq = tuple(frequencies.detach().double().cpu().tolist())
-                yield kind.removesuffix("_"), RopeTable(inv_freq, float(values[name]), context)
+                yield (
+                    kind.removesuffix("_"),
+                    RopeTable(inv_freq, float(values[name]), context),
+                )
 
 
 def set_context(config: Any, wanted: WantedRope) -> None:
@@ -131,4 +136,6 @@ def _check_complete(parameters: Mapping[str, Any]) -> None:
     """Our own bug otherwise, which the comparison of tables would find only for some models."""
     for inner in parameters.values() if "rope_type" not in parameters else [parameters]:
         assert "rope_theta" in inner
-        assert inner["rope_type"] != "yarn" or "original_max_position_embeddings" in inner
+        assert (
+            inner["rope_type"] != "yarn" or "original_max_position_embeddings" in inner
+        )

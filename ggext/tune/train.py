@@ -94,7 +94,9 @@ def train(
     trainer = _trainer(model, rows, arguments, watcher)
     try:
         with quiet():
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(
+                resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
+            )
     finally:
         loss.restore()
     if trainer.state.global_step >= steps:
@@ -102,7 +104,9 @@ def train(
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def _trainer(model: Any, rows: Rows, arguments: TrainingArguments, watcher: Watcher) -> _Trainer:
+def _trainer(
+    model: Any, rows: Rows, arguments: TrainingArguments, watcher: Watcher
+) -> _Trainer:
     with quiet():
         trainer = _Trainer(
             model=model,
@@ -215,9 +219,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
             yield
             if self.args.should_save:
                 (folder / WHOLE).touch()
-        except (OSError, RuntimeError, ValueError) as error:  # torch has RuntimeError for all
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # torch has RuntimeError for all
             shutil.rmtree(folder, ignore_errors=True)
-            raise OutputError(f"{folder}: {first_line(error)}; {self._last()}") from None
+            raise OutputError(
+                f"{folder}: {first_line(error)}; {self._last()}"
+            ) from None
 
     def _last(self) -> str:
         last = last_whole(Path(self.args.output_dir))
@@ -236,9 +246,13 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             control.should_training_stop = True
         return control
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> Any:
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any
+    ) -> Any:
         """Before the checkpoint of the step."""
         if logs and "loss" in logs:
-            step = Step(state.global_step, args.max_steps, logs["loss"], logs["grad_norm"])
+            step = Step(
+                state.global_step, args.max_steps, logs["loss"], logs["grad_norm"]
+            )
             self._watcher.on_step(step)
         return self.on_step_end(args, state, control)

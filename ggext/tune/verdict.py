@@ -43,7 +43,11 @@ class Verdict:
             return "worse"
         if _below(self.short_answers) or self._perplexity_rose:
             return "worse short"
-        return "success" if self.answers is not None and self.answers.low > 0 else "no gain"
+        return (
+            "success"
+            if self.answers is not None and self.answers.low > 0
+            else "no gain"
+        )
 
     @property
     def _perplexity_rose(self) -> bool:
@@ -77,11 +81,16 @@ class Verdict:
         rows = (
             (f"answers at {self.target:,} tokens, against untuned", self.answers),
             (f"perplexity at {self.target:,} tokens, against untuned", self.perplexity),
-            (f"answers at {self.short:,} tokens, against the pretrained model", self.short_answers),
+            (
+                f"answers at {self.short:,} tokens, against the pretrained model",
+                self.short_answers,
+            ),
             (f"perplexity at {self.short:,} tokens, against it", self.short_perplexity),
             ("what the scaling costs there untuned", self.price),
         )
-        found = [f"  {what}: {change(value)}" for what, value in rows if value is not None]
+        found = [
+            f"  {what}: {change(value)}" for what, value in rows if value is not None
+        ]
         return [self.words, *found]
 
 
@@ -114,7 +123,11 @@ def _answers(differences: Iterable[Difference], length: int) -> Estimate | None:
     return next((d.difference for d in found), None)
 
 
-def _perplexity(differences: Iterable[Difference], least: int, most: int) -> Estimate | None:
+def _perplexity(
+    differences: Iterable[Difference], least: int, most: int
+) -> Estimate | None:
     """At the last positions of texts of ``least`` to ``most`` tokens."""
-    found = [d for d in differences if d.what == "perplexity" and least <= d.end <= most]
+    found = [
+        d for d in differences if d.what == "perplexity" and least <= d.end <= most
+    ]
     return max(found, key=lambda d: d.end).difference if found else None

@@ -30,7 +30,9 @@ from ggext.runtime.engine import Prefill, Sampling
 @pytest.fixture(autouse=True)
 def _no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers take no time, so that a status line can be compared."""
-    monkeypatch.setattr("ggext.chat.conversation.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr(
+        "ggext.chat.conversation.time", SimpleNamespace(perf_counter=lambda: 0.0)
+    )
 
 
 def transcript_of(text: str) -> str:
@@ -66,7 +68,9 @@ def test_a_template_without_bos_gets_the_vocabularys() -> None:
     for adds_bos, prompt in ((True, "«s»Hello"), (False, "Hello")):
         letters = Letters("{{ messages[-1].content }}", adds_bos)
         conversation = Conversation(letters, QueuedEngine(), Sampling())
-        assert letters.text(conversation.prompts.tokens([Turn("user", "Hello")])) == prompt
+        assert (
+            letters.text(conversation.prompts.tokens([Turn("user", "Hello")])) == prompt
+        )
 
 
 def test_without_a_template_the_text_is_continued() -> None:
@@ -115,7 +119,12 @@ back what resembles the question, compress keeps the tokens that stand out
         > ^D
         """
     )
-    assert [turn.content for turn in conversation.turns] == ["Hello", "Hi!", "Ok?", "Yes."]
+    assert [turn.content for turn in conversation.turns] == [
+        "Hello",
+        "Hi!",
+        "Ok?",
+        "Yes.",
+    ]
 
 
 def test_an_answer_that_fills_the_context_says_so_and_is_kept() -> None:
@@ -143,7 +152,9 @@ def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
         "= context: 47 of 100 tokens, trained on 2,000; read 32, reused 11; wrote 4",
     ]
     assert Letters().text(engine.prompts[2]) == (
-        "«s»«|system|»Be kind.«|user|»And you?«|bot|»Well.«/s»«|user|»" + "x" * 15 + "«|bot|»"
+        "«s»«|system|»Be kind.«|user|»And you?«|bot|»Well.«/s»«|user|»"
+        + "x" * 15
+        + "«|bot|»"
     )
     assert conversation.turns[2].content == "Hi!"
     assert conversation.left == 2
@@ -172,7 +183,12 @@ def test_ctrl_c_stops_an_answer_and_keeps_the_chat() -> None:
     screen.interrupt_at = "i"
     conversation = chat(QueuedEngine("Hi there!", "Go on."), screen)
     assert screen.lines[:3] == ["> Hello", "< Hi", "- stopped"]
-    assert [turn.content for turn in conversation.turns] == ["Hello", "Hi", "And?", "Go on."]
+    assert [turn.content for turn in conversation.turns] == [
+        "Hello",
+        "Hi",
+        "And?",
+        "Go on.",
+    ]
 
 
 def test_ctrl_c_in_a_prefill_takes_the_turn_back() -> None:
@@ -249,7 +265,9 @@ def test_regen_varies_a_seed_and_keeps_the_answer_that_it_could_not_better() -> 
     seeds: list[int | None] = []
 
     class Seeded(QueuedEngine):
-        def generate(self, sampling: Sampling, max_tokens: int | None = None) -> Answered:
+        def generate(
+            self, sampling: Sampling, max_tokens: int | None = None
+        ) -> Answered:
             seeds.append(sampling.seed)
             return super().generate(sampling, max_tokens)
 
@@ -274,18 +292,31 @@ def test_a_question_that_a_crash_left_unanswered_is_asked_again() -> None:
 
 
 def test_the_system_prompt_is_shown_and_changed() -> None:
-    engine, screen = QueuedEngine("Hi!"), Script("/system", "/system Be brief.", "/system", "Hello")
+    engine, screen = (
+        QueuedEngine("Hi!"),
+        Script("/system", "/system Be brief.", "/system", "Hello"),
+    )
     chat(engine, screen)
     assert [line for line in screen.lines if line.startswith("-")] == [
         "- there is no system prompt; /system TEXT sets one",
         "- the system prompt is another now; the next turn reads the chat again after it",
         "- Be brief.",
     ]
-    assert Letters().text(engine.prompts[0]) == "«s»«|system|»Be brief.«|user|»Hello«|bot|»"
+    assert (
+        Letters().text(engine.prompts[0])
+        == "«s»«|system|»Be brief.«|user|»Hello«|bot|»"
+    )
 
 
 def test_settings_are_shown_and_changed() -> None:
-    script = ("temperature 0.5", "seed none", "stop END", "max-tokens 3", "think show", "think off")
+    script = (
+        "temperature 0.5",
+        "seed none",
+        "stop END",
+        "max-tokens 3",
+        "think show",
+        "think off",
+    )
     wrong = (
         "temperature x",
         "temperature -1",
@@ -298,7 +329,11 @@ def test_settings_are_shown_and_changed() -> None:
     screen = Script(*(f"/set {line}" for line in (*script, *wrong)), "/set", "Hello")
     conversation = chat(QueuedEngine("abcdef"), screen)
     shown = [line for line in screen.lines if line.startswith("- ")]
-    assert shown[:3] == ["- temperature: 0.8 → 0.5", "- seed: 1 → none", "- stop: none → 'END'"]
+    assert shown[:3] == [
+        "- temperature: 0.8 → 0.5",
+        "- seed: 1 → none",
+        "- stop: none → 'END'",
+    ]
     assert shown[6:15] == [
         "- temperature      0.5",
         "- top-k            40",
@@ -317,7 +352,11 @@ def test_settings_are_shown_and_changed() -> None:
 
 def test_the_policy_for_a_full_context() -> None:
     screen = Script(
-        "/when-full", "/when-full turns", "/when-full", "/when-full stream", "/when-full later"
+        "/when-full",
+        "/when-full turns",
+        "/when-full",
+        "/when-full stream",
+        "/when-full later",
     )
     conversation = chat(QueuedEngine(), screen)
     choices = "stop, turns, stream, recompute, self-extend, landmark, compress"
@@ -332,14 +371,18 @@ def test_the_policy_for_a_full_context() -> None:
 
 
 def test_ctrl_c_twice_at_the_prompt_leaves() -> None:
-    screen = Script(KeyboardInterrupt, "", KeyboardInterrupt, KeyboardInterrupt, "never read")
+    screen = Script(
+        KeyboardInterrupt, "", KeyboardInterrupt, KeyboardInterrupt, "never read"
+    )
     chat(QueuedEngine(), screen)
     assert screen.lines.count("> ^C") == 3
     assert screen.inputs == ["never read"]
 
 
 def test_a_chat_is_exported_as_markdown(tmp_path: Path) -> None:
-    screen = Script("Hello", f"/export {tmp_path}/chat.md", f"/export {tmp_path}/chat.md")
+    screen = Script(
+        "Hello", f"/export {tmp_path}/chat.md", f"/export {tmp_path}/chat.md"
+    )
     chat(QueuedEngine("Hi *you*!"), screen, system="Be kind.")
     assert (tmp_path / "chat.md").read_text() == (
         "**System**\n\nBe kind.\n\n---\n\n**User**\n\nHello\n\n---\n\n**Assistant**\n\nHi *you*!\n"
@@ -365,7 +408,9 @@ def test_documents_are_held_to_the_context_together(tmp_path: Path) -> None:
     screen = Script(*[f"/file {tmp_path}/doc.txt"] * 2)
     chat(QueuedEngine(), screen)
     notices = [line for line in screen.lines if line.startswith("- ")]
-    assert notices[0].endswith("doc.txt: 601 tokens go into the next turn; 1,000 are available")
+    assert notices[0].endswith(
+        "doc.txt: 601 tokens go into the next turn; 1,000 are available"
+    )
     assert notices[1].endswith(
         "601 tokens go into the next turn, 1,202 with what waits already; 1,000 are available"
     )
@@ -422,7 +467,12 @@ def test_a_document_goes_into_the_next_turn_and_only_there(tmp_path: Path) -> No
     assert screen.lines[1] == (
         f"- {tmp_path}/a b.txt: 6 tokens go into the next turn; 1,000 are available"
     )
-    assert [t.content for t in conversation.turns] == ["Facts.\nWhat?", "1", "Why?", "2"]
+    assert [t.content for t in conversation.turns] == [
+        "Facts.\nWhat?",
+        "1",
+        "Why?",
+        "2",
+    ]
 
 
 def test_a_document_is_read_while_its_question_is_typed(tmp_path: Path) -> None:
@@ -438,7 +488,9 @@ def test_a_document_is_read_while_its_question_is_typed(tmp_path: Path) -> None:
     screen.noted = wait_until_read
     engine = QueuedEngine("Yes.", "Sure.")
     chat(engine, screen)
-    assert notes == ["the document is read but for its last tokens, which the question decides"]
+    assert notes == [
+        "the document is read but for its last tokens, which the question decides"
+    ]
     assert "read 11 and 20 while you typed, reused 0" in screen.text
     assert "read 8, reused 35" in screen.text
 
@@ -457,7 +509,10 @@ def test_clearing_is_not_offered_where_it_frees_nothing(tmp_path: Path) -> None:
     engine = QueuedEngine(n_ctx=50)
     chat(engine, screen)
     assert engine.used == 40
-    assert "! this turn has 64 tokens, 14 more than the context of 50 holds." in screen.text
+    assert (
+        "! this turn has 64 tokens, 14 more than the context of 50 holds."
+        in screen.text
+    )
     assert "/clear starts over" not in screen.text
     assert "/when-full turns" not in screen.text
 
@@ -468,7 +523,9 @@ def test_a_document_that_does_not_fit_as_things_are_is_not_read_ahead(
 ) -> None:
     """900 would fit, but not next to what is kept free for the answer: turns would leave."""
     (tmp_path / "doc.txt").write_text("x" * length)
-    conversation = chat(QueuedEngine(), Script(f"/file {tmp_path}/doc.txt"), drop_turns=drop_turns)
+    conversation = chat(
+        QueuedEngine(), Script(f"/file {tmp_path}/doc.txt"), drop_turns=drop_turns
+    )
     assert conversation.certain("x" * length) == []
     assert conversation.engine.used == 0
 
@@ -477,7 +534,10 @@ def test_a_document_that_does_not_fit_waits_until_cleared(tmp_path: Path) -> Non
     (tmp_path / "long.txt").write_text("x" * 100)
     screen = Script(f"/file {tmp_path}/long.txt", "What?", "/clear", "Who?")
     conversation = chat(QueuedEngine("I.", n_ctx=50), screen)
-    assert "- the document still waits for the next turn; /clear takes it out" in screen.lines
+    assert (
+        "- the document still waits for the next turn; /clear takes it out"
+        in screen.lines
+    )
     assert [turn.content for turn in conversation.turns] == ["Who?", "I."]
 
 
@@ -488,7 +548,10 @@ def test_a_document_ends_its_line() -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(None, "cannot be read: No such file"), (b"caf\xe9", r"not UTF-8 text \(byte 3\)")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"caf\xe9", r"not UTF-8 text \(byte 3\)"),
+    ],
 )
 def test_a_document_that_is_no_text_is_refused(
     tmp_path: Path, data: bytes | None, message: str
@@ -521,19 +584,25 @@ def test_loading_another_models_chat_says_so(tmp_path: Path) -> None:
     transcript.save(path, "other.gguf", Sampling(), [Turn("user", "Hello")])
     screen = Script(f"/load {path}")
     chat(QueuedEngine(), screen)
-    assert screen.lines[2] == "- they were written with 'other.gguf'; this is model.gguf"
+    assert (
+        screen.lines[2] == "- they were written with 'other.gguf'; this is model.gguf"
+    )
 
 
 def test_saving_replaces_a_chat_but_no_other_file(tmp_path: Path) -> None:
     chat_file, other = tmp_path / "chat.json", tmp_path / "notes.txt"
     other.write_text("mine")
-    script = Script(*(f"/save {path}" for path in (chat_file, chat_file, other, tmp_path)))
+    script = Script(
+        *(f"/save {path}" for path in (chat_file, chat_file, other, tmp_path))
+    )
     chat(QueuedEngine(), script)
     assert [line[0] for line in script.lines] == list(">->->!>!>")
     assert other.read_text() == "mine"
 
 
-def test_a_failed_save_leaves_the_old_chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "chat.json"
     transcript.save(path, "m", Sampling(), [Turn("user", "old")])
 
@@ -563,12 +632,17 @@ GOOD = {"format": "ggext chat", "version": 1, "model": "m", "sampling": {}, "tur
         pytest.param(json.dumps(GOOD | {"model": 1}), id="model no text"),
         pytest.param(json.dumps(GOOD | {"turns": [1]}), id="turn no object"),
         pytest.param(json.dumps(GOOD | {"turns": [{"role": "user"}]}), id="no content"),
-        pytest.param(json.dumps(GOOD | {"turns": [{"role": [], "content": ""}]}), id="role a list"),
         pytest.param(
-            json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}), id="unknown role"
+            json.dumps(GOOD | {"turns": [{"role": [], "content": ""}]}),
+            id="role a list",
         ),
         pytest.param(
-            json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}), id="two systems"
+            json.dumps(GOOD | {"turns": [{"role": "root", "content": ""}]}),
+            id="unknown role",
+        ),
+        pytest.param(
+            json.dumps(GOOD | {"turns": [{"role": "system", "content": ""}] * 2}),
+            id="two systems",
         ),
     ],
 )
@@ -597,7 +671,10 @@ def render(source: str, *turns: Turn) -> str:
         ("{{ {'a': 'ü<'} | tojson }}", '{"a": "ü<"}'),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
         ("{% generation %}{{ messages[0].content }}{% endgeneration %}", "hi"),
-        ("{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
+        (
+            "{% for i in range(9) %}{% if i > 1 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+            "01",
+        ),
         ("{{ strftime_now('%Y') | length }}", "4"),
         ("{{ tools is none and documents is none }}", "True"),
         ("{{ 'a,b'.split(',')[-1].upper().replace('B', 'c') ~ 1 ~ none }}", "c1None"),
@@ -656,7 +733,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_template_ends_in_one_line(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hostile_template_ends_in_one_line(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.5)
     with pytest.raises(TemplateError, match="chat template") as refused:
         render(source)
@@ -671,7 +750,12 @@ def test_a_list_that_holds_itself_sixty_times_over_is_refused(
         "{% set n = namespace(s=[1]) %}{% for i in range(60) %}{% set n.s = [n.s, n.s] %}{% "
         "endfor %}"
     )
-    for use in ("{{ n.s }}", "{{ n.s | tojson }}", "{{ n.s | string }}", "{{ 'a' ~ n.s }}"):
+    for use in (
+        "{{ n.s }}",
+        "{{ n.s | tojson }}",
+        "{{ n.s | string }}",
+        "{{ 'a' ~ n.s }}",
+    ):
         with pytest.raises(TemplateError):
             render(double + use)
 
@@ -688,10 +772,19 @@ LOOKS_INTO_TURNS = (
 
 @pytest.mark.parametrize(
     "mark",
-    ["</think>", "[/THINK]", "<tool_call>", "<tool_response>", "<|channel|>analysis", "<|open|>"],
+    [
+        "</think>",
+        "[/THINK]",
+        "<tool_call>",
+        "<tool_response>",
+        "<|channel|>analysis",
+        "<|open|>",
+    ],
 )
 @pytest.mark.parametrize("role", ["user", "assistant"])
-def test_a_mark_of_the_template_that_a_turn_spells_stays_text(mark: str, role: Role) -> None:
+def test_a_mark_of_the_template_that_a_turn_spells_stays_text(
+    mark: str, role: Role
+) -> None:
     """16 of llama.cpp's 70 templates cut an answer that spelled </think>."""
     said = f"{mark} begins, {mark}\nends {mark}"
     vocabulary = Letters(LOOKS_INTO_TURNS)
@@ -708,12 +801,16 @@ def test_a_template_that_makes_its_marks_by_format_renders() -> None:
         "{{ '%s-%s' | format(5, 6) }}{{ 'x' | center(3) }}"
     )
     vocabulary = Letters(source, adds_bos=False)
-    text = vocabulary.text(Prompts(vocabulary).tokens([Turn("user", "a</think:open>b")]))
+    text = vocabulary.text(
+        Prompts(vocabulary).tokens([Turn("user", "a</think:open>b")])
+    )
     assert text == "a</think:open>b  1|2|3  45-6 x "
 
 
 def test_a_template_gets_its_options() -> None:
-    source = "{{ reasoning_effort }}{{ depth + 1 }}{{ tools is none }}{{ enable_thinking }}"
+    source = (
+        "{{ reasoning_effort }}{{ depth + 1 }}{{ tools is none }}{{ enable_thinking }}"
+    )
     choice = TemplateChoice(source, {"reasoning_effort": "high", "depth": 2})
     prompts = Prompts(Letters(adds_bos=False), think=True, template=choice)
     assert Letters().text(prompts.tokens([Turn("user", "x")])) == "high3TrueTrue"
@@ -732,13 +829,20 @@ def test_a_template_gets_its_options() -> None:
         ({"depth": {1, 2}}, "depth is not plain data"),
     ],
 )
-def test_an_option_that_no_template_takes_is_refused(options: dict[str, Any], why: str) -> None:
+def test_an_option_that_no_template_takes_is_refused(
+    options: dict[str, Any], why: str
+) -> None:
     with pytest.raises(UsageError, match=why):
         Prompts(Letters(), template=TemplateChoice("{{ depth }}", options))
 
 
 def test_a_hostile_template_is_looked_through_in_no_time() -> None:
-    for source in ("set a='" * 150_000, "'{}'.format(" * 80_000, "<|" * 500_000, "set " * 250_000):
+    for source in (
+        "set a='" * 150_000,
+        "'{}'.format(" * 80_000,
+        "<|" * 500_000,
+        "set " * 250_000,
+    ):
         start = time.monotonic()
         marks_of(source)
         tags_of(source)
@@ -746,7 +850,9 @@ def test_a_hostile_template_is_looked_through_in_no_time() -> None:
 
 
 def test_a_refusal_is_the_templates_own_words() -> None:
-    with pytest.raises(TemplateError, match="refuses this conversation: no system role"):
+    with pytest.raises(
+        TemplateError, match="refuses this conversation: no system role"
+    ):
         render("{{ raise_exception('no system role') }}")
 
 
@@ -760,7 +866,9 @@ def test_a_template_that_refuses_leaves_the_chat_as_it_was() -> None:
 
 def test_a_long_turn_passes_through_any_template_operation() -> None:
     long = "é" * 3_000_000
-    source = "{{ messages[0].content ~ '' }}{{ messages[0].content + messages[0].content }}"
+    source = (
+        "{{ messages[0].content ~ '' }}{{ messages[0].content + messages[0].content }}"
+    )
     assert len(render(source, Turn("user", long))) == 9_000_000
 
 
@@ -826,17 +934,23 @@ def test_settings_by_the_names_of_other_programs(typed: str, said: str) -> None:
         ("/sing a song", ""),
     ],
 )
-def test_a_command_that_is_none_names_the_one_that_was_meant(typed: str, meant: str) -> None:
+def test_a_command_that_is_none_names_the_one_that_was_meant(
+    typed: str, meant: str
+) -> None:
     screen = Script(typed)
     chat(QueuedEngine(), screen)
-    assert screen.lines[1].startswith(f"! there is no command {typed.split()[0]}{meant}; /help")
+    assert screen.lines[1].startswith(
+        f"! there is no command {typed.split()[0]}{meant}; /help"
+    )
 
 
 def test_an_error_of_ggext_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:
     """It was a traceback that ended the chat; question and document were lost."""
 
     class Faulty(QueuedEngine):
-        def evaluate(self, tokens: Sequence[int], *arguments: Any, **options: Any) -> Prefill:
+        def evaluate(
+            self, tokens: Sequence[int], *arguments: Any, **options: Any
+        ) -> Prefill:
             if not self.prompts:
                 self.prompts.append([])
                 raise IndexError("list index out of range")
@@ -853,13 +967,19 @@ def test_an_error_of_ggext_in_a_turn_is_one_line_and_the_chat_goes_on() -> None:
     assert [turn.content for turn in conversation.turns] == ["Who?", "She."]
 
 
-def test_a_question_that_was_stopped_is_asked_again_with_its_document(tmp_path: Path) -> None:
+def test_a_question_that_was_stopped_is_asked_again_with_its_document(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "d.txt").write_text("Facts.")
     engine = QueuedEngine("Yes.", n_ctx=500)
     screen = Script(f"/file {tmp_path}/d.txt", "What?", "/regen")
     screen.interrupt_at = "prefill"
-    screen.noted = lambda _: setattr(screen, "interrupt_at", None)  # the prompt after it
-    conversation = Conversation(Letters(TEMPLATE), engine, Sampling(seed=1), ChatOptions())
+    screen.noted = lambda _: setattr(
+        screen, "interrupt_at", None
+    )  # the prompt after it
+    conversation = Conversation(
+        Letters(TEMPLATE), engine, Sampling(seed=1), ChatOptions()
+    )
     Chat(conversation, screen, room(engine)).run(obey)
     assert [turn.content for turn in conversation.turns] == ["Facts.\nWhat?", "Yes."]
 
@@ -867,12 +987,20 @@ def test_a_question_that_was_stopped_is_asked_again_with_its_document(tmp_path: 
 def test_the_context_is_told_in_counts_that_add_up(tmp_path: Path) -> None:
     (tmp_path / "d.txt").write_text("Facts.")
     screen = Script(
-        "Hello", f"/file {tmp_path}/d.txt", "/context", "/undo", "/context", "/clear", "/context"
+        "Hello",
+        f"/file {tmp_path}/d.txt",
+        "/context",
+        "/undo",
+        "/context",
+        "/clear",
+        "/context",
     )
     chat(QueuedEngine("Hi!"), screen, system="Be kind.")
     made_for = "the file is made for 8,000, the model was trained on 2,000"
     empty = f"- 0 of 1,000 tokens are used, 1,000 are free; {made_for}"
-    told = [line for line in screen.lines if " tokens are used" in line or "- used:" in line]
+    told = [
+        line for line in screen.lines if " tokens are used" in line or "- used:" in line
+    ]
     assert told == [
         f"- 20 of 1,000 tokens are used, 980 are free; {made_for}",
         "- used: system prompt 8, questions 5, answers 3, template 4",
@@ -900,7 +1028,9 @@ def test_an_answer_that_is_only_reasoning_says_so() -> None:
     assert any("only reasoned and gave no answer" in line for line in screen.lines)
 
 
-def test_the_context_is_compressed_where_the_policy_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_context_is_compressed_where_the_policy_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shares: list[float] = []
     engine = QueuedEngine("Hi!")
     engine.compress = shares.append  # type: ignore[attr-defined]

@@ -105,7 +105,12 @@ def test_text_in_every_unicode_encoding_with_its_mark(data: bytes, text: str) ->
     [
         ("a.pdf", pdf(), "PDF, 1 page", ["Call me Ishmael."]),
         ("a.docx", zipped(DOCX), "docx", ["Call me Ishmael.", "whale", "white"]),
-        ("a.epub", zipped(EPUB), "EPUB, 2 parts", ["# Loomings", "Call me Ishmael.", "The end."]),
+        (
+            "a.epub",
+            zipped(EPUB),
+            "EPUB, 2 parts",
+            ["# Loomings", "Call me Ishmael.", "The end."],
+        ),
         ("a.html", HTML, "HTML", ["# Moby", "Call me **Ishmael**.", "* one"]),
         ("page", HTML, "HTML", ["# Moby"]),
     ],
@@ -137,7 +142,11 @@ def test_documents_of_the_extra_become_text(
         ("x.doc", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "is an old Office file"),
         ("x.rtf", b"{\\rtf1 hi}", "is an RTF file, .*: pandoc -t plain -o x.txt x.rtf"),
         ("x.xlsx", zipped({"xl/workbook.xml": ""}), "is an Excel workbook"),
-        ("x.pptx", zipped({"ppt/presentation.xml": ""}), "is a PowerPoint presentation"),
+        (
+            "x.pptx",
+            zipped({"ppt/presentation.xml": ""}),
+            "is a PowerPoint presentation",
+        ),
         ("x.zip", zipped({"a": ""}), "is a zip archive, not a text; .*: unzip x.zip"),
         ("m.gguf", b"GGUF\3", "is a GGUF model, not a text"),
         (
@@ -145,13 +154,25 @@ def test_documents_of_the_extra_become_text(
             "größer".encode("latin-1"),
             "is not UTF-8 text .*iconv -f LATIN1 -t UTF-8 x.txt > x.utf8.txt",
         ),
-        ("x.txt", TEXT.encode("utf-16-le"), "is text in UTF-16LE, .*: iconv -f UTF-16LE"),
+        (
+            "x.txt",
+            TEXT.encode("utf-16-le"),
+            "is text in UTF-16LE, .*: iconv -f UTF-16LE",
+        ),
         ("x.txt", TEXT.encode("utf-16-be"), "is text in UTF-16BE"),
-        ("x.bin", b"abc\0def" * 9, "has NUL bytes .the first is byte 3.: it is a binary file"),
+        (
+            "x.bin",
+            b"abc\0def" * 9,
+            "has NUL bytes .the first is byte 3.: it is a binary file",
+        ),
         ("x.txt", codecs.BOM_UTF16_LE + b"a", "begins as UTF-16 but is broken at byte"),
         ("x.pdf", b"%PDF-1.4 nothing", "looks like a PDF file but cannot be read"),
         ("x.docx", zipped({"word/document.xml": "<"}), "looks like a Word document"),
-        ("x.epub", zipped({"META-INF/container.xml": "<a/>"}), "looks like an EPUB book"),
+        (
+            "x.epub",
+            zipped({"META-INF/container.xml": "<a/>"}),
+            "looks like an EPUB book",
+        ),
         ("x.pdf", pdf(""), "has no text in it, as scanned pages have none"),
     ],
 )
@@ -178,10 +199,14 @@ def test_without_the_extra_the_command_that_makes_text_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError) as error:
         document(data, "x")
-    assert f'pip install "ggext[documents]"; this makes text of it: {command}' in str(error.value)
+    assert f'pip install "ggext[documents]"; this makes text of it: {command}' in str(
+        error.value
+    )
 
 
-def test_without_the_extra_html_is_read_with_its_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_html_is_read_with_its_tags(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "markdownify", None)
     read = document(HTML, "a.html")
     assert read.text == HTML.decode()
@@ -196,7 +221,10 @@ def test_what_unpacks_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_entities_that_grow_are_refused() -> None:
     pytest.importorskip("markdownify")
-    bomb = {**EPUB, "META-INF/container.xml": '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>'}
+    bomb = {
+        **EPUB,
+        "META-INF/container.xml": '<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>',
+    }
     with pytest.raises(UsageError, match="declares XML entities"):
         document(zipped(bomb), "bomb.epub")
 
@@ -205,7 +233,12 @@ def test_entities_that_grow_are_refused() -> None:
 def test_damaged_documents_are_text_or_one_line(kind: str) -> None:
     for package in ("pypdf", "mammoth", "markdownify"):
         pytest.importorskip(package)
-    whole: dict[str, Any] = {"pdf": pdf(), "docx": zipped(DOCX), "epub": zipped(EPUB), "html": HTML}
+    whole: dict[str, Any] = {
+        "pdf": pdf(),
+        "docx": zipped(DOCX),
+        "epub": zipped(EPUB),
+        "html": HTML,
+    }
     data = whole[kind]
     for cut in range(8, len(data), max(len(data) // 12, 1)):
         for broken in (data[:cut], data[:cut] + b"\xff" + data[cut + 1 :]):

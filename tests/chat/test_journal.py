@@ -40,7 +40,9 @@ def test_a_file_that_changed_since_it_was_read(tmp_path: Path) -> None:
     path = library_file(tmp_path / "x.gguf")
     gguf = read_gguf(path)
     inplace.apply(gguf, some_edit(gguf))
-    with pytest.raises(OutputError, match="was changed by another program meanwhile; try again"):
+    with pytest.raises(
+        OutputError, match="was changed by another program meanwhile; try again"
+    ):
         inplace.apply(gguf, some_edit(gguf))
 
 
@@ -58,7 +60,9 @@ def test_hostile_undo_files(tmp_path: Path, data: bytes) -> None:
     before = path.read_bytes()
     undo_path(path).write_bytes(data)
     if data.startswith(b"some"):
-        with pytest.raises(GgufError, match="is not an undo file of ggext; move it away"):
+        with pytest.raises(
+            GgufError, match="is not an undo file of ggext; move it away"
+        ):
             read_gguf(path)
     else:
         read_gguf(path)  # a crash left it: nothing had started
@@ -86,6 +90,8 @@ def test_a_malformed_record_is_refused(tmp_path: Path, damage: dict[str, Any]) -
     text = json.dumps(values | damage).encode()
     payload = struct.pack("<Q", len(text)) + text
     frame = b"B" + struct.pack("<Q", len(payload)) + payload
-    undo_path(path).write_bytes(b"ggext-undo 2\n" + frame + hashlib.sha256(frame).digest())
+    undo_path(path).write_bytes(
+        b"ggext-undo 2\n" + frame + hashlib.sha256(frame).digest()
+    )
     with pytest.raises(GgufError, match=r"malformed at byte 13 .*; move it away"):
         Journal.of(path)

@@ -33,7 +33,11 @@ def ggext(*arguments: object) -> Result:
 
 
 def keep(name: str, *questions: str, settings: KeptSettings | None = None) -> Path:
-    turns = [turn for text in questions for turn in (Turn("user", text), Turn("assistant", "Yes."))]
+    turns = [
+        turn
+        for text in questions
+        for turn in (Turn("user", text), Turn("assistant", "Yes."))
+    ]
     with Keeper(named(name), "model.gguf", None) as keeper:
         keeper.record(turns)
         if settings is not None:
@@ -43,8 +47,21 @@ def keep(name: str, *questions: str, settings: KeptSettings | None = None) -> Pa
 
 def test_a_kept_chat_comes_back_as_it_was(demo_gguf: Path) -> None:
     """--session restored neither sampling nor --max-tokens, --ctx nor --when-full."""
-    options = (*GREEDY, "--ctx", "400", "--when-full", "turns", "--seed", "3", "--stop", "x")
-    assert ggext("chat", demo_gguf, "-p", "Where?", "--session", "a", *options).exit_code == 0
+    options = (
+        *GREEDY,
+        "--ctx",
+        "400",
+        "--when-full",
+        "turns",
+        "--seed",
+        "3",
+        "--stop",
+        "x",
+    )
+    assert (
+        ggext("chat", demo_gguf, "-p", "Where?", "--session", "a", *options).exit_code
+        == 0
+    )
     again = ggext("chat", demo_gguf, "-p", "Why?", "--session", "a", "--seed", "4")
     assert again.exit_code == 0
     assert (
@@ -53,7 +70,12 @@ def test_a_kept_chat_comes_back_as_it_was(demo_gguf: Path) -> None:
     )
     kept = kept_settings.load(named("a"))
     assert kept is not None
-    assert (kept.seed, kept.max_tokens, kept.ctx, kept.when_full) == (4, 4, 400, "turns")
+    assert (kept.seed, kept.max_tokens, kept.ctx, kept.when_full) == (
+        4,
+        4,
+        400,
+        "turns",
+    )
     assert kept.model == str(demo_gguf)
 
 
@@ -65,7 +87,10 @@ def test_the_last_chat_goes_on_without_its_file(demo_gguf: Path) -> None:
     done = ggext("chat", "-c", "And", "why?")
     assert done.exit_code == 0, done.output
     turns = session.read_only("a")
-    assert [turn.content for turn in turns if turn.role == "user"] == ["Where?", "And why?"]
+    assert [turn.content for turn in turns if turn.role == "user"] == [
+        "Where?",
+        "And why?",
+    ]
 
 
 def test_a_number_after_c_is_a_context(demo_gguf: Path) -> None:
@@ -74,7 +99,20 @@ def test_a_number_after_c_is_a_context(demo_gguf: Path) -> None:
 
 
 def test_words_of_llama_cli(demo_gguf: Path) -> None:
-    short = ("-m", demo_gguf, "-n", "4", "-t", "1", "-ngl", "0", "--temp", "0", "-s", "1")
+    short = (
+        "-m",
+        demo_gguf,
+        "-n",
+        "4",
+        "-t",
+        "1",
+        "-ngl",
+        "0",
+        "--temp",
+        "0",
+        "-s",
+        "1",
+    )
     done = ggext("chat", *short, "Where", "is it?")
     long = ggext("chat", demo_gguf, "-p", "Where is it?", *GREEDY)
     assert done.exit_code == long.exit_code == 0
@@ -88,7 +126,10 @@ def test_words_of_llama_cli(demo_gguf: Path) -> None:
         (["chat", "nothing.gguf"], "nothing.gguf: there is no such file"),
         (["chat", "-c"], "there is no chat to go on with"),
         (["chat", "x.gguf", "-p", "a", "-p", "b"], "-p asks one question, not 2"),
-        (["chat", "x.gguf", "-p", "a", "b"], "-p and 'b' are both a question: give one"),
+        (
+            ["chat", "x.gguf", "-p", "a", "b"],
+            "-p and 'b' are both a question: give one",
+        ),
         (["chats", "delete", "nothing"], "there is no chat nothing"),
         (["chats", "rename", "nothing", "x"], "there is no chat nothing"),
         (["chats", "export", "nothing", "x.md"], "there is no chat nothing"),
@@ -120,7 +161,9 @@ def test_chats_are_listed_renamed_exported_and_deleted(tmp_path: Path) -> None:
     assert ggext("chats", "export", "crown", tmp_path / "a.md").exit_code == 0
     assert "**User**\n\nWhere is the crown?" in (tmp_path / "a.md").read_text()
     assert ggext("chats", "export", "crown", tmp_path / "a.json").exit_code == 0
-    assert json.loads((tmp_path / "a.json").read_text())["sampling"]["temperature"] == 0.5
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["sampling"]["temperature"] == 0.5
+    )
     assert ggext("chats", "delete", "crown", "new").exit_code == 0
     assert "no chat is kept" in ggext("chats").output
 
@@ -165,7 +208,11 @@ def test_where_nothing_can_be_written_the_chat_goes_on(
     done = ggext("chat", demo_gguf, "-p", "Where?", "--session", "a", *GREEDY)
     assert done.exit_code == 0, done.output
     assert done.stdout.strip()
-    said = "there is no home folder" if nowhere == "no home" else "the chat is not being kept"
+    said = (
+        "there is no home folder"
+        if nowhere == "no home"
+        else "the chat is not being kept"
+    )
     assert said in done.stderr
     assert not list(tmp_path.glob("~*"))
 
@@ -189,7 +236,9 @@ def test_what_cannot_be_written_is_read_all_the_same(
     keep("a", "Where is the crown?")
 
     def read_only(*_: Any) -> None:
-        raise OutputError("chat.jsonl: Read-only file system; the chat is not being kept")
+        raise OutputError(
+            "chat.jsonl: Read-only file system; the chat is not being kept"
+        )
 
     monkeypatch.setattr("ggext.chat.session.Journal", read_only)
     done = ggext("chat", demo_gguf, "-p", "Why?", "--session", "a", *GREEDY)
@@ -197,13 +246,17 @@ def test_what_cannot_be_written_is_read_all_the_same(
     assert "what was kept of it is read, what is said now is not kept" in done.stderr
 
 
-def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[object], *typed: str) -> list[str]:
+def converse(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[object], *typed: str
+) -> list[str]:
     """What `ggext chat` shows for typed lines, over the real engine."""
     from ggext.cli.chat_input import Asked
     from ggext.screen import terminal
 
     screen = Script(*typed)
-    monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: Asked(None, (), is_chat=True))
+    monkeypatch.setattr(
+        "ggext.cli.chat.asked", lambda *_, **__: Asked(None, (), is_chat=True)
+    )
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *map(str, arguments)], standalone_mode=False)
     return screen.lines

@@ -27,7 +27,9 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_model(tmp_path_factory.mktemp("folders") / "llama", tie_word_embeddings=True)
+    return make_model(
+        tmp_path_factory.mktemp("folders") / "llama", tie_word_embeddings=True
+    )
 
 
 @pytest.fixture
@@ -42,7 +44,9 @@ def load(folder: Path) -> Tensors:
 
 
 def save(tensors: Tensors, path: Path) -> None:
-    numpy_files.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, path)
+    numpy_files.save_file(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, path
+    )
 
 
 def change_config(folder: Path, **values: Any) -> None:
@@ -88,7 +92,10 @@ def test_a_single_file_goes_before_an_index(copy: Path, tmp_path: Path) -> None:
     in_shards(copy, {name: values * 0.5 for name, values in load(copy).items()})
     both, notes = converted(copy, tmp_path / "b.gguf")
     assert both == plain
-    assert f"{WEIGHTS} is read, as transformers does; also there and not read: {INDEX}" in notes
+    assert (
+        f"{WEIGHTS} is read, as transformers does; also there and not read: {INDEX}"
+        in notes
+    )
 
 
 def test_what_is_wrong_with_the_file_that_is_read_names_the_other(
@@ -128,7 +135,9 @@ def test_config_json_may_name_the_weights(copy: Path, tmp_path: Path) -> None:
     assert "must name a file next to it" in refused(copy, tmp_path / "c.gguf")
 
 
-def test_shards_without_an_index_are_all_there_or_not(copy: Path, tmp_path: Path) -> None:
+def test_shards_without_an_index_are_all_there_or_not(
+    copy: Path, tmp_path: Path
+) -> None:
     plain, _ = converted(copy, tmp_path / "a.gguf")
     in_shards(copy, load(copy), index=False)
     (copy / WEIGHTS).unlink()
@@ -153,7 +162,9 @@ def test_a_tensor_in_two_shards(copy: Path, tmp_path: Path, factor: float) -> No
     save(numpy_files.load_file(second) | {names[0]: tensors[names[0]] * factor}, second)
     if factor == 1.0:
         _, notes = converted(copy, tmp_path / "x.gguf")
-        assert f"tensor {names[0]} is in model-00001-of-00002.safetensors and in" in notes
+        assert (
+            f"tensor {names[0]} is in model-00001-of-00002.safetensors and in" in notes
+        )
     else:
         assert "with other values" in refused(copy, tmp_path / "x.gguf")
 
@@ -164,15 +175,27 @@ def test_a_tensor_in_two_shards(copy: Path, tmp_path: Path, factor: float) -> No
 @pytest.mark.parametrize(
     ("renamed", "note"),
     [
-        (lambda name: name.removeprefix("model."), "a base model's, whose names lack model."),
+        (
+            lambda name: name.removeprefix("model."),
+            "a base model's, whose names lack model.",
+        ),
         (lambda name: f"_orig_mod.{name}", "_orig_mod."),
         (lambda name: f"module.{name}", "module."),
         (lambda name: f"module._orig_mod.{name}", "_orig_mod., module."),
-        (lambda name: name.replace("model.layers", "model._orig_mod.layers"), "_orig_mod."),
+        (
+            lambda name: name.replace("model.layers", "model._orig_mod.layers"),
+            "_orig_mod.",
+        ),
         (lambda name: f"_fsdp_wrapped_module.{name}", "_fsdp_wrapped_module."),
-        (lambda name: name.replace(".mlp", "._checkpoint_wrapped_module.mlp"), "_checkpoint"),
+        (
+            lambda name: name.replace(".mlp", "._checkpoint_wrapped_module.mlp"),
+            "_checkpoint",
+        ),
         (lambda name: f"base_model.model.{name}", "base_model.model."),
-        (lambda name: f"module.{name.removeprefix('model.')}", "whose names lack model."),
+        (
+            lambda name: f"module.{name.removeprefix('model.')}",
+            "whose names lack model.",
+        ),
         (lambda name: f"model.{name}", "names begin with model.: taken off"),
         (lambda name: f"policy.llm.{name}", "names begin with policy.llm.: taken off"),
     ],
@@ -189,17 +212,24 @@ def test_names_of_what_wraps_a_model(
 
 def test_two_tensors_of_one_name_are_refused(copy: Path, tmp_path: Path) -> None:
     tensors = load(copy)
-    save(tensors | {f"_orig_mod.{name}": value for name, value in tensors.items()}, copy / WEIGHTS)
+    save(
+        tensors | {f"_orig_mod.{name}": value for name, value in tensors.items()},
+        copy / WEIGHTS,
+    )
     assert "two tensors have the same name" in refused(copy, tmp_path / "x.gguf")
 
 
 def test_a_base_model_without_its_output_matrix(copy: Path, tmp_path: Path) -> None:
     change_config(copy, tie_word_embeddings=False)
     message = refused(copy, tmp_path / "x.gguf")
-    assert "the weights are a base model's, and tie_word_embeddings is not true" in message
+    assert (
+        "the weights are a base model's, and tie_word_embeddings is not true" in message
+    )
 
 
-def test_an_output_matrix_without_an_embedding_is_both(copy: Path, tmp_path: Path) -> None:
+def test_an_output_matrix_without_an_embedding_is_both(
+    copy: Path, tmp_path: Path
+) -> None:
     plain, _ = converted(copy, tmp_path / "a.gguf")
     tensors = load(copy)
     tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
@@ -214,8 +244,12 @@ def adapter(tensors: Tensors, prefix: str = "") -> Tensors:
     for name, values in tensors.items():
         if name.endswith("q_proj.weight"):
             module = prefix + name.removesuffix(".weight")
-            parts[f"{module}.lora_A.default.weight"] = np.ones((4, values.shape[1]), "<f4")
-            parts[f"{module}.lora_B.default.weight"] = np.ones((values.shape[0], 4), "<f4")
+            parts[f"{module}.lora_A.default.weight"] = np.ones(
+                (4, values.shape[1]), "<f4"
+            )
+            parts[f"{module}.lora_B.default.weight"] = np.ones(
+                (values.shape[0], 4), "<f4"
+            )
     return parts
 
 
@@ -231,7 +265,9 @@ def test_an_adapter_that_is_not_merged_is_refused(copy: Path, tmp_path: Path) ->
     assert "merge_and_unload()" in message
 
 
-def test_an_adapters_tensors_beside_the_model_are_told(copy: Path, tmp_path: Path) -> None:
+def test_an_adapters_tensors_beside_the_model_are_told(
+    copy: Path, tmp_path: Path
+) -> None:
     plain, _ = converted(copy, tmp_path / "a.gguf")
     tensors = load(copy)
     save(tensors | adapter(tensors), copy / WEIGHTS)
@@ -247,7 +283,10 @@ def test_an_adapter_beside_a_model_is_told(copy: Path, tmp_path: Path) -> None:
     (copy / "adapter_config.json").write_text(json.dumps(ADAPTER))
     save(adapter(load(copy), "base_model.model."), copy / "adapter_model.safetensors")
     _, notes = converted(copy, tmp_path / "x.gguf")
-    assert "adapter_config.json lies next to the model: the adapter is not in the file" in notes
+    assert (
+        "adapter_config.json lies next to the model: the adapter is not in the file"
+        in notes
+    )
     assert "also there and not read" not in notes
 
 
@@ -287,13 +326,17 @@ def test_names_that_transformers_has_in_memory(model_type: str, tmp_path: Path) 
         folder = tmp_path / name
         model.save_pretrained(folder, save_original_format=as_published)
         write_tokenizer(folder)
-        made.append((set(load(folder)), converted(folder, tmp_path / f"{name}.gguf")[0]))
+        made.append(
+            (set(load(folder)), converted(folder, tmp_path / f"{name}.gguf")[0])
+        )
     (published, first), (memory, second) = made
     assert published != memory or model_type in ("llama4_text", "gpt_oss")
     assert first == second
 
 
-@pytest.mark.parametrize("model_type", ["cohere2", "gemma3_text", "qwen3", "starcoder2"])
+@pytest.mark.parametrize(
+    "model_type", ["cohere2", "gemma3_text", "qwen3", "starcoder2"]
+)
 def test_a_base_model_that_transformers_saved(model_type: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -399,7 +442,9 @@ def test_the_names_of_a_text_part_in_every_layout() -> None:
         {"bits": 4, "group_size": 64},
     ],
 )
-def test_plain_floats_are_believed(copy: Path, tmp_path: Path, stated: dict[str, Any]) -> None:
+def test_plain_floats_are_believed(
+    copy: Path, tmp_path: Path, stated: dict[str, Any]
+) -> None:
     plain, _ = converted(copy, tmp_path / "a.gguf")
     change_config(copy, quantization_config=stated)
     same, notes = converted(copy, tmp_path / "b.gguf")
@@ -468,7 +513,10 @@ _FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
         _adapter_folder,
         "is a LoRA adapter of 'some/base-model', not a model: merge it",
     ),
-    "Mistral's own": (_empty("consolidated.safetensors", "params.json"), "Mistral's own format"),
+    "Mistral's own": (
+        _empty("consolidated.safetensors", "params.json"),
+        "Mistral's own format",
+    ),
     "Meta's own": (_empty("consolidated.00.pth", "params.json"), "Meta's own format"),
     "diffusers": (_empty("model_index.json"), "a pipeline of diffusers"),
     "DeepSpeed": (_empty("zero_to_fp32.py", "latest"), "run its zero_to_fp32.py"),
@@ -477,8 +525,14 @@ _FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "Flax": (_empty("flax_model.msgpack"), "Flax's weights"),
     "ONNX": (_empty("model.onnx"), "an ONNX model"),
     "a variant": (_empty("model.fp16.safetensors"), "rename it to model.safetensors"),
-    "a training": (_empty("checkpoint-5/x", "checkpoint-50/x"), "give one, such as checkpoint-50"),
-    "a folder within": (_empty("tiny/config.json"), "its folder tiny has a config.json"),
+    "a training": (
+        _empty("checkpoint-5/x", "checkpoint-50/x"),
+        "give one, such as checkpoint-50",
+    ),
+    "a folder within": (
+        _empty("tiny/config.json"),
+        "its folder tiny has a config.json",
+    ),
     "GGUF files": (_empty("a.gguf", "b.gguf"), "b.gguf"),
     "another name": (
         _empty("merged.safetensors"),
@@ -489,7 +543,9 @@ _FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("name", _FOLDERS)
 @pytest.mark.parametrize("with_config", [True, False])
-def test_what_a_folder_is(llama: Path, tmp_path: Path, name: str, *, with_config: bool) -> None:
+def test_what_a_folder_is(
+    llama: Path, tmp_path: Path, name: str, *, with_config: bool
+) -> None:
     make, message = _FOLDERS[name]
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -502,7 +558,10 @@ def test_what_a_folder_is(llama: Path, tmp_path: Path, name: str, *, with_config
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "run git lfs pull"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "run git lfs pull",
+        ),
         (b"<!DOCTYPE html><html><body>404</body></html>", "a web page"),
     ],
 )
@@ -534,7 +593,9 @@ def test_a_model_with_another_head_is_refused(
 
 
 @pytest.mark.parametrize("named", ["folder", "first", "second"])
-def test_any_part_or_the_folder_makes_a_new_file(llama: Path, tmp_path: Path, named: str) -> None:
+def test_any_part_or_the_folder_makes_a_new_file(
+    llama: Path, tmp_path: Path, named: str
+) -> None:
     from ggext.rope.scaling import RopeScaling
 
     whole, _ = converted(llama, tmp_path / "whole.gguf")
@@ -545,7 +606,9 @@ def test_any_part_or_the_folder_makes_a_new_file(llama: Path, tmp_path: Path, na
     parts = sorted(folder.glob("m-*.gguf"))
     source = {"folder": folder, "first": parts[0], "second": parts[1]}[named]
     out = tmp_path / "again.gguf"
-    convert(ConvertOptions(source, out, RopeScaling("yarn", factor=4.0), encoding="keys"))
+    convert(
+        ConvertOptions(source, out, RopeScaling("yarn", factor=4.0), encoding="keys")
+    )
     gguf = read_gguf(out)
     assert {name: bytes(gguf.tensor_data(name)) for name in gguf.tensors} == whole
     assert not any(key.startswith("split.") for key in gguf.fields)

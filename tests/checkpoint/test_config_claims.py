@@ -77,7 +77,9 @@ _ODD: dict[str, dict[str, Any]] = {
 }
 #: Families without a judge in the pinned transformers, or whose rotary class stands elsewhere.
 _MODULES = {"gemma3_text": "gemma3", "llama4_text": "llama4"}
-_JUDGED = sorted({row.model_type for row in ROWS.values()} - {"internlm3", "llama4_text"})
+_JUDGED = sorted(
+    {row.model_type for row in ROWS.values()} - {"internlm3", "llama4_text"}
+)
 
 
 def spellings() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -85,12 +87,17 @@ def spellings() -> Iterator[tuple[str, dict[str, Any]]]:
     for index, (name, parameters) in enumerate(_PARAMETERS.items()):
         kind = name.split()[0]
         older, newer = ("type", "rope_type") if index % 2 else ("rope_type", "type")
-        yield f"{name}, older", {"rope_scaling": {older: kind, **parameters}, "rope_theta": 3e5}
+        yield (
+            f"{name}, older",
+            {"rope_scaling": {older: kind, **parameters}, "rope_theta": 3e5},
+        )
         inside = {newer: kind, "rope_theta": 3e5, **parameters}
         yield f"{name}, newer", {"rope_parameters": inside}
 
 
-def judged(model_type: str, config: dict[str, Any]) -> dict[str, tuple[list[float], float]]:
+def judged(
+    model_type: str, config: dict[str, Any]
+) -> dict[str, tuple[list[float], float]]:
     """Layer kind → frequencies and gain, as the family's rotary class has them."""
     from transformers import AutoConfig
 
@@ -108,12 +115,17 @@ def judged(model_type: str, config: dict[str, Any]) -> dict[str, tuple[list[floa
     rotary = classes[0](made)
     buffers = dict(rotary.named_buffers())
     kinds = [
-        kind for kind in ("full_attention", "sliding_attention") if f"{kind}_inv_freq" in buffers
+        kind
+        for kind in ("full_attention", "sliding_attention")
+        if f"{kind}_inv_freq" in buffers
     ]
     if not kinds:
         return {"all": (buffers["inv_freq"].tolist(), rotary.attention_scaling)}
     return {
-        kind: (buffers[f"{kind}_inv_freq"].tolist(), getattr(rotary, f"{kind}_attention_scaling"))
+        kind: (
+            buffers[f"{kind}_inv_freq"].tolist(),
+            getattr(rotary, f"{kind}_attention_scaling"),
+        )
         for kind in kinds
     }
 
@@ -136,7 +148,11 @@ def test_every_spelling_means_what_transformers_makes_of_it(model_type: str) -> 
         except Exception:  # noqa: BLE001 - what the judge refuses may be refused
             continue
         try:
-            read = family_of(Config(config | {"model_type": model_type}, "c")).rope().understood()
+            read = (
+                family_of(Config(config | {"model_type": model_type}, "c"))
+                .rope()
+                .understood()
+            )
         except GgextError as error:
             if "llama.cpp" not in str(error):  # which alone may be why a family refuses
                 wrong.append(f"{name}: refused: {error}")
@@ -156,7 +172,12 @@ def test_every_spelling_means_what_transformers_makes_of_it(model_type: str) -> 
 
 
 def qwen3(**config: Any) -> dict[str, Any]:
-    sizes = {"model_type": "qwen3", "hidden_size": 64, "num_attention_heads": 4, "head_dim": 16}
+    sizes = {
+        "model_type": "qwen3",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "head_dim": 16,
+    }
     return sizes | {"max_position_embeddings": 40960, "rope_theta": 1e6} | config
 
 
@@ -173,7 +194,13 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         # at most the original context, it says nothing (Qwen 2.5)
         ("yarn", 4.0, 40960, 163840, ""),
         # a claim beyond what the factor reaches is the author's, and told
-        ("yarn", 4.0, 8192, 40960, "max_position_embeddings / original context 5 disagree"),
+        (
+            "yarn",
+            4.0,
+            8192,
+            40960,
+            "max_position_embeddings / original context 5 disagree",
+        ),
         # Llama 3.2 has 32 on 8192 and is meant for 131072: its factor is no multiple
         ("llama3", 32.0, 8192, 40960, ""),
     ],
@@ -181,7 +208,11 @@ _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 def test_the_context_is_checked_against_the_factor(
     method: str, factor: float, original: int, context: int, note: str
 ) -> None:
-    scaling = {"rope_type": method, "factor": factor, "original_max_position_embeddings": original}
+    scaling = {
+        "rope_type": method,
+        "factor": factor,
+        "original_max_position_embeddings": original,
+    }
     scaling |= _LLAMA3 if method == "llama3" else {}
     rope = read_rope(qwen3(rope_scaling=scaling), "neox")
     assert make_table(rope.scaling, rope.geometry).context == context
@@ -195,7 +226,13 @@ _UNREADABLE: list[dict[str, Any]] = [
     {"rope_scaling": {"type": "yarn", "factor": "four"}},
     {"rope_scaling": [1]},
     {"rope_scaling": {"type": 7}},
-    {"rope_parameters": {"rope_type": "longrope", "short_factor": [], "long_factor": [1.0]}},
+    {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "short_factor": [],
+            "long_factor": [1.0],
+        }
+    },
     {"rope_scaling": {"type": "dynamic", "factor": 2.0}},  # which llama.cpp has not
     {"rope_scaling": {"type": "yarn", "factor": float("nan")}},
 ]
@@ -219,7 +256,9 @@ def with_config(folder: Path, out: Path, **values: Any) -> Path:
     return out
 
 
-@pytest.mark.parametrize("config", _UNREADABLE, ids=lambda config: json.dumps(config)[:40])
+@pytest.mark.parametrize(
+    "config", _UNREADABLE, ids=lambda config: json.dumps(config)[:40]
+)
 def test_what_is_replaced_need_not_be_understood(
     config: dict[str, Any], llama: Path, tmp_path: Path
 ) -> None:
@@ -243,7 +282,10 @@ def test_what_is_replaced_need_not_be_understood(
     [
         ({}, "none"),
         ({"rope_parameters": {"rope_type": "yarn", **_YARN}}, "yarn"),
-        ({"rope_scaling": {"type": "yarn", **_YARN, "attention_factor": "much"}}, "yarn"),
+        (
+            {"rope_scaling": {"type": "yarn", **_YARN, "attention_factor": "much"}},
+            "yarn",
+        ),
         ({"rope_scaling": {"type": "yarn", **_YARN, "attn_factor": 0.9}}, "yarn"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
     ],
@@ -259,7 +301,10 @@ def test_an_attention_factor_alone_is_of_the_models_own_scaling(
     )
     for planned, gain in ((first, 1.25), (again, 1.5)):
         assert planned.scaling is not None
-        assert (planned.scaling.method, planned.scaling.attention_factor) == (method, gain)
+        assert (planned.scaling.method, planned.scaling.attention_factor) == (
+            method,
+            gain,
+        )
         assert f"with the attention factor {gain:g} in place" in " ".join(planned.notes)
         assert verify(planned.out, levels={"table"}).passed
 
@@ -270,7 +315,10 @@ def test_an_attention_factor_beside_another_scaling_is_that_ones(
     with pytest.raises(UsageError, match="give it as that one's"):
         plan(
             ConvertOptions(
-                llama, tmp_path / "x.gguf", RopeScaling("yarn", factor=4), attention_factor=1.2
+                llama,
+                tmp_path / "x.gguf",
+                RopeScaling("yarn", factor=4),
+                attention_factor=1.2,
             )
         )
 
@@ -278,7 +326,9 @@ def test_an_attention_factor_beside_another_scaling_is_that_ones(
 def test_a_scaling_that_is_not_understood_is_told(llama: Path, tmp_path: Path) -> None:
     said = {"type": "magic", "factor": 4.0, "original_max_position_embeddings": 32}
     model = with_config(llama, tmp_path / "model", rope_scaling=said)
-    planned = plan(ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0)))
+    planned = plan(
+        ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0))
+    )
     assert "replaced, not understood" in " ".join(planned.notes)
     assert "'magic' is unknown" in " ".join(planned.notes)
     assert planned.geometry.trained_context == 32  # which it said all the same
@@ -316,13 +366,16 @@ def test_published_extensions_start_where_their_authors_do(tmp_path: Path) -> No
     rope = {"rope_type": "default", "rope_theta": 1e6}
     sizes = {"head_dim": 16, "max_position_embeddings": 40960, "rope_parameters": rope}
     model = make_model(tmp_path / "qwen3", "qwen3", **sizes)
-    asked = ConvertOptions(model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0))
+    asked = ConvertOptions(
+        model, tmp_path / "out.gguf", RopeScaling("yarn", factor=4.0)
+    )
     planned = plan(asked)
     assert planned.fields["qwen3.context_length"].value == 131072
     assert "original_context=32768" in " ".join(planned.notes)
     own = RopeScaling("yarn", factor=4.0, original_context=40960)
     assert (
-        plan(ConvertOptions(model, asked.out, own)).fields["qwen3.context_length"].value == 163840
+        plan(ConvertOptions(model, asked.out, own)).fields["qwen3.context_length"].value
+        == 163840
     )
     plain = plan(ConvertOptions(model, asked.out))
     assert plain.fields["qwen3.context_length"].value == 40960
@@ -340,16 +393,22 @@ def test_the_published_rows_hold_together() -> None:
         assert row.extension is not None
         trained, factor = row.extension.original_context or 0, row.extension.factor or 0
         assert 0 < trained <= row.context < factor * trained
-        assert all(extension_of(arch, row.base, row.context) is row for arch in row.archs)
+        assert all(
+            extension_of(arch, row.base, row.context) is row for arch in row.archs
+        )
     assert extension_of("llama", 1e6, 40960) is None
 
 
-def test_verify_fails_a_context_short_of_the_scaling(llama: Path, tmp_path: Path) -> None:
+def test_verify_fails_a_context_short_of_the_scaling(
+    llama: Path, tmp_path: Path
+) -> None:
     short = tmp_path / "short.gguf"
     convert(ConvertOptions(llama, short, RopeScaling("yarn", factor=4.0, context=100)))
     report = verify(short, levels=["table"])
     wrong = [check for check in report.checks if not check.passed]
-    assert [check.quantity for check in wrong] == ["context short of the scaling's reach, tokens"]
+    assert [check.quantity for check in wrong] == [
+        "context short of the scaling's reach, tokens"
+    ]
     stated = RopeScaling("yarn", factor=4.0, context=100, context_reason="a window")
     convert(ConvertOptions(llama, short, stated, force=True))
     assert verify(short, levels=["table"]).passed

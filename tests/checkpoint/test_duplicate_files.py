@@ -76,7 +76,9 @@ def test_a_tekken_json_with_another_expression(
 @pytest.mark.parametrize("shift", [0, 1])
 def test_a_vocab_json_with_other_ids(folder: Path, shift: int) -> None:
     vocab = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
-    (folder / "vocab.json").write_text(json.dumps({k: v + shift for k, v in vocab.items()}))
+    (folder / "vocab.json").write_text(
+        json.dumps({k: v + shift for k, v in vocab.items()})
+    )
     (folder / "merges.txt").write_text("")
     assert ("vocab.json gives tokens other ids" in notes_of(folder)) == bool(shift)
 
@@ -84,7 +86,11 @@ def test_a_vocab_json_with_other_ids(folder: Path, shift: int) -> None:
 @pytest.mark.parametrize(
     ("names", "taken", "told"),
     [
-        (("chat_template.jinja", "tokenizer_config.json", "chat_template.json"), 0, True),
+        (
+            ("chat_template.jinja", "tokenizer_config.json", "chat_template.json"),
+            0,
+            True,
+        ),
         (("tokenizer_config.json", "chat_template.json"), 0, True),
         (("chat_template.json",), 0, False),
         (("chat_template.jinja",), 0, False),

@@ -38,7 +38,12 @@ COMPRESSED = {
     "format": "float-quantized",
     "config_groups": {
         "group_0": {
-            "weights": {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+            "weights": {
+                "num_bits": 8,
+                "type": "float",
+                "strategy": "channel",
+                "symmetric": True,
+            }
         }
     },
     "ignore": ["lm_head"],
@@ -63,11 +68,18 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
-    return make_llama(tmp_path_factory.mktemp("float8") / "plain", dtype="bfloat16", **shape)
+    return make_llama(
+        tmp_path_factory.mktemp("float8") / "plain", dtype="bfloat16", **shape
+    )
 
 
 def quantized(
-    plain: Path, folder: Path, config: dict[str, Any], suffix: str, scale_of: Any, **other: Any
+    plain: Path,
+    folder: Path,
+    config: dict[str, Any],
+    suffix: str,
+    scale_of: Any,
+    **other: Any,
 ) -> Path:
     """The checkpoint with float8 projections; ``scale_of``: (rows, columns) → the scales' shape."""
     import shutil
@@ -88,7 +100,9 @@ def quantized(
     save_file(tensors, folder / "model.safetensors")
     path = folder / "config.json"
     path.write_text(
-        json.dumps(json.loads(path.read_text()) | {"quantization_config": config} | other)
+        json.dumps(
+            json.loads(path.read_text()) | {"quantization_config": config} | other
+        )
     )
     return folder
 
@@ -98,14 +112,18 @@ def blocks(rows: int, columns: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: str) -> None:
+def test_blocks_as_transformers_reads_them(
+    plain: Path, tmp_path: Path, dtype: str
+) -> None:
     from safetensors.torch import load_file
     from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks, dtype=dtype)
     stored = load_file(folder / "model.safetensors")
     found = weights_of(read_tensors(folder), read_config(folder))
-    assert set(found) == {n for n in stored if not n.endswith(("_scale_inv", "input_scale"))}
+    assert set(found) == {
+        n for n in stored if not n.endswith(("_scale_inv", "input_scale"))
+    }
     for name, tensor in found.items():
         expected = stored[name]
         if name + "_scale_inv" in stored:
@@ -115,7 +133,11 @@ def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: s
             )
             assert tensor.dtype == {"bfloat16": "BF16", "float32": "F32"}[dtype]
             assert tensor.nbytes == expected.nbytes
-        bits = expected.view(torch.uint16) if expected.dtype == torch.bfloat16 else expected
+        bits = (
+            expected.view(torch.uint16)
+            if expected.dtype == torch.bfloat16
+            else expected
+        )
         np.testing.assert_array_equal(tensor.array()[:], bits.numpy())
 
 
@@ -135,7 +157,12 @@ def test_blocks_as_transformers_reads_them(plain: Path, tmp_path: Path, dtype: s
 )
 @pytest.mark.parametrize("float8", ["float8_e4m3fn", "float8_e5m2"])
 def test_scales_of_every_layout(
-    plain: Path, tmp_path: Path, config: dict[str, Any], suffix: str, scale_of: Any, float8: str
+    plain: Path,
+    tmp_path: Path,
+    config: dict[str, Any],
+    suffix: str,
+    scale_of: Any,
+    float8: str,
 ) -> None:
     from safetensors.torch import load_file
 
@@ -167,7 +194,9 @@ def test_the_file_is_that_of_the_values(plain: Path, tmp_path: Path) -> None:
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
     dense = {
         name: torch.from_numpy(tensor.array()[:].copy()).view(torch.bfloat16)
-        for name, tensor in weights_of(read_tensors(folder), read_config(folder)).items()
+        for name, tensor in weights_of(
+            read_tensors(folder), read_config(folder)
+        ).items()
     }
     assert ggext("convert", folder, tmp_path / "a.gguf", "--yarn", 4).exit_code == 0
     twin = without_quantization(folder, tmp_path / "twin", dense)
@@ -183,7 +212,9 @@ def without_quantization(folder: Path, twin: Path, tensors: dict[str, Any]) -> P
 
     shutil.copytree(folder, twin)
     config = json.loads((twin / "config.json").read_text())
-    (twin / "config.json").write_text(json.dumps(config | {"quantization_config": None}))
+    (twin / "config.json").write_text(
+        json.dumps(config | {"quantization_config": None})
+    )
     save_file(tensors, twin / "model.safetensors", {"format": "pt"})
     return twin
 
@@ -191,7 +222,9 @@ def without_quantization(folder: Path, twin: Path, tensors: dict[str, Any]) -> P
 def assert_same_tensors(a: Path, b: Path) -> None:
     one, two = read_gguf(a), read_gguf(b)
     assert list(one.tensors) == list(two.tensors)
-    assert all(bytes(one.tensor_data(n)) == bytes(two.tensor_data(n)) for n in two.tensors)
+    assert all(
+        bytes(one.tensor_data(n)) == bytes(two.tensor_data(n)) for n in two.tensors
+    )
 
 
 def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
@@ -203,17 +236,27 @@ def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
     row = ROWS["deepseek_v3-mscale"]
     plain = make_model(tmp_path / "plain", row.model_type, **row.config)
     folder = quantized(
-        plain, tmp_path / "fp8", FP8 | {"weight_block_size": [32, 40]}, "_scale_inv", grid
+        plain,
+        tmp_path / "fp8",
+        FP8 | {"weight_block_size": [32, 40]},
+        "_scale_inv",
+        grid,
     )
     stored = load_file(folder / "model.safetensors")
     dense = {}
     for name, weight in stored.items():
         if name + "_scale_inv" in stored:
-            scale = stored[name + "_scale_inv"].repeat_interleave(32, 0).repeat_interleave(40, 1)
+            scale = (
+                stored[name + "_scale_inv"]
+                .repeat_interleave(32, 0)
+                .repeat_interleave(40, 1)
+            )
             dense[name] = weight.float() * scale[: weight.shape[0], : weight.shape[1]]
         elif not name.endswith(("_scale_inv", "input_scale")):
             dense[name] = weight
-    assert {name.rsplit(".", 2)[-2] for name in stored if name.endswith("_scale_inv")} >= {
+    assert {
+        name.rsplit(".", 2)[-2] for name in stored if name.endswith("_scale_inv")
+    } >= {
         "kv_a_proj_with_mqa",
         "kv_b_proj",
         "gate_proj",
@@ -223,7 +266,9 @@ def test_deepseek_3_as_it_is_published(tmp_path: Path) -> None:
     assert ggext("convert", folder, tmp_path / "a.gguf").exit_code == 0
     assert ggext("convert", twin, tmp_path / "b.gguf").exit_code == 0
     assert_same_tensors(tmp_path / "a.gguf", tmp_path / "b.gguf")
-    assert verify(tmp_path / "a.gguf", twin, levels=("table", "logits"), tolerance=row.bound).passed
+    assert verify(
+        tmp_path / "a.gguf", twin, levels=("table", "logits"), tolerance=row.bound
+    ).passed
 
 
 def grid(rows: int, columns: int) -> tuple[int, int]:
@@ -234,24 +279,34 @@ def test_what_only_the_part_for_text_says(plain: Path, tmp_path: Path) -> None:
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
     stated = weights_of(read_tensors(folder), read_config(folder))
     text = Config(
-        {"dtype": None, "text_config": {"quantization_config": FP8, "dtype": "bfloat16"}},
+        {
+            "dtype": None,
+            "text_config": {"quantization_config": FP8, "dtype": "bfloat16"},
+        },
         "config.json",
     )
     assert weights_of(read_tensors(folder), text) == stated
 
 
-def test_transformers_judges_what_the_weights_stand_for(plain: Path, tmp_path: Path) -> None:
+def test_transformers_judges_what_the_weights_stand_for(
+    plain: Path, tmp_path: Path
+) -> None:
     """Its own float8 needs a GPU, and would compute in bfloat16."""
     pytest.importorskip("llama_cpp")
     folder = quantized(plain, tmp_path / "fp8", FP8, "_scale_inv", blocks)
     assert ggext("convert", folder, tmp_path / "a.gguf", "--yarn", 4).exit_code == 0
-    result = ggext("verify", tmp_path / "a.gguf", "--reference", folder, "--level", "table,logits")
+    result = ggext(
+        "verify", tmp_path / "a.gguf", "--reference", folder, "--level", "table,logits"
+    )
     if find_spec("accelerate"):
         assert result.exit_code == 0, result.output
         assert "logits  ok" in result.output
     else:
         assert result.exit_code == 1
-        assert "requires accelerate (`pip install accelerate`)" in result.stderr.splitlines()[-1]
+        assert (
+            "requires accelerate (`pip install accelerate`)"
+            in result.stderr.splitlines()[-1]
+        )
 
 
 def ggext(*arguments: object) -> Any:
@@ -264,7 +319,8 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     rows = 40_000
     weight = torch.zeros(rows, 512, dtype=torch.float8_e4m3fn)
     save_file(
-        {"w": weight, "w_scale_inv": torch.ones(blocks(rows, 512))}, tmp_path / "model.safetensors"
+        {"w": weight, "w_scale_inv": torch.ones(blocks(rows, 512))},
+        tmp_path / "model.safetensors",
     )
     tensor = weights_of(
         read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json")
@@ -282,8 +338,14 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     ("config", "message"),
     [
         ("fp8", "quantization_config is \"'fp8'\", expected an object"),
-        ({"quant_method": "gptq", "bits": 4}, "has quant_method 'gptq', which ggext does not read"),
-        ({"quant_method": "awq"}, "take the unquantized model, and quantize with --type TYPE"),
+        (
+            {"quant_method": "gptq", "bits": 4},
+            "has quant_method 'gptq', which ggext does not read",
+        ),
+        (
+            {"quant_method": "awq"},
+            "take the unquantized model, and quantize with --type TYPE",
+        ),
         ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
         ({}, None),
         ({"bits": 4}, "has quant_method ''"),
@@ -293,7 +355,10 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
             "weight_block_size is '[128]', expected two whole numbers",
         ),
         (FP8 | {"weight_block_size": [0, 128]}, "expected two whole numbers"),
-        (FP8 | {"weight_block_size": [64, 64]}, "it must be one of [1], [256, 1], [4, 6]"),
+        (
+            FP8 | {"weight_block_size": [64, 64]},
+            "it must be one of [1], [256, 1], [4, 6]",
+        ),
         (
             COMPRESSED | {"format": "pack-quantized"},
             "compressed-tensors of the format 'pack-quantized'",
@@ -328,9 +393,15 @@ def test_scales_that_are_no_scales(tmp_path: Path) -> None:
             {"w": weight.reshape(2, 2, 4), "w_scale_inv": scale},
             "is F8_E4M3 [2, 2, 4], not a matrix",
         ),
-        ({"w": weight[0].clone(), "w_scale_inv": scale}, "is F8_E4M3 [4], not a matrix"),
+        (
+            {"w": weight[0].clone(), "w_scale_inv": scale},
+            "is F8_E4M3 [4], not a matrix",
+        ),
     ):
         save_file(tensors, tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError) as caught:
-            weights_of(read_tensors(tmp_path), Config({"quantization_config": FP8}, "config.json"))
+            weights_of(
+                read_tensors(tmp_path),
+                Config({"quantization_config": FP8}, "config.json"),
+            )
         assert message in str(caught.value)

@@ -34,7 +34,9 @@ pytestmark = pytest.mark.skipif(
     FOLDER is None, reason="GGEXT_TOKENIZERS names no folder of tokenizers"
 )
 FOLDERS = (
-    sorted(path for path in Path(FOLDER).iterdir() if path.is_dir()) if FOLDER else [Path("none")]
+    sorted(path for path in Path(FOLDER).iterdir() if path.is_dir())
+    if FOLDER
+    else [Path("none")]
 )
 
 Encode = Callable[[str], list[int]]
@@ -53,7 +55,9 @@ def vocabulary(folder: Path) -> Vocabulary:
 
 
 @pytest.fixture(scope="module")
-def llama(vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlamaCpp]:
+def llama(
+    vocabulary: Vocabulary, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LlamaCpp]:
     opened = LlamaCpp(vocabulary, tmp_path_factory.mktemp("given") / "vocabulary.gguf")
     yield opened
     opened.close()
@@ -69,21 +73,29 @@ def originals(folder: Path, vocabulary: Vocabulary) -> dict[bool, Encode]:
     parse none."""
     if (folder / "tokenizer.json").exists():
         tokenizers = pytest.importorskip("tokenizers")
-        return {parse: with_tokenizers(tokenizers, folder, parse) for parse in (True, False)}
+        return {
+            parse: with_tokenizers(tokenizers, folder, parse) for parse in (True, False)
+        }
     if (folder / "tekken.json").exists():
         return {False: with_tekken(read(folder, "tekken.json"))}
     path = folder / "tokenizer.model"
     if is_sentencepiece(path.read_bytes()):
         return {
-            False: pytest.importorskip("sentencepiece").SentencePieceProcessor(str(path)).encode
+            False: pytest.importorskip("sentencepiece")
+            .SentencePieceProcessor(str(path))
+            .encode
         }
-    (expression,) = {row.splits[0] for row in pretokenizers.TABLE if row.name == vocabulary.pre}
+    (expression,) = {
+        row.splits[0] for row in pretokenizers.TABLE if row.name == vocabulary.pre
+    }
     ranks = {
         base64.b64decode(line.split()[0]): int(line.split()[1])
         for line in path.read_bytes().splitlines()
     }
     special = {
-        text: i for i, text in enumerate(vocabulary.tokens) if vocabulary.token_types[i] == CONTROL
+        text: i
+        for i, text in enumerate(vocabulary.tokens)
+        if vocabulary.token_types[i] == CONTROL
     }
     encoding = with_tiktoken(expression, ranks, special)
     return {
@@ -107,7 +119,9 @@ def with_tekken(root: dict[str, Any]) -> Encode:
     return lambda text: [first + rank for rank in encoding.encode_ordinary(text)]
 
 
-def with_tiktoken(expression: str, ranks: dict[bytes, int], special: dict[str, int]) -> Any:
+def with_tiktoken(
+    expression: str, ranks: dict[bytes, int], special: dict[str, int]
+) -> Any:
     tiktoken = pytest.importorskip("tiktoken")
     return tiktoken.Encoding(
         "given", pat_str=expression, mergeable_ranks=ranks, special_tokens=special
@@ -125,11 +139,17 @@ def comparable(vocabulary: Vocabulary, texts: list[str]) -> list[str]:
     if (
         "   " in vocabulary.tokens
     ):  # runs of spaces that are looked for in the raw text, where U+2581 is none
-        texts = [text for text in texts if vocabulary.model != "llama" or "\u2581" not in text]
+        texts = [
+            text
+            for text in texts
+            if vocabulary.model != "llama" or "\u2581" not in text
+        ]
     return texts
 
 
-def specials(folder: Path, vocabulary: Vocabulary, llama: LlamaCpp, parse: bool) -> list[str]:
+def specials(
+    folder: Path, vocabulary: Vocabulary, llama: LlamaCpp, parse: bool
+) -> list[str]:
     """Special and added tokens, those that lie furthest apart, that can be compared.
 
     llama.cpp takes what looks like a token for fill-in-the-middle for a control token, whatever the
@@ -138,7 +158,11 @@ def specials(folder: Path, vocabulary: Vocabulary, llama: LlamaCpp, parse: bool)
     """
     added = read(folder, "tokenizer.json").get("added_tokens", [])
     plain = {item["id"] for item in added if not item["special"]}
-    odd = {item["id"] for item in added if item["lstrip"] or item["rstrip"] or item["single_word"]}
+    odd = {
+        item["id"]
+        for item in added
+        if item["lstrip"] or item["rstrip"] or item["single_word"]
+    }
     found = []
     for number, (text, kind) in enumerate(
         zip(vocabulary.tokens, vocabulary.token_types, strict=True)
@@ -164,12 +188,17 @@ def test_ids_are_the_original_s(
 ) -> None:
     for parse, encode in originals(folder, vocabulary).items():
         texts = comparable(
-            vocabulary, strings(5000, specials(folder, vocabulary, llama, parse), seed=11)
+            vocabulary,
+            strings(5000, specials(folder, vocabulary, llama, parse), seed=11),
         )
         assert len(texts) > 2000
-        record_property(f"texts with parse_special={parse}", len(texts))  # --junit-xml writes it
+        record_property(
+            f"texts with parse_special={parse}", len(texts)
+        )  # --junit-xml writes it
         different = [
-            text for text in texts if encode(text) != llama.encode(text, parse_special=parse)
+            text
+            for text in texts
+            if encode(text) != llama.encode(text, parse_special=parse)
         ]
         assert sorted(different, key=len)[:5] == []
 
@@ -177,13 +206,18 @@ def test_ids_are_the_original_s(
 # around a text -----------------------------------------------------------------------------------
 
 
-def test_what_is_put_around_a_text(folder: Path, vocabulary: Vocabulary, llama: LlamaCpp) -> None:
+def test_what_is_put_around_a_text(
+    folder: Path, vocabulary: Vocabulary, llama: LlamaCpp
+) -> None:
     """BOS and EOS as tokenizer_config.json states them, or else as tokenizer.json's own
     post-processor puts them."""
     stated = read(folder, "tokenizer_config.json")
     around = llama.encode("", add_special=True)
     if "add_bos_token" in stated:
-        flags = {"bos": stated["add_bos_token"], "eos": stated.get("add_eos_token", False)}
+        flags = {
+            "bos": stated["add_bos_token"],
+            "eos": stated.get("add_eos_token", False),
+        }
         wanted = [vocabulary.special_ids[role] for role, flag in flags.items() if flag]
     elif (folder / "tokenizer.json").exists():
         wanted = (
@@ -212,12 +246,17 @@ def test_chat_template(folder: Path, vocabulary: Vocabulary, tmp_path: Path) -> 
     transformers = pytest.importorskip("transformers")
     original = transformers.AutoTokenizer.from_pretrained(str(folder))
     messages = [{"role": role, "content": content} for role, content in TURNS]
-    wanted = original.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    wanted = original.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False
+    )
     path = tmp_path / "vocabulary.gguf"
     LlamaCpp(vocabulary, path).close()
     handle = lib().llama_model_load_from_file(str(path).encode(), vocabulary_only())
     model = Model(path, read_gguf(path), handle, None, 0)
     try:
-        assert Prompts(model).tokens([Turn(role, content) for role, content in TURNS]) == wanted
+        assert (
+            Prompts(model).tokens([Turn(role, content) for role, content in TURNS])
+            == wanted
+        )
     finally:
         model.close()

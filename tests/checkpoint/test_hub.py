@@ -125,13 +125,22 @@ def test_an_id_is_fetched_converted_and_cached(
 def test_a_revision_is_what_is_converted(
     hub: Hub, ggext: Ggext, other: Path, tmp_path: Path
 ) -> None:
-    assert ggext("convert", "Owner/Tiny-1B", "v1.gguf", "--revision", "v1").returncode == 0
+    assert (
+        ggext("convert", "Owner/Tiny-1B", "v1.gguf", "--revision", "v1").returncode == 0
+    )
     assert ggext("convert", str(other), "other.gguf").returncode == 0
     assert same_tensors(tmp_path / "v1.gguf", tmp_path / "other.gguf")
     commit = hub.commit("Owner/Tiny-1B", "v1")
-    assert ggext("convert", "Owner/Tiny-1B", "commit.gguf", "--revision", commit).returncode == 0
+    assert (
+        ggext(
+            "convert", "Owner/Tiny-1B", "commit.gguf", "--revision", commit
+        ).returncode
+        == 0
+    )
     run = ggext("convert", "Owner/Tiny-1B", "--revision", "v9")
-    refused(run, "Owner/Tiny-1B at revision 'v9' does not exist", "/Owner/Tiny-1B/tree/main")
+    refused(
+        run, "Owner/Tiny-1B at revision 'v9' does not exist", "/Owner/Tiny-1B/tree/main"
+    )
     run = ggext("convert", str(other), "--revision", "v1")
     assert run.returncode == 2
     assert "--revision v1 is for models on the hub" in run.stderr
@@ -147,7 +156,9 @@ def test_a_dry_run_fetches_no_weights(
         assert planned.returncode == 0, planned.stderr
         local = ggext("convert", str(folder), *asked)
         whole = [
-            line for line in local.stdout.splitlines() if "also there and not read" not in line
+            line
+            for line in local.stdout.splitlines()
+            if "also there and not read" not in line
         ]
         assert planned.stdout.splitlines()[1:] == whole[1:]
     ranges = {asked for _, path, asked in hub.requests if path.endswith(".safetensors")}
@@ -164,9 +175,13 @@ def test_a_dry_run_says_what_is_wrong_with_a_header(
     hub.models["Owner/Broken"] = {"main": folder}
     entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 10**18]}
     header = json.dumps({"model.norm.weight": entry}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header
+    )
     refused(
-        ggext("convert", "Owner/Broken", "--dry-run"), "the model Owner/Broken", "File too large"
+        ggext("convert", "Owner/Broken", "--dry-run"),
+        "the model Owner/Broken",
+        "File too large",
     )
 
 
@@ -198,7 +213,9 @@ def test_an_adapter_on_the_hub_is_said(hub: Hub, ggext: Ggext, tmp_path: Path) -
     refused(ggext("convert", "Owner/Adapter"), "is a LoRA adapter of 'some/base'")
 
 
-def test_a_lost_connection_goes_on_at_the_byte(hub: Hub, ggext: Ggext, tmp_path: Path) -> None:
+def test_a_lost_connection_goes_on_at_the_byte(
+    hub: Hub, ggext: Ggext, tmp_path: Path
+) -> None:
     """huggingface_hub writes pieces of 10 MiB, so a larger file is needed."""
     piece = 10 << 20
     folder = make_llama(tmp_path / "large", intermediate_size=6_000)
@@ -217,7 +234,9 @@ def test_a_run_that_was_killed_keeps_the_files_that_had_arrived(
     last = max(p.name for p in tiny.glob("model-*.safetensors"))
     hub.stall_after[last] = 1000
     arguments = ["convert", "Owner/Tiny-1B", "x.gguf"]
-    killed = subprocess.Popen([*COMMAND, *arguments], env=environment(hub), cwd=tmp_path)
+    killed = subprocess.Popen(
+        [*COMMAND, *arguments], env=environment(hub), cwd=tmp_path
+    )
     shards = len(list(tiny.glob("model-*.safetensors")))
     while len(list(tmp_path.rglob("snapshots/*/model-*.safetensors"))) < shards - 1:
         assert killed.poll() is None
@@ -246,11 +265,18 @@ def test_each_failure_has_its_own_line(hub: Hub, ggext: Ggext, tmp_path: Path) -
         "spelling",
     )
     run = ggext("convert", "Owner/Gated")
-    refused(run, "the model Owner/Gated is gated: accept its terms at", "/Owner/Gated", "HF_TOKEN")
+    refused(
+        run,
+        "the model Owner/Gated is gated: accept its terms at",
+        "/Owner/Gated",
+        "HF_TOKEN",
+    )
     assert ggext("convert", "Owner/Gated", "x.gguf", HF_TOKEN=Hub.TOKEN).returncode == 0
     run = ggext("convert", "Owner/Demo", HF_HUB_OFFLINE="1")
     refused(
-        run, "the model Owner/Demo is not whole in the cache", "HF_HUB_OFFLINE forbids to fetch it"
+        run,
+        "the model Owner/Demo is not whole in the cache",
+        "HF_HUB_OFFLINE forbids to fetch it",
     )
     run = ggext("convert", "Owner/Demo", HF_ENDPOINT="http://127.0.0.1:1")
     refused(
@@ -258,7 +284,11 @@ def test_each_failure_has_its_own_line(hub: Hub, ggext: Ggext, tmp_path: Path) -
         "could not be fetched from http://127.0.0.1:1",
         "files that have arrived whole are kept",
     )
-    refused(ggext("convert", "no such model"), "no such model does not exist", "Qwen/Qwen3-0.6B")
+    refused(
+        ggext("convert", "no such model"),
+        "no such model does not exist",
+        "Qwen/Qwen3-0.6B",
+    )
     refused(ggext("convert", "here/model.gguf"), "here/model.gguf does not exist")
     assert hub.models.keys() >= {"Owner/Demo"}
     assert {p.name for p in tmp_path.glob("*.gguf")} == {"x.gguf"}
@@ -273,7 +303,8 @@ def test_a_repository_that_is_no_model(hub: Hub, ggext: Ggext, tmp_path: Path) -
     (headless / "config.json").write_text((DEMO / "config.json").read_text())
     refused(ggext("convert", "Owner/Empty"), "the model Owner/Empty has no config.json")
     refused(
-        ggext("convert", "Owner/Headless"), "has neither model.safetensors nor pytorch_model.bin"
+        ggext("convert", "Owner/Headless"),
+        "has neither model.safetensors nor pytorch_model.bin",
     )
 
 
@@ -281,7 +312,10 @@ def test_what_cannot_be_converted_is_refused_before_its_weights_come(
     hub: Hub, ggext: Ggext, tiny: Path, tmp_path: Path
 ) -> None:
     config = json.loads((tiny / "config.json").read_text())
-    for name, change in (("Unknown", {"model_type": "mystery"}), ("Wrong", {"hidden_act": "gelu"})):
+    for name, change in (
+        ("Unknown", {"model_type": "mystery"}),
+        ("Wrong", {"hidden_act": "gelu"}),
+    ):
         folder = tmp_path / name
         folder.mkdir()
         for path in tiny.iterdir():
@@ -307,7 +341,9 @@ def test_a_folder_of_that_name_goes_first(
     assert hub.requests == []
 
 
-def test_without_huggingface_hub_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ggext.checkpoint import hub
     from ggext.errors import MissingExtraError
 
@@ -337,7 +373,14 @@ def test_from_an_id_to_a_chat(ggext: Ggext, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Look for the lamp upstairs. Look for the key below.")
     run = ggext(
-        "chat", "demo.gguf", "-f", "text.txt", "-p", "Where is the lamp?", "--temperature", "0"
+        "chat",
+        "demo.gguf",
+        "-f",
+        "text.txt",
+        "-p",
+        "Where is the lamp?",
+        "--temperature",
+        "0",
     )
     assert run.returncode == 0, run.stderr
     assert "lamp" in run.stdout

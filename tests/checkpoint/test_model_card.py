@@ -10,7 +10,10 @@ import pytest
 
 from ggext.checkpoint.model_card import general_metadata
 
-TENSORS = [("token_embd.weight", (32000, 4096)), ("blk.0.ffn_up_exps.weight", (8, 4096, 14336))]
+TENSORS = [
+    ("token_embd.weight", (32000, 4096)),
+    ("blk.0.ffn_up_exps.weight", (8, 4096, 14336)),
+]
 
 
 def described(
@@ -32,7 +35,10 @@ def test_name_and_parameters_tell_something(tmp_path: Path) -> None:
         "general.basename": "Mistral",
         "general.size_label": "0.6B",
     }
-    assert described(tmp_path, "x")[0] == {"general.name": "X", "general.size_label": "8x190M"}
+    assert described(tmp_path, "x")[0] == {
+        "general.name": "X",
+        "general.size_label": "8x190M",
+    }
 
 
 def test_a_card_and_a_generation_config(tmp_path: Path) -> None:
@@ -40,14 +46,28 @@ def test_a_card_and_a_generation_config(tmp_path: Path) -> None:
         "---\nlicense: apache-2.0\ntags: [chat]\nlanguage:\n- en\n- no\nbase_model: "
         "org/Base-7B\n---\n# Words\n"
     )
-    sampling = {"temperature": 0.6, "top_k": 20, "top_p": 0.95, "eos_token_id": 2, "min_p": True}
-    values, notes = described(tmp_path, README_md=card, generation_config_json=json.dumps(sampling))
+    sampling = {
+        "temperature": 0.6,
+        "top_k": 20,
+        "top_p": 0.95,
+        "eos_token_id": 2,
+        "min_p": True,
+    }
+    values, notes = described(
+        tmp_path, README_md=card, generation_config_json=json.dumps(sampling)
+    )
     assert notes == []
     assert values["general.license"] == "apache-2.0"
     assert values["general.tags"] == ["chat"]
     assert values["general.languages"] == ["en", "no"]
-    assert values["general.base_model.0.repo_url"] == "https://huggingface.co/org/Base-7B"
-    found = {k.removeprefix("general.sampling."): v for k, v in values.items() if "sampling" in k}
+    assert (
+        values["general.base_model.0.repo_url"] == "https://huggingface.co/org/Base-7B"
+    )
+    found = {
+        k.removeprefix("general.sampling."): v
+        for k, v in values.items()
+        if "sampling" in k
+    }
     assert found == {"temp": 0.6, "top_k": 20, "top_p": 0.95}
 
 
@@ -70,7 +90,9 @@ def test_a_card_that_is_no_card_is_left_out(tmp_path: Path, card: str) -> None:
 
 def test_what_cannot_be_used_is_told(tmp_path: Path) -> None:
     values, notes = described(
-        tmp_path, README_md="---\nlicense: [unclosed\n---\n", generation_config_json="[1]"
+        tmp_path,
+        README_md="---\nlicense: [unclosed\n---\n",
+        generation_config_json="[1]",
     )
     assert "general.license" not in values
     assert notes[0].startswith("README.md: its front matter cannot be used")

@@ -42,9 +42,15 @@ def pack(folder: Path, twin: Path) -> None:
     packed, plain = dict(tensors), dict(tensors)
     for name in [n for n in tensors if n.endswith(("gate_up_proj", "down_proj"))]:
         count, columns, rows = packed.pop(name).shape
-        blocks = torch.randint(0, 256, (count, rows, columns // 32, 16), dtype=torch.uint8)
-        scales = torch.randint(121, 125, (count, rows, columns // 32), dtype=torch.uint8)
-        plain[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).contiguous()
+        blocks = torch.randint(
+            0, 256, (count, rows, columns // 32, 16), dtype=torch.uint8
+        )
+        scales = torch.randint(
+            121, 125, (count, rows, columns // 32), dtype=torch.uint8
+        )
+        plain[name] = convert_moe_packed_tensors(
+            blocks, scales, dtype=torch.float32
+        ).contiguous()
         packed |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
     twin.mkdir()
     for path in folder.iterdir():
@@ -71,7 +77,9 @@ def values(gguf: GgufFile, name: str) -> np.ndarray[Any, Any]:
     from gguf.quants import dequantize
 
     info = gguf.tensors[name]
-    rows = np.frombuffer(gguf.tensor_data(name), np.uint8).reshape(*info.shape[:0:-1], -1)
+    rows = np.frombuffer(gguf.tensor_data(name), np.uint8).reshape(
+        *info.shape[:0:-1], -1
+    )
     return dequantize(rows, GGMLQuantizationType(info.type))
 
 
@@ -86,7 +94,9 @@ def test_every_value_is_the_one_that_transformers_makes(
     one, other = read_gguf(tmp_path / "packed.gguf"), read_gguf(tmp_path / "twin.gguf")
     found = [name for name, info in one.tensors.items() if info.type == MXFP4]
     assert found == [
-        f"blk.{i}.ffn_{part}_exps.weight" for i in (0, 1) for part in ("gate", "up", "down")
+        f"blk.{i}.ffn_{part}_exps.weight"
+        for i in (0, 1)
+        for part in ("gate", "up", "down")
     ]
     for name in found:
         assert np.array_equal(
@@ -100,7 +110,10 @@ def test_transformers_judges_what_the_blocks_stand_for(
     pytest.importorskip("llama_cpp")
     convert(ConvertOptions(checkpoints[0], tmp_path / "packed.gguf", YARN))
     report = verify(
-        tmp_path / "packed.gguf", checkpoints[0], levels=("table", "logits"), tolerance=1e-2
+        tmp_path / "packed.gguf",
+        checkpoints[0],
+        levels=("table", "logits"),
+        tolerance=1e-2,
     )
     assert report.passed, report
     assert len([check for check in report.checks if check.level == "logits"]) == 2
@@ -130,9 +143,15 @@ def test_logits(checkpoints: tuple[Path, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"quantization_config": {"quant_method": "gptq"}}, "quant_method 'gptq', which ggext"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quant_method 'gptq', which ggext",
+        ),
         ({"quantization_config": "mxfp4"}, "expected an object"),
-        ({"swiglu_limit": 5.0}, "swiglu_limit is 5.0; llama.cpp's architecture gpt-oss takes 7"),
+        (
+            {"swiglu_limit": 5.0},
+            "swiglu_limit is 5.0; llama.cpp's architecture gpt-oss takes 7",
+        ),
         ({"num_local_experts": 3}, r"has the shape \[4, 128\]; .* implies \[3, 128\]"),
         (
             {"intermediate_size": 192},
@@ -153,7 +172,9 @@ def test_what_is_refused(
     assert not (tmp_path / "out.gguf").exists()
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped")
+@pytest.mark.skipif(
+    not Path("/proc/self/maps").exists(), reason="only Linux lists what is mapped"
+)
 def test_the_source_is_not_mapped_after_the_conversion(
     checkpoints: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -32,7 +32,9 @@ def _words(codes: Array, bits: int) -> Array:
     per_word = 32 // bits
     words = np.zeros((*codes.shape[:-1], codes.shape[-1] // per_word), "<u4")
     for i in range(codes.shape[-1]):
-        words[..., i // per_word] |= codes[..., i].astype("<u4") << np.uint32(i % per_word * bits)
+        words[..., i // per_word] |= codes[..., i].astype("<u4") << np.uint32(
+            i % per_word * bits
+        )
     return words
 
 
@@ -54,7 +56,10 @@ def _symmetric(rows: int, columns: int, bits: int, group: int) -> Packed:
 def _asymmetric(rows: int, columns: int, bits: int, group: int) -> Packed:
     codes = _RANDOM.integers(0, 1 << bits, (rows, columns))
     zeros = _RANDOM.integers(0, 1 << bits, (rows, columns // group))
-    scales, index = _scales(rows, columns // group), _RANDOM.permutation(columns) // group
+    scales, index = (
+        _scales(rows, columns // group),
+        _RANDOM.permutation(columns) // group,
+    )
     tensors = {
         "weight_packed": _words(codes, bits).view("<i4"),
         "weight_scale": scales,
@@ -74,7 +79,10 @@ def _int8(rows: int, columns: int) -> Packed:
 def _gptq(rows: int, columns: int, bits: int, group: int, less: int) -> Packed:
     codes = _RANDOM.integers(0, 1 << bits, (columns, rows))
     zeros = _RANDOM.integers(0, 1 << bits, (columns // group, rows))
-    scales, index = _scales(columns // group, rows), _RANDOM.permutation(columns) // group
+    scales, index = (
+        _scales(columns // group, rows),
+        _RANDOM.permutation(columns) // group,
+    )
     tensors = {
         "qweight": _words(codes.T, bits).T.copy().view("<i4"),
         "qzeros": _words(zeros, bits).view("<i4"),
@@ -88,7 +96,9 @@ def _awq(rows: int, columns: int, group: int) -> Packed:
     codes = _RANDOM.integers(0, 16, (columns, rows))
     zeros = _RANDOM.integers(0, 16, (columns // group, rows))
     scales = _scales(columns // group, rows)
-    order = [8 * word + i for word in range(rows // 8) for i in (0, 2, 4, 6, 1, 3, 5, 7)]
+    order = [
+        8 * word + i for word in range(rows // 8) for i in (0, 2, 4, 6, 1, 3, 5, 7)
+    ]
     tensors = {
         "qweight": _words(codes[:, order], 4).view("<i4"),
         "qzeros": _words(zeros[:, order], 4).view("<i4"),
@@ -149,7 +159,10 @@ FORMS: dict[str, tuple[Callable[[int, int], Packed], dict[str, Any]]] = {
     "mlx": (lambda r, c: _mlx(r, c, 4, 32), {"bits": 4, "group_size": 32}),
     "mlx-8": (lambda r, c: _mlx(r, c, 8, 32), {"bits": 8, "group_size": 32}),
     "nvfp4": (lambda r, c: _fp4(r, c, 16, "compressed"), _CT),
-    "nvfp4-modelopt": (lambda r, c: _fp4(r, c, 16, "modelopt"), {"quant_method": "modelopt"}),
+    "nvfp4-modelopt": (
+        lambda r, c: _fp4(r, c, 16, "modelopt"),
+        {"quant_method": "modelopt"},
+    ),
     "mxfp4": (lambda r, c: _fp4(r, c, 32, "mxfp4"), _CT),
 }
 
@@ -176,7 +189,10 @@ def _packed(plain: Path, folder: Path, form: str) -> tuple[Path, dict[str, Array
             tensors[name.replace("weight", end)] = tensor
     save_file(tensors, folder / "model.safetensors")
     path = folder / "config.json"
-    said = json.loads(path.read_text()) | {"quantization_config": stated, "dtype": "float32"}
+    said = json.loads(path.read_text()) | {
+        "quantization_config": stated,
+        "dtype": "float32",
+    }
     path.write_text(json.dumps(said))
     return folder, floats
 
@@ -210,14 +226,23 @@ def test_the_file_is_that_of_the_floats(form: str, plain: Path, tmp_path: Path) 
     folder, floats = _packed(plain, tmp_path / "packed", form)
     convert(ConvertOptions(folder, tmp_path / "packed.gguf"))
     weights = load_file(plain / "model.safetensors")
-    weights |= {name: torch.from_numpy(values.astype("f4")) for name, values in floats.items()}
+    weights |= {
+        name: torch.from_numpy(values.astype("f4")) for name, values in floats.items()
+    }
     other = make_llama(tmp_path / "other")
-    save_file({name: w.contiguous() for name, w in weights.items()}, other / "model.safetensors")
+    save_file(
+        {name: w.contiguous() for name, w in weights.items()},
+        other / "model.safetensors",
+    )
     convert(ConvertOptions(other, tmp_path / "floats.gguf"))
-    packed, same = (read_gguf(tmp_path / f"{name}.gguf") for name in ("packed", "floats"))
+    packed, same = (
+        read_gguf(tmp_path / f"{name}.gguf") for name in ("packed", "floats")
+    )
     assert packed.tensors.keys() == same.tensors.keys()
     for name in same.tensors:
-        one, two = (np.frombuffer(file.tensor_data(name), "<f4") for file in (packed, same))
+        one, two = (
+            np.frombuffer(file.tensor_data(name), "<f4") for file in (packed, same)
+        )
         np.testing.assert_allclose(one, two, rtol=2e-7, atol=1e-9)
 
 
@@ -235,7 +260,9 @@ def test_experts_of_kimi_as_they_are_published(tmp_path: Path) -> None:
             tensors[name] = weight
             continue
         parts, floats[name] = _symmetric(*weight.shape, 4, 32)
-        tensors |= {name.replace("weight", k): torch.from_numpy(v) for k, v in parts.items()}
+        tensors |= {
+            name.replace("weight", k): torch.from_numpy(v) for k, v in parts.items()
+        }
     save_file(tensors, folder / "model.safetensors")
     path = folder / "config.json"
     values = json.loads(path.read_text())
@@ -245,7 +272,8 @@ def test_experts_of_kimi_as_they_are_published(tmp_path: Path) -> None:
     gguf = read_gguf(tmp_path / "out.gguf")
     written = np.frombuffer(gguf.tensor_data("blk.1.ffn_up_exps.weight"), "<f4")
     expected = [
-        floats[f"language_model.model.blocks.1.mlp.experts.{i}.up_proj.weight"] for i in range(8)
+        floats[f"language_model.model.blocks.1.mlp.experts.{i}.up_proj.weight"]
+        for i in range(8)
     ]
     np.testing.assert_allclose(written, np.stack(expected).ravel(), rtol=2e-7)
 
@@ -283,19 +311,25 @@ def test_experts_that_mlx_stacked(tmp_path: Path) -> None:
 
 def test_against_compressed_tensors_own_code(plain: Path, tmp_path: Path) -> None:
     """Its packing and ours agree on every code."""
-    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    helpers = pytest.importorskip(
+        "compressed_tensors.compressors.pack_quantized.helpers"
+    )
     import torch
 
     folder, _ = _packed(plain, tmp_path / "packed", "int4")
     name = "model.layers.0.self_attn.q_proj"
     stored = read_tensors(folder)
     codes = helpers.unpack_from_int32(
-        torch.from_numpy(stored[f"{name}.weight_packed"].array().copy()), 4, torch.Size((128, 128))
+        torch.from_numpy(stored[f"{name}.weight_packed"].array().copy()),
+        4,
+        torch.Size((128, 128)),
     )
     scale = stored[f"{name}.weight_scale"].array().astype("f4")
     config = Config(json.loads((folder / "config.json").read_text()), "config.json")
     found = weights_of(stored, config)[f"{name}.weight"].array()[:]
-    np.testing.assert_allclose(found, codes.numpy() * np.repeat(scale, 32, 1), rtol=2e-7)
+    np.testing.assert_allclose(
+        found, codes.numpy() * np.repeat(scale, 32, 1), rtol=2e-7
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabulary import BYTE_LEVEL, Load, differences, save, split_steps, strings, tokenizer_json
+from vocabulary import (
+    BYTE_LEVEL,
+    Load,
+    differences,
+    save,
+    split_steps,
+    strings,
+    tokenizer_json,
+)
 
 from ggext.checkpoint.files import CONTROL, USER_DEFINED
 from ggext.checkpoint.vocabulary import pretokenizers as pre
@@ -26,7 +34,8 @@ from ggext.gguf.open import read_gguf
 
 FOLDER = os.environ.get("GGEXT_LLAMA_CPP_MODELS")
 pytestmark = pytest.mark.skipif(
-    FOLDER is None, reason="GGEXT_LLAMA_CPP_MODELS names no folder of llama.cpp's vocabularies"
+    FOLDER is None,
+    reason="GGEXT_LLAMA_CPP_MODELS names no folder of llama.cpp's vocabularies",
 )
 
 DIGITS = {"type": "Digits", "individual_digits": True}
@@ -66,9 +75,15 @@ VOCABULARIES = {
         split_steps(pre.LLAMA3), "llama-bpe", {"model": {"ignore_merges": True}}
     ),
     "qwen2": Published(split_steps(pre.QWEN2), "qwen2", NFC),
-    "starcoder": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"),
-    "refact": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"),
-    "command-r": Published({"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm", NFC),
+    "starcoder": Published(
+        {"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"
+    ),
+    "refact": Published(
+        {"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm"
+    ),
+    "command-r": Published(
+        {"type": "Sequence", "pretokenizers": [DIGITS, GPT2]}, "smollm", NFC
+    ),
     "mpt": Published(GPT2, "gpt-2", NFC),
     "falcon": Published(FALCON, "falcon"),
     "deepseek-llm": Published(
@@ -96,7 +111,10 @@ def rebuilt(name: str, folder: Path) -> int:
     """Writes the checkpoint's tokenizer files, and gives the size of its vocabulary."""
     gguf = read_gguf(Path(str(FOLDER)) / f"ggml-vocab-{name}.gguf")
     published = VOCABULARIES[name]
-    tokens, types = gguf.get("tokenizer.ggml.tokens"), gguf.get("tokenizer.ggml.token_type")
+    tokens, types = (
+        gguf.get("tokenizer.ggml.tokens"),
+        gguf.get("tokenizer.ggml.token_type"),
+    )
     merges = [list(merge.split(" ", 1)) for merge in gguf.get("tokenizer.ggml.merges")]
     added = [
         {"id": i, "content": text, "special": kind == CONTROL, "normalized": False}
@@ -110,7 +128,9 @@ def rebuilt(name: str, folder: Path) -> int:
         for i, text in enumerate(tokens)
         if text not in is_added and not text.startswith("[PAD")
     }
-    vocab |= {item["content"]: item["id"] for item in added if published.name == "default"}
+    vocab |= {
+        item["content"]: item["id"] for item in added if published.name == "default"
+    }
     root = tokenizer_json(
         vocab, merges, published.pre_tokenizer, added_tokens=added, **published.other
     )
@@ -150,5 +170,6 @@ def published_ids(name: str) -> list[tuple[str, list[int]]]:
     )
     lines = (folder / f"ggml-vocab-{name}.gguf.out").read_text().splitlines()
     return [
-        (text, [int(n) for n in line.split()]) for text, line in zip(texts, lines, strict=False)
+        (text, [int(n) for n in line.split()])
+        for text, line in zip(texts, lines, strict=False)
     ]

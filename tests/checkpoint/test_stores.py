@@ -49,7 +49,9 @@ def ollama(root: Path, name: str, model: Path, **manifest: Any) -> Path:
     return blob
 
 
-def snapshot(cache: Path, repository: str, files: dict[str, Path], commit: str = COMMIT) -> Path:
+def snapshot(
+    cache: Path, repository: str, files: dict[str, Path], commit: str = COMMIT
+) -> Path:
     """As huggingface_hub leaves it: blobs, and links to them by commit."""
     root = cache / f"models--{repository.replace('/', '--')}"
     folder = root / "snapshots" / commit
@@ -115,7 +117,13 @@ def test_every_store_is_listed(stores: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama3.2", "llama3.2:latest", "Owner/Name:other.gguf", "publisher/model/file.gguf"]
+    "name",
+    [
+        "llama3.2",
+        "llama3.2:latest",
+        "Owner/Name:other.gguf",
+        "publisher/model/file.gguf",
+    ],
 )
 def test_every_command_takes_the_names(stores: dict[str, Path], name: str) -> None:
     path = stores.get(name, stores["llama3.2:latest"])
@@ -131,7 +139,9 @@ def test_every_command_takes_the_names(stores: dict[str, Path], name: str) -> No
 
 @pytest.mark.usefixtures("stores")
 def test_another_programs_model_is_not_changed() -> None:
-    refused = CliRunner().invoke(main, ["convert", "llama3.2", "--linear", "2", "--in-place"])
+    refused = CliRunner().invoke(
+        main, ["convert", "llama3.2", "--linear", "2", "--in-place"]
+    )
     assert refused.exit_code == 1
     assert "lies in Ollama's store, where its name is its checksum" in refused.stderr
     assert "wrote llama-linear2.gguf" in told("convert", "llama3.2", "--linear", 2)
@@ -155,7 +165,11 @@ def test_what_is_not_here_is_told_how_to_get() -> None:
     [
         {"layers": []},
         {"layers": None},
-        {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": "../../x"}]},
+        {
+            "layers": [
+                {"mediaType": "application/vnd.ollama.image.model", "digest": "../../x"}
+            ]
+        },
         {"layers": [{"mediaType": "application/vnd.ollama.image.model", "digest": 3}]},
         {"layers": [{"mediaType": "application/vnd.ollama.image.model"}]},
     ],
@@ -164,10 +178,14 @@ def test_a_malformed_manifest_is_passed_over(
     stores: dict[str, Path], manifest: dict[str, Any]
 ) -> None:
     root = Path.home() / ".ollama/models"
-    ollama(root, "registry.ollama.ai/library/bad/latest", stores["own.gguf"], **manifest)
+    ollama(
+        root, "registry.ollama.ai/library/bad/latest", stores["own.gguf"], **manifest
+    )
     (root / "manifests/registry.ollama.ai/library/bad/worse").write_text("{")
     assert find_stored("bad", Path()) is None
-    assert find_stored("Owner/Name:other", Path()) == find_stored("Owner/Name:other.gguf", Path())
+    assert find_stored("Owner/Name:other", Path()) == find_stored(
+        "Owner/Name:other.gguf", Path()
+    )
     assert find_stored("Owner/Name:Q9", Path()) is None
     assert find_stored("llama3.2", Path()) is not None
 
@@ -254,8 +272,16 @@ def test_pull_takes_what_is_named(hub: Hub, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
-        ("Owner/Some-GGUF:Q9", 1, "has no GGUF file Q9; it has m-Q4_K_M.gguf, m-Q8_0.gguf, q2/"),
-        ("Owner/Some-GGUF:m-Q", 1, "has several GGUF files; name one, ID:FILE, of m-Q4_K_M.gguf"),
+        (
+            "Owner/Some-GGUF:Q9",
+            1,
+            "has no GGUF file Q9; it has m-Q4_K_M.gguf, m-Q8_0.gguf, q2/",
+        ),
+        (
+            "Owner/Some-GGUF:m-Q",
+            1,
+            "has several GGUF files; name one, ID:FILE, of m-Q4_K_M.gguf",
+        ),
         ("Owner/Nothing", 1, "is neither a path on this machine nor a model at"),
         ("llama3", 2, "'llama3' is no model's id on the hub; write OWNER/NAME"),
     ],

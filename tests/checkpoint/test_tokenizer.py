@@ -50,7 +50,9 @@ DEMO_MODEL = ROOT / "ggext/data/demo-model"
 def tiny(**changes: Any) -> dict[str, Any]:
     """The smallest good tokenizer.json: the bytes, one merge, one special token (257)."""
     vocab = {symbol: byte for byte, symbol in enumerate(SYMBOLS)} | {"ab": 256}
-    return tokenizer_json(vocab, [["a", "b"]], BYTE_LEVEL | {"use_regex": True}, **changes)
+    return tokenizer_json(
+        vocab, [["a", "b"]], BYTE_LEVEL | {"use_regex": True}, **changes
+    )
 
 
 # SentencePiece ----------------------------------------------------------------------------------
@@ -61,12 +63,18 @@ def tiny(**changes: Any) -> dict[str, Any]:
 )
 def test_sentencepiece_ids(shared: Path, load: Load, folder: str, size: int) -> None:
     sentencepiece = pytest.importorskip("sentencepiece")
-    original = sentencepiece.SentencePieceProcessor(str(shared / folder / "tokenizer.model"))
+    original = sentencepiece.SentencePieceProcessor(
+        str(shared / folder / "tokenizer.model")
+    )
     vocabulary = read_vocabulary(shared / folder, size)
     assert vocabulary.tokens == tuple(original.id_to_piece(i) for i in range(size))
     assert vocabulary.scores == tuple(original.get_score(i) for i in range(size))
     assert (vocabulary.model, vocabulary.pre) == ("llama", "default")
-    assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.add_space_prefix) == (1, 0, 1)
+    assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.add_space_prefix) == (
+        1,
+        0,
+        1,
+    )
     assert vocabulary.special_ids == {"bos": 1, "eos": 2, "unknown": 0}
     llama = load(vocabulary)
     texts = strings(2500, ("<s>", "</s>", "<unk>"))
@@ -97,7 +105,9 @@ def test_sentencepiece_without_prefix_and_with_user_defined_pieces(
 
 
 def test_sentencepiece_that_normalizes_says_so(tmp_path: Path) -> None:
-    train_sentencepiece(tmp_path, normalization_rule_name="nfkc", user_defined_symbols=["[X]"])
+    train_sentencepiece(
+        tmp_path, normalization_rule_name="nfkc", user_defined_symbols=["[X]"]
+    )
     notes = read_vocabulary(tmp_path, 1000).notes
     assert [note.split(",")[0] for note in notes] == [
         "the SentencePiece model normalizes text (precompiled_charsmap)",
@@ -122,7 +132,9 @@ def test_sentencepiece_that_llama_cpp_cannot_do(
         read_vocabulary(tmp_path, 1000)
 
 
-def test_llama2_json_without_its_model(shared: Path, tmp_path: Path, load: Load) -> None:
+def test_llama2_json_without_its_model(
+    shared: Path, tmp_path: Path, load: Load
+) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     model = read_vocabulary(shared / "tokenizers/llama2", 32000)
     prepend = [
@@ -135,19 +147,29 @@ def test_llama2_json_without_its_model(shared: Path, tmp_path: Path, load: Load)
     assert vocabulary.tokens == model.tokens
     assert vocabulary.token_types == model.token_types
     assert vocabulary.special_ids == {"bos": 1, "eos": 2, "unknown": 0}
-    assert (vocabulary.model, vocabulary.add_bos, vocabulary.add_space_prefix) == ("llama", 1, 1)
+    assert (vocabulary.model, vocabulary.add_bos, vocabulary.add_space_prefix) == (
+        "llama",
+        1,
+        1,
+    )
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert differences(original, load(vocabulary), strings(2500, ("<s>", "</s>"))) == []
 
     # Metaspace (transformers' legacy=False): no space before a text that begins with one, and
     # none after a special token, where llama.cpp always puts one
-    metaspace = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first"}
+    metaspace = {
+        "type": "Metaspace",
+        "replacement": "\u2581",
+        "prepend_scheme": "first",
+    }
     root = llama2_json(model, pre_tokenizer=metaspace | {"split": False})
     save(tmp_path, root, tokenizer_config={"eos_token": "</s>"})
     vocabulary = read_vocabulary(tmp_path, 32000)
     assert "Metaspace" in vocabulary.notes[0]
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = [text for text in strings(2500) if text and not text.startswith((" ", "\u2581"))]
+    texts = [
+        text for text in strings(2500) if text and not text.startswith((" ", "\u2581"))
+    ]
     assert differences(original, load(vocabulary), texts) == []
 
 
@@ -182,10 +204,16 @@ def llama3_json(ranks_file: Path) -> dict[str, Any]:
     merges: list[list[str]] = []
     for token in ranks:
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
-        pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
+        pairs = [
+            (ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks
+        ]
         for _, _, left, right in sorted(pairs):
-            merges.append(["".join(symbols[byte] for byte in part) for part in (left, right)])
-    vocab = {"".join(symbols[byte] for byte in token): rank for token, rank in ranks.items()}
+            merges.append(
+                ["".join(symbols[byte] for byte in part) for part in (left, right)]
+            )
+    vocab = {
+        "".join(symbols[byte] for byte in token): rank for token, rank in ranks.items()
+    }
     names = (
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -200,7 +228,9 @@ def llama3_json(ranks_file: Path) -> dict[str, Any]:
             {"Sequence": {"id": "A", "type_id": 0}},
         ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
-        "special_tokens": {names[0]: {"id": names[0], "ids": [len(vocab)], "tokens": [names[0]]}},
+        "special_tokens": {
+            names[0]: {"id": names[0], "ids": [len(vocab)], "tokens": [names[0]]}
+        },
     }
     byte_level = BYTE_LEVEL | {"use_regex": True}
     return tokenizer_json(
@@ -227,7 +257,11 @@ def test_llama3(shared: Path, tmp_path: Path, load: Load) -> None:
     assert vocabulary.pre == "llama-bpe"
     ids = {"bos": 128000, "eos": 128004, "eot": 128004, "eom": 128003}
     assert vocabulary.special_ids == ids
-    assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.notes) == (True, False, ())
+    assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.notes) == (
+        True,
+        False,
+        (),
+    )
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     llama = load(vocabulary)
     specials = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>")
@@ -246,14 +280,21 @@ def test_each_pre_tokenizer(
     load: Load,
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    vocab = crossing[0] | {"unmerged": len(crossing[0])}  # only a name that ignores merges gives it
+    vocab = crossing[0] | {
+        "unmerged": len(crossing[0])
+    }  # only a name that ignores merges gives it
     root = tokenizer_json(
-        vocab, crossing[1], split_steps(*row.splits), model={"ignore_merges": row.ignore_merges}
+        vocab,
+        crossing[1],
+        split_steps(*row.splits),
+        model={"ignore_merges": row.ignore_merges},
     )
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1)
     assert vocabulary.pre == row.name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = alike(row.name, strings(2600 if not row.notes else 4500, (EOS, "unmerged"), seed=3))
+    texts = alike(
+        row.name, strings(2600 if not row.notes else 4500, (EOS, "unmerged"), seed=3)
+    )
     assert len(texts) > 2000
     assert differences(original, load(vocabulary), texts) == []
 
@@ -281,7 +322,11 @@ DEEPSEEK_LLM = split_steps(*pretokenizers.DEEPSEEK_LLM, pretokenizers.DIGIT)
     ids=["falcon", "deepseek-llm"],
 )
 def test_pre_tokenizers_that_are_equal_for_apt_merges(
-    name: str, pre_tokenizer: dict[str, Any], joined: list[str], tmp_path: Path, load: Load
+    name: str,
+    pre_tokenizer: dict[str, Any],
+    joined: list[str],
+    tmp_path: Path,
+    load: Load,
 ) -> None:
     """llama.cpp leaves together what these cut: equal for a vocabulary that was trained with them,
     else refused."""
@@ -329,7 +374,8 @@ def test_other_words_for_the_same_matches(
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
     vocabulary = read_vocabulary(
-        save(tmp_path, tokenizer_json(*crossing, split_steps(expression))), len(crossing[0]) + 1
+        save(tmp_path, tokenizer_json(*crossing, split_steps(expression))),
+        len(crossing[0]) + 1,
     )
     assert vocabulary.pre == name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -353,7 +399,8 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
         {c for m in merges for c in "".join(m)}
     )
     vocab = {
-        text: i for i, text in enumerate(dict.fromkeys([*texts, *("".join(m) for m in merges)]))
+        text: i
+        for i, text in enumerate(dict.fromkeys([*texts, *("".join(m) for m in merges)]))
     }
     split = {
         "type": "Split",
@@ -362,7 +409,9 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
         "invert": False,
     }
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    root = tokenizer_json(vocab, merges, split, normalizer=replace, model={"byte_fallback": True})
+    root = tokenizer_json(
+        vocab, merges, split, normalizer=replace, model={"byte_fallback": True}
+    )
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1)
     assert vocabulary.add_space_prefix is False
     assert vocabulary.token_types[vocab["\u2581" * 6]] == USER_DEFINED
@@ -378,7 +427,12 @@ def test_gemma_s_runs_of_spaces(tmp_path: Path, load: Load) -> None:
 
 def _gemma4_json() -> tuple[dict[str, Any], dict[str, int]]:
     """Merges by rank that no scores can say: those of one token stand apart from each other."""
-    merges = [["\n", "\n"], ["\n\n", "\n"], ["\u2581", "\u2581"], ["\u2581\u2581", "\u2581"]]
+    merges = [
+        ["\n", "\n"],
+        ["\n\n", "\n"],
+        ["\u2581", "\u2581"],
+        ["\u2581\u2581", "\u2581"],
+    ]
     merges += [
         ["t", "h"],
         ["th", "e"],
@@ -387,9 +441,18 @@ def _gemma4_json() -> tuple[dict[str, Any], dict[str, int]]:
         ["t", "he"],
         ["\u2581t", "he"],
     ]
-    merges += [["\u2581", "t"], ["1", "2"], ["l", "l"], ["H", "e"], ["He", "ll"], ["Hell", "o"]]
+    merges += [
+        ["\u2581", "t"],
+        ["1", "2"],
+        ["l", "l"],
+        ["H", "e"],
+        ["He", "ll"],
+        ["Hell", "o"],
+    ]
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
-    letters = sorted({c for merge in merges for c in "".join(merge)} | set("abcdefg!.,"))
+    letters = sorted(
+        {c for merge in merges for c in "".join(merge)} | set("abcdefg!.,")
+    )
     marks = ["<bos>", "<|channel>", "<channel|>", EOS]
     texts = [*marks, *bytes_, *letters, *("".join(m) for m in merges)]
     vocab = {text: i for i, text in enumerate(dict.fromkeys(texts))}
@@ -417,9 +480,15 @@ def test_gemma_4_merges_by_rank(tmp_path: Path, load: Load) -> None:
     vocabulary = read_vocabulary(save(tmp_path, root), len(vocab) + 1, by_rank=True)
     assert (vocabulary.model, vocabulary.pre) == ("gemma4", "gemma4")
     assert vocabulary.token_types[vocab["<bos>"]] == CONTROL
-    assert vocabulary.token_types[vocab["<|channel>"]] == USER_DEFINED  # a part of the answer
+    assert (
+        vocabulary.token_types[vocab["<|channel>"]] == USER_DEFINED
+    )  # a part of the answer
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    texts = ["the\n\n\n\n\nthe the", "the Hello\n12 the", *strings(2500, ("\n\n", "the"))]
+    texts = [
+        "the\n\n\n\n\nthe the",
+        "the Hello\n12 the",
+        *strings(2500, ("\n\n", "the")),
+    ]
     llama = load(vocabulary)
     found = [
         text
@@ -456,10 +525,18 @@ def test_a_long_run_does_not_end_the_process(
     model = Model(path, read_gguf(path), handle, None, 0)
     try:
         text = (
-            "the " + "a" * 50_000 + " end " + "\u0939\u093f" * 25_000 + " end " + "=" * 50_000 + EOS
+            "the "
+            + "a" * 50_000
+            + " end "
+            + "\u0939\u093f" * 25_000
+            + " end "
+            + "=" * 50_000
+            + EOS
         )
         tokens = model.tokenize(text, parse_special=True)
-        assert b"".join(map(model.token_to_piece, tokens)).decode() == text.removesuffix(EOS)
+        assert b"".join(
+            map(model.token_to_piece, tokens)
+        ).decode() == text.removesuffix(EOS)
         assert model.is_eog(tokens[-1])
     finally:
         model.close()
@@ -469,7 +546,12 @@ def test_a_long_run_does_not_end_the_process(
     ("expression", "name", "text", "note"),
     [
         (pretokenizers.TEKKEN, "tekken", "e\u0301", "combining marks"),
-        (pretokenizers.GPT4O, "granite-embed-multi-97m", "\xc0B", "in which the case changes"),
+        (
+            pretokenizers.GPT4O,
+            "granite-embed-multi-97m",
+            "\xc0B",
+            "in which the case changes",
+        ),
     ],
     ids=["tekken", "gpt-4o"],
 )
@@ -483,7 +565,9 @@ def test_the_noted_difference_is_real(
     load: Load,
 ) -> None:
     tokenizers = pytest.importorskip("tokenizers")
-    root = tokenizer_json(*crossing, split_steps(expression), model={"ignore_merges": True})
+    root = tokenizer_json(
+        *crossing, split_steps(expression), model={"ignore_merges": True}
+    )
     vocabulary = read_vocabulary(save(tmp_path, root), len(crossing[0]) + 1)
     assert vocabulary.pre == name
     original = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -501,7 +585,11 @@ def test_demo_model(load: Load) -> None:
     size = json.loads((DEMO_MODEL / "config.json").read_text())["vocab_size"]
     vocabulary = read_vocabulary(DEMO_MODEL, size)
     original = tokenizers.Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
-    specials = [t for t, k in zip(vocabulary.tokens, vocabulary.token_types, strict=True) if k == 3]
+    specials = [
+        t
+        for t, k in zip(vocabulary.tokens, vocabulary.token_types, strict=True)
+        if k == 3
+    ]
     assert vocabulary.pre == "gpt-2"
     assert differences(original, load(vocabulary), strings(2500, specials)) == []
 
@@ -535,7 +623,9 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 def test_pre_tokenizer_name(
     tmp_path: Path, pre_tokenizer: object, ignore_merges: bool, name: str
 ) -> None:
-    root = tiny(model={"ignore_merges": ignore_merges}) | {"pre_tokenizer": pre_tokenizer}
+    root = tiny(model={"ignore_merges": ignore_merges}) | {
+        "pre_tokenizer": pre_tokenizer
+    }
     assert read_vocabulary(save(tmp_path, root), 258).pre == name
 
 
@@ -543,9 +633,19 @@ def test_pre_tokenizer_name(
 
 
 def test_metadata(tmp_path: Path) -> None:
-    config = {"eos_token": EOS, "bos_token": EOS, "sep_token": EOS, "pad_token": "[none]"}
-    templates = [{"name": "default", "template": "D"}, {"name": "tool use", "template": "T"}]
-    root = tiny() | {"added_tokens": [*added(257, EOS), *added(258, "\u2581x", special=False)]}
+    config = {
+        "eos_token": EOS,
+        "bos_token": EOS,
+        "sep_token": EOS,
+        "pad_token": "[none]",
+    }
+    templates = [
+        {"name": "default", "template": "D"},
+        {"name": "tool use", "template": "T"},
+    ]
+    root = tiny() | {
+        "added_tokens": [*added(257, EOS), *added(258, "\u2581x", special=False)]
+    }
     save(tmp_path, root, tokenizer_config=config | {"chat_template": templates})
     metadata = read_vocabulary(tmp_path, 260).metadata()
     tokens = metadata.pop("tokenizer.ggml.tokens")
@@ -572,7 +672,9 @@ def test_metadata(tmp_path: Path) -> None:
 
 def test_a_chat_template_file_goes_first(tmp_path: Path) -> None:
     """chat_template.json is a processor's: transformers' tokenizers do not read it."""
-    save(tmp_path, tiny(), tokenizer_config={"eos_token": EOS, "chat_template": "config"})
+    save(
+        tmp_path, tiny(), tokenizer_config={"eos_token": EOS, "chat_template": "config"}
+    )
     assert read_vocabulary(tmp_path, 258).chat_template == "config"
     (tmp_path / "chat_template.json").write_text('{"chat_template": "json"}')
     assert read_vocabulary(tmp_path, 258).chat_template == "config"
@@ -586,21 +688,38 @@ def test_stops_beside_eos(tmp_path: Path) -> None:
     save(tmp_path, root, tokenizer_config={}, config=config)
     vocabulary = read_vocabulary(tmp_path, 261)
     assert vocabulary.special_ids == {"eos": 257, "eot": 257, "eom": 258}
-    assert ["'<halt>'" in note or "'<quit>'" in note for note in vocabulary.notes] == [True, True]
+    assert ["'<halt>'" in note or "'<quit>'" in note for note in vocabulary.notes] == [
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize(("end", "eom"), [(258, {"eom": 258}), (3, {})])
-def test_an_end_of_the_document_is_a_stop(tmp_path: Path, end: int, eom: dict[str, int]) -> None:
+def test_an_end_of_the_document_is_a_stop(
+    tmp_path: Path, end: int, eom: dict[str, int]
+) -> None:
     """Hunyuan's; not the 3 that its class has by default, where that is an ordinary token."""
     root = tiny() | {"added_tokens": added(257, EOS, "<eod>")}
-    save(tmp_path, root, tokenizer_config={"eos_token": EOS}, config={"eod_token_id": end})
+    save(
+        tmp_path,
+        root,
+        tokenizer_config={"eos_token": EOS},
+        config={"eod_token_id": end},
+    )
     assert read_vocabulary(tmp_path, 259).special_ids == {"eos": 257, "eot": 257, **eom}
 
 
 def test_sentencepiece_added_tokens(shared: Path, tmp_path: Path) -> None:
     shutil.copy(shared / "models/stories260K/tokenizer.model", tmp_path)
-    decoder = {"513": {"content": "<|im_end|>", "special": True}, "1": {"content": "<s>"}}
-    config = {"added_tokens_decoder": decoder, "eos_token": "<|im_end|>", "add_eos_token": True}
+    decoder = {
+        "513": {"content": "<|im_end|>", "special": True},
+        "1": {"content": "<s>"},
+    }
+    config = {
+        "added_tokens_decoder": decoder,
+        "eos_token": "<|im_end|>",
+        "add_eos_token": True,
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "added_tokens.json").write_text('{"<extra>": 512}')
     vocabulary = read_vocabulary(tmp_path, 515)
@@ -623,37 +742,74 @@ VOCAB = TINY["model"]["vocab"]
         ({"model": []}, "model is '.*', expected dict"),
         ({"model": {"type": "Unigram"}}, "is a 'Unigram' tokenizer"),
         ({"model": {"type": "BPE", "vocab": {}}}, "an empty vocabulary"),
-        ({"model": {"vocab": VOCAB | {"c2": 256}}}, "has the id 256, which another token has too"),
+        (
+            {"model": {"vocab": VOCAB | {"c2": 256}}},
+            "has the id 256, which another token has too",
+        ),
         ({"model": {"vocab": VOCAB | {"c2": -1}}}, "has the id '-1'"),
         ({"model": {"vocab": VOCAB | {"c2": True}}}, "has the id 'True'"),
-        ({"model": {"vocab": VOCAB | {"c2": 1 << 40}}}, "expected an integer from 0 to 4194303"),
+        (
+            {"model": {"vocab": VOCAB | {"c2": 1 << 40}}},
+            "expected an integer from 0 to 4194303",
+        ),
         ({"model": {"vocab": VOCAB | {"": 257}}}, "has 0 characters"),
         ({"model": {"vocab": VOCAB | {"x" * 2000: 257}}}, "has 2000 characters"),
         ({"model": {"vocab": VOCAB | {"\ud800": 257}}}, "is not valid Unicode"),
         ({"model": {"vocab": VOCAB | {"a\0": 257}}}, "contains a NUL"),
-        ({"model": {"vocab": VOCAB, "merges": [["a", "zz"]]}}, "merge 0 .* names the token 'zz'"),
+        (
+            {"model": {"vocab": VOCAB, "merges": [["a", "zz"]]}},
+            "merge 0 .* names the token 'zz'",
+        ),
         ({"model": {"vocab": VOCAB, "merges": ["a b c"]}}, "expected two tokens"),
         ({"model": {"vocab": VOCAB, "merges": [["a", 1]]}}, "expected two tokens"),
-        ({"model": TINY["model"] | {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix '</w>'"),
+        (
+            {"model": TINY["model"] | {"end_of_word_suffix": "</w>"}},
+            "end_of_word_suffix '</w>'",
+        ),
         ({"added_tokens": [1]}, "an added token is no object"),
         ({"added_tokens": [{"id": 257}]}, "expected a string"),
-        ({"added_tokens": added(256, EOS, EOS)}, "the tokens 256 and 257 have the same text"),
-        ({"added_tokens": []}, "eos_token is '<|end|>', which is not in the vocabulary"),
-        ({"added_tokens": added(257, EOS, "a1", "a2")}, "has 260 tokens .* vocab_size .* is 258"),
+        (
+            {"added_tokens": added(256, EOS, EOS)},
+            "the tokens 256 and 257 have the same text",
+        ),
+        (
+            {"added_tokens": []},
+            "eos_token is '<|end|>', which is not in the vocabulary",
+        ),
+        (
+            {"added_tokens": added(257, EOS, "a1", "a2")},
+            "has 260 tokens .* vocab_size .* is 258",
+        ),
         ({"normalizer": {"type": "NFKC"}}, "the normalizer .*NFKC.* has no equal"),
         ({"pre_tokenizer": None}, "the pre_tokenizer step 'None' has no equal"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "step 'Whitespace' has no equal"),
         ({"pre_tokenizer": DIGITS}, "does not end in its one ByteLevel step"),
-        ({"pre_tokenizer": split_steps(r"\w+")}, r"no pre-tokenizer with the expressions '.*w\+'"),
-        ({"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}}, "has add_prefix_space"),
-        ({"post_processor": {"type": "BertProcessing"}}, "post_processor 'BertProcessing'"),
         (
-            {"post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {}}]}},
+            {"pre_tokenizer": split_steps(r"\w+")},
+            r"no pre-tokenizer with the expressions '.*w\+'",
+        ),
+        (
+            {"pre_tokenizer": BYTE_LEVEL | {"add_prefix_space": True}},
+            "has add_prefix_space",
+        ),
+        (
+            {"post_processor": {"type": "BertProcessing"}},
+            "post_processor 'BertProcessing'",
+        ),
+        (
+            {
+                "post_processor": {
+                    "type": "TemplateProcessing",
+                    "single": [{"SpecialToken": {}}],
+                }
+            },
             "a token of the post_processor is 'None'",
         ),
     ],
 )
-def test_broken_tokenizer_json(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_broken_tokenizer_json(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     save(tmp_path, TINY | changes)
     with pytest.raises(CheckpointError, match=message.replace("|", r"\|")) as caught:
         read_vocabulary(tmp_path, 258)
@@ -670,22 +826,50 @@ def test_broken_tokenizer_json(tmp_path: Path, changes: dict[str, Any], message:
         ("tokenizer.json", b"\xff\xfe", "is not UTF-8 text"),
         ("tokenizer.model", b"\x0a\xff\xff\xff\xff\x0f", None),
         ("tokenizer_config.json", b'{"eos_token": 5}', "expected a string"),
-        ("tokenizer_config.json", b'{"add_bos_token": 1, "eos_token": null}', "no end-of-sequence"),
-        ("tokenizer_config.json", b'{"eos_token": "ab", "add_bos_token": 1}', "expected bool"),
-        ("tokenizer_config.json", b'{"eos_token": "ab", "add_bos_token": true}', "no bos_token"),
-        ("tokenizer_config.json", b'{"eos_token": "ab", "chat_template": 3}', "chat_template is a"),
-        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": {}}}', "has the entry 'x'"),
-        ("special_tokens_map.json", b'{"bos_token": "?!?"}', "is not in the vocabulary"),
+        (
+            "tokenizer_config.json",
+            b'{"add_bos_token": 1, "eos_token": null}',
+            "no end-of-sequence",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"eos_token": "ab", "add_bos_token": 1}',
+            "expected bool",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"eos_token": "ab", "add_bos_token": true}',
+            "no bos_token",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"eos_token": "ab", "chat_template": 3}',
+            "chat_template is a",
+        ),
+        (
+            "tokenizer_config.json",
+            b'{"added_tokens_decoder": {"x": {}}}',
+            "has the entry 'x'",
+        ),
+        (
+            "special_tokens_map.json",
+            b'{"bos_token": "?!?"}',
+            "is not in the vocabulary",
+        ),
         ("config.json", b'{"bos_token_id": 99999}', "the vocabulary has no such token"),
         ("config.json", b'{"bos_token_id": 1.5}', "has the id '1.5'"),
         ("added_tokens.json", b'{"<new>": "1"}', "has the id"),
         ("chat_template.jinja", b"\xff", "is not UTF-8 text"),
     ],
 )
-def test_broken_files(tmp_path: Path, name: str, content: bytes, message: str | None) -> None:
+def test_broken_files(
+    tmp_path: Path, name: str, content: bytes, message: str | None
+) -> None:
     save(tmp_path, TINY)
     (tmp_path / name).write_bytes(content)
-    if message is None:  # tokenizer.json is there: a tokenizer.model of another kind is passed over
+    if (
+        message is None
+    ):  # tokenizer.json is there: a tokenizer.model of another kind is passed over
         assert read_vocabulary(tmp_path, 258).pre == "gpt-2"
         return
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -697,13 +881,17 @@ def test_files_that_are_missing_or_too_large(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: Path
 ) -> None:
     with pytest.raises(
-        CheckpointError, match=r"no tokenizer\.json, tokenizer\.model, tekken\.json or vocab\.json"
+        CheckpointError,
+        match=r"no tokenizer\.json, tokenizer\.model, tekken\.json or vocab\.json",
     ):
         read_vocabulary(tmp_path, 10)
     ranks = (shared / "tokenizers/llama3/tokenizer.model").read_bytes()
-    (tmp_path / "tokenizer.model").write_bytes(ranks[:-20])  # no longer the file that is known
+    (tmp_path / "tokenizer.model").write_bytes(
+        ranks[:-20]
+    )  # no longer the file that is known
     with pytest.raises(
-        CheckpointError, match="is a list of tiktoken ranks, which says nothing of words"
+        CheckpointError,
+        match="is a list of tiktoken ranks, which says nothing of words",
     ):
         read_vocabulary(tmp_path, 10)
     (tmp_path / "tokenizer.model").unlink()
@@ -714,12 +902,16 @@ def test_files_that_are_missing_or_too_large(
         read_vocabulary(save(tmp_path, TINY), 258)
 
 
-def test_every_cut_and_flip_of_a_sentencepiece_model(shared: Path, tmp_path: Path) -> None:
+def test_every_cut_and_flip_of_a_sentencepiece_model(
+    shared: Path, tmp_path: Path
+) -> None:
     good = (shared / "models/stories260K/tokenizer.model").read_bytes()
     source = random.Random(5)
     refused = 0
     for _ in range(300):
-        bad = bytearray(good[: source.randrange(len(good))] if source.random() < 0.5 else good)
+        bad = bytearray(
+            good[: source.randrange(len(good))] if source.random() < 0.5 else good
+        )
         for _ in range(source.randrange(4)):
             if bad:
                 bad[source.randrange(len(bad))] = source.randrange(256)

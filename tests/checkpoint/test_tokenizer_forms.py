@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vocabulary import EOS, Load, alike, differences, save, split_steps, strings, tokenizer_json
+from vocabulary import (
+    EOS,
+    Load,
+    alike,
+    differences,
+    save,
+    split_steps,
+    strings,
+    tokenizer_json,
+)
 
 from ggext.checkpoint.files import CONTROL
 from ggext.checkpoint.vocabulary import pretokenizers as pre
@@ -35,7 +44,9 @@ def ranks_of(crossing: Crossing) -> dict[bytes, int]:
 
 
 def as_tiktoken(ranks: dict[bytes, int]) -> bytes:
-    return b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items())
+    return b"".join(
+        base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()
+    )
 
 
 def judge(ranks: dict[bytes, int], expression: str, first: int = 0) -> Any:
@@ -46,9 +57,15 @@ def judge(ranks: dict[bytes, int], expression: str, first: int = 0) -> Any:
     merges = []
     for token in ranks:
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
-        merges += [[symbols_of(a), symbols_of(b)] for a, b in cuts if a in ranks and b in ranks]
+        merges += [
+            [symbols_of(a), symbols_of(b)] for a, b in cuts if a in ranks and b in ranks
+        ]
     root = tokenizer_json(
-        vocab, merges, split_steps(expression), model={"ignore_merges": True}, added_tokens=[]
+        vocab,
+        merges,
+        split_steps(expression),
+        model={"ignore_merges": True},
+        added_tokens=[],
     )
     return tokenizers.Tokenizer.from_str(json.dumps(root))
 
@@ -61,7 +78,10 @@ def tekken(ranks: dict[bytes, int], **changes: Any) -> dict[str, Any]:
         {"rank": rank, "token_bytes": base64.b64encode(token).decode()}
         for token, rank in ranks.items()
     ]
-    sizes = {"default_vocab_size": 100 + len(rows) - 5, "default_num_special_tokens": 100}
+    sizes = {
+        "default_vocab_size": 100 + len(rows) - 5,
+        "default_num_special_tokens": 100,
+    }
     specials = [
         {"rank": i, "token_str": text, "is_control": True}
         for i, text in enumerate(("<unk>", "<s>", "</s>"))
@@ -79,7 +99,11 @@ def test_tekken(crossing: Crossing, tmp_path: Path, load: Load) -> None:
     (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
     size = 100 + len(ranks) - 5  # the last five are beyond default_vocab_size
     vocabulary = read_vocabulary(tmp_path, size)
-    assert (vocabulary.model, vocabulary.pre, vocabulary.add_bos) == ("gpt2", "tekken", True)
+    assert (vocabulary.model, vocabulary.pre, vocabulary.add_bos) == (
+        "gpt2",
+        "tekken",
+        True,
+    )
     assert vocabulary.tokens[:4] == ("<unk>", "<s>", "</s>", "<SPECIAL_3>")
     assert set(vocabulary.token_types[:100]) == {CONTROL}
     assert vocabulary.special_ids == {"bos": 1, "eos": 2}
@@ -94,12 +118,16 @@ def mistral_common() -> Path:
     """Published tokenizers of Mistral lie in the package mistral-common, where it is installed."""
     found = importlib.util.find_spec("mistral_common")
     if found is None or found.origin is None:
-        pytest.skip("mistral-common, whose data are published tokenizers, is not installed")
+        pytest.skip(
+            "mistral-common, whose data are published tokenizers, is not installed"
+        )
     return Path(found.origin).parent / "data"
 
 
 @pytest.mark.parametrize("name", ["tekken_240718.json", "tekken_240911.json"])
-def test_published_tekken(mistral_common: Path, tmp_path: Path, load: Load, name: str) -> None:
+def test_published_tekken(
+    mistral_common: Path, tmp_path: Path, load: Load, name: str
+) -> None:
     root = json.loads((mistral_common / name).read_bytes())
     shutil.copy(mistral_common / name, tmp_path / "tekken.json")
     (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
@@ -143,7 +171,9 @@ KIMI_CODE = (
     + "".join(f'    r"""{part}""",\n' for part in pre.KIMI_ALTERNATIVES)
     + "])\n"
 )
-QWEN_CODE = f'PAT_STR = r"""{pre.QWEN2}"""\nraise SystemExit("this file is never run")\n'
+QWEN_CODE = (
+    f'PAT_STR = r"""{pre.QWEN2}"""\nraise SystemExit("this file is never run")\n'
+)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +200,11 @@ def test_ranks_with_the_expression_in_python(
 def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> None:
     data = (shared / "tokenizers/llama3/tokenizer.model").read_bytes()
     (tmp_path / "tokenizer.model").write_bytes(data)
-    names = {128000: "<|begin_of_text|>", 128001: "<|end_of_text|>", 128009: "<|eot_id|>"}
+    names = {
+        128000: "<|begin_of_text|>",
+        128001: "<|end_of_text|>",
+        128009: "<|eot_id|>",
+    }
     decoder = {str(i): {"content": text, "special": True} for i, text in names.items()}
     config = {
         "bos_token": names[128000],
@@ -181,7 +215,9 @@ def test_llama3_s_ranks_are_known(shared: Path, tmp_path: Path, load: Load) -> N
     vocabulary = read_vocabulary(tmp_path, 128256)
     assert (vocabulary.pre, vocabulary.add_bos) == ("llama-bpe", True)
     assert vocabulary.special_ids == {"bos": 128000, "eos": 128009, "eot": 128009}
-    ranks = {base64.b64decode(line.split()[0]): i for i, line in enumerate(data.splitlines())}
+    ranks = {
+        base64.b64decode(line.split()[0]): i for i, line in enumerate(data.splitlines())
+    }
     assert differences(judge(ranks, pre.LLAMA3), load(vocabulary), strings(500)) == []
 
 
@@ -207,7 +243,9 @@ def test_vocab_and_merges(
     vocabulary = read_vocabulary(tmp_path, len(vocab) + 1)
     assert (vocabulary.pre, vocabulary.special_ids["eos"]) == (name, len(vocab))
     expression = {"gpt-2": pre.GPT2, "qwen2": pre.QWEN2}[name]
-    whole = save(tmp_path / "whole", tokenizer_json(vocab, merges, split_steps(expression)))
+    whole = save(
+        tmp_path / "whole", tokenizer_json(vocab, merges, split_steps(expression))
+    )
     original = tokenizers.Tokenizer.from_file(str(whole / "tokenizer.json"))
     assert differences(original, load(vocabulary), strings(2500)) == []
 
@@ -227,7 +265,10 @@ EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
             {"tekken.json": json.dumps(tekken(RANKS, config={}))},
             "0 tokens, 0 of them special, cannot be made of 266",
         ),
-        ({"tekken.json": json.dumps(tekken(RANKS, vocab=[1] * 300))}, "'1' is no object"),
+        (
+            {"tekken.json": json.dumps(tekken(RANKS, vocab=[1] * 300))},
+            "'1' is no object",
+        ),
         (
             {
                 "tekken.json": json.dumps(
@@ -244,7 +285,10 @@ EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
             },
             "has 0 bytes",
         ),
-        ({"tekken.json": json.dumps(tekken(RANKS, vocab=[{"rank": 0}] * 300))}, "is not base64"),
+        (
+            {"tekken.json": json.dumps(tekken(RANKS, vocab=[{"rank": 0}] * 300))},
+            "is not base64",
+        ),
         (
             {"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 100}]))},
             "has a rank outside 0 to 99",
@@ -253,27 +297,43 @@ EOS_CONFIG = {"tokenizer_config.json": b'{"eos_token": "a"}'}
             {"tekken.json": json.dumps(tekken(RANKS, special_tokens=[{"rank": 1}]))},
             "expected a string",
         ),
-        ({"qwen.tiktoken": as_tiktoken(RANKS)}, "no Python file next to it holds an expression"),
+        (
+            {"qwen.tiktoken": as_tiktoken(RANKS)},
+            "no Python file next to it holds an expression",
+        ),
         (
             {"qwen.tiktoken": b"YQ== 0\nYQ== 1\n", "tokenization_q.py": QWEN_CODE},
             "rank 1 is '1' .* there twice",
         ),
-        ({"qwen.tiktoken": b"YQ== 0\nYg== 7\n", "tokenization_q.py": QWEN_CODE}, "rank 1 is '7'"),
-        ({"qwen.tiktoken": b"YQ== 0\nYg==\n", "tokenization_q.py": QWEN_CODE}, "rank 1 is '-1'"),
+        (
+            {"qwen.tiktoken": b"YQ== 0\nYg== 7\n", "tokenization_q.py": QWEN_CODE},
+            "rank 1 is '7'",
+        ),
+        (
+            {"qwen.tiktoken": b"YQ== 0\nYg==\n", "tokenization_q.py": QWEN_CODE},
+            "rank 1 is '-1'",
+        ),
         (
             {"qwen.tiktoken": b"YQ== 0\n", "tokenization_q.py": QWEN_CODE},
             "the byte 0x00 has no token",
         ),
         (
-            {"qwen.tiktoken": as_tiktoken(RANKS), "tokenization_q.py": QWEN_CODE + KIMI_CODE},
+            {
+                "qwen.tiktoken": as_tiktoken(RANKS),
+                "tokenization_q.py": QWEN_CODE + KIMI_CODE,
+            },
             "no Python file next to it",
         ),
         ({"vocab.json": "{}", "merges.txt": ""}, "has the tokenizer_class ''"),
     ],
 )
-def test_broken_files(tmp_path: Path, files: dict[str, bytes | str], message: str) -> None:
+def test_broken_files(
+    tmp_path: Path, files: dict[str, bytes | str], message: str
+) -> None:
     for name, content in (EOS_CONFIG | files).items():
-        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        (tmp_path / name).write_bytes(
+            content.encode() if isinstance(content, str) else content
+        )
     with pytest.raises(CheckpointError, match=message) as caught:
         read_vocabulary(tmp_path, 1000)
     assert "\n" not in str(caught.value)

@@ -59,7 +59,9 @@ def slow_gguf(endless_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         "attention.head_count_kv": 8,
         "rope.dimension_count": 64,
     }
-    fields = header.fields | {f"llama.{key}": Field.of(value) for key, value in numbers.items()}
+    fields = header.fields | {
+        f"llama.{key}": Field.of(value) for key, value in numbers.items()
+    }
     shapes = {"token_embd.weight": (width, len(tokens)), "output_norm.weight": (width,)}
     for layer in range(layers):
         for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
@@ -74,8 +76,13 @@ def slow_gguf(endless_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     rows = np.zeros((len(tokens), width), np.float32)
     rows[:, 0] = 1
     rows[tokens.index("x"), 0] = 2
-    values = {"token_embd.weight": rows, "output_norm.weight": np.ones(width, np.float32)}
-    write_gguf(out, fields, [_tensor(name, shape, values) for name, shape in shapes.items()])
+    values = {
+        "token_embd.weight": rows,
+        "output_norm.weight": np.ones(width, np.float32),
+    }
+    write_gguf(
+        out, fields, [_tensor(name, shape, values) for name, shape in shapes.items()]
+    )
     return out
 
 

@@ -53,11 +53,20 @@ def test_every_command_explains_itself(name: str) -> None:
         (["qqq"], "no such command 'qqq'; see"),
         (["--foo"], "no such option --foo; see"),
         (["convert", "demo", "--outtype", "q8_0"], "--outtype; did you mean --type?"),
-        (["convert", "demo", "--outfile", "x"], "did you mean the second argument, OUT?"),
+        (
+            ["convert", "demo", "--outfile", "x"],
+            "did you mean the second argument, OUT?",
+        ),
         (["convert", "demo", "--tensor-typ", "x"], "did you mean --tensor-type?"),
-        (["convert", "demo", "--yarn-orig-ctx", "4"], "did you mean --original-context?"),
+        (
+            ["convert", "demo", "--yarn-orig-ctx", "4"],
+            "did you mean --original-context?",
+        ),
         (["convert", "demo", "--zzz"], "no such option --zzz; see"),
-        (["convert", "demo", "--yarn"], "Option '--yarn' requires an argument; see main convert"),
+        (
+            ["convert", "demo", "--yarn"],
+            "Option '--yarn' requires an argument; see main convert",
+        ),
         (["plan", "x.gguf", "--contxt", "1"], "did you mean --context?"),
     ],
 )
@@ -82,7 +91,10 @@ def test_ggext_alone_says_what_it_does_and_what_is_next(
         assert words in result.output
     (tmp_path / "own.gguf").touch()
     assert "next: ggext show own.gguf" in CliRunner().invoke(main, []).output
-    assert CliRunner().invoke(main, ["help"]).output == CliRunner().invoke(main, ["--help"]).output
+    assert (
+        CliRunner().invoke(main, ["help"]).output
+        == CliRunner().invoke(main, ["--help"]).output
+    )
     version = CliRunner().invoke(main, ["-V"]).output
     assert version.startswith("ggext 0.")
 
@@ -99,7 +111,10 @@ def test_a_model_is_named_as_for_llama_cpp(tmp_path: Path) -> None:
         both = CliRunner().invoke(main, [command, out, "-m", out])
         assert "FILE and -m FILE name two models; give one" in both.stderr
         neither = CliRunner().invoke(main, [command])
-        assert (neither.exit_code, neither.stderr[:32]) == (2, "ggext: Missing argument 'FILE'; ")
+        assert (neither.exit_code, neither.stderr[:32]) == (
+            2,
+            "ggext: Missing argument 'FILE'; ",
+        )
 
 
 def test_convert_explains_itself_in_groups_with_examples() -> None:
@@ -122,7 +137,11 @@ def test_convert_explains_itself_in_groups_with_examples() -> None:
     ],
 )
 def test_a_missing_extra_is_one_line_with_the_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, arguments: list[str], extra: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    arguments: list[str],
+    extra: str,
 ) -> None:
     gguf, out = tmp_path / "demo.gguf", tmp_path / "out"
     assert CliRunner().invoke(main, ["convert", "demo", str(gguf)]).exit_code == 0
@@ -172,7 +191,10 @@ def test_level_one_needs_no_extra(tmp_path: Path) -> None:
             ["verify", "{folder}"],
             "is a checkpoint; ggext convert {folder} makes a .gguf file of it",
         ),
-        (["plan", "{folder}"], "is a checkpoint; ggext convert {folder} makes a .gguf file of it"),
+        (
+            ["plan", "{folder}"],
+            "is a checkpoint; ggext convert {folder} makes a .gguf file of it",
+        ),
         (["undo", "{out}"], "{out} does not exist; check the path"),
     ],
 )
@@ -184,10 +206,14 @@ def test_a_wrong_input_is_one_line_that_names_it(
         "out": tmp_path / "out.gguf",
         "folder": tmp_path / "checkpoint",
     }
-    assert CliRunner().invoke(main, ["convert", "demo", str(names["gguf"])]).exit_code == 0
+    assert (
+        CliRunner().invoke(main, ["convert", "demo", str(names["gguf"])]).exit_code == 0
+    )
     names["folder"].mkdir()
     (names["folder"] / "config.json").write_text("{}")
-    result = CliRunner().invoke(main, [argument.format(**names) for argument in arguments])
+    result = CliRunner().invoke(
+        main, [argument.format(**names) for argument in arguments]
+    )
     assert result.exit_code in (1, 2)
     assert message.format(**names) in result.stderr
     assert not names["out"].exists()

@@ -58,7 +58,13 @@ def test_auto_is_a_count_only_where_it_means_something() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count"),
-    [("4G", 4 * 10**9), ("500MB", 5 * 10**8), ("1.5GiB", 3 << 29), ("64 k", 64000), ("1T", 10**12)],
+    [
+        ("4G", 4 * 10**9),
+        ("500MB", 5 * 10**8),
+        ("1.5GiB", 3 << 29),
+        ("64 k", 64000),
+        ("1T", 10**12),
+    ],
 )
 def test_sizes(text: str, count: int) -> None:
     assert SIZE.convert(text, None, None) == count

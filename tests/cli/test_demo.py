@@ -46,7 +46,11 @@ def test_perplexity_beyond_the_window(result: DemoResult) -> None:
 
 
 def test_the_example_is_what_the_files_said(result: DemoResult) -> None:
-    assert result.example.answers["yarn"] == result.example.right != result.example.answers["none"]
+    assert (
+        result.example.answers["yarn"]
+        == result.example.right
+        != result.example.answers["none"]
+    )
 
 
 def test_the_checkpoint_is_small_and_ordinary() -> None:
@@ -60,7 +64,11 @@ def test_the_checkpoint_is_small_and_ordinary() -> None:
     } <= set(sizes)
     assert sum(sizes.values()) <= 4 << 20
     config = json.loads((DEMO_MODEL / "config.json").read_text())
-    assert (config["model_type"], config["head_dim"], config["max_position_embeddings"]) == (
+    assert (
+        config["model_type"],
+        config["head_dim"],
+        config["max_position_embeddings"],
+    ) == (
         "llama",
         32,
         256,
@@ -88,7 +96,9 @@ def test_a_text_to_chat_about() -> None:
 def test_the_command_prints_what_it_measured(tmp_path: Path) -> None:
     """Few questions: the figures are the other tests' matter."""
     page = tmp_path / "report.html"
-    outcome = CliRunner().invoke(main, ["demo", "--questions", "5", "--html", str(page)])
+    outcome = CliRunner().invoke(
+        main, ["demo", "--questions", "5", "--html", str(page)]
+    )
     assert outcome.exit_code == 0, outcome.output
     for line in (
         "Answers that are exact",

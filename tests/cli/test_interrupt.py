@@ -31,7 +31,10 @@ def interrupt_after(seconds: float) -> threading.Timer:
 def test_ctrl_c_reaches_a_prefill_inside_llama_cpp(slow_gguf: Path) -> None:
     from ggext.runtime.engine import Model, Session, SessionOptions
 
-    with Model.open(slow_gguf) as model, Session(model, SessionOptions(n_batch=4096)) as session:
+    with (
+        Model.open(slow_gguf) as model,
+        Session(model, SessionOptions(n_batch=4096)) as session,
+    ):
         session.evaluate([1])
         make_batch, timers = session.cache._batch, []
 
@@ -98,7 +101,9 @@ def test_on_interrupt_leaves_other_threads_alone() -> None:
 
 def test_ctrl_c_ends_a_question_at_once(slow_gguf: Path) -> None:
     command = [*GGEXT, str(slow_gguf), "-p", "Once", "--temperature", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
@@ -108,7 +113,9 @@ def test_ctrl_c_ends_a_question_at_once(slow_gguf: Path) -> None:
 
 
 def test_ctrl_c_while_the_cache_is_written_keeps_the_turns(
-    endless_gguf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    endless_gguf: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     from ggext.chat.session import Keeper, named
     from ggext.cli import main
@@ -121,6 +128,9 @@ def test_ctrl_c_while_the_cache_is_written_keeps_the_turns(
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code in (0, None)
-    assert "the KV cache is not kept: Ctrl-C stopped its writing" in capsys.readouterr().err
+    assert (
+        "the KV cache is not kept: Ctrl-C stopped its writing"
+        in capsys.readouterr().err
+    )
     with Keeper(named("lily"), "endless.gguf", None) as kept:
         assert [turn.role for turn in kept.turns] == ["user", "assistant"]

@@ -56,7 +56,10 @@ def test_what_a_file_is_not_ready_for() -> None:
         "           or write it with --encoding folded, which is safe\n"
     )
     in_place = typed("ggext convert llama.gguf --yarn 4 --in-place")
-    assert "not folded: a change in place leaves the query weights as they are\n" in in_place
+    assert (
+        "not folded: a change in place leaves the query weights as they are\n"
+        in in_place
+    )
 
 
 def test_advice_that_can_be_followed(here: Path) -> None:
@@ -76,7 +79,9 @@ def test_advice_that_can_be_followed(here: Path) -> None:
     assert f"It cannot be folded: {reason}. So switch context shifts off" in said
     assert "tokens: exact in llama.cpp; do not let it roll" in said
     refused = typed("ggext convert gemma.gguf g3.gguf --yarn 2 --encoding folded")
-    assert refused.startswith(f"ggext: the gain cannot be folded: {reason}; choose --encoding keys")
+    assert refused.startswith(
+        f"ggext: the gain cannot be folded: {reason}; choose --encoding keys"
+    )
     linear = typed("ggext convert gemma.gguf g4.gguf --linear 2")
     assert "safe to roll" in linear
 
@@ -85,16 +90,34 @@ def test_advice_that_can_be_followed(here: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("ggext convert llama.gguf", "there is nothing to write: no scaling, type or encoding"),
-        ("ggext convert llama.gguf --target-context 32", "reaches 32 without a scaling"),
+        (
+            "ggext convert llama.gguf",
+            "there is nothing to write: no scaling, type or encoding",
+        ),
+        (
+            "ggext convert llama.gguf --target-context 32",
+            "reaches 32 without a scaling",
+        ),
         ("ggext convert llama.gguf --rope none", "there is nothing to write"),
         ("ggext convert llama.gguf --yarn 1", "a factor of 1 scales nothing"),
-        ("ggext convert llama.gguf x.gguf --yarn 1000 --dry-run", "never shown to work beyond"),
+        (
+            "ggext convert llama.gguf x.gguf --yarn 1000 --dry-run",
+            "never shown to work beyond",
+        ),
         ("ggext convert llama.gguf --target-context 0.25k", "64 → 256 tokens"),
-        ("ggext plan llama.gguf -c 1k -ngl 0", "the file is made for 64 tokens: what stands"),
-        ("ggext verify llama.gguf --level table", "64 tokens: exact by what the file says"),
+        (
+            "ggext plan llama.gguf -c 1k -ngl 0",
+            "the file is made for 64 tokens: what stands",
+        ),
+        (
+            "ggext verify llama.gguf --level table",
+            "64 tokens: exact by what the file says",
+        ),
         ("ggext inspect llama.gguf", "bars on a log scale, | is the 64 of training"),
-        ("ggext inspect llama.gguf --plot x.png --diff qwen.gguf", "--plot draws one file"),
+        (
+            "ggext inspect llama.gguf --plot x.png --diff qwen.gguf",
+            "--plot draws one file",
+        ),
         ("ggext list", "llama, 64 tokens"),
         ("ggext show qwen.gguf", "architecture   qwen3, 2 layers, 4 heads, 2 of keys"),
         ("ggext -V", "ggext 0."),
@@ -112,7 +135,10 @@ def test_what_was_asked_is_answered(line: str, words: str) -> None:
     [
         ("--rope none", "past 64 tokens slow pairs turn further than training showed"),
         ("--yarn 4", "good: in 256 tokens no slow pair turns further than in training"),
-        ("--linear 4", "good: in 256 tokens no slow pair turns further than in training"),
+        (
+            "--linear 4",
+            "good: in 256 tokens no slow pair turns further than in training",
+        ),
         ("--ntk 4", "some slow pairs turn up to "),
     ],
 )

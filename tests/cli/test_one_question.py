@@ -45,17 +45,23 @@ def test_a_question_on_the_standard_input(endless_gguf: Path, continued: bytes) 
     assert (done.returncode, done.stdout) == (0, continued + b"\n")
 
 
-def test_a_document_stands_before_the_question(endless_gguf: Path, tmp_path: Path) -> None:
+def test_a_document_stands_before_the_question(
+    endless_gguf: Path, tmp_path: Path
+) -> None:
     (tmp_path / "doc.txt").write_text("Tim had a red ball.\n")
     question = ("-p", "Once upon a time,", *GREEDY)
     whole = ggext(endless_gguf, "-p", "Tim had a red ball.\nOnce upon a time,", *GREEDY)
     from_file = ggext(endless_gguf, "-f", tmp_path / "doc.txt", *question)
-    from_pipe = ggext(endless_gguf, "-f", "-", *question, stdin=b"Tim had a red ball.\n")
+    from_pipe = ggext(
+        endless_gguf, "-f", "-", *question, stdin=b"Tim had a red ball.\n"
+    )
     assert whole.stdout == from_file.stdout == from_pipe.stdout
     assert whole.returncode == from_file.returncode == from_pipe.returncode == 0
 
 
-def test_a_document_that_does_not_fit_gives_the_counts(endless_gguf: Path, tmp_path: Path) -> None:
+def test_a_document_that_does_not_fit_gives_the_counts(
+    endless_gguf: Path, tmp_path: Path
+) -> None:
     (tmp_path / "doc.txt").write_text("Tim had a red ball.\n" * 500)
     done = ggext(endless_gguf, "-f", tmp_path / "doc.txt", "-p", "Why?")
     assert (done.returncode, done.stdout) == (3, b"")
@@ -64,7 +70,8 @@ def test_a_document_that_does_not_fit_gives_the_counts(endless_gguf: Path, tmp_p
         done.stderr,
     )
     assert re.search(
-        rb"the text has [\d,]+ tokens and the context holds 512; shorten it", done.stderr
+        rb"the text has [\d,]+ tokens and the context holds 512; shorten it",
+        done.stderr,
     )
     assert b"Traceback" not in done.stderr
 
@@ -90,7 +97,11 @@ def test_a_seed_repeats_the_answer(endless_gguf: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["--top-p", "2"], 2, "top-p is 2.0, but must be from 0 to 1"),
-        (["-f", "nothing.txt"], 2, "nothing.txt cannot be read: No such file or directory"),
+        (
+            ["-f", "nothing.txt"],
+            2,
+            "nothing.txt cannot be read: No such file or directory",
+        ),
         (["-f", "-", "-f", "-"], 2, "can be read once"),
         (["--load", "nothing.json"], 1, "nothing.json cannot be read"),
         (["--ctx", "0"], 2, "0 is 0 tokens; from 1 to"),
@@ -118,7 +129,9 @@ def test_no_question_at_all_is_said(endless_gguf: Path) -> None:
 
 def test_a_reader_that_goes_away_gets_no_traceback(endless_gguf: Path) -> None:
     command = [*GGEXT, str(endless_gguf), "-p", "Once"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.read(1)
@@ -131,7 +144,14 @@ def test_a_reader_that_goes_away_gets_no_traceback(endless_gguf: Path) -> None:
 
 def test_events_are_one_json_object_a_line(chat_gguf: Path, story: Path) -> None:
     done = ggext(
-        chat_gguf, "-f", story, "-p", "Where is the crown?", "--temperature", "0", "--json"
+        chat_gguf,
+        "-f",
+        story,
+        "-p",
+        "Where is the crown?",
+        "--temperature",
+        "0",
+        "--json",
     )
     assert done.returncode == 0
     assert done.stderr == b""
@@ -142,7 +162,9 @@ def test_events_are_one_json_object_a_line(chat_gguf: Path, story: Path) -> None
     assert (prefill[0]["done"], prefill[0]["seconds_left"]) == (0, None)
     assert prefill[-1]["done"] == prefill[-1]["total"] == 310
     end = events[-1]
-    assert end["text"] == "".join(event["text"] for event in events if event["event"] == "text")
+    assert end["text"] == "".join(
+        event["text"] for event in events if event["event"] == "text"
+    )
     assert re.fullmatch(r"Look for the crown \w+\.", end["text"])
     assert end["finish"] == "eog"
     assert end["context"] == {"used": 316, "allocated": 1024, "trained": 256}
@@ -179,10 +201,13 @@ def test_a_stop_string_and_a_grammar_from_the_command_line(
         '"required": ["n"]}'
     )
     assert isinstance(
-        json.loads(ggext(chat_gguf, *question, "--json-schema", schema).stdout)["n"], int
+        json.loads(ggext(chat_gguf, *question, "--json-schema", schema).stdout)["n"],
+        int,
     )
     (tmp_path / "g.gbnf").write_text('root ::= "Look " [a-c]+ "."')
-    cut = ggext(chat_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30")
+    cut = ggext(
+        chat_gguf, *question, "--grammar", tmp_path / "g.gbnf", "--max-tokens", "30"
+    )
     assert re.match(rb"Look [abc]", cut.stdout)
 
 
@@ -203,13 +228,16 @@ def test_another_template_and_its_options(chat_gguf: Path, tmp_path: Path) -> No
     assert b"is not NAME=VALUE" in ggext(*question, "--template-option", "depth").stderr
 
 
-def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(chat_gguf: Path) -> None:
+def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(
+    chat_gguf: Path,
+) -> None:
     question = (chat_gguf, "-p", "Where?", "--temperature", "0", "--json-schema")
     word = '{"enum": ["a word that takes more than one token"]}'
     cut = ggext(*question, word, "--max-tokens", "2")
     assert cut.returncode == 1
-    assert b"ggext: the answer is not whole: --max-tokens cut it before its grammar ended" in (
-        cut.stderr
+    assert (
+        b"ggext: the answer is not whole: --max-tokens cut it before its grammar ended"
+        in (cut.stderr)
     )
     whole = ggext(*question, word, "--max-tokens", "99")
     assert whole.returncode == 0
@@ -218,23 +246,39 @@ def test_an_answer_that_is_cut_before_its_grammar_ends_is_an_error(chat_gguf: Pa
 
 
 @pytest.mark.parametrize(("given", "allocated"), [("auto", 512), ("256", 256)])
-def test_the_context_is_a_number_or_auto(endless_gguf: Path, given: str, allocated: int) -> None:
-    done = ggext(endless_gguf, "-p", "Once", "--context", given, "--max-tokens", "1", "--json")
+def test_the_context_is_a_number_or_auto(
+    endless_gguf: Path, given: str, allocated: int
+) -> None:
+    done = ggext(
+        endless_gguf, "-p", "Once", "--context", given, "--max-tokens", "1", "--json"
+    )
     assert json.loads(done.stdout.splitlines()[-1])["context"]["allocated"] == allocated
 
 
 def test_an_answer_that_fills_the_context_exits_with_3(endless_gguf: Path) -> None:
     done = ggext(endless_gguf, "-p", "Once", "--ctx", "32", "--temperature", "0")
     assert done.returncode == 3
-    assert b"the context is full: the answer stops here, nothing was dropped" in done.stderr
+    assert (
+        b"the context is full: the answer stops here, nothing was dropped"
+        in done.stderr
+    )
 
 
-def test_a_text_is_read_into_a_quarter_of_its_cells(demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_text_is_read_into_a_quarter_of_its_cells(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
     """The embedded model answers from what compress kept, and the plan says what that takes."""
     from ggext.demo import sample_text
 
     (tmp_path / "text.txt").write_text(sample_text(900))
-    question = (demo_gguf, "-f", tmp_path / "text.txt", "-p", "Where is the map?", *GREEDY)
+    question = (
+        demo_gguf,
+        "-f",
+        tmp_path / "text.txt",
+        "-p",
+        "Where is the map?",
+        *GREEDY,
+    )
     quarter = ("--when-full", "compress", "--ctx", "1024", "--keep", "0.25")
     done = ggext(*question, *quarter)
     assert (done.returncode, done.stdout) == (0, b"Look for the map below.\n")

@@ -42,14 +42,19 @@ def sh(command: list[str], redirection: str) -> subprocess.CompletedProcess[str]
     )
 
 
-needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+needs_full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="there is no /dev/full"
+)
 
 
 @needs_full
 @pytest.mark.parametrize(
-    "command", [["--help"], ["chat", "--help"], ["question"], ["question", "--json"], ["chats"]]
+    "command",
+    [["--help"], ["chat", "--help"], ["question"], ["question", "--json"], ["chats"]],
 )
-def test_a_full_disk_under_the_output_is_one_line(question: list[str], command: list[str]) -> None:
+def test_a_full_disk_under_the_output_is_one_line(
+    question: list[str], command: list[str]
+) -> None:
     """It was a traceback of 40 lines."""
     command = [*question, *command[1:]] if command[0] == "question" else command
     done = sh(command, ">/dev/full")
@@ -116,11 +121,16 @@ def test_an_error_of_ggext_itself_is_one_line_and_a_report() -> None:
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("ggext: this is a fault of ggext: IndexError: list index out of range")
+    assert line.startswith(
+        "ggext: this is a fault of ggext: IndexError: list index out of range"
+    )
     report = Path(line.rsplit(" in ", 1)[1])
     assert "Traceback" in report.read_text()
     done = subprocess.run(
-        [*command, "--debug", "inspect", __file__], capture_output=True, text=True, check=False
+        [*command, "--debug", "inspect", __file__],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stderr.startswith("Traceback")
 
@@ -162,11 +172,16 @@ def test_an_interrupt_ends_verify_and_is_never_a_verdict(demo_gguf: Path) -> Non
                 assert process.returncode in (130, -signal.SIGINT)
 
 
-@pytest.mark.parametrize("command", ["show", "inspect", "plan", "verify", "chat", "eval", "undo"])
+@pytest.mark.parametrize(
+    "command", ["show", "inspect", "plan", "verify", "chat", "eval", "undo"]
+)
 def test_a_checkpoints_name_is_no_file(command: str) -> None:
     done = CliRunner().invoke(main, [command, "demo"])
     assert done.exit_code == 2
-    assert "demo is a checkpoint; ggext convert demo makes a .gguf file of it" in done.stderr
+    assert (
+        "demo is a checkpoint; ggext convert demo makes a .gguf file of it"
+        in done.stderr
+    )
 
 
 @needs_full

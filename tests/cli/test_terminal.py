@@ -97,7 +97,10 @@ def test_a_pasted_block_is_one_turn(
     chat.wait_for("wrote 12")
     chat.say(f"/save {tmp_path}/chat.json")
     chat.wait_for("saved 1 question")
-    assert json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"] == "one\ntwo"
+    assert (
+        json.loads((tmp_path / "chat.json").read_text())["turns"][0]["content"]
+        == "one\ntwo"
+    )
     assert chat.leave() == 0
 
 
@@ -144,7 +147,10 @@ def test_what_was_read_ahead_is_kept_with_the_session(
     assert chat.process.wait(30) == 0
     os.close(chat.side)
     notices = typed([chat_gguf, "--session", "crown"])
-    assert notices[0] == "session crown: 0 questions; 256 tokens of KV cache restored in N s"
+    assert (
+        notices[0]
+        == "session crown: 0 questions; 256 tokens of KV cache restored in N s"
+    )
 
 
 @needs_pty
@@ -153,21 +159,33 @@ def test_ctrl_c_while_a_document_is_read_ahead_keeps_what_was_read(
 ) -> None:
     (tmp_path / "long.txt").write_text("The hungry frog meets the dog. " * 300)
     chat = keyboard(
-        slow_gguf, "-f", tmp_path / "long.txt", "--temperature", "0", "--max-tokens", "5"
+        slow_gguf,
+        "-f",
+        tmp_path / "long.txt",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "5",
     )
     chat.wait_for("reading the document meanwhile: ")
     chat.wait_for(" left")  # after the first batch
     chat.type(CTRL_C)
-    chat.wait_for("the reading stops, what was read is kept; Ctrl-C again or Ctrl-D leaves")
+    chat.wait_for(
+        "the reading stops, what was read is kept; Ctrl-C again or Ctrl-D leaves"
+    )
     chat.say("Why?")
     seen = chat.wait_for("wrote 5")
     assert "meanwhile" not in seen
-    assert re.search(r"read [\d,]+ at [\d,]+/s and [\d,]+ while you typed, reused 0;", seen)
+    assert re.search(
+        r"read [\d,]+ at [\d,]+/s and [\d,]+ while you typed, reused 0;", seen
+    )
     assert chat.leave() == 0
 
 
 @needs_pty
-def test_a_whole_chat_by_its_transcript(chat_gguf: Path, story: Path, tmp_path: Path) -> None:
+def test_a_whole_chat_by_its_transcript(
+    chat_gguf: Path, story: Path, tmp_path: Path
+) -> None:
     """A session is started, left, continued and exported; the screen is compared line by line."""
     first = typed(
         [chat_gguf, "--temperature", "0", "--session", "crown"],

@@ -22,7 +22,9 @@ def run(*arguments: object) -> Result:
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": f"Lily keeps {i}."}) for i in range(12)))
+    path.write_text(
+        "\n".join(json.dumps({"text": f"Lily keeps {i}."}) for i in range(12))
+    )
     return path
 
 
@@ -31,7 +33,9 @@ def tuned_elsewhere(tmp_path: Path) -> Path:
     pytest.importorskip("peft", reason="the extra tune is not installed")
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
     rope["original_max_position_embeddings"] = 64
-    folder: Path = make_llama(tmp_path / "tuned", rope_parameters=rope, max_position_embeddings=256)
+    folder: Path = make_llama(
+        tmp_path / "tuned", rope_parameters=rope, max_position_embeddings=256
+    )
     return folder
 
 
@@ -47,12 +51,23 @@ def test_a_checkpoint_that_was_tuned_elsewhere_is_proved(tuned_elsewhere: Path) 
     [
         ({}, ("--yarn", 8), "the RoPE table in config.json is not the one"),
         ({}, ("--linear", 4), "the RoPE table in config.json is not the one"),
-        ({"max_position_embeddings": 64}, ("--yarn", 4), "programs that go by it stop there"),
-        ({}, ("--ntk", 4), "cannot be told from one that the model was pretrained with"),
+        (
+            {"max_position_embeddings": 64},
+            ("--yarn", 4),
+            "programs that go by it stop there",
+        ),
+        (
+            {},
+            ("--ntk", 4),
+            "cannot be told from one that the model was pretrained with",
+        ),
     ],
 )
 def test_one_that_says_something_else_is_not(
-    tuned_elsewhere: Path, change: dict[str, Any], scaling: tuple[Any, ...], message: str
+    tuned_elsewhere: Path,
+    change: dict[str, Any],
+    scaling: tuple[Any, ...],
+    message: str,
 ) -> None:
     path = tuned_elsewhere / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -72,7 +87,9 @@ def test_one_that_says_something_else_is_not(
         (("--yarn", 4, "--text", "nowhere.txt"), "nowhere.txt cannot be read"),
     ],
 )
-def test_what_cannot_be_meant_is_one_line(arguments: tuple[Any, ...], message: str) -> None:
+def test_what_cannot_be_meant_is_one_line(
+    arguments: tuple[Any, ...], message: str
+) -> None:
     pytest.importorskip("peft", reason="the extra tune is not installed")
     done = run("tune", "demo", *arguments)
     assert done.exit_code == 2
@@ -123,7 +140,9 @@ def test_transformers_gets_everything() -> None:
 
 
 def test_what_transformers_gets_is_the_wanted_table() -> None:
-    transformers = pytest.importorskip("transformers", reason="reference is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="reference is not installed"
+    )
     from ggext.rope.scaling import RopeGeometry, RopeScaling
     from ggext.tune.tables import WantedRope, prove_model
 
@@ -131,7 +150,9 @@ def test_what_transformers_gets_is_the_wanted_table() -> None:
     config = transformers.AutoConfig.from_pretrained(DEMO_MODEL, **json.loads(text))
     scaling = RopeScaling("yarn", 4.0, 256, beta_fast=16.0, truncate=False)
     rope = WantedRope(scaling, RopeGeometry(32, 32, 1000.0, "norm", 256))
-    prove_model("in transformers", transformers.AutoModelForCausalLM.from_config(config), rope)
+    prove_model(
+        "in transformers", transformers.AutoModelForCausalLM.from_config(config), rope
+    )
 
 
 @pytest.mark.parametrize("program", ["vllm", "sglang"])
@@ -143,10 +164,16 @@ def test_a_gain_becomes_a_factor_on_their_own(program: str) -> None:
     assert "attn_factor" not in emitted(program).stdout
 
 
-@pytest.mark.parametrize(("program", "reads"), [("vllm", True), ("sglang", False), ("mlx", False)])
-def test_what_is_not_read_is_said_with_what_it_changes(program: str, reads: bool) -> None:
+@pytest.mark.parametrize(
+    ("program", "reads"), [("vllm", True), ("sglang", False), ("mlx", False)]
+)
+def test_what_is_not_read_is_said_with_what_it_changes(
+    program: str, reads: bool
+) -> None:
     done = emitted(program, "--no-truncate")
-    said = "does not read truncate: its frequencies are off by up to 0.093" in done.stderr
+    said = (
+        "does not read truncate: its frequencies are off by up to 0.093" in done.stderr
+    )
     assert said != reads
 
 
@@ -167,9 +194,13 @@ def test_a_table_for_kinds_of_layers_is_for_transformers_alone(tmp_path: Path) -
     pytest.importorskip("transformers", reason="the extra reference is not installed")
     from tiny import make_model
 
-    folder = make_model(tmp_path / "gemma", "gemma3_text", head_dim=32, query_pre_attn_scalar=32)
+    folder = make_model(
+        tmp_path / "gemma", "gemma3_text", head_dim=32, query_pre_attn_scalar=32
+    )
     done = run("rope", folder, "--yarn", 4, "--emit", "vllm")
     assert done.exit_code == 1
     assert "is not known here; ask for transformers" in done.stderr
-    values = json.loads(run("rope", folder, "--yarn", 4, "--emit", "transformers").stdout)
+    values = json.loads(
+        run("rope", folder, "--yarn", 4, "--emit", "transformers").stdout
+    )
     assert values["rope_parameters"]["sliding_attention"]["rope_type"] == "default"

@@ -89,7 +89,10 @@ def test_in_place_is_what_a_new_file_would_be(
         "inspect", "--diff", tmp_path / "new.gguf", model
     )
     np.testing.assert_array_equal(logits(model), logits(tmp_path / "new.gguf"))
-    assert ggext("verify", model).exit_code == ggext("verify", tmp_path / "new.gguf").exit_code
+    assert (
+        ggext("verify", model).exit_code
+        == ggext("verify", tmp_path / "new.gguf").exit_code
+    )
     assert "1 change taken back" in told("undo", model)
     assert digest(model) == before
 
@@ -115,7 +118,10 @@ UNSCALED: dict[str, dict[str, Any]] = {
     "as our own converter": {"llama.rope.scaling.type": "none"},
     "as llama.cpp's of Qwen": {"llama.rope.dimension_count": None},
     "nothing said": {"llama.rope.dimension_count": None, "llama.rope.freq_base": None},
-    "linear by 1": {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 1.0},
+    "linear by 1": {
+        "llama.rope.scaling.type": "linear",
+        "llama.rope.scaling.factor": 1.0,
+    },
     "yarn's context alone": {
         "llama.rope.scaling.original_context_length": Field(ValueType.UINT32, 64)
     },
@@ -129,11 +135,17 @@ UNSCALED: dict[str, dict[str, Any]] = {
 def unscaled_file(path: Path, origin: dict[str, Any]) -> Path:
     gguf = read_gguf(write_random(path.with_name("base.gguf"), "llama"))
     fields = {
-        key: field for key, field in gguf.fields.items() if origin.get(key, field) is not None
+        key: field
+        for key, field in gguf.fields.items()
+        if origin.get(key, field) is not None
     }
-    fields |= {key: Field.of(value) for key, value in origin.items() if value is not None}
+    fields |= {
+        key: Field.of(value) for key, value in origin.items() if value is not None
+    }
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in gguf.tensors.values()
     ]
     write_gguf(path, fields, tensors)
@@ -166,7 +178,10 @@ def test_none_gives_back_what_the_converter_said(tmp_path: Path) -> None:
         "folded",
     )
     told("convert", tmp_path / "folded.gguf", tmp_path / "back.gguf", "--rope", "none")
-    original, back = read_gguf(tmp_path / "model.gguf"), read_gguf(tmp_path / "back.gguf")
+    original, back = (
+        read_gguf(tmp_path / "model.gguf"),
+        read_gguf(tmp_path / "back.gguf"),
+    )
     assert "checkpoint" in original.get("ggext.recipe")
     assert back.fields == original.fields
 
@@ -201,7 +216,9 @@ def test_a_scaling_that_was_there_does_not_come_back(tmp_path: Path) -> None:
 def test_a_malformed_memory_is_refused(model: Path, tmp_path: Path, kept: str) -> None:
     told("convert", model, "--in-place", "--yarn", 4)
     gguf = read_gguf(model)
-    write_gguf(tmp_path / "bad.gguf", gguf.fields | {"ggext.before": Field.of(kept)}, [])
+    write_gguf(
+        tmp_path / "bad.gguf", gguf.fields | {"ggext.before": Field.of(kept)}, []
+    )
     assert "ggext.before in the file is malformed" in refused(
         "convert", tmp_path / "bad.gguf", "--in-place", "--rope", "none"
     )
@@ -211,11 +228,15 @@ def test_a_memory_of_a_scaling_is_not_believed(model: Path, tmp_path: Path) -> N
     told("convert", model, "--in-place", "--yarn", 4)
     gguf = read_gguf(model)
     false = '{"llama.context_length":[4,64],"llama.rope.scaling.factor":[6,4.0]}'
-    write_gguf(tmp_path / "false.gguf", gguf.fields | {"ggext.before": Field.of(false)}, [])
+    write_gguf(
+        tmp_path / "false.gguf", gguf.fields | {"ggext.before": Field.of(false)}, []
+    )
     told("convert", tmp_path / "false.gguf", "--in-place", "--rope", "none")
     assert (
         effective_table(read_gguf(tmp_path / "false.gguf")).inv_freq[-1]
-        == effective_table(read_gguf(write_random(tmp_path / "fresh.gguf", "llama"))).inv_freq[-1]
+        == effective_table(
+            read_gguf(write_random(tmp_path / "fresh.gguf", "llama"))
+        ).inv_freq[-1]
     )
 
 
@@ -225,7 +246,9 @@ def with_factors_in_front(tmp_path: Path) -> Path:
     data = FACTORS.tobytes()
     tensors = [TensorToWrite("rope_freqs.weight", (8,), 0, len(data), lambda: [data])]
     tensors += [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in gguf.tensors.values()
     ]
     write_gguf(tmp_path / "model.gguf", gguf.fields, tensors)
@@ -245,7 +268,9 @@ def test_factors_that_others_lie_behind(tmp_path: Path, request_: list[str]) -> 
     output = told("convert", model, "--in-place", *asked)
     assert ("rope_freqs.weight set to 1" in output) == (request_ is REQUESTS["yarn"])
     assert next(iter(read_gguf(model).tensors)) == "rope_freqs.weight"
-    one, other = (effective_table(read_gguf(path)) for path in (model, tmp_path / "new.gguf"))
+    one, other = (
+        effective_table(read_gguf(path)) for path in (model, tmp_path / "new.gguf")
+    )
     np.testing.assert_allclose(one.inv_freq, other.inv_freq, rtol=1e-7)
     np.testing.assert_array_equal(logits(model), logits(tmp_path / "new.gguf"))
     told("undo", model)
@@ -256,15 +281,31 @@ def test_what_cannot_be_done_in_place(model: Path, tmp_path: Path) -> None:
     before = digest(model)
     assert "nothing is asked of" in refused("convert", model, "--in-place")
     both = refused(
-        "convert", model, "x.gguf", "--in-place", "--yarn", 4, "--type", "q8_0", "--split", "1G"
+        "convert",
+        model,
+        "x.gguf",
+        "--in-place",
+        "--yarn",
+        4,
+        "--type",
+        "q8_0",
+        "--split",
+        "1G",
     )
     assert "changes the header of" in both
     assert "excludes OUT, --type, --split; leave one of them out" in both
     assert "is a checkpoint" in refused("convert", "demo", "--in-place", "--yarn", 4)
-    folded = refused("convert", model, "--in-place", "--yarn", 4, "--encoding", "folded")
-    assert "folding the gain into blk.0.attn_q.weight and 1 others is not done in" in folded
+    folded = refused(
+        "convert", model, "--in-place", "--yarn", 4, "--encoding", "folded"
+    )
+    assert (
+        "folding the gain into blk.0.attn_q.weight and 1 others is not done in"
+        in folded
+    )
     assert "choose --encoding keys" in folded
-    told("convert", model, tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded")
+    told(
+        "convert", model, tmp_path / "folded.gguf", "--yarn", 4, "--encoding", "folded"
+    )
     assert "ggext undo" in refused(
         "convert", tmp_path / "folded.gguf", "--in-place", "--rope", "none"
     )
@@ -279,12 +320,16 @@ def test_foreign_longrope_in_the_middle_is_refused(tmp_path: Path) -> None:
     gguf = read_gguf(write_random(tmp_path / "other.gguf", "llama"))
     data = FACTORS.tobytes()
     tensors = [
-        TensorToWrite(f"rope_factors_{which}.weight", (8,), 0, len(data), lambda: [data])
+        TensorToWrite(
+            f"rope_factors_{which}.weight", (8,), 0, len(data), lambda: [data]
+        )
         for which in ("long", "short")
     ]
     last = gguf.tensors["output_norm.weight"]
     tensors.append(
-        TensorToWrite(last.name, last.shape, 0, last.nbytes, lambda: [gguf.tensor_data(last.name)])
+        TensorToWrite(
+            last.name, last.shape, 0, last.nbytes, lambda: [gguf.tensor_data(last.name)]
+        )
     )
     longrope = {
         "llama.rope.scaling.type": "longrope",
@@ -294,7 +339,10 @@ def test_foreign_longrope_in_the_middle_is_refused(tmp_path: Path) -> None:
     fields = gguf.fields | {key: Field.of(value) for key, value in longrope.items()}
     write_gguf(tmp_path / "model.gguf", fields, tensors)
     message = refused("convert", tmp_path / "model.gguf", "--in-place", "--yarn", 4)
-    assert "others after it and cannot be taken out in place; write to a new file" in message
+    assert (
+        "others after it and cannot be taken out in place; write to a new file"
+        in message
+    )
 
 
 def test_a_second_file_shares_the_data(
@@ -304,7 +352,9 @@ def test_a_second_file_shares_the_data(
     does."""
     shares = []
 
-    def share(source: int, target: int, source_at: int, target_at: int, length: int) -> bool:
+    def share(
+        source: int, target: int, source_at: int, target_at: int, length: int
+    ) -> bool:
         shares.append((source_at, target_at, source_at + length))
         disk.copy(source, target, source_at, target_at, length, lambda _: None)
         return True
@@ -315,13 +365,17 @@ def test_a_second_file_shares_the_data(
     odd.write_bytes(header + model.read_bytes()[gguf.data_offset :])
     assert read_gguf(odd).data_offset % 4096 == 32
     monkeypatch.setattr(disk, "share", share)
-    assert "data shared" in told("convert", odd, tmp_path / "new.gguf", *REQUESTS["yarn"])
+    assert "data shared" in told(
+        "convert", odd, tmp_path / "new.gguf", *REQUESTS["yarn"]
+    )
     ((source_at, target_at, end),) = shares
     assert source_at % 4096 == target_at % 4096 == 0
     assert end == odd.stat().st_size
     new = read_gguf(tmp_path / "new.gguf")
     assert new.get("llama.rope.scaling.factor") == 4.0
-    assert all(bytes(new.tensor_data(n)) == bytes(gguf.tensor_data(n)) for n in gguf.tensors)
+    assert all(
+        bytes(new.tensor_data(n)) == bytes(gguf.tensor_data(n)) for n in gguf.tensors
+    )
 
 
 def odd_header(gguf: GgufFile) -> bytes:
@@ -329,7 +383,9 @@ def odd_header(gguf: GgufFile) -> bytes:
 
     infos = list(gguf.tensors.values())
     return pack_header(
-        gguf.fields, infos, roomy_length(packed_length(gguf.fields, infos), 32, congruent_to=32)
+        gguf.fields,
+        infos,
+        roomy_length(packed_length(gguf.fields, infos), 32, congruent_to=32),
     )
 
 
@@ -354,7 +410,9 @@ def parts(tmp_path: Path) -> list[Path]:
             else {"general.architecture": gguf.fields["general.architecture"]}
         )
         tensors = [
-            TensorToWrite(n, t.shape, t.type, t.nbytes, lambda n=n: [gguf.tensor_data(n)])  # type: ignore[misc]
+            TensorToWrite(
+                n, t.shape, t.type, t.nbytes, lambda n=n: [gguf.tensor_data(n)]
+            )  # type: ignore[misc]
             for n, t in gguf.tensors.items()
             if names.index(n) % 3 == number
         ]
@@ -378,7 +436,12 @@ def test_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
         count + 1,
     ]
     assert [digest(path) for path in parts[1:]] == before[1:]
-    told("convert", tmp_path / "whole.gguf", tmp_path / "new.gguf", *REQUESTS["yarn by tensor"])
+    told(
+        "convert",
+        tmp_path / "whole.gguf",
+        tmp_path / "new.gguf",
+        *REQUESTS["yarn by tensor"],
+    )
     np.testing.assert_array_equal(logits(parts[0]), logits(tmp_path / "new.gguf"))
     assert "nothing to repair" in told("repair", named)
     told("undo", named)
@@ -387,14 +450,22 @@ def test_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["first", "last", "folder"])
-def test_what_reads_a_model_reads_its_parts(parts: list[Path], tmp_path: Path, given: str) -> None:
+def test_what_reads_a_model_reads_its_parts(
+    parts: list[Path], tmp_path: Path, given: str
+) -> None:
     """Whichever is named; what is counted is counted over all of them."""
     pytest.importorskip("llama_cpp")
     named = {"first": parts[0], "last": parts[2], "folder": parts[0].parent}[given]
     told("convert", parts[0], "--in-place", *REQUESTS["yarn by tensor"])
-    told("convert", tmp_path / "whole.gguf", tmp_path / "one.gguf", *REQUESTS["yarn by tensor"])
+    told(
+        "convert",
+        tmp_path / "whole.gguf",
+        tmp_path / "one.gguf",
+        *REQUESTS["yarn by tensor"],
+    )
     several, one = (
-        json.loads(told("inspect", path, "--json")) for path in (named, tmp_path / "one.gguf")
+        json.loads(told("inspect", path, "--json"))
+        for path in (named, tmp_path / "one.gguf")
     )
     assert several["size"] == sum(path.stat().st_size for path in parts)
     differ = {"path", "size"}
@@ -403,7 +474,8 @@ def test_what_reads_a_model_reads_its_parts(parts: list[Path], tmp_path: Path, g
     }
     assert "tokens: exact " in told("verify", named)
     several, one = (
-        json.loads(told("plan", path, "--json")) for path in (named, tmp_path / "one.gguf")
+        json.loads(told("plan", path, "--json"))
+        for path in (named, tmp_path / "one.gguf")
     )
     assert several["ram"]["weights"] == one["ram"]["weights"]
     np.testing.assert_array_equal(logits(named), logits(tmp_path / "one.gguf"))
@@ -413,7 +485,14 @@ def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
     """Written into the first part, where a later bake in place finds them; read wherever they
     are."""
     pytest.importorskip("llama_cpp")
-    told("convert", model, tmp_path / "set.gguf", *REQUESTS["yarn by tensor"], "--split", "20K")
+    told(
+        "convert",
+        model,
+        tmp_path / "set.gguf",
+        *REQUESTS["yarn by tensor"],
+        "--split",
+        "20K",
+    )
     first, *others = sorted(tmp_path.glob("set-*.gguf"))
     assert others
     assert "rope_freqs.weight" in read_gguf(first).tensors
@@ -426,7 +505,11 @@ def test_frequency_factors_of_a_set(model: Path, tmp_path: Path) -> None:
     content = {
         file.path: [
             TensorToWrite(
-                t.name, t.shape, t.type, t.nbytes, lambda f=file, n=t.name: [f.tensor_data(n)]
+                t.name,
+                t.shape,
+                t.type,
+                t.nbytes,
+                lambda f=file, n=t.name: [f.tensor_data(n)],
             )  # type: ignore[misc]
             for t in file.tensors.values()
             if t.name != "rope_freqs.weight"
@@ -453,11 +536,14 @@ def test_parts_that_are_not_there(parts: list[Path], tmp_path: Path) -> None:
     renamed = parts[1].rename(parts[1].with_name("renamed.gguf"))
     message = refused("convert", renamed, "--in-place", "--yarn", 4)
     assert (
-        "renamed.gguf is part 2 of 3 and its name does not say so; give it its name back" in message
+        "renamed.gguf is part 2 of 3 and its name does not say so; give it its name back"
+        in message
     )
     (tmp_path / "empty").mkdir()
     shutil.copy(tmp_path / "whole.gguf", tmp_path / "second.gguf")
-    assert "holds second.gguf, whole.gguf; name one .gguf file" in refused("undo", tmp_path)
+    assert "holds second.gguf, whole.gguf; name one .gguf file" in refused(
+        "undo", tmp_path
+    )
     with pytest.raises(GgufError, match=r"holds no \.gguf file"):
         metadata_part(tmp_path / "empty")
 
@@ -483,7 +569,9 @@ def test_differences(model: Path, tmp_path: Path) -> None:
     data[-1] ^= 1
     (tmp_path / "flipped.gguf").write_bytes(data)
     last = list(read_gguf(model).tensors)[-1]
-    found = json.loads(told("inspect", "--diff", model, tmp_path / "flipped.gguf", "--json"))
+    found = json.loads(
+        told("inspect", "--diff", model, tmp_path / "flipped.gguf", "--json")
+    )
     assert [(d["kind"], d["name"]) for d in found] == [("tensor", last)]
     assert found[0]["after"].startswith("1 of ")
     gguf = read_gguf(model)
@@ -495,7 +583,10 @@ def test_differences(model: Path, tmp_path: Path) -> None:
     }
     write_gguf(tmp_path / "tokens.gguf", fields, [])
     output = told("inspect", "--diff", model, tmp_path / "tokens.gguf")
-    assert "320 × STRING, number 300 is '▁41' → 320 × STRING, number 300 is 'other'" in output
+    assert (
+        "320 × STRING, number 300 is '▁41' → 320 × STRING, number 300 is 'other'"
+        in output
+    )
     assert "320 (UINT32) → 1.5 (FLOAT32)" in output
     assert "No such file" in refused("inspect", "--diff", model, tmp_path / "none.gguf")
 
@@ -514,7 +605,10 @@ def test_repair_says_what_it_did(model: Path, monkeypatch: pytest.MonkeyPatch) -
             with pytest.raises(PowerFailureError):
                 convert(
                     ConvertOptions(
-                        model, rope=RopeScaling("yarn", factor=4), encoding="tensor", in_place=True
+                        model,
+                        rope=RopeScaling("yarn", factor=4),
+                        encoding="tensor",
+                        in_place=True,
                     )
                 )
         told_now = told(*command, model)

@@ -81,8 +81,12 @@ def test_refused(cases: Path, tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONVERTED)
-def test_converted(cases: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("GGEXT_FIRST_LOAD", raising=False)  # with llama.cpp's word on each header
+def test_converted(
+    cases: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(
+        "GGEXT_FIRST_LOAD", raising=False
+    )  # with llama.cpp's word on each header
     out = tmp_path / "x.gguf"
     result = ggext("convert", cases / name, out)
     assert result.exit_code == 0, result.output
@@ -98,10 +102,17 @@ def test_what_is_asked_for(cases: Path, tmp_path: Path) -> None:
     result = ggext("convert", cases / "D00-plain", out, "--yarn", 4)
     assert "--original-context 32768" in result.output
     for asked in (("--yarn", 4), ("--rope", "none")):
-        assert ggext("convert", cases / "D01-attn-factor", out, *asked, "--force").exit_code == 0
+        assert (
+            ggext(
+                "convert", cases / "D01-attn-factor", out, *asked, "--force"
+            ).exit_code
+            == 0
+        )
     parts = cases / "gguf" / "split-empty-first"
     assert ggext("convert", parts, out, "--yarn", 4, "--force").exit_code == 0
-    wrong = ggext("convert", cases / "gguf" / "u64-context.gguf", out, "--yarn", 4, "--force")
+    wrong = ggext(
+        "convert", cases / "gguf" / "u64-context.gguf", out, "--yarn", 4, "--force"
+    )
     assert "has the wrong type uint64" in wrong.stderr
     store = shutil.copytree(cases / "gguf" / "ollama", tmp_path / "ollama")
     blob = next((store / "models" / "blobs").iterdir())

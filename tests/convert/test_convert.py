@@ -69,18 +69,31 @@ def test_yarn_keys_and_their_types(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_recipe_says_what_was_asked(checkpoint: Path, tmp_path: Path) -> None:
     gguf = bake(checkpoint, tmp_path / "out.gguf", "--yarn", 4, "--beta-slow", 0.1)
     recipe = parse_recipe(gguf.get("ggext.recipe"))
-    assert recipe.scaling.given() == {"factor": 4.0, "original_context": 64, "beta_slow": 0.1}
+    assert recipe.scaling.given() == {
+        "factor": 4.0,
+        "original_context": 64,
+        "beta_slow": 0.1,
+    }
     assert recipe.encoding == "folded"
     assert recipe.source == "the command line"
     assert "rope_freqs.weight" in gguf.tensors
 
 
-def test_target_context_picks_the_smallest_factor(checkpoint: Path, tmp_path: Path) -> None:
+def test_target_context_picks_the_smallest_factor(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     gguf = bake(checkpoint, tmp_path / "out.gguf", "--target-context", 200)
     assert gguf.get("llama.rope.scaling.type") == "yarn"
     assert gguf.get("llama.rope.scaling.factor") == 200 / 64
     assert gguf.get("llama.context_length") == 200
-    linear = bake(checkpoint, tmp_path / "linear.gguf", "--rope", "linear", "--target-context", 200)
+    linear = bake(
+        checkpoint,
+        tmp_path / "linear.gguf",
+        "--rope",
+        "linear",
+        "--target-context",
+        200,
+    )
     assert linear.get("llama.rope.scaling.type") == "linear"
 
 
@@ -93,7 +106,9 @@ def test_a_target_within_the_trained_context_needs_no_scaling(
 
 
 def test_original_context_moves_the_table(checkpoint: Path, tmp_path: Path) -> None:
-    gguf = bake(checkpoint, tmp_path / "out.gguf", "--yarn", 4, "--original-context", 32)
+    gguf = bake(
+        checkpoint, tmp_path / "out.gguf", "--yarn", 4, "--original-context", 32
+    )
     assert gguf.get("llama.rope.scaling.original_context_length") == 32
     assert gguf.get("llama.context_length") == 128
 
@@ -111,8 +126,12 @@ def test_types(checkpoint: Path, tmp_path: Path, name: str, bound: float) -> Non
     info = gguf.tensors["blk.0.ffn_down.weight"]
     assert type_name(info.type) == name.upper()
     assert type_name(gguf.tensors["blk.0.attn_norm.weight"].type) == "F32"
-    original = load_file(checkpoint / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
-    raw = np.frombuffer(gguf.tensor_data(info.name), np.uint8).reshape(info.shape[1], -1)
+    original = load_file(checkpoint / "model.safetensors")[
+        "model.layers.0.mlp.down_proj.weight"
+    ]
+    raw = np.frombuffer(gguf.tensor_data(info.name), np.uint8).reshape(
+        info.shape[1], -1
+    )
     kind = GGMLQuantizationType(info.type)
     values = dequantize(raw.view({"f32": "<f4", "f16": "<f2"}.get(name, "u1")), kind)
     assert np.abs(values - original).max() <= bound * np.abs(original).max()
@@ -135,7 +154,9 @@ def test_a_value_that_f16_cannot_hold_is_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"][0, 0] = torch.tensor(1e6)
     save_file(tensors, folder / "model.safetensors")
     result = ggext("convert", folder, tmp_path / "out.gguf", "--type", "f16")
-    assert_refused(result, "has the value 1e+06, which float16 cannot hold; choose --type bf16")
+    assert_refused(
+        result, "has the value 1e+06, which float16 cannot hold; choose --type bf16"
+    )
     assert not (tmp_path / "out.gguf").exists()
 
 
@@ -149,16 +170,24 @@ def test_k_quants_through_llama_cpp(tmp_path: Path) -> None:
     assert gguf.get("llama.rope.scaling.factor") == 4.0
     assert "ggext.recipe" in gguf.fields
     assert not list(tmp_path.glob(".*.part"))
-    assert_refused(ggext("convert", folder, tmp_path / "x.gguf", "--type", "Q4_X"), "Q4_X", 2)
-    again = ggext("convert", tmp_path / "out.gguf", tmp_path / "x.gguf", "--type", "q8_0")
+    assert_refused(
+        ggext("convert", folder, tmp_path / "x.gguf", "--type", "Q4_X"), "Q4_X", 2
+    )
+    again = ggext(
+        "convert", tmp_path / "out.gguf", tmp_path / "x.gguf", "--type", "q8_0"
+    )
     assert_refused(again, "the file is quantized already", 2)
     assert not (tmp_path / "x.gguf").exists()
 
 
-def test_the_type_of_a_gguf_file_is_changed_by_llama_cpp(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_type_of_a_gguf_file_is_changed_by_llama_cpp(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     bake(checkpoint, tmp_path / "f32.gguf", "--yarn", 4)
-    gguf = bake(tmp_path / "f32.gguf", tmp_path / "q8.gguf", "--type", "q8_0", "--yarn", 2)
+    gguf = bake(
+        tmp_path / "f32.gguf", tmp_path / "q8.gguf", "--type", "q8_0", "--yarn", 2
+    )
     assert type_name(gguf.tensors["blk.0.attn_q.weight"].type) == "Q8_0"
     assert gguf.get("llama.context_length") == 128
     assert ggext("verify", tmp_path / "q8.gguf").exit_code == 0
@@ -170,7 +199,9 @@ def test_peak_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
 
     from ggext.convert import ConvertOptions, convert
 
-    folder = make_llama(tmp_path / "wide", intermediate_size=160_000, num_hidden_layers=1)
+    folder = make_llama(
+        tmp_path / "wide", intermediate_size=160_000, num_hidden_layers=1
+    )
     tracemalloc.start()
     convert(ConvertOptions(folder, tmp_path / "out.gguf", type="f16"))
     _, peak = tracemalloc.get_traced_memory()
@@ -189,9 +220,14 @@ def test_pickled_checkpoints(checkpoint: Path, copy: Path, tmp_path: Path) -> No
     bake(copy, tmp_path / "pickled.gguf", "--yarn", 4)
     whole = bake(checkpoint, tmp_path / "whole.gguf", "--yarn", 4)
     pickled = read_gguf(tmp_path / "pickled.gguf")
-    assert all(bytes(pickled.tensor_data(n)) == bytes(whole.tensor_data(n)) for n in whole.tensors)
+    assert all(
+        bytes(pickled.tensor_data(n)) == bytes(whole.tensor_data(n))
+        for n in whole.tensors
+    )
 
-    torch.save({k: v.bfloat16() for k, v in tensors.items()}, copy / "pytorch_model-1.bin")
+    torch.save(
+        {k: v.bfloat16() for k, v in tensors.items()}, copy / "pytorch_model-1.bin"
+    )
     (copy / "pytorch_model.bin").unlink()
     index = {"weight_map": dict.fromkeys(tensors, "pytorch_model-1.bin")}
     (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
@@ -220,7 +256,9 @@ def test_a_pickle_that_runs_code_is_refused(
 
 
 def test_dry_run_writes_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    result = ggext("convert", checkpoint, tmp_path / "out.gguf", "--yarn", 4, "--dry-run")
+    result = ggext(
+        "convert", checkpoint, tmp_path / "out.gguf", "--yarn", 4, "--dry-run"
+    )
     assert result.exit_code == 0
     assert "context: 64 → 256 tokens" in result.output
     assert "dry run: nothing was written" in result.output
@@ -240,7 +278,14 @@ def test_default_output_name(
 
 def test_a_gguf_file_is_rebaked_not_stacked(checkpoint: Path, tmp_path: Path) -> None:
     plain = bake(checkpoint, tmp_path / "plain.gguf")
-    yarn = bake(tmp_path / "plain.gguf", tmp_path / "yarn.gguf", "--yarn", 4, "--encoding", "keys")
+    yarn = bake(
+        tmp_path / "plain.gguf",
+        tmp_path / "yarn.gguf",
+        "--yarn",
+        4,
+        "--encoding",
+        "keys",
+    )
     assert yarn.get("llama.context_length") == 256
     asked = ["--yarn", 2, "--beta-slow", 0.1, "--encoding", "tensor"]
     betas = bake(tmp_path / "yarn.gguf", tmp_path / "betas.gguf", *asked)
@@ -264,7 +309,9 @@ def test_ntk_on_a_gguf_file_can_be_undone(checkpoint: Path, tmp_path: Path) -> N
     assert back.get("llama.context_length") == 64
 
 
-def test_a_gguf_file_without_request_is_copied(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_without_request_is_copied(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     yarn = bake(checkpoint, tmp_path / "yarn.gguf", "--yarn", 4)
     copy = bake(tmp_path / "yarn.gguf", tmp_path / "copy.gguf")
     assert copy.fields == yarn.fields
@@ -281,13 +328,16 @@ def test_frequency_factors_of_unknown_origin_need_an_original_context(
     fields = {k: f for k, f in llama3.fields.items() if k not in ours}
     fields["llama.context_length"] = Field.of(512)
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [llama3.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [llama3.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in llama3.tensors.values()
     ]
     foreign = tmp_path / "foreign.gguf"
     write_gguf(foreign, fields, tensors)
     assert_refused(
-        ggext("convert", foreign, tmp_path / "x.gguf", "--yarn", 4), "--original-context"
+        ggext("convert", foreign, tmp_path / "x.gguf", "--yarn", 4),
+        "--original-context",
     )
     gguf = bake(foreign, tmp_path / "x.gguf", "--yarn", 4, "--original-context", 64)
     assert gguf.get("llama.context_length") == 256
@@ -298,7 +348,10 @@ def test_replacing_a_scaling_is_told(tmp_path: Path) -> None:
     rope = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     folder = make_llama(tmp_path / "own", rope_parameters=rope)
     result = ggext("convert", folder, tmp_path / "out.gguf", "--yarn", 8)
-    assert "the source's own linear scaling by 4 is replaced, not added to" in result.output
+    assert (
+        "the source's own linear scaling by 4 is replaced, not added to"
+        in result.output
+    )
     assert read_gguf(tmp_path / "out.gguf").get("llama.context_length") == 512
 
 
@@ -308,7 +361,10 @@ def test_replacing_a_scaling_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--yarn", "0"], "--yarn is 0; the factor multiplies the context and must be 1 or more"),
+        (
+            ["--yarn", "0"],
+            "--yarn is 0; the factor multiplies the context and must be 1 or more",
+        ),
         (["--yarn", "0.5"], "must be 1 or more"),
         (["--yarn", "-1"], "must be 1 or more"),
         (["--yarn", "nan"], "not a finite number"),
@@ -323,8 +379,12 @@ def test_replacing_a_scaling_is_told(tmp_path: Path) -> None:
         (["--target-context", "0"], "0 is 0 tokens; from 1 to"),
     ],
 )
-def test_usage_errors(checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    assert_refused(ggext("convert", checkpoint, tmp_path / "x.gguf", *arguments), message, code=2)
+def test_usage_errors(
+    checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert_refused(
+        ggext("convert", checkpoint, tmp_path / "x.gguf", *arguments), message, code=2
+    )
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -332,13 +392,18 @@ def test_usage_errors(checkpoint: Path, tmp_path: Path, arguments: list[str], me
     ("arguments", "message"),
     [
         (["--linear", "2", "--beta-fast", "8"], "does not use beta_fast"),
-        (["--yarn", "4", "--attention-factor", "0"], "attention_factor is 0; it must be above 0"),
+        (
+            ["--yarn", "4", "--attention-factor", "0"],
+            "attention_factor is 0; it must be above 0",
+        ),
     ],
 )
 def test_requests_that_mean_nothing(
     checkpoint: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert_refused(ggext("convert", checkpoint, tmp_path / "x.gguf", *arguments), message)
+    assert_refused(
+        ggext("convert", checkpoint, tmp_path / "x.gguf", *arguments), message
+    )
 
 
 def edit_config(folder: Path, **values: Any) -> None:
@@ -375,13 +440,18 @@ def edit_config(folder: Path, **values: Any) -> None:
             "factor is -1; it must be above 0",
         ),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2}}, "dynamic NTK"),
-        ({"partial_rotary_factor": 0.5}, "16 of 32 dimensions are rotated (partial_rotary_factor)"),
+        (
+            {"partial_rotary_factor": 0.5},
+            "16 of 32 dimensions are rotated (partial_rotary_factor)",
+        ),
         ({"max_position_embeddings": None}, "max_position_embeddings is missing"),
         ({"use_sliding_window": True}, "use_sliding_window is true"),
         ({"vocab_size": 10}, "has the shape [320, 128]"),
     ],
 )
-def test_bad_configs(copy: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+def test_bad_configs(
+    copy: Path, tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
     edit_config(copy, **values)
     assert_refused(ggext("convert", copy, tmp_path / "x.gguf"), message)
     assert not (tmp_path / "x.gguf").exists()
@@ -415,14 +485,20 @@ def test_damaged_weights(copy: Path, tmp_path: Path) -> None:
 
     refused(whole[:-100], "the file is truncated")
     refused(whole[:4], "has 4 bytes")
-    refused(struct.pack("<Q", 1 << 60) + whole[8:], "its header claims 1152921504606846976 bytes")
+    refused(
+        struct.pack("<Q", 1 << 60) + whole[8:],
+        "its header claims 1152921504606846976 bytes",
+    )
     refused(struct.pack("<Q", 10) + whole[8:], "not valid JSON")
     norm = "model.norm.weight"
     refused(with_header(names | {norm: names[norm] | {"shape": [-1]}}), "malformed")
     refused(with_header(names | {norm: {"dtype": "F32"}}), "malformed")
-    refused(with_header(names | {norm: names[norm] | {"dtype": "I32"}}), "has dtype I32")
     refused(
-        with_header(names | {norm: names[norm] | {"shape": [129]}}), "needs 516 bytes and has 512"
+        with_header(names | {norm: names[norm] | {"dtype": "I32"}}), "has dtype I32"
+    )
+    refused(
+        with_header(names | {norm: names[norm] | {"shape": [129]}}),
+        "needs 516 bytes and has 512",
     )
     refused(
         with_header({k: v for k, v in names.items() if k != norm}),
@@ -435,7 +511,9 @@ def test_damaged_weights(copy: Path, tmp_path: Path) -> None:
 def test_extra_tensors_are_told(copy: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
-    tensors = load_file(copy / "model.safetensors") | {"model.extra": np.zeros(3, np.float32)}
+    tensors = load_file(copy / "model.safetensors") | {
+        "model.extra": np.zeros(3, np.float32)
+    }
     save_file(tensors, copy / "model.safetensors")
     result = ggext("convert", copy, tmp_path / "x.gguf")
     assert (
@@ -453,27 +531,38 @@ def test_shard_indices(tmp_path: Path) -> None:
     (folder / first).rename(folder / "away")
     assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), f"{first} is missing")
     index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
-    assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), "shards must lie next to it")
+    assert_refused(
+        ggext("convert", folder, tmp_path / "y.gguf"), "shards must lie next to it"
+    )
     index.write_text(json.dumps({"weight_map": 3}))
-    assert_refused(ggext("convert", folder, tmp_path / "y.gguf"), "weight_map is missing")
+    assert_refused(
+        ggext("convert", folder, tmp_path / "y.gguf"), "weight_map is missing"
+    )
 
 
 def test_outputs(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     bake(checkpoint, out)
     before = out.read_bytes()
-    assert_refused(ggext("convert", checkpoint, out, "--yarn", 4), "exists; use --force")
+    assert_refused(
+        ggext("convert", checkpoint, out, "--yarn", 4), "exists; use --force"
+    )
     assert out.read_bytes() == before
     bake(checkpoint, out, "--yarn", 4, "--force")
     assert out.read_bytes() != before
-    assert_refused(ggext("convert", out, out, "--yarn", 2, "--force"), "is the input itself")
+    assert_refused(
+        ggext("convert", out, out, "--yarn", 2, "--force"), "is the input itself"
+    )
     assert_refused(ggext("convert", checkpoint, tmp_path), "is a folder")
     assert_refused(
-        ggext("convert", checkpoint, tmp_path / "no" / "x.gguf"), "does not exist; make it first"
+        ggext("convert", checkpoint, tmp_path / "no" / "x.gguf"),
+        "does not exist; make it first",
     )
 
 
-def test_an_interrupted_conversion_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_interrupted_conversion_leaves_nothing(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     from ggext.convert import ConvertOptions, convert
 
     def interrupt(_: int) -> None:
@@ -500,7 +589,9 @@ def test_a_damaged_gguf(checkpoint: Path, tmp_path: Path) -> None:
 # inspect and verify as commands
 
 
-def test_inspect_says_what_became_of_each_frequency(checkpoint: Path, tmp_path: Path) -> None:
+def test_inspect_says_what_became_of_each_frequency(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     bake(checkpoint, tmp_path / "out.gguf", "--yarn", 4)
     result = ggext("inspect", tmp_path / "out.gguf")
     assert result.exit_code == 0
@@ -509,14 +600,21 @@ def test_inspect_says_what_became_of_each_frequency(checkpoint: Path, tmp_path: 
     assert "interpolated by 4" in result.output
     values = json.loads(ggext("inspect", tmp_path / "out.gguf", "--json").output)
     assert values["rope"]["attention_factor"] == pytest.approx(1 + 0.1 * math.log(4))
-    assert {p["treatment"] for p in values["pairs"]} == {"kept", "blended", "interpolated"}
+    assert {p["treatment"] for p in values["pairs"]} == {
+        "kept",
+        "blended",
+        "interpolated",
+    }
 
 
 @pytest.mark.parametrize("name", ["table.png", "table.svg"])
 def test_inspect_plots(checkpoint: Path, tmp_path: Path, name: str) -> None:
     pytest.importorskip("matplotlib")
     bake(checkpoint, tmp_path / "out.gguf", "--yarn", 4)
-    assert ggext("inspect", tmp_path / "out.gguf", "--plot", tmp_path / name).exit_code == 0
+    assert (
+        ggext("inspect", tmp_path / "out.gguf", "--plot", tmp_path / name).exit_code
+        == 0
+    )
     start = (tmp_path / name).read_bytes()[:100]
     assert start.startswith(b"\x89PNG") or b"<?xml" in start
     assert_refused(
@@ -540,9 +638,17 @@ def test_verify_holds_a_file_to_its_recipe(checkpoint: Path, tmp_path: Path) -> 
 
     def changed(key: str, value: object) -> Result:
         fields = dict(gguf.fields)
-        fields[key] = replace(fields[key], value=value) if key in fields else Field.of(value)
+        fields[key] = (
+            replace(fields[key], value=value) if key in fields else Field.of(value)
+        )
         tensors = [
-            TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+            TensorToWrite(
+                t.name,
+                t.shape,
+                t.type,
+                t.nbytes,
+                lambda t=t: [gguf.tensor_data(t.name)],
+            )  # type: ignore[misc]
             for t in gguf.tensors.values()
         ]
         write_gguf(tmp_path / "changed.gguf", fields, tensors)
@@ -583,7 +689,9 @@ def test_a_plan_needs_neither_numpy_nor_all_of_gguf(checkpoint: Path) -> None:
         f"plan(ConvertOptions(Path({str(checkpoint)!r}), Path('x.gguf')))\n"
         "print([name for name in ('numpy', 'gguf', 'yaml') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "[]\n"
 
 
@@ -593,9 +701,9 @@ def test_what_is_wrong_with_a_card_is_told(checkpoint: Path, tmp_path: Path) -> 
     (folder / "README.md").write_text("---\nlicense: [unclosed\n---\n")
     for more in (["--dry-run"], []):
         result = ggext("convert", folder, tmp_path / "x.gguf", *more)
-        assert result.output.count("note: README.md: its front matter cannot be used") == 1, (
-            result.output
-        )
+        assert (
+            result.output.count("note: README.md: its front matter cannot be used") == 1
+        ), result.output
 
 
 def test_names_and_nothing_to_write(
@@ -618,7 +726,9 @@ def test_names_and_nothing_to_write(
     assert "note: m.gguf exists; --force replaces it" in none
     nothing = "ggext: there is nothing to write: "
     assert f"{nothing}no scaling, type or encoding is asked for" in told("m.gguf")
-    reaches = f"{nothing}the model was trained on 64 tokens and reaches 32 without a scaling"
+    reaches = (
+        f"{nothing}the model was trained on 64 tokens and reaches 32 without a scaling"
+    )
     assert reaches in told("m.gguf", "--target-context", 32)
     assert f"{nothing}a factor of 1 scales nothing" in told("m.gguf", "--yarn", 1)
     unproved = "yarn was never shown to work beyond a factor of 32, and this is 64"

@@ -23,7 +23,9 @@ def test_the_page_is_what_the_tool_prints() -> None:
 
 
 def test_every_family_has_a_row() -> None:
-    assert {row.family for row in ROWS.values()} == set(known_families()) - WITHOUT_A_ROW
+    assert {row.family for row in ROWS.values()} == set(
+        known_families()
+    ) - WITHOUT_A_ROW
 
 
 def test_every_text_architecture_has_a_state() -> None:
@@ -37,7 +39,9 @@ def test_every_text_architecture_has_a_state() -> None:
     assert {*constants.MODEL_ARCH_NAMES.values()} <= listed
     folder = Path(llama_cpp.__file__).parent / "lib"
     library = next(
-        path for path in folder.iterdir() if path.name.startswith(("libllama.", "llama."))
+        path
+        for path in folder.iterdir()
+        if path.name.startswith(("libllama.", "llama."))
     )
     held = library.read_bytes()
     # the linker lets a name stand at the end of a longer one
@@ -46,7 +50,11 @@ def test_every_text_architecture_has_a_state() -> None:
 
 def test_the_architectures_are_those_of_the_sources() -> None:
     """``GGEXT_LLAMA_CPP``: a checkout of llama.cpp."""
-    source = Path(os.environ.get("GGEXT_LLAMA_CPP") or "/nonexistent") / "src" / "llama-arch.cpp"
+    source = (
+        Path(os.environ.get("GGEXT_LLAMA_CPP") or "/nonexistent")
+        / "src"
+        / "llama-arch.cpp"
+    )
     if not source.is_file():
         pytest.skip("GGEXT_LLAMA_CPP names no checkout of llama.cpp")
     named = re.findall(r'\{ LLM_ARCH_\w+, +"([^("]+)"', source.read_text())
@@ -61,7 +69,9 @@ def test_the_page_on_adding_a_family_shows_the_file_as_it_is() -> None:
         '    "arcee": Row("arcee", {"head_dim": 48}),',
     ):
         source = (
-            "ggext/rope/capabilities.py" if "Capability" in line else "tests/support/family_rows.py"
+            "ggext/rope/capabilities.py"
+            if "Capability" in line
+            else "tests/support/family_rows.py"
         )
         assert line in page
         assert line in (ROOT / source).read_text("utf-8")

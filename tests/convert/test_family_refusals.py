@@ -38,7 +38,9 @@ GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 
 
 DELTA_NET = (
-    tiny_gguf.DELTA_NET | tiny_gguf.DELTA_EXPERTS | {"num_hidden_layers": 2, "rms_norm_eps": 1e-6}
+    tiny_gguf.DELTA_NET
+    | tiny_gguf.DELTA_EXPERTS
+    | {"num_hidden_layers": 2, "rms_norm_eps": 1e-6}
 )
 
 
@@ -70,17 +72,37 @@ DELTA_NET = (
             {"n_routed_experts": 4, "n_group": 2},
             "n_group is 2; .* chooses among all experts",
         ),
-        ("llama4_text", {"num_local_experts": 4, "num_hidden_layers": 3}, "has 4 or more"),
         (
             "llama4_text",
-            {"num_local_experts": 4, "num_hidden_layers": 4, "attention_chunk_size": 64},
+            {"num_local_experts": 4, "num_hidden_layers": 3},
+            "has 4 or more",
+        ),
+        (
+            "llama4_text",
+            {
+                "num_local_experts": 4,
+                "num_hidden_layers": 4,
+                "attention_chunk_size": 64,
+            },
             "has 8192",
         ),
-        ("mistral4", LATENT | {"rope_interleave": False}, "mistral4 rotates neighbours"),
+        (
+            "mistral4",
+            LATENT | {"rope_interleave": False},
+            "mistral4 rotates neighbours",
+        ),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scales layers alike"),
         ("gpt_bigcode", {"activation_function": "relu"}, "hidden_act is 'relu'"),
-        ("bloom", {"apply_residual_connection_post_layernorm": True}, "before the norm"),
-        ("mpt", {"attn_config": {"alibi_bias_max": 4}}, "attn_config has alibi_bias_max 4"),
+        (
+            "bloom",
+            {"apply_residual_connection_post_layernorm": True},
+            "before the norm",
+        ),
+        (
+            "mpt",
+            {"attn_config": {"alibi_bias_max": 4}},
+            "attn_config has alibi_bias_max 4",
+        ),
         (
             "granitemoehybrid",
             {"layer_types": ["full_attention", "linear_attention"], "mamba_n_heads": 4},
@@ -93,7 +115,11 @@ DELTA_NET = (
         ),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
-        ("olmoe", {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0}, "clip_qkv is 8.0"),
+        (
+            "olmoe",
+            {"num_experts": 4, "num_key_value_heads": 4, "clip_qkv": 8.0},
+            "clip_qkv is 8.0",
+        ),
         ("cohere2", {"tie_word_embeddings": False}, "cohere2 has no output matrix"),
         (
             "ernie4_5",
@@ -117,7 +143,11 @@ DELTA_NET = (
         ("qwen2_moe", EXPERTS | {"norm_topk_prob": True}, "does not normalize"),
         ("qwen2_moe", EXPERTS | {"mlp_only_layers": [0]}, "has experts in every layer"),
         ("qwen3_moe", EXPERTS | {"norm_topk_prob": False}, "normalizes the weights"),
-        ("smollm3", {"no_rope_layer_interval": 2}, "rotates in all layers but every 4th"),
+        (
+            "smollm3",
+            {"no_rope_layer_interval": 2},
+            "rotates in all layers but every 4th",
+        ),
         (
             "qwen3_next",
             DELTA_NET | {"linear_value_head_dim": 8},
@@ -142,7 +172,11 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
         path = checkpoint / "config.json"
         path.write_text(
             json.dumps(
-                {k: v for k, v in json.loads(path.read_text()).items() if k != "rope_parameters"}
+                {
+                    k: v
+                    for k, v in json.loads(path.read_text()).items()
+                    if k != "rope_parameters"
+                }
             )
         )
     with pytest.raises(CheckpointError, match=message):
@@ -150,7 +184,9 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 
 
 @pytest.mark.parametrize("model_type", REFUSED)
-def test_what_llama_cpp_cannot_compute_is_refused_with_the_reason(model_type: str) -> None:
+def test_what_llama_cpp_cannot_compute_is_refused_with_the_reason(
+    model_type: str,
+) -> None:
     with pytest.raises(CheckpointError, match=r"is not converted: llama\.cpp"):
         family_of(Config({"model_type": model_type}, "config.json"))
 
@@ -171,13 +207,17 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_the_reason(model_type: st
 def test_layers_that_are_not_named(change: dict[str, Any], message: str) -> None:
     """As no class of transformers would take them."""
     values = json.loads(
-        small_config("lfm2", layer_types=["conv", "full_attention"]).to_json_string(use_diff=False)
+        small_config("lfm2", layer_types=["conv", "full_attention"]).to_json_string(
+            use_diff=False
+        )
     )
     with pytest.raises(CheckpointError, match=message):
         family_of(Config(values | change, "config.json"))
 
 
-@pytest.mark.parametrize(("model_type", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")])
+@pytest.mark.parametrize(
+    ("model_type", "head"), [("llama", "lm_head"), ("gpt_neox", "embed_out")]
+)
 def test_an_output_matrix_beside_a_tied_embedding(
     model_type: str, head: str, tmp_path: Path
 ) -> None:
@@ -186,16 +226,21 @@ def test_an_output_matrix_beside_a_tied_embedding(
 
     checkpoint = make_model(tmp_path / "model", model_type)
     path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": True})
+    )
     planned = plan(ConvertOptions(checkpoint, tmp_path / "out.gguf"))
     assert f"{head}.weight is another matrix" in " ".join(planned.notes)
     output = next(t for t in planned.source.tensors if t.name == "output.weight")
     assert f"{head}.weight" in output.place
     tensors = load_file(weights)
     embedding = next(
-        name for name in tensors if name.endswith(("embed_tokens.weight", "embed_in.weight"))
+        name
+        for name in tensors
+        if name.endswith(("embed_tokens.weight", "embed_in.weight"))
     )
     save_file(tensors | {f"{head}.weight": tensors[embedding].copy()}, weights)
     assert not any(
-        head in note for note in plan(ConvertOptions(checkpoint, tmp_path / "out.gguf")).notes
+        head in note
+        for note in plan(ConvertOptions(checkpoint, tmp_path / "out.gguf")).notes
     )

@@ -26,7 +26,9 @@ from ggext.rope.decode import QUERY_SCALE, decode
 from ggext.rope.encode import EncodingName, encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
-GEOMETRY = RopeGeometry(n_rot=64, head_dim=64, base=10000.0, layout="norm", trained_context=4096)
+GEOMETRY = RopeGeometry(
+    n_rot=64, head_dim=64, base=10000.0, layout="norm", trained_context=4096
+)
 YARN = RopeScaling("yarn", factor=4)
 BETAS = RopeScaling("yarn", factor=4, beta_slow=0.1, attention_factor=1.2)
 
@@ -55,7 +57,9 @@ def floats(gguf: GgufFile, name: str) -> np.ndarray[Any, Any]:
         (YARN, "qwen3", "keys"),
     ],
 )
-def test_the_kernel_has_no_gain_left(scaling: RopeScaling, arch: str, carried_by: str) -> None:
+def test_the_kernel_has_no_gain_left(
+    scaling: RopeScaling, arch: str, carried_by: str
+) -> None:
     encoding = encode(scaling, GEOMETRY, arch, "folded")
     assert encoding.name == "folded"
     assert encoding.exactness.is_exact
@@ -66,8 +70,12 @@ def test_the_kernel_has_no_gain_left(scaling: RopeScaling, arch: str, carried_by
     assert kernel.attention_factor == pytest.approx(1.0, abs=2e-7)
 
 
-@given(gain=st.floats(0.1, 10), factor=st.floats(1, 64), beta=st.none() | st.floats(2, 64))
-def test_every_gain_can_be_folded(gain: float, factor: float, beta: float | None) -> None:
+@given(
+    gain=st.floats(0.1, 10), factor=st.floats(1, 64), beta=st.none() | st.floats(2, 64)
+)
+def test_every_gain_can_be_folded(
+    gain: float, factor: float, beta: float | None
+) -> None:
     scaling = RopeScaling("yarn", factor=factor, beta_fast=beta, attention_factor=gain)
     encoding = encode(scaling, GEOMETRY, "llama", "folded")
     assert encoding.exactness.is_exact
@@ -77,12 +85,17 @@ def test_every_gain_can_be_folded(gain: float, factor: float, beta: float | None
 def test_which_encodings_are_shift_safe() -> None:
     assert not encode(YARN, GEOMETRY, "llama").shift_safe
     assert not encode(BETAS, GEOMETRY, "llama").shift_safe
-    assert encode(RopeScaling("yarn", factor=4, attention_factor=1.0), GEOMETRY, "llama").shift_safe
+    assert encode(
+        RopeScaling("yarn", factor=4, attention_factor=1.0), GEOMETRY, "llama"
+    ).shift_safe
     assert encode(RopeScaling("linear", factor=4), GEOMETRY, "llama").shift_safe
 
 
 def test_without_a_gain_there_is_nothing_to_fold() -> None:
-    assert encode(RopeScaling("linear", factor=4), GEOMETRY, "llama", "folded").name == "keys"
+    assert (
+        encode(RopeScaling("linear", factor=4), GEOMETRY, "llama", "folded").name
+        == "keys"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +126,9 @@ def test_a_forced_encoding_that_is_not_exact_is_refused(
 def test_a_query_scale_that_means_nothing_is_refused() -> None:
     keys: dict[str, Any] = {"rope.dimension_count": 64, "context_length": 64}
     for value in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(RopeError, match=r"query_scale is .* must be a number above 0"):
+        with pytest.raises(
+            RopeError, match=r"query_scale is .* must be a number above 0"
+        ):
             decode(keys | {QUERY_SCALE: value}, {}, "llama")
 
 
@@ -180,7 +195,9 @@ def test_what_cannot_be_scaled_is_refused() -> None:
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("bits", [0x7F80, 0x7FC0, 0x7FA0])  # infinite, a NaN, one that signals
+@pytest.mark.parametrize(
+    "bits", [0x7F80, 0x7FC0, 0x7FA0]
+)  # infinite, a NaN, one that signals
 def test_weights_that_are_no_numbers_stay_what_they_are(bits: int) -> None:
     rounding = Rounding()
     rows = np.uint16([[bits, 0x3F80]]).view(np.uint8)
@@ -205,7 +222,9 @@ PARITY: dict[str, tuple[RopeScaling, dict[str, Any]]] = {
     "keys": (YARN, {}),
     "biases": (YARN, {"attention_bias": True}),
     "tensor": (
-        RopeScaling("yarn", factor=4, beta_fast=16, beta_slow=0.1, attention_factor=1.3),
+        RopeScaling(
+            "yarn", factor=4, beta_fast=16, beta_slow=0.1, attention_factor=1.3
+        ),
         {},
     ),
     "linear-gain": (
@@ -288,7 +307,10 @@ def test_every_architecture_folds_where_its_queries_are_made(
     keys = bake(model, tmp_path / "keys.gguf", YARN, "keys")
     bake(model, tmp_path / "folded.gguf", YARN)
     wrong = bake(
-        model, tmp_path / "wrong.gguf", RopeScaling("yarn", factor=4, attention_factor=1.0), "keys"
+        model,
+        tmp_path / "wrong.gguf",
+        RopeScaling("yarn", factor=4, attention_factor=1.0),
+        "keys",
     )
     assert divergence(keys.path, tmp_path / "folded.gguf") <= 1e-6
     assert divergence(keys.path, wrong.path) > 1e-4
@@ -310,7 +332,9 @@ def test_where_a_gain_cannot_be_folded_it_is_refused(
     tmp_path: Path, arch: str, reason: str
 ) -> None:
     with pytest.raises(RopeError, match=reason):
-        bake(write_random(tmp_path / "model.gguf", arch), tmp_path / "folded.gguf", YARN)
+        bake(
+            write_random(tmp_path / "model.gguf", arch), tmp_path / "folded.gguf", YARN
+        )
 
 
 def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:
@@ -323,12 +347,18 @@ def test_only_the_rotated_query_rows_are_scaled(tmp_path: Path) -> None:
         assert np.allclose(after[:queries], before[:queries] * scale, rtol=1e-7)
         assert np.array_equal(after[queries:], before[queries:])
     changed = [
-        n for n in model.tensors if bytes(model.tensor_data(n)) != bytes(gguf.tensor_data(n))
+        n
+        for n in model.tensors
+        if bytes(model.tensor_data(n)) != bytes(gguf.tensor_data(n))
     ]
-    assert changed == [f"blk.{i}.attn_qkv.{kind}" for i in (0, 1) for kind in ("weight", "bias")]
+    assert changed == [
+        f"blk.{i}.attn_qkv.{kind}" for i in (0, 1) for kind in ("weight", "bias")
+    ]
 
 
-def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Path) -> None:
+def test_partial_rotation_scales_the_first_dimensions_of_each_head(
+    tmp_path: Path,
+) -> None:
     from ggext.convert.fold import fold_query
     from ggext.convert.sources import open_source
 
@@ -352,7 +382,9 @@ def test_partial_rotation_scales_the_first_dimensions_of_each_head(tmp_path: Pat
         fold_query(source.tensors, "qwen2", geometry, keys([4, 2], 2), 1.3)
 
 
-def test_a_folded_file_is_unfolded_before_the_next_bake(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_folded_file_is_unfolded_before_the_next_bake(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     plain = bake(checkpoint, tmp_path / "plain.gguf", None, None)
     folded = bake(checkpoint, tmp_path / "folded.gguf", YARN)
     assert "folded" in folded.get("ggext.recipe")
@@ -366,18 +398,26 @@ def test_a_folded_file_is_unfolded_before_the_next_bake(checkpoint: Path, tmp_pa
             # float32 twice: at most one unit in the last place, and nothing but the queries is
             # touched
             tolerance = 2**-22 if "attn_q." in name else 0
-            assert np.allclose(floats(one, name), floats(other, name), rtol=tolerance, atol=0), name
+            assert np.allclose(
+                floats(one, name), floats(other, name), rtol=tolerance, atol=0
+            ), name
 
 
-def test_16_bit_weights_come_back_within_their_rounding(checkpoint: Path, tmp_path: Path) -> None:
+def test_16_bit_weights_come_back_within_their_rounding(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     for kind, unit in (("f16", 2**-11), ("bf16", 2**-8)):
         plain = bake(checkpoint, tmp_path / f"{kind}.gguf", None, None, type=kind)
         folded = bake(plain.path, tmp_path / f"{kind}-folded.gguf", YARN)
-        back = bake(folded.path, tmp_path / f"{kind}-back.gguf", RopeScaling("none"), None)
+        back = bake(
+            folded.path, tmp_path / f"{kind}-back.gguf", RopeScaling("none"), None
+        )
         name = "blk.0.attn_q.weight"
         raw = [np.frombuffer(g.tensor_data(name), np.uint16) for g in (plain, back)]
         one, other = (
-            r.view("<f2").astype("f4") if kind == "f16" else (r.astype("<u4") << 16).view("<f4")
+            r.view("<f2").astype("f4")
+            if kind == "f16"
+            else (r.astype("<u4") << 16).view("<f4")
             for r in raw
         )
         assert np.abs(one - other).max() <= 2 * unit * np.abs(one).max()
@@ -395,42 +435,62 @@ def test_another_form_of_the_same_scaling(checkpoint: Path, tmp_path: Path) -> N
     )
     fields = {k: f for k, f in keys.fields.items() if k != "ggext.recipe"}
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [keys.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [keys.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in keys.tensors.values()
     ]
     write_gguf(tmp_path / "foreign.gguf", fields, tensors)
     for source in ("keys", "foreign"):
-        folded = bake(tmp_path / f"{source}.gguf", tmp_path / f"{source}-folded.gguf", None)
+        folded = bake(
+            tmp_path / f"{source}.gguf", tmp_path / f"{source}-folded.gguf", None
+        )
         assert folded.get("llama.context_length") == 256
         assert divergence(keys.path, folded.path) <= 1e-6
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS"])
-def test_quantized_files_are_folded_in_their_block_scales(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["Q8_0", "Q4_0", "Q5_0", "Q4_K_M", "Q6_K", "Q2_K", "IQ4_XS"]
+)
+def test_quantized_files_are_folded_in_their_block_scales(
+    tmp_path: Path, kind: str
+) -> None:
     """The cost in KL is far below what the quantization itself cost."""
     model = make_llama(
-        tmp_path / "model", hidden_size=256, intermediate_size=256, num_attention_heads=4
+        tmp_path / "model",
+        hidden_size=256,
+        intermediate_size=256,
+        num_attention_heads=4,
     )
     exact = bake(model, tmp_path / "f32.gguf", YARN, "keys")
     keys = bake(model, tmp_path / "keys.gguf", YARN, "keys", type=kind)
     result = CliRunner().invoke(
-        main, ["convert", str(keys.path), str(tmp_path / "f.gguf"), "--encoding", "folded"]
+        main,
+        ["convert", str(keys.path), str(tmp_path / "f.gguf"), "--encoding", "folded"],
     )
     assert result.exit_code == 0, result.output
     assert "roll their context: safe (folded)" in result.output
     assert "folding: rounding of the query weights rms" in result.output
-    cost, quantizing = divergence(keys.path, tmp_path / "f.gguf"), divergence(exact.path, keys.path)
+    cost, quantizing = (
+        divergence(keys.path, tmp_path / "f.gguf"),
+        divergence(exact.path, keys.path),
+    )
     assert cost < quantizing / 10
     assert divergence(exact.path, tmp_path / "f.gguf") < 1.2 * quantizing
 
 
-def test_a_checkpoint_is_folded_before_it_is_quantized(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_is_folded_before_it_is_quantized(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
     exact = bake(checkpoint, tmp_path / "f32.gguf", YARN)
     name = "blk.0.attn_q.weight"
-    for kind, out in (("q8_0", GGMLQuantizationType.Q8_0), ("f16", GGMLQuantizationType.F16)):
+    for kind, out in (
+        ("q8_0", GGMLQuantizationType.Q8_0),
+        ("f16", GGMLQuantizationType.F16),
+    ):
         gguf = bake(checkpoint, tmp_path / f"{kind}.gguf", YARN, type=kind)
         raw = np.frombuffer(gguf.tensor_data(name), np.uint8).reshape(128, -1)
         values = dequantize(raw if kind == "q8_0" else raw.view("<f2"), out)
@@ -451,7 +511,9 @@ def k_norms(data: bytes) -> np.ndarray[Any, Any]:
         at += 8 + 4 * n_seq
     _, _, kind, row_bytes = struct.unpack_from("<IIiQ", data, at)
     assert kind == 0  # float32
-    rows = np.frombuffer(data, "<f4", cells * row_bytes // 4, at + 20).reshape(cells, -1)
+    rows = np.frombuffer(data, "<f4", cells * row_bytes // 4, at + 20).reshape(
+        cells, -1
+    )
     return np.linalg.norm(rows.astype("f8"), axis=1)
 
 
@@ -472,7 +534,9 @@ def norms_after_shifts(path: Path, shifts: int) -> np.ndarray[Any, Any]:
         def state() -> np.ndarray[Any, Any]:
             size = lib.llama_state_seq_get_size(context, 0)
             buffer = (ctypes.c_uint8 * size)()
-            return k_norms(bytes(buffer[: lib.llama_state_seq_get_data(context, buffer, size, 0)]))
+            return k_norms(
+                bytes(buffer[: lib.llama_state_seq_get_data(context, buffer, size, 0)])
+            )
 
         session.evaluate([5] * 130)
         before = state()
@@ -483,11 +547,15 @@ def norms_after_shifts(path: Path, shifts: int) -> np.ndarray[Any, Any]:
             assert lib.llama_decode(context, lib.llama_batch_get_one(token, 1)) == 0
         after = state()
     kept = 130 - shifts  # token 5 all along, so every kept cell had the same norm
-    survivors = np.sort(np.abs(after / before[0] - 1))[:kept] if shifts else after / before
+    survivors = (
+        np.sort(np.abs(after / before[0] - 1))[:kept] if shifts else after / before
+    )
     return np.asarray(survivors)
 
 
-def test_k_norms_survive_100_shifts_only_when_folded(checkpoint: Path, tmp_path: Path) -> None:
+def test_k_norms_survive_100_shifts_only_when_folded(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     bake(checkpoint, tmp_path / "folded.gguf", YARN)
     bake(checkpoint, tmp_path / "keys.gguf", YARN, "keys")
     assert norms_after_shifts(tmp_path / "folded.gguf", 100).max() <= 1e-3
@@ -499,7 +567,9 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
     def run(*arguments: str) -> str:
         return (
             CliRunner()
-            .invoke(main, ["convert", str(checkpoint), str(tmp_path / "x.gguf"), *arguments])
+            .invoke(
+                main, ["convert", str(checkpoint), str(tmp_path / "x.gguf"), *arguments]
+            )
             .output
         )
 
@@ -518,7 +588,9 @@ def test_encoding_on_the_command_line(checkpoint: Path, tmp_path: Path) -> None:
         bake(checkpoint, tmp_path / f"{encoding}.gguf", YARN, encoding)  # type: ignore[arg-type]
         assert (
             words
-            in CliRunner().invoke(main, ["inspect", str(tmp_path / f"{encoding}.gguf")]).output
+            in CliRunner()
+            .invoke(main, ["inspect", str(tmp_path / f"{encoding}.gguf")])
+            .output
         )
     with pytest.raises(GgextError, match="cannot run yarn"):
         convert(ConvertOptions(checkpoint, tmp_path / "y.gguf", BETAS, encoding="keys"))
@@ -537,7 +609,9 @@ def choice(model: Path, **options: Any) -> tuple[str, str]:
     from ggext.convert import plan
 
     planned = plan(
-        ConvertOptions(model, options.pop("out", model.with_name("new.gguf")), YARN, **options)
+        ConvertOptions(
+            model, options.pop("out", model.with_name("new.gguf")), YARN, **options
+        )
     )
     assert planned.encoding is not None
     return planned.encoding.name, planned.why_not_folded
@@ -564,9 +638,13 @@ def test_a_query_norm_takes_the_gain_by_default(tmp_path: Path) -> None:
     from ggext.gguf.inplace import undo
 
     convert(ConvertOptions(model, rope=RopeScaling("yarn", factor=2), in_place=True))
-    again = bake(beside.path, tmp_path / "again.gguf", RopeScaling("yarn", factor=2), None)
+    again = bake(
+        beside.path, tmp_path / "again.gguf", RopeScaling("yarn", factor=2), None
+    )
     for name in again.tensors:
-        assert bytes(again.tensor_data(name)) == bytes(read_gguf(model).tensor_data(name))
+        assert bytes(again.tensor_data(name)) == bytes(
+            read_gguf(model).tensor_data(name)
+        )
     assert undo(model) == 2
     assert digest(model) == before
 
@@ -585,13 +663,21 @@ def test_rope_none_takes_the_gain_out_of_the_norms_in_place(tmp_path: Path) -> N
     assert rope == [key for key in plain.fields if ".rope." in key]
 
 
-def test_weights_that_are_written_anyway_take_the_gain(checkpoint: Path, tmp_path: Path) -> None:
+def test_weights_that_are_written_anyway_take_the_gain(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     for kind in ("auto", "f16", "bf16", "q8_0"):
-        assert choice(checkpoint, out=tmp_path / "x.gguf", type=kind) == ("folded", ""), kind
+        assert choice(checkpoint, out=tmp_path / "x.gguf", type=kind) == (
+            "folded",
+            "",
+        ), kind
     f16 = bake(checkpoint, tmp_path / "f16.gguf", None, None, type="f16").path
     assert choice(f16) == ("folded", "")
     q8 = bake(checkpoint, tmp_path / "q8.gguf", None, None, type="q8_0").path
-    assert choice(q8) == ("keys", "the query weights are Q8_0 already and stay as they are")
+    assert choice(q8) == (
+        "keys",
+        "the query weights are Q8_0 already and stay as they are",
+    )
     stay = "a change in place leaves the query weights as they are"
     assert choice(f16, out=None, in_place=True) == ("keys", stay)
 
@@ -628,7 +714,9 @@ def test_norms_in_other_parts_are_not_changed_in_place(tmp_path: Path) -> None:
     assert len(done.files) > 2
     name, why = choice(done.files[0], out=None, in_place=True)
     assert name == "keys"
-    assert why == "the model is in several parts, and only the first is changed in place"
+    assert (
+        why == "the model is in several parts, and only the first is changed in place"
+    )
 
 
 def test_clipped_queries_are_not_scaled(tmp_path: Path) -> None:
@@ -643,4 +731,6 @@ def test_clipped_queries_are_not_scaled(tmp_path: Path) -> None:
     assert planned.encoding.name == "keys"
     assert "clips its queries" in planned.why_not_folded
     with pytest.raises(RopeError, match="clips its queries"):
-        convert(ConvertOptions(model, tmp_path / "b.gguf", asked.rope, encoding="folded"))
+        convert(
+            ConvertOptions(model, tmp_path / "b.gguf", asked.rope, encoding="folded")
+        )

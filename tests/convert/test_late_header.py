@@ -44,12 +44,18 @@ def sentencepiece(pieces: Iterable[tuple[str, int]]) -> bytes:
 
 
 def varint(value: int) -> bytes:
-    return bytes((value,)) if value < 0x80 else bytes((value & 0x7F | 0x80,)) + varint(value >> 7)
+    return (
+        bytes((value,))
+        if value < 0x80
+        else bytes((value & 0x7F | 0x80,)) + varint(value >> 7)
+    )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_llama(tmp_path_factory.mktemp("models") / "spm", bos_token_id=1, eos_token_id=2)
+    folder = make_llama(
+        tmp_path_factory.mktemp("models") / "spm", bos_token_id=1, eos_token_id=2
+    )
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     (folder / "tokenizer.model").write_bytes(sentencepiece(USUAL))
@@ -84,7 +90,9 @@ def written(checkpoint: Path) -> tuple[int, Path]:
     for key, value in read_vocabulary(checkpoint, VOCABULARY).metadata().items():
         assert gguf.fields[key] == Field.of(value)
     assert gguf.get("general.name") == "Model"
-    return gguf.data_offset - packed_length(gguf.fields, list(gguf.tensors.values())), out
+    return gguf.data_offset - packed_length(
+        gguf.fields, list(gguf.tensors.values())
+    ), out
 
 
 def test_there_is_room_and_little_more(checkpoint: Path, writes: list[Path]) -> None:
@@ -98,17 +106,23 @@ def test_the_room_is_enough_for_any_pieces(tmp_path: Path) -> None:
     draw = random.Random(7)
     for count in (259, 300, 5000):
         texts = dict.fromkeys(
-            "".join(draw.choices("ab\u2581é漢", k=draw.randint(1, 40))) for _ in range(count)
+            "".join(draw.choices("ab\u2581é漢", k=draw.randint(1, 40)))
+            for _ in range(count)
         )
         pieces = [*FIRST, *((text, 1) for text in texts)]
         (tmp_path / "tokenizer.model").write_bytes(sentencepiece(pieces))
         room = vocabulary_room(tmp_path, len(pieces))
         assert room is not None
         fields = read_vocabulary(tmp_path, len(pieces)).metadata()
-        assert sum(len(Field.of(value).packed()) for value in fields.values()) <= room + 1000
+        assert (
+            sum(len(Field.of(value).packed()) for value in fields.values())
+            <= room + 1000
+        )
 
 
-def test_a_header_that_does_not_fit_is_written_again(checkpoint: Path, writes: list[Path]) -> None:
+def test_a_header_that_does_not_fit_is_written_again(
+    checkpoint: Path, writes: list[Path]
+) -> None:
     (checkpoint / "chat_templates").mkdir()
     (checkpoint / "chat_templates" / "tools.jinja").write_text("x" * 50_000)
     _, out = written(checkpoint)
@@ -116,14 +130,17 @@ def test_a_header_that_does_not_fit_is_written_again(checkpoint: Path, writes: l
     assert read_gguf(out).get("tokenizer.chat_template.tools") == "x" * 50_000
 
 
-def test_room_that_is_not_needed_is_padding(checkpoint: Path, writes: list[Path]) -> None:
+def test_room_that_is_not_needed_is_padding(
+    checkpoint: Path, writes: list[Path]
+) -> None:
     (checkpoint / "tokenizer_config.json").write_text("{" + " " * 10_000 + "}")
     assert written(checkpoint)[0] > 10_000
     assert len(writes) == 1
 
 
 @pytest.mark.parametrize(
-    "data", [b"IQ== 0\n", sentencepiece(USUAL) + b"\x32\xff\xff\x03" + bytes(0xFFFF), None]
+    "data",
+    [b"IQ== 0\n", sentencepiece(USUAL) + b"\x32\xff\xff\x03" + bytes(0xFFFF), None],
 )
 def test_where_no_size_tells_the_room(
     checkpoint: Path, writes: list[Path], data: bytes | None
@@ -172,7 +189,9 @@ def test_kill_9_while_the_vocabulary_is_read(checkpoint: Path) -> None:
     out = checkpoint.parent / "out.gguf"
     out.write_bytes(b"the old file")
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(checkpoint), str(out)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(checkpoint), str(out)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     assert child.stdout.readline() == "reading\n"

@@ -87,7 +87,9 @@ def test_what_would_change_the_sliding_layers_is_refused(
 
 
 def test_olmo3_scales_the_other_layers_by_any_gain() -> None:
-    encoding = encode(RopeScaling("yarn", factor=4, attention_factor=1.3), OLMO3, "olmo2")
+    encoding = encode(
+        RopeScaling("yarn", factor=4, attention_factor=1.3), OLMO3, "olmo2"
+    )
     assert encoding.exactness.is_exact
     assert SLIDING_BASE not in encoding.keys
 
@@ -99,10 +101,15 @@ def test_olmo3_scales_the_other_layers_by_any_gain() -> None:
         ("gemma3", {"block_count": 7}, "sssssss"),
         (
             "gemma3",
-            {"block_count": 3, "attention.sliding_window_pattern": [False, True, False]} | WINDOW,
+            {"block_count": 3, "attention.sliding_window_pattern": [False, True, False]}
+            | WINDOW,
             "sus",
         ),
-        ("gemma3", {"block_count": 4, "attention.sliding_window_pattern": 2} | WINDOW, "usus"),
+        (
+            "gemma3",
+            {"block_count": 4, "attention.sliding_window_pattern": 2} | WINDOW,
+            "usus",
+        ),
         ("olmo2", {"block_count": 5} | WINDOW, "uuusu"),
         ("gemma2", {"block_count": 2} | WINDOW, "ss"),
         ("exaone4", {"block_count": 8} | WINDOW, "ssssssss"),
@@ -129,11 +136,16 @@ def test_settings_of_the_sliding_layers_that_llama_cpp_has_not_are_refused() -> 
         "max_position_embeddings": 64,
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 1e4},
-            "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4},
+            "sliding_attention": {
+                "rope_type": "linear",
+                "factor": 2.0,
+                "rope_theta": 1e4,
+            },
         },
     }
     with pytest.raises(
-        RopeError, match="sliding_attention layers rotate 32 of 32 dimensions with linear scaling"
+        RopeError,
+        match="sliding_attention layers rotate 32 of 32 dimensions with linear scaling",
     ):
         read_rope(config, "neox")
 
@@ -239,19 +251,26 @@ def edited(source: Path, folder: Path, change: dict[str, Any]) -> Path:
     return folder
 
 
-def bake(checkpoint: Path, out: Path, rope: RopeScaling | None = YARN, **options: Any) -> Plan:
+def bake(
+    checkpoint: Path, out: Path, rope: RopeScaling | None = YARN, **options: Any
+) -> Plan:
     return convert(ConvertOptions(checkpoint, out, rope, **options))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo3", "exaone4", "phi", "gpt_oss"])
-def test_a_folded_file_computes_the_same(models: Path, tmp_path: Path, name: str) -> None:
+def test_a_folded_file_computes_the_same(
+    models: Path, tmp_path: Path, name: str
+) -> None:
     """The gain goes into the layers that the scaling concerns, and into no other."""
     plan = bake(models / name, tmp_path / "out.gguf", encoding="folded")
     assert plan.encoding is not None
     assert plan.encoding.name == "folded"
     # a shift turns all layers of EXAONE, and takes the gain's key for the sliding ones of OLMo too
     assert plan.encoding.shift_safe is (name not in ("exaone4", "olmo3"))
-    assert verify(tmp_path / "out.gguf", levels=["shift"]).shift_safe is plan.encoding.shift_safe
+    assert (
+        verify(tmp_path / "out.gguf", levels=["shift"]).shift_safe
+        is plan.encoding.shift_safe
+    )
     report = verify(
         tmp_path / "out.gguf", models / name, levels=["table", "logits"], tolerance=5e-6
     )
@@ -267,21 +286,30 @@ def test_a_folded_file_computes_the_same(models: Path, tmp_path: Path, name: str
     assert touched == {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
 
 
-@pytest.mark.parametrize("rope", [RopeScaling("linear", factor=4), YARN], ids=["linear", "yarn"])
-@pytest.mark.parametrize("name", ["gemma2", "gemma3", "olmo3", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "rope", [RopeScaling("linear", factor=4), YARN], ids=["linear", "yarn"]
+)
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma3", "olmo3", "gpt_oss", "deepseek_v3"]
+)
 def test_what_is_said_of_shifts_is_measured(
     models: Path, tmp_path: Path, name: str, rope: RopeScaling
 ) -> None:
     plan = bake(models / name, tmp_path / "out.gguf", rope)
     assert plan.encoding is not None
     report = verify(tmp_path / "out.gguf", levels=["shift"])
-    safe = rope.method == "linear" or name in ("gemma2", "gpt_oss")  # YaRN's gain is folded there
+    safe = rope.method == "linear" or name in (
+        "gemma2",
+        "gpt_oss",
+    )  # YaRN's gain is folded there
     assert report.shift_safe is plan.encoding.shift_safe is safe
 
 
 def test_gemma3_is_not_folded(models: Path, tmp_path: Path) -> None:
     """Without a gain in the full layers' kernel the sliding ones would have one."""
-    with pytest.raises(RopeError, match="gemma3 would give its sliding-window layers the gain"):
+    with pytest.raises(
+        RopeError, match="gemma3 would give its sliding-window layers the gain"
+    ):
         bake(models / "gemma3", tmp_path / "out.gguf", encoding="folded")
 
 
@@ -290,10 +318,13 @@ def copied(source: Path, out: Path, *, without: str = "", **changes: Any) -> Pat
     gguf = read_gguf(source)
     kept = {key: field for key, field in gguf.fields.items() if key != without}
     fields = kept | {
-        f"{gguf.arch}.{key.replace('__', '.')}": Field.of(value) for key, value in changes.items()
+        f"{gguf.arch}.{key.replace('__', '.')}": Field.of(value)
+        for key, value in changes.items()
     }
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in gguf.tensors.values()
     ]
     write_gguf(out, fields, tensors)
@@ -306,20 +337,26 @@ def failed(report: Report) -> set[str]:
 
 def test_a_wrong_base_of_the_sliding_layers_fails(models: Path, tmp_path: Path) -> None:
     bake(models / "gemma3", tmp_path / "right.gguf")
-    wrong = copied(tmp_path / "right.gguf", tmp_path / "wrong.gguf", rope__freq_base_swa=1e6)
+    wrong = copied(
+        tmp_path / "right.gguf", tmp_path / "wrong.gguf", rope__freq_base_swa=1e6
+    )
     assert verify(tmp_path / "right.gguf", levels=["table", "graph"]).passed
     report = verify(wrong, levels=["table", "graph"])
     assert "sliding layers: frequency error" in failed(report)
     assert "frequency executed, relative error" in failed(report)
     worst = next(
-        check for check in report.checks if check.quantity == "frequency executed, relative error"
+        check
+        for check in report.checks
+        if check.quantity == "frequency executed, relative error"
     )
     assert worst.detail.startswith("Qcur-0")
     assert "base 10000 wanted, 1000000 executed" in worst.why
 
 
 @pytest.mark.parametrize("name", ["gemma3", "olmo3"])
-def test_which_layers_slide_if_nothing_is_said(models: Path, tmp_path: Path, name: str) -> None:
+def test_which_layers_slide_if_nothing_is_said(
+    models: Path, tmp_path: Path, name: str
+) -> None:
     """As in upstream's files of Gemma 3: the live graph is the judge."""
     bake(models / name, tmp_path / "said.gguf")
     said = read_gguf(tmp_path / "said.gguf")
@@ -328,7 +365,9 @@ def test_which_layers_slide_if_nothing_is_said(models: Path, tmp_path: Path, nam
     assert pattern not in read_gguf(silent).fields
     report = verify(silent, levels=["table", "graph"])
     assert report.passed, report.checks
-    assert "sliding layers: frequency error" in {check.quantity for check in report.checks}
+    assert "sliding layers: frequency error" in {
+        check.quantity for check in report.checks
+    }
 
 
 def test_layers_that_must_not_rotate_do_not(models: Path, tmp_path: Path) -> None:
@@ -354,7 +393,8 @@ def test_a_layer_that_rotates_and_must_not_fails(models: Path, tmp_path: Path) -
     checks = check_graph(gguf, found, executed_by_node(found), gpu=False)
     wrong = [check for check in checks if not check.passed]
     assert any(
-        "48 of 64 layers rotate; layer 0 is not as wanted" in check.detail for check in wrong
+        "48 of 64 layers rotate; layer 0 is not as wanted" in check.detail
+        for check in wrong
     )
 
 
@@ -362,10 +402,14 @@ def test_a_wrong_scale_of_the_scores_fails(models: Path, tmp_path: Path) -> None
     """Upstream's key for mscale_all_dim 1 in a file whose checkpoint has none."""
     bake(models / "deepseek_v3", tmp_path / "right.gguf")
     wrong = copied(
-        tmp_path / "right.gguf", tmp_path / "wrong.gguf", rope__scaling__yarn_log_multiplier=0.1
+        tmp_path / "right.gguf",
+        tmp_path / "wrong.gguf",
+        rope__scaling__yarn_log_multiplier=0.1,
     )
     assert verify(tmp_path / "right.gguf", levels=["table"]).passed
-    assert failed(verify(wrong, levels=["table"])) == {"scale of the scores, relative error"}
+    assert failed(verify(wrong, levels=["table"])) == {
+        "scale of the scores, relative error"
+    }
 
 
 def test_kimi_k2_is_right_in_our_contexts(models: Path, tmp_path: Path) -> None:
@@ -381,7 +425,11 @@ def test_kimi_k2_is_right_in_our_contexts(models: Path, tmp_path: Path) -> None:
         "beta_fast": 1.0,
         "beta_slow": 1.0,
     }
-    change = {"model_type": "kimi_k2", "rope_parameters": own, "max_position_embeddings": 2048}
+    change = {
+        "model_type": "kimi_k2",
+        "rope_parameters": own,
+        "max_position_embeddings": 2048,
+    }
     checkpoint = edited(models / "deepseek_v3", tmp_path / "kimi", change)
     plan = bake(checkpoint, tmp_path / "out.gguf", None)
     assert plan.encoding is not None
@@ -400,17 +448,25 @@ def test_a_model_that_sees_too(models: Path, tmp_path: Path) -> None:
 
     checkpoint = edited(models / "gemma3", tmp_path / "seeing", {})
     text = json.loads((checkpoint / "config.json").read_text())
-    outer = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 8}}
+    outer = {
+        "model_type": "gemma3",
+        "text_config": text,
+        "vision_config": {"hidden_size": 8},
+    }
     (checkpoint / "config.json").write_text(json.dumps(outer))
     tensors = load_file(checkpoint / "model.safetensors")
     prefixed = {
-        name.replace("model.", "model.language_model.", 1): array for name, array in tensors.items()
+        name.replace("model.", "model.language_model.", 1): array
+        for name, array in tensors.items()
     }
     save_file(
-        prefixed | {"model.vision_tower.x": np.zeros(3, "<f4")}, checkpoint / "model.safetensors"
+        prefixed | {"model.vision_tower.x": np.zeros(3, "<f4")},
+        checkpoint / "model.safetensors",
     )
     plan = bake(checkpoint, tmp_path / "seeing.gguf")
-    assert any("1 tensors are not part of this architecture" in note for note in plan.notes)
+    assert any(
+        "1 tensors are not part of this architecture" in note for note in plan.notes
+    )
     bake(models / "gemma3", tmp_path / "text.gguf")
     one, other = read_gguf(tmp_path / "seeing.gguf"), read_gguf(tmp_path / "text.gguf")
     assert {n: bytes(one.tensor_data(n)) for n in one.tensors} == {
@@ -429,8 +485,15 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
         "original_max_position_embeddings": 64,
         "rope_theta": 150000.0,
     }
-    change = {"rope_parameters": own | {"truncate": False}, "max_position_embeddings": 256}
-    plan = bake(edited(models / "gpt_oss", tmp_path / "own", change), tmp_path / "out.gguf", None)
+    change = {
+        "rope_parameters": own | {"truncate": False},
+        "max_position_embeddings": 256,
+    }
+    plan = bake(
+        edited(models / "gpt_oss", tmp_path / "own", change),
+        tmp_path / "out.gguf",
+        None,
+    )
     assert plan.encoding is not None
     assert not plan.encoding.exactness.is_exact
     assert any("not exact" in line for line in describe(plan))
@@ -449,10 +512,18 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
         ),
         ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation is 'gelu'"),
         ("gemma2", {"attn_logit_softcapping": None}, "attn_logit_softcapping is null"),
-        ("gemma2", {"tie_word_embeddings": False}, "has no output matrix but the embedding"),
+        (
+            "gemma2",
+            {"tie_word_embeddings": False},
+            "has no output matrix but the embedding",
+        ),
         ("gemma3", {"attn_logit_softcapping": 50.0}, "does not cap the scores"),
         ("gemma3", {"use_bidirectional_attention": True}, "attends to what was before"),
-        ("gemma3", {"layer_types": [{}] * 7}, "layer_types must name .* for each of 7 layers"),
+        (
+            "gemma3",
+            {"layer_types": [{}] * 7},
+            "layer_types must name .* for each of 7 layers",
+        ),
         (
             "gemma3",
             {"layer_types": ["full_attention"]},
@@ -467,8 +538,16 @@ def test_a_range_that_llama_cpp_rounds_is_told(models: Path, tmp_path: Path) -> 
         ("deepseek_v3", {"topk_method": "greedy"}, "topk_method is 'greedy'"),
         ("deepseek_v3", {"rope_interleave": False}, "rotates neighbours"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
-        ("deepseek_v3", {"moe_layer_freq": 2}, "has experts in every layer after the first ones"),
-        ("deepseek_v3", {"num_hidden_layers": 27}, "takes such a model for one without it"),
+        (
+            "deepseek_v3",
+            {"moe_layer_freq": 2},
+            "has experts in every layer after the first ones",
+        ),
+        (
+            "deepseek_v3",
+            {"num_hidden_layers": 27},
+            "takes such a model for one without it",
+        ),
         (
             "deepseek_v3",
             {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"},
@@ -493,7 +572,9 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(
 
 def test_the_short_form_of_a_pattern(models: Path, tmp_path: Path) -> None:
     checkpoint = edited(
-        models / "exaone4", tmp_path / "m", {"layer_types": None, "sliding_window_pattern": "LLLG"}
+        models / "exaone4",
+        tmp_path / "m",
+        {"layer_types": None, "sliding_window_pattern": "LLLG"},
     )
     bake(checkpoint, tmp_path / "out.gguf")
     assert layer_kinds(read_gguf(tmp_path / "out.gguf").arch_keys(), "exaone4")[:5] == (
@@ -505,14 +586,20 @@ def test_the_short_form_of_a_pattern(models: Path, tmp_path: Path) -> None:
     )
 
 
-def test_the_gain_of_the_graph_is_the_attention_factor(models: Path, tmp_path: Path) -> None:
+def test_the_gain_of_the_graph_is_the_attention_factor(
+    models: Path, tmp_path: Path
+) -> None:
     """deepseek2 with a gain of its own: the kernel applies it to the rotated part alone."""
     bake(models / "deepseek_v3", tmp_path / "out.gguf")
     report = verify(
-        tmp_path / "out.gguf", models / "deepseek_v3", levels=["table", "graph", "logits"]
+        tmp_path / "out.gguf",
+        models / "deepseek_v3",
+        levels=["table", "graph", "logits"],
     )
     assert report.passed, report.checks
     gain = next(
-        check for check in report.checks if check.quantity == "gain executed, relative error"
+        check
+        for check in report.checks
+        if check.quantity == "gain executed, relative error"
     )
     assert f"{1 + 0.1 * math.log(4):.7g}" in gain.detail

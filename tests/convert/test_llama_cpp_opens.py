@@ -86,8 +86,12 @@ _UNREAD = ("llama.attention.layer_norm_epsilon", "llama.attention.sliding_window
 
 
 @pytest.mark.parametrize("key", [key for key in _ROWS if key not in _UNREAD])
-def test_the_table_says_what_the_library_does(whole: Path, tmp_path: Path, key: str) -> None:
-    wrong = changed(whole, tmp_path / "wrong.gguf", **{key.replace(".", "__"): _ROWS[key]})
+def test_the_table_says_what_the_library_does(
+    whole: Path, tmp_path: Path, key: str
+) -> None:
+    wrong = changed(
+        whole, tmp_path / "wrong.gguf", **{key.replace(".", "__"): _ROWS[key]}
+    )
     assert said(wrong) is not None
     by_table = refusal(read_gguf(wrong).fields)
     assert by_table is not None
@@ -122,7 +126,11 @@ def test_a_checkpoint_of_such_a_name_is_opened(whole: Path) -> None:
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_what_llama_cpp_would_not_open_gets_no_name(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, installed: bool
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    installed: bool,
 ) -> None:
     """By its own word next to the copying, and by the table where it is not installed."""
     monkeypatch.setattr(model_card, "_without_meaning", lambda name: name)
@@ -133,11 +141,15 @@ def test_what_llama_cpp_would_not_open_gets_no_name(
     else:
         find = importlib.util.find_spec
         monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: None if name == "llama_cpp" else find(name)
+            importlib.util,
+            "find_spec",
+            lambda name: None if name == "llama_cpp" else find(name),
         )
     out = tmp_path / "x.gguf"
     for split in (None, 500_000):
-        with pytest.raises(OutputError, match=r"x\.gguf is not written, since llama.cpp would not"):
+        with pytest.raises(
+            OutputError, match=r"x\.gguf is not written, since llama.cpp would not"
+        ):
             convert(ConvertOptions(checkpoint, out, split=split))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "temporary"]
     assert list((tmp_path / "temporary").iterdir()) == []
@@ -149,12 +161,16 @@ def test_an_abort_is_an_answer(whole: Path, tmp_path: Path) -> None:
     assert "GGML_ASSERT" in (said(none) or "")
 
 
-def test_what_only_another_llama_cpp_knows_is_not_refused(whole: Path, tmp_path: Path) -> None:
+def test_what_only_another_llama_cpp_knows_is_not_refused(
+    whole: Path, tmp_path: Path
+) -> None:
     other = {"general__architecture": Field.of("made-up")}
     assert said(changed(whole, tmp_path / "other.gguf", **other)) is None
 
 
-def test_a_gguf_file_that_is_not_opened_is_not_made_another(whole: Path, tmp_path: Path) -> None:
+def test_a_gguf_file_that_is_not_opened_is_not_made_another(
+    whole: Path, tmp_path: Path
+) -> None:
     kind: dict[str, Any] = {"llama__block_count": Field(ValueType.UINT64, 2)}
     wrong = changed(whole, tmp_path / "wrong.gguf", **kind)
     said_by_inspect = CliRunner().invoke(main, ["inspect", str(wrong)]).output
@@ -162,7 +178,9 @@ def test_a_gguf_file_that_is_not_opened_is_not_made_another(whole: Path, tmp_pat
     before = wrong.read_bytes()
     for in_place in (False, True):
         out = None if in_place else tmp_path / "x.gguf"
-        asked = ConvertOptions(wrong, out, RopeScaling("yarn", factor=4.0), in_place=in_place)
+        asked = ConvertOptions(
+            wrong, out, RopeScaling("yarn", factor=4.0), in_place=in_place
+        )
         with pytest.raises(GgufError, match="block_count has the wrong type uint64"):
             convert(asked)
     assert wrong.read_bytes() == before

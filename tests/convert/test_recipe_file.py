@@ -20,18 +20,30 @@ REQUESTS = {
     "none": Request(RopeScaling("none")),
     "yarn": Request(RopeScaling("yarn", factor=4), encoding="folded", type="Q4_K_M"),
     "types": Request(
-        RopeScaling("linear", factor=2), type="q8_0", tensor_types=("output=f16", 'a\\"*=bf16')
+        RopeScaling("linear", factor=2),
+        type="q8_0",
+        tensor_types=("output=f16", 'a\\"*=bf16'),
     ),
     "target": Request(
-        RopeScaling("yarn", original_context=32768, truncate=False), target_context=131072
+        RopeScaling("yarn", original_context=32768, truncate=False),
+        target_context=131072,
     ),
     "longrope": Request(
         RopeScaling(
-            "longrope", factor=32.0, short_factors=(1.0, 1.25) * 12, long_factors=(1.08, 64.84) * 12
+            "longrope",
+            factor=32.0,
+            short_factors=(1.0, 1.25) * 12,
+            long_factors=(1.08, 64.84) * 12,
         )
     ),
     "llama3": Request(
-        RopeScaling("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, context=131072)
+        RopeScaling(
+            "llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            context=131072,
+        )
     ),
 }
 
@@ -44,7 +56,8 @@ def test_a_request_comes_back(tmp_path: Path, request_: Request) -> None:
 
 def test_what_a_recipe_looks_like() -> None:
     request = Request(
-        RopeScaling("yarn", factor=4.5, attention_factor=1.0, truncate=False), encoding="tensor"
+        RopeScaling("yarn", factor=4.5, attention_factor=1.0, truncate=False),
+        encoding="tensor",
     )
     assert to_toml(request) == (
         '# ggext convert MODEL OUT --recipe THIS_FILE\nformat = 1\nencoding = "tensor"\n\n[rope]\nmethod = "yarn"\n'
@@ -69,7 +82,11 @@ def test_every_number_comes_back_exactly(
     context: int | None,
 ) -> None:
     scaling = RopeScaling(
-        "llama3", factor=factor, attention_factor=gain, low_freq_factor=low, context=context
+        "llama3",
+        factor=factor,
+        attention_factor=gain,
+        low_freq_factor=low,
+        context=context,
     )
     path = tmp_path_factory.mktemp("recipe") / "r.toml"
     write_request(path, Request(scaling))
@@ -84,30 +101,48 @@ def test_every_number_comes_back_exactly(
         ("format = 1", r"the table \[rope\] is missing"),
         ("format = 1\nrope = 3", r"the table \[rope\] is missing"),
         ("format = 1\nextra = 1\n[rope]\nmethod = 'yarn'", "unknown key extra"),
-        ("format = 1\n[rope]\nmethod = 'magic'", "method is 'magic'; known: none, linear"),
+        (
+            "format = 1\n[rope]\nmethod = 'magic'",
+            "method is 'magic'; known: none, linear",
+        ),
         ("format = 1\n[rope]\nfactor = 2.0", "method is None"),
         ("format = 1\n[rope]\nmethod = 'yarn'", "needs a factor"),
         (
             "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 'four'",
             "factor is 'four', but must be a number",
         ),
-        ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = nan", "must be a finite number"),
-        ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\nbeta_fats = 3", "unknown key beta_fats"),
+        (
+            "format = 1\n[rope]\nmethod = 'yarn'\nfactor = nan",
+            "must be a finite number",
+        ),
+        (
+            "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\nbeta_fats = 3",
+            "unknown key beta_fats",
+        ),
         (
             "format = 1\n[rope]\nmethod = 'linear'\nfactor = 4\nbeta_fast = 3",
             "does not use beta_fast",
         ),
-        ("format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ntruncate = 0", "true or false"),
+        (
+            "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ntruncate = 0",
+            "true or false",
+        ),
         (
             "format = 1\n[rope]\nmethod = 'yarn'\nfactor = 4\ncontext = 1.5",
             "whole number of tokens",
         ),
-        ("format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = 3", "must be a list"),
+        (
+            "format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = 3",
+            "must be a list",
+        ),
         (
             "format = 1\n[rope]\nmethod = 'longrope'\nfactor = 4\nlong_factors = ['a']",
             "long_factors is .'a',",
         ),
-        ("format = 1\ntarget_context = 0\n[rope]\nmethod = 'yarn'", "target_context is 0"),
+        (
+            "format = 1\ntarget_context = 0\n[rope]\nmethod = 'yarn'",
+            "target_context is 0",
+        ),
         (
             "format = 1\ntarget_context = 9\n[rope]\nmethod = 'yarn'\nfactor = 2",
             "exclude each other",
@@ -161,7 +196,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_recipe_is_written_and_repeated(model: Path, tmp_path: Path) -> None:
-    recipe, first, second = tmp_path / "r.toml", tmp_path / "1.gguf", tmp_path / "2.gguf"
+    recipe, first, second = (
+        tmp_path / "r.toml",
+        tmp_path / "1.gguf",
+        tmp_path / "2.gguf",
+    )
     options: list[Any] = [
         "--target-context",
         200,
@@ -175,7 +214,9 @@ def test_a_recipe_is_written_and_repeated(model: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert f"wrote {recipe}" in result.output
     assert read_request(recipe) == Request(
-        RopeScaling("yarn", beta_fast=16, truncate=False), target_context=200, encoding="folded"
+        RopeScaling("yarn", beta_fast=16, truncate=False),
+        target_context=200,
+        encoding="folded",
     )
     assert ggext(model, second, "--recipe", recipe).exit_code == 0
     assert first.read_bytes() == second.read_bytes()
@@ -197,12 +238,27 @@ def test_types_of_single_tensors_are_repeated(model: Path, tmp_path: Path) -> No
     recipe, out = tmp_path / "r.toml", tmp_path / "out.gguf"
     types = ("--tensor-type", "*.ffn_down=bf16", "--tensor-type", "*.ffn_up=f16")
     result = ggext(
-        model, tmp_path / "first.gguf", "--yarn", 4, "--type", "q8_0", *types, "--recipe", recipe
+        model,
+        tmp_path / "first.gguf",
+        "--yarn",
+        4,
+        "--type",
+        "q8_0",
+        *types,
+        "--recipe",
+        recipe,
     )
     assert result.exit_code == 0, result.output
-    assert ggext(model, out, "--recipe", recipe, "--tensor-type", "*.ffn_up=bf16").exit_code == 0
+    assert (
+        ggext(
+            model, out, "--recipe", recipe, "--tensor-type", "*.ffn_up=bf16"
+        ).exit_code
+        == 0
+    )
     tensors = read_gguf(out).tensors
-    assert [tensors[f"blk.0.ffn_{part}.weight"].type for part in ("gate", "up", "down")] == [
+    assert [
+        tensors[f"blk.0.ffn_{part}.weight"].type for part in ("gate", "up", "down")
+    ] == [
         Q8_0,
         BF16,
         BF16,

@@ -23,7 +23,9 @@ pytest.importorskip("transformers")
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(
-        tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512
+        tmp_path_factory.mktemp("models") / "wide",
+        hidden_size=256,
+        intermediate_size=512,
     )
 
 
@@ -34,7 +36,9 @@ def logits(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
     from ggext.runtime.llama import lib
 
     llama = lib()
-    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+    model = llama.llama_model_load_from_file(
+        str(path).encode(), llama.llama_model_default_params()
+    )
     assert model, f"llama.cpp does not open {path}"
     params = llama.llama_context_default_params()
     params.n_ctx = 64
@@ -53,7 +57,9 @@ def logits(path: Path, tokens: list[int]) -> np.ndarray[Any, Any]:
 def test_llama_cpp_opens_the_set_as_one(wide: Path, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("llama_cpp")
     convert(ConvertOptions(wide, tmp_path / "one.gguf", type=kind))
-    done = convert(ConvertOptions(wide, tmp_path / "set.gguf", type=kind, split=400_000))
+    done = convert(
+        ConvertOptions(wide, tmp_path / "set.gguf", type=kind, split=400_000)
+    )
     count = len(done.files)
     assert count > 2
     assert [f.name for f in done.files] == [
@@ -62,7 +68,9 @@ def test_llama_cpp_opens_the_set_as_one(wide: Path, tmp_path: Path, kind: str) -
     assert not (tmp_path / "set.gguf").exists()
     assert not list(tmp_path.glob(".*.part"))
     tokens = [5, 9, 200, 3, 77]
-    assert np.array_equal(logits(done.files[0], tokens), logits(tmp_path / "one.gguf", tokens))
+    assert np.array_equal(
+        logits(done.files[0], tokens), logits(tmp_path / "one.gguf", tokens)
+    )
 
 
 def test_keys_and_sizes_of_the_parts(wide: Path, tmp_path: Path) -> None:
@@ -72,13 +80,19 @@ def test_keys_and_sizes_of_the_parts(wide: Path, tmp_path: Path) -> None:
     whole, parts = read_gguf(one), [read_gguf(f, any_kind=True) for f in files]
     found: list[str] = []
     for number, part in enumerate(parts):
-        stated = {key: field for key, field in part.fields.items() if key.startswith("split.")}
-        assert [stated[f"split.{k}"].value for k in ("no", "count", "tensors.count")] == [
+        stated = {
+            key: field for key, field in part.fields.items() if key.startswith("split.")
+        }
+        assert [
+            stated[f"split.{k}"].value for k in ("no", "count", "tensors.count")
+        ] == [
             number,
             len(files),
             len(whole.tensors),
         ]
-        assert [stated[f"split.{k}"].type for k in ("no", "count", "tensors.count")] == [
+        assert [
+            stated[f"split.{k}"].type for k in ("no", "count", "tensors.count")
+        ] == [
             ValueType.UINT16,
             ValueType.UINT16,
             ValueType.INT32,
@@ -89,7 +103,9 @@ def test_keys_and_sizes_of_the_parts(wide: Path, tmp_path: Path) -> None:
         for name in part.tensors:
             assert bytes(part.tensor_data(name)) == bytes(whole.tensor_data(name))
     assert found == list(whole.tensors)
-    assert {k: f for k, f in parts[0].fields.items() if not k.startswith("split.")} == whole.fields
+    assert {
+        k: f for k, f in parts[0].fields.items() if not k.startswith("split.")
+    } == whole.fields
     assert all(
         set(part.fields)
         <= {f"split.{k}" for k in ("no", "count", "tensors.count")} | {"ggext.padding"}
@@ -107,11 +123,15 @@ def test_one_part_is_a_set_too(wide: Path, tmp_path: Path) -> None:
 def test_a_set_is_replaced_only_with_force(wide: Path, tmp_path: Path) -> None:
     options = ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000)
     files = convert(options).files
-    with pytest.raises(OutputError, match=r"a\[1\]-00001-of-\d{5}\.gguf exists; use force=True"):
+    with pytest.raises(
+        OutputError, match=r"a\[1\]-00001-of-\d{5}\.gguf exists; use force=True"
+    ):
         convert(options)
     before = [f.read_bytes() for f in files]
     assert (
-        convert(ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000, force=True)).files
+        convert(
+            ConvertOptions(wide, tmp_path / "a[1].gguf", split=700_000, force=True)
+        ).files
         == files
     )
     assert [f.read_bytes() for f in files] == before
@@ -126,7 +146,11 @@ def test_a_failure_leaves_no_part_and_the_old_set(
 
     out = tmp_path / "set.gguf"
     files = convert(ConvertOptions(wide, out, split=700_000)).files
-    before, write, calls = [f.read_bytes() for f in files], split.write_arranged, iter(range(100))
+    before, write, calls = (
+        [f.read_bytes() for f in files],
+        split.write_arranged,
+        iter(range(100)),
+    )
 
     def full(*arguments: Any) -> None:
         if next(calls) == failing:
@@ -144,7 +168,9 @@ def test_too_many_parts(tmp_path: Path) -> None:
     from ggext.gguf.split import write_parts
     from ggext.gguf.writer import TensorToWrite
 
-    tensors = [TensorToWrite(f"t{i}", (1,), 0, 4, lambda: [bytes(4)]) for i in range(65_536)]
+    tensors = [
+        TensorToWrite(f"t{i}", (1,), 0, 4, lambda: [bytes(4)]) for i in range(65_536)
+    ]
     with pytest.raises(OutputError, match="would be 65,536 files; 65,535 are allowed"):
         write_parts(tmp_path / "x.gguf", {}, tensors, 4)
 
@@ -164,7 +190,7 @@ def test_the_command_names_every_file(wide: Path, tmp_path: Path) -> None:
     )
     assert result.exit_code == 0, result.output
     files = sorted(tmp_path.glob("x-*.gguf"))
-    assert [line for line in result.output.splitlines() if line.startswith("wrote")] == [
-        f"wrote {f} ({f.stat().st_size:,} bytes)" for f in files
-    ]
+    assert [
+        line for line in result.output.splitlines() if line.startswith("wrote")
+    ] == [f"wrote {f} ({f.stat().st_size:,} bytes)" for f in files]
     assert files[0] == part_path(tmp_path / "x.gguf", 0, len(files))

@@ -27,7 +27,9 @@ pytest.importorskip("transformers")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Rows of 256 and 512 values, as K-quants need them."""
     return make_llama(
-        tmp_path_factory.mktemp("models") / "wide", hidden_size=256, intermediate_size=512
+        tmp_path_factory.mktemp("models") / "wide",
+        hidden_size=256,
+        intermediate_size=512,
     )
 
 
@@ -57,11 +59,14 @@ def test_some_tensors_in_another_native_type(wide: Path, tmp_path: Path) -> None
     assert types["blk.0.ffn_down.weight"] == types["blk.1.ffn_gate.weight"] == "BF16"
     assert types["blk.1.ffn_up.weight"] == "F32"  # the last pattern that matches holds
     assert types["blk.0.attn_q.weight"] == types["token_embd.weight"] == "Q8_0"
-    assert types["blk.0.ffn_norm.weight"] == "F32"  # one dimension: whatever the pattern
+    assert (
+        types["blk.0.ffn_norm.weight"] == "F32"
+    )  # one dimension: whatever the pattern
     whole = types_of(tmp_path / "f16.gguf", wide, type="f16")
     assert whole["output.weight"] == "F16"
     got, wanted = (
-        bytes(read_gguf(tmp_path / n).tensor_data("output.weight")) for n in ("x.gguf", "f16.gguf")
+        bytes(read_gguf(tmp_path / n).tensor_data("output.weight"))
+        for n in ("x.gguf", "f16.gguf")
     )
     assert got == wanted
 
@@ -88,7 +93,9 @@ def test_some_tensors_of_a_k_quant(wide: Path, tmp_path: Path) -> None:
 
 def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
     pytest.importorskip("llama_cpp")
-    types = types_of(tmp_path / "x.gguf", wide, type="q8_0", tensor_types=("blk.*.ffn_down=q4_K",))
+    types = types_of(
+        tmp_path / "x.gguf", wide, type="q8_0", tensor_types=("blk.*.ffn_down=q4_K",)
+    )
     assert types["blk.1.ffn_down.weight"] == "Q4_K"
     assert types["blk.1.ffn_up.weight"] == "Q8_0"
 
@@ -105,7 +112,11 @@ def test_a_type_of_llama_cpps_beside_q8_0(wide: Path, tmp_path: Path) -> None:
         ("f16", ["output"], "write PATTERN=TYPE"),
         ("f16", ["=f16"], "write PATTERN=TYPE"),
         ("f16", ["output=f17"], "the type f17 is unknown; known: F32, F16"),
-        ("Q4_K_M", ["output=Q4_K_M"], "a mixture such as Q4_K_M is no type of one tensor"),
+        (
+            "Q4_K_M",
+            ["output=Q4_K_M"],
+            "a mixture such as Q4_K_M is no type of one tensor",
+        ),
         ("f16", ["output=q6_K"], "choose one of its types, for example type='q8_0'"),
         ("auto", ["output=q6_K"], "type='auto' is unknown"),
     ],
@@ -115,7 +126,11 @@ def test_overrides_that_mean_nothing(
 ) -> None:
     pytest.importorskip("llama_cpp")
     with pytest.raises(UsageError, match=message):
-        convert(ConvertOptions(wide, tmp_path / "x.gguf", type=kind, tensor_types=tuple(overrides)))
+        convert(
+            ConvertOptions(
+                wide, tmp_path / "x.gguf", type=kind, tensor_types=tuple(overrides)
+            )
+        )
     assert not (tmp_path / "x.gguf").exists()
 
 
@@ -126,7 +141,9 @@ def test_what_llama_cpp_does_not_do_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"llama\.cpp made blk\.0\.ffn_down\.weight Q8_0, not Q6_K"
     ):
-        types_of(tmp_path / "x.gguf", narrow, type="Q4_K_M", tensor_types=("*ffn_down=q6_K",))
+        types_of(
+            tmp_path / "x.gguf", narrow, type="Q4_K_M", tensor_types=("*ffn_down=q6_K",)
+        )
     assert not list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*.part"))
 
 
@@ -149,7 +166,9 @@ def test_float_gguf_files_change_type_without_llama_cpp(
 
 def test_a_quantized_gguf_files_types_stay(wide: Path, tmp_path: Path) -> None:
     types_of(tmp_path / "q8.gguf", wide, type="q8_0", tensor_types=("output=f16",))
-    types = types_of(tmp_path / "x.gguf", tmp_path / "q8.gguf", tensor_types=("output=bf16",))
+    types = types_of(
+        tmp_path / "x.gguf", tmp_path / "q8.gguf", tensor_types=("output=bf16",)
+    )
     assert types["output.weight"] == "BF16"
     assert types["token_embd.weight"] == "Q8_0"
     for options in ({"type": "f16"}, {"tensor_types": ("token_embd=f16",)}):
@@ -161,7 +180,9 @@ def test_gates_of_experts_stay_float32(tmp_path: Path) -> None:
     """llama.cpp's own converter and quantizer leave them so too."""
     source = write_random(tmp_path / "moe.gguf", "qwen3moe")
     types = types_of(tmp_path / "x.gguf", source, type="f16")
-    assert types["blk.0.ffn_gate_inp.weight"] == types["blk.0.attn_q_norm.weight"] == "F32"
+    assert (
+        types["blk.0.ffn_gate_inp.weight"] == types["blk.0.attn_q_norm.weight"] == "F32"
+    )
     assert types["blk.0.ffn_gate_exps.weight"] == "F16"
 
 
@@ -175,7 +196,9 @@ def importance(wide: Path, tmp_path: Path) -> dict[str, np.ndarray[Any, Any]]:
     matrix = {}
     for info in tensors:
         if len(info.shape) > 1 and info.name.startswith("blk."):
-            matrix[info.name] = np.where(np.arange(info.shape[0]) % 4, 0.001, 1000.0).astype("<f4")
+            matrix[info.name] = np.where(
+                np.arange(info.shape[0]) % 4, 0.001, 1000.0
+            ).astype("<f4")
     return matrix
 
 
@@ -196,13 +219,17 @@ def write_gguf_imatrix(
         ):
             data = values.astype("<f4").tobytes()
             tensors.append(
-                TensorToWrite(name + end, values.shape, 0, len(data), lambda data=data: [data])
+                TensorToWrite(
+                    name + end, values.shape, 0, len(data), lambda data=data: [data]
+                )
             )  # type: ignore[misc]
     write_gguf(path, {key: Field.of(value) for key, value in fields.items()}, tensors)
     return path
 
 
-def write_dat_imatrix(path: Path, matrix: dict[str, np.ndarray[Any, Any]], calls: int = 4) -> Path:
+def write_dat_imatrix(
+    path: Path, matrix: dict[str, np.ndarray[Any, Any]], calls: int = 4
+) -> Path:
     parts = [struct.pack("<i", len(matrix))]
     for name, means in matrix.items():
         parts += [
@@ -216,20 +243,29 @@ def write_dat_imatrix(path: Path, matrix: dict[str, np.ndarray[Any, Any]], calls
 
 
 @pytest.mark.parametrize("write", [write_gguf_imatrix, write_dat_imatrix])
-def test_the_columns_that_matter_are_kept_better(wide: Path, tmp_path: Path, write: Any) -> None:
+def test_the_columns_that_matter_are_kept_better(
+    wide: Path, tmp_path: Path, write: Any
+) -> None:
     pytest.importorskip("llama_cpp")
     matrix = importance(wide, tmp_path)
     path = write(tmp_path / "imatrix.file", matrix)
     read = read_imatrix(path)
-    assert all(np.array_equal(read.entries[name], means) for name, means in matrix.items())
+    assert all(
+        np.array_equal(read.entries[name], means) for name, means in matrix.items()
+    )
     files = {}
     for out, imatrix in (("plain", None), ("weighted", path)):
-        convert(ConvertOptions(wide, tmp_path / f"{out}.gguf", type="Q4_K_M", imatrix=imatrix))
+        convert(
+            ConvertOptions(
+                wide, tmp_path / f"{out}.gguf", type="Q4_K_M", imatrix=imatrix
+            )
+        )
         files[out] = read_gguf(tmp_path / f"{out}.gguf")
     name = "blk.0.attn_k.weight"
     exact = values_of(read_gguf(tmp_path / "for-names.gguf"), name)
     error = {
-        out: np.abs(values_of(gguf, name) - exact)[:, ::4].mean() for out, gguf in files.items()
+        out: np.abs(values_of(gguf, name) - exact)[:, ::4].mean()
+        for out, gguf in files.items()
     }
     assert error["weighted"] < 0.9 * error["plain"]
     assert files["weighted"].get("quantize.imatrix.file") == "imatrix.file"
@@ -279,7 +315,9 @@ def test_matrices_that_do_not_fit(wide: Path, tmp_path: Path) -> None:
 
 
 def test_hostile_matrices(tmp_path: Path) -> None:
-    good = write_dat_imatrix(tmp_path / "good.dat", {"a": np.ones(4, "<f4")}).read_bytes()
+    good = write_dat_imatrix(
+        tmp_path / "good.dat", {"a": np.ones(4, "<f4")}
+    ).read_bytes()
     whole = 4 + 4 + 1 + 8 + 16
     bad = {
         "empty": b"",
@@ -288,14 +326,18 @@ def test_hostile_matrices(tmp_path: Path) -> None:
         "a huge name": struct.pack("<ii", 1, 1 << 30),
         "a negative name": struct.pack("<ii", 1, -5),
         "huge values": struct.pack("<ii1sii", 1, 1, b"a", 1, 0x7FFFFFFF),
-        "not finite": good.replace(struct.pack("<f", 4.0), struct.pack("<f", float("nan"))),
+        "not finite": good.replace(
+            struct.pack("<f", 4.0), struct.pack("<f", float("nan"))
+        ),
         "another gguf": (write_random(tmp_path / "model.gguf", "llama")).read_bytes(),
     } | {f"cut at {n}": good[:n] for n in range(whole)}
     for name, data in bad.items():
         (tmp_path / "bad.dat").write_bytes(data)
         with pytest.raises(GgufError):
             pytest.fail(f"{name} was read: {read_imatrix(tmp_path / 'bad.dat')}")
-    (tmp_path / "bad.dat").write_bytes(good[:whole])  # the end with chunks and text is optional
+    (tmp_path / "bad.dat").write_bytes(
+        good[:whole]
+    )  # the end with chunks and text is optional
     assert read_imatrix(tmp_path / "bad.dat").chunks == 0
     with pytest.raises(GgufError, match="No such file"):
         read_imatrix(tmp_path / "none")

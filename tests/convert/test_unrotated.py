@@ -24,7 +24,9 @@ pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module", params=["bloom", "gpt2", "gpt_bigcode", "mpt"])
-def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def models(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """A checkpoint, and the GGUF file of it."""
     folder = tmp_path_factory.mktemp(request.param)
     row = ROWS[request.param]

@@ -29,10 +29,19 @@ def llama_cpp() -> Path:
     "name",
     [
         *("apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"),
-        *("bloom", "gpt2", "gpt_bigcode", "granitemoehybrid-experts", "mpt", "qwen3_vl_moe"),
+        *(
+            "bloom",
+            "gpt2",
+            "gpt_bigcode",
+            "granitemoehybrid-experts",
+            "mpt",
+            "qwen3_vl_moe",
+        ),
     ],
 )
-def test_the_same_tensors_and_every_difference_has_a_reason(name: str, llama_cpp: Path) -> None:
+def test_the_same_tensors_and_every_difference_has_a_reason(
+    name: str, llama_cpp: Path
+) -> None:
     same, found = compare_family(llama_cpp, name)
     assert same > 0
     assert [d for d in found if not d.reason] == []
@@ -61,6 +70,9 @@ def test_a_difference_is_seen(tmp_path: Path) -> None:
         "tensor output_norm.weight",
     }
     assert all(d.reason == "" for d in found.values())
-    assert (found["llama.block_count"].ours, found["llama.block_count"].upstream) == ("2", "3")
+    assert (found["llama.block_count"].ours, found["llama.block_count"].upstream) == (
+        "2",
+        "3",
+    )
     assert found[f"tensor {name}"].upstream == "worst |Δ| 1.0e+00"
     assert list(differences(read_gguf(one), read_gguf(one))) == []

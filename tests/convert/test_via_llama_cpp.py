@@ -44,7 +44,9 @@ def ggext(*arguments: object) -> Result:
 def mystery(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_llama(tmp_path_factory.mktemp("models") / "mystery")
     config = folder / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "mystery"}))
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"model_type": "mystery"})
+    )
     return folder
 
 
@@ -54,7 +56,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_llama(folder / "model")
     (folder / "convert_hf_to_gguf.py").write_text(SCRIPT)
     for kind, made in (("auto", "auto"), ("f16", "f16")):
-        assert ggext("convert", model, folder / f"{made}.gguf", "--type", kind).exit_code == 0
+        assert (
+            ggext("convert", model, folder / f"{made}.gguf", "--type", kind).exit_code
+            == 0
+        )
     return folder
 
 
@@ -66,15 +71,27 @@ def test_the_error_says_the_way_out(mystery: Path, tmp_path: Path) -> None:
     assert f"known: {', '.join(known_families())}" in result.stderr
 
 
-def test_its_file_is_baked_and_verified(mystery: Path, checkout: Path, tmp_path: Path) -> None:
+def test_its_file_is_baked_and_verified(
+    mystery: Path, checkout: Path, tmp_path: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     out = tmp_path / "out" / "x.gguf"
     out.parent.mkdir()
     result = ggext(
-        "convert", mystery, out, "--yarn", 4, "--type", "f16", "--via-llama-cpp", checkout
+        "convert",
+        mystery,
+        out,
+        "--yarn",
+        4,
+        "--type",
+        "f16",
+        "--via-llama-cpp",
+        checkout,
     )
     assert result.exit_code == 0, result.output
-    assert f"{mystery}: llama, 21 tensors" in result.stdout  # not llama.cpp's file, which is gone
+    assert (
+        f"{mystery}: llama, 21 tensors" in result.stdout
+    )  # not llama.cpp's file, which is gone
     assert "context: 64 → 256 tokens" in result.output
     assert "checks within tolerance" in result.output
     gguf = read_gguf(out)
@@ -91,7 +108,9 @@ def test_the_name_is_the_checkpoint_s(
     assert result.exit_code == 0, result.output
     assert "not verified: no scaling was asked for" in result.output
     assert (tmp_path / "mystery.gguf").exists()
-    result = ggext("convert", mystery, "--via-llama-cpp", checkout, "--yarn", 2, "--dry-run")
+    result = ggext(
+        "convert", mystery, "--via-llama-cpp", checkout, "--yarn", 2, "--dry-run"
+    )
     assert "dry run: nothing was written" in result.output
     assert {p.name for p in tmp_path.iterdir()} == {"home", "mystery.gguf"}
 
@@ -102,7 +121,9 @@ def test_failures(mystery: Path, checkout: Path, tmp_path: Path) -> None:
         assert result.exit_code == code, result.output
         assert message in result.stderr.splitlines()[-1]
         assert not [
-            p for p in tmp_path.iterdir() if p.suffix == ".gguf" or p.name.startswith(".ggext")
+            p
+            for p in tmp_path.iterdir()
+            if p.suffix == ".gguf" or p.name.startswith(".ggext")
         ]
 
     out = tmp_path / "x.gguf"
@@ -116,7 +137,14 @@ def test_failures(mystery: Path, checkout: Path, tmp_path: Path) -> None:
         "--via-llama-cpp",
         checkout,
     )
-    refused("there is no convert_hf_to_gguf.py", mystery, out, "--via-llama-cpp", tmp_path, code=2)
+    refused(
+        "there is no convert_hf_to_gguf.py",
+        mystery,
+        out,
+        "--via-llama-cpp",
+        tmp_path,
+        code=2,
+    )
     refused(
         "converts a checkpoint's folder",
         checkout / "auto.gguf",

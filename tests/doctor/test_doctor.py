@@ -41,7 +41,9 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
     monkeypatch.setattr(metadata, "version", looked_up)
     monkeypatch.setitem(
-        __import__("sys").modules, package.replace("-python", "").replace("-", "_"), None
+        __import__("sys").modules,
+        package.replace("-python", "").replace("-", "_"),
+        None,
     )
 
 
@@ -57,7 +59,9 @@ def test_here_nothing_is_wrong_and_everything_was_tried() -> None:
     assert by_name["llama.cpp"]["value"].startswith((LLAMA_CPP_COMMIT[:7], "unknown"))
     assert by_name["device CPU"]["value"]
     assert by_name["rotation"]["value"].startswith("CPU, ")
-    assert by_name["native rotation"]["value"].endswith("off float64 at most, to position 131,072")
+    assert by_name["native rotation"]["value"].endswith(
+        "off float64 at most, to position 131,072"
+    )
     assert by_name["embedded model"]["value"].startswith("Where is the ")
     assert by_name["form of the cache"]["value"].startswith(
         "100 tokens read as they were written; keys turned "
@@ -83,7 +87,9 @@ def test_no_timer_runs_on_after_ctrl_c() -> None:
             assert thread.finished.is_set()
 
 
-def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_llama_cpp_it_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without(monkeypatch, "llama-cpp-python")
     report = examine()
     found = findings(report.findings)
@@ -99,7 +105,9 @@ def test_without_llama_cpp_it_says_what_installs_it(monkeypatch: pytest.MonkeyPa
     assert found["native rotation"].state == "ok"
 
 
-def test_a_needed_package_that_is_missing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_needed_package_that_is_missing_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     without(monkeypatch, "tqdm")
     found = findings(versions.findings())["tqdm"]
     assert (found.state, found.value, found.remedy) == (
@@ -110,7 +118,9 @@ def test_a_needed_package_that_is_missing_is_wrong(monkeypatch: pytest.MonkeyPat
     assert not Report((found,)).healthy
 
 
-def test_another_version_than_the_pinned_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_than_the_pinned_one_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(
         metadata, "requires", lambda _: ['click==7.0; extra == "run"', "numpy>=1.26"]
     )
@@ -174,7 +184,9 @@ def test_the_cores_that_a_container_allows(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(module, "core_quota", lambda: 2.5)
     monkeypatch.setattr(machine, "free_memory", lambda: 3 << 29)
     found = findings(machine.findings())
-    assert found["cores"].value.endswith("2.5 by its container's quota: a model runs with 2")
+    assert found["cores"].value.endswith(
+        "2.5 by its container's quota: a model runs with 2"
+    )
     assert found["memory"].value == "1.5 GiB free"
 
 
@@ -187,7 +199,9 @@ def test_places_that_cannot_be_written_are_told(
     found = findings(machine.findings())
     if not Path("/proc").is_dir():
         pytest.skip("there is no /proc, in which no one can write")
-    assert found["cache"] == Finding("machine", "cache", "ok", str(tmp_path / "cache" / "ggext"))
+    assert found["cache"] == Finding(
+        "machine", "cache", "ok", str(tmp_path / "cache" / "ggext")
+    )
     assert found["chats"].state == "missing"
     assert found["chats"].value.endswith("chats and what was typed are not kept")
     assert found["chats"].remedy == "XDG_STATE_HOME=FOLDER ggext …"
@@ -231,11 +245,15 @@ def test_a_gpu_that_llama_cpp_was_built_without(
     )
     assert (f"rotation on {kind}" in found) is rotation
     if rotation:
-        command = f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
+        command = (
+            f"pip install . --config-settings=cmake.define.GGEXT_{kind.upper()}=ON"
+        )
         assert found[f"rotation on {kind}"].remedy == command
 
 
-def test_a_library_that_is_not_the_known_one_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_the_known_one_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("llama_cpp")
     from ggext.runtime import devices, ggml
 

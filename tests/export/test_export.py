@@ -25,7 +25,11 @@ FAMILIES = {
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 32},
-    "gemma3_text": {"head_dim": 32, "query_pre_attn_scalar": 32, "num_hidden_layers": 6},
+    "gemma3_text": {
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "num_hidden_layers": 6,
+    },
 }
 
 
@@ -33,7 +37,9 @@ FAMILIES = {
 def roundtrip(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     """A checkpoint and what comes back of its file."""
 
-    def make(family: str, dtype: str = "float32", **convert_options: Any) -> tuple[Path, Path]:
+    def make(
+        family: str, dtype: str = "float32", **convert_options: Any
+    ) -> tuple[Path, Path]:
         folder = make_model(tmp_path / "model", family, dtype=dtype, **FAMILIES[family])
         file, back = tmp_path / "model.gguf", tmp_path / "back"
         convert(ConvertOptions(folder, file, **convert_options))
@@ -47,7 +53,9 @@ def values(folder: Path) -> dict[str, Any]:
     found = {}
     for name, tensor in read_tensors(folder).items():
         data = tensor.array()
-        found[name] = bfloat16_values(data) if tensor.dtype == "BF16" else data.astype(np.float32)
+        found[name] = (
+            bfloat16_values(data) if tensor.dtype == "BF16" else data.astype(np.float32)
+        )
     return found
 
 
@@ -60,7 +68,9 @@ def test_the_weights_come_back(
     before, after = values(folder), values(back)
     assert before.keys() == after.keys()
     for name, expected in before.items():
-        if family == "gemma3_text" and "norm" in name:  # stored with 1 added, rounded to float32
+        if (
+            family == "gemma3_text" and "norm" in name
+        ):  # stored with 1 added, rounded to float32
             assert np.abs(after[name] - expected).max() <= 1.2e-7
         else:
             assert (after[name] == expected).all(), name
@@ -76,7 +86,8 @@ def test_transformers_computes_the_same(
     tokens = torch.arange(2, 50)[None]
     with torch.no_grad():
         expected, found = (
-            AutoModelForCausalLM.from_pretrained(path)(tokens).logits for path in roundtrip(family)
+            AutoModelForCausalLM.from_pretrained(path)(tokens).logits
+            for path in roundtrip(family)
         )
     tolerance = 1e-4 if family == "gemma3_text" else 0.0
     assert float((expected - found).abs().max()) <= tolerance
@@ -101,12 +112,24 @@ def test_what_comes_back_is_the_same_file_again(
 ) -> None:
     _, back = roundtrip("qwen3", rope=RopeScaling("yarn", factor=4.0))
     convert(ConvertOptions(back, tmp_path / "again.gguf"))
-    first, again = read_gguf(tmp_path / "model.gguf"), read_gguf(tmp_path / "again.gguf")
+    first, again = (
+        read_gguf(tmp_path / "model.gguf"),
+        read_gguf(tmp_path / "again.gguf"),
+    )
     assert first.tensors.keys() == again.tensors.keys()
     for name in first.tensors:
         assert bytes(first.tensor_data(name)) == bytes(again.tensor_data(name)), name
-    for key in ("tokens", "merges", "pre", "token_type", "bos_token_id", "add_bos_token"):
-        assert first.get(f"tokenizer.ggml.{key}") == again.get(f"tokenizer.ggml.{key}"), key
+    for key in (
+        "tokens",
+        "merges",
+        "pre",
+        "token_type",
+        "bos_token_id",
+        "add_bos_token",
+    ):
+        assert first.get(f"tokenizer.ggml.{key}") == again.get(
+            f"tokenizer.ggml.{key}"
+        ), key
 
 
 def test_quantized_tensors_come_back_as_what_they_stand_for(tmp_path: Path) -> None:
@@ -118,8 +141,13 @@ def test_quantized_tensors_come_back_as_what_they_stand_for(tmp_path: Path) -> N
     before, after = values(DEMO_MODEL), values(back)
     name = "model.layers.0.self_attn.q_proj.weight"
     assert 0 < np.abs(after[name] - before[name]).max() < 0.02
-    template = json.loads((DEMO_MODEL / "tokenizer_config.json").read_text())["chat_template"]
-    assert json.loads((back / "tokenizer_config.json").read_text())["chat_template"] == template
+    template = json.loads((DEMO_MODEL / "tokenizer_config.json").read_text())[
+        "chat_template"
+    ]
+    assert (
+        json.loads((back / "tokenizer_config.json").read_text())["chat_template"]
+        == template
+    )
 
 
 def test_sentencepiece_comes_back(tmp_path: Path, shared: Path) -> None:
@@ -141,7 +169,9 @@ def test_sentencepiece_comes_back(tmp_path: Path, shared: Path) -> None:
 def test_another_family_is_refused_by_name(tmp_path: Path, family: str) -> None:
     file = tmp_path / "model.gguf"
     convert(ConvertOptions(make_model(tmp_path / "model", family), file))
-    with pytest.raises(GgufError, match="is not exported; known: llama, qwen2, qwen3, gemma3"):
+    with pytest.raises(
+        GgufError, match="is not exported; known: llama, qwen2, qwen3, gemma3"
+    ):
         export(ExportOptions(file, tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 
@@ -178,7 +208,9 @@ def test_a_tokenizer_that_differs_is_not_written(
     pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     convert(ConvertOptions(DEMO_MODEL, tmp_path / "demo.gguf"))
     monkeypatch.setattr(tokenizer.Vocabulary, "_byte_level", _without_merges(tokenizer))
-    with pytest.raises(GgufError, match=r"differs from llama\.cpp's on a sample, at token"):
+    with pytest.raises(
+        GgufError, match=r"differs from llama\.cpp's on a sample, at token"
+    ):
         export(ExportOptions(tmp_path / "demo.gguf", tmp_path / "back"))
     assert not (tmp_path / "back").exists()
 

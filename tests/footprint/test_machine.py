@@ -67,7 +67,9 @@ def test_idle_cores_are_measured(tmp_path: Path) -> None:
     assert machine.idle_cores(None, 0.0, tmp_path) is None
 
 
-def test_what_passed_since_a_load_began_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_passed_since_a_load_began_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     waits: list[float] = []
     monkeypatch.setattr(machine.time, "sleep", waits.append)
     now = machine.core_use()

@@ -97,7 +97,12 @@ WINDOWED = ["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"]
 
 @pytest.mark.parametrize("arch", TINY)
 @pytest.mark.parametrize(
-    "options", [{"n_ctx": 4000}, {"n_ctx": 3000, "n_batch": 700}, {"n_ctx": 2048, "kv_type": "f32"}]
+    "options",
+    [
+        {"n_ctx": 4000},
+        {"n_ctx": 3000, "n_batch": 700},
+        {"n_ctx": 2048, "kv_type": "f32"},
+    ],
 )
 def test_the_plan_is_what_a_session_allocates(
     arch: str, options: dict[str, Any], tmp_path: Path
@@ -124,7 +129,9 @@ def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
     """At 4,000 tokens the small cache is the default, and not at 1,024."""
     pytest.importorskip("llama_cpp")
     path = tiny_gguf.write_random(
-        tmp_path / "tiny.gguf", arch, extra_keys={f"{arch}.attention.sliding_window": 256}
+        tmp_path / "tiny.gguf",
+        arch,
+        extra_keys={f"{arch}.attention.sliding_window": 256},
     )
     found = plan(
         path,
@@ -183,22 +190,32 @@ def test_the_placement_reuses_what_is_free_and_what_is_read_last() -> None:
     assert peak(source) == 32
     assert peak(Tensor((8,), (start(),))) == 64
     assert peak(Tensor((8,), (start(),), in_place=True)) == 32
-    assert peak(Tensor((16,), (start(),), in_place=True)) == 96  # another shape: its own place
+    assert (
+        peak(Tensor((16,), (start(),), in_place=True)) == 96
+    )  # another shape: its own place
     chain = Tensor((8,), (Tensor((8,), (Tensor((8,), (start(),)),)),))
     assert peak(chain) == 64  # the first is free when the third is made
     view = Tensor((8,), (source,), base=source)
-    assert peak(Tensor((8,), (view,), in_place=True)) == 64  # ggml does not write into views
+    assert (
+        peak(Tensor((8,), (view,), in_place=True)) == 64
+    )  # ggml does not write into views
     stored = Tensor((1000,), (start(),), stored=True)
     assert peak(stored) == 32
-    assert peak(Tensor((1,), (start(),), item=2)) == 64  # sizes are whole multiples of 32
+    assert (
+        peak(Tensor((1,), (start(),), item=2)) == 64
+    )  # sizes are whole multiples of 32
 
 
 def test_layers_go_to_a_gpu_from_the_last(tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3-8b"])
-    plans = [plan(path, PlanOptions(8192, gpu_layers=n), FREE) for n in (0, 1, 17, 33, 99)]
+    plans = [
+        plan(path, PlanOptions(8192, gpu_layers=n), FREE) for n in (0, 1, 17, 33, 99)
+    ]
     none, output, half, every, more = plans
     assert none.gpu.total == 0
-    assert output.gpu.weights == 2 * 4096 * 128256 + 4 * 4096  # the output matrix and its norm
+    assert (
+        output.gpu.weights == 2 * 4096 * 128256 + 4 * 4096
+    )  # the output matrix and its norm
     assert output.gpu.cache == 0
     assert half.gpu.cache == half.ram.cache == none.ram.cache // 2
     assert (every.ram.cache, every.gpu.cache) == (0, none.ram.cache)
@@ -211,7 +228,10 @@ def test_layers_go_to_a_gpu_from_the_last(tmp_path: Path) -> None:
 def test_a_tied_embedding_lies_in_both_memories(tmp_path: Path) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3.2-1b"])
     everything = plan(path, PlanOptions(4096, gpu_layers=99), FREE)
-    assert everything.ram.weights + everything.gpu.weights == path_weights(path) + 2 * 2048 * 128256
+    assert (
+        everything.ram.weights + everything.gpu.weights
+        == path_weights(path) + 2 * 2048 * 128256
+    )
 
 
 def path_weights(path: Path) -> int:
@@ -238,7 +258,13 @@ def test_auto_takes_what_fits_up_to_what_the_file_is_made_for(tmp_path: Path) ->
     automatic = PlanOptions("auto", gpu_layers=0)
     little, much = (plan(path, automatic, Memories(gib * GIB)) for gib in (4, 64))
     assert little.largest is not None
-    assert 0.6 * little.largest < little.context.tokens < little.largest < little.made_for == 131072
+    assert (
+        0.6 * little.largest
+        < little.context.tokens
+        < little.largest
+        < little.made_for
+        == 131072
+    )
     assert little.fits
     assert not little.context.flash_attention  # the largest would be much slower
     assert much.context.tokens == 131072
@@ -254,14 +280,23 @@ def test_what_is_not_known_is_not_called_fitting(tmp_path: Path) -> None:
     partly = plan(path, PlanOptions(4096, gpu_layers=5), Memories(64 * GIB))
     assert (partly.fits, partly.largest) == (None, None)
     assert plan(path, PlanOptions(4096, gpu_layers=5), Memories(GIB // 2)).fits is False
-    assert plan(path, PlanOptions(4096, gpu_layers=99), Memories(64 * GIB, 8 * GIB)).fits is True
-    assert plan(path, PlanOptions(4096, gpu_layers=99), Memories(64 * GIB, GIB)).fits is False
+    assert (
+        plan(path, PlanOptions(4096, gpu_layers=99), Memories(64 * GIB, 8 * GIB)).fits
+        is True
+    )
+    assert (
+        plan(path, PlanOptions(4096, gpu_layers=99), Memories(64 * GIB, GIB)).fits
+        is False
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"general.architecture": "mamba2", "mamba2.ssm.state_size": 16}, "not known here"),
+        (
+            {"general.architecture": "mamba2", "mamba2.ssm.state_size": 16},
+            "not known here",
+        ),
         ({"llama.ssm.state_size": 16}, "not known here"),
         ({"llama.attention.causal": False}, "not known here"),
         ({"llama.block_count": 100000}, "llama.block_count is 100000"),
@@ -289,10 +324,14 @@ def test_the_numbers_of_a_state_are_held_too(value: Any, tmp_path: Path) -> None
         plan(path, PlanOptions(256, gpu_layers=0), FREE)
 
 
-@pytest.mark.parametrize("shape", ["mixtral-8x7b", "gemma-3-4b", "deepseek-v2-lite", "phi-3-mini"])
+@pytest.mark.parametrize(
+    "shape", ["mixtral-8x7b", "gemma-3-4b", "deepseek-v2-lite", "phi-3-mini"]
+)
 def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
     """Any key with any value, any tensor missing: a plan, or an error that says what is wrong."""
-    header = read_gguf(write_sized(tmp_path / "model.gguf", replace(SHAPES[shape], layers=2)))
+    header = read_gguf(
+        write_sized(tmp_path / "model.gguf", replace(SHAPES[shape], layers=2))
+    )
     values = (
         0,
         1,
@@ -321,7 +360,8 @@ def test_no_header_breaks_it_otherwise(shape: str, tmp_path: Path) -> None:
         for name in names
     ]
     changed += [
-        replace(header, fields={k: f for k, f in header.fields.items() if k != key}) for key in keys
+        replace(header, fields={k: f for k, f in header.fields.items() if k != key})
+        for key in keys
     ]
     planned = 0
     for odd in changed:
@@ -398,7 +438,9 @@ def test_a_share_of_the_tokens_is_planned(demo_gguf: Path) -> None:
     quarter = plan(demo_gguf, PlanOptions(2048, gpu_layers=0, keep=0.25), FREE)
     assert quarter.context.tokens == 512
     assert quarter.ram == plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE).ram
-    with pytest.raises(UsageError, match="keep is 2, but must be a share above 0, at most 1"):
+    with pytest.raises(
+        UsageError, match="keep is 2, but must be a share above 0, at most 1"
+    ):
         PlanOptions(keep=2.0)
 
 
@@ -408,23 +450,32 @@ def test_the_chat_counts_all_parts_of_a_model(tmp_path: Path, demo_gguf: Path) -
     from ggext.runtime.model import Model
 
     first, *_ = write_parts(
-        tmp_path / "parts.gguf", read_gguf(demo_gguf).fields, tensors_of(demo_gguf), most=1_000_000
+        tmp_path / "parts.gguf",
+        read_gguf(demo_gguf).fields,
+        tensors_of(demo_gguf),
+        most=1_000_000,
     )
     found = plan(demo_gguf, PlanOptions(512, gpu_layers=0), FREE)
     with Model.open(first, gpu_layers=0) as model:
         room = capacity.room(model, Choices())
         assert room is not None
-        assert room.planner.shares(room.planner.context(512, Memories(room.free)))[0] == found.ram
+        assert (
+            room.planner.shares(room.planner.context(512, Memories(room.free)))[0]
+            == found.ram
+        )
         assert room.context(512).batch == found.context.batch
         assert model.n_params == sum(
             math.prod(info.shape) for info in model.all_parts.tensors.values()
         )
 
 
-def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(tmp_path: Path) -> None:
+def test_a_window_that_is_kept_small_holds_the_window_and_the_batch(
+    tmp_path: Path,
+) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["gemma-3-4b"])
     small, whole = (
-        plan(path, PlanOptions(32768, 0, Choices(swa=s)), FREE) for s in ("small", "full")
+        plan(path, PlanOptions(32768, 0, Choices(swa=s)), FREE)
+        for s in ("small", "full")
     )
     token = 2 * 2 * 4 * 256  # keys and values of a layer, 2 bytes each
     assert whole.ram.cache == 34 * 32768 * token
@@ -459,7 +510,9 @@ def test_flash_attention_is_on_where_it_is_needed(
 ) -> None:
     path = write_sized(tmp_path / "model.gguf", SHAPES["llama-3.2-1b"])
     found = plan(
-        path, PlanOptions(131072, gpu_layers, Choices(kv_type)), Memories(gib * GIB, 60 * GIB)
+        path,
+        PlanOptions(131072, gpu_layers, Choices(kv_type)),
+        Memories(gib * GIB, 60 * GIB),
     )
     assert found.context.flash_attention is wanted
     assert found.fits is (gib > 3)
@@ -470,7 +523,9 @@ class System:
 
     def __init__(self, folder: Path) -> None:
         self.proc, self.groups = folder / "proc", folder / "cgroup"
-        self.write(self.proc / "meminfo", "MemTotal:  9000 kB\nMemAvailable:    1000 kB\n")
+        self.write(
+            self.proc / "meminfo", "MemTotal:  9000 kB\nMemAvailable:    1000 kB\n"
+        )
 
     def write(self, path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -508,7 +563,9 @@ def test_a_container_s_limit_counts_and_its_cached_files_do_not(tmp_path: Path) 
 
 def test_the_older_kind_of_container_counts_too(tmp_path: Path) -> None:
     system = System(tmp_path)
-    system.write(system.proc / "self" / "cgroup", "12:cpu,cpuacct:/x\n5:memory:/docker/1\n0::/\n")
+    system.write(
+        system.proc / "self" / "cgroup", "12:cpu,cpuacct:/x\n5:memory:/docker/1\n0::/\n"
+    )
     system.group(
         "memory/docker/1",
         memory__limit_in_bytes="600000\n",
@@ -529,7 +586,9 @@ def run(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
-def test_the_command_line_tells_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_tells_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(defaults, "physical_cores", lambda: 4)
     monkeypatch.setattr(machine, "free_memory", lambda: 8 * GIB)
     monkeypatch.chdir(tmp_path)
@@ -576,21 +635,28 @@ def test_the_command_line_says_what_would_help(
     path = write_sized(tmp_path / "m.gguf", SHAPES["gemma-3-4b"])
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
-    assert "it does not fit, nor does any context: take a smaller model or quantization\n" in text
+    assert (
+        "it does not fit, nor does any context: take a smaller model or quantization\n"
+        in text
+    )
     monkeypatch.setattr(machine, "free_memory", lambda: 10 * GIB)
     code, text = run(str(path), "--gpu-layers", "0", "--no-flash-attention")
     assert (code, "q8_0" in text) == (1, False)
     code, text = run(str(path), "--gpu-layers", "0", "--swa", "full")
     assert code == 1
     assert (
-        "it does not fit; memory holds up to 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n" in text
+        "it does not fit; memory holds up to 16,896 tokens\nwith --kv q8_0: 31,744 tokens\n"
+        in text
     )
     assert "29 layers see a sliding window; their cache keeps every token\n" in text
     code, text = run(str(path), "--gpu-layers", "0")
     assert code == 1
     assert "it does not fit; memory holds up to 72,448 tokens\n" in text
     assert "window copies  696.0 MiB\n" in text
-    assert "29 layers see a sliding window; their cache keeps the window's tokens\n" in text
+    assert (
+        "29 layers see a sliding window; their cache keeps the window's tokens\n"
+        in text
+    )
 
 
 def test_an_architecture_that_was_not_measured_is_called_so(tmp_path: Path) -> None:
@@ -604,7 +670,9 @@ def test_json_has_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(defaults, "physical_cores", lambda: 4)
     monkeypatch.setattr(machine, "free_memory", lambda: 8 * GIB)
     path = write_sized(tmp_path / "m.gguf", SHAPES["llama-3.2-1b"])
-    code, text = run(str(path), "--context", "auto", "--kv", "q8_0", "--gpu-layers", "0", "--json")
+    code, text = run(
+        str(path), "--context", "auto", "--kv", "q8_0", "--gpu-layers", "0", "--json"
+    )
     found = json.loads(text)
     assert code == 0
     assert found["fits"] is True
@@ -632,5 +700,7 @@ def test_a_plan_needs_neither_llama_cpp_nor_the_tensors(tmp_path: Path) -> None:
         "from pathlib import Path; from ggext.plan import plan\n"
         f"found = plan(Path({str(path)!r})); print(found.ram.weights, found.gpu.total)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == [str(path_weights(path)), "0"]

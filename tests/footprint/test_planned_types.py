@@ -23,7 +23,11 @@ pytest.importorskip("transformers")
         ("lfm2", ("blk.0.shortconv.conv.weight", "blk.1.attn_q_norm.weight")),
         (
             "qwen2_moe",
-            ("blk.0.ffn_gate_inp.weight", "blk.0.ffn_gate_inp_shexp.weight", "blk.1.attn_q.bias"),
+            (
+                "blk.0.ffn_gate_inp.weight",
+                "blk.0.ffn_gate_inp_shexp.weight",
+                "blk.1.attn_q.bias",
+            ),
         ),
         ("stablelm-12b", ("blk.0.attn_q_norm.weight", "output_norm.bias")),
     ],
@@ -32,7 +36,9 @@ def test_norms_routers_and_convolutions_stay_float32(
     name: str, kept: tuple[str, ...], kind: str, tmp_path: Path
 ) -> None:
     row = ROWS[name]
-    checkpoint = make_model(tmp_path / "model", row.model_type, dtype="bfloat16", **row.config)
+    checkpoint = make_model(
+        tmp_path / "model", row.model_type, dtype="bfloat16", **row.config
+    )
     convert(ConvertOptions(checkpoint, tmp_path / "out.gguf", type=kind))
     types = {
         tensor.name: type_name(tensor.type)

@@ -50,7 +50,9 @@ def test_file_system(tmp_path: Path, kind: str) -> None:
     """What is done there is what the file system is good at, and 20 power failures do no harm."""
     if (
         not shutil.which("unshare")
-        or subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode
+        or subprocess.run(
+            ["unshare", "-m", "true"], capture_output=True, check=False
+        ).returncode
     ):
         pytest.skip("file systems cannot be mounted here")
     image, mounted = tmp_path / "image", tmp_path / "mounted"
@@ -61,9 +63,18 @@ def test_file_system(tmp_path: Path, kind: str) -> None:
             pytest.skip(f"mkfs.{kind} is not installed")
         image.touch()
         os.truncate(image, 400 << 20)
-        subprocess.run([f"mkfs.{kind}", "-q", str(image)], check=True, capture_output=True)
+        subprocess.run(
+            [f"mkfs.{kind}", "-q", str(image)], check=True, capture_output=True
+        )
         mount = f"mount -t {kind} -o loop {image} {mounted}"
-    mounting = ["unshare", "-m", "sh", "-c", f'{mount} || exit {NO_MOUNT}; exec "$@"', "sh"]
+    mounting = [
+        "unshare",
+        "-m",
+        "sh",
+        "-c",
+        f'{mount} || exit {NO_MOUNT}; exec "$@"',
+        "sh",
+    ]
     done = subprocess.run(
         [*mounting, sys.executable, "-c", SCRIPT, str(mounted)],
         capture_output=True,

@@ -39,11 +39,19 @@ def test_the_bytes_of_a_tiny_file(tmp_path: Path) -> None:
     header uses."""
     path = tmp_path / "tiny.gguf"
     write_gguf(path, {"general.architecture": Field.of("x")}, [tensor("t", [1.5])])
-    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
+    key = (
+        struct.pack("<Q", 20)
+        + b"general.architecture"
+        + struct.pack("<IQ", 8, 1)
+        + b"x"
+    )
     info = struct.pack("<Q", 1) + b"t" + struct.pack("<IQIQ", 1, 1, 0, 0)
     spaces = 8192 - 24 - len(key) - len(info) - (8 + 13 + 4 + 8)
     padding = (
-        struct.pack("<Q", 13) + b"ggext.padding" + struct.pack("<IQ", 8, spaces) + b" " * spaces
+        struct.pack("<Q", 13)
+        + b"ggext.padding"
+        + struct.pack("<IQ", 8, spaces)
+        + b" " * spaces
     )
     header = b"GGUF\x03\0\0\0" + struct.pack("<QQ", 1, 2) + key + padding + info
     assert path.read_bytes() == header + struct.pack("<f", 1.5) + bytes(28)
@@ -105,7 +113,9 @@ def test_fields_are_written_back_as_they_were(tmp_path: Path) -> None:
         "general.architecture": Field.of("llama"),
         "u16": Field(ValueType.UINT16, 65535),
         "nested": Field(
-            ValueType.ARRAY, [Field(ValueType.ARRAY, [1, 2], ValueType.UINT8)], ValueType.ARRAY
+            ValueType.ARRAY,
+            [Field(ValueType.ARRAY, [1, 2], ValueType.UINT8)],
+            ValueType.ARRAY,
         ),
         "not utf-8": Field.of(b"\xff\xfe".decode("utf-8", "surrogateescape")),
         "general.alignment": Field.of(64),
@@ -134,7 +144,9 @@ ARCH = text_field(b"general.architecture", b"llama")
 
 
 def info(name: bytes, shape: tuple[int, ...], kind: int = 0, offset: int = 0) -> bytes:
-    return string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+    return string(name) + struct.pack(
+        f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset
+    )
 
 
 HOSTILE = {
@@ -144,7 +156,10 @@ HOSTILE = {
     "big-endian": (b"GGUF" + struct.pack(">I", 3) + bytes(16), "big-endian"),
     "huge-key-count": (header(fields=1 << 63), "keys do not fit"),
     "huge-tensor-count": (header(tensors=1 << 63), "tensors do not fit"),
-    "long-key": (header(struct.pack("<Q", 1 << 40) + bytes(32)), "reaches past the end"),
+    "long-key": (
+        header(struct.pack("<Q", 1 << 40) + bytes(32)),
+        "reaches past the end",
+    ),
     "long-string": (
         header(string(b"k") + struct.pack("<IQ", 8, 1 << 62) + bytes(32)),
         "reaches past the end",
@@ -154,7 +169,12 @@ HOSTILE = {
         "do not fit",
     ),
     "deep-array": (
-        header(string(b"k") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 9 + bytes(64)),
+        header(
+            string(b"k")
+            + struct.pack("<I", 9)
+            + struct.pack("<IQ", 9, 1) * 9
+            + bytes(64)
+        ),
         "deeper",
     ),
     "unknown-type": (
@@ -163,9 +183,14 @@ HOSTILE = {
     ),
     "empty-key": (header(text_field(b"", b"x") + bytes(32)), "key is empty"),
     "twice": (header(ARCH, ARCH, fields=2), "occurs twice"),
-    "no-architecture": (header(text_field(b"some.key", b"x")), "general.architecture is missing"),
+    "no-architecture": (
+        header(text_field(b"some.key", b"x")),
+        "general.architecture is missing",
+    ),
     "alignment": (
-        header(ARCH, string(b"general.alignment") + struct.pack("<II", 4, 24), fields=2),
+        header(
+            ARCH, string(b"general.alignment") + struct.pack("<II", 4, 24), fields=2
+        ),
         "power of two",
     ),
     "alignment-0": (
@@ -176,21 +201,32 @@ HOSTILE = {
         header(ARCH, info(b"t", (1,)), info(b"t", (1,), offset=32), tensors=2),
         "occurs twice",
     ),
-    "no-dimensions": (header(ARCH, info(b"t", ()), bytes(64), tensors=1), "0 dimensions"),
+    "no-dimensions": (
+        header(ARCH, info(b"t", ()), bytes(64), tensors=1),
+        "0 dimensions",
+    ),
     "five-dimensions": (header(ARCH, info(b"t", (1,) * 5), tensors=1), "5 dimensions"),
-    "overflow": (header(ARCH, info(b"t", (1 << 40, 1 << 40)), tensors=1), "impossible shape"),
+    "overflow": (
+        header(ARCH, info(b"t", (1 << 40, 1 << 40)), tensors=1),
+        "impossible shape",
+    ),
     "zero-size": (header(ARCH, info(b"t", (0,)), tensors=1), "impossible shape"),
     "unknown-tensor-type": (
         header(ARCH, info(b"t", (1,), kind=250), tensors=1),
         "unknown type 250",
     ),
-    "partial-block": (header(ARCH, info(b"t", (31,), kind=8), tensors=1), "whole blocks of 32"),
+    "partial-block": (
+        header(ARCH, info(b"t", (31,), kind=8), tensors=1),
+        "whole blocks of 32",
+    ),
     "misaligned": (
         header(ARCH, info(b"t", (1,), offset=4), bytes(96), tensors=1),
         "not a multiple",
     ),
     "overlap": (
-        header(ARCH, info(b"t", (16,)), info(b"u", (16,), offset=32), bytes(256), tensors=2),
+        header(
+            ARCH, info(b"t", (16,)), info(b"u", (16,), offset=32), bytes(256), tensors=2
+        ),
         "overlaps",
     ),
     "truncated-data": (
@@ -215,7 +251,9 @@ def test_hostile_files_are_refused(tmp_path: Path, data: bytes, message: str) ->
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
-    whole = small_file(tmp_path / "x.gguf", names=["a", "b"], numbers=[1, 2]).read_bytes()
+    whole = small_file(
+        tmp_path / "x.gguf", names=["a", "b"], numbers=[1, 2]
+    ).read_bytes()
     path = tmp_path / "cut.gguf"
     end = len(whole) - 28  # the last 28 bytes pad the last tensor's 4
     spaces = range(whole.index(b"    ") + 8, whole.rindex(b"    ") - 8)
@@ -228,13 +266,19 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4
+    )
+)
 def test_flipped_bytes_never_crash(
     tmp_path_factory: pytest.TempPathFactory, flips: list[tuple[int, int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
     data = bytearray(
-        small_file(folder / "x.gguf", names=["a", "b"], flag=True, numbers=[1, 2]).read_bytes()
+        small_file(
+            folder / "x.gguf", names=["a", "b"], flag=True, numbers=[1, 2]
+        ).read_bytes()
     )
     for at, value in flips:
         data[at % len(data)] = value
@@ -247,7 +291,8 @@ def test_flipped_bytes_never_crash(
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     with pytest.raises(
-        GgufError, match=r"demo: No such file.* ggext convert demo makes a \.gguf file of it"
+        GgufError,
+        match=r"demo: No such file.* ggext convert demo makes a \.gguf file of it",
     ):
         read_gguf(Path("demo"))
     with pytest.raises(GgufError, match=r"none\.gguf: No such file; check the path$"):
@@ -272,12 +317,16 @@ def test_a_full_disk_is_told_before_writing(tmp_path: Path) -> None:
         write_gguf(tmp_path / "x.gguf", {"general.architecture": Field.of("x")}, [huge])
 
 
-def test_a_disk_that_fills_up_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ggext.gguf.pieces.os.pwrite", full)
-    with pytest.raises(OutputError, match="No space left on device; nothing was written"):
+    with pytest.raises(
+        OutputError, match="No space left on device; nothing was written"
+    ):
         small_file(tmp_path / "x.gguf")
     assert not list(tmp_path.glob("*.gguf")) + list(tmp_path.glob(".*.part"))
 

@@ -57,7 +57,9 @@ NAMES = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(
 def fields(draw: st.DrawFn) -> dict[str, Field]:
     result = {}
     reserved = {"general.architecture", "general.alignment", "split.tensors.count"}
-    for name in draw(st.lists(NAMES.filter(lambda n: n not in reserved), max_size=8, unique=True)):
+    for name in draw(
+        st.lists(NAMES.filter(lambda n: n not in reserved), max_size=8, unique=True)
+    ):
         kind = draw(st.sampled_from(sorted(VALUES)))
         if draw(st.booleans()):
             values = draw(st.lists(VALUES[kind], min_size=1, max_size=20))
@@ -71,7 +73,9 @@ def fields(draw: st.DrawFn) -> dict[str, Field]:
 def tensors(draw: st.DrawFn) -> dict[str, np.ndarray[Any, Any]]:
     result = {}
     for name in draw(
-        st.lists(st.text("abc.0123456789", min_size=1, max_size=30), max_size=5, unique=True)
+        st.lists(
+            st.text("abc.0123456789", min_size=1, max_size=30), max_size=5, unique=True
+        )
     ):
         shape = tuple(draw(st.lists(st.integers(1, 6), min_size=1, max_size=4)))
         code = draw(st.sampled_from(sorted(TYPES)))
@@ -83,7 +87,10 @@ ALIGNMENTS = st.sampled_from([8, 16, 32, 64, 256, 4096, 8192])
 
 
 def by_library(
-    path: Path, values: dict[str, Field], data: dict[str, np.ndarray[Any, Any]], alignment: int
+    path: Path,
+    values: dict[str, Field],
+    data: dict[str, np.ndarray[Any, Any]],
+    alignment: int,
 ) -> Path:
     writer = GGUFWriter(path, "llama")
     writer.add_custom_alignment(alignment)
@@ -107,7 +114,9 @@ def test_what_the_library_writes_is_read_changed_and_restored(
     data: dict[str, np.ndarray[Any, Any]],
     alignment: int,
 ) -> None:
-    path = by_library(tmp_path_factory.mktemp("library") / "x.gguf", values, data, alignment)
+    path = by_library(
+        tmp_path_factory.mktemp("library") / "x.gguf", values, data, alignment
+    )
     gguf = read_gguf(path)
     assert {k: f for k, f in gguf.fields.items() if k in values} == values
     assert gguf.alignment == alignment
@@ -118,12 +127,17 @@ def test_what_the_library_writes_is_read_changed_and_restored(
     for key, (start, end) in gguf.ranges.items():
         assert (
             whole[start:end]
-            == struct.pack("<Q", len(key.encode())) + key.encode() + gguf.fields[key].packed()
+            == struct.pack("<Q", len(key.encode()))
+            + key.encode()
+            + gguf.fields[key].packed()
         )
 
     new = gguf.fields | {"zz.new": Field.of("x" * 300)}
     apply(
-        gguf, plan_edit(gguf, new, {}, [NewTensor("rope_freqs.weight", (3,), 0, b"012345678912")])
+        gguf,
+        plan_edit(
+            gguf, new, {}, [NewTensor("rope_freqs.weight", (3,), 0, b"012345678912")]
+        ),
     )
     changed = read_gguf(path)
     assert changed.fields == new
@@ -147,11 +161,18 @@ def test_the_library_reads_what_we_write(
     path = tmp_path_factory.mktemp("ours") / "x.gguf"
     written = [
         TensorToWrite(
-            name, a.shape[::-1], TYPES[a.dtype.str[1:]], a.nbytes, lambda a=a: [a.tobytes()]
+            name,
+            a.shape[::-1],
+            TYPES[a.dtype.str[1:]],
+            a.nbytes,
+            lambda a=a: [a.tobytes()],
         )  # type: ignore[misc]
         for name, a in data.items()
     ]
-    own = {"general.architecture": Field.of("llama"), "general.alignment": Field.of(alignment)}
+    own = {
+        "general.architecture": Field.of("llama"),
+        "general.alignment": Field.of(alignment),
+    }
     write_gguf(path, own | values, written)
     reader = GGUFReader(path)
     for name, field in values.items():
@@ -164,8 +185,13 @@ def test_the_library_reads_what_we_write(
 
 @settings(max_examples=200, deadline=None)
 @given(fields(), st.sampled_from([1, 8, 32, 64, 4096]), st.integers(0, 300))
-def test_a_header_is_as_long_as_asked(values: dict[str, Field], alignment: int, more: int) -> None:
-    values |= {"general.architecture": Field.of("x"), "general.alignment": Field.of(alignment)}
+def test_a_header_is_as_long_as_asked(
+    values: dict[str, Field], alignment: int, more: int
+) -> None:
+    values |= {
+        "general.architecture": Field.of("x"),
+        "general.alignment": Field.of(alignment),
+    }
     infos = [TensorInfo("t", (32,), 0, 0, 128)]
     needed = packed_length(values, infos)
     length = -(-(needed + more) // alignment) * alignment
@@ -234,12 +260,22 @@ def test_a_reader_allocates_less_than_the_file(tmp_path: Path) -> None:
     import tracemalloc
 
     path = tmp_path / "x.gguf"
-    arch = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
+    arch = (
+        struct.pack("<Q", 20)
+        + b"general.architecture"
+        + struct.pack("<IQ", 8, 1)
+        + b"x"
+    )
     key = struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9)
     bodies = [struct.pack("<IQ", kind, 1 << 63) for kind in range(13)]
-    bodies += [struct.pack("<IQQ", 8, 1000, 1 << 63) + bytes(8000), struct.pack("<IQ", 9, 1) * 9]
+    bodies += [
+        struct.pack("<IQQ", 8, 1000, 1 << 63) + bytes(8000),
+        struct.pack("<IQ", 9, 1) * 9,
+    ]
     for body in bodies:
-        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + arch + key + body + bytes(100))
+        path.write_bytes(
+            b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + arch + key + body + bytes(100)
+        )
         tracemalloc.start()
         with pytest.raises(GgufError, match=r"\(at byte \d+\)"):
             read_gguf(path)

@@ -74,7 +74,9 @@ def test_change_and_undo(tmp_path: Path, alignment: int, size: int) -> None:
     for name in old.tensors:
         assert (
             bytes(new.tensor_data(name))
-            == before[old.data_offset + old.tensors[name].offset :][: old.tensors[name].nbytes]
+            == before[old.data_offset + old.tensors[name].offset :][
+                : old.tensors[name].nbytes
+            ]
         )
     assert bytes(new.tensor_data("rope_freqs.weight")) == bytes(range(32))
     assert new.data_offset % alignment == 0
@@ -89,7 +91,9 @@ def test_the_second_change_finds_slack(tmp_path: Path) -> None:
     path = library_file(tmp_path / "x.gguf")
     before = digest(path)
     gguf = read_gguf(path)
-    first = inplace.apply(gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 700)}, {}, []))
+    first = inplace.apply(
+        gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 700)}, {}, [])
+    )
     assert first.inserted == 8192
     gguf = read_gguf(path)
     second = inplace.apply(
@@ -106,7 +110,10 @@ def test_tensors_at_the_end_come_and_go(tmp_path: Path) -> None:
     gguf = read_gguf(path)
     for number in (8, 16):  # one of another size takes its place
         edit = plan_edit(
-            gguf, gguf.fields, {}, [NewTensor("r", (number,), 0, bytes(range(4 * number)))]
+            gguf,
+            gguf.fields,
+            {},
+            [NewTensor("r", (number,), 0, bytes(range(4 * number)))],
         )
         inplace.apply(gguf, edit)
         gguf = read_gguf(path)
@@ -149,7 +156,9 @@ def test_what_follows_the_data_is_kept(tmp_path: Path) -> None:
         file.write(b"a signature, perhaps")
     before = path.read_bytes()
     gguf = read_gguf(path)
-    inplace.apply(gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 5000)}, {}, []))
+    inplace.apply(
+        gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 5000)}, {}, [])
+    )
     assert path.read_bytes().endswith(b"a signature, perhaps")
     inplace.undo(path)
     assert path.read_bytes() == before
@@ -178,7 +187,9 @@ def test_killed_at_any_point(tmp_path: Path, options: list[str]) -> None:
 class Failing:
     """Makes the n-th system call of a change fail, or all from there on."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, for_good: bool) -> None:
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, at: int, for_good: bool
+    ) -> None:
         self.at, self.for_good, self.count = at, for_good, 0
         for name in CALLS:
             monkeypatch.setattr(disk, name, self.wrapped(getattr(disk, name)))
@@ -196,7 +207,9 @@ class Failing:
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("undoing", [False, True], ids=["change", "undo"])
 @pytest.mark.parametrize("for_good", [False, True], ids=["one call", "all from one on"])
-def test_each_system_call_fails_in_turn(tmp_path: Path, for_good: bool, undoing: bool) -> None:
+def test_each_system_call_fails_in_turn(
+    tmp_path: Path, for_good: bool, undoing: bool
+) -> None:
     pristine = library_file(tmp_path / "pristine.gguf")
     path, old = tmp_path / "x.gguf", pristine.read_bytes()
     shutil.copy(pristine, path)
@@ -212,7 +225,11 @@ def test_each_system_call_fails_in_turn(tmp_path: Path, for_good: bool, undoing:
             failing = Failing(patch, at, for_good)
             try:
                 gguf = read_gguf(path)
-                _ = inplace.undo(path) if undoing else inplace.apply(gguf, some_edit(gguf))
+                _ = (
+                    inplace.undo(path)
+                    if undoing
+                    else inplace.apply(gguf, some_edit(gguf))
+                )
                 failed = False
             except OutputError as error:
                 failed = "Input/output error" in str(error)
@@ -267,10 +284,14 @@ def test_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(disk, name, getattr(disk, name))
     without_shifts()
     monkeypatch.setattr(disk, "share", lambda *_: False)
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(
+        disk.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})
+    )
     path = library_file(tmp_path / "x.gguf")
     before, gguf = path.read_bytes(), read_gguf(path)
-    with pytest.raises(OutputError, match=r"bytes have to be copied and the disk has 1,000 free"):
+    with pytest.raises(
+        OutputError, match=r"bytes have to be copied and the disk has 1,000 free"
+    ):
         inplace.apply(gguf, some_edit(gguf))
     assert path.read_bytes() == before
     assert not undo_path(path).exists()
@@ -323,7 +344,9 @@ def test_a_file_that_its_digest_names_is_refused(tmp_path: Path, place: str) -> 
     before = path.read_bytes()
     for name in (path, link):
         gguf = read_gguf(name)
-        with pytest.raises(OutputError, match=r"where its name is its checksum; .* name an output"):
+        with pytest.raises(
+            OutputError, match=r"where its name is its checksum; .* name an output"
+        ):
             inplace.apply(gguf, some_edit(gguf))
     assert path.read_bytes() == before
 
@@ -360,7 +383,8 @@ def test_a_mapped_file_is_refused(tmp_path: Path) -> None:
         assert child.stdout is not None
         assert child.stdout.readline() == b"ready\n"
         with pytest.raises(
-            OutputError, match=rf"is open in python\S* \(process {child.pid}\); close that first"
+            OutputError,
+            match=rf"is open in python\S* \(process {child.pid}\); close that first",
         ):
             inplace.apply(gguf, some_edit(gguf))
         assert child.stdin is not None
@@ -387,7 +411,9 @@ def test_who_opens_it_meanwhile_waits(tmp_path: Path) -> None:
     path = library_file(tmp_path / "x.gguf")
     code = f"print('opening', flush=True); open({str(path)!r}, 'rb'); print('open', flush=True)"
     with exclusive(path):
-        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, bufsize=0)
+        child = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, bufsize=0
+        )
         assert child.stdout is not None
         assert child.stdout.readline() == b"opening\n"
         assert not select.select([child.stdout], [], [], 0.3)[0]
@@ -422,7 +448,9 @@ def test_50_gb(tmp_path: Path) -> None:
         file.truncate(50 * 10**9)
     before, start = path.stat(), digest_of_start(path)
     gguf = read_gguf(path)
-    done = inplace.apply(gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 5000)}, {}, []))
+    done = inplace.apply(
+        gguf, plan_edit(gguf, gguf.fields | {"new": Field.of("x" * 5000)}, {}, [])
+    )
     assert (done.how, done.inserted) == ("moved", 12288)
     after = path.stat()
     assert after.st_size == before.st_size + done.inserted

@@ -58,7 +58,11 @@ print("end", flush=True)
 @pytest.mark.parametrize("form", ["one", "set"])
 @pytest.mark.parametrize("after", [0, 1, 7, 12, 16])
 def test_kill_9_leaves_the_old_file(tmp_path: Path, form: str, after: int) -> None:
-    names = ["x.gguf"] if form == "one" else ["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"]
+    names = (
+        ["x.gguf"]
+        if form == "one"
+        else ["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"]
+    )
     for name in names:
         (tmp_path / name).write_bytes(b"the old file")
     child = subprocess.Popen(
@@ -83,7 +87,8 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + SLOW,
+            "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            + SLOW,
             str(tmp_path / "x.gguf"),
             "one",
         ],
@@ -114,7 +119,11 @@ def test_a_full_disk(tmp_path: Path) -> None:
     )
     (tmp_path / "x.gguf").write_bytes(b"the old file")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.stdout == "x.gguf: File too large; nothing was written\n", done.stderr
     assert (tmp_path / "x.gguf").read_bytes() == b"the old file"
@@ -124,7 +133,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls: list[int] = []
     sync = os.fsync
-    monkeypatch.setattr("ggext.gguf.writer.os.fsync", lambda file: (calls.append(file), sync(file)))
+    monkeypatch.setattr(
+        "ggext.gguf.writer.os.fsync", lambda file: (calls.append(file), sync(file))
+    )
     return calls
 
 
@@ -167,19 +178,29 @@ def test_pieces_and_bytes_land_in_their_places(tmp_path: Path) -> None:
 
     chunks = [Piece(8, lambda value=value: slow(value)) for value in range(20)]  # type: ignore[misc]
     tensor = TensorToWrite(
-        "t", (44,), 0, 176, lambda: [*chunks, bytearray(b"\x63" * 8), memoryview(b"\x64" * 8)]
+        "t",
+        (44,),
+        0,
+        176,
+        lambda: [*chunks, bytearray(b"\x63" * 8), memoryview(b"\x64" * 8)],
     )
     told: list[int] = []
-    size = write_gguf(tmp_path / "x.gguf", FIELDS, [tensor, replace(tensor, name="u")], told.append)
+    size = write_gguf(
+        tmp_path / "x.gguf", FIELDS, [tensor, replace(tensor, name="u")], told.append
+    )
     gguf = read_gguf(tmp_path / "x.gguf")
-    wanted = b"".join(bytes([value]) * 8 for value in range(20)) + b"\x63" * 8 + b"\x64" * 8
+    wanted = (
+        b"".join(bytes([value]) * 8 for value in range(20)) + b"\x63" * 8 + b"\x64" * 8
+    )
     assert bytes(gguf.tensor_data("t")) == bytes(gguf.tensor_data("u")) == wanted
     assert sum(told) == 352
     assert (tmp_path / "x.gguf").stat().st_size == size
 
 
 @pytest.mark.parametrize("length", [10, 100_000])
-def test_a_header_that_is_completed_while_the_data_is_written(tmp_path: Path, length: int) -> None:
+def test_a_header_that_is_completed_while_the_data_is_written(
+    tmp_path: Path, length: int
+) -> None:
     """With room for it, and without: then the file is written again."""
     more = FIELDS | {"general.name": Field.of("x" * length)}
     calls: list[int] = []
@@ -207,7 +228,9 @@ def test_a_header_that_cannot_be_completed_leaves_the_old_file(tmp_path: Path) -
     tensors = [TensorToWrite("t", (1 << 18,), 0, 1 << 20, lambda: [bytes(1 << 20)])]
     with pytest.raises(CheckpointError, match="no"):
         write_gguf(tmp_path / "x.gguf", FIELDS, tensors, complete=fails)
-    assert [(p.name, p.read_text()) for p in tmp_path.glob("*.gguf*")] == [("x.gguf", "old")]
+    assert [(p.name, p.read_text()) for p in tmp_path.glob("*.gguf*")] == [
+        ("x.gguf", "old")
+    ]
     assert not list(tmp_path.glob(".x.gguf*"))
 
 
@@ -249,7 +272,9 @@ def test_no_space_for_it_all(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ggext._native.reserve", refuse)
-        with pytest.raises(OutputError, match="No space left on device; nothing was written"):
+        with pytest.raises(
+            OutputError, match="No space left on device; nothing was written"
+        ):
             write_gguf(tmp_path / "x.gguf", FIELDS, [tensor])
     assert made == []
 
@@ -287,7 +312,9 @@ def test_conversion_opens_few_files_and_maps_none(tmp_path: Path) -> None:
         assert str(source) not in Path("/proc/self/maps").read_text()
 
 
-def test_a_system_that_writes_nothing_is_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_writes_nothing_is_a_full_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("ggext.gguf.system.write_at", lambda *_: 0)
     with pytest.raises(OSError, match="No space left"):
         write_at(0, 0, memoryview(b"data"))

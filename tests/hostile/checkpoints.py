@@ -142,7 +142,9 @@ def index(weight_map: Any, *, shards: bool = True) -> Damage:
 
 def shards_that_differ(folder: Path) -> None:
     """Two with the same tensors, of which the last one's values are others."""
-    index({NORM: "model-1.safetensors", "lm_head.weight": "model-2.safetensors"})(folder)
+    index({NORM: "model-1.safetensors", "lm_head.weight": "model-2.safetensors"})(
+        folder
+    )
     entries, data = parts()
     (folder / "model-2.safetensors").unlink()
     changed = bytes(len(data))
@@ -183,7 +185,8 @@ def sparse_tensor(path: Path) -> None:
     import torch
 
     torch.save(
-        {NORM: torch.sparse_coo_tensor([[0]], [1.0], (10**9,), check_invariants=False)}, path
+        {NORM: torch.sparse_coo_tensor([[0]], [1.0], (10**9,), check_invariants=False)},
+        path,
     )
 
 
@@ -209,7 +212,9 @@ HUGE = 10**18
 
 HOSTILE: dict[str, Hostile] = {
     # safetensors
-    "weights-empty": Hostile(content(WEIGHTS, b""), "has 0 bytes; it is not a safetensors file"),
+    "weights-empty": Hostile(
+        content(WEIGHTS, b""), "has 0 bytes; it is not a safetensors file"
+    ),
     "weights-cut-in-the-length": Hostile(content(WEIGHTS, b"\x10\0\0"), "has 3 bytes"),
     "weights-cut-short": Hostile(
         lambda folder: write(folder / WEIGHTS, (GOOD / WEIGHTS).read_bytes()[:-1]),
@@ -233,35 +238,49 @@ HOSTILE: dict[str, Hostile] = {
         raw_header('{"a": ' + "1" * 5000 + "}"), "not valid JSON"
     ),
     "header-a-list": Hostile(raw_header("[]"), "not a JSON object"),
-    "tensor-twice": Hostile(twice_in_the_header, "its header has 'model.norm.weight' twice"),
+    "tensor-twice": Hostile(
+        twice_in_the_header, "its header has 'model.norm.weight' twice"
+    ),
     "tensor-an-absurd-shape": Hostile(
         norm(shape=[HUGE]), "needs 4000000000000000000 bytes and has"
     ),
-    "tensor-an-absurd-product": Hostile(norm(shape=[HUGE] * 8), "needs 4000000000000000000000"),
+    "tensor-an-absurd-product": Hostile(
+        norm(shape=[HUGE] * 8), "needs 4000000000000000000000"
+    ),
     "tensor-beyond-64-bits": Hostile(norm(shape=[1 << 64]), "is malformed"),
     "tensor-a-negative-shape": Hostile(norm(shape=[-1]), "is malformed"),
     "tensor-a-float-shape": Hostile(norm(shape=[1.0]), "is malformed"),
     "tensor-a-boolean-shape": Hostile(norm(shape=[True]), "is malformed"),
     "tensor-1000-dimensions": Hostile(norm(shape=[1] * 1000), "is malformed"),
-    "tensor-out-of-range": Hostile(norm(data_offsets=[HUGE, HUGE + 512]), "the file is truncated"),
+    "tensor-out-of-range": Hostile(
+        norm(data_offsets=[HUGE, HUGE + 512]), "the file is truncated"
+    ),
     "tensor-reversed": Hostile(norm(data_offsets=[512, 0]), "the file is truncated"),
     "tensor-negative-offsets": Hostile(norm(data_offsets=[-512, 0]), "is malformed"),
     "tensor-overlapping": Hostile(norm(data_offsets=[4, 516]), "overlap"),
     "tensor-three-offsets": Hostile(norm(data_offsets=[0, 1, 2]), "is malformed"),
     "tensor-an-unknown-dtype": Hostile(norm(dtype="F4_E2M1"), "has dtype F4_E2M1"),
-    "tensor-a-hostile-dtype": Hostile(norm(dtype="\x1b[2J\n" * 99), "has dtype \\x1b[2J"),
+    "tensor-a-hostile-dtype": Hostile(
+        norm(dtype="\x1b[2J\n" * 99), "has dtype \\x1b[2J"
+    ),
     "tensor-a-number-for-a-dtype": Hostile(norm(dtype=1), "is malformed"),
     "tensor-a-terminal-escape-for-a-name": Hostile(
         renamed("\x1b]0;owned\x07"), "which no model has"
     ),
-    "tensor-a-lone-surrogate-for-a-name": Hostile(renamed("\ud800"), "which no model has"),
+    "tensor-a-lone-surrogate-for-a-name": Hostile(
+        renamed("\ud800"), "which no model has"
+    ),
     "tensor-a-long-name": Hostile(renamed("n" * 100_000), "which no model has"),
-    "tensor-no-object": Hostile(header(lambda values: values.update({NORM: []})), "is malformed"),
+    "tensor-no-object": Hostile(
+        header(lambda values: values.update({NORM: []})), "is malformed"
+    ),
     # shards
     "index-missing-shard": Hostile(
         index({NORM: "model-3.safetensors"}), "model-3.safetensors is missing and"
     ),
-    "index-outside": Hostile(index({NORM: "../model.safetensors"}), "shards must lie next to it"),
+    "index-outside": Hostile(
+        index({NORM: "../model.safetensors"}), "shards must lie next to it"
+    ),
     "index-nul": Hostile(index({NORM: "a\0b"}), "shards must lie next to it"),
     "index-a-number": Hostile(index({NORM: 7}), "shards must lie next to it"),
     "index-a-list": Hostile(index([]), "weight_map is missing or empty"),
@@ -275,13 +294,22 @@ HOSTILE: dict[str, Hostile] = {
     "config-not-utf8": Hostile(content("config.json", b"\xff{}"), "is not UTF-8 text"),
     "config-deep": Hostile(content("config.json", DEEP), "is not valid JSON"),
     "config-a-list": Hostile(content("config.json", "[]"), "expected a JSON object"),
-    "config-too-large": Hostile(sparse("config.json", 17 << 20), "is larger than 16 MiB"),
-    "config-nan": Hostile(
-        config(rms_norm_eps=float("nan")), "rms_norm_eps is nan; it must be at least 0 and finite"
+    "config-too-large": Hostile(
+        sparse("config.json", 17 << 20), "is larger than 16 MiB"
     ),
-    "config-infinity": Hostile(config(rms_norm_eps=float("inf")), "rms_norm_eps is inf"),
-    "config-beyond-float32": Hostile(config(rms_norm_eps=1e300), "rms_norm_eps is 1e+300"),
-    "config-beyond-float64": Hostile(config(rms_norm_eps=10**400), "rms_norm_eps is 1000000"),
+    "config-nan": Hostile(
+        config(rms_norm_eps=float("nan")),
+        "rms_norm_eps is nan; it must be at least 0 and finite",
+    ),
+    "config-infinity": Hostile(
+        config(rms_norm_eps=float("inf")), "rms_norm_eps is inf"
+    ),
+    "config-beyond-float32": Hostile(
+        config(rms_norm_eps=1e300), "rms_norm_eps is 1e+300"
+    ),
+    "config-beyond-float64": Hostile(
+        config(rms_norm_eps=10**400), "rms_norm_eps is 1000000"
+    ),
     "config-negative": Hostile(config(rms_norm_eps=-1e-6), "rms_norm_eps is -1e-06"),
     "config-a-text-for-a-number": Hostile(
         config(rms_norm_eps="1e-6"), "rms_norm_eps is '1e-6'; it must be a number"
@@ -305,17 +333,23 @@ HOSTILE: dict[str, Hostile] = {
     "config-more-layers-than-tensors": Hostile(
         config(num_hidden_layers=99), "needs the tensor model.layers."
     ),
-    "config-another-width": Hostile(config(hidden_size=100, head_dim=32), "has the shape"),
+    "config-another-width": Hostile(
+        config(hidden_size=100, head_dim=32), "has the shape"
+    ),
     "config-a-smaller-vocabulary": Hostile(config(vocab_size=100), "has the shape"),
-    "config-a-larger-vocabulary": Hostile(config(vocab_size=1_000_000), "has the shape"),
+    "config-a-larger-vocabulary": Hostile(
+        config(vocab_size=1_000_000), "has the shape"
+    ),
     "config-a-long-model-type": Hostile(
         config(model_type="x" * 1_000_000), "is not a family that ggext converts"
     ),
     "config-rope-nan": Hostile(
-        config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}), "rope_theta"
+        config(rope_parameters={"rope_type": "default", "rope_theta": float("nan")}),
+        "rope_theta",
     ),
     "config-rope-a-list-for-a-base": Hostile(
-        config(rope_parameters={"rope_type": "default", "rope_theta": [1]}), "rope_theta is [1]"
+        config(rope_parameters={"rope_type": "default", "rope_theta": [1]}),
+        "rope_theta is [1]",
     ),
     # tokenizers
     "tokenizer-unknown-expression": Hostile(
@@ -334,17 +368,27 @@ HOSTILE: dict[str, Hostile] = {
         tokenizer(lambda values: values["model"]["vocab"].update(extra=HUGE)),
         "has the id '1000000000000000000'",
     ),
-    "tokenizer-not-utf8": Hostile(content("tokenizer.json", b"\xff"), "is not UTF-8 text"),
+    "tokenizer-not-utf8": Hostile(
+        content("tokenizer.json", b"\xff"), "is not UTF-8 text"
+    ),
     "tokenizer-deep": Hostile(content("tokenizer.json", DEEP), "is not valid JSON"),
-    "tokenizer-too-large": Hostile(sparse("tokenizer.json", 129 << 20), "is larger than 128 MiB"),
-    "template-too-large": Hostile(sparse("chat_template.jinja", 17 << 20), "is larger than 16 MiB"),
+    "tokenizer-too-large": Hostile(
+        sparse("tokenizer.json", 129 << 20), "is larger than 128 MiB"
+    ),
+    "template-too-large": Hostile(
+        sparse("chat_template.jinja", 17 << 20), "is larger than 16 MiB"
+    ),
     # pickles
     "pickle-zip-bomb": Hostile(
         pickled(zip_bomb), "is a packed archive: 67108864 bytes in", "torch"
     ),
-    "pickle-code": Hostile(pickled(code), "is not a plain checkpoint of tensors", "torch"),
+    "pickle-code": Hostile(
+        pickled(code), "is not a plain checkpoint of tensors", "torch"
+    ),
     "pickle-repeats": Hostile(pickled(repeated), "repeats its values", "torch"),
-    "pickle-sparse": Hostile(pickled(sparse_tensor), "is sparse, quantized or repeats", "torch"),
+    "pickle-sparse": Hostile(
+        pickled(sparse_tensor), "is sparse, quantized or repeats", "torch"
+    ),
     "pickle-nested": Hostile(pickled(nested), "does not hold tensors by name", "torch"),
     "pickle-no-archive": Hostile(
         pickled(lambda path: path.write_bytes(b"\x80\x02}.")), "is no archive", "torch"
@@ -353,7 +397,12 @@ HOSTILE: dict[str, Hostile] = {
 SPLIT = {
     "type": "Sequence",
     "pretokenizers": [
-        {"type": "Split", "pattern": {"Regex": r"\w+"}, "behavior": "Isolated", "invert": False},
+        {
+            "type": "Split",
+            "pattern": {"Regex": r"\w+"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
         {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
     ],
 }

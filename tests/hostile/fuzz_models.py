@@ -42,7 +42,9 @@ from hostile.mutations import Draft  # noqa: E402
 
 from ggext.errors import GgextError, GgufError  # noqa: E402
 
-_MEMORY = 6 << 30  # bytes of address space that a child may have more than it begins with
+_MEMORY = (
+    6 << 30
+)  # bytes of address space that a child may have more than it begins with
 _CPU, _WALL = 30, 200  # seconds a file; IQ1_M alone takes some
 _FILES_A_CHILD = 200
 #: Quantizations that ggext makes by itself, or that are none.
@@ -75,7 +77,9 @@ class Case:
 
         draw = random.Random(f"{self.seed}/{self.base}/{self.index}/quantized")
         kind = draw.choice([name for name in quantizations() if name not in WHOLE])
-        return Quantization(kind, importance(draft, draw) if draw.random() < 0.6 else b"")
+        return Quantization(
+            kind, importance(draft, draw) if draw.random() < 0.6 else b""
+        )
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,18 @@ def importance(draft: Draft, draw: random.Random) -> bytes:
     scale, entries = draw.choice((1.0, 1.0, 0.0, 1e-40, 1e30, -1.0)), []
     for name, tensor in draft.tensors.items():
         if len(tensor.shape) > 1:
-            columns = tensor.shape[0] * (tensor.shape[2] if len(tensor.shape) > 2 else 1)
-            means = (scale * generator.exponential(size=min(columns, 1 << 16))).astype("<f4")
+            columns = tensor.shape[0] * (
+                tensor.shape[2] if len(tensor.shape) > 2 else 1
+            )
+            means = (scale * generator.exponential(size=min(columns, 1 << 16))).astype(
+                "<f4"
+            )
             label = name.encode("utf-8", "surrogateescape")
-            head = struct.pack("<i", len(label)) + label + struct.pack("<ii", 1, means.size)
+            head = (
+                struct.pack("<i", len(label))
+                + label
+                + struct.pack("<ii", 1, means.size)
+            )
             entries.append(head + means.tobytes())
     return struct.pack("<i", len(entries)) + b"".join(entries) + struct.pack("<i", 1)
 
@@ -131,7 +143,9 @@ def look(path: Path, quantization: Quantization) -> None:
     if quantization.importance:
         matrix = path.with_suffix(".imatrix")
         matrix.write_bytes(quantization.importance)
-    to_quantized = ConvertOptions(path, quantized, type=quantization.type, imatrix=matrix)
+    to_quantized = ConvertOptions(
+        path, quantized, type=quantization.type, imatrix=matrix
+    )
     for command in (
         lambda: inspect(path).as_dict(),
         lambda: plan(path, PlanOptions(64)),
@@ -157,20 +171,29 @@ def use(path: Path) -> None:
             token
             for text in _TEXTS
             for special in (False, True)
-            for token in _allowed(lambda t=text, s=special: model.tokenize(t, parse_special=s), [])
+            for token in _allowed(
+                lambda t=text, s=special: model.tokenize(t, parse_special=s), []
+            )
         ]
         _ = model.description, model.chat_template, model.adds_bos, model.bos, model.eos
         for token in {0, 1, 2, 3, model.n_vocab // 2, model.n_vocab - 1}:
             model.token_to_piece(token)
             model.token_text(token)
         tokens = [*tokens[:40], *(i % model.n_vocab for i in range(3, 30))]
-        policy = POLICIES[path.stat().st_size // 32 % len(POLICIES)]  # any, but for a file one
+        policy = POLICIES[
+            path.stat().st_size // 32 % len(POLICIES)
+        ]  # any, but for a file one
         for options in (
             SessionOptions(n_ctx=64, threads=1, n_batch=32),
             SessionOptions(n_ctx=64, threads=1, n_batch=32, kv_type="q8_0"),
-            SessionOptions(n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions("stream")),
             SessionOptions(
-                n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions(policy, block=8, group=4)
+                n_ctx=64, threads=1, n_batch=32, memory=MemoryOptions("stream")
+            ),
+            SessionOptions(
+                n_ctx=64,
+                threads=1,
+                n_batch=32,
+                memory=MemoryOptions(policy, block=8, group=4),
             ),
         ):
             with contextlib.suppress(GgextError):
@@ -205,7 +228,9 @@ def _talk(model: object, options: object, tokens: list[int]) -> None:
 _FIRST_LOAD = "GGEXT_FIRST_LOAD"
 
 
-def _work(cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int) -> None:
+def _work(
+    cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int
+) -> None:
     """A child's life: each case is announced, done, and its outcome said."""
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     most = _MEMORY + pages * resource.getpagesize()
@@ -238,15 +263,21 @@ def _outcome(case: Case, base: Draft, path: Path) -> str:
         return "memory"
     except Exception as error:  # noqa: BLE001 - the fuzzer reports it
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"error: {error!r:.300} {where.filename}:{where.lineno}".replace("\n", " ")
+        return f"error: {error!r:.300} {where.filename}:{where.lineno}".replace(
+            "\n", " "
+        )
     return "used"
 
 
-def run(cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds: float) -> Outcome:
+def run(
+    cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds: float
+) -> Outcome:
     """Tries cases until they or the time are over."""
     folder.mkdir(parents=True, exist_ok=True)
     outcome, end = Outcome(), time.monotonic() + seconds
-    scratch = Path(tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None))
+    scratch = Path(
+        tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
+    )
     waiting: list[Case] = []
     try:
         while time.monotonic() < end:
@@ -262,12 +293,18 @@ def run(cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds
     finally:
         shutil.rmtree(scratch)
     with (folder / "runs.jsonl").open("a") as file:
-        file.write(json.dumps({"counts": outcome.counts, "tried": outcome.tried}) + "\n")
+        file.write(
+            json.dumps({"counts": outcome.counts, "tried": outcome.tried}) + "\n"
+        )
     return outcome
 
 
 def _child(
-    cases: list[Case], bases: Mapping[str, Draft], scratch: Path, outcome: Outcome, end: float
+    cases: list[Case],
+    bases: Mapping[str, Draft],
+    scratch: Path,
+    outcome: Outcome,
+    end: float,
 ) -> tuple[int, str]:
     """How many cases a new child did, and how it ended; empty: well."""
     reader, writer = os.pipe()
@@ -385,7 +422,9 @@ def main() -> int:
     import llama_cpp  # noqa: F401  # once, before the children
 
     outcome = run(drawn(bases, seed), bases, folder, seconds)
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in outcome.counts.most_common())
+    counts = ", ".join(
+        f"{count:,} {kind}" for kind, count in outcome.counts.most_common()
+    )
     sys.stdout.write(f"seed {seed}: {outcome.tried:,} files, {counts}\n")
     for death in (*outcome.missed, *outcome.deaths):
         sys.stdout.write(f"{death}\n")

@@ -37,19 +37,29 @@ GRAMMARS = {
     "right rec deep": 'root ::= "a" root | ""',
     "ambig": 'root ::= s\ns ::= s2 s2 s2 s2 | "a"\ns2 ::= "a" s | "a"',
     "exp": "\n".join(
-        ["root ::= r0"] + [f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)] + ['r40 ::= "a"']
+        ["root ::= r0"]
+        + [f"r{i} ::= r{i + 1} r{i + 1}" for i in range(40)]
+        + ['r40 ::= "a"']
     ),
     "exp2": "\n".join(
-        ["root ::= r0"] + [f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(30)] + ['r30 ::= "a"']
+        ["root ::= r0"]
+        + [f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(30)]
+        + ['r30 ::= "a"']
     ),
     "chain": "\n".join(
-        ["root ::= r0"] + [f"r{i} ::= r{i + 1}" for i in range(100000)] + ['r100000 ::= "a"']
+        ["root ::= r0"]
+        + [f"r{i} ::= r{i + 1}" for i in range(100000)]
+        + ['r100000 ::= "a"']
     ),
     "chain 20k": "\n".join(
-        ["root ::= r0"] + [f"r{i} ::= r{i + 1}" for i in range(20000)] + ['r20000 ::= "a"']
+        ["root ::= r0"]
+        + [f"r{i} ::= r{i + 1}" for i in range(20000)]
+        + ['r20000 ::= "a"']
     ),
     "chain 3k": "\n".join(
-        ["root ::= r0"] + [f"r{i} ::= r{i + 1}" for i in range(3000)] + ['r3000 ::= "a"']
+        ["root ::= r0"]
+        + [f"r{i} ::= r{i + 1}" for i in range(3000)]
+        + ['r3000 ::= "a"']
     ),
     "undefined": "root ::= nothing",
     "noroot": 'x ::= "a"',
@@ -104,7 +114,9 @@ SCHEMAS = {
     "ref http": '{"$ref":"https://127.0.0.1:9/x.json"}',
     "ref file": '{"$ref":"file:///etc/passwd"}',
     "allOf": '{"allOf":[{"$ref":"#"}]}',
-    "anyOf exp": '{"anyOf":[' + ",".join('{"type":"string"}' for _ in range(50000)) + "]}",
+    "anyOf exp": '{"anyOf":['
+    + ",".join('{"type":"string"}' for _ in range(50000))
+    + "]}",
     "props": '{"type":"object","properties":{'
     + ",".join(f'"a{i}":{{"type":"string"}}' for i in range(3000))
     + "}}",
@@ -179,7 +191,11 @@ def followed(cases: list[tuple[str, str, str]], steps: int) -> list[Any]:
         check=False,
     )
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(answers) == len(cases), (cases[len(answers)][0], done.returncode, done.stderr[-500:])
+    assert len(answers) == len(cases), (
+        cases[len(answers)][0],
+        done.returncode,
+        done.stderr[-500:],
+    )
     return answers
 
 
@@ -219,7 +235,19 @@ VALUES: list[Any] = [
         "string",
         "object",
     ),
-    *("array", "integer", "^a{3}$", "(a|b)*c{2,}", "\\d+", "date", "uuid", [], {}, ["a"], [1, "a"]),
+    *(
+        "array",
+        "integer",
+        "^a{3}$",
+        "(a|b)*c{2,}",
+        "\\d+",
+        "date",
+        "uuid",
+        [],
+        {},
+        ["a"],
+        [1, "a"],
+    ),
 ]
 
 
@@ -259,7 +287,10 @@ def random_cases(chance: random.Random, count: int) -> list[tuple[str, str, str]
     """``count`` grammars, then as many schemas."""
     cases = [(f"grammar {i}", "grammar", random_grammar(chance)) for i in range(count)]
     schemas = (json.dumps(random_schema(chance)) for _ in range(count))
-    return [*cases, *((f"schema {i}", "schema", text) for i, text in enumerate(schemas))]
+    return [
+        *cases,
+        *((f"schema {i}", "schema", text) for i, text in enumerate(schemas)),
+    ]
 
 
 def run(seconds: float, seed: int) -> tuple[int, list[str]]:

@@ -25,7 +25,32 @@ from ggext.llama_cpp_facts.splitters import BY_HAND, BY_REGEX
 
 _ALIGNMENT = 32
 _NUMBERS = (
-    *(0, 1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 96, 127, 128, 255, 256, 257),
+    *(
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        7,
+        8,
+        15,
+        16,
+        17,
+        31,
+        32,
+        33,
+        48,
+        63,
+        64,
+        65,
+        96,
+        127,
+        128,
+        255,
+        256,
+        257,
+    ),
     *(
         511,
         512,
@@ -48,10 +73,31 @@ _REALS = (
     *(0.0, -0.0, 1.0, -1.0, 0.5, 2.0, 1e-45, 1e-30, 1e30, -1e30, 3.4e38),
     *(math.inf, -math.inf, math.nan),
 )
-_TEXTS = ("", "x", "none", "linear", "yarn", "longrope", "\udcff", "%s%n", "x" * 100_000)
+_TEXTS = (
+    "",
+    "x",
+    "none",
+    "linear",
+    "yarn",
+    "longrope",
+    "\udcff",
+    "%s%n",
+    "x" * 100_000,
+)
 _TYPES = (*range(4), *range(6, 24), 24, 25, 26, 27, 28, 29, 30, 34, 35, 39, 40, 41, 42)
 _PRE_TOKENIZERS = sorted(BY_HAND | BY_REGEX)
-_MODELS = ("none", "no_vocab", "llama", "gpt2", "bert", "t5", "rwkv", "plamo2", "gemma4", "x")
+_MODELS = (
+    "none",
+    "no_vocab",
+    "llama",
+    "gpt2",
+    "bert",
+    "t5",
+    "rwkv",
+    "plamo2",
+    "gemma4",
+    "x",
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +121,12 @@ class TensorDraft:
     data: bytes
 
 
-def draft_of(arch: str, fields: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]) -> Draft:
+def draft_of(
+    arch: str, fields: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]]
+) -> Draft:
     tensors = {
-        name: TensorDraft(array.shape[::-1], 0, array.tobytes()) for name, array in arrays.items()
+        name: TensorDraft(array.shape[::-1], 0, array.tobytes())
+        for name, array in arrays.items()
     }
     return Draft(arch, {key: Field.of(value) for key, value in fields.items()}, tensors)
 
@@ -96,7 +145,9 @@ def write(path: Path, draft: Draft) -> None:
         file.write(pack_header(draft.fields, infos, start))
         for info, tensor in zip(infos, draft.tensors.values(), strict=True):
             data = tensor.data * (1 + info.nbytes // max(1, len(tensor.data)))
-            file.write(data[: info.nbytes].ljust(aligned(info.nbytes, _ALIGNMENT), b"\0"))
+            file.write(
+                data[: info.nbytes].ljust(aligned(info.nbytes, _ALIGNMENT), b"\0")
+            )
 
 
 Draw = random.Random
@@ -149,7 +200,9 @@ def _own_key(draft: Draft, draw: Draw, *types: ValueType) -> str:
 def _near(draw: Draw, value: Any) -> int:
     """A number as it might be by mistake, or any."""
     if isinstance(value, int) and 0 < value < 2**30 and draw.random() < 0.5:
-        return draw.choice((value + 1, value - 1, 2 * value, value // 2, value + 2, 3 * value))
+        return draw.choice(
+            (value + 1, value - 1, 2 * value, value // 2, value + 2, 3 * value)
+        )
     return draw.choice(_NUMBERS)
 
 
@@ -164,7 +217,9 @@ def number_by_layer(draft: Draft, draw: Draw) -> str:
     key = _own_key(draft, draw, ValueType.UINT32, ValueType.INT32, ValueType.ARRAY)
     was, layers, value = draft.fields[key].value, _layers(draft), draw.choice(_SMALL)
     usual = was if isinstance(was, int) and was < 2**31 else 1
-    usual = was[0] if isinstance(was, list) and was and isinstance(was[0], int) else usual
+    usual = (
+        was[0] if isinstance(was, list) and was and isinstance(was[0], int) else usual
+    )
     values = draw.choice(
         (
             [value] * layers,
@@ -201,7 +256,11 @@ def retyped_key(draft: Draft, draw: Draw) -> str:
             Field(ValueType.BOOL, draw.random() < 0.5),
             Field(ValueType.FLOAT32, draw.choice(_REALS)),
             Field(ValueType.ARRAY, [True] * _layers(draft), ValueType.BOOL),
-            Field(ValueType.ARRAY, [draw.choice(_REALS)] * _layers(draft), ValueType.FLOAT32),
+            Field(
+                ValueType.ARRAY,
+                [draw.choice(_REALS)] * _layers(draft),
+                ValueType.FLOAT32,
+            ),
         )
     )
     draft.fields[key] = field
@@ -228,16 +287,21 @@ def scaling(draft: Draft, draw: Draw) -> str:
     values = {
         "rope.scaling.type": draw.choice(("none", "linear", "yarn", "longrope", "x")),
         "rope.scaling.factor": draw.choice((*_REALS, 4.0)),
-        "rope.scaling.original_context_length": draw.choice((0, 1, 64, 2**31 - 1, 2**32 - 1)),
+        "rope.scaling.original_context_length": draw.choice(
+            (0, 1, 64, 2**31 - 1, 2**32 - 1)
+        ),
         "rope.scaling.attn_factor": draw.choice((1.0, 1.0, *_REALS)),
     }
-    draft.fields.update({f"{draft.arch}.{key}": Field.of(value) for key, value in values.items()})
+    draft.fields.update(
+        {f"{draft.arch}.{key}": Field.of(value) for key, value in values.items()}
+    )
     return f"scaling {list(values.values())}"
 
 
 def sections(draft: Draft, draw: Draw) -> str:
     values = [
-        draw.choice((0, 1, 4, 8, 16, 1000, -1, 2**31 - 1)) for _ in range(draw.choice((3, 4)))
+        draw.choice((0, 1, 4, 8, 16, 1000, -1, 2**31 - 1))
+        for _ in range(draw.choice((3, 4)))
     ]
     key = f"{draft.arch}.rope.dimension_sections"
     draft.fields[key] = Field(ValueType.ARRAY, values, ValueType.INT32)
@@ -293,8 +357,12 @@ def missing_tensor(draft: Draft, draw: Draw) -> str:
 
 def further_tensor(draft: Draft, draw: Draw) -> str:
     width = draft.tensors.get("output_norm.weight", TensorDraft((64,), 0, b"")).shape[0]
-    name = draw.choice(_known_tensors()) + draw.choice((".weight", ".weight", ".bias", ".scale"))
-    shape = draw.choice(((1,), (4,), (8,), (width,), (width, width), (width, 1), (7,), (100_000,)))
+    name = draw.choice(_known_tensors()) + draw.choice(
+        (".weight", ".weight", ".bias", ".scale")
+    )
+    shape = draw.choice(
+        ((1,), (4,), (8,), (width,), (width, width), (width, 1), (7,), (100_000,))
+    )
     value = draw.choice((1.0, 0.0, math.nan))
     draft.tensors[name] = TensorDraft(shape, 0, np.full(64, value, "<f4").tobytes())
     return f"+{name}{shape}"
@@ -302,7 +370,9 @@ def further_tensor(draft: Draft, draw: Draw) -> str:
 
 def tensor_values(draft: Draft, draw: Draw) -> str:
     name, value = draw.choice(list(draft.tensors)), draw.choice(_REALS)
-    draft.tensors[name] = replace(draft.tensors[name], data=np.full(64, value, "<f4").tobytes())
+    draft.tensors[name] = replace(
+        draft.tensors[name], data=np.full(64, value, "<f4").tobytes()
+    )
     return f"{name} values {value}"
 
 
@@ -326,10 +396,14 @@ def vocabulary(draft: Draft, draw: Draw) -> str:
             ("twice", [*tokens[:-1], tokens[0]]),
         )
     )
-    draft.fields["tokenizer.ggml.tokens"] = Field(ValueType.ARRAY, values, ValueType.STRING)
+    draft.fields["tokenizer.ggml.tokens"] = Field(
+        ValueType.ARRAY, values, ValueType.STRING
+    )
     if draw.random() < 0.5:
         kinds = [draw.choice((1, 1, 2, 3, 4, 5, 6))] * len(values)
-        draft.fields["tokenizer.ggml.token_type"] = Field(ValueType.ARRAY, kinds, ValueType.INT32)
+        draft.fields["tokenizer.ggml.token_type"] = Field(
+            ValueType.ARRAY, kinds, ValueType.INT32
+        )
     return f"tokens {label}"
 
 
@@ -340,13 +414,27 @@ def vocabulary_key(draft: Draft, draw: Draw) -> str:
     name, field = draw.choice(
         (
             ("model", Field(ValueType.STRING, draw.choice(_MODELS))),
-            ("pre", Field(ValueType.STRING, draw.choice(("", "x", "default", *_PRE_TOKENIZERS)))),
+            (
+                "pre",
+                Field(
+                    ValueType.STRING,
+                    draw.choice(("", "x", "default", *_PRE_TOKENIZERS)),
+                ),
+            ),
             (
                 f"{draw.choice(ids.split())}_token_id",
-                Field(ValueType.UINT32, draw.choice((0, 1, count - 1, count, 2**31, 2**32 - 1))),
+                Field(
+                    ValueType.UINT32,
+                    draw.choice((0, 1, count - 1, count, 2**31, 2**32 - 1)),
+                ),
             ),
             (draw.choice(switches), Field(ValueType.BOOL, draw.random() < 0.5)),
-            ("scores", Field(ValueType.ARRAY, [draw.choice(_REALS)] * count, ValueType.FLOAT32)),
+            (
+                "scores",
+                Field(
+                    ValueType.ARRAY, [draw.choice(_REALS)] * count, ValueType.FLOAT32
+                ),
+            ),
             ("scores", Field(ValueType.ARRAY, [0.0], ValueType.FLOAT32)),
             (
                 "token_type",
@@ -357,11 +445,20 @@ def vocabulary_key(draft: Draft, draw: Draw) -> str:
                 ),
             ),
             ("token_type", Field(ValueType.ARRAY, [1] * (count // 2), ValueType.INT32)),
-            ("merges", Field(ValueType.ARRAY, ["a b", "", " ", "ab", "a  b"], ValueType.STRING)),
+            (
+                "merges",
+                Field(
+                    ValueType.ARRAY, ["a b", "", " ", "ab", "a  b"], ValueType.STRING
+                ),
+            ),
             ("merges", Field(ValueType.ARRAY, [], ValueType.STRING)),
             (
                 "precompiled_charsmap",
-                Field(ValueType.ARRAY, [draw.randrange(256) for _ in range(64)], ValueType.UINT8),
+                Field(
+                    ValueType.ARRAY,
+                    [draw.randrange(256) for _ in range(64)],
+                    ValueType.UINT8,
+                ),
             ),
         )
     )
@@ -378,11 +475,23 @@ def general(draft: Draft, draw: Draw) -> str:
             ("split.count", Field(ValueType.UINT16, draw.choice((0, 1, 2, 65535)))),
             ("split.no", Field(ValueType.UINT16, 1)),
             ("split.tensors.count", Field(ValueType.INT32, draw.choice((-1, 5)))),
-            ("general.alignment", Field(ValueType.UINT32, draw.choice((1, 8, 1 << 20)))),
-            ("general.type", Field(ValueType.STRING, draw.choice(("adapter", "mmproj")))),
-            ("general.file_type", Field(ValueType.UINT32, draw.choice((1024, 2**31 - 1)))),
+            (
+                "general.alignment",
+                Field(ValueType.UINT32, draw.choice((1, 8, 1 << 20))),
+            ),
+            (
+                "general.type",
+                Field(ValueType.STRING, draw.choice(("adapter", "mmproj"))),
+            ),
+            (
+                "general.file_type",
+                Field(ValueType.UINT32, draw.choice((1024, 2**31 - 1))),
+            ),
             ("general.quantization_version", Field(ValueType.UINT32, 99)),
-            ("general.name", Field(ValueType.STRING, draw.choice((*_TEXTS, "phi3 x" * 1000)))),
+            (
+                "general.name",
+                Field(ValueType.STRING, draw.choice((*_TEXTS, "phi3 x" * 1000))),
+            ),
             ("tokenizer.chat_template", Field(ValueType.STRING, "{{" * 400_000)),
         )
     )
@@ -430,8 +539,12 @@ def mutated(base: Draft, draw: Draw, count: int) -> tuple[str, Draft]:
     """``base`` with ``count`` mutations, and what they are."""
     draft = base.copy()
     chosen = draw.choices(
-        [mutation for mutation, _ in MUTATIONS], [weight for _, weight in MUTATIONS], k=count
+        [mutation for mutation, _ in MUTATIONS],
+        [weight for _, weight in MUTATIONS],
+        k=count,
     )
-    chosen.sort(key=lambda mutation: mutation is other_architecture)  # which renames the keys
+    chosen.sort(
+        key=lambda mutation: mutation is other_architecture
+    )  # which renames the keys
     labels = [mutation(draft, draw) for mutation in chosen]
     return " & ".join(labels), draft

@@ -15,9 +15,7 @@ import time
 from collections.abc import Iterator
 
 # A tuple that holds itself twice, sixty times over: 2^60 leaves.
-NESTED = (
-    "{% set ns=namespace(l=(1,)) %}{% for i in range(60) %}{% set ns.l=(ns.l,ns.l) %}{% endfor %}"
-)
+NESTED = "{% set ns=namespace(l=(1,)) %}{% for i in range(60) %}{% set ns.l=(ns.l,ns.l) %}{% endfor %}"
 
 
 def _elifs(count: int) -> str:
@@ -34,7 +32,9 @@ ATTACKS = {
         "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}"
         "{% set ns.l = ns.l + [range(99999)|list] %}{% endfor %}"
     ),
-    "in": ('{% set a = ["x"*1000000 ~ "a"]*1000000 %}{% set b = "x"*1000000 ~ "b" %}{{ b in a }}'),
+    "in": (
+        '{% set a = ["x"*1000000 ~ "a"]*1000000 %}{% set b = "x"*1000000 ~ "b" %}{{ b in a }}'
+    ),
     "sort": (
         '{% set x = "x"*1000000 %}{% set a = [x ~ "a", x ~ "b"]*100000 %}'
         "{{ (a|sort(case_sensitive=true))|length }}"
@@ -79,7 +79,9 @@ ATTACKS = {
     "bytes mul2": '{% set b="a".encode() %}{% set c = b*4000000000 %}x',
     "bytes center": '{% set b="a".encode() %}{{ b.center(5000000000)|length }}',
     "bytes join": '{% set b=("a"*1000000).encode() %}{{ b.join([b]*100000)|length }}',
-    "bytes replace": ('{% set b=("a"*1000000).encode() %}{{ b.replace("a".encode(), b)|length }}'),
+    "bytes replace": (
+        '{% set b=("a"*1000000).encode() %}{{ b.replace("a".encode(), b)|length }}'
+    ),
     "tuple mul": "{{ ((1,2)*100000000)|length }}",
     "int to_bytes": '{{ (1).to_bytes(5000000000,"big")|length }}',
     "int to_bytes2": '{% set x=1 %}{{ x.to_bytes(5000000000,"big")|length }}',
@@ -118,7 +120,9 @@ ATTACKS = {
     "macro rec": "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
     "macro rec2": "{% macro m(n) %}{{ m(n+1) ~ m(n+1) }}{% endmacro %}{{ m(1) }}",
     "loop rec": "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
-    "call rec": ("{% macro m() %}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}{{ m() }}"),
+    "call rec": (
+        "{% macro m() %}{% call m() %}{{ caller() }}{% endcall %}{% endmacro %}{{ m() }}"
+    ),
     "self": "{% block a %}{{ self.a() }}{% endblock %}",
     "escape1": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "escape2": "{{ cycler.__init__.__globals__ }}",
@@ -185,7 +189,9 @@ ATTACKS = {
     ),
     "int unary": "{% set x=('f'*1000000)|int(0,16) %}{{ (x-1)|string }}",
     "int abs": "{{ (('f'*1000000)|int(0,16))|string }}",
-    "round": ("{{ 1.5|round(1000000000) }}{{ 1|round(-1000000000) }}{{ (1)|round(-5000000) }}"),
+    "round": (
+        "{{ 1.5|round(1000000000) }}{{ 1|round(-1000000000) }}{{ (1)|round(-5000000) }}"
+    ),
     "filesizeformat": "{{ (2**4000)|filesizeformat }}",
     "pad": "{{ 'a'.ljust(999).ljust(1000) }}",
     "nested weigh": (
@@ -260,7 +266,9 @@ def run(seconds: float, seed: int) -> tuple[int, list[str]]:
         renderer.compile("", _MOST)  # the process runs, and its start is no template's
         began = time.monotonic()
         try:
-            template.ChatTemplate(source, {"bos_token": "<s>"}).render([Turn("user", "hi")])
+            template.ChatTemplate(source, {"bos_token": "<s>"}).render(
+                [Turn("user", "hi")]
+            )
             said = ""
         except template.TemplateError as refused:
             said = str(refused)

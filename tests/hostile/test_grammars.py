@@ -29,4 +29,7 @@ def test_random_grammars_and_schemas(seed: int) -> None:
     answers = followed(random_cases(random.Random(seed), 200), _STEPS)
     assert time.monotonic() - start < 300
     check(answers)
-    assert {bool(said) for *_, said in answers} == {True, False}  # some are taken, some refused
+    assert {bool(said) for *_, said in answers} == {
+        True,
+        False,
+    }  # some are taken, some refused

@@ -30,7 +30,9 @@ def test_it_is_refused_in_one_line(
         pytest.importorskip(case.needs)
     folder = make(case, tmp_path / "case")
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(main, ["convert", str(folder), "out.gguf", "--yarn", "4"])
+    result = CliRunner().invoke(
+        main, ["convert", str(folder), "out.gguf", "--yarn", "4"]
+    )
     assert result.exit_code == 1, result.output
     assert case.message in result.stderr
     assert result.stderr.startswith("ggext: ")
@@ -42,7 +44,9 @@ def test_it_is_refused_in_one_line(
 
 def test_a_link_to_a_good_file_is_read(tmp_path: Path) -> None:
     folder = make(Hostile(lambda _: None, ""), tmp_path / "case")
-    result = CliRunner().invoke(main, ["convert", str(folder), str(tmp_path / "out.gguf")])
+    result = CliRunner().invoke(
+        main, ["convert", str(folder), str(tmp_path / "out.gguf")]
+    )
     assert result.exit_code == 0, result.output
 
 
@@ -86,7 +90,9 @@ def mutated(text: bytes, changes: list[tuple[str, int, int, bytes]]) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(Hostile(lambda _: None, ""), tmp_path_factory.mktemp("hostile") / "mutated")
+    return make(
+        Hostile(lambda _: None, ""), tmp_path_factory.mktemp("hostile") / "mutated"
+    )
 
 
 def write(path: Path, data: bytes) -> None:
@@ -100,11 +106,15 @@ def write(path: Path, data: bytes) -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-def test_mutated_safetensors_headers(folder: Path, changes: list[Any], length: int | None) -> None:
+def test_mutated_safetensors_headers(
+    folder: Path, changes: list[Any], length: int | None
+) -> None:
     text = mutated(HEADER_BYTES, changes)
     write(
         folder / WEIGHTS,
-        struct.pack("<Q", len(text) if length is None else length) + text + DATA[:200_000],
+        struct.pack("<Q", len(text) if length is None else length)
+        + text
+        + DATA[:200_000],
     )
     try:
         with contextlib.suppress(GgextError):
@@ -181,7 +191,11 @@ KEYS = (
 )
 
 
-@given(changes=st.dictionaries(st.sampled_from(sorted(set(KEYS))), values, min_size=1, max_size=3))
+@given(
+    changes=st.dictionaries(
+        st.sampled_from(sorted(set(KEYS))), values, min_size=1, max_size=3
+    )
+)
 @settings(
     max_examples=300 * LONGER,
     deadline=None,

@@ -83,7 +83,11 @@ def under_another_name(name: str, first: Change) -> Change:
 #: Architecture, what is changed, and the words of the refusal: each ended the process.
 CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     "further layers": ("llama", keys(nextn_predict_layers=2), "leave none of 2 layers"),
-    "more further layers": ("llama", keys(nextn_predict_layers=3), "leave none of 2 layers"),
+    "more further layers": (
+        "llama",
+        keys(nextn_predict_layers=3),
+        "leave none of 2 layers",
+    ),
     "more experts in a later layer": (
         "qwen3moe",
         keys(expert_used_count=[2, 3]),
@@ -97,19 +101,43 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     "rotates more": ("llama", keys(rope__dimension_count=18), "is 18, not 16"),
     "rotates less": ("qwen2", keys(rope__dimension_count=14), "is 14, not 16"),
     "odd": ("qwen3", keys(rope__dimension_count=15), "is 15, not 16"),
-    "sliding rotation": ("llama", keys(rope__dimension_count_swa=8), "is not rope.dimension_count"),
+    "sliding rotation": (
+        "llama",
+        keys(rope__dimension_count_swa=8),
+        "is not rope.dimension_count",
+    ),
     "heads": ("llama", keys(attention__head_count=3), "3 heads cannot share 2"),
     "double heads": ("qwen2", keys(attention__head_count=8), "the keys want"),
-    "heads a layer": ("llama", keys(attention__head_count=[4, 2]), "not one number for all"),
+    "heads a layer": (
+        "llama",
+        keys(attention__head_count=[4, 2]),
+        "not one number for all",
+    ),
     "no heads": ("llama", keys(attention__head_count=0), "not one number for all"),
-    "shared heads": ("llama", keys(attention__head_count_kv=[2, 1]), "not one number for all"),
-    "key size": ("llama", keys(attention__key_length=32), "and attention.value_length 16"),
+    "shared heads": (
+        "llama",
+        keys(attention__head_count_kv=[2, 1]),
+        "not one number for all",
+    ),
+    "key size": (
+        "llama",
+        keys(attention__key_length=32),
+        "and attention.value_length 16",
+    ),
     "both sizes": (
         "llama",
-        keys(attention__key_length=32, attention__value_length=32, rope__dimension_count=32),
+        keys(
+            attention__key_length=32,
+            attention__value_length=32,
+            rope__dimension_count=32,
+        ),
         "the keys want",
     ),
-    "no experts": ("qwen2moe", keys(expert_count=0, expert_used_count=0), "expert_count is 0"),
+    "no experts": (
+        "qwen2moe",
+        keys(expert_count=0, expert_used_count=0),
+        "expert_count is 0",
+    ),
     "an idle layer": ("qwen3moe", keys(expert_used_count=[2, 0]), "not 1 to 4"),
     "groups of one": (
         "qwen3moe",
@@ -119,17 +147,41 @@ CONTRADICTIONS: dict[str, tuple[str, Change, str]] = {
     "not causal": ("llama", keys(attention__causal=False), "continues text"),
     "images": ("llama", keys(deepstack_mapping=[0, 1]), "that of a model of images"),
     "images in all layers": ("llama", keys(n_deepstack_layers=2), "is 2 of 2 layers"),
-    "sections": ("llama", keys(rope__dimension_sections=[4, 2, 2, 0]), "no model of images"),
-    "temperature": ("mistral3", keys(attention__temperature_scale=float("nan")), "is nan"),
-    "integers": ("llama", tensor("blk.0.ffn_up.weight", (64, 96), 26), "is of type I32"),
+    "sections": (
+        "llama",
+        keys(rope__dimension_sections=[4, 2, 2, 0]),
+        "no model of images",
+    ),
+    "temperature": (
+        "mistral3",
+        keys(attention__temperature_scale=float("nan")),
+        "is nan",
+    ),
+    "integers": (
+        "llama",
+        tensor("blk.0.ffn_up.weight", (64, 96), 26),
+        "is of type I32",
+    ),
     "Q8_1": ("llama", tensor("blk.0.ffn_up.weight", (64, 96), 9), "is of type Q8_1"),
     "Q8_K": ("llama", tensor("blk.0.ffn_up.weight", (256, 96), 15), "is of type Q8_K"),
-    "half a norm": ("llama", tensor("blk.0.attn_norm.weight", (64,), 1), "is not of type F32"),
-    "half biases": ("qwen2moe", tensor("blk.0.ffn_up_exps.bias", (96, 4), 1), "is not of type F32"),
+    "half a norm": (
+        "llama",
+        tensor("blk.0.attn_norm.weight", (64,), 1),
+        "is not of type F32",
+    ),
+    "half biases": (
+        "qwen2moe",
+        tensor("blk.0.ffn_up_exps.bias", (96, 4), 1),
+        "is not of type F32",
+    ),
     "no queries": ("llama", without("blk.1.attn_q.weight"), "layer 1 has no attn_q"),
     "factors": ("llama", tensor("rope_freqs.weight", (7,)), "the keys want [8]"),
     "a NUL": ("llama", tokens(lambda ts: [*ts[:-1], f"{ts[0]}\0x"]), "occur twice"),
-    "another tokenizer": ("llama", vocabulary(model="rwkv"), "which no model of llama has"),
+    "another tokenizer": (
+        "llama",
+        vocabulary(model="rwkv"),
+        "which no model of llama has",
+    ),
     "a splitter of words": (
         "llama",
         vocabulary(model="gpt2", pre="whitespace"),
@@ -175,9 +227,9 @@ def test_memory_and_rope_agree_on_which_layers_slide(
 ) -> None:
     """EXAONE 4: in files of 64 layers and no others, whatever the keys say."""
     fields, arrays = base_of("llama")
-    fields = {key.replace("llama.", "exaone4."): value for key, value in fields.items()} | {
-        "general.architecture": "exaone4"
-    }
+    fields = {
+        key.replace("llama.", "exaone4."): value for key, value in fields.items()
+    } | {"general.architecture": "exaone4"}
     fields |= {f"exaone4.{key}": value for key, value in pattern.items()}
     fields |= {"exaone4.block_count": layers, "exaone4.attention.sliding_window": 4096}
     mutations.write(tmp_path / "model.gguf", draft_of("exaone4", fields, arrays))

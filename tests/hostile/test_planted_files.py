@@ -32,14 +32,18 @@ def planted(model: Path, **changes: Any) -> Record:
     """A record that says what it likes, of this very file."""
     size = model.stat().st_size
     identity = Identity(model.stat().st_ino, [])
-    record = Record(size, size, 0, 0, [(size - 64, b"EVIL" * 8)], [(0, 8)], "x", identity, "")
+    record = Record(
+        size, size, 0, 0, [(size - 64, b"EVIL" * 8)], [(0, 8)], "x", identity, ""
+    )
     return replace(record, **changes)
 
 
 def plant(model: Path, record: Record | bytes) -> None:
     payload = record if isinstance(record, bytes) else record.packed()
     frame = b"B" + struct.pack("<Q", len(payload)) + payload
-    undo_path(model).write_bytes(journal._MAGIC + frame + hashlib.sha256(frame).digest())
+    undo_path(model).write_bytes(
+        journal._MAGIC + frame + hashlib.sha256(frame).digest()
+    )
 
 
 @pytest.mark.parametrize("is_of_this_file", [True, False])
@@ -171,7 +175,9 @@ def test_a_link_in_the_place_of_an_undo_file(tmp_path: Path, model: Path) -> Non
             read_gguf,
             lambda path: inplace.apply(gguf_of(path), some_edit(gguf_of(path))),
         ):
-            with pytest.raises(GgextError, match="is a link and not a plain file; move it away"):
+            with pytest.raises(
+                GgextError, match="is a link and not a plain file; move it away"
+            ):
                 attempt(model)
         assert (victim.read_bytes() if victim.exists() else None) == content
         undo_path(model).unlink()
@@ -192,7 +198,9 @@ def test_nobody_can_place_a_link_where_a_successor_is_made(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (tmp_path / f".{model.name}.ggext-part").symlink_to(victim)  # its name until now
-    monkeypatch.setattr(inplace, "successor_name", lambda path: f".{path.name}.known.ggext-part")
+    monkeypatch.setattr(
+        inplace, "successor_name", lambda path: f".{path.name}.known.ggext-part"
+    )
     known = tmp_path / f".{model.name}.known.ggext-part"
     known.symlink_to(victim)
     before, gguf = model.read_bytes(), read_gguf(model)
@@ -214,7 +222,9 @@ def test_an_undo_file_is_as_readable_as_its_model(model: Path) -> None:
         inplace.undo(model)
 
 
-def test_pipes_devices_and_giants_are_refused_before_a_read(tmp_path: Path, model: Path) -> None:
+def test_pipes_devices_and_giants_are_refused_before_a_read(
+    tmp_path: Path, model: Path
+) -> None:
     pipe = tmp_path / "pipe.gguf"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
@@ -231,7 +241,9 @@ def test_pipes_devices_and_giants_are_refused_before_a_read(tmp_path: Path, mode
     with undo_path(model).open("wb") as file:
         file.write(journal._MAGIC)
         file.truncate(200 << 30)
-    with pytest.raises(GgufError, match="is a giant of 214,748,364,800 bytes; move it away"):
+    with pytest.raises(
+        GgufError, match="is a giant of 214,748,364,800 bytes; move it away"
+    ):
         read_gguf(model)
 
 
@@ -259,7 +271,9 @@ def test_plain_files(tmp_path: Path) -> None:
         read_plain(path, 4)
 
 
-@pytest.mark.parametrize("name", ["chat_template.jinja", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["chat_template.jinja", "config.json", "tokenizer.json"]
+)
 def test_a_checkpoints_links_lead_to_what_is_its_own(tmp_path: Path, name: str) -> None:
     from ggext.checkpoint.files import read_text
 
@@ -268,7 +282,9 @@ def test_a_checkpoints_links_lead_to_what_is_its_own(tmp_path: Path, name: str) 
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     (folder / name).symlink_to(secret)
-    with pytest.raises(CheckpointError, match=r"is a link to .*secret\.txt, outside of the"):
+    with pytest.raises(
+        CheckpointError, match=r"is a link to .*secret\.txt, outside of the"
+    ):
         read_text(folder / name)
     (folder / name).unlink()
     (folder / "own").write_text("own")
@@ -321,8 +337,12 @@ def test_a_new_file_whose_name_is_exchanged_is_not_written_elsewhere(
     ]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00001.safetensors"])
-def test_links_of_weights_lead_to_what_is_the_checkpoints_own(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "model-00001-of-00001.safetensors"]
+)
+def test_links_of_weights_lead_to_what_is_the_checkpoints_own(
+    tmp_path: Path, name: str
+) -> None:
     """In the single file and in shards; from the hub's cache only to its own repository."""
     from hostile.checkpoints import GOOD
 
@@ -339,9 +359,13 @@ def test_links_of_weights_lead_to_what_is_the_checkpoints_own(tmp_path: Path, na
 
     cache, other = tmp_path / "models--a--b", tmp_path / "models--a--secret"
     (other / "snapshots").mkdir(parents=True)
-    for number, target in enumerate([tmp_path / "private.safetensors", other / "blobs" / "12"]):
+    for number, target in enumerate(
+        [tmp_path / "private.safetensors", other / "blobs" / "12"]
+    ):
         folder = planted(cache / "snapshots" / str(number), target)
-        with pytest.raises(CheckpointError, match=f"{name} is a link to .*{target.name}, outside"):
+        with pytest.raises(
+            CheckpointError, match=f"{name} is a link to .*{target.name}, outside"
+        ):
             read_tensors(folder)
     assert read_tensors(planted(cache / "snapshots" / "main", cache / "blobs" / "12"))
     assert read_tensors(planted(tmp_path / "shares", tmp_path / "base" / name))

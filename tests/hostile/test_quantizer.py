@@ -25,7 +25,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _, arrays = base_of("llama", size=WIDE)
     name = "blk.0.ffn_up.weight"
     huge = np.where(arrays[name] > 0, 3e38, -3e38).astype("<f4")
-    return write_random(tmp_path / "huge.gguf", "llama", size=WIDE, extra_tensors={name: huge})
+    return write_random(
+        tmp_path / "huge.gguf", "llama", size=WIDE, extra_tensors={name: huge}
+    )
 
 
 def test_weights_that_end_the_quantizer_are_refused_in_a_sentence(
@@ -33,7 +35,9 @@ def test_weights_that_end_the_quantizer_are_refused_in_a_sentence(
 ) -> None:
     out = tmp_path / "out.gguf"
     out.write_text("old")
-    with pytest.raises(EngineDiedError, match=r"huge\.gguf is not quantized to IQ3_S") as died:
+    with pytest.raises(
+        EngineDiedError, match=r"huge\.gguf is not quantized to IQ3_S"
+    ) as died:
         quantizer.quantize(model, out, IQ3_S, threads=1)
     assert died.value.signal == "SIGABRT"
     assert "\n" not in str(died.value)

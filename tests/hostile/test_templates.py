@@ -27,9 +27,19 @@ LONGER = int(os.environ.get("GGEXT_LONGER", "1"))
 HELLO = [Turn("user", "hi")]
 # What needs its whole time; a few of them stand for the others in the suite.
 SLOW = {
-    *("in sort eq floordiv slice sum count elif elif3 elif2 not900 concat round split".split()),
-    *(name for name, source in ATTACKS.items() if "range(60)" in source or "chain" in name),
-    *("constfold slice|fors loop|macro rec2|lists|strings|markup plus|batch".split("|")),
+    *(
+        "in sort eq floordiv slice sum count elif elif3 elif2 not900 concat round split".split()
+    ),
+    *(
+        name
+        for name, source in ATTACKS.items()
+        if "range(60)" in source or "chain" in name
+    ),
+    *(
+        "constfold slice|fors loop|macro rec2|lists|strings|markup plus|batch".split(
+            "|"
+        )
+    ),
 }
 QUICK = {"eq", "constfold slice", "nested hash", "nested repr", "fors loop"}
 
@@ -67,7 +77,9 @@ def until(condition: object, seconds: float = 10) -> bool:
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name not in SLOW - QUICK])
-def test_an_attack_ends_in_text_or_in_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attack_ends_in_text_or_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("ggext.chat.template._COMPILE_SECONDS", 0.4)
     monkeypatch.setattr("ggext.chat.template._RENDER_SECONDS", 0.4)
     start = time.monotonic()
@@ -102,8 +114,12 @@ print(seconds, own, child)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited on Linux alone")
-@pytest.mark.parametrize("name", list(ATTACKS) if LONGER > 1 else ["translate2", "int to_bytes"])
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="address space is limited on Linux alone"
+)
+@pytest.mark.parametrize(
+    "name", list(ATTACKS) if LONGER > 1 else ["translate2", "int to_bytes"]
+)
 def test_an_attack_stays_within_5_seconds_and_256_mb(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURED],
@@ -139,7 +155,9 @@ def test_a_random_template_ends_within_its_limits(
 
 def test_a_child_serves_again_after_it_was_ended(child: Renderer) -> None:
     first = pid_of(child)
-    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    endless = (
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    )
     with pytest.raises(ChildEnded) as ended:
         child.render(endless, {}, 10, 0.2)
     assert ended.value.late
@@ -202,7 +220,9 @@ print(renderer._process.pid, flush=True)
 
 
 def child_of_a_host(then: str) -> tuple[subprocess.Popen[str], int]:
-    host = subprocess.Popen([sys.executable, "-c", HOST + then], stdout=subprocess.PIPE, text=True)
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST + then], stdout=subprocess.PIPE, text=True
+    )
     assert host.stdout is not None
     return host, int(host.stdout.readline())
 
@@ -217,7 +237,9 @@ def test_the_child_ends_with_a_host_that_is_killed() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_child_ends_with_a_host_that_returns_and_does_not_end_its_forked_child() -> None:
+def test_the_child_ends_with_a_host_that_returns_and_does_not_end_its_forked_child() -> (
+    None
+):
     then = (
         "child = os.fork()\n"
         "if child == 0:\n"
@@ -233,7 +255,9 @@ def test_the_child_ends_with_a_host_that_returns_and_does_not_end_its_forked_chi
     assert not is_running(pid)
 
 
-def test_a_frozen_program_serves_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_serves_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "program"
     program.write_text(
         f"#!{sys.executable}\nfrom ggext.chat.renderer import freeze_support\n"
@@ -261,7 +285,9 @@ def test_a_frozen_program_that_is_not_prepared_is_not_started_again(
         ChatTemplate("x", {})
 
 
-def test_what_cannot_be_started_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_started_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/nowhere/python")
     monkeypatch.setattr("ggext.chat.template.renderer", Renderer())
     with pytest.raises(TemplateError, match="could not be started"):

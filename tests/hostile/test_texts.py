@@ -13,15 +13,23 @@ from ggext.runtime import long_text
 pytest.importorskip("llama_cpp")
 
 
-@pytest.mark.parametrize("pre", ["tekken", "gpt-4o", "deepseek-llm", "superbpe", "exaone-moe"])
+@pytest.mark.parametrize(
+    "pre", ["tekken", "gpt-4o", "deepseek-llm", "superbpe", "exaone-moe"]
+)
 def test_tokens_are_those_of_the_unbroken_text(tmp_path: Path, pre: str) -> None:
     path = texts.vocabulary(tmp_path / "model.gguf", pre)
     draw = random.Random(pre)
-    chosen = ["_-", "a-", "/\n", "'s", "1", "1a", *draw.sample(list(texts.patterns()), 4)]
+    chosen = [
+        "_-",
+        "a-",
+        "/\n",
+        "'s",
+        "1",
+        "1a",
+        *draw.sample(list(texts.patterns()), 4),
+    ]
     long = [pattern * (3000 // len(pattern)) for pattern in chosen]
-    prose = (
-        "The quick brown fox (12345678 of them) jumps over l'été; 你好 世界!\n\n\tIt's 3.14159.  "
-    )
+    prose = "The quick brown fox (12345678 of them) jumps over l'été; 你好 世界!\n\n\tIt's 3.14159.  "
     assert texts.in_child(path, [*long, prose * 40], compare=True) == ""
 
 
@@ -52,7 +60,17 @@ def grouped(text: str) -> list[int]:
 
 def test_words_and_numbers_are_not_cut() -> None:
     draw = random.Random(0)
-    words = [" ", "a", " bc", " d", " 1", " 23", f" {'4' * 99} ", f" {'4' * 900} ", " " + "e" * 50]
+    words = [
+        " ",
+        "a",
+        " bc",
+        " d",
+        " 1",
+        " 23",
+        f" {'4' * 99} ",
+        f" {'4' * 900} ",
+        " " + "e" * 50,
+    ]
     text = "".join(draw.choices(words, [9, 9, 9, 9, 9, 9, 3, 1, 3], k=9000))
     assert long_text.tokens_of(text, grouped) == grouped(text)
 

@@ -29,7 +29,7 @@ from ggext.gguf.types import Field  # noqa: E402
 from ggext.gguf.writer import TensorToWrite, write_gguf  # noqa: E402
 from ggext.llama_cpp_facts.splitters import BY_HAND, BY_REGEX  # noqa: E402
 
-CHARACTERS = "-'/_(.|aAé" + "яǅ你가ก" + "12²" + "\u0301\u200d\ufe0f" + " \t\u00a0\n\r" + "🎉\u0378$"
+CHARACTERS = "-'/_(.|aAéяǅ你가ก12²\u0301\u200d\ufe0f \t\u00a0\n\r🎉\u0378$"
 PRE_TOKENIZERS = sorted((BY_HAND | BY_REGEX) - {"whitespace"})
 #: Characters that std::regex takes unbroken on a big stack, and what a long text has.
 UNBROKEN, LONG = 6_000, 10**6
@@ -54,7 +54,9 @@ def vocabulary(path: Path, pre: str) -> Path:
 
     fields, arrays = base_of("llama")
     singles = list(SYMBOLS)
-    pairs = [f"{a} {b}" for a in (SYMBOLS[byte] for byte in b"a- 1\n'") for b in singles]
+    pairs = [
+        f"{a} {b}" for a in (SYMBOLS[byte] for byte in b"a- 1\n'") for b in singles
+    ]
     pairs = [pair for pair in pairs if pair.count(" ") == 1]
     tokens = list(dict.fromkeys([*singles, *(pair.replace(" ", "") for pair in pairs)]))
     if pre in ("gemma4", "granite-embed-multi-311m", "sarvam-moe"):
@@ -72,7 +74,9 @@ def vocabulary(path: Path, pre: str) -> Path:
     for name in ("scores", "bos_token_id", "eos_token_id"):
         fields.pop(f"tokenizer.ggml.{name}", None)
     tensors = [
-        TensorToWrite(name, array.shape[::-1], 0, array.nbytes, lambda a=array: [a.tobytes()])
+        TensorToWrite(
+            name, array.shape[::-1], 0, array.nbytes, lambda a=array: [a.tobytes()]
+        )
         for name, array in arrays.items()
     ]
     write_gguf(path, {key: Field.of(value) for key, value in fields.items()}, tensors)
@@ -89,7 +93,9 @@ def differs(path: Path, texts: list[str]) -> list[str]:
     cuts: list[str] = []
     cut = long_text._cut_anywhere
 
-    def counted(window: str, tokenize: long_text.Tokenize, most: int) -> tuple[list[int], int]:
+    def counted(
+        window: str, tokenize: long_text.Tokenize, most: int
+    ) -> tuple[list[int], int]:
         cuts.append(window)
         return cut(window, tokenize, most)
 
@@ -99,7 +105,9 @@ def differs(path: Path, texts: list[str]) -> list[str]:
         with Model.open(path, 0) as model:
             for text in texts:
                 whole = model._tokenize(text, False, False)
-                assert len(whole) > len(text) // 8, "the vocabulary has not these characters"
+                assert len(whole) > len(text) // 8, (
+                    "the vocabulary has not these characters"
+                )
                 cuts.clear()
                 if model.tokenize(text, add_special=False) != whole and not cuts:
                     wrong.append(text)
@@ -124,7 +132,10 @@ def in_child(path: Path, texts: list[str], *, compare: bool) -> str:
         os.environ["GGEXT_FIRST_LOAD"] = "here"
         try:
             if compare:
-                os.write(writer, "".join(f"{t[:3]!r} " for t in differs(path, texts)).encode())
+                os.write(
+                    writer,
+                    "".join(f"{t[:3]!r} " for t in differs(path, texts)).encode(),
+                )
             else:
                 from ggext.runtime.model import Model
 
@@ -151,11 +162,16 @@ def run(seconds: float, seed: int) -> tuple[int, int, list[str]]:
             if time.monotonic() > end:
                 break
             path = vocabulary(Path(folder, "model.gguf"), pre)
-            chosen = [pattern * (UNBROKEN // len(pattern)) for pattern in draw.sample(every, 40)]
+            chosen = [
+                pattern * (UNBROKEN // len(pattern))
+                for pattern in draw.sample(every, 40)
+            ]
             if problem := in_child(path, chosen, compare=True):
                 wrong.append(f"{pre}: {problem}")
             pattern = draw.choice(every)
-            if problem := in_child(path, [pattern * (LONG // len(pattern))], compare=False):
+            if problem := in_child(
+                path, [pattern * (LONG // len(pattern))], compare=False
+            ):
                 wrong.append(f"{pre}: {pattern!r}: {problem}")
             short, long = short + len(chosen), long + 1
     return short, long, wrong
@@ -163,7 +179,9 @@ def run(seconds: float, seed: int) -> tuple[int, int, list[str]]:
 
 def main() -> int:
     short, long, wrong = run(float(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.write(f"seed {sys.argv[2]}: {short:,} texts compared, {long:,} long ones\n")
+    sys.stdout.write(
+        f"seed {sys.argv[2]}: {short:,} texts compared, {long:,} long ones\n"
+    )
     for problem in wrong:
         sys.stdout.write(f"{problem}\n")
     return 1 if wrong else 0

@@ -57,7 +57,13 @@ def metal(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     for command in (
         [*flags, *as_metal, "-c", device, "-o", str(out / "device.o")],
         [*flags, "-x", "c", "-std=c11", "-c", host, "-o", str(out / "host.o")],
-        ["-shared", str(out / "device.o"), str(out / "host.o"), "-o", str(out / "metal.so")],
+        [
+            "-shared",
+            str(out / "device.o"),
+            str(out / "host.o"),
+            "-o",
+            str(out / "metal.so"),
+        ],
     ):
         assert COMPILER is not None
         subprocess.run([COMPILER, *command], check=True)
@@ -107,7 +113,10 @@ def test_rows_are_turned_as_on_the_cpu(
     rows = {"float32": values, "float16": values.astype(np.float16)}.get(dtype)
     if rows is None:
         rows = (values.view(np.uint32) >> 16).astype(np.uint16)
-    to, start = 10_000.0 ** (-np.arange(n_pairs) / n_pairs), 5e5 ** (-np.arange(n_pairs) / n_pairs)
+    to, start = (
+        10_000.0 ** (-np.arange(n_pairs) / n_pairs),
+        5e5 ** (-np.arange(n_pairs) / n_pairs),
+    )
     to_positions = rng.integers(-(2**31), 2**31, n_rows)
     from_positions = rng.integers(0, 2**20, n_rows)
     after = native.Rotation(to_positions, to, 1.2)
@@ -116,7 +125,9 @@ def test_rows_are_turned_as_on_the_cpu(
         rope = MetalRope(
             n_pairs, n_heads, head_dim, layout == "neox", 1.2 / (1.1 if before else 1.0)
         )
-        from_fractions = fractions(metal, start) if before else np.zeros(n_pairs, np.uint64)
+        from_fractions = (
+            fractions(metal, start) if before else np.zeros(n_pairs, np.uint64)
+        )
         metal.run(
             ["float32", "float16", "bfloat16"].index(dtype),
             pointer(turned),

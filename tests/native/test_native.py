@@ -25,7 +25,9 @@ from ggext.native import Device, Rotation, cos_sin, rotate, rotate_between, wors
 HALF_UNIT = 6.1e-8  # half a unit in the last place of a float32 in [1, 2), and some
 LAYOUTS = ("norm", "neox")
 # 2 pi to 70 digits; the true one differs by less than 1e-69.
-TWO_PI = Fraction("6.283185307179586476925286766559005768394338798750211641949889184615633")
+TWO_PI = Fraction(
+    "6.283185307179586476925286766559005768394338798750211641949889184615633"
+)
 
 
 def frequencies(n_rot: int, base: float = 10_000.0) -> NDArray[np.float64]:
@@ -33,7 +35,9 @@ def frequencies(n_rot: int, base: float = 10_000.0) -> NDArray[np.float64]:
 
 
 def random_rows(n: int, heads: int, dim: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng(seed).uniform(-1, 1, (n, heads, dim)).astype(np.float32)
+    return (
+        np.random.default_rng(seed).uniform(-1, 1, (n, heads, dim)).astype(np.float32)
+    )
 
 
 def reference(rows, positions, inv_freq, gain, layout, inverse=False):
@@ -68,7 +72,9 @@ def exact_cos_sin(position: int, inv_freq: float) -> tuple[float, float]:
     ("dim", "n_rot"), [(128, 128), (96, 32), (64, 64), (8, 8), (3, 2), (300, 260)]
 )
 def test_rotate_matches_float64(layout, inverse, dtype, dim, n_rot) -> None:
-    positions = np.array([0, 1, 17, 4095, 131_071, 1_000_000, 10_000_000, -5], dtype=dtype)
+    positions = np.array(
+        [0, 1, 17, 4095, 131_071, 1_000_000, 10_000_000, -5], dtype=dtype
+    )
     rows, inv_freq = random_rows(len(positions), 3, dim), frequencies(n_rot)
     out = rotate(rows, positions, inv_freq, 1.25, layout, inverse=inverse)
     expected = reference(rows, positions, inv_freq, 1.25, layout, inverse)
@@ -90,7 +96,9 @@ def test_literal_quarter_turn() -> None:
 
 @pytest.mark.parametrize("base", [10_000.0, 1e6, 150_000.0])
 def test_cos_sin_is_half_a_unit_off_at_any_position(base: float) -> None:
-    positions = np.array([0, 1, 4096, 999_999, 1_048_576, 9_999_991, 10**9 + 7, 2**31, -(2**31)])
+    positions = np.array(
+        [0, 1, 4096, 999_999, 1_048_576, 9_999_991, 10**9 + 7, 2**31, -(2**31)]
+    )
     inv_freq = np.concatenate(
         [frequencies(16, base), [-1.0, math.pi / 2, 1e3 / 3, 2.0**22]]
     )  # up to an angle of 2^53
@@ -112,10 +120,16 @@ def test_cos_sin_matches_float64_over_a_million_positions() -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_threads_change_no_bit(layout) -> None:
-    rows, positions, inv_freq = random_rows(511, 8, 128), np.arange(511), frequencies(128)
+    rows, positions, inv_freq = (
+        random_rows(511, 8, 128),
+        np.arange(511),
+        frequencies(128),
+    )
     one = rotate(rows, positions, inv_freq, 1.5, layout, threads=1)
     for threads in (0, 2, 3, 7, 300, 2**40):
-        assert np.array_equal(one, rotate(rows, positions, inv_freq, 1.5, layout, threads=threads))
+        assert np.array_equal(
+            one, rotate(rows, positions, inv_freq, 1.5, layout, threads=threads)
+        )
         assert worst_error(
             one, rows, positions, inv_freq, 1.5, layout, threads=threads
         ) == worst_error(one, rows, positions, inv_freq, 1.5, layout, threads=1)
@@ -150,13 +164,17 @@ def test_input_is_not_changed_and_no_rows_are_fine() -> None:
 def bfloat16_bits(values: NDArray[Any]) -> NDArray[np.uint16]:
     """The nearest bfloat16, ties to even, of finite float64 values: found in the sorted list of
     all."""
-    magnitudes = (np.arange(0x7F81, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    magnitudes = (
+        (np.arange(0x7F81, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    )
     magnitudes[-1] = 2.0**128  # what infinity stands for in rounding
     size = np.abs(values).astype(np.float64)
     above = np.minimum(np.searchsorted(magnitudes, size), 0x7F80)
     below = np.maximum(above - 1, 0)
     down, up = size - magnitudes[below], magnitudes[above] - size
-    bits = np.where((up < down) | ((up == down) & (above % 2 == 0)), above, below).astype(np.uint16)
+    bits = np.where(
+        (up < down) | ((up == down) & (above % 2 == 0)), above, below
+    ).astype(np.uint16)
     return bits | (np.signbit(values).astype(np.uint16) << 15)
 
 
@@ -175,7 +193,11 @@ def values_of(dtype: str, rows: NDArray[Any]) -> NDArray[np.float64]:
 
 
 DTYPES = ("float32", "float16", "bfloat16")
-UNIT = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a value in [1, 2)
+UNIT = {
+    "float32": 2.0**-23,
+    "float16": 2.0**-10,
+    "bfloat16": 2.0**-7,
+}  # of a value in [1, 2)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -184,18 +206,35 @@ UNIT = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # of a v
 @pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (3, 2), (300, 260)])
 def test_every_type_is_rounded_once(dtype, layout, inverse, dim, n_rot) -> None:
     positions = np.array([0, 1, 17, 131_071, 1_000_000, -5])
-    rows, inv_freq = as_type(dtype, random_rows(len(positions), 3, dim)), frequencies(n_rot)
-    out = rotate(rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype)
-    expected = reference(values_of(dtype, rows), positions + 40, inv_freq, 1.25, layout, inverse)
+    rows, inv_freq = (
+        as_type(dtype, random_rows(len(positions), 3, dim)),
+        frequencies(n_rot),
+    )
+    out = rotate(
+        rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype
+    )
+    expected = reference(
+        values_of(dtype, rows), positions + 40, inv_freq, 1.25, layout, inverse
+    )
     assert out.dtype == rows.dtype
     error = np.abs(values_of(dtype, out) - expected)
     half_unit = (
-        UNIT[dtype] / 2 * np.maximum(2.0 ** np.floor(np.log2(np.abs(expected) + 1e-300)), 2.0**-14)
+        UNIT[dtype]
+        / 2
+        * np.maximum(2.0 ** np.floor(np.log2(np.abs(expected) + 1e-300)), 2.0**-14)
     )
     assert (error <= half_unit + 1e-9).all()
     assert np.array_equal(out[..., n_rot:], rows[..., n_rot:])
     worst = worst_error(
-        out, rows, positions, inv_freq, 1.25, layout, inverse=inverse, offset=40, dtype=dtype
+        out,
+        rows,
+        positions,
+        inv_freq,
+        1.25,
+        layout,
+        inverse=inverse,
+        offset=40,
+        dtype=dtype,
     )
     assert worst.error == pytest.approx(error.max(), rel=0, abs=1e-9)
 
@@ -216,7 +255,9 @@ def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
             expected = as_type(dtype, np.where(keep, values, 0.0) * gain)
             # A pair with an infinity or NaN is NaN in both, since 0 · ∞ is.
             clean = keep & np.roll(keep, 64, axis=2)
-            assert np.array_equal(values_of(dtype, out)[clean], values_of(dtype, expected)[clean])
+            assert np.array_equal(
+                values_of(dtype, out)[clean], values_of(dtype, expected)[clean]
+            )
             assert np.isnan(values_of(dtype, out)[~keep & np.isnan(values)]).all()
             assert not np.isfinite(values_of(dtype, out)[~keep]).any()
     finally:
@@ -228,7 +269,8 @@ def test_all_16_bit_values_and_all_ties(dtype, vectors) -> None:
 def test_vector_instructions_change_no_bit(dtype, layout) -> None:
     rows = as_type(
         dtype,
-        random_rows(40, 3, 150) * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)),
+        random_rows(40, 3, 150)
+        * 10.0 ** np.random.default_rng(1).integers(-42, 38, (40, 3, 150)),
     )
     arguments = (np.arange(40) * 1001 - 20_000, frequencies(146), 1.25, layout)
     results = []
@@ -246,7 +288,10 @@ def test_vector_instructions_change_no_bit(dtype, layout) -> None:
 @pytest.mark.parametrize(("dim", "n_rot"), [(128, 128), (96, 32), (300, 260)])
 def test_rotate_between_matches_float64(dtype, layout, dim, n_rot) -> None:
     rng = np.random.default_rng(2)
-    old, new = rng.integers(0, 2_000_000, 6), rng.integers(0, 2_000_000, 6).astype(np.int32)
+    old, new = (
+        rng.integers(0, 2_000_000, 6),
+        rng.integers(0, 2_000_000, 6).astype(np.int32),
+    )
     plain = random_rows(6, 3, dim)
     old_freq, new_freq = frequencies(n_rot), frequencies(n_rot, 500_000.0) / 4
     rows = as_type(dtype, reference(plain, old, old_freq, 1.25, layout))
@@ -257,9 +302,13 @@ def test_rotate_between_matches_float64(dtype, layout, dim, n_rot) -> None:
         layout,
         dtype=dtype,
     )
-    plain_again = reference(values_of(dtype, rows), old, old_freq, 1.25, layout, inverse=True)
+    plain_again = reference(
+        values_of(dtype, rows), old, old_freq, 1.25, layout, inverse=True
+    )
     expected = reference(plain_again, new, new_freq, 1.1, layout)
-    np.testing.assert_allclose(values_of(dtype, out), expected, rtol=0, atol=UNIT[dtype])
+    np.testing.assert_allclose(
+        values_of(dtype, out), expected, rtol=0, atol=UNIT[dtype]
+    )
     np.testing.assert_allclose(
         values_of(dtype, out),
         reference(plain, new, new_freq, 1.1, layout),
@@ -272,7 +321,10 @@ def test_rotate_between_checks_both() -> None:
     good = Rotation(POSITIONS, INV_FREQ)
     for bad, message in [
         (Rotation(np.arange(5), INV_FREQ), "same number of positions, not 5 and 4"),
-        (Rotation(POSITIONS, INV_FREQ[:3].copy()), "same number of frequencies, not 3 and 4"),
+        (
+            Rotation(POSITIONS, INV_FREQ[:3].copy()),
+            "same number of frequencies, not 3 and 4",
+        ),
         (
             Rotation(POSITIONS, [1.0, np.nan, 1.0, 1.0]),
             r"inv_freq\[1\] is not a finite number but nan",
@@ -281,11 +333,17 @@ def test_rotate_between_checks_both() -> None:
             Rotation(POSITIONS, INV_FREQ, 0.0),
             "attention_factor must be a finite number above 0, not 0.0",
         ),
-        (Rotation(POSITIONS + 2**31, INV_FREQ), r"positions\[1\] is too large: 2147483649"),
+        (
+            Rotation(POSITIONS + 2**31, INV_FREQ),
+            r"positions\[1\] is too large: 2147483649",
+        ),
     ]:
         with pytest.raises(ValueError, match=message):
             rotate_between(ROWS, bad, good, "norm")
-    tiny, huge = Rotation(POSITIONS, INV_FREQ, 1e-200), Rotation(POSITIONS, INV_FREQ, 1e200)
+    tiny, huge = (
+        Rotation(POSITIONS, INV_FREQ, 1e-200),
+        Rotation(POSITIONS, INV_FREQ, 1e200),
+    )
     with pytest.raises(
         ValueError,
         match="quotient of the attention factors must be a finite number above 0, not inf",
@@ -301,7 +359,9 @@ def test_float64_tables() -> None:
             assert (cos[i, j], sin[i, j]) == pytest.approx(
                 exact_cos_sin(position + 3, frequency), rel=0, abs=1.5e-15
             )
-    with pytest.raises(ValueError, match="dtype must be 'float32' or 'float64', not 'float16'"):
+    with pytest.raises(
+        ValueError, match="dtype must be 'float32' or 'float64', not 'float16'"
+    ):
         cos_sin(positions, inv_freq, 1.0, dtype="float16")  # type: ignore[arg-type]
 
 
@@ -318,8 +378,12 @@ gains = st.floats(0.25, 4.0)
 def cases(draw) -> tuple[Any, ...]:
     rows = draw(arrays)
     n_pairs = draw(st.integers(1, rows.shape[2] // 2))
-    inv_freq = np.array(draw(st.lists(st.floats(-2.0, 2.0), min_size=n_pairs, max_size=n_pairs)))
-    positions = draw(st.lists(st.integers(-(10**7), 10**7), min_size=len(rows), max_size=len(rows)))
+    inv_freq = np.array(
+        draw(st.lists(st.floats(-2.0, 2.0), min_size=n_pairs, max_size=n_pairs))
+    )
+    positions = draw(
+        st.lists(st.integers(-(10**7), 10**7), min_size=len(rows), max_size=len(rows))
+    )
     return rows, np.array(positions), inv_freq, draw(gains), draw(layouts)
 
 
@@ -327,7 +391,9 @@ def cases(draw) -> tuple[Any, ...]:
 def test_any_request_matches_float64(case, inverse) -> None:
     rows, positions, inv_freq, gain, layout = case
     out = rotate(rows, positions, inv_freq, gain, layout, inverse=inverse)
-    np.testing.assert_allclose(out, reference(*case, inverse), rtol=0, atol=8 * HALF_UNIT)
+    np.testing.assert_allclose(
+        out, reference(*case, inverse), rtol=0, atol=8 * HALF_UNIT
+    )
     assert worst_error(out, *case, inverse=inverse).error <= 4 * HALF_UNIT
 
 
@@ -335,7 +401,9 @@ def test_any_request_matches_float64(case, inverse) -> None:
 def test_inverse_undoes(case) -> None:
     rows, *request = case
     there = rotate(rows, *request)
-    np.testing.assert_allclose(rotate(there, *request, inverse=True), rows, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        rotate(there, *request, inverse=True), rows, rtol=0, atol=1e-6
+    )
 
 
 @given(cases(), st.integers(-(10**6), 10**6))
@@ -382,7 +450,11 @@ def test_any_arguments_work_or_raise(
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("place", [(0, 0, 0), (1, 2, 5), (3, 0, 7), (2, 1, 9)], ids=str)
 def test_worst_error_finds_the_place(layout, place) -> None:
-    rows, positions, inv_freq = random_rows(4, 3, 10), np.arange(4) * 1000, frequencies(8)
+    rows, positions, inv_freq = (
+        random_rows(4, 3, 10),
+        np.arange(4) * 1000,
+        frequencies(8),
+    )
     out = rotate(rows, positions, inv_freq, 1.0, layout)
     assert worst_error(out, rows, positions, inv_freq, 1.0, layout).error < HALF_UNIT
     expected = reference(rows, positions, inv_freq, 1.0, layout)
@@ -395,7 +467,11 @@ def test_worst_error_finds_the_place(layout, place) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_what_is_not_a_number_is_infinitely_wrong(value, threads) -> None:
-    rows, positions, inv_freq = random_rows(512, 4, 128), np.arange(512), frequencies(128)
+    rows, positions, inv_freq = (
+        random_rows(512, 4, 128),
+        np.arange(512),
+        frequencies(128),
+    )
     out = rotate(rows, positions, inv_freq, 1.0, "neox")
     out[300, 2, 70] = out[400, 1, 3] = value
     worst = worst_error(out, rows, positions, inv_freq, 1.0, "neox", threads=threads)
@@ -419,7 +495,9 @@ def test_equal_errors_name_the_first_place() -> None:
 
 
 @pytest.mark.parametrize(("device", "name"), [("cuda", "CUDA"), ("metal", "Metal")])
-def test_a_gpu_is_offered_or_refused_in_one_clear_error(device: Device, name: str) -> None:
+def test_a_gpu_is_offered_or_refused_in_one_clear_error(
+    device: Device, name: str
+) -> None:
     if ggext.native.available(device):
         assert importlib.import_module(f"ggext._{device}").devices()[0] >= 1
         return
@@ -449,7 +527,9 @@ def test_metal_is_as_exact_as_float32(dtype, layout) -> None:
     size = float(np.abs(values_of(dtype, rows)).max())
     for inverse in (False, True):
         arguments = (rows, positions, inv_freq, 1.25, layout)
-        on_metal = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="metal")
+        on_metal = rotate(
+            *arguments, inverse=inverse, offset=5, dtype=dtype, device="metal"
+        )
         error = ggext.native.worst_error(
             on_metal, *arguments, inverse=inverse, offset=5, dtype=dtype
         ).error
@@ -467,13 +547,21 @@ def test_cuda_backend_loads_without_a_device() -> None:
     assert (n_devices == 0) == (reason is not None)
     with pytest.raises(TypeError, match="rows must be float32"):
         cuda.rotate(
-            ROWS.astype(np.float64), 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy()
+            ROWS.astype(np.float64),
+            0,
+            (POSITIONS, 0, INV_FREQ, 1.0),
+            None,
+            False,
+            1,
+            ROWS.copy(),
         )
     with pytest.raises(ValueError, match="out of range"):
         cuda.measure(0, (POSITIONS, 0, INV_FREQ, 1.0), False, 2, 7, 1)
     if n_devices == 0:
         with pytest.raises(RuntimeError):
-            cuda.rotate(ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+            cuda.rotate(
+                ROWS, 0, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy()
+            )
 
 
 needs_cuda = pytest.mark.skipif(
@@ -493,7 +581,9 @@ def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
     positions, inv_freq = rng.integers(-(2**30), 2**30, 70), frequencies(n_rot)
     for inverse in (False, True):
         arguments = (rows, positions, inv_freq, 1.25, layout)
-        on_cuda = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype, device="cuda")
+        on_cuda = rotate(
+            *arguments, inverse=inverse, offset=5, dtype=dtype, device="cuda"
+        )
         on_cpu = rotate(*arguments, inverse=inverse, offset=5, dtype=dtype)
         assert np.array_equal(on_cuda, on_cpu)
     before, after = (
@@ -508,14 +598,19 @@ def test_cuda_gives_the_bits_of_the_cpu(dtype, layout, dim, n_rot) -> None:
 
 @needs_cuda
 def test_cuda_takes_more_rows_than_a_slab_and_none() -> None:
-    rows, inv_freq = np.zeros((40_000, 16, 128), np.float32), frequencies(128)  # 312 MiB
+    rows, inv_freq = (
+        np.zeros((40_000, 16, 128), np.float32),
+        frequencies(128),
+    )  # 312 MiB
     rows[-1] = random_rows(1, 16, 128)
     positions = np.arange(40_000)
     assert np.array_equal(
         rotate(rows, positions, inv_freq, 1.0, "neox", device="cuda"),
         rotate(rows, positions, inv_freq, 1.0, "neox"),
     )
-    assert rotate(rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda").shape == (
+    assert rotate(
+        rows[:0], positions[:0], inv_freq, 1.0, "norm", device="cuda"
+    ).shape == (
         0,
         16,
         128,
@@ -565,11 +660,36 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("rows", ROWS[:3].copy(), ValueError, "rows has 3 rows but there are 4 positions"),
     ("rows", ROWS[:, :0].copy(), ValueError, "0 heads"),
     ("rows", random_rows(4, 2, 7), ValueError, "too small for 4 rotated pairs"),
-    ("rows", np.broadcast_to(np.float32(0), (1 << 40, 1, 8)), ValueError, "C-contiguous"),
-    ("positions", POSITIONS.astype(np.float64), TypeError, "positions must be int32 or int64"),
-    ("positions", POSITIONS.astype(np.uint32), TypeError, "positions must be int32 or int64"),
-    ("positions", POSITIONS.astype(np.int16), TypeError, "positions must be int32 or int64"),
-    ("positions", POSITIONS.astype(">i8"), TypeError, "positions must be int32 or int64"),
+    (
+        "rows",
+        np.broadcast_to(np.float32(0), (1 << 40, 1, 8)),
+        ValueError,
+        "C-contiguous",
+    ),
+    (
+        "positions",
+        POSITIONS.astype(np.float64),
+        TypeError,
+        "positions must be int32 or int64",
+    ),
+    (
+        "positions",
+        POSITIONS.astype(np.uint32),
+        TypeError,
+        "positions must be int32 or int64",
+    ),
+    (
+        "positions",
+        POSITIONS.astype(np.int16),
+        TypeError,
+        "positions must be int32 or int64",
+    ),
+    (
+        "positions",
+        POSITIONS.astype(">i8"),
+        TypeError,
+        "positions must be int32 or int64",
+    ),
     ("positions", [0, 1, 2, 3], TypeError, "positions must be a"),
     ("positions", POSITIONS[None], ValueError, "positions must have 1 dimension"),
     ("positions", np.arange(8)[::2], ValueError, "positions must be C-contiguous"),
@@ -604,7 +724,12 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
         ValueError,
         r"positions\[0\] is too large: 0 with the offset -4611686018427387904 ",
     ),
-    ("offset", 2**70, ValueError, "offset must be at most .* not 1180591620717411303424"),
+    (
+        "offset",
+        2**70,
+        ValueError,
+        "offset must be at most .* not 1180591620717411303424",
+    ),
     ("offset", 0.5, TypeError, "integer"),
     (
         "dtype",
@@ -619,8 +744,18 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("inv_freq", INV_FREQ[None], ValueError, "inv_freq must have 1 dimension"),
     ("inv_freq", frequencies(16)[::2], ValueError, "inv_freq must be C-contiguous"),
     ("inv_freq", frequencies(10), ValueError, "too small for 5 rotated pairs"),
-    ("inv_freq", [1.0, np.nan, 1.0], ValueError, r"inv_freq\[1\] is not a finite number but nan"),
-    ("inv_freq", [1.0, 1.0, np.inf], ValueError, r"inv_freq\[2\] is not a finite number but inf"),
+    (
+        "inv_freq",
+        [1.0, np.nan, 1.0],
+        ValueError,
+        r"inv_freq\[1\] is not a finite number but nan",
+    ),
+    (
+        "inv_freq",
+        [1.0, 1.0, np.inf],
+        ValueError,
+        r"inv_freq\[2\] is not a finite number but inf",
+    ),
     ("inv_freq", [1e300], ValueError, r"positions\[1\] is too large"),
     ("inv_freq", 1.0, ValueError, "inv_freq must have 1 dimension"),
     ("attention_factor", 0.0, ValueError, "attention_factor must be .* not 0.0"),
@@ -630,7 +765,12 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
     ("attention_factor", "1", TypeError, "must be real number"),
     ("layout", "neoX", ValueError, "layout must be 'norm' or 'neox'"),
     ("layout", 1, ValueError, "layout must be"),
-    ("device", "vulkan", ValueError, "device must be 'cpu', 'cuda' or 'metal', not 'vulkan'"),
+    (
+        "device",
+        "vulkan",
+        ValueError,
+        "device must be 'cpu', 'cuda' or 'metal', not 'vulkan'",
+    ),
     ("threads", -1, ValueError, "threads must be"),
     ("threads", 1.5, TypeError, "integer"),
 ]
@@ -639,9 +779,13 @@ HOSTILE: list[tuple[str, Any, type[Exception], str]] = [
 def takes(entry: str, row: tuple[str, Any, type[Exception], str]) -> bool:
     """cos_sin has no rows: what concerns them, or a fit to them, is nothing to it."""
     about_rows = (
-        row[0] in ("rows", "layout", "dtype") or "too small" in row[3] or "there are" in row[3]
+        row[0] in ("rows", "layout", "dtype")
+        or "too small" in row[3]
+        or "there are" in row[3]
     )
-    return (entry != "cos_sin" or not about_rows) and (entry == "rotate" or row[0] != "device")
+    return (entry != "cos_sin" or not about_rows) and (
+        entry == "rotate" or row[0] != "device"
+    )
 
 
 @pytest.mark.parametrize(
@@ -653,7 +797,9 @@ def takes(entry: str, row: tuple[str, Any, type[Exception], str]) -> bool:
         if takes(entry, row)
     ],
 )
-def test_hostile_arguments_raise(entry: str, row: tuple[str, Any, type[Exception], str]) -> None:
+def test_hostile_arguments_raise(
+    entry: str, row: tuple[str, Any, type[Exception], str]
+) -> None:
     name, value, error, message = row
     arguments = {**GOOD, name: value}
     if entry == "cos_sin":
@@ -678,7 +824,9 @@ def test_worst_error_checks_actual() -> None:
         worst_error(ROWS[:0], **{**GOOD, "rows": ROWS[:0], "positions": POSITIONS[:0]})
 
 
-def native_rotate(rows: Any = ROWS, positions: Any = POSITIONS, out: Any = None) -> None:
+def native_rotate(
+    rows: Any = ROWS, positions: Any = POSITIONS, out: Any = None
+) -> None:
     out = np.empty_like(ROWS) if out is None else out
     _native.rotate(rows, 0, (positions, 0, INV_FREQ, 1.0), None, False, 1, out)
 
@@ -699,17 +847,27 @@ def test_out_must_be_writable_and_fit() -> None:
     with pytest.raises(ValueError, match="out overlaps rows"):
         native_rotate(both[:4], out=both[1:])
     with pytest.raises(ValueError, match="type must be 0, 1 or 2, not 3"):
-        _native.rotate(ROWS, 3, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy())
+        _native.rotate(
+            ROWS, 3, (POSITIONS, 0, INV_FREQ, 1.0), None, False, 1, ROWS.copy()
+        )
     with pytest.raises(TypeError, match="one table at least"):
         _native.rotate(ROWS, 0, None, None, False, 1, ROWS.copy())
-    for table in (POSITIONS, (POSITIONS, 0, INV_FREQ), (POSITIONS, 0, INV_FREQ, 1.0, 2)):
+    for table in (
+        POSITIONS,
+        (POSITIONS, 0, INV_FREQ),
+        (POSITIONS, 0, INV_FREQ, 1.0, 2),
+    ):
         with pytest.raises(TypeError, match="a table must be"):
             _native.rotate(ROWS, 0, table, None, False, 1, ROWS.copy())
     table = np.empty((4, 4), np.float32)
-    with pytest.raises(ValueError, match=r"sin_out must have shape \(4, 4\), not \(4, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"sin_out must have shape \(4, 4\), not \(4, 3\)"
+    ):
         _native.cos_sin((POSITIONS, 0, INV_FREQ, 1.0), 1, table, table[:, :3].copy())
     with pytest.raises(TypeError, match="cos_out and sin_out must have the same type"):
-        _native.cos_sin((POSITIONS, 0, INV_FREQ, 1.0), 1, table, table.astype(np.float64))
+        _native.cos_sin(
+            (POSITIONS, 0, INV_FREQ, 1.0), 1, table, table.astype(np.float64)
+        )
 
 
 def test_any_exporter_of_buffers_is_served() -> None:

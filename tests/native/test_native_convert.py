@@ -43,7 +43,9 @@ def assert_same(got: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> None
     """Bit for bit; a NaN is any NaN."""
     nan = np.isnan(wanted.astype(np.float32))
     assert np.array_equal(np.isnan(got.astype(np.float32)), nan)
-    assert np.array_equal(got[~nan].view(f"u{got.itemsize}"), wanted[~nan].view(f"u{got.itemsize}"))
+    assert np.array_equal(
+        got[~nan].view(f"u{got.itemsize}"), wanted[~nan].view(f"u{got.itemsize}")
+    )
 
 
 def awkward_floats() -> np.ndarray[Any, Any]:
@@ -67,7 +69,8 @@ def awkward_floats() -> np.ndarray[Any, Any]:
     ]
     mantissas += np.random.default_rng(0).integers(0, 1 << 23, 64).tolist()
     bits = (
-        np.arange(0, 256, dtype=np.uint32)[:, None] << 23 | np.array(mantissas, np.uint32)
+        np.arange(0, 256, dtype=np.uint32)[:, None] << 23
+        | np.array(mantissas, np.uint32)
     ).reshape(-1)
     return np.concatenate([bits, bits | np.uint32(1 << 31)]).view("<f4")
 
@@ -77,7 +80,9 @@ def test_all_bfloat16() -> None:
     values = of_bf16(PATTERNS)
     assert_same(native.convert(PATTERNS, "float32", dtype="bfloat16"), values)
     small = PATTERNS[~(np.isfinite(values) & (np.abs(values) >= 65520))]
-    assert_same(native.convert(small, "float16", dtype="bfloat16"), of_bf16(small).astype("<f2"))
+    assert_same(
+        native.convert(small, "float16", dtype="bfloat16"), of_bf16(small).astype("<f2")
+    )
 
 
 @pytest.mark.usefixtures("vectors")
@@ -86,7 +91,8 @@ def test_all_float16() -> None:
     assert_same(native.convert(halves, "float32"), halves.astype("<f4"))
     assert_same(native.convert(halves, "float16"), halves)
     assert_same(
-        of_bf16(native.convert(halves, "bfloat16")), of_bf16(rounded_to_bf16(halves.astype("<f4")))
+        of_bf16(native.convert(halves, "bfloat16")),
+        of_bf16(rounded_to_bf16(halves.astype("<f4"))),
     )
 
 
@@ -103,7 +109,10 @@ def test_float32_with_every_exponent() -> None:
     for_f16 = values[~(np.isfinite(values) & (np.abs(values) >= 65520))]
     assert_same(native.convert(for_f16, "float16"), for_f16.astype("<f2"))
     for_bf16 = values[~(np.isfinite(values) & (np.abs(values) >= 3.3961776e38))]
-    assert_same(of_bf16(native.convert(for_bf16, "bfloat16")), of_bf16(rounded_to_bf16(for_bf16)))
+    assert_same(
+        of_bf16(native.convert(for_bf16, "bfloat16")),
+        of_bf16(rounded_to_bf16(for_bf16)),
+    )
 
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -129,7 +138,8 @@ def test_lost_values_far_into_an_array() -> None:
         values = np.zeros(10_000, np.float32)
         values[place] = 65520
         with pytest.raises(
-            native.ValueLostError, match=f"float16 cannot hold the value 65520 at {place}"
+            native.ValueLostError,
+            match=f"float16 cannot hold the value 65520 at {place}",
         ):
             native.convert(values, "float16")
         values[place] = 65519.996
@@ -144,7 +154,9 @@ def blocks_of_weights() -> np.ndarray[Any, Any]:
     generator = np.random.default_rng(1)
     weights = generator.standard_normal((4096, 32)).astype("<f4") * np.float32(0.02)
     sizes = 2.0 ** generator.integers(-100, 23, (2048, 1))
-    scaled = (generator.standard_normal((2048, 32)) * sizes).astype("<f4").clip(-8e6, 8e6)
+    scaled = (
+        (generator.standard_normal((2048, 32)) * sizes).astype("<f4").clip(-8e6, 8e6)
+    )
     halves = generator.integers(-253, 254, (2048, 32)).astype("<f4") / 2
     halves[:, 0] = 127
     zeros = np.zeros((2, 32), "<f4")
@@ -161,7 +173,8 @@ def test_q8_0_is_the_gguf_packages() -> None:
 
     values = blocks_of_weights()
     assert np.array_equal(
-        native.convert(values, "q8_0"), quantize(values[None], GGMLQuantizationType.Q8_0)[0]
+        native.convert(values, "q8_0"),
+        quantize(values[None], GGMLQuantizationType.Q8_0)[0],
     )
     halves, bits = values[: 4096 * 32].astype("<f2"), native.convert(values, "bfloat16")
     wide = quantize(halves.astype("<f4")[None], GGMLQuantizationType.Q8_0)[0]
@@ -174,10 +187,16 @@ def test_q8_0_is_ggmls() -> None:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         pytest.skip("llama-cpp-python is not installed")
-    ggml = ctypes.CDLL(str(next((Path(spec.origin).parent / "lib").glob("libggml-base.*"))))
+    ggml = ctypes.CDLL(
+        str(next((Path(spec.origin).parent / "lib").glob("libggml-base.*")))
+    )
     values = blocks_of_weights()
     out = np.empty(values.size // 32 * 34, np.uint8)
-    ggml.quantize_row_q8_0_ref.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+    ggml.quantize_row_q8_0_ref.argtypes = (
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+    )
     ggml.quantize_row_q8_0_ref(values.ctypes.data, out.ctypes.data, values.size)
     assert np.array_equal(native.convert(values, "q8_0"), out)
 
@@ -204,35 +223,54 @@ def test_nothing_is_nothing() -> None:
         assert native.convert(np.empty(0, np.float32), to).size == 0  # type: ignore[arg-type]
 
 
-FLOAT, HALF, BYTES = np.zeros(64, np.float32), np.zeros(64, np.float16), np.zeros(68, np.uint8)
+FLOAT, HALF, BYTES = (
+    np.zeros(64, np.float32),
+    np.zeros(64, np.float16),
+    np.zeros(68, np.uint8),
+)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ((FLOAT, -1, HALF, 1), ValueError, "type must be 0 to 2 and out_type 0 to 3, not -1 and 1"),
+        (
+            (FLOAT, -1, HALF, 1),
+            ValueError,
+            "type must be 0 to 2 and out_type 0 to 3, not -1 and 1",
+        ),
         ((FLOAT, 0, HALF, 4), ValueError, "not 0 and 4"),
         ((HALF, 0, HALF, 1), TypeError, "values must be float32"),
         ((FLOAT, 0, HALF, 3), TypeError, "out must be uint8"),
         ((FLOAT, 0, HALF[:63], 1), ValueError, "out must have 64 items, not 63"),
         ((FLOAT, 0, BYTES[:67], 3), ValueError, "out must have 68 items, not 67"),
-        ((FLOAT[:33], 0, BYTES, 3), ValueError, "33 items, which are not whole blocks of 32"),
+        (
+            (FLOAT[:33], 0, BYTES, 3),
+            ValueError,
+            "33 items, which are not whole blocks of 32",
+        ),
         ((FLOAT[::2], 0, HALF[:32], 1), ValueError, "C-contiguous"),
-        ((FLOAT.reshape(8, 8), 0, HALF, 1), ValueError, "values must have 1 dimensions, not 2"),
+        (
+            (FLOAT.reshape(8, 8), 0, HALF, 1),
+            ValueError,
+            "values must have 1 dimensions, not 2",
+        ),
         ((FLOAT, 0, b"read-only", 3), ValueError, "out must be a writable"),
         ((FLOAT, 0, FLOAT, 0), ValueError, "out overlaps values"),
         ((FLOAT[:32], 0, FLOAT[31:63], 0), ValueError, "out overlaps values"),
         ((FLOAT, 0, [0.0], 0), TypeError, "out must be an array"),
     ],
 )
-def test_wrong_arguments(arguments: tuple[Any, ...], error: type[Exception], message: str) -> None:
+def test_wrong_arguments(
+    arguments: tuple[Any, ...], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         _native.convert(*arguments)
 
 
 def test_the_face_refuses_unknown_types() -> None:
     with pytest.raises(
-        ValueError, match="to must be one of float32, float16, bfloat16, q8_0, not 'q4_0'"
+        ValueError,
+        match="to must be one of float32, float16, bfloat16, q8_0, not 'q4_0'",
     ):
         native.convert(FLOAT, "q4_0")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="values must be float32, float16"):
@@ -265,7 +303,10 @@ def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
     data = bytes(range(256)) * 12_000  # 3 MB: more than is copied at once
     (tmp_path / "a").write_bytes(data)
     with (tmp_path / "a").open("rb") as source, (tmp_path / "b").open("w+b") as target:
-        assert _native.copy(source.fileno(), target.fileno(), 5, 100, 2_500_000) == 2_500_000
+        assert (
+            _native.copy(source.fileno(), target.fileno(), 5, 100, 2_500_000)
+            == 2_500_000
+        )
         assert target.read() == bytes(100) + data[5:2_500_005]
         assert (
             _native.copy(source.fileno(), target.fileno(), len(data) - 7, 0, 100) == 7
@@ -281,7 +322,11 @@ def test_copying_gives_the_same_bytes(tmp_path: Path) -> None:
 def test_a_system_that_writes_nothing_ends_the_copy(tmp_path: Path) -> None:
     """The source file itself, built with a pwrite that returns 0: the copy must not wait for ever."""
     compiler = shutil.which("cc")
-    if compiler is None or not (ROOT / "native" / "files.c").is_file() or sys.platform == "win32":
+    if (
+        compiler is None
+        or not (ROOT / "native" / "files.c").is_file()
+        or sys.platform == "win32"
+    ):
         pytest.skip("no C compiler, or not a source tree")
     (tmp_path / "full.c").write_text(
         '#include "files.c"\n'
@@ -293,7 +338,17 @@ def test_a_system_that_writes_nothing_ends_the_copy(tmp_path: Path) -> None:
     subprocess.run(built, cwd=tmp_path, check=True, timeout=60)
     library = ctypes.CDLL(str(tmp_path / "full.so"))
     copied = ctypes.c_int64(-1)
-    with (tmp_path / "full.c").open("rb") as source, (tmp_path / "b").open("w+b") as target:
-        copy = (ctypes.c_int64(0), ctypes.c_int64(0), ctypes.c_int64(20), ctypes.byref(copied))
-        assert library.ggext_copy(source.fileno(), target.fileno(), *copy) == errno.ENOSPC
+    with (
+        (tmp_path / "full.c").open("rb") as source,
+        (tmp_path / "b").open("w+b") as target,
+    ):
+        copy = (
+            ctypes.c_int64(0),
+            ctypes.c_int64(0),
+            ctypes.c_int64(20),
+            ctypes.byref(copied),
+        )
+        assert (
+            library.ggext_copy(source.fileno(), target.fileno(), *copy) == errno.ENOSPC
+        )
     assert copied.value == 0

@@ -31,7 +31,11 @@ def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     convert(ConvertOptions(checkpoint, out, row.rope))
     report = verify(out, judge, tolerance=row.bound)
-    logits = {check.quantity: check.value for check in report.checks if check.level == "logits"}
+    logits = {
+        check.quantity: check.value
+        for check in report.checks
+        if check.level == "logits"
+    }
     assert len(logits) == 1 + row.beyond, "in the window and beyond it"
     assert max(logits.values()) <= row.bound, logits
     if row.renamed:  # the judge's own architecture may pair dimensions otherwise
@@ -88,7 +92,9 @@ _WITH_A_CLASS = {name: row for name, row in ROWS.items() if not row.renamed}
 
 
 @pytest.mark.parametrize("row", _WITH_A_CLASS.values(), ids=_WITH_A_CLASS)
-def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_path: Path) -> None:
+def test_what_a_config_leaves_out_is_what_transformers_fills_in(
+    row: Row, tmp_path: Path
+) -> None:
     """Every key that has the value of transformers' class is taken out of config.json: nothing
     changes."""
     from transformers import AutoConfig
@@ -104,9 +110,13 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
     of_class = type(AutoConfig.for_model(row.model_type).get_text_config())
     usual = json.loads(of_class().to_json_string(use_diff=False))
     kept = ("model_type", "num_key_value_heads")  # the tensors' shapes would tell
-    silent = {k: v for k, v in values.items() if k in kept or k not in usual or usual[k] != v}
+    silent = {
+        k: v for k, v in values.items() if k in kept or k not in usual or usual[k] != v
+    }
     assert len(silent) < len(values)
-    path.write_text(json.dumps(whole | {"text_config": silent} if whole is not values else silent))
+    path.write_text(
+        json.dumps(whole | {"text_config": silent} if whole is not values else silent)
+    )
     assert _metadata(checkpoint) == full
     if full["general.architecture"] in UNROTATED:
         return
@@ -128,7 +138,9 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(row: Row, tmp_pa
         ("gemma4_text", "gemma4"),
     ],
 )
-def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path: Path) -> None:
+def test_the_text_of_a_model_that_sees_too(
+    model_type: str, outer: str, tmp_path: Path
+) -> None:
     """Its names have a prefix, and its configuration is nested."""
     from safetensors.numpy import load_file, save_file
 
@@ -136,9 +148,15 @@ def test_the_text_of_a_model_that_sees_too(model_type: str, outer: str, tmp_path
     checkpoint = make_model(tmp_path / "model", model_type, **row.config)
     text = _metadata(checkpoint)
     path, weights = checkpoint / "config.json", checkpoint / "model.safetensors"
-    path.write_text(json.dumps({"model_type": outer, "text_config": json.loads(path.read_text())}))
+    path.write_text(
+        json.dumps({"model_type": outer, "text_config": json.loads(path.read_text())})
+    )
     save_file(
-        {f"language_model.{name}": values for name, values in load_file(weights).items()}, weights
+        {
+            f"language_model.{name}": values
+            for name, values in load_file(weights).items()
+        },
+        weights,
     )
     seeing = _metadata(checkpoint)
     if model_type != "mistral":
@@ -171,7 +189,10 @@ def test_layers_that_do_not_rotate_make_a_shift_wrong(
 ) -> None:
     """the pinned llama.cpp turns all layers' cached keys in a shift."""
     checkpoint = make_model(
-        tmp_path / "model", model_type, num_hidden_layers=layers, tie_word_embeddings=True
+        tmp_path / "model",
+        model_type,
+        num_hidden_layers=layers,
+        tie_word_embeddings=True,
     )
     out = tmp_path / "out.gguf"
     planned = convert(ConvertOptions(checkpoint, out, RopeScaling("linear", factor=4)))

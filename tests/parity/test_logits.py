@@ -25,7 +25,9 @@ CASES = {
     "yarn-7.5": RopeScaling("yarn", factor=7.5),
     "yarn-4-gain-1": RopeScaling("yarn", factor=4, attention_factor=1.0),
     "yarn-8-gain-1.5": RopeScaling("yarn", factor=8, attention_factor=1.5),
-    "yarn-4-betas": RopeScaling("yarn", factor=4, beta_fast=16, beta_slow=2, attention_factor=1.0),
+    "yarn-4-betas": RopeScaling(
+        "yarn", factor=4, beta_fast=16, beta_slow=2, attention_factor=1.0
+    ),
     "linear-4-gain": RopeScaling("linear", factor=4, attention_factor=1.2),
     "llama3-8": RopeScaling("llama3", factor=8),
 }
@@ -48,7 +50,8 @@ GAINS = ("yarn-2", "yarn-4", "yarn-7.5", "yarn-8-gain-1.5", "linear-4-gain")
 
 
 @pytest.mark.parametrize(
-    ("name", "encoding"), [*((name, None) for name in CASES), *((name, "keys") for name in GAINS)]
+    ("name", "encoding"),
+    [*((name, None) for name in CASES), *((name, "keys") for name in GAINS)],
 )
 def test_logits_equal_transformers(
     checkpoint: Path, tmp_path: Path, name: str, encoding: str | None
@@ -69,7 +72,9 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "no-gqa": {"num_key_value_heads": 4},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"model_type": "mistral", "sliding_window": None},
-    "base-500000": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    "base-500000": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}
+    },
     "own-linear": {
         "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     },
@@ -98,7 +103,9 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("config", CHECKPOINTS.values(), ids=CHECKPOINTS)
-def test_what_the_checkpoint_says_is_baked(tmp_path: Path, config: dict[str, Any]) -> None:
+def test_what_the_checkpoint_says_is_baked(
+    tmp_path: Path, config: dict[str, Any]
+) -> None:
     """Shapes of the family, and each method as a checkpoint states it, without an option."""
     checkpoint = make_llama(tmp_path / "model", **config)
     report = bake_and_verify(checkpoint, tmp_path / "out.gguf", None)
@@ -128,10 +135,16 @@ def test_a_wrong_file_fails(checkpoint: Path, tmp_path: Path) -> None:
     from ggext.verify import what_is_wanted
 
     out = tmp_path / "out.gguf"
-    convert(ConvertOptions(checkpoint, out, RopeScaling("yarn", factor=4, attention_factor=1.0)))
+    convert(
+        ConvertOptions(
+            checkpoint, out, RopeScaling("yarn", factor=4, attention_factor=1.0)
+        )
+    )
     wanted = what_is_wanted(read_gguf(out), checkpoint)
     wrong_gain = replace(wanted, scaling=replace(wanted.scaling, attention_factor=None))
-    checks = logits.check_logits(read_gguf(out), checkpoint, wrong_gain, 128, None, [], print)
+    checks = logits.check_logits(
+        read_gguf(out), checkpoint, wrong_gain, 128, None, [], print
+    )
     assert [c.passed for c in checks] == [False, False]
     assert min(c.value for c in checks) > 1e-4
 
@@ -152,7 +165,9 @@ def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -
         "beta_fast": 16.0,
         "beta_slow": 2.0,
     }
-    checkpoint = make_llama(tmp_path / "model", rope_parameters=yarn, max_position_embeddings=256)
+    checkpoint = make_llama(
+        tmp_path / "model", rope_parameters=yarn, max_position_embeddings=256
+    )
     right, wrong = tmp_path / "right.gguf", tmp_path / "wrong.gguf"
     convert(ConvertOptions(checkpoint, right))
     gguf = read_gguf(right)
@@ -170,13 +185,17 @@ def test_a_file_of_another_converter_is_held_to_its_checkpoint(tmp_path: Path) -
     }
     fields |= {f"llama.rope.scaling.{k}": Field.of(v) for k, v in keys.items()}
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [gguf.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in gguf.tensors.values()
         if t.name != "rope_freqs.weight"
     ]
     write_gguf(wrong, fields, tensors)
     report = verify(wrong, checkpoint)
-    assert {check.level for check in report.checks if check.required and not check.passed} == {
+    assert {
+        check.level for check in report.checks if check.required and not check.passed
+    } == {
         "table",
         "graph",
         "logits",

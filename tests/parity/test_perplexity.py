@@ -45,12 +45,16 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def transformers_nll(folder: Path, scaling: RopeScaling, gguf: Path, tokens: list[int]) -> Any:
+def transformers_nll(
+    folder: Path, scaling: RopeScaling, gguf: Path, tokens: list[int]
+) -> Any:
     """-log p by torch's own cross entropy."""
     geometry = unscaled_geometry(read_gguf(gguf))
     logits = transformers_logits(folder, scaling, geometry, tokens)
     loss = torch.nn.functional.cross_entropy(
-        torch.from_numpy(logits[:-1]).double(), torch.tensor(tokens[1:]), reduction="none"
+        torch.from_numpy(logits[:-1]).double(),
+        torch.tensor(tokens[1:]),
+        reduction="none",
     )
     return loss.numpy()
 
@@ -60,10 +64,14 @@ def transformers_nll(folder: Path, scaling: RopeScaling, gguf: Path, tokens: lis
     "checkpoint",
     [
         pytest.param(DEMO_MODEL, id="embedded"),
-        pytest.param(STORIES, id="stories260K", marks=pytest.mark.shared("models/stories260K")),
+        pytest.param(
+            STORIES, id="stories260K", marks=pytest.mark.shared("models/stories260K")
+        ),
     ],
 )
-def test_perplexity_is_transformers(checkpoint: Path, scaling: RopeScaling, tmp_path: Path) -> None:
+def test_perplexity_is_transformers(
+    checkpoint: Path, scaling: RopeScaling, tmp_path: Path
+) -> None:
     path = tmp_path / "model.gguf"
     convert(ConvertOptions(checkpoint, path, scaling))
     with Model.open(path) as model:
@@ -83,10 +91,14 @@ def test_perplexity_is_transformers(checkpoint: Path, scaling: RopeScaling, tmp_
     "checkpoint",
     [
         pytest.param(DEMO_MODEL, id="embedded"),
-        pytest.param(STORIES, id="stories260K", marks=pytest.mark.shared("models/stories260K")),
+        pytest.param(
+            STORIES, id="stories260K", marks=pytest.mark.shared("models/stories260K")
+        ),
     ],
 )
-def test_perplexity_with_dynamic_ntk_is_transformers(checkpoint: Path, tmp_path: Path) -> None:
+def test_perplexity_with_dynamic_ntk_is_transformers(
+    checkpoint: Path, tmp_path: Path
+) -> None:
     """At twice the trained length both have the base of that length; transformers for all tokens,
     ours for those after the trained length, before which the base is the model's."""
     path = tmp_path / "model.gguf"

@@ -60,7 +60,9 @@ def test_random_configurations(model_type: str, tmp_path: Path) -> None:
     assert not any("\n" in refusal for refusal in refusals)
 
 
-def _evaluated(model_type: str, folder: Path, seed: int) -> tuple[list[int], Any] | None:
+def _evaluated(
+    model_type: str, folder: Path, seed: int
+) -> tuple[list[int], Any] | None:
     """Tokens and what transformers makes of them with the configuration as it stands in the folder,
     ``None`` where it cannot run that or would take random weights."""
     import torch
@@ -84,7 +86,9 @@ def _evaluated(model_type: str, folder: Path, seed: int) -> tuple[list[int], Any
             for i in range(min(160, config.get_text_config().max_position_embeddings))
         ]
         with torch.inference_mode():
-            logits = model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+            logits = (
+                model.eval()(torch.tensor([ids]), use_cache=False).logits[0].numpy()
+            )
     except Exception:  # noqa: BLE001 - whatever a model's code says of a configuration that it cannot run
         return None
     return None if info["missing_keys"] or info["mismatched_keys"] else (ids, logits)

@@ -44,7 +44,9 @@ def test_a_row_is_what_is_written_and_exact(name: str, tmp_path: Path) -> None:
         if expected.startswith("none"):
             assert cell == expected, STALE
             continue
-        words = cell.removeprefix("not judged ") if cell.startswith("not judged") else words
+        words = (
+            cell.removeprefix("not judged ") if cell.startswith("not judged") else words
+        )
         assert words == expected, STALE
         if not words.startswith("runtime ") or words.startswith("runtime, "):
             assert float(figure) <= BOUND.get(name, 1e-6), (name, request)

@@ -55,7 +55,9 @@ def endless_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model whose end token is never the likeliest."""
     keys = {"llama.context_length": 60000, "tokenizer.chat_template": SPEAKS}
     rows = (
-        np.random.default_rng(1).normal(0, 0.2, (tiny_gguf.N_VOCAB, tiny_gguf.N_EMBD)).astype("<f4")
+        np.random.default_rng(1)
+        .normal(0, 0.2, (tiny_gguf.N_VOCAB, tiny_gguf.N_EMBD))
+        .astype("<f4")
     )
     rows[2] = 0
     path = tmp_path_factory.mktemp("models") / "endless.gguf"
@@ -65,7 +67,9 @@ def endless_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def show(application: QApplication, example: ModuleType) -> Iterator[Callable[[Path], Any]]:
+def show(
+    application: QApplication, example: ModuleType
+) -> Iterator[Callable[[Path], Any]]:
     windows = []
 
     def make(path: Path) -> Any:
@@ -115,7 +119,10 @@ def test_it_answers_and_remembers(show: Callable[[Path], Any], demo_gguf: Path) 
     ask(window, "Tom hides the map below. Where is the map?")
     wait_for(lambda: not window.busy)
     text = window.transcript.toPlainText()
-    assert text == "You: Tom hides the map below. Where is the map?\nModel: Look for the map below."
+    assert (
+        text
+        == "You: Tom hides the map below. Where is the map?\nModel: Look for the map below."
+    )
     assert window.status.text() == "6 tokens"
     ask(window, "Where is the map?")
     wait_for(lambda: not window.busy)
@@ -172,14 +179,18 @@ def test_who_reads_further_up_is_left_there(
     assert bar.value() == 10
 
 
-def test_markup_in_a_question_is_text(show: Callable[[Path], Any], demo_gguf: Path) -> None:
+def test_markup_in_a_question_is_text(
+    show: Callable[[Path], Any], demo_gguf: Path
+) -> None:
     window = show(demo_gguf)
     ask(window, "<b>map</b> & <img src='x'>")
     assert window.transcript.toPlainText().startswith("You: <b>map</b> & <img src='x'>")
     wait_for(lambda: not window.busy)
 
 
-def test_a_file_that_is_no_model_is_told(show: Callable[[Path], Any], tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_told(
+    show: Callable[[Path], Any], tmp_path: Path
+) -> None:
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + bytes(20))
     window = show(path)

@@ -65,8 +65,13 @@ def test_no_link_leads_nowhere(page: Path) -> None:
 
 
 def _anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.+)$", _FENCED.sub("", page.read_text("utf-8")), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    headings = re.findall(
+        r"^#+ (.+)$", _FENCED.sub("", page.read_text("utf-8")), re.MULTILINE
+    )
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 def commands() -> list[str]:
@@ -87,17 +92,23 @@ def test_a_command_of_the_guides_exists_with_its_options(line: str) -> None:
     command = main.get_command(click.Context(main), name)
     assert command is not None, f"{line}: there is no such command"
     known = {option for parameter in command.params for option in parameter.opts}
-    known |= {option for parameter in command.params for option in parameter.secondary_opts}
+    known |= {
+        option for parameter in command.params for option in parameter.secondary_opts
+    }
     for argument in arguments:
         if argument.startswith("-") and argument != "-":
-            assert argument in known | {"--help"}, f"{line}: there is no option {argument}"
+            assert argument in known | {"--help"}, (
+                f"{line}: there is no option {argument}"
+            )
     assert CliRunner().invoke(main, [name, "--help"]).exit_code == 0
 
 
 def sentences(page: Path) -> list[str]:
     """Of prose, without tables, headings and blocks; an item of a list ends a sentence too."""
     text = _FENCED.sub("", page.read_text("utf-8"))
-    lines = [x for x in text.splitlines() if not x.startswith(("|", "#", "<!--", "    "))]
+    lines = [
+        x for x in text.splitlines() if not x.startswith(("|", "#", "<!--", "    "))
+    ]
     prose = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", "\n".join(lines))
     parts = re.split(r"(?<=[.!?])\s+|\n\n+|\n(?=- )", prose)
     return [part for part in parts if part.strip()]
@@ -134,7 +145,9 @@ def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("baked")
-def test_the_readmes_second_python_example_answers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readmes_second_python_example_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     exec(GUIDES[0].read_text("utf-8").split("```python\n")[2].split("```")[0], {})
     assert capsys.readouterr().out == "Look for the map below."
 
@@ -144,5 +157,14 @@ def test_the_readmes_chat_answers(baked: Path) -> None:
     question, answer = re.findall(r"^> (Where .*)\n(.*)$", readme, re.MULTILINE)[0]
     text = CliRunner().invoke(main, ["demo", "--text", "900"])
     (baked / "story.txt").write_text(text.stdout, "utf-8")
-    line = ["chat", "demo-yarn4.gguf", "-f", "story.txt", "-p", question, "--temperature", "0"]
+    line = [
+        "chat",
+        "demo-yarn4.gguf",
+        "-f",
+        "story.txt",
+        "-p",
+        question,
+        "--temperature",
+        "0",
+    ]
     assert CliRunner().invoke(main, line).stdout == answer + "\n"

@@ -23,7 +23,9 @@ pytest.importorskip("llama_cpp")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(sys.platform == "win32", reason="the program's environment is POSIX's"),
+    pytest.mark.skipif(
+        sys.platform == "win32", reason="the program's environment is POSIX's"
+    ),
 ]
 
 QUESTION = "Tom hides the map below. Where is the map?"
@@ -79,7 +81,9 @@ Freeze = Callable[[str, str], Path]
 def freeze(tmp_path: Path) -> Freeze:
     """Freezes a program, moves its folder, and gives the path of the executable there."""
     environment = dict(os.environ)
-    origin = json.loads(metadata.distribution("ggext").read_text("direct_url.json") or "{}")
+    origin = json.loads(
+        metadata.distribution("ggext").read_text("direct_url.json") or "{}"
+    )
     if origin.get("dir_info", {}).get("editable"):
         # An editable installation imports through a hook of its own, into which PyInstaller does
         # not see: then from a folder that looks as the installed package does.
@@ -97,7 +101,12 @@ def freeze(tmp_path: Path) -> Freeze:
         source.write_text(code)
         command = [sys.executable, "-m", "PyInstaller", "--noconfirm", source.name]
         done = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            command,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         moved = tmp_path / "elsewhere" / name
@@ -135,7 +144,9 @@ def test_a_console_program(freeze: Freeze, demo_gguf: Path, tmp_path: Path) -> N
     assert '"untested": ""' in verdict.read_text()
     frozen = [path for path in program.parent.rglob("*") if path.is_file()]
     assert any(path.name.startswith("libllama") for path in frozen)
-    assert not any("torch" in path.parts or "transformers" in path.parts for path in frozen)
+    assert not any(
+        "torch" in path.parts or "transformers" in path.parts for path in frozen
+    )
 
 
 def test_the_example_window(freeze: Freeze, demo_gguf: Path, tmp_path: Path) -> None:

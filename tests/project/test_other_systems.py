@@ -65,7 +65,10 @@ for module in pkgutil.walk_packages(ggext.__path__, "ggext."):
 print(count)
 """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     files = [*(ROOT / "ggext").rglob("*.py"), *(ROOT / "converters").rglob("*.py")]
@@ -147,7 +150,9 @@ def test_handles_and_folders_are_windows_own(tmp_path: Path) -> None:
 def test_a_change_in_place_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with (
-        pytest.raises(OutputError, match=r"model\.gguf cannot be changed in place on Windows"),
+        pytest.raises(
+            OutputError, match=r"model\.gguf cannot be changed in place on Windows"
+        ),
         exclusive(tmp_path / "model.gguf"),
     ):
         pass
@@ -164,7 +169,9 @@ def test_the_free_memory_is_asked_of_windows(
         return 1
 
     kernel32 = SimpleNamespace(GlobalMemoryStatusEx=answer)
-    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+    monkeypatch.setattr(
+        ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False
+    )
     assert machine.free_memory(tmp_path, tmp_path) == 5 << 30
 
 
@@ -178,7 +185,10 @@ def test_the_extension_builds_for_windows_without_a_warning(tmp_path: Path) -> N
     assert b"python3.dll" in module
     assert b"libwinpthread" not in module
     # Only names of the stable interface, which this Python has too.
-    names = {line.split()[0] for line in (tmp_path / "python3.def").read_text().splitlines()[2:]}
+    names = {
+        line.split()[0]
+        for line in (tmp_path / "python3.def").read_text().splitlines()[2:]
+    }
     assert len(names) > 20
     assert all(hasattr(ctypes.pythonapi, name) for name in names)
 
@@ -194,8 +204,13 @@ def test_threads_and_files_work_in_windows_own_way(tmp_path: Path) -> None:
     sources = [ROOT / "tests" / "windows" / "threads_and_files.c"]
     objects = [tmp_path / "files.o", tmp_path / "parallel.o"]
     native = ROOT / "native"
-    subprocess.run([MINGW, "-std=c11", "-I", native, *sources, *objects, "-o", program], check=True)
-    environment = os.environ | {"WINEPREFIX": str(tmp_path / "wine"), "WINEDEBUG": "-all"}
+    subprocess.run(
+        [MINGW, "-std=c11", "-I", native, *sources, *objects, "-o", program], check=True
+    )
+    environment = os.environ | {
+        "WINEPREFIX": str(tmp_path / "wine"),
+        "WINEDEBUG": "-all",
+    }
     done = subprocess.run(
         [WINE, program],
         cwd=tmp_path,

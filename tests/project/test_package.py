@@ -66,7 +66,11 @@ KEPT_IN = {
     "llama_cpp": {"runtime"},
     "llguidance": {"runtime"},
     "lm_eval": {"lm_eval"},
-    "torch": {"checkpoint", "proof", "tune"},  # pickles, the judge of verify --reference, training
+    "torch": {
+        "checkpoint",
+        "proof",
+        "tune",
+    },  # pickles, the judge of verify --reference, training
     "transformers": {"proof", "tune"},
     "peft": {"tune"},
     "accelerate": {"tune"},
@@ -78,7 +82,11 @@ KEPT_IN = {
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT.parent,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -106,14 +114,20 @@ def imported(path: Path, package: str) -> Iterator[tuple[int, str]]:
             name = ".".join([*base, *([node.module] if node.module else [])])
             # `from ggext import native` names the part in the alias, not in the module.
             if name == "ggext":
-                yield from ((node.lineno, f"ggext.{alias.name}") for alias in node.names)
+                yield from (
+                    (node.lineno, f"ggext.{alias.name}") for alias in node.names
+                )
             else:
                 yield node.lineno, name
 
 
 def package_of(path: Path) -> str:
     inside = path.relative_to(ROOT)
-    names = inside.parent.parts if inside.parts[0] == "ggext" else ("ggext", *inside.parent.parts)
+    names = (
+        inside.parent.parts
+        if inside.parts[0] == "ggext"
+        else ("ggext", *inside.parent.parts)
+    )
     return ".".join(names)
 
 
@@ -142,12 +156,23 @@ def row_of(part: str) -> int:
 
 
 def test_importing_ggext_is_cheap() -> None:
-    heavy = ("numpy", "gguf", "torch", "llama_cpp", "transformers", "click", "rich", "jinja2")
+    heavy = (
+        "numpy",
+        "gguf",
+        "torch",
+        "llama_cpp",
+        "transformers",
+        "click",
+        "rich",
+        "jinja2",
+    )
     code = f"import ggext, sys; print([m for m in {heavy!r} if m in sys.modules])"
     assert run_python(code).strip() == "[]"
 
 
-@pytest.mark.parametrize("module", sorted({part for part, _ in sources()} - NEED_EXTRAS))
+@pytest.mark.parametrize(
+    "module", sorted({part for part, _ in sources()} - NEED_EXTRAS)
+)
 def test_without_extras_it_can_be_imported(module: str) -> None:
     run_python(
         f"import sys\n"
@@ -184,7 +209,9 @@ def test_parts_do_not_import_each_other_in_circles() -> None:
     for part, target, _ in inner_imports():
         if part != target:
             graph.setdefault(part, set()).add(target)
-    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+    graphlib.TopologicalSorter(
+        graph
+    ).prepare()  # raises CycleError, which names the circle
 
 
 def modules() -> dict[str, Path]:
@@ -206,17 +233,23 @@ def modules_imported(path: Path, known: Mapping[str, object]) -> set[str]:
             assert not node.level, f"{path}:{node.lineno}: write the whole name"
             for alias in node.names:
                 inside = f"{node.module}.{alias.name}"
-                compiled = (ROOT / inside.replace(".", "/")).with_suffix(".pyi").is_file()
+                compiled = (
+                    (ROOT / inside.replace(".", "/")).with_suffix(".pyi").is_file()
+                )
                 targets.add(inside if inside in known or compiled else str(node.module))
     return targets & known.keys()
 
 
 def imports_of(known: Mapping[str, Path]) -> dict[str, set[str]]:
-    return {name: modules_imported(path, known) - {name} for name, path in known.items()}
+    return {
+        name: modules_imported(path, known) - {name} for name, path in known.items()
+    }
 
 
 def test_modules_do_not_import_each_other_in_circles() -> None:
-    graphlib.TopologicalSorter(imports_of(modules())).prepare()  # CycleError names the circle
+    graphlib.TopologicalSorter(
+        imports_of(modules())
+    ).prepare()  # CycleError names the circle
 
 
 @pytest.mark.parametrize(
@@ -245,7 +278,9 @@ def test_heavy_packages_stay_where_they_belong() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("folder", ["ggext", "converters", "tests", "tools", "benchmarks"])
+@pytest.mark.parametrize(
+    "folder", ["ggext", "converters", "tests", "tools", "benchmarks"]
+)
 def test_nothing_imports_a_second_copy_of_converters(folder: str) -> None:
     """`import converters` would load the family modules twice, under two names."""
     wrong = [
@@ -266,14 +301,23 @@ def test_converters_are_installed_inside_ggext() -> None:
 
 def test_the_pin_of_llama_cpp_stands_once() -> None:
     """In `ggext.llama_cpp_facts.pin`; the package's metadata, which pip reads, holds the release a second time."""
-    (requirement,) = (r for r in metadata.requires("ggext") or [] if "llama-cpp-python" in r)
-    assert requirement.split(";")[0].strip() == f"llama-cpp-python=={pin.LLAMA_CPP_PYTHON}"
+    (requirement,) = (
+        r for r in metadata.requires("ggext") or [] if "llama-cpp-python" in r
+    )
+    assert (
+        requirement.split(";")[0].strip() == f"llama-cpp-python=={pin.LLAMA_CPP_PYTHON}"
+    )
     places = {"ggext/llama_cpp_facts/pin.py", "pyproject.toml"}
     code = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
     plain = [ROOT / name for name in ("Makefile", "pyproject.toml", "constraints.txt")]
     again = {
         str(path.relative_to(ROOT))
-        for path in [*code, *plain, *(ROOT / ".ci").iterdir(), *(ROOT / ".github").rglob("*.yml")]
+        for path in [
+            *code,
+            *plain,
+            *(ROOT / ".ci").iterdir(),
+            *(ROOT / ".github").rglob("*.yml"),
+        ]
         if path.is_file()
         for number in (pin.LLAMA_CPP_PYTHON, pin.LLAMA_CPP_COMMIT)
         if number in path.read_text(encoding="utf-8")
@@ -289,7 +333,9 @@ def test_version_and_data_are_the_distribution_s() -> None:
     assert resources.files("ggext").joinpath("data").is_dir()
 
 
-def test_the_readmes_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_python_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Word by word, on the embedded model in place of MODEL."""
     import shutil
 

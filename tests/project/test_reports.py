@@ -54,6 +54,8 @@ def test_every_row_names_tests_that_exist() -> None:
                 file = files[Path(name).name]
                 tests += 1
                 continue
-            assert name in (functions(file) if file else anywhere), f"{name} is not in {file}"
+            assert name in (functions(file) if file else anywhere), (
+                f"{name} is not in {file}"
+            )
             tests += 1
         assert tests, f"the row {cell!r} names no test"

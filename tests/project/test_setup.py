@@ -62,7 +62,12 @@ CLANG = "#define __GNUC__ 4\\n#define __GNUC_MINOR__ 2\\n#define __clang__ 1\\n"
     [
         (GCC_12, "exit 0", True, "GCC 12.2 compiles its kernels wrongly"),
         (GCC_13_3, "exit 0", False, "a small product of tiles is right"),
-        (GCC_13_3, "kill -ILL \\$\\$", True, "a small product of tiles ends with signal 4"),
+        (
+            GCC_13_3,
+            "kill -ILL \\$\\$",
+            True,
+            "a small product of tiles ends with signal 4",
+        ),
         (CLANG, "exit 3", True, "a small product of tiles ends with exit status 3"),
         (CLANG, "exit 0", False, "a small product of tiles is right"),
     ],
@@ -77,7 +82,9 @@ def test_amx_is_off_where_the_compiler_breaks_it(
     assert line.startswith("AMX: off, " if off else "AMX: on, ")
 
 
-def test_nothing_is_decided_without_amx(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_decided_without_amx(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert tool.without_amx(["/nonexistent"], has_amx=False) == (
         False,
         "AMX: nothing to decide, the processor has none",
@@ -96,11 +103,15 @@ def test_the_probe_compiles_and_shows_what_gcc_12_throws_away(
         pytest.skip("g++ is not a GCC that knows AMX")
     source = str(TOOL.with_name("amx_probe.cpp"))
     target = ["-O3", "-mamx-tile", "-mamx-int8", "-S", "-o", str(tmp_path / "probe.s")]
-    done = subprocess.run(["g++", *target, source], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        ["g++", *target, source], check=False, capture_output=True, text=True
+    )
     if "unrecognized command-line option" in done.stderr:
         pytest.skip("g++ compiles for another processor")
     assert done.returncode == 0, done.stderr
-    configure = (tmp_path / "probe.s").read_text().split("configure")[1].split("ldtilecfg")[0]
+    configure = (
+        (tmp_path / "probe.s").read_text().split("configure")[1].split("ldtilecfg")[0]
+    )
     stores_rows = "movb\t$16" in configure or configure.count("mov") > 8
     assert stores_rows is (gcc >= tool.SOUND_GCC)
 
@@ -159,7 +170,9 @@ def test_what_the_user_set_up_comes_first(
     assert tool.is_offered(settings) is False
 
 
-@pytest.mark.parametrize("names", ["llama-cpp-python", "llama_cpp_python", ":all:", "numpy,:all:"])
+@pytest.mark.parametrize(
+    "names", ["llama-cpp-python", "llama_cpp_python", ":all:", "numpy,:all:"]
+)
 def test_no_binary_leaves_the_wheel_to_pip_with_everything_in_it(
     names: str, tool: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

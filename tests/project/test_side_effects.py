@@ -56,7 +56,9 @@ def test_errors_of_llama_cpp_are_told_in_their_own_thread() -> None:
     llama.clear_log()
 
     def fail() -> None:
-        module.llama_model_load_from_file(b"/nowhere.gguf", module.llama_model_default_params())
+        module.llama_model_load_from_file(
+            b"/nowhere.gguf", module.llama_model_default_params()
+        )
         told.append(llama.reason())
 
     told: list[str] = []
@@ -93,5 +95,8 @@ def test_models_that_are_opened_at_once_know_their_own_copied_weights(
         log = llama.lib().llama_log_callback(_native.log_callback())
         log(2, b"load_tensors:   CPU_REPACK model buffer size =   700.00 MiB\n", None)
 
-    with Model.open(demo_gguf) as alone, Model.open(demo_gguf, progress=log_of_another) as model:
+    with (
+        Model.open(demo_gguf) as alone,
+        Model.open(demo_gguf, progress=log_of_another) as model,
+    ):
         assert model.copied == alone.copied < 700 * 2**20

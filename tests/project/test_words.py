@@ -50,7 +50,10 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
         if token.type == tokenize.COMMENT:
             yield token.start[0], token.string
         elif token.type == tokenize.STRING and not _IDENTIFIER.fullmatch(token.string):
-            yield token.start[0], re.sub(r"\{[^{}\n]*\}|``?[^`\n]+`?`", "", token.string)
+            yield (
+                token.start[0],
+                re.sub(r"\{[^{}\n]*\}|``?[^`\n]+`?`", "", token.string),
+            )
 
 
 def unplain(path: Path) -> list[str]:
@@ -58,13 +61,17 @@ def unplain(path: Path) -> list[str]:
         f"{path.relative_to(ROOT)}:{line + before.count(chr(10))}: {word.group()}: write "
         f"{UNPLAIN[word.group().lower()]}"
         for line, text in prose(path)
-        for word in _WORD.finditer(RIGHT.sub(lambda right: " " * len(right.group()), text))
+        for word in _WORD.finditer(
+            RIGHT.sub(lambda right: " " * len(right.group()), text)
+        )
         for before in [text[: word.start()]]
     ]
 
 
 def files() -> list[Path]:
-    code = [path for part in ("ggext", "converters") for path in (ROOT / part).rglob("*.py")]
+    code = [
+        path for part in ("ggext", "converters") for path in (ROOT / part).rglob("*.py")
+    ]
     names = {path.relative_to(ROOT).as_posix(): path for path in code}
     pages = [*(ROOT / "docs").glob("*.md"), *ROOT.glob("*.md")]
     pages = [page for page in pages if page.name not in GENERATED]
@@ -77,7 +84,8 @@ def test_prose_is_in_plain_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["x = 1  # tokens behind a cut", 'raise E("nobody knows")', 'f"{told} was told"']
+    "line",
+    ["x = 1  # tokens behind a cut", 'raise E("nobody knows")', 'f"{told} was told"'],
 )
 def test_an_unplain_word_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
@@ -87,7 +95,11 @@ def test_an_unplain_word_is_seen(
     assert len(unplain(tmp_path / "a.py")) == 1
 
 
-@pytest.mark.parametrize("line", ["told = beside(1)", '"behind"', "# left behind", 'f"{told}"'])
+@pytest.mark.parametrize(
+    "line", ["told = beside(1)", '"behind"', "# left behind", 'f"{told}"']
+)
 def test_names_and_idioms_are_let_through(tmp_path: Path, line: str) -> None:
     (tmp_path / "a.py").write_text(line + "\n")
-    assert not list(_WORD.finditer(RIGHT.sub("", " ".join(t for _, t in prose(tmp_path / "a.py")))))
+    assert not list(
+        _WORD.finditer(RIGHT.sub("", " ".join(t for _, t in prose(tmp_path / "a.py"))))
+    )

@@ -29,7 +29,9 @@ from ggext.verify import LEVELS, verify
 pytest.importorskip("llama_cpp")
 
 GAIN = 1 + 0.1 * math.log(4)
-OWN_YARN = RopeScaling("yarn", factor=4, beta_fast=16, beta_slow=2, attention_factor=1.0)
+OWN_YARN = RopeScaling(
+    "yarn", factor=4, beta_fast=16, beta_slow=2, attention_factor=1.0
+)
 METHODS = {
     "none": RopeScaling("none"),
     "linear": RopeScaling("linear", factor=4),
@@ -78,7 +80,10 @@ def upstream(files: dict[str, Path]) -> Path:
     changes = {scaling + key: value for key, value in keys.items()}
     out = files["yarn-betas"].with_name("upstream.gguf")
     return rewritten(
-        files["yarn-betas"], out, changes, drop=("rope_freqs.weight", f"{scaling}attn_factor")
+        files["yarn-betas"],
+        out,
+        changes,
+        drop=("rope_freqs.weight", f"{scaling}attn_factor"),
     )
 
 
@@ -91,29 +96,41 @@ def test_a_right_file_is_executed_as_asked(files: dict[str, Path], method: str) 
     assert report.passed, report.checks
     assert len(of_level(report, "graph")) == 3
     assert [row.node for row in report.nodes[:2]] == ["Qcur-0", "Kcur-0"]
-    assert all(row.executed == pytest.approx(row.wanted, rel=1e-5) for row in report.pairs)
+    assert all(
+        row.executed == pytest.approx(row.wanted, rel=1e-5) for row in report.pairs
+    )
 
 
-def test_quantized_weights_make_no_difference(files: dict[str, Path], tmp_path: Path) -> None:
+def test_quantized_weights_make_no_difference(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     convert(ConvertOptions(files["yarn"], tmp_path / "q8.gguf", type="q8_0"))
-    full, quantized = (verify(f, levels=["graph"]) for f in (files["yarn"], tmp_path / "q8.gguf"))
+    full, quantized = (
+        verify(f, levels=["graph"]) for f in (files["yarn"], tmp_path / "q8.gguf")
+    )
     assert quantized.passed
     assert of_level(quantized, "graph")[0].value == pytest.approx(
         of_level(full, "graph")[0].value, rel=0.2
     )
 
 
-def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream: Path) -> None:
+def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(
+    upstream: Path,
+) -> None:
     result = ggext("verify", upstream, "--details")
     assert result.exit_code == 1
-    assert "pair 7 of 16 (dimensions 14 and 15, wavelength 516.1 tokens)" in result.stdout
+    assert (
+        "pair 7 of 16 (dimensions 14 and 15, wavelength 516.1 tokens)" in result.stdout
+    )
     assert (
         "0.01217 rad a token wanted, 0.02029 executed (×1.667); 8 of 16 pairs are off"
         in result.stdout
     )
     assert "wanted 1, executed 1.138629, in 6 of 6 nodes" in result.stdout
     assert "beta_fast 16 and beta_slow 2 wanted, 32 and 1 executed" in result.stdout
-    unread = "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
+    unread = (
+        "the file's rope.scaling.yarn_attn_factor 1 is not read by llama.cpp's llama"
+    )
     assert f"{unread}; rope.scaling.attn_factor must be 0.878249" in result.stdout
     wrong = "1,024 tokens: WRONG, the file does not say what was asked for"
     assert wrong in result.stdout.splitlines()[-1]
@@ -141,7 +158,12 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
             512,
             "original context 256 wanted, 512 executed",
         ),
-        ("linear", "scaling.type", "yarn", "linear is wanted, and the operation runs YaRN"),
+        (
+            "linear",
+            "scaling.type",
+            "yarn",
+            "linear is wanted, and the operation runs YaRN",
+        ),
         ("linear", "freq_base", 500000.0, "base 1000 wanted, 500000 executed"),
         (
             "linear-gain",
@@ -153,19 +175,30 @@ def test_upstreams_file_fails_and_says_which_dimension_how_much_and_why(upstream
     ],
 )
 def test_a_wrong_key_is_named(
-    files: dict[str, Path], tmp_path: Path, method: str, key: str, value: object, why: str
+    files: dict[str, Path],
+    tmp_path: Path,
+    method: str,
+    key: str,
+    value: object,
+    why: str,
 ) -> None:
-    wrong = rewritten(files[method], tmp_path / "wrong.gguf", {f"llama.rope.{key}": value})
+    wrong = rewritten(
+        files[method], tmp_path / "wrong.gguf", {f"llama.rope.{key}": value}
+    )
     report = verify(wrong, levels=["graph"])
     assert not report.passed
     assert why in " ".join(check.why for check in report.checks)
 
 
 def test_llama3_without_its_tensor(files: dict[str, Path], tmp_path: Path) -> None:
-    wrong = rewritten(files["llama3"], tmp_path / "wrong.gguf", {}, drop=["rope_freqs.weight"])
+    wrong = rewritten(
+        files["llama3"], tmp_path / "wrong.gguf", {}, drop=["rope_freqs.weight"]
+    )
     report = verify(wrong, levels=["graph"])
     assert not report.passed
-    assert "needs the tensor rope_freqs.weight" in " ".join(check.why for check in report.checks)
+    assert "needs the tensor rope_freqs.weight" in " ".join(
+        check.why for check in report.checks
+    )
 
 
 def test_a_slow_pair_is_seen_at_the_end_of_the_context(
@@ -178,9 +211,13 @@ def test_a_slow_pair_is_seen_at_the_end_of_the_context(
     factors = gguf.float_tensor("rope_freqs.weight").copy()
     factors[-1] *= 1.0001
     data = factors.tobytes()
-    tensors = [as_written(gguf, name) for name in gguf.tensors if name != "rope_freqs.weight"]
+    tensors = [
+        as_written(gguf, name) for name in gguf.tensors if name != "rope_freqs.weight"
+    ]
     tensors.append(
-        TensorToWrite("rope_freqs.weight", (len(factors),), 0, len(data), lambda: [data])
+        TensorToWrite(
+            "rope_freqs.weight", (len(factors),), 0, len(data), lambda: [data]
+        )
     )
     write_gguf(tmp_path / "wrong.gguf", gguf.fields, tensors)
     report = verify(tmp_path / "wrong.gguf", levels=["graph"])
@@ -199,8 +236,12 @@ def with_first_query(source: Path, out: Path, value: float, count: int) -> Path:
     weights = gguf.float_tensor(name).copy()
     weights[:count] = value
     data = weights.tobytes()
-    changed = TensorToWrite(name, gguf.tensors[name].shape, 0, len(data), lambda: [data])
-    tensors = [changed if other == name else as_written(gguf, other) for other in gguf.tensors]
+    changed = TensorToWrite(
+        name, gguf.tensors[name].shape, 0, len(data), lambda: [data]
+    )
+    tensors = [
+        changed if other == name else as_written(gguf, other) for other in gguf.tensors
+    ]
     assert gguf.tensors[name].type == 0
     assert np.prod(changed.shape) >= count
     write_gguf(out, gguf.fields, tensors)
@@ -214,7 +255,9 @@ def test_a_layer_of_zeros_says_nothing(files: dict[str, Path], tmp_path: Path) -
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_numbers_that_are_none_fail(files: dict[str, Path], tmp_path: Path, value: float) -> None:
+def test_numbers_that_are_none_fail(
+    files: dict[str, Path], tmp_path: Path, value: float
+) -> None:
     broken = with_first_query(files["yarn"], tmp_path / "broken.gguf", value, 1)
     report = verify(broken, levels=["graph"])
     assert not report.passed
@@ -257,7 +300,10 @@ def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
         for k, f in gguf.fields.items()
     }
     fields |= {f"qwen2.{k}": Field.of(v) for k, v in encoding.keys.items()}
-    fields |= {"general.architecture": Field.of("qwen2"), "ggext.recipe": Field.of(recipe)}
+    fields |= {
+        "general.architecture": Field.of("qwen2"),
+        "ggext.recipe": Field.of(recipe),
+    }
     tensors = [as_written(gguf, name) for name in gguf.tensors]
     for t in gguf.tensors.values():
         if t.name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight")):
@@ -265,7 +311,9 @@ def test_neox_in_a_live_graph(files: dict[str, Path], tmp_path: Path) -> None:
             bias = struct.pack(f"<{n}f", *[0.1] * n)
             name = t.name.replace("weight", "bias")
             tensors.append(
-                TensorToWrite(name, (n,), 0, len(bias), partial(lambda data: [data], bias))
+                TensorToWrite(
+                    name, (n,), 0, len(bias), partial(lambda data: [data], bias)
+                )
             )
     write_gguf(tmp_path / "qwen2.gguf", fields, tensors)
     report = verify(tmp_path / "qwen2.gguf")
@@ -311,7 +359,9 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
     def checks(held_to: Wanted) -> list[Check]:
         found = [_turn(node, held_to)]
         return check_graph(
-            GgufFile(Path("x"), 3, {"general.architecture": Field.of("llama")}, {}, 32, 0, 0),
+            GgufFile(
+                Path("x"), 3, {"general.architecture": Field.of("llama")}, {}, 32, 0, 0
+            ),
             found,
             executed_by_node(found),
             gpu=False,
@@ -320,13 +370,18 @@ def test_layouts_and_partial_rotation(layout: str, n_rot: int) -> None:
     assert all(check.passed for check in checks(wanted))
     other = replace(wanted.geometry, layout="norm" if layout == "neox" else "neox")
     assert "pairs dimensions as" in checks(replace(wanted, geometry=other))[1].why
-    narrow = replace(wanted.geometry, n_rot=n_rot - 8)  # dimensions turn that should stay
+    narrow = replace(
+        wanted.geometry, n_rot=n_rot - 8
+    )  # dimensions turn that should stay
     assert checks(replace(wanted, geometry=narrow))[0].value == math.inf
 
 
 def test_a_folded_gain_is_not_the_kernels() -> None:
     wanted = Wanted(
-        RopeScaling("yarn", factor=4), RopeGeometry(32, 32, 10000.0, "norm", 256), "a test", GAIN**2
+        RopeScaling("yarn", factor=4),
+        RopeGeometry(32, 32, 10000.0, "norm", 256),
+        "a test",
+        GAIN**2,
     )
     assert wanted.table.attention_factor == pytest.approx(GAIN)
     assert wanted.kernel_table.attention_factor == pytest.approx(1.0)
@@ -356,7 +411,9 @@ def test_positions_beyond_the_context_do_not_decide(
 
     real = ggml.rope_on
 
-    def broken(device: Any, call: Any, rows: Any, positions: Any, first: int = 0) -> Any:
+    def broken(
+        device: Any, call: Any, rows: Any, positions: Any, first: int = 0
+    ) -> Any:
         turned = real(device, call, rows, positions)
         assert turned is not None
         turned[positions >= first] *= -1.0
@@ -385,7 +442,9 @@ def test_a_million_tokens_are_told_in_words() -> None:
     last = next(row for row in rows if row.position == 1 << 20)
     assert 0.03 < last.error < last.bound
     assert last.meaning.startswith("float32 angles: cos and sin of pair")
-    assert last.meaning.endswith("of a token's step: it hardly tells neighbouring tokens apart")
+    assert last.meaning.endswith(
+        "of a token's step: it hardly tells neighbouring tokens apart"
+    )
     assert all(check.passed for check in checks)
 
 
@@ -401,15 +460,21 @@ def test_the_bound_of_float32_holds(base: float, n_rot: int) -> None:
 
     geometry = RopeGeometry(n_rot, n_rot, base, "norm", 8192)
     for method in ("linear", "ntk", "yarn", "llama3"):
-        table = replace(make_table(RopeScaling(method, factor=8), geometry), context=1 << 21)  # type: ignore[arg-type]
-        used = max(row.error / row.bound for row in check_devices(table, geometry, None)[1])
+        table = replace(
+            make_table(RopeScaling(method, factor=8), geometry), context=1 << 21
+        )  # type: ignore[arg-type]
+        used = max(
+            row.error / row.bound for row in check_devices(table, geometry, None)[1]
+        )
         assert 0.02 < used < 0.5
 
 
 # shift
 
 
-def test_a_gain_in_the_keys_is_applied_again_by_every_shift(files: dict[str, Path]) -> None:
+def test_a_gain_in_the_keys_is_applied_again_by_every_shift(
+    files: dict[str, Path],
+) -> None:
     report = verify(files["yarn"], levels=["shift"])
     assert [row.k_norm for row in report.shifts] == pytest.approx(
         [GAIN, GAIN**2, GAIN**3], rel=1e-5
@@ -420,7 +485,9 @@ def test_a_gain_in_the_keys_is_applied_again_by_every_shift(files: dict[str, Pat
     assert report.passed  # right, as long as no one rolls it
 
 
-@pytest.mark.parametrize("method", ["none", "linear", "ntk", "llama3", "yarn-gain-1", "yarn-betas"])
+@pytest.mark.parametrize(
+    "method", ["none", "linear", "ntk", "llama3", "yarn-gain-1", "yarn-betas"]
+)
 def test_without_a_gain_the_cache_may_roll(files: dict[str, Path], method: str) -> None:
     report = verify(files[method], levels=["shift"], require_shift_safe=True)
     assert report.passed
@@ -436,13 +503,18 @@ def test_require_shift_safe(files: dict[str, Path]) -> None:
     )
     assert (told.exit_code, required.exit_code) == (0, 1)
     assert "UNSAFE  not safe to roll: ×1.1386, ×1.2965, ×1.4762" in told.stdout
-    assert "each shift multiplies the cached keys by the attention factor 1.139" in told.stdout
+    assert (
+        "each shift multiplies the cached keys by the attention factor 1.139"
+        in told.stdout
+    )
     assert "or write the file with --encoding folded" in told.stdout
     assert told.stdout.endswith("do not let it roll\n")
     assert "WRONG" in required.stdout
 
 
-def test_a_cache_that_cannot_shift(monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]) -> None:
+def test_a_cache_that_cannot_shift(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
+) -> None:
     from ggext.runtime.probe import Probe
 
     monkeypatch.setattr(Probe, "can_shift", False)
@@ -478,7 +550,8 @@ def test_another_layout_of_a_tensor_is_refused(monkeypatch: pytest.MonkeyPatch) 
             patch.setattr(ggml, name, value)
             assert ggml.self_test(functions).startswith(problem)
             with pytest.raises(
-                ModelError, match=r"llama-cpp-python 0\.3\.36 is not the one that ggext knows"
+                ModelError,
+                match=r"llama-cpp-python 0\.3\.36 is not the one that ggext knows",
             ):
                 ggml._library.__wrapped__()
 
@@ -494,7 +567,10 @@ def swapped(a: str, b: str, first: int = 0) -> type:
     parts = [(name, fields[name]) for name in order]
     if first:
         index = order.index(a)
-        parts[index : index + 1] = [("gap", ctypes.c_int32 * first), (a, ctypes.c_int32 * 16)]
+        parts[index : index + 1] = [
+            ("gap", ctypes.c_int32 * first),
+            (a, ctypes.c_int32 * 16),
+        ]
         parts = [part for part in parts if part[0] != "flags"]
     return type("Tensor", (ctypes.Structure,), {"_fields_": tuple(parts)})
 
@@ -525,10 +601,14 @@ def test_what_ggml_would_abort_on_is_refused(change: dict[str, Any]) -> None:
 
     call = replace(ggml.RopeCall(8, 0, 64, 10000.0, 1.0, 0.0, 1.0, 32.0, 1.0), **change)
     with pytest.raises(ModelError):
-        ggml.rope_on(ggml.devices()[0], call, np.zeros((2, 1, 8), np.float32), np.arange(2))
+        ggml.rope_on(
+            ggml.devices()[0], call, np.zeros((2, 1, 8), np.float32), np.arange(2)
+        )
 
 
-def test_an_error_while_the_graph_is_read_reaches_the_caller(files: dict[str, Path]) -> None:
+def test_an_error_while_the_graph_is_read_reaches_the_caller(
+    files: dict[str, Path],
+) -> None:
     from ggext.runtime.model import Model
     from ggext.runtime.probe import Probe
 
@@ -549,21 +629,33 @@ def test_one_report_on_the_screen(files: dict[str, Path]) -> None:
     result = ggext("verify", files["linear"], "--details")
     assert result.exit_code == 0
     lines = result.stdout.splitlines()
-    levels = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in LEVELS]
+    levels = [
+        line.split()[0]
+        for line in lines
+        if line.split()[:1] and line.split()[0] in LEVELS
+    ]
     assert levels == ["table"] * 3 + ["kernel"] * 2 + ["graph"] * 3 + ["shift"]
     assert "worst |Δ| of cos and sin / gain, by kernel" in lines
-    assert any(line.startswith("1,048,576 ") and "beyond the context" in line for line in lines)
+    assert any(
+        line.startswith("1,048,576 ") and "beyond the context" in line for line in lines
+    )
     assert lines[-1] == "1,024 tokens: exact in llama.cpp; safe to roll"
 
 
 @pytest.mark.parametrize("name", ["linear", "yarn", "yarn-betas", "upstream"])
-def test_a_line_a_level_of_80_columns(files: dict[str, Path], upstream: Path, name: str) -> None:
+def test_a_line_a_level_of_80_columns(
+    files: dict[str, Path], upstream: Path, name: str
+) -> None:
     """newcomer.md, E: every row wrapped in the middle of a word; and no verdict."""
     path = upstream if name == "upstream" else files[name]
     result = ggext("verify", path)
     lines = result.stdout.splitlines()
     assert max(len(line) for line in lines if "/" not in line) <= 80
-    levels = [line.split()[0] for line in lines if line.split()[:1] and line.split()[0] in LEVELS]
+    levels = [
+        line.split()[0]
+        for line in lines
+        if line.split()[:1] and line.split()[0] in LEVELS
+    ]
     assert set(levels) == set(LEVELS)
     assert result.exit_code == (1 if name == "upstream" else 0)
     verdicts = {
@@ -573,9 +665,9 @@ def test_a_line_a_level_of_80_columns(files: dict[str, Path], upstream: Path, na
     }
     if name != "upstream":
         assert lines[-1] == verdicts[name]
-    assert json.loads(ggext("verify", path, "--json").stdout)["verdict"].split(":")[0] == (
-        "1,024 tokens"
-    )
+    assert json.loads(ggext("verify", path, "--json").stdout)["verdict"].split(":")[
+        0
+    ] == ("1,024 tokens")
 
 
 def test_what_the_words_mean() -> None:
@@ -591,11 +683,15 @@ def test_what_the_words_mean() -> None:
 
 def foreign(files: dict[str, Path], name: str, out: Path, **changes: Any) -> Path:
     """The file without a recipe, as another program would have written it."""
-    changes = {f"llama.{key.replace('__', '.')}": value for key, value in changes.items()}
+    changes = {
+        f"llama.{key.replace('__', '.')}": value for key, value in changes.items()
+    }
     return rewritten(files[name], out, changes, drop=("ggext.recipe",))
 
 
-@pytest.mark.parametrize("name", ["none", "linear", "ntk", "yarn", "yarn-betas", "llama3"])
+@pytest.mark.parametrize(
+    "name", ["none", "linear", "ntk", "yarn", "yarn-betas", "llama3"]
+)
 def test_a_file_from_elsewhere_is_held_to_its_own_keys(
     files: dict[str, Path], tmp_path: Path, name: str
 ) -> None:
@@ -606,7 +702,9 @@ def test_a_file_from_elsewhere_is_held_to_its_own_keys(
     assert report.shift_safe is (name != "yarn")
 
 
-def test_keys_that_llama_cpp_does_not_read_are_found(upstream: Path, tmp_path: Path) -> None:
+def test_keys_that_llama_cpp_does_not_read_are_found(
+    upstream: Path, tmp_path: Path
+) -> None:
     """ "Is this YaRN file from the hub what llama.cpp executes?", without a recipe."""
     path = rewritten(upstream, tmp_path / "x.gguf", {}, drop=("ggext.recipe",))
     result = ggext("verify", path)
@@ -630,20 +728,30 @@ def test_a_known_model_is_held_to_what_its_authors_publish(
         low_freq_factor=1.0,
         high_freq_factor=4.0,
     )
-    model = foreign(files, "none", tmp_path / "base.gguf", **published, embedding_length=4096)
+    model = foreign(
+        files, "none", tmp_path / "base.gguf", **published, embedding_length=4096
+    )
     report = verify(model, levels=["table"])
     assert not report.passed
     why = " ".join(check.why for check in report.checks)
     assert "Llama 3.1 and 3.3 is scaled by llama3 ×8 of 8,192 tokens" in why
     right = tmp_path / "right.gguf"
     convert(ConvertOptions(model, right, as_published))
-    bare = rewritten(right, tmp_path / "bare.gguf", {}, drop=("ggext.recipe", "ggext.before"))
+    bare = rewritten(
+        right, tmp_path / "bare.gguf", {}, drop=("ggext.recipe", "ggext.before")
+    )
     report = verify(bare, levels=["table"])
     assert report.passed
     assert report.published.startswith("as the authors of Llama 3.1 and 3.3 publish it")
     other = tmp_path / "other.gguf"
-    convert(ConvertOptions(model, other, RopeScaling("yarn", factor=4, original_context=32768)))
-    bare = rewritten(other, tmp_path / "bare2.gguf", {}, drop=("ggext.recipe", "ggext.before"))
+    convert(
+        ConvertOptions(
+            model, other, RopeScaling("yarn", factor=4, original_context=32768)
+        )
+    )
+    bare = rewritten(
+        other, tmp_path / "bare2.gguf", {}, drop=("ggext.recipe", "ggext.before")
+    )
     report = verify(bare, levels=["table"])
     assert report.passed
     assert "this file has a scaling of its own" in report.published
@@ -671,7 +779,9 @@ def test_plot(files: dict[str, Path], tmp_path: Path, name: str) -> None:
 def test_a_plot_of_the_table_alone(files: dict[str, Path], tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert (
-        ggext("verify", files["yarn"], "--level", "table", "--plot", tmp_path / "p.png").exit_code
+        ggext(
+            "verify", files["yarn"], "--level", "table", "--plot", tmp_path / "p.png"
+        ).exit_code
         == 0
     )
 
@@ -712,7 +822,9 @@ def test_without_llama_cpp_the_rest_is_proved(files: dict[str, Path]) -> None:
 
 
 @pytest.mark.usefixtures("without_llama_cpp")
-@pytest.mark.parametrize("options", [["--level", "table,graph"], ["--require-shift-safe"]])
+@pytest.mark.parametrize(
+    "options", [["--level", "table,graph"], ["--require-shift-safe"]]
+)
 def test_a_level_that_was_asked_for_needs_its_extra(
     files: dict[str, Path], options: list[str]
 ) -> None:

@@ -65,11 +65,15 @@ def test_yarn_reaches_further_than_none(report: Any) -> None:
 def test_the_same_seed_gives_the_same_report(report: Any, demo_gguf: Path) -> None:
     again = evaluate(demo_gguf, SMALL)
     assert json.dumps(again.as_dict()) == json.dumps(report.as_dict())
-    other = evaluate(demo_gguf, EvalOptions(lengths=(256,), trials=1, documents=1, seed=1))
+    other = evaluate(
+        demo_gguf, EvalOptions(lengths=(256,), trials=1, documents=1, seed=1)
+    )
     assert other.settings[0].scores[0] != report.settings[0].scores[0]
 
 
-def test_a_run_that_was_stopped_goes_on(report: Any, demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on(
+    report: Any, demo_gguf: Path, tmp_path: Path
+) -> None:
     kept = tmp_path / "run.jsonl"
     with Evaluation([demo_gguf], SMALL, kept) as evaluation:
 
@@ -84,7 +88,9 @@ def test_a_run_that_was_stopped_goes_on(report: Any, demo_gguf: Path, tmp_path: 
         assert 0 < len(evaluation.missing) == len(evaluation.plan.items) - 6
     lines = kept.read_bytes().splitlines(keepends=True)
     assert len(lines) == 7
-    kept.write_bytes(b"".join(lines) + lines[-1][:40])  # a crash in the middle of a line
+    kept.write_bytes(
+        b"".join(lines) + lines[-1][:40]
+    )  # a crash in the middle of a line
     steps: list[Progress] = []
     with Evaluation([demo_gguf], SMALL, kept) as evaluation:
         assert len(evaluation.missing) == len(evaluation.plan.items) - 6
@@ -94,7 +100,9 @@ def test_a_run_that_was_stopped_goes_on(report: Any, demo_gguf: Path, tmp_path: 
     assert len(kept.read_bytes().splitlines()) == 1 + len(evaluation.plan.items)
 
 
-@pytest.mark.parametrize("content", [b"", b"not json\n", b'{"format": "another"}\n', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"", b"not json\n", b'{"format": "another"}\n', b"\xff\xfe"]
+)
 def test_a_file_that_is_no_partial_run_stays(
     content: bytes, demo_gguf: Path, tmp_path: Path
 ) -> None:
@@ -108,7 +116,9 @@ def test_a_file_that_is_no_partial_run_stays(
     assert kept.read_bytes() == content
 
 
-def test_a_partial_run_of_another_seed_is_refused(demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_partial_run_of_another_seed_is_refused(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
     kept = tmp_path / "run.jsonl"
     Evaluation([demo_gguf], EvalOptions(seed=3), kept).close()
     before = kept.read_bytes()
@@ -140,13 +150,18 @@ def test_cache_types_policies_and_divergence_go_in_one_table(demo_gguf: Path) ->
     assert full.key_tokens is not None
     assert full.key_tokens.short == 128
     assert full.key_tokens.scored == 512 - 128
-    assert [(one.start, one.end) for one in full.key_tokens.bands] == [(0, 256), (256, 512)]
+    assert [(one.start, one.end) for one in full.key_tokens.bands] == [
+        (0, 256),
+        (256, 512),
+    ]
     assert sum(one.count for one in full.key_tokens.bands) == full.key_tokens.count
     assert full.protocol is not None
     assert (full.protocol.protocol, full.protocol.count) == ("yarn", 1)
     streaming = evaluate(
         demo_gguf,
-        EvalOptions(lengths=(3000,), trials=1, documents=1, when_full=("stream", "recompute")),
+        EvalOptions(
+            lengths=(3000,), trials=1, documents=1, when_full=("stream", "recompute")
+        ),
     )
     assert [one.when_full for one in streaming.settings] == ["stream", "recompute"]
     assert all(one.scores[0].score.items == 5 for one in streaming.settings)
@@ -164,18 +179,24 @@ def test_a_quantized_cache_that_llama_cpp_rotates_is_recorded(
     folder = make_llama(tmp_path / "model", head_dim=64)
     convert(ConvertOptions(folder, path, RopeScaling("none")))
     kept = tmp_path / "run.jsonl"
-    options = EvalOptions(lengths=(64,), trials=1, documents=1, tasks=(), kv_types=("f16", "q8_0"))
+    options = EvalOptions(
+        lengths=(64,), trials=1, documents=1, tasks=(), kv_types=("f16", "q8_0")
+    )
     if disabled:
         Evaluation([path], options, kept).close()
         monkeypatch.setenv("LLAMA_ATTN_ROT_DISABLE", "1")
-        with pytest.raises(UsageError, match="is a run with LLAMA_ATTN_ROT_DISABLE None, not '1'"):
+        with pytest.raises(
+            UsageError, match="is a run with LLAMA_ATTN_ROT_DISABLE None, not '1'"
+        ):
             Evaluation([path], options, kept)
     plain, rounded = evaluate(path, options).settings
     assert plain.rotated == ()
     assert rounded.rotated == (() if disabled else ("keys", "values"))
 
 
-def test_the_price_is_what_transformers_free_arithmetic_gives(report: Any, demo_gguf: Path) -> None:
+def test_the_price_is_what_transformers_free_arithmetic_gives(
+    report: Any, demo_gguf: Path
+) -> None:
     """exp of the mean paired difference of the mean losses, minus 1."""
     from ggext.gguf.open import read_gguf
     from ggext.quality.perplexity import nll
@@ -218,7 +239,16 @@ class _Page(HTMLParser):
 
 def test_the_page_is_whole_and_opens_offline(demo_gguf: Path, tmp_path: Path) -> None:
     page, card = tmp_path / "report.html", tmp_path / "card.md"
-    arguments = ("--lengths", "256,512", "--trials", "1", "--documents", "1", "--try", "none")
+    arguments = (
+        "--lengths",
+        "256,512",
+        "--trials",
+        "1",
+        "--documents",
+        "1",
+        "--try",
+        "none",
+    )
     done = run(demo_gguf, *arguments, "--html", page, "--card", card)
     assert done.exit_code == 0, done.output
     assert "effective context, score at least 85.6 % (RULER)" in done.output
@@ -235,7 +265,9 @@ def test_the_page_is_whole_and_opens_offline(demo_gguf: Path, tmp_path: Path) ->
     assert "## How far it reaches" in card.read_text("utf-8")
 
 
-def test_convert_writes_the_card_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_writes_the_card_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ggext.quality import run as running
 
     small = EvalOptions(lengths=(256, 512), trials=1, documents=1)
@@ -250,7 +282,16 @@ def test_convert_writes_the_card_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "256 | 512 |" in text
     missing = tmp_path / "nowhere" / "card.md"
     done = CliRunner().invoke(
-        main, ["convert", "demo", str(tmp_path / "b.gguf"), "--yarn", "2", "--card", str(missing)]
+        main,
+        [
+            "convert",
+            "demo",
+            str(tmp_path / "b.gguf"),
+            "--yarn",
+            "2",
+            "--card",
+            str(missing),
+        ],
     )
     assert done.exit_code == 1
     assert "the folder" in done.output
@@ -282,16 +323,31 @@ def test_a_budget_picks_what_fits(demo_gguf: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"lengths": (4096,)}, r"a length of 4,096 is beyond the 2,048 tokens .* is made for"),
+        (
+            {"lengths": (4096,)},
+            r"a length of 4,096 is beyond the 2,048 tokens .* is made for",
+        ),
         ({"lengths": (10,)}, "a length is 10, but must be at least 64 tokens"),
-        ({"tasks": ("variables",)}, "the task variables needs words that the vocabulary"),
-        ({"tasks": ("juggling",)}, "the task 'juggling' is unknown; known are multikey, "),
-        ({"tasks": ("questions",)}, "the task questions and a file of questions go together"),
+        (
+            {"tasks": ("variables",)},
+            "the task variables needs words that the vocabulary",
+        ),
+        (
+            {"tasks": ("juggling",)},
+            "the task 'juggling' is unknown; known are multikey, ",
+        ),
+        (
+            {"tasks": ("questions",)},
+            "the task questions and a file of questions go together",
+        ),
         ({"tries": ("yarn",)}, "'yarn' needs a factor, such as yarn:4"),
         ({"tries": ("longrope:4",)}, "'longrope:4' is no method to try"),
         ({"tries": ("ntk:0.5",)}, "the factor must be more than 1"),
         ({"kv_types": ("q3_9",)}, "the kv type 'q3_9' is unknown"),
-        ({"form": "sonnet"}, "the form 'sonnet' is unknown; known are template, raw, auto"),
+        (
+            {"form": "sonnet"},
+            "the form 'sonnet' is unknown; known are template, raw, auto",
+        ),
         ({"texts": (Path("/nowhere/book.txt"),)}, r"/nowhere/book.txt cannot be read"),
         ({"budget": 0.0}, "the budget is 0.0 seconds"),
     ],
@@ -308,12 +364,16 @@ def test_a_text_that_is_too_short_is_said(demo_gguf: Path, tmp_path: Path) -> No
     book = tmp_path / "book.txt"
     book.write_text("Tom keeps the map outside. " * 20)
     options = {"texts": (book,), "tasks": (), "lengths": (1024,)}
-    with pytest.raises(UsageError, match=r"the longest text has \d+ tokens, too few for a length"):
+    with pytest.raises(
+        UsageError, match=r"the longest text has \d+ tokens, too few for a length"
+    ):
         evaluate(demo_gguf, EvalOptions(documents=1, **options))  # type: ignore[arg-type]
     found = evaluate(demo_gguf, EvalOptions(**options))  # type: ignore[arg-type]
     assert found.settings[0].bands == () or found.settings[0].bands[-1].end <= 256
     assert "perplexity by position is not measured" in found.notes[-1]
-    with pytest.raises(UsageError, match="llama-perplexity's protocol needs two chunks, 2,048"):
+    with pytest.raises(
+        UsageError, match="llama-perplexity's protocol needs two chunks, 2,048"
+    ):
         evaluate(demo_gguf, EvalOptions(protocol="llama.cpp", **options))  # type: ignore[arg-type]
 
 
@@ -324,11 +384,15 @@ def test_a_context_beyond_the_memory_is_refused_with_its_size(
 
     monkeypatch.setattr(capacity, "free_memory", lambda: 64 << 20)
     with pytest.raises(ModelError, match=r"needs .* GiB, the free memory holds"):
-        Evaluation([demo_gguf], EvalOptions(lengths=(1 << 20,), trials=1, tries=("none",))).close()
+        Evaluation(
+            [demo_gguf], EvalOptions(lengths=(1 << 20,), trials=1, tries=("none",))
+        ).close()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-def test_logits_that_are_no_numbers_take_nothing_back(demo_gguf: Path, tmp_path: Path) -> None:
+def test_logits_that_are_no_numbers_take_nothing_back(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
     """Of two files the second is damaged: what the first came to is shown, then what is wrong."""
     whole, damaged = tmp_path / "whole.gguf", tmp_path / "damaged.gguf"
     data = demo_gguf.read_bytes()
@@ -349,14 +413,28 @@ def test_logits_that_are_no_numbers_take_nothing_back(demo_gguf: Path, tmp_path:
 
 def test_ctrl_c_reports_what_was_measured(demo_gguf: Path, tmp_path: Path) -> None:
     kept = tmp_path / "run.jsonl"
-    arguments = ["--lengths", "256,2k", "--trials", "2000", "--documents", "1", "--resume", kept]
+    arguments = [
+        "--lengths",
+        "256,2k",
+        "--trials",
+        "2000",
+        "--documents",
+        "1",
+        "--resume",
+        kept,
+    ]
     code = "from ggext.cli import main; main()"
     command = [sys.executable, "-c", code, "eval", demo_gguf, *arguments]
     with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stderr is not None
-        assert re.search(r"tokens, about .*: lengths 256, 2,048", process.stderr.readline())
+        assert re.search(
+            r"tokens, about .*: lengths 256, 2,048", process.stderr.readline()
+        )
         while not kept.exists() or len(kept.read_bytes().splitlines()) < 4:
             assert process.poll() is None
         os.kill(process.pid, signal.SIGINT)

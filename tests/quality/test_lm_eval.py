@@ -50,7 +50,11 @@ def theirs() -> Any:
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        pretrained=str(DEMO_MODEL), device="cpu", dtype="float32", max_length=128, batch_size=1
+        pretrained=str(DEMO_MODEL),
+        device="cpu",
+        dtype="float32",
+        max_length=128,
+        batch_size=1,
     )
 
 
@@ -58,10 +62,14 @@ def test_the_harness_knows_it_by_name() -> None:
     assert get_model("ggext") is GgufLM
 
 
-def test_likelihoods_are_those_of_the_harness_s_own_model(ours: GgufLM, theirs: Any) -> None:
+def test_likelihoods_are_those_of_the_harness_s_own_model(
+    ours: GgufLM, theirs: Any
+) -> None:
     actual = ours.loglikelihood(asked(*PAIRS), disable_tqdm=True)
     expected = theirs.loglikelihood(asked(*PAIRS), disable_tqdm=True)
-    assert [one for one, _ in actual] == pytest.approx([one for one, _ in expected], abs=1e-3)
+    assert [one for one, _ in actual] == pytest.approx(
+        [one for one, _ in expected], abs=1e-3
+    )
     assert [greedy for _, greedy in actual] == [greedy for _, greedy in expected]
     assert actual[0] == actual[4] != actual[1]
 
@@ -76,7 +84,9 @@ def test_a_text_longer_than_the_context_is_scored_in_the_same_windows(
     assert actual == pytest.approx(expected, abs=1e-2)
 
 
-def test_answers_are_those_of_the_harness_s_own_model(ours: GgufLM, theirs: Any) -> None:
+def test_answers_are_those_of_the_harness_s_own_model(
+    ours: GgufLM, theirs: Any
+) -> None:
     requests = asked(
         ("the cat is in", {"until": ["."], "max_gen_toks": 12}),
         ("tom put the", {"until": ["\n"], "max_gen_toks": 7}),
@@ -102,15 +112,22 @@ def test_a_request_beyond_the_context_loses_its_beginning(
 def test_a_chat_is_in_the_file_s_template_with_one_bos(ours: GgufLM) -> None:
     chat = [{"role": "user", "content": "where is the cat ?"}]
     text = ours.apply_chat_template(chat)
-    assert ours.tok_encode(text) == ours._prompts.tokens([Turn("user", "where is the cat ?")])
+    assert ours.tok_encode(text) == ours._prompts.tokens(
+        [Turn("user", "where is the cat ?")]
+    )
     begun = [*chat, {"role": "assistant", "content": "the cat is"}]
-    assert ours.apply_chat_template(begun, add_generation_prompt=False) == f"{text}the cat is"
+    assert (
+        ours.apply_chat_template(begun, add_generation_prompt=False)
+        == f"{text}the cat is"
+    )
 
 
 def test_what_it_cannot_do_is_said(ours: GgufLM, demo_gguf: Path) -> None:
     with pytest.raises(UsageError, match="batch_size is auto"):
         GgufLM(demo_gguf, batch_size="auto")
     with pytest.raises(UsageError, match="no room for a question"):
-        ours.generate_until(asked(("a", {"until": [], "max_gen_toks": 128})), disable_tqdm=True)
+        ours.generate_until(
+            asked(("a", {"until": [], "max_gen_toks": 128})), disable_tqdm=True
+        )
     with pytest.raises(UsageError, match="'rag'"):
         ours.chat_template("rag")

@@ -33,7 +33,9 @@ def test_wilson_s_interval(right: int, asked: int, low: int, high: int) -> None:
     assert [round(100 * bound) for bound in bounds] == [low, high]
 
 
-@pytest.mark.parametrize(("df", "expected"), [(1, 12.706), (2, 4.303), (9, 2.262), (100, 1.984)])
+@pytest.mark.parametrize(
+    ("df", "expected"), [(1, 12.706), (2, 4.303), (9, 2.262), (100, 1.984)]
+)
 def test_student_s_quantiles(df: int, expected: float) -> None:
     assert statistics.t_quantile(df) == pytest.approx(expected, abs=5e-4)
 
@@ -81,7 +83,12 @@ def test_paired_means_are_tighter_than_the_values() -> None:
         ("The codes are 1234567 and 7654321.", ("1234567", "7654321"), 1.0, 1.0),
         ("1234567", ("1234567", "7654321"), 0.5, 1.0),
         ("PARIS\x00\n", ("Paris",), 1.0, 1.0),
-        ("in the year 19451", ("1945",), 1.0, 1.0),  # a part of a word counts, as in RULER
+        (
+            "in the year 19451",
+            ("1945",),
+            1.0,
+            1.0,
+        ),  # a part of a word counts, as in RULER
         ("", ("x",), 0.0, 0.0),
         ("alpha, beta", ("Alpha", "BETA", "gamma"), 2 / 3, 1.0),
     ],
@@ -103,7 +110,9 @@ def test_a_length_counts_when_all_shorter_ones_do() -> None:
     assert nolima.threshold == pytest.approx(0.85)
     ruler, _ = effective_context({1024: good, 2048: unsure})
     assert (ruler.length, ruler.next_length, ruler.decided) == (1024, 2048, False)
-    ruler, nolima = effective_context({1024: at(0.5, 0.45, 0.55), 2048: at(0.5, 0.45, 0.55)})
+    ruler, nolima = effective_context(
+        {1024: at(0.5, 0.45, 0.55), 2048: at(0.5, 0.45, 0.55)}
+    )
     assert (ruler.length, nolima.length) == (None, 2048)
     ruler, nolima = effective_context({1024: at(0, 0, 0.04)})
     assert (nolima.length, nolima.threshold) == (None, None)
@@ -197,7 +206,9 @@ def test_questions_of_one_s_own_are_read_line_by_line(tmp_path: Path) -> None:
         '{"question": 1}',
     ):
         path.write_text(f"{good}\n{bad}\n")
-        with pytest.raises(UsageError, match=r"questions\.jsonl, line 2, is not a question"):
+        with pytest.raises(
+            UsageError, match=r"questions\.jsonl, line 2, is not a question"
+        ):
             read_questions(path)
 
 
@@ -207,7 +218,9 @@ class _Vocabulary:
     path = Path("model.gguf")
     bos, eos, n_vocab = 1, 2, 1 << 16
 
-    def __init__(self, template: str | None, *, adds_bos: bool = True, letters: str = "") -> None:
+    def __init__(
+        self, template: str | None, *, adds_bos: bool = True, letters: str = ""
+    ) -> None:
         self.chat_template = template
         self.adds_bos = adds_bos
         self._letters = letters
@@ -266,7 +279,9 @@ def test_a_vocabulary_that_cannot_spell_a_needle_is_refused() -> None:
     able = PromptMaker(_Vocabulary(None))  # type: ignore[arg-type]
     assert sample_maker(able)("single", 400, Random(0)).task == "single"
     unable = PromptMaker(_Vocabulary(None, letters="abc "))  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match=r"the vocabulary of model\.gguf cannot spell a needle"):
+    with pytest.raises(
+        UsageError, match=r"the vocabulary of model\.gguf cannot spell a needle"
+    ):
         sample_maker(unable)
 
 
@@ -288,7 +303,9 @@ class TestWithModels:
             whole = nll(session, tokens)
             assert len(whole) == 399
             for first in (2, 100, 397, 400):
-                assert nll(session, tokens, first) == pytest.approx(whole[first - 1 :], abs=1e-3)
+                assert nll(session, tokens, first) == pytest.approx(
+                    whole[first - 1 :], abs=1e-3
+                )
             with pytest.raises(UsageError, match="first is 0"):
                 nll(session, tokens, 0)
             with pytest.raises(ContextFullError):
@@ -347,7 +364,9 @@ class TestWithModels:
             found = key_tokens(short_nll(session, tokens, short, window), long)
         assert keys >= 5
         assert int(found.sum()) == keys
-        assert math.exp(long[found].mean()) == pytest.approx(math.exp(total / keys), rel=1e-4)
+        assert math.exp(long[found].mean()) == pytest.approx(
+            math.exp(total / keys), rel=1e-4
+        )
 
     def test_two_contexts_step_side_by_side(self, demo_gguf: Path) -> None:
         from ggext.quality.perplexity import compare, nll
@@ -356,7 +375,10 @@ class TestWithModels:
 
         with Model.open(demo_gguf) as model:
             tokens = little_piece(model, 300, 0, 0).tokens
-            with Session(model) as exact, Session(model, SessionOptions(n_batch=50)) as same:
+            with (
+                Session(model) as exact,
+                Session(model, SessionOptions(n_batch=50)) as same,
+            ):
                 found = compare(exact, same, tokens)
                 assert len(found.kl) == 299
                 assert found.kl.max() < 1e-6
@@ -367,11 +389,14 @@ class TestWithModels:
                 assert found.kl.mean() > 1e-6
                 lost = nll(rounded, tokens) - nll(exact, tokens)
                 assert found.delta_p == pytest.approx(
-                    np.exp(-nll(rounded, tokens)) - np.exp(-nll(exact, tokens)), abs=1e-5
+                    np.exp(-nll(rounded, tokens)) - np.exp(-nll(exact, tokens)),
+                    abs=1e-5,
                 )
                 assert np.abs(lost).max() > 0
 
-    def test_a_forced_answer_is_what_greedy_decoding_gives(self, demo_gguf: Path) -> None:
+    def test_a_forced_answer_is_what_greedy_decoding_gives(
+        self, demo_gguf: Path
+    ) -> None:
         from ggext.quality.needles import forced, sample_maker
         from ggext.quality.prompts import PromptMaker
         from ggext.runtime.engine import Model, Sampling, Session
@@ -382,7 +407,10 @@ class TestWithModels:
             assert prompts.count(sample) in (511, 512)
             agreed = 0
             for question in sample.questions:
-                prompt, answer = prompts.prompt(sample.body, question), prompts.answer(question)
+                prompt, answer = (
+                    prompts.prompt(sample.body, question),
+                    prompts.answer(question),
+                )
                 session.evaluate(prompt)
                 greedy = list(session.generate(Sampling(temperature=0.0), len(answer)))
                 right = forced(session, prompt, answer)
@@ -430,7 +458,9 @@ class TestWithModels:
             found[scaling.method] = expected.mean()
         assert len({round(value, 3) for value in found.values()}) == 4
 
-    def test_a_scaling_in_a_tensor_is_not_switched_off_by_keys(self, tmp_path: Path) -> None:
+    def test_a_scaling_in_a_tensor_is_not_switched_off_by_keys(
+        self, tmp_path: Path
+    ) -> None:
         from ggext.checkpoint.named import DEMO_MODEL
         from ggext.convert import ConvertOptions, convert
         from ggext.gguf.open import read_gguf

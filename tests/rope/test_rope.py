@@ -20,7 +20,9 @@ from ggext.rope.methods import make_table, theta
 from ggext.rope.recipe import COMMAND_LINE, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
-GEOMETRY = RopeGeometry(n_rot=64, head_dim=64, base=10000.0, layout="norm", trained_context=4096)
+GEOMETRY = RopeGeometry(
+    n_rot=64, head_dim=64, base=10000.0, layout="norm", trained_context=4096
+)
 
 
 def transformers_table(config: dict[str, Any]) -> tuple[list[float], float]:
@@ -32,7 +34,9 @@ def transformers_table(config: dict[str, Any]) -> tuple[list[float], float]:
     values = {k: v for k, v in config.items() if k != "model_type"}
     parsed = AutoConfig.for_model(config["model_type"], **values)
     kind = parsed.rope_parameters["rope_type"]
-    make = ROPE_INIT_FUNCTIONS.get(kind, LlamaRotaryEmbedding.compute_default_rope_parameters)
+    make = ROPE_INIT_FUNCTIONS.get(
+        kind, LlamaRotaryEmbedding.compute_default_rope_parameters
+    )
     inv_freq, gain = make(parsed)
     return inv_freq.double().tolist(), gain
 
@@ -58,8 +62,12 @@ def test_real_llama_configs_equal_transformers(shared: Path, name: str) -> None:
 
 @pytest.mark.shared("configs")
 def test_every_llama_config_is_covered(shared: Path) -> None:
-    configs = {p.name: json.loads(p.read_text()) for p in (shared / "configs").glob("*.json")}
-    assert {name for name, c in configs.items() if c.get("model_type") == "llama"} == set(CONTEXTS)
+    configs = {
+        p.name: json.loads(p.read_text()) for p in (shared / "configs").glob("*.json")
+    }
+    assert {
+        name for name, c in configs.items() if c.get("model_type") == "llama"
+    } == set(CONTEXTS)
 
 
 def llama(**config: Any) -> dict[str, Any]:
@@ -75,22 +83,50 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "none": {},
     "old-key": {"rope_scaling": {"type": "linear", "factor": 2.5}},
     "yarn": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-    "yarn-untruncated": {"rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": False}},
+    "yarn-untruncated": {
+        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "truncate": False}
+    },
     "yarn-betas": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 16, "beta_slow": 2}
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 4.0,
+            "beta_fast": 16,
+            "beta_slow": 2,
+        }
     },
     "yarn-equal-betas": {
-        "rope_scaling": {"rope_type": "yarn", "factor": 32.0, "beta_fast": 1, "beta_slow": 1}
+        "rope_scaling": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 1,
+            "beta_slow": 1,
+        }
     },
     "yarn-mscale": {
-        "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 0.7, "mscale_all_dim": 1.1}
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.1,
+        }
     },
     "yarn-mscale-zero": {
-        "rope_scaling": {"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.0}
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 40,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.0,
+        }
     },
-    "yarn-gain": {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.9}},
+    "yarn-gain": {
+        "rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.9}
+    },
     "yarn-outside-wins": {
-        "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+        "rope_scaling": {
+            "type": "yarn",
+            "factor": 4.0,
+            "original_max_position_embeddings": 2048,
+        },
         "original_max_position_embeddings": 1024,
     },
     "theta-inside": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
@@ -148,9 +184,15 @@ def test_ntk_keeps_the_first_pair_and_interpolates_the_last() -> None:
             {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 12.5},
             "whole number of tokens",
         ),
-        ({"rope_type": "llama3", "factor": 8.0}, "needs low_freq_factor, high_freq_factor"),
+        (
+            {"rope_type": "llama3", "factor": 8.0},
+            "needs low_freq_factor, high_freq_factor",
+        ),
         ({"type": "dynamic", "factor": 2.0}, "llama.cpp has no such mode"),
-        ({"full_attention": {"rope_type": "default"}}, "separate settings for full_attention"),
+        (
+            {"full_attention": {"rope_type": "default"}},
+            "separate settings for full_attention",
+        ),
         ([1], "must be an object"),
     ],
 )
@@ -187,7 +229,9 @@ def test_bad_configs_are_refused(rope_scaling: Any, message: str) -> None:
         ({"type": "yarn", "factor": 4.0, "beta_fats": 3}, "yarn", "have beta_fats 3"),
     ],
 )
-def test_what_the_judge_ignores_is_told(rope_scaling: Any, method: str, note: str) -> None:
+def test_what_the_judge_ignores_is_told(
+    rope_scaling: Any, method: str, note: str
+) -> None:
     rope = read_rope(llama(rope_scaling=rope_scaling), "norm")
     assert rope.scaling.method == method
     assert note in " ".join(rope.notes)
@@ -224,14 +268,18 @@ def test_bad_requests_are_refused(scaling: RopeScaling, message: str) -> None:
         (RopeScaling("llama3", factor=8), "llama", "tensor"),
     ],
 )
-def test_the_simplest_exact_encoding_is_chosen(scaling: RopeScaling, arch: str, name: str) -> None:
+def test_the_simplest_exact_encoding_is_chosen(
+    scaling: RopeScaling, arch: str, name: str
+) -> None:
     encoding = encode(scaling, GEOMETRY, arch)
     assert encoding.name == name
     assert encoding.exactness.is_exact
 
 
 def test_yarn_keys_are_what_llama_cpp_multiplies() -> None:
-    keys = encode(RopeScaling("yarn", factor=4, attention_factor=1.5), GEOMETRY, "llama").keys
+    keys = encode(
+        RopeScaling("yarn", factor=4, attention_factor=1.5), GEOMETRY, "llama"
+    ).keys
     assert keys == {
         "rope.freq_base": 10000.0,
         "rope.scaling.type": "yarn",
@@ -270,13 +318,21 @@ def test_an_unestablished_architecture_is_refused() -> None:
 def test_bad_keys_are_refused(
     keys: dict[str, Any], tensors: dict[str, list[float]], message: str
 ) -> None:
-    good = {"rope.dimension_count": 64, "rope.freq_base": 10000.0, "context_length": 4096}
+    good = {
+        "rope.dimension_count": 64,
+        "rope.freq_base": 10000.0,
+        "context_length": 4096,
+    }
     with pytest.raises(RopeError, match=message):
         decode(good | keys, tensors, "llama")
 
 
 def test_an_absent_type_means_linear() -> None:
-    keys = {"rope.dimension_count": 64, "context_length": 4096, "rope.scaling.factor": 4.0}
+    keys = {
+        "rope.dimension_count": 64,
+        "context_length": 4096,
+        "rope.scaling.factor": 4.0,
+    }
     assert decode(keys, {}, "llama").inv_freq[0] == 0.25
     assert decode(keys | {"rope.scaling.type": "none"}, {}, "llama").inv_freq[0] == 1.0
 
@@ -293,7 +349,12 @@ factors = st.floats(1, 1000, allow_nan=False)
     method=st.sampled_from(["linear", "ntk", "yarn", "llama3"]),
 )
 def test_every_request_is_encoded_exactly_for_llama(
-    factor: float, base: float, context: int, pairs: int, gain: float | None, method: Any
+    factor: float,
+    base: float,
+    context: int,
+    pairs: int,
+    gain: float | None,
+    method: Any,
 ) -> None:
     geometry = RopeGeometry(2 * pairs, 2 * pairs, base, "norm", context)
     scaling = RopeScaling(method, factor=factor, attention_factor=gain)
@@ -306,7 +367,9 @@ def test_tables_of_different_length_are_infinitely_wrong() -> None:
 
 
 def test_a_recipe_survives_the_file() -> None:
-    recipe = Recipe(RopeScaling("yarn", factor=4, beta_fast=16), GEOMETRY, "tensor", COMMAND_LINE)
+    recipe = Recipe(
+        RopeScaling("yarn", factor=4, beta_fast=16), GEOMETRY, "tensor", COMMAND_LINE
+    )
     assert parse_recipe(json.dumps(recipe.as_dict())) == recipe
 
 
@@ -319,9 +382,9 @@ def test_a_recipe_survives_the_file() -> None:
         "nul",
         '{"geometry": 3}',
         "[" * 100000,
-        json.dumps(Recipe(RopeScaling("yarn"), GEOMETRY, "keys", "x").as_dict()).replace(
-            "64", '"64"'
-        ),
+        json.dumps(
+            Recipe(RopeScaling("yarn"), GEOMETRY, "keys", "x").as_dict()
+        ).replace("64", '"64"'),
     ],
 )
 def test_a_malformed_recipe_is_refused(text: str) -> None:

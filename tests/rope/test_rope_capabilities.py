@@ -39,7 +39,10 @@ def logits(path: Path, **options: Any) -> np.ndarray[Any, Any]:
     from ggext.runtime.engine import Model, Session, SessionOptions
 
     options = {"n_ctx": 128, "kv_type": "f32", "flash_attention": False} | options
-    with Model.open(path) as model, Session(model, SessionOptions(**options)) as session:
+    with (
+        Model.open(path) as model,
+        Session(model, SessionOptions(**options)) as session,
+    ):
         return session.logits(TOKENS)
 
 
@@ -68,7 +71,9 @@ class Library:
         except (ModelError, GgufError):
             return None
 
-    def differ(self, one: np.ndarray[Any, Any] | None, other: np.ndarray[Any, Any] | None) -> bool:
+    def differ(
+        self, one: np.ndarray[Any, Any] | None, other: np.ndarray[Any, Any] | None
+    ) -> bool:
         assert one is not None
         assert other is not None
         return bool(np.abs(one - other).max() > 1e-2)
@@ -101,7 +106,10 @@ def test_layout(library: Library, tmp_path: Path) -> None:
 
 @every_architecture
 def test_rope_freqs(library: Library) -> None:
-    plain, scaled = library.logits(), library.logits(tensors={ROPE_FREQS: library.factors})
+    plain, scaled = (
+        library.logits(),
+        library.logits(tensors={ROPE_FREQS: library.factors}),
+    )
     assert (scaled is not None) is CAPABILITIES[library.arch].loads_rope_freqs
     if scaled is not None:
         assert library.differ(plain, scaled)
@@ -116,7 +124,9 @@ def test_rope_factors(library: Library) -> None:
         library.logits(keys, factors),
         library.logits(tensors=factors),
     )
-    found = "always" if without is not None else "longrope" if scaled is not None else "no"
+    found = (
+        "always" if without is not None else "longrope" if scaled is not None else "no"
+    )
     assert found == CAPABILITIES[library.arch].rope_factors
     if scaled is not None:
         assert library.differ(plain, scaled)
@@ -143,7 +153,9 @@ def test_query_norm(library: Library) -> None:
         for n, a in library.tensors.items()
         if n.endswith("attn_q_norm.weight")
     }
-    norm = norm or {f"blk.{i}.attn_q_norm.weight": np.full(HEAD, 2.0, "<f4") for i in (0, 1)}
+    norm = norm or {
+        f"blk.{i}.attn_q_norm.weight": np.full(HEAD, 2.0, "<f4") for i in (0, 1)
+    }
     plain, normed = library.logits(), library.logits(tensors=norm)
     assert (normed is not None) is CAPABILITIES[library.arch].query_norm
     if normed is not None:
@@ -152,8 +164,12 @@ def test_query_norm(library: Library) -> None:
 
 # what an architecture that reads more is given
 
-GEOMETRY = RopeGeometry(n_rot=128, head_dim=128, base=1e6, layout="norm", trained_context=4096)
-DEVSTRAL = RopeScaling("yarn", factor=64, beta_fast=4, beta_slow=1, mscale=1.0, mscale_all_dim=0.0)
+GEOMETRY = RopeGeometry(
+    n_rot=128, head_dim=128, base=1e6, layout="norm", trained_context=4096
+)
+DEVSTRAL = RopeScaling(
+    "yarn", factor=64, beta_fast=4, beta_slow=1, mscale=1.0, mscale_all_dim=0.0
+)
 
 
 def test_betas_are_keys_where_they_are_read() -> None:
@@ -174,17 +190,21 @@ def test_the_keys_that_are_read_are_decoded() -> None:
     }
     gain = 1 + 0.1 * math.log(64)
     assert decode(keys, {}, "mistral3").attention_factor == pytest.approx(gain)
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3").attention_factor == pytest.approx(
-        1.0
-    )
-    assert decode(keys | {LOG_MULTIPLIER: 1.0}, {}, "llama").attention_factor == pytest.approx(gain)
+    assert decode(
+        keys | {LOG_MULTIPLIER: 1.0}, {}, "mistral3"
+    ).attention_factor == pytest.approx(1.0)
+    assert decode(
+        keys | {LOG_MULTIPLIER: 1.0}, {}, "llama"
+    ).attention_factor == pytest.approx(gain)
     for key, value in ((BETA_FAST, 0.0), (BETA_SLOW, math.nan), (LOG_MULTIPLIER, -1.0)):
         with pytest.raises(RopeError, match=f"{key} is"):
             decode(keys | {key: value}, {}, "mistral3")
 
 
 @pytest.mark.parametrize("encoding", ["keys", "folded"])
-def test_beta_keys_are_the_tensor_of_the_same_table(tmp_path: Path, encoding: Any) -> None:
+def test_beta_keys_are_the_tensor_of_the_same_table(
+    tmp_path: Path, encoding: Any
+) -> None:
     """llama.cpp's own reading of the beta keys against rope_freqs, which needs no reading."""
     from ggext.convert import ConvertOptions, convert
     from ggext.proof.reference import divergence
@@ -210,7 +230,10 @@ def test_betas_for_our_own_contexts() -> None:
     assert encoding.exactness.is_exact
     assert encoding.elsewhere is not None
     assert encoding.elsewhere.frequency_error == pytest.approx(0.87, abs=0.3)
-    assert encode(RopeScaling("yarn", factor=4), GEOMETRY, "qwen2", "runtime").name == "keys"
+    assert (
+        encode(RopeScaling("yarn", factor=4), GEOMETRY, "qwen2", "runtime").name
+        == "keys"
+    )
     with pytest.raises(RopeError, match="cannot run llama3"):
         encode(RopeScaling("llama3", factor=8), GEOMETRY, "qwen2", "runtime")
 
@@ -242,7 +265,9 @@ def last_logits(path: Path, parameters: dict[str, float]) -> np.ndarray[Any, Any
         context = lib.llama_init_from_model(model.open_handle(), params)
         ids = (ctypes.c_int32 * len(TOKENS))(*TOKENS)
         assert lib.llama_decode(context, lib.llama_batch_get_one(ids, len(TOKENS))) == 0
-        result = np.ctypeslib.as_array(lib.llama_get_logits(context), (model.n_vocab,)).copy()
+        result = np.ctypeslib.as_array(
+            lib.llama_get_logits(context), (model.n_vocab,)
+        ).copy()
         lib.llama_free(context)
     return result
 
@@ -272,7 +297,10 @@ def test_a_context_with_the_parameters_computes_the_table(
     convert(ConvertOptions(model, tmp_path / "tensor.gguf", rope, encoding="tensor"))
     convert(
         ConvertOptions(
-            model, tmp_path / "keys.gguf", RopeScaling("yarn", factor=4), encoding="keys"
+            model,
+            tmp_path / "keys.gguf",
+            RopeScaling("yarn", factor=4),
+            encoding="keys",
         )
     )
     wanted = last_logits(tmp_path / "tensor.gguf", {})
@@ -306,9 +334,19 @@ def test_convert_tells_what_other_programs_make_of_it(tmp_path: Path) -> None:
     assert "not exact" not in told
     assert (
         "not exact"
-        in CliRunner().invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"]).output
+        in CliRunner()
+        .invoke(main, [*arguments, "--encoding", "runtime", "--no-truncate"])
+        .output
     )
-    written = ["convert", str(model), str(tmp_path / "y.gguf"), "--yarn", "4", "--beta-slow", "0.1"]
+    written = [
+        "convert",
+        str(model),
+        str(tmp_path / "y.gguf"),
+        "--yarn",
+        "4",
+        "--beta-slow",
+        "0.1",
+    ]
     assert CliRunner().invoke(main, [*written, "--encoding", "runtime"]).exit_code == 0
     inspected = CliRunner().invoke(main, ["inspect", str(tmp_path / "y.gguf")]).output
     assert "as other programs read it; ggext sets yarn_beta_fast" in inspected

@@ -90,7 +90,9 @@ def transformers_config(config: dict[str, Any], judge: str) -> Any:
     return AutoConfig.for_model(model_type, **values).get_text_config()
 
 
-def judged(config: dict[str, Any], judge: tuple[str, str]) -> dict[str, tuple[list[float], float]]:
+def judged(
+    config: dict[str, Any], judge: tuple[str, str]
+) -> dict[str, tuple[list[float], float]]:
     """Layer kind → (inv_freq, gain) as the model's rotary class has them before the first token."""
     module = import_module(f"transformers.models.{judge[0]}.modeling_{judge[0]}")
     rotary = getattr(module, judge[1])(transformers_config(config, judge[0]))
@@ -101,9 +103,14 @@ def judged(config: dict[str, Any], judge: tuple[str, str]) -> dict[str, tuple[li
         if n.endswith("_inv_freq") and "original" not in n
     ]
     if not kinds:
-        return {"all": (buffers["inv_freq"].double().tolist(), rotary.attention_scaling)}
+        return {
+            "all": (buffers["inv_freq"].double().tolist(), rotary.attention_scaling)
+        }
     return {
-        k: (buffers[f"{k}_inv_freq"].double().tolist(), getattr(rotary, f"{k}_attention_scaling"))
+        k: (
+            buffers[f"{k}_inv_freq"].double().tolist(),
+            getattr(rotary, f"{k}_attention_scaling"),
+        )
         for k in kinds
     }
 
@@ -127,7 +134,10 @@ def test_the_table_equals_transformers(shared: Path, name: str) -> None:
         table = make_table(ropes[kind].scaling, ropes[kind].geometry, length=1)
         assert table.inv_freq == pytest.approx(inv_freq, rel=1e-6, abs=0), kind
         assert table.attention_factor == pytest.approx(gain, rel=1e-7), kind
-        assert make_table(ropes[kind].scaling, ropes[kind].geometry).context == CONTEXTS[name]
+        assert (
+            make_table(ropes[kind].scaling, ropes[kind].geometry).context
+            == CONTEXTS[name]
+        )
     notes = [note for rope in ropes.values() for note in rope.notes]
     assert any(NOTES[name] in note for note in notes) if name in NOTES else notes == []
 
@@ -139,7 +149,13 @@ def test_every_config_is_judged(shared: Path) -> None:
 
 @pytest.mark.shared("configs")
 @pytest.mark.parametrize(
-    "name", ["Phi-3.5-mini-instruct", "Phi-4-mini-instruct", "MiniCPM-2B-128k", "internlm2_5-7b"]
+    "name",
+    [
+        "Phi-3.5-mini-instruct",
+        "Phi-4-mini-instruct",
+        "MiniCPM-2B-128k",
+        "internlm2_5-7b",
+    ],
 )
 @pytest.mark.parametrize("beyond", [0, 1, 1000, 100_000])
 def test_tables_that_depend_on_the_length(shared: Path, name: str, beyond: int) -> None:
@@ -161,14 +177,21 @@ def test_tables_that_depend_on_the_length(shared: Path, name: str, beyond: int) 
 
 def test_the_regimes_of_a_method() -> None:
     geometry = RopeGeometry(4, 4, 10000.0, "norm", 100)
-    longrope = RopeScaling("longrope", factor=4, short_factors=(1.0, 1.5), long_factors=(2.0, 9.0))
-    assert [t.lengths for t in make_tables(longrope, geometry)] == [(1, 100), (101, 400)]
+    longrope = RopeScaling(
+        "longrope", factor=4, short_factors=(1.0, 1.5), long_factors=(2.0, 9.0)
+    )
+    assert [t.lengths for t in make_tables(longrope, geometry)] == [
+        (1, 100),
+        (101, 400),
+    ]
     assert [t.inv_freq[1] for t in make_tables(longrope, geometry)] == pytest.approx(
         [0.01 / 1.5, 0.01 / 9]
     )
     dynamic = RopeScaling("dynamic", factor=2)
     assert [t.lengths for t in make_tables(dynamic, geometry)] == [(1, 100), (200, 200)]
-    assert [t.lengths for t in make_tables(RopeScaling("yarn", factor=2), geometry)] == [None]
+    assert [
+        t.lengths for t in make_tables(RopeScaling("yarn", factor=2), geometry)
+    ] == [None]
 
 
 def llama(**config: Any) -> dict[str, Any]:
@@ -197,7 +220,9 @@ def test_nested_parameters_equal_transformers(model_type: str) -> None:
         "olmo3": ("olmo3", "Olmo3RotaryEmbedding"),
         "gemma3_text": ("gemma3", "Gemma3RotaryEmbedding"),
     }[model_type]
-    config = llama(model_type=model_type, head_dim=64, rope_parameters=NESTED, num_hidden_layers=6)
+    config = llama(
+        model_type=model_type, head_dim=64, rope_parameters=NESTED, num_hidden_layers=6
+    )
     module = import_module(f"transformers.models.{judge[0]}.modeling_{judge[0]}")
     rotary = getattr(module, judge[1])(transformers_config(config, model_type))
     for kind, rope in read_ropes(config, "neox").items():
@@ -232,13 +257,17 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
         HunYuanDenseV1RotaryEmbedding,
     )
 
-    config = llama(model_type="hunyuan_v1_dense", head_dim=64, rope_scaling=dict(HUNYUAN))
+    config = llama(
+        model_type="hunyuan_v1_dense", head_dim=64, rope_scaling=dict(HUNYUAN)
+    )
     rope = read_rope(config, "neox")
     assert (rope.scaling.method, rope.scaling.factor) == ("ntk", 1000.0)
     values = {k: v for k, v in config.items() if k != "model_type"} | {
         "rope_scaling": dict(HUNYUAN)
     }
-    rotary = HunYuanDenseV1RotaryEmbedding(AutoConfig.for_model("hunyuan_v1_dense", **values))
+    rotary = HunYuanDenseV1RotaryEmbedding(
+        AutoConfig.for_model("hunyuan_v1_dense", **values)
+    )
     table = make_table(rope.scaling, rope.geometry)
     assert table.inv_freq == pytest.approx(rotary.inv_freq.double().tolist(), rel=1e-6)
     assert table.context == 4096
@@ -247,14 +276,23 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"rope_parameters": NESTED | {"factor": 2}}, "stands factor, which no kind of layer is"),
-        ({"rope_parameters": NESTED | {"third": {}}}, "stands third, which no kind of layer is"),
+        (
+            {"rope_parameters": NESTED | {"factor": 2}},
+            "stands factor, which no kind of layer is",
+        ),
+        (
+            {"rope_parameters": NESTED | {"third": {}}},
+            "stands third, which no kind of layer is",
+        ),
         (
             {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
             "must be three whole numbers that add to 32",
         ),
         ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is unknown"),
-        ({"partial_rotary_factor": 0.0}, "partial_rotary_factor is 0; it must be above 0"),
+        (
+            {"partial_rotary_factor": 0.0},
+            "partial_rotary_factor is 0; it must be above 0",
+        ),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
         ({"partial_rotary_factor": 0.05}, "3 rotated dimensions in a head of 64"),
         ({"rope_theta": 1.0}, "rope base .* is 1; it must be a finite number above 1"),
@@ -295,13 +333,20 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
             {"rope_scaling": {"type": "su", "short_factor": [], "long_factor": [1.0]}},
             "must be a list of numbers",
         ),
-        ({"rope_scaling": {"type": "su", "long_factor": [1.0] * 32}}, "needs short_factor"),
+        (
+            {"rope_scaling": {"type": "su", "long_factor": [1.0] * 32}},
+            "needs short_factor",
+        ),
     ],
 )
 def test_bad_configs_are_refused(config: dict[str, Any], message: str) -> None:
     def read() -> list[RopeTable]:
         ropes = read_ropes(llama(**config), "neox").values()
-        return [table for rope in ropes for table in make_tables(rope.scaling, rope.geometry)]
+        return [
+            table
+            for rope in ropes
+            for table in make_tables(rope.scaling, rope.geometry)
+        ]
 
     with pytest.raises(RopeError, match=message):
         read()
@@ -332,7 +377,9 @@ def test_configurations_of_2026(
 def test_the_yarn_that_qwen_3_5s_card_tells_is_exact(shared: Path) -> None:
     """By 4, of 262,144 tokens, over interleaved sections of a quarter of a head."""
     config = json.loads((shared / "configs-2026" / "Qwen3.5-27B.json").read_text())
-    encoding = encode(RopeScaling("yarn", factor=4), read_rope(config, "neox").geometry, "qwen35")
+    encoding = encode(
+        RopeScaling("yarn", factor=4), read_rope(config, "neox").geometry, "qwen35"
+    )
     assert encoding.exactness.is_exact
     assert encoding.keys["rope.dimension_sections"] == (11, 11, 10, 0)
     config["text_config"]["rope_parameters"] |= {
@@ -340,7 +387,9 @@ def test_the_yarn_that_qwen_3_5s_card_tells_is_exact(shared: Path) -> None:
         "factor": 4.0,
         "original_max_position_embeddings": 262144,
     }
-    [(inv_freq, gain)] = judged(config, ("qwen3_5", "Qwen3_5TextRotaryEmbedding")).values()
+    [(inv_freq, gain)] = judged(
+        config, ("qwen3_5", "Qwen3_5TextRotaryEmbedding")
+    ).values()
     table = decode(encoding.keys, encoding.tensors, "qwen35")
     assert table.inv_freq == pytest.approx(inv_freq, rel=1e-6, abs=0)
     assert table.attention_factor == pytest.approx(gain, rel=1e-6)
@@ -369,15 +418,25 @@ def test_yarn_over_gemma_4s_proportional_rope_is_exact(shared: Path) -> None:
     assert table.inv_freq[:64] == pytest.approx(inv_freq[:64], rel=1e-6, abs=0)
     assert max(table.inv_freq[64:]) <= 1e-30
     assert table.attention_factor == pytest.approx(gain, rel=1e-6)
-    sliding = decode_sliding({**encoding.keys, "attention.sliding_window": 1024}, "gemma4")
+    sliding = decode_sliding(
+        {**encoding.keys, "attention.sliding_window": 1024}, "gemma4"
+    )
     assert sliding is not None
-    assert sliding.inv_freq == pytest.approx(tables["sliding_attention"][0], rel=1e-6, abs=0)
+    assert sliding.inv_freq == pytest.approx(
+        tables["sliding_attention"][0], rel=1e-6, abs=0
+    )
     assert sliding.attention_factor == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(
     ("factors", "turning"),
-    [([1.0, 1.0, 1e30], 2), ([1.0, 1.0], 2), ([1e30], 0), ([1.0, 2.0], None), ([1e30, 1.0], None)],
+    [
+        ([1.0, 1.0, 1e30], 2),
+        ([1.0, 1.0], 2),
+        ([1e30], 0),
+        ([1.0, 2.0], None),
+        ([1e30, 1.0], None),
+    ],
 )
 def test_pairs_that_turn_are_read_from_the_factors(
     factors: list[float], turning: int | None

@@ -71,17 +71,23 @@ def published(checkpoint: Path, tmp_path: Path) -> Path:
     return out
 
 
-def test_a_published_file_fails_and_its_pairs_are_named(published: Path, checkpoint: Path) -> None:
+def test_a_published_file_fails_and_its_pairs_are_named(
+    published: Path, checkpoint: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     report = verify(published, checkpoint, levels=["table", "graph", "logits"])
     assert not report.passed
     reasons = [check.why for check in report.checks if check.why]
     assert reasons
-    assert all("pairs 61, 62" in why for why in reasons if "frequency" in why or "turn" in why)
+    assert all(
+        "pairs 61, 62" in why for why in reasons if "frequency" in why or "turn" in why
+    )
     assert "pairs 61, 62" in inspect(published).still_pairs
 
 
-def test_a_published_file_is_mended_in_place_and_back(published: Path, checkpoint: Path) -> None:
+def test_a_published_file_is_mended_in_place_and_back(
+    published: Path, checkpoint: Path
+) -> None:
     pytest.importorskip("llama_cpp")
     before = hashlib.sha256(published.read_bytes()).digest()
     convert(ConvertOptions(published, in_place=True))
@@ -95,11 +101,15 @@ def test_a_published_file_is_mended_in_place_and_back(published: Path, checkpoin
 
 def test_a_scaling_mends_the_sections_too(published: Path, checkpoint: Path) -> None:
     pytest.importorskip("llama_cpp")
-    convert(ConvertOptions(published, rope=RopeScaling("yarn", factor=3), in_place=True))
+    convert(
+        ConvertOptions(published, rope=RopeScaling("yarn", factor=3), in_place=True)
+    )
     report = verify(published, checkpoint)
     assert report.passed, report
 
 
 def test_who_has_sections() -> None:
-    have = {arch: c.sections for arch, c in CAPABILITIES.items() if c.sections != "none"}
+    have = {
+        arch: c.sections for arch, c in CAPABILITIES.items() if c.sections != "none"
+    }
     assert {"qwen2vl": "blocks", "qwen3vl": "interleaved"}.items() <= have.items()

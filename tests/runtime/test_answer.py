@@ -18,14 +18,26 @@ from ggext.runtime.sampling import Sampling
 
 THINK = Tags("<think>", "</think>")
 TEMPLATES = {
-    "Qwen 3": ("{{- '<think>\\n' + reasoning_content + '\\n</think>\\n\\n' + content }}", THINK),
-    "R1 distilled: cuts it off": ("{% set content = content.split('</think>')[-1] %}", THINK),
-    "Magistral": ("{{ '[THINK]' + block['thinking'] + '[/THINK]' }}", Tags("[THINK]", "[/THINK]")),
+    "Qwen 3": (
+        "{{- '<think>\\n' + reasoning_content + '\\n</think>\\n\\n' + content }}",
+        THINK,
+    ),
+    "R1 distilled: cuts it off": (
+        "{% set content = content.split('</think>')[-1] %}",
+        THINK,
+    ),
+    "Magistral": (
+        "{{ '[THINK]' + block['thinking'] + '[/THINK]' }}",
+        Tags("[THINK]", "[/THINK]"),
+    ),
     "Command R7B": (
         "{%- if not enable_thinking -%}<|START_THINKING|><|END_THINKING|>{%- endif %}",
         Tags("<|START_THINKING|>", "<|END_THINKING|>"),
     ),
-    "Seed-OSS": ("<seed:think>{{ x }}</seed:think>", Tags("<seed:think>", "</seed:think>")),
+    "Seed-OSS": (
+        "<seed:think>{{ x }}</seed:think>",
+        Tags("<seed:think>", "</seed:think>"),
+    ),
     "Gemma 4": (
         "'<|channel>thought\\n' + thinking_text + '\\n<channel|>'",
         Tags("<|channel>thought", "<channel|>"),
@@ -50,20 +62,28 @@ def test_the_template_names_the_tags(template: str, tags: Tags | None) -> None:
     assert tags_of(template) == tags
 
 
-def split(text: str, tags: Tags | None, inside: bool = False, step: int = 1) -> tuple[str, str]:
+def split(
+    text: str, tags: Tags | None, inside: bool = False, step: int = 1
+) -> tuple[str, str]:
     """Reasoning and answer of a text that comes in pieces of ``step`` characters."""
     splitter = Splitter(tags, inside)
     pieces = [
-        piece for at in range(0, len(text), step) for piece in splitter.feed(text[at : at + step])
+        piece
+        for at in range(0, len(text), step)
+        for piece in splitter.feed(text[at : at + step])
     ]
     pieces += splitter.end()
     thoughts = "".join(piece for piece in pieces if isinstance(piece, Thought))
-    return thoughts, "".join(piece for piece in pieces if not isinstance(piece, Thought))
+    return thoughts, "".join(
+        piece for piece in pieces if not isinstance(piece, Thought)
+    )
 
 
 GPT_OSS = tags_of("<|channel|>analysis<|message|>")
 KIMI_K3 = tags_of("{{ '<|open|>' + tag }}{{ '<|close|>' + tag }}{{ '<|end_of_msg|>' }}")
-SOLAR_OPEN = tags_of("{{ '<|begin|>assistant<|think|>' + message.reasoning + '<|end|>' }}")
+SOLAR_OPEN = tags_of(
+    "{{ '<|begin|>assistant<|think|>' + message.reasoning + '<|end|>' }}"
+)
 
 
 @pytest.mark.parametrize("step", [1, 3, 1000])
@@ -75,7 +95,11 @@ SOLAR_OPEN = tags_of("{{ '<|begin|>assistant<|think|>' + message.reasoning + '<|
             KIMI_K3,
             True,
         ),
-        ("<|think|>why<|end|><|begin|>assistant<|content|>so<|end|>", SOLAR_OPEN, False),
+        (
+            "<|think|>why<|end|><|begin|>assistant<|content|>so<|end|>",
+            SOLAR_OPEN,
+            False,
+        ),
         ("<|inner_prefix|>why<|inner_suffix|>so", TEMPLATES["Apertus"][1], False),
         ("why</think:open>so", TEMPLATES["Hy3: a constant in its marks"][1], True),
     ],
@@ -92,7 +116,9 @@ def test_no_reasoning_is_asked_of_other_channels() -> None:
     assert SOLAR_OPEN is not None
     opened = "<|open|>message<|sep|><|open|>response<|sep|>"
     assert without_reasoning(opened, KIMI_K3) == opened
-    assert without_reasoning("<|begin|>assistant", SOLAR_OPEN).endswith("assistant<|content|>")
+    assert without_reasoning("<|begin|>assistant", SOLAR_OPEN).endswith(
+        "assistant<|content|>"
+    )
     apertus = TEMPLATES["Apertus"][1]
     assert apertus is not None
     assert without_reasoning("<|assistant_start|>", apertus) == "<|assistant_start|>"
@@ -146,11 +172,17 @@ REASONING = (
 
 
 def test_a_chat_shows_reasoning_apart_and_leaves_it_out_of_the_next_prompt() -> None:
-    engine, screen = QueuedEngine("<think>Hm.</think>Yes.", "No."), Script("Really?", "And?")
+    engine, screen = (
+        QueuedEngine("<think>Hm.</think>Yes.", "No."),
+        Script("Really?", "And?"),
+    )
     conversation = chat(engine, screen, template=REASONING)
     assert screen.lines[1:3] == ["? Hm.", "< Yes."]
     assert conversation.turns[1] == Turn("assistant", "Yes.", "Hm.")
-    assert Letters().text(engine.prompts[1]) == "«s»«|user|»Really?«|bot|»Yes.«|user|»And?«|bot|»"
+    assert (
+        Letters().text(engine.prompts[1])
+        == "«s»«|user|»Really?«|bot|»Yes.«|user|»And?«|bot|»"
+    )
 
 
 def test_think_off_asks_the_template_and_a_grammar_asks_for_none() -> None:
@@ -158,7 +190,9 @@ def test_think_off_asks_the_template_and_a_grammar_asks_for_none() -> None:
         (ChatOptions(think=False), Sampling()),
         (ChatOptions(), Sampling(grammar='root ::= "x"')),
     ):
-        conversation = Conversation(Letters(REASONING), QueuedEngine(), sampling, options)
+        conversation = Conversation(
+            Letters(REASONING), QueuedEngine(), sampling, options
+        )
         tokens = conversation.prompts.tokens([Turn("user", "Hi")])
         assert Letters().text(tokens).endswith("«|bot|»<think></think>")
         assert not conversation.prompts.opens_reasoning(tokens)
@@ -184,18 +218,25 @@ def test_a_control_token_that_is_a_tag_is_read_as_one() -> None:
         ("stop", ["stop"], ""),
     ],
 )
-def test_stop_strings_cut_the_answer_across_tokens(answer: str, stop: list[str], text: str) -> None:
+def test_stop_strings_cut_the_answer_across_tokens(
+    answer: str, stop: list[str], text: str
+) -> None:
     screen = Script("?")
     conversation = chat(QueuedEngine(answer), screen, stop=tuple(stop))
     assert conversation.turns[-1].content == text
     assert conversation.outcome is not None
     assert conversation.outcome.finish == ("eog" if text == answer else "stop")
-    assert screen.lines[1] == f"< {text}" if text else not screen.lines[1].startswith("<")
+    assert (
+        screen.lines[1] == f"< {text}" if text else not screen.lines[1].startswith("<")
+    )
 
 
 def test_stop_strings_are_not_looked_for_in_the_reasoning() -> None:
     conversation = chat(
-        QueuedEngine("<think>a\n\nb</think>c\n\nd"), Script("?"), template=REASONING, stop=("\n\n",)
+        QueuedEngine("<think>a\n\nb</think>c\n\nd"),
+        Script("?"),
+        template=REASONING,
+        stop=("\n\n",),
     )
     assert conversation.turns[-1] == Turn("assistant", "c", "a\n\nb")
 
@@ -214,7 +255,9 @@ def test_an_engine_that_fails_in_the_middle_loses_nothing() -> None:
                 yield from b"Half an E"
                 raise ModelError("no more memory")
 
-            generation.__class__ = type("G", (type(generation),), {"__iter__": lambda _: failing()})
+            generation.__class__ = type(
+                "G", (type(generation),), {"__iter__": lambda _: failing()}
+            )
             return generation
 
     screen = Script("Hello")
@@ -237,10 +280,14 @@ class TestGrammars:
     def answer(self, session: Any, sampling: Sampling, max_tokens: int = 480) -> str:
         model = session.model
         session.evaluate(model.tokenize("Once upon a time"))
-        return b"".join(map(model.token_to_piece, session.generate(sampling, max_tokens))).decode()
+        return b"".join(
+            map(model.token_to_piece, session.generate(sampling, max_tokens))
+        ).decode()
 
     @pytest.mark.parametrize("temperature", [0.0, 1.5])
-    def test_an_answer_follows_a_json_schema(self, session: Any, temperature: float) -> None:
+    def test_an_answer_follows_a_json_schema(
+        self, session: Any, temperature: float
+    ) -> None:
         from ggext.runtime.sampling import json_grammar
 
         schema = {
@@ -262,13 +309,16 @@ class TestGrammars:
 
     def test_an_answer_follows_gbnf_and_ends_with_it(self, session: Any) -> None:
         said = self.answer(
-            session, Sampling(temperature=1.0, seed=1, grammar='root ::= ("yes" | "no") "."')
+            session,
+            Sampling(temperature=1.0, seed=1, grammar='root ::= ("yes" | "no") "."'),
         )
         assert said in ("yes.", "no.")
 
     def test_a_grammar_that_is_none_is_refused(self, session: Any) -> None:
         session.evaluate([1])
-        with pytest.raises(UsageError, match="the grammar is not GBNF with a rule root"):
+        with pytest.raises(
+            UsageError, match="the grammar is not GBNF with a rule root"
+        ):
             session.generate(Sampling(grammar="roof ::= x"))
 
     @pytest.mark.parametrize(
@@ -290,7 +340,9 @@ class TestGrammars:
         from ggext.runtime.llama import lib
 
         model, module = session.model, lib()
-        sampler = module.llama_sampler_init_grammar(model.vocabulary(), grammar.encode(), b"root")
+        sampler = module.llama_sampler_init_grammar(
+            model.vocabulary(), grammar.encode(), b"root"
+        )
         constraint, chance = Constraint(grammar, model), np.random.default_rng(1)
 
         def is_plain(token: int) -> bool:
@@ -306,17 +358,25 @@ class TestGrammars:
         plain = np.array([is_plain(token) for token in range(model.n_vocab)])
         try:
             for _ in range(30):
-                rows = np.zeros(model.n_vocab, [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
+                rows = np.zeros(
+                    model.n_vocab, [("id", "<i4"), ("logit", "<f4"), ("p", "<f4")]
+                )
                 rows["id"] = np.arange(model.n_vocab)
-                data = ctypes.cast(rows.ctypes.data, ctypes.POINTER(module.llama_token_data))
+                data = ctypes.cast(
+                    rows.ctypes.data, ctypes.POINTER(module.llama_token_data)
+                )
                 array = module.llama_token_data_array(data, model.n_vocab, -1, False)
                 module.llama_sampler_apply(sampler, ctypes.byref(array))
                 theirs = np.flatnonzero(np.isfinite(rows["logit"]) & plain)
                 mask = constraint.mask()
                 assert {*np.flatnonzero(mask & plain)} <= {*theirs}
                 # A text that is forced has one spelling in the mask, but may be spelled otherwise.
-                assert all(mask[token] or constraint.allows(int(token)) for token in theirs)
-                going_on = [int(token) for token in theirs if not model.is_eog(int(token))]
+                assert all(
+                    mask[token] or constraint.allows(int(token)) for token in theirs
+                )
+                going_on = [
+                    int(token) for token in theirs if not model.is_eog(int(token))
+                ]
                 if not going_on:
                     break
                 token = int(chance.choice(going_on))
@@ -326,10 +386,13 @@ class TestGrammars:
             module.llama_sampler_free(sampler)
 
     @pytest.mark.parametrize(
-        "schema", ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"]
+        "schema",
+        ["{", '{"type": "nothing"}', '{"$ref": "https://example.com/x"}', "[]"],
     )
     def test_a_schema_that_is_none_is_refused(self, session: Any, schema: str) -> None:  # noqa: ARG002 - needs llama_cpp
         from ggext.runtime.sampling import json_grammar
 
-        with pytest.raises(UsageError, match="the JSON schema cannot be made into a grammar"):
+        with pytest.raises(
+            UsageError, match="the JSON schema cannot be made into a grammar"
+        ):
             json_grammar(schema)

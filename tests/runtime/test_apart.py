@@ -69,7 +69,9 @@ def test_another_thread_calls_by_itself() -> None:
         names.append(threading.current_thread().name)
 
     apart.run(name, stop=lambda: None)
-    thread = threading.Thread(target=lambda: apart.run(name, stop=lambda: None), name="mine")
+    thread = threading.Thread(
+        target=lambda: apart.run(name, stop=lambda: None), name="mine"
+    )
     thread.start()
     thread.join()
     assert names == ["ggext-llama.cpp", "mine"]
@@ -90,7 +92,9 @@ def test_a_forked_process_has_a_thread_of_its_own() -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    with Model.open(write_random(tmp_path_factory.mktemp("m") / "m.gguf", "llama")) as model:
+    with Model.open(
+        write_random(tmp_path_factory.mktemp("m") / "m.gguf", "llama")
+    ) as model:
         yield model
 
 
@@ -112,8 +116,12 @@ def test_a_measurement_that_is_interrupted_has_no_numbers(model: Model) -> None:
 
 
 @pytest.mark.usefixtures("interrupts")
-def test_an_interrupted_session_goes_on(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = SessionOptions(n_ctx=64, threads=1, memory=MemoryOptions("landmark", block=8))
+def test_an_interrupted_session_goes_on(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = SessionOptions(
+        n_ctx=64, threads=1, memory=MemoryOptions("landmark", block=8)
+    )
     with Session(model, options) as session:
         session.evaluate(list(range(3, 20)))
         expected = session.logits([5, 6, 7])

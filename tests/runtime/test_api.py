@@ -76,7 +76,8 @@ def hides(thing: str, place: str) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("module", "least"), [(ggext.api, 16), (ggext.runtime.constraint, 2), (ggext.runtime.gbnf, 1)]
+    ("module", "least"),
+    [(ggext.api, 16), (ggext.runtime.constraint, 2), (ggext.runtime.gbnf, 1)],
 )
 def test_the_examples_in_the_documentation_run(
     module: ModuleType, least: int, demo_gguf: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,7 +109,9 @@ def test_an_answer_comes_in_pieces(model: Model) -> None:
     assert reply.text() == "Look for the map below."
 
 
-def test_reasoning_is_no_part_of_the_answer(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_is_no_part_of_the_answer(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The model answers "Look for the map below.", of which the tags make a block of reasoning."""
     monkeypatch.setattr(model._prompts, "tags", Tags("Look", "map"))
     reply = model.chat(hides("map", "below"), sampling=GREEDY)
@@ -117,7 +120,10 @@ def test_reasoning_is_no_part_of_the_answer(model: Model, monkeypatch: pytest.Mo
 
     async def ask() -> str:
         return "".join(
-            [piece async for piece in model.chat(hides("map", "below"), sampling=GREEDY)]
+            [
+                piece
+                async for piece in model.chat(hides("map", "below"), sampling=GREEDY)
+            ]
         )
 
     assert asyncio.run(ask()) == "below."
@@ -137,7 +143,9 @@ def test_events_tell_the_reading_the_reasoning_and_the_text(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(model._prompts, "tags", Tags("Look", "map"))
-    question = user(f"{sample_text(280, seed=5)}Tom hides the map below.\nWhere is the map?")
+    question = user(
+        f"{sample_text(280, seed=5)}Tom hides the map below.\nWhere is the map?"
+    )
     reply = model.chat(question, sampling=GREEDY)
     events = list(reply.events())
     reading = [event for event in events if isinstance(event, Reading)]
@@ -156,9 +164,9 @@ def test_events_tell_the_reading_the_reasoning_and_the_text(
     async def ask() -> list[ReplyEvent]:
         return [event async for event in model.chat(question, sampling=GREEDY).events()]
 
-    assert [event for event in asyncio.run(ask()) if not isinstance(event, Reading)] == events[
-        len(reading) :
-    ]
+    assert [
+        event for event in asyncio.run(ask()) if not isinstance(event, Reading)
+    ] == events[len(reading) :]
 
 
 def test_a_stop_string_ends_the_answer_in_front_of_it(model: Model) -> None:
@@ -193,7 +201,9 @@ def test_an_answer_follows_a_schema(model: Model) -> None:
     }
     told = set()
     for grammar in (json_grammar(schema), json_grammar(json.dumps(schema))):
-        reply = model.chat(hides("map", "below"), sampling=Sampling(seed=7, grammar=grammar))
+        reply = model.chat(
+            hides("map", "below"), sampling=Sampling(seed=7, grammar=grammar)
+        )
         told.add(json.loads(reply.text())["place"])
     assert len(told) == 1
     assert told <= {"below", "aloft"}
@@ -201,7 +211,9 @@ def test_an_answer_follows_a_schema(model: Model) -> None:
         model.chat(user("?"), sampling=Sampling(grammar="tree ::= [a-z]")).text()
 
 
-def test_reasoning_is_asked_of_the_template(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_is_asked_of_the_template(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The template adds words for what it was asked; the tokens that are read tell which."""
     template = (
         "{{ messages[-1].content }}{% if enable_thinking is defined %}{{ ' the' * (9 if "
@@ -250,7 +262,10 @@ def test_a_cache_is_saved_and_restored(demo_gguf: Path, tmp_path: Path) -> None:
     question = user(f"{TEXT}\nWhere is the map?")
     with Model(demo_gguf, context=512) as model:
         answer = model.chat(question, sampling=GREEDY).text()
-        assert model.save_cache(tmp_path / "book.kv") == (tmp_path / "book.kv").stat().st_size
+        assert (
+            model.save_cache(tmp_path / "book.kv")
+            == (tmp_path / "book.kv").stat().st_size
+        )
     with Model(demo_gguf, context=512) as model:
         count = model.restore_cache(tmp_path / "book.kv")
         reply = model.chat(question, sampling=GREEDY)
@@ -275,7 +290,9 @@ def test_what_a_policy_dropped_is_told(demo_gguf: Path) -> None:
     with Model(demo_gguf, context=256, when_full="stream") as model:
         dropped = []
         for length, seed in ((900, 1), (600, 2), (150, 3)):
-            reply = model.chat(user(sample_text(length, seed)), sampling=GREEDY, max_tokens=4)
+            reply = model.chat(
+                user(sample_text(length, seed)), sampling=GREEDY, max_tokens=4
+            )
             reply.text()
             dropped.append(reply.dropped)
     assert 600 < dropped[0] < 900
@@ -283,7 +300,9 @@ def test_what_a_policy_dropped_is_told(demo_gguf: Path) -> None:
     assert dropped[2] == 0
 
 
-def test_asyncio_streams_and_does_not_block(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asyncio_streams_and_does_not_block(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slowly(monkeypatch)
 
     async def ticks(done: asyncio.Event) -> int:
@@ -296,7 +315,10 @@ def test_asyncio_streams_and_does_not_block(model: Model, monkeypatch: pytest.Mo
     async def ask() -> tuple[list[str], int]:
         done = asyncio.Event()
         ticking = asyncio.create_task(ticks(done))
-        pieces = [piece async for piece in model.chat(user(TEXT), sampling=GREEDY, max_tokens=100)]
+        pieces = [
+            piece
+            async for piece in model.chat(user(TEXT), sampling=GREEDY, max_tokens=100)
+        ]
         done.set()
         return pieces, await ticking
 
@@ -313,7 +335,10 @@ def test_a_cancelled_task_cancels_the_answer(model: Model) -> None:
 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(ask())
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,14 +362,21 @@ def test_an_event_cancels_before_and_during_the_answer(
     reply = model.chat(user(sample_text(400, seed=9)), cancel=event)
     assert (reply.text(), reply.finish) == ("", "cancelled")
     event.clear()
-    reply = model.chat(user("The dog"), cancel=event, sampling=Sampling(temperature=3, seed=1))
+    reply = model.chat(
+        user("The dog"), cancel=event, sampling=Sampling(temperature=3, seed=1)
+    )
     for _ in reply:
         event.set()
     assert reply.finish == "cancelled"
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
-def test_leaving_the_loop_frees_the_model(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leaving_the_loop_frees_the_model(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also while the reply is kept; in asyncio as well, where a task's cancel does the same at
     once."""
     slowly(monkeypatch)
@@ -368,7 +400,10 @@ def test_leaving_the_loop_frees_the_model(model: Model, monkeypatch: pytest.Monk
     for reply in replies:
         assert reply.text() or reply.finish
         assert reply.finish == "cancelled"
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 async def _drained(reply: Reply) -> None:
@@ -380,10 +415,14 @@ def test_several_tasks_share_a_model(model: Model) -> None:
     places = {"map": "below", "oar": "aloft", "lamp": "below", "drum": "aloft"}
 
     async def ask(thing: str, place: str) -> str:
-        return "".join([piece async for piece in model.chat(hides(thing, place), sampling=GREEDY)])
+        return "".join(
+            [piece async for piece in model.chat(hides(thing, place), sampling=GREEDY)]
+        )
 
     async def all_of_them() -> list[str]:
-        return await asyncio.gather(*(ask(thing, place) for thing, place in places.items()))
+        return await asyncio.gather(
+            *(ask(thing, place) for thing, place in places.items())
+        )
 
     assert asyncio.run(all_of_them()) == [
         f"Look for the {thing} {place}." for thing, place in places.items()
@@ -395,7 +434,10 @@ def test_an_abandoned_answer_frees_the_model(model: Model) -> None:
     next(iter(reply))
     del reply
     gc.collect()
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(
@@ -404,10 +446,16 @@ def test_a_document_that_does_not_fit_is_refused_with_counts_before_it_is_read(
     document = user(sample_text(600))
     with pytest.raises(ContextFullError) as full:
         model.chat(document)
-    assert (full.value.requested, full.value.available) == (model.count_chat(document), 512)
+    assert (full.value.requested, full.value.available) == (
+        model.count_chat(document),
+        512,
+    )
     with pytest.raises(ContextFullError):
         model.complete(document[0]["content"])
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def test_oldest_turns_leave_and_it_is_said(
@@ -415,7 +463,10 @@ def test_oldest_turns_leave_and_it_is_said(
 ) -> None:
     turns = [{"role": "system", "content": "The dog sings."}]
     for seed in range(4):
-        turns += [*user(sample_text(150, seed)), {"role": "assistant", "content": "The cat runs."}]
+        turns += [
+            *user(sample_text(150, seed)),
+            {"role": "assistant", "content": "The cat runs."},
+        ]
     with (
         caplog.at_level(logging.WARNING, "ggext"),
         Model(demo_gguf, context=512, when_full="turns") as model,
@@ -429,7 +480,12 @@ def test_oldest_turns_leave_and_it_is_said(
 
 @pytest.mark.parametrize(
     "message",
-    [{}, {"role": "user"}, {"role": "king", "content": ""}, {"role": "user", "content": 1}],
+    [
+        {},
+        {"role": "user"},
+        {"role": "king", "content": ""},
+        {"role": "user", "content": 1},
+    ],
 )
 def test_what_is_no_message_is_refused(model: Model, message: dict[str, str]) -> None:
     with pytest.raises(GgextError, match="a message needs a role"):
@@ -446,7 +502,10 @@ def test_a_session_s_error_is_raised_in_the_loop(
     with pytest.raises(ZeroDivisionError):
         model.chat(user("The cat")).text()
     monkeypatch.undo()
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def talk_for_ever(model: Model) -> None:
@@ -468,7 +527,10 @@ def test_a_keyboard_interrupt_leaves_a_usable_model(model: Model) -> None:
         timer.join()
         signal.signal(signal.SIGINT, previous)
     reply.cancel()
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def _in_child(model: Model, told: multiprocessing.Queue[str]) -> None:
@@ -487,7 +549,10 @@ def test_a_forked_process_is_refused_clearly(model: Model) -> None:
     assert "another process" in told.get(timeout=30)
     child.join(30)
     assert child.exitcode == 0
-    assert model.chat(hides("oar", "aloft"), sampling=GREEDY).text() == "Look for the oar aloft."
+    assert (
+        model.chat(hides("oar", "aloft"), sampling=GREEDY).text()
+        == "Look for the oar aloft."
+    )
 
 
 def test_closing_cancels_what_runs_and_further_calls_say_so(
@@ -505,7 +570,9 @@ def test_closing_cancels_what_runs_and_further_calls_say_so(
 
 
 @pytest.mark.parametrize("parallel", [1, 3])
-def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: int) -> None:
+def test_eight_threads_get_the_answers_that_one_gets(
+    demo_gguf: Path, parallel: int
+) -> None:
     """Random answers are cancelled or dropped on the way; a longer run is
     `benchmarks/threads.py`."""
     things = ("map", "oar", "lamp", "drum", "kettle", "anchor")
@@ -516,7 +583,8 @@ def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: 
     wrong: list[object] = []
     with Model(demo_gguf, context=512, settings=Settings(parallel=parallel)) as model:
         right = [
-            model.chat(question, sampling=GREEDY, max_tokens=40).text() for question in questions
+            model.chat(question, sampling=GREEDY, max_tokens=40).text()
+            for question in questions
         ]
 
         def hammer(number: int) -> None:
@@ -535,7 +603,9 @@ def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: 
             except BaseException as error:  # noqa: BLE001 - told to the test
                 wrong.append(error)
 
-        threads = [threading.Thread(target=hammer, args=(number,)) for number in range(8)]
+        threads = [
+            threading.Thread(target=hammer, args=(number,)) for number in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -546,7 +616,9 @@ def test_eight_threads_get_the_answers_that_one_gets(demo_gguf: Path, parallel: 
 @pytest.fixture
 def worker(demo_gguf: Path) -> Iterator[Worker]:
     with Weights.open(demo_gguf) as weights:
-        sessions = [Session(weights, SessionOptions(n_ctx=1024, n_batch=64)) for _ in range(2)]
+        sessions = [
+            Session(weights, SessionOptions(n_ctx=1024, n_batch=64)) for _ in range(2)
+        ]
         with Worker(sessions) as worker:
             yield worker
 
@@ -587,18 +659,27 @@ def test_cancelling_an_answer_that_waits_ends_it_at_once_and_leaves_the_one_befo
             expected = list(worker.ask(Question([5, 6, 7], GREEDY, 20)))
             session.clear()
             threading.Thread(
-                target=worker.do, args=(session, lambda: (entered.set(), leave.wait(30)))
+                target=worker.do,
+                args=(session, lambda: (entered.set(), leave.wait(30))),
             ).start()
             assert entered.wait(30)
-            first, second, third = (worker.ask(Question([5, 6, 7], GREEDY, 20)) for _ in range(3))
+            first, second, third = (
+                worker.ask(Question([5, 6, 7], GREEDY, 20)) for _ in range(3)
+            )
             second.cancel()
-            assert (list(second), second.finish, second.prefill) == ([], "cancelled", None)
+            assert (list(second), second.finish, second.prefill) == (
+                [],
+                "cancelled",
+                None,
+            )
             leave.set()
             assert (list(first), list(third)) == (expected, expected)
             assert first.finish != "cancelled" != third.finish
 
 
-def test_cancelling_an_answer_that_waits_does_not_stop_the_one_that_runs(demo_gguf: Path) -> None:
+def test_cancelling_an_answer_that_waits_does_not_stop_the_one_that_runs(
+    demo_gguf: Path,
+) -> None:
     with (
         Weights.open(demo_gguf) as weights,
         Worker([Session(weights, SessionOptions(n_ctx=1024))]) as worker,
@@ -645,7 +726,9 @@ def test_a_reader_that_lags_stops_the_worker_and_nothing_is_lost(
 def test_cancelling_stops_inside_a_batch(demo_gguf: Path) -> None:
     """A prefill of one batch of some 2,000 tokens: nothing of it is kept. How fast:
     `benchmarks/generate.py`."""
-    with Model(demo_gguf, settings=Settings(SessionOptions(n_batch=2048, threads=1))) as model:
+    with Model(
+        demo_gguf, settings=Settings(SessionOptions(n_batch=2048, threads=1))
+    ) as model:
         reply = model.chat(user(sample_text(1900)), sampling=GREEDY)
         time.sleep(0.02)
         reply.cancel()
@@ -658,7 +741,9 @@ def test_a_text_alone_is_one_user_turn(model: Model) -> None:
     """Everybody's first try; it was an AttributeError."""
     greedy = {"temperature": 0}
     question = "Tom hides the map below. Where is the map?"
-    in_full = model.chat([{"role": "user", "content": question}], sampling=Sampling(temperature=0))
+    in_full = model.chat(
+        [{"role": "user", "content": question}], sampling=Sampling(temperature=0)
+    )
     assert model.chat(question, sampling=greedy).text() == in_full.text()
 
 
@@ -680,7 +765,22 @@ def _words_of(value: object) -> str:
     return "object" if type(value) is object else repr(value)
 
 
-WRONG = (5, 1.5, None, True, b"x", "x", object(), [], {}, [1], {"a": 1}, -1, float("nan"), "é" * 9)
+WRONG = (
+    5,
+    1.5,
+    None,
+    True,
+    b"x",
+    "x",
+    object(),
+    [],
+    {},
+    [1],
+    {"a": 1},
+    -1,
+    float("nan"),
+    "é" * 9,
+)
 # What each parameter takes of these, so that nothing is asked of the model for it.
 RIGHT: dict[str, tuple[object, ...]] = {
     "messages": ("x", "é" * 9),
@@ -699,7 +799,10 @@ RIGHT: dict[str, tuple[object, ...]] = {
 @pytest.mark.parametrize(
     ("method", "parameter"),
     [
-        *(("chat", name) for name in ("messages", "sampling", "max_tokens", "stop", "think")),
+        *(
+            ("chat", name)
+            for name in ("messages", "sampling", "max_tokens", "stop", "think")
+        ),
         *(("complete", name) for name in ("prompt", "sampling", "max_tokens", "stop")),
         ("chat", "cancel"),
         ("count", "text"),
@@ -711,7 +814,10 @@ RIGHT: dict[str, tuple[object, ...]] = {
 def test_every_wrong_type_is_an_error_of_ggext(
     model: Model, method: str, parameter: str, wrong: object
 ) -> None:
-    if any(wrong is right or wrong == right for right in RIGHT.get(parameter, ("x", "é" * 9))):
+    if any(
+        wrong is right or wrong == right
+        for right in RIGHT.get(parameter, ("x", "é" * 9))
+    ):
         pytest.skip("it is right")
     first = {"chat": {"messages": "Hi"}, "complete": {"prompt": "Hi"}}.get(method, {})
     arguments = first | {"max_tokens": 0} if first else {}
@@ -751,27 +857,42 @@ def test_every_wrong_option_is_an_error_of_ggext(kind: str, wrong: object) -> No
     ("arguments", "problem"),
     [
         ({"path": 5}, "path is 5"),
-        ({"context": "big"}, "context is 'big', but must be a whole number or one of auto"),
+        (
+            {"context": "big"},
+            "context is 'big', but must be a whole number or one of auto",
+        ),
         ({"context": 3.5}, "context is 3.5"),
         ({"context": -1}, "context is -1, but must be at least 1"),
-        ({"context": 10**11}, "context is 100000000000, but must be at most 2147483647"),
-        ({"when_full": "explode"}, "when_full is 'explode', but must be one of turns, auto, stop"),
+        (
+            {"context": 10**11},
+            "context is 100000000000, but must be at most 2147483647",
+        ),
+        (
+            {"when_full": "explode"},
+            "when_full is 'explode', but must be one of turns, auto, stop",
+        ),
         ({"settings": {"parallel": 2}}, "settings is"),
         ({"load_progress": 3}, "load_progress is 3, but must be a function"),
     ],
 )
-def test_a_model_refuses_wrong_arguments(arguments: dict[str, Any], problem: str) -> None:
+def test_a_model_refuses_wrong_arguments(
+    arguments: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UsageError, match=problem):
         Model(**{"path": "nothing.gguf"} | arguments)
 
 
-def test_an_empty_conversation_and_one_that_is_answered_are_refused(model: Model) -> None:
+def test_an_empty_conversation_and_one_that_is_answered_are_refused(
+    model: Model,
+) -> None:
     with pytest.raises(UsageError, match="the conversation is empty"):
         model.chat([])
     answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     with pytest.raises(UsageError, match="ends with a message of the assistant"):
         model.chat(answered)
-    with pytest.raises(UsageError, match=r"sampling has no 'temprature'; did you mean temperature"):
+    with pytest.raises(
+        UsageError, match=r"sampling has no 'temprature'; did you mean temperature"
+    ):
         model.chat("x", sampling={"temprature": 1})
 
 
@@ -831,7 +952,9 @@ def test_a_seed_gets_the_logits_of_an_empty_cache(
         assert prefill.reused == 192  # the whole batches of what was read at once
 
 
-def test_the_same_seed_gives_the_same_answer_whatever_is_cached(demo_gguf: Path) -> None:
+def test_the_same_seed_gives_the_same_answer_whatever_is_cached(
+    demo_gguf: Path,
+) -> None:
     warm = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=11)
     turns = [{"role": "user", "content": TEXT}]
     with Model(demo_gguf, context=1024) as model:

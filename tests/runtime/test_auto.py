@@ -35,7 +35,9 @@ def chosen(model: Model, text: int = 0, **options: Any) -> str:
     session, choice = auto.open_session(model, wanted, Prefixes(), text)
     with session:
         assert session.options.memory.when_full == choice.engine
-        assert choice.sentence.startswith(f"when the context is full: {choice.policy}, for ")
+        assert choice.sentence.startswith(
+            f"when the context is full: {choice.policy}, for "
+        )
         return choice.policy
 
 
@@ -47,7 +49,9 @@ def test_a_chat_leaves_turns_out_where_reading_the_others_again_is_quick(
     assert chosen(model) == "stream"
 
 
-def test_a_text_without_turns_streams(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_without_turns_streams(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Model, "chat_template", None)
     assert chosen(model) == "stream"
 
@@ -68,7 +72,9 @@ def test_where_the_memory_does_not_hold_a_text_what_stands_out_of_it_stays(
     assert chosen(model, 100_000_000) == "landmark"
 
 
-def test_what_cannot_be_moved_is_read_again(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_moved_is_read_again(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ggext.errors import ModelError
     from ggext.runtime.memory import compress, landmark, stream
 
@@ -84,7 +90,9 @@ def test_what_cannot_be_moved_is_read_again(model: Model, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_a_program_may_leave_it_open(demo_gguf: Path, isolated: bool) -> None:
-    with Program(demo_gguf, context=256, when_full="auto", isolated=isolated) as program:
+    with Program(
+        demo_gguf, context=256, when_full="auto", isolated=isolated
+    ) as program:
         assert program.when_full == "turns"
         turns = [{"role": "user", "content": "Tom hides the map below. " * 6}]
         left = 0
@@ -100,12 +108,24 @@ def test_a_chat_says_in_one_line_what_it_chose(demo_gguf: Path, tmp_path: Path) 
     book.write_text(sample_text(2500))
     command = [sys.executable, "-m", "ggext", "chat", str(demo_gguf), "-f", str(book)]
     done = subprocess.run(
-        [*command, "-p", "Where is the map?", "--ctx", "1024", "--when-full", "auto", "-n", "5"],
+        [
+            *command,
+            "-p",
+            "Where is the map?",
+            "--ctx",
+            "1024",
+            "--when-full",
+            "auto",
+            "-n",
+            "5",
+        ],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "when the context is full" in line]
+    lines = [
+        line for line in done.stderr.splitlines() if "when the context is full" in line
+    ]
     assert len(lines) == 1
     assert "landmark, for the text of some" in lines[0]

@@ -31,7 +31,9 @@ rules = st.builds(
     Batches,
     st.integers(1, 600),
     st.integers(1, 64),
-    st.frozensets(st.tuples(st.integers(256, 2**18), st.integers(0, 2**17)), max_size=3),
+    st.frozensets(
+        st.tuples(st.integers(256, 2**18), st.integers(0, 2**17)), max_size=3
+    ),
 )
 places = st.integers(0, 2**18)
 
@@ -59,7 +61,9 @@ def test_behind_many_tokens_fewer_are_read_at_once(
 
 
 @given(rules, places, places)
-def test_the_number_never_grows_with_the_text(batches: Batches, one: int, other: int) -> None:
+def test_the_number_never_grows_with_the_text(
+    batches: Batches, one: int, other: int
+) -> None:
     few, many = batches.at(max(one, other)), batches.at(min(one, other))
     assert min(batches.most, 16) <= few <= many <= batches.most
     assert few == batches.most or few % 8 == 0
@@ -71,14 +75,21 @@ def test_the_longest_operation_is_short_unless_the_batch_is_the_least(
 ) -> None:
     count = batches.at(place)
     work = max(
-        (2 * each * min(place + count, cells) for cells, each in batches.attention), default=0
+        (2 * each * min(place + count, cells) for cells, each in batches.attention),
+        default=0,
     )
-    assert count <= 16 or count * work <= defaults.SOON * defaults.SPEED * batches.threads
+    assert (
+        count <= 16 or count * work <= defaults.SOON * defaults.SPEED * batches.threads
+    )
 
 
 @settings(deadline=None)
 @given(
-    rules, st.integers(0, 2**17), st.integers(1, 3000), st.integers(0, 3000), st.integers(1, 600)
+    rules,
+    st.integers(0, 2**17),
+    st.integers(1, 3000),
+    st.integers(0, 3000),
+    st.integers(1, 600),
 )
 def test_what_is_read_ahead_ends_where_a_batch_would(
     batches: Batches, start: int, count: int, ahead: int, most: int
@@ -89,7 +100,10 @@ def test_what_is_read_ahead_ends_where_a_batch_would(
     assert all(len(batch) <= min(most, batches.most) for batch in at_once)
     *_, end = start, *batches.ends(start, start + min(ahead, count), most)
     first, rest = tokens[: end - start], tokens[end - start :]
-    assert [*batches.split(first, start, most), *batches.split(rest, end, most)] == at_once
+    assert [
+        *batches.split(first, start, most),
+        *batches.split(rest, end, most),
+    ] == at_once
 
 
 def test_windows_count_as_the_cells_that_they_have() -> None:
@@ -98,7 +112,9 @@ def test_windows_count_as_the_cells_that_they_have() -> None:
         return Architecture("x", made, 4096, 1000, 1024, None, 0, 131072, {}, {})
 
     def at_32768(arch: Architecture, *, whole: bool) -> int:
-        return Batches(64, 2, attention(arch, Context(131072, 64, whole_windows=whole))).at(32768)
+        return Batches(
+            64, 2, attention(arch, Context(131072, 64, whole_windows=whole))
+        ).at(32768)
 
     assert at_32768(layers(True, True), whole=False) == 64
     assert at_32768(layers(True, True), whole=True) == 48
@@ -141,7 +157,10 @@ def options(**changed: Any) -> SessionOptions:
 def test_a_long_text_is_read_in_ever_smaller_batches_and_gives_the_same_logits(
     model: Model,
 ) -> None:
-    with Session(model, options()) as session, Session(model, options(n_batch=64)) as fixed:
+    with (
+        Session(model, options()) as session,
+        Session(model, options(n_batch=64)) as fixed,
+    ):
         sizes, constant = sizes_of(session), sizes_of(fixed)
         session.evaluate(text(800))
         fixed.evaluate(text(800))
@@ -149,13 +168,19 @@ def test_a_long_text_is_read_in_ever_smaller_batches_and_gives_the_same_logits(
         assert sizes[-2] == 16
         assert sorted(sizes[:-1], reverse=True) == sizes[:-1]
         assert set(constant[:-1]) == {64}
-        np.testing.assert_allclose(session.last_logits(), fixed.last_logits(), atol=2e-3)
-        np.testing.assert_allclose(session.logits(text(800)), fixed.logits(text(800)), atol=2e-3)
+        np.testing.assert_allclose(
+            session.last_logits(), fixed.last_logits(), atol=2e-3
+        )
+        np.testing.assert_allclose(
+            session.logits(text(800)), fixed.logits(text(800)), atol=2e-3
+        )
 
 
 @pytest.mark.usefixtures("_slow_machine")
 @pytest.mark.parametrize("ahead", [150, 333, 700])
-def test_what_is_read_ahead_in_smaller_batches_changes_no_bit(model: Model, ahead: int) -> None:
+def test_what_is_read_ahead_in_smaller_batches_changes_no_bit(
+    model: Model, ahead: int
+) -> None:
     with Session(model, options()) as session:
         session.evaluate(text(50))
         sizes = sizes_of(session)
@@ -172,7 +197,9 @@ def test_what_is_read_ahead_in_smaller_batches_changes_no_bit(model: Model, ahea
 
 @pytest.mark.usefixtures("_slow_machine")
 def test_what_slides_is_read_again_in_the_batches_of_its_places(model: Model) -> None:
-    with Session(model, options(n_ctx=512, memory=MemoryOptions("recompute"))) as session:
+    with Session(
+        model, options(n_ctx=512, memory=MemoryOptions("recompute"))
+    ) as session:
         sizes = sizes_of(session)
         session.evaluate(text(512))
         first = list(sizes)
@@ -185,7 +212,8 @@ def test_what_slides_is_read_again_in_the_batches_of_its_places(model: Model) ->
 
 @pytest.mark.usefixtures("_slow_machine")
 @pytest.mark.parametrize(
-    "changed", [{"n_batch": 48}, {"n_batch": 48, "kv_type": "q8_0"}, {"kv_type": "q8_0"}]
+    "changed",
+    [{"n_batch": 48}, {"n_batch": 48, "kv_type": "q8_0"}, {"kv_type": "q8_0"}],
 )
 def test_who_chose_the_batch_gets_it_everywhere_and_flash_attention_64_or_more(
     model: Model, changed: dict[str, Any]
@@ -218,14 +246,19 @@ def test_more_tokens_than_a_batch_are_an_error_and_change_nothing(model: Model) 
     with Session(model, options(n_batch=32)) as session:
         session.evaluate(text(10))
         with pytest.raises(
-            ModelError, match="33 tokens at once are too many for a context of n_batch 32"
+            ModelError,
+            match="33 tokens at once are too many for a context of n_batch 32",
         ):
             session.cache.append(text(33))
         assert session.tokens == tuple(text(10))
         assert session.evaluate(text(100)).reused == 10
 
 
-def test_a_batch_of_one_token_does_not_end_the_process_where_cells_are_moved(model: Model) -> None:
-    with Session(model, options(n_ctx=64, n_batch=1, memory=MemoryOptions("stream"))) as session:
+def test_a_batch_of_one_token_does_not_end_the_process_where_cells_are_moved(
+    model: Model,
+) -> None:
+    with Session(
+        model, options(n_ctx=64, n_batch=1, memory=MemoryOptions("stream"))
+    ) as session:
         session.evaluate(text(70))
         assert session.dropped > 0

@@ -51,13 +51,17 @@ def test_a_death_is_named(name: str, words: str) -> None:
 
 
 def test_an_end_without_a_signal_is_named_too() -> None:
-    with pytest.raises(EngineDiedError, match="ended with status 7: out of luck") as died:
+    with pytest.raises(
+        EngineDiedError, match="ended with status 7: out of luck"
+    ) as died:
         child.call("dying:exits", 7)
     assert (died.value.signal, died.value.status) == (None, 7)
 
 
 def test_time_runs_out() -> None:
-    with pytest.raises(ModelError, match=r"dying:sleeps did not end within 0\.2 seconds"):
+    with pytest.raises(
+        ModelError, match=r"dying:sleeps did not end within 0\.2 seconds"
+    ):
         child.call("dying:sleeps", timeout=0.2)
 
 
@@ -67,7 +71,9 @@ def test_an_interrupt_is_the_parents_alone() -> None:
 
 def test_the_environment_has_no_debugger_in_it() -> None:
     """llama.cpp starts one at an abort, which would outlive the child."""
-    assert child.call("dying:environment", ["GGML_NO_BACKTRACE"]) == {"GGML_NO_BACKTRACE": "1"}
+    assert child.call("dying:environment", ["GGML_NO_BACKTRACE"]) == {
+        "GGML_NO_BACKTRACE": "1"
+    }
 
 
 def test_a_conversation_ends_with_the_parents_wish() -> None:
@@ -118,7 +124,9 @@ def test_a_child_ends_with_its_parent(end: str) -> None:
             os.kill(fork, signal.SIGKILL)
 
 
-def test_a_frozen_program_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_program_is_told_what_it_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with pytest.raises(UsageError, match=r"freeze_support\(\) as the first statement"):
         child.call("dying:doubled", [])
@@ -135,7 +143,9 @@ def test_a_frozen_program_starts_itself(tmp_path: Path) -> None:
         "print(call('dying:doubled', [21]))\n"
     )
     program.chmod(0o755)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [program], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout == "[42]\n"
 
 

@@ -37,9 +37,17 @@ HELD: dict[str, tuple[Any, Any, Any]] = {
     "multipleOf a fraction": ({"type": "number", "multipleOf": 0.5}, 2.5, 2.3),
     "minLength": ({"type": "string", "minLength": 3}, "äöü", "äö"),
     "maxLength": ({"type": "string", "maxLength": 3}, "äöü", "abcd"),
-    "lengths with escapes": ({"type": "string", "minLength": 1, "maxLength": 2}, '"\\', '"\\\n'),
+    "lengths with escapes": (
+        {"type": "string", "minLength": 1, "maxLength": 2},
+        '"\\',
+        '"\\\n',
+    ),
     "pattern": ({"type": "string", "pattern": "^[a-c]{2,3}$"}, "abc", "abcd"),
-    "pattern with \\d": ({"type": "string", "pattern": "^\\d{3}-\\d+$"}, "123-4", "12-4"),
+    "pattern with \\d": (
+        {"type": "string", "pattern": "^\\d{3}-\\d+$"},
+        "123-4",
+        "12-4",
+    ),
     "pattern anywhere": ({"type": "string", "pattern": "b+"}, "abc", "ac"),
     "format date": ({"type": "string", "format": "date"}, "2024-02-29", "2023-02-29"),
     "format time": ({"type": "string", "format": "time"}, "23:59:59Z", "23:59:60Z"),
@@ -54,26 +62,50 @@ HELD: dict[str, tuple[Any, Any, Any]] = {
         "2eb8-aa08-aa98-11ea-b4aa73b441d16380",
     ),
     "format ipv4": ({"type": "string", "format": "ipv4"}, "192.168.0.1", "256.0.0.1"),
-    "format email": ({"type": "string", "format": "email"}, "a.b@example.org", "a.example.org"),
+    "format email": (
+        {"type": "string", "format": "email"},
+        "a.b@example.org",
+        "a.example.org",
+    ),
     "items": ({"type": "array", "items": {"type": "null"}}, [None, None], [1]),
     "prefixItems": (
-        {"type": "array", "prefixItems": [{"const": 1}, {"type": "null"}], "items": False},
+        {
+            "type": "array",
+            "prefixItems": [{"const": 1}, {"type": "null"}],
+            "items": False,
+        },
         [1, None],
         [1, None, 2],
     ),
-    "minItems": ({"type": "array", "items": {"type": "null"}, "minItems": 2}, [None] * 2, [None]),
-    "maxItems": ({"type": "array", "items": {"type": "null"}, "maxItems": 2}, [None], [None] * 3),
+    "minItems": (
+        {"type": "array", "items": {"type": "null"}, "minItems": 2},
+        [None] * 2,
+        [None],
+    ),
+    "maxItems": (
+        {"type": "array", "items": {"type": "null"}, "maxItems": 2},
+        [None],
+        [None] * 3,
+    ),
     "properties": (
         {"type": "object", "properties": {"a": {"type": "null"}, "b": {"const": 1}}},
         {"a": None, "b": 1},
         {"a": 1},
     ),
     "required": (
-        {"type": "object", "properties": {"a": {"const": 1}, "b": {}}, "required": ["a"]},
+        {
+            "type": "object",
+            "properties": {"a": {"const": 1}, "b": {}},
+            "required": ["a"],
+        },
         {"a": 1},
         {"b": 1},
     ),
-    "required without a property": ({"type": "object", "required": ["a"]}, {"a": 1}, {"b": 1}),
+    "required without a property": (
+        {"type": "object", "required": ["a"]},
+        {"a": 1},
+        {"b": 1},
+    ),
     "additionalProperties": (
         {"type": "object", "additionalProperties": {"type": "null"}},
         {"x": None},
@@ -104,15 +136,27 @@ HELD: dict[str, tuple[Any, Any, Any]] = {
     "allOf of objects": (
         {
             "allOf": [
-                {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]},
-                {"type": "object", "properties": {"b": {"const": 2}}, "required": ["b"]},
+                {
+                    "type": "object",
+                    "properties": {"a": {"const": 1}},
+                    "required": ["a"],
+                },
+                {
+                    "type": "object",
+                    "properties": {"b": {"const": 2}},
+                    "required": ["b"],
+                },
             ]
         },
         {"a": 1, "b": 2},
         {"a": 1},
     ),
     "$ref": (
-        {"$defs": {"n": {"type": "null"}}, "type": "array", "items": {"$ref": "#/$defs/n"}},
+        {
+            "$defs": {"n": {"type": "null"}},
+            "type": "array",
+            "items": {"$ref": "#/$defs/n"},
+        },
         [None],
         [1],
     ),
@@ -143,24 +187,39 @@ def test_a_keyword_is_held(name: str) -> None:
         value = json.loads(walk(grammar, seed))
         assert not [error.message for error in validator.iter_errors(value)]
     assert follows(grammar, json.dumps(valid, ensure_ascii=False))
-    assert invalid is ... or not follows(grammar, json.dumps(invalid, ensure_ascii=False))
+    assert invalid is ... or not follows(
+        grammar, json.dumps(invalid, ensure_ascii=False)
+    )
 
 
 @pytest.mark.parametrize(
     "keyword",
     [
-        *("not", "if", "then", "else", "contains", "minContains", "maxContains", "uniqueItems"),
+        *(
+            "not",
+            "if",
+            "then",
+            "else",
+            "contains",
+            "minContains",
+            "maxContains",
+            "uniqueItems",
+        ),
         *("propertyNames", "dependentRequired", "dependentSchemas", "dependencies"),
         *("unevaluatedItems", "unevaluatedProperties", "$dynamicRef", "$dynamicAnchor"),
         *("$recursiveRef", "divisibleBy", "extends", "disallow", "minimun"),
     ],
 )
 @pytest.mark.parametrize("place", ["top", "below"])
-def test_a_keyword_that_is_not_held_is_refused_by_its_name(keyword: str, place: str) -> None:
+def test_a_keyword_that_is_not_held_is_refused_by_its_name(
+    keyword: str, place: str
+) -> None:
     schema: Any = {keyword: {}}
     if place == "below":
         schema = {"properties": {"a": {"anyOf": [{"items": schema}]}}}
-    with pytest.raises(UsageError, match=f"keyword '{keyword[:3]}".replace("$", r"\$")) as refused:
+    with pytest.raises(
+        UsageError, match=f"keyword '{keyword[:3]}".replace("$", r"\$")
+    ) as refused:
         json_grammar(schema)
     assert keyword in str(refused.value)
 
@@ -226,15 +285,25 @@ def test_a_keyword_as_the_name_of_a_property_is_none() -> None:
         (
             {
                 "$ref": "#/$defs/a0",
-                "$defs": {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(300)},
+                "$defs": {
+                    f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}}
+                    for i in range(300)
+                },
             },
             "more than 200 schemas",
         ),
         ({"properties": {"a": {}}, "required": [[1]]}, "required"),
         ({"properties": {"a": {}}, "required": [{}, "a"]}, "required"),
-        ({"properties": {f"a{i}": {} for i in range(3001)}}, "more than 3,000 properties"),
         (
-            {"allOf": [{"properties": {f"{j}{i}": {} for i in range(999)}} for j in "abcd"]},
+            {"properties": {f"a{i}": {} for i in range(3001)}},
+            "more than 3,000 properties",
+        ),
+        (
+            {
+                "allOf": [
+                    {"properties": {f"{j}{i}": {} for i in range(999)}} for j in "abcd"
+                ]
+            },
             "more than 3,000 properties",
         ),
         ('{"items":' * 200 + "{}" + "}" * 200, "nested more than"),
@@ -244,8 +313,12 @@ def test_a_keyword_as_the_name_of_a_property_is_none() -> None:
         ({"a" * 500: 1}, "keyword"),
     ],
 )
-def test_a_schema_that_cannot_be_held_is_refused_in_one_line(schema: Any, why: str) -> None:
-    with pytest.raises(UsageError, match="the JSON schema cannot be made into a grammar") as said:
+def test_a_schema_that_cannot_be_held_is_refused_in_one_line(
+    schema: Any, why: str
+) -> None:
+    with pytest.raises(
+        UsageError, match="the JSON schema cannot be made into a grammar"
+    ) as said:
         json_grammar(schema)
     assert why in str(said.value)
     assert str(said.value).isprintable()
@@ -256,7 +329,11 @@ def test_an_object_gets_no_other_names_unless_another_schema_describes_it_too() 
     closed = json_grammar({"type": "object", "properties": {"a": {"const": 1}}})
     assert not follows(closed, '{"a": 1, "b": 2}')
     opened = json_grammar(
-        {"type": "object", "properties": {"a": {"const": 1}}, "additionalProperties": True}
+        {
+            "type": "object",
+            "properties": {"a": {"const": 1}},
+            "additionalProperties": True,
+        }
     )
     assert follows(opened, '{"a": 1, "b": 2}')
     referred = {
@@ -273,12 +350,20 @@ DRAFTS = {
     "draft4": ("http://json-schema.org/draft-04/schema#", "Draft4Validator"),
     "draft6": ("http://json-schema.org/draft-06/schema#", "Draft6Validator"),
     "draft7": ("http://json-schema.org/draft-07/schema#", "Draft7Validator"),
-    "draft2019-09": ("https://json-schema.org/draft/2019-09/schema", "Draft201909Validator"),
-    "draft2020-12": ("https://json-schema.org/draft/2020-12/schema", "Draft202012Validator"),
+    "draft2019-09": (
+        "https://json-schema.org/draft/2019-09/schema",
+        "Draft201909Validator",
+    ),
+    "draft2020-12": (
+        "https://json-schema.org/draft/2020-12/schema",
+        "Draft202012Validator",
+    ),
 }
 
 
-@pytest.mark.skipif(not SUITE, reason="GGEXT_SCHEMA_SUITE names no JSON-Schema-Test-Suite")
+@pytest.mark.skipif(
+    not SUITE, reason="GGEXT_SCHEMA_SUITE names no JSON-Schema-Test-Suite"
+)
 @pytest.mark.parametrize("draft", DRAFTS)
 def test_the_public_suite_is_held_or_refused(draft: str) -> None:
     """GGEXT_SCHEMA_SUITE: the suite's folder; the source distribution of jsonschema has it (json/)."""
@@ -319,10 +404,18 @@ def test_the_public_suite_is_held_or_refused(draft: str) -> None:
     [
         ('root ::= ("yes" | "no") "."', ["yes.", "no."], ["yes", "y.", ""]),
         ("root ::= [a-c]+ # comment\n", ["abc"], ["", "d"]),
-        ('root ::= "a"{2,3} b?\nb ::= [^x-z\\n]', ["aa", "aaa", "aaab"], ["a", "aax", "aa\n"]),
+        (
+            'root ::= "a"{2,3} b?\nb ::= [^x-z\\n]',
+            ["aa", "aaa", "aaab"],
+            ["a", "aax", "aa\n"],
+        ),
         ('root ::= (\n "a" |\n "b" )* "\\x41\\u00e4\\U0001F600"', ["abAä😀"], ["ab"]),
         ("root ::= .{2}", ["\nä"], ["a"]),
-        ('root ::= root "a" | "a"', ["aaa"], ["", "ab"]),  # left recursion, which llama.cpp refuses
+        (
+            'root ::= root "a" | "a"',
+            ["aaa"],
+            ["", "ab"],
+        ),  # left recursion, which llama.cpp refuses
         ('root ::= (("a"*)*)* "b"', ["b", "aab"], ["a"]),
         ('root ::= "a"{0} "b"{0,0} "" "c"', ["c"], ["ac", ""]),
         ('root ::= a-B\na-B ::= "x" | | "y"', ["x", "", "y"], ["z"]),

@@ -92,7 +92,9 @@ def test_greedy_text_is_the_published_one(stories: Model) -> None:
     assert generation.finish == "length"
 
 
-def test_an_answer_that_reaches_the_end_of_the_context_says_so(session: Session) -> None:
+def test_an_answer_that_reaches_the_end_of_the_context_says_so(
+    session: Session,
+) -> None:
     session.evaluate([1])
     generation = session.generate(GREEDY)
     assert len(list(generation)) == 512
@@ -157,7 +159,10 @@ def test_an_answer_is_reused_by_the_next_turn(session: Session) -> None:
     session.evaluate([1, 2, 3])
     answer = list(session.generate(GREEDY, 10))
     prefill = session.evaluate([1, 2, 3, *answer, 7])
-    assert (prefill.reused, prefill.evaluated) == (12, 2)  # the last one was never evaluated
+    assert (prefill.reused, prefill.evaluated) == (
+        12,
+        2,
+    )  # the last one was never evaluated
 
 
 def test_progress_counts_batches_from_zero(model: Model, story: list[int]) -> None:
@@ -182,7 +187,9 @@ def test_logits_do_not_depend_on_the_cache(session: Session, story: list[int]) -
     np.testing.assert_array_equal(session.logits(story[:50]), before)
 
 
-def test_logits_are_those_that_sampling_sees(session: Session, story: list[int]) -> None:
+def test_logits_are_those_that_sampling_sees(
+    session: Session, story: list[int]
+) -> None:
     rows = session.logits(story[:50])
     session.evaluate(story[:50])
     assert next(session.generate(GREEDY)) == int(rows[-1].argmax())
@@ -198,20 +205,26 @@ def test_a_prompt_that_does_not_fit_changes_nothing(session: Session) -> None:
     assert len(list(session.generate(GREEDY, 2))) == 2
 
 
-def test_a_prompt_that_just_fits_gives_one_token(session: Session, story: list[int]) -> None:
+def test_a_prompt_that_just_fits_gives_one_token(
+    session: Session, story: list[int]
+) -> None:
     session.evaluate([*story, *story[:11]])
     generation = session.generate(GREEDY)
     assert (len(list(generation)), generation.finish) == (1, "context")
 
 
-def test_the_context_is_the_one_asked_for_not_llama_cpps_rounded_one(model: Model) -> None:
+def test_the_context_is_the_one_asked_for_not_llama_cpps_rounded_one(
+    model: Model,
+) -> None:
     with Session(model, SessionOptions(n_ctx=100)) as session:
         assert session.n_ctx == 100
         with pytest.raises(ContextFullError):
             session.evaluate([1] * 101)
 
 
-def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[int]) -> None:
+def test_cancelling_a_prefill_keeps_the_session_right(
+    model: Model, story: list[int]
+) -> None:
     with Session(model, SessionOptions(n_batch=50)) as session:
         prefill = session.evaluate(
             story, lambda done, _total: session.cancel() if done >= 100 else None
@@ -225,7 +238,9 @@ def test_cancelling_a_prefill_keeps_the_session_right(model: Model, story: list[
         assert (again.reused, again.cancelled) == (prefill.evaluated, False)
         with Session(model, SessionOptions(n_batch=50)) as fresh:
             fresh.evaluate(story)
-            np.testing.assert_allclose(last_logits(session), last_logits(fresh), atol=2e-3)
+            np.testing.assert_allclose(
+                last_logits(session), last_logits(fresh), atol=2e-3
+            )
 
 
 def test_cancelling_stops_inside_a_batch(
@@ -313,8 +328,12 @@ def test_without_a_seed_answers_differ(session: Session) -> None:
 
 
 @pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}])
-def test_each_sampler_alone_can_make_it_greedy(session: Session, options: dict[str, float]) -> None:
-    assert sampled(session, temperature=1.5, **options) == sampled(session, temperature=0)
+def test_each_sampler_alone_can_make_it_greedy(
+    session: Session, options: dict[str, float]
+) -> None:
+    assert sampled(session, temperature=1.5, **options) == sampled(
+        session, temperature=0
+    )
 
 
 def test_the_repeat_penalty_sees_the_prompt_and_the_answer(session: Session) -> None:
@@ -362,7 +381,11 @@ def test_closed_things_say_so(small_gguf: Path) -> None:
     other = Session(model)
     model.close()
     model.close()
-    for use in (lambda: other.evaluate([1]), lambda: model.tokenize("a"), lambda: Session(model)):
+    for use in (
+        lambda: other.evaluate([1]),
+        lambda: model.tokenize("a"),
+        lambda: Session(model),
+    ):
         with pytest.raises(ModelError, match="closed"):
             use()
 
@@ -418,7 +441,9 @@ def test_an_error_in_the_load_callback_comes_through(small_gguf: Path) -> None:
         Model.open(small_gguf, progress=lambda _: bool(1 / 0))
 
 
-def test_a_truncated_file_never_reaches_llama_cpp(small_gguf: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_never_reaches_llama_cpp(
+    small_gguf: Path, tmp_path: Path
+) -> None:
     cut = tmp_path / "cut.gguf"
     cut.write_bytes(small_gguf.read_bytes()[:-1000])
     with pytest.raises(GgufError, match="truncated"):
@@ -428,9 +453,13 @@ def test_a_truncated_file_never_reaches_llama_cpp(small_gguf: Path, tmp_path: Pa
 def test_a_refusal_quotes_llama_cpps_reason(small_gguf: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.gguf"
     other.write_bytes(
-        small_gguf.read_bytes().replace(b"blk.2.attn_norm.weight", b"blk.2.attn_nork.weight")
+        small_gguf.read_bytes().replace(
+            b"blk.2.attn_norm.weight", b"blk.2.attn_nork.weight"
+        )
     )
-    with pytest.raises(ModelError, match=r"llama\.cpp says: .*attn_norm\.weight' not found"):
+    with pytest.raises(
+        ModelError, match=r"llama\.cpp says: .*attn_norm\.weight' not found"
+    ):
         Model.open(other)
 
 
@@ -440,10 +469,14 @@ def test_a_folder_and_a_missing_file_are_named(tmp_path: Path) -> None:
             Model.open(path)
 
 
-def test_another_version_of_the_binding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_binding_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("llama_cpp.__version__", "0.3.35")
     monkeypatch.setattr(llama, "_module", None)
-    with pytest.raises(ModelError, match=r'0\.3\.35.*pip install "llama-cpp-python==0\.3\.36"'):
+    with pytest.raises(
+        ModelError, match=r'0\.3\.35.*pip install "llama-cpp-python==0\.3\.36"'
+    ):
         llama.lib()
 
 
@@ -452,9 +485,13 @@ def test_a_default_context_is_capped_to_the_memory_and_says_so(
 ) -> None:
     room = capacity.room(model, Choices(batch=64))
     assert room is not None
-    smallest = replace(room.planner.context(256, Memories(room.free)), flash_attention=True)
+    smallest = replace(
+        room.planner.context(256, Memories(room.free)), flash_attention=True
+    )
     ram, _ = room.planner.shares(smallest)
-    assert ram.cache == 256 * 3 * 2 * 32 * 2 * 2  # layers, KV heads, head dim, K and V, f16
+    assert (
+        ram.cache == 256 * 3 * 2 * 32 * 2 * 2
+    )  # layers, KV heads, head dim, K and V, f16
     monkeypatch.setattr(capacity, "free_memory", lambda: ram.total * 100 // 94)
     with Session(model, SessionOptions(n_batch=64)) as session:
         assert session.n_ctx == 256
@@ -493,7 +530,9 @@ def test_trained_means_before_the_extension(tmp_path: Path) -> None:
     from ggext.convert import ConvertOptions, convert
     from ggext.rope.scaling import RopeScaling
 
-    convert(ConvertOptions(DEMO_MODEL, tmp_path / "x.gguf", RopeScaling("yarn", factor=4)))
+    convert(
+        ConvertOptions(DEMO_MODEL, tmp_path / "x.gguf", RopeScaling("yarn", factor=4))
+    )
     with Model.open(tmp_path / "x.gguf") as model, Session(model) as session:
         assert (session.trained, session.n_ctx, model.n_ctx_train) == (256, 1024, 1024)
 
@@ -504,7 +543,9 @@ def test_a_context_beyond_the_trained_one_is_allowed_and_noted(model: Model) -> 
         assert session.evaluate([1] * 600).evaluated == 600
 
 
-def test_rope_is_left_as_the_file_says(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rope_is_left_as_the_file_says(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
     init = llama.lib().llama_init_from_model
 
@@ -526,16 +567,25 @@ def test_weights_that_were_laid_out_anew_are_counted_once(
 ) -> None:
     path = tmp_path / "q4_0.gguf"
     quantizer.quantize(small_gguf, path, "q4_0")
-    with Model.open(small_gguf, gpu_layers=0) as mapped, Model.open(path, gpu_layers=0) as model:
+    with (
+        Model.open(small_gguf, gpu_layers=0) as mapped,
+        Model.open(path, gpu_layers=0) as model,
+    ):
         assert mapped.copied == 0
         if not model.copied:
             pytest.skip("llama.cpp runs q4_0 as it is on this CPU")
         room = capacity.room(model, Choices())
         assert room is not None
         needed = (
-            room.planner.shares(room.planner.context(512, Memories(0)))[0].total * 100 // 95 + 1
+            room.planner.shares(room.planner.context(512, Memories(0)))[0].total
+            * 100
+            // 95
+            + 1
         )
-        for free, holds in ((needed - model.copied, True), (needed - model.copied - 4096, False)):
+        for free, holds in (
+            (needed - model.copied, True),
+            (needed - model.copied - 4096, False),
+        ):
             monkeypatch.setattr(capacity, "free_memory", lambda free=free: free)
             left = capacity.room(model, Choices())
             assert left is not None
@@ -583,18 +633,28 @@ def test_quantizing_by_name(small_gguf: Path, story: list[int], tmp_path: Path) 
     assert list(tmp_path.glob(".*")) == []
 
 
-def test_an_unknown_quantization_names_the_known(small_gguf: Path, tmp_path: Path) -> None:
+def test_an_unknown_quantization_names_the_known(
+    small_gguf: Path, tmp_path: Path
+) -> None:
     with pytest.raises(UsageError, match=r"Q9_X.*Q4_K_M"):
         quantizer.quantize(small_gguf, tmp_path / "q.gguf", "Q9_X")
 
 
-def test_a_refused_quantization_leaves_the_old_file(small_gguf: Path, tmp_path: Path) -> None:
+def test_a_refused_quantization_leaves_the_old_file(
+    small_gguf: Path, tmp_path: Path
+) -> None:
     small, out = tmp_path / "small.gguf", tmp_path / "q.gguf"
     quantizer.quantize(small_gguf, small, "Q8_0")
     out.write_text("old")
-    with pytest.raises(ModelError, match=r"llama\.cpp says: .*requantizing from type q8_0"):
+    with pytest.raises(
+        ModelError, match=r"llama\.cpp says: .*requantizing from type q8_0"
+    ):
         quantizer.quantize(small, out, "Q4_0")
-    assert {path.name for path in tmp_path.iterdir()} == {"home", "small.gguf", "q.gguf"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "home",
+        "small.gguf",
+        "q.gguf",
+    }
     assert out.read_text() == "old"
 
 
@@ -604,7 +664,9 @@ def test_large_models_read_in_smaller_batches(model: Model) -> None:
     assert [capacity.batch_for(model, threads) for threads in (1, 4)] == [64, 128]
     shapes = {"blk.0.ffn_up.weight": (4096, 14336), "output.weight": (4096, 128256)}
     tensors = {name: SimpleNamespace(shape=shape) for name, shape in shapes.items()}
-    large: Any = SimpleNamespace(offloads=False, all_parts=SimpleNamespace(tensors=tensors))
+    large: Any = SimpleNamespace(
+        offloads=False, all_parts=SimpleNamespace(tensors=tensors)
+    )
     assert [capacity.batch_for(large, threads) for threads in (2, 16)] == [64, 128]
     large.offloads = True
     assert capacity.batch_for(large, 2) == 512
@@ -628,18 +690,24 @@ def _zeros(size: int) -> list[bytes]:
     return [bytes(size)]
 
 
-def damaged(source: Path, out: Path, fields: dict[str, Any], types: dict[str, int]) -> Path:
+def damaged(
+    source: Path, out: Path, fields: dict[str, Any], types: dict[str, int]
+) -> Path:
     """A copy of a GGUF file with other values (in place of the old) and tensor types."""
     header = read_gguf(source)
     changed = {}
     for key, value in fields.items():
         old = header.fields.get(key)
-        changed[key] = Field.of(value) if old is None else Field(old.type, value, old.item_type)
+        changed[key] = (
+            Field.of(value) if old is None else Field(old.type, value, old.item_type)
+        )
     tensors = []
     for name, info in header.tensors.items():
         kind = types.get(name, info.type)
         size = tensor_nbytes(name, info.shape, kind)
-        tensors.append(TensorToWrite(name, info.shape, kind, size, partial(_zeros, size)))
+        tensors.append(
+            TensorToWrite(name, info.shape, kind, size, partial(_zeros, size))
+        )
     write_gguf(out, header.fields | changed, tensors)
     return out
 
@@ -651,25 +719,42 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
     ("fields", "types", "problem"),
     [
         pytest.param({"llama.block_count": 0}, {}, "block_count is 0", id="no layers"),
-        pytest.param({"llama.block_count": 513}, {}, "block_count is 513", id="many layers"),
         pytest.param(
-            {"llama.attention.layer_norm_rms_epsilon": -1.0}, {}, "epsilon is -1", id="epsilon"
+            {"llama.block_count": 513}, {}, "block_count is 513", id="many layers"
         ),
         pytest.param(
-            {"llama.attention.layer_norm_rms_epsilon": math.nan}, {}, "epsilon is nan", id="nan"
+            {"llama.attention.layer_norm_rms_epsilon": -1.0},
+            {},
+            "epsilon is -1",
+            id="epsilon",
         ),
         pytest.param(
-            {"llama.rope.scaling.type": "dynamic"}, {}, "scaling.type is 'dynamic'", id="scaling"
+            {"llama.attention.layer_norm_rms_epsilon": math.nan},
+            {},
+            "epsilon is nan",
+            id="nan",
+        ),
+        pytest.param(
+            {"llama.rope.scaling.type": "dynamic"},
+            {},
+            "scaling.type is 'dynamic'",
+            id="scaling",
         ),
         pytest.param({"llama.expert_count": 8}, {}, "0 of 8 experts", id="experts"),
-        pytest.param({"llama.expert_used_count": 8}, {}, "8 of 0 experts", id="experts used"),
         pytest.param(
-            {"tokenizer.ggml.tokens": ["a"] * 512}, {}, "511 tokens occur twice", id="same tokens"
+            {"llama.expert_used_count": 8}, {}, "8 of 0 experts", id="experts used"
+        ),
+        pytest.param(
+            {"tokenizer.ggml.tokens": ["a"] * 512},
+            {},
+            "511 tokens occur twice",
+            id="same tokens",
         ),
         pytest.param(
             {
                 "tokenizer.ggml.model": "bert",
-                "tokenizer.ggml.tokens": BYTES + [f"word {i}" for i in range(747 - 256)],
+                "tokenizer.ggml.tokens": BYTES
+                + [f"word {i}" for i in range(747 - 256)],
                 "tokenizer.ggml.token_type": [6] * 256 + [1] * (747 - 256),
             },
             {},
@@ -694,11 +779,15 @@ def test_a_file_that_would_abort_llama_cpp_is_refused(
 
 
 @pytest.mark.parametrize(
-    "arch", ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"]
+    "arch",
+    ["dots1", "ernie4_5-moe", "glm4moe", "granitemoe", "llama4", "mistral3", "olmoe"],
 )
 def test_families_with_experts_and_chunks_answer(tmp_path: Path, arch: str) -> None:
     path = tiny_gguf.write_random(tmp_path / "m.gguf", arch)
-    with Model.open(path) as model, Session(model, SessionOptions(n_ctx=256)) as session:
+    with (
+        Model.open(path) as model,
+        Session(model, SessionOptions(n_ctx=256)) as session,
+    ):
         session.evaluate([*range(5, 60)])
         answers = [[*session.generate(Sampling(temperature=0), 8)]]
         session.evaluate([*range(5, 60)])

@@ -95,7 +95,9 @@ def test_a_file_that_ends_the_process_ends_a_child(
     monkeypatch.setattr(precheck, "refuse_what_aborts", lambda _: None)
     monkeypatch.setattr(first_load, "_SERVE", "dying:loads_without_precheck")
     for _ in range(2):
-        with pytest.raises(EngineDiedError, match=r"deadly\.gguf was tried.*SIGABRT.*eps") as died:
+        with pytest.raises(
+            EngineDiedError, match=r"deadly\.gguf was tried.*SIGABRT.*eps"
+        ) as died:
             Model.open(path)
         assert died.value.signal == "SIGABRT"
         assert "\n" not in str(died.value)
@@ -109,18 +111,24 @@ def test_what_is_refused_is_refused_by_the_load_itself(
     path.write_bytes(demo_gguf.read_bytes().replace(b"blk.0.attn_q", b"blk.0.attn_x"))
     monkeypatch.setattr(precheck, "refuse_what_aborts", lambda _: None)
     monkeypatch.setattr(first_load, "_SERVE", "dying:loads_without_precheck")
-    with pytest.raises(ModelError, match=r"other\.gguf cannot be loaded: llama.cpp says: .*attn"):
+    with pytest.raises(
+        ModelError, match=r"other\.gguf cannot be loaded: llama.cpp says: .*attn"
+    ):
         Model.open(path)
     assert kept() == []
 
 
 def test_the_progress_goes_through_both_loads_and_cancels_either(path: Path) -> None:
     fractions: list[float] = []
-    Model.open(path, progress=lambda fraction: fractions.append(fraction) is None).close()
+    Model.open(
+        path, progress=lambda fraction: fractions.append(fraction) is None
+    ).close()
     assert fractions == sorted(fractions)
     assert 0 <= fractions[0] <= 0.5 < fractions[-1] == 1.0
     os.utime(path, (1, 1))
-    with pytest.raises(CancelledError):  # of the trial, or of the load where that was over
+    with pytest.raises(
+        CancelledError
+    ):  # of the trial, or of the load where that was over
         Model.open(path, progress=lambda fraction: fraction > 1)
 
 
@@ -159,7 +167,9 @@ def test_an_interrupt_in_a_trial_leaves_nothing(path: Path) -> None:
         "threading.Thread(target=interrupt).start()\n"
         "Model.open(sys.argv[1])\n"
     )
-    environment = {name: value for name, value in os.environ.items() if "GGEXT" not in name}
+    environment = {
+        name: value for name, value in os.environ.items() if "GGEXT" not in name
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, str(path)],
         env=environment,

@@ -81,7 +81,9 @@ def inside(demo_gguf: Path) -> Iterator[Model]:
 
 def told(model: Model, **options: Any) -> list[object]:
     reply = model.chat(LONG, **options)
-    events: list[object] = [event for event in reply.events() if not isinstance(event, Reading)]
+    events: list[object] = [
+        event for event in reply.events() if not isinstance(event, Reading)
+    ]
     return [*events, reply.finish, reply.count, reply.dropped, reply.message]
 
 
@@ -90,7 +92,11 @@ def told(model: Model, **options: Any) -> list[object]:
     [
         {"sampling": GREEDY},
         {"sampling": Sampling(temperature=2, seed=7), "max_tokens": 40},
-        {"sampling": Sampling(seed=3, repeat_penalty=1.3), "stop": "the", "max_tokens": 40},
+        {
+            "sampling": Sampling(seed=3, repeat_penalty=1.3),
+            "stop": "the",
+            "max_tokens": 40,
+        },
         {"sampling": Sampling(seed=1, grammar='root ::= "oar" | "map"')},
         {"sampling": GREEDY, "max_tokens": 0},
     ],
@@ -105,12 +111,18 @@ def test_what_is_read_and_reused_is_the_same(model: Model, inside: Model) -> Non
     counts = []
     for each in (model, inside):
         each.chat(user("The dog sings."), max_tokens=0).text()
-        replies = [each.chat(question, sampling=GREEDY) for question in (LONG, LONG[:], QUESTION)]
+        replies = [
+            each.chat(question, sampling=GREEDY)
+            for question in (LONG, LONG[:], QUESTION)
+        ]
         readings = [
-            [event for event in reply.events() if isinstance(event, Reading)] for reply in replies
+            [event for event in reply.events() if isinstance(event, Reading)]
+            for reply in replies
         ]
         prefills = [reply.prefill for reply in replies]
-        counts.append((readings, [(p.reused, p.evaluated) for p in prefills if p is not None]))
+        counts.append(
+            (readings, [(p.reused, p.evaluated) for p in prefills if p is not None])
+        )
     assert counts[0] == counts[1]
 
 
@@ -119,7 +131,9 @@ def test_text_and_facts_are_the_same(model: Model, inside: Model) -> None:
         lambda each: each.count(TEXT),
         lambda each: each.count_chat(LONG),
         lambda each: (each.context, each.trained, each.path.name),
-        lambda each: each.complete("The map <|end|>", special=True, sampling=GREEDY).text(),
+        lambda each: each.complete(
+            "The map <|end|>", special=True, sampling=GREEDY
+        ).text(),
         lambda each: each.count("ends in a lone surrogate \ud800"),
     ):
         assert ask(model) == ask(inside)
@@ -132,7 +146,9 @@ def test_nothing_of_llama_cpp_is_loaded_in_the_host(demo_gguf: Path) -> None:
         "    print(model.complete('The dog', max_tokens=2).text() != '')\n"
         "print('llama_cpp' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert (done.stdout, done.stderr) == ("True\nFalse\n", "")
 
 
@@ -145,9 +161,13 @@ def test_errors_are_the_same(demo_gguf: Path, tmp_path: Path, model: Model) -> N
     with pytest.raises(GgufError, match="No such file"):
         Model(tmp_path / "none.gguf", isolated=True)
     with pytest.raises(UsageError, match="eval_callback"):
-        Model(demo_gguf, isolated=True, settings=Settings(SessionOptions(eval_callback=1)))
+        Model(
+            demo_gguf, isolated=True, settings=Settings(SessionOptions(eval_callback=1))
+        )
     with (
-        Model(demo_gguf, context=256, isolated=True, settings=Settings(parallel=2)) as two,
+        Model(
+            demo_gguf, context=256, isolated=True, settings=Settings(parallel=2)
+        ) as two,
         pytest.raises(UsageError, match="parallel=2"),
     ):
         two.save_cache(tmp_path / "book.kv")
@@ -159,7 +179,9 @@ def test_errors_are_the_same(demo_gguf: Path, tmp_path: Path, model: Model) -> N
 def test_a_load_is_followed_and_cancelled(demo_gguf: Path) -> None:
     fractions: list[float] = []
     options: dict[str, Any] = {"context": 256, "isolated": True}
-    with Model(demo_gguf, **options, load_progress=lambda f: fractions.append(f) is None):
+    with Model(
+        demo_gguf, **options, load_progress=lambda f: fractions.append(f) is None
+    ):
         assert fractions == sorted(fractions)
         assert fractions[-1] == 1
     with pytest.raises(CancelledError, match="was cancelled"):
@@ -175,7 +197,9 @@ def test_a_death_is_an_error_that_names_it_and_the_next_call_answers(
     next(iter(reply))
     waits = model._engine.ask(a_question())
     kill(model, signal.Signals[name])
-    with pytest.raises(EngineDiedError, match=f"demo.*died of {name}.*next call") as died:
+    with pytest.raises(
+        EngineDiedError, match=f"demo.*died of {name}.*next call"
+    ) as died:
         reply.text()
     assert died.value.signal == name
     with pytest.raises(EngineDiedError, match=name):
@@ -186,7 +210,9 @@ def test_a_death_is_an_error_that_names_it_and_the_next_call_answers(
 
 
 def test_an_assertion_of_ggml_is_quoted() -> None:
-    with pytest.raises(EngineDiedError, match=r"SIGABRT.*GGML_ASSERT\(n_dims <= ne0\) failed"):
+    with pytest.raises(
+        EngineDiedError, match=r"SIGABRT.*GGML_ASSERT\(n_dims <= ne0\) failed"
+    ):
         child.call("dying:gives_up_in_ggml")
 
 
@@ -218,7 +244,9 @@ def a_question() -> Any:
     return Question([5, 6, 7], GREEDY, 3)
 
 
-def test_a_kept_cache_is_restored_after_a_death(demo_gguf: Path, tmp_path: Path) -> None:
+def test_a_kept_cache_is_restored_after_a_death(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
     with Model(demo_gguf, context=512, isolated=True) as model:
         model.chat(LONG, sampling=GREEDY).text()
         size = model.save_cache(tmp_path / "book.kv")
@@ -362,7 +390,8 @@ def test_a_spawned_process_has_its_own(demo_gguf: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(demo_gguf)],
-        env=os.environ | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{SUPPORT}"},
+        env=os.environ
+        | {"PYTHONPATH": f"{Path(__file__).parent}{os.pathsep}{SUPPORT}"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -423,6 +452,12 @@ def test_killed_at_random_no_turn_is_lost(demo_gguf: Path) -> None:
 
 
 def test_a_schema_constrains_an_isolated_answer(model: Model) -> None:
-    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
-    reply = model.chat(QUESTION, sampling=Sampling(seed=1, grammar=json_grammar(schema)))
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "required": ["a"],
+    }
+    reply = model.chat(
+        QUESTION, sampling=Sampling(seed=1, grammar=json_grammar(schema))
+    )
     assert "".join(reply.text().split())[:4] == '{"a"'

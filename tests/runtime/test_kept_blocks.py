@@ -21,7 +21,14 @@ pytest.importorskip("jinja2")
 
 from ggext.chat.conversation import ChatOptions, Conversation  # noqa: E402
 from ggext.runtime import store  # noqa: E402
-from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions, in_common  # noqa: E402
+from ggext.runtime.engine import (  # noqa: E402
+    MemoryOptions,
+    Model,
+    Sampling,
+    Session,
+    SessionOptions,
+    in_common,
+)
 from ggext.runtime.memory.landmark import Landmark  # noqa: E402
 
 GREEDY = Sampling(temperature=0)
@@ -65,11 +72,15 @@ def test_a_restored_session_goes_on_as_the_one_that_was_never_closed(
             assert (second.tokens, second.dropped) == (first.tokens, first.dropped)
             assert second.cache.positions == first.cache.positions
             assert landmark(second).account() == landmark(first).account()
-            assert list(landmark(second).blocks_outside()) == list(landmark(first).blocks_outside())
+            assert list(landmark(second).blocks_outside()) == list(
+                landmark(first).blocks_outside()
+            )
             counts = [session.evaluate(text) for session in (first, second)]
             assert counts[0].evaluated == counts[1].evaluated <= 11
             assert np.array_equal(first.last_logits(), second.last_logits())
-            answers = [list(session.generate(GREEDY, 60)) for session in (first, second)]
+            answers = [
+                list(session.generate(GREEDY, 60)) for session in (first, second)
+            ]
             assert answers[0] == answers[1]
             text = [*text, *answers[0], *TEXT[:10]]
 
@@ -86,16 +97,21 @@ def test_a_fact_that_had_left_is_found_by_the_restored_session(
         question = language.question(early.key)
         asked = language.opening(language.RecallSample(document, question, ""))
         with Session(model, options(512, **blocks)) as session:
-            conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
+            conversation = Conversation(
+                model, session, GREEDY, ChatOptions(max_tokens=12)
+            )
             beginnings = [
-                conversation.next_prompt(asked.removesuffix(question) + letter) for letter in "A1"
+                conversation.next_prompt(asked.removesuffix(question) + letter)
+                for letter in "A1"
             ]
             session.evaluate(beginnings[0][: in_common(*beginnings)])
             assert session.dropped > 300
             store.save(tmp_path / "kv.bin", session, KEY)
         with Session(model, options(512, **blocks)) as session:
             store.restore(tmp_path / "kv.bin", session, KEY)
-            conversation = Conversation(model, session, GREEDY, ChatOptions(max_tokens=12))
+            conversation = Conversation(
+                model, session, GREEDY, ChatOptions(max_tokens=12)
+            )
             answer = "".join(conversation.ask(asked)).strip()
             assert conversation.outcome is not None
             assert conversation.outcome.prefill.evaluated < 20
@@ -110,7 +126,9 @@ def test_only_a_policy_of_the_same_sizes_goes_on(model: Model, tmp_path: Path) -
     for changed in ({"block": 32}, {"retrieved": 3}, {"sinks": 5}):
         with (
             Session(model, options(512, **changed)) as session,
-            pytest.raises(store.StateError, match="what stays in a full context is another one"),
+            pytest.raises(
+                store.StateError, match="what stays in a full context is another one"
+            ),
         ):
             store.restore(tmp_path / "kv.bin", session, KEY)
     with Session(model, options(400)) as session:  # of another length, the same blocks
@@ -119,7 +137,9 @@ def test_only_a_policy_of_the_same_sizes_goes_on(model: Model, tmp_path: Path) -
         assert session.evaluate([*TEXT[:900], 7]).evaluated == 1
 
 
-def test_a_text_of_which_nothing_left_is_kept_as_ever(model: Model, tmp_path: Path) -> None:
+def test_a_text_of_which_nothing_left_is_kept_as_ever(
+    model: Model, tmp_path: Path
+) -> None:
     with Session(model, options()) as session:
         session.evaluate(TEXT[:100])
         store.save(tmp_path / "kv.bin", session, KEY)
@@ -138,7 +158,9 @@ def rewritten(whole: bytes, change: Change) -> bytes:
     document = json.loads(whole[16 : 16 + length])
     change(document)
     head = json.dumps(document).encode()
-    return checked(whole[:12] + struct.pack("<I", len(head)) + head + whole[16 + length :])
+    return checked(
+        whole[:12] + struct.pack("<I", len(head)) + head + whole[16 + length :]
+    )
 
 
 def checked(data: bytes) -> bytes:
@@ -197,13 +219,22 @@ def test_blocks_that_are_none_are_refused(kept: tuple[Session, Path]) -> None:
     size = len(next(landmark(session).blocks_outside()))
     count = session.dropped // 16
     start = len(whole) - size * count
-    for data in (whole[:-1], whole + b"\0", whole[:-size], whole + whole[-size:], whole[:start]):
+    for data in (
+        whole[:-1],
+        whole + b"\0",
+        whole[:-size],
+        whole + whole[-size:],
+        whole[:start],
+    ):
         path.write_bytes(checked(data))
         with pytest.raises(store.StateError):
             store.restore(path, session, KEY)
         assert (session.used, session.dropped) == (184, 416)  # as it was
     refused = 0
-    places = [*range(start, start + 16 + 12 * 16 + 8 + 12 + 40), *range(start, len(whole), 4001)]
+    places = [
+        *range(start, start + 16 + 12 * 16 + 8 + 12 + 40),
+        *range(start, len(whole), 4001),
+    ]
     for place in places:
         data = bytearray(whole)
         data[place] ^= 0xFF

@@ -24,7 +24,8 @@ pytest.importorskip("llama_cpp")
 
 pytestmark = [
     pytest.mark.skipif(
-        sys.platform != "linux", reason="the stand-in library puts itself in front as ELF does"
+        sys.platform != "linux",
+        reason="the stand-in library puts itself in front as ELF does",
     ),
     pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler"),
 ]
@@ -55,7 +56,14 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
         source = tmp_path / "standin.c"
         source.write_text(code)
         needed = [str(path) for path in sorted(real.parent.glob("lib*.so.?"))]
-        command = ["cc", "-shared", "-fPIC", "-o", str(folder / "libllama.so"), str(source)]
+        command = [
+            "cc",
+            "-shared",
+            "-fPIC",
+            "-o",
+            str(folder / "libllama.so"),
+            str(source),
+        ]
         linked = ["-Wl,--no-as-needed", f"-Wl,-rpath,{real.parent}", *needed]
         subprocess.run([*command, *linked], check=True)
         monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(folder))
@@ -73,7 +81,15 @@ def needs_special_kernels() -> None:
 
 def chat(path: Path) -> subprocess.CompletedProcess[str]:
     """One question to a file, in a process as a user starts it."""
-    command = [sys.executable, "-m", "ggext", "chat", str(path), "-p", "Where is the map?"]
+    command = [
+        sys.executable,
+        "-m",
+        "ggext",
+        "chat",
+        str(path),
+        "-p",
+        "Where is the map?",
+    ]
     return subprocess.run(
         [*command, "--max-tokens", "4", "--temperature", "0"],
         capture_output=True,
@@ -93,7 +109,9 @@ def q4_0(demo_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_here_every_kernel_runs_and_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_here_every_kernel_runs_and_is_tried_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     kernels._verdict.cache_clear()
     first = kernels.find_verdict()
     assert first == kernels.Verdict()
@@ -102,7 +120,9 @@ def test_here_every_kernel_runs_and_is_tried_once(monkeypatch: pytest.MonkeyPatc
     assert kernels.find_verdict() == first
 
 
-def test_without_the_guard_the_special_kernels_end_the_process(build: Build, q4_0: Path) -> None:
+def test_without_the_guard_the_special_kernels_end_the_process(
+    build: Build, q4_0: Path
+) -> None:
     """Otherwise the next test proves nothing."""
     needs_special_kernels()
     build(traps(SPECIAL))
@@ -110,18 +130,25 @@ def test_without_the_guard_the_special_kernels_end_the_process(build: Build, q4_
         "import sys, ggext.runtime.kernels as k; k.check = lambda: k.Verdict();"
         "from ggext import Model; list(Model(sys.argv[1]).complete('a b c d'))"
     )
-    done = subprocess.run([sys.executable, "-c", code, q4_0], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, q4_0], capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGILL
 
 
-def test_special_kernels_that_die_are_switched_off_and_named(build: Build, q4_0: Path) -> None:
+def test_special_kernels_that_die_are_switched_off_and_named(
+    build: Build, q4_0: Path
+) -> None:
     needs_special_kernels()
     build(traps(SPECIAL))
     first = chat(q4_0)
     assert first.returncode == 0, first.stderr
     assert first.stdout.strip()
     words = " ".join(first.stderr.split())
-    assert "(CPU_REPACK: a trial died of SIGILL, an illegal instruction, at a Q4_0 matrix)" in words
+    assert (
+        "(CPU_REPACK: a trial died of SIGILL, an illegal instruction, at a Q4_0 matrix)"
+        in words
+    )
     (kept,) = (cache_folder() / "kernels").iterdir()
     assert json.loads(kept.read_text())["unusable"].keys() == {"CPU_REPACK"}
     before = kept.stat().st_mtime_ns
@@ -136,13 +163,17 @@ def test_plain_kernels_that_die_are_one_error(build: Build, q4_0: Path) -> None:
         done = chat(q4_0)
         assert done.returncode == 1
         (line,) = done.stderr.strip().splitlines()
-        assert line.startswith(f"ggext: {folder / 'libllama.so'} cannot be used on this processor:")
+        assert line.startswith(
+            f"ggext: {folder / 'libllama.so'} cannot be used on this processor:"
+        )
         assert "died of SIGILL" in line
         assert "at a Q5_0 matrix" in line
         assert "pip install --force-reinstall" in line
 
 
-def test_a_library_that_dies_when_it_is_loaded_is_one_error(build: Build, q4_0: Path) -> None:
+def test_a_library_that_dies_when_it_is_loaded_is_one_error(
+    build: Build, q4_0: Path
+) -> None:
     build("__attribute__((constructor)) static void start(void) { __builtin_trap(); }")
     done = chat(q4_0)
     assert done.returncode == 1
@@ -196,7 +227,9 @@ def test_another_build_is_tried_again(build: Build) -> None:
     assert len(list((cache_folder() / "kernels").iterdir())) == 2
 
 
-def test_a_host_that_is_not_python_starts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_is_not_python_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(spawn, "get_executable", lambda: "/opt/host/editor")
     kernels._verdict.cache_clear()
     verdict = kernels.find_verdict()
@@ -231,12 +264,18 @@ def test_what_needs_no_engine_loads_no_library(
     arguments: list[str], build: Build, demo_gguf: Path, tmp_path: Path
 ) -> None:
     build("__attribute__((constructor)) static void start(void) { __builtin_trap(); }")
-    given = [str(demo_gguf) if argument == "FILE" else argument for argument in arguments]
-    subprocess.run([sys.executable, *given], check=True, capture_output=True, cwd=tmp_path)
+    given = [
+        str(demo_gguf) if argument == "FILE" else argument for argument in arguments
+    ]
+    subprocess.run(
+        [sys.executable, *given], check=True, capture_output=True, cwd=tmp_path
+    )
     assert not (cache_folder() / "kernels").exists()  # nor was it tried
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"unusable": 3}', '{"fatal": "x", "a": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"unusable": 3}', '{"fatal": "x", "a": 1}']
+)
 def test_a_damaged_verdict_is_not_believed(content: str, tmp_path: Path) -> None:
     path = tmp_path / "verdict.json"
     path.write_text(content)
@@ -259,7 +298,9 @@ def test_ggml_is_in_the_process_once() -> None:
         "print(*sorted({pathlib.Path(m).name.partition('.so')[0] + ' ' + m for m in maps\n"
         "               if 'libggml' in m}), sep='\\n')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert names
     assert len(names) == len(set(names)), done.stdout

@@ -22,7 +22,10 @@ YARN = RopeScaling("yarn", factor=4.0)
 
 
 def logits(path: Path) -> np.ndarray:
-    with Model.open(path) as model, Session(model, SessionOptions(**OPTIONS)) as session:
+    with (
+        Model.open(path) as model,
+        Session(model, SessionOptions(**OPTIONS)) as session,
+    ):
         return session.logits(TOKENS)
 
 
@@ -30,10 +33,24 @@ def logits(path: Path) -> np.ndarray:
 # do not rotate, sections of pairs, a rotated part of each head, a scale of all scores.
 @pytest.mark.parametrize(
     "arch",
-    ["llama", "qwen2", "gemma3", "cohere2", "llama4", "smollm3", "qwen2vl", "gptneox", "deepseek2"],
+    [
+        "llama",
+        "qwen2",
+        "gemma3",
+        "cohere2",
+        "llama4",
+        "smollm3",
+        "qwen2vl",
+        "gptneox",
+        "deepseek2",
+    ],
 )
-def test_a_live_table_gives_the_logits_of_the_baked_file(arch: str, tmp_path: Path) -> None:
-    source = write_random(tmp_path / "model.gguf", arch, extra_keys={f"{arch}.context_length": 64})
+def test_a_live_table_gives_the_logits_of_the_baked_file(
+    arch: str, tmp_path: Path
+) -> None:
+    source = write_random(
+        tmp_path / "model.gguf", arch, extra_keys={f"{arch}.context_length": 64}
+    )
     convert(ConvertOptions(source, tmp_path / "yarn.gguf", YARN, encoding="keys"))
     baked, unscaled = logits(tmp_path / "yarn.gguf"), logits(source)
     with Model.open(source) as model:
@@ -57,9 +74,16 @@ def test_a_live_table_gives_the_logits_of_the_baked_file(arch: str, tmp_path: Pa
 
 def test_a_gain_and_bounds_that_no_key_says(tmp_path: Path) -> None:
     """The tensor encoding of the same, to what a 16-bit cache rounds away."""
-    source = write_random(tmp_path / "model.gguf", "llama", extra_keys={"llama.context_length": 64})
+    source = write_random(
+        tmp_path / "model.gguf", "llama", extra_keys={"llama.context_length": 64}
+    )
     odd = RopeScaling(
-        "yarn", factor=5.0, context=256, attention_factor=1.25, beta_fast=4.0, beta_slow=0.3
+        "yarn",
+        factor=5.0,
+        context=256,
+        attention_factor=1.25,
+        beta_fast=4.0,
+        beta_slow=0.3,
     )
     convert(ConvertOptions(source, tmp_path / "odd.gguf", odd, encoding="tensor"))
     baked = logits(tmp_path / "odd.gguf")
@@ -79,7 +103,9 @@ def test_what_the_operation_cannot_say_is_refused(demo_gguf: Path) -> None:
             RopeScaling("ntk", factor=2),
             RopeScaling("yarn", factor=2, truncate=False),
         ):
-            with pytest.raises(RopeError, match="a live table is YaRN's with whole bounds"):
+            with pytest.raises(
+                RopeError, match="a live table is YaRN's with whole bounds"
+            ):
                 live.use(scaling)
 
 
@@ -94,7 +120,9 @@ def test_an_interrupt_in_the_callback_is_raised_by_check(
 
         monkeypatch.setattr(live, "_change", interrupted)
         live.use(YARN)
-        with Session(model, SessionOptions(n_ctx=256, eval_callback=live.callback)) as session:
+        with Session(
+            model, SessionOptions(n_ctx=256, eval_callback=live.callback)
+        ) as session:
             session.evaluate([1, 5, 6, 7])
         with pytest.raises(KeyboardInterrupt):
             live.check()

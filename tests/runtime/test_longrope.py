@@ -22,7 +22,9 @@ from ggext.rope.encode import encode
 from ggext.rope.methods import make_tables
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
-GEOMETRY = RopeGeometry(n_rot=32, head_dim=32, base=10000.0, layout="norm", trained_context=256)
+GEOMETRY = RopeGeometry(
+    n_rot=32, head_dim=32, base=10000.0, layout="norm", trained_context=256
+)
 SHORT = tuple(1 + 0.02 * i for i in range(16))
 LONG = tuple(1.05 + 0.6 * i for i in range(16))
 LONGROPE = RopeScaling(
@@ -39,17 +41,28 @@ def test_keys_and_tensors() -> None:
         "rope.freq_base": 10000.0,
         "rope.scaling.type": "longrope",
         "rope.scaling.original_context_length": 256,
-        "rope.scaling.attn_factor": pytest.approx(math.sqrt(1 + math.log(4) / math.log(256))),
+        "rope.scaling.attn_factor": pytest.approx(
+            math.sqrt(1 + math.log(4) / math.log(256))
+        ),
         "context_length": 1024,
         "rope.dimension_count": 32,
     }  # a factor would divide the angles once more
-    assert encoding.tensors == {ROPE_LONG: pytest.approx(LONG), ROPE_SHORT: pytest.approx(SHORT)}
+    assert encoding.tensors == {
+        ROPE_LONG: pytest.approx(LONG),
+        ROPE_SHORT: pytest.approx(SHORT),
+    }
 
 
 def test_the_context_picks_the_table() -> None:
     encoding = encode(LONGROPE, GEOMETRY, "llama")
     short, long = make_tables(LONGROPE, GEOMETRY)
-    for n_ctx, wanted in ((1, short), (256, short), (257, long), (1024, long), (None, long)):
+    for n_ctx, wanted in (
+        (1, short),
+        (256, short),
+        (257, long),
+        (1024, long),
+        (None, long),
+    ):
         table = decode(encoding.keys, encoding.tensors, "llama", n_ctx)
         assert table.inv_freq == pytest.approx(wanted.inv_freq, rel=1e-7)
         assert table.lengths == wanted.lengths
@@ -91,7 +104,11 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
             {ROPE_LONG: LONG[:3]},
             "rope_factors_long.weight has 3 values",
         ),
-        ({"rope.scaling.type": "longrope"}, {ROPE_LONG: (0.0,) * 16}, "not a number above 0"),
+        (
+            {"rope.scaling.type": "longrope"},
+            {ROPE_LONG: (0.0,) * 16},
+            "not a number above 0",
+        ),
         (
             {"rope.scaling.type": "longrope"},
             {"rope_freqs.weight": LONG},
@@ -182,19 +199,29 @@ def test_a_foreign_file_is_written_in_another_form(
 
     fields = {k: f for k, f in baked.fields.items() if k != "ggext.recipe"}
     tensors = [
-        TensorToWrite(t.name, t.shape, t.type, t.nbytes, lambda t=t: [baked.tensor_data(t.name)])  # type: ignore[misc]
+        TensorToWrite(
+            t.name, t.shape, t.type, t.nbytes, lambda t=t: [baked.tensor_data(t.name)]
+        )  # type: ignore[misc]
         for t in baked.tensors.values()
     ]
     write_gguf(tmp_path / "foreign.gguf", fields, tensors)
-    convert(ConvertOptions(tmp_path / "foreign.gguf", tmp_path / "out.gguf", encoding="folded"))
+    convert(
+        ConvertOptions(
+            tmp_path / "foreign.gguf", tmp_path / "out.gguf", encoding="folded"
+        )
+    )
     again = read_gguf(tmp_path / "out.gguf")
     name = "blk.1.attn_q.weight"
-    assert again.float_tensor(name) == pytest.approx(folded.float_tensor(name), rel=1e-6)
+    assert again.float_tensor(name) == pytest.approx(
+        folded.float_tensor(name), rel=1e-6
+    )
     assert again.float_tensor(ROPE_SHORT) == pytest.approx(SHORT)
 
 
 def test_it_is_replaced_without_a_trace(baked: GgufFile, tmp_path: Path) -> None:
-    convert(ConvertOptions(baked.path, tmp_path / "out.gguf", RopeScaling("yarn", factor=2)))
+    convert(
+        ConvertOptions(baked.path, tmp_path / "out.gguf", RopeScaling("yarn", factor=2))
+    )
     gguf = read_gguf(tmp_path / "out.gguf")
     assert gguf.get("llama.rope.scaling.type") == "yarn"
     assert not [name for name in gguf.tensors if name.startswith("rope_")]

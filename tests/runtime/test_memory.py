@@ -52,19 +52,27 @@ def text(model: Model) -> list[int]:
     rng = random.Random("text")
     document = language.document(rng, language.facts(rng, language.RECALL_FACTS), 1498)
     return model.tokenize(
-        f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True
+        f"{language.BOS}{language.USER}{document}",
+        add_special=False,
+        parse_special=True,
     )
 
 
 def options(
     when_full: WhenFull, n_ctx: int = 256, kv_type: str = "f16", **memory: Any
 ) -> SessionOptions:
-    return SessionOptions(n_ctx=n_ctx, kv_type=kv_type, memory=MemoryOptions(when_full, **memory))
+    return SessionOptions(
+        n_ctx=n_ctx, kv_type=kv_type, memory=MemoryOptions(when_full, **memory)
+    )
 
 
 def baked(folder: Path, encoding: EncodingName | None = None) -> Path:
     out = folder / f"{encoding}.gguf"
-    convert(ConvertOptions(DEMO_MODEL, out, RopeScaling("yarn", factor=8), encoding=encoding))
+    convert(
+        ConvertOptions(
+            DEMO_MODEL, out, RopeScaling("yarn", factor=8), encoding=encoding
+        )
+    )
     return out
 
 
@@ -89,7 +97,10 @@ def test_stream_reads_as_well_as_recompute(model: Model, text: list[int]) -> Non
 def test_stream_reads_a_book_as_well_as_recompute(stories_gguf: Path) -> None:
     with Model.open(stories_gguf) as model:
         tokens = model.tokenize((SHARED / "texts/tinystories.txt").read_text())[:4000]
-        figures = [perplexity(model, tokens, options(policy)) for policy in ("stream", "recompute")]
+        figures = [
+            perplexity(model, tokens, options(policy))
+            for policy in ("stream", "recompute")
+        ]
     assert figures[0] == pytest.approx(figures[1], rel=0.03)
 
 
@@ -97,7 +108,11 @@ def test_stream_reads_a_book_as_well_as_recompute(stories_gguf: Path) -> None:
 def test_keys_with_a_gain_are_moved_as_exactly_as_folded_ones(
     model: Model, text: list[int], tmp_path: Path, policy: WhenFull
 ) -> None:
-    made = options(policy, kv_type="f32") if policy == "stream" else options(policy, 1536, "f32")
+    made = (
+        options(policy, kv_type="f32")
+        if policy == "stream"
+        else options(policy, 1536, "f32")
+    )
     with Model.open(baked(tmp_path, "folded")) as folded:
         other = perplexity(folded, text, made)
     assert perplexity(model, text, made) == pytest.approx(other, rel=1e-5)
@@ -133,9 +148,9 @@ def test_quantized_keys_are_not_moved(model: Model, policy: WhenFull) -> None:
 
 def test_recompute_works_with_quantized_keys(model: Model, text: list[int]) -> None:
     exact = perplexity(model, text, options("recompute"))
-    assert perplexity(model, text, options("recompute", kv_type="q8_0")) == pytest.approx(
-        exact, rel=0.05
-    )
+    assert perplexity(
+        model, text, options("recompute", kv_type="q8_0")
+    ) == pytest.approx(exact, rel=0.05)
 
 
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "stop"])
@@ -145,7 +160,11 @@ def test_a_long_text_is_read_to_its_end_and_goes_on(
     n_ctx = 2000 if policy == "self-extend" else 256
     with Session(model, options(policy, n_ctx, **SMALL)) as session:
         prefill = session.evaluate(text)
-        assert (prefill.reused, prefill.evaluated, prefill.cancelled) == (0, 1500, False)
+        assert (prefill.reused, prefill.evaluated, prefill.cancelled) == (
+            0,
+            1500,
+            False,
+        )
         assert session.used + session.dropped == 1500
         assert session.tokens[:4] == tuple(text[:4])
         assert session.tokens[4:] == tuple(text[4 + session.dropped :])
@@ -183,7 +202,9 @@ def test_the_same_text_gives_the_same_logits_whatever_was_there_before(
         np.testing.assert_allclose(next_logits(session), wanted, atol=0.05)
 
 
-def test_recompute_is_a_fresh_evaluation_of_its_window(model: Model, text: list[int]) -> None:
+def test_recompute_is_a_fresh_evaluation_of_its_window(
+    model: Model, text: list[int]
+) -> None:
     with (
         Session(model, options("recompute", kv_type="f32")) as session,
         Session(model, options("stop")) as fresh,
@@ -195,7 +216,9 @@ def test_recompute_is_a_fresh_evaluation_of_its_window(model: Model, text: list[
         np.testing.assert_allclose(next_logits(session), next_logits(fresh), atol=0.02)
 
 
-def test_recompute_that_is_cancelled_keeps_a_true_account(model: Model, text: list[int]) -> None:
+def test_recompute_that_is_cancelled_keeps_a_true_account(
+    model: Model, text: list[int]
+) -> None:
     with Session(model, options("recompute")) as session:
         session.evaluate(text[:250])
         session.cancel()
@@ -206,7 +229,9 @@ def test_recompute_that_is_cancelled_keeps_a_true_account(model: Model, text: li
         assert session.tokens[4:] == tuple(text[4 + session.dropped : 300])
 
 
-def test_self_extend_meets_no_position_beyond_the_file_s(tmp_path: Path, text: list[int]) -> None:
+def test_self_extend_meets_no_position_beyond_the_file_s(
+    tmp_path: Path, text: list[int]
+) -> None:
     """The embedded model without any scaling is made for 256 tokens."""
     path = tmp_path / "plain.gguf"
     convert(ConvertOptions(DEMO_MODEL, path, RopeScaling("none")))
@@ -237,10 +262,15 @@ def recall(model: Model, made: SessionOptions, count: int) -> int:
             document = language.document(rng, told, 900)
             early = min(told, key=lambda fact: document.index(fact.sentence()))
             sample = language.RecallSample(
-                document, language.question(early.key), language.answer(early.key, early.place)
+                document,
+                language.question(early.key),
+                language.answer(early.key, early.place),
             )
             conversation.clear()
-            right += "".join(conversation.ask(language.opening(sample))).strip() == sample.answer
+            right += (
+                "".join(conversation.ask(language.opening(sample))).strip()
+                == sample.answer
+            )
     return right
 
 
@@ -249,7 +279,12 @@ def test_landmark_finds_what_left_the_window_and_stream_does_not(
 ) -> None:
     """The first fact of each text; by chance one place of 32 is right."""
     assert recall(model, options("landmark", 512, block=16, retrieved=8), 8) >= 7
-    assert recall(model, options("landmark", 512, block=16, retrieved=8, spill=tmp_path), 8) >= 7
+    assert (
+        recall(
+            model, options("landmark", 512, block=16, retrieved=8, spill=tmp_path), 8
+        )
+        >= 7
+    )
     assert recall(model, options("stream", 512), 8) <= 2
 
 
@@ -273,7 +308,11 @@ def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(
         assert isinstance(memory, Landmark)
         assert len(memory.fetched) == 4
         cells = session.cache.take(0, 256)
-        assert cells.positions.tolist() == [*range(4), *range(4, 68), *session.cache.positions[4:]]
+        assert cells.positions.tolist() == [
+            *range(4),
+            *range(4, 68),
+            *session.cache.positions[4:],
+        ]
         assert session.cache.positions[4] == 68
         stored = memory._store.block(memory.fetched[0])
         np.testing.assert_array_equal(cells.values[0][4:20], stored.values[0])
@@ -284,7 +323,9 @@ def test_landmark_brings_blocks_back_at_the_positions_kept_for_them(
         np.testing.assert_allclose(*upright, atol=1e-4)
 
 
-def test_compress_loses_nothing_before_the_context_is_full(model: Model, text: list[int]) -> None:
+def test_compress_loses_nothing_before_the_context_is_full(
+    model: Model, text: list[int]
+) -> None:
     with (
         Session(model, options("compress", 512, kv_type="f32")) as session,
         Session(model, options("stop", 512, kv_type="f32")) as whole,
@@ -301,16 +342,22 @@ def keydiff(layers: list[np.ndarray]) -> np.ndarray:
     scores = []
     for keys in layers:
         for head in range(keys.shape[1]):
-            unit = [key / np.linalg.norm(key) for key in keys[:, head].astype(np.float64)]
+            unit = [
+                key / np.linalg.norm(key) for key in keys[:, head].astype(np.float64)
+            ]
             mean = np.mean(unit, axis=0)
             unlike = np.array([-(key @ mean) / np.linalg.norm(mean) for key in unit])
             scores.append((unlike - unlike.mean()) / unlike.std())
     each = np.mean(scores, axis=0)
     ends = [each[0]] * 4, [each[-1]] * 4
-    return np.array([np.mean(np.r_[ends[0], each, ends[1]][i : i + 9]) for i in range(len(each))])
+    return np.array(
+        [np.mean(np.r_[ends[0], each, ends[1]][i : i + 9]) for i in range(len(each))]
+    )
 
 
-def test_compress_keeps_whole_tokens_that_stand_out(model: Model, text: list[int]) -> None:
+def test_compress_keeps_whole_tokens_that_stand_out(
+    model: Model, text: list[int]
+) -> None:
     with Session(model, options("compress", kv_type="f32")) as session:
         session.evaluate(text[:256])
         memory, rotation = session.memory, session.cache.rotation()
@@ -320,17 +367,23 @@ def test_compress_keeps_whole_tokens_that_stand_out(model: Model, text: list[int
         # 64 leave at once; the last 32 are not touched
         assert (len(session.tokens), memory.selected, session.dropped) == (36, 156, 220)
         assert session.cache.positions == [*range(4), *range(160, 192)]
-        chosen = np.sort(np.argsort(-keydiff(rotation.upright(before))[:220], kind="stable")[:156])
+        chosen = np.sort(
+            np.argsort(-keydiff(rotation.upright(before))[:220], kind="stable")[:156]
+        )
         after = session.cache.take(4, 192)
         stays = before.cells(np.r_[chosen, 220:252])
         assert after.positions.tolist() == [*range(4, 192)]
         for there, here in zip(stays.values, after.values, strict=True):
             np.testing.assert_array_equal(there, here)
-        for there, here in zip(rotation.upright(stays), rotation.upright(after), strict=True):
+        for there, here in zip(
+            rotation.upright(stays), rotation.upright(after), strict=True
+        ):
             np.testing.assert_allclose(there, here, atol=1e-4)
 
 
-def test_what_compress_keeps_is_what_the_answer_attends_to(model: Model, text: list[int]) -> None:
+def test_what_compress_keeps_is_what_the_answer_attends_to(
+    model: Model, text: list[int]
+) -> None:
     """The logits are those of a cache that never had anything but the chosen cells."""
     with (
         Session(model, options("compress", kv_type="f32")) as session,
@@ -343,7 +396,9 @@ def test_what_compress_keeps_is_what_the_answer_attends_to(model: Model, text: l
         other.cache.put(cells)
         other.cache.tokens, other.cache.positions = [0] * 192, [*range(192)]
         other.cache.append_one(text[256])
-        np.testing.assert_allclose(session.last_logits(), other.last_logits(), atol=1e-4)
+        np.testing.assert_allclose(
+            session.last_logits(), other.last_logits(), atol=1e-4
+        )
 
 
 def test_compress_reads_what_comes_after_in_the_cells_that_it_freed(
@@ -385,7 +440,10 @@ def test_a_state_reads_as_it_was_written(
     model: Model, text: list[int], kv_type: str, flash: bool
 ) -> None:
     made = SessionOptions(
-        n_ctx=256, kv_type=kv_type, flash_attention=flash, memory=MemoryOptions("stream")
+        n_ctx=256,
+        kv_type=kv_type,
+        flash_attention=flash,
+        memory=MemoryOptions("stream"),
     )
     with Cache(model, made) as cache:
         cache.append(text[:50])
@@ -406,7 +464,9 @@ def test_a_state_reads_as_it_was_written(
         np.testing.assert_array_equal(first, second)
 
 
-def test_a_state_that_is_cut_or_changed_is_refused(model: Model, text: list[int]) -> None:
+def test_a_state_that_is_cut_or_changed_is_refused(
+    model: Model, text: list[int]
+) -> None:
     with Cache(model, options("stream")) as cache:
         cache.append(text[:5])
         data = bytearray(state.build(cache.take(0, 5), 1))
@@ -418,21 +478,29 @@ def test_a_state_that_is_cut_or_changed_is_refused(model: Model, text: list[int]
     for _ in range(300):
         hostile = bytearray(data)
         for _ in range(rng.randrange(1, 4)):
-            hostile[rng.randrange(len(hostile) if rng.random() < 0.3 else 120)] = rng.randrange(256)
+            hostile[rng.randrange(len(hostile) if rng.random() < 0.3 else 120)] = (
+                rng.randrange(256)
+            )
         try:
             state.parse(hostile)
         except ModelError:
             continue
 
 
-def test_a_state_of_another_form_is_told_at_the_first_move(model: Model, text: list[int]) -> None:
+def test_a_state_of_another_form_is_told_at_the_first_move(
+    model: Model, text: list[int]
+) -> None:
     with Session(model, options("stream")) as session:
         session.cache.cells._read_scratch = lambda: state.parse(b"\0" * 64)  # type: ignore[method-assign]
-        with pytest.raises(ModelError, match="keeps its cache in a form that ggext cannot edit"):
+        with pytest.raises(
+            ModelError, match="keeps its cache in a form that ggext cannot edit"
+        ):
             session.evaluate(text[:300])
 
 
-def test_what_is_written_and_reads_otherwise_is_refused(model: Model, text: list[int]) -> None:
+def test_what_is_written_and_reads_otherwise_is_refused(
+    model: Model, text: list[int]
+) -> None:
     with Cache(model, options("stream")) as cache:
         cache.append(text[:20])
         block = cache.take(0, 20)
@@ -459,7 +527,8 @@ def test_sizes_out_of_range_are_refused(memory: dict[str, Any], problem: str) ->
 
 def test_a_context_too_small_for_its_policy_is_refused(model: Model) -> None:
     with pytest.raises(
-        UsageError, match=r"landmark: 4 sinks, 512 reserved.* need a context of 660 tokens or more"
+        UsageError,
+        match=r"landmark: 4 sinks, 512 reserved.* need a context of 660 tokens or more",
     ):
         Session(model, options("landmark", 256))
 
@@ -498,7 +567,9 @@ def test_a_rotation_that_is_not_llama_s_is_found_before_anything_is_moved(
 def test_keys_that_are_no_numbers_are_not_moved(tmp_path: Path, value: float) -> None:
     """Their difference is none either, and would pass for a rotation that is right."""
     weight = np.full((N_KV * HEAD, N_EMBD), value, "<f4")
-    path = write_random(tmp_path / "m.gguf", "llama", extra_tensors={"blk.1.attn_k.weight": weight})
+    path = write_random(
+        tmp_path / "m.gguf", "llama", extra_tensors={"blk.1.attn_k.weight": weight}
+    )
     with (
         Model.open(path) as model,
         pytest.raises(ModelError, match=r"no finite numbers: its weights are damaged"),
@@ -544,7 +615,9 @@ def test_kv_bytes_are_what_llama_allocates(model: Model) -> None:
         room = capacity.room(model, Choices(kv_type))
         assert room is not None
         cells = 100 * (
-            room.planner.shares(room.planner.context(256, Memories(room.free)))[0].cache // 256 + 12
+            room.planner.shares(room.planner.context(256, Memories(room.free)))[0].cache
+            // 256
+            + 12
         )
         assert cells <= size <= cells + 1000
 
@@ -552,7 +625,8 @@ def test_kv_bytes_are_what_llama_allocates(model: Model) -> None:
 def test_heads_that_blocks_do_not_divide_are_refused_first(tmp_path: Path) -> None:
     with Model.open(write_random(tmp_path / "small.gguf", "llama")) as model:
         with pytest.raises(
-            ModelError, match="key heads of 16 values, which the blocks of 32 of kv type q8_0"
+            ModelError,
+            match="key heads of 16 values, which the blocks of 32 of kv type q8_0",
         ):
             Session(model, SessionOptions(n_ctx=64, kv_type="q8_0"))
         with Session(model, SessionOptions(n_ctx=64)) as session:
@@ -560,11 +634,15 @@ def test_heads_that_blocks_do_not_divide_are_refused_first(tmp_path: Path) -> No
 
 
 def test_quantized_values_without_flash_attention_are_refused_first() -> None:
-    with pytest.raises(UsageError, match="q8_0 needs flash attention, which is switched off"):
+    with pytest.raises(
+        UsageError, match="q8_0 needs flash attention, which is switched off"
+    ):
         SessionOptions(kv_type="q8_0", flash_attention=False)
 
 
-@pytest.mark.parametrize("policy", ["stream", "landmark", "compress", "recompute", "self-extend"])
+@pytest.mark.parametrize(
+    "policy", ["stream", "landmark", "compress", "recompute", "self-extend"]
+)
 def test_random_cancels_never_part_tokens_and_cache(
     model: Model, text: list[int], policy: WhenFull
 ) -> None:
@@ -579,7 +657,9 @@ def test_random_cancels_never_part_tokens_and_cache(
             timer.join()
             session.resume()
             assert prefill.reused + prefill.evaluated == length or prefill.cancelled
-            if policy != "recompute":  # which has no second sequence to take cells out by
+            if (
+                policy != "recompute"
+            ):  # which has no second sequence to take cells out by
                 positions = session.cache.take(0, 4096).positions
                 assert set(session.cache.positions) <= set(positions.tolist())
             assert session.tokens[4:] == tuple(
@@ -587,7 +667,9 @@ def test_random_cancels_never_part_tokens_and_cache(
             )
 
 
-def test_the_chat_streams_what_is_longer_than_its_context(demo_gguf: Path, tmp_path: Path) -> None:
+def test_the_chat_streams_what_is_longer_than_its_context(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
     from click.testing import CliRunner
 
     from ggext.cli import main
@@ -625,9 +707,13 @@ def test_a_text_is_held_in_a_share_of_its_cells(model: Model, text: list[int]) -
         assert session.n_ctx == 250
         session.evaluate(text[:1000])
         assert session.used + session.dropped == 1000
-    with Session(model, SessionOptions(memory=MemoryOptions("compress", keep=0.25))) as session:
+    with Session(
+        model, SessionOptions(memory=MemoryOptions("compress", keep=0.25))
+    ) as session:
         assert session.n_ctx == model.n_ctx_train // 4
-    with Session(model, SessionOptions(n_ctx=300, memory=MemoryOptions("compress"))) as session:
+    with Session(
+        model, SessionOptions(n_ctx=300, memory=MemoryOptions("compress"))
+    ) as session:
         assert session.n_ctx == 300
 
 
@@ -635,7 +721,9 @@ def test_a_share_that_is_none_is_refused() -> None:
     for keep in (0.0, -1.0, 1.5, math.nan):
         with pytest.raises(UsageError, match="must be a share above 0, at most 1"):
             MemoryOptions("compress", keep=keep)
-    with pytest.raises(UsageError, match=r"keep is 0.5, but only the policy compress reads"):
+    with pytest.raises(
+        UsageError, match=r"keep is 0.5, but only the policy compress reads"
+    ):
         MemoryOptions("stream", keep=0.5)
 
 
@@ -645,7 +733,9 @@ def test_only_compress_compresses(model: Model, text: list[int]) -> None:
         session.compress(0.5)
         assert session.used + session.dropped == 200
         assert session.memory.account() == {"selected": 100 - session.used}
-        with pytest.raises(UsageError, match="share is 0, but must be above 0, at most 1"):
+        with pytest.raises(
+            UsageError, match="share is 0, but must be above 0, at most 1"
+        ):
             session.compress(0)
     with (
         Session(model, options("stream")) as session,

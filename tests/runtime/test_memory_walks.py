@@ -35,7 +35,9 @@ def model(demo_gguf: Path) -> Iterator[Model]:
 def opened(model: Model, policy: WhenFull) -> Session:
     n_ctx = {"self-extend": 900, "stop": 512}.get(policy, 192)
     memory = MemoryOptions(policy, block=16, retrieved=3, group=4)
-    return Session(model, SessionOptions(n_ctx=n_ctx, n_batch=32, kv_type="f32", memory=memory))
+    return Session(
+        model, SessionOptions(n_ctx=n_ctx, n_batch=32, kv_type="f32", memory=memory)
+    )
 
 
 class Walk:
@@ -52,7 +54,9 @@ class Walk:
     def step(self) -> None:
         rng, text = self.rng, self.text
         at = rng.randrange(1, len(text) + 1)
-        how = rng.choice(["on", "on", "on", "cut", "middle", "again", "answer", "answer", "clear"])
+        how = rng.choice(
+            ["on", "on", "on", "cut", "middle", "again", "answer", "answer", "clear"]
+        )
         if how == "on":
             text = text + self.words(rng.choice([1, 5, 40, 250]))
         elif how == "cut":
@@ -68,7 +72,9 @@ class Walk:
         self.read()
 
     def read(self) -> None:
-        stop_at = self.rng.randrange(len(self.text)) if self.rng.random() < 0.25 else None
+        stop_at = (
+            self.rng.randrange(len(self.text)) if self.rng.random() < 0.25 else None
+        )
 
         def progress(done: int, _total: int) -> None:
             if stop_at is not None and done >= stop_at:
@@ -115,7 +121,11 @@ class Walk:
             assert gone.start == SINKS
             assert gone.found_in(self.text)
         places = session.cache.positions
-        last = session.memory.positions if isinstance(session.memory, SelfExtend) else session.n_ctx
+        last = (
+            session.memory.positions
+            if isinstance(session.memory, SelfExtend)
+            else session.n_ctx
+        )
         assert len(places) == session.used <= session.n_ctx
         assert places == sorted(places)
         assert not places or 0 <= places[0] <= places[-1] < last
@@ -137,7 +147,9 @@ def test_no_token_is_ever_lost_without_an_account(
             walk.check()
 
 
-def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(model: Model) -> None:
+def test_a_slide_that_is_cancelled_at_once_leaves_nothing_that_is_called_gone(
+    model: Model,
+) -> None:
     """recompute empties the cache before it reads the window again."""
     with opened(model, "recompute") as session:
         session.evaluate(list(range(3, 190)))
@@ -168,16 +180,22 @@ def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(
 
 
 @pytest.mark.parametrize("policy", ["landmark", "compress"])
-def test_the_smallest_contexts_hold_a_text_of_any_length(model: Model, policy: WhenFull) -> None:
+def test_the_smallest_contexts_hold_a_text_of_any_length(
+    model: Model, policy: WhenFull
+) -> None:
     """From the smallest context that is not refused upward: a window that is not quite full when
     tokens must leave lost its place (IndexError) in contexts just above the smallest."""
     rng = random.Random(policy)
     memory = MemoryOptions(policy, block=16, retrieved=3, evict=16)
     smallest = 4 + 3 * 16 + 16 + 16 if policy == "landmark" else 4 + 16 + 8 + 1
-    with pytest.raises(UsageError, match=f"need a context of {smallest} tokens or more"):
+    with pytest.raises(
+        UsageError, match=f"need a context of {smallest} tokens or more"
+    ):
         Session(model, SessionOptions(n_ctx=smallest - 1, n_batch=32, memory=memory))
     for n_ctx in range(smallest, smallest + 40, 3):
-        with Session(model, SessionOptions(n_ctx=n_ctx, n_batch=32, memory=memory)) as session:
+        with Session(
+            model, SessionOptions(n_ctx=n_ctx, n_batch=32, memory=memory)
+        ) as session:
             for length in rng.sample(range(n_ctx, 3 * n_ctx), 3):
                 text = [rng.randrange(3, 250) for _ in range(length)]
                 session.evaluate(text)

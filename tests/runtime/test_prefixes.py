@@ -63,7 +63,10 @@ def told(program: Program, *, long: str) -> tuple[list[str], int, int]:
     """The answers of long, title, long; what the last one read, and of how much."""
     turns = [user(long)]
     replies = [program.chat(turns, sampling=GREEDY, max_tokens=20)]
-    turns += [{"role": "assistant", "content": replies[0].text()}, user("Where is the map?")]
+    turns += [
+        {"role": "assistant", "content": replies[0].text()},
+        user("Where is the map?"),
+    ]
     replies.append(program.chat([user(TITLE)], sampling=GREEDY, max_tokens=20))
     replies.append(program.chat(turns, sampling=GREEDY, max_tokens=20))
     texts = [reply.text() for reply in replies]
@@ -106,7 +109,9 @@ def test_what_is_put_back_gives_the_same_logits(session: Session, model: Model) 
         assert [*session.generate(GREEDY, 30)] == [*other.generate(GREEDY, 30)]
 
 
-def test_a_seed_is_repeatable_over_what_is_put_back(session: Session, model: Model) -> None:
+def test_a_seed_is_repeatable_over_what_is_put_back(
+    session: Session, model: Model
+) -> None:
     session.evaluate(LONG, repeatable=True)
     session.evaluate(SIDE, repeatable=True)
     prefill = session.evaluate([*LONG, *SIDE], repeatable=True)
@@ -116,7 +121,9 @@ def test_a_seed_is_repeatable_over_what_is_put_back(session: Session, model: Mod
         assert (session.last_logits() == other.last_logits()).all()
 
 
-def test_several_texts_take_turns_and_none_sees_another(session: Session, model: Model) -> None:
+def test_several_texts_take_turns_and_none_sees_another(
+    session: Session, model: Model
+) -> None:
     """A random walk: each text's logits are those of an empty cache."""
     rng = random.Random(0)
     texts = [some(f"text {i}", rng.randrange(70, 500)) for i in range(5)]
@@ -125,7 +132,10 @@ def test_several_texts_take_turns_and_none_sees_another(session: Session, model:
     with Session(model, OPTIONS) as fresh:
         for step in range(25):
             at = rng.randrange(len(texts))
-            text = texts[at] = [*texts[at], *some(f"more {step}", rng.choice([0, 3, 20]))]
+            text = texts[at] = [
+                *texts[at],
+                *some(f"more {step}", rng.choice([0, 3, 20])),
+            ]
             count = session.evaluate(text).reused
             assert count >= len(text) - 130 or at not in known
             known.add(at)
@@ -195,10 +205,14 @@ def test_what_gives_other_logits_is_read_again(
 
 
 @pytest.mark.parametrize("policy", ["stream", "recompute", "landmark", "self-extend"])
-def test_a_text_that_has_left_its_window_in_part_comes_back(model: Model, policy: WhenFull) -> None:
+def test_a_text_that_has_left_its_window_in_part_comes_back(
+    model: Model, policy: WhenFull
+) -> None:
     """What a policy made of it is put back as it was: the same answer as without a side request."""
     memory = MemoryOptions(policy, block=32, retrieved=2)
-    options = SessionOptions(n_ctx=1024 if policy == "self-extend" else 384, memory=memory)
+    options = SessionOptions(
+        n_ctx=1024 if policy == "self-extend" else 384, memory=memory
+    )
     more = [*LONG, *some("more", 30)]
     answers = []
     for side in (False, True):

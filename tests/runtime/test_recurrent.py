@@ -55,7 +55,9 @@ def of_a_new_session(model: Model, tokens: list[int]) -> np.ndarray:
         return session.logits(tokens)[-1]
 
 
-def test_a_batch_that_was_stopped_leaves_the_last_state_that_is_whole(model: Model) -> None:
+def test_a_batch_that_was_stopped_leaves_the_last_state_that_is_whole(
+    model: Model,
+) -> None:
     """llama.cpp says that its tokens are there (``llama_memory_seq_rm`` refuses to take them out of
     a state), and they are not."""
     with opened(model) as session:
@@ -65,7 +67,10 @@ def test_a_batch_that_was_stopped_leaves_the_last_state_that_is_whole(model: Mod
         assert list(session.tokens) == IDS[:90]
         session.resume()
         assert session.evaluate(IDS[:130]).reused == 90
-        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:130])).max() <= CLOSE
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, IDS[:130])).max()
+            <= CLOSE
+        )
 
 
 def test_a_stopped_batch_without_a_copy_leaves_nothing(model: Model) -> None:
@@ -76,7 +81,10 @@ def test_a_stopped_batch_without_a_copy_leaves_nothing(model: Model) -> None:
         assert session.tokens == ()
         session.resume()
         session.evaluate(IDS[:50])
-        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:50])).max() <= CLOSE
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, IDS[:50])).max()
+            <= CLOSE
+        )
 
 
 def test_another_question_reads_its_own_tokens_alone(model: Model) -> None:
@@ -86,7 +94,10 @@ def test_another_question_reads_its_own_tokens_alone(model: Model) -> None:
         session.evaluate(IDS[:100])
         session.evaluate(IDS[:140])
         assert session.evaluate(other).reused == 100
-        assert np.abs(session.last_logits() - of_a_new_session(model, other)).max() <= CLOSE
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, other)).max()
+            <= CLOSE
+        )
 
 
 def test_any_walk_ends_in_the_logits_of_its_text(model: Model) -> None:
@@ -94,7 +105,11 @@ def test_any_walk_ends_in_the_logits_of_its_text(model: Model) -> None:
     with opened(model) as session:
         text: list[int] = []
         for _ in range(12):
-            text = text[: random.randrange(len(text) + 1)] if random.random() < 0.6 else text
+            text = (
+                text[: random.randrange(len(text) + 1)]
+                if random.random() < 0.6
+                else text
+            )
             text = [*text, *random.choices(IDS, k=random.randint(1, 40))][:CONTEXT]
             session.evaluate(text)
             assert list(session.tokens) == text
@@ -108,18 +123,24 @@ def test_a_side_request_leaves_the_state_of_the_long_text(model: Model) -> None:
         session.evaluate([9] * 50)
         text = [*IDS[:200], 4, 5]
         session.evaluate(text)
-        assert np.abs(session.last_logits() - of_a_new_session(model, text)).max() <= CLOSE
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, text)).max() <= CLOSE
+        )
 
 
 def test_auto_takes_what_needs_no_part_of_a_state(model: Model) -> None:
-    session, chosen = open_session(model, SessionOptions(n_ctx=CONTEXT, threads=1), Prefixes(), 0)
+    session, chosen = open_session(
+        model, SessionOptions(n_ctx=CONTEXT, threads=1), Prefixes(), 0
+    )
     session.close()
     assert chosen.policy in ("recompute", "turns")
 
 
 @pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"stop", "recompute"}))
 def test_policies_that_take_a_part_out_are_refused(model: Model, policy: str) -> None:
-    with pytest.raises(ModelError, match=r"keep one state of the whole text.*recompute works"):
+    with pytest.raises(
+        ModelError, match=r"keep one state of the whole text.*recompute works"
+    ):
         opened(model, when_full=policy, sinks=4, block=16, retrieved=1)
 
 
@@ -128,7 +149,9 @@ def test_a_full_context_is_read_again(model: Model) -> None:
         session.evaluate([*IDS, *IDS[:60]])
         assert session.dropped > 0
         kept = list(session.tokens)
-        assert np.abs(session.last_logits() - of_a_new_session(model, kept)).max() <= 1e-3
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, kept)).max() <= 1e-3
+        )
 
 
 def test_a_text_that_left_its_context_comes_back_with_its_state(model: Model) -> None:
@@ -137,4 +160,7 @@ def test_a_text_that_left_its_context_comes_back_with_its_state(model: Model) ->
         session.evaluate(IDS[:150])
         assert session.evaluate(IDS[100:190]).reused == 0
         assert session.evaluate(IDS[:200]).reused == 150
-        assert np.abs(session.last_logits() - of_a_new_session(model, IDS[:200])).max() <= CLOSE
+        assert (
+            np.abs(session.last_logits() - of_a_new_session(model, IDS[:200])).max()
+            <= CLOSE
+        )

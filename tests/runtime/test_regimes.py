@@ -29,7 +29,9 @@ LONG = tuple(1.05 + 0.6 * i for i in range(16))
 LONGROPE = RopeScaling(
     "longrope", factor=4.0, original_context=256, short_factors=SHORT, long_factors=LONG
 )
-GEOMETRY = RopeGeometry(n_rot=32, head_dim=32, base=1000.0, layout="norm", trained_context=256)
+GEOMETRY = RopeGeometry(
+    n_rot=32, head_dim=32, base=1000.0, layout="norm", trained_context=256
+)
 
 
 def baked(path: Path, scaling: RopeScaling) -> Iterator[Model]:
@@ -45,7 +47,9 @@ def longrope(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    yield from baked(tmp_path_factory.mktemp("plain") / "plain.gguf", RopeScaling("none"))
+    yield from baked(
+        tmp_path_factory.mktemp("plain") / "plain.gguf", RopeScaling("none")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,9 @@ def text(plain: Model) -> list[int]:
     rng = random.Random("regimes")
     document = language.document(rng, language.facts(rng, language.RECALL_FACTS), 998)
     return plain.tokenize(
-        f"{language.BOS}{language.USER}{document}", add_special=False, parse_special=True
+        f"{language.BOS}{language.USER}{document}",
+        add_special=False,
+        parse_special=True,
     )
 
 
@@ -87,7 +93,9 @@ def logits_at_base(model: Model, tokens: list[int], base: float) -> Any:
     context = lib.llama_init_from_model(model.open_handle(), params)
     ids = (ctypes.c_int32 * len(tokens))(*tokens)
     assert lib.llama_decode(context, lib.llama_batch_get_one(ids, len(tokens))) == 0
-    rows = np.ctypeslib.as_array(lib.llama_get_logits_ith(context, -1), (model.n_vocab,)).copy()
+    rows = np.ctypeslib.as_array(
+        lib.llama_get_logits_ith(context, -1), (model.n_vocab,)
+    ).copy()
     lib.llama_free(context)
     return rows
 
@@ -98,10 +106,14 @@ def test_longrope_is_short_while_the_text_is(longrope: Model, text: list[int]) -
     whole = logits_in(longrope, text[:200])
     np.testing.assert_allclose(whole, short, atol=1e-4)
     settled = logits_in(longrope, text[:200], memory=MemoryOptions("stream"))
-    assert np.abs(settled - short).max() > 0.05  # other policies stay with the long table
+    assert (
+        np.abs(settled - short).max() > 0.05
+    )  # other policies stay with the long table
 
 
-def test_longrope_crosses_once_while_an_answer_grows(longrope: Model, text: list[int]) -> None:
+def test_longrope_crosses_once_while_an_answer_grows(
+    longrope: Model, text: list[int]
+) -> None:
     with Session(longrope, SessionOptions(kv_type="f32", n_batch=128)) as session:
         session.evaluate(text[:250])
         spans, tokens = [], []
@@ -113,7 +125,8 @@ def test_longrope_crosses_once_while_an_answer_grows(longrope: Model, text: list
         assert session.tokens == (*text[:250], *tokens)[: session.used]
         session.evaluate(session.tokens)
         with Cache(
-            longrope, SessionOptions(kv_type="f32", n_batch=128, memory=MemoryOptions("stream"))
+            longrope,
+            SessionOptions(kv_type="f32", n_batch=128, memory=MemoryOptions("stream")),
         ) as fresh:
             fresh.append(session.tokens[:128])
             fresh.append(session.tokens[128:256])
@@ -135,7 +148,11 @@ def test_longrope_reads_a_long_prompt_with_the_long_table_at_once(
         assert session.evaluate(text[:200]).reused == 0
         assert session.cache.regime.span == 256
         longer = session.evaluate(text[:400])
-        assert (longer.reused, longer.evaluated, session.cache.regime.span) == (0, 400, 1024)
+        assert (longer.reused, longer.evaluated, session.cache.regime.span) == (
+            0,
+            400,
+            1024,
+        )
         shorter = session.evaluate(text[:150])
         assert (shorter.reused, session.cache.regime.span) == (
             149,
@@ -146,7 +163,9 @@ def test_longrope_reads_a_long_prompt_with_the_long_table_at_once(
         assert session.available == 1024 - 100
 
 
-def test_a_cancelled_crossing_keeps_a_true_account(longrope: Model, text: list[int]) -> None:
+def test_a_cancelled_crossing_keeps_a_true_account(
+    longrope: Model, text: list[int]
+) -> None:
     with Session(longrope, SessionOptions()) as session:
         session.evaluate(text[:250])
         session.cancel()
@@ -157,7 +176,9 @@ def test_a_cancelled_crossing_keeps_a_true_account(longrope: Model, text: list[i
 
 
 @pytest.mark.parametrize("mode", ["rotate", "replay"])
-def test_dynamic_ntk_takes_the_base_of_the_length(plain: Model, text: list[int], mode: Any) -> None:
+def test_dynamic_ntk_takes_the_base_of_the_length(
+    plain: Model, text: list[int], mode: Any
+) -> None:
     with Session(plain, SessionOptions(n_ctx=1000, dynamic_ntk=mode)) as session:
         assert session.notices == ()
         assert [regime.span for regime in session.cache.regimes] == [256, 512, 1000]
@@ -165,8 +186,12 @@ def test_dynamic_ntk_takes_the_base_of_the_length(plain: Model, text: list[int],
         assert bases == pytest.approx([1000.0, base_of(512), base_of(1024)], rel=1e-6)
     for length in (200, 400, 900):
         made = logits_in(plain, text[:length], n_ctx=1000, dynamic_ntk=mode)
-        base = next(b for span, b in zip((256, 512, 1024), bases, strict=True) if length <= span)
-        np.testing.assert_allclose(made, logits_at_base(plain, text[:length], base), atol=1e-3)
+        base = next(
+            b for span, b in zip((256, 512, 1024), bases, strict=True) if length <= span
+        )
+        np.testing.assert_allclose(
+            made, logits_at_base(plain, text[:length], base), atol=1e-3
+        )
 
 
 def test_replay_is_a_fresh_evaluation_and_rotation_is_one_in_layer_0(
@@ -186,7 +211,9 @@ def test_replay_is_a_fresh_evaluation_and_rotation_is_one_in_layer_0(
     fresh = logits_at_base(plain, text[:300], base_of(512))
     np.testing.assert_allclose(kept["replay"], fresh, atol=1e-3)
     assert 1e-2 < np.abs(kept["rotate"] - fresh).max() < 3
-    with Session(plain, SessionOptions(n_ctx=1000, kv_type="f32", dynamic_ntk="rotate")) as session:
+    with Session(
+        plain, SessionOptions(n_ctx=1000, kv_type="f32", dynamic_ntk="rotate")
+    ) as session:
         session.evaluate(text[:300])
         right = session.cache.take(0, 250)
     errors = [

@@ -16,7 +16,9 @@ pytest.importorskip("llama_cpp")
 
 
 def baked(folder: Path, rope: RopeScaling) -> Report:
-    source = write_random(folder / "qwen2.gguf", "qwen2", extra_keys={"qwen2.context_length": 4096})
+    source = write_random(
+        folder / "qwen2.gguf", "qwen2", extra_keys={"qwen2.context_length": 4096}
+    )
     convert(ConvertOptions(source, folder / "out.gguf", rope, encoding="runtime"))
     return verify(folder / "out.gguf", levels=["table", "graph"])
 
@@ -33,5 +35,8 @@ def test_a_range_that_llama_cpp_rounds_is_not_called_exact(tmp_path: Path) -> No
     report = baked(tmp_path, RopeScaling("yarn", factor=8, truncate=False))
     assert not report.passed
     wrong = {check.quantity: check.value for check in report.checks if not check.passed}
-    told, executed = wrong["frequency error, relative"], wrong["frequency executed, relative error"]
+    told, executed = (
+        wrong["frequency error, relative"],
+        wrong["frequency executed, relative error"],
+    )
     assert math.isclose(told, executed, rel_tol=1e-3)

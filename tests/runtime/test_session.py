@@ -70,7 +70,9 @@ class TestJournal:
             "turns": [{"role": "assistant", "content": "Hi!", "reasoning": "Hm."}],
         }
 
-    def test_a_line_that_was_being_written_is_all_that_a_crash_costs(self, tmp_path: Path) -> None:
+    def test_a_line_that_was_being_written_is_all_that_a_crash_costs(
+        self, tmp_path: Path
+    ) -> None:
         path = tmp_path / "chat.jsonl"
         with Journal(path, "m.gguf") as journal:
             journal.update(ASKED)
@@ -104,7 +106,9 @@ class TestJournal:
         ):
             Journal(tmp_path / "chat.jsonl", "m.gguf")
 
-    def test_a_full_disk_is_an_error(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_full_disk_is_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def full(_fd: int) -> None:
             raise OSError(28, "No space left on device")
 
@@ -166,7 +170,9 @@ class TestJournal:
         with Journal(path, "m.gguf") as journal:
             assert (journal.turns, journal.damaged) == (more[len(SAID) :], 0)
 
-    @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT])
+    @pytest.mark.parametrize(
+        "error", [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT]
+    )
     @pytest.mark.parametrize("size", [1, 100_000])
     def test_a_failed_write_leaves_whole_lines(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, size: int
@@ -222,7 +228,10 @@ class TestJournal:
         with Journal(path, "m.gguf") as journal:
             assert journal.update(ASKED) == ""
             path.unlink()
-            assert journal.update(SAID) == f"{path} had vanished; the whole chat was written again"
+            assert (
+                journal.update(SAID)
+                == f"{path} had vanished; the whole chat was written again"
+            )
             assert reread_open(path) == SAID
             shutil.rmtree(path.parent)
             more = [*SAID, Turn("user", "More?")]
@@ -334,7 +343,10 @@ def test_clean_up_takes_no_chat_that_is_open() -> None:
         os.utime(folder, (1, 1))
         for _ in range(21):
             said(autosaved())
-        assert first.record([Turn("user", "my long chat"), Turn("assistant", "more")]) == ""
+        assert (
+            first.record([Turn("user", "my long chat"), Turn("assistant", "more")])
+            == ""
+        )
     assert len(reread(folder / "chat.jsonl")) == 2
 
 
@@ -385,7 +397,9 @@ def test_a_chat_is_kept_while_it_goes_on() -> None:
         engine = QueuedEngine("Hi!", "Well.")
         original = screen.answer
 
-        def answer(text: str) -> None:  # the question is on disk before its answer begins
+        def answer(
+            text: str,
+        ) -> None:  # the question is on disk before its answer begins
             seen.append((folder / "chat.jsonl").read_text().count('"role": "user"'))
             original(text)
 
@@ -401,7 +415,9 @@ def test_a_disk_that_fills_up_ends_the_keeping_not_the_chat(
     with Keeper(named("full"), "model.gguf", None) as keeper:
 
         def full(_turns: object, _left: int) -> None:
-            raise OutputError("chat.jsonl: No space left on device; the chat is not being kept")
+            raise OutputError(
+                "chat.jsonl: No space left on device; the chat is not being kept"
+            )
 
         monkeypatch.setattr(keeper, "record", full)
         screen = Script("Hello", "And?")
@@ -451,7 +467,9 @@ def open_session(model: Model) -> Iterator[Open]:
     from ggext.runtime.engine import Session, SessionOptions
 
     with ExitStack() as stack:
-        yield lambda **options: stack.enter_context(Session(model, SessionOptions(**options)))
+        yield lambda **options: stack.enter_context(
+            Session(model, SessionOptions(**options))
+        )
 
 
 TEXT = [1 + i % 250 for i in range(1500)]
@@ -481,7 +499,9 @@ def test_a_restored_cache_goes_on_bit_for_bit(
         assert np.array_equal(first.last_logits(), second.last_logits())
 
 
-def streaming(when_full: WhenFull = "stream", n_ctx: int = 512, **memory: Any) -> dict[str, Any]:
+def streaming(
+    when_full: WhenFull = "stream", n_ctx: int = 512, **memory: Any
+) -> dict[str, Any]:
     from ggext.runtime.engine import MemoryOptions
 
     return {"n_ctx": n_ctx, "memory": MemoryOptions(when_full, **memory)}
@@ -510,7 +530,8 @@ def test_a_text_that_left_the_context_goes_on_where_it_was(
         assert counts[0].reused == counts[1].reused == len(text) - counts[1].evaluated
         assert counts[1].evaluated <= 11
         answers = [
-            list(session.generate(Sampling(temperature=0), 150)) for session in (first, second)
+            list(session.generate(Sampling(temperature=0), 150))
+            for session in (first, second)
         ]
         assert answers[0] == answers[1]
         assert (second.tokens, second.dropped) == (first.tokens, first.dropped)
@@ -574,7 +595,9 @@ def test_a_text_from_which_nothing_left_goes_on_under_any_policy(
     landmark = open_session(**streaming("landmark", n_ctx=700))
     plain.evaluate(TEXT[:560])
     store.save(path, plain, KEY)
-    with pytest.raises(store.StateError, match="it has 560 tokens, more than the context of 188"):
+    with pytest.raises(
+        store.StateError, match="it has 560 tokens, more than the context of 188"
+    ):
         store.restore(path, landmark, KEY)
 
 
@@ -601,7 +624,9 @@ def test_a_stranger_s_account_of_what_compress_selected_is_refused(
     session.evaluate(TEXT[:900])
     memory = session.memory
     assert memory.layout(session.used, memory.gone, memory.account())
-    with pytest.raises(ModelError, match="what it tells of the tokens that left the context"):
+    with pytest.raises(
+        ModelError, match="what it tells of the tokens that left the context"
+    ):
         memory.layout(session.used, memory.gone, account)
 
 
@@ -638,7 +663,9 @@ def test_a_stranger_s_account_of_what_left_is_refused(
         change = {"rest": change["rest"] * len(document["gone"]["rest"])}
     document["gone"] |= change
     head = json.dumps(document).encode()
-    damaged = bytearray(data[:12] + struct.pack("<I", len(head)) + head + data[16 + length :])
+    damaged = bytearray(
+        data[:12] + struct.pack("<I", len(head)) + head + data[16 + length :]
+    )
     repair(damaged)
     path.write_bytes(damaged)
     with pytest.raises(store.StateError, match="is damaged"):
@@ -679,10 +706,13 @@ def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) ->
     session.evaluate(TEXT[:100])
     store.save(tmp_path / "kv.bin", session, KEY)
     with pytest.raises(
-        store.StateError, match="the version is another one than when the state was saved"
+        store.StateError,
+        match="the version is another one than when the state was saved",
     ):
         store.restore(tmp_path / "kv.bin", session, KEY | {"the version": "c"})
-    with pytest.raises(store.StateError, match="100 tokens, more than the context of 64"):
+    with pytest.raises(
+        store.StateError, match="100 tokens, more than the context of 64"
+    ):
         store.restore(tmp_path / "kv.bin", open_session(n_ctx=64), KEY)
     for other in (
         {"kv_type": "f32"},
@@ -695,7 +725,9 @@ def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) ->
         assert not apart.evaluate(TEXT[:3]).cancelled
 
 
-def test_a_cache_that_gives_other_logits_is_not_used(tmp_path: Path, open_session: Open) -> None:
+def test_a_cache_that_gives_other_logits_is_not_used(
+    tmp_path: Path, open_session: Open
+) -> None:
     from ggext.runtime import store
 
     session = open_session()
@@ -758,7 +790,11 @@ def test_a_strangers_file_with_a_right_checksum_harms_nobody(
     whole = path.read_bytes()
     state = whole.index(whole[-session.snapshot().nbytes :])
     refused = 0
-    places = [*range(12, 16), *range(16, 320, 3), *range(state, state + 8 + 8 + 120 + 8 + 12)]
+    places = [
+        *range(12, 16),
+        *range(16, 320, 3),
+        *range(state, state + 8 + 8 + 120 + 8 + 12),
+    ]
     for place in places:
         for value in (0xFFFFFFFF, 0x7FFFFFFF, 0x80000000):
             data = bytearray(whole)
@@ -769,7 +805,9 @@ def test_a_strangers_file_with_a_right_checksum_harms_nobody(
                 store.restore(path, session, KEY)
             except store.StateError:
                 refused += 1
-    assert refused > 2 * len(places)  # the sequence's number and parts of the JSON may be anything
+    assert refused > 2 * len(
+        places
+    )  # the sequence's number and parts of the JSON may be anything
     path.write_bytes(whole)
     assert store.restore(path, session, KEY) == 10
 
@@ -793,7 +831,9 @@ def test_the_fingerprint_sees_the_header_the_size_and_the_weights(
     assert len({of(whole), of(bytes(weights)), of(whole + bytes(32)), of(header)}) == 4
 
 
-def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open) -> None:
+def test_a_session_is_restored_or_read_again_with_a_sentence(
+    open_session: Open,
+) -> None:
     folder = named("book")
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert keeper.restore()[1] == "a new chat"
@@ -836,7 +876,8 @@ def test_a_session_is_restored_or_read_again_with_a_sentence(open_session: Open)
     (folder / "kv.bin").unlink()
     with Keeper(folder, "demo.gguf", open_session()) as keeper:
         assert (
-            keeper.restore()[1] == "no KV state was saved: the next question reads the chat again"
+            keeper.restore()[1]
+            == "no KV state was saved: the next question reads the chat again"
         )
 
 
@@ -844,7 +885,9 @@ TURNS = ["--temperature", "0", "--when-full", "turns", "--session", "long", "--c
 STATUS = re.compile(r"read ([\d,]+) .*reused ([\d,]+)")
 
 
-def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[str], *questions: str) -> list[str]:
+def converse(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], *questions: str
+) -> list[str]:
     """What `ggext chat` shows for typed questions."""
     from ggext.cli import main
     from ggext.cli.chat_input import Asked
@@ -860,7 +903,9 @@ def converse(monkeypatch: pytest.MonkeyPatch, arguments: list[str], *questions: 
 
 def reading(lines: list[str]) -> list[tuple[int, int]]:
     """Tokens read and reused by each turn."""
-    found = (STATUS.search(line.replace(",", "")) for line in lines if line.startswith("="))
+    found = (
+        STATUS.search(line.replace(",", "")) for line in lines if line.startswith("=")
+    )
     return [(int(match[1]), int(match[2])) for match in found if match]
 
 
@@ -878,7 +923,9 @@ def test_turns_that_left_stay_away_from_a_chat_that_is_restarted(
         left, turns = journal.left, journal.turns
     assert 0 < left < len(turns) == 2 * len(questions)
     after = converse(monkeypatch, [str(model_path), *TURNS, "160"], "Where is the map?")
-    assert re.search("session long: 15 questions; [0-9]+ tokens of KV cache restored", after[0])
+    assert re.search(
+        "session long: 15 questions; [0-9]+ tokens of KV cache restored", after[0]
+    )
     assert after[1] == (
         f"- the {left} oldest turns left the context earlier, from “Leo hides the map below. Where "
         "is the ma…” on; the "
@@ -893,8 +940,12 @@ def test_turns_that_left_come_back_into_a_larger_context(
 ) -> None:
     questions = ["Leo hides the map below. Where is the map?"] * 12
     converse(monkeypatch, [str(model_path), *TURNS, "160"], *questions)
-    after = converse(monkeypatch, [str(model_path), *TURNS, "2048"], "Where is the map?")
-    assert after[1].endswith("they fit into this one, and the next turn reads the chat again")
+    after = converse(
+        monkeypatch, [str(model_path), *TURNS, "2048"], "Where is the map?"
+    )
+    assert after[1].endswith(
+        "they fit into this one, and the next turn reads the chat again"
+    )
     assert sum(reading(after)[0]) > 160
     with Journal(named("long") / "chat.jsonl", "") as journal:
         assert journal.left == 0

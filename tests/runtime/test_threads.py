@@ -23,7 +23,9 @@ class Machine:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.idle, self.looks = 0.0, 4, 0
-        monkeypatch.setattr(threads, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(
+            threads, "time", SimpleNamespace(monotonic=lambda: self.now)
+        )
         monkeypatch.setattr(threads, "core_use", lambda: CoreUse(self.now, None, 0.0))
         monkeypatch.setattr(defaults, "threads_now", self.threads_now)
 
@@ -78,7 +80,9 @@ def test_a_text_is_read_by_more_threads_and_fewer_to_the_same_numbers(
     tokens = [3 + i * i % 250 for i in range(400)]
     with Model.open(demo_gguf, gpu_layers=0) as model:
         monkeypatch.setattr(defaults, "threads_now", lambda most, _=None: most)
-        with Session(model, SessionOptions(n_ctx=512, n_batch=20, kv_type="f32")) as session:
+        with Session(
+            model, SessionOptions(n_ctx=512, n_batch=20, kv_type="f32")
+        ) as session:
             assert session.threads == 3
             lib, seen = session.cache.lib, []
             append = session.cache.append

@@ -31,14 +31,20 @@ def trained(
 
     folder = tmp_path_factory.mktemp("unknown")
     kind = request.param.split("-")[0]
-    options = {"byte_fallback": False, "model_type": kind, "remove_extra_whitespaces": False}
+    options = {
+        "byte_fallback": False,
+        "model_type": kind,
+        "remove_extra_whitespaces": False,
+    }
     if request.param != kind:
         options |= {"add_dummy_prefix": False, "user_defined_symbols": ["[X]"]}
     processor = train_sentencepiece(folder, character_coverage=0.99, **options)
     model = make_model(folder / "model", vocab_size=processor.vocab_size())
     (model / "tokenizer.json").unlink()
     (folder / "tokenizer.model").rename(model / "tokenizer.model")
-    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
+    (model / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "LlamaTokenizer"})
+    )
     done = convert(ConvertOptions(model, folder / "x.gguf"))
     with Model.open(folder / "x.gguf") as opened:
         yield processor, opened, " ".join(done.notes)
@@ -46,17 +52,32 @@ def trained(
 
 def test_the_ids_are_sentencepieces(trained: tuple[Any, Any, str]) -> None:
     processor, model, notes = trained
-    assert "of the 256 byte tokens: for characters that no piece has ggext takes" in notes
-    texts = [text for text in strings(300) if "\u2581" not in text and "[X]" not in text]
-    texts += ["", " ", _UNSEEN, f"a{_UNSEEN}b", f"{_UNSEEN} a {_UNSEEN}{_UNSEEN}", "a\udc80b"[:1]]
+    assert (
+        "of the 256 byte tokens: for characters that no piece has ggext takes" in notes
+    )
+    texts = [
+        text for text in strings(300) if "\u2581" not in text and "[X]" not in text
+    ]
+    texts += [
+        "",
+        " ",
+        _UNSEEN,
+        f"a{_UNSEEN}b",
+        f"{_UNSEEN} a {_UNSEEN}{_UNSEEN}",
+        "a\udc80b"[:1],
+    ]
     wrong = [
-        text for text in texts if model.tokenize(text, add_special=False) != processor.encode(text)
+        text
+        for text in texts
+        if model.tokenize(text, add_special=False) != processor.encode(text)
     ]
     assert wrong == []
     assert any(processor.unk_id() in processor.encode(text) for text in texts)
 
 
-def test_special_tokens_are_found_between_unknown_characters(trained: tuple[Any, Any, str]) -> None:
+def test_special_tokens_are_found_between_unknown_characters(
+    trained: tuple[Any, Any, str],
+) -> None:
     processor, model, _ = trained
     eos = processor.eos_id()
     ids = model.tokenize(f"a{_UNSEEN}</s>a", add_special=True, parse_special=True)
@@ -67,12 +88,16 @@ def test_special_tokens_are_found_between_unknown_characters(trained: tuple[Any,
     assert eos not in plain or processor.encode("</s>") == plain
 
 
-def test_a_text_that_cannot_be_encoded_harms_nobody(trained: tuple[Any, Any, str]) -> None:
+def test_a_text_that_cannot_be_encoded_harms_nobody(
+    trained: tuple[Any, Any, str],
+) -> None:
     _, model, _ = trained
     assert model.tokenize("a\udc80b\0", add_special=False)
 
 
-def test_a_vocabulary_with_all_bytes_is_llama_cpps_own_affair(stories_gguf: Path) -> None:
+def test_a_vocabulary_with_all_bytes_is_llama_cpps_own_affair(
+    stories_gguf: Path,
+) -> None:
     from ggext.gguf.open import read_gguf
 
     header: GgufFile = read_gguf(stories_gguf)

@@ -80,9 +80,14 @@ def edited(rng: random.Random, text: list[int], before: list[list[int]]) -> list
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch: str) -> None:
+def test_random_edits_give_the_logits_of_a_fresh_evaluation(
+    tmp_path: Path, arch: str
+) -> None:
     rng = random.Random(arch)
-    with Model.open(windowed(tmp_path, arch)) as model, Session(model, options()) as session:
+    with (
+        Model.open(windowed(tmp_path, arch)) as model,
+        Session(model, options()) as session,
+    ):
         assert model.n_swa == WINDOW
         text, before, reused, length = some(rng, 300), [[5]], 0, 0
         with Session(model, options(swa="full", n_batch=128)) as fresh:
@@ -104,17 +109,24 @@ def test_random_edits_give_the_logits_of_a_fresh_evaluation(tmp_path: Path, arch
     assert reused > 0.4 * length  # not by reading everything again
 
 
-def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(model: Model) -> None:
+def test_a_text_that_left_its_context_comes_back_with_what_windows_forgot(
+    model: Model,
+) -> None:
     """Half of it is cut, so its windows are those of an earlier place, of which there is a copy."""
     text, other = TEXT[:600], TEXT[1000:1100]
-    with Session(model, options(), Prefixes()) as session, Session(model, options()) as fresh:
+    with (
+        Session(model, options(), Prefixes()) as session,
+        Session(model, options()) as fresh,
+    ):
         session.evaluate(text)
         assert session.evaluate(other).reused == 0
         assert session.evaluate([*text[:300], *other]).reused >= 200
         assert same(session, fresh)
 
 
-def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(model: Model) -> None:
+def test_a_text_over_windows_is_read_again_where_the_policy_is_chosen(
+    model: Model,
+) -> None:
     session, chosen = open_session(model, options(n_ctx=512), Prefixes(), 5000)
     with session:
         assert chosen.policy == session.options.memory.when_full == "recompute"
@@ -149,7 +161,13 @@ def test_windows_that_begin_anew_are_cut_back_exactly(tmp_path: Path) -> None:
 
 def test_what_a_window_that_begins_anew_needs() -> None:
     chunked = Checkpoints(64, 4, chunked=True)
-    assert [chunked.needed(count) for count in (0, 63, 64, 127, 128)] == [0, 0, 64, 64, 128]
+    assert [chunked.needed(count) for count in (0, 63, 64, 127, 128)] == [
+        0,
+        0,
+        64,
+        64,
+        128,
+    ]
     assert chunked.covers(64, 70)
     assert not chunked.covers(65, 70)
     assert not chunked.covers(64, 63)
@@ -160,15 +178,23 @@ def test_without_what_was_kept_aside_the_same_cut_is_wrong(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What llama.cpp does by itself; so the comparison above can fail."""
-    with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
+    with (
+        Session(model, options()) as session,
+        Session(model, options(swa="full")) as fresh,
+    ):
         monkeypatch.setattr("ggext.runtime.cache.Cache._back", lambda _, count: count)
         session.evaluate(TEXT)
         session.evaluate([*TEXT[:1000], 7])
         assert not same(session, fresh)
 
 
-def test_a_chat_goes_on_asks_again_and_undoes_without_reading_again(model: Model) -> None:
-    with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
+def test_a_chat_goes_on_asks_again_and_undoes_without_reading_again(
+    model: Model,
+) -> None:
+    with (
+        Session(model, options()) as session,
+        Session(model, options(swa="full")) as fresh,
+    ):
         session.evaluate(TEXT[:1000])
         answer = list(session.generate(Sampling(temperature=2, seed=1), 200))
         second = [*TEXT[:1000], *answer, *TEXT[1200:1240]]
@@ -239,14 +265,18 @@ def test_recompute_reads_its_window_again(model: Model) -> None:
         ):
             prefill = session.evaluate(wanted)
             assert (
-                prefill.reused + prefill.evaluated == session.used + session.dropped == len(wanted)
+                prefill.reused + prefill.evaluated
+                == session.used + session.dropped
+                == len(wanted)
             )
             assert session.tokens == (*wanted[:4], *wanted[4 + session.dropped :])
             assert same(session, fresh)
 
 
 @pytest.mark.parametrize("policy", ["stream", "self-extend", "landmark", "compress"])
-def test_what_moves_keys_is_refused_with_the_remedy(model: Model, policy: WhenFull) -> None:
+def test_what_moves_keys_is_refused_with_the_remedy(
+    model: Model, policy: WhenFull
+) -> None:
     with pytest.raises(
         ModelError,
         match=f"when_full='{policy}' moves cached keys, and layers with a .* recompute wor",
@@ -277,7 +307,10 @@ def test_a_restored_state_goes_on_and_is_cut_as_a_fresh_one(
 
 def test_a_state_of_which_all_layers_slide_is_kept(tmp_path: Path) -> None:
     """The tiny OLMo 2 has 2 layers, and of 4 the last one would see everything."""
-    with Model.open(windowed(tmp_path, "olmo2")) as model, Session(model, options()) as session:
+    with (
+        Model.open(windowed(tmp_path, "olmo2")) as model,
+        Session(model, options()) as session,
+    ):
         session.evaluate(TEXT[:500])
         store.save(tmp_path / "kv.bin", session, KEY)
         session.clear()
@@ -306,7 +339,10 @@ def test_a_window_that_llama_cpp_does_not_use_needs_no_copies(tmp_path: Path) ->
     """Of EXAONE 4 only the model of 64 layers has windows, whatever the file says."""
     with Model.open(windowed(tmp_path, "exaone4")) as model:
         assert model.n_swa == WINDOW
-        with Session(model, options()) as session, Session(model, options(swa="full")) as fresh:
+        with (
+            Session(model, options()) as session,
+            Session(model, options(swa="full")) as fresh,
+        ):
             session.evaluate(TEXT)
             assert not session.cache.checkpoints.most
             assert session.evaluate([*TEXT[:500], 7]).reused == 500
@@ -321,20 +357,28 @@ def test_the_default_is_what_takes_less_memory() -> None:
     assert whole_windows("small", 0, 131072, 128)
     assert not whole_windows("small", 4096, 8192, 128)
     assert whole_windows("full", 1024, 131072, 128)
-    with pytest.raises(UsageError, match="swa is 'half', but must be one of auto, full, small"):
+    with pytest.raises(
+        UsageError, match="swa is 'half', but must be one of auto, full, small"
+    ):
         SessionOptions(swa="half")  # type: ignore[arg-type]
 
 
 def test_the_copies_are_bounded_as_the_plan_says(model: Model) -> None:
     room = capacity.room(model, Choices("f32", 32, swa="small"))
     assert room is not None
-    planned = room.planner.shares(room.planner.context(2048, Memories(None)))[0].checkpoints
+    planned = room.planner.shares(room.planner.context(2048, Memories(None)))[
+        0
+    ].checkpoints
     with Session(model, options()) as session:
         for length in range(100, 2000, 100):
             session.evaluate(TEXT[:length])
         kept = session.cache.checkpoints._kept
         assert len(kept) == CHECKPOINTS
-        assert planned <= sum(checkpoint.data.nbytes for checkpoint in kept) < 1.05 * planned
+        assert (
+            planned
+            <= sum(checkpoint.data.nbytes for checkpoint in kept)
+            < 1.05 * planned
+        )
     with Session(model, options(swa="full")) as session:
         session.evaluate(TEXT[:1000])
         assert not session.cache.checkpoints._kept

@@ -54,7 +54,9 @@ def parcels(
             yield token
         yield End("eog")
 
-    session: Any = SimpleNamespace(threads=threads, resume=lambda: None, cancel=lambda: None)
+    session: Any = SimpleNamespace(
+        threads=threads, resume=lambda: None, cancel=lambda: None
+    )
     mailbox = Mailbox()
     job = _Job(session, work, mailbox)
     while not job.ended:
@@ -77,7 +79,9 @@ def test_the_first_token_comes_at_once_and_later_ones_together(clock: Clock) -> 
     found = parcels(clock, [1 / 64] * 13)
     assert found[:3] == [[(0, 3)], [READ], [0]]
     assert sizes(found) == [1, 3, 3, 3, 3]
-    assert [token for parcel in found for token in parcel if type(token) is int] == [*range(13)]
+    assert [token for parcel in found for token in parcel if type(token) is int] == [
+        *range(13)
+    ]
 
 
 def test_a_slow_writer_s_tokens_come_one_by_one(clock: Clock) -> None:

@@ -54,7 +54,10 @@ def test_library_errors_name_parameters() -> None:
         if name.startswith((*OF_THE_COMMAND_LINE, *OTHER_PROGRAMS, *TO_COME)):
             continue
         for line, text in messages(path):
-            wrong += [f"{name}:{line}: {flag}" for flag in _FLAG.findall(_COMMAND.sub("", text))]
+            wrong += [
+                f"{name}:{line}: {flag}"
+                for flag in _FLAG.findall(_COMMAND.sub("", text))
+            ]
     assert not wrong, "\n".join(wrong)
 
 
@@ -67,12 +70,21 @@ def test_the_example_of_the_docstring() -> None:
     [
         ("use force=True to replace it", "use --force to replace it"),
         ("when_full='stop'", "--when-full stop"),
-        ("original_context (8192 for Llama 3.1)", "--original-context (8192 for Llama 3.1)"),
+        (
+            "original_context (8192 for Llama 3.1)",
+            "--original-context (8192 for Llama 3.1)",
+        ),
         ("as rope=RopeScaling('none') makes it", "as --rope none makes it"),
         ("RopeScaling('linear', factor=F)", "--linear F"),
         ("tensor_types a=f9: the type f9", "--tensor-type a=f9: the type f9"),
-        ("/models/in_place/original_context.gguf", "/models/in_place/original_context.gguf"),
-        ("rope.scaling.original_context_length", "rope.scaling.original_context_length"),
+        (
+            "/models/in_place/original_context.gguf",
+            "/models/in_place/original_context.gguf",
+        ),
+        (
+            "rope.scaling.original_context_length",
+            "rope.scaling.original_context_length",
+        ),
         ("the attention_factor is 0", "the attention_factor is 0"),
     ],
 )

@@ -55,7 +55,9 @@ def painted(monkeypatch: pytest.MonkeyPatch, text: str) -> str:
 
 # pyte's own table drops what follows a sign of no width; tmux, below, has one that holds.
 @pytest.mark.parametrize("width", [lambda _: 1, lambda c: 1 if c < "\x7f" else 2])
-@pytest.mark.parametrize("sentence", [HINDI, THAI, FLAGS], ids=["hindi", "thai", "flags"])
+@pytest.mark.parametrize(
+    "sentence", [HINDI, THAI, FLAGS], ids=["hindi", "thai", "flags"]
+)
 def test_no_line_is_repeated_whatever_the_terminal_takes_for_a_width(
     monkeypatch: pytest.MonkeyPatch, sentence: str, width: Callable[[str], int]
 ) -> None:
@@ -108,7 +110,9 @@ def test_a_real_terminal_that_is_resized_while_an_answer_grows(
 
     def tmux(*arguments: str) -> str:
         command = ["tmux", "-S", str(tmp_path / "socket"), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
 
     (tmp_path / "paint.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "paint.py"), HINDI]

@@ -70,7 +70,11 @@ def test_what_takes_long_is_said_and_taken_off(
     file = Terminal()
     with painting.waiting(painting.new_console(file), "loading \x1b[31mx.gguf"):
         deadline = time.monotonic() + 10
-        while is_shown and "loading" not in file.getvalue() and time.monotonic() < deadline:
+        while (
+            is_shown
+            and "loading" not in file.getvalue()
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.01)
     assert ("loading \ufffd[31mx.gguf" in file.getvalue()) is is_shown
     assert file.getvalue().endswith("\x1b[?25h" if is_shown else "")
@@ -97,7 +101,9 @@ def test_a_bar_is_drawn_for_a_prompt_that_takes_long(
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
     assert bar.stop() is (bar_at is not None)
     if bar_at is not None:
-        assert text.index(f"{bar_at}/{total} tokens") < text.index(f"512/{total} tokens")
+        assert text.index(f"{bar_at}/{total} tokens") < text.index(
+            f"512/{total} tokens"
+        )
         minutes = (total - 512) * 30 // 256 // 60
         assert f"512/{total} tokens {minutes}:00 left" in text
 
@@ -158,7 +164,9 @@ def test_markdown_grows_into_what_it_is_when_printed_at_once(
     assert isinstance(at_once.file, io.StringIO)
     wanted = [line.rstrip() for line in at_once.file.getvalue().splitlines()]
     wanted = [
-        line for line, before in zip(wanted, ["", *wanted], strict=False) if line or before
+        line
+        for line, before in zip(wanted, ["", *wanted], strict=False)
+        if line or before
     ]  # no two blank lines
     for step in (1, 7, 1000):
         assert paint(monkeypatch, MARKDOWN, step)[: len(wanted)] == wanted
@@ -172,10 +180,14 @@ def test_a_block_taller_than_the_screen_is_whole_at_its_end(
 ) -> None:
     text = "\n".join(f"- item {i}" for i in range(40))
     painted = paint(monkeypatch, text, 5)
-    assert [line.strip() for line in painted if line] == [f"• item {i}" for i in range(40)]
+    assert [line.strip() for line in painted if line] == [
+        f"• item {i}" for i in range(40)
+    ]
 
 
-def test_reasoning_is_folded_into_one_line_or_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasoning_is_folded_into_one_line_or_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from ggext.screen.terminal import AnswerScreen
 
     for show, wanted in (
@@ -204,7 +216,10 @@ def test_completion_offers_commands_settings_and_paths(tmp_path: Path) -> None:
     (tmp_path / "book.txt").touch()
 
     def offered(text: str) -> list[str]:
-        return [c.text for c in new_completer().get_completions(Document(text), CompleteEvent())]
+        return [
+            c.text
+            for c in new_completer().get_completions(Document(text), CompleteEvent())
+        ]
 
     assert offered("/re") == ["/regen"]
     assert "/quit" in offered("/")

@@ -45,7 +45,9 @@ def test_nothing_won_is_nothing_accepted() -> None:
     assert worse.difference.low > 0
 
 
-@pytest.mark.parametrize(("rise", "accepted"), [(0.0, True), (0.0049, True), (0.0051, False)])
+@pytest.mark.parametrize(
+    ("rise", "accepted"), [(0.0, True), (0.0049, True), (0.0051, False)]
+)
 def test_short_texts_may_lose_half_a_per_cent(rise: float, accepted: bool) -> None:
     short = {i: loss * (1 + rise) for i, loss in SHORT.items()}
     verdict = judged(YARN, lower(YARN, [0.05, 0.04]), SHORT, short)

@@ -16,7 +16,9 @@ from ggext.search.space import Point
     ("gain", "first", "last", "overshoot"),
     [(1.0, 10, 22, 1.5), (1.08, 8, 20, 1.0), (0.95, 12, 17, 2.2), (1.1, 6, 26, 0.7)],
 )
-def test_a_known_optimum_is_found(gain: float, first: int, last: int, overshoot: float) -> None:
+def test_a_known_optimum_is_found(
+    gain: float, first: int, last: int, overshoot: float
+) -> None:
     best = Point(gain, first, last, overshoot)
     losses = bowl(best)
     descent = Descent(SPACE, losses, texts=8, most=40)
@@ -62,7 +64,9 @@ def test_no_more_tables_are_measured_than_allowed(most: int) -> None:
     deepest = descent.evaluations[-1].texts
     measured = [one for one in descent.evaluations if one.texts == deepest]
     assert found in [one.point for one in measured]
-    assert len(descent.evaluations) == len({(e.point, e.texts) for e in descent.evaluations})
+    assert len(descent.evaluations) == len(
+        {(e.point, e.texts) for e in descent.evaluations}
+    )
 
 
 def test_rounds_end_with_all_texts() -> None:

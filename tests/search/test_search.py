@@ -55,7 +55,11 @@ def prefers_a_wider_ramp(monkeypatch: pytest.MonkeyPatch) -> None:
         assert scaling is not None
         assert scaling.factor is not None
         assert scaling.attention_factor is not None
-        return 0.2 / scaling.factor + abs(1.2 - scaling.attention_factor) + 0.001 * (number % 3)
+        return (
+            0.2 / scaling.factor
+            + abs(1.2 - scaling.attention_factor)
+            + 0.001 * (number % 3)
+        )
 
     monkeypatch.setattr(Needles, "loss", loss)
     monkeypatch.setattr(ShortTexts, "loss", lambda *_: 2.0)
@@ -87,18 +91,36 @@ def test_the_loss_is_that_of_a_baked_file(plain: Path, tmp_path: Path) -> None:
 
     found = search(plain, SearchOptions(1024, **{**SMALL, "evaluations": 2}))
     baked = tmp_path / "yarn.gguf"
-    convert(ConvertOptions(plain, baked, RopeScaling("yarn", factor=4), encoding="keys"))
-    with Model.open(baked) as model, Session(model, SessionOptions(1024, threads=1)) as session:
+    convert(
+        ConvertOptions(plain, baked, RopeScaling("yarn", factor=4), encoding="keys")
+    )
+    with (
+        Model.open(baked) as model,
+        Session(model, SessionOptions(1024, threads=1)) as session,
+    ):
         prompts = PromptMaker(model)
-        sample = sample_maker(prompts, needles=16)("multikey", 1024, Random("search 0 1024 0"))
+        sample = sample_maker(prompts, needles=16)(
+            "multikey", 1024, Random("search 0 1024 0")
+        )
         assert len(sample.questions) == 16
         assert found.evaluations[0].loss == answer_loss(session, prompts, sample)
 
 
 @pytest.mark.usefixtures("prefers_a_wider_ramp")
-def test_what_is_accepted_is_written_verified_and_told(plain: Path, tmp_path: Path) -> None:
+def test_what_is_accepted_is_written_verified_and_told(
+    plain: Path, tmp_path: Path
+) -> None:
     out, card = tmp_path / "out.gguf", tmp_path / "card.md"
-    sizes = ("--evaluations", "12", "--training", "2", "--held-out", "6", "--threads", "1")
+    sizes = (
+        "--evaluations",
+        "12",
+        "--training",
+        "2",
+        "--held-out",
+        "6",
+        "--threads",
+        "1",
+    )
     done = run(plain, "-c", "512", "-o", out, *sizes, "--card", card)
     assert done.exit_code == 0, done.output
     assert "better than YaRN" in done.output
@@ -110,7 +132,9 @@ def test_what_is_accepted_is_written_verified_and_told(plain: Path, tmp_path: Pa
     assert recipe.searched.held_out == 6
     assert recipe.searched.loss < recipe.searched.yarn_loss
     assert recipe.searched.high < 0
-    assert compare(recipe.table(), effective_table(read_gguf(out), by_ggext=True)).is_exact
+    assert compare(
+        recipe.table(), effective_table(read_gguf(out), by_ggext=True)
+    ).is_exact
     assert inspect(out).context == 512
     shown = CliRunner().invoke(main, ["inspect", str(out)]).output
     assert "(asked by ggext search)" in shown
@@ -155,14 +179,18 @@ def test_a_table_that_costs_on_short_texts_is_not_followed(
 
 
 @pytest.mark.usefixtures("prefers_a_wider_ramp")
-def test_a_stop_before_the_file_is_in_place_leaves_none(plain: Path, tmp_path: Path) -> None:
+def test_a_stop_before_the_file_is_in_place_leaves_none(
+    plain: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.gguf"
     sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
     with Search(plain, SearchOptions(512, out=out, **sizes)) as running:
         running.run()
         assert running.result().accepted
         running.stop()
-        with pytest.raises(CancelledError, match=r"out\.gguf is not written: the search was stop"):
+        with pytest.raises(
+            CancelledError, match=r"out\.gguf is not written: the search was stop"
+        ):
             running.bake()
     assert not out.exists()
 
@@ -180,12 +208,16 @@ def test_what_fails_its_verification_is_not_written(
     monkeypatch.setattr(running, "verify", fails)
     out = tmp_path / "out.gguf"
     sizes = {"evaluations": 12, "training": 2, "held_out": 6, "threads": 1}
-    with pytest.raises(ModelError, match=r"out\.gguf is not written: baked, the table fails table"):
+    with pytest.raises(
+        ModelError, match=r"out\.gguf is not written: baked, the table fails table"
+    ):
         search(plain, SearchOptions(512, out=out, **sizes))
     assert list(tmp_path.iterdir()) == [tmp_path / "home"]
 
 
-def test_the_same_seed_gives_the_same_and_a_resumed_run_too(plain: Path, tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_and_a_resumed_run_too(
+    plain: Path, tmp_path: Path
+) -> None:
     kept = tmp_path / "run.jsonl"
     options = SearchOptions(512, **{**SMALL, "evaluations": 6})
     whole = search(plain, options)
@@ -197,7 +229,9 @@ def test_the_same_seed_gives_the_same_and_a_resumed_run_too(plain: Path, tmp_pat
     assert part.reason == "the search was stopped before its end"
     lines = kept.read_bytes().splitlines(keepends=True)
     assert len(lines) == 2 + 3
-    kept.write_bytes(b"".join(lines) + lines[-1][:20])  # a crash in the middle of a line
+    kept.write_bytes(
+        b"".join(lines) + lines[-1][:20]
+    )  # a crash in the middle of a line
     # The plan is the kept one: nothing of it is named again.
     with Search(plain, SearchOptions(512, threads=1), kept) as running:
         assert running.known == 3
@@ -234,7 +268,9 @@ def book(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_key_tokens_of_own_documents(plain: Path, book: Path) -> None:
-    options = SearchOptions(512, texts=(book,), **{**SMALL, "evaluations": 2, "held_out": 5})
+    options = SearchOptions(
+        512, texts=(book,), **{**SMALL, "evaluations": 2, "held_out": 5}
+    )
     with Search(plain, options) as running:
         running.run()
         found = running.result()
@@ -244,22 +280,33 @@ def test_key_tokens_of_own_documents(plain: Path, book: Path) -> None:
 
 
 def test_too_little_text_is_said(plain: Path, book: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"hold \d texts of 2,048 tokens, and a search needs 6"):
+    with pytest.raises(
+        UsageError, match=r"hold \d texts of 2,048 tokens, and a search needs 6"
+    ):
         Search(plain, SearchOptions(2048, texts=(book,), **SMALL))
-    with pytest.raises(UsageError, match=r"held_out is 50, but the documents hold \d+ texts of"):
+    with pytest.raises(
+        UsageError, match=r"held_out is 50, but the documents hold \d+ texts of"
+    ):
         Search(plain, SearchOptions(512, texts=(book,), **{**SMALL, "held_out": 50}))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match=r"empty holds no document \(\.txt, \.text, \.md\)"):
+    with pytest.raises(
+        UsageError, match=r"empty holds no document \(\.txt, \.text, \.md\)"
+    ):
         Search(plain, SearchOptions(512, texts=(tmp_path / "empty",), **SMALL))
     (tmp_path / "dull.txt").write_text("Tom sleeps. " * 3000)
-    with pytest.raises(UsageError, match="have no key token: nothing in 512 tokens needs more"):
+    with pytest.raises(
+        UsageError, match="have no key token: nothing in 512 tokens needs more"
+    ):
         search(plain, SearchOptions(512, texts=(tmp_path / "dull.txt",), **SMALL))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_context": 256}, "was trained on 256 tokens and reaches 256 without a scaling"),
+        (
+            {"target_context": 256},
+            "was trained on 256 tokens and reaches 256 without a scaling",
+        ),
         ({"target_context": 0}, "target_context is 0, but must be at least 1"),
         ({"evaluations": 41}, "evaluations is 41, but must be from 2 to 40"),
         ({"held_out": 1}, "held_out is 1, but must be at least 2"),
@@ -275,7 +322,9 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
 ) -> None:
     small = {} if "budget" in options else SMALL
     with pytest.raises(GgextError, match=message) as raised:
-        Search(plain, SearchOptions(**{"target_context": 512, **small, **options})).close()
+        Search(
+            plain, SearchOptions(**{"target_context": 512, **small, **options})
+        ).close()
     assert "\n" not in str(raised.value)
 
 
@@ -284,13 +333,17 @@ def test_a_file_to_start_from_is_unscaled_and_a_gguf(
 ) -> None:
     with pytest.raises(GgextError, match=r"is scaled already.* --rope none"):
         Search(demo_gguf, SearchOptions(4096, **SMALL))
-    with pytest.raises(UsageError, match="demo is a checkpoint, and a search runs a GGUF file"):
+    with pytest.raises(
+        UsageError, match="demo is a checkpoint, and a search runs a GGUF file"
+    ):
         Search(Path("demo"), SearchOptions(4096, **SMALL))
     with pytest.raises(GgextError, match=r"nowhere\.gguf does not exist"):
         Search(tmp_path / "nowhere.gguf", SearchOptions(4096, **SMALL))
     out = tmp_path / "there.gguf"
     out.write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"there\.gguf exists; use force=True to replace it"):
+    with pytest.raises(
+        OutputError, match=r"there\.gguf exists; use force=True to replace it"
+    ):
         Search(plain, SearchOptions(512, out=out, **SMALL))
     assert out.read_bytes() == b"mine"
 
@@ -305,13 +358,24 @@ def test_a_quantized_file_is_searched_too(plain: Path, tmp_path: Path) -> None:
 def test_a_vocabulary_that_spells_no_needle_is_told_of_texts(tmp_path: Path) -> None:
     from tiny_gguf import write_random
 
-    model = write_random(tmp_path / "model.gguf", "llama", extra_keys={"llama.context_length": 256})
+    model = write_random(
+        tmp_path / "model.gguf", "llama", extra_keys={"llama.context_length": 256}
+    )
     with pytest.raises(UsageError, match=r"or give documents to search on \(texts\)"):
         Search(model, SearchOptions(512, **SMALL))
 
 
 def test_json_is_all_that_is_printed(plain: Path) -> None:
-    sizes = ("--evaluations", "2", "--training", "1", "--held-out", "2", "--threads", "1")
+    sizes = (
+        "--evaluations",
+        "2",
+        "--training",
+        "1",
+        "--held-out",
+        "2",
+        "--threads",
+        "1",
+    )
     done = run(plain, "-c", "512", *sizes, "--json")
     assert done.exit_code == 0
     values = json.loads(done.stdout)
@@ -324,12 +388,24 @@ def test_json_is_all_that_is_printed(plain: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_keeps_what_was_measured(plain: Path, tmp_path: Path) -> None:
     kept, out = tmp_path / "run.jsonl", tmp_path / "out.gguf"
-    sizes = ["--evaluations", "40", "--training", "40", "--held-out", "40", "--threads", "1"]
+    sizes = [
+        "--evaluations",
+        "40",
+        "--training",
+        "40",
+        "--held-out",
+        "40",
+        "--threads",
+        "1",
+    ]
     arguments = ["-c", "2k", "-o", out, "--resume", kept, *sizes]
     code = "from ggext.cli import main; main()"
     command = [sys.executable, "-c", code, "search", plain, *arguments]
     with subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        list(map(str, command)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stderr is not None
         assert "tokens, about" in process.stderr.readline()
@@ -348,4 +424,6 @@ def test_ctrl_c_keeps_what_was_measured(plain: Path, tmp_path: Path) -> None:
 
 def test_documents_of_a_folder_come_by_name(book: Path) -> None:
     assert texts.documents_in(book) == (book / "inner" / "book.txt",)
-    assert texts.documents_in(book / "inner" / "book.txt") == (book / "inner" / "book.txt",)
+    assert texts.documents_in(book / "inner" / "book.txt") == (
+        book / "inner" / "book.txt",
+    )

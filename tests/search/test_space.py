@@ -21,13 +21,18 @@ WIDE = RopeGeometry(128, 128, 1e6, "neox", 32768)
 def yarn(geometry: RopeGeometry, factor: float) -> RopeScaling:
     context = int(factor * geometry.trained_context)
     return RopeScaling(
-        "yarn", factor=factor, original_context=geometry.trained_context, context=context
+        "yarn",
+        factor=factor,
+        original_context=geometry.trained_context,
+        context=context,
     )
 
 
 @pytest.mark.parametrize("geometry", [SMOLLM2, DEMO, WIDE])
 @pytest.mark.parametrize("factor", [1.5, 2.0, 4.0, 16.0])
-def test_the_start_is_yarn_to_the_last_bit(geometry: RopeGeometry, factor: float) -> None:
+def test_the_start_is_yarn_to_the_last_bit(
+    geometry: RopeGeometry, factor: float
+) -> None:
     asked = yarn(geometry, factor)
     space = Space(asked, geometry, "llama")
     assert space.table(space.start) == methods.make_table(asked, geometry)
@@ -35,7 +40,13 @@ def test_the_start_is_yarn_to_the_last_bit(geometry: RopeGeometry, factor: float
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.floats(0.8, 1.25), st.floats(0.5, 4.0), st.integers(0, 31), st.integers(0, 31), st.data())
+@given(
+    st.floats(0.8, 1.25),
+    st.floats(0.5, 4.0),
+    st.integers(0, 31),
+    st.integers(0, 31),
+    st.data(),
+)
 def test_every_table_slows_the_pairs_more_and_more(
     gain: float, overshoot: float, first: int, last: int, data: st.DataObject
 ) -> None:
@@ -43,7 +54,9 @@ def test_every_table_slows_the_pairs_more_and_more(
     space = Space(yarn(geometry, 4.0), geometry, "llama")
     point = Point(gain, min(first, last), max(first, last, 1), overshoot)
     table = space.table(point)
-    slowed = [t / w for t, w in zip(methods.theta(geometry), table.inv_freq, strict=True)]
+    slowed = [
+        t / w for t, w in zip(methods.theta(geometry), table.inv_freq, strict=True)
+    ]
     factor = 4 * overshoot
     assert all(b >= a * (1 - 1e-12) for a, b in pairwise(slowed))
     assert all(a > b for a, b in pairwise(table.inv_freq))

@@ -52,7 +52,9 @@ def some_edit(gguf: GgufFile, size: int = 2000) -> Edit:
         "llama.context_length": Field.of(1024),
         "ggext.recipe": Field.of("x" * size),
     }
-    return plan_edit(gguf, fields, {}, [NewTensor("rope_freqs.weight", (8,), 0, bytes(range(32)))])
+    return plan_edit(
+        gguf, fields, {}, [NewTensor("rope_freqs.weight", (8,), 0, bytes(range(32)))]
+    )
 
 
 def apply(path: Path) -> None:
@@ -94,7 +96,9 @@ class Killer:
                 )
             result = call(*arguments)
             if name == "sync":
-                self.unsynced = {k: v for k, v in self.unsynced.items() if k[0] != arguments[0]}
+                self.unsynced = {
+                    k: v for k, v in self.unsynced.items() if k[0] != arguments[0]
+                }
             self.point()
             return result
 
@@ -110,7 +114,9 @@ class Killer:
     @staticmethod
     def held_length(file: int, sector: int, offset: int, length: int) -> int:
         """A lost sector at the end of a file does not make it longer than the write had."""
-        return min(SECTOR, max(os.fstat(file).st_size, offset + length) - sector * SECTOR)
+        return min(
+            SECTOR, max(os.fstat(file).st_size, offset + length) - sector * SECTOR
+        )
 
     def point(self) -> None:
         self.count += 1
@@ -165,7 +171,9 @@ def main(folder: Path, points: int, seed: int, with_power: bool) -> str:
             assert path.read_bytes() == new
         work = (lambda: inplace.undo(path)) if undoing else (lambda: apply(path))
         power = random.Random(draw.random()) if with_power else None
-        killed, _ = in_child(work, draw.randint(1, n_undo if undoing else n_apply), power)
+        killed, _ = in_child(
+            work, draw.randint(1, n_undo if undoing else n_apply), power
+        )
         assert killed
         while draw.random() < 0.5:  # the repair is killed too, and not once
             in_child(lambda: inplace.repair(path), draw.randint(1, n_undo), power)
@@ -178,9 +186,10 @@ def main(folder: Path, points: int, seed: int, with_power: bool) -> str:
         if undo_file.exists():
             inplace.undo(path)
         assert path.read_bytes() == old
-        assert sorted(p.name for p in folder.iterdir()) == ["model.gguf", "pristine.gguf"], (
-            "something was left"
-        )
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "model.gguf",
+            "pristine.gguf",
+        ], "something was left"
     return f"{points} of {n_apply} + {n_undo} points: " + ", ".join(
         f"{k} ×{n}" for k, n in told.most_common()
     )

@@ -30,7 +30,9 @@ class Letters:
 
     bos, eos = 256, 257
 
-    def __init__(self, chat_template: str | None = TEMPLATE, adds_bos: bool = True) -> None:
+    def __init__(
+        self, chat_template: str | None = TEMPLATE, adds_bos: bool = True
+    ) -> None:
         self.chat_template = chat_template
         self.adds_bos = adds_bos
 
@@ -40,7 +42,9 @@ class Letters:
         tokens = [self.bos] if add_special and self.adds_bos else []
         pattern = "|".join(map(re.escape, CONTROL))
         for part in re.split(f"({pattern})", text) if parse_special else [text]:
-            tokens += [CONTROL[part]] if part in CONTROL and parse_special else part.encode()
+            tokens += (
+                [CONTROL[part]] if part in CONTROL and parse_special else part.encode()
+            )
         return tokens
 
     def token_to_piece(self, token: int) -> bytes:
@@ -66,7 +70,9 @@ class Letters:
 class Answered:
     """A generation that gives the queued bytes, and remembers in the engine what was evaluated."""
 
-    def __init__(self, engine: QueuedEngine, answer: bytes, finish: FinishReason) -> None:
+    def __init__(
+        self, engine: QueuedEngine, answer: bytes, finish: FinishReason
+    ) -> None:
         self.engine, self.answer, self.last = engine, answer, finish
         self.finish: FinishReason | None = None
         self.closed = False

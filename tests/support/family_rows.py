@@ -54,7 +54,11 @@ _OWN_LLAMA3 = {
     "high_freq_factor": 4.0,
     "rope_theta": 1e6,
 }
-_LONGROPE = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 64,
+}
 _LATENT = {
     "num_hidden_layers": 3,
     "num_key_value_heads": 4,
@@ -152,7 +156,11 @@ EXPERTS = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 
 
 def _quarter(*pairs: int) -> dict[str, Any]:
     """Rope parameters of which a quarter of each head rotates, in sections where any are given."""
-    plain = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    plain = {
+        "rope_type": "default",
+        "rope_theta": 10000.0,
+        "partial_rotary_factor": 0.25,
+    }
     return plain | ({"mrope_section": list(pairs)} if pairs else {})
 
 
@@ -207,7 +215,9 @@ SEES_GLM4 = {
 }
 
 
-SEES_QWEN3_5 = {key: value for key, value in SEES_QWEN3.items() if "deepstack" not in key}
+SEES_QWEN3_5 = {
+    key: value for key, value in SEES_QWEN3.items() if "deepstack" not in key
+}
 
 
 def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any]:
@@ -216,14 +226,20 @@ def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any
 
 ROWS = {
     "apertus": Row(
-        "apertus", _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0), rope=None
+        "apertus",
+        _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
+        rope=None,
     ),
     "arcee": Row("arcee", {"head_dim": 48}),
     "arcee-own": Row(
-        "arcee", _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0), None
+        "arcee",
+        _own("yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, mscale=1.0),
+        None,
     ),
     "bloom": Row("bloom", _HEADS, None, beyond=False),
-    "bloom-6-heads": Row("bloom", {**_HEADS, "n_head": 6, "hidden_size": 96}, None, beyond=False),
+    "bloom-6-heads": Row(
+        "bloom", {**_HEADS, "n_head": 6, "hidden_size": 96}, None, beyond=False
+    ),
     "cohere": Row("cohere", {"tie_word_embeddings": True, "logit_scale": 0.5}),
     "cohere-plus": Row(
         "cohere",
@@ -271,7 +287,9 @@ ROWS = {
         None,
     ),
     "deepseek_v3-linear": Row(
-        "deepseek_v3", _LATENT | {"n_group": 1, "topk_group": 1}, RopeScaling("linear", factor=4)
+        "deepseek_v3",
+        _LATENT | {"n_group": 1, "topk_group": 1},
+        RopeScaling("linear", factor=4),
     ),
     "kimi-k2-betas": Row(
         "deepseek_v3",
@@ -291,7 +309,9 @@ ROWS = {
         },
         None,
     ),
-    "dots1": Row("dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}),
+    "dots1": Row(
+        "dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}
+    ),
     "ernie4_5_moe": Row(
         "ernie4_5_moe",
         {
@@ -305,7 +325,11 @@ ROWS = {
     ),
     "exaone": Row(
         "llama",
-        {"rope_parameters": _OWN_LLAMA3, "max_position_embeddings": 256, "rms_norm_eps": 1e-5},
+        {
+            "rope_parameters": _OWN_LLAMA3,
+            "max_position_embeddings": 256,
+            "rms_norm_eps": 1e-5,
+        },
         None,
         renamed="exaone",
     ),
@@ -336,7 +360,11 @@ ROWS = {
     "falcon-40b": Row("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
     "falcon-11b": Row(
         "falcon",
-        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+        {
+            "new_decoder_architecture": True,
+            "num_kv_heads": 2,
+            "num_ln_in_parallel_attn": 1,
+        },
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
     "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
@@ -383,7 +411,9 @@ ROWS = {
             "sliding_window": 32,
             "max_position_embeddings": 256,
             "final_logit_softcapping": 20.0,
-            "rope_parameters": _nested({"rope_type": "linear", "factor": 8.0}, 1e6, 1e4),
+            "rope_parameters": _nested(
+                {"rope_type": "linear", "factor": 8.0}, 1e6, 1e4
+            ),
         },
         None,
         1e-5,
@@ -442,13 +472,19 @@ ROWS = {
         },
     ),
     "gpt_neox": Row("gpt_neox"),
-    "gpt_neox-serial": Row("gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}),
+    "gpt_neox-serial": Row(
+        "gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}
+    ),
     "gpt2": Row("gpt2", {"tie_word_embeddings": True}, None, beyond=False),
     "gpt2-untied": Row("gpt2", {"n_inner": 96}, None, beyond=False),
-    "gpt_bigcode": Row("gpt_bigcode", {"tie_word_embeddings": True}, None, beyond=False),
+    "gpt_bigcode": Row(
+        "gpt_bigcode", {"tie_word_embeddings": True}, None, beyond=False
+    ),
     "gpt_bigcode-many": Row("gpt_bigcode", {"multi_query": False}, None, beyond=False),
     "gpt_oss": Row(
-        "gpt_oss", _GPT_OSS | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}}
+        "gpt_oss",
+        _GPT_OSS
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0}},
     ),
     "gpt_oss-own": Row(
         "gpt_oss",
@@ -496,7 +532,9 @@ ROWS = {
             "tie_word_embeddings": True,
         },
     ),
-    "granitemoeshared": Row("granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}),
+    "granitemoeshared": Row(
+        "granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}
+    ),
     "hunyuan_v1_dense": Row("hunyuan_v1_dense", {"head_dim": 32}),
     "hunyuan_v1_dense-own": Row(
         "hunyuan_v1_dense",
@@ -519,10 +557,16 @@ ROWS = {
     ),
     "internlm2": Row("llama", renamed="internlm2"),
     "internlm2-groups": Row(
-        "llama", {"num_attention_heads": 8, "num_key_value_heads": 4}, renamed="internlm2"
+        "llama",
+        {"num_attention_heads": 8, "num_key_value_heads": 4},
+        renamed="internlm2",
     ),
-    "internlm3": Row("internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}),
-    "lfm2": Row("lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}),
+    "internlm3": Row(
+        "internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}
+    ),
+    "lfm2": Row(
+        "lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
+    ),
     "lfm2_moe": Row(
         "lfm2_moe",
         {
@@ -564,7 +608,12 @@ ROWS = {
     ),
     "minimax_m2-partial": Row(
         "minimax_m2",
-        {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2, "rotary_dim": 24},
+        {
+            "head_dim": 48,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 2,
+            "rotary_dim": 24,
+        },
     ),
     "minicpm3": Row("minicpm3", _MINICPM3),
     "minicpm3-own": Row(
@@ -581,7 +630,9 @@ ROWS = {
         None,
     ),
     "ministral3": Row(
-        "ministral3", {"max_position_embeddings": 256, "rope_parameters": _GROWING}, None
+        "ministral3",
+        {"max_position_embeddings": 256, "rope_parameters": _GROWING},
+        None,
     ),
     "mistral": Row("mistral", {"sliding_window": None}),
     "mistral4": Row(
@@ -631,7 +682,9 @@ ROWS = {
         },
         None,
     ),
-    "olmoe": Row("olmoe", {"num_key_value_heads": 4, "num_experts": 6, "num_experts_per_tok": 2}),
+    "olmoe": Row(
+        "olmoe", {"num_key_value_heads": 4, "num_experts": 6, "num_experts_per_tok": 2}
+    ),
     "phi": Row("phi"),
     "phi3": Row(
         "phi3",
@@ -667,7 +720,8 @@ ROWS = {
     "qwen3": Row("qwen3", {"head_dim": 24}),
     "qwen3_5": Row(
         "qwen3_5",
-        _DELTA_NET | {"vision_config": SEES_QWEN3_5, "rope_parameters": _quarter(2, 1, 1)},
+        _DELTA_NET
+        | {"vision_config": SEES_QWEN3_5, "rope_parameters": _quarter(2, 1, 1)},
     ),
     "qwen3_5-27b": Row(  # heads, layers and the card's YaRN as in the published model
         "qwen3_5",
@@ -689,7 +743,9 @@ ROWS = {
         },
         None,
     ),
-    "qwen3_5_text": Row("qwen3_5_text", _DELTA_NET | {"rope_parameters": _quarter(2, 1, 1)}),
+    "qwen3_5_text": Row(
+        "qwen3_5_text", _DELTA_NET | {"rope_parameters": _quarter(2, 1, 1)}
+    ),
     "qwen3_5_moe": Row(
         "qwen3_5_moe",
         _DELTA_NET
@@ -725,12 +781,16 @@ ROWS = {
     ),
     "qwen3_moe": Row("qwen3_moe", EXPERTS | {"norm_topk_prob": True}),
     "qwen3_vl": Row("qwen3_vl", _seeing(SEES_QWEN3, 6, 5, 5, head_dim=32)),
-    "qwen3_vl-published": Row("qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)),
+    "qwen3_vl-published": Row(
+        "qwen3_vl", _seeing(SEES_QWEN3, 24, 20, 20, head_dim=128)
+    ),
     "qwen3_vl_moe": Row("qwen3_vl_moe", EXPERTS | _seeing(SEES_QWEN3, 6, 5, 5)),
     "seed_oss": Row("seed_oss", {"head_dim": 48}),
     "smollm3": Row("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
     "stablelm": Row("stablelm", {"use_qkv_bias": True}),
-    "stablelm-12b": Row("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "stablelm-12b": Row(
+        "stablelm", {"qk_layernorm": True, "use_parallel_residual": True}
+    ),
     "starcoder2": Row("starcoder2", {"tie_word_embeddings": True}),
 }
 

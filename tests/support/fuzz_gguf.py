@@ -62,7 +62,12 @@ def seeds(folder: Path) -> list[bytes]:
     nested = struct.pack("<IQ", 9, 2) + 2 * (
         struct.pack("<IQ", 8, 1) + struct.pack("<Q", 2) + b"ab"
     )
-    architecture = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 1) + b"x"
+    architecture = (
+        struct.pack("<Q", 20)
+        + b"general.architecture"
+        + struct.pack("<IQ", 8, 1)
+        + b"x"
+    )
     key = struct.pack("<Q", 1) + b"k" + struct.pack("<I", 9) + nested
     return [*whole, b"GGUF" + struct.pack("<IQQ", 2, 0, 2) + architecture + key]
 
@@ -77,11 +82,15 @@ def damaged(data: bytes, draw: random.Random) -> bytes:
             case 1:
                 result[at : at + 8] = struct.pack("<Q", draw.choice(EXTREMES))
             case 2:
-                result[at : at + 4] = struct.pack("<I", draw.choice(EXTREMES) & 0xFFFFFFFF)
+                result[at : at + 4] = struct.pack(
+                    "<I", draw.choice(EXTREMES) & 0xFFFFFFFF
+                )
             case 3:
                 del result[at : at + draw.randint(1, 40)]
             case 4:
-                result[at:at] = result[draw.randrange(max(1, len(result))) :][: draw.randint(1, 60)]
+                result[at:at] = result[draw.randrange(max(1, len(result))) :][
+                    : draw.randint(1, 60)
+                ]
             case _:
                 del result[draw.randrange(max(1, len(result))) :]
     return bytes(result)
@@ -115,7 +124,9 @@ def main() -> int:
             break
         read, refused = run(_AT_ONCE, f"{sys.argv[2]}/{number}")
         headers, refusals = headers + read, refusals + refused
-    sys.stdout.write(f"seed {sys.argv[2]}: {headers:,} headers, {refusals:,} refusals, no crash\n")
+    sys.stdout.write(
+        f"seed {sys.argv[2]}: {headers:,} headers, {refusals:,} refusals, no crash\n"
+    )
     return 0
 
 

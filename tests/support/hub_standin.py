@@ -32,7 +32,9 @@ class Hub:
     endpoint: str = ""
 
     def commit(self, model: str, revision: str) -> str:
-        return hashlib.sha1(f"{model}@{revision}".encode(), usedforsecurity=False).hexdigest()
+        return hashlib.sha1(
+            f"{model}@{revision}".encode(), usedforsecurity=False
+        ).hexdigest()
 
     def folder(self, model: str, revision: str) -> tuple[str, Path] | None:
         """The commit and the folder of a revision: its name, or the commit itself."""
@@ -58,7 +60,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}
+    )
     thread.start()
     hub.endpoint = f"http://127.0.0.1:{server.server_port}"
     try:
@@ -96,7 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._file(model, commit, folder / "/".join(rest[2:]))
         files = sorted(p for p in folder.rglob("*") if p.is_file())
         if rest[:1] == ["tree"]:
-            rows = [(str(p.relative_to(folder)), p.stat().st_size, _oid(p)) for p in files]
+            rows = [
+                (str(p.relative_to(folder)), p.stat().st_size, _oid(p)) for p in files
+            ]
             return self._json(
                 [
                     {"type": "file", "path": path, "size": size, "oid": oid}
@@ -105,7 +111,13 @@ class _Handler(BaseHTTPRequestHandler):
             )
         siblings = [{"rfilename": str(p.relative_to(folder))} for p in files]
         return self._json(
-            {"id": model, "modelId": model, "sha": commit, "private": False, "siblings": siblings}
+            {
+                "id": model,
+                "modelId": model,
+                "sha": commit,
+                "private": False,
+                "siblings": siblings,
+            }
         )
 
     def _file(self, model: str, commit: str, path: Path) -> None:
@@ -125,7 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{_oid(path)}"')
         self.send_header("Content-Length", str(len(data) - first))
         if asked:
-            self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
+            self.send_header(
+                "Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}"
+            )
         self.end_headers()
         if self.command == "HEAD":
             return None

@@ -121,7 +121,9 @@ def random_config(model_type: str, random: Random) -> dict[str, Any]:
     """Arguments for the configuration's class of ``model_type``."""
     from transformers import AutoConfig, PretrainedConfig
 
-    usual = json.loads(type(AutoConfig.for_model(model_type))().to_json_string(use_diff=False))
+    usual = json.loads(
+        type(AutoConfig.for_model(model_type))().to_json_string(use_diff=False)
+    )
     of_all = json.loads(PretrainedConfig().to_json_string(use_diff=False)).keys() - {
         "tie_word_embeddings"
     }
@@ -167,7 +169,11 @@ def random_model_config(model_type: str, random: Random) -> Any:
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
     more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=text, vision_config=vision, tie_word_embeddings=tied, **more
+        model_type,
+        text_config=text,
+        vision_config=vision,
+        tie_word_embeddings=tied,
+        **more,
     )
 
 
@@ -189,7 +195,9 @@ def _sizes(usual: dict[str, Any], random: Random) -> dict[str, Any]:
         "vocab_size": VOCABULARY + random.choice((0, 0, 7, 64)),
         "hidden_size": heads * head_dim,
         "num_attention_heads": heads,
-        "num_key_value_heads": random.choice([n for n in range(1, heads + 1) if heads % n == 0]),
+        "num_key_value_heads": random.choice(
+            [n for n in range(1, heads + 1) if heads % n == 0]
+        ),
         "num_hidden_layers": random.randint(1, 6),
         "intermediate_size": random.choice((32, 72, 96, 160)),
         "max_position_embeddings": random.choice((64, 128, 256)),
@@ -229,7 +237,9 @@ def _what_belongs_together(
             fixed["num_experts_per_tok"] = 4
     if model_type == "falcon":
         fixed["num_kv_heads"] = (
-            config["num_key_value_heads"] if config.get("new_decoder_architecture") else heads
+            config["num_key_value_heads"]
+            if config.get("new_decoder_architecture")
+            else heads
         )
         if not config.get("new_decoder_architecture"):
             fixed["num_ln_in_parallel_attn"] = None
@@ -262,7 +272,9 @@ def _what_belongs_together(
             "use_bidirectional_attention": "vision" if random.random() < 0.2 else None,
         }
         fixed["layer_types"][-1] = "full_attention"
-    if model_type in ("cohere2", "gpt_oss", "olmo3") and not config.get("sliding_window"):
+    if model_type in ("cohere2", "gpt_oss", "olmo3") and not config.get(
+        "sliding_window"
+    ):
         fixed["sliding_window"] = 40
     if model_type == "exaone4":
         window = random.choice((None, None, None, None, 40))
@@ -284,10 +296,22 @@ def _what_belongs_together(
         fixed["norm_topk_prob"] = random.random() < 0.9
     if (
         model_type
-        in ("cohere2", "nemotron", "olmo2", "olmo3", "phi", "phi3", "lfm2", "lfm2_moe", "exaone4")
+        in (
+            "cohere2",
+            "nemotron",
+            "olmo2",
+            "olmo3",
+            "phi",
+            "phi3",
+            "lfm2",
+            "lfm2_moe",
+            "exaone4",
+        )
         and random.random() < 0.9
     ):
-        fixed["head_dim"] = config["hidden_size"] // heads  # a free one is refused, mostly
+        fixed["head_dim"] = (
+            config["hidden_size"] // heads
+        )  # a free one is refused, mostly
     if model_type == "cohere2" and random.random() < 0.9:
         fixed["tie_word_embeddings"] = True
     if model_type == "granitemoehybrid":
@@ -306,16 +330,20 @@ def _what_belongs_together(
             if random.random() < 0.95
             else 24,
             "layer_types": [
-                random.choice(("linear_attention", "full_attention")) for _ in range(layers)
+                random.choice(("linear_attention", "full_attention"))
+                for _ in range(layers)
             ],
             "rms_norm_eps": random.choice((1e-6, 1e-6, 1e-5, 1e-4)),
         }
         fixed["layer_types"][:2] = ["linear_attention", "full_attention"][:layers]
     if model_type in ("lfm2", "lfm2_moe"):
-        fixed["layer_types"] = [random.choice(("conv", "full_attention")) for _ in range(layers)]
+        fixed["layer_types"] = [
+            random.choice(("conv", "full_attention")) for _ in range(layers)
+        ]
         fixed["layer_types"][:2] = ["conv", "full_attention"][:layers]
     if (
-        model_type in ("ministral3", "mistral", "mixtral", "starcoder2", "phi3", "dots1", "phimoe")
+        model_type
+        in ("ministral3", "mistral", "mixtral", "starcoder2", "phi3", "dots1", "phimoe")
         and random.random() < 0.6
     ):
         fixed["sliding_window"] = None
@@ -326,7 +354,9 @@ def _what_belongs_together(
     }
 
 
-def _rope(config: dict[str, Any], usual: dict[str, Any], random: Random) -> dict[str, Any]:
+def _rope(
+    config: dict[str, Any], usual: dict[str, Any], random: Random
+) -> dict[str, Any]:
     """Rope parameters, and the context that they are for."""
     parameters: dict[str, Any] = {
         "rope_theta": random.choice((10000.0, 1e6, 500.0)),
@@ -397,7 +427,11 @@ def make_random_model(folder: Path, config: Any, seed: int) -> None:
     model = judge_class(config).from_config(config).float()
     stored = set(model.state_dict())
     for name, values in [*model.named_parameters(), *model.named_buffers()]:
-        if name in stored and values.is_floating_point() and ("bias" in name or "norm" in name):
+        if (
+            name in stored
+            and values.is_floating_point()
+            and ("bias" in name or "norm" in name)
+        ):
             torch.nn.init.normal_(
                 values, 1.0 if "norm" in name and "bias" not in name else 0.0, 0.2
             )
@@ -410,9 +444,15 @@ def respell(folder: Path, random: Random) -> None:
     or what transformers then makes of it is what counts."""
     path = folder / "config.json"
     whole = json.loads(path.read_text())
-    values = whole.get("text_config", whole)  # the part of the text, where there are parts
+    values = whole.get(
+        "text_config", whole
+    )  # the part of the text, where there are parts
     parameters = values.get("rope_parameters")
-    if isinstance(parameters, dict) and "rope_theta" in parameters and random.random() < 0.5:
+    if (
+        isinstance(parameters, dict)
+        and "rope_theta" in parameters
+        and random.random() < 0.5
+    ):
         rope = {k: v for k, v in parameters.items() if k != "rope_theta"}
         del values["rope_parameters"]
         values["rope_theta"] = parameters["rope_theta"]
@@ -423,7 +463,12 @@ def respell(folder: Path, random: Random) -> None:
         values["rope_scaling"] = None if list(rope.values()) == ["default"] else rope
     for key, value in list(values.items()):
         is_size = type(value) is int and key != "num_key_value_heads"
-        if is_size or key in ("model_type", "layer_types", "rope_scaling", "rope_parameters"):
+        if is_size or key in (
+            "model_type",
+            "layer_types",
+            "rope_scaling",
+            "rope_parameters",
+        ):
             continue
         if random.random() < (0.5 if value is None else 0.08):
             del values[key]
@@ -435,5 +480,9 @@ def gelu_of_ggml(values: Any) -> Any:
     GELU up in."""
     import torch
 
-    inner = torch.nn.functional.gelu(values.half().float(), approximate="tanh").half().float()
+    inner = (
+        torch.nn.functional.gelu(values.half().float(), approximate="tanh")
+        .half()
+        .float()
+    )
     return torch.where(values <= -10, 0.0, torch.where(values >= 10, values, inner))

@@ -42,9 +42,13 @@ def rename(original: Path, folder: Path, family: str) -> Path:
     from transformers import AutoConfig
 
     folder.mkdir(parents=True)
-    config = json.loads(AutoConfig.from_pretrained(original).to_json_string(use_diff=False))
+    config = json.loads(
+        AutoConfig.from_pretrained(original).to_json_string(use_diff=False)
+    )
     tensors = load_file(original / "model.safetensors")
-    config, tensors = {"exaone": _exaone, "internlm2": _internlm2}[family](config, tensors)
+    config, tensors = {"exaone": _exaone, "internlm2": _internlm2}[family](
+        config, tensors
+    )
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config | {"model_type": family}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -52,7 +56,9 @@ def rename(original: Path, folder: Path, family: str) -> Path:
     return folder
 
 
-def _renamed(tensors: dict[str, Any], names: tuple[tuple[str, str], ...]) -> dict[str, Any]:
+def _renamed(
+    tensors: dict[str, Any], names: tuple[tuple[str, str], ...]
+) -> dict[str, Any]:
     result = {}
     for name, values in tensors.items():
         for pattern, written in names:

@@ -12,7 +12,9 @@ from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
 
 
-def rewritten(source: Path, out: Path, changes: dict[str, Any], drop: Iterable[str] = ()) -> Path:
+def rewritten(
+    source: Path, out: Path, changes: dict[str, Any], drop: Iterable[str] = ()
+) -> Path:
     """Writes the file again, with changed keys and without dropped keys and tensors."""
     gguf = read_gguf(source)
     fields = {k: f for k, f in gguf.fields.items() if k not in drop}
@@ -24,4 +26,6 @@ def rewritten(source: Path, out: Path, changes: dict[str, Any], drop: Iterable[s
 
 def as_written(gguf: GgufFile, name: str) -> TensorToWrite:
     t = gguf.tensors[name]
-    return TensorToWrite(name, t.shape, t.type, t.nbytes, lambda: [gguf.tensor_data(name)])
+    return TensorToWrite(
+        name, t.shape, t.type, t.nbytes, lambda: [gguf.tensor_data(name)]
+    )

@@ -32,7 +32,9 @@ def walk(grammar: Grammar, seed: int, longest: int = 2_000) -> bytes:
     while len(text) < longest:
         mask = np.frombuffer(following.compute_bitmask(), np.uint8)
         assert not following.is_error(), following.get_error()
-        allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little")[: END + 1]).tolist()
+        allowed = np.flatnonzero(
+            np.unpackbits(mask, bitorder="little")[: END + 1]
+        ).tolist()
         assert allowed, bytes(text)
         if allowed == [END] or (END in allowed and chance.random() < 0.3):
             return bytes(text)

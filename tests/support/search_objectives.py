@@ -10,7 +10,9 @@ from ggext.search.space import Point, Space
 
 GEOMETRY = RopeGeometry(64, 64, 100000.0, "norm", 8192)
 SPACE = Space(
-    RopeScaling("yarn", factor=2.0, original_context=8192, context=16384), GEOMETRY, "llama"
+    RopeScaling("yarn", factor=2.0, original_context=8192, context=16384),
+    GEOMETRY,
+    "llama",
 )
 
 

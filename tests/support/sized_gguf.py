@@ -31,10 +31,20 @@ _NORMS = {
     "glm4moe": ("attn_norm", "post_attention_norm"),
     "olmo2": ("post_attention_norm", "post_ffw_norm"),
 } | dict.fromkeys(
-    ("gemma2", "gemma3"), ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm")
+    ("gemma2", "gemma3"),
+    ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"),
 )
 _LAYER_NORM = ("cohere2", "starcoder2")
-_NORMED_HEADS = (*DELTA_NETS, "lfm2", "dots1", "qwen3", "qwen3moe", "gemma3", "olmo2", "olmoe")
+_NORMED_HEADS = (
+    *DELTA_NETS,
+    "lfm2",
+    "dots1",
+    "qwen3",
+    "qwen3moe",
+    "gemma3",
+    "olmo2",
+    "olmoe",
+)
 _BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
 
 
@@ -106,7 +116,9 @@ SHAPES = {
     "llama-3-8b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 128256),
     "llama-2-7b": Shape("llama", 32, 4096, 32, 32, 128, 11008, 32000),
     "llama-3.2-1b": Shape("llama", 16, 2048, 32, 8, 64, 8192, 128256, tied=True),
-    "mixtral-8x7b": Shape("llama", 32, 4096, 32, 8, 128, 14336, 32000, experts=(8, 2, 14336)),
+    "mixtral-8x7b": Shape(
+        "llama", 32, 4096, 32, 8, 128, 14336, 32000, experts=(8, 2, 14336)
+    ),
     "mistral-nemo": Shape("mistral3", 40, 5120, 32, 8, 128, 14336, 131072),
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 28, 4, 128, 18944, 152064, biases=True),
     "qwen2-moe": Shape(
@@ -135,7 +147,9 @@ SHAPES = {
         keys={"rope.dimension_sections": [16, 24, 24, 0]},
     ),
     "qwen3-4b": Shape("qwen3", 36, 2560, 32, 8, 128, 9728, 151936, tied=True),
-    "qwen3-30b-a3b": Shape("qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, experts=(128, 8, 768)),
+    "qwen3-30b-a3b": Shape(
+        "qwen3moe", 48, 2048, 32, 4, 128, 6144, 151936, experts=(128, 8, 768)
+    ),
     "qwen3-next-80b-a3b": Shape(
         "qwen3next",
         48,
@@ -150,7 +164,15 @@ SHAPES = {
         keys=_delta_net(16, 32) | {"expert_shared_feed_forward_length": 512},
     ),
     "qwen3.5-27b": Shape(
-        "qwen35", 64, 5120, 24, 4, 256, 17408, 248320, keys=_delta_net(16, 48) | _SECTIONS
+        "qwen35",
+        64,
+        5120,
+        24,
+        4,
+        256,
+        17408,
+        248320,
+        keys=_delta_net(16, 48) | _SECTIONS,
     ),
     "qwen3.5-35b-a3b": Shape(
         "qwen35moe",
@@ -163,7 +185,9 @@ SHAPES = {
         248320,
         experts=(256, 8, 512),
         shared_ff=512,
-        keys=_delta_net(16, 32) | _SECTIONS | {"expert_shared_feed_forward_length": 512},
+        keys=_delta_net(16, 32)
+        | _SECTIONS
+        | {"expert_shared_feed_forward_length": 512},
     ),
     "lfm2-1.2b": Shape(
         "lfm2",
@@ -177,11 +201,15 @@ SHAPES = {
         tied=True,
         keys={
             "shortconv.l_cache": 3,
-            "attention.head_count_kv": [8 if i in _LFM2_ATTENDS else 0 for i in range(16)],
+            "attention.head_count_kv": [
+                8 if i in _LFM2_ATTENDS else 0 for i in range(16)
+            ],
         },
     ),
     "gemma-2b": Shape("gemma", 18, 2048, 8, 1, 256, 16384, 256000, tied=True),
-    "gemma-2-9b": Shape("gemma2", 42, 3584, 16, 8, 256, 14336, 256000, tied=True, keys=_GEMMA2),
+    "gemma-2-9b": Shape(
+        "gemma2", 42, 3584, 16, 8, 256, 14336, 256000, tied=True, keys=_GEMMA2
+    ),
     "gemma-3-4b": Shape(
         "gemma3",
         34,
@@ -236,10 +264,16 @@ SHAPES = {
         experts=(32, 4, 2880),
         keys=_ONE_WINDOW_IN_TWO,
     ),
-    "granite-2b": Shape("granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE),
+    "granite-2b": Shape(
+        "granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE
+    ),
     "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, tied=True),
-    "starcoder2-3b": Shape("starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True),
-    "command-r7b": Shape("cohere2", 32, 4096, 32, 8, 128, 14336, 256000, tied=True, keys=_COHERE2),
+    "starcoder2-3b": Shape(
+        "starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True
+    ),
+    "command-r7b": Shape(
+        "cohere2", 32, 4096, 32, 8, 128, 14336, 256000, tied=True, keys=_COHERE2
+    ),
     "olmo-2-7b": Shape("olmo2", 32, 4096, 32, 32, 128, 11008, 100352),
     "glm-4.5-air-8-layers": Shape(
         "glm4moe",
@@ -256,7 +290,9 @@ SHAPES = {
         dense_lead=1,
         keys=_CHOSEN | {"rope.dimension_count": 64},
     ),
-    "olmoe-7b-a1b": Shape("olmoe", 16, 2048, 16, 16, 128, 1024, 50304, experts=(64, 8, 1024)),
+    "olmoe-7b-a1b": Shape(
+        "olmoe", 16, 2048, 16, 16, 128, 1024, 50304, experts=(64, 8, 1024)
+    ),
     "ernie-4.5-21b-a3b": Shape(
         "ernie4_5-moe",
         28,
@@ -270,7 +306,8 @@ SHAPES = {
         experts=(64, 6, 1536),
         shared_ff=3072,
         dense_lead=1,
-        keys=_CHOSEN | {"interleave_moe_layer_step": 1, "expert_shared_feed_forward_length": 3072},
+        keys=_CHOSEN
+        | {"interleave_moe_layer_step": 1, "expert_shared_feed_forward_length": 3072},
     ),
     "dots1-8-layers": Shape(
         "dots1",
@@ -293,7 +330,10 @@ SHAPES = {
 def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape in GGUF order, as llama.cpp's loader of the architecture asks for them."""
     yield "token_embd.weight", (s.width, s.vocab)
-    yield ("token_embd_norm.weight" if s.arch == "lfm2" else "output_norm.weight"), (s.width,)
+    yield (
+        ("token_embd_norm.weight" if s.arch == "lfm2" else "output_norm.weight"),
+        (s.width,),
+    )
     if s.arch == "starcoder2":
         yield "output_norm.bias", (s.width,)
     if not s.tied:
@@ -334,7 +374,11 @@ def _attention(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         return
     q, kv = s.heads * s.head, s.kv_heads * s.head
     made = 2 * q if s.arch in DELTA_NETS else q  # queries, and the gates of the result
-    rows = {"attn_qkv": q + 2 * kv} if s.fused else {"attn_q": made, "attn_k": kv, "attn_v": kv}
+    rows = (
+        {"attn_qkv": q + 2 * kv}
+        if s.fused
+        else {"attn_q": made, "attn_k": kv, "attn_v": kv}
+    )
     for name, n in rows.items():
         yield f"{name}.weight", (s.width, n)
         if s.biases:
@@ -352,7 +396,10 @@ def _latent_attention(
     if q_rank:
         yield "attn_q_a.weight", (s.width, q_rank)
         yield "attn_q_a_norm.weight", (q_rank,)
-    yield ("attn_q_b.weight" if q_rank else "attn_q.weight"), (q_rank or s.width, s.heads * s.head)
+    yield (
+        ("attn_q_b.weight" if q_rank else "attn_q.weight"),
+        (q_rank or s.width, s.heads * s.head),
+    )
     yield "attn_kv_a_mqa.weight", (s.width, rank + rope)
     yield "attn_kv_a_norm.weight", (rank,)
     yield "attn_k_b.weight", (s.head - rope, rank, s.heads)
@@ -383,7 +430,11 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
         return
     count, _, ff = s.experts
     yield "ffn_gate_inp.weight", (s.width, count)
-    for name, shape in (("gate", (s.width, ff)), ("up", (s.width, ff)), ("down", (ff, s.width))):
+    for name, shape in (
+        ("gate", (s.width, ff)),
+        ("up", (s.width, ff)),
+        ("down", (ff, s.width)),
+    ):
         yield f"ffn_{name}_exps.weight", (*shape, count)
         if s.arch == "gpt-oss":
             yield f"ffn_{name}_exps.bias", (shape[1], count)
@@ -419,7 +470,11 @@ def header_keys(s: Shape) -> dict[str, Any]:
     }
     if s.experts:
         count, used, ff = s.experts
-        keys |= {"expert_count": count, "expert_used_count": used, "expert_feed_forward_length": ff}
+        keys |= {
+            "expert_count": count,
+            "expert_used_count": used,
+            "expert_feed_forward_length": ff,
+        }
     if s.arch == "qwen2moe":
         keys["expert_shared_feed_forward_length"] = s.shared_ff
     if s.mla:
@@ -456,7 +511,10 @@ def write_sized(path: Path, s: Shape) -> Path:
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))
         infos.append(info)
         offset = aligned(offset + info.nbytes, 32)
-    fields = {"general.architecture": s.arch, "tokenizer.ggml.model": "no_vocab"} | header_keys(s)
+    fields = {
+        "general.architecture": s.arch,
+        "tokenizer.ggml.model": "no_vocab",
+    } | header_keys(s)
     values = {k: Field.of(v) for k, v in fields.items()}
     header = pack_header(values, infos, roomy_length(packed_length(values, infos), 32))
     with path.open("wb") as file:
@@ -526,7 +584,8 @@ def logged_sizes(weights: int, log: llama.Log) -> Allocated:
     text = _text(log)
     cache = _logged(text, r"size = +([\d.]+) MiB \( *\d+ cells")
     compute, output = (
-        _logged(text, rf"{word} buffer size = +([\d.]+) MiB") for word in ("compute", "output")
+        _logged(text, rf"{word} buffer size = +([\d.]+) MiB")
+        for word in ("compute", "output")
     )
     return Allocated(weights, cache, compute, output)
 

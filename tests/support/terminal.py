@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 GGEXT = (sys.executable, "-c", "from ggext.cli import main; main()", "chat")
 
 
-def ggext(*arguments: str | Path, stdin: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+def ggext(
+    *arguments: str | Path, stdin: bytes | None = None
+) -> subprocess.CompletedProcess[bytes]:
     command = [*GGEXT, *map(str, arguments)]
-    return subprocess.run(command, input=stdin or b"", capture_output=True, check=False, timeout=60)
+    return subprocess.run(
+        command, input=stdin or b"", capture_output=True, check=False, timeout=60
+    )
 
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
@@ -50,7 +54,12 @@ class Keyboard:
         command = [sys.executable, "-c", TAKE_TERMINAL, *GGEXT, *map(str, arguments)]
         environment = os.environ | {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
         self.process = subprocess.Popen(
-            command, stdin=far, stdout=far, stderr=far, start_new_session=True, env=environment
+            command,
+            stdin=far,
+            stdout=far,
+            stderr=far,
+            start_new_session=True,
+            env=environment,
         )
         os.close(far)
         self.seen = ""
@@ -74,7 +83,9 @@ class Keyboard:
         end = time.monotonic() + seconds
         while text not in self.seen:
             left = end - time.monotonic()
-            assert left > 0, f"{text!r} did not come within {seconds} s after {self.seen!r}"
+            assert left > 0, (
+                f"{text!r} did not come within {seconds} s after {self.seen!r}"
+            )
             if select.select([self.side], [], [], left)[0]:
                 new = os.read(self.side, 4096).decode("utf-8", "replace")
                 for mode in re.findall(r"\x1b\[\?2004([hl])", new):
@@ -104,7 +115,9 @@ class Keyboard:
         return code
 
 
-needs_pty = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pty module")
+needs_pty = pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows has no pty module"
+)
 
 
 def lines_on_screen(raw: str, columns: int = 120) -> list[str]:

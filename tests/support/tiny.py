@@ -32,7 +32,11 @@ def _tokenizer_json() -> str:
 
 def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(_tokenizer_json())
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
@@ -67,7 +71,10 @@ def small_config(model_type: str, **config: Any) -> Any:
         for key, value in (SIZES | config).items()
         if value is not None or key not in SIZES
     }
-    if model_type in ("mpt", "bloom"):  # whose classes take no other names next to their own
+    if model_type in (
+        "mpt",
+        "bloom",
+    ):  # whose classes take no other names next to their own
         values = {k: v for k, v in values.items() if k not in _OTHER_NAMES}
     vision = values.pop("vision_config", None)
     if vision is None:
@@ -75,7 +82,11 @@ def small_config(model_type: str, **config: Any) -> Any:
     tied = values["tie_word_embeddings"]
     more = {"projection_hidden_size": 32} if model_type == "kimi_k25" else {}
     return AutoConfig.for_model(
-        model_type, text_config=values, vision_config=vision, tie_word_embeddings=tied, **more
+        model_type,
+        text_config=values,
+        vision_config=vision,
+        tie_word_embeddings=tied,
+        **more,
     )
 
 

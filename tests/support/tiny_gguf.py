@@ -78,7 +78,9 @@ def keys(arch: str, context: int = 64, size: Size = TINY) -> dict[str, Any]:
     return {f"{arch}.{k}": v for k, v in values.items()}
 
 
-def shapes(arch: str, *, fused: bool = False, size: Size = TINY) -> dict[str, tuple[int, ...]]:
+def shapes(
+    arch: str, *, fused: bool = False, size: Size = TINY
+) -> dict[str, tuple[int, ...]]:
     """Name → shape in PyTorch order, as llama.cpp's loader of ``arch`` creates them."""
     width, n_ff = size.n_embd, size.n_ff
     q, kv = size.n_heads * HEAD, size.n_kv * HEAD
@@ -92,7 +94,9 @@ def shapes(arch: str, *, fused: bool = False, size: Size = TINY) -> dict[str, tu
         "attn_output": (width, q),
         "ffn_norm": (width,),
     }
-    rows = {"attn_qkv": q + 2 * kv} if fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+    rows = (
+        {"attn_qkv": q + 2 * kv} if fused else {"attn_q": q, "attn_k": kv, "attn_v": kv}
+    )
     layer |= {name: (count, width) for name, count in rows.items()}
     if arch.startswith("qwen3"):
         layer |= {"attn_q_norm": (HEAD,), "attn_k_norm": (HEAD,)}
@@ -111,7 +115,11 @@ def shapes(arch: str, *, fused: bool = False, size: Size = TINY) -> dict[str, tu
             "ffn_down_shexp": (width, n_ff),
         }
     if not arch.endswith("moe"):
-        layer |= {"ffn_gate": (n_ff, width), "ffn_up": (n_ff, width), "ffn_down": (width, n_ff)}
+        layer |= {
+            "ffn_gate": (n_ff, width),
+            "ffn_up": (n_ff, width),
+            "ffn_down": (width, n_ff),
+        }
     for i in range(N_LAYERS):
         result |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
         if arch.startswith("qwen2"):
@@ -181,10 +189,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ernie4_5": ("ernie4_5", {"head_dim": HEAD}),
     "exaone": ("exaone", {}),
-    "exaone4": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS}),
+    "exaone4": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * N_LAYERS},
+    ),
     "falcon": (
         "falcon",
-        {"ffn_hidden_size": N_FF, "new_decoder_architecture": True, "num_kv_heads": N_KV},
+        {
+            "ffn_hidden_size": N_FF,
+            "new_decoder_architecture": True,
+            "num_kv_heads": N_KV,
+        },
     ),
     "gemma": ("gemma", {"head_dim": HEAD, "tie_word_embeddings": True}),
     "gemma2": (
@@ -216,7 +231,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
-    "gpt-oss": ("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD}),
+    "gpt-oss": (
+        "gpt_oss",
+        {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": HEAD},
+    ),
     "gpt2": ("gpt2", {}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
@@ -237,7 +255,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_intermediate_size": 32,
         },
     ),
-    "llama4": ("llama4_text", {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD}),
+    "llama4": (
+        "llama4_text",
+        {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD},
+    ),
     "minicpm3": (
         "minicpm3",
         {
@@ -284,7 +305,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "rms_norm_eps": 1e-6,
         },
     ),
-    "qwen35": ("qwen3_5_text", DELTA_NET | {"rope_parameters": sections(3, 3, 2) | WHOLE}),
+    "qwen35": (
+        "qwen3_5_text",
+        DELTA_NET | {"rope_parameters": sections(3, 3, 2) | WHOLE},
+    ),
     "qwen35moe": (
         "qwen3_5_moe_text",
         DELTA_NET | DELTA_EXPERTS | {"rope_parameters": sections(3, 3, 2) | WHOLE},
@@ -297,7 +321,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen3vl": (
         "qwen3_vl",
-        {"vision_config": SEES_QWEN3, "rope_parameters": sections(3, 3, 2), "head_dim": HEAD},
+        {
+            "vision_config": SEES_QWEN3,
+            "rope_parameters": sections(3, 3, 2),
+            "head_dim": HEAD,
+        },
     ),
     "qwen3vlmoe": (
         "qwen3_vl_moe",
@@ -340,7 +368,9 @@ def _converted(arch: str, size: Size) -> GgufFile:
     if config.get("num_key_value_heads") == N_HEADS:  # as many as heads
         config = config | {"num_key_value_heads": size.n_heads}
     folder = Path(_FOLDER.name, f"{arch}-{size.n_embd}")
-    model = make_model(folder / "model", RENAMED.get(model_type, model_type), **sizes | config)
+    model = make_model(
+        folder / "model", RENAMED.get(model_type, model_type), **sizes | config
+    )
     if model_type in RENAMED:
         model = rename(model, folder / "renamed" / "model", model_type)
     out = folder / f"{arch}.gguf"
@@ -355,7 +385,11 @@ def base_of(
     from uniform."""
     if arch in FAMILIES:
         gguf = _converted(arch, size)
-        fields = {key: field.value for key, field in gguf.fields.items() if key != "ggext.recipe"}
+        fields = {
+            key: field.value
+            for key, field in gguf.fields.items()
+            if key != "ggext.recipe"
+        }
         arrays = {
             name: np.frombuffer(gguf.tensor_data(name), "<f4").reshape(info.shape[::-1])
             for name, info in gguf.tensors.items()
@@ -364,7 +398,9 @@ def base_of(
     assert arch in WRITTEN, f"tiny_gguf.FAMILIES has no {arch}"
     generator = np.random.default_rng(0)
     values = {
-        name: (generator.normal(1.0 if "norm" in name else 0.0, 0.2, shape)).astype("<f4")
+        name: (generator.normal(1.0 if "norm" in name else 0.0, 0.2, shape)).astype(
+            "<f4"
+        )
         for name, shape in shapes(arch, fused=fused, size=size).items()
     }
     general = {"general.architecture": arch, "general.name": arch}
@@ -383,9 +419,17 @@ def write_random(
     fields, arrays = base_of(arch, fused=fused, size=size)
     tensors = [
         TensorToWrite(
-            name, array.shape[::-1], 0, array.nbytes, lambda array=array: [array.tobytes()]
+            name,
+            array.shape[::-1],
+            0,
+            array.nbytes,
+            lambda array=array: [array.tobytes()],
         )  # type: ignore[misc]
         for name, array in (arrays | (extra_tensors or {})).items()
     ]
-    write_gguf(path, {k: Field.of(v) for k, v in (fields | (extra_keys or {})).items()}, tensors)
+    write_gguf(
+        path,
+        {k: Field.of(v) for k, v in (fields | (extra_keys or {})).items()},
+        tensors,
+    )
     return path

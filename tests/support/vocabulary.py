@@ -19,20 +19,121 @@ from ggext.checkpoint.vocabulary.read import Vocabulary
 from ggext.runtime.llama import lib
 
 ATOMS = (
-    *("the", "Hello", " world", "'s", "'LL", "don't", "I'M", "a", "B", "camelCase", "HTTPServer"),
-    *("\xe9", "\xc9", "\xdf", "Stra\xdfe", "\u0416", "\u0436", "\xc0B", "\u01c5", "\xaa"),
+    *(
+        "the",
+        "Hello",
+        " world",
+        "'s",
+        "'LL",
+        "don't",
+        "I'M",
+        "a",
+        "B",
+        "camelCase",
+        "HTTPServer",
+    ),
+    *(
+        "\xe9",
+        "\xc9",
+        "\xdf",
+        "Stra\xdfe",
+        "\u0416",
+        "\u0436",
+        "\xc0B",
+        "\u01c5",
+        "\xaa",
+    ),
     *("\u65e5\u672c\u8a9e", "\u304b\u306a", "\u30ab\u30ca", "\ud55c\uad6d\uc5b4"),
     *("\u0e44\u0e17\u0e22", "\u0939\u093f\u0928\u094d\u0926\u0940"),
-    *("\u0627\u0644\u0639\u064e\u0631", "\u05e2\u05d1", "e\u0301", "n\u0303o", "\u0301"),
+    *(
+        "\u0627\u0644\u0639\u064e\u0631",
+        "\u05e2\u05d1",
+        "e\u0301",
+        "n\u0303o",
+        "\u0301",
+    ),
     *("\u20dd", "\U0001f642", "\U0001f469\u200d\U0001f467", "\U0001f1eb\U0001f1f7"),
-    *("\u2764\ufe0f", "\xbd", "\xb2", "\u2167", "\u0663", "\uff11", "\U0001d7d8", "\U00010400"),
-    *("0", "1", "12", "123", "1234", "12345", "3.14", "1,000", "0xFF", " ", "  ", "   "),
-    *("        ", "\t", "\t\t", "\n", "\n\n", "\r\n", "\r", " \n", "\n ", "\x0b", "\xa0"),
-    *("\u3000", "\x85", "\u200b", "\ufeff", "\u2028", "\x1c", "\x7f", "\u180e", "!", "?!", "..."),
-    *("--", "\u2014", "\u201cq\u201d", "$", "\u20ac", "+", "==", "->", "</", "()", "[]", "{}"),
+    *(
+        "\u2764\ufe0f",
+        "\xbd",
+        "\xb2",
+        "\u2167",
+        "\u0663",
+        "\uff11",
+        "\U0001d7d8",
+        "\U00010400",
+    ),
+    *(
+        "0",
+        "1",
+        "12",
+        "123",
+        "1234",
+        "12345",
+        "3.14",
+        "1,000",
+        "0xFF",
+        " ",
+        "  ",
+        "   ",
+    ),
+    *(
+        "        ",
+        "\t",
+        "\t\t",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "\r",
+        " \n",
+        "\n ",
+        "\x0b",
+        "\xa0",
+    ),
+    *(
+        "\u3000",
+        "\x85",
+        "\u200b",
+        "\ufeff",
+        "\u2028",
+        "\x1c",
+        "\x7f",
+        "\u180e",
+        "!",
+        "?!",
+        "...",
+    ),
+    *(
+        "--",
+        "\u2014",
+        "\u201cq\u201d",
+        "$",
+        "\u20ac",
+        "+",
+        "==",
+        "->",
+        "</",
+        "()",
+        "[]",
+        "{}",
+    ),
     *("`", "~", "^", "|", "\\", "//", "#include", "_", "snake_case", "x=1;", "\u3002"),
-    *("def f(x):\n    return x\n", "if (a<b) {\n\treturn;\n}\n", "\u2581", "\u2581\u2581"),
-    *("\u0120", "<0x0A>", "[PAD3]", "aaaaaaa", "=====", "\ud7ff", "\ue000", "\U0010ffff"),
+    *(
+        "def f(x):\n    return x\n",
+        "if (a<b) {\n\treturn;\n}\n",
+        "\u2581",
+        "\u2581\u2581",
+    ),
+    *(
+        "\u0120",
+        "<0x0A>",
+        "[PAD3]",
+        "aaaaaaa",
+        "=====",
+        "\ud7ff",
+        "\ue000",
+        "\U0010ffff",
+    ),
     *("\u2019s", "\uff01"),
 )
 
@@ -46,7 +147,11 @@ def strings(count: int, specials: Iterable[str] = (), seed: int = 1) -> list[str
     source = random.Random(seed)
     atoms = [*ATOMS, *list(specials) * 3]
     texts = ["", *atoms]
-    known = [chr(c) for c in range(1, 0xD800) if unicodedata.ucd_3_2_0.category(chr(c)) != "Cn"]
+    known = [
+        chr(c)
+        for c in range(1, 0xD800)
+        if unicodedata.ucd_3_2_0.category(chr(c)) != "Cn"
+    ]
     known.remove("\u017f")  # long s: an s in (?i:'s) to `tokenizers`, not to llama.cpp
     while len(texts) < count:
         parts = (
@@ -68,7 +173,11 @@ def alike(name: str, texts: Iterable[str]) -> list[str]:
     if name in {"deepseek-llm", "deepseek-coder"}:
         return [text for text in texts if all(c.isascii() for c in text if c.isspace())]
     if name in {"tekken", "gpt-4o", "kimi-k2"}:
-        texts = [text for text in texts if not any(unicodedata.category(c)[0] == "M" for c in text)]
+        texts = [
+            text
+            for text in texts
+            if not any(unicodedata.category(c)[0] == "M" for c in text)
+        ]
     if name in {"tekken", "gpt-4o", "kimi-k2", "granite-embed-multi-97m"}:
         cased = {"Lu", "Ll", "Lt"}
         texts = [
@@ -76,7 +185,11 @@ def alike(name: str, texts: Iterable[str]) -> list[str]:
             for text in texts
             if all(c.isascii() or unicodedata.category(c) not in cased for c in text)
         ]
-    return [text for text in texts if name != "kimi-k2" or not re.search("[a-z][A-Z]|\u02ca", text)]
+    return [
+        text
+        for text in texts
+        if name != "kimi-k2" or not re.search("[a-z][A-Z]|\u02ca", text)
+    ]
 
 
 class LlamaCpp:
@@ -86,7 +199,9 @@ class LlamaCpp:
         pytest.importorskip("llama_cpp")
         self.lib = lib()
         write_gguf(vocabulary, path)
-        self.model = self.lib.llama_model_load_from_file(str(path).encode(), vocabulary_only())
+        self.model = self.lib.llama_model_load_from_file(
+            str(path).encode(), vocabulary_only()
+        )
         assert self.model, "llama.cpp refused the vocabulary"
         self.vocab = self.lib.llama_model_get_vocab(self.model)
 
@@ -113,7 +228,12 @@ def vocabulary_only() -> Any:
 
 def write_gguf(vocabulary: Vocabulary, path: Path) -> None:
     writer = gguf.GGUFWriter(path, "llama")
-    for key in ("block_count", "embedding_length", "feed_forward_length", "attention.head_count"):
+    for key in (
+        "block_count",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+    ):
         writer.add_uint32(f"llama.{key}", 1)
     writer.add_uint32("llama.context_length", 64)
     writer.add_float32("llama.attention.layer_norm_rms_epsilon", 1e-5)
@@ -145,16 +265,25 @@ EOS = "<|end|>"
 
 def split_steps(*regexes: str) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [
-        {"type": "Split", "pattern": {"Regex": r}, "behavior": "Isolated", "invert": False}
+        {
+            "type": "Split",
+            "pattern": {"Regex": r},
+            "behavior": "Isolated",
+            "invert": False,
+        }
         for r in regexes
     ]
-    return {"type": "Sequence", "pretokenizers": [*steps, BYTE_LEVEL | {"use_regex": False}]}
+    return {
+        "type": "Sequence",
+        "pretokenizers": [*steps, BYTE_LEVEL | {"use_regex": False}],
+    }
 
 
 def added(first: int, *texts: str, special: bool = True) -> list[dict[str, Any]]:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return [
-        {"id": first + i, "content": t, "special": special, **flags} for i, t in enumerate(texts)
+        {"id": first + i, "content": t, "special": special, **flags}
+        for i, t in enumerate(texts)
     ]
 
 

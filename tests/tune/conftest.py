@@ -37,7 +37,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve documents of some 300 tokens."""
     words = DOCUMENT.read_text("utf-8").split()
     folder = tmp_path_factory.mktemp("texts")
-    lines = [json.dumps({"text": " ".join(words[i * 50 : i * 50 + 120])}) for i in range(12)]
+    lines = [
+        json.dumps({"text": " ".join(words[i * 50 : i * 50 + 120])}) for i in range(12)
+    ]
     (folder / "texts.jsonl").write_text("\n".join(lines))
     return folder
 

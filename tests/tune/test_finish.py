@@ -88,8 +88,12 @@ def test_what_is_trained_is_in_the_merged_checkpoint(tuned: Tuning) -> None:
     finish.merge(tuned.plan, final, tuned.folder, adapter=True)
     path, _, _ = finish.bake(tuned.plan, tuned.folder, "f32")
     rope = tuned.plan.rope
-    expected = transformers_logits(tuned.folder.checkpoint, rope.scaling, rope.geometry, TOKENS)
-    untrained = transformers_logits(tuned.plan.folder, rope.scaling, rope.geometry, TOKENS)
+    expected = transformers_logits(
+        tuned.folder.checkpoint, rope.scaling, rope.geometry, TOKENS
+    )
+    untrained = transformers_logits(
+        tuned.plan.folder, rope.scaling, rope.geometry, TOKENS
+    )
     assert kl(expected, logits(path)) < 1e-6
     assert kl(expected, untrained) > 1e-3
     config = json.loads((tuned.folder.checkpoint / "config.json").read_text())
@@ -108,7 +112,9 @@ def test_an_adapter_on_the_untuned_file_is_the_merged_one(
     final = tuned.folder.stage(1) / "final"
     finish.merge(tuned.plan, final, tuned.folder, adapter=True)
     scaling = tuned.plan.rope.scaling
-    base, merged, adapter = (tmp_path / f"{name}.gguf" for name in ("base", "merged", "adapter"))
+    base, merged, adapter = (
+        tmp_path / f"{name}.gguf" for name in ("base", "merged", "adapter")
+    )
     convert(ConvertOptions(tuned.plan.folder, base, scaling, encoding=encoding))
     convert(ConvertOptions(tuned.folder.checkpoint, merged, scaling, encoding=encoding))
     assert (query_scale(read_gguf(base).arch_keys()) != 1) == (encoding == "folded")
@@ -134,9 +140,13 @@ def test_an_adapter_is_bound_to_its_base(tuned: Tuning, tmp_path: Path) -> None:
         files[name] = tmp_path / f"{name}.gguf"
         convert(ConvertOptions(tuned.plan.folder, files[name], **options))  # type: ignore[arg-type]
     adapter = tmp_path / "adapter.gguf"
-    write_adapter(tuned.folder.stage(1) / "final", tuned.plan.folder, files["keys"], adapter)
+    write_adapter(
+        tuned.folder.stage(1) / "final", tuned.plan.folder, files["keys"], adapter
+    )
     for name in ("folded", "unscaled", "longer"):
-        with pytest.raises(GgufError, match=r"was trained on keys\.gguf, and .* has another RoPE"):
+        with pytest.raises(
+            GgufError, match=r"was trained on keys\.gguf, and .* has another RoPE"
+        ):
             logits(files[name], adapter)
     logits(files["quantized"], adapter)
     found = {name: fingerprint(read_gguf(path)) for name, path in files.items()}
@@ -146,7 +156,9 @@ def test_an_adapter_is_bound_to_its_base(tuned: Tuning, tmp_path: Path) -> None:
         logits(files["keys"], files["folded"])
 
 
-@pytest.mark.parametrize("setting", [{"use_dora": True}, {"use_rslora": True}, {"bias": "all"}])
+@pytest.mark.parametrize(
+    "setting", [{"use_dora": True}, {"use_rslora": True}, {"bias": "all"}]
+)
 def test_more_than_plain_lora_is_refused(
     tuned: Tuning, tmp_path: Path, setting: dict[str, object]
 ) -> None:
@@ -156,7 +168,9 @@ def test_more_than_plain_lora_is_refused(
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | setting))
     with pytest.raises(CheckpointError, match="more than plain LoRA"):
-        write_adapter(folder, tuned.plan.folder, tmp_path / "base.gguf", tmp_path / "out.gguf")
+        write_adapter(
+            folder, tuned.plan.folder, tmp_path / "base.gguf", tmp_path / "out.gguf"
+        )
 
 
 def test_a_whole_run_ends_with_a_report(options: Make, tmp_path: Path) -> None:
@@ -194,7 +208,9 @@ def test_a_kept_state_is_of_one_adapter(tuned: Tuning, tmp_path: Path) -> None:
     from ggext.runtime.engine import Model, Session
     from ggext.tune.adapter import write_adapter
 
-    base, adapter, state = (tmp_path / name for name in ("base.gguf", "adapter.gguf", "state"))
+    base, adapter, state = (
+        tmp_path / name for name in ("base.gguf", "adapter.gguf", "state")
+    )
     convert(ConvertOptions(tuned.plan.folder, base, tuned.plan.rope.scaling))
     write_adapter(tuned.folder.stage(1) / "final", tuned.plan.folder, base, adapter)
     with Model.open(base, 0) as model:

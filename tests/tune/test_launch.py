@@ -45,7 +45,11 @@ def settings(folder: Path, **values: Any) -> Path:
     [
         ({"cp_size": 2}, {"jumps": True}, "drops the attention mask"),
         ({"sp_size": 2}, {"jumps": True}, "drops the attention mask"),
-        ({"cp_size": 2}, {"attention": "flash_attention_2"}, "needs the attention sdpa"),
+        (
+            {"cp_size": 2},
+            {"attention": "flash_attention_2"},
+            "needs the attention sdpa",
+        ),
         ({"cp_size": 2}, {"lora": True}, "an adapter under FSDP 2"),
     ],
 )
@@ -55,7 +59,9 @@ def test_pairs_that_go_wrong_are_named(
     path = settings(
         tmp_path,
         fsdp_config={"fsdp_version": 2},
-        parallelism_config={f"parallelism_config_{key}": n for key, n in values.items()},
+        parallelism_config={
+            f"parallelism_config_{key}": n for key, n in values.items()
+        },
     )
     usual: dict[str, Any] = {"lora": False, "jumps": False, "attention": "sdpa"}
     check_pairs(path, **usual)
@@ -78,11 +84,24 @@ def test_two_processes_train_as_one(options: Make, tmp_path: Path) -> None:
     of one process."""
     import torch
 
-    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+    if (
+        not torch.distributed.is_available()
+        or not torch.distributed.is_gloo_available()
+    ):
         pytest.skip("this torch has no gloo")
     made = options(steps=2, batch_tokens=1 << 14)
     command = [
-        *(sys.executable, "-m", "ggext", "tune", str(made.model), "--yarn", "4", "--lora", "4"),
+        *(
+            sys.executable,
+            "-m",
+            "ggext",
+            "tune",
+            str(made.model),
+            "--yarn",
+            "4",
+            "--lora",
+            "4",
+        ),
         *("--text", str(made.texts[0]), "--steps", "2", "--batch-tokens", str(1 << 14)),
         *(
             "--window",
@@ -99,11 +118,15 @@ def test_two_processes_train_as_one(options: Make, tmp_path: Path) -> None:
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": ""}
     environment.pop("MASTER_PORT")
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "2 processes" in done.stdout
     last = last_whole(made.out / "stage-1")
     assert last is not None
     history = json.loads((last / "trainer_state.json").read_text())["log_history"]
     one = losses(options(steps=2, batch_tokens=1 << 14, out=tmp_path / "one"))
-    assert [entry["loss"] for entry in history if "loss" in entry] == pytest.approx(one, rel=1e-4)
+    assert [entry["loss"] for entry in history if "loss" in entry] == pytest.approx(
+        one, rel=1e-4
+    )

@@ -36,13 +36,29 @@ def test_the_plan_says_what_comes(options: Make) -> None:
     assert (plan.rope.trained, plan.rope.context) == (64, 256)
     assert plan.rows.kind == "pose"
     assert plan.trained == lora_size(
-        [(128, 128), (64, 128), (64, 128), (128, 128), (160, 128), (160, 128), (128, 160)] * 2, 4
+        [
+            (128, 128),
+            (64, 128),
+            (64, 128),
+            (128, 128),
+            (160, 128),
+            (160, 128),
+            (128, 160),
+        ]
+        * 2,
+        4,
     )
 
 
 def test_jumps_are_the_default_beyond_twice_the_trained_length(options: Make) -> None:
-    assert planned(options(scaling=RopeScaling("yarn", factor=2.0)), HERE).rows.kind == "long"
-    assert planned(options(scaling=RopeScaling("yarn", factor=2.5)), HERE).rows.kind == "pose"
+    assert (
+        planned(options(scaling=RopeScaling("yarn", factor=2.0)), HERE).rows.kind
+        == "long"
+    )
+    assert (
+        planned(options(scaling=RopeScaling("yarn", factor=2.5)), HERE).rows.kind
+        == "pose"
+    )
     assert planned(options(rows="long"), HERE).rows.kind == "long"
 
 
@@ -50,7 +66,10 @@ def test_jumps_are_the_default_beyond_twice_the_trained_length(options: Make) ->
     ("changes", "message"),
     [
         ({"scaling": RopeScaling("yarn", factor=1.0)}, "reaches 64 tokens as it is"),
-        ({"scaling": RopeScaling("linear", factor=2.0, attention_factor=1.1)}, "no attention fact"),
+        (
+            {"scaling": RopeScaling("linear", factor=2.0, attention_factor=1.1)},
+            "no attention fact",
+        ),
         ({"stages": (2.0, 3.0)}, "the last stage has the factor 3"),
     ],
 )
@@ -72,7 +91,9 @@ def test_a_request_that_cannot_be_meant_is_refused(
         ({"stages": (1.5, 2.0, 3.0, 3.5, 4.0)}, "4 steps are too few for 5 stages"),
     ],
 )
-def test_options_are_checked(options: Make, changes: dict[str, object], message: str) -> None:
+def test_options_are_checked(
+    options: Make, changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         options(**changes)
 
@@ -82,10 +103,14 @@ def test_a_checkpoint_that_reaches_further_already_is_refused(
 ) -> None:
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0}
     rope["original_max_position_embeddings"] = 64
-    folder = copied(checkpoint, tmp_path / "own", rope_parameters=rope, max_position_embeddings=512)
+    folder = copied(
+        checkpoint, tmp_path / "own", rope_parameters=rope, max_position_embeddings=512
+    )
     with pytest.raises(UsageError, match="reaches 512 tokens already"):
         planned(options(model=folder), HERE)
-    assert planned(options(model=folder, scaling=RopeScaling("yarn", factor=16.0)), HERE)
+    assert planned(
+        options(model=folder, scaling=RopeScaling("yarn", factor=16.0)), HERE
+    )
 
 
 def test_a_gguf_file_and_a_quantized_checkpoint_are_refused(
@@ -102,12 +127,16 @@ def test_a_gguf_file_and_a_quantized_checkpoint_are_refused(
     del tensors[f"{name}.weight"]
     tensors[f"{name}.trellis"] = np.zeros((4, 4), np.int16)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="quantized by EXL3, and such weights cannot be trai"):
+    with pytest.raises(
+        CheckpointError, match="quantized by EXL3, and such weights cannot be trai"
+    ):
         planned(options(model=folder), HERE)
 
 
 def test_too_little_memory_is_refused_with_both_numbers(options: Make) -> None:
-    with pytest.raises(UsageError, match=r"needs about 0\.\d GiB, and a card has 0\.1 GiB free"):
+    with pytest.raises(
+        UsageError, match=r"needs about 0\.\d GiB, and a card has 0\.1 GiB free"
+    ):
         planned(options(), replace(HERE, name="a card", memory=1 << 26))
 
 
@@ -165,5 +194,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     from ggext.tune.machine import check_packages
 
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingExtraError, match=r'tuning needs the package peft.*"ggext\[tune\]"'):
+    with pytest.raises(
+        MissingExtraError, match=r'tuning needs the package peft.*"ggext\[tune\]"'
+    ):
         check_packages()

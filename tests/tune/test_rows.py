@@ -16,13 +16,17 @@ POSE = RowOptions("pose", window=16, target=64, at_once=32, prefix=(1,))
 
 
 def document(length: int, start: int = 100) -> Encoded:
-    return Encoded(np.arange(start, start + length, dtype=np.int32), np.ones(length, np.bool_))
+    return Encoded(
+        np.arange(start, start + length, dtype=np.int32), np.ones(length, np.bool_)
+    )
 
 
 def rows(
     options: RowOptions = POSE, batches: int = 20, lengths: tuple[int, ...] = (300, 9)
 ) -> Rows:
-    return Rows([document(n, 1000 * i) for i, n in enumerate(lengths, 1)], options, batches)
+    return Rows(
+        [document(n, 1000 * i) for i, n in enumerate(lengths, 1)], options, batches
+    )
 
 
 def test_four_of_ten_batches_are_short() -> None:
@@ -73,7 +77,9 @@ def test_the_same_seed_makes_the_same_rows() -> None:
     one, other = rows()[7], rows()[7]
     assert all((one[name] == other[name]).all() for name in one)
     different = rows(RowOptions("pose", 16, 64, 32, (1,), seed=1))[7]
-    assert any((one[name] != different[name]).any() for name in one if name != "attention_mask")
+    assert any(
+        (one[name] != different[name]).any() for name in one if name != "attention_mask"
+    )
 
 
 def test_long_rows_have_the_target_length() -> None:
@@ -83,7 +89,9 @@ def test_long_rows_have_the_target_length() -> None:
 
 
 def test_long_rows_are_made_of_long_documents_alone() -> None:
-    made = rows(RowOptions("long", window=16, target=64, at_once=32), lengths=(9, 16, 70, 9))
+    made = rows(
+        RowOptions("long", window=16, target=64, at_once=32), lengths=(9, 16, 70, 9)
+    )
     assert made.parts("long") == [(2, 0, 64)]
     assert len(made.parts("short")) == 8
 
@@ -117,20 +125,34 @@ def _changed_logits(model: Any, batch: Batch, jump: int, *, masked: bool) -> flo
     other["input_ids"] = inputs["input_ids"].clone()  # type: ignore[union-attr]
     other["input_ids"][:, :jump] += 1  # type: ignore[index]
     with torch.no_grad():
-        first, second = (model(**one, use_cache=False).logits[:, jump:] for one in (inputs, other))
+        first, second = (
+            model(**one, use_cache=False).logits[:, jump:] for one in (inputs, other)
+        )
     return float((first - second).abs().max())
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_trap_without_a_mask_a_jump_hides_what_was_before(tmp_path: Path, attention: str) -> None:
+def test_trap_without_a_mask_a_jump_hides_what_was_before(
+    tmp_path: Path, attention: str
+) -> None:
     """transformers 5 takes it for the start of another document where nothing is cached, as in
     training; the rows' masks prevent that."""
-    transformers = pytest.importorskip("transformers", reason="the extra tune is not installed")
+    transformers = pytest.importorskip(
+        "transformers", reason="the extra tune is not installed"
+    )
     folder = make_llama(tmp_path / "model")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention
+    )
     numbers = np.arange(40, 52, dtype=np.int32)
-    made = Rows([Encoded(numbers, np.ones(12, np.bool_))], RowOptions("pose", 12, 200, 12), 1)
-    row = next(row for i in range(9) if np.diff((row := made.row("pose", i)).positions).max() > 9)
+    made = Rows(
+        [Encoded(numbers, np.ones(12, np.bool_))], RowOptions("pose", 12, 200, 12), 1
+    )
+    row = next(
+        row
+        for i in range(9)
+        if np.diff((row := made.row("pose", i)).positions).max() > 9
+    )
     jump = int(np.diff(row.positions).argmax()) + 1
     batch = stacked([row])
     assert _changed_logits(model, batch, jump, masked=False) == 0.0

@@ -15,7 +15,9 @@ from ggext.rope.scaling import Method, RopeGeometry, RopeScaling
 from ggext.tune.tables import WantedRope, prove_model, set_context
 
 pytest.importorskip("peft", reason="the extra tune is not installed")
-transformers = pytest.importorskip("transformers", reason="the extra tune is not installed")
+transformers = pytest.importorskip(
+    "transformers", reason="the extra tune is not installed"
+)
 
 GEOMETRY = RopeGeometry(32, 32, 10000.0, "norm", 64)
 

@@ -31,7 +31,9 @@ def test_losses_fall_and_are_the_same_again(options: Make, tmp_path: Path) -> No
 
 def test_what_is_computed_again_is_the_same(options: Make, tmp_path: Path) -> None:
     kept = losses(options(steps=2))
-    again = losses(options(steps=2, gradient_checkpointing=True, out=tmp_path / "again"))
+    again = losses(
+        options(steps=2, gradient_checkpointing=True, out=tmp_path / "again")
+    )
     assert again == pytest.approx(kept, rel=1e-5)
 
 
@@ -45,7 +47,9 @@ def test_a_stopped_run_goes_on_with_the_same_losses(
     assert losses(options(lora=lora, save_every=3, resume=True)) == whole
 
 
-def test_stages_have_each_their_factor_from_the_pretrained_length(options: Make) -> None:
+def test_stages_have_each_their_factor_from_the_pretrained_length(
+    options: Make,
+) -> None:
     run = Tuning(options(stages=(2.0, 4.0), rows="pose"))
     assert [stage.wanted.context for stage in run.plan.stages] == [128, 256]
     assert [stage.wanted.trained for stage in run.plan.stages] == [64, 64]
@@ -85,7 +89,9 @@ def test_a_gradient_that_is_no_number_changes_no_weight(
 
     monkeypatch.setattr(loss.BlockLoss, "forward", broken)
     made = options(steps=9)
-    with pytest.raises(ModelError, match=r"no weight was changed.*last good checkpoint"):
+    with pytest.raises(
+        ModelError, match=r"no weight was changed.*last good checkpoint"
+    ):
         losses(made)
     last = last_whole(made.out / "stage-1")
     assert last is not None
@@ -107,13 +113,18 @@ def test_a_full_disk_leaves_the_last_whole_checkpoint(
         saved.append(file)
         if "checkpoint-3" in str(file):
             Path(file).write_bytes(b"part")
-            raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos 64 vs 0")
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc] unexpected pos 64 vs 0"
+            )
         plain(value, file, *given, **named)
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OutputError, match=r"checkpoint-3: .*--resume goes on"):
         losses(options())
-    assert last_whole(options().out / "stage-1") == options().out / "stage-1" / "checkpoint-2"
+    assert (
+        last_whole(options().out / "stage-1")
+        == options().out / "stage-1" / "checkpoint-2"
+    )
     assert not (options().out / "stage-1" / "checkpoint-3").exists()
     monkeypatch.setattr(torch, "save", plain)
     assert len(losses(options(resume=True))) == 4
@@ -142,7 +153,9 @@ run.train(lambda _: None, lambda *_: None)
 """
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on Windows")
+@pytest.mark.skipif(
+    not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL on Windows"
+)
 def test_killed_within_a_checkpoint_it_goes_on_from_the_one_before(
     options: Make, tmp_path: Path
 ) -> None:
@@ -185,7 +198,9 @@ def test_losses_in_blocks_are_the_models_own(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gemma2", "granite", "cohere"])
-def test_caps_and_factors_of_logits_are_in_the_blocks(tmp_path: Path, family: str) -> None:
+def test_caps_and_factors_of_logits_are_in_the_blocks(
+    tmp_path: Path, family: str
+) -> None:
     import torch
     from tiny import make_model
     from transformers import AutoModelForCausalLM

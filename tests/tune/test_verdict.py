@@ -22,7 +22,9 @@ def verdict(
     short_perplexity: Estimate | None = None,
     price: Estimate | None = None,
 ) -> Verdict:
-    return Verdict(answers, perplexity, short_answers, short_perplexity, price, 2048, 256)
+    return Verdict(
+        answers, perplexity, short_answers, short_perplexity, price, 2048, 256
+    )
 
 
 def test_more_answers_and_nothing_lost_is_a_success() -> None:
@@ -48,12 +50,17 @@ def test_anything_else_is_not_called_one(made: Verdict, outcome: str) -> None:
 def test_perplexity_alone_is_never_the_verdict() -> None:
     """Thirty steps without any scaling bring it below YaRN's while recall stays at .08."""
     better = rise(-0.5)
-    assert verdict(answers=OPEN, perplexity=better, short_perplexity=better).outcome == "no gain"
+    assert (
+        verdict(answers=OPEN, perplexity=better, short_perplexity=better).outcome
+        == "no gain"
+    )
 
 
 def test_the_scalings_own_price_is_not_the_trainings() -> None:
     assert verdict(short_perplexity=rise(0.018), price=rise(0.02)).outcome == "success"
-    assert verdict(short_perplexity=rise(0.03), price=rise(0.02)).outcome == "worse short"
+    assert (
+        verdict(short_perplexity=rise(0.03), price=rise(0.02)).outcome == "worse short"
+    )
     assert verdict(short_perplexity=rise(0.3), price=rise(7.0)).outcome == "worse short"
     assert verdict(short_perplexity=rise(0.004)).outcome == "success"
 
@@ -66,6 +73,7 @@ def test_one_text_alone_counts_by_its_figure() -> None:
 def test_the_lines_say_what_it_rests_on() -> None:
     lines = verdict(short_perplexity=rise(0.02)).lines()
     assert (
-        lines[0] == "not a success: the model got worse at 256 tokens, where it needed no scaling"
+        lines[0]
+        == "not a success: the model got worse at 256 tokens, where it needed no scaling"
     )
     assert "  perplexity at 256 tokens, against it: +2.0 % [+1.9, +2.1]" in lines

@@ -47,7 +47,9 @@ class TokenSource:
     notes: list[str] = field(default_factory=list)
 
 
-def read_tokenizer_json(root: JsonObject, where: str, *, by_rank: bool = False) -> TokenSource:
+def read_tokenizer_json(
+    root: JsonObject, where: str, *, by_rank: bool = False
+) -> TokenSource:
     """Read a parsed tokenizer.json. ``by_rank``: SentencePiece's form keeps its merges, which
     llama.cpp's "gemma4" follows. Raises CheckpointError where llama.cpp cannot do the same."""
     model = get(root, "model", dict, where, {})
@@ -96,7 +98,9 @@ def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> lis
     try:
         pairs = [
             (left, right)
-            for left, right in (i.split(" ") if isinstance(i, str) else i for i in items)
+            for left, right in (
+                i.split(" ") if isinstance(i, str) else i for i in items
+            )
         ]
         known = all(map(vocab.__contains__, chain.from_iterable(pairs)))
         known = known and all(map(vocab.__contains__, starmap(add, pairs)))
@@ -105,7 +109,11 @@ def _read_merges(model: JsonObject, vocab: Mapping[str, int], where: str) -> lis
     if not known:
         raise next(
             filter(
-                None, (_merge_error(rank, item, vocab, where) for rank, item in enumerate(items))
+                None,
+                (
+                    _merge_error(rank, item, vocab, where)
+                    for rank, item in enumerate(items)
+                ),
             )
         )
     ranks = dict(zip(pairs, range(len(pairs)), strict=True))
@@ -125,7 +133,9 @@ def _merge_error(
             f"{where}: merge {rank} is {quote(repr(item))}, expected two tokens; correct it"
         )
     left, right = pair
-    missing = next((part for part in (left, right, left + right) if part not in vocab), None)
+    missing = next(
+        (part for part in (left, right, left + right) if part not in vocab), None
+    )
     if missing is None:
         return None
     return CheckpointError(
@@ -139,7 +149,9 @@ def add_tokens(root: JsonObject, table: TokenTable, where: str) -> None:
     """Put the ``added_tokens`` of a parsed tokenizer.json into the table."""
     for item in get(root, "added_tokens", list, where, []):
         if not isinstance(item, dict):
-            raise CheckpointError(f"{where}: an added token is no object; correct the file")
+            raise CheckpointError(
+                f"{where}: an added token is no object; correct the file"
+            )
         table.put_added(item.get("id"), item)
 
 
@@ -175,7 +187,9 @@ def _byte_level(
                 f"{where}: the merge {quote(left)} + {quote(right)} contains a space, which is no "
                 "symbol of byte-level BPE; correct the file"
             )
-    notes += [f"pre-tokenizer {row.name}: {note}" for note in (*row.notes, row.needs) if note]
+    notes += [
+        f"pre-tokenizer {row.name}: {note}" for note in (*row.notes, row.needs) if note
+    ]
     in_text = SYMBOLS[:0xC0] + SYMBOLS[0xC2:0xF5]  # the other bytes are in no UTF-8
     missing = [symbol for symbol in in_text if table.find(symbol) is None]
     if missing and model.get("unk_token") is not None:
@@ -183,7 +197,9 @@ def _byte_level(
             f"{len(missing)} bytes have no token: llama.cpp drops them, where the original gives "
             "the unknown token"
         )
-    source = TokenSource("gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes)
+    source = TokenSource(
+        "gpt2", table, row.name, [f"{a} {b}" for a, b in merges], notes=notes
+    )
     source.notes += strip_notes(root)
     return source
 
@@ -195,7 +211,9 @@ def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
     kind = get(node, "type", str, where)
     if kind == "Sequence":
         children = get(node, "normalizers", list, where, [])
-        if all(isinstance(child, dict) and child.get("type") == "NFC" for child in children):
+        if all(
+            isinstance(child, dict) and child.get("type") == "NFC" for child in children
+        ):
             node, kind = {}, "NFC" if children else None
     if kind is None:
         return []
@@ -204,7 +222,9 @@ def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
             f"{where}: the normalizer {quote(repr(dict(node)), 200)} has no equal in llama.cpp's "
             "byte-level BPE, which takes the text as it is"
         )
-    return ["the tokenizer turns text into NFC, llama.cpp does not: text in another form differs"]
+    return [
+        "the tokenizer turns text into NFC, llama.cpp does not: text in another form differs"
+    ]
 
 
 def _choose(
@@ -221,7 +241,9 @@ def _choose(
     for row in rows:
         _check_joins(row, merges, table.where)
     unreachable: list[str] = []
-    for row in sorted(rows, key=lambda row: (len(row.notes), row.ignore_merges != ignore_merges)):
+    for row in sorted(
+        rows, key=lambda row: (len(row.notes), row.ignore_merges != ignore_merges)
+    ):
         if row.ignore_merges == ignore_merges:
             return row
         unreachable = _unreachable(table, merges)
@@ -236,8 +258,12 @@ def _choose(
     )
 
 
-def _check_joins(row: pretokenizers.PreTokenizer, merges: Sequence[Pair], where: str) -> None:
-    joined = next((pair for pair in merges if row.joins is not None and row.joins(*pair)), None)
+def _check_joins(
+    row: pretokenizers.PreTokenizer, merges: Sequence[Pair], where: str
+) -> None:
+    joined = next(
+        (pair for pair in merges if row.joins is not None and row.joins(*pair)), None
+    )
     if joined is not None:
         raise CheckpointError(
             f"{where}: its pre_tokenizer cuts numerals off and llama.cpp's {row.name} does not, "
@@ -277,7 +303,9 @@ def _sentencepiece_form(
 ) -> TokenSource:
     where = table.where
     if get(model, "ignore_merges", bool, where, False):
-        raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
+        raise CheckpointError(
+            f"{where} has byte_fallback and ignore_merges: not in llama.cpp"
+        )
     source = TokenSource("llama", table)
     _mark_bytes_and_unknown(model, source)
     source.notes += byte_notes(table)
@@ -293,7 +321,9 @@ def _merged_form(
     """Gemma 4's: merges by rank over each line, and over each run of line breaks."""
     where = table.where
     if get(model, "ignore_merges", bool, where, False):
-        raise CheckpointError(f"{where} has byte_fallback and ignore_merges: not in llama.cpp")
+        raise CheckpointError(
+            f"{where} has byte_fallback and ignore_merges: not in llama.cpp"
+        )
     source = TokenSource("gemma4", table, "gemma4")
     _mark_bytes_and_unknown(model, source)
     source.notes += byte_notes(table)
@@ -302,7 +332,9 @@ def _merged_form(
         raise CheckpointError(
             f"{where} puts a space before a text, which llama.cpp's tokenizer gemma4 does not"
         )
-    across = next((left + right for left, right in merges if _crosses_lines(left + right)), None)
+    across = next(
+        (left + right for left, right in merges if _crosses_lines(left + right)), None
+    )
     if across is not None:
         raise CheckpointError(
             f"{where}: the token {quote(across)} crosses the end of a line, at which llama.cpp's "
@@ -343,7 +375,9 @@ def _set_spaces(root: JsonObject, source: TokenSource) -> None:
             replaces = step.get("pattern") == {"String": " "}
         elif kind == "Split" and step.get("pattern") == {"String": " "} and replaces:
             continue  # Gemma's: no space is left to split at
-        elif kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1:
+        elif (
+            kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1
+        ):
             replaces = True
             prefix = _metaspace(step, source)
         else:
@@ -364,7 +398,9 @@ def _flat(node: JsonObject | None, children: str, where: str) -> list[JsonObject
         return [node]
     items = get(node, children, list, where, [])
     if not all(isinstance(item, dict) for item in items):
-        raise CheckpointError(f"{where}: a step in {children} is no object; correct the file")
+        raise CheckpointError(
+            f"{where}: a step in {children} is no object; correct the file"
+        )
     return items
 
 
@@ -372,9 +408,13 @@ def _metaspace(step: JsonObject, source: TokenSource) -> bool:
     where = source.table.where
     scheme = get(step, "prepend_scheme", str, where)
     if scheme is None:
-        scheme = "always" if get(step, "add_prefix_space", bool, where, True) else "never"
+        scheme = (
+            "always" if get(step, "add_prefix_space", bool, where, True) else "never"
+        )
     if get(step, "split", bool, where, True):
-        inner = [t.text for _, t in source.table if t.type == NORMAL and SPACE in t.text[1:]]
+        inner = [
+            t.text for _, t in source.table if t.type == NORMAL and SPACE in t.text[1:]
+        ]
         if inner:
             raise CheckpointError(
                 f"{where}: Metaspace splits words but {len(inner)} tokens (first "
@@ -400,7 +440,9 @@ def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
     texts = list(starmap(add, merges))
     order = {text: place for place, text in enumerate(dict.fromkeys(texts))}
     apart = {
-        text for text, places in Counter(text for text, _ in groupby(texts)).items() if places > 1
+        text
+        for text, places in Counter(text for text, _ in groupby(texts)).items()
+        if places > 1
     }
     apart -= _cut_off(source, merges, apart)
     if apart:
@@ -415,7 +457,10 @@ def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
         if token.type == NORMAL:
             token.score = -float(order.get(token.text, len(order)))
     _check_cuts(
-        (token.text for _, token in table if token.type == NORMAL), mergeable, pairs, table.where
+        (token.text for _, token in table if token.type == NORMAL),
+        mergeable,
+        pairs,
+        table.where,
     )
 
 
@@ -432,7 +477,9 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
     if source.add_space_prefix:
         return found
     for character in {text[0] for text in texts - found if len({*text}) == 1}:
-        own = dict.fromkeys(pair for pair in merges if character in pair[0] or character in pair[1])
+        own = dict.fromkeys(
+            pair for pair in merges if character in pair[0] or character in pair[1]
+        )
         runs = dict.fromkeys(
             takewhile({character}.issuperset, (left + right for left, right in own))
         )
@@ -442,12 +489,16 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
         if any((run[1:], character) not in own for run in runs):
             continue
         for run in runs:
-            table.put(table.find(run), run.replace(SPACE, " "), USER_DEFINED, ADDED_SCORE)
+            table.put(
+                table.find(run), run.replace(SPACE, " "), USER_DEFINED, ADDED_SCORE
+            )
         found |= set(runs)
     return found
 
 
-def _check_cuts(texts: Iterable[str], tokens: set[str], pairs: set[Pair], where: str) -> None:
+def _check_cuts(
+    texts: Iterable[str], tokens: set[str], pairs: set[Pair], where: str
+) -> None:
     for text in texts:
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]

@@ -19,4 +19,6 @@ def symbols_of(data: bytes) -> str:
 
 def text_of(symbols: str) -> str:
     """The text that symbols stand for; what is no whole character becomes U+FFFD."""
-    return bytes(_BYTES.get(symbol, 0x80) for symbol in symbols).decode("utf-8", "replace")
+    return bytes(_BYTES.get(symbol, 0x80) for symbol in symbols).decode(
+        "utf-8", "replace"
+    )

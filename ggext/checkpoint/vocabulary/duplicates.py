@@ -27,7 +27,9 @@ def disagreement(root: JsonObject, table: TokenTable) -> str:
     if not vocab:
         return ""
     added = {
-        item.get("content") for item in root.get("added_tokens") or () if isinstance(item, Mapping)
+        item.get("content")
+        for item in root.get("added_tokens") or ()
+        if isinstance(item, Mapping)
     }
     for text, number in vocab.items():
         token = table.tokens.get(number) if isinstance(number, int) else None
@@ -51,9 +53,9 @@ def template_notes(files: SmallFiles, taken: str | None) -> list[str]:
     """A line where a chat template that is not ``taken`` is another one."""
     others: dict[str, Any] = {
         "tokenizer_config.json": files.tokenizer_config.get("chat_template"),
-        "chat_template.json": (read_json(files.folder / "chat_template.json") or {}).get(
-            "chat_template"
-        ),
+        "chat_template.json": (
+            read_json(files.folder / "chat_template.json") or {}
+        ).get("chat_template"),
     }
     other = [
         name

@@ -29,7 +29,13 @@ from ggext.checkpoint.files import (
     read_text,
 )
 from ggext.checkpoint.vocabulary.byte_level import symbols_of
-from ggext.checkpoint.vocabulary.pretokenizers import GPT2, KIMI, KIMI_ALTERNATIVES, LLAMA3, QWEN2
+from ggext.checkpoint.vocabulary.pretokenizers import (
+    GPT2,
+    KIMI,
+    KIMI_ALTERNATIVES,
+    LLAMA3,
+    QWEN2,
+)
 from ggext.errors import CheckpointError
 
 #: Files of ranks, in the order of preference.
@@ -87,13 +93,23 @@ def _root(
     }
     steps = [
         split,
-        {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False, "trim_offsets": True},
+        {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "use_regex": False,
+            "trim_offsets": True,
+        },
     ]
     return {
         "version": "1.0",
         "added_tokens": added or [],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps},
-        "model": {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": ignore_merges},
+        "model": {
+            "type": "BPE",
+            "vocab": vocab,
+            "merges": merges,
+            "ignore_merges": ignore_merges,
+        },
     }
 
 
@@ -105,7 +121,9 @@ def _from_ranks(
     ranks: dict[bytes, int], first_id: int, expression: str, added: list[JsonObject]
 ) -> dict[str, Any]:
     vocab = {symbols_of(token): first_id + rank for token, rank in ranks.items()}
-    return _root(vocab, list(_merges(vocab)), expression, ignore_merges=True, added=added)
+    return _root(
+        vocab, list(_merges(vocab)), expression, ignore_merges=True, added=added
+    )
 
 
 def _beginning(token: str) -> dict[str, Any]:
@@ -119,7 +137,9 @@ def _merges(ranks: dict[str, int]) -> Iterator[list[str]]:
     right part's."""
     for token in sorted(ranks, key=ranks.__getitem__):
         cuts = [(token[:k], token[k:]) for k in range(1, len(token))]
-        pairs = [(ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks]
+        pairs = [
+            (ranks[a], ranks[b], a, b) for a, b in cuts if a in ranks and b in ranks
+        ]
         yield from ([a, b] for _, _, a, b in sorted(pairs))
 
 
@@ -164,7 +184,8 @@ def _tekken(root: JsonObject, where: str) -> dict[str, Any]:
     config = get(root, "config", dict, where, {})
     expression = get(config, "pattern", str, where, "")
     size, n_special = (
-        get(config, f"default_{key}", int, where, 0) for key in ("vocab_size", "num_special_tokens")
+        get(config, f"default_{key}", int, where, 0)
+        for key in ("vocab_size", "num_special_tokens")
     )
     rows = get(root, "vocab", list, where, [])
     if not 0 < n_special < size <= n_special + len(rows):
@@ -183,7 +204,9 @@ def _tekken(root: JsonObject, where: str) -> dict[str, Any]:
 
 def _object(item: object, where: str) -> JsonObject:
     if not isinstance(item, dict):
-        raise CheckpointError(f"{where}: {quote(repr(item))} is no object; download it again")
+        raise CheckpointError(
+            f"{where}: {quote(repr(item))} is no object; download it again"
+        )
     return item
 
 
@@ -226,7 +249,8 @@ def _tekken_specials(root: JsonObject, count: int, where: str) -> list[JsonObjec
             f"{where}: a special token has a rank outside 0 to {count - 1}; download it again"
         )
     return [
-        {"id": i, "content": names.get(i, f"<SPECIAL_{i}>"), "special": True} for i in range(count)
+        {"id": i, "content": names.get(i, f"<SPECIAL_{i}>"), "special": True}
+        for i in range(count)
     ]
 
 
@@ -256,9 +280,14 @@ def _line(parts: list[bytes]) -> tuple[object, int]:
 
 def _expression_in_python(folder: Path) -> str | None:
     """The one expression that the tokenizer's Python files hold; the files are searched as text."""
-    texts = [read_text(path) or "" for path in sorted(folder.glob("tokenization_*.py"))[:10]]
+    texts = [
+        read_text(path) or "" for path in sorted(folder.glob("tokenization_*.py"))[:10]
+    ]
     found = {
-        whole for whole, strings in _IN_PYTHON.items() for text in texts if _holds(text, strings)
+        whole
+        for whole, strings in _IN_PYTHON.items()
+        for text in texts
+        if _holds(text, strings)
     }
     return found.pop() if len(found) == 1 else None
 
@@ -290,5 +319,9 @@ def _gpt2(
         )
     expression, normalizer = _CLASSES[name]
     lines = merges.split("\n")
-    pairs = [line for line in lines[1 if lines[0].startswith("#version") else 0 :] if line]
-    return _root(vocab, pairs, expression, ignore_merges=False) | {"normalizer": normalizer}
+    pairs = [
+        line for line in lines[1 if lines[0].startswith("#version") else 0 :] if line
+    ]
+    return _root(vocab, pairs, expression, ignore_merges=False) | {
+        "normalizer": normalizer
+    }

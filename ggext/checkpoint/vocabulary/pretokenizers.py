@@ -55,7 +55,8 @@ MINICPM5 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+")
 CJK = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 DEEPSEEK3 = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
-    "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|" + _SPACES
+    "[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|"
+    + _SPACES
 )
 
 SEED_CODER = QWEN2.replace(r"\p{N}|", r"\p{N}{1}|").replace(
@@ -70,7 +71,9 @@ CL100K = (
 )
 SAME = {CL100K: LLAMA3, CL100K.replace("{1,3}", ""): QWEN2}
 
-_NOT_HAN_UPPER, _NOT_HAN_LOWER = (f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER))
+_NOT_HAN_UPPER, _NOT_HAN_LOWER = (
+    f"{letters[:-1]}&&[^\\p{{Han}}]]" for letters in (_UPPER, _LOWER)
+)
 KIMI_ALTERNATIVES = (
     r"[\p{Han}]+",
     f"{_LEAD}{_NOT_HAN_UPPER}*{_NOT_HAN_LOWER}+{_CONTRACTIONS}?",
@@ -124,7 +127,8 @@ _STACK_NOTE = (
 
 
 _CAMEL_NOTE = (
-    "llama.cpp leaves words as camelCase whole, which the original cuts before the capital"
+    "llama.cpp leaves words as camelCase whole, "
+    "which the original cuts before the capital"
 )
 _NEEDS = (
     "a llama.cpp from before May 2026 does not know this name and refuses the file; the one that "
@@ -132,7 +136,8 @@ _NEEDS = (
     "cuts words at combining marks"
 )
 _SPACE_NOTE = (
-    "white space beyond ASCII (U+3000, U+2028) may be split elsewhere than in the original"
+    "white space beyond ASCII (U+3000, U+2028) "
+    "may be split elsewhere than in the original"
 )
 
 
@@ -164,7 +169,10 @@ def _numeral_to_other(left: str, right: str) -> bool:
 
 def _two_numerals(left: str, right: str) -> bool:
     """DeepSeek cuts between numerals; llama.cpp's expression for it does not."""
-    return any(category(a)[0] == category(b)[0] == "N" for a, b in pairwise(text_of(left + right)))
+    return any(
+        category(a)[0] == category(b)[0] == "N"
+        for a, b in pairwise(text_of(left + right))
+    )
 
 
 TABLE = (
@@ -176,7 +184,10 @@ TABLE = (
     PreTokenizer("qwen35", (QWEN35,)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer(
-        "tekken", (TEKKEN,), ignore_merges=True, notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)
+        "tekken",
+        (TEKKEN,),
+        ignore_merges=True,
+        notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE),
     ),
     PreTokenizer(
         "granite-embed-multi-97m",
@@ -186,7 +197,9 @@ TABLE = (
         needs=_NEEDS,
     ),
     PreTokenizer("gpt-4o", (GPT4O,), notes=(_CASE_NOTE, _MARKS_NOTE, _STACK_NOTE)),
-    PreTokenizer("minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)),
+    PreTokenizer(
+        "minicpm5", (DIGITS_3, MINICPM5), ignore_merges=True, notes=(_STACK_NOTE,)
+    ),
     PreTokenizer("kimi-k2", (KIMI,), notes=(_CASE_NOTE, _MARKS_NOTE, _CAMEL_NOTE)),
     PreTokenizer("deepseek-v3", (DIGITS_3, CJK, DEEPSEEK3), notes=(_STACK_NOTE,)),
     PreTokenizer("deepseek-coder", DEEPSEEK_CODER, notes=(_STACK_NOTE, _SPACE_NOTE)),
@@ -196,9 +209,13 @@ TABLE = (
         joins=_two_numerals,
         notes=(_STACK_NOTE, _SPACE_NOTE),
     ),
-    PreTokenizer("deepseek-llm", (*DEEPSEEK_LLM, NUMBER), notes=(_STACK_NOTE, _SPACE_NOTE)),
     PreTokenizer(
-        "falcon", (PUNCTUATION, GPT2, BYTES, NUMBER, "[0-9][0-9][0-9]"), joins=_numeral_to_other
+        "deepseek-llm", (*DEEPSEEK_LLM, NUMBER), notes=(_STACK_NOTE, _SPACE_NOTE)
+    ),
+    PreTokenizer(
+        "falcon",
+        (PUNCTUATION, GPT2, BYTES, NUMBER, "[0-9][0-9][0-9]"),
+        joins=_numeral_to_other,
     ),
 )
 
@@ -206,7 +223,9 @@ TABLE = (
 _COVERING = {GPT2, LLAMA3, QWEN2, QWEN35, TEKKEN, GPT4O}
 
 
-def find(pre_tokenizer: Mapping[str, Any] | None, where: str) -> tuple[PreTokenizer, ...]:
+def find(
+    pre_tokenizer: Mapping[str, Any] | None, where: str
+) -> tuple[PreTokenizer, ...]:
     """The rows with this ``pre_tokenizer``'s splits.
 
     Raises CheckpointError, naming the expressions, where llama.cpp has no name for them.
@@ -241,7 +260,9 @@ def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
     if kind == "Sequence" and depth < 8:
         for child in get(node, "pretokenizers", list, where, []):
             if not isinstance(child, Mapping):
-                raise CheckpointError(f"{where}: a pre_tokenizer step is no object; correct it")
+                raise CheckpointError(
+                    f"{where}: a pre_tokenizer step is no object; correct it"
+                )
             yield from _steps(child, where, depth + 1)
     elif kind == "ByteLevel":
         if get(node, "add_prefix_space", bool, where, True):
@@ -253,7 +274,10 @@ def _steps(node: Mapping[str, Any], where: str, depth: int) -> Iterator[str]:
         yield BYTES
     elif kind == "Digits":
         yield DIGIT if get(node, "individual_digits", bool, where, False) else NUMBER
-    elif kind == "Punctuation" and get(node, "behavior", str, where, "Isolated") == "Contiguous":
+    elif (
+        kind == "Punctuation"
+        and get(node, "behavior", str, where, "Isolated") == "Contiguous"
+    ):
         yield PUNCTUATION
     elif kind == "Split":
         yield _split(node, where)
@@ -268,7 +292,9 @@ def _split(node: Mapping[str, Any], where: str) -> str:
     regex = get(get(node, "pattern", dict, where, {}), "Regex", str, where)
     behavior = get(node, "behavior", str, where, "")
     invert = get(node, "invert", bool, where, False)
-    isolated = behavior == "Isolated" or (behavior == "Removed" and invert and regex in _COVERING)
+    isolated = behavior == "Isolated" or (
+        behavior == "Removed" and invert and regex in _COVERING
+    )
     if regex is None or not isolated:
         raise CheckpointError(
             f"{where}: the pre_tokenizer Split of {quote(repr(node.get('pattern')), 200)} with "

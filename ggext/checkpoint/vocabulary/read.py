@@ -31,7 +31,11 @@ from ggext.checkpoint.vocabulary.bpe import (
     read_tokenizer_json,
     strip_notes,
 )
-from ggext.checkpoint.vocabulary.duplicates import disagreement, json_notes, template_notes
+from ggext.checkpoint.vocabulary.duplicates import (
+    disagreement,
+    json_notes,
+    template_notes,
+)
 from ggext.checkpoint.vocabulary.forms import read_other_form
 from ggext.checkpoint.vocabulary.special import (
     SmallFiles,
@@ -40,7 +44,11 @@ from ggext.checkpoint.vocabulary.special import (
     chat_templates,
     special_ids,
 )
-from ggext.checkpoint.vocabulary.spm import byte_notes, is_sentencepiece, read_sentencepiece
+from ggext.checkpoint.vocabulary.spm import (
+    byte_notes,
+    is_sentencepiece,
+    read_sentencepiece,
+)
 from ggext.errors import CheckpointError
 
 _GEMMA4_MARKS = (
@@ -61,12 +69,16 @@ class Vocabulary:
     scores: tuple[float, ...] | None  # SentencePiece
     token_types: tuple[int, ...]  # gguf.TokenType
     merges: tuple[str, ...] | None  # BPE, "a b"
-    special_ids: Mapping[str, int]  # bos, eos, unknown, padding, separator, mask, eot, eom
+    special_ids: Mapping[
+        str, int
+    ]  # bos, eos, unknown, padding, separator, mask, eot, eom
     add_bos: bool | None
     add_eos: bool | None
     add_space_prefix: bool | None
     chat_template: str | None
-    chat_templates: Mapping[str, str] = field(default_factory=dict)  # the other ones, by name
+    chat_templates: Mapping[str, str] = field(
+        default_factory=dict
+    )  # the other ones, by name
     notes: tuple[str, ...] = ()  # on which texts llama.cpp's ids differ, one line each
 
     def metadata(self) -> dict[str, object]:
@@ -104,7 +116,9 @@ class Vocabulary:
         return out
 
 
-def read_vocabulary(folder: Path, vocab_size: int, *, by_rank: bool = False) -> Vocabulary:
+def read_vocabulary(
+    folder: Path, vocab_size: int, *, by_rank: bool = False
+) -> Vocabulary:
     """Read a checkpoint folder's tokenizer; ``vocab_size`` is the model's, from config.json.
     ``by_rank``: as in `bpe.read_tokenizer_json`.
 
@@ -138,7 +152,9 @@ def read_vocabulary(folder: Path, vocab_size: int, *, by_rank: bool = False) -> 
         model=source.model,
         pre=source.pre,
         tokens=tuple(token.text for token in rows),
-        scores=tuple(token.score for token in rows) if source.model == "llama" else None,
+        scores=tuple(token.score for token in rows)
+        if source.model == "llama"
+        else None,
         token_types=tuple(token.type for token in rows),
         merges=None if source.merges is None else tuple(source.merges),
         special_ids=ids,
@@ -178,7 +194,12 @@ def _merged_control_notes(rows: list[Token]) -> list[str]:
 
 
 def _read_source(
-    folder: Path, root: JsonObject | None, where: str, files: SmallFiles, *, by_rank: bool
+    folder: Path,
+    root: JsonObject | None,
+    where: str,
+    files: SmallFiles,
+    *,
+    by_rank: bool,
 ) -> TokenSource:
     """tokenizer.model if it is SentencePiece (Llama 3's is not), else ``root``."""
     path = folder / "tokenizer.model"
@@ -252,7 +273,9 @@ def _sentencepiece(data: bytes, where: str) -> TokenSource:
             "the SentencePiece model removes repeated spaces, llama.cpp does not: text with them "
             "differs"
         )
-    if model.add_dummy_prefix and any(token.type == USER_DEFINED for _, token in model.table):
+    if model.add_dummy_prefix and any(
+        token.type == USER_DEFINED for _, token in model.table
+    ):
         source.notes.append(
             "llama.cpp puts a space between a user-defined piece and the text after it, "
             "SentencePiece before a piece "

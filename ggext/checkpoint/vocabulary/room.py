@@ -31,11 +31,17 @@ def vocabulary_room(folder: Path, vocab_size: int) -> int | None:
         with os.fdopen(open_plain(folder / "tokenizer.model"), "rb") as file:
             begins_with_a_piece = file.read(1) == b"\n"
         files = [
-            path for name in ("tokenizer.model", *_BESIDE) if (path := folder / name).is_file()
+            path
+            for name in ("tokenizer.model", *_BESIDE)
+            if (path := folder / name).is_file()
         ]
         nbytes = sum(path.stat().st_size for path in files)
     except OSError:
         return None
-    if not begins_with_a_piece or nbytes > _MOST_PER_TOKEN * vocab_size or vocab_size > MAX_TOKENS:
+    if (
+        not begins_with_a_piece
+        or nbytes > _MOST_PER_TOKEN * vocab_size
+        or vocab_size > MAX_TOKENS
+    ):
         return None
     return nbytes + (_IN_GGUF - _IN_SENTENCEPIECE) * vocab_size

@@ -42,8 +42,23 @@ END_OF_MESSAGE = ("<|eom_id|>",)
 ALWAYS_STOP = {
     *END_OF_TURN,
     *END_OF_MESSAGE,
-    *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<|endoftext|>", "</s>", "_<EOT>"),
-    *("[EOS]", "<|end_of_text|>", "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>"),
+    *(
+        "<|return|>",
+        "<|call|>",
+        "<|flush|>",
+        "<|calls|>",
+        "<|endoftext|>",
+        "</s>",
+        "_<EOT>",
+    ),
+    *(
+        "[EOS]",
+        "<|end_of_text|>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<turn|>",
+        "<|tool_response>",
+    ),
     *("<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~["),
 }
 
@@ -133,7 +148,9 @@ def _named(files: SmallFiles, source: TokenSource, hf_name: str) -> int | None:
             raise CheckpointError(
                 f"{where} is {quote(text)}, which is not in the vocabulary; correct the file"
             )
-        source.notes.append(f"{hf_name}_token {quote(text)} is not in the vocabulary: left out")
+        source.notes.append(
+            f"{hf_name}_token {quote(text)} is not in the vocabulary: left out"
+        )
     return None
 
 
@@ -172,12 +189,16 @@ def _document_ends(files: SmallFiles, table: TokenTable) -> list[int]:
 
 def _set_stops(files: SmallFiles, source: TokenSource, ids: dict[str, int]) -> None:
     """The other ends: eos_token_id may be a list, and GGUF has three places: eos, eot and eom."""
-    texts = {token.text: number for number, token in source.table if token.type != NORMAL}
+    texts = {
+        token.text: number for number, token in source.table if token.type != NORMAL
+    }
     for role, names in (("eot", END_OF_TURN), ("eom", END_OF_MESSAGE)):
         number = next((texts[name] for name in names if name in texts), None)
         if number is not None:
             ids[role] = number
-    for number in dict.fromkeys(_all_ids(files, "eos") + _document_ends(files, source.table)):
+    for number in dict.fromkeys(
+        _all_ids(files, "eos") + _document_ends(files, source.table)
+    ):
         token = source.table.tokens.get(number)
         if token is None or number in (ids["eos"], ids.get("eot"), ids.get("eom")):
             continue
@@ -221,11 +242,17 @@ def added_around(
     return bos, bool(eos)
 
 
-def _template(root: JsonObject, source: TokenSource, ids: dict[str, int]) -> tuple[bool, bool]:
+def _template(
+    root: JsonObject, source: TokenSource, ids: dict[str, int]
+) -> tuple[bool, bool]:
     """What the post_processor adds. A BOS that only it names becomes the vocabulary's."""
     where = source.table.where
     node = get(root, "post_processor", dict, where, {})
-    nodes = get(node, "processors", list, where, []) if node.get("type") == "Sequence" else [node]
+    nodes = (
+        get(node, "processors", list, where, [])
+        if node.get("type") == "Sequence"
+        else [node]
+    )
     before: list[str] = []
     after: list[str] = []
     for step in nodes:
@@ -278,10 +305,17 @@ def chat_templates(files: SmallFiles) -> dict[str, str]:
     if not found:
         found = _config_templates(files)
     old = None if "default" in found else read_json(folder / "chat_template.json")
-    main = get(old, "chat_template", str, str(folder / "chat_template.json")) if old else None
+    main = (
+        get(old, "chat_template", str, str(folder / "chat_template.json"))
+        if old
+        else None
+    )
     if main is not None:
         found["default"] = main
-    return {name: check_text(text, f"{folder}: the chat template") for name, text in found.items()}
+    return {
+        name: check_text(text, f"{folder}: the chat template")
+        for name, text in found.items()
+    }
 
 
 def _config_templates(files: SmallFiles) -> dict[str, str]:
@@ -298,7 +332,10 @@ def _config_templates(files: SmallFiles) -> dict[str, str]:
                 f"{where}: chat_template is a {type(value).__name__}, expected a text or a list of "
                 "named templates; correct the file"
             )
-        name, text = get(item, "name", str, where, ""), get(item, "template", str, where)
+        name, text = (
+            get(item, "name", str, where, ""),
+            get(item, "template", str, where),
+        )
         if name and text is not None:
             found[_template_name(name)] = text
     return found

@@ -61,7 +61,9 @@ class SentencePieceModel:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    if at < len(data) and data[at] < 0x80:  # nearly all of them: 32,000 pieces have 160,000
+    if (
+        at < len(data) and data[at] < 0x80
+    ):  # nearly all of them: 32,000 pieces have 160,000
         return data[at], at + 1
     value = 0
     for shift in range(0, 70, 7):
@@ -184,7 +186,10 @@ def _read_messages(data: bytes, where: str) -> SentencePieceModel:
             raise WireError("a piece's score is not a finite number")
         # A user-defined piece is matched in the raw text, before spaces become U+2581.
         model.table.put(
-            i, text.replace("\u2581", " ") if kind == USER_DEFINED else text, kind, score
+            i,
+            text.replace("\u2581", " ") if kind == USER_DEFINED else text,
+            kind,
+            score,
         )
     _set_trainer(model, trainer)
     model.charsmap = bool(normalizer.get((_CHARSMAP, 2)))
@@ -194,7 +199,9 @@ def _read_messages(data: bytes, where: str) -> SentencePieceModel:
     return model
 
 
-def _set_trainer(model: SentencePieceModel, trainer: dict[tuple[int, int], Value]) -> None:
+def _set_trainer(
+    model: SentencePieceModel, trainer: dict[tuple[int, int], Value]
+) -> None:
     kind = trainer.get((_MODEL_TYPE, 0), 1)
     model.model_type = kind if isinstance(kind, int) else 0
     model.whitespace_as_suffix = bool(trainer.get((_SUFFIX, 0), 0))
@@ -213,7 +220,12 @@ def is_sentencepiece(data: bytes) -> bool:
     """Whether the file begins as a SentencePiece model does (Llama 3's is a list of ranks)."""
     try:
         number, wire, value = next(fields(data))
-        return number == _PIECES and wire == 2 and isinstance(value, bytes) and bool(_last(value))
+        return (
+            number == _PIECES
+            and wire == 2
+            and isinstance(value, bytes)
+            and bool(_last(value))
+        )
     except (WireError, StopIteration):
         return False
 
@@ -243,7 +255,9 @@ def read_sentencepiece(data: bytes, where: str) -> SentencePieceModel:
         (not model.escape_whitespaces, "escape_whitespaces=false"),
     ):
         if wrong:
-            raise CheckpointError(f"{where} has {flag}, which llama.cpp's tokenizer cannot do")
+            raise CheckpointError(
+                f"{where} has {flag}, which llama.cpp's tokenizer cannot do"
+            )
     return model
 
 
@@ -256,7 +270,9 @@ def _is_by_character(model: SentencePieceModel) -> bool:
 def byte_notes(table: TokenTable) -> list[str]:
     """A line for a vocabulary that lacks one of ``<0x00>`` ... ``<0xFF>`` as a byte token."""
     present = {token.text for _, token in table if token.type == BYTE}
-    missing = [f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in present]
+    missing = [
+        f"<0x{byte:02X}>" for byte in range(256) if f"<0x{byte:02X}>" not in present
+    ]
     if not missing:
         return []
     note = (

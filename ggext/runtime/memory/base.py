@@ -39,7 +39,11 @@ class Gone:
     BLOCK = 256
 
     def __init__(
-        self, start: int = 0, count: int = 0, digest: bytes = b"", rest: Sequence[int] = ()
+        self,
+        start: int = 0,
+        count: int = 0,
+        digest: bytes = b"",
+        rest: Sequence[int] = (),
     ) -> None:
         self.start = start
         self.count = count
@@ -129,7 +133,9 @@ class Memory(ABC):
         cache, tokens = self.cache, [*self.cache.tokens]
         kept = cache.cut(len(tokens) - 1)
         between = self.batches(tokens[kept:-1], kept)
-        return all(cache.append(batch) for batch in between) and cache.append_one(tokens[-1])
+        return all(cache.append(batch) for batch in between) and cache.append_one(
+            tokens[-1]
+        )
 
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
@@ -248,7 +254,9 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"the whole text, of which no part can be taken out; {remedy}"
         )
     if cache.checkpoints.window:
-        raise ModelError(f"{where}, and layers with a sliding window keep theirs apart; {remedy}")
+        raise ModelError(
+            f"{where}, and layers with a sliding window keep theirs apart; {remedy}"
+        )
     try:
         error = cache.rotation_error()
     except RopeError as reason:

@@ -94,8 +94,12 @@ class Compress(Memory):
         if not gone.count:
             return super().layout(count, gone, account)
         selected = account.get("selected") if isinstance(account, dict) else None
-        if not (isinstance(selected, int) and 0 <= selected <= self.cache.n_ctx - count):
-            raise ModelError("what it tells of the tokens that left the context is damaged")
+        if not (
+            isinstance(selected, int) and 0 <= selected <= self.cache.n_ctx - count
+        ):
+            raise ModelError(
+                "what it tells of the tokens that left the context is damaged"
+            )
         behind = range(self.sinks + selected, selected + count)
         return Layout([*range(self.sinks), *behind], [*range(selected + count)])
 
@@ -107,14 +111,19 @@ class Compress(Memory):
         import numpy as np
 
         sums = sum(
-            np.stack([_unit(keys).sum(axis=0) for keys in layers]) for layers in self._upright()
+            np.stack([_unit(keys).sum(axis=0) for keys in layers])
+            for layers in self._upright()
         )
         means = _unit(np.asarray(sums))  # (n_layers, n_heads, head_dim)
         parts = [
-            np.stack([(_unit(k) * m).sum(axis=2) for k, m in zip(layers, means, strict=True)])
+            np.stack(
+                [(_unit(k) * m).sum(axis=2) for k, m in zip(layers, means, strict=True)]
+            )
             for layers in self._upright()
         ]
-        alike = np.concatenate(parts, axis=1).astype(np.float64)  # (n_layers, n_cells, n_heads)
+        alike = np.concatenate(parts, axis=1).astype(
+            np.float64
+        )  # (n_layers, n_cells, n_heads)
         alike -= alike.mean(axis=1, keepdims=True)
         alike /= alike.std(axis=1, keepdims=True) + 1e-9
         return _smoothed(-alike.mean(axis=(0, 2)), _NEIGHBOURS)
@@ -135,7 +144,9 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The vectors of the last axis, of length 1."""
     import numpy as np
 
-    unit: NDArray[np.float32] = vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
+    unit: NDArray[np.float32] = vectors / (
+        np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9
+    )
     return unit
 
 
@@ -144,5 +155,7 @@ def _smoothed(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     import numpy as np
 
     around = np.pad(values, width // 2, mode="edge")
-    means: NDArray[np.float64] = np.convolve(around, np.full(width, 1 / width), mode="valid")
+    means: NDArray[np.float64] = np.convolve(
+        around, np.full(width, 1 / width), mode="valid"
+    )
     return means

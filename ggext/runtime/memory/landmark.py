@@ -88,7 +88,11 @@ class Landmark(Window):
     def account(self) -> dict[str, Any]:
         if not self._store:
             return {}
-        return {"fetched": [*self.fetched], "wanted": [*self._wanted], "written": self._written}
+        return {
+            "fetched": [*self.fetched],
+            "wanted": [*self._wanted],
+            "written": self._written,
+        }
 
     def blocks_outside(self) -> Iterator[bytes]:
         for index in range(len(self._store)):
@@ -104,13 +108,19 @@ class Landmark(Window):
         counted = isinstance(written, int) and written >= 0 and gone.count % size == 0
         if not (
             counted
-            and all(_are_some(indices, blocks, self.options.retrieved) for indices in chosen)
+            and all(
+                _are_some(indices, blocks, self.options.retrieved) for indices in chosen
+            )
         ):
-            raise ModelError("what it tells of the blocks that left the context is damaged")
+            raise ModelError(
+                "what it tells of the blocks that left the context is damaged"
+            )
         behind = range(self.sinks + self.reserved, self.reserved + count)
         fetched = range(self.sinks, self.sinks + size * len(there["fetched"]))
         return Layout(
-            [*range(self.sinks), *behind], [*range(self.sinks), *fetched, *behind], blocks
+            [*range(self.sinks), *behind],
+            [*range(self.sinks), *fetched, *behind],
+            blocks,
         )
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
@@ -120,14 +130,20 @@ class Landmark(Window):
             self._check(block, of_this_cache)
             self._keep(block)
         if self._store:
-            self.fetched, self._wanted = tuple(account["fetched"]), tuple(account["wanted"])
+            self.fetched, self._wanted = (
+                tuple(account["fetched"]),
+                tuple(account["wanted"]),
+            )
             self._written = account["written"]
 
     def _check(self, block: KvBlock, like: KvBlock) -> None:
         first = int(block.positions[0]) if len(block) else -1
         in_a_row = [*range(first, first + len(block))] == block.positions.tolist()
         if not (
-            first >= 0 and len(block) == self.options.block and in_a_row and block.is_like(like)
+            first >= 0
+            and len(block) == self.options.block
+            and in_a_row
+            and block.is_like(like)
         ):
             raise ModelError(
                 f"a block that left the context is none of {self.options.block} tokens of this "
@@ -182,7 +198,9 @@ class _Store:
 
     def __init__(self, spill: Path | None) -> None:
         self._folder = (
-            None if spill is None else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
+            None
+            if spill is None
+            else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
         )
         self._blocks: list[KvBlock | Path] = []
         self._representatives: list[Layers] = []
@@ -209,7 +227,9 @@ class _Store:
 
         scores = np.zeros(len(self))
         for layer, rows in enumerate(queries):
-            keys = np.stack([representatives[layer] for representatives in self._representatives])
+            keys = np.stack(
+                [representatives[layer] for representatives in self._representatives]
+            )
             found = _attention(rows[-_QUERIES:], keys).max(axis=(0, 1))
             scores += (found - found.mean()) / (found.std() or 1.0)
         return tuple(sorted(np.argsort(-scores, kind="stable")[:count].tolist()))
@@ -232,17 +252,23 @@ def _outstanding(keys: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.take_along_axis(keys, chosen[:, :, None], axis=0)
 
 
-def _attention(queries: NDArray[np.float32], keys: NDArray[np.float32]) -> NDArray[np.float32]:
+def _attention(
+    queries: NDArray[np.float32], keys: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """The share of attention that each query of each head, (n_tokens, n_heads, head_dim), pays to
     each block's keys, (n_blocks, n_keys, n_kv_heads, head_dim): (n_tokens, n_heads, n_blocks)."""
     import numpy as np
 
     blocks, per_block, kv_heads, size = keys.shape
     tokens, heads, _ = queries.shape
-    by_head = queries.reshape(tokens, kv_heads, heads // kv_heads, size).transpose(1, 0, 2, 3)
+    by_head = queries.reshape(tokens, kv_heads, heads // kv_heads, size).transpose(
+        1, 0, 2, 3
+    )
     by_head = by_head.reshape(kv_heads, -1, size) / np.float32(np.sqrt(size))
     flat = keys.transpose(2, 0, 1, 3).reshape(kv_heads, blocks * per_block, size)
-    weights = np.stack([ours @ theirs.T for ours, theirs in zip(by_head, flat, strict=True)])
+    weights = np.stack(
+        [ours @ theirs.T for ours, theirs in zip(by_head, flat, strict=True)]
+    )
     weights -= weights.max(axis=2, keepdims=True)
     np.exp(weights, out=weights)
     shares: NDArray[np.float32] = weights.reshape(kv_heads, -1, blocks, per_block).sum(

@@ -39,7 +39,11 @@ class MemoryOptions:
     @property
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
-        kept = f", {self.retrieved} blocks of {self.block}" if self.when_full == "landmark" else ""
+        kept = (
+            f", {self.retrieved} blocks of {self.block}"
+            if self.when_full == "landmark"
+            else ""
+        )
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
     def cells(self, tokens: int) -> int:
@@ -49,7 +53,9 @@ class MemoryOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 < self.keep <= 1:
-            raise UsageError(f"keep is {self.keep:g}, but must be a share above 0, at most 1")
+            raise UsageError(
+                f"keep is {self.keep:g}, but must be a share above 0, at most 1"
+            )
         if self.keep < 1 and self.when_full != "compress":
             raise UsageError(
                 f"keep is {self.keep:g}, but only the policy compress reads a text into fewer "

@@ -29,7 +29,9 @@ class SelfExtend(Memory):
         far = max(
             self.positions - self._near - options.group, 0
         )  # the last group may be incomplete
-        self.limit = min(cache.n_ctx, max(self._near + far * options.group, self.positions))
+        self.limit = min(
+            cache.n_ctx, max(self._near + far * options.group, self.positions)
+        )
         self.batch = max(min(cache.n_batch, self.positions // 8), 1)
 
     def make_room(self, count: int) -> bool:
