@@ -101,6 +101,7 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_norm": ("state",),
     "ssm_out": ("inner", "embd"),
 }
+_GATED_OUTPUT = {"attn_gate": ("embd", "heads*key")}
 _CONVOLUTIONS = {
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
@@ -164,6 +165,14 @@ _DEEPSEEK2 = ArchitectureFacts(
 
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
+        "afmoe": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            shared_rows="counted",
+            gating=(1, 2, 3, 4),
+            shapes=_GATED_OUTPUT,
+        ),
         "apertus": _PLAIN,
         "arcee": _PLAIN,
         "bloom": _PLAIN,

@@ -74,6 +74,7 @@ class RopeCapability:
 
 
 CAPABILITIES = {
+    "afmoe": RopeCapability("neox", query_norm=True, unrotated_step=4),
     "apertus": RopeCapability(
         "neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True
     ),

@@ -116,6 +116,14 @@ _GEMMA3 = FamilyRule(
 )
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
+    "afmoe": FamilyRule(
+        unrotated=(FULL,),
+        defaults={
+            "head_dim": 128,
+            "sliding_window": 1024,
+            "max_position_embeddings": 16384,
+        },
+    ),
     "apertus": FamilyRule(
         base_defaults={ALL: 1.2e7},
         default_said="Llama 3's scaling by 8 is taken",

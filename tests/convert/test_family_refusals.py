@@ -48,6 +48,13 @@ DELTA_NET = (
     ("model_type", "config", "message"),
     [
         (
+            "afmoe",
+            {"layer_types": ["full_attention"] * 2},
+            "in all but every 4th layer",
+        ),
+        ("afmoe", {"route_norm": False}, "route_norm is False; .* afmoe has True"),
+        ("afmoe", {"topk_group": 2}, "chooses among all experts"),
+        (
             "deepseek_v2",
             LATENT | {"rms_norm_eps": 1e-3},
             "rms_norm_eps is 0.001; .* at most 1e-05 is alike",

@@ -276,6 +276,7 @@ FOLDED = [
     ("qwen3", False),
     ("qwen3moe", False),
     ("qwen2moe", False),
+    ("afmoe", False),
     ("apertus", False),
     ("arcee", False),
     ("cohere2", False),

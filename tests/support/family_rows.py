@@ -130,6 +130,16 @@ _NARROW = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+_AFMOE: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "head_dim": 48,
+    "sliding_window": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 48,
+    "route_scale": 2.5,
+}
 _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -225,6 +235,9 @@ def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any
 
 
 ROWS = {
+    "afmoe": Row("afmoe", _AFMOE | {"mup_enabled": True}),
+    "afmoe-without-mup": Row("afmoe", _AFMOE | {"num_dense_layers": 2}),
+    "afmoe-tied": Row("afmoe", _AFMOE | {"tie_word_embeddings": True}),
     "apertus": Row(
         "apertus",
         _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),

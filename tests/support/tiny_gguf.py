@@ -167,6 +167,19 @@ LATENT = {
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "afmoe",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "mup_enabled": True,
+        },
+    ),
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
     "bloom": ("bloom", {"n_head": N_HEADS, "n_layer": N_LAYERS, "seq_length": 64}),
