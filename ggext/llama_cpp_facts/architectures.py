@@ -140,6 +140,8 @@ class ArchitectureFacts:
     sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    # shapes that are as good as those
+    also: Mapping[str, Shape] = field(default_factory=dict)
 
 
 _PLAIN = ArchitectureFacts()
@@ -212,6 +214,15 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
         "internlm2": _PLAIN,
+        "laguna": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            gating=(1, 2, 3, 4),
+            by_layer=True,
+            shapes=_GATED_OUTPUT,
+            also={"attn_gate": ("embd", "heads")},
+        ),
         "lfm2": ArchitectureFacts(
             rotates="part", convolutions=True, shapes=_CONVOLUTIONS
         ),

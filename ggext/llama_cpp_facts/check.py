@@ -25,7 +25,7 @@ from ggext.llama_cpp_facts.limits import (
     NVFP4,
 )
 from ggext.llama_cpp_facts.recurrent import recurrent_layers
-from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
 
 _MOST = 2**31 - 1
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
@@ -93,10 +93,12 @@ def _sizes(
         sizes = Sizes.of(facts, keys, vocabulary)
         return sizes, [sizes] * sizes.layers
     layers = _Numbers(keys).number("block_count", most=MAX_LAYERS)
-    slides = sliding_layers(arch, keys, layers)
+    slides = [False] * layers
+    if window_of(arch, keys, layers):
+        slides = sliding_layers(arch, keys, layers)
     own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
     # what is shared is taken from the last two layers that have their own
-    if own < 2 or (own < layers and slides[own - 2 : own] != [True, False]):
+    if own < layers and (own < 2 or slides[own - 2 : own] != [True, False]):
         raise ValueError(
             f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
         )
@@ -360,10 +362,11 @@ def _tensors(
 ) -> Iterator[str]:
     for name, tensor in tensors.items():
         expected = _expected(facts, whole, sizes, recurs, name)
-        if expected is not None and _squeezed(tensor.shape) != _squeezed(expected):
+        shape = _squeezed(tensor.shape)
+        if expected is not None and shape not in map(_squeezed, expected):
             yield (
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
-                f"{list(expected)}"
+                f"{' or '.join(str(list(one)) for one in expected)}"
             )
         if name.endswith((".ssm_a", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
@@ -383,8 +386,9 @@ def _expected(
     sizes: list[Sizes],
     recurs: list[bool],
     name: str,
-) -> tuple[int, ...] | None:
-    """None: the table does not know the tensor, or not the numbers that it is made of."""
+) -> list[tuple[int, ...]] | None:
+    """The shapes that are right; ``None``: the table does not know the tensor, or not the numbers
+    that it is made of."""
     stem, _, kind = name.rpartition(".")
     if kind == "ssm_a":  # which has neither a weight nor a bias
         stem = name
@@ -401,10 +405,15 @@ def _expected(
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    expected = of_name.of_shape(shape)
-    if kind == "bias" and len(expected) > 1:
-        expected = expected[1:]
-    return None if any(size < 0 for size in expected) else expected
+    found = []
+    for one in (shape, facts.also.get(stem)):
+        expected = of_name.of_shape(one) if one is not None else ()
+        if kind == "bias" and len(expected) > 1:
+            expected = expected[1:]
+        if any(size < 0 for size in expected):
+            return None
+        found += [expected] if expected else []
+    return found
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from ggext.llama_cpp_facts.limits import MAX_LAYERS
 from ggext.llama_cpp_facts.sliding import WINDOW as WINDOW
 from ggext.llama_cpp_facts.sliding import sliding_layers, window_of
 from ggext.rope import methods
-from ggext.rope.capabilities import Sliding, capability_of
+from ggext.rope.capabilities import RopeCapability, Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.rope.sections import SECTIONS, still_pairs
@@ -45,8 +45,10 @@ LayerKind = Literal["scaled", "unscaled", "unrotated"]
 _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
     "others": ("scaled", "scaled"),
     "own_base": ("scaled", "unscaled"),
+    "own_table": ("scaled", "unscaled"),
     "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
+    "alone_unscaled": ("unrotated", "scaled"),
 }
 #: A pair divided by this or more does not turn: at 2³¹ tokens by less than float64 tells.
 _STILL = 1e29
@@ -80,17 +82,12 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         raise RopeError(
             "the file says neither rope.dimension_count nor the size of a head"
         )
+    stated, n_rot = n_rot, n_rot // 2 if capability.halves_rotated else n_rot
     context = _count(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
     base = float32(_real(keys, "rope.freq_base", 10000.0))
-    sliding_base = None
-    if _count(keys, WINDOW) and capability.sliding in ("own_base", "unscaled"):
-        sliding_base = (
-            base
-            if capability.sliding == "unscaled"
-            else float32(_real(keys, SLIDING_BASE, 10000.0))
-        )
+    sliding_base = _sliding_base(keys, capability, base)
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
@@ -99,18 +96,38 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         trained_context=_count(keys, "rope.scaling.original_context_length") or context,
         sliding_base=sliding_base,
         sections=sections,
-        **_of_sliding(keys, n_rot, sliding_base),
+        **_of_sliding(keys, n_rot, stated, sliding_base),
     )
 
 
+def _sliding_base(
+    keys: Mapping[str, Any], capability: RopeCapability, base: float
+) -> float | None:
+    """Of the sliding-window layers, where they have a table of their own. Raises ``RopeError`` for
+    one where they rotate as the others."""
+    own = {"own_base": 10000.0, "own_table": base, "unscaled": base}
+    if not _count(keys, WINDOW):
+        return None
+    given = float32(_real(keys, SLIDING_BASE, own.get(capability.sliding, base)))
+    if capability.sliding in ("own_base", "own_table"):
+        return given
+    if given != base:
+        raise RopeError(
+            f"{SLIDING_BASE} is {given:g} and rope.freq_base {base:g}; two bases in one file of "
+            "this architecture are not read here"
+        )
+    return base if capability.sliding == "unscaled" else None
+
+
 def _of_sliding(
-    keys: Mapping[str, Any], n_rot: int, base: float | None
+    keys: Mapping[str, Any], n_rot: int, stated: int, base: float | None
 ) -> dict[str, int]:
     """The sizes of the sliding-window layers' heads, where they have other ones."""
-    rotated = _count(keys, SLIDING_ROTATED) or n_rot
+    rotated = _count(keys, SLIDING_ROTATED) or stated
     if base is None or rotated == n_rot:
         return {}
-    head = _count(keys, "attention.key_length_swa") or rotated
+    head = _count(keys, "attention.key_length_swa")
+    head = head or _count(keys, "attention.key_length") or rotated
     return {"sliding_n_rot": rotated, "sliding_head_dim": head}
 
 
@@ -182,6 +199,8 @@ def decode(
     geometry = geometry_of(keys, arch)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
+    if capability_of(arch).sliding == "alone_unscaled":
+        kind = "none"
     scale = _frequency_scale(keys, kind)
     inv_freq = methods.theta(geometry)
     context = _count(keys, "context_length")

@@ -206,7 +206,7 @@ def _of_architecture(
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
-    if geometry.sliding_base is not None and capability.sliding == "own_base":
+    if geometry.sliding_base is not None and capability.sliding.startswith("own"):
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot

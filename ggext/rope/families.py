@@ -78,6 +78,10 @@ class FamilyRule:
     share_of: tuple[str, ...] = ()
     # Sliding-window layers have heads of another size, all of which rotates.
     own_heads: bool = False
+    # Sliding-window layers may rotate another share of their heads.
+    own_share: bool = False
+    # Parameters by layer kind are read, and nothing outside of them.
+    nested_only: bool = False
     # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
@@ -207,6 +211,21 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     "lfm2_moe": FamilyRule(base_defaults={ALL: 1e6}),
+    "laguna": FamilyRule(
+        defaults={"head_dim": 128, "max_position_embeddings": 131072},
+        scaled_kind=FULL,
+        own_share=True,
+        nested_only=True,
+        default_parameters={
+            FULL: {
+                "rope_type": "default",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 5e5,
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="half of each head turns where the whole text is attended to",
+    ),
     "minimax_m2": FamilyRule(
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
     ),

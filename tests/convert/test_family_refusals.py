@@ -80,6 +80,21 @@ DELTA_NET = (
             "n_group is 2; .* chooses among all experts",
         ),
         (
+            "laguna",
+            {"moe_router_logit_softcapping": 5.0},
+            "moe_router_logit_softcapping is 5.0; .* caps no scores",
+        ),
+        (
+            "laguna",
+            {"mlp_layer_types": ["sparse", "dense"]},
+            "must name dense and then sparse",
+        ),
+        (
+            "laguna",
+            {"num_attention_heads_per_layer": [4, 3]},
+            "must have a multiple of",
+        ),
+        (
             "llama4_text",
             {"num_local_experts": 4, "num_hidden_layers": 3},
             "has 4 or more",

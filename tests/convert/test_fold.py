@@ -285,6 +285,7 @@ FOLDED = [
     ("glm4", False),
     ("gptneox", False),
     ("granite", False),
+    ("laguna", False),
     ("nemotron", False),
     ("olmo2", False),
     ("phi2", False),

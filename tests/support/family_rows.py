@@ -140,6 +140,18 @@ _AFMOE: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "route_scale": 2.5,
 }
+_LAGUNA: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "num_attention_heads_per_layer": [4, 6, 6, 2, 4],
+    "layer_types": [*["full_attention"], *["sliding_attention"] * 3, "full_attention"],
+    "head_dim": 48,
+    "sliding_window": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 64,
+    "moe_routed_scaling_factor": 2.5,
+}
 _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -576,6 +588,41 @@ ROWS = {
     ),
     "internlm3": Row(
         "internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}
+    ),
+    "laguna": Row("laguna", _LAGUNA),
+    "laguna-without-windows": Row(
+        "laguna",
+        _LAGUNA
+        | {
+            "layer_types": None,
+            "num_attention_heads_per_layer": None,
+            "gating": "per-element",
+            "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 2,
+        },
+    ),
+    "laguna-own": Row(  # of 64 tokens, what 64 turns are of the published 4,096
+        "laguna",
+        _LAGUNA
+        | {
+            "head_dim": 128,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "full_attention": _OWN_YARN
+                | {
+                    "rope_theta": 5e5,
+                    "partial_rotary_factor": 0.5,
+                    "beta_fast": 1.0,
+                    "beta_slow": 0.1,
+                    "attention_factor": 1.0,
+                },
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                },
+            },
+        },
+        None,
     ),
     "lfm2": Row(
         "lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
