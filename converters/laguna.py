@@ -60,15 +60,11 @@ class Laguna(Llama):
         self.n_dense = self._dense_layers(why)
 
     def _sliding_layers(self) -> list[bool]:
-        values = self.config.values
-        kinds = values.get("layer_types") or [FULL] * self.n_layers
-        if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
-                f"{self.n_layers} layers"
-            )
-        self.config = replace(self.config, values={**values, "layer_types": kinds})
-        return [kind == SLIDING for kind in kinds]
+        slides = self.sliding_layers([False] * self.n_layers)
+        kinds = [SLIDING if slide else FULL for slide in slides]
+        values = {**self.config.values, "layer_types": kinds}
+        self.config = replace(self.config, values=values)
+        return slides
 
     def _heads_of_layers(self) -> list[int]:
         given = self.config.values.get("num_attention_heads_per_layer")

@@ -132,6 +132,8 @@ class ArchitectureFacts:
     # whether heads, keys and feed-forward parts differ from layer to layer, values may be missing,
     # and later layers may take the keys and values of earlier ones
     by_layer: bool = False
+    # whether a value may have another size than a key
+    own_values: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -237,6 +239,13 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "llama": _LLAMA,
         "llama4": ArchitectureFacts(
             experts="all", expert_rows="own", shared_rows="as_expert"
+        ),
+        "mimo2": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            by_layer=True,
+            own_values=True,
         ),
         "minicpm3": ArchitectureFacts(
             rotates="part", latent="expanded", shapes=_LATENT

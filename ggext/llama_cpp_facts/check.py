@@ -102,8 +102,6 @@ def _sizes(
         raise ValueError(
             f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
         )
-    if all(slides):
-        raise ValueError("all layers slide")
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
     found = []
     for layer, slide in enumerate(slides):
@@ -112,7 +110,7 @@ def _sizes(
         if mark not in sizes_by_keys:
             sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
         found.append(sizes_by_keys[mark])
-    return found[slides.index(False)], found
+    return found[0 if all(slides) else slides.index(False)], found
 
 
 def _at_layer(
@@ -212,7 +210,7 @@ def _heads(
     result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)
-    if key != value:
+    if key != value and not facts.own_values:
         raise ValueError(
             f"attention.key_length is {key} and attention.value_length {value}"
         )

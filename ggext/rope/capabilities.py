@@ -127,6 +127,7 @@ CAPABILITIES = {
     "llama4": RopeCapability(
         "norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4
     ),
+    "mimo2": RopeCapability("neox", sliding="own_base"),
     "minimax-m2": RopeCapability("neox", query_norm=True),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(

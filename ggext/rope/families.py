@@ -71,6 +71,8 @@ class FamilyRule:
     default_said: str = ""
     # The family whose code this one copies, where transformers does not know it.
     read_as: str = ""
+    # The share of a head that rotates where the parameters say neither it nor a scaling.
+    plain_share: float | None = None
     # Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
     # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
@@ -228,6 +230,17 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "minimax_m2": FamilyRule(
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
+    ),
+    "mimo_v2_flash": FamilyRule(
+        defaults={"head_dim": 192, "max_position_embeddings": 131072},
+        scaled_kind=FULL,
+        nested_only=True,
+        plain_share=0.334,
+        default_parameters={
+            FULL: {"rope_type": "default", "rope_theta": 5e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="a third of each head turns",
     ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ministral3": FamilyRule(

@@ -108,6 +108,13 @@ DELTA_NET = (
             },
             "has 8192",
         ),
+        ("mimo_v2_flash", {"norm_topk_prob": False}, "divides weights by their sum"),
+        ("mimo_v2_flash", {"routed_scaling_factor": 2.0}, "scales no experts"),
+        (
+            "mimo_v2_flash",
+            {"hybrid_layer_pattern": [1, 1]},
+            r"hybrid_layer_pattern is \[1, 1\]; .* takes \[0, 1\]",
+        ),
         (
             "mistral4",
             LATENT | {"rope_interleave": False},

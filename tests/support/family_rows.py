@@ -152,6 +152,18 @@ _LAGUNA: dict[str, Any] = {
     "shared_expert_intermediate_size": 64,
     "moe_routed_scaling_factor": 2.5,
 }
+_MIMO2: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 48,
+    "v_head_dim": 32,
+    "sliding_window": 33,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
 _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -662,6 +674,17 @@ ROWS = {
             "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0},
         },
         None,
+    ),
+    "mimo_v2_flash": Row("mimo_v2_flash", _MIMO2),
+    "mimo_v2_flash-groups": Row(
+        "mimo_v2_flash",
+        _MIMO2
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "attention_value_scale": None,
+            "mlp_layer_types": ["sparse", "dense", "sparse", "sparse"],
+        },
     ),
     "minimax_m2": Row(
         "minimax_m2", {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2}

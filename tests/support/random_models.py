@@ -99,6 +99,9 @@ _DRAWN: dict[str, tuple[Any, ...]] = {
     "scoring_func": ("softmax", "sigmoid"),
     "topk_method": ("greedy", "greedy", "group_limited_greedy"),
     "original_max_position_embeddings": (64,),
+    "num_dense_layers": (0, 1, 2),
+    "attention_value_scale": (None, 0.7, 1.5),
+    "moe_router_logit_softcapping": (0.0,),
     "attention_multiplier": (0.0625, 0.125, 0.25),
     "residual_multiplier": (0.2, 1.0),
     "swiglu_alpha": (1.0,),
@@ -324,6 +327,26 @@ def _what_belongs_together(
         }
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
+    if model_type == "mimo_v2_flash":
+        kinds = ("sliding_attention", "full_attention")
+        fixed |= {
+            "head_dim": random.choice((12, 24, 48)),
+            "num_attention_heads": random.choice((2, 4))
+            * config["num_key_value_heads"],
+            "layer_types": [random.choice(kinds) for _ in range(layers)],
+            "sliding_window": config.get("sliding_window") or 33,
+        }
+    if model_type == "laguna":
+        kinds = ("sliding_attention", "full_attention")
+        fixed |= {
+            "layer_types": [random.choice(kinds) for _ in range(layers)],
+            "num_attention_heads_per_layer": [
+                random.choice((1, 2, 3)) * config["num_key_value_heads"]
+                for _ in range(layers)
+            ],
+            "gating": random.choice((True, "per-head", "per-element")),
+            "sliding_window": config.get("sliding_window") or 40,
+        }
     if "linear_key_head_dim" in config:
         fixed |= {
             "linear_value_head_dim": config["linear_key_head_dim"]
@@ -416,6 +439,9 @@ def _rope(
             "rope_theta": random.choice((10000.0, parameters["rope_theta"])),
         }
         parameters = {"full_attention": parameters, "sliding_attention": sliding}
+        if "partial_rotary_factor" in own["full_attention"]:
+            for values in parameters.values():
+                values["partial_rotary_factor"] = random.choice((0.5, 0.5, 1.0))
     return {"rope_parameters": parameters} | ({} if kind == "default" else extra)
 
 

@@ -286,6 +286,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama4_text",
         {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD},
     ),
+    "mimo2": (
+        "mimo_v2_flash",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "num_key_value_heads": 2,
+            "head_dim": HEAD,
+            "v_head_dim": HEAD,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1e4} | WHOLE
+                for kind in ("full_attention", "sliding_attention")
+            },
+            "sliding_window": 64,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
+    ),
     "minicpm3": (
         "minicpm3",
         {
