@@ -56,6 +56,11 @@ class MimoV2Flash(Llama):
             [i > 0 and (i + 1) % _PERIOD != 0 for i in layers]
         )
         self.sparse = self._sparse_layers()
+        if not any(self.slides):
+            raise CheckpointError(
+                f"{self.config.source}: layer_types names no layer with a window, and {why} has "
+                "some in all models"
+            )
         self.require("norm_topk_prob", True, f"{why} divides weights by their sum")
         self.require("routed_scaling_factor", 1, f"{why} scales no experts")
         if self.n_heads % (2 * self.n_kv_heads) and any(self.slides):

@@ -134,6 +134,8 @@ class ArchitectureFacts:
     by_layer: bool = False
     # whether a value may have another size than a key
     own_values: bool = False
+    # whether layers that do not slide rotate half of what the file says
+    halves_rotated: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -286,5 +288,19 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "starcoder": _PLAIN,
         "starcoder2": _PLAIN,
+        "step35": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            gating=(0, 1, 2, 3, 4),
+            by_layer=True,
+            halves_rotated=True,
+            shapes={
+                "attn_gate": ("embd", "heads"),
+                "rope_freqs": ("most_half_rot",),
+                "rope_factors_long": ("most_half_rot",),
+                "rope_factors_short": ("most_half_rot",),
+            },
+        ),
     }
 )

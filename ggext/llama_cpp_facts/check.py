@@ -80,6 +80,7 @@ def problems(
     yield from _mixers(facts, recurs, tensors)
 
 
+_ROTATED = "rope.dimension_count"
 #: What an architecture's keys may list layer by layer, where its layers differ.
 _LISTED = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
@@ -105,7 +106,7 @@ def _sizes(
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
     found = []
     for layer, slide in enumerate(slides):
-        at = _at_layer(keys, layer, layers, slides=slide)
+        at = _at_layer(facts, keys, layer, layers, slides=slide)
         mark = (slide, *(at.get(key) for key in _LISTED))
         if mark not in sizes_by_keys:
             sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
@@ -114,7 +115,12 @@ def _sizes(
 
 
 def _at_layer(
-    keys: Mapping[str, Any], layer: int, layers: int, *, slides: bool
+    facts: ArchitectureFacts,
+    keys: Mapping[str, Any],
+    layer: int,
+    layers: int,
+    *,
+    slides: bool,
 ) -> Mapping[str, Any]:
     """The keys as they would be where all layers were like this one."""
     at = dict(keys)
@@ -132,6 +138,12 @@ def _at_layer(
         own = at.pop(f"{key}_swa", None)
         if slides and own is not None:
             at[key] = own
+    if facts.halves_rotated:
+        read = _Numbers(keys)
+        rotated = read.number(_ROTATED, keys.get("attention.key_length"))
+        own = read.number(f"{_ROTATED}_swa", rotated)
+        at[_ROTATED] = own if slides else rotated // 2
+        at["most_rotated"] = max(own, rotated // 2)
     return at
 
 
@@ -207,6 +219,7 @@ def _heads(
         "rot": rot,
         "conv": conv,
     }
+    result["most_half_rot"] = read.number("most_rotated", rot) // 2
     result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)

@@ -157,6 +157,15 @@ CAPABILITIES = {
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),
+    "step35": RopeCapability(
+        "neox",
+        loads_rope_freqs=True,
+        rope_factors="longrope",
+        query_norm=True,
+        sliding="own_base",
+        halves_rotated=True,
+        refuses_shifts=True,
+    ),
     "starcoder2": RopeCapability("neox"),
 }
 

@@ -211,7 +211,10 @@ def decode(
             tensors, n_ctx or context, geometry.trained_context, context
         )
     if name in tensors:
-        inv_freq = _divided(inv_freq, tensors[name], name)
+        factors, stated = tensors[name], (geometry.sliding_n_rot or 0) // 2
+        if len(factors) == stated > len(inv_freq):  # as many as the other layers have
+            factors = factors[: len(inv_freq)]
+        inv_freq = _divided(inv_freq, factors, name)
     if kind == "yarn":
         fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
         low, high = methods.yarn_correction_range(

@@ -159,10 +159,12 @@ def _candidates(
             keys, tensors = encoder(scaling, geometry, wanted)
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
+            tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
             keys |= _of_architecture(kind, scaling, geometry, wanted, arch)
             keys |= {
                 "context_length": wanted.context,
-                "rope.dimension_count": geometry.n_rot,
+                "rope.dimension_count": geometry.n_rot
+                * (2 if capability.halves_rotated else 1),
             }
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
@@ -178,6 +180,13 @@ def _candidates(
                 )
             )
     return candidates
+
+
+def _padded(factors: tuple[float, ...], geometry: RopeGeometry) -> tuple[float, ...]:
+    """With a 1 for each pair that the sliding-window layers rotate beyond them: of several sizes
+    llama.cpp's tensor has the largest."""
+    missing = (geometry.sliding_n_rot or 0) // 2 - len(factors)
+    return factors + (1.0,) * missing
 
 
 def _factor_tensors(
@@ -210,6 +219,8 @@ def _of_architecture(
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
+    elif geometry.sliding_base is not None and capability.halves_rotated:
+        keys[SLIDING_ROTATED] = geometry.n_rot
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":

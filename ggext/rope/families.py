@@ -15,7 +15,7 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
     "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
-    "qwen3_vl_moe qwen3_5 qwen3_5_moe".split()
+    "qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
 )
 
 
@@ -296,6 +296,12 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "phi3": FamilyRule(read_types={"su": "longrope", "yarn": "longrope"}),
     "qwen3": FamilyRule(defaults={"head_dim": 128}),
     "seed_oss": FamilyRule(defaults={"head_dim": 128}),
+    "step3p5": FamilyRule(
+        defaults={"head_dim": 128, "max_position_embeddings": 128000},
+        scaled_kind=FULL,
+        own_share=True,
+        nested_only=True,
+    ),
     "smollm3": FamilyRule(base_defaults={ALL: 2e6}),
     "stablelm": FamilyRule(defaults={"partial_rotary_factor": 0.25}),
 }

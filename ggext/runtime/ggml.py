@@ -503,6 +503,8 @@ class RopeWatcher:
             if node.src[2]
             else None
         )
+        if factors is not None:  # there may be more, for layers that rotate more
+            factors = factors[: max(0, rope_of(node).n_dims) // 2]
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = _call_of(node, factors)
         first = node.op_params[_OFFSET]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from family_rows import EXPERTS, SEES_GLM4, sections
+from family_rows import EXPERTS, SEES_GLM4, SEES_STEP3P7, sections
 from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
 
@@ -114,6 +114,25 @@ DELTA_NET = (
             "mimo_v2_flash",
             {"hybrid_layer_pattern": [1, 1]},
             r"hybrid_layer_pattern is \[1, 1\]; .* takes \[0, 1\]",
+        ),
+        (
+            "mimo_v2_flash",
+            {"layer_types": ["full_attention"] * 2},
+            "names no layer with a window",
+        ),
+        (
+            "step3p7",
+            {"vision_config": SEES_STEP3P7},
+            "names no layer with a window",
+        ),
+        (
+            "step3p7",
+            {
+                "vision_config": SEES_STEP3P7,
+                "layer_types": ["full_attention", "sliding_attention"],
+                "query_pre_attn_scalar": 4,
+            },
+            "query_pre_attn_scalar is 4; .* has head_dim, 128",
         ),
         (
             "mistral4",

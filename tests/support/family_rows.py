@@ -164,6 +164,42 @@ _MIMO2: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,
 }
+SEES_STEP3P7 = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "mlp_ratio": 1.0,
+    "image_size": 56,
+    "max_position_embeddings": 16,
+}
+_STEP3P5: dict[str, Any] = {
+    "vision_config": SEES_STEP3P7,
+    "num_hidden_layers": 5,
+    "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+    "num_sliding_attention_heads": 6,
+    "head_dim": 48,
+    "sliding_window": 32,
+    "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 3,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "share_expert_dim": 64,
+    "moe_router_scaling_factor": 2.5,
+    "swiglu_limits": [None, None, 0.0, 0.3, 0.5],
+    "swiglu_limits_shared": [0.4, 0.0, 0.0, 0.3, None],
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "partial_rotary_factor": 0.5,
+        },
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+        },
+    },
+}
 _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 6,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
@@ -874,9 +910,26 @@ ROWS = {
     "stablelm-12b": Row(
         "stablelm", {"qk_layernorm": True, "use_parallel_residual": True}
     ),
+    "step3p7": Row("step3p7", _STEP3P5),
+    "step3p7-own": Row(
+        "step3p7",
+        _STEP3P5
+        | {
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "full_attention": _OWN_LLAMA3 | {"partial_rotary_factor": 0.5},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                },
+            },
+        },
+        None,
+    ),
     "starcoder2": Row("starcoder2", {"tie_word_embeddings": True}),
 }
 
 #: Another name of a family, or a part of a model, that transformers' own class cannot make a text
 #: model of.
-WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3"}
+WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3", "step3p5"}

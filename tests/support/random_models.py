@@ -166,7 +166,8 @@ def random_model_config(model_type: str, random: Random) -> Any:
         text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
-    vision[size_key] = text["hidden_size"]
+    if text_type != "step3p5":
+        vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
@@ -333,9 +334,31 @@ def _what_belongs_together(
             "head_dim": random.choice((12, 24, 48)),
             "num_attention_heads": random.choice((2, 4))
             * config["num_key_value_heads"],
-            "layer_types": [random.choice(kinds) for _ in range(layers)],
+            "layer_types": [kinds[0], *random.choices(kinds, k=layers - 1)],
             "sliding_window": config.get("sliding_window") or 33,
         }
+    if model_type == "step3p5":
+        kinds = ("sliding_attention", "full_attention")
+        limits = (None, 0.0, 0.4)
+        fixed |= {
+            "layer_types": [kinds[0], *random.choices(kinds, k=layers - 1)],
+            "mlp_layer_types": random.choices(("dense", "sparse"), k=layers),
+            "num_sliding_attention_heads": random.choice((1, 2, 3))
+            * config["num_key_value_heads"],
+            "sliding_window": config.get("sliding_window") or 40,
+            "share_expert_dim": random.choice((32, 48)),
+            "swiglu_limits": random.choices(limits, k=layers),
+            "swiglu_limits_shared": random.choices(limits, k=layers),
+        }
+        if "rope_parameters" not in config:
+            config["rope_parameters"] = {
+                kind: {
+                    "rope_type": "default",
+                    "rope_theta": random.choice((1e4, 1e6)),
+                    "partial_rotary_factor": random.choice((0.5, 1.0)),
+                }
+                for kind in kinds
+            }
     if model_type == "laguna":
         kinds = ("sliding_attention", "full_attention")
         fixed |= {

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_rows import SEES_QWEN2, SEES_QWEN3, sections
+from family_rows import SEES_QWEN2, SEES_QWEN3, SEES_STEP3P7, sections
 
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
@@ -386,6 +386,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
     "starcoder": ("gpt_bigcode", {}),
+    "step35": (
+        "step3p7",
+        {
+            "vision_config": SEES_STEP3P7,
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+            "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "share_expert_dim": 32,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1e4}
+                | {"partial_rotary_factor": share}
+                for kind, share in (("full_attention", 0.5), ("sliding_attention", 1.0))
+            },
+        },
+    ),
     "starcoder2": ("starcoder2", {"use_bias": True}),
 }
 _FOLDER = TemporaryDirectory()
