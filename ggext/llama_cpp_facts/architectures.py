@@ -261,6 +261,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,
         "mpt": _PLAIN,
+        "muse-glimmer": ArchitectureFacts(rotates="part", shapes=_GATED_OUTPUT),
         "nemotron": _PART,
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),

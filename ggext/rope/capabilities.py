@@ -138,6 +138,7 @@ CAPABILITIES = {
         reads_log_multiplier=True,
     ),
     "mistral4": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "muse-glimmer": RopeCapability("norm", query_norm=True, sliding="alone_unscaled"),
     "nemotron": RopeCapability("neox"),
     "olmo": RopeCapability("norm"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),

@@ -14,8 +14,9 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
-    "qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 muse_glimmer qwen2_vl qwen2_5_vl "
+    "qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
+)
 )
 
 
@@ -284,6 +285,14 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
+    "muse_glimmer_text": FamilyRule(
+        defaults={
+            "head_dim": 128,
+            "sliding_window": 2048,
+            "max_position_embeddings": 131072,
+        },
+        unrotated=(FULL,),
+    ),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(
         scaled_kind=FULL,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from family_rows import EXPERTS, SEES_GLM4, SEES_STEP3P7, sections
+from family_rows import EXPERTS, SEES_GLM4, SEES_MUSE, SEES_STEP3P7, sections
 from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
 
@@ -133,6 +133,16 @@ DELTA_NET = (
                 "query_pre_attn_scalar": 4,
             },
             "query_pre_attn_scalar is 4; .* has head_dim, 128",
+        ),
+        (
+            "muse_glimmer",
+            {"vision_config": SEES_MUSE, "post_norm_eps": 1e-5},
+            "post_norm_eps is 1e-05; .* takes 1e-08",
+        ),
+        (
+            "muse_glimmer",
+            {"vision_config": SEES_MUSE, "layer_rope_theta": [1e4, 1e4]},
+            "has other layers rotate than those with a window",
         ),
         (
             "mistral4",

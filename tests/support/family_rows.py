@@ -172,6 +172,15 @@ SEES_STEP3P7 = {
     "image_size": 56,
     "max_position_embeddings": 16,
 }
+SEES_MUSE = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+    "max_position_embeddings": 16,
+}
 _STEP3P5: dict[str, Any] = {
     "vision_config": SEES_STEP3P7,
     "num_hidden_layers": 5,
@@ -783,6 +792,16 @@ ROWS = {
         },
         None,
         beyond=False,
+    ),
+    "muse_glimmer": Row(
+        "muse_glimmer",
+        {
+            "vision_config": SEES_MUSE,
+            "num_hidden_layers": 5,
+            "head_dim": 48,
+            "sliding_window": 32,
+        },
+        RopeScaling("ntk", factor=4),
     ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_rows import SEES_QWEN2, SEES_QWEN3, SEES_STEP3P7, sections
+from family_rows import SEES_MUSE, SEES_QWEN2, SEES_QWEN3, SEES_STEP3P7, sections
 
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
@@ -333,6 +333,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
+    "muse-glimmer": (
+        "muse_glimmer",
+        {
+            "vision_config": SEES_MUSE,
+            "num_hidden_layers": 4,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+        },
+    ),
     "nemotron": ("nemotron", {}),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
