@@ -387,13 +387,20 @@ def _with_context_parameters(
 
 def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) -> str:
     exactness = best.exactness
+    remedy = (
+        "choose what its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', "
+        "factor=F), or RopeScaling('yarn', factor=F) with the standard betas"
+    )
+    if capability_of(arch).sliding == "alone_unscaled":
+        remedy = (
+            "its loader scales no layer that rotates, so that another base is all that can be "
+            "said: RopeScaling('ntk', factor=F)"
+        )
     return (
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
-        "RopeScaling('yarn', factor=F) with the standard betas"
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); {remedy}"
     )
 
 

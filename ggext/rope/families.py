@@ -17,7 +17,6 @@ _COMPOSITE = frozenset(
     "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 muse_glimmer qwen2_vl qwen2_5_vl "
     "qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
 )
-)
 
 
 def text_part(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
