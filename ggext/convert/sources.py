@@ -15,6 +15,7 @@ from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
+from ggext.convert.inputs import Inputs
 from ggext.convert.named_tensors import named_tensors
 from ggext.convert.rules import (
     MappedTensor,
@@ -157,6 +158,8 @@ class ModelSource:
     later_bytes: int = 0
     # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
+    # The files, as they were before they were read.
+    inputs: Inputs = Inputs()
 
     @property
     def needs_mending(self) -> bool:
@@ -203,7 +206,8 @@ def open_source(
     if path.is_dir() and (
         (path / "config.json").is_file() or not any(path.glob("*.gguf"))
     ):
-        return _from_checkpoint(path, gain_replaced)
+        inputs = Inputs.of(path)
+        return replace(_from_checkpoint(path, gain_replaced), inputs=inputs)
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's "
@@ -214,7 +218,9 @@ def open_source(
         raise CheckpointError(
             f"{path} is one file of a checkpoint; give its folder {path.parent}"
         )
-    return _from_gguf(metadata_part(path), one_part)
+    first = metadata_part(path)
+    inputs = Inputs.of(first)
+    return replace(_from_gguf(first, one_part), inputs=inputs)
 
 
 def _config(folder: Path, gain_replaced: bool) -> Config:
