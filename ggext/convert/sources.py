@@ -159,7 +159,7 @@ class ModelSource:
     # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
     # The files, as they were before they were read.
-    inputs: Inputs = Inputs()
+    inputs: Inputs = field(default_factory=Inputs)
 
     @property
     def needs_mending(self) -> bool:
