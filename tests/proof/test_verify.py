@@ -12,15 +12,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from hostile.mutations import draft_of, write
 from paths import ROOT
 from rewriting import as_written, rewritten
+from tiny_gguf import base_of
 
 from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import MissingExtraError, ModelError, UsageError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.gguf.types import Field
+from ggext.gguf.types import Field, ValueType
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.proof.report import Check, Report, Wanted
 from ggext.rope.scaling import RopeGeometry, RopeScaling
@@ -521,12 +523,37 @@ def test_a_cache_that_cannot_shift(
     report = verify(files["none"])
     assert report.passed
     assert (
-        "shift: not measured; llama.cpp cannot shift the cache of the architecture llama"
+        "shift: not measured; llama.cpp cannot shift the cache of this llama model"
         in report.notes
     )
     assert report.shift_safe is None
     with pytest.raises(ModelError, match="cannot shift the cache"):
         verify(files["none"], require_shift_safe=True)
+
+
+def test_a_model_of_which_all_layers_slide(tmp_path: Path) -> None:
+    """It has a second cache without layers, which llama.cpp cannot shift: it ends the process."""
+    fields, tensors = base_of("gemma3")
+    draft = draft_of("gemma3", fields, tensors)
+    layers = draft.fields["gemma3.block_count"].value
+    key = "gemma3.attention.sliding_window_pattern"
+    draft.fields[key] = Field.of([True] * layers)
+    write(tmp_path / "case.gguf", draft)
+    report = verify(tmp_path / "case.gguf")
+    assert (
+        "shift: not measured; llama.cpp cannot shift the cache of this gemma3 model"
+        in report.notes
+    )
+
+
+def test_logits_that_are_no_numbers_are_not_right(tmp_path: Path) -> None:
+    fields, tensors = base_of("command-r")
+    draft = draft_of("command-r", fields, tensors)
+    draft.fields["command-r.logit_scale"] = Field(ValueType.FLOAT32, -math.inf)
+    write(tmp_path / "case.gguf", draft)
+    report = verify(tmp_path / "case.gguf")
+    assert any("logits are no finite numbers" in note for note in report.notes)
+    assert report.shift_safe is None
 
 
 # ggml through ctypes
