@@ -109,6 +109,8 @@ GUARDED(int, fsync, (int file), (file), 0)
 GUARDED(int, fdatasync, (int file), (file), 0)
 GUARDED(int, ftruncate, (int file, off_t length), (file, length), 0)
 GUARDED(int, ftruncate64, (int file, off64_t length), (file, length), 0)
+GUARDED(int, fallocate, (int file, int mode, off_t from, off_t length),
+        (file, mode, from, length), 0)
 
 ssize_t copy_file_range(int source, off64_t *from, int file, off64_t *to, size_t length,
                         unsigned flags)
@@ -127,22 +129,33 @@ int rename(const char *from, const char *to)
     return real(from, to);
 }
 
-static int creates(const char *path, int flags)
+static int creates(int below, const char *path, int flags)
 {
-    return (flags & O_CREAT) && path[0] == '/' && fails(path, 0);
+    char link[64], whole[2 * PATH_MAX] = "";
+    ssize_t length;
+    if (!(flags & O_CREAT))
+        return 0;
+    if (path[0] == '/')
+        return fails(path, 0);
+    snprintf(link, sizeof link, "/proc/self/fd/%d", below);
+    length = readlink(link, whole, PATH_MAX);
+    snprintf(whole + (length > 0 ? length : 0), PATH_MAX, "/%s", path);
+    return fails(whole, 0);
 }
 
-#define OPENS(name)                                                                                \
-    int name(const char *path, int flags, ...)                                                     \
+#define OPENS(name, below, arguments, passed)                                                      \
+    int name arguments                                                                             \
     {                                                                                              \
         REAL(name);                                                                                \
         va_list rest;                                                                              \
         va_start(rest, flags);                                                                     \
         mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0;                                  \
         va_end(rest);                                                                              \
-        if (creates(path, flags))                                                                  \
+        if (creates(below, path, flags))                                                           \
             FAIL;                                                                                  \
-        return real(path, flags, mode);                                                            \
+        return real passed;                                                                        \
     }
-OPENS(open)
-OPENS(open64)
+OPENS(open, AT_FDCWD, (const char *path, int flags, ...), (path, flags, mode))
+OPENS(open64, AT_FDCWD, (const char *path, int flags, ...), (path, flags, mode))
+OPENS(openat, below, (int below, const char *path, int flags, ...), (below, path, flags, mode))
+OPENS(openat64, below, (int below, const char *path, int flags, ...), (below, path, flags, mode))
