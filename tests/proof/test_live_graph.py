@@ -78,7 +78,8 @@ def rope_nodes(layout: str, n_rot: int, head_dim: int) -> tuple[Wanted, Any]:
     import numpy as np
 
     from ggext.proof.kernels import as_factors
-    from ggext.runtime.ggml import RopeNode, devices, rope_on
+    from ggext.runtime.ggml_devices import devices, rope_on
+    from ggext.runtime.rope_watcher import RopeNode
 
     geometry = RopeGeometry(n_rot, head_dim, 10000.0, layout, 256)  # type: ignore[arg-type]
     wanted = Wanted(RopeScaling("yarn", factor=4), geometry, "a test")
@@ -133,7 +134,7 @@ def test_a_folded_gain_is_not_the_kernels() -> None:
 
 
 def test_every_device_is_measured_to_a_million_tokens(files: dict[str, Path]) -> None:
-    from ggext.runtime.ggml import devices
+    from ggext.runtime.ggml_devices import devices
 
     report = verify(files["yarn"])
     names = {row.kernel for row in report.kernels}
@@ -149,9 +150,9 @@ def test_every_device_is_measured_to_a_million_tokens(files: dict[str, Path]) ->
 def test_positions_beyond_the_context_do_not_decide(
     monkeypatch: pytest.MonkeyPatch, files: dict[str, Path]
 ) -> None:
-    from ggext.runtime import ggml
+    from ggext.runtime import ggml_devices
 
-    real = ggml.rope_on
+    real = ggml_devices.rope_on
 
     def broken(
         device: Any, call: Any, rows: Any, positions: Any, first: int = 0
@@ -161,9 +162,9 @@ def test_positions_beyond_the_context_do_not_decide(
         turned[positions >= first] *= -1.0
         return turned
 
-    monkeypatch.setattr(ggml, "rope_on", partial(broken, first=1024))
+    monkeypatch.setattr(ggml_devices, "rope_on", partial(broken, first=1024))
     assert verify(files["yarn"], levels=["kernel"]).passed
-    monkeypatch.setattr(ggml, "rope_on", partial(broken, first=512))
+    monkeypatch.setattr(ggml_devices, "rope_on", partial(broken, first=512))
     report = verify(files["yarn"], levels=["kernel"])
     assert not report.passed
     assert "less exactly than float32 explains" in next(
@@ -262,8 +263,8 @@ def test_a_tensor_whose_sizes_contradict_each_other_is_not_read() -> None:
 
     functions = ggml.library()
     call = ggml.RopeCall(8, 0, 64, 10000.0, 1.0, 0.0, 1.0, 32.0, 1.0)
-    with ggml._context(functions) as context:
-        address = ggml._rope_nodes(functions, context, call, (4, 2, 8))[0]
+    with ggml.graph_context(functions) as context:
+        address = ggml.rope_nodes(functions, context, call, (4, 2, 8))[0]
         with pytest.raises(ModelError, match="cannot be read"):  # no data yet
             ggml.read_tensor(functions, address)
         ggml.Tensor.from_address(address).nb[1] = 1 << 40
@@ -279,12 +280,15 @@ def test_what_ggml_would_abort_on_is_refused(change: dict[str, Any]) -> None:
 
     import numpy as np
 
-    from ggext.runtime import ggml
+    from ggext.runtime import ggml, ggml_devices
 
     call = replace(ggml.RopeCall(8, 0, 64, 10000.0, 1.0, 0.0, 1.0, 32.0, 1.0), **change)
     with pytest.raises(ModelError):
-        ggml.rope_on(
-            ggml.devices()[0], call, np.zeros((2, 1, 8), np.float32), np.arange(2)
+        ggml_devices.rope_on(
+            ggml_devices.devices()[0],
+            call,
+            np.zeros((2, 1, 8), np.float32),
+            np.arange(2),
         )
 
 
