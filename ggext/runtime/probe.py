@@ -11,8 +11,8 @@ from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_
 from ggext.runtime import apart, llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
-from ggext.runtime.ggml import RopeNode, RopeWatcher
 from ggext.runtime.model import Model
+from ggext.runtime.rope_watcher import RopeNode, RopeWatcher
 
 if TYPE_CHECKING:
     import numpy as np

@@ -50,6 +50,7 @@ _HEAD = struct.Struct("<8sII")
 _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
+_FLASH = "the use of flash attention"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 _PART = 1 << 20  # bytes of one read
@@ -127,6 +128,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     facts = {
         "key": dict(key),
         _TABLE: table,
+        _FLASH: session.cache.flash_attention,
         "gone": _gone_as_json(session),
         "account": account,
         "aligned": aligned,
@@ -180,6 +182,8 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
         )
     table = table_digest(session.model.header, session.cache.regime_of(n_tokens))
     _check_key(document, {_TABLE: table})
+    if _FLASH in document:
+        _check_key(document, {_FLASH: session.cache.flash_attention})
     gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
     tokens = np.frombuffer(file.read(at, 4 * n_tokens), "<i4").tolist()
     logits = np.frombuffer(file.read(at + 4 * n_tokens, 4 * n_logits), "<f4")
@@ -357,7 +361,7 @@ def _count(path: Path, document: Mapping[str, Any], name: str) -> int:
     return count
 
 
-def _check_key(saved: Any, now: Mapping[str, str]) -> None:
+def _check_key(saved: Any, now: Mapping[str, str | bool]) -> None:
     there = saved if isinstance(saved, dict) else {}
     for name, value in now.items():
         if there.get(name) != value:
