@@ -28,7 +28,7 @@ from ggext.gguf.writer import (
     put_in_place,
     write_gguf,
 )
-from ggext.rope.encode import SCALING_TENSORS, Encoding, EncodingName
+from ggext.rope.encoding import SCALING_TENSORS, Encoding, EncodingName
 from ggext.rope.recipe import PROGRAM, Searched
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 

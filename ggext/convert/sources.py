@@ -31,18 +31,16 @@ from ggext.rope import methods
 from ggext.rope.capabilities import UNROTATED
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
-from ggext.rope.decode import (
+from ggext.rope.decode import decode, geometry_of, turning_pairs
+from ggext.rope.encoders import still_factors
+from ggext.rope.keys import (
     FACTOR_TENSORS,
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
-    decode,
-    geometry_of,
     query_scale,
     stated_method,
-    turning_pairs,
 )
-from ggext.rope.encoders import still_factors
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 if TYPE_CHECKING:
