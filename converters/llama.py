@@ -93,10 +93,10 @@ class Llama(Family):
 
     def rope(self) -> CheckpointRope:
         rope = super().rope()
-        if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
+        n_rot = rope.geometry.n_rot
+        if n_rot and n_rot != self.head_dim and not self.rotates_part:
             raise CheckpointError(
-                f"{self.config.source}: {rope.geometry.n_rot} of {self.head_dim} dimensions are "
-                "rotated "
+                f"{self.config.source}: {n_rot} of {self.head_dim} dimensions are rotated "
                 f"(partial_rotary_factor); llama.cpp's architecture {self.arch} rotates all"
             )
         return rope

@@ -33,6 +33,7 @@ MEASURED = frozenset(
         "glm4moe",
         "gpt-oss",
         "granite",
+        "granitehybrid",
         "lfm2",
         "llama",
         "mistral3",

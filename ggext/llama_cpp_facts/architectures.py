@@ -101,6 +101,16 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_norm": ("state",),
     "ssm_out": ("inner", "embd"),
 }
+#: Of Mamba 2.
+_MAMBA2: Mapping[str, Shape] = {
+    "ssm_in": ("embd", "channels+inner+inner_heads"),
+    "ssm_conv1d": ("conv", "channels"),
+    "ssm_dt": ("inner_heads",),
+    "ssm_a": ("one", "inner_heads"),
+    "ssm_d": ("one", "inner_heads"),
+    "ssm_norm": ("inner_of_group", "groups"),
+    "ssm_out": ("inner", "embd"),
+}
 _CONVOLUTIONS = {
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
@@ -135,6 +145,8 @@ class ArchitectureFacts:
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
     delta_net: Literal["no", "split", "fused"] = "no"
+    # whether some layers are Mamba 2; "doubled": twice as wide as the model, as the loader asserts
+    mamba2: Literal["no", "any", "doubled"] = "no"
     # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
     sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
@@ -200,6 +212,9 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gpt2": _PLAIN,
         "gptneox": _PART,
         "granite": _LLAMA,
+        "granitehybrid": ArchitectureFacts(
+            experts="some", mamba2="doubled", shapes=_MAMBA2
+        ),
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
         "internlm2": _PLAIN,

@@ -24,7 +24,7 @@ from ggext.llama_cpp_facts.limits import (
     MAX_LAYERS,
     NVFP4,
 )
-from ggext.llama_cpp_facts.recurrent import recurrent_layers
+from ggext.llama_cpp_facts.recurrent import attending_layers, recurrent_layers
 from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
 
 _MOST = 2**31 - 1
@@ -72,12 +72,13 @@ def problems(
     try:
         whole, sizes = _sizes(arch, facts, keys, vocabulary)
         recurs = recurrent_layers(arch, keys, whole.layers)
+        attends = attending_layers(arch, keys, whole.layers)
     except ValueError as error:
         yield str(error)
         return
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
-    yield from _mixers(facts, recurs, tensors)
+    yield from _mixers(facts, recurs, attends, tensors)
 
 
 #: What an architecture's keys may list layer by layer, where its layers differ.
@@ -181,7 +182,11 @@ def _heads(
 ) -> dict[str, int]:
     heads = read.same("attention.head_count", layers)
     own = _delta_net(read) if facts.delta_net != "no" else {}
-    if facts.convolutions:
+    if facts.mamba2 != "no":
+        own = _mamba2(facts, read, width)
+        kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
+        conv = own["conv"]
+    elif facts.convolutions:
         kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
         conv = read.number("shortconv.l_cache", least=2)
     else:
@@ -216,6 +221,26 @@ def _heads(
         )
     _check_rotation(rot, key, whole=facts.rotates == "whole")
     return result
+
+
+def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
+    heads, groups = read.number("ssm.time_step_rank"), read.number("ssm.group_count")
+    state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+    if inner % heads or heads % groups:
+        raise ValueError(
+            f"ssm.inner_size is {inner} and ssm.time_step_rank {heads}, with {groups} groups"
+        )
+    if facts.mamba2 == "doubled" and inner != 2 * width:
+        raise ValueError(f"ssm.inner_size is {inner}, not twice embedding_length")
+    return {
+        "conv": read.number("ssm.conv_kernel", least=2),
+        "state": state,
+        "inner": inner,
+        "inner_heads": heads,
+        "groups": groups,
+        "inner_of_group": inner // groups,
+        "channels": inner + 2 * groups * state,
+    }
 
 
 def _delta_net(read: _Numbers) -> dict[str, int]:
@@ -365,7 +390,7 @@ def _tensors(
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{list(expected)}"
             )
-        if name.endswith((".ssm_a", ".scale")) or any(
+        if name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
         ):
             if tensor.type != F32:
@@ -386,7 +411,7 @@ def _expected(
 ) -> tuple[int, ...] | None:
     """None: the table does not know the tensor, or not the numbers that it is made of."""
     stem, _, kind = name.rpartition(".")
-    if kind == "ssm_a":  # which has neither a weight nor a bias
+    if kind in ("ssm_a", "ssm_d"):  # which have neither a weight nor a bias
         stem = name
     elif kind not in ("weight", "bias"):
         return None
@@ -416,6 +441,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _mixers(
     facts: ArchitectureFacts,
     recurs: list[bool],
+    attends: list[bool],
     tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     """Loaders that take these tensors for optional read a null pointer where they are not there."""
@@ -432,13 +458,19 @@ def _mixers(
         recurrent = (("attn_qkv", "attn_gate"),)
     if facts.delta_net == "fused":
         recurrent = (("ssm_in",), *recurrent)
-    for layer, recurring in enumerate(recurs):
-        wanted = recurrent if recurring else attention
-        if wanted and not any(
-            all(f"blk.{layer}.{name}.weight" in tensors for name in names)
-            for names in wanted
-        ):
-            yield f"layer {layer} has no {', '.join(wanted[-1])}"
+    if facts.mamba2 != "no":
+        recurrent = (("ssm_conv1d.bias",),)
+    for layer, (recurring, attending) in enumerate(zip(recurs, attends, strict=True)):
+        for wanted in (recurrent if recurring else (), attention if attending else ()):
+            if wanted and not any(
+                all(f"blk.{layer}.{_with_kind(name)}" in tensors for name in names)
+                for names in wanted
+            ):
+                yield f"layer {layer} has no {', '.join(wanted[-1])}"
+
+
+def _with_kind(name: str) -> str:
+    return name if name.endswith(".bias") else f"{name}.weight"
 
 
 class _Numbers:

@@ -104,6 +104,14 @@ _GRANITE_MOE = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
 }
+_GRANITE_MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "shared_intermediate_size": 96,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -531,6 +539,34 @@ ROWS = {
             "mamba_n_heads": 4,
             "tie_word_embeddings": True,
         },
+    ),
+    "granitemoehybrid-mamba": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"num_local_experts": 0},
+        None,
+        beyond=False,
+    ),
+    "granitemoehybrid-mamba-experts": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"mamba_conv_bias": False},
+        None,
+        beyond=False,
+    ),
+    "granitemoehybrid-mamba-rope": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"position_embedding_type": "rope"},
+    ),
+    "granitemoehybrid-nope": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "mamba_n_heads": 4,
+        },
+        None,
+        beyond=False,
     ),
     "granitemoeshared": Row(
         "granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}

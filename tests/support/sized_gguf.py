@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
-from ggext.llama_cpp_facts.recurrent import DELTA_NETS, recurrent_layers
+from ggext.llama_cpp_facts.recurrent import DELTA_NETS, MAMBAS, recurrent_layers
 
 if TYPE_CHECKING:
     from ggext.runtime import llama
@@ -96,6 +96,7 @@ _CHOSEN = {
 }
 
 _SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
+_GRANITE_ATTENDS = (5, 15, 25, 35)
 _LFM2_ATTENDS = (2, 5, 8, 10, 12, 14)
 
 
@@ -108,6 +109,16 @@ def _delta_net(n_keys: int, n_values: int) -> dict[str, Any]:
         "ssm.inner_size": 128 * n_values,
         "rope.dimension_count": 64,
         "full_attention_interval": 4,
+    }
+
+
+def _mamba2(heads: int, groups: int, state: int, inner: int) -> dict[str, Any]:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": state,
+        "ssm.group_count": groups,
+        "ssm.time_step_rank": heads,
+        "ssm.inner_size": inner,
     }
 
 
@@ -267,6 +278,28 @@ SHAPES = {
     "granite-2b": Shape(
         "granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE
     ),
+    "granite-4.0-h-tiny": Shape(
+        "granitehybrid",
+        40,
+        1536,
+        12,
+        4,
+        128,
+        512,
+        100352,
+        tied=True,
+        experts=(64, 6, 512),
+        shared_ff=1024,
+        keys=_GRANITE
+        | _mamba2(48, 1, 128, 3072)
+        | {
+            "expert_shared_feed_forward_length": 1024,
+            "rope.scaling.finetuned": False,
+            "attention.head_count_kv": [
+                4 if i in _GRANITE_ATTENDS else 0 for i in range(40)
+            ],
+        },
+    ),
     "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, tied=True),
     "starcoder2-3b": Shape(
         "starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True
@@ -345,7 +378,7 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A delta net, or a short convolution."""
+    """A delta net, a short convolution, or Mamba 2."""
     if s.arch == "lfm2":
         yield "shortconv.conv.weight", (s.keys["shortconv.l_cache"], s.width)
         yield "shortconv.in_proj.weight", (s.width, 3 * s.width)
@@ -353,7 +386,18 @@ def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         return
     state, heads = s.keys["ssm.state_size"], s.keys["ssm.time_step_rank"]
     inner = s.keys["ssm.inner_size"]
-    channels = inner + 2 * state * s.keys["ssm.group_count"]
+    groups = s.keys["ssm.group_count"]
+    channels = inner + 2 * state * groups
+    if s.arch in MAMBAS:
+        yield "ssm_in.weight", (s.width, inner + channels + heads)
+        yield "ssm_conv1d.weight", (s.keys["ssm.conv_kernel"], channels)
+        yield "ssm_conv1d.bias", (channels,)
+        yield "ssm_dt.bias", (heads,)
+        yield "ssm_a", (1, heads)
+        yield "ssm_d", (1, heads)
+        yield "ssm_norm.weight", (inner // groups, groups)
+        yield "ssm_out.weight", (inner, s.width)
+        return
     yield "attn_qkv.weight", (s.width, channels)
     yield "attn_gate.weight", (s.width, inner)
     yield "ssm_conv1d.weight", (s.keys["ssm.conv_kernel"], channels)
@@ -497,15 +541,24 @@ def header_keys(s: Shape) -> dict[str, Any]:
     return {f"{s.arch}.{k}": v for k, v in (keys | s.keys).items()}
 
 
+#: Ends of the names of what is not of the file's type.
+_FLOAT32 = (
+    ".bias",
+    "conv1d.weight",
+    "shortconv.conv.weight",
+    "ssm_norm.weight",
+    "ssm_a",
+    "ssm_d",
+)
+
+
 def write_sized(path: Path, s: Shape) -> Path:
     """The header of such a model, with a hole where the tensors would be."""
     infos, offset = [], 0
     for name, shape in tensors(s):
         kind = (
             s.type
-            if len(shape) > 1
-            and not name.endswith((".bias", "conv1d.weight", "shortconv.conv.weight"))
-            and "gate_inp" not in name
+            if len(shape) > 1 and not name.endswith(_FLOAT32) and "gate_inp" not in name
             else F32
         )
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))

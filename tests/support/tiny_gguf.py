@@ -238,6 +238,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
+    "granitehybrid": (
+        "granitemoehybrid",
+        {
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "position_embedding_type": "rope",
+            "num_local_experts": 0,
+            "shared_intermediate_size": N_FF,
+            "mamba_n_heads": 4,
+            "mamba_d_state": HEAD,
+        },
+    ),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
     "internlm2": ("internlm2", {}),
