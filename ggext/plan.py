@@ -37,6 +37,8 @@ MEASURED = frozenset(
         "lfm2",
         "llama",
         "mistral3",
+        "nemotron_h",
+        "nemotron_h_moe",
         "olmo2",
         "olmoe",
         "phi3",

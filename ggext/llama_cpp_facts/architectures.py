@@ -164,6 +164,17 @@ _DELTA_EXPERTS = ArchitectureFacts(
     delta_net="split",
     shapes=_GATED_QUERIES,
 )
+_NEMOTRON_H = ArchitectureFacts(
+    rotates="part",
+    mamba2="any",
+    shapes={
+        **_MAMBA2,
+        "ffn_latent_down": ("embd", "latent"),
+        "ffn_latent_up": ("latent", "embd"),
+        "ffn_up_exps": ("latent", "expert_ff", "experts"),
+        "ffn_down_exps": ("expert_ff", "latent", "experts"),
+    },
+)
 _DEEPSEEK2 = ArchitectureFacts(
     rotates="part",
     latent="cached",
@@ -246,6 +257,10 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "mistral4": _DEEPSEEK2,
         "mpt": _PLAIN,
         "nemotron": _PART,
+        "nemotron_h": _NEMOTRON_H,
+        "nemotron_h_moe": replace(
+            _NEMOTRON_H, experts="all", expert_rows="own", shared_rows="own"
+        ),
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
         "olmoe": ArchitectureFacts(experts="all", shapes=_NORMS_OF_ALL_HEADS),

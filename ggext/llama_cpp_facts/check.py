@@ -158,8 +158,12 @@ class Sizes:
         values["each"] = read.number("embedding_length_per_layer_input", 0, least=0)
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["latent"] = read.number("moe_latent_size", 0, least=0) or values["embd"]
         values["context"] = read.number("context_length", 0, least=0) or -1
-        values["ff"] = read.first("feed_forward_length", layers, 0)
+        if facts.mamba2 == "no":
+            values["ff"] = read.first("feed_forward_length", layers, 0)
+        else:  # where some layers have none
+            values["ff"] = read.same("feed_forward_length", layers, skipped=0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])
         return cls(trunk, values)

@@ -25,7 +25,14 @@ pytest.importorskip("transformers")
 
 @pytest.fixture(
     scope="module",
-    params=["bloom", "gpt2", "gpt_bigcode", "granitemoehybrid-mamba", "mpt"],
+    params=[
+        "bloom",
+        "gpt2",
+        "gpt_bigcode",
+        "granitemoehybrid-mamba",
+        "mpt",
+        "nemotron_h",
+    ],
 )
 def models(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory

@@ -112,6 +112,17 @@ _GRANITE_MAMBA: dict[str, Any] = {
     "mamba_n_groups": 2,
     "mamba_d_state": 16,
 }
+_NEMOTRON_H: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "head_dim": 32,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "n_routed_experts": 6,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -703,6 +714,40 @@ ROWS = {
     ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "nemotron_h": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]
+            + ["linear_attention"]
+        },
+        None,
+        beyond=False,
+    ),
+    "nemotron_h-experts": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_group": 2,
+            "topk_group": 1,
+        },
+        None,
+        beyond=False,
+    ),
+    "nemotron_h-latent": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "moe_latent_size": 24,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "use_conv_bias": False,
+        },
+        None,
+        beyond=False,
+    ),
     "olmo": Row("olmo"),
     "olmo-clipped": Row("olmo", {"clip_qkv": 1.5, "tie_word_embeddings": True}),
     "olmo2": Row("olmo2"),

@@ -325,6 +325,22 @@ def _what_belongs_together(
             "mamba_expand": 2 if random.random() < 0.95 else 1,
             "mamba_d_head": "auto",
         }
+    if model_type == "nemotron_h":
+        wide = random.choice(("mlp", "moe"))
+        kinds = ["linear_attention", "full_attention", wide]
+        fixed |= {
+            "layers_block_type": kinds[: 2 + (random.random() < 0.8)]
+            + random.choices(kinds, k=layers),
+            "num_hidden_layers": None,
+            **_mamba2(random, heads="mamba_num_heads", groups="n_groups"),
+            "mamba_head_dim": random.choice((8, 16)),
+            "ssm_state_size": random.choice((8, 24)),
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": random.choice((None, 24)),
+            "use_bias": random.random() < 0.05,
+            "mamba_proj_bias": False,
+        }
+        config.pop("num_hidden_layers")
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
     if "linear_key_head_dim" in config:

@@ -150,6 +150,17 @@ DELTA_EXPERTS = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }
+NEMOTRON_H: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "head_dim": HEAD,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": HEAD,
+    "ssm_state_size": HEAD,
+    "n_groups": 2,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+}
 LATENT = {
     "num_key_value_heads": N_HEADS,
     "first_k_dense_replace": 1,
@@ -301,6 +312,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
     "nemotron": ("nemotron", {}),
+    "nemotron_h": (
+        "nemotron_h",
+        NEMOTRON_H
+        | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]},
+    ),
+    "nemotron_h_moe": (
+        "nemotron_h",
+        NEMOTRON_H
+        | {"layers_block_type": ["linear_attention", "full_attention", "moe"]},
+    ),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
     "olmoe": (
