@@ -15,14 +15,9 @@ from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
+from ggext.convert.mapped_tensor import MappedTensor, RowBlock, rows_at_once
 from ggext.convert.named_tensors import named_tensors
-from ggext.convert.rules import (
-    MappedTensor,
-    RowBlock,
-    map_tensors,
-    rows_at_once,
-    taken_scalars,
-)
+from ggext.convert.rules import map_tensors, taken_scalars
 from ggext.converters import family_of
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf

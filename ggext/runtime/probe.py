@@ -10,8 +10,8 @@ from ggext.errors import ModelError
 from ggext.runtime import apart, llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
-from ggext.runtime.ggml import RopeNode, RopeWatcher
 from ggext.runtime.model import Model
+from ggext.runtime.rope_watcher import RopeNode, RopeWatcher
 
 if TYPE_CHECKING:
     import numpy as np

@@ -47,6 +47,7 @@ _HEAD = struct.Struct("<8sII")
 _CHECKED_FROM = 12
 _MAX_JSON = 1 << 16
 _TABLE = "the RoPE table"
+_FLASH = "the use of flash attention"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 
@@ -123,6 +124,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     facts = {
         "key": dict(key),
         _TABLE: table,
+        _FLASH: session.cache.flash_attention,
         "gone": _gone_as_json(session),
         "account": account,
         "aligned": aligned,
@@ -171,6 +173,8 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
         )
     table = table_digest(session.model.header, session.cache.regime_of(n_tokens))
     _check_key(document, {_TABLE: table})
+    if _FLASH in document:
+        _check_key(document, {_FLASH: session.cache.flash_attention})
     gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
     tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
     logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
@@ -316,7 +320,7 @@ def _count(path: Path, document: Mapping[str, Any], name: str) -> int:
     return count
 
 
-def _check_key(saved: Any, now: Mapping[str, str]) -> None:
+def _check_key(saved: Any, now: Mapping[str, str | bool]) -> None:
     there = saved if isinstance(saved, dict) else {}
     for name, value in now.items():
         if there.get(name) != value:

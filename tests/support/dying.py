@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from ggext.errors import ContextFullError, UsageError
-from ggext.runtime.child import Channel
+from ggext.runtime.channel import Channel
 
 
 def doubled(values: list[int]) -> list[int]:

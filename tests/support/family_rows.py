@@ -718,8 +718,8 @@ ROWS = {
         "nemotron_h",
         _NEMOTRON_H
         | {
-            "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"]
-            + ["linear_attention"]
+            "layers_block_type": "linear_attention mlp full_attention mlp "
+            "linear_attention".split()
         },
         None,
         beyond=False,
