@@ -19,6 +19,7 @@ from ggext.llama_cpp_facts.recurrent import (
     MAMBAS,
     NEMOTRONS,
 )
+from ggext.rope.capabilities import unrotated
 
 _SCALED_QUERIES = (
     "gemma",
@@ -226,7 +227,8 @@ class _Builder(Recurrent):
             )
         if not self._norms_heads_as_one:
             q, k = self.norm(q, f"{at}attn_q_norm"), self.norm(k, f"{at}attn_k_norm")
-        q, k = (self.same(t, self.positions) for t in (q, k))
+        if not unrotated(self.arch.name, self.arch.keys):
+            q, k = (self.same(t, self.positions) for t in (q, k))
         return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v, gated
 
     @property

@@ -51,10 +51,10 @@ class Recurrent(Nodes):
         mixed = self.same(self.same(mixed))
         steps = self.same(self.op((heads, self.n), time))
         values = self.view(mixed, (inner, self.n))
-        out = self.op((inner * self.n + layer.state,), steps, values)
+        out = self.op((inner * self.n + layer.state,), values, steps)
         self._keep(self.view(out, (layer.state,)))
         skipped = self.op((inner, self.n), values)
-        x = self.same(self.view(out, (inner, self.n)), skipped)
+        x = self.same(self.view(out, (inner, self.n), whole=True), skipped)
         x = self.op((inner, self.n), self.op((inner, self.n), gate), x)
         return self.matrix(self.norm(x, f"{at}ssm_norm"), f"{at}ssm_out")
 

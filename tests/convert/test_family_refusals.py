@@ -37,6 +37,9 @@ LATENT = {
 GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 
 
+NEMOTRON_H = tiny_gguf.NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp"]
+}
 GRANITE_MAMBA = {
     "layer_types": ["linear_attention", "full_attention"],
     "mamba_n_heads": 4,
@@ -129,6 +132,35 @@ DELTA_NET = (
             "llama.cpp has no limit",
         ),
         ("granitemoehybrid", GRANITE_MAMBA | {"mamba_proj_bias": True}, "in_proj.bias"),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"layers_block_type": ["linear_attention", "mlp"]},
+            "llama.cpp needs both",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H
+            | {
+                "layers_block_type": [
+                    "linear_attention",
+                    "full_attention",
+                    "mlp",
+                    "moe",
+                ]
+            },
+            "has one kind in a model",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"mlp_hidden_act": "silu"},
+            "hidden_act is 'silu'",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"mamba_hidden_act": "gelu"},
+            "mamba_hidden_act is 'gelu'",
+        ),
+        ("nemotron_h", NEMOTRON_H | {"use_bias": True}, "in_proj.bias"),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (
