@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import UNROTATED, capability_of
-from ggext.rope.config import CheckpointRope, read_replaceable_rope
+from ggext.rope.config import read_replaceable_rope
+from ggext.rope.config_reader import CheckpointRope
 from ggext.rope.families import FULL, SLIDING, text_part
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 

@@ -18,7 +18,7 @@ from ggext.converters.base import (
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
-from ggext.rope.config import CheckpointRope
+from ggext.rope.config_reader import CheckpointRope
 
 WITHOUT_OUTPUT = (
     " (the output matrix): the weights are a base model's, and tie_word_embeddings is not true; "

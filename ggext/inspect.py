@@ -18,17 +18,8 @@ from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.capabilities import LEARNED_POSITIONS, capability_of, unrotated
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import (
-    ROPE_FREQS,
-    LayerKind,
-    context_parameters,
-    decode_sliding,
-    geometry_of,
-    layer_kinds,
-    query_scale,
-    rolls,
-    stated_method,
-)
+from ggext.rope.decode import LayerKind, decode_sliding, geometry_of, layer_kinds, rolls
+from ggext.rope.keys import ROPE_FREQS, context_parameters, query_scale, stated_method
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.runtime.refusals import refusal

@@ -14,7 +14,7 @@ from ggext.screen.flags import in_flags
 
 if TYPE_CHECKING:
     from ggext.convert import Plan
-    from ggext.rope.encode import Encoding
+    from ggext.rope.encoding import Encoding
 
 
 def describe(plan: Plan, name: str | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
 from ggext.gguf.open import read_gguf
-from ggext.rope.decode import QUERY_SCALE
+from ggext.rope.keys import QUERY_SCALE
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("transformers")
