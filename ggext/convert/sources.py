@@ -28,7 +28,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
-from ggext.rope.capabilities import UNROTATED
+from ggext.rope.capabilities import unrotated
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import decode, geometry_of, turning_pairs
@@ -153,6 +153,15 @@ class ModelSource:
     problem: str = ""
     # The files, as they were before they were read.
     inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def unrotated(self) -> str:
+        """Why the model does not rotate, nothing where it does."""
+        prefix = f"{self.arch}."
+        return unrotated(
+            self.arch,
+            {key.removeprefix(prefix): f.value for key, f in self.fields.items()},
+        )
 
     @property
     def needs_mending(self) -> bool:
@@ -349,7 +358,7 @@ def _of_gguf(
 ) -> tuple[RopeScaling | None, RopeGeometry, str]:
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
-    if gguf.arch in UNROTATED:
+    if unrotated(gguf.arch, gguf.arch_keys()):
         context = int(gguf.arch_keys().get("context_length", 1))
         return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""
