@@ -86,7 +86,10 @@ class Afmoe(Llama):
             yield weight(self.embedding, self.vocab_size, self.n_embd, target=target)
 
     def _without_growth(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return values / values.dtype.type(math.sqrt(self.n_embd))
+        divided: np.ndarray[Any, Any] = values / values.dtype.type(
+            math.sqrt(self.n_embd)
+        )
+        return divided
 
     def norms(self, block: str) -> Iterator[TensorRule]:
         yield from super().norms(block)

@@ -121,7 +121,7 @@ class MimoV2Flash(Llama):
         return super().metadata() | said
 
     def _kv_heads(self, layer: int) -> int:
-        return 2 * self.n_kv_heads if self.slides[layer] else self.n_kv_heads
+        return int(self.n_kv_heads * (2 if self.slides[layer] else 1))
 
     def stored_name(self, name: str) -> str:
         return name.replace(".attention_sink_bias", ".sinks")

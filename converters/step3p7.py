@@ -144,12 +144,12 @@ class Step3p7(Llama):
 
     def _limits(self, key: str) -> list[float]:
         """One a layer, 0 where there is none."""
-        given = self.config.values.get(key) or [None] * self.n_layers
-        numbers = all(
+        given: Any = self.config.values.get(key) or [None] * self.n_layers
+        whole = isinstance(given, list) and len(given) == self.n_layers
+        if not whole or not all(
             value is None or (type(value) in (int, float) and value >= 0)
-            for value in (given if isinstance(given, list) else [""])
-        )
-        if not numbers or len(given) != self.n_layers:
+            for value in given
+        ):
             raise CheckpointError(
                 f"{self.config.source}: {key} must have a number or null for each of "
                 f"{self.n_layers} layers"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ggext.errors import UsageError
-from ggext.footprint import machine
+from ggext.footprint import machine, speeds
 from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.planner import LONGEST, Choices, Memories, Planner, Share
@@ -33,9 +33,12 @@ MEASURED = frozenset(
         "glm4moe",
         "gpt-oss",
         "granite",
+        "granitehybrid",
         "lfm2",
         "llama",
         "mistral3",
+        "nemotron_h",
+        "nemotron_h_moe",
         "olmo2",
         "olmoe",
         "phi3",
@@ -130,7 +133,11 @@ def plan(
     arch = architecture(header)
     free, gpu_layers = _devices(options.gpu_layers, free)
     planner = Planner(
-        header, arch, options.choices, min(gpu_layers, len(arch.layers) + 1)
+        header,
+        arch,
+        options.choices,
+        min(gpu_layers, len(arch.layers) + 1),
+        speeds.flash_until(arch) if not gpu_layers else 0,
     )
     largest = planner.largest(free)
     tokens = _length(planner, options, free)

@@ -39,6 +39,8 @@ class KeptSettings:
     kv: str = "f16"
     swa: str = "auto"
     dynamic_ntk: str | None = None
+    # the path of a LoRA adapter's file
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

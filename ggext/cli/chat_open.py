@@ -197,6 +197,7 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
         leaves_memory=request.ctx is None and is_empty,
+        adapter=request.adapter,
     )
 
 
@@ -277,6 +278,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         think = "show"
     elif think is not None or conversation.prompts.think:
         think = "hide"
+    adapter = None if request.adapter is None else os.path.abspath(request.adapter)
     sampled: dict[str, Any] = {name: getattr(sampling, name) for name in SAMPLED}
     return KeptSettings(
         model=os.path.abspath(request.file),
@@ -289,6 +291,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         kv=request.kv,
         swa=request.swa,
         dynamic_ntk=request.dynamic_ntk,
+        adapter=adapter,
         **sampled,
     )
 

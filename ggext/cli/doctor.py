@@ -20,14 +20,19 @@ _MARKS = {"ok": "ok", "missing": "missing", "wrong": "WRONG"}
     short_help="Say what is installed, what is missing, and whether it works."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def doctor(as_json: bool) -> None:
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="Measure how texts are read fastest here, a minute or two, and keep it.",
+)
+def doctor(as_json: bool, measure: bool) -> None:
     """Look at the versions, the backends in use and what is missing, and run the self-tests.
 
     The exit code is 0 if nothing is wrong and 1 if something is; what is only missing is not wrong.
     """
     from ggext.doctor import examine
 
-    report = examine(progress=lambda line: note(f"  {line}"))
+    report = examine(progress=lambda line: note(f"  {line}"), measure=measure)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else in_words(report))
     sys.exit(not report.healthy)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.arguments import parse_tokens
+from ggext.cli import measuring
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import GGUF
 from ggext.cli.numbers import SECONDS
@@ -126,23 +127,10 @@ def _tokens(
     type=click.Choice(["llama.cpp", "yarn"]),
     help="Perplexity as llama-perplexity, or the YaRN paper, defines it too.",
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["auto", "template", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Prompts in the file's chat template, or raw.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."
-)
-@click.option(
-    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU."
-)
+@measuring.form
+@measuring.seed
+@measuring.threads
+@measuring.gpu_layers
 @click.option(
     "--resume",
     "partial",
@@ -157,12 +145,7 @@ def _tokens(
     metavar="FILE",
     help="Write one page with plots.",
 )
-@click.option(
-    "--card",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a section for a model card, in Markdown.",
-)
+@measuring.card
 def eval(  # noqa: A001 - the command's name
     files: tuple[Path, ...],
     as_json: bool,

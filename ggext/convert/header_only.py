@@ -16,8 +16,8 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import all_parts
 from ggext.gguf.types import F32, Field
-from ggext.rope.decode import ROPE_FREQS
-from ggext.rope.encode import SCALING_TENSORS
+from ggext.rope.encoding import SCALING_TENSORS
+from ggext.rope.keys import ROPE_FREQS
 
 Progress = Callable[[int], None]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.convert.fold import Rounding, scale_bytes, scale_values
-from ggext.convert.rules import RowBlock
+from ggext.convert.mapped_tensor import RowBlock
 from ggext.convert.sources import SourceTensor
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.pieces import Piece, stored_pieces

@@ -24,7 +24,7 @@ from ggext.errors import RopeError, UsageError
 from ggext.gguf.plain_files import read_plain
 from ggext.gguf.writer import check_output, whole_file
 from ggext.rope import methods
-from ggext.rope.encode import ENCODINGS, EncodingName
+from ggext.rope.encoding import ENCODINGS, EncodingName
 from ggext.rope.scaling import Method, RopeScaling
 
 _FORMAT = 1

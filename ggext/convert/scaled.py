@@ -12,7 +12,7 @@ from ggext.convert.sources import ModelSource, SourceTensor
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.gguf.types import Field
 from ggext.rope import methods
-from ggext.rope.encode import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
+from ggext.rope.encoding import SCALING_KEYS, SCALING_TENSORS, Encoding, EncodingName
 from ggext.rope.recipe import RECIPE_KEY, SEARCH, Recipe, Searched
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 

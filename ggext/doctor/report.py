@@ -12,7 +12,7 @@ State = Literal["ok", "missing", "wrong"]
 class Finding:
     """One thing that was looked at or tried."""
 
-    # versions, machine, backends or tests
+    # versions, machine, backends, tests or speed
     part: str
     name: str
     state: State

@@ -6,10 +6,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
-from ggext.doctor import backends, selftests
+from ggext.doctor import backends, reading, selftests
 from ggext.doctor.report import Finding
 from ggext.errors import GgextError
-from ggext.runtime.child import Channel, Child
+from ggext.runtime.channel import Channel
+from ggext.runtime.child import Child
 
 Step = Callable[[], Iterator[Finding]]
 
@@ -22,6 +23,8 @@ STEPS: dict[str, Step] = {
     "form of the cache": selftests.cache,
     "embedded model": selftests.model,
 }
+#: The steps that are only taken where they are asked for: they take minutes.
+MEASUREMENTS: dict[str, Step] = {"speed of reading": reading.findings}
 _ALONE = ("native rotation",)
 _END = "end"
 _PATIENCE = 900.0  # seconds for all of them
@@ -48,7 +51,7 @@ def findings(
         yield from found
     for name in left:
         progress(name)
-        yield from STEPS[name]()
+        yield from (STEPS | MEASUREMENTS)[name]()
 
 
 def _follow(
@@ -84,6 +87,6 @@ def answer(channel: Channel) -> None:
     """The child: a message before each step, and one for each finding."""
     for name in channel.receive() or []:
         channel.send({"step": name})
-        for finding in STEPS[name]():
+        for finding in (STEPS | MEASUREMENTS)[name]():
             channel.send({"finding": asdict(finding)})
     channel.send({"step": _END})

@@ -18,7 +18,7 @@ from ggext.export.tokenizer import Vocabulary
 from ggext.export.weights import DTYPES, Inverted, inverted, prevailing_dtype, write
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.gguf.writer import private_folder_beside
-from ggext.rope.encode import SCALING_TENSORS
+from ggext.rope.encoding import SCALING_TENSORS
 
 _WEIGHTS = "model.safetensors"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -218,3 +219,25 @@ def _reclaimable(file: Path) -> int:
         return int(lines.get("total_inactive_file") or lines["inactive_file"])
     except (OSError, KeyError, ValueError):
         return 0
+
+
+def processor() -> str:
+    """The model of the processor and what it can do."""
+    try:
+        with open("/proc/cpuinfo", "rb") as file:
+            # The first processor's paragraph: all of them take a while where there are hundreds.
+            lines = file.read(1 << 14).split(b"\n\n")[0].splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    kept = (
+        b"model",
+        b"cpu family",
+        b"stepping",
+        b"vendor_id",
+        b"flags",
+        b"Features",
+        b"CPU ",
+    )
+    return b"\n".join(line for line in lines if line.startswith(kept)).decode(
+        "ascii", "replace"
+    )

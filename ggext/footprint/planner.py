@@ -96,18 +96,25 @@ class Planner:
     arch: Architecture
     choices: Choices
     gpu_layers: int
+    # On a CPU, tokens of the longest context that is read faster with flash attention
+    # (`ggext.footprint.speeds`).
+    flash_until: int = 0
 
     def context(self, tokens: int, free: Memories) -> Context:
         """A context of so many tokens. Raises UsageError for choices that llama.cpp refuses.
 
-        Flash attention, where nothing was chosen: on a GPU, where a quantized cache needs it, and
-        where `free` holds the context in no other way; else a CPU is faster without it
-        (`benchmarks/results/generate.md`)."""
+        Flash attention, where nothing was chosen: on a GPU, where a quantized cache needs it, where
+        it was measured to be faster on this processor, and where `free` holds the context in no
+        other way; else a CPU is faster without it (`benchmarks/results/generate.md`)."""
         return self._larger(self._least(tokens, free), free)
 
     def _least(self, tokens: int, free: Memories) -> Context:
         """`context` with the fewest tokens at once."""
-        flash = True if self._needs_flash_attention else self.choices.flash_attention
+        flash = self.choices.flash_attention
+        if self._needs_flash_attention or (
+            flash is None and tokens <= self.flash_until
+        ):
+            flash = True
         whole = whole_windows(
             self.choices.swa, self.arch.window, tokens, min(self._batch, tokens)
         )

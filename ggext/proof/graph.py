@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggext.runtime.ggml import RopeCall, RopeNode
+    from ggext.runtime.ggml import RopeCall
     from ggext.runtime.model import Model
+    from ggext.runtime.rope_watcher import RopeNode
 
 _FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
 #: Noise of an angle that is read from float32 rows, in radians.

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggext.native import Device as NativeDevice
-    from ggext.runtime.ggml import Device, RopeCall
+    from ggext.runtime.ggml import RopeCall
+    from ggext.runtime.ggml_devices import Device
 
 #: float32 rounding of a rotation of values up to 1: three operations of 6e-8 each, and the gain.
 KERNEL_TOLERANCE = 1e-6
@@ -129,7 +130,7 @@ def check_devices(
     table: RopeTable, geometry: RopeGeometry, call: RopeCall | None
 ) -> tuple[list[Check], list[KernelRow]]:
     """llama.cpp's ROPE on every device. Only positions inside the context decide."""
-    from ggext.runtime.ggml import devices
+    from ggext.runtime.ggml_devices import devices
 
     checks, rows = [], []
     for device in devices():
@@ -166,7 +167,8 @@ def _measure(
     """Rows of pairs (1, 0), which the operation turns into the gain times (cos, sin)."""
     import numpy as np
 
-    from ggext.runtime.ggml import NEOX, rope_on
+    from ggext.runtime.ggml import NEOX
+    from ggext.runtime.ggml_devices import rope_on
 
     if (
         call is None

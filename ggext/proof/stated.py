@@ -16,7 +16,8 @@ from ggext.gguf.rope import effective_table, factor_tensors
 from ggext.proof.report import OWN_KEYS, Check, Wanted
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, geometry_of, stated_method
+from ggext.rope.decode import geometry_of
+from ggext.rope.keys import BETA_FAST, BETA_SLOW, stated_method
 from ggext.rope.known import KnownModel, known_model
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 

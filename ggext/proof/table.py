@@ -20,14 +20,9 @@ from ggext.rope.compare import (
     compare,
     pair_errors,
 )
-from ggext.rope.config import GROWING
-from ggext.rope.decode import (
-    context_parameters,
-    decode_sliding,
-    layer_kinds,
-    query_scale,
-    score_scale,
-)
+from ggext.rope.config_reader import GROWING
+from ggext.rope.decode import decode_sliding, layer_kinds, score_scale
+from ggext.rope.keys import context_parameters, query_scale
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
 

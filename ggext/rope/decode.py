@@ -8,37 +8,36 @@ is float64, so rounding inside the kernels is not part of this table (the kernel
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from ggext.errors import RopeError
 from ggext.llama_cpp_facts.limits import MAX_LAYERS
-from ggext.llama_cpp_facts.sliding import WINDOW as WINDOW
-from ggext.llama_cpp_facts.sliding import sliding_layers, window_of
+from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 from ggext.rope import methods
 from ggext.rope.capabilities import RopeCapability, Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.keys import (
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    SLIDING_BASE,
+    SLIDING_ROTATED,
+    KeyMethod,
+    context_parameters,
+    count_of,
+    float32,
+    query_scale,
+    read_attention_factor,
+    read_betas,
+    read_frequency_scale,
+    read_log_multiplier,
+    real_of,
+    scaling_type,
+)
 from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.rope.sections import SECTIONS, still_pairs
 
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-#: Every tensor that ``decode`` looks at.
-FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
-BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
-LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
-SLIDING_BASE = "rope.freq_base_swa"
-SLIDING_ROTATED = "rope.dimension_count_swa"
-#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
-#: read it and need not: the weights have it.
-QUERY_SCALE = "rope.ggext.query_scale"
-#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's
-#: name of the context parameter. They work for every architecture.
-CONTEXT_PARAMETERS = {
-    "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
-    "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
-}
 #: A layer rotates by the scaled table, by the sliding-window layers' own, or not at all.
 LayerKind = Literal["scaled", "unscaled", "unrotated"]
 #: Of a file with a sliding window: the kind of the layers that do not slide, and of those that do.
@@ -54,16 +53,6 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
 _STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
-KeyMethod = Literal["none", "linear", "yarn", "longrope"]
-_TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
-
-
-def float32(value: float) -> float:
-    """``value`` as float32 stores it."""
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.inf
 
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
@@ -74,7 +63,7 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     if (
         head_dim is None
         and "embedding_length" in keys
-        and _count(keys, "attention.head_count")
+        and count_of(keys, "attention.head_count")
     ):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
     n_rot = keys.get("rope.dimension_count", head_dim)
@@ -83,17 +72,18 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
             "the file says neither rope.dimension_count nor the size of a head"
         )
     stated, n_rot = n_rot, n_rot // 2 if capability.halves_rotated else n_rot
-    context = _count(keys, "context_length")
+    context = count_of(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
-    base = float32(_real(keys, "rope.freq_base", 10000.0))
+    base = float32(real_of(keys, "rope.freq_base", 10000.0))
     sliding_base = _sliding_base(keys, capability, base)
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
         base=base,
         layout=capability.layout,
-        trained_context=_count(keys, "rope.scaling.original_context_length") or context,
+        trained_context=count_of(keys, "rope.scaling.original_context_length")
+        or context,
         sliding_base=sliding_base,
         sections=sections,
         **_of_sliding(keys, n_rot, stated, sliding_base),
@@ -106,9 +96,9 @@ def _sliding_base(
     """Of the sliding-window layers, where they have a table of their own. Raises ``RopeError`` for
     one where they rotate as the others."""
     own = {"own_base": 10000.0, "own_table": base, "unscaled": base}
-    if not _count(keys, WINDOW):
+    if not count_of(keys, WINDOW):
         return None
-    given = float32(_real(keys, SLIDING_BASE, own.get(capability.sliding, base)))
+    given = float32(real_of(keys, SLIDING_BASE, own.get(capability.sliding, base)))
     if capability.sliding in ("own_base", "own_table"):
         return given
     if given != base:
@@ -123,11 +113,11 @@ def _of_sliding(
     keys: Mapping[str, Any], n_rot: int, stated: int, base: float | None
 ) -> dict[str, int]:
     """The sizes of the sliding-window layers' heads, where they have other ones."""
-    rotated = _count(keys, SLIDING_ROTATED) or stated
+    rotated = count_of(keys, SLIDING_ROTATED) or stated
     if base is None or rotated == n_rot:
         return {}
-    head = _count(keys, "attention.key_length_swa")
-    head = head or _count(keys, "attention.key_length") or rotated
+    head = count_of(keys, "attention.key_length_swa")
+    head = head or count_of(keys, "attention.key_length") or rotated
     return {"sliding_n_rot": rotated, "sliding_head_dim": head}
 
 
@@ -160,7 +150,7 @@ def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
 
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
-    capability, layers = capability_of(arch), _count(keys, "block_count")
+    capability, layers = capability_of(arch), count_of(keys, "block_count")
     if layers > MAX_LAYERS:
         raise RopeError(
             f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers"
@@ -201,9 +191,9 @@ def decode(
     kind = scaling_type(keys)
     if capability_of(arch).sliding == "alone_unscaled":
         kind = "none"
-    scale = _frequency_scale(keys, kind)
+    scale = read_frequency_scale(keys, kind)
     inv_freq = methods.theta(geometry)
-    context = _count(keys, "context_length")
+    context = count_of(keys, "context_length")
     _refuse_unread(tensors, kind, arch)
     name, lengths = ROPE_FREQS, None
     if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
@@ -216,7 +206,9 @@ def decode(
             factors = factors[: len(inv_freq)]
         inv_freq = _divided(inv_freq, factors, name)
     if kind == "yarn":
-        fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
+        fast, slow = read_betas(
+            keys, arch, context_parameters(keys) if by_ggext else {}
+        )
         low, high = methods.yarn_correction_range(
             fast, slow, True, geometry.trained_context, geometry
         )
@@ -246,9 +238,13 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
         return None
     own = geometry.of_sliding()
     methods.check_geometry(own)
-    gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
+    gain = (
+        read_attention_factor(keys)
+        if capability_of(arch).sliding == "own_base"
+        else 1.0
+    )
     return _usable(
-        RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+        RopeTable(tuple(methods.theta(own)), gain, count_of(keys, "context_length"))
     )
 
 
@@ -275,7 +271,7 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
     table of their own."""
     own_table = geometry_of(keys, arch).sliding_base is not None
     return capability_of(arch).shifts_keys and not (
-        own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN
+        own_table and abs(read_attention_factor(keys) - 1) > EXACT_GAIN
     )
 
 
@@ -287,13 +283,13 @@ def score_scale(keys: Mapping[str, Any], arch: str) -> float:
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
-    factor = 1 / _frequency_scale(keys, kind)
+    factor = 1 / read_frequency_scale(keys, kind)
     gain = _kernel_gain(keys, arch, kind, 1 / factor)
     if (
         kind != "yarn"
     ):  # the kernel multiplies by this in YaRN alone, and the graph believes always
         gain *= methods.yarn_gain(factor)
-    return (gain * methods.yarn_gain(factor, _log_multiplier(keys, arch))) ** 2
+    return (gain * methods.yarn_gain(factor, read_log_multiplier(keys, arch))) ** 2
 
 
 def _kernel_gain(
@@ -302,19 +298,15 @@ def _kernel_gain(
     """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f),
     which leaves get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2``
     by itself."""
-    gain = _attention_factor(keys)
+    gain = read_attention_factor(keys)
     if kind != "yarn":
         return gain
-    multiplier = _log_multiplier(keys, arch)
+    multiplier = read_log_multiplier(keys, arch)
     if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return (
         gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
     )
-
-
-def _attention_factor(keys: Mapping[str, Any]) -> float:
-    return float32(_real(keys, "rope.scaling.attn_factor", 1.0))
 
 
 def _regime(
@@ -354,88 +346,6 @@ def _refuse_unread(
             )
 
 
-def query_scale(keys: Mapping[str, Any]) -> float:
-    """What the file's query weights are multiplied by; 1 where no gain is folded into them."""
-    scale = float32(_real(keys, QUERY_SCALE, 1.0))
-    if not (math.isfinite(scale) and scale > 0):
-        raise RopeError(f"{QUERY_SCALE} is {scale}; it must be a number above 0")
-    return scale
-
-
-def scaling_type(keys: Mapping[str, Any]) -> KeyMethod:
-    """``rope.scaling.type``; absent means linear, as in llama.cpp's loader."""
-    kind = keys.get("rope.scaling.type", "linear")
-    if kind not in _TYPES:
-        raise RopeError(
-            f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}"
-        )
-    return cast(KeyMethod, kind)
-
-
-def stated_method(keys: Mapping[str, Any]) -> tuple[KeyMethod, float]:
-    """Method and factor as a file's keys say them; linear or YaRN by 1 is none, LongRoPE needs no
-    factor."""
-    kind = scaling_type(keys)
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
-    if kind == "longrope" or (kind != "none" and factor not in (0.0, 1.0)):
-        return kind, factor
-    return "none", 1.0
-
-
-def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
-    """llama.cpp's context parameters that make a file exact whose architecture does not read the
-    keys for it."""
-    parameters = {
-        name: float32(_real(keys, key, 0.0))
-        for key, name in CONTEXT_PARAMETERS.items()
-        if key in keys
-    }
-    for name, value in parameters.items():
-        if not (math.isfinite(value) and value > 0):
-            raise RopeError(
-                f"rope.ggext.{name} is {value}; it must be a number above 0"
-            )
-    return parameters
-
-
-def _betas(
-    keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]
-) -> tuple[float, float]:
-    if parameters or not capability_of(arch).reads_betas:
-        return (
-            parameters.get("yarn_beta_fast", methods.YARN_BETA_FAST),
-            parameters.get("yarn_beta_slow", methods.YARN_BETA_SLOW),
-        )
-    fast = _real(keys, BETA_FAST, methods.YARN_BETA_FAST)
-    slow = _real(keys, BETA_SLOW, methods.YARN_BETA_SLOW)
-    for key, value in ((BETA_FAST, fast), (BETA_SLOW, slow)):
-        if not (math.isfinite(value) and value > 0):
-            raise RopeError(f"{key} is {value}; it must be a number above 0")
-    return float32(fast), float32(slow)
-
-
-def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
-    """0 where the architecture does not read it: then nothing is divided."""
-    capability = capability_of(arch)
-    value = _real(keys, LOG_MULTIPLIER, 0.0) if capability.reads_log_multiplier else 0.0
-    if not (math.isfinite(value) and (value >= 0 or capability.scores == "scaled")):
-        raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
-    return (
-        float32(value) / float32(0.1)
-        if capability.scores == "scaled"
-        else float32(value)
-    )
-
-
-def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
-    if kind == "none":
-        return 1.0
-    factor = _real(keys, "rope.scaling.factor", _real(keys, "rope.scale_linear", 0.0))
-    if factor < 0 or not math.isfinite(factor):
-        raise RopeError(f"rope.scaling.factor is {factor}; it must be a number above 0")
-    return 1.0 / float32(factor) if factor else 1.0
-
-
 def _divided(
     inv_freq: Sequence[float], factors: Sequence[float], name: str
 ) -> list[float]:
@@ -446,19 +356,3 @@ def _divided(
     if not all(math.isfinite(f) and f > 0 for f in factors):
         raise RopeError(f"{name} holds a value that is not a number above 0")
     return [w / float32(f) for w, f in zip(inv_freq, factors, strict=True)]
-
-
-def _count(keys: Mapping[str, Any], key: str) -> int:
-    value = keys.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RopeError(f"{key} is {value!r}; it must be a whole number")
-    return value
-
-
-def _real(keys: Mapping[str, Any], key: str, default: float) -> float:
-    value = keys.get(key, default)
-    if not isinstance(
-        value, float
-    ):  # llama.cpp refuses to load a file with a whole number here
-        raise RopeError(f"{key} is {value!r}; it must be a number of type FLOAT32")
-    return value

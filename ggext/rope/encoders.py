@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from ggext.rope import methods
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from ggext.rope.keys import BETA_FAST, BETA_SLOW, ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 #: A file's keys without the architecture's prefix. An int is written as UINT32, a float as FLOAT32.

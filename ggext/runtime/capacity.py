@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ggext.errors import GgufError
-from ggext.footprint import defaults
+from ggext.footprint import defaults, speeds
 from ggext.footprint.architecture import architecture
 from ggext.footprint.cache import STEP, Context
 from ggext.footprint.machine import free_memory
@@ -87,8 +87,9 @@ def room(model: Model, choices: Choices) -> Room | None:
         return None
     header = model.all_parts
     try:
+        arch = architecture(header)
         return Room(
-            Planner(header, architecture(header), choices, gpu_layers=0),
+            Planner(header, arch, choices, 0, speeds.flash_until(arch)),
             free_memory(),
             model.copied,
         )

@@ -21,7 +21,7 @@ from ggext.footprint.cache import (
 )
 from ggext.footprint.planner import Choices
 from ggext.rope.capabilities import LEARNED_POSITIONS
-from ggext.rope.decode import context_parameters
+from ggext.rope.keys import context_parameters
 from ggext.runtime import capacity, llama
 from ggext.runtime.adapter import attach
 from ggext.runtime.batches import LEAST, LEAST_FLASH, Batches, attention

@@ -12,7 +12,7 @@ from typing import Any
 from ggext.errors import GgextError, ModelError
 from ggext.runtime import wire
 from ggext.runtime.answering import End, Happening, Mailbox
-from ggext.runtime.child import Channel, error_as_json
+from ggext.runtime.channel import Channel, error_as_json
 from ggext.runtime.host import Host
 
 _STEP = 0.01  # of a model, between two reports of its loading

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggext.runtime.child import Channel
+    from ggext.runtime.channel import Channel
 
 #: ggml's tensor types that have matrix kernels of their own on some processor (``enum ggml_type``).
 TYPES = {

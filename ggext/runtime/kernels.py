@@ -13,7 +13,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from typing import Any
 
 from ggext.errors import GgextError, ModelError
 from ggext.folders import cache_folder
+from ggext.footprint.machine import processor
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime.child import Child
 
@@ -253,35 +253,13 @@ def _cache_file(library: Path) -> Path:
     """One for each build of the library on each processor."""
     stats = [(path.name, path.stat()) for path in sorted(library.parent.iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    identity = json.dumps([_FORM, str(library), files, _processor()])
+    identity = json.dumps([_FORM, str(library), files, processor()])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:32]
     return cache_folder() / "kernels" / f"{digest}.json"
 
 
-def _processor() -> str:
-    """The model of the processor and what it can do."""
-    try:
-        with open("/proc/cpuinfo", "rb") as file:
-            # The first processor's paragraph: all of them take a while where there are hundreds.
-            lines = file.read(1 << 14).split(b"\n\n")[0].splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()}"
-    kept = (
-        b"model",
-        b"cpu family",
-        b"stepping",
-        b"vendor_id",
-        b"flags",
-        b"Features",
-        b"CPU ",
-    )
-    return b"\n".join(line for line in lines if line.startswith(kept)).decode(
-        "ascii", "replace"
-    )
-
-
 def _has_amx() -> bool:
-    return " amx_tile" in _processor()
+    return " amx_tile" in processor()
 
 
 def _read(path: Path) -> Verdict | None:

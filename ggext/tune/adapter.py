@@ -25,7 +25,7 @@ from ggext.errors import CheckpointError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.types import F32, Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
-from ggext.rope.decode import query_scale
+from ggext.rope.keys import query_scale
 from ggext.runtime.adapter import BASE_KEY, BASE_NAME_KEY, fingerprint
 
 if TYPE_CHECKING:

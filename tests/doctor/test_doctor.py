@@ -4,6 +4,7 @@ broken."""
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterable
 from importlib import metadata
@@ -15,9 +16,18 @@ from click.testing import CliRunner
 
 from ggext import __version__, native
 from ggext.cli import main
-from ggext.doctor import Finding, Report, backends, examine, machine, runs, versions
+from ggext.doctor import (
+    Finding,
+    Report,
+    backends,
+    examine,
+    machine,
+    reading,
+    runs,
+    versions,
+)
 from ggext.errors import ModelError
-from ggext.footprint import defaults
+from ggext.footprint import defaults, speeds
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT, LLAMA_CPP_PYTHON
 
 
@@ -309,3 +319,46 @@ def test_a_model_that_answers_wrongly_is_found(monkeypatch: pytest.MonkeyPatch) 
         "wrong",
         "Where is the map? Look up. (it should say 'Look below.')",
     )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "length", "words"),
+    [
+        ({256: 0.9, 512: 0.8}, speeds.ANY_LENGTH, "is used on the CPU:"),
+        ({256: 0.9, 512: 1.1, 1024: 0.8}, 256, "in contexts of up to 256 tokens:"),
+        ({256: 0.98, 512: 0.8}, 0, "is not used on the CPU:"),
+    ],
+)
+def test_flash_attention_is_used_up_to_where_it_was_faster(
+    ratios: dict[int, float], length: int, words: str
+) -> None:
+    assert reading.faster_until(ratios) == length
+    assert words in reading.in_words(length, ratios)
+
+
+def test_what_was_measured_is_used_by_the_next_context(
+    monkeypatch: pytest.MonkeyPatch, demo_gguf: Path
+) -> None:
+    pytest.importorskip("llama_cpp")
+    from ggext.runtime.engine import Model, Session, SessionOptions
+
+    speeds._kept.cache_clear()
+    small = reading.Shape(1, 64, 2, 1, 32, 64, 288, tied=True)
+    monkeypatch.setattr(reading, "SHAPES", (small,))
+    monkeypatch.setattr(reading, "LENGTHS", (32, 64))
+    monkeypatch.setattr(reading, "ROUNDS", 2)
+    monkeypatch.setattr(reading, "faster_until", lambda ratios: max(ratios))
+    found = step("speed of reading")["heads of 32"]
+    assert found.state == "ok"
+    assert re.search(r"reads \d+\.\d\d × at 32", found.value)
+    with Model.open(demo_gguf) as model:
+        for tokens, flash in ((32, True), (128, False)):
+            with Session(model, SessionOptions(tokens)) as session:
+                assert session.cache.flash_attention is flash
+    speeds._kept.cache_clear()
+
+
+def test_nothing_is_measured_unasked() -> None:
+    assert not set(runs.MEASUREMENTS) & set(runs.possible_steps(True))
+    help_text = CliRunner().invoke(main, ["doctor", "--help"]).stdout
+    assert "--measure" in help_text

@@ -13,16 +13,16 @@ from tiny_gguf import HEAD, base_of, write_random
 
 from ggext.errors import GgufError, ModelError, RopeError
 from ggext.rope.capabilities import CAPABILITIES
-from ggext.rope.decode import (
+from ggext.rope.decode import decode
+from ggext.rope.encode import encode
+from ggext.rope.keys import (
     BETA_FAST,
     BETA_SLOW,
     LOG_MULTIPLIER,
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
-    decode,
 )
-from ggext.rope.encode import encode
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("llama_cpp")
@@ -300,7 +300,7 @@ def test_a_context_with_the_parameters_computes_the_table(
     table."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.open import read_gguf
-    from ggext.rope.decode import context_parameters
+    from ggext.rope.keys import context_parameters
 
     rope = RopeScaling("yarn", factor=4, beta_fast=betas[0], beta_slow=betas[1])
     convert(

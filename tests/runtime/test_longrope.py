@@ -17,8 +17,9 @@ from ggext.errors import RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.inspect import effective_table, inspect
-from ggext.rope.decode import ROPE_LONG, ROPE_SHORT, decode
+from ggext.rope.decode import decode
 from ggext.rope.encode import encode
+from ggext.rope.keys import ROPE_LONG, ROPE_SHORT
 from ggext.rope.methods import make_tables
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 

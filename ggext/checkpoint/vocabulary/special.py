@@ -20,7 +20,7 @@ from ggext.checkpoint.files import (
     read_json,
     read_text,
 )
-from ggext.checkpoint.vocabulary.bpe import TokenSource
+from ggext.checkpoint.vocabulary.token_source import TokenSource
 from ggext.errors import CheckpointError
 from ggext.rope.families import text_part
 
