@@ -153,7 +153,10 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     if kinds and geometry.sliding_base is None:
         given = dict.fromkeys(kinds, given)
     for kind in kinds:  # which share rotates is said for each kind of layer
-        given[kind] = kept.pop(kind) | given.get(kind, {})
+        of_kind = kept.pop(kind)
+        if geometry.turning is not None:  # where it is said in another way
+            of_kind = {}
+        given[kind] = of_kind | given.get(kind, {})
     config.rope_parameters = kept | given
     if (
         "llama_4_scaling_beta" in kept
