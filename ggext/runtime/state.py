@@ -4,11 +4,11 @@ here.
 The format is llama.cpp's own and undocumented (``llama_kv_cache::state_write``): u32 magic, i32
 sequence; then a section for each cache, of which a model with sliding windows has two: u32 streams;
 u32 cells; per cell i32 position, u32 number of sequences, with M-RoPE three more i32
-(`llama_kv_cell_ext`: an image's column and row, the token), the sequences' i32 ids; u32 whether
-values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys; then the
-values (none with latent attention), either in the same way, or transposed: i32 type, u32 element
-bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against the
-bytes that are there.
+(``llama_kv_cell_ext``: an image's column and row, the token), the sequences' i32 ids; u32 whether
+values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys;
+then the values (none with latent attention), either in the same way, or transposed: i32 type, u32
+element bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against
+the bytes that are there.
 """
 
 from __future__ import annotations
