@@ -18,8 +18,8 @@ _ENDLESS = 1 << 62
 class Tensor:
     """A tensor of the graph, `shape` with the contiguous dimension first. ``base``: what it is a
     view of. ``whole``: such a view lies as a result of its shape would, so that one may take the
-    base's place. ``stored``: it lies in memory of its own, such as the KV cache, and takes none of the
-    graph's."""
+    base's place. ``stored``: it lies in memory of its own, such as the KV cache, and takes none of
+    the graph's."""
 
     __slots__ = (
         "address",
