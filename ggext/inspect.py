@@ -115,22 +115,12 @@ def inspect(path: Path) -> Inspection:
         geometry = (
             recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
         )
-        unit_gain = (
-            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1)
-            <= EXACT_GAIN
-        )
-        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
-        shift_safe = capability.is_never_shifted or (
-            unit_gain and rolls(gguf.arch_keys(), gguf.arch)
-        )
+        shift_safe = _is_shift_safe(gguf, table, geometry)
         parameters_of_context = context_parameters(gguf.arch_keys())
         still = still_pairs_in_words(gguf)
         layers = layer_kinds(gguf.arch_keys(), gguf.arch)
-        sliding = (
-            decode_sliding(gguf.arch_keys(), gguf.arch)
-            if "unscaled" in layers
-            else None
-        )
+        if "unscaled" in layers:
+            sliding = decode_sliding(gguf.arch_keys(), gguf.arch)
     except RopeError as error:
         unknown = str(error)
     if (
@@ -161,6 +151,16 @@ def inspect(path: Path) -> Inspection:
         layers=layers,
         sliding_window=window if isinstance(window, int) else 0,
         sliding_rope=sliding,
+    )
+
+
+def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> bool:
+    """Whether keys in the cache may be rotated again: by a gain of 1, and where llama.cpp does."""
+    keys = gguf.arch_keys()
+    capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+    gain = table.attention_factor / math.sqrt(query_scale(keys))
+    return capability.is_never_shifted or (
+        abs(gain - 1) <= EXACT_GAIN and rolls(keys, gguf.arch)
     )
 
 

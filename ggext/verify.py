@@ -114,11 +114,7 @@ def verify(
         progress("kernel: rotations to a million tokens")
         run.kernels(with_ggml=missing is None)
     if "logits" in chosen and reference is not None:
-        from ggext.proof.logits import check_logits
-
-        run.checks += check_logits(
-            gguf, reference, run.wanted, tokens, tolerance, notes, progress
-        )
+        run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -133,8 +129,6 @@ def _unrotated(
 ) -> Report:
     """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
     they are not to be compared."""
-    from ggext.proof.logits import check_logits
-
     if "logits" not in chosen or reference is None:
         raise RopeError(
             f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; reference="
@@ -146,9 +140,7 @@ def _unrotated(
     wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
     notes.append(f"{unrotated(gguf.arch)}: there is no table to verify")
     run = _Run(gguf, table, wanted, notes, progress)
-    run.checks += check_logits(
-        gguf, reference, wanted, tokens, tolerance, notes, progress
-    )
+    run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -208,6 +200,18 @@ class _Run:
         self.shifts: list[ShiftRow] = []
         self.published = ""
         self.elsewhere: float | None = None
+
+    def logits(
+        self, reference: Path, tokens: int | None, tolerance: float | None
+    ) -> None:
+        """What it predicts, against transformers on the checkpoint."""
+        from ggext.proof.logits import check_logits
+
+        checks, notes = check_logits(
+            self.gguf, reference, self.wanted, tokens, tolerance, self.progress
+        )
+        self.checks += checks
+        self.notes += notes
 
     def table(self) -> None:
         """What the file says."""
