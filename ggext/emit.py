@@ -124,7 +124,8 @@ def _not_honoured(
     scaling: RopeScaling, geometry: RopeGeometry, program: Program
 ) -> list[str]:
     """A line for each parameter that the program does not read and that changes the table."""
-    reading, wanted = READINGS[program], methods.make_table(scaling, geometry)
+    reading = READINGS[program]
+    wanted = methods.make_table(scaling, geometry)
     if scaling.method != "yarn":
         return _without_gain(scaling, wanted, geometry, program)
     lines = []

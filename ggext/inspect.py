@@ -99,8 +99,13 @@ def inspect(path: Path) -> Inspection:
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
-    recipe, table, short, geometry, unknown = None, None, None, None, ""
-    shift_safe, parameters_of_context = True, {}
+    recipe = None
+    table = None
+    short = None
+    geometry = None
+    unknown = ""
+    shift_safe = True
+    parameters_of_context = {}
     still = ""
     layers: tuple[LayerKind, ...] = ()
     sliding = None

@@ -190,8 +190,11 @@ class _Run:
         notes: list[str],
         progress: Progress,
     ) -> None:
-        self.gguf, self.effective, self.wanted = gguf, effective, wanted
-        self.notes, self.progress = notes, progress
+        self.gguf = gguf
+        self.effective = effective
+        self.wanted = wanted
+        self.notes = notes
+        self.progress = progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
         self.scaled: list[Executed] = []
@@ -285,7 +288,8 @@ class _Run:
             self.kernel_rows += rows
 
     def report(self) -> Report:
-        wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
+        wanted = self.wanted.kernel_table.inv_freq
+        file = self.effective.inv_freq
         executed = (
             self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
         )

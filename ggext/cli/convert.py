@@ -53,7 +53,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         from ggext.cli.eval import check_folder
 
         check_folder(options["card"])
-    by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
+    by_ggext = options["via_llama_cpp"] is None
+    revision = options["revision"]
     check = partial(
         check_family,
         replaced=asked.replaces_scaling,

@@ -116,7 +116,8 @@ def _draw_sliding(axes: Axes, inspection: Inspection, table: RopeTable) -> None:
 
 def _what(inspection: Inspection) -> str:
     """Method, factor and context, in a user's words."""
-    trained, context = inspection.trained_context, inspection.context
+    trained = inspection.trained_context
+    context = inspection.context
     if inspection.method == "none":
         return f"no scaling, {context:,} tokens as trained"
     gain = inspection.rope.attention_factor if inspection.rope else 1.0

@@ -72,7 +72,9 @@ class Rounding:
         import numpy as np
 
         finite = np.isfinite(exact)  # a stranger's weights need not be
-        numbers, exact, stored = exact.size, exact[finite], stored[finite]
+        numbers = exact.size
+        exact = exact[finite]
+        stored = stored[finite]
         error = np.abs(stored - exact)
         relative = error[exact != 0] / np.abs(exact[exact != 0])
         with self._lock:  # several threads write

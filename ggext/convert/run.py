@@ -329,7 +329,8 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
     from ggext.runtime.quantizer import quantize
 
     with private_folder_beside(plan.out) as folder:
-        unquantized, quantized = folder / "unquantized.gguf", folder / plan.out.name
+        unquantized = folder / "unquantized.gguf"
+        quantized = folder / plan.out.name
         _write(plan, unquantized, progress, trial)
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(

@@ -92,7 +92,8 @@ def _with_rope(
     """The source's fields with every trace of an earlier scaling gone and the new one in its place.
     Where nothing is asked for but no scaling, a file gets back what it said before its first
     one."""
-    fields, arch = source.fields, source.arch
+    fields = source.fields
+    arch = source.arch
     before = (
         as_before(fields, arch, recipe.table())
         if recipe.scaling == RopeScaling()

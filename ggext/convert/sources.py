@@ -361,7 +361,8 @@ def _of_gguf(
     try:
         scaling = _stated_scaling(gguf, geometry, names)
     except RopeError as error:
-        scaling, problem = RopeScaling(), problem or str(error)
+        scaling = RopeScaling()
+        problem = problem or str(error)
     return (RopeScaling() if problem else scaling), geometry, problem
 
 

@@ -134,7 +134,8 @@ def write(
     end = 0
     for item in tensors:
         name, width = sizes[item.name]
-        start, end = end, end + width * math.prod(item.shape)
+        start = end
+        end = end + width * math.prod(item.shape)
         header[item.name] = {
             "dtype": name,
             "shape": list(item.shape),

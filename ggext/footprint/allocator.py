@@ -102,7 +102,8 @@ def _place(node: Tensor, blocks: _Blocks) -> None:
                 and source.shape == node.shape
                 and (source.children, source.views) == (1, 0)
             ):
-                node.address, source.address = source.address, None
+                node.address = source.address
+                source.address = None
                 return
     node.address = blocks.take(node.size)
 

@@ -150,16 +150,17 @@ def in_place(
 ) -> Change:
     """The change that makes ``edit`` of the file itself. ``old_header``: its bytes up to the data
     (all of them where there is no data). ``block``: what the file system moves data by."""
-    alignment, needed = (
-        alignment_of(edit.fields),
-        packed_length(edit.fields, edit.infos),
-    )
-    start, old_length = len(old_header), max(0, gguf.size - gguf.data_offset)
+    alignment = alignment_of(edit.fields)
+    needed = packed_length(edit.fields, edit.infos)
+    start = len(old_header)
+    old_length = max(0, gguf.size - gguf.data_offset)
     insert_at = (start - 1) // block * block
     if not old_length:
-        new_start, inserted = roomy_length(needed, alignment), 0
+        new_start = roomy_length(needed, alignment)
+        inserted = 0
     elif fits(needed, start, alignment):
-        new_start, inserted = start, 0
+        new_start = start
+        inserted = 0
     else:
         step = max(block, alignment, BLOCK)
         # longer than what a removed tensor leaves, so that the file's size tells whether the data

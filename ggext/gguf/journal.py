@@ -94,7 +94,8 @@ class Record:
         if not isinstance(values, dict) or values.keys() != _KEYS:
             raise ValueError("its description is not what ggext writes")
         numbers = {name: _number(values.get(name)) for name in (*_NUMBERS, "inode")}
-        saved, at = [], 8 + length
+        saved = []
+        at = 8 + length
         for offset, size in _pairs(values.get("saved")):
             saved.append((offset, payload[at : at + size]))
             at += size
@@ -105,7 +106,8 @@ class Record:
             _is_sample(sample) for sample in samples
         ):
             raise ValueError("its samples are malformed")
-        digest, part = values.get("digest"), values.get("part")
+        digest = values.get("digest")
+        part = values.get("part")
         if not isinstance(digest, str) or not isinstance(part, str) or "/" in part:
             raise ValueError("a text is missing")
         identity = Identity(

@@ -122,10 +122,8 @@ class _Parser(Cursor):
             raise GgufError(
                 f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3"
             )
-        n_tensors, n_fields = (
-            self.count("tensors", _SMALLEST_TENSOR),
-            self.count("keys", _SMALLEST_FIELD),
-        )
+        n_tensors = self.count("tensors", _SMALLEST_TENSOR)
+        n_fields = self.count("keys", _SMALLEST_FIELD)
         fields = dict(self.keys(n_fields))
         fields.pop(
             PADDING_KEY, None
@@ -201,7 +199,8 @@ class _Parser(Cursor):
                 raise self.fail(
                     f"tensor {name!r} has the impossible shape {list(shape)}"
                 )
-            kind, offset = self.unpack("I"), self.unpack("Q")
+            kind = self.unpack("I")
+            offset = self.unpack("Q")
             try:
                 nbytes = tensor_nbytes(name, shape, kind)
             except GgufError as error:

@@ -40,7 +40,8 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
             f"{source.path} is scaled already, and a search starts from the model as it was "
             f"trained: ggext convert {path} --rope none (or ggext undo, after a bake in place)"
         )
-    target, trained = options.target_context, source.geometry.trained_context
+    target = options.target_context
+    trained = source.geometry.trained_context
     if target <= trained:
         raise UsageError(
             f"{source.path} was trained on {trained:,} tokens and reaches {target:,} without a "

@@ -210,7 +210,8 @@ def _memory(
     and a block of logits. With checkpoints that is a layer's input for each, and all of one layer.
     """
     keys = {key.split(".", 1)[1]: field.value for key, field in source.fields.items()}
-    layers, hidden = int(keys["block_count"]), int(keys["embedding_length"])
+    layers = int(keys["block_count"])
+    hidden = int(keys["embedding_length"])
     feed_forward = keys["feed_forward_length"]
     wide = max(feed_forward) if isinstance(feed_forward, list) else int(feed_forward)
     weights = plan.parameters * (
@@ -223,7 +224,8 @@ def _memory(
     inside = tokens * (10 * hidden + 4 * wide) * _FLOAT
     kept = tokens * hidden * layers * _FLOAT
     if not options.gradient_checkpointing:
-        kept, inside = 0, inside * layers
+        kept = 0
+        inside = inside * layers
     return (weights + states) // machine.shards + kept + inside + _LOGITS
 
 
