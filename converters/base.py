@@ -76,6 +76,8 @@ class Family:
 
     # llama.cpp's name of the architecture.
     arch: str
+    # Those that models of other sizes or kinds are converted to.
+    further_archs: tuple[str, ...] = ()
     # What transformers' class of the `model_type` takes where a config.json is silent (null is
     # not), of what no tensor's shape would give away.
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -94,6 +96,8 @@ class Family:
     tied_by_text = False
     # Whether the file gets M-RoPE's sections, of an architecture that can do without.
     sectioned = False
+    # Whether attention rotates, of an architecture whose files say it (`capabilities.SWITCHED`).
+    rotates = True
     # Whether a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4).
     merges_by_rank = False
 
@@ -165,7 +169,7 @@ class Family:
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
-        if self.arch in UNROTATED:
+        if self.arch in UNROTATED or not self.rotates:
             context = self.config.integer("max_position_embeddings")
             return CheckpointRope(
                 RopeScaling(), RopeGeometry(0, self.head_dim, 1.0, "norm", context)

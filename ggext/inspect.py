@@ -16,7 +16,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
-from ggext.rope.capabilities import LEARNED_POSITIONS, UNROTATED, capability_of
+from ggext.rope.capabilities import LEARNED_POSITIONS, capability_of, unrotated
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.decode import LayerKind, decode_sliding, geometry_of, layer_kinds, rolls
 from ggext.rope.keys import ROPE_FREQS, context_parameters, query_scale, stated_method
@@ -63,6 +63,8 @@ class Inspection:
     geometry: RopeGeometry | None
     # Why ``rope`` is None.
     rope_unknown: str = ""
+    # Why the model does not rotate; empty where it does.
+    unrotated: str = ""
     # why llama.cpp does not open the file, as far as a table tells; empty where it does
     unopened: str = ""
     # Whether the cached keys survive a context shift.
@@ -109,7 +111,10 @@ def inspect(path: Path) -> Inspection:
     still = ""
     layers: tuple[LayerKind, ...] = ()
     sliding = None
+    without = unrotated(gguf.arch, gguf.arch_keys())
     try:
+        if without:
+            raise RopeError(without)
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
         short = (
@@ -128,9 +133,7 @@ def inspect(path: Path) -> Inspection:
             sliding = decode_sliding(gguf.arch_keys(), gguf.arch)
     except RopeError as error:
         unknown = str(error)
-    if (
-        gguf.arch in UNROTATED
-    ):  # keys hold no position where attention falls with distance
+    if without:  # keys hold no position where attention falls with distance
         shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
@@ -149,6 +152,7 @@ def inspect(path: Path) -> Inspection:
         short_rope=short,
         geometry=geometry,
         rope_unknown=unknown,
+        unrotated=without,
         unopened=refusal(gguf.fields) or "",
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,

@@ -39,7 +39,7 @@ from ggext.proof.table import (
     elsewhere,
     what_is_wanted,
 )
-from ggext.rope.capabilities import UNROTATED, unrotated
+from ggext.rope.capabilities import unrotated
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
-    if gguf.arch in UNROTATED:
+    still = unrotated(gguf.arch, gguf.arch_keys())
+    if still:
+        notes.append(f"{still}: there is no table to verify")
         return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
     run = _Run(
         gguf,
@@ -128,17 +130,15 @@ def _unrotated(
     chosen: set[str],
 ) -> Report:
     """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
-    they are not to be compared."""
+    they are not to be compared; the last of ``notes`` says why it has none."""
     if "logits" not in chosen or reference is None:
         raise RopeError(
-            f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; reference="
-            "CHECKPOINT compares the logits"
+            f"{gguf.path}: {notes[-1]}; reference=CHECKPOINT compares the logits"
         )
     context = int(gguf.arch_keys().get("context_length", 1))
     geometry = RopeGeometry(0, 1, 1.0, "norm", context)
     table = RopeTable((), 1.0, context)
     wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
-    notes.append(f"{unrotated(gguf.arch)}: there is no table to verify")
     run = _Run(gguf, table, wanted, notes, progress)
     run.logits(reference, tokens, tolerance)
     return run.report()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.ready import ready_for
-from ggext.rope.capabilities import UNROTATED
 from ggext.screen.flags import in_flags
 
 if TYPE_CHECKING:
@@ -27,10 +26,8 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
     lines = [
         f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"
     ]
-    if source.arch in UNROTATED:
-        lines.append(
-            f"rope: none, this model does not rotate: {UNROTATED[source.arch]}"
-        )
+    if source.unrotated:
+        lines.append(f"rope: none, {source.unrotated}")
     elif plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:

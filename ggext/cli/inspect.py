@@ -12,7 +12,6 @@ import click
 from ggext.cli.models import model_file
 from ggext.cli.process import note
 from ggext.errors import UsageError
-from ggext.rope.capabilities import UNROTATED
 
 if TYPE_CHECKING:
     from ggext.inspect import Inspection, Pair
@@ -91,13 +90,8 @@ def in_words(result: Inspection) -> str:
     ]
     if result.unopened:
         lines.append(f"llama.cpp     does not open this file: {result.unopened}")
-    if result.arch in UNROTATED:
-        return "\n".join(
-            [
-                *lines,
-                f"rope          none, this model does not rotate: {UNROTATED[result.arch]}",
-            ]
-        )
+    if result.unrotated:
+        return "\n".join([*lines, f"rope          none, {result.unrotated}"])
     if result.rope is None or result.geometry is None:
         return "\n".join([*lines, f"rope          not readable: {result.rope_unknown}"])
     geometry = result.geometry

@@ -11,7 +11,6 @@ from ggext.convert.sources import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods
-from ggext.rope.capabilities import UNROTATED
 from ggext.rope.known import extension_of
 from ggext.rope.recipe import CHECKPOINT, PROGRAM
 from ggext.rope.scaling import Method, RopeScaling
@@ -39,7 +38,7 @@ def resolve_scaling(
     ``asked_by``: who makes the request, where it is not the source itself.
 
     Raises ``RopeError`` and ``UsageError``."""
-    if source.arch in UNROTATED:
+    if source.unrotated:
         _refuse_scaling(
             source, asked, target_context, attention_factor, keeps_own=keeps_own
         )
@@ -91,8 +90,8 @@ def _refuse_scaling(
         words.append("an encoding")
     if words:
         raise RopeError(
-            f"{source.path}: {' and '.join(words)} cannot be given, because this model does not "
-            f"rotate: {UNROTATED[source.arch]}; convert it without"
+            f"{source.path}: {' and '.join(words)} cannot be given, because "
+            f"{source.unrotated}; convert it without"
         )
 
 

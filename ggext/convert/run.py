@@ -361,14 +361,19 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
 
 def _write(plan: Plan, out: Path, progress: Progress, trial: Trial | None) -> None:
     if trial is None:
-        write_gguf(out, plan.fields, plan.tensors, progress)
+        unchanged = plan.source.inputs.check
+        write_gguf(out, plan.fields, plan.tensors, progress, approve=unchanged)
         return
+
+    def approve() -> None:
+        plan.source.inputs.check()
+        trial.check()
 
     def complete() -> Mapping[str, Field]:
         return trial.begin(plan.completed(), plan.tensors)
 
     room = plan.source.later_bytes
-    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, trial.check)
+    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
 
 
 def _write_parts(
@@ -380,7 +385,8 @@ def _write_parts(
     """With the factors in the part that holds the metadata, where a later bake finds them."""
     assert plan.split is not None
     in_order = sorted(tensors, key=lambda tensor: tensor.name not in SCALING_TENSORS)
-    return write_parts(plan.out, fields, in_order, plan.split, progress)
+    unchanged = plan.source.inputs.check
+    return write_parts(plan.out, fields, in_order, plan.split, progress, unchanged)
 
 
 def _factors(name: str, values: tuple[float, ...]) -> TensorToWrite:

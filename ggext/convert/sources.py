@@ -15,6 +15,7 @@ from ggext.checkpoint.named import model_name, named_model
 from ggext.checkpoint.safetensors import read_values
 from ggext.checkpoint.vocabulary.room import vocabulary_room
 from ggext.checkpoint.weights import read_before, read_tensors
+from ggext.convert.inputs import Inputs
 from ggext.convert.mapped_tensor import MappedTensor, RowBlock, rows_at_once
 from ggext.convert.named_tensors import named_tensors
 from ggext.convert.rules import map_tensors, taken_scalars
@@ -27,7 +28,7 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.split import SPLIT_KEYS
 from ggext.gguf.types import BF16, F16, F32, Field, TensorInfo
 from ggext.rope import methods
-from ggext.rope.capabilities import UNROTATED
+from ggext.rope.capabilities import unrotated
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.config_parameters import without_attention_factor
 from ggext.rope.decode import decode, geometry_of, turning_pairs
@@ -150,6 +151,17 @@ class ModelSource:
     later_bytes: int = 0
     # Why the source's own scaling cannot be taken; `scaling` is None then.
     problem: str = ""
+    # The files, as they were before they were read.
+    inputs: Inputs = field(default_factory=Inputs)
+
+    @property
+    def unrotated(self) -> str:
+        """Why the model does not rotate, nothing where it does."""
+        prefix = f"{self.arch}."
+        return unrotated(
+            self.arch,
+            {key.removeprefix(prefix): f.value for key, f in self.fields.items()},
+        )
 
     @property
     def needs_mending(self) -> bool:
@@ -196,7 +208,8 @@ def open_source(
     if path.is_dir() and (
         (path / "config.json").is_file() or not any(path.glob("*.gguf"))
     ):
-        return _from_checkpoint(path, gain_replaced)
+        inputs = Inputs.of(path)
+        return replace(_from_checkpoint(path, gain_replaced), inputs=inputs)
     if not path.exists():
         raise CheckpointError(
             f"{path} does not exist; give a Hugging Face model's folder, a .gguf file or a model's "
@@ -207,7 +220,9 @@ def open_source(
         raise CheckpointError(
             f"{path} is one file of a checkpoint; give its folder {path.parent}"
         )
-    return _from_gguf(metadata_part(path), one_part)
+    first = metadata_part(path)
+    inputs = Inputs.of(first)
+    return replace(_from_gguf(first, one_part), inputs=inputs)
 
 
 def _config(folder: Path, gain_replaced: bool) -> Config:
@@ -343,7 +358,7 @@ def _of_gguf(
 ) -> tuple[RopeScaling | None, RopeGeometry, str]:
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
-    if gguf.arch in UNROTATED:
+    if unrotated(gguf.arch, gguf.arch_keys()):
         context = int(gguf.arch_keys().get("context_length", 1))
         return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""

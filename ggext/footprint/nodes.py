@@ -26,8 +26,8 @@ class Nodes:
         return Tensor(sources[0].shape, sources, in_place=True)
 
     @staticmethod
-    def view(source: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return Tensor(shape, (source,), base=source.base or source)
+    def view(source: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
+        return Tensor(shape, (source,), base=source.base or source, whole=whole)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         if not self.arch.has(f"{name}.weight"):

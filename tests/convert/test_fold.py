@@ -108,6 +108,7 @@ def test_every_architecture_folds_where_its_queries_are_made(
     [
         ("hunyuan-dense", "after their rotation, which takes the gain away"),
         ("llama4", "after their rotation, which takes the gain away"),
+        ("granitehybrid", "layer 0 has none of"),
         ("lfm2", "layer 0 has none of"),
         ("qwen35", "llama.cpp never shifts a context of qwen35"),
         ("qwen3next", "layer 0 has none of"),

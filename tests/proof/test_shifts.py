@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
+from hostile.mutations import draft_of, write
+from tiny_gguf import base_of
 from verified import GAIN, ggext
 
 from ggext.errors import ModelError
+from ggext.gguf.types import Field, ValueType
 from ggext.verify import verify
 
 pytest.importorskip("llama_cpp")
@@ -65,9 +69,37 @@ def test_a_cache_that_cannot_shift(
     report = verify(files["none"])
     assert report.passed
     assert (
-        "shift: not measured; llama.cpp cannot shift the cache of the architecture llama"
+        "shift: not measured; llama.cpp cannot shift the cache of this llama model"
         in report.notes
     )
     assert report.shift_safe is None
     with pytest.raises(ModelError, match="cannot shift the cache"):
         verify(files["none"], require_shift_safe=True)
+
+
+def with_key(path: Path, arch: str, key: str, value: Field) -> Path:
+    """A tiny model with another value of one of its architecture's keys."""
+    draft = draft_of(arch, *base_of(arch))
+    draft.fields[f"{arch}.{key}"] = value
+    write(path, draft)
+    return path
+
+
+def test_a_model_of_which_all_layers_slide(tmp_path: Path) -> None:
+    """It has a second cache without layers, which llama.cpp cannot shift: it ends the process."""
+    sliding = Field.of([True] * base_of("gemma3")[0]["gemma3.block_count"])
+    key = "attention.sliding_window_pattern"
+    path = with_key(tmp_path / "case.gguf", "gemma3", key, sliding)
+    report = verify(path, levels=["shift"])
+    assert (
+        "shift: not measured; llama.cpp cannot shift the cache of this gemma3 model"
+        in report.notes
+    )
+
+
+def test_logits_that_are_no_numbers_are_not_right(tmp_path: Path) -> None:
+    scale = Field(ValueType.FLOAT32, -math.inf)
+    path = with_key(tmp_path / "case.gguf", "command-r", "logit_scale", scale)
+    report = verify(path, levels=["shift"])
+    assert any("logits are no finite numbers" in note for note in report.notes)
+    assert report.shift_safe is None
