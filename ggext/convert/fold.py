@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import bfloat16_values
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import GgufError, RopeError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import BF16, F16, F32, type_name

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggext.convert.fold import is_query_norm
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import GgufError, RopeError, UsageError
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
 from ggext.gguf.open import read_gguf

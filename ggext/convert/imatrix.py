@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.convert.tensor_types import TypePlan
 from ggext.errors import GgufError, UsageError
 from ggext.gguf.plain_files import open_plain, read_plain

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.convert.fold import Rounding, scale_bytes, scale_values
 from ggext.convert.mapped_tensor import RowBlock
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.pieces import Piece, stored_pieces
 from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ggext.checkpoint.named import model_name
 from ggext.checkpoint.stores import is_ollama_blob
-from ggext.convert.sources import ModelSource
+from ggext.convert.model_source import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ggext.convert.choose import choose_encoding
 from ggext.convert.fold import fold_query
 from ggext.convert.header_only import check_weights_stay
-from ggext.convert.sources import ModelSource, SourceTensor
+from ggext.convert.model_source import ModelSource, SourceTensor
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.gguf.types import Field
 from ggext.rope import methods

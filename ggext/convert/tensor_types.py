@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import UsageError
 from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, type_name
 

@@ -11,7 +11,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from ggext.convert.fold import fold_query
-from ggext.convert.sources import ModelSource, open_source
+from ggext.convert.model_source import ModelSource
+from ggext.convert.sources import open_source
 from ggext.errors import GgufError, MissingExtraError, OutputError
 from ggext.export.configuration import config_values, family
 from ggext.export.tokenizer import Vocabulary

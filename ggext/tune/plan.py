@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ggext.checkpoint.named import named_model
 from ggext.checkpoint.quantized import is_plain, packed_by
 from ggext.checkpoint.weights import read_tensors
+from ggext.convert.model_source import ModelSource
 from ggext.convert.request import resolve_scaling
-from ggext.convert.sources import ModelSource, open_source
+from ggext.convert.sources import open_source
 from ggext.errors import CheckpointError, UsageError
 from ggext.footprint.machine import free_memory
 from ggext.tune.options import TuneOptions
