@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +51,7 @@ class Inspection:
     # Bytes, of all parts.
     size: int
     parameters: int
-    types: dict[str, int]
+    types: Mapping[str, int]
     recipe: Recipe | None
     # The recipe's, or what the keys say.
     method: str
@@ -70,7 +71,7 @@ class Inspection:
     # Whether the cached keys survive a context shift.
     shift_safe: bool = True
     # What ggext makes its contexts with for this file and other programs do not.
-    context_parameters: dict[str, float] = field(default_factory=dict)
+    context_parameters: Mapping[str, float] = field(default_factory=dict)
     #: Why some pairs never turn in a text, and what mends it; empty where all turn.
     still_pairs: str = ""
     # How each layer rotates; all alike where it is empty.

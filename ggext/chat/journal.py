@@ -147,7 +147,7 @@ def read(path: Path) -> tuple[str, list[Turn]]:
     """The model's name and the turns of a journal that no other process need close. Raises
     TranscriptError."""
     said = _read(path)
-    return said.model, said.turns
+    return said.model, list(said.turns)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class _Said:
     """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""
 
     model: str
-    turns: list[Turn]
+    turns: Sequence[Turn]
     left: int
     damaged: int
     lost_inside: bool

@@ -93,7 +93,8 @@ def _convert(
 
     planned = plan(asked)
     if options["dry_run"]:
-        planned.completed()  # for its notes and errors
+        _, late = planned.completed()  # for its notes and errors
+        planned = replace(planned, notes=(*planned.notes, *late))
     for line in describe(planned, name):
         echo_wrapped(line)
     if options["dry_run"]:

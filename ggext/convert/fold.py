@@ -145,7 +145,7 @@ def folded_weights(tensors: Sequence[SourceTensor]) -> dict[str, bytes]:
 
 
 def fold_query(
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
     arch: str,
     geometry: RopeGeometry,
     keys: Mapping[str, Any],

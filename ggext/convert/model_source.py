@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 #: What is read at once: no more than a second-level cache, so that the values are still there to be
 #: converted and written. Copies with 512 KB, 1 MB and 2 MB were equally fast.
 _BLOCK_BYTES = 1 << 20
-#: Gives fields by their full keys, and may add to the notes.
-MakeFields = Callable[[list[str]], dict[str, Field]]
+#: Gives fields by their full keys, and notes on them.
+MakeFields = Callable[[], tuple[Mapping[str, Field], Sequence[str]]]
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,20 @@ class ModelSource:
     path: Path
     arch: str
     # GGUF metadata; a checkpoint's has no RoPE keys yet.
-    fields: dict[str, Field]
-    tensors: list[SourceTensor]
+    fields: Mapping[str, Field]
+    tensors: Sequence[SourceTensor]
     # Before any scaling.
     geometry: RopeGeometry
     # The source's own; None where a GGUF file has frequency factors of an unknown method.
     scaling: RopeScaling | None
     is_gguf: bool
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
     # What its query weights were multiplied by, to fold a gain into them.
     query_scale: float = 1.0
     # The file, where it is one and has no parts.
     gguf: GgufFile | None = None
-    # Each makes some of the fields that a checkpoint's `fields` lack, and may add to the notes it
-    # is given. That takes longer than a plan, so it is done while data is copied.
+    # Each makes some of the fields that a checkpoint's `fields` lack. That takes longer than a
+    # plan, so it is done while data is copied.
     later: tuple[MakeFields, ...] = ()
     # About what those fields take up, beyond a few KB.
     later_bytes: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,15 +74,15 @@ class Plan:
     scaling: RopeScaling | None
     geometry: RopeGeometry
     # All but what `completed` adds.
-    fields: dict[str, Field]
-    tensors: list[TensorToWrite]
+    fields: Mapping[str, Field]
+    tensors: Sequence[TensorToWrite]
     # Bytes of tensor data, before quantizing by llama.cpp.
     nbytes: int
     types: TypePlan
     imatrix: Imatrix | None
     split: int | None
     # Lines for the user.
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
     # What folding cost a GGUF file's query weights; known after writing.
     rounding: Rounding = field(default_factory=Rounding)
     # What was written; known after writing.
@@ -103,13 +104,13 @@ class Plan:
             and self.types.quantization is None
         )
 
-    def completed(self) -> dict[str, Field]:
-        """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
-        made: dict[str, Field] = {}
+    def completed(self) -> tuple[dict[str, Field], tuple[str, ...]]:
+        """``fields`` with those that a checkpoint's source makes later, and notes on these."""
+        architecture = "general.architecture"
+        fields = {architecture: self.fields[architecture]}
+        notes: list[str] = []
         for make in self.source.later:
-            made |= make(self.notes)
-        return (
-            {"general.architecture": self.fields["general.architecture"]}
-            | made
-            | self.fields
-        )
+            made, said = make()
+            fields |= made
+            notes += said
+        return fields | dict(self.fields), tuple(notes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,22 +51,23 @@ def plan(options: ConvertOptions) -> Plan:
     if source.is_gguf:
         check_source(source.path, source.fields)
     notes = list(source.notes)
-    scaling, asked_by = resolve_scaling(
+    request = resolve_scaling(
         options.rope,
         options.target_context,
         source,
-        notes,
         keeps_own=options.encoding is None and not source.needs_mending,
         asked_by=options.asked_by,
         attention_factor=options.attention_factor,
     )
+    notes += request.notes
+    scaling = request.scaling
     scaled = unscaled(source)
     if scaling is not None:
         scaled = with_scaling(
             source,
             scaling,
             options.encoding,
-            asked_by,
+            request.asked_by,
             options.searched,
             in_place=options.in_place,
         )
@@ -85,7 +86,7 @@ def plan(options: ConvertOptions) -> Plan:
             _factors(name, values) for name, values in scaled.encoding.tensors.items()
         ]
     imatrix = imatrix_for(options.imatrix, types, tensors, notes)
-    fields = scaled.fields | _type_fields(options, source, types, tensors)
+    fields = dict(scaled.fields) | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
     return Plan(
         out=_output(options, source, scaling, notes),
@@ -99,7 +100,7 @@ def plan(options: ConvertOptions) -> Plan:
         types=types,
         imatrix=imatrix,
         split=options.split,
-        notes=notes,
+        notes=tuple(notes),
         rounding=rounding,
         bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
         in_place=options.in_place,
@@ -111,7 +112,7 @@ def _type_fields(
     options: ConvertOptions,
     source: ModelSource,
     types: TypePlan,
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
 ) -> dict[str, Field]:
     """What a file says of the types of its tensors; a GGUF file that keeps them says it already."""
     if source.is_gguf and options.type.lower() == "auto":
@@ -185,7 +186,7 @@ def _bake(
     source: ModelSource,
     encoding: Encoding | None,
     fields: dict[str, Field],
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
 ) -> Bake | None:
     """``None`` where tensor data is made again, but for query norms."""
     if source.gguf is None:
@@ -209,6 +210,7 @@ def _bake(
 
 
 def execute(plan: Plan, progress: Progress = silent) -> Plan:
+    """Writes what ``plan`` describes; the plan with what is known after that."""
     if plan.in_place:
         assert plan.bake is not None  # plan() refuses what would change the weights
         return replace(plan, how=plan.bake.in_place(progress), files=(plan.out,))
@@ -222,11 +224,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
 
 
 def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
-    if plan.types.quantization is None:
+    quantization = plan.types.quantization
+    if quantization is None:
         if plan.split is None:
-            _write(plan, plan.out, progress, trial)
-            return replace(plan, files=(plan.out,))
-        fields = plan.completed()
+            late = _write(plan, plan.out, progress, trial)
+            return replace(plan, files=(plan.out,), notes=(*plan.notes, *late))
+        fields, late = plan.completed()
+        plan = replace(plan, notes=(*plan.notes, *late))
         if trial is not None:
             trial.begin(fields, plan.tensors)
             trial.check()
@@ -236,12 +240,13 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
     with private_folder_beside(plan.out) as folder:
         unquantized = folder / "unquantized.gguf"
         quantized = folder / plan.out.name
-        _write(plan, unquantized, progress, trial)
+        late = _write(plan, unquantized, progress, trial)
+        plan = replace(plan, notes=(*plan.notes, *late))
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(
             unquantized,
             quantized,
-            plan.types.quantization,
+            quantization,
             tensor_types=plan.types.exact,
             imatrix=entries,
             source_name=str(plan.source.path),
@@ -264,27 +269,34 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
         return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
 
 
-def _write(plan: Plan, out: Path, progress: Progress, trial: Trial | None) -> None:
+def _write(
+    plan: Plan, out: Path, progress: Progress, trial: Trial | None
+) -> Sequence[str]:
+    """Writes one file; notes on what was read while its data was copied."""
+    late: list[str] = []
     if trial is None:
         unchanged = plan.source.inputs.check
         write_gguf(out, plan.fields, plan.tensors, progress, approve=unchanged)
-        return
+        return late
 
     def approve() -> None:
         plan.source.inputs.check()
         trial.check()
 
     def complete() -> Mapping[str, Field]:
-        return trial.begin(plan.completed(), plan.tensors)
+        fields, notes = plan.completed()
+        late.extend(notes)
+        return trial.begin(fields, plan.tensors)
 
     room = plan.source.later_bytes
     write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
+    return late
 
 
 def _write_parts(
     plan: Plan,
-    fields: dict[str, Field],
-    tensors: list[TensorToWrite],
+    fields: Mapping[str, Field],
+    tensors: Sequence[TensorToWrite],
     progress: Progress,
 ) -> tuple[Path, ...]:
     """With the factors in the part that holds the metadata, where a later bake finds them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggext.convert.choose import choose_encoding
@@ -21,8 +22,8 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 class Scaled:
     """What will be written of a source, before any tensor changes its type."""
 
-    fields: dict[str, Field]
-    tensors: list[SourceTensor]
+    fields: Mapping[str, Field]
+    tensors: Sequence[SourceTensor]
     geometry: RopeGeometry
     # None where a GGUF file keeps its RoPE keys as they are.
     encoding: Encoding | None = None

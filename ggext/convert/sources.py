@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,9 @@ def _from_checkpoint(folder: Path, gain_replaced: bool) -> ModelSource:
     vocabulary = partial(_vocabulary, folder, family.vocab_size, family.merges_by_rank)
     room = None if family.merges_by_rank else vocabulary_room(folder, family.vocab_size)
     if room is None:
-        fields |= vocabulary(notes)
+        made, said = vocabulary()
+        fields |= made
+        notes += said
     else:
         later += (vocabulary,)
     return ModelSource(
@@ -149,23 +151,25 @@ def _read_weights(
 
 
 def _described(
-    folder: Path, arch: str, tensors: list[SourceTensor], notes: list[str]
-) -> dict[str, Field]:
+    folder: Path, arch: str, tensors: Sequence[SourceTensor]
+) -> tuple[dict[str, Field], list[str]]:
+    """What the model card and its folder say of the model, and notes on it."""
     from ggext.checkpoint.model_card import general_metadata
 
     shapes = [(t.name, t.shape[::-1]) for t in tensors]
+    notes: list[str] = []
     said = general_metadata(folder, model_name(folder), arch, shapes, notes)
-    return {key: Field.of(value) for key, value in said.items()}
+    return {key: Field.of(value) for key, value in said.items()}, notes
 
 
 def _vocabulary(
-    folder: Path, vocab_size: int, by_rank: bool, notes: list[str]
-) -> dict[str, Field]:
+    folder: Path, vocab_size: int, by_rank: bool
+) -> tuple[dict[str, Field], tuple[str, ...]]:
     from ggext.checkpoint.vocabulary.read import read_vocabulary
 
     vocabulary = read_vocabulary(folder, vocab_size, by_rank=by_rank)
-    notes += vocabulary.notes
-    return {key: Field.of(value) for key, value in vocabulary.metadata().items()}
+    fields = {key: Field.of(value) for key, value in vocabulary.metadata().items()}
+    return fields, vocabulary.notes
 
 
 def _from_gguf(path: Path, one_part: bool) -> ModelSource:

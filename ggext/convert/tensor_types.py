@@ -38,11 +38,11 @@ class TypePlan:
     """In which type each tensor is written."""
 
     # ggml's numbers, one a tensor.
-    kinds: list[int]
+    kinds: Sequence[int]
     # What llama.cpp's quantizer makes of that file; None: nothing.
     quantization: str | None = None
     # Tensors to which it must give, or leave, these types, by name.
-    exact: dict[str, int] = field(default_factory=dict)
+    exact: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_types(

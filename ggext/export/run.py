@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Exported:
     parameters: int
     # Whether the tokenizer was held against llama.cpp's on a text: its tokens; None: it was not.
     tokens_compared: int | None
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def export(

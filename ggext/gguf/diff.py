@@ -36,7 +36,7 @@ def diff(
 
 
 def _keys(one: GgufFile, other: GgufFile) -> Iterator[Difference]:
-    for key in one.fields | other.fields:
+    for key in {**one.fields, **other.fields}:
         left = one.fields.get(key)
         right = other.fields.get(key)
         if left != right:
@@ -74,7 +74,7 @@ def _short(value: Any) -> str:
 def _tensors(
     one: GgufFile, other: GgufFile, progress: Callable[[int], None]
 ) -> Iterator[Difference]:
-    for name in one.tensors | other.tensors:
+    for name in {**one.tensors, **other.tensors}:
         left = _shape(one, name)
         right = _shape(other, name)
         if left is not None and left == right:

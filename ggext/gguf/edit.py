@@ -46,15 +46,15 @@ class NewTensor:
 class Edit:
     """What changes in a file's header and data."""
 
-    fields: dict[str, Field]
+    fields: Mapping[str, Field]
     # In the order of the data.
-    infos: list[TensorInfo]
+    infos: Sequence[TensorInfo]
     # Bytes to write, at offsets from the data's start.
-    patches: list[Patch]
+    patches: Sequence[Patch]
     # Bytes of the data section afterwards.
     data_length: int
     # Tensors that were overwritten, not removed.
-    neutralized: list[str]
+    neutralized: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Change:
     # How many zeros come in there.
     insert_length: int
     # What is written after that, at offsets of the new file.
-    writes: list[Patch]
+    writes: Sequence[Patch]
 
 
 def plan_edit(

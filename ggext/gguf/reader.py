@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -45,8 +45,8 @@ class GgufFile:
 
     path: Path
     version: int
-    fields: dict[str, Field]
-    tensors: dict[str, TensorInfo]
+    fields: Mapping[str, Field]
+    tensors: Mapping[str, TensorInfo]
     alignment: int
     # Bytes from the file's start.
     data_offset: int
@@ -54,7 +54,7 @@ class GgufFile:
     size: int
     # For each key, the padding's too: the bytes where it stands, from the length of its name to the
     # end of its value.
-    ranges: dict[str, tuple[int, int]] = dataclass_field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = dataclass_field(default_factory=dict)
     # When the file was last written to, as it was read.
     mtime_ns: int = 0
 

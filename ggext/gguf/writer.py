@@ -92,7 +92,7 @@ class Arranged:
     # Where the data begins, in bytes.
     start: int
     # Those of the `tensors`.
-    infos: list[TensorInfo]
+    infos: Sequence[TensorInfo]
     tensors: Sequence[TensorToWrite]
     # Bytes of the whole file.
     size: int

@@ -9,6 +9,7 @@ function in ``ENCODERS``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ggext.errors import RopeError
@@ -211,7 +212,7 @@ def _exactness(
     geometry: RopeGeometry,
     arch: str,
     keys: Keys,
-    tensors: dict[str, tuple[float, ...]],
+    tensors: Mapping[str, tuple[float, ...]],
     *,
     by_ggext: bool = False,
 ) -> Comparison:

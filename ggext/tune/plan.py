@@ -78,8 +78,8 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     folder = named_model(options.model)
     tensors = _trainable(folder)
     source = open_source(folder, replaced=True)
-    notes = list(source.notes)
-    rope = _rope(options, source, notes)
+    rope, said = _rope(options, source)
+    notes = [*source.notes, *said]
     kind = options.rows or ("pose" if rope.context > 2 * rope.trained else "long")
     window = min(options.window or rope.trained, rope.context)
     length = rope.context if kind == "long" else window
@@ -129,17 +129,19 @@ def _trainable(folder: Path) -> dict[str, CheckpointTensor]:
     return tensors
 
 
-def _rope(options: TuneOptions, source: ModelSource, notes: list[str]) -> WantedRope:
-    """The request in full. Raises UsageError where it contradicts the checkpoint."""
+def _rope(
+    options: TuneOptions, source: ModelSource
+) -> tuple[WantedRope, tuple[str, ...]]:
+    """The request in full, and notes on it. Raises UsageError where it contradicts the
+    checkpoint."""
     asked = options.scaling
     if asked.attention_factor is not None and asked.method not in _WITH_GAIN:
         raise UsageError(
             f"transformers knows no attention factor for {asked.method}, so it cannot be trained "
             "with one; leave it out, or choose yarn"
         )
-    scaling, _ = resolve_scaling(
-        asked, options.target_context, source, notes, keeps_own=False
-    )
+    request = resolve_scaling(asked, options.target_context, source, keeps_own=False)
+    scaling = request.scaling
     assert scaling is not None  # a checkpoint always has one
     rope = WantedRope(scaling, source.geometry)
     rope = replace(
@@ -151,7 +153,7 @@ def _rope(options: TuneOptions, source: ModelSource, notes: list[str]) -> Wanted
             "name a factor above 1, such as --yarn 4"
         )
     _check_extends(source, rope)
-    return rope
+    return rope, request.notes
 
 
 def _check_extends(source: ModelSource, rope: WantedRope) -> None:
