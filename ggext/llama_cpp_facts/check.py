@@ -21,7 +21,7 @@ from ggext.llama_cpp_facts.limits import (
     MATRIX_TYPES,
     NVFP4,
 )
-from ggext.llama_cpp_facts.recurrent import recurrent_layers
+from ggext.llama_cpp_facts.recurrent import attending_layers, recurrent_layers
 from ggext.llama_cpp_facts.sizes import MOST, Sizes, sizes_of
 
 #: Parts of the names of what is added, normed by or rotated with; ggml's kernels want float32.
@@ -68,12 +68,13 @@ def problems(
     try:
         whole, sizes = sizes_of(arch, facts, keys, vocabulary)
         recurs = recurrent_layers(arch, keys, whole.layers)
+        attends = attending_layers(arch, keys, whole.layers)
     except ValueError as error:
         yield str(error)
         return
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
-    yield from _mixers(facts, recurs, tensors)
+    yield from _mixers(facts, recurs, attends, tensors)
 
 
 def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -130,7 +131,7 @@ def _tensors(
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
                 f"{list(expected)}"
             )
-        if name.endswith((".ssm_a", ".scale")) or any(
+        if name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
         ):
             if tensor.type != F32:
@@ -151,7 +152,7 @@ def _expected(
 ) -> tuple[int, ...] | None:
     """None: the table does not know the tensor, or not the numbers that it is made of."""
     stem, _, kind = name.rpartition(".")
-    if kind == "ssm_a":  # which has neither a weight nor a bias
+    if kind in ("ssm_a", "ssm_d"):  # which have neither a weight nor a bias
         stem = name
     elif kind not in ("weight", "bias"):
         return None
@@ -181,6 +182,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _mixers(
     facts: ArchitectureFacts,
     recurs: list[bool],
+    attends: list[bool],
     tensors: Mapping[str, Tensor],
 ) -> Iterator[str]:
     """Loaders that take these tensors for optional read a null pointer where they are not there."""
@@ -197,10 +199,16 @@ def _mixers(
         recurrent = (("attn_qkv", "attn_gate"),)
     if facts.delta_net == "fused":
         recurrent = (("ssm_in",), *recurrent)
-    for layer, recurring in enumerate(recurs):
-        wanted = recurrent if recurring else attention
-        if wanted and not any(
-            all(f"blk.{layer}.{name}.weight" in tensors for name in names)
-            for names in wanted
-        ):
-            yield f"layer {layer} has no {', '.join(wanted[-1])}"
+    if facts.mamba2 != "no":
+        recurrent = (("ssm_conv1d.bias",),)
+    for layer, (recurring, attending) in enumerate(zip(recurs, attends, strict=True)):
+        for wanted in (recurrent if recurring else (), attention if attending else ()):
+            if wanted and not any(
+                all(f"blk.{layer}.{_with_kind(name)}" in tensors for name in names)
+                for names in wanted
+            ):
+                yield f"layer {layer} has no {', '.join(wanted[-1])}"
+
+
+def _with_kind(name: str) -> str:
+    return name if name.endswith(".bias") else f"{name}.weight"

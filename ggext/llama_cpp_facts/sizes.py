@@ -95,8 +95,12 @@ class Sizes:
         values["each"] = read.number("embedding_length_per_layer_input", 0, least=0)
         if not vocabulary and "vocab_size" in keys:
             values["vocab"] = read.number("vocab_size")
+        values["latent"] = read.number("moe_latent_size", 0, least=0) or values["embd"]
         values["context"] = read.number("context_length", 0, least=0) or -1
-        values["ff"] = read.first("feed_forward_length", layers, 0)
+        if facts.mamba2 == "no":
+            values["ff"] = read.first("feed_forward_length", layers, 0)
+        else:  # where some layers have none
+            values["ff"] = read.same("feed_forward_length", layers, skipped=0)
         values |= _heads(facts, read, layers, values["embd"])
         values |= _experts(facts, read, layers, values["ff"])
         return cls(trunk, values)
@@ -119,7 +123,11 @@ def _heads(
 ) -> dict[str, int]:
     heads = read.same("attention.head_count", layers)
     own = _delta_net(read) if facts.delta_net != "no" else {}
-    if facts.convolutions:
+    if facts.mamba2 != "no":
+        own = _mamba2(facts, read, width)
+        kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
+        conv = own["conv"]
+    elif facts.convolutions:
         kv = read.same("attention.head_count_kv", layers, heads, skipped=0)
         conv = read.number("shortconv.l_cache", least=2)
     else:
@@ -156,9 +164,31 @@ def _heads(
     return result
 
 
+def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
+    heads, groups = read.number("ssm.time_step_rank"), read.number("ssm.group_count")
+    state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+    if inner % heads or heads % groups:
+        raise ValueError(
+            f"ssm.inner_size is {inner} and ssm.time_step_rank {heads}, with {groups} groups"
+        )
+    if facts.mamba2 == "doubled" and inner != 2 * width:
+        raise ValueError(f"ssm.inner_size is {inner}, not twice embedding_length")
+    return {
+        "conv": read.number("ssm.conv_kernel", least=2),
+        "state": state,
+        "inner": inner,
+        "inner_heads": heads,
+        "groups": groups,
+        "inner_of_group": inner // groups,
+        "channels": inner + 2 * groups * state,
+    }
+
+
 def _delta_net(read: _Numbers) -> dict[str, int]:
-    state, keys = read.number("ssm.state_size"), read.number("ssm.group_count")
-    values, inner = read.number("ssm.time_step_rank"), read.number("ssm.inner_size")
+    state = read.number("ssm.state_size")
+    keys = read.number("ssm.group_count")
+    values = read.number("ssm.time_step_rank")
+    inner = read.number("ssm.inner_size")
     if values % keys or inner != state * values:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {values}, with {keys} groups and a "
@@ -177,7 +207,9 @@ def _latent(
     facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]
 ) -> dict[str, int]:
     """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
-    key, value, rot = heads["key"], heads["value"], heads["rot"]
+    key = heads["key"]
+    value = heads["value"]
+    rot = heads["rot"]
     rank = read.number("attention.kv_lora_rank")
     head_key = read.number("attention.key_length_mla", 0, least=0)
     head_value = read.number("attention.value_length_mla", 0, least=0)
@@ -192,7 +224,8 @@ def _latent(
                 f"and {value}, and not 1, {rank + rot} and {rank}"
             )
     else:
-        head_key, head_value = key, value
+        head_key = key
+        head_value = value
         if heads["kv"] != heads["heads"]:
             raise ValueError(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"

@@ -215,7 +215,7 @@ def _aligned(saved: Any, session: Session, n_tokens: int) -> int:
     return max(batches.ends(0, min(count, n_tokens - 1), session.n_batch), default=0)
 
 
-def _parts(file: _StateFile, start: int, count: int) -> Iterator[bytearray]:
+def _parts(file: _StateFile, start: int, count: int) -> Iterator[memoryview]:
     """The bytes from `start` on in `count` parts of one size, none of them empty; each is read
     when it is asked for. Raises StateError."""
     rest = file.size - start
@@ -224,7 +224,7 @@ def _parts(file: _StateFile, start: int, count: int) -> Iterator[bytearray]:
         raise StateError(
             f"the saved state has {rest} bytes for {count} blocks that left the context"
         )
-    return (file.read(start + i * size, size) for i in range(count))
+    return (memoryview(file.read(start + i * size, size)) for i in range(count))
 
 
 def _gone_as_json(session: Session) -> dict[str, Any] | None:

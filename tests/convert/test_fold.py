@@ -16,7 +16,7 @@ from ggext.cli import main
 from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
 from ggext.gguf.open import read_gguf
-from ggext.rope.decode import QUERY_SCALE
+from ggext.rope.keys import QUERY_SCALE
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("transformers")
@@ -68,6 +68,7 @@ FOLDED = [
     ("cohere2", False),
     ("ernie4_5", False),
     ("falcon", False),
+    ("falcon-h1", False),
     ("glm4", False),
     ("gptneox", False),
     ("granite", False),
@@ -108,6 +109,7 @@ def test_every_architecture_folds_where_its_queries_are_made(
     [
         ("hunyuan-dense", "after their rotation, which takes the gain away"),
         ("llama4", "after their rotation, which takes the gain away"),
+        ("granitehybrid", "layer 0 has none of"),
         ("lfm2", "layer 0 has none of"),
         ("qwen35", "llama.cpp never shifts a context of qwen35"),
         ("qwen3next", "layer 0 has none of"),

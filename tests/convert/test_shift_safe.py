@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggext.errors import RopeError
-from ggext.rope.decode import QUERY_SCALE, decode
-from ggext.rope.encode import EncodingName, encode
+from ggext.rope.decode import decode
+from ggext.rope.encode import encode
+from ggext.rope.encoding import EncodingName
+from ggext.rope.keys import QUERY_SCALE
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 GEOMETRY = RopeGeometry(

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from llama_ropes import GEOMETRY
 
 from ggext.errors import RopeError
-from ggext.rope.decode import ROPE_FREQS, decode, stated_method
+from ggext.rope.decode import decode
 from ggext.rope.encode import encode
+from ggext.rope.keys import ROPE_FREQS, stated_method
 from ggext.rope.recipe import COMMAND_LINE, Recipe, parse_recipe
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 

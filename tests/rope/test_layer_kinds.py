@@ -10,15 +10,9 @@ from layered import YARN
 from ggext.errors import RopeError
 from ggext.rope import methods
 from ggext.rope.config import read_rope
-from ggext.rope.decode import (
-    LOG_MULTIPLIER,
-    SLIDING_BASE,
-    decode,
-    decode_sliding,
-    layer_kinds,
-    score_scale,
-)
+from ggext.rope.decode import decode, decode_sliding, layer_kinds, score_scale
 from ggext.rope.encode import encode
+from ggext.rope.keys import LOG_MULTIPLIER, SLIDING_BASE
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 GEMMA3 = RopeGeometry(64, 64, 1e6, "neox", 256, sliding_base=1e4)

@@ -11,7 +11,7 @@ import numpy as np
 from ggext.convert import ConvertOptions, convert
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
-from ggext.rope.encode import EncodingName
+from ggext.rope.encoding import EncodingName
 from ggext.rope.scaling import RopeScaling
 
 YARN = RopeScaling("yarn", factor=4)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ggext.rope.config import CheckpointRope, read_ropes
+from ggext.rope.config import read_ropes
+from ggext.rope.config_reader import CheckpointRope
 
 
 def read(shared: Path, name: str) -> tuple[dict[str, Any], dict[str, CheckpointRope]]:

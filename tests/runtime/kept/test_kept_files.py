@@ -117,12 +117,13 @@ def test_a_state_of_another_kind_is_named(tmp_path: Path, open_session: Open) ->
         store.StateError, match="100 tokens, more than the context of 64"
     ):
         store.restore(tmp_path / "kv.bin", open_session(n_ctx=64), KEY)
-    for other in (
-        {"kv_type": "f32"},
-        {"flash_attention": True},
-    ):  # llama.cpp's own refusals are ours too
+    for other, words in (
+        # llama.cpp's own refusals are ours too
+        ({"kv_type": "f32"}, "cannot be put back"),
+        ({"flash_attention": True}, "the use of flash attention is another one"),
+    ):
         apart = open_session(**other)
-        with pytest.raises(store.StateError, match="cannot be put back"):
+        with pytest.raises(store.StateError, match=words):
             store.restore(tmp_path / "kv.bin", apart, KEY)
         assert apart.used == 0
         assert not apart.evaluate(TEXT[:3]).cancelled
