@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import ModelError
+from ggext.errors import ModelError, OutputError
 from ggext.runtime import state
 from ggext.runtime.memory.base import Gone, Layout, Window, require_movable
 
@@ -193,15 +194,25 @@ def _are_some(indices: Any, count: int, most: int) -> bool:
     )
 
 
+@contextmanager
+def _spill_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror or error}; blocks that left the context are kept there: free "
+            "some space, or name another folder"
+        ) from None
+
+
 class _Store:
     """Blocks outside the cache, and a representative key of each layer and block."""
 
     def __init__(self, spill: Path | None) -> None:
-        self._folder = (
-            None
-            if spill is None
-            else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
-        )
+        self._folder = None
+        if spill is not None:
+            with _spill_errors(spill):
+                self._folder = tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
         self._blocks: list[KvBlock | Path] = []
         self._representatives: list[Layers] = []
 
@@ -209,17 +220,20 @@ class _Store:
         return len(self._blocks)
 
     def add(self, block: KvBlock, representative: Layers) -> None:
+        kept: KvBlock | Path = block
+        if self._folder is not None:
+            kept = Path(self._folder.name, str(len(self._blocks)))
+            with _spill_errors(kept):
+                kept.write_bytes(state.build(block, 1))
         self._representatives.append(representative)
-        if self._folder is None:
-            self._blocks.append(block)
-            return
-        path = Path(self._folder.name, str(len(self._blocks)))
-        path.write_bytes(state.build(block, 1))
-        self._blocks.append(path)
+        self._blocks.append(kept)
 
     def block(self, index: int) -> KvBlock:
         block = self._blocks[index]
-        return state.parse(block.read_bytes()) if isinstance(block, Path) else block
+        if not isinstance(block, Path):
+            return block
+        with _spill_errors(block):
+            return state.parse(block.read_bytes())
 
     def nearest(self, queries: Layers, count: int) -> tuple[int, ...]:
         """The `count` blocks most like the queries, in the order of the text."""
