@@ -13,6 +13,7 @@ from typing import Any
 
 from ggext.errors import ModelError, UsageError
 from ggext.runtime import child
+from ggext.runtime.channel import result_of
 
 #: Symbols of a GBNF grammar, characters of a schema, up to which none is tried.
 SMALL_GRAMMAR, SMALL_SCHEMA = 400, 4_000
@@ -40,7 +41,7 @@ def survive(kind: str, text: str) -> None:
         except BaseException:
             process.kill()  # what compiles does not see that its input ended
             raise
-        if reply is None or child.result_of(reply) > _MOST:
+        if reply is None or result_of(reply) > _MOST:
             raise UsageError(
                 f"the {kind} is too large: it takes more than {_MOST:g} s to compile; make it "
                 "smaller"
