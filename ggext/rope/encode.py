@@ -114,10 +114,12 @@ def _candidates(
             keys, tensors = encoder(scaling, geometry, wanted)
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
+            tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
             keys |= _of_architecture(kind, scaling, geometry, wanted, arch)
             keys |= {
                 "context_length": wanted.context,
-                "rope.dimension_count": geometry.n_rot,
+                "rope.dimension_count": geometry.n_rot
+                * (2 if capability.halves_rotated else 1),
             }
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
@@ -133,6 +135,13 @@ def _candidates(
                 )
             )
     return candidates
+
+
+def _padded(factors: tuple[float, ...], geometry: RopeGeometry) -> tuple[float, ...]:
+    """With a 1 for each pair that the sliding-window layers rotate beyond them: of several sizes
+    llama.cpp's tensor has the largest."""
+    missing = (geometry.sliding_n_rot or 0) // 2 - len(factors)
+    return factors + (1.0,) * missing
 
 
 def _factor_tensors(
@@ -161,10 +170,12 @@ def _of_architecture(
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
-    if geometry.sliding_base is not None and capability.sliding == "own_base":
+    if geometry.sliding_base is not None and capability.sliding.startswith("own"):
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
+    elif geometry.sliding_base is not None and capability.halves_rotated:
+        keys[SLIDING_ROTATED] = geometry.n_rot
     if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
@@ -327,13 +338,20 @@ def _with_context_parameters(
 
 def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) -> str:
     exactness = best.exactness
+    remedy = (
+        "choose what its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', "
+        "factor=F), or RopeScaling('yarn', factor=F) with the standard betas"
+    )
+    if capability_of(arch).sliding == "alone_unscaled":
+        remedy = (
+            "its loader scales no layer that rotates, so that another base is all that can be "
+            "said: RopeScaling('ntk', factor=F)"
+        )
     return (
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
-        "RopeScaling('yarn', factor=F) with the standard betas"
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); {remedy}"
     )
 
 
