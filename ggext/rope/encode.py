@@ -164,7 +164,11 @@ def _of_architecture(
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
-    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
+    if (
+        capability.reads_log_multiplier
+        and capability.scores == "scaled"
+        and (scaling.method in ("linear", "yarn"))
+    ):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
@@ -335,7 +339,18 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
         f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        f"its keys can say: {_sayable(arch)}"
+    )
+
+
+def _sayable(arch: str) -> str:
+    capability = capability_of(arch)
+    if capability.scores == "scaled" and not capability.reads_log_multiplier:
+        return (  # a gain would be on all scores
+            "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
+        )
+    return (
+        "RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
         "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
