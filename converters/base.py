@@ -174,8 +174,7 @@ class Family:
 
     def untie(self) -> None:
         """Take the output matrix for one of its own, whatever the configuration says."""
-        values = self.config.values | {"tie_word_embeddings": False}
-        self.config = replace(self.config, values=values)
+        self.config = self.config.with_values(tie_word_embeddings=False)
 
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no

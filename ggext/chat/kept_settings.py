@@ -53,7 +53,8 @@ class KeptSettings:
 
     def changed(self, explicit: Collection[str] = ()) -> str:
         """What differs from the defaults, in words, without what is `explicit` now."""
-        defaults, now = KeptSettings().options(), self.options()
+        defaults = KeptSettings().options()
+        now = self.options()
         return ", ".join(
             f"{name.replace('_', '-')} {_said(value)}"
             for name, value in now.items()

@@ -97,7 +97,8 @@ class Engine:
         from ggext.footprint.planner import Choices
         from ggext.runtime import capacity
 
-        model, session = self.model, self.session
+        model = self.model
+        session = self.session
         choices = Choices(
             self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
         )
@@ -270,7 +271,8 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
     from ggext.chat.kept_settings import KeptSettings
 
     conversation = chat.conversation
-    options, sampling = conversation.options, conversation.sampling
+    options = conversation.options
+    sampling = conversation.sampling
     think = request.think
     if conversation.prompts.think is False and sampling.grammar is None:
         think = "off"

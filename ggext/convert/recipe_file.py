@@ -90,11 +90,9 @@ def _request(values: dict[str, Any]) -> Request:
     rope = values.get("rope")
     if not isinstance(rope, dict):
         raise RopeError("the table [rope] is missing; it names the method")
-    target, encoding, kind = (
-        values.get("target_context"),
-        values.get("encoding"),
-        values.get("type", "auto"),
-    )
+    target = values.get("target_context")
+    encoding = values.get("encoding")
+    kind = values.get("type", "auto")
     if target is not None and (type(target) is not int or target < 1):
         raise RopeError(
             f"target_context is {target!r}; it must be a whole number of tokens"

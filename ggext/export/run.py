@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from ggext.convert.fold import fold_query
-from ggext.convert.sources import ModelSource, open_source
+from ggext.convert.model_source import ModelSource
+from ggext.convert.sources import open_source
 from ggext.errors import GgufError, MissingExtraError, OutputError
 from ggext.export.configuration import config_values, family
 from ggext.export.tokenizer import Vocabulary
@@ -44,7 +45,7 @@ class Exported:
     parameters: int
     # Whether the tokenizer was held against llama.cpp's on a text: its tokens; None: it was not.
     tokens_compared: int | None
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def export(

@@ -185,8 +185,10 @@ def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, i
 
 
 def _delta_net(read: _Numbers) -> dict[str, int]:
-    state, keys = read.number("ssm.state_size"), read.number("ssm.group_count")
-    values, inner = read.number("ssm.time_step_rank"), read.number("ssm.inner_size")
+    state = read.number("ssm.state_size")
+    keys = read.number("ssm.group_count")
+    values = read.number("ssm.time_step_rank")
+    inner = read.number("ssm.inner_size")
     if values % keys or inner != state * values:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {values}, with {keys} groups and a "
@@ -205,7 +207,9 @@ def _latent(
     facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]
 ) -> dict[str, int]:
     """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
-    key, value, rot = heads["key"], heads["value"], heads["rot"]
+    key = heads["key"]
+    value = heads["value"]
+    rot = heads["rot"]
     rank = read.number("attention.kv_lora_rank")
     head_key = read.number("attention.key_length_mla", 0, least=0)
     head_value = read.number("attention.value_length_mla", 0, least=0)
@@ -220,7 +224,8 @@ def _latent(
                 f"and {value}, and not 1, {rank + rot} and {rank}"
             )
     else:
-        head_key, head_value = key, value
+        head_key = key
+        head_value = value
         if heads["kv"] != heads["heads"]:
             raise ValueError(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"

@@ -31,7 +31,8 @@ NATIVE = "ggext"
 _NEIGHBOURS = 16
 #: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds
 #: away.
-_F16, _BF16 = 2.0**-11, 2.0**-8
+_F16 = 2.0**-11
+_BF16 = 2.0**-8
 #: Steps of a token by which a position may be off: a query's and a key's together come to half a
 #: step.
 _BLURRED = 0.25
@@ -132,7 +133,8 @@ def check_devices(
     """llama.cpp's ROPE on every device. Only positions inside the context decide."""
     from ggext.runtime.ggml_devices import devices
 
-    checks, rows = [], []
+    checks = []
+    rows = []
     for device in devices():
         measured = _measure(device, table, geometry, call)
         if measured:

@@ -133,7 +133,8 @@ def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
 
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
-    capability, layers = capability_of(arch), count_of(keys, "block_count")
+    capability = capability_of(arch)
+    layers = count_of(keys, "block_count")
     if layers > MAX_LAYERS:
         raise RopeError(
             f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers"
@@ -176,7 +177,8 @@ def decode(
     inv_freq = methods.theta(geometry)
     context = count_of(keys, "context_length")
     _refuse_unread(tensors, kind, arch)
-    name, lengths = ROPE_FREQS, None
+    name = ROPE_FREQS
+    lengths = None
     if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
         name, lengths = _regime(
             tensors, n_ctx or context, geometry.trained_context, context
@@ -310,7 +312,8 @@ def _refuse_unread(
     capability = capability_of(arch)
     for name in tensors:
         if name == ROPE_FREQS:
-            loads, in_this_type = capability.loads_rope_freqs, kind != "longrope"
+            loads = capability.loads_rope_freqs
+            in_this_type = kind != "longrope"
         else:
             loads = capability.rope_factors != "no"
             in_this_type = kind == "longrope" or capability.rope_factors == "always"

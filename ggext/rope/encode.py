@@ -9,6 +9,7 @@ function in ``ENCODERS``.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ggext.errors import RopeError
@@ -215,7 +216,7 @@ def _exactness(
     geometry: RopeGeometry,
     arch: str,
     keys: Keys,
-    tensors: dict[str, tuple[float, ...]],
+    tensors: Mapping[str, tuple[float, ...]],
     *,
     by_ggext: bool = False,
 ) -> Comparison:
@@ -299,15 +300,11 @@ def _with_context_parameters(
         methods.original_context(scaling, geometry),
         geometry,
     )
-    firsts, lasts = (
-        range(math.ceil(low) + 2),
-        range(math.floor(high) - 1, math.ceil(high) + 8),
-    )
+    firsts = range(math.ceil(low) + 2)
+    lasts = range(math.floor(high) - 1, math.ceil(high) + 8)
     if scaling.truncate is not False:  # whole numbers already
-        firsts, lasts = (
-            range(round(low), round(low) + 1),
-            range(round(high), round(high) + 1),
-        )
+        firsts = range(round(low), round(low) + 1)
+        lasts = range(round(high), round(high) + 1)
     best: Encoding | None = None
     for first in firsts:
         for last in lasts:

@@ -25,7 +25,8 @@ def gpu_memory() -> list[DeviceMemory]:
     found = []
     for device in ggml_devices.devices():
         if not device.is_cpu:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            free = ctypes.c_size_t()
+            total = ctypes.c_size_t()
             functions.ggml_backend_dev_memory(
                 device.handle, ctypes.byref(free), ctypes.byref(total)
             )

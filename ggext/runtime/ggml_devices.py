@@ -34,10 +34,8 @@ def devices() -> list[Device]:
     found = []
     for index in range(ggml.ggml_backend_dev_count()):
         handle = ggml.ggml_backend_dev_get(index)
-        name, description = (
-            ggml.ggml_backend_dev_name(handle),
-            ggml.ggml_backend_dev_description(handle),
-        )
+        name = ggml.ggml_backend_dev_name(handle)
+        description = ggml.ggml_backend_dev_description(handle)
         kind = ggml.ggml_backend_dev_type(handle)
         found.append(
             Device(

@@ -102,7 +102,8 @@ class _Server:
     def happened(self, number: int, parcel: list[Happening]) -> None:
         """Sends a parcel of an answer, and the text of tokens that the parent has not seen."""
         assert self._host is not None
-        model, news = self._host.model, []
+        model = self._host.model
+        news = []
         for token in parcel:
             if type(token) is int and token not in self._known:
                 self._known.add(token)

@@ -49,7 +49,8 @@ def regimes(
 
 
 def _doublings(geometry: RopeGeometry, n_ctx: int) -> list[Regime]:
-    span, found = geometry.trained_context, []
+    span = geometry.trained_context
+    found = []
     while True:
         base = ntk_base(span / geometry.trained_context, geometry)
         found.append(Regime(min(span, n_ctx), float32(base)))

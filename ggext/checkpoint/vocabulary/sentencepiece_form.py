@@ -234,7 +234,8 @@ def _check_cuts(
 ) -> None:
     for text in texts:
         for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
+            left = text[:cut]
+            right = text[cut:]
             if left in tokens and right in tokens and (left, right) not in pairs:
                 raise CheckpointError(
                     f"{where}: llama.cpp would merge {quote(left)} + {quote(right)}, for which "
