@@ -26,6 +26,8 @@ _DERIVED_SUFFIXES = (
     "attention.masked_bias",
     "attention.bias",
 )
+#: Architecture that the ``gguf`` package does not know → one whose tensors have the same names.
+_NAMED_AS = {"deepseek32": "glm-dsa"}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 

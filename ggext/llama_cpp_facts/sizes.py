@@ -244,13 +244,26 @@ def _latent(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
             )
     _check_rotation(rot, head_key - 1, whole=False)
-    return {
+    chosen = _indexer(read, rot) if facts.indexer else {}
+    return chosen | {
         "rank": rank,
         "query_rank": read.number("attention.q_lora_rank", 0, least=0),
         "nope": head_key - rot,
         "head_key": head_key,
         "head_value": head_value,
     }
+
+
+def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
+    """What chooses tokens; its keys are turned by a Hadamard matrix as large as a head."""
+    size = read.number("attention.indexer.key_length", least=max(64, rot))
+    if size & (size - 1):
+        raise ValueError(
+            f"attention.indexer.key_length is {size}, and not a power of two"
+        )
+    read.number("attention.indexer.top_k")
+    read.number("attention.q_lora_rank")
+    return {"index": size, "index_heads": read.number("attention.indexer.head_count")}
 
 
 def _check_rotation(rot: int, most: int, *, whole: bool) -> None:

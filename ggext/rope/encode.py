@@ -176,7 +176,11 @@ def _of_architecture(
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
     elif geometry.sliding_base is not None and capability.halves_rotated:
         keys[SLIDING_ROTATED] = geometry.n_rot
-    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
+    if (
+        capability.reads_log_multiplier
+        and capability.scores == "scaled"
+        and scaling.method in ("linear", "yarn")
+    ):
         keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
@@ -338,20 +342,31 @@ def _with_context_parameters(
 
 def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) -> str:
     exactness = best.exactness
-    remedy = (
-        "choose what its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', "
-        "factor=F), or RopeScaling('yarn', factor=F) with the standard betas"
-    )
-    if capability_of(arch).sliding == "alone_unscaled":
-        remedy = (
-            "its loader scales no layer that rotates, so that another base is all that can be "
-            "said: RopeScaling('ntk', factor=F)"
-        )
     return (
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); {remedy}"
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); "
+        f"{_remedy(arch)}"
+    )
+
+
+def _remedy(arch: str) -> str:
+    capability = capability_of(arch)
+    if capability.sliding == "alone_unscaled":
+        return (
+            "its loader scales no layer that rotates, so that another base is all that can be "
+            "said: RopeScaling('ntk', factor=F)"
+        )
+    words = "choose what its keys can say: "
+    if capability.scores == "scaled" and not capability.reads_log_multiplier:
+        # a gain would be on all scores
+        return words + (
+            "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
+        )
+    return words + (
+        "RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
 

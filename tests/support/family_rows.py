@@ -138,6 +138,18 @@ _FALCON_H1: dict[str, Any] = {
     "mlp_multipliers": [0.8, 0.4],
     "ssm_multipliers": [0.9, 1.1, 0.7, 1.3, 1.2],
 }
+# of so many heads none or nearly none of the scores is 0, so that hardly any are the same
+_INDEXED: dict[str, Any] = {
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 64,
+    "index_n_heads": 16,
+    "index_topk": 24,
+}
+_SHARED_CHOICE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "indexer_types": ["full", "shared", "full", "shared"],
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -425,6 +437,8 @@ ROWS = {
         },
         None,
     ),
+    "deepseek_v32": Row("deepseek_v32", _LATENT | _INDEXED),
+    "deepseek_v32-all": Row("deepseek_v32", _LATENT | _INDEXED | {"index_topk": 2048}),
     "dots1": Row(
         "dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}
     ),
@@ -599,6 +613,14 @@ ROWS = {
             "vision_config": SEES_GLM4,
             "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
         },
+    ),
+    "glm_moe_dsa": Row(
+        "glm_moe_dsa",
+        _LATENT | _INDEXED | _SHARED_CHOICE,
+        RopeScaling("yarn", factor=4, attention_factor=1.0),
+    ),
+    "glm_moe_dsa-own": Row(
+        "glm_moe_dsa", _LATENT | _INDEXED | {"index_topk": 40}, None, beyond=False
     ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row(

@@ -329,6 +329,15 @@ def _what_belongs_together(
             "mamba_expand": 2 if random.random() < 0.95 else 1,
             "mamba_d_head": "auto",
         }
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):
+        fixed |= {
+            "index_head_dim": random.choice((64, 128)),
+            "index_n_heads": 16,
+            "index_topk": random.choice((20, 50, 2048)),
+        }
+    if model_type == "glm_moe_dsa":
+        kinds = random.choices(("full", "shared"), k=layers - 1)
+        fixed["indexer_types"] = ["full", *kinds]
     if model_type == "falcon_h1":
         fixed |= {
             "mamba_d_ssm": random.choice((None, 64, 96)),
