@@ -72,7 +72,7 @@ def quality(cache: int, texts: int) -> None:
         "stream": MemoryOptions("stream"),
         "recompute": MemoryOptions("recompute"),
         "compress": MemoryOptions("compress"),
-        "landmark": MemoryOptions("landmark", block=16, retrieved=cache // 64),
+        "landmark": MemoryOptions("landmark"),
     }
     samples = list(needles(texts))
     with tempfile.TemporaryDirectory() as folder:

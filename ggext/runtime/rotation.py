@@ -10,6 +10,7 @@ by the difference of the angles, in float64, rounds once, and runs no graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from ggext.footprint.cache import STEP
 from ggext.gguf.rope import effective_table
 from ggext.rope.decode import geometry_of, query_scale
 from ggext.rope.methods import theta
+from ggext.runtime.cell_types import WHOLE, floats, rows_of
 from ggext.runtime.regimes import Regime
 from ggext.runtime.state import KvBlock
 
@@ -27,13 +29,6 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.native import Dtype
-
-#: ggml's type of the keys → numpy's, and what ggext.native calls it.
-_TYPES: dict[int, tuple[str, Dtype]] = {
-    0: ("<f4", "float32"),
-    1: ("<f2", "float16"),
-    30: ("<u2", "bfloat16"),
-}
 
 
 class KeyRotation:
@@ -83,7 +78,7 @@ class KeyRotation:
         for kind, ours, theirs in zip(
             after.form.key_types, moved.keys, after.keys, strict=True
         ):
-            have, wanted = _elements(kind, ours), _elements(kind, theirs)
+            have, wanted = floats(kind, ours), floats(kind, theirs)
             if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
                 return math.inf
             difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
@@ -106,6 +101,28 @@ class KeyRotation:
             for kind, rows in zip(block.form.key_types, block.keys, strict=True)
         ]
 
+    def placed(
+        self,
+        layers: Sequence[NDArray[np.float32]],
+        positions: NDArray[np.int32],
+        kinds: Sequence[int],
+    ) -> tuple[NDArray[np.uint8], ...]:
+        """`upright` undone: each layer's keys before rotation, (n_cells, n_values), at positions,
+        int32 (n_cells,), as rows of bytes of ggml's types. Raises ModelError."""
+        from ggext.native import rotate
+
+        turned = (
+            rotate(
+                keys.reshape(len(keys), -1, self._head_dim),
+                positions,
+                self._inv_freq,
+                self._gain,
+                self._layout,
+            )
+            for keys in layers
+        )
+        return tuple(map(rows_of, kinds, turned))
+
     def upright_queries(
         self, rows: NDArray[np.float32], positions: NDArray[np.int32]
     ) -> NDArray[np.float32]:
@@ -117,33 +134,19 @@ class KeyRotation:
         )
 
     def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
-        values = _elements(kind, rows)
+        values = floats(kind, rows)
         return values.reshape(len(values), -1, self._head_dim)
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
-        if kind not in _TYPES:
+        if kind not in WHOLE:
             raise ModelError(
                 f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv "
                 "type f16"
             )
-        name, dtype = _TYPES[kind]
+        name, dtype = WHOLE[kind]
         values = rows.view(name)
         if values.shape[1] % self._head_dim:
             raise ModelError(
                 f"a key row of {values.shape[1]} values is not made of heads of {self._head_dim}"
             )
         return values.reshape(len(values), -1, self._head_dim), dtype
-
-
-def _elements(kind: int, rows: Any) -> NDArray[np.float32]:
-    """Rows of bytes as float32 (n_cells, n_values). Raises ModelError for a quantized type."""
-    import numpy as np
-
-    if kind not in _TYPES:
-        raise ModelError(
-            f"cells of ggml type {kind} are quantized and cannot be read: use the kv type f16"
-        )
-    values: NDArray[Any] = rows.view(_TYPES[kind][0])
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)

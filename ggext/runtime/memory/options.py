@@ -12,6 +12,10 @@ from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
 POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
+#: What becomes of tokens that leave: nothing, or their cells go to host memory, in the cache's own
+#: type or as q8_0, which is half of f16.
+Evicted = Literal["dropped", "kept", "q8_0"]
+EVICTED: tuple[Evicted, ...] = get_args(Evicted)
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,14 @@ class MemoryOptions:
     sinks: int = 4
     # Tokens that leave at once; None: a quarter of the window.
     evict: int | None = None
-    # Landmark stores runs of this many tokens.
-    block: int = 128
-    # Blocks that landmark brings back at a time.
-    retrieved: int = 4
+    # What becomes of tokens that leave (landmark, compress), so that a question brings them back;
+    # None: landmark keeps them as q8_0, compress drops them.
+    evicted: Evicted | None = None
+    # Cells for what comes back; None: a quarter of the context.
+    retrieved: int | None = None
     # Positions that self-extend makes one.
     group: int = 8
-    # A folder where landmark keeps its blocks instead of in memory.
+    # A folder for what leaves, instead of memory.
     spill: Path | None = None
     # The context has this share of the cells that its tokens would take (compress): 0.25 holds a
     # text in a quarter of the memory.
@@ -39,12 +44,23 @@ class MemoryOptions:
     @property
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
-        kept = (
-            f", {self.retrieved} blocks of {self.block}"
-            if self.when_full == "landmark"
-            else ""
-        )
+        back = self.retrieved or "a quarter"
+        kept = f", {self.leaves_as}, {back} back" if self.brings_back else ""
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
+
+    @property
+    def leaves_as(self) -> Evicted:
+        """What becomes of tokens that leave."""
+        return self.evicted or ("q8_0" if self.when_full == "landmark" else "dropped")
+
+    @property
+    def brings_back(self) -> bool:
+        """Whether a question brings back tokens that left."""
+        return self.leaves_as != "dropped"
+
+    def come_back(self, n_ctx: int) -> int:
+        """Cells of a context that are for what comes back."""
+        return (self.retrieved or max(n_ctx // 4, 1)) if self.brings_back else 0
 
     def cells(self, tokens: int) -> int:
         """Cells of the context that is to hold a text of `tokens`."""
@@ -65,13 +81,30 @@ class MemoryOptions:
             raise UsageError(
                 f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}"
             )
+        self._check_evicted()
         for name, least in (
             ("sinks", 1),
             ("evict", 1),
-            ("block", 1),
             ("retrieved", 1),
             ("group", 2),
         ):
             value = getattr(self, name)
             if value is not None:
                 check_count(name, value, least)
+
+    def _check_evicted(self) -> None:
+        if self.evicted is not None and self.evicted not in EVICTED:
+            raise UsageError(
+                f"evicted is {self.evicted!r}, but must be one of {', '.join(EVICTED)}"
+            )
+        if self.evicted == "dropped" and self.when_full == "landmark":
+            raise UsageError(
+                "landmark brings back what left, so evicted cannot be dropped: take kept or q8_0, "
+                "or the policy stream"
+            )
+        brings_back = self.when_full in ("landmark", "compress")
+        if self.brings_back and not brings_back:
+            raise UsageError(
+                f"evicted is {self.evicted!r}, but only landmark and compress bring back what "
+                f"left, not {self.when_full}"
+            )
