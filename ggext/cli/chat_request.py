@@ -37,6 +37,7 @@ class Request:
     swa: str
     when_full: str
     keep: float
+    evicted: str | None
     dynamic_ntk: str | None
     load: Path | None
     session: str | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -16,6 +16,9 @@ POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
 #: type or as q8_0, which is half of f16.
 Evicted = Literal["dropped", "kept", "q8_0"]
 EVICTED: tuple[Evicted, ...] = get_args(Evicted)
+#: One of so many cells is for what comes back, by itself. compress: SmolLM2 answered more of its
+#: questions the fewer cells stood around those that came back.
+_COMES_BACK = {"landmark": 4, "compress": 2}
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class MemoryOptions:
     # What becomes of tokens that leave (landmark, compress), so that a question brings them back;
     # None: landmark keeps them as q8_0, compress drops them.
     evicted: Evicted | None = None
-    # Cells for what comes back; None: a quarter of the context.
+    # Cells for what comes back; None: of landmark a quarter, of compress a half of the context.
     retrieved: int | None = None
     # Positions that self-extend makes one.
     group: int = 8
@@ -44,7 +47,7 @@ class MemoryOptions:
     @property
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
-        back = self.retrieved or "a quarter"
+        back = self.retrieved or "a part"
         kept = f", {self.leaves_as}, {back} back" if self.brings_back else ""
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
@@ -60,7 +63,17 @@ class MemoryOptions:
 
     def come_back(self, n_ctx: int) -> int:
         """Cells of a context that are for what comes back."""
-        return (self.retrieved or max(n_ctx // 4, 1)) if self.brings_back else 0
+        if not self.brings_back:
+            return 0
+        return self.retrieved or max(n_ctx // _COMES_BACK[self.when_full], 1)
+
+    def of(self, policy: WhenFull) -> MemoryOptions:
+        """These options for a context that is there, with another policy: what `keep` meant is in
+        the number of its cells by now."""
+        evicted = self.evicted if policy in _COMES_BACK else None
+        if policy == "landmark" and evicted == "dropped":
+            evicted = None
+        return replace(self, when_full=policy, keep=1.0, evicted=evicted)
 
     def cells(self, tokens: int) -> int:
         """Cells of the context that is to hold a text of `tokens`."""
@@ -102,9 +115,8 @@ class MemoryOptions:
                 "landmark brings back what left, so evicted cannot be dropped: take kept or q8_0, "
                 "or the policy stream"
             )
-        brings_back = self.when_full in ("landmark", "compress")
-        if self.brings_back and not brings_back:
+        if self.evicted is not None and self.when_full not in _COMES_BACK:
             raise UsageError(
                 f"evicted is {self.evicted!r}, but only landmark and compress bring back what "
-                f"left, not {self.when_full}"
+                f"left: take one of them in place of {self.when_full}"
             )

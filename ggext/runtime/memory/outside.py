@@ -108,7 +108,9 @@ class Outside:
 
     def _append(self, part: KvBlock) -> None:
         if self._folder is not None:
-            part = _mapped(part, Path(self._folder.name, str(len(self._parts))))
+            path = Path(self._folder.name, str(len(self._parts)))
+            path.unlink(missing_ok=True)  # of a text before
+            part = _mapped(part, path)
         self._parts.append(part)
         self._ends.append(len(self) + len(part))
 
