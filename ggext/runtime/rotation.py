@@ -5,13 +5,19 @@ llama.cpp's own context shift is not used. It turns cached keys with the operati
 so a gain other than 1 is applied again; a shift that is cancelled leaves some layers turned and
 others not; and quantized keys of heads whose size is no multiple of 64 end the process. This turns
 by the difference of the angles, in float64, rounds once, and runs no graph.
+
+Keys of q8_0 are turned by a Hadamard matrix before llama.cpp quantizes them (llama_kv_cache's
+attn_rot_k). That is undone, and done again, so that they are as exact as a step of their own
+quantization.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
@@ -45,6 +51,7 @@ class KeyRotation:
             if regime.freq_base is None
             else tuple(theta(geometry, regime.freq_base))
         )
+        self._hadamard = _hadamard_size(geometry.head_dim)
         self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
 
     def moved(
@@ -64,7 +71,11 @@ class KeyRotation:
         for kind, rows in zip(block.form.key_types, block.keys, strict=True):
             heads, dtype = self._heads(kind, rows)
             turned = rotate_between(heads, before, after, self._layout, dtype=dtype)
-            keys.append(turned.view("u1").reshape(rows.shape))
+            keys.append(
+                turned.view("u1").reshape(rows.shape)
+                if kind in WHOLE
+                else self._rows(kind, turned)
+            )
         return replace(block, positions=positions, keys=tuple(keys))
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
@@ -121,7 +132,7 @@ class KeyRotation:
             )
             for keys in layers
         )
-        return tuple(map(rows_of, kinds, turned))
+        return tuple(map(self._rows, kinds, turned))
 
     def upright_queries(
         self, rows: NDArray[np.float32], positions: NDArray[np.int32]
@@ -135,14 +146,23 @@ class KeyRotation:
 
     def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
         values = floats(kind, rows)
-        return values.reshape(len(values), -1, self._head_dim)
+        heads = values.reshape(len(values), -1, self._head_dim)
+        return heads if kind in WHOLE else self._mixed(heads)
+
+    def _rows(self, kind: int, heads: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return rows_of(kind, heads if kind in WHOLE else self._mixed(heads))
+
+    def _mixed(self, heads: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Quantized keys as they are before llama.cpp's Hadamard matrix, and the other way round:
+        it is its own inverse."""
+        if not self._hadamard:
+            return heads
+        runs = heads.reshape(-1, self._hadamard) @ _hadamard(self._hadamard)
+        return runs.reshape(heads.shape)
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
         if kind not in WHOLE:
-            raise ModelError(
-                f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv "
-                "type f16"
-            )
+            return self._floats(kind, rows), "float32"
         name, dtype = WHOLE[kind]
         values = rows.view(name)
         if values.shape[1] % self._head_dim:
@@ -150,3 +170,22 @@ class KeyRotation:
                 f"a key row of {values.shape[1]} values is not made of heads of {self._head_dim}"
             )
         return values.reshape(len(values), -1, self._head_dim), dtype
+
+
+def _hadamard_size(head_dim: int) -> int:
+    """Of the matrix by which llama.cpp turns keys before it quantizes them; 0: it does not.
+    ``llama_kv_cache::build_input_k_rot``."""
+    if head_dim % 64 or os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0"):
+        return 0
+    return head_dim & -head_dim
+
+
+@lru_cache(maxsize=4)
+def _hadamard(size: int) -> NDArray[np.float32]:
+    """The orthonormal Walsh-Hadamard matrix, symmetric, of a power of 2."""
+    import numpy as np
+
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(math.sqrt(size))

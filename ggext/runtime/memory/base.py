@@ -234,11 +234,10 @@ def require_movable(cache: Cache, policy: str) -> None:
     """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them
     otherwise than ggext."""
     remedy = "recompute works with every file"
-    if is_quantized(cache.kv_type):
+    if is_quantized(cache.kv_type) and cache.kv_type != "q8_0":
         raise ModelError(
-            f"when_full={policy!r} moves cached keys, and quantized ones of kv type "
-            f"{cache.kv_type} cannot be moved "
-            f"exactly: take f16; {remedy}"
+            f"when_full={policy!r} moves cached keys, and those of kv type {cache.kv_type} are too "
+            f"coarse to be quantized again: take f16 or q8_0; {remedy}"
         )
     where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:

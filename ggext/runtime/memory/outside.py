@@ -97,7 +97,7 @@ class Outside:
     def _value(
         self, kind: int, rows: NDArray[np.uint8]
     ) -> tuple[int, NDArray[np.uint8]]:
-        if not self._quantized:
+        if not self._quantized or kind == Q8_0:
             return kind, rows
         numbers = floats(kind, rows)
         kept = self._kind(kind, numbers.shape[1])
