@@ -138,10 +138,11 @@ def needle_texts(
     threads: int,
     shares: list[float],
     policies: list[str],
+    outside: list[float],
 ) -> None:
     """Each text is read once, and asked of the whole cache and of each of its ``shares``,
-    compressed from the same reading. ``policies``, such as landmark:0.25, read it again, into so
-    many cells."""
+    compressed from the same reading; of those in ``outside`` a half is for what comes back from
+    host memory. ``policies``, such as landmark:0.25, read it again, into so many cells."""
     sentences = filler_of([read_text(book)])
     right: dict[str, list[float]] = {}
     with Model.open(path, 0) as model:
@@ -152,7 +153,7 @@ def needle_texts(
                 "multikey", source, length, random.Random(1000 + number)
             )
             for name, scores in asked(
-                model, prompts, sample, length, threads, shares, policies
+                model, prompts, sample, length, threads, shares, policies, outside
             ):
                 right.setdefault(name, []).extend(scores)
             table(length, right)
@@ -166,6 +167,7 @@ def asked(
     threads: int,
     shares: list[float],
     policies: list[str],
+    outside: list[float],
 ) -> Iterator[tuple[str, list[float]]]:
     options = SessionOptions(
         n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress")
@@ -184,11 +186,25 @@ def asked(
                 f"compress:{share}",
                 [one.score for one in ask(session, prompts, sample)],
             )
+    for share in outside:
+        cells = int(share * len(tokens))
+        memory = MemoryOptions(
+            "compress", evict=128, retrieved=cells // 2, evicted="q8_0"
+        )
+        options = SessionOptions(
+            n_ctx=length + 64 + cells // 2, threads=threads, memory=memory
+        )
+        with Session(model, options) as session:
+            session.restore(tokens, whole, [*range(len(tokens))], Gone())
+            session.compress((cells - cells // 2) / len(tokens))
+            yield (
+                f"compress, the rest outside:{share}",
+                [one.score for one in ask(session, prompts, sample)],
+            )
     for name in policies:
         policy, share = name.split(":")
         cells = math.ceil(float(share) * length)
-        blocks = {"block": 16, "retrieved": cells // 64} if policy == "landmark" else {}
-        memory = MemoryOptions(cast("WhenFull", policy), **blocks)
+        memory = MemoryOptions(cast("WhenFull", policy))
         options = SessionOptions(n_ctx=cells, threads=threads, memory=memory)
         with Session(model, options) as session:
             yield (
@@ -387,7 +403,8 @@ def main() -> None:
     one.add_argument("--texts", type=int, default=12)
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.125])
-    one.add_argument("--policies", nargs="*", default=["compress:0.25", "stream:0.25"])
+    one.add_argument("--outside", nargs="*", type=float, default=[0.125])
+    one.add_argument("--policies", nargs="*", default=["landmark:0.5", "landmark:0.25"])
     one = commands.add_parser("book")
     one.add_argument("text", type=Path)
     one.add_argument("path", type=Path)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ggext.runtime.memory.outside import Layers
     from ggext.runtime.state import KvBlock
 
-_QUESTION = 64  # tokens at the end of a text that ask
+_QUESTION = 32  # tokens at the end of a text that ask
 _EVERY = 16  # tokens of an answer between two looks
 _OF_ANSWERS = 4  # one of so many cells is for what an answer asks for
 
