@@ -20,7 +20,7 @@ from ggext.gguf.open import read_gguf
 from ggext.gguf.types import F32
 from ggext.gguf.writer import TensorToWrite, write_gguf
 from ggext.proof.reference import divergence
-from ggext.rope.encode import EncodingName
+from ggext.rope.encoding import EncodingName
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import Session, SessionOptions
 from ggext.runtime.model import Model

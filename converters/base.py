@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import UNROTATED, capability_of
-from ggext.rope.config import CheckpointRope, read_replaceable_rope
+from ggext.rope.config import read_replaceable_rope
+from ggext.rope.config_reader import CheckpointRope
 from ggext.rope.families import FULL, SLIDING, text_part
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
@@ -48,6 +49,9 @@ class TensorRule:
     columns: RowOrder | None = None
     # The shape to write, where it is not that of what was read.
     written: tuple[int, ...] | None = None
+    # What each written row is multiplied by, or all of them, in float64; rounded to the type that
+    # the source has.
+    scale: float | Callable[[], np.ndarray[Any, np.dtype[np.float64]]] = 1.0
     # Added to every value.
     plus: float = 0.0
     # In place of that: takes an array's values, in float32, and gives those to write.
@@ -68,6 +72,14 @@ class TensorRule:
     # The end of the message about a source that is not there.
     hint: str = ""
 
+    def row_scale(self, rows: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """``scale``, of each of the ``rows`` that are written; None where nothing is multiplied."""
+        import numpy as np
+
+        if not isinstance(self.scale, float):
+            return self.scale()
+        return None if self.scale == 1.0 else np.full(rows, self.scale)
+
 
 class Family:
     """A family of models. Subclasses state `arch` and `tensors`, and refuse in `check` what their
@@ -75,6 +87,8 @@ class Family:
 
     # llama.cpp's name of the architecture.
     arch: str
+    # Those that models of other sizes or kinds are converted to.
+    further_archs: tuple[str, ...] = ()
     # What transformers' class of the `model_type` takes where a config.json is silent (null is
     # not), of what no tensor's shape would give away.
     defaults: ClassVar[Mapping[str, Any]] = {}
@@ -93,6 +107,8 @@ class Family:
     tied_by_text = False
     # Whether the file gets M-RoPE's sections, of an architecture that can do without.
     sectioned = False
+    # Whether attention rotates, of an architecture whose files say it (`capabilities.SWITCHED`).
+    rotates = True
     # Whether a vocabulary of SentencePiece's form keeps its merges (llama.cpp's tokenizer gemma4).
     merges_by_rank = False
 
@@ -158,13 +174,12 @@ class Family:
 
     def untie(self) -> None:
         """Take the output matrix for one of its own, whatever the configuration says."""
-        values = self.config.values | {"tie_word_embeddings": False}
-        self.config = replace(self.config, values=values)
+        self.config = self.config.with_values(tie_word_embeddings=False)
 
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no
         scaling can do without."""
-        if self.arch in UNROTATED:
+        if self.arch in UNROTATED or not self.rotates:
             context = self.config.integer("max_position_embeddings")
             return CheckpointRope(
                 RopeScaling(), RopeGeometry(0, self.head_dim, 1.0, "norm", context)

@@ -18,7 +18,7 @@ from ggext.converters.llama import Llama
 
 from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
-from ggext.rope.config import CheckpointRope
+from ggext.rope.config_reader import CheckpointRope
 from ggext.rope.families import FULL, SLIDING
 
 _PERIOD = 6

@@ -15,7 +15,7 @@ from ggext.converters.glm4 import Glm4
 from ggext.converters.llama import QKV, Llama
 
 from ggext.errors import CheckpointError
-from ggext.rope.config import CheckpointRope
+from ggext.rope.config_reader import CheckpointRope
 
 if TYPE_CHECKING:
     import numpy as np

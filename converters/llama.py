@@ -18,7 +18,7 @@ from ggext.converters.base import (
 
 from ggext.errors import CheckpointError
 from ggext.rope.capabilities import capability_of
-from ggext.rope.config import CheckpointRope
+from ggext.rope.config_reader import CheckpointRope
 
 WITHOUT_OUTPUT = (
     " (the output matrix): the weights are a base model's, and tie_word_embeddings is not true; "
@@ -93,10 +93,10 @@ class Llama(Family):
 
     def rope(self) -> CheckpointRope:
         rope = super().rope()
-        if rope.geometry.n_rot != self.head_dim and not self.rotates_part:
+        n_rot = rope.geometry.n_rot
+        if n_rot and n_rot != self.head_dim and not self.rotates_part:
             raise CheckpointError(
-                f"{self.config.source}: {rope.geometry.n_rot} of {self.head_dim} dimensions are "
-                "rotated "
+                f"{self.config.source}: {n_rot} of {self.head_dim} dimensions are rotated "
                 f"(partial_rotary_factor); llama.cpp's architecture {self.arch} rotates all"
             )
         return rope
@@ -133,7 +133,7 @@ class Llama(Family):
     def attention(self, module: str) -> Iterator[TensorRule]:
         q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
         q_order = k_order = None
-        if capability_of(self.arch).layout == "norm" and not self.rotates_adjacent:
+        if not self.rotates_adjacent and capability_of(self.arch).layout == "norm":
             q_order = partial(half_split_to_adjacent, self.n_heads, self.head_dim)
             k_order = partial(half_split_to_adjacent, self.n_kv_heads, self.head_dim)
         yield from self.project(module, "q_proj", q_rows, self.n_embd, q_order)

@@ -15,7 +15,7 @@ from ggext.converters.llama import WithLatents
 
 from ggext.checkpoint.config import Config
 from ggext.errors import CheckpointError
-from ggext.rope.config import CheckpointRope
+from ggext.rope.config_reader import CheckpointRope
 
 
 class MiniCPM3(WithLatents):

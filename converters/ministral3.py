@@ -7,8 +7,9 @@ from typing import Any
 
 from ggext.converters.llama import Windowed
 
-from ggext.rope.config import CheckpointRope, rope_parameters
+from ggext.rope.config import rope_parameters
 from ggext.rope.config_keys import number
+from ggext.rope.config_reader import CheckpointRope
 
 
 class Ministral3(Windowed):

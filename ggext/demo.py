@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,13 +55,13 @@ class Example:
 
     question: str
     right: str
-    answers: dict[Method, str]
+    answers: Mapping[Method, str]
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    recalls: list[Recall]
-    perplexities: list[Perplexity]
+    recalls: Sequence[Recall]
+    perplexities: Sequence[Perplexity]
     example: Example
     files: int
 

@@ -92,10 +92,9 @@ def emit(
             f"the program {program!r} is unknown; known: {', '.join(PROGRAMS)}"
         )
     source = open_source(model, replaced=True)
-    notes: list[str] = list(source.notes)
-    resolved, _ = resolve_scaling(
-        scaling, target_context, source, notes, keeps_own=False
-    )
+    request = resolve_scaling(scaling, target_context, source, keeps_own=False)
+    notes = [*source.notes, *request.notes]
+    resolved = request.scaling
     assert resolved is not None
     original = methods.original_context(resolved, source.geometry)
     geometry = replace(source.geometry, trained_context=original)
@@ -124,7 +123,8 @@ def _not_honoured(
     scaling: RopeScaling, geometry: RopeGeometry, program: Program
 ) -> list[str]:
     """A line for each parameter that the program does not read and that changes the table."""
-    reading, wanted = READINGS[program], methods.make_table(scaling, geometry)
+    reading = READINGS[program]
+    wanted = methods.make_table(scaling, geometry)
     if scaling.method != "yarn":
         return _without_gain(scaling, wanted, geometry, program)
     lines = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,19 +17,10 @@ from ggext.gguf.shards import metadata_part, model_parts
 from ggext.gguf.types import type_name
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
-from ggext.rope.capabilities import LEARNED_POSITIONS, UNROTATED, capability_of
+from ggext.rope.capabilities import LEARNED_POSITIONS, capability_of, unrotated
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import (
-    ROPE_FREQS,
-    LayerKind,
-    context_parameters,
-    decode_sliding,
-    geometry_of,
-    layer_kinds,
-    query_scale,
-    rolls,
-    stated_method,
-)
+from ggext.rope.decode import LayerKind, decode_sliding, geometry_of, layer_kinds, rolls
+from ggext.rope.keys import ROPE_FREQS, context_parameters, query_scale, stated_method
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.runtime.refusals import refusal
@@ -59,7 +51,7 @@ class Inspection:
     # Bytes, of all parts.
     size: int
     parameters: int
-    types: dict[str, int]
+    types: Mapping[str, int]
     recipe: Recipe | None
     # The recipe's, or what the keys say.
     method: str
@@ -72,12 +64,14 @@ class Inspection:
     geometry: RopeGeometry | None
     # Why ``rope`` is None.
     rope_unknown: str = ""
+    # Why the model does not rotate; empty where it does.
+    unrotated: str = ""
     # why llama.cpp does not open the file, as far as a table tells; empty where it does
     unopened: str = ""
     # Whether the cached keys survive a context shift.
     shift_safe: bool = True
     # What ggext makes its contexts with for this file and other programs do not.
-    context_parameters: dict[str, float] = field(default_factory=dict)
+    context_parameters: Mapping[str, float] = field(default_factory=dict)
     #: Why some pairs never turn in a text, and what mends it; empty where all turn.
     still_pairs: str = ""
     # How each layer rotates; all alike where it is empty.
@@ -108,12 +102,20 @@ def inspect(path: Path) -> Inspection:
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
-    recipe, table, short, geometry, unknown = None, None, None, None, ""
-    shift_safe, parameters_of_context = True, {}
+    recipe = None
+    table = None
+    short = None
+    geometry = None
+    unknown = ""
+    shift_safe = True
+    parameters_of_context = {}
     still = ""
     layers: tuple[LayerKind, ...] = ()
     sliding = None
+    without = unrotated(gguf.arch, gguf.arch_keys())
     try:
+        if without:
+            raise RopeError(without)
         recipe = recipe_of(gguf)
         table = effective_table(gguf)
         short = (
@@ -124,27 +126,15 @@ def inspect(path: Path) -> Inspection:
         geometry = (
             recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
         )
-        unit_gain = (
-            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1)
-            <= EXACT_GAIN
-        )
-        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
-        shift_safe = capability.is_never_shifted or (
-            unit_gain and rolls(gguf.arch_keys(), gguf.arch)
-        )
+        shift_safe = _is_shift_safe(gguf, table, geometry)
         parameters_of_context = context_parameters(gguf.arch_keys())
         still = still_pairs_in_words(gguf)
         layers = layer_kinds(gguf.arch_keys(), gguf.arch)
-        sliding = (
-            decode_sliding(gguf.arch_keys(), gguf.arch)
-            if "unscaled" in layers
-            else None
-        )
+        if "unscaled" in layers:
+            sliding = decode_sliding(gguf.arch_keys(), gguf.arch)
     except RopeError as error:
         unknown = str(error)
-    if (
-        gguf.arch in UNROTATED
-    ):  # keys hold no position where attention falls with distance
+    if without:  # keys hold no position where attention falls with distance
         shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
@@ -163,6 +153,7 @@ def inspect(path: Path) -> Inspection:
         short_rope=short,
         geometry=geometry,
         rope_unknown=unknown,
+        unrotated=without,
         unopened=refusal(gguf.fields) or "",
         shift_safe=shift_safe,
         context_parameters=parameters_of_context,
@@ -170,6 +161,16 @@ def inspect(path: Path) -> Inspection:
         layers=layers,
         sliding_window=window if isinstance(window, int) else 0,
         sliding_rope=sliding,
+    )
+
+
+def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> bool:
+    """Whether keys in the cache may be rotated again: by a gain of 1, and where llama.cpp does."""
+    keys = gguf.arch_keys()
+    capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+    gain = table.attention_factor / math.sqrt(query_scale(keys))
+    return capability.is_never_shifted or (
+        abs(gain - 1) <= EXACT_GAIN and rolls(keys, gguf.arch)
     )
 
 

@@ -201,7 +201,8 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
     ) -> list[str]:
         """Answers up to the first of the task's stops, the model's own end, or the task's number
         of tokens. Raises UsageError for a number that leaves no room for the question."""
-        prompts, options = [], []
+        prompts = []
+        options = []
         for context, given in (request.args for request in requests):
             kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, _MAX_ANSWER))
             room = self.max_length - kwargs["max_gen_toks"]
@@ -232,7 +233,8 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
 
     def _scored(self, tokens: list[int], first: int) -> tuple[float, bool]:
         """The log-likelihood of tokens[first:], and whether each is the likeliest."""
-        total, greedy = 0.0, True
+        total = 0.0
+        greedy = True
         for part in scores(self.session, tokens, first):
             total -= float(part.nll.sum())
             greedy = greedy and bool(part.greedy.all())

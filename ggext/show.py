@@ -69,9 +69,9 @@ def show(path: Path) -> Card:
         layers=_number(keys.get("block_count", 0)),
         width=_number(keys.get("embedding_length", 0)),
         heads=_number(keys.get("attention.head_count", 0)),
-        kv_heads=_number(
-            kv_heads[0] if isinstance(kv_heads, list) and kv_heads else kv_heads
-        ),
+        kv_heads=max(map(_number, kv_heads), default=0)
+        if isinstance(kv_heads, list)
+        else _number(kv_heads),
         vocabulary=len(gguf.get("tokenizer.ggml.tokens", [])),
         tokenizer=str(
             gguf.get("tokenizer.ggml.pre", gguf.get("tokenizer.ggml.model", ""))

@@ -39,7 +39,7 @@ from ggext.proof.table import (
     elsewhere,
     what_is_wanted,
 )
-from ggext.rope.capabilities import UNROTATED, unrotated
+from ggext.rope.capabilities import unrotated
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ def verify(
         chosen -= _LIVE
         notes.append(f"what llama.cpp executes: not measured; {missing}")
     gguf = read_gguf(metadata_part(path))
-    if gguf.arch in UNROTATED:
+    still = unrotated(gguf.arch, gguf.arch_keys())
+    if still:
+        notes.append(f"{still}: there is no table to verify")
         return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
     run = _Run(
         gguf,
@@ -114,11 +116,7 @@ def verify(
         progress("kernel: rotations to a million tokens")
         run.kernels(with_ggml=missing is None)
     if "logits" in chosen and reference is not None:
-        from ggext.proof.logits import check_logits
-
-        run.checks += check_logits(
-            gguf, reference, run.wanted, tokens, tolerance, notes, progress
-        )
+        run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -132,23 +130,17 @@ def _unrotated(
     chosen: set[str],
 ) -> Report:
     """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
-    they are not to be compared."""
-    from ggext.proof.logits import check_logits
-
+    they are not to be compared; the last of ``notes`` says why it has none."""
     if "logits" not in chosen or reference is None:
         raise RopeError(
-            f"{gguf.path}: {unrotated(gguf.arch)}: there is no table to verify; reference="
-            "CHECKPOINT compares the logits"
+            f"{gguf.path}: {notes[-1]}; reference=CHECKPOINT compares the logits"
         )
     context = int(gguf.arch_keys().get("context_length", 1))
     geometry = RopeGeometry(0, 1, 1.0, "norm", context)
     table = RopeTable((), 1.0, context)
     wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
-    notes.append(f"{unrotated(gguf.arch)}: there is no table to verify")
     run = _Run(gguf, table, wanted, notes, progress)
-    run.checks += check_logits(
-        gguf, reference, wanted, tokens, tolerance, notes, progress
-    )
+    run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -198,8 +190,11 @@ class _Run:
         notes: list[str],
         progress: Progress,
     ) -> None:
-        self.gguf, self.effective, self.wanted = gguf, effective, wanted
-        self.notes, self.progress = notes, progress
+        self.gguf = gguf
+        self.effective = effective
+        self.wanted = wanted
+        self.notes = notes
+        self.progress = progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
         self.scaled: list[Executed] = []
@@ -208,6 +203,18 @@ class _Run:
         self.shifts: list[ShiftRow] = []
         self.published = ""
         self.elsewhere: float | None = None
+
+    def logits(
+        self, reference: Path, tokens: int | None, tolerance: float | None
+    ) -> None:
+        """What it predicts, against transformers on the checkpoint."""
+        from ggext.proof.logits import check_logits
+
+        checks, notes = check_logits(
+            self.gguf, reference, self.wanted, tokens, tolerance, self.progress
+        )
+        self.checks += checks
+        self.notes += notes
 
     def table(self) -> None:
         """What the file says."""
@@ -281,7 +288,8 @@ class _Run:
             self.kernel_rows += rows
 
     def report(self) -> Report:
-        wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
+        wanted = self.wanted.kernel_table.inv_freq
+        file = self.effective.inv_freq
         executed = (
             self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
         )

@@ -94,10 +94,11 @@ def architectures() -> dict[str, str]:
     states = {arch: state for arch, state in states.items() if arch in NOT_WRITTEN}
     rows: dict[str, list[Row]] = {}
     for name in known_families():
-        arch = import_module(f"ggext.converters.{name}").FAMILY.arch
-        rows.setdefault(arch, []).extend(
-            row for row in ROWS.values() if row.family == name
-        )
+        family = import_module(f"ggext.converters.{name}").FAMILY
+        for arch in (family.arch, *family.further_archs):
+            rows.setdefault(arch, []).extend(
+                row for row in ROWS.values() if row.family == name
+            )
     for arch, found in rows.items():
         exact = max(row.bound for row in found if row.exact)
         states[arch] = f"exact: {_figure(exact)}"

@@ -22,7 +22,8 @@ from ggext.convert import ConvertOptions, convert
 from ggext.errors import GgextError, RopeError
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 from ggext.rope.config import read_rope
-from ggext.rope.encode import Encoding, EncodingName, encode
+from ggext.rope.encode import encode
+from ggext.rope.encoding import Encoding, EncodingName
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.verify import verify
 

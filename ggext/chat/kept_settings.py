@@ -40,6 +40,8 @@ class KeptSettings:
     kv: str = "f16"
     swa: str = "auto"
     dynamic_ntk: str | None = None
+    # the path of a LoRA adapter's file
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -52,7 +54,8 @@ class KeptSettings:
 
     def changed(self, explicit: Collection[str] = ()) -> str:
         """What differs from the defaults, in words, without what is `explicit` now."""
-        defaults, now = KeptSettings().options(), self.options()
+        defaults = KeptSettings().options()
+        now = self.options()
         return ", ".join(
             f"{name.replace('_', '-')} {_said(value)}"
             for name, value in now.items()

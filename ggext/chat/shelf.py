@@ -50,7 +50,8 @@ def kept_chats() -> list[KeptChat]:
 
 def rename_chat(old: str, new: str) -> None:
     """Raises UsageError, OutputError."""
-    source, target = _there(old), session.named(new)
+    source = _there(old)
+    target = session.named(new)
     if target.exists():
         raise UsageError(
             f"there is a chat {new} already; delete it first, or choose another name"

@@ -134,7 +134,8 @@ class ChatTemplate:
 
 def _checked(reply: dict[str, Any]) -> dict[str, Any]:
     """The reply, unless it is an error. Raises TemplateError."""
-    kind, message = reply.get("error"), reply.get("message")
+    kind = reply.get("error")
+    message = reply.get("message")
     if kind is None:
         return reply
     if kind == "syntax":

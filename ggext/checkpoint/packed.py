@@ -23,18 +23,25 @@ from typing import TYPE_CHECKING, Any, cast
 
 from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.lazy_rows import BYTES, LazyRows
-from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
-from ggext.errors import CheckpointError
+from ggext.checkpoint.packed_values import (
+    FLOAT_DTYPES,
+    Tensors,
+    codes_of,
+    floats_of,
+    groups_of_columns,
+    packing_error,
+    read_group_index,
+    spread_over_rows,
+    to_float32,
+)
+from ggext.checkpoint.safetensors import CheckpointTensor
 
 if TYPE_CHECKING:
-    import numpy as np
+    from ggext.checkpoint.packed_values import Array
 
-    Array = np.ndarray[Any, Any]
 
-Tensors = Mapping[str, CheckpointTensor]
 #: Of a module's tensors by ending, whether they are packed so, and how its values are made.
 _Found = tuple[tuple[int, ...], Callable[[Any], "Array"]]
-_FLOATS = ("F32", "BF16", "F16")
 _ENDS = (
     "weight weight_packed weight_scale weight_shape weight_zero_point weight_g_idx weight_scale_2 "
     "weight_global_scale qweight qzeros scales biases g_idx"
@@ -107,17 +114,17 @@ def _compressed(
     whole = shape.dtype in ("I64", "I32") and len(shape.shape) == 1
     size = tuple(int(n) for n in shape.array()[:2]) if whole else ()
     if len(size) != 2 or min(size) < 1 or len(packed.shape) != 2:
-        raise _wrong(shape, f"says the shape {list(size)}, not that of a matrix")
+        raise packing_error(shape, f"says the shape {list(size)}, not that of a matrix")
     rows, columns = size
     per_word = next((n for n in (8, 4) if packed.shape == (rows, -(-columns // n))), 0)
     if not per_word:
-        raise _wrong(
+        raise packing_error(
             packed,
             f"has the shape {list(packed.shape)}, which {list(size)} does not pack to",
         )
     bits = 32 // per_word
     zeros = parts.get("weight_zero_point")
-    groups = _groups_of_columns(scale, parts.get("weight_g_idx"), size)
+    groups = groups_of_columns(scale, parts.get("weight_g_idx"), size)
     return size, _of_integers(packed, scale, zeros, groups, bits, columns)
 
 
@@ -133,21 +140,21 @@ def _of_integers(
     half = 1 << (bits - 1)
 
     def make(rows: Any) -> Array:
-        codes = _codes(packed.array()[rows], bits)[:, :columns].astype("<f4") - half
+        codes = codes_of(packed.array()[rows], bits)[:, :columns].astype("<f4") - half
         if zeros is not None:
-            by_row = _codes(zeros.array().swapaxes(0, 1), bits).swapaxes(0, 1)
+            by_row = codes_of(zeros.array().swapaxes(0, 1), bits).swapaxes(0, 1)
             offsets = by_row[: packed.shape[0]][rows].astype("<f4") - half
             codes -= offsets[:, groups]
-        values: Array = codes * _of_rows(scale, rows)[:, groups]
+        values: Array = codes * spread_over_rows(scale, rows)[:, groups]
         return values
 
     if zeros is not None and zeros.dtype != "I32":
-        raise _wrong(zeros, f"is {zeros.dtype}; zero points are packed in I32")
+        raise packing_error(zeros, f"is {zeros.dtype}; zero points are packed in I32")
     if zeros is not None and zeros.shape != (
         -(-packed.shape[0] * bits // 32),
         scale.shape[1],
     ):
-        raise _wrong(
+        raise packing_error(
             zeros, f"has the shape {list(zeros.shape)}, which its scale does not fit"
         )
     return make
@@ -155,7 +162,8 @@ def _of_integers(
 
 def _int8(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     del stated, module
-    weight, scale = parts.get("weight"), parts.get("weight_scale")
+    weight = parts.get("weight")
+    scale = parts.get("weight_scale")
     if (
         weight is None
         or scale is None
@@ -164,14 +172,15 @@ def _int8(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
     ):
         return None
     if "weight_zero_point" in parts:
-        raise _wrong(
+        raise packing_error(
             parts["weight_zero_point"], "is a zero point of int8, which is not read"
         )
-    groups = _groups_of_columns(scale, None, weight.shape)
+    groups = groups_of_columns(scale, None, weight.shape)
 
     def make(rows: Any) -> Array:
         values: Array = (
-            weight.array()[rows].astype("<f4") * _of_rows(scale, rows)[:, groups]
+            weight.array()[rows].astype("<f4")
+            * spread_over_rows(scale, rows)[:, groups]
         )
         return values
 
@@ -190,12 +199,12 @@ def _fp4(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
     whole = parts.get("weight_scale_2") or parts.get("weight_global_scale")
     block = 32 if scale.dtype in ("U8", "F8_E8M0") else 16
     if scale.shape != (*shape[:-1], shape[-1] // block) or shape[-1] % block:
-        raise _wrong(
+        raise packing_error(
             scale,
             f"has the shape {list(scale.shape)}; {list(shape)} has blocks of {block}",
         )
     if block == 16 and (scale.dtype != "F8_E4M3" or whole is None):
-        raise _wrong(
+        raise packing_error(
             scale, f"is {scale.dtype} without a scale of the whole matrix, not NVFP4's"
         )
     factor = _factor(whole, "weight_global_scale" in parts)
@@ -210,7 +219,7 @@ def _fp4(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
             scales = np.ldexp(np.float32(1), stored.astype("<i4") - 127)
         else:
             scales = float8_values("F8_E4M3")[stored] * factor
-        values: Array = table[_codes(flat, 4)] * np.repeat(scales, block, axis=-1)
+        values: Array = table[codes_of(flat, 4)] * np.repeat(scales, block, axis=-1)
         return values
 
     return shape, make
@@ -220,9 +229,9 @@ def _factor(whole: CheckpointTensor | None, divides: bool) -> Any:
     """NVFP4's scale of the whole matrix; compressed-tensors keeps what it is divided by."""
     if whole is None:
         return 1.0
-    values = _floats(whole).reshape(-1)
+    values = floats_of(whole).reshape(-1)
     if len(values) != 1 or not values[0]:
-        raise _wrong(whole, "must be one number above 0")
+        raise packing_error(whole, "must be one number above 0")
     return 1 / values[0] if divides else values[0]
 
 
@@ -234,14 +243,15 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
     weight, zeros, scale = found
     bits = stated.get("bits", 4)
     per_word = 32 // bits if bits in (2, 4, 8) else 0
-    outputs, n_groups = scale.shape[1], scale.shape[0]
+    outputs = scale.shape[1]
+    n_groups = scale.shape[0]
     if not per_word or zeros.shape != (n_groups, -(-outputs // per_word)):
-        raise _wrong(
+        raise packing_error(
             weight,
             f"is GPTQ of {bits!r} bits, of which ggext reads 2, 4 and 8 as packed by it",
         )
     inputs = weight.shape[0] * per_word
-    groups = _group_index(parts.get("g_idx"), inputs, n_groups)
+    groups = read_group_index(parts.get("g_idx"), inputs, n_groups)
     # the older form keeps a zero point less 1
     less = 0 if stated.get("checkpoint_format") == "gptq_v2" else 1
 
@@ -250,14 +260,15 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
 
         chosen = np.arange(outputs)[rows]
         span = slice(int(chosen.min()), int(chosen.max()) + 1)
-        codes = _codes(weight.array()[:, span].swapaxes(0, 1), bits)[
+        codes = codes_of(weight.array()[:, span].swapaxes(0, 1), bits)[
             chosen - span.start
         ]
-        first, last = span.start // per_word, -(-span.stop // per_word)
-        offsets = _codes(zeros.array()[:, first:last], bits)[
+        first = span.start // per_word
+        last = -(-span.stop // per_word)
+        offsets = codes_of(zeros.array()[:, first:last], bits)[
             :, chosen - first * per_word
         ]
-        scales = _as_float(scale.array()[:, chosen], scale.dtype)
+        scales = to_float32(scale.array()[:, chosen], scale.dtype)
         values: Array = (codes - (offsets.astype("<f4") + less)[groups].T) * scales[
             groups
         ].T
@@ -273,9 +284,13 @@ def _words_zeros_and_scales(
     weight, zeros, scale = (parts.get(end) for end in ("qweight", "qzeros", "scales"))
     if weight is None or zeros is None or scale is None:
         return None
-    for tensor, dtypes in ((weight, ("I32",)), (zeros, ("I32",)), (scale, _FLOATS)):
+    for tensor, dtypes in (
+        (weight, ("I32",)),
+        (zeros, ("I32",)),
+        (scale, FLOAT_DTYPES),
+    ):
         if len(tensor.shape) != 2 or 0 in tensor.shape or tensor.dtype not in dtypes:
-            raise _wrong(
+            raise packing_error(
                 tensor, f"is {tensor.dtype} {list(tensor.shape)}, not a packed matrix's"
             )
     return weight, zeros, scale
@@ -287,10 +302,11 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
     if found is None or found[0].shape[1] * 8 != found[2].shape[1]:
         return None
     weight, zeros, scale = found
-    (inputs, words), (n_groups, outputs) = weight.shape, scale.shape
+    inputs, words = weight.shape
+    n_groups, outputs = scale.shape
     version = str(stated.get("version", "gemm")).lower()
     if zeros.shape != (n_groups, words) or inputs % n_groups or version != "gemm":
-        raise _wrong(
+        raise packing_error(
             weight,
             f"is AWQ {version} {list(weight.shape)} with zero points {list(zeros.shape)}, "
             "which is not the form gemm",
@@ -300,11 +316,12 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         import numpy as np
 
         chosen = np.arange(outputs)[rows]
-        first, last = int(chosen.min()) // 8, int(chosen.max()) // 8 + 1
+        first = int(chosen.min()) // 8
+        last = int(chosen.max()) // 8 + 1
         place = chosen // 8 * 8 + np.array(_AWQ_ORDER)[chosen % 8] - 8 * first
-        codes = _codes(weight.array()[:, first:last], 4)[:, place].astype("<f4")
-        offsets = _codes(zeros.array()[:, first:last], 4)[:, place].astype("<f4")
-        scales = _as_float(scale.array()[:, chosen], scale.dtype)
+        codes = codes_of(weight.array()[:, first:last], 4)[:, place].astype("<f4")
+        offsets = codes_of(zeros.array()[:, first:last], 4)[:, place].astype("<f4")
+        scales = to_float32(scale.array()[:, chosen], scale.dtype)
         each = inputs // n_groups
         values: Array = (
             (codes - np.repeat(offsets, each, 0)) * np.repeat(scales, each, 0)
@@ -325,25 +342,23 @@ def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         return None
     own = stated.get(module)
     said = own if isinstance(own, Mapping) else stated
-    bits, group, mode = (
-        said.get("bits", 4),
-        said.get("group_size", 64),
-        said.get("mode", "affine"),
-    )
+    bits = said.get("bits", 4)
+    group = said.get("group_size", 64)
+    mode = said.get("mode", "affine")
     if (
         bias is None
         or mode != "affine"
         or bits not in (2, 4, 8)
         or not isinstance(group, int)
     ):
-        raise _wrong(
+        raise packing_error(
             weight,
             f"is MLX's {mode!r} of {bits!r} bits; ggext reads affine of 2, 4 and 8",
         )
     shape = (*weight.shape[:-1], weight.shape[-1] * 32 // bits)
     fitting = (*shape[:-1], shape[-1] // max(group, 1))
-    if any(t.shape != fitting or t.dtype not in _FLOATS for t in (scale, bias)):
-        raise _wrong(
+    if any(t.shape != fitting or t.dtype not in FLOAT_DTYPES for t in (scale, bias)):
+        raise packing_error(
             scale,
             f"has the shape {list(scale.shape)}; {list(shape)} has groups of {group}",
         )
@@ -355,9 +370,9 @@ def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
             values: Array = tensor.array().reshape(-1, tensor.shape[-1])[rows]
             return values
 
-        codes = _codes(flat(weight), bits).astype("<f4")
+        codes = codes_of(flat(weight), bits).astype("<f4")
         scales, biases = (
-            np.repeat(_as_float(flat(tensor), tensor.dtype), group, axis=-1)
+            np.repeat(to_float32(flat(tensor), tensor.dtype), group, axis=-1)
             for tensor in (scale, bias)
         )
         values: Array = codes * scales + biases
@@ -367,70 +382,3 @@ def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
 
 
 _READERS = (_compressed, _int8, _fp4, _gptq, _awq, _mlx)
-
-
-def _codes(words: Array, bits: int) -> Array:
-    """The codes of ``bits`` bits in the words of the last dimension, the lowest first: uint8."""
-    import numpy as np
-
-    stored = np.ascontiguousarray(words).view("u1")
-    if bits == 8:
-        return stored
-    shifts = np.arange(0, 8, bits, dtype="u1")
-    codes = (stored[..., None] >> shifts) & ((1 << bits) - 1)
-    return codes.reshape(*stored.shape[:-1], -1)
-
-
-def _groups_of_columns(
-    scale: CheckpointTensor, index: CheckpointTensor | None, shape: tuple[int, ...]
-) -> Array:
-    """For each column the one of its scale."""
-    rows, columns = shape
-    size = scale.shape if len(scale.shape) == 2 else (scale.shape or (1,)) + (1,)
-    if (
-        scale.dtype not in _FLOATS
-        or size[0] not in (1, rows)
-        or not 0 < size[1] <= columns
-    ):
-        raise _wrong(
-            scale, f"is {scale.dtype} {list(scale.shape)}, no scale of {list(shape)}"
-        )
-    return _group_index(index, columns, size[1])
-
-
-def _group_index(index: CheckpointTensor | None, count: int, n_groups: int) -> Array:
-    """For each of ``count`` inputs its group. An index that is all -1 was never set."""
-    import numpy as np
-
-    if index is not None:
-        groups: Array = index.array().reshape(-1).astype("<i8")
-        if len(groups) != count or groups.max() >= n_groups:
-            raise _wrong(index, f"is no index of {count} inputs in {n_groups} groups")
-        if groups.min() >= 0:
-            return groups
-    each = -(-count // n_groups)
-    return np.arange(count) // each
-
-
-def _of_rows(scale: CheckpointTensor, rows: Any) -> Array:
-    """The scales of the rows, one row of them where all rows share it."""
-    stored = scale.array().reshape(scale.shape[0] if scale.shape else 1, -1)
-    return _as_float(stored if len(stored) == 1 else stored[rows], scale.dtype)
-
-
-def _floats(tensor: CheckpointTensor) -> Array:
-    if tensor.dtype not in _FLOATS:
-        raise _wrong(
-            tensor, f"is {tensor.dtype}; a scale is one of {', '.join(_FLOATS)}"
-        )
-    return _as_float(tensor.array(), tensor.dtype)
-
-
-def _as_float(values: Array, dtype: str) -> Array:
-    return bfloat16_values(values) if dtype == "BF16" else values.astype("<f4")
-
-
-def _wrong(tensor: CheckpointTensor, what: str) -> CheckpointError:
-    return CheckpointError(
-        f"{tensor.path}: tensor {tensor.name} {what}; download it again"
-    )

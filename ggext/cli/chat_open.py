@@ -97,7 +97,8 @@ class Engine:
         from ggext.footprint.planner import Choices
         from ggext.runtime import capacity
 
-        model, session = self.model, self.session
+        model = self.model
+        session = self.session
         choices = Choices(
             self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
         )
@@ -198,6 +199,7 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
         leaves_memory=request.ctx is None and is_empty,
+        adapter=request.adapter,
     )
 
 
@@ -270,7 +272,8 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
     from ggext.chat.kept_settings import KeptSettings
 
     conversation = chat.conversation
-    options, sampling = conversation.options, conversation.sampling
+    options = conversation.options
+    sampling = conversation.sampling
     think = request.think
     if conversation.prompts.think is False and sampling.grammar is None:
         think = "off"
@@ -278,6 +281,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         think = "show"
     elif think is not None or conversation.prompts.think:
         think = "hide"
+    adapter = None if request.adapter is None else os.path.abspath(request.adapter)
     sampled: dict[str, Any] = {name: getattr(sampling, name) for name in SAMPLED}
     return KeptSettings(
         model=os.path.abspath(request.file),
@@ -291,6 +295,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         kv=request.kv,
         swa=request.swa,
         dynamic_ntk=request.dynamic_ntk,
+        adapter=adapter,
         **sampled,
     )
 

@@ -298,6 +298,12 @@ machine = group(
         help="Flash attention: on a CPU faster where little is cached, slower where much is.",
     ),
     click.option(
+        "--adapter",
+        type=click.Path(),
+        metavar="FILE",
+        help="A LoRA adapter in GGUF, trained on this model.",
+    ),
+    click.option(
         "-ngl",
         "--gpu-layers",
         "gpu_layers",

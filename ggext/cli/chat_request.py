@@ -35,6 +35,7 @@ class Request:
     gpu_layers: int | None
     kv: str
     swa: str
+    adapter: Path | None
     when_full: str
     keep: float
     evicted: str | None
@@ -91,8 +92,10 @@ def new_request(
         raise UsageError(
             f"-p and {' '.join(words)!r:.60} are both a question: give one"
         )
-    if not os.path.lexists(file):
-        raise UsageError(f"{file}: there is no such file")
+    adapter = values.pop("adapter")
+    for path in filter(None, (file, adapter)):
+        if not os.path.lexists(path):
+            raise UsageError(f"{path}: there is no such file")
     sampling = Sampling(**{name: values.pop(name) for name in SAMPLED}, grammar=grammar)
     think = None if values["think"] is None else values["think"] != "off"
     options = ChatOptions(
@@ -107,6 +110,7 @@ def new_request(
         file=metadata_part(file),
         prompt=" ".join(words) if words else prompt,
         session=session,
+        adapter=None if adapter is None else Path(adapter),
         sampling=sampling,
         options=options,
         explicit=frozenset(explicit),

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ggext.cli.ready import ready_for
-from ggext.rope.capabilities import UNROTATED
 from ggext.screen.flags import in_flags
 
 if TYPE_CHECKING:
     from ggext.convert import Plan
-    from ggext.rope.encode import Encoding
+    from ggext.rope.encoding import Encoding
 
 
 def describe(plan: Plan, name: str | None = None) -> list[str]:
@@ -27,10 +26,8 @@ def describe(plan: Plan, name: str | None = None) -> list[str]:
     lines = [
         f"{name or shown(source.path)}: {source.arch}, {len(source.tensors)} tensors, {size}"
     ]
-    if source.arch in UNROTATED:
-        lines.append(
-            f"rope: none, this model does not rotate: {UNROTATED[source.arch]}"
-        )
+    if source.unrotated:
+        lines.append(f"rope: none, {source.unrotated}")
     elif plan.scaling is None or plan.encoding is None:
         lines.append("rope: as in the file, unchanged")
     else:
@@ -76,7 +73,8 @@ def _number(value: float) -> str:
 
 def _context(plan: Plan) -> str:
     """What the model said before, and what the file will say."""
-    trained, key = plan.geometry.trained_context, f"{plan.source.arch}.context_length"
+    trained = plan.geometry.trained_context
+    key = f"{plan.source.arch}.context_length"
     before = plan.source.fields[key].value if plan.source.is_gguf else trained
     after = plan.fields[key].value
     if before == after:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggext.arguments import parse_tokens
+from ggext.cli import measuring
 from ggext.cli.eval_table import as_table, duration
 from ggext.cli.models import GGUF
 from ggext.cli.numbers import SECONDS
@@ -126,23 +127,10 @@ def _tokens(
     type=click.Choice(["llama.cpp", "yarn"]),
     help="Perplexity as llama-perplexity, or the YaRN paper, defines it too.",
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["auto", "template", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Prompts in the file's chat template, or raw.",
-)
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."
-)
-@click.option(
-    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU."
-)
+@measuring.form
+@measuring.seed
+@measuring.threads
+@measuring.gpu_layers
 @click.option(
     "--resume",
     "partial",
@@ -157,12 +145,7 @@ def _tokens(
     metavar="FILE",
     help="Write one page with plots.",
 )
-@click.option(
-    "--card",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a section for a model card, in Markdown.",
-)
+@measuring.card
 def eval(  # noqa: A001 - the command's name
     files: tuple[Path, ...],
     as_json: bool,
@@ -189,7 +172,8 @@ def eval(  # noqa: A001 - the command's name
             if not evaluation.measured:
                 raise
             failure = error
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, html, card)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
     if failure is not None:
@@ -206,7 +190,8 @@ def write_card(path: Path, card: Path) -> None:
 
     with Evaluation([path]) as evaluation:
         _measure(evaluation)
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, None, card)
 
 
@@ -216,7 +201,8 @@ def write_page(path: Path, options: EvalOptions, html: Path) -> None:
 
     with Evaluation([path], options) as evaluation:
         _measure(evaluation)
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, html, None)
 
 
@@ -271,7 +257,8 @@ def check_folder(path: Path) -> None:
 
 
 def _cost(evaluation: Evaluation) -> str:
-    plan, missing = evaluation.plan, evaluation.missing
+    plan = evaluation.plan
+    missing = evaluation.missing
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggext.cli import measuring
 from ggext.cli.eval import check_folder, command_line, write_text
 from ggext.cli.eval_table import duration
 from ggext.cli.models import model_file
@@ -69,14 +70,7 @@ if TYPE_CHECKING:
 @click.option(
     "--held-out", type=click.IntRange(2), metavar="N", help="Texts to judge on."
 )
-@click.option(
-    "--format",
-    "form",
-    type=click.Choice(["auto", "template", "raw"]),
-    default="auto",
-    show_default=True,
-    help="Prompts in the file's chat template, or raw.",
-)
+@measuring.form
 @click.option(
     "--encoding",
     type=click.Choice(["auto", "tensor", "folded", "runtime"]),
@@ -84,15 +78,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="How the table is written, as in ggext convert.",
 )
-@click.option(
-    "--seed", type=int, default=0, show_default=True, metavar="N", help="Which texts."
-)
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads on the CPU."
-)
-@click.option(
-    "--gpu-layers", type=click.IntRange(min=0), metavar="N", help="Layers on the GPU."
-)
+@measuring.seed
+@measuring.threads
+@measuring.gpu_layers
 @click.option(
     "--resume",
     "partial",
@@ -102,12 +90,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Replace an output that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option(
-    "--card",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write a section for a model card, in Markdown.",
-)
+@measuring.card
 def search(
     file: Path,
     partial: Path | None,
@@ -156,7 +139,8 @@ def search(
 def as_table(result: SearchResult) -> str:
     """YaRN's numbers next to those of the best table, and the verdict."""
     factor = result.target_context / result.trained_context
-    trained, target = result.trained_context, result.target_context
+    trained = result.trained_context
+    target = result.target_context
     lines = [f"{result.file}: {trained:,} → {target:,} tokens, ×{factor:g}"]
     points = (result.yarn, result.best)
     scalings = (result.yarn_scaling, result.scaling)
@@ -189,7 +173,8 @@ def as_table(result: SearchResult) -> str:
 def _differences(verdict: Verdict) -> list[str]:
     from ggext.search.accept import MOST_SHORT_RISE
 
-    gap, units = verdict.difference, verdict.difference.units
+    gap = verdict.difference
+    units = verdict.difference.units
     interval = f"{gap.value:+.4f}, 95 % {gap.low:+.4f} to {gap.high:+.4f}"
     return [
         f"  difference {interval}, on {units} texts that the search had not seen",

@@ -40,6 +40,7 @@ _OPTIONS = {
     "--yarn-beta-fast": "--beta-fast",
     "--yarn-beta-slow": "--beta-slow",
     "--split-max-size": "--split",
+    "--lora": "--adapter",
     "--cache-type-k": "--kv",
     "-ctk": "--kv",
     "-fa": "--flash-attention",

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggext.convert.fold import is_query_norm
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import GgufError, RopeError, UsageError
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import all_parts
 from ggext.gguf.types import F32, Field
-from ggext.rope.decode import ROPE_FREQS
-from ggext.rope.encode import SCALING_TENSORS
+from ggext.rope.encoding import SCALING_TENSORS
+from ggext.rope.keys import ROPE_FREQS
 
 Progress = Callable[[int], None]
 
@@ -114,12 +114,11 @@ def check_weights_stay(
     others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
     if not others:
         return
-    doing, remedy = "folding the gain into", "encoding='keys'"
+    doing = "folding the gain into"
+    remedy = "encoding='keys'"
     if was_folded:
-        doing, remedy = (
-            "taking the folded gain out of",
-            "ggext undo, after a bake in place",
-        )
+        doing = "taking the folded gain out of"
+        remedy = "ggext undo, after a bake in place"
     raise RopeError(
         f"{path}: {doing} {others[0].name} and {len(others) - 1} others is not done in place, "
         f"where they would be rounded again; name an output, or choose {remedy}"

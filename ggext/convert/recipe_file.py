@@ -24,7 +24,7 @@ from ggext.errors import RopeError, UsageError
 from ggext.gguf.plain_files import read_plain
 from ggext.gguf.writer import check_output, whole_file
 from ggext.rope import methods
-from ggext.rope.encode import ENCODINGS, EncodingName
+from ggext.rope.encoding import ENCODINGS, EncodingName
 from ggext.rope.scaling import Method, RopeScaling
 
 _FORMAT = 1
@@ -90,11 +90,9 @@ def _request(values: dict[str, Any]) -> Request:
     rope = values.get("rope")
     if not isinstance(rope, dict):
         raise RopeError("the table [rope] is missing; it names the method")
-    target, encoding, kind = (
-        values.get("target_context"),
-        values.get("encoding"),
-        values.get("type", "auto"),
-    )
+    target = values.get("target_context")
+    encoding = values.get("encoding")
+    kind = values.get("type", "auto")
     if target is not None and (type(target) is not int or target < 1):
         raise RopeError(
             f"target_context is {target!r}; it must be a whole number of tokens"

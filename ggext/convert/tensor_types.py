@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import UsageError
 from ggext.gguf.types import BF16, F16, F32, MXFP4, Q8_0, type_name
 
@@ -38,11 +38,11 @@ class TypePlan:
     """In which type each tensor is written."""
 
     # ggml's numbers, one a tensor.
-    kinds: list[int]
+    kinds: Sequence[int]
     # What llama.cpp's quantizer makes of that file; None: nothing.
     quantization: str | None = None
     # Tensors to which it must give, or leave, these types, by name.
-    exact: dict[str, int] = field(default_factory=dict)
+    exact: Mapping[str, int] = field(default_factory=dict)
 
 
 def plan_types(

@@ -11,7 +11,7 @@ from ggext.errors import GgufError, RopeError
 from ggext.gguf.types import Field, ValueType
 from ggext.rope.compare import compare
 from ggext.rope.decode import decode
-from ggext.rope.encode import SCALING_KEYS
+from ggext.rope.encoding import SCALING_KEYS
 from ggext.rope.recipe import RECIPE_KEY
 from ggext.rope.scaling import RopeTable
 

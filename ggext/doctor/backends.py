@@ -101,10 +101,10 @@ def _worth(speeds: list[tuple[str, str, float]]) -> str:
 
 def devices() -> Iterator[Finding]:
     """ggml's devices, and a GPU that the library was built without."""
-    from ggext.runtime import devices, ggml
+    from ggext.runtime import devices, ggml_devices
 
     try:
-        found = ggml.devices()
+        found = ggml_devices.devices()
         memories = devices.gpu_memory()
     except GgextError:  # reported already
         return

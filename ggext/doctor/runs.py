@@ -9,7 +9,8 @@ from dataclasses import asdict
 from ggext.doctor import backends, reading, selftests
 from ggext.doctor.report import Finding
 from ggext.errors import GgextError
-from ggext.runtime.child import Channel, Child
+from ggext.runtime.channel import Channel
+from ggext.runtime.child import Child
 
 Step = Callable[[], Iterator[Finding]]
 

@@ -13,7 +13,7 @@ from ggext.rope import methods
 from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
-    from ggext.convert.sources import ModelSource
+    from ggext.convert.model_source import ModelSource
     from ggext.converters.base import Family
 
 #: Architecture → model_type and class of transformers.

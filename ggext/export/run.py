@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
 from ggext.convert.fold import fold_query
-from ggext.convert.sources import ModelSource, open_source
+from ggext.convert.model_source import ModelSource
+from ggext.convert.sources import open_source
 from ggext.errors import GgufError, MissingExtraError, OutputError
 from ggext.export.configuration import config_values, family
 from ggext.export.tokenizer import Vocabulary
 from ggext.export.weights import DTYPES, Inverted, inverted, prevailing_dtype, write
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.gguf.writer import private_folder_beside
-from ggext.rope.encode import SCALING_TENSORS
+from ggext.rope.encoding import SCALING_TENSORS
 
 _WEIGHTS = "model.safetensors"
 
@@ -44,7 +45,7 @@ class Exported:
     parameters: int
     # Whether the tokenizer was held against llama.cpp's on a text: its tokens; None: it was not.
     tokens_compared: int | None
-    notes: list[str] = field(default_factory=list)
+    notes: Sequence[str] = ()
 
 
 def export(

@@ -17,8 +17,9 @@ _ENDLESS = 1 << 62
 
 class Tensor:
     """A tensor of the graph, `shape` with the contiguous dimension first. ``base``: what it is a
-    view of. ``stored``: it lies in memory of its own, such as the KV cache, and takes none of the
-    graph's."""
+    view of. ``whole``: such a view lies as a result of its shape would, so that one may take the
+    base's place. ``stored``: it lies in memory of its own, such as the KV cache, and takes none of
+    the graph's."""
 
     __slots__ = (
         "address",
@@ -30,6 +31,7 @@ class Tensor:
         "sources",
         "stored",
         "views",
+        "whole",
     )
 
     def __init__(
@@ -40,6 +42,7 @@ class Tensor:
         item: int = 4,
         in_place: bool = False,
         base: Tensor | None = None,
+        whole: bool = False,
         stored: bool = False,
     ) -> None:
         self.shape = shape
@@ -47,6 +50,7 @@ class Tensor:
         self.sources = sources
         self.in_place = in_place
         self.base = base
+        self.whole = whole
         self.stored = stored
         self.children = self.views = 0
         self.address: int | None = None
@@ -97,14 +101,26 @@ def _place(node: Tensor, blocks: _Blocks) -> None:
         return
     if node.in_place:
         for source in node.sources:
-            if (
-                source.address is not None
-                and source.shape == node.shape
-                and (source.children, source.views) == (1, 0)
-            ):
-                node.address, source.address = source.address, None
+            owner = _place_of(source)
+            if owner is not None and source.shape == node.shape:
+                assert owner.address is not None
+                node.address = owner.address
+                owner.address = None
+                blocks.give_back(node.address + node.size, owner.size - node.size)
                 return
     node.address = blocks.take(node.size)
+
+
+def _place_of(source: Tensor) -> Tensor | None:
+    """What holds the memory of a tensor that nothing reads after the next node."""
+    if (source.children, source.views) != (1, 0):
+        return None
+    owner = source
+    if source.base is not None:
+        owner = source.base
+        if not source.whole or (owner.children, owner.views) != (0, 1):
+            return None
+    return owner if owner.address is not None else None
 
 
 def _finished(node: Tensor) -> Iterator[Tensor]:

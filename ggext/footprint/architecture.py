@@ -10,7 +10,13 @@ from ggext.errors import GgufError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import TensorInfo
 from ggext.llama_cpp_facts.limits import MAX_EXPERTS, MAX_LAYERS
-from ggext.llama_cpp_facts.recurrent import CONVOLUTIONS, DELTA_NETS, recurrent_layers
+from ggext.llama_cpp_facts.recurrent import (
+    CONVOLUTIONS,
+    DELTA_NETS,
+    MAMBAS,
+    attending_layers,
+    recurrent_layers,
+)
 from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 
 # What a header says of a model whose memory is no plain KV cache: a state that does not grow, a
@@ -37,7 +43,7 @@ _NOT_PLAIN = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Heads and their sizes in values, no heads of keys where a state takes their place."""
+    """Heads and their sizes in values, no heads of keys where it does not attend."""
 
     heads: int
     kv_heads: int
@@ -45,7 +51,7 @@ class Layer:
     value: int
     # it attends to a window, so that its cache is small
     slides: bool
-    # values of a state that does not grow: of a convolution, and of a delta net
+    # values of a state that does not grow: of a convolution, and of a delta net or of Mamba 2
     convolved: int = 0
     state: int = 0
 
@@ -116,7 +122,7 @@ def architecture(header: GgufFile) -> Architecture:
     """The dimensions of a model. Raises ``GgufError`` for an architecture whose memory is not
     computed here, and for a header that lacks a number or has an impossible one."""
     read = _Numbers(header)
-    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS)
+    known = header.arch in (*DELTA_NETS, *CONVOLUTIONS, *MAMBAS)
     plain = known or (
         header.arch not in _NOT_PLAIN
         and not any(key.startswith(_NOT_PLAIN_KEYS) for key in read.keys)
@@ -147,14 +153,12 @@ def architecture(header: GgufFile) -> Architecture:
     head = width // max(heads[0], 1)
     kv_heads = read.each("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
-    states = _states(read, layers, width)
+    states, attends = _states(read, layers, width)
     return Architecture(
         name=header.arch,
         layers=tuple(
-            Layer(h, 0 if any(state) else kv, *size, swa, *state)
-            for h, kv, size, swa, state in zip(
-                heads, kv_heads, sizes, slides, states, strict=True
-            )
+            Layer(heads[i], kv_heads[i] * attends[i], *sizes[i], slides[i], *states[i])
+            for i in range(layers)
         ),
         width=width,
         vocabulary=embedding.shape[1],
@@ -165,8 +169,17 @@ def architecture(header: GgufFile) -> Architecture:
         else 0,
         context=read.number("context_length"),
         keys=read.keys,
-        tensors=header.tensors,
+        tensors=header.tensors | _under_usual_names(header.tensors),
     )
+
+
+def _under_usual_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The norms that Falcon-H1's loader wants without a kind."""
+    return {
+        f"{name}.weight": info
+        for name, info in tensors.items()
+        if name.endswith(".ffn_norm")
+    }
 
 
 class _Numbers:
@@ -227,16 +240,19 @@ def _latent(read: _Numbers) -> Latent | None:
     )
 
 
-def _states(read: _Numbers, layers: int, width: int) -> list[tuple[int, int]]:
-    """Values that each layer keeps of a convolution and of a delta net (``n_embd_r``,
-    ``n_embd_s``)."""
+def _states(
+    read: _Numbers, layers: int, width: int
+) -> tuple[list[tuple[int, int]], list[bool]]:
+    """Values that each layer keeps of a convolution and of a delta net or Mamba 2 (``n_embd_r``,
+    ``n_embd_s``); and whether it attends."""
     arch = read.header.arch
     try:
         recurs = recurrent_layers(arch, read.keys, layers)
+        attends = attending_layers(arch, read.keys, layers)
     except ValueError as error:
         raise GgufError(f"{read.header.path}: {error}; the file is damaged") from None
     if not any(recurs):
-        return [(0, 0)] * layers
+        return [(0, 0)] * layers, attends
     if arch in CONVOLUTIONS:
         size = ((read.number("shortconv.l_cache", least=2) - 1) * width, 0)
     else:
@@ -244,7 +260,7 @@ def _states(read: _Numbers, layers: int, width: int) -> list[tuple[int, int]]:
         read.number("ssm.time_step_rank")  # which the graph is built with
         channels = inner + 2 * state * read.number("ssm.group_count")
         size = ((read.number("ssm.conv_kernel", least=2) - 1) * channels, state * inner)
-    return [size if flag else (0, 0) for flag in recurs]
+    return [size if flag else (0, 0) for flag in recurs], attends
 
 
 def _window(read: _Numbers, layers: int) -> int:

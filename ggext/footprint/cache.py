@@ -110,13 +110,14 @@ def cells(arch: Architecture, layer: Layer, context: Context) -> int:
 
 
 def cache_bytes(arch: Architecture, context: Context) -> list[int]:
-    """Bytes of keys and values, or of the state in their place, layer by layer. Raises UsageError
+    """Bytes of keys and values, and of states, layer by layer. Raises UsageError
     where the type's blocks do not divide a head."""
     widest = max(layer.value_row for layer in arch.layers)
     sizes = []
     for layer in arch.layers:
-        if layer.recurs:
-            sizes.append(_state_bytes(layer) * context.sequences)
+        states = _state_bytes(layer) * context.sequences
+        if not layer.kv_heads:
+            sizes.append(states)
             continue
         # without flash attention values are stored transposed, with as many rows in each layer
         value_row = (
@@ -124,7 +125,8 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
         )
         count = cells(arch, layer, context)
         sizes.append(
-            _bytes(layer.key_row, layer.key, count, context)
+            states
+            + _bytes(layer.key_row, layer.key, count, context)
             + _bytes(value_row, layer.value, count, context)
         )
     return sizes

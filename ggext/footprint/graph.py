@@ -13,7 +13,13 @@ from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context, cells, is_quantized
 from ggext.footprint.recurrent import Recurrent
-from ggext.llama_cpp_facts.recurrent import CONVOLUTIONS, DELTA_NETS
+from ggext.llama_cpp_facts.recurrent import (
+    CONVOLUTIONS,
+    DELTA_NETS,
+    MAMBAS,
+    NEMOTRONS,
+)
+from ggext.rope.capabilities import unrotated
 
 _SCALED_QUERIES = (
     "gemma",
@@ -21,6 +27,9 @@ _SCALED_QUERIES = (
     "gemma3",
     "phi3",
 )  # before attention instead of in it
+
+# the wanted tokens are picked after the last norm
+_SELECT_NORMED = (*DELTA_NETS, *NEMOTRONS)
 
 
 def compute_bytes(arch: Architecture, context: Context) -> int:
@@ -55,7 +64,7 @@ class _Builder(Recurrent):
         self.selected = Tensor((self.n,))  # the tokens whose logits are wanted
         self.inputs = {
             slides: self._attention_inputs(slides)
-            for slides in {layer.slides for layer in arch.layers if not layer.recurs}
+            for slides in {layer.slides for layer in arch.layers if layer.kv_heads}
         }
 
     def build(self) -> Graph:
@@ -74,7 +83,7 @@ class _Builder(Recurrent):
             kept = (current,)  # an output of the graph too
             current = self.op((self.arch.width, self.n), current, self.selected)
         current = self.norm(current, "output_norm")
-        if self.arch.name in DELTA_NETS:
+        if self.arch.name in _SELECT_NORMED:
             kept = (current,)
             current = self.op((self.arch.width, self.n), current, self.selected)
         logits = self.op((self.arch.vocabulary, self.n), current, *kept)
@@ -91,13 +100,13 @@ class _Builder(Recurrent):
 
     @property
     def _selects_in_layer(self) -> bool:
-        return not self._selects_last and self.arch.name not in DELTA_NETS
+        return not self._selects_last and self.arch.name not in _SELECT_NORMED
 
     def _attention_inputs(self, slides: bool) -> _Inputs:
         layer = next(
             layer
             for layer in self.arch.layers
-            if layer.slides == slides and not layer.recurs
+            if layer.slides == slides and layer.kv_heads
         )
         flash = self.context.flash_attention
         rows = 1 if flash else max(layer.value_row for layer in self.arch.layers)
@@ -114,7 +123,13 @@ class _Builder(Recurrent):
 
     def _layer(self, at: str, layer: Layer, x: Tensor, *, last: bool) -> Tensor:
         residual, normed = x, self.norm(x, f"{at}attn_norm")
-        x = self._mixed(at, layer, normed)
+        x = self._mixed(at, layer, normed, residual)
+        if self.arch.name in NEMOTRONS:
+            return self.same(x, residual)
+        if layer.recurs and layer.kv_heads:  # added before the last tokens are picked
+            x = self.same(x, residual)
+            x = self.op(x.shape, x, self.selected) if last else x
+            return self.same(self._feed_forward(at, self.norm(x, f"{at}ffn_norm")), x)
         if last and self._selects_in_layer:
             x, residual, normed = (
                 self.op(t.shape, t, self.selected) for t in (x, residual, normed)
@@ -134,13 +149,23 @@ class _Builder(Recurrent):
         first = first or self.arch.name == "phi3"
         return self.same(residual, x) if first else self.same(x, residual)
 
-    def _mixed(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+    def _mixed(self, at: str, layer: Layer, x: Tensor, before: Tensor) -> Tensor:
+        """``before``: what was normed."""
+        mamba = self.arch.name in MAMBAS
+        if layer.recurs and layer.kv_heads:
+            attended = self._attention(at, layer, x)
+            x = self.norm(before, f"{at}attn_norm")  # which is made once more
+            return self.same(attended, self.mamba2(at, layer, x))
+        if layer.recurs and mamba:
+            return self.mamba2(at, layer, x)
         if layer.recurs:
             return (
                 self.delta_net(at, layer, x)
                 if layer.state
                 else self.convolution(at, layer, x)
             )
+        if not layer.kv_heads:
+            return self._feed_forward(at, x)
         attend = self._latent_attention if self.arch.latent else self._attention
         return attend(at, layer, x)
 
@@ -206,7 +231,8 @@ class _Builder(Recurrent):
             )
         if not self._norms_heads_as_one:
             q, k = self.norm(q, f"{at}attn_q_norm"), self.norm(k, f"{at}attn_k_norm")
-        q, k = (self.same(t, self.positions) for t in (q, k))
+        if not unrotated(self.arch.name, self.arch.keys):
+            q, k = (self.same(t, self.positions) for t in (q, k))
         return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v, gated
 
     @property
@@ -283,7 +309,11 @@ class _Builder(Recurrent):
     def _feed_forward(self, at: str, x: Tensor) -> Tensor:
         if not self.arch.experts_used or not self.arch.has(f"{at}ffn_gate_inp.weight"):
             return self._dense(at, "", x)
-        result = self._experts(at, x)
+        latent = f"{at}ffn_latent_down"
+        has_latent = self.arch.has(f"{latent}.weight")
+        result = self._experts(at, x, self.matrix(x, latent) if has_latent else x)
+        if has_latent:
+            result = self.matrix(result, f"{at}ffn_latent_up")
         if not self.arch.has(f"{at}ffn_up_shexp.weight"):
             return result
         shared = self._dense(at, "_shexp", x)
@@ -308,9 +338,10 @@ class _Builder(Recurrent):
             x = self.same(up)
         return self.matrix(x, down)
 
-    def _experts(self, at: str, x: Tensor) -> Tensor:
+    def _experts(self, at: str, routed: Tensor, x: Tensor) -> Tensor:
+        """``routed``: what the experts are chosen by."""
         used, n = self.arch.experts_used, self.n
-        scores = self.matrix(x, f"{at}ffn_gate_inp")
+        scores = self.matrix(routed, f"{at}ffn_gate_inp")
         late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
         scores = scores if late else self.same(scores)
         biased = self.same(scores) if self.arch.has(f"{at}exp_probs_b.bias") else scores
@@ -327,14 +358,14 @@ class _Builder(Recurrent):
         self.graph.expand(weights)
         x = self.view(x, (x.shape[0], 1, n))
         up = self._expert_matrix(x, f"{at}ffn_up_exps", chosen)
-        gate = self._expert_matrix(x, f"{at}ffn_gate_exps", chosen)
-        x = self._expert_matrix(
-            self.op(gate.shape, gate, up), f"{at}ffn_down_exps", chosen
-        )
+        if self.arch.has(f"{at}ffn_gate_exps.weight"):
+            gate = self._expert_matrix(x, f"{at}ffn_gate_exps", chosen)
+            x = self.op(gate.shape, gate, up)
+        else:
+            x = self.same(self.same(up))
+        x = self._expert_matrix(x, f"{at}ffn_down_exps", chosen)
         x = self.graph.expand(self.same(x, weights))
-        parts = [
-            self.graph.expand(self.view(x, (self.arch.width, n))) for _ in range(used)
-        ]
+        parts = [self.graph.expand(self.view(x, (x.shape[0], n))) for _ in range(used)]
         total = parts[0]
         for part in parts[1:]:
             total = self.graph.expand(self.same(total, part))
@@ -346,6 +377,7 @@ class _Builder(Recurrent):
             "qwen2moe",
             "deepseek2",
             "mistral4",
+            "nemotron_h_moe",
         ) or self.arch.flag("expert_weights_norm")
 
     def _expert_matrix(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:

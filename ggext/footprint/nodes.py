@@ -11,7 +11,9 @@ class Nodes:
     """Makes a graph's tensors; ``n`` tokens of the text at a time."""
 
     def __init__(self, arch: Architecture, context: Context) -> None:
-        self.arch, self.context, self.n = arch, context, context.ubatch
+        self.arch = arch
+        self.context = context
+        self.n = context.ubatch
         self.graph = Graph()
 
     @staticmethod
@@ -24,8 +26,8 @@ class Nodes:
         return Tensor(sources[0].shape, sources, in_place=True)
 
     @staticmethod
-    def view(source: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return Tensor(shape, (source,), base=source.base or source)
+    def view(source: Tensor, shape: tuple[int, ...], *, whole: bool = False) -> Tensor:
+        return Tensor(shape, (source,), base=source.base or source, whole=whole)
 
     def norm(self, x: Tensor, name: str) -> Tensor:
         if not self.arch.has(f"{name}.weight"):

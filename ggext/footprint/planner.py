@@ -160,7 +160,8 @@ class Planner:
 
     def shares(self, context: Context) -> tuple[Share, Share]:
         """What lies in RAM, and what on the GPU."""
-        caches, first = cache_bytes(self.arch, context), self._first_on_gpu
+        caches = cache_bytes(self.arch, context)
+        first = self._first_on_gpu
         on_gpu, in_ram = self._weights()
         compute = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
@@ -188,7 +189,8 @@ class Planner:
     def _weights(self) -> tuple[int, int]:
         """Bytes on the GPU, and in RAM. The embedding stays in RAM; where it is the output too, the
         GPU has a copy."""
-        layers, first = len(self.arch.layers), self._first_on_gpu
+        layers = len(self.arch.layers)
+        first = self._first_on_gpu
         on_gpu = in_ram = 0
         for name, info in self.header.tensors.items():
             layer = _layer_of(name)

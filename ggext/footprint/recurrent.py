@@ -1,5 +1,5 @@
-"""The graph of layers that keep a state in place of their tokens (``models/delta-net-base.cpp`` and
-``models/lfm2.cpp`` of llama.cpp, with its fused delta net)."""
+"""The graph of layers that keep a state in place of their tokens (``models/delta-net-base.cpp``,
+``models/lfm2.cpp`` and ``models/mamba-base.cpp`` of llama.cpp, with its fused delta net)."""
 
 from __future__ import annotations
 
@@ -38,6 +38,25 @@ class Recurrent(Nodes):
         x = self.norm(self.view(out, (n_state, heads, self.n)), f"{at}ssm_norm")
         x = self.same(x, self.same(self.view(gate, (n_state, heads, self.n))))
         return self.matrix(self.view(x, (inner, self.n)), f"{at}ssm_out")
+
+    def mamba2(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+        heads, inner = (
+            self.arch.keys["ssm.time_step_rank"],
+            self.arch.keys["ssm.inner_size"],
+        )
+        channels = self.arch.rows(f"{at}ssm_in.weight") - inner - heads
+        parts = self.matrix(x, f"{at}ssm_in")
+        gate, time = (self.view(parts, (size, self.n)) for size in (inner, heads))
+        mixed = self._convolved(layer, self.view(parts, (channels, self.n)), channels)
+        mixed = self.same(self.same(mixed))
+        steps = self.same(self.op((heads, self.n), time))
+        values = self.view(mixed, (inner, self.n))
+        out = self.op((inner * self.n + layer.state,), values, steps)
+        self._keep(self.view(out, (layer.state,)))
+        skipped = self.op((inner, self.n), values)
+        x = self.same(self.view(out, (inner, self.n), whole=True), skipped)
+        x = self.op((inner, self.n), self.op((inner, self.n), gate), x)
+        return self.matrix(self.norm(x, f"{at}ssm_norm"), f"{at}ssm_out")
 
     def _projections(
         self, at: str, x: Tensor, inner: int, n_each: int

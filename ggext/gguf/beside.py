@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ggext.errors import OutputError
 from ggext.gguf import disk
 from ggext.gguf.disk import Progress, silent
 from ggext.gguf.edit import Edit
@@ -55,6 +56,12 @@ def write_beside(
                 length,
                 out.parent,
                 progress,
+            )
+        status = os.fstat(source.fileno())
+        if (status.st_size, status.st_mtime_ns) != (gguf.size, gguf.mtime_ns):
+            raise OutputError(
+                f"{gguf.path} was changed by another program meanwhile; nothing was written: "
+                "try again"
             )
         disk.write_at(target, header, 0)
         for offset, data in edit.patches:

@@ -7,7 +7,8 @@ from ggext.errors import RopeError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.shards import model_parts
 from ggext.rope.capabilities import capability_of
-from ggext.rope.decode import FACTOR_TENSORS, decode, geometry_of
+from ggext.rope.decode import decode, geometry_of
+from ggext.rope.keys import FACTOR_TENSORS
 from ggext.rope.recipe import RECIPE_KEY, Recipe, parse_recipe
 from ggext.rope.scaling import RopeTable
 from ggext.rope.sections import SECTIONS, still_pairs

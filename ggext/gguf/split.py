@@ -57,9 +57,11 @@ def write_parts(
     tensors: Sequence[TensorToWrite],
     most: int,
     progress: Callable[[int], None] = lambda _: None,
+    approve: Callable[[], None] = lambda: None,
 ) -> tuple[Path, ...]:
     """Write files of at most ``most`` bytes of tensor data each (a larger tensor has one of its
-    own) and return their paths. All of them are whole, or none is there. Raises ``OutputError``.
+    own) and return their paths. All of them are whole, or none is there. ``approve``: as in
+    `write_gguf`. Raises ``OutputError``.
     """
     parts = _shared_out(tensors, most)
     if len(parts) > _MOST_PARTS:
@@ -81,6 +83,7 @@ def write_parts(
             with output_errors(path):
                 write_arranged(beside.handle, part, progress)
             beside.close()  # there may be more than can be open at once
+        approve()
         with output_errors(paths[0]):
             if any(
                 path.exists() for path in paths

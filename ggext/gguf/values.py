@@ -25,13 +25,11 @@ class Cursor:
     def __init__(
         self, path: Path, data: mmap.mmap | bytes, at: int = 0, start: int = 0
     ) -> None:
-        self.path, self.data, self.size, self.at, self.start = (
-            path,
-            data,
-            len(data),
-            at,
-            start,
-        )
+        self.path = path
+        self.data = data
+        self.size = len(data)
+        self.at = at
+        self.start = start
 
     def fail(self, message: str) -> GgufError:
         return GgufError(
@@ -79,7 +77,8 @@ class Cursor:
         return Field(kind, self.unpack(STRUCT_CODE[kind]))
 
     def _array_head(self, key: str) -> tuple[ValueType, int]:
-        item_type, count = self.value_type(key), self.unpack("Q")
+        item_type = self.value_type(key)
+        count = self.unpack("Q")
         smallest = _SMALLEST_ITEM.get(item_type) or struct.calcsize(
             "<" + STRUCT_CODE[item_type]
         )

@@ -101,6 +101,16 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_norm": ("state",),
     "ssm_out": ("inner", "embd"),
 }
+#: Of Mamba 2.
+_MAMBA2: Mapping[str, Shape] = {
+    "ssm_in": ("embd", "channels+inner+inner_heads"),
+    "ssm_conv1d": ("conv", "channels"),
+    "ssm_dt": ("inner_heads",),
+    "ssm_a": ("one", "inner_heads"),
+    "ssm_d": ("one", "inner_heads"),
+    "ssm_norm": ("inner_of_group", "groups"),
+    "ssm_out": ("inner", "embd"),
+}
 _CONVOLUTIONS = {
     "shortconv.conv": ("conv", "embd"),
     "shortconv.in_proj": ("embd", "embd+embd+embd"),
@@ -135,6 +145,8 @@ class ArchitectureFacts:
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
     delta_net: Literal["no", "split", "fused"] = "no"
+    # whether some layers are Mamba 2; "doubled": twice as wide as the model, as the loader asserts
+    mamba2: Literal["no", "any", "doubled"] = "no"
     # whether it rotates by sections (M-RoPE): those that must not have any, or may, or must
     sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
@@ -151,6 +163,17 @@ _DELTA_EXPERTS = ArchitectureFacts(
     shared_rows="or_ff",
     delta_net="split",
     shapes=_GATED_QUERIES,
+)
+_NEMOTRON_H = ArchitectureFacts(
+    rotates="part",
+    mamba2="any",
+    shapes={
+        **_MAMBA2,
+        "ffn_latent_down": ("embd", "latent"),
+        "ffn_latent_up": ("latent", "embd"),
+        "ffn_up_exps": ("latent", "expert_ff", "experts"),
+        "ffn_down_exps": ("expert_ff", "latent", "experts"),
+    },
 )
 _DEEPSEEK2 = ArchitectureFacts(
     rotates="part",
@@ -183,6 +206,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
+        "falcon-h1": ArchitectureFacts(rotates="part", mamba2="any", shapes=_MAMBA2),
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
@@ -200,6 +224,9 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gpt2": _PLAIN,
         "gptneox": _PART,
         "granite": _LLAMA,
+        "granitehybrid": ArchitectureFacts(
+            experts="some", mamba2="doubled", shapes=_MAMBA2
+        ),
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
         "internlm2": _PLAIN,
@@ -231,6 +258,10 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "mistral4": _DEEPSEEK2,
         "mpt": _PLAIN,
         "nemotron": _PART,
+        "nemotron_h": _NEMOTRON_H,
+        "nemotron_h_moe": replace(
+            _NEMOTRON_H, experts="all", expert_rows="own", shared_rows="own"
+        ),
         "olmo": _PLAIN,
         "olmo2": ArchitectureFacts(shapes=_NORMS_OF_ALL_HEADS),
         "olmoe": ArchitectureFacts(experts="all", shapes=_NORMS_OF_ALL_HEADS),

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggext.runtime.ggml import RopeCall, RopeNode
+    from ggext.runtime.ggml import RopeCall
     from ggext.runtime.model import Model
+    from ggext.runtime.rope_watcher import RopeNode
 
 _FIRST, _EDGE = 64, 16  # tokens decoded at the start, and at each far place
 #: Noise of an angle that is read from float32 rows, in radians.
@@ -103,7 +104,8 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
 def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     import numpy as np
 
-    geometry, table = wanted.geometry, wanted.kernel_table
+    geometry = wanted.geometry
+    table = wanted.kernel_table
     target = turns(node.positions, table)
     finite = np.isfinite(node.before).all() and np.isfinite(node.after).all()
     if node.before.shape[-1] < geometry.n_rot or not finite:
@@ -125,7 +127,8 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     missed = np.sum(np.abs(after - target[:, None, :] * before) ** 2, axis=1)
     error = np.sqrt(missed / some) / table.attention_factor
     nothing = (energy == 0) & (missed == 0)  # zeros in and out: nothing can be said
-    turn[nothing], error[nothing] = np.nan, np.nan
+    turn[nothing] = np.nan
+    error[nothing] = np.nan
     rest = np.abs(node.after - node.before)[..., geometry.n_rot :]
     if rest.size and rest.max() > 0:  # dimensions that must stay as they are
         error[:] = np.inf
@@ -279,7 +282,8 @@ def _check_rotation(found: list[Turn], nodes: int, slack: float, told: bool) -> 
         for turn in found
     ]
     which, place, failed = _worst(errors, bounds)
-    turn, pair = found[which], int(place[1])
+    turn = found[which]
+    pair = int(place[1])
     last = max(int(seen.positions[-1]) for seen in found)
     why = (
         f"the operation is {turn.call}, and does not turn by the wanted table"
@@ -301,11 +305,14 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
     errors = [_frequency_error(node) for node in nodes]
     tolerances = [_frequency_tolerance(node, slack) for node in nodes]
     which, (pair,), failed = _worst(errors, tolerances)
-    node, off = nodes[which], int((errors[which] > tolerances[which]).sum())
+    node = nodes[which]
+    off = int((errors[which] > tolerances[which]).sum())
     wanted = node.wanted
-    detail, why = f"{node.node}, {_pair(wanted, int(pair))}", ""
+    detail = f"{node.node}, {_pair(wanted, int(pair))}"
+    why = ""
     if failed:
-        target, executed = wanted.table.inv_freq[pair], float(node.inv_freq[pair])
+        target = wanted.table.inv_freq[pair]
+        executed = float(node.inv_freq[pair])
         ratio = f" (×{executed / target:.4g})" if target else ""
         detail += (
             f": {target:.4g} rad a token wanted, {executed:.4g} executed{ratio}; {off} of "
@@ -313,7 +320,8 @@ def _check_frequency(gguf: GgufFile, nodes: list[Executed], slack: float) -> Che
         )
         detail += f" are off, in {failed} of {len(nodes)} nodes"
         why = frequency_reason(gguf, wanted, node.call)
-    value, tolerance = float(errors[which][pair]), float(tolerances[which][pair])
+    value = float(errors[which][pair])
+    tolerance = float(tolerances[which][pair])
     return Check(
         "graph", "frequency executed, relative error", value, tolerance, detail, why
     )
@@ -327,7 +335,8 @@ def _check_gain(gguf: GgufFile, nodes: list[Executed], slack: float) -> Check:
     which, (pair,), failed = _worst(
         errors, [np.full_like(error, tolerance) for error in errors]
     )
-    node, gain = nodes[which], float(nodes[which].gain[pair])
+    node = nodes[which]
+    gain = float(nodes[which].gain[pair])
     target = node.wanted.kernel_table.attention_factor
     detail = f"{node.node}: wanted {target:.7g}, executed {gain:.7g}"
     detail += f", in {failed} of {len(nodes)} nodes" if failed else ""

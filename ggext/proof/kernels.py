@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggext.native import Device as NativeDevice
-    from ggext.runtime.ggml import Device, RopeCall
+    from ggext.runtime.ggml import RopeCall
+    from ggext.runtime.ggml_devices import Device
 
 #: float32 rounding of a rotation of values up to 1: three operations of 6e-8 each, and the gain.
 KERNEL_TOLERANCE = 1e-6
@@ -30,7 +31,8 @@ NATIVE = "ggext"
 _NEIGHBOURS = 16
 #: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds
 #: away.
-_F16, _BF16 = 2.0**-11, 2.0**-8
+_F16 = 2.0**-11
+_BF16 = 2.0**-8
 #: Steps of a token by which a position may be off: a query's and a key's together come to half a
 #: step.
 _BLURRED = 0.25
@@ -129,9 +131,10 @@ def check_devices(
     table: RopeTable, geometry: RopeGeometry, call: RopeCall | None
 ) -> tuple[list[Check], list[KernelRow]]:
     """llama.cpp's ROPE on every device. Only positions inside the context decide."""
-    from ggext.runtime.ggml import devices
+    from ggext.runtime.ggml_devices import devices
 
-    checks, rows = [], []
+    checks = []
+    rows = []
     for device in devices():
         measured = _measure(device, table, geometry, call)
         if measured:
@@ -166,7 +169,8 @@ def _measure(
     """Rows of pairs (1, 0), which the operation turns into the gain times (cos, sin)."""
     import numpy as np
 
-    from ggext.runtime.ggml import NEOX, rope_on
+    from ggext.runtime.ggml import NEOX
+    from ggext.runtime.ggml_devices import rope_on
 
     if (
         call is None

@@ -65,7 +65,8 @@ def _is_unread(gguf: GgufFile, name: str) -> bool:
 
 def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
     """The first parameter of the operation that is not as wanted."""
-    geometry, scaling = wanted.geometry, wanted.scaling
+    geometry = wanted.geometry
+    scaling = wanted.scaling
     still = still_pairs_in_words(gguf)
     if still:
         return still
@@ -118,7 +119,8 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
 
 
 def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
-    geometry, scaling = wanted.geometry, wanted.scaling
+    geometry = wanted.geometry
+    scaling = wanted.scaling
     base = geometry.base
     if scaling.method == "ntk":
         base = methods.ntk_base(scaling.factor or 1.0, geometry)

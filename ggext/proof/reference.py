@@ -203,7 +203,18 @@ def divergence(
     expected: np.ndarray[Any, np.dtype[np.float32]],
     actual: np.ndarray[Any, np.dtype[np.float32]],
 ) -> tuple[np.ndarray[Any, np.dtype[np.float64]], float]:
-    """KL(expected ‖ actual) of each row in nats, and the largest difference of a logit."""
+    """KL(expected ‖ actual) of each row in nats, and the largest difference of a logit.
+
+    Raises ModelError for a row whose largest logit is no finite number: no comparison says
+    anything of it."""
     import numpy as np
 
-    return diverge(expected, actual).kl, float(np.abs(expected - actual).max())
+    for logits in (expected, actual):
+        if not np.isfinite(logits.max(axis=1)).all():
+            raise ModelError(
+                "the model's logits are no finite numbers: its weights are damaged, or they or a "
+                "scale overflow"
+            )
+    with np.errstate(invalid="ignore"):  # both may be minus infinity, for a token
+        difference = np.nan_to_num(np.abs(expected - actual), posinf=np.inf)
+    return diverge(expected, actual).kl, float(difference.max())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ggext.llama_cpp_facts.node_names import layer_of_node
@@ -60,7 +61,7 @@ class NodeRow:
     worst errors over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
 
     node: str
-    parameters: dict[str, float]
+    parameters: Mapping[str, float]
     error: float
     frequency_error: float
     gain_error: float
@@ -100,15 +101,15 @@ class Report:
     file: str
     # Whose word the file was held to.
     wanted_from: str
-    scaling: dict[str, Any]
+    scaling: Mapping[str, Any]
     context: int
-    checks: list[Check]
+    checks: Sequence[Check]
     # What was not measured, and why.
-    notes: list[str] = field(default_factory=list)
-    pairs: list[PairRow] = field(default_factory=list)
-    nodes: list[NodeRow] = field(default_factory=list)
-    kernels: list[KernelRow] = field(default_factory=list)
-    shifts: list[ShiftRow] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    pairs: Sequence[PairRow] = ()
+    nodes: Sequence[NodeRow] = ()
+    kernels: Sequence[KernelRow] = ()
+    shifts: Sequence[ShiftRow] = ()
     # What the model's authors publish; empty where they are not known.
     published: str = ""
     # The worst relative error of a frequency in other programs than ggext, None where they do the

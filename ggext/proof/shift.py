@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggext.runtime.ggml import RopeNode
     from ggext.runtime.model import Model
     from ggext.runtime.probe import Probe
+    from ggext.runtime.rope_watcher import RopeNode
 
 SHIFTS = 3
 _TOKENS, _DISTANCE = 48, 16

@@ -16,7 +16,8 @@ from ggext.gguf.rope import effective_table, factor_tensors
 from ggext.proof.report import OWN_KEYS, Check, Wanted
 from ggext.rope import methods
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, compare
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, geometry_of, stated_method
+from ggext.rope.decode import geometry_of
+from ggext.rope.keys import BETA_FAST, BETA_SLOW, stated_method
 from ggext.rope.known import KnownModel, known_model
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
@@ -30,7 +31,8 @@ _YARN = {
 
 def wanted_by_keys(gguf: GgufFile) -> Wanted:
     """The table that the file's keys and tensors ask for."""
-    keys, geometry = gguf.arch_keys(), geometry_of(gguf.arch_keys(), gguf.arch)
+    keys = gguf.arch_keys()
+    geometry = geometry_of(gguf.arch_keys(), gguf.arch)
     table = effective_table(gguf)
     method, factor = stated_method(keys)
     scaling = RopeScaling(context=table.context)

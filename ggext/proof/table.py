@@ -20,14 +20,9 @@ from ggext.rope.compare import (
     compare,
     pair_errors,
 )
-from ggext.rope.config import GROWING
-from ggext.rope.decode import (
-    context_parameters,
-    decode_sliding,
-    layer_kinds,
-    query_scale,
-    score_scale,
-)
+from ggext.rope.config_reader import GROWING
+from ggext.rope.decode import decode_sliding, layer_kinds, score_scale
+from ggext.rope.keys import context_parameters, query_scale
 from ggext.rope.recipe import Recipe
 from ggext.rope.scaling import RopeTable
 
@@ -113,7 +108,8 @@ def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[
 def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     """A failed check where the context that is meant is less than the scaling reaches and nothing
     says why; else nothing."""
-    scaling, context = wanted.scaling, wanted.table.context
+    scaling = wanted.scaling
+    context = wanted.table.context
     stated = scaling.context_reason is not None or gguf.arch in _FINAL
     if scaling.method not in GROWING or stated:
         return []
@@ -134,7 +130,8 @@ def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     """The sliding-window layers' own table, and the scale of all scores, where the architecture has
     them."""
-    keys, checks = gguf.arch_keys(), []
+    keys = gguf.arch_keys()
+    checks = []
     if "unscaled" in wanted.layers:
         effective = decode_sliding(keys, gguf.arch)
         assert effective is not None  # the file has layers that slide
@@ -158,10 +155,8 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
             ),
         ]
     if capability_of(gguf.arch).scores != "plain":
-        target, found = (
-            methods.score_scale(wanted.scaling),
-            score_scale(keys, gguf.arch),
-        )
+        target = methods.score_scale(wanted.scaling)
+        found = score_scale(keys, gguf.arch)
         detail = f"wanted {target:.7g}, file {found:.7g}"
         checks.append(
             Check(

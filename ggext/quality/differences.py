@@ -51,7 +51,8 @@ def differences_between(
 ) -> Iterator[Difference]:
     """Of two settings, on what both have measured. ``lengths``: of the texts for answers, in
     tokens; ``results``: by the settings' keys."""
-    base, found = results.get(first.key, {}), results.get(second.key, {})
+    base = results.get(first.key, {})
+    found = results.get(second.key, {})
     for length in lengths:
         estimate = _answers(base, found, length)
         if estimate is not None:
@@ -65,7 +66,8 @@ def differences_between(
 def _answers(
     base: Mapping[Item, Result], found: Mapping[Item, Result], length: int
 ) -> Estimate | None:
-    first, second = _scores(base, length), _scores(found, length)
+    first = _scores(base, length)
+    second = _scores(found, length)
     clusters = {question: question[0] for question in first}
     return statistics.difference(
         dict(first), dict(second), dict[Hashable, Hashable](clusters.items())
@@ -95,7 +97,8 @@ def _perplexities(
     if not items:
         return
     for band in bands(length):
-        left, right = {}, {}
+        left = {}
+        right = {}
         for item in items:
             left[item] = _loss(base[item], band)
             right[item] = _loss(found[item], band)

@@ -116,11 +116,13 @@ def _aligned(
     left: Iterator[NDArray[np.float32]], right: Iterator[NDArray[np.float32]]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Blocks of both with as many rows; each side's is used up before the next is asked for."""
-    a, b = next(left, None), next(right, None)
+    a = next(left, None)
+    b = next(right, None)
     while a is not None and b is not None:
         count = min(len(a), len(b))
         yield a[:count], b[:count]
-        a, b = a[count:], b[count:]
+        a = a[count:]
+        b = b[count:]
         if not len(a):
             a = next(left, None)
         if not len(b):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,9 +38,9 @@ class Plan:
     # In the order in which they are measured.
     items: tuple[tuple[Setting, Item], ...]
     # Of each setting's key.
-    speeds: dict[str, Speed]
+    speeds: Mapping[str, Speed]
     # Of each setting's key; see `SettingReport.rotated`.
-    rotated: dict[str, tuple[str, ...]]
+    rotated: Mapping[str, tuple[str, ...]]
     # Tokens of the short texts; None: there is no price to measure.
     short: int | None
     # See `EvalOptions`.

@@ -47,7 +47,7 @@ class LengthScore:
     # The mean score; several tasks count alike.
     score: Estimate
     # Of each task by its name.
-    tasks: dict[str, Estimate]
+    tasks: Mapping[str, Estimate]
     # By depth of the needle in the text, from its start: share and questions; None: none there.
     depths: tuple[tuple[float, int] | None, ...]
     # Answers that hit their budget unfinished, and empty ones; of generated answers alone.

@@ -172,7 +172,8 @@ class Evaluation(Closing):
         return bench
 
     def _leave(self) -> None:
-        bench, self._bench = self._bench, None
+        bench = self._bench
+        self._bench = None
         if bench is not None:
             bench.close()
 

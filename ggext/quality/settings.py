@@ -17,7 +17,7 @@ from ggext.quality.prompts import Form
 from ggext.quality.tasks import TASKS
 from ggext.rope import methods
 from ggext.rope.compare import compare
-from ggext.rope.decode import stated_method
+from ggext.rope.keys import stated_method
 from ggext.rope.scaling import Method, RopeScaling
 from ggext.runtime.memory.options import POLICIES, WhenFull
 from ggext.runtime.scaled import scaling_overrides, unscaled_geometry

@@ -8,8 +8,9 @@ does with a tiny model of the architecture.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ggext.errors import RopeError
 from ggext.rope.scaling import Layout
@@ -94,6 +95,7 @@ CAPABILITIES = {
         sliding="alone",
     ),
     "falcon": RopeCapability("neox"),
+    "falcon-h1": RopeCapability("neox"),  # it loads rope_freqs, and rotates without
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
@@ -105,6 +107,7 @@ CAPABILITIES = {
     "gpt-oss": RopeCapability("neox"),
     "gptneox": RopeCapability("neox"),
     "granite": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
+    "granitehybrid": RopeCapability("norm", loads_rope_freqs=True),
     "granitemoe": RopeCapability(
         "norm", loads_rope_freqs=True, rope_factors="longrope"
     ),
@@ -149,30 +152,41 @@ CAPABILITIES = {
 }
 
 
+_STATES = "its layers of Mamba 2 know the order of the text"
 #: Architectures that do not rotate → by what their attention knows positions.
 UNROTATED = {
     "bloom": "its attention falls with distance (ALiBi)",
     "gpt2": "it has a learned vector for each position",
     "mpt": "its attention falls with distance (ALiBi)",
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), _STATES),
     "starcoder": "it has a learned vector for each position",
 }
 #: Those that cannot go beyond the positions that they learned: llama.cpp ends the process.
 LEARNED_POSITIONS = frozenset({"gpt2", "starcoder"})
 
 
-def unrotated(arch: str) -> str:
-    """A sentence without its end where an architecture does not rotate, else nothing."""
+#: Architectures whose files say whether they rotate.
+SWITCHED = frozenset({"granite", "granitehybrid"})
+#: The key that says it, false where they do not.
+ROTATES = "rope.scaling.finetuned"
+
+
+def unrotated(arch: str, keys: Mapping[str, Any]) -> str:
+    """Why a model does not rotate: a sentence without its end, nothing where it does. ``keys``: the
+    architecture's own, without their prefix."""
+    if arch in SWITCHED and keys.get(ROTATES) is False:
+        return f"this model does not rotate: its file says so ({ROTATES})"
     reason = UNROTATED.get(arch)
-    return (
-        f"llama.cpp's architecture {arch} does not rotate: {reason}" if reason else ""
-    )
+    return f"this model does not rotate: {reason}" if reason else ""
 
 
 def capability_of(arch: str, *, sectioned: bool = False) -> RopeCapability:
     """``sectioned``: of a file with M-RoPE's sections, which some architectures can do without.
     Raises ``RopeError`` for an architecture whose handling of RoPE keys was not established."""
     if arch in UNROTATED:
-        raise RopeError(unrotated(arch))
+        raise RopeError(
+            f"llama.cpp's architecture {arch} does not rotate: {UNROTATED[arch]}"
+        )
     if arch not in CAPABILITIES:
         raise RopeError(
             f"how llama.cpp's architecture {arch!r} reads RoPE keys is not established here; "

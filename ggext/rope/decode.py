@@ -8,37 +8,36 @@ is float64, so rounding inside the kernels is not part of this table (the kernel
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from ggext.errors import RopeError
 from ggext.llama_cpp_facts.limits import MAX_LAYERS
-from ggext.llama_cpp_facts.sliding import WINDOW as WINDOW
-from ggext.llama_cpp_facts.sliding import sliding_layers, window_of
+from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 from ggext.rope import methods
 from ggext.rope.capabilities import Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
+from ggext.rope.keys import (
+    ROPE_FREQS,
+    ROPE_LONG,
+    ROPE_SHORT,
+    SLIDING_BASE,
+    SLIDING_ROTATED,
+    KeyMethod,
+    context_parameters,
+    count_of,
+    float32,
+    query_scale,
+    read_attention_factor,
+    read_betas,
+    read_frequency_scale,
+    read_log_multiplier,
+    real_of,
+    scaling_type,
+)
 from ggext.rope.scaling import RopeGeometry, RopeTable
 from ggext.rope.sections import SECTIONS, still_pairs
 
-ROPE_FREQS = "rope_freqs.weight"
-ROPE_LONG, ROPE_SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
-#: Every tensor that ``decode`` looks at.
-FACTOR_TENSORS = (ROPE_FREQS, ROPE_LONG, ROPE_SHORT)
-BETA_FAST, BETA_SLOW = "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow"
-LOG_MULTIPLIER = "rope.scaling.yarn_log_multiplier"
-SLIDING_BASE = "rope.freq_base_swa"
-SLIDING_ROTATED = "rope.dimension_count_swa"
-#: Ours: what the query weights of the file were multiplied by (m², float32). llama.cpp does not
-#: read it and need not: the weights have it.
-QUERY_SCALE = "rope.ggext.query_scale"
-#: Ours: what the context is to be made with, where the architecture reads no such key → llama.cpp's
-#: name of the context parameter. They work for every architecture.
-CONTEXT_PARAMETERS = {
-    "rope.ggext.yarn_beta_fast": "yarn_beta_fast",
-    "rope.ggext.yarn_beta_slow": "yarn_beta_slow",
-}
 #: A layer rotates by the scaled table, by the sliding-window layers' own, or not at all.
 LayerKind = Literal["scaled", "unscaled", "unrotated"]
 #: Of a file with a sliding window: the kind of the layers that do not slide, and of those that do.
@@ -52,16 +51,6 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
 _STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
-KeyMethod = Literal["none", "linear", "yarn", "longrope"]
-_TYPES: tuple[KeyMethod, ...] = get_args(KeyMethod)
-
-
-def float32(value: float) -> float:
-    """``value`` as float32 stores it."""
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.inf
 
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
@@ -72,7 +61,7 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
     if (
         head_dim is None
         and "embedding_length" in keys
-        and _count(keys, "attention.head_count")
+        and count_of(keys, "attention.head_count")
     ):
         head_dim = keys["embedding_length"] // keys["attention.head_count"]
     n_rot = keys.get("rope.dimension_count", head_dim)
@@ -80,23 +69,24 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         raise RopeError(
             "the file says neither rope.dimension_count nor the size of a head"
         )
-    context = _count(keys, "context_length")
+    context = count_of(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
-    base = float32(_real(keys, "rope.freq_base", 10000.0))
+    base = float32(real_of(keys, "rope.freq_base", 10000.0))
     sliding_base = None
-    if _count(keys, WINDOW) and capability.sliding in ("own_base", "unscaled"):
+    if count_of(keys, WINDOW) and capability.sliding in ("own_base", "unscaled"):
         sliding_base = (
             base
             if capability.sliding == "unscaled"
-            else float32(_real(keys, SLIDING_BASE, 10000.0))
+            else float32(real_of(keys, SLIDING_BASE, 10000.0))
         )
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
         base=base,
         layout=capability.layout,
-        trained_context=_count(keys, "rope.scaling.original_context_length") or context,
+        trained_context=count_of(keys, "rope.scaling.original_context_length")
+        or context,
         sliding_base=sliding_base,
         sections=sections,
         **_of_sliding(keys, n_rot, sliding_base),
@@ -107,10 +97,10 @@ def _of_sliding(
     keys: Mapping[str, Any], n_rot: int, base: float | None
 ) -> dict[str, int]:
     """The sizes of the sliding-window layers' heads, where they have other ones."""
-    rotated = _count(keys, SLIDING_ROTATED) or n_rot
+    rotated = count_of(keys, SLIDING_ROTATED) or n_rot
     if base is None or rotated == n_rot:
         return {}
-    head = _count(keys, "attention.key_length_swa") or rotated
+    head = count_of(keys, "attention.key_length_swa") or rotated
     return {"sliding_n_rot": rotated, "sliding_head_dim": head}
 
 
@@ -143,7 +133,8 @@ def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
 
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
-    capability, layers = capability_of(arch), _count(keys, "block_count")
+    capability = capability_of(arch)
+    layers = count_of(keys, "block_count")
     if layers > MAX_LAYERS:
         raise RopeError(
             f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers"
@@ -182,11 +173,12 @@ def decode(
     geometry = geometry_of(keys, arch)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
-    scale = _frequency_scale(keys, kind)
+    scale = read_frequency_scale(keys, kind)
     inv_freq = methods.theta(geometry)
-    context = _count(keys, "context_length")
+    context = count_of(keys, "context_length")
     _refuse_unread(tensors, kind, arch)
-    name, lengths = ROPE_FREQS, None
+    name = ROPE_FREQS
+    lengths = None
     if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
         name, lengths = _regime(
             tensors, n_ctx or context, geometry.trained_context, context
@@ -194,7 +186,9 @@ def decode(
     if name in tensors:
         inv_freq = _divided(inv_freq, tensors[name], name)
     if kind == "yarn":
-        fast, slow = _betas(keys, arch, context_parameters(keys) if by_ggext else {})
+        fast, slow = read_betas(
+            keys, arch, context_parameters(keys) if by_ggext else {}
+        )
         low, high = methods.yarn_correction_range(
             fast, slow, True, geometry.trained_context, geometry
         )
@@ -224,9 +218,13 @@ def decode_sliding(keys: Mapping[str, Any], arch: str) -> RopeTable | None:
         return None
     own = geometry.of_sliding()
     methods.check_geometry(own)
-    gain = _attention_factor(keys) if capability_of(arch).sliding == "own_base" else 1.0
+    gain = (
+        read_attention_factor(keys)
+        if capability_of(arch).sliding == "own_base"
+        else 1.0
+    )
     return _usable(
-        RopeTable(tuple(methods.theta(own)), gain, _count(keys, "context_length"))
+        RopeTable(tuple(methods.theta(own)), gain, count_of(keys, "context_length"))
     )
 
 
@@ -253,7 +251,7 @@ def rolls(keys: Mapping[str, Any], arch: str) -> bool:
     table of their own."""
     own_table = geometry_of(keys, arch).sliding_base is not None
     return capability_of(arch).shifts_keys and not (
-        own_table and abs(_attention_factor(keys) - 1) > EXACT_GAIN
+        own_table and abs(read_attention_factor(keys) - 1) > EXACT_GAIN
     )
 
 
@@ -265,13 +263,13 @@ def score_scale(keys: Mapping[str, Any], arch: str) -> float:
     if capability_of(arch).scores != "scaled":
         return 1.0
     kind = scaling_type(keys)
-    factor = 1 / _frequency_scale(keys, kind)
+    factor = 1 / read_frequency_scale(keys, kind)
     gain = _kernel_gain(keys, arch, kind, 1 / factor)
     if (
         kind != "yarn"
     ):  # the kernel multiplies by this in YaRN alone, and the graph believes always
         gain *= methods.yarn_gain(factor)
-    return (gain * methods.yarn_gain(factor, _log_multiplier(keys, arch))) ** 2
+    return (gain * methods.yarn_gain(factor, read_log_multiplier(keys, arch))) ** 2
 
 
 def _kernel_gain(
@@ -280,19 +278,15 @@ def _kernel_gain(
     """YaRN: the context has get_mscale / (1 + 0.1 ln f), the kernel multiplies by (1 + 0.1 ln f),
     which leaves get_mscale; with a multiplier that is divided by the multiplier's, in ``deepseek2``
     by itself."""
-    gain = _attention_factor(keys)
+    gain = read_attention_factor(keys)
     if kind != "yarn":
         return gain
-    multiplier = _log_multiplier(keys, arch)
+    multiplier = read_log_multiplier(keys, arch)
     if capability_of(arch).keeps_gain:
         return gain if multiplier else gain * methods.yarn_gain(1 / scale)
     return (
         gain * methods.yarn_gain(1 / scale) / methods.yarn_gain(1 / scale, multiplier)
     )
-
-
-def _attention_factor(keys: Mapping[str, Any]) -> float:
-    return float32(_real(keys, "rope.scaling.attn_factor", 1.0))
 
 
 def _regime(
@@ -318,7 +312,8 @@ def _refuse_unread(
     capability = capability_of(arch)
     for name in tensors:
         if name == ROPE_FREQS:
-            loads, in_this_type = capability.loads_rope_freqs, kind != "longrope"
+            loads = capability.loads_rope_freqs
+            in_this_type = kind != "longrope"
         else:
             loads = capability.rope_factors != "no"
             in_this_type = kind == "longrope" or capability.rope_factors == "always"
@@ -332,88 +327,6 @@ def _refuse_unread(
             )
 
 
-def query_scale(keys: Mapping[str, Any]) -> float:
-    """What the file's query weights are multiplied by; 1 where no gain is folded into them."""
-    scale = float32(_real(keys, QUERY_SCALE, 1.0))
-    if not (math.isfinite(scale) and scale > 0):
-        raise RopeError(f"{QUERY_SCALE} is {scale}; it must be a number above 0")
-    return scale
-
-
-def scaling_type(keys: Mapping[str, Any]) -> KeyMethod:
-    """``rope.scaling.type``; absent means linear, as in llama.cpp's loader."""
-    kind = keys.get("rope.scaling.type", "linear")
-    if kind not in _TYPES:
-        raise RopeError(
-            f"rope.scaling.type is {kind!r}; llama.cpp knows {', '.join(_TYPES)}"
-        )
-    return cast(KeyMethod, kind)
-
-
-def stated_method(keys: Mapping[str, Any]) -> tuple[KeyMethod, float]:
-    """Method and factor as a file's keys say them; linear or YaRN by 1 is none, LongRoPE needs no
-    factor."""
-    kind = scaling_type(keys)
-    factor = keys.get("rope.scaling.factor", keys.get("rope.scale_linear", 1.0))
-    if kind == "longrope" or (kind != "none" and factor not in (0.0, 1.0)):
-        return kind, factor
-    return "none", 1.0
-
-
-def context_parameters(keys: Mapping[str, Any]) -> dict[str, float]:
-    """llama.cpp's context parameters that make a file exact whose architecture does not read the
-    keys for it."""
-    parameters = {
-        name: float32(_real(keys, key, 0.0))
-        for key, name in CONTEXT_PARAMETERS.items()
-        if key in keys
-    }
-    for name, value in parameters.items():
-        if not (math.isfinite(value) and value > 0):
-            raise RopeError(
-                f"rope.ggext.{name} is {value}; it must be a number above 0"
-            )
-    return parameters
-
-
-def _betas(
-    keys: Mapping[str, Any], arch: str, parameters: Mapping[str, float]
-) -> tuple[float, float]:
-    if parameters or not capability_of(arch).reads_betas:
-        return (
-            parameters.get("yarn_beta_fast", methods.YARN_BETA_FAST),
-            parameters.get("yarn_beta_slow", methods.YARN_BETA_SLOW),
-        )
-    fast = _real(keys, BETA_FAST, methods.YARN_BETA_FAST)
-    slow = _real(keys, BETA_SLOW, methods.YARN_BETA_SLOW)
-    for key, value in ((BETA_FAST, fast), (BETA_SLOW, slow)):
-        if not (math.isfinite(value) and value > 0):
-            raise RopeError(f"{key} is {value}; it must be a number above 0")
-    return float32(fast), float32(slow)
-
-
-def _log_multiplier(keys: Mapping[str, Any], arch: str) -> float:
-    """0 where the architecture does not read it: then nothing is divided."""
-    capability = capability_of(arch)
-    value = _real(keys, LOG_MULTIPLIER, 0.0) if capability.reads_log_multiplier else 0.0
-    if not (math.isfinite(value) and (value >= 0 or capability.scores == "scaled")):
-        raise RopeError(f"{LOG_MULTIPLIER} is {value}; it must be a number, 0 or above")
-    return (
-        float32(value) / float32(0.1)
-        if capability.scores == "scaled"
-        else float32(value)
-    )
-
-
-def _frequency_scale(keys: Mapping[str, Any], kind: KeyMethod) -> float:
-    if kind == "none":
-        return 1.0
-    factor = _real(keys, "rope.scaling.factor", _real(keys, "rope.scale_linear", 0.0))
-    if factor < 0 or not math.isfinite(factor):
-        raise RopeError(f"rope.scaling.factor is {factor}; it must be a number above 0")
-    return 1.0 / float32(factor) if factor else 1.0
-
-
 def _divided(
     inv_freq: Sequence[float], factors: Sequence[float], name: str
 ) -> list[float]:
@@ -424,19 +337,3 @@ def _divided(
     if not all(math.isfinite(f) and f > 0 for f in factors):
         raise RopeError(f"{name} holds a value that is not a number above 0")
     return [w / float32(f) for w, f in zip(inv_freq, factors, strict=True)]
-
-
-def _count(keys: Mapping[str, Any], key: str) -> int:
-    value = keys.get(key, 0)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RopeError(f"{key} is {value!r}; it must be a whole number")
-    return value
-
-
-def _real(keys: Mapping[str, Any], key: str, default: float) -> float:
-    value = keys.get(key, default)
-    if not isinstance(
-        value, float
-    ):  # llama.cpp refuses to load a file with a whole number here
-        raise RopeError(f"{key} is {value!r}; it must be a number of type FLOAT32")
-    return value

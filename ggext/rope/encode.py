@@ -9,19 +9,19 @@ function in ``ENCODERS``.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
 
 from ggext.errors import RopeError
 from ggext.llama_cpp_facts.sliding import WINDOW
 from ggext.rope import methods
 from ggext.rope.capabilities import RopeCapability, capability_of
 from ggext.rope.compare import EXACT_FREQUENCY, EXACT_GAIN, Comparison, compare
-from ggext.rope.decode import (
-    BETA_FAST,
-    BETA_SLOW,
+from ggext.rope.decode import decode, decode_sliding, rolls, score_scale
+from ggext.rope.encoders import ENCODERS, Keys, beta_keys
+from ggext.rope.encoding import Encoding, EncodingName
+from ggext.rope.keys import (
     CONTEXT_PARAMETERS,
-    FACTOR_TENSORS,
     LOG_MULTIPLIER,
     QUERY_SCALE,
     ROPE_FREQS,
@@ -29,20 +29,11 @@ from ggext.rope.decode import (
     ROPE_SHORT,
     SLIDING_BASE,
     SLIDING_ROTATED,
-    decode,
-    decode_sliding,
     float32,
-    rolls,
-    score_scale,
 )
-from ggext.rope.encoders import ENCODERS, Keys, beta_keys
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 from ggext.rope.sections import SECTIONS, sections_to_write
 from ggext.rope.shifts import folding_obstacle
-
-EncodingName = Literal["keys", "tensor", "folded", "runtime"]
-ENCODINGS: tuple[EncodingName, ...] = ("keys", "tensor", "folded", "runtime")
-
 
 #: Methods whose table depends on the length of the text: no single table stands for them.
 _NOT_BAKED = {
@@ -53,42 +44,6 @@ _NOT_BAKED = {
 }
 
 _MAX_CONTEXT = 1 << 30  # positions are whole numbers of 32 bits with a sign
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One way to write a table down in a GGUF file of one architecture."""
-
-    name: EncodingName
-    # Without the architecture's prefix; values of the types that llama.cpp reads (str, int as u32,
-    # float as f32).
-    keys: Keys
-    # The expected table against what llama.cpp makes of these keys and tensors.
-    exactness: Comparison
-    # The gain that llama.cpp's kernel applies, at every rotation.
-    kernel_gain: float
-    # Name → float32 values, (n_rot / 2,).
-    tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    # The same comparison for programs that do not set ggext's context parameters; None where they
-    # compute the same.
-    elsewhere: Comparison | None = None
-    # Whether llama.cpp shifts the architecture's cached keys as they were rotated.
-    rolls: bool = True
-    # whether llama.cpp refuses to shift a context of the architecture
-    never_shifted: bool = False
-
-    @property
-    def query_scale(self) -> float:
-        scale = self.keys.get(QUERY_SCALE, 1.0)
-        assert isinstance(scale, float)
-        return scale
-
-    @property
-    def shift_safe(self) -> bool:
-        """Whether a context shift, which rotates the cached keys once more, leaves them as new ones
-        would be."""
-        unit_gain = abs(self.kernel_gain - 1.0) <= EXACT_GAIN
-        return self.never_shifted or (self.rolls and unit_gain)
 
 
 def encode(
@@ -257,7 +212,7 @@ def _exactness(
     geometry: RopeGeometry,
     arch: str,
     keys: Keys,
-    tensors: dict[str, tuple[float, ...]],
+    tensors: Mapping[str, tuple[float, ...]],
     *,
     by_ggext: bool = False,
 ) -> Comparison:
@@ -341,15 +296,11 @@ def _with_context_parameters(
         methods.original_context(scaling, geometry),
         geometry,
     )
-    firsts, lasts = (
-        range(math.ceil(low) + 2),
-        range(math.floor(high) - 1, math.ceil(high) + 8),
-    )
+    firsts = range(math.ceil(low) + 2)
+    lasts = range(math.floor(high) - 1, math.ceil(high) + 8)
     if scaling.truncate is not False:  # whole numbers already
-        firsts, lasts = (
-            range(round(low), round(low) + 1),
-            range(round(high), round(high) + 1),
-        )
+        firsts = range(round(low), round(low) + 1)
+        lasts = range(round(high), round(high) + 1)
     best: Encoding | None = None
     for first in firsts:
         for last in lasts:
@@ -389,23 +340,3 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
 def _describe(scaling: RopeScaling) -> str:
     given = scaling.given().items()
     return ", ".join(f"{k} {v:g}" for k, v in given if not isinstance(v, (tuple, str)))
-
-
-#: Everything about scaling that a file can say; a new bake removes all of it first.
-SCALING_KEYS = (
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scale_linear",
-    "rope.scaling.original_context_length",
-    "rope.scaling.attn_factor",
-    "rope.scaling.finetuned",
-    "rope.scaling.yarn_ext_factor",
-    "rope.scaling.yarn_attn_factor",
-    BETA_FAST,
-    BETA_SLOW,
-    LOG_MULTIPLIER,
-    QUERY_SCALE,
-    SLIDING_BASE,
-    *CONTEXT_PARAMETERS,
-)
-SCALING_TENSORS = FACTOR_TENSORS

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from ggext.rope import methods
-from ggext.rope.decode import BETA_FAST, BETA_SLOW, ROPE_FREQS, ROPE_LONG, ROPE_SHORT
+from ggext.rope.keys import BETA_FAST, BETA_SLOW, ROPE_FREQS, ROPE_LONG, ROPE_SHORT
 from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
 
 #: A file's keys without the architecture's prefix. An int is written as UINT32, a float as FLOAT32.
@@ -24,7 +24,8 @@ def _as_keys(
 ) -> _Written:
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
-    method, factor = scaling.method, float(scaling.factor or 1.0)
+    method = scaling.method
+    factor = float(scaling.factor or 1.0)
     keys: Keys = {
         "rope.freq_base": float(geometry.base),
         "rope.scaling.type": "none",
@@ -81,10 +82,8 @@ def _as_tensor(
     if scaling.method != "longrope":
         return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
     keys["rope.scaling.type"] = "longrope"
-    short, long = (
-        methods.make_table(scaling, geometry, 1),
-        methods.make_table(scaling, geometry, 1 << 62),
-    )
+    short = methods.make_table(scaling, geometry, 1)
+    long = methods.make_table(scaling, geometry, 1 << 62)
     return keys, {
         ROPE_LONG: frequency_factors(long, geometry),
         ROPE_SHORT: frequency_factors(short, geometry),

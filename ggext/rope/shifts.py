@@ -13,7 +13,8 @@ from typing import Any
 
 from ggext.rope.capabilities import capability_of
 from ggext.rope.compare import EXACT_GAIN
-from ggext.rope.decode import decode, geometry_of, query_scale, rolls
+from ggext.rope.decode import decode, geometry_of, rolls
+from ggext.rope.keys import query_scale
 from ggext.rope.scaling import RopeGeometry
 
 

@@ -12,7 +12,7 @@ from ggext.errors import GgufError, ModelError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table
 from ggext.gguf.shards import whole_header
-from ggext.rope.decode import query_scale
+from ggext.rope.keys import query_scale
 from ggext.runtime import llama
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ import json
 import os
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -35,14 +34,13 @@ import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
-from ggext.errors import EngineDiedError, GgextError, ModelError, UsageError, first_line
+from ggext.errors import EngineDiedError, ModelError, UsageError
+from ggext.runtime.channel import Channel, error_as_json, frame, result_of
 from ggext.runtime.closing import Closing
 
 _MARK = "--ggext-child"
-_LENGTH = struct.Struct("<I")
-_LARGEST = 1 << 30  # bytes of a frame
 _TAIL = 4096  # bytes of what a child printed
 _QUOTED = 300  # characters of it in a message
 _PATIENCE = 5.0  # seconds that a child has to end by itself
@@ -268,103 +266,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which does not fork
     os.register_at_fork(after_in_child=_forget_children)
 
 
-class Channel:
-    """Frames of JSON over two binary streams. Any thread may send, one receives."""
-
-    def __init__(self, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
-        self._incoming = incoming
-        self._outgoing = outgoing
-        self._lock = threading.Lock()
-
-    def send(self, message: Any) -> None:
-        """Raises OSError where the other side is gone."""
-        self.write(frame(message))
-
-    def write(self, data: bytes) -> None:
-        """Sends a frame that is made already."""
-        rest = memoryview(data)
-        with self._lock:
-            while rest:
-                rest = rest[self._outgoing.write(rest) :]
-
-    def receive(self) -> Any | None:
-        """The next message, None at the end. Raises ValueError for what is no frame."""
-        head = self._exactly(_LENGTH.size)
-        if head is None:
-            return None
-        (length,) = _LENGTH.unpack(head)
-        if length > _LARGEST:
-            raise ValueError(f"a frame of {length} bytes")
-        body = self._exactly(length)
-        return None if body is None else json.loads(body)
-
-    def end(self) -> None:
-        """Nothing more is sent."""
-        with suppress(OSError):
-            self._outgoing.close()
-
-    def close(self) -> None:
-        self.end()
-        with suppress(OSError):
-            self._incoming.close()
-
-    def _exactly(self, count: int) -> bytearray | None:
-        data = bytearray()
-        while len(data) < count:
-            part = self._incoming.read(min(count - len(data), 1 << 20))
-            if not part:
-                return None
-            data += part
-        return data
-
-
-def frame(message: Any) -> bytes:
-    """A message as it is sent."""
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
-    return _LENGTH.pack(len(body)) + body
-
-
-def result_of(reply: Any) -> Any:
-    """What a reply says: a result, or an error, which is raised."""
-    if "error" in reply:
-        raise error_of(reply["error"])
-    return reply["result"]
-
-
-def error_as_json(error: BaseException) -> dict[str, Any]:
-    """An error, for `error_of` in another process."""
-    known = isinstance(error, GgextError)
-    facts = {name: value for name, value in vars(error).items() if _is_plain(value)}
-    return {
-        "name": type(error).__name__ if known else ModelError.__name__,
-        "message": str(error)
-        if known
-        else f"{type(error).__name__}: {first_line(error)}",
-        "facts": facts if known else {},
-    }
-
-
-def error_of(saved: Mapping[str, Any]) -> GgextError:
-    """The GgextError that `error_as_json` described; a ModelError where its class is not known."""
-    kinds = {kind.__name__: kind for kind in _all_kinds(GgextError)}
-    kind = kinds.get(str(saved.get("name")), ModelError)
-    error = kind.__new__(kind)
-    error.args = (str(saved.get("message")),)
-    vars(error).update(saved.get("facts") or {})
-    return error
-
-
-def _all_kinds(kind: type[GgextError]) -> list[type[GgextError]]:
-    return [
-        kind,
-        *(below for each in kind.__subclasses__() for below in _all_kinds(each)),
-    ]
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float | bool)
-
-
 def _write_all(channel: Channel, outgoing: queue.SimpleQueue[bytes | None]) -> None:
     """A thread: sends what waits, until None, which ends the child's input."""
     while (data := outgoing.get()) is not None:
@@ -435,7 +336,8 @@ def main(target: str) -> NoReturn:
 
 def _take_standard_streams() -> Channel:
     """The pipes to the parent, out of reach of whatever prints."""
-    incoming, outgoing = os.dup(0), os.dup(1)
+    incoming = os.dup(0)
+    outgoing = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)

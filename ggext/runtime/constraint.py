@@ -253,8 +253,10 @@ def _tokenizer(model: Model) -> Any:
 
 def _pieces(model: Model) -> tuple[list[bytes], list[int], list[int]]:
     """Every token's bytes, the tokens whose bytes are no text of an answer, those that end one."""
-    module, vocabulary = lib(), model.vocabulary()
-    to_piece, attribute = module.llama_token_to_piece, module.llama_vocab_get_attr
+    module = lib()
+    vocabulary = model.vocabulary()
+    to_piece = module.llama_token_to_piece
+    attribute = module.llama_vocab_get_attr
     ends = module.llama_vocab_is_eog
     buffer = ctypes.create_string_buffer(_LONGEST_PIECE)
     tokens: list[bytes] = []

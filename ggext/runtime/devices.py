@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from ggext.runtime import ggml, llama
+from ggext.runtime import ggml, ggml_devices, llama
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ def gpu_memory() -> list[DeviceMemory]:
     MissingExtraError, ModelError."""
     functions = ggml.library()
     found = []
-    for device in ggml.devices():
+    for device in ggml_devices.devices():
         if not device.is_cpu:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            free = ctypes.c_size_t()
+            total = ctypes.c_size_t()
             functions.ggml_backend_dev_memory(
                 device.handle, ctypes.byref(free), ctypes.byref(total)
             )

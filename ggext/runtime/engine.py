@@ -236,7 +236,8 @@ class Session(Closing):
             if self._exchanged(wanted, repeatable=repeatable):
                 kept, reused = self._reusable(wanted, repeatable=repeatable)
             reused = self._keep(kept, len(wanted)) + self.dropped
-            done, total = 0, len(wanted) - reused
+            done = 0
+            total = len(wanted) - reused
             try:
                 for batch in self.memory.batches(wanted[reused:], reused):
                     yield done, total
@@ -419,14 +420,16 @@ class Session(Closing):
         """Tokens of the cache that stay, and those of `wanted` that need no evaluation: as many,
         and those that left the cache in between. At least one is evaluated, for its logits, unless
         they are there."""
-        cache, gone = self.cache, self.memory.gone
+        cache = self.cache
+        gone = self.memory.gone
         stays, count = reusable(cache.tokens, gone, wanted)
         if repeatable and count == stays:
             count = stays = cache.repeatable(min(stays, len(wanted) - 1))
         elif count == len(wanted) and not (
             cache.has_logits and stays == len(cache.tokens)
         ):
-            count, stays = count - 1, stays - 1
+            count = count - 1
+            stays = stays - 1
         return (
             (gone.start, gone.start) if stays == gone.start < count else (stays, count)
         )

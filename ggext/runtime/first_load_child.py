@@ -6,7 +6,8 @@ import threading
 from contextlib import suppress
 
 from ggext.errors import GgextError
-from ggext.runtime.child import Channel, exit_at_end
+from ggext.runtime.channel import Channel
+from ggext.runtime.child import exit_at_end
 from ggext.runtime.engine import Model, Sampling, Session, SessionOptions
 
 _OPTIONS = SessionOptions(n_ctx=256, n_batch=32)

@@ -1,5 +1,4 @@
-"""ggml under llama.cpp: its devices, its ROPE operation by itself, and the ROPE nodes of a live
-graph.
+"""ggml under llama.cpp: its functions, the layout of its tensors, and its ROPE operation.
 
 Nothing of this is in llama-cpp-python's interface: functions and the layout of ``struct
 ggml_tensor`` are declared here, for the one version that ``ggext.runtime.llama`` accepts.
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,24 +21,21 @@ from ggext.errors import ModelError
 from ggext.runtime import llama
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
+
 
 F32, F16, I32 = 0, 1, 26  # enum ggml_type
 _DTYPES = {F32: "<f4", F16: "<f2", I32: "<i4"}
-_CPU = 0  # enum ggml_backend_dev_type
 NEOX = 2  # GGML_ROPE_TYPE_NEOX; 0 turns adjacent dimensions
 #: GGML_ROPE_TYPE_MROPE and, with more bits, IMROPE: pairs as in NEOX, four positions a token.
 MROPE = 8
 _OBJECT = 32  # bytes of struct ggml_object in front of a tensor
 _LIMIT = 1 << 31  # bytes of a tensor that are read at once
 
-_void, _int, _float, _size = (
-    ctypes.c_void_p,
-    ctypes.c_int,
-    ctypes.c_float,
-    ctypes.c_size_t,
-)
+_void = ctypes.c_void_p
+_int = ctypes.c_int
+_float = ctypes.c_float
+_size = ctypes.c_size_t
 
 
 class Tensor(ctypes.Structure):
@@ -105,10 +101,6 @@ _FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-#: Place among a ROPE node's parameters of its first rotated dimension (ggml_rope_set_offset).
-_OFFSET = 15
-
-
 @dataclass(frozen=True)
 class RopeCall:
     """The parameters of one ROPE operation, under ggml's names. ``factors``: src[2], by which each
@@ -128,32 +120,6 @@ class RopeCall:
     @property
     def layout(self) -> str:
         return "neox" if self.mode & (NEOX | MROPE) else "norm"
-
-
-@dataclass(frozen=True)
-class RopeNode:
-    """A ROPE node that was computed."""
-
-    name: str
-    source: str
-    call: RopeCall
-    # For a context shift the distance of each cache cell.
-    positions: NDArray[np.int64]
-    # (n_positions, n_heads, dimensions), from the first rotated dimension of a head on; where
-    # attention is latent the last ones rotate.
-    before: NDArray[np.float32]
-    # Of the same shape.
-    after: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Device:
-    """A device that ggml found. ``is_cpu``: its angles are those that `proof.float32` derives."""
-
-    name: str
-    description: str
-    is_cpu: bool
-    handle: int
 
 
 def library() -> Any:
@@ -190,7 +156,8 @@ class _Functions:
                 raise ModelError(
                     f"llama-cpp-python {llama.VERSION} has no function {name}: install it again"
                 )
-            function.restype, function.argtypes = result, arguments
+            function.restype = result
+            function.argtypes = arguments
             setattr(self, name, function)
 
 
@@ -212,8 +179,8 @@ def self_test(functions: Any) -> str:
     if size != ctypes.sizeof(Tensor):
         return f"a tensor has {size} bytes, not {ctypes.sizeof(Tensor)}"
     call = RopeCall(6, NEOX, 77, 1234.5, 0.25, 0.5, 1.5, 31.0, 2.0, (1.0, 2.0, 4.0))
-    with _context(functions) as context:
-        nodes = _rope_nodes(functions, context, call, (3, 2, 8))
+    with graph_context(functions) as context:
+        nodes = rope_nodes(functions, context, call, (3, 2, 8))
         functions.ggml_set_name(nodes[-1], b"the node")
         node, source = (Tensor.from_address(nodes[i]) for i in (-1, 0))
         wanted = (
@@ -237,7 +204,7 @@ def self_test(functions: Any) -> str:
         if read != wanted:
             return f"a ROPE node reads as {read}"
         if (
-            _call_of(node, call.factors) != call
+            call_of(node, call.factors) != call
             or source.op != 0
             or source.view_src
             or source.data
@@ -246,7 +213,7 @@ def self_test(functions: Any) -> str:
     return ""
 
 
-def _call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
+def call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
     whole = list(node.op_params)
     base, scale, ext, attn, fast, slow = (_float * 16).from_buffer_copy(node.op_params)[
         5:11
@@ -258,7 +225,7 @@ def _call_of(node: Tensor, factors: tuple[float, ...] | None) -> RopeCall:
 
 def rope_of(node: Tensor) -> RopeCall:
     """The parameters of a ROPE node, without its factors."""
-    return _call_of(node, None)
+    return call_of(node, None)
 
 
 def set_rope(node: Tensor, call: RopeCall) -> None:
@@ -276,7 +243,7 @@ def set_rope(node: Tensor, call: RopeCall) -> None:
 
 
 @contextmanager
-def _context(functions: Any) -> Iterator[int]:
+def graph_context(functions: Any) -> Iterator[int]:
     """Room for a few tensors and a graph, without their data."""
     size = 8 * functions.ggml_tensor_overhead() + functions.ggml_graph_overhead()
     context = functions.ggml_init(_InitParams(size, None, True))
@@ -288,7 +255,7 @@ def _context(functions: Any) -> Iterator[int]:
         functions.ggml_free(context)
 
 
-def _rope_nodes(
+def rope_nodes(
     functions: Any, context: int, call: RopeCall, shape: tuple[int, int, int]
 ) -> list[Any]:
     """Addresses of input, positions, factors (or None) and the ROPE node."""
@@ -332,89 +299,6 @@ def _rope_nodes(
     return [rows, positions, factors, node]
 
 
-def devices() -> list[Device]:
-    """Every device of the installed ggml, the CPU among them."""
-    ggml = library()
-    found = []
-    for index in range(ggml.ggml_backend_dev_count()):
-        handle = ggml.ggml_backend_dev_get(index)
-        name, description = (
-            ggml.ggml_backend_dev_name(handle),
-            ggml.ggml_backend_dev_description(handle),
-        )
-        kind = ggml.ggml_backend_dev_type(handle)
-        found.append(
-            Device(
-                name.decode(),
-                description.decode("utf-8", "replace"),
-                kind == _CPU,
-                handle,
-            )
-        )
-    return found
-
-
-def rope_on(
-    device: Device,
-    call: RopeCall,
-    rows: NDArray[np.float32],
-    positions: NDArray[np.integer[Any]],
-) -> NDArray[np.float32] | None:
-    """ggml's ROPE of ``rows`` (n_positions, n_heads, dimensions) on a device; None where it has
-    none."""
-    import numpy as np
-
-    if rows.ndim != 3 or rows.dtype != np.float32 or positions.shape != rows.shape[:1]:
-        raise ModelError(
-            f"ROPE rows of shape {rows.shape} do not fit {positions.shape} positions"
-        )
-    ggml = library()
-    with _context(ggml) as context:
-        source, places, factors, node = _rope_nodes(ggml, context, call, rows.shape)
-        if not ggml.ggml_backend_dev_supports_op(device.handle, node):
-            return None
-        graph = ggml.ggml_new_graph(context)
-        ggml.ggml_build_forward_expand(graph, node)
-        with _backend(ggml, device, context) as backend:
-            _write(ggml, source, np.ascontiguousarray(rows))
-            _write(ggml, places, positions.astype(np.int32))
-            if factors is not None:
-                _write(ggml, factors, np.array(call.factors, np.float32))
-            status = ggml.ggml_backend_graph_compute(backend, graph)
-            if status != 0:
-                raise ModelError(
-                    f"ggml's ROPE on {device.name} ended with status {status}"
-                )
-            return read_tensor(ggml, node)
-
-
-@contextmanager
-def _backend(ggml: Any, device: Device, context: int) -> Iterator[int]:
-    backend = ggml.ggml_backend_dev_init(device.handle, None)
-    if not backend:
-        raise ModelError(f"ggml's device {device.name} does not start")
-    try:
-        buffer = ggml.ggml_backend_alloc_ctx_tensors(context, backend)
-        if not buffer:
-            raise ModelError(
-                f"ggml's device {device.name} has no memory for one operation"
-            )
-        try:
-            yield backend
-        finally:
-            ggml.ggml_backend_buffer_free(buffer)
-    finally:
-        ggml.ggml_backend_free(backend)
-
-
-def _write(ggml: Any, address: int, values: NDArray[Any]) -> None:
-    if ggml.ggml_nbytes(address) != values.nbytes:
-        raise ModelError(
-            f"{values.nbytes} bytes for a tensor of {ggml.ggml_nbytes(address)}"
-        )
-    ggml.ggml_backend_tensor_set(address, values.ctypes.data, 0, values.nbytes)
-
-
 def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     """The values of a tensor of up to three axes, from whatever device holds them, in numpy's
     order.
@@ -426,7 +310,8 @@ def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     if not address:
         raise ModelError("llama.cpp's ROPE node lacks an input")
     tensor = Tensor.from_address(address)
-    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    shape = tuple(reversed(tensor.ne))
+    strides = tuple(reversed(tensor.nb))
     name = tensor.name.decode("utf-8", "replace")
     dtype = np.dtype(_DTYPES.get(tensor.type, "V"))
     base = Tensor.from_address(tensor.view_src) if tensor.view_src else tensor
@@ -446,77 +331,3 @@ def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
         data[: dtype.itemsize].view(dtype), shape, strides
     )
     return np.ascontiguousarray(view[0])
-
-
-class RopeWatcher:
-    """Gives every ROPE node of the graphs that a context computes to ``sink``, in the order of
-    computing.
-
-    ``callback`` is for ``SessionOptions.eval_callback`` and must live as long as the context. It
-    asks for every node, so each is computed by itself: an operation's input may lie where its
-    output will be written, and a backend may fuse it with others. After a decode call ``check``.
-    """
-
-    def __init__(self, sink: Callable[[RopeNode], None]) -> None:
-        self._ggml = library()
-        self._sink = sink
-        self._before: tuple[int, NDArray[Any]] | None = None
-        self.error: BaseException | None = None
-        self.callback = llama.lib().ggml_backend_sched_eval_callback(self._see)
-
-    def check(self) -> None:
-        """Raises what went wrong inside the callback."""
-        error, self.error = self.error, None
-        if error is not None:
-            raise error
-
-    def _see(self, address: int, ask: bool, _user_data: object) -> bool:
-        if self.error is not None:
-            return False
-        try:
-            self._look(address, ask)
-        except BaseException as error:  # noqa: BLE001 - `check` raises it; ctypes would only print it
-            self.error = error
-        return self.error is None
-
-    def _look(self, address: int, ask: bool) -> None:
-        node = Tensor.from_address(address)
-        if self._ggml.ggml_op_name(node.op) != b"ROPE":
-            return
-        if ask:
-            self._before = address, read_tensor(self._ggml, node.src[0])
-            return
-        if self._before is None or self._before[0] != address:
-            raise ModelError("llama.cpp computed a ROPE node without asking first")
-        before, self._before = self._before[1], None
-        self._sink(self._node(node, before, read_tensor(self._ggml, address)))
-
-    def _node(
-        self, node: Tensor, before: NDArray[Any], after: NDArray[Any]
-    ) -> RopeNode:
-        import numpy as np
-
-        source = Tensor.from_address(node.src[0])
-        positions = read_tensor(self._ggml, node.src[1]).ravel().astype(np.int64)
-        factors = (
-            tuple(read_tensor(self._ggml, node.src[2]).ravel().tolist())
-            if node.src[2]
-            else None
-        )
-        name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
-        call = _call_of(node, factors)
-        first = node.op_params[_OFFSET]
-        rotated_fit = first >= 0 and 0 < call.n_dims <= after.shape[-1] - first
-        if (
-            before.shape != after.shape
-            or len(positions) < len(after)
-            or not rotated_fit
-        ):
-            raise ModelError(
-                f"llama.cpp's ROPE node {name!r} has shapes that contradict each other"
-            )
-        rows = (
-            before[..., first:].astype(np.float32),
-            after[..., first:].astype(np.float32),
-        )
-        return RopeNode(name, origin, call, positions[: len(after)], *rows)

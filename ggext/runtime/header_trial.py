@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from ggext.errors import GgextError, ModelError, UsageError
-from ggext.runtime.child import Channel, Child, is_child, is_unwanted
+from ggext.runtime.channel import Channel
+from ggext.runtime.child import Child, is_child, is_unwanted
 from ggext.runtime.closing import Closing
 
 _SERVE = "ggext.runtime.header_trial:serve"
@@ -63,7 +64,8 @@ class HeaderTrial(Closing):
 
     def close(self) -> None:
         """Ends the child. Further calls do nothing."""
-        child, self._child = self._child, None
+        child = self._child
+        self._child = None
         if child is not None:
             child.kill()
             child.close()

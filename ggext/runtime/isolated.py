@@ -23,7 +23,8 @@ from ggext.errors import GgextError, ModelError
 from ggext.runtime import forks, wire
 from ggext.runtime.answering import Answering, End, Mailbox, Question
 from ggext.runtime.auto import Chosen
-from ggext.runtime.child import Child, error_as_json, error_of
+from ggext.runtime.channel import error_as_json, error_of
+from ggext.runtime.child import Child
 from ggext.runtime.closing import Closing
 from ggext.runtime.host import Opening
 from ggext.runtime.model import CancelledError, LoadProgress

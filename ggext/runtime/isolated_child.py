@@ -12,7 +12,7 @@ from typing import Any
 from ggext.errors import GgextError, ModelError
 from ggext.runtime import wire
 from ggext.runtime.answering import End, Happening, Mailbox
-from ggext.runtime.child import Channel, error_as_json
+from ggext.runtime.channel import Channel, error_as_json
 from ggext.runtime.host import Host
 
 _STEP = 0.01  # of a model, between two reports of its loading
@@ -102,7 +102,8 @@ class _Server:
     def happened(self, number: int, parcel: list[Happening]) -> None:
         """Sends a parcel of an answer, and the text of tokens that the parent has not seen."""
         assert self._host is not None
-        model, news = self._host.model, []
+        model = self._host.model
+        news = []
         for token in parcel:
             if type(token) is int and token not in self._known:
                 self._known.add(token)

@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -47,7 +47,7 @@ class Verdict:
     """What the matrix kernels of one library do on one processor."""
 
     # ggml's buffer types whose kernels end the process or compute something else, each with how.
-    unusable: dict[str, str] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
     # How the plain kernels end the process; empty where they work.
     fatal: str = ""
     # Why nothing could be tried; empty where it was.
@@ -163,7 +163,7 @@ class Outcome:
     """What a child process said, and how it ended."""
 
     # Its messages (see `kernel_trial`).
-    messages: list[list[Any]]
+    messages: Sequence[Sequence[Any]]
     # The name of the signal that ended the child, or nothing.
     signal: str = ""
     # How it ended, in words, where it did not come to its end.

@@ -91,7 +91,8 @@ def score(
     import numpy as np
 
     tokens = np.asarray(following, np.int64)
-    nll, greedy = np.empty(len(tokens)), np.empty(len(tokens), np.bool_)
+    nll = np.empty(len(tokens))
+    greedy = np.empty(len(tokens), np.bool_)
     for start, block in _blocks(rows[: len(tokens)]):
         part = slice(start, start + len(block))
         log_p = log_softmax(block)
@@ -119,7 +120,8 @@ def diverge(
     import numpy as np
 
     count = len(expected)
-    kl, same = np.empty(count), np.empty(count, np.bool_)
+    kl = np.empty(count)
+    same = np.empty(count, np.bool_)
     delta = np.empty(count)
     for start, block in _blocks(expected):
         part = slice(start, start + len(block))
@@ -127,7 +129,9 @@ def diverge(
         log_q = log_softmax(actual[part])
         p = np.exp(log_p)
         # Where p is 0 its term is 0, also where log p is -inf.
-        kl[part] = np.where(p > 0, p * (log_p - log_q), 0.0).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            terms = np.where(p > 0, p * (log_p - log_q), 0.0)
+        kl[part] = terms.sum(axis=1)
         top = log_p.argmax(axis=1)
         same[part] = top == log_q.argmax(axis=1)
         token = top if following is None else np.asarray(following, np.int64)[part]
@@ -137,12 +141,14 @@ def diverge(
 
 
 def log_softmax(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The logarithm of the softmax of each row, float64, (n_tokens, n_vocab)."""
+    """The logarithm of the softmax of each row, float64, (n_tokens, n_vocab); NaN in a row whose
+    largest logit is no finite number."""
     import numpy as np
 
     shifted = rows.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    with np.errstate(invalid="ignore"):
+        shifted -= shifted.max(axis=1, keepdims=True)
+        shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 
 

@@ -142,7 +142,8 @@ class Model(Closing):
         """Frees the model, after its sessions. Further calls do nothing."""
         for session in list(self.sessions):
             session.close()
-        handle, self._handle = self._handle, None
+        handle = self._handle
+        self._handle = None
         if handle:
             self._lib.llama_model_free(handle)
 
@@ -230,7 +231,8 @@ class Model(Closing):
     @cached_property
     def _has_what_it_adds(self) -> bool:
         """Whether the tokens are there that the vocabulary adds to a text (BOS, EOS, SEP)."""
-        lib, vocab = self._lib, self.vocabulary()
+        lib = self._lib
+        vocab = self.vocabulary()
         if (
             lib.llama_vocab_type(vocab) == lib.LLAMA_VOCAB_TYPE_WPM
         ):  # adds both whatever it says
@@ -254,7 +256,8 @@ class Model(Closing):
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
-        vocab, room = self.vocabulary(), len(data) + 4
+        vocab = self.vocabulary()
+        room = len(data) + 4
         for _ in range(2):
             tokens = (ctypes.c_int32 * room)()
             count = self._lib.llama_tokenize(
@@ -381,7 +384,8 @@ class _Loading:
 
     def __init__(self, progress: LoadProgress | None) -> None:
         self._progress = progress
-        self._fraction, self._told = 0.0, -1.0
+        self._fraction = 0.0
+        self._told = -1.0
         self.stopped = False
 
     def __call__(self, fraction: float, _user_data: object) -> bool:

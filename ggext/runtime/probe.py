@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from ggext.errors import ModelError
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
 from ggext.runtime import apart, llama
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions, open_context, plan_context
-from ggext.runtime.ggml import RopeNode, RopeWatcher
 from ggext.runtime.model import Model
+from ggext.runtime.rope_watcher import RopeNode, RopeWatcher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +55,8 @@ class Probe(Closing):
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
-        context, self._context = self._context, None
+        context = self._context
+        self._context = None
         if context:
             self._lib.llama_free(context)
 
@@ -64,14 +66,22 @@ class Probe(Closing):
 
     @property
     def can_shift(self) -> bool:
-        """Whether llama.cpp can move cached keys of this model to other positions."""
+        """Whether llama.cpp can move cached keys of this model to other positions. A model with a
+        window has two caches, and one without layers ends the process when it is moved."""
+        header = self._model.header
+        keys = header.arch_keys()
+        layers = keys["block_count"]
+        if window_of(header.arch, keys, layers):
+            own = layers - int(keys.get(SHARED_LAYERS, 0))
+            if len(set(sliding_layers(header.arch, keys, layers)[:own])) < 2:
+                return False
         return bool(self._lib.llama_memory_can_shift(self._memory))
 
     def shift(self, distance: int) -> None:
         """Marks all cached keys to move by ``distance`` tokens; the next `decode` does it."""
         if not self.can_shift:  # llama.cpp aborts the process
             raise ModelError(
-                f"llama.cpp cannot shift the cache of the architecture {self._model.architecture}"
+                f"llama.cpp cannot shift the cache of this {self._model.architecture} model"
             )
         self._lib.llama_memory_seq_add(self._memory, 0, 0, -1, distance)
 

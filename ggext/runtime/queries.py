@@ -36,7 +36,9 @@ class QueryWatcher:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Sees what is evaluated in this block; what was seen before is forgotten."""
-        self._seen, self._error, self._on = [], None, True
+        self._seen = []
+        self._error = None
+        self._on = True
         try:
             yield
         finally:
@@ -48,7 +50,8 @@ class QueryWatcher:
 
         Raises ModelError where the graph has none by that name.
         """
-        seen, self._seen = self._seen, []
+        seen = self._seen
+        self._seen = []
         if self._error is not None:
             raise self._error
         if not seen:

@@ -13,7 +13,8 @@ from typing import Literal
 from ggext.errors import ModelError
 from ggext.footprint.cache import STEP
 from ggext.gguf.rope import effective_table
-from ggext.rope.decode import float32, geometry_of, stated_method
+from ggext.rope.decode import geometry_of
+from ggext.rope.keys import float32, stated_method
 from ggext.rope.methods import ntk_base, theta
 from ggext.rope.scaling import RopeGeometry
 from ggext.runtime.model import Model
@@ -48,7 +49,8 @@ def regimes(
 
 
 def _doublings(geometry: RopeGeometry, n_ctx: int) -> list[Regime]:
-    span, found = geometry.trained_context, []
+    span = geometry.trained_context
+    found = []
     while True:
         base = ntk_base(span / geometry.trained_context, geometry)
         found.append(Regime(min(span, n_ctx), float32(base)))

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import ModelError
 from ggext.footprint.cache import STEP
 from ggext.gguf.rope import effective_table
-from ggext.rope.decode import geometry_of, query_scale
+from ggext.rope.decode import geometry_of
+from ggext.rope.keys import query_scale
 from ggext.rope.methods import theta
 from ggext.runtime.cell_types import WHOLE, floats, rows_of
 from ggext.runtime.regimes import Regime

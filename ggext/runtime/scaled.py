@@ -17,14 +17,9 @@ from ggext.gguf.rope import effective_table, factor_tensors, recipe_of
 from ggext.gguf.types import Field
 from ggext.rope import methods
 from ggext.rope.compare import compare
-from ggext.rope.decode import (
-    BETA_FAST,
-    BETA_SLOW,
-    LOG_MULTIPLIER,
-    geometry_of,
-    query_scale,
-)
+from ggext.rope.decode import geometry_of
 from ggext.rope.encode import encode
+from ggext.rope.keys import BETA_FAST, BETA_SLOW, LOG_MULTIPLIER, query_scale
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 #: Full keys of a file → values in their place.

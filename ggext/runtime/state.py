@@ -181,9 +181,12 @@ def build(block: KvBlock, sequence: int) -> bytes:
     """The bytes from which ``llama_state_seq_set_data`` restores the block. ``parse`` undoes it."""
     import numpy as np
 
-    form, cells = block.form, len(block)
+    form = block.form
+    cells = len(block)
     record = np.empty((cells, 3), "<i4")
-    record[:, 0], record[:, 1], record[:, 2] = block.positions, 1, sequence
+    record[:, 0] = block.positions
+    record[:, 1] = 1
+    record[:, 2] = sequence
     parts: list[Any] = [struct.pack("<IiII", form.magic, sequence, 1, cells), record]
     parts.append(struct.pack("<II", form.transposed, len(block.keys)))
     for kind, rows in zip(form.key_types, block.keys, strict=True):

@@ -14,14 +14,15 @@ last token is evaluated again, and its logits are compared.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import mmap
 import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,8 +30,10 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import GgextError, ModelError, RopeError
 from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
+from ggext.gguf.system import read_at
 from ggext.gguf.writer import check_room, output_errors
 from ggext.runtime import llama, state
+from ggext.runtime.closing import Closing
 from ggext.runtime.memory.base import Gone
 from ggext.runtime.reuse import TOLERANCE, apart
 
@@ -50,6 +53,7 @@ _TABLE = "the RoPE table"
 _FLASH = "the use of flash attention"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
+_PART = 1 << 20  # bytes of one read
 
 
 class StateError(GgextError):
@@ -154,18 +158,23 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
 def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     """Fills the session's cache from a file; the tokens that are in it then. Raises StateError,
     after which nothing of the file is in the cache."""
+    with _StateFile(path) as file:
+        return _restored(file, session, key)
+
+
+def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int:
     import numpy as np
 
-    data = _mapped(path)
-    document, at = _document(path, data)
+    path = file.path
+    document, at = _document(file)
     _check_key(document.get("key"), key)
     n_tokens, n_logits, n_state = (
         _count(path, document, name) for name in ("tokens", "logits", "state")
     )
     state_at = at + 4 * (n_tokens + n_logits)
-    if state_at + n_state > len(data) or n_logits != session.model.n_vocab:
+    if state_at + n_state > file.size or n_logits != session.model.n_vocab:
         raise StateError(
-            f"{path} is damaged: its counts do not fit its {len(data)} bytes"
+            f"{path} is damaged: its counts do not fit its {file.size} bytes"
         )
     if n_tokens > session.memory.room:
         raise StateError(
@@ -176,13 +185,13 @@ def restore(path: Path, session: Session, key: Mapping[str, str]) -> int:
     if _FLASH in document:
         _check_key(document, {_FLASH: session.cache.flash_attention})
     gone = _gone_from_json(path, document.get("gone"), session, n_tokens)
-    tokens = np.frombuffer(data, "<i4", n_tokens, at).tolist()
-    logits = np.frombuffer(data, "<f4", n_logits, at + 4 * n_tokens)
-    cells = np.frombuffer(data, np.uint8, n_state, state_at)
+    tokens = np.frombuffer(file.read(at, 4 * n_tokens), "<i4").tolist()
+    logits = np.frombuffer(file.read(at + 4 * n_tokens, 4 * n_logits), "<f4")
+    cells = np.frombuffer(file.read(state_at, n_state), np.uint8)
     account = document.get("account")
     try:
         layout = session.memory.layout(n_tokens, gone, account)
-        blocks = _parts(memoryview(data)[state_at + n_state :], layout.blocks)
+        blocks = _parts(file, state_at + n_state, layout.blocks)
         check_state(cells, layout.cells)
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
@@ -206,14 +215,16 @@ def _aligned(saved: Any, session: Session, n_tokens: int) -> int:
     return max(batches.ends(0, min(count, n_tokens - 1), session.n_batch), default=0)
 
 
-def _parts(data: memoryview, count: int) -> Iterator[memoryview]:
-    """The bytes in `count` parts of one size, none of them empty. Raises StateError."""
-    size = len(data) // count if count else 0
-    if size * count != len(data) or (count and not size):
+def _parts(file: _StateFile, start: int, count: int) -> Iterator[memoryview]:
+    """The bytes from `start` on in `count` parts of one size, none of them empty; each is read
+    when it is asked for. Raises StateError."""
+    rest = file.size - start
+    size = rest // count if count else 0
+    if size * count != rest or (count and not size):
         raise StateError(
-            f"the saved state has {len(data)} bytes for {count} blocks that left the context"
+            f"the saved state has {rest} bytes for {count} blocks that left the context"
         )
-    return (data[i * size : (i + 1) * size] for i in range(count))
+    return (memoryview(file.read(start + i * size, size)) for i in range(count))
 
 
 def _gone_as_json(session: Session) -> dict[str, Any] | None:
@@ -284,32 +295,62 @@ def check_state(data: NDArray[np.uint8], places: Sequence[int]) -> None:
             raise StateError("the saved state has cells that no text of its length has")
 
 
-def _mapped(path: Path) -> mmap.mmap:
-    try:
-        with os.fdopen(open_plain(path, follow=False), "rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
-        raise StateError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from error
+class _StateFile(Closing):
+    """A saved state that is read, not mapped: a disk that fails, or a file that is cut short
+    meanwhile, would end the process. Raises StateError."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with self._errors():
+            self._handle = open_plain(path, follow=False)
+            self.size = os.fstat(self._handle).st_size
+
+    def read(self, start: int, length: int) -> bytearray:
+        """`length` bytes of those from `start` on, which must be there."""
+        data = bytearray(min(length, max(self.size - start, 0)))
+        at = 0
+        with self._errors(), memoryview(data) as view:
+            while at < length:
+                part = read_at(self._handle, min(length - at, _PART), start + at)
+                if not part:
+                    raise OSError(errno.EIO, "it is shorter than it was")
+                view[at : at + len(part)] = part
+                at += len(part)
+        return data
+
+    def checksum(self, start: int) -> int:
+        """CRC-32 of the bytes from `start` on."""
+        crc = 0
+        for at in range(start, self.size, _PART):
+            crc = zlib.crc32(self.read(at, min(_PART, self.size - at)), crc)
+        return crc
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StateError(
+                f"{self.path} cannot be read: {error.strerror or error}"
+            ) from error
 
 
-def _document(path: Path, data: mmap.mmap) -> tuple[dict[str, Any], int]:
+def _document(file: _StateFile) -> tuple[dict[str, Any], int]:
     """The JSON object, and the offset after it, of a file whose checksum is right."""
-    if len(data) < _HEAD.size or data[: len(_MAGIC)] != _MAGIC:
-        raise StateError(f"{path} is not a saved state of this ggext")
-    _, crc, length = _HEAD.unpack_from(data)
+    head = bytes(file.read(0, _HEAD.size)) if file.size >= _HEAD.size else b""
+    if not head.startswith(_MAGIC):
+        raise StateError(f"{file.path} is not a saved state of this ggext")
+    _, crc, length = _HEAD.unpack(head)
     end = _HEAD.size + length
-    if (
-        length > _MAX_JSON
-        or end > len(data)
-        or zlib.crc32(memoryview(data)[_CHECKED_FROM:]) != crc
-    ):
-        raise StateError(f"{path} is damaged: its checksum is wrong")
+    if length > _MAX_JSON or end > file.size or file.checksum(_CHECKED_FROM) != crc:
+        raise StateError(f"{file.path} is damaged: its checksum is wrong")
     try:
-        document = json.loads(data[_HEAD.size : end])
+        document = json.loads(file.read(_HEAD.size, length))
     except (ValueError, RecursionError) as error:
-        raise StateError(f"{path} is damaged: its head is not JSON") from error
+        raise StateError(f"{file.path} is damaged: its head is not JSON") from error
     return (document if isinstance(document, dict) else {}), end
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ggext.errors import UsageError
 from ggext.runtime.answering import End, Happening, Question
-from ggext.runtime.child import error_as_json, error_of
+from ggext.runtime.channel import error_as_json, error_of
 from ggext.runtime.constraint import JsonGrammar
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Prefill, Sampling

@@ -57,5 +57,6 @@ def _scaling(found: re.Match[str]) -> str:
 
 
 def _flag(found: re.Match[str]) -> str:
-    name, value = found[1], found[2].strip("'")
+    name = found[1]
+    value = found[2].strip("'")
     return _ASSIGNED[name] if value in ("True", "…") else f"{_ASSIGNED[name]} {value}"

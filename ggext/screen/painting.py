@@ -117,7 +117,9 @@ class GrowingMarkdown:
         whole, rest = whole_blocks(self._growing)
         for block in filter(str.strip, [*whole, rest]):
             self._print(block)
-        self._growing, self._begun, self._next = "", False, 0.0
+        self._growing = ""
+        self._begun = False
+        self._next = 0.0
 
     def _print(self, text: str) -> None:
         from rich.segment import Segment, Segments
@@ -146,7 +148,9 @@ def whole_blocks(text: str) -> tuple[list[str], str]:
     """Markdown parted into the blocks that are whole and what may still grow. A block ends at a
     blank line outside a fence, when a line follows that cannot belong to a list before it."""
     blocks: list[str] = []
-    block, fence, blank = "", "", False
+    block = ""
+    fence = ""
+    blank = False
     for line in text.splitlines(keepends=True):
         mark = _FENCE.match(line)
         goes_on = line.startswith((" ", "\t")) or (_item(line) and _item(block))

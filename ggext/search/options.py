@@ -10,7 +10,7 @@ from ggext.arguments import check_count, check_fields
 from ggext.errors import UsageError
 from ggext.quality.prompts import Form
 from ggext.quality.settings import EvalOptions
-from ggext.rope.encode import EncodingName
+from ggext.rope.encoding import EncodingName
 
 #: More tables would fit the texts of the search rather than the model.
 MOST_EVALUATIONS = 40

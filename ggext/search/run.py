@@ -147,7 +147,8 @@ class Search(Closing):
 
     def result(self) -> SearchResult:
         """What was found so far."""
-        yarn, model = self.space.start, self._model
+        yarn = self.space.start
+        model = self._model
         return SearchResult(
             file=str(model.path),
             trained_context=model.trained,
@@ -192,7 +193,8 @@ class Search(Closing):
             )
 
     def _open(self, documents: tuple[Path, ...]) -> None:
-        options, model = self._options, self._model
+        options = self._options
+        model = self._model
         measuring = options.measuring(documents)
         (setting,) = settings([model.path], measuring)
         self._live = LiveTable(setting.header)
@@ -200,7 +202,8 @@ class Search(Closing):
             setting, measuring, options.target_context, self._live.callback
         )
         try:
-            length, yarn = options.target_context, self.space.scaling(self.space.start)
+            length = options.target_context
+            yarn = self.space.scaling(self.space.start)
             self._objective: Objective = (
                 KeyTokens(self._bench, length, self._live, yarn)
                 if documents

@@ -25,7 +25,7 @@ from ggext.errors import CheckpointError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.types import F32, Field
 from ggext.gguf.writer import TensorToWrite, write_gguf
-from ggext.rope.decode import query_scale
+from ggext.rope.keys import query_scale
 from ggext.runtime.adapter import BASE_KEY, BASE_NAME_KEY, fingerprint
 
 if TYPE_CHECKING:
@@ -141,6 +141,9 @@ def _written(
     import numpy as np
 
     b = factors.b if rule.rows is None else factors.b[rule.rows()]
+    of_rule = rule.row_scale(len(b))
+    if of_rule is not None:
+        scale = of_rule if scale is None else scale * of_rule
     if scale is not None:
         b = (b * scale[:, None]).astype(np.float32)
     for suffix, values in (("lora_a", factors.a), ("lora_b", b)):

@@ -40,7 +40,7 @@ def check_checkpoint(
     source = open_source(folder)
     own = source.scaling
     assert own is not None  # a checkpoint always has one
-    wanted, _ = resolve_scaling(scaling, target_context, source, [], keeps_own=False)
+    wanted = resolve_scaling(scaling, target_context, source, keeps_own=False).scaling
     assert wanted is not None
     trained = methods.original_context(wanted, source.geometry)
     rope = WantedRope(wanted, replace(source.geometry, trained_context=trained))

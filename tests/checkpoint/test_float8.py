@@ -11,43 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from family_rows import ROWS
-from tiny import make_llama, make_model
+from float8_checkpoints import COMPRESSED, FP8, blocks, ggext, quantized
+from tiny import make_model
 
 from ggext.checkpoint.config import Config, read_config
 from ggext.checkpoint.float8 import weights_of
 from ggext.checkpoint.float8_codes import float8_values
 from ggext.checkpoint.weights import read_tensors
-from ggext.cli import main
-from ggext.errors import CheckpointError
 from ggext.gguf.open import read_gguf
 from ggext.verify import verify
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-
-FP8 = {
-    "quant_method": "fp8",
-    "fmt": "e4m3",
-    "activation_scheme": "dynamic",
-    "weight_block_size": [128, 128],
-}
-COMPRESSED = {
-    "quant_method": "compressed-tensors",
-    "format": "float-quantized",
-    "config_groups": {
-        "group_0": {
-            "weights": {
-                "num_bits": 8,
-                "type": "float",
-                "strategy": "channel",
-                "symmetric": True,
-            }
-        }
-    },
-    "ignore": ["lm_head"],
-}
 
 
 @pytest.mark.parametrize(
@@ -56,59 +32,6 @@ COMPRESSED = {
 def test_every_code_is_what_pytorch_reads(name: str, dtype: str) -> None:
     codes = torch.arange(256, dtype=torch.uint8).view(getattr(torch, dtype))
     np.testing.assert_array_equal(float8_values(name), codes.float().numpy())
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Projections of 256, 128 and 384 rows, so that blocks of 128 fit (transformers takes no
-    others)."""
-    shape = {
-        "hidden_size": 256,
-        "intermediate_size": 384,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-    return make_llama(
-        tmp_path_factory.mktemp("float8") / "plain", dtype="bfloat16", **shape
-    )
-
-
-def quantized(
-    plain: Path,
-    folder: Path,
-    config: dict[str, Any],
-    suffix: str,
-    scale_of: Any,
-    **other: Any,
-) -> Path:
-    """The checkpoint with float8 projections; ``scale_of``: (rows, columns) → the scales' shape."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(plain, folder)
-    dtype = other.pop("float8", torch.float8_e4m3fn)
-    generator = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, weight in load_file(folder / "model.safetensors").items():
-        tensors[name] = weight
-        if name.endswith(("proj.weight", "proj_with_mqa.weight")):
-            tensors[name] = (weight.float() * 300).clamp(-448, 448).to(dtype)
-            shape = scale_of(*weight.shape)
-            tensors[name + suffix] = torch.rand(shape, generator=generator) / 300 + 1e-4
-            tensors[name.replace("weight", "input_scale")] = torch.ones(1)
-    save_file(tensors, folder / "model.safetensors")
-    path = folder / "config.json"
-    path.write_text(
-        json.dumps(
-            json.loads(path.read_text()) | {"quantization_config": config} | other
-        )
-    )
-    return folder
-
-
-def blocks(rows: int, columns: int) -> tuple[int, int]:
-    return -(-rows // 128), -(-columns // 128)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -309,10 +232,6 @@ def test_transformers_judges_what_the_weights_stand_for(
         )
 
 
-def ggext(*arguments: object) -> Any:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
@@ -332,76 +251,3 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < tensor.nbytes / 8
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ("fp8", "quantization_config is \"'fp8'\", expected an object"),
-        (
-            {"quant_method": "gptq", "bits": 4},
-            "has quant_method 'gptq', which ggext does not read",
-        ),
-        (
-            {"quant_method": "awq"},
-            "take the unquantized model, and quantize with --type TYPE",
-        ),
-        ({"quant_method": "bitsandbytes"}, "'bitsandbytes'"),
-        ({}, None),
-        ({"bits": 4}, "has quant_method ''"),
-        ({"quant_method": 8}, "quant_method is '8', expected str"),
-        (
-            FP8 | {"weight_block_size": [128]},
-            "weight_block_size is '[128]', expected two whole numbers",
-        ),
-        (FP8 | {"weight_block_size": [0, 128]}, "expected two whole numbers"),
-        (
-            FP8 | {"weight_block_size": [64, 64]},
-            "it must be one of [1], [256, 1], [4, 6]",
-        ),
-        (
-            COMPRESSED | {"format": "pack-quantized"},
-            "compressed-tensors of the format 'pack-quantized'",
-        ),
-        (COMPRESSED | {"config_groups": {}}, "compressed-tensors of the format"),
-        (COMPRESSED | {"config_groups": {"a": 1}}, "compressed-tensors of the format"),
-        (COMPRESSED, "is F8_E4M3 without a scale"),
-    ],
-)
-def test_what_is_not_known_is_refused_by_name(
-    plain: Path, tmp_path: Path, config: Any, message: str | None
-) -> None:
-    folder = quantized(plain, tmp_path / "fp8", config, "_scale_inv", blocks)
-    result = ggext("convert", folder, tmp_path / "x.gguf")
-    assert result.exit_code == 1
-    assert result.stderr.count("\n") == 1
-    assert (message or "quantization_config is missing") in result.stderr
-    assert not (tmp_path / "x.gguf").exists()
-
-
-def test_scales_that_are_no_scales(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    weight, scale = torch.zeros(4, 4, dtype=torch.float8_e4m3fn), torch.ones(1)
-    for tensors, message in (
-        (
-            {"w": weight, "w_scale_inv": torch.ones(1, dtype=torch.int32)},
-            "the scale w_scale_inv is I32",
-        ),
-        ({"w": weight, "w_scale_inv": torch.ones(3)}, "has the shape [3]; for [4, 4]"),
-        (
-            {"w": weight.reshape(2, 2, 4), "w_scale_inv": scale},
-            "is F8_E4M3 [2, 2, 4], not a matrix",
-        ),
-        (
-            {"w": weight[0].clone(), "w_scale_inv": scale},
-            "is F8_E4M3 [4], not a matrix",
-        ),
-    ):
-        save_file(tensors, tmp_path / "model.safetensors")
-        with pytest.raises(CheckpointError) as caught:
-            weights_of(
-                read_tensors(tmp_path),
-                Config({"quantization_config": FP8}, "config.json"),
-            )
-        assert message in str(caught.value)

@@ -12,7 +12,7 @@ import pytest
 from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert
-from ggext.convert.rules import ggml_mxfp4
+from ggext.convert.mapped_tensor import ggml_mxfp4
 from ggext.errors import CheckpointError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile

@@ -37,6 +37,14 @@ LATENT = {
 GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 
 
+NEMOTRON_H = tiny_gguf.NEMOTRON_H | {
+    "layers_block_type": ["linear_attention", "full_attention", "mlp"]
+}
+FALCON_H1 = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 16}
+GRANITE_MAMBA = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "mamba_n_heads": 4,
+}
 DELTA_NET = (
     tiny_gguf.DELTA_NET
     | tiny_gguf.DELTA_EXPERTS
@@ -103,16 +111,65 @@ DELTA_NET = (
             {"attn_config": {"alibi_bias_max": 4}},
             "attn_config has alibi_bias_max 4",
         ),
-        (
-            "granitemoehybrid",
-            {"layer_types": ["full_attention", "linear_attention"], "mamba_n_heads": 4},
-            "names layers of Mamba 2",
-        ),
+        ("granitemoehybrid", {"mamba_n_heads": 4}, "llama.cpp needs both kinds"),
         (
             "granitemoehybrid",
             {"layer_types": ["full_attention"] * 2, "mamba_n_heads": 4},
-            "position_embedding_type is None",
+            "granitemoe rotates",
         ),
+        (
+            "granitemoehybrid",
+            GRANITE_MAMBA | {"mamba_expand": 3},
+            "granitehybrid takes 2 alone",
+        ),
+        (
+            "granitemoehybrid",
+            GRANITE_MAMBA | {"mamba_n_groups": 3},
+            "must divide the layer's width 256 and be a multiple of mamba_n_groups, 3",
+        ),
+        (
+            "granitemoehybrid",
+            GRANITE_MAMBA | {"time_step_limit": [0.0, 0.1]},
+            "llama.cpp has no limit",
+        ),
+        ("granitemoehybrid", GRANITE_MAMBA | {"mamba_proj_bias": True}, "in_proj.bias"),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"layers_block_type": ["linear_attention", "mlp"]},
+            "llama.cpp needs both",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H
+            | {
+                "layers_block_type": [
+                    "linear_attention",
+                    "full_attention",
+                    "mlp",
+                    "moe",
+                ]
+            },
+            "has one kind in a model",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"mlp_hidden_act": "silu"},
+            "hidden_act is 'silu'",
+        ),
+        (
+            "nemotron_h",
+            NEMOTRON_H | {"mamba_hidden_act": "gelu"},
+            "mamba_hidden_act is 'gelu'",
+        ),
+        ("nemotron_h", NEMOTRON_H | {"use_bias": True}, "in_proj.bias"),
+        (
+            "falcon_h1",
+            FALCON_H1 | {"mamba_rms_norm": True},
+            "norms after the gate",
+        ),
+        ("falcon_h1", FALCON_H1 | {"attention_bias": True}, "bias"),
+        ("falcon_h1", FALCON_H1 | {"projectors_bias": True}, "out_proj.bias"),
+        ("falcon_h1", FALCON_H1 | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (

@@ -16,14 +16,24 @@ from ggext.errors import ModelError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.inspect import inspect
 from ggext.plan import PlanOptions, plan
-from ggext.rope.capabilities import UNROTATED
+from ggext.rope.capabilities import ROTATES, unrotated
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 
 pytest.importorskip("transformers")
 
 
-@pytest.fixture(scope="module", params=["bloom", "gpt2", "gpt_bigcode", "mpt"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "bloom",
+        "gpt2",
+        "gpt_bigcode",
+        "granitemoehybrid-mamba",
+        "mpt",
+        "nemotron_h",
+    ],
+)
 def models(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Any:
@@ -68,9 +78,10 @@ def test_the_command_says_so(models: Any, tmp_path: Path) -> None:
 
 def test_no_key_of_rope_is_written(models: Any) -> None:
     gguf = read_gguf(models[1])
-    assert gguf.arch in UNROTATED
-    assert not [key for key in gguf.fields if "rope" in key or "recipe" in key]
-    assert inspect(models[1]).shift_safe is (gguf.arch in ("bloom", "mpt"))
+    assert unrotated(gguf.arch, gguf.arch_keys())
+    found = [key for key in gguf.fields if "rope" in key or "recipe" in key]
+    assert found == [f"{gguf.arch}.{ROTATES}"] * (gguf.arch == "granitehybrid")
+    assert inspect(models[1]).shift_safe is (gguf.arch not in ("gpt2", "starcoder"))
 
 
 def test_there_is_a_plan(models: Any) -> None:

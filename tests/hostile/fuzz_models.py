@@ -4,33 +4,36 @@
 
 Every other file is wide: its rows are whole blocks of every quantized type. Each is quantized to a
 type that is drawn, with an importance matrix or without, and what came of it is used like the file.
-Children do the work, many files each, within limits of memory and time. They try the first line of
-defence alone, what is refused before llama.cpp sees it. A child that dies names the file, which is
-kept in FOLDER with a line in deaths.jsonl, and is tried again with the second line, the first load
-in a process of its own: only a file that ends the process then is a death of the host. Exit code
-1: there was one, or an error that is none of ggext's.
+Children do the work, many files each, within limits of memory and time. Each is an interpreter of
+its own: `verify` computes with OpenMP, whose threads are not there after a fork. They try the first
+line of defence alone, what is refused before llama.cpp sees it. A child that dies names the file,
+which is kept in FOLDER with a line in deaths.jsonl, and is tried again with the second line, the
+first load in a process of its own: only a file that ends the process then is a death of the host.
+Exit code 1: there was one, or an error that is none of ggext's.
 """
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import json
 import os
+import pickle
 import random
 import resource
 import select
 import shutil
 import signal
 import struct
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -47,6 +50,8 @@ _MEMORY = (
 )  # bytes of address space that a child may have more than it begins with
 _CPU, _WALL = 30, 200  # seconds a file; IQ1_M alone takes some
 _FILES_A_CHILD = 200
+_VERIFIED_TOKENS = 8
+_WORK = "--work"
 #: Quantizations that ggext makes by itself, or that are none.
 WHOLE = {"F32", "F16", "BF16", "Q8_0"}
 _TEXTS = (
@@ -130,13 +135,14 @@ def importance(draft: Draft, draw: random.Random) -> bytes:
 
 
 def look(path: Path, quantization: Quantization) -> None:
-    """Does what the commands do with a file that they do not run: inspect, plan, convert (llama.cpp
-    quantizes then), in place too. What was quantized is used."""
+    """Does what the commands do with a file: inspect, plan, verify, convert (llama.cpp quantizes
+    then), in place too. What was quantized is used."""
     from ggext.convert import ConvertOptions, convert
     from ggext.gguf.inplace import undo
     from ggext.inspect import inspect
     from ggext.plan import PlanOptions, plan
     from ggext.rope.scaling import RopeScaling
+    from ggext.verify import verify
 
     out, quantized = path.with_suffix(".out"), path.with_suffix(".quantized")
     yarn, matrix = RopeScaling("yarn", factor=4), None
@@ -149,6 +155,7 @@ def look(path: Path, quantization: Quantization) -> None:
     for command in (
         lambda: inspect(path).as_dict(),
         lambda: plan(path, PlanOptions(64)),
+        lambda: verify(path, tokens=_VERIFIED_TOKENS),
         lambda: convert(ConvertOptions(path, out, yarn)),
         lambda: convert(to_quantized),
         lambda: use(quantized),
@@ -159,6 +166,12 @@ def look(path: Path, quantization: Quantization) -> None:
             command()
     for made in (out, quantized, path.with_suffix(".imatrix")):
         made.unlink(missing_ok=True)
+
+
+def attempt(path: Path, quantization: Quantization) -> None:
+    """All that is done with a file. Raises GgextError."""
+    look(path, quantization)
+    use(path)
 
 
 def use(path: Path) -> None:
@@ -226,37 +239,73 @@ def _talk(model: object, options: object, tokens: list[int]) -> None:
 
 
 _FIRST_LOAD = "GGEXT_FIRST_LOAD"
+Attempt = Callable[[Path, Quantization], None]
 
 
-def _work(
-    cases: Sequence[Case], bases: Mapping[str, Draft], folder: Path, report: int
-) -> None:
+@dataclass(frozen=True)
+class Work:
+    """What a child is asked for: `attempt` is a function as ``package.module:name``."""
+
+    bases: Mapping[str, Draft]
+    folder: Path
+    attempt: str = "hostile.fuzz_models:attempt"
+
+    def start(
+        self, cases: Sequence[Case], report: int, noise: int, *, alone: bool
+    ) -> subprocess.Popen[bytes]:
+        """A child that does the cases and writes to `report` what came of each. ``alone``: with
+        the first line of defence alone."""
+        bases = self.folder / "bases.pickle"
+        if not bases.exists():
+            bases.write_bytes(pickle.dumps(dict(self.bases)))
+        asked = [
+            self.attempt,
+            str(report),
+            json.dumps([astuple(case) for case in cases]),
+        ]
+        # A debugger for each death would take long; a thread is enough for tiny models.
+        environment = os.environ | {"GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": "1"}
+        environment.pop(_FIRST_LOAD, None)
+        if alone:
+            environment[_FIRST_LOAD] = "here"
+        return subprocess.Popen(
+            [sys.executable, __file__, _WORK, str(self.folder), *asked],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=noise,
+            stderr=noise,
+            pass_fds=[report],
+        )
+
+
+def _work(folder: Path, attempt: str, report: int, cases: Sequence[Case]) -> None:
     """A child's life: each case is announced, done, and its outcome said."""
+    bases = pickle.loads((folder / "bases.pickle").read_bytes())
+    module, _, name = attempt.partition(":")
+    function: Attempt = getattr(import_module(module), name)
     pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
     most = _MEMORY + pages * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     path = folder / f"{os.getpid()}.gguf"
-    os.environ[_FIRST_LOAD] = "here"
-    os.environ["GGML_NO_BACKTRACE"] = "1"  # a debugger for each death
     warnings.simplefilter("error", RuntimeWarning)  # NumPy's, which a user would see
     for case in cases:
         used = int(time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (used + _CPU, resource.RLIM_INFINITY))
         os.write(report, f"{case.index} {case.base}\n".encode())
-        os.write(report, f"={_outcome(case, bases[case.base], path)}\n".encode())
+        outcome = _outcome(case, bases[case.base], path, function)
+        os.write(report, f"={outcome}\n".encode())
     path.unlink(missing_ok=True)
 
 
-def _outcome(case: Case, base: Draft, path: Path) -> str:
+def _outcome(case: Case, base: Draft, path: Path, function: Attempt) -> str:
     try:
         _, draft = case.draft(base)
         mutations.write(path, draft)
     except (GgufError, ValueError, OverflowError):
         return "unwritable"
     try:
-        look(path, case.quantization(draft))
-        use(path)
+        function(path, case.quantization(draft))
     except GgextError as error:
         return "refused" if "\n" not in str(error) else f"two lines: {error!r:.300}"
     except MemoryError:
@@ -270,24 +319,28 @@ def _outcome(case: Case, base: Draft, path: Path) -> str:
 
 
 def run(
-    cases: Iterator[Case], bases: Mapping[str, Draft], folder: Path, seconds: float
+    cases: Iterator[Case],
+    bases: Mapping[str, Draft],
+    folder: Path,
+    seconds: float,
+    attempt: str = Work.attempt,
 ) -> Outcome:
-    """Tries cases until they or the time are over."""
+    """Tries cases until they or the time are over. ``attempt``: as in `Work`."""
     folder.mkdir(parents=True, exist_ok=True)
     outcome, end = Outcome(), time.monotonic() + seconds
     scratch = Path(
         tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None)
     )
-    waiting: list[Case] = []
+    work, waiting = Work(bases, scratch, attempt), list[Case]()
     try:
         while time.monotonic() < end:
             while len(waiting) < _FILES_A_CHILD and (case := next(cases, None)):
                 waiting.append(case)
             if not waiting:
                 break
-            done, death = _child(waiting, bases, scratch, outcome, end)
+            done, death = _child(waiting, work, outcome, end)
             if death:
-                _keep(waiting[done], death, bases, folder, outcome)
+                _keep(waiting[done], death, work, folder, outcome)
                 done += 1
             waiting = waiting[done:]
     finally:
@@ -300,25 +353,13 @@ def run(
 
 
 def _child(
-    cases: list[Case],
-    bases: Mapping[str, Draft],
-    scratch: Path,
-    outcome: Outcome,
-    end: float,
+    cases: list[Case], work: Work, outcome: Outcome, end: float
 ) -> tuple[int, str]:
     """How many cases a new child did, and how it ended; empty: well."""
     reader, writer = os.pipe()
-    noise = os.open(scratch / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    child = os.fork()
-    if not child:
-        os.close(reader)
-        faulthandler.disable()  # pytest's
-        os.dup2(noise, 1)
-        os.dup2(noise, 2)
-        try:
-            _work(cases, bases, scratch, writer)
-        finally:
-            os._exit(0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+    noise = os.open(work.folder / "stderr", flags, 0o600)
+    child = work.start(cases, writer, noise, alone=True)
     os.close(writer)
     done, buffer, started, reason = 0, b"", time.monotonic(), ""
     while True:
@@ -338,30 +379,28 @@ def _child(
                     outcome.counts[kind] += 1
                     done += 1
             if time.monotonic() > end:
-                os.kill(child, signal.SIGKILL)
+                child.kill()
                 reason = "over"
         elif time.monotonic() - started > _WALL:
-            os.kill(child, signal.SIGKILL)
+            child.kill()
             reason = "hang"
     os.close(reader)
-    _, status = os.waitpid(child, 0)
+    status = child.wait()
     os.lseek(noise, 0, 0)
     said = os.read(noise, 1 << 16).decode("utf-8", "replace").strip()[-500:]
     os.close(noise)
-    if reason == "over" or not os.WIFSIGNALED(status):
+    if reason == "over" or not status:
         return done, ""
-    return done, f"{reason or signal.Signals(os.WTERMSIG(status)).name}: {said}"
+    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+    return done, f"{reason or how}: {said}"
 
 
-def _keep(
-    case: Case, death: str, bases: Mapping[str, Draft], folder: Path, outcome: Outcome
-) -> None:
-    label, draft = case.draft(bases[case.base])
+def _keep(case: Case, death: str, work: Work, folder: Path, outcome: Outcome) -> None:
+    label, draft = case.draft(work.bases[case.base])
     path = folder / f"{case.base}-{case.seed}-{case.index}.gguf"
     mutations.write(path, draft)
-    quantization = case.quantization(draft)
-    held = _second_line_holds(path, quantization)
-    label = f"{label}, to {quantization.type}"
+    held = _second_line_holds(case, work)
+    label = f"{label}, to {case.quantization(draft).type}"
     entry = {"file": path.name, "label": label, "death": death, "held": held}
     with (folder / "deaths.jsonl").open("a") as file:
         file.write(json.dumps(entry) + "\n")
@@ -369,22 +408,13 @@ def _keep(
     (outcome.missed if held else outcome.deaths).append(entry)
 
 
-def _second_line_holds(path: Path, quantization: Quantization) -> bool:
+def _second_line_holds(case: Case, work: Work) -> bool:
     """Whether a program that opens the file as usual, and uses it, lives on."""
-    child = os.fork()
-    if not child:
-        faulthandler.disable()
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        os.dup2(null, 2)
-        os.environ.pop(_FIRST_LOAD, None)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for command in (lambda: look(path, quantization), lambda: use(path)):
-            with contextlib.suppress(GgextError):
-                command()
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    return not os.WIFSIGNALED(status)
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return not work.start([case], null, null, alone=False).wait()
+    finally:
+        os.close(null)
 
 
 def architectures() -> list[str]:
@@ -416,11 +446,13 @@ def drawn(names: Iterable[str], seed: int) -> Iterator[Case]:
 
 
 def main() -> int:
+    if sys.argv[1] == _WORK:
+        cases = [Case(*fields) for fields in json.loads(sys.argv[5])]
+        _work(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), cases)
+        return 0
     seconds, seed, folder = float(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     names = sys.argv[4:] or architectures()
     bases = bases_of(names)
-    import llama_cpp  # noqa: F401  # once, before the children
-
     outcome = run(drawn(bases, seed), bases, folder, seconds)
     counts = ", ".join(
         f"{count:,} {kind}" for kind, count in outcome.counts.most_common()

@@ -15,7 +15,7 @@ from tiny import make_model
 
 from ggext.convert import ConvertOptions, convert, plan
 from ggext.inspect import inspect
-from ggext.rope.capabilities import UNROTATED
+from ggext.rope.capabilities import ROTATES, UNROTATED
 from ggext.rope.scaling import RopeScaling
 from ggext.verify import verify
 
@@ -118,11 +118,13 @@ def test_what_a_config_leaves_out_is_what_transformers_fills_in(
         json.dumps(whole | {"text_config": silent} if whole is not values else silent)
     )
     assert _metadata(checkpoint) == full
-    if full["general.architecture"] in UNROTATED:
+    arch = full["general.architecture"]
+    if f"{arch}.rope.freq_base" not in full:
+        assert arch in UNROTATED or full[f"{arch}.{ROTATES}"] is False
         return
     rope = AutoConfig.from_pretrained(checkpoint).get_text_config().rope_parameters
     rope = rope.get("full_attention", rope)
-    written = full[f"{full['general.architecture']}.rope.freq_base"]
+    written = full[f"{arch}.rope.freq_base"]
     assert (
         written == pytest.approx(rope["rope_theta"]) or "alpha" in rope
     )  # which makes the base larger

@@ -11,8 +11,8 @@ from paths import ROOT
 TESTS = ROOT / "tests"
 REPORTS = ROOT / "docs" / "reports.md"
 _ROW = re.compile(r"^\|.*\|$")
-#: The file that the rows of a section mean where they name none; without it, any.
-_USUAL = re.compile(r"^(?:.* stand in )?`tests/(\w+/test_\w+\.py)`\.$")
+#: The file or the folder that the rows of a section mean where they name none; without it, any.
+_USUAL = re.compile(r"^(?:.* stand in )?`tests/([\w/]+/(?:test_\w+\.py)?)`\.$")
 
 
 def rows() -> list[tuple[str, str]]:
@@ -36,9 +36,19 @@ def rows() -> list[tuple[str, str]]:
     return found
 
 
-def functions(file: str) -> set[str]:
-    tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
-    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+def functions(place: str) -> set[str]:
+    """The functions of a file, or of a folder's tests."""
+    path = TESTS / place
+    trees = (
+        ast.parse(file.read_text(encoding="utf-8"))
+        for file in (path.glob("test_*.py") if path.is_dir() else [path])
+    )
+    return {
+        node.name
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
 
 
 def test_every_row_names_tests_that_exist() -> None:

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rope_configs import NESTED, llama, read
 
 from ggext.errors import RopeError
-from ggext.rope.config import CheckpointRope, read_rope, read_ropes
+from ggext.rope.config import read_rope, read_ropes
 from ggext.rope.decode import decode, decode_sliding, turning_pairs
 from ggext.rope.encode import encode
 from ggext.rope.methods import make_table, make_tables
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.scaling import RopeGeometry, RopeScaling
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
+
 
 #: File → the rotary class that judges it (module under transformers.models, class).
 JUDGES = {
@@ -115,11 +117,6 @@ def judged(
     }
 
 
-def read(shared: Path, name: str) -> tuple[dict[str, Any], dict[str, CheckpointRope]]:
-    config = json.loads((shared / "configs" / f"{name}.json").read_text())
-    return config, read_ropes(config, "norm", f"{name}.json")
-
-
 @pytest.mark.shared("configs")
 @pytest.mark.parametrize("name", JUDGES)
 def test_the_table_equals_transformers(shared: Path, name: str) -> None:
@@ -194,26 +191,6 @@ def test_the_regimes_of_a_method() -> None:
     ] == [None]
 
 
-def llama(**config: Any) -> dict[str, Any]:
-    return {
-        "model_type": "llama",
-        "hidden_size": 256,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 4096,
-    } | config
-
-
-NESTED = {
-    "full_attention": {
-        "rope_type": "yarn",
-        "factor": 4.0,
-        "rope_theta": 1e6,
-        "original_max_position_embeddings": 1024,
-    },
-    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
-}
-
-
 @pytest.mark.parametrize("model_type", ["olmo3", "gemma3_text"])
 def test_nested_parameters_equal_transformers(model_type: str) -> None:
     judge = {
@@ -271,85 +248,6 @@ def test_hunyuans_alpha_is_a_fixed_table() -> None:
     table = make_table(rope.scaling, rope.geometry)
     assert table.inv_freq == pytest.approx(rotary.inv_freq.double().tolist(), rel=1e-6)
     assert table.context == 4096
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        (
-            {"rope_parameters": NESTED | {"factor": 2}},
-            "stands factor, which no kind of layer is",
-        ),
-        (
-            {"rope_parameters": NESTED | {"third": {}}},
-            "stands third, which no kind of layer is",
-        ),
-        (
-            {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}},
-            "must be three whole numbers that add to 32",
-        ),
-        ({"rope_scaling": {"type": "mrope"}}, "rope type 'mrope' is unknown"),
-        (
-            {"partial_rotary_factor": 0.0},
-            "partial_rotary_factor is 0; it must be above 0",
-        ),
-        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5"),
-        ({"partial_rotary_factor": 0.05}, "3 rotated dimensions in a head of 64"),
-        ({"rope_theta": 1.0}, "rope base .* is 1; it must be a finite number above 1"),
-        ({"rope_theta": float("nan")}, "rope base .* is nan"),
-        (
-            {
-                "rope_scaling": {
-                    "type": "longrope",
-                    "factor": 4.0,
-                    "short_factor": [1.0] * 32,
-                    "long_factor": [1.0] * 31,
-                },
-                "original_max_position_embeddings": 1024,
-            },
-            "long_factors has 31 values; the model rotates 32 pairs",
-        ),
-        (
-            {
-                "rope_scaling": {
-                    "type": "su",
-                    "short_factor": [1.0] * 32,
-                    "long_factor": [1.0] * 31 + [0.0],
-                }
-            },
-            "long_factors holds 0.0; it must be numbers above 0",
-        ),
-        (
-            {
-                "rope_scaling": {
-                    "type": "su",
-                    "short_factor": [1.0] * 31 + [float("nan")],
-                    "long_factor": [1.0] * 32,
-                }
-            },
-            "short_factors holds nan",
-        ),
-        (
-            {"rope_scaling": {"type": "su", "short_factor": [], "long_factor": [1.0]}},
-            "must be a list of numbers",
-        ),
-        (
-            {"rope_scaling": {"type": "su", "long_factor": [1.0] * 32}},
-            "needs short_factor",
-        ),
-    ],
-)
-def test_bad_configs_are_refused(config: dict[str, Any], message: str) -> None:
-    def read() -> list[RopeTable]:
-        ropes = read_ropes(llama(**config), "neox").values()
-        return [
-            table
-            for rope in ropes
-            for table in make_tables(rope.scaling, rope.geometry)
-        ]
-
-    with pytest.raises(RopeError, match=message):
-        read()
 
 
 @pytest.mark.shared("configs-2026")

@@ -18,8 +18,8 @@ from ggext.runtime import apart
 pytest.importorskip("llama_cpp")
 
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
-from ggext.runtime.ggml import RopeNode
 from ggext.runtime.probe import CELLS, Probe
+from ggext.runtime.rope_watcher import RopeNode
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

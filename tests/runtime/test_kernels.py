@@ -292,7 +292,7 @@ def test_a_fatal_verdict_is_a_model_error(monkeypatch: pytest.MonkeyPatch) -> No
 def test_ggml_is_in_the_process_once() -> None:
     """Opened by two names it is there twice, with two registries of devices."""
     code = (
-        "from ggext.runtime import ggml; ggml.devices()\n"
+        "from ggext.runtime import ggml_devices; ggml_devices.devices()\n"
         "import pathlib\n"
         "maps = pathlib.Path('/proc/self/maps').read_text().split()\n"
         "print(*sorted({pathlib.Path(m).name.partition('.so')[0] + ' ' + m for m in maps\n"

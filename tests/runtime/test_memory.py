@@ -19,7 +19,7 @@ from ggext.data import demo_language as language
 from ggext.errors import ContextFullError, GgextError, ModelError, UsageError
 from ggext.footprint.cache import KV_TYPES
 from ggext.footprint.planner import Choices, Memories
-from ggext.rope.encode import EncodingName
+from ggext.rope.encoding import EncodingName
 from ggext.rope.scaling import RopeScaling
 
 np = pytest.importorskip("numpy")

@@ -23,7 +23,10 @@ IDS = [3 + 7 * i % 250 for i in range(CONTEXT)]
 CLOSE = 1e-5  # logits of another order of the same float32 sums
 
 
-@pytest.fixture(scope="module", params=["lfm2", "qwen35", "qwen3next"])
+@pytest.fixture(
+    scope="module",
+    params=["falcon-h1", "granitehybrid", "lfm2", "nemotron_h", "qwen35", "qwen3next"],
+)
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:

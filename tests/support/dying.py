@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from ggext.errors import ContextFullError, UsageError
-from ggext.runtime.child import Channel
+from ggext.runtime.channel import Channel
 
 
 def doubled(values: list[int]) -> list[int]:
@@ -87,3 +88,9 @@ def loads_without_precheck(channel: Channel) -> None:
 
     precheck.refuse_what_aborts = lambda _: None
     first_load_child.serve(channel)
+
+
+def aborts_at_some_files(path: Path, _quantization: object) -> None:
+    """What the model fuzzer tries: a third of the files ends the process."""
+    if path.stat().st_size % 3 == 0:
+        os.kill(os.getpid(), signal.SIGABRT)

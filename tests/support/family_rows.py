@@ -104,6 +104,40 @@ _GRANITE_MOE = {
     "residual_multiplier": 0.5,
     "logits_scaling": 2.0,
 }
+_GRANITE_MAMBA: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "shared_intermediate_size": 96,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+}
+_NEMOTRON_H: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "head_dim": 32,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 16,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "n_routed_experts": 6,
+    "moe_intermediate_size": 48,
+    "moe_shared_expert_intermediate_size": 40,
+}
+_FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.5,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 0.4],
+    "ssm_multipliers": [0.9, 1.1, 0.7, 1.3, 1.2],
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -367,6 +401,19 @@ ROWS = {
         },
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "falcon_h1": Row("falcon_h1", _FALCON_H1),
+    "falcon_h1-norms": Row(
+        "falcon_h1",
+        _FALCON_H1
+        | {
+            "head_dim": 48,
+            "mamba_d_ssm": None,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
     "gemma2": Row(
         "gemma2",
@@ -532,6 +579,34 @@ ROWS = {
             "tie_word_embeddings": True,
         },
     ),
+    "granitemoehybrid-mamba": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"num_local_experts": 0},
+        None,
+        beyond=False,
+    ),
+    "granitemoehybrid-mamba-experts": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"mamba_conv_bias": False},
+        None,
+        beyond=False,
+    ),
+    "granitemoehybrid-mamba-rope": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE | _GRANITE_MAMBA | {"position_embedding_type": "rope"},
+    ),
+    "granitemoehybrid-nope": Row(
+        "granitemoehybrid",
+        _GRANITE_MOE
+        | {
+            "num_local_experts": 0,
+            "shared_intermediate_size": 96,
+            "layer_types": ["full_attention"] * 2,
+            "mamba_n_heads": 4,
+        },
+        None,
+        beyond=False,
+    ),
     "granitemoeshared": Row(
         "granitemoeshared", _GRANITE_MOE | {"shared_intermediate_size": 96}
     ),
@@ -667,6 +742,40 @@ ROWS = {
     ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
+    "nemotron_h": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": "linear_attention mlp full_attention mlp "
+            "linear_attention".split()
+        },
+        None,
+        beyond=False,
+    ),
+    "nemotron_h-experts": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "n_group": 2,
+            "topk_group": 1,
+        },
+        None,
+        beyond=False,
+    ),
+    "nemotron_h-latent": Row(
+        "nemotron_h",
+        _NEMOTRON_H
+        | {
+            "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+            "moe_latent_size": 24,
+            "routed_scaling_factor": 2.5,
+            "norm_topk_prob": False,
+            "use_conv_bias": False,
+        },
+        None,
+        beyond=False,
+    ),
     "olmo": Row("olmo"),
     "olmo-clipped": Row("olmo", {"clip_qkv": 1.5, "tie_word_embeddings": True}),
     "olmo2": Row("olmo2"),

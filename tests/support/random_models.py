@@ -315,13 +315,46 @@ def _what_belongs_together(
     if model_type == "cohere2" and random.random() < 0.9:
         fixed["tie_word_embeddings"] = True
     if model_type == "granitemoehybrid":
-        kind = "linear_attention" if random.random() < 0.1 else "full_attention"
+        share = random.choice((0.0, 0.5))
         fixed |= {
-            "layer_types": ["full_attention"] * (layers - 1) + [kind],
-            "position_embedding_type": "rope" if random.random() < 0.9 else None,
+            "layer_types": _either("linear_attention", share, layers, random),
+            "position_embedding_type": "rope" if random.random() < 0.6 else None,
             "num_local_experts": random.choice((0, 4)),
-            "mamba_n_heads": 2,
+            **_mamba2(random, heads="mamba_n_heads", groups="mamba_n_groups"),
+            "mamba_d_state": random.choice((8, 24)),
+            "mamba_expand": 2 if random.random() < 0.95 else 1,
+            "mamba_d_head": "auto",
         }
+    if model_type == "falcon_h1":
+        fixed |= {
+            "mamba_d_ssm": random.choice((None, 64, 96)),
+            **_mamba2(random, heads="mamba_n_heads", groups="mamba_n_groups"),
+            "mamba_d_state": random.choice((8, 24)),
+            "mamba_d_head": "auto",
+            "mamba_norm_before_gate": random.random() < 0.1,
+            "mlp_multipliers": [random.uniform(0.3, 2), random.uniform(0.3, 2)],
+            "ssm_multipliers": [random.uniform(0.3, 2) for _ in range(5)],
+            "embedding_multiplier": random.uniform(0.5, 4),
+            "key_multiplier": random.uniform(0.3, 2),
+            "attention_in_multiplier": random.uniform(0.3, 2),
+        }
+        config["mamba_d_ssm"] = fixed["mamba_d_ssm"]
+    if model_type == "nemotron_h":
+        wide = random.choice(("mlp", "moe"))
+        kinds = ["linear_attention", "full_attention", wide]
+        fixed |= {
+            "layers_block_type": kinds[: 2 + (random.random() < 0.8)]
+            + random.choices(kinds, k=layers),
+            "num_hidden_layers": None,
+            **_mamba2(random, heads="mamba_num_heads", groups="n_groups"),
+            "mamba_head_dim": random.choice((8, 16)),
+            "ssm_state_size": random.choice((8, 24)),
+            "moe_shared_expert_intermediate_size": 40,
+            "moe_latent_size": random.choice((None, 24)),
+            "use_bias": random.random() < 0.05,
+            "mamba_proj_bias": False,
+        }
+        config.pop("num_hidden_layers")
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
     if "linear_key_head_dim" in config:
@@ -352,6 +385,22 @@ def _what_belongs_together(
         for k, v in fixed.items()
         if v is not None or k in ("sliding_window", "num_ln_in_parallel_attn")
     }
+
+
+def _either(kind: str, share: float, layers: int, random: Random) -> list[str]:
+    """A kind for each layer: ``kind`` by chance, or attention; both where there may be."""
+    kinds = [
+        kind if random.random() < share else "full_attention" for _ in range(layers)
+    ]
+    if share:
+        kinds[:2] = [kind, "full_attention"][:layers]
+    return kinds
+
+
+def _mamba2(random: Random, heads: str, groups: str) -> dict[str, int]:
+    """Heads of Mamba 2 by their key, and groups of them by theirs."""
+    count = random.choice((2, 4))
+    return {heads: count, groups: random.choice((1, 2, count))}
 
 
 def _rope(

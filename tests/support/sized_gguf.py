@@ -13,19 +13,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ggext.gguf.header import pack_header, packed_length, roomy_length
 from ggext.gguf.types import F16, F32, Field, TensorInfo, aligned, tensor_nbytes
-from ggext.llama_cpp_facts.recurrent import DELTA_NETS, recurrent_layers
+from ggext.llama_cpp_facts.recurrent import (
+    DELTA_NETS,
+    MAMBAS,
+    NEMOTRONS,
+    recurrent_layers,
+)
 
 if TYPE_CHECKING:
     from ggext.runtime import llama
 
 _NORMS = {
     **dict.fromkeys(DELTA_NETS, ("attn_norm", "post_attention_norm")),
-    "cohere2": ("attn_norm",),
+    **dict.fromkeys(("cohere2", *NEMOTRONS), ("attn_norm",)),
     "gpt-oss": ("attn_norm", "post_attention_norm"),
     "seed_oss": ("attn_norm", "post_attention_norm"),
     "glm4moe": ("attn_norm", "post_attention_norm"),
@@ -45,7 +51,8 @@ _NORMED_HEADS = (
     "olmo2",
     "olmoe",
 )
-_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe")
+_BIASED_CHOICE = ("dots1", "ernie4_5-moe", "glm4moe", "nemotron_h_moe")
+_WITHOUT_GATE = ("phi3", "starcoder2", *NEMOTRONS)
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ _CHOSEN = {
 }
 
 _SECTIONS = {"rope.dimension_sections": [11, 11, 10, 0]}
+_GRANITE_ATTENDS = (5, 15, 25, 35)
 _LFM2_ATTENDS = (2, 5, 8, 10, 12, 14)
 
 
@@ -108,6 +116,25 @@ def _delta_net(n_keys: int, n_values: int) -> dict[str, Any]:
         "ssm.inner_size": 128 * n_values,
         "rope.dimension_count": 64,
         "full_attention_interval": 4,
+    }
+
+
+def _mamba2(heads: int, groups: int, state: int, inner: int) -> dict[str, Any]:
+    return {
+        "ssm.conv_kernel": 4,
+        "ssm.state_size": state,
+        "ssm.group_count": groups,
+        "ssm.time_step_rank": heads,
+        "ssm.inner_size": inner,
+    }
+
+
+def _one_thing_each(pattern: str, kv_heads: int, ff: int) -> dict[str, Any]:
+    """Of Nemotron-H: the layers as its configuration names them."""
+    return {
+        "attention.head_count_kv": [kv_heads * (kind == "*") for kind in pattern],
+        "feed_forward_length": [ff * (kind in "-E") for kind in pattern],
+        "attention.layer_norm_epsilon": 1e-5,
     }
 
 
@@ -267,6 +294,65 @@ SHAPES = {
     "granite-2b": Shape(
         "granite", 40, 2048, 32, 8, 64, 8192, 49155, tied=True, keys=_GRANITE
     ),
+    "granite-4.0-h-tiny": Shape(
+        "granitehybrid",
+        40,
+        1536,
+        12,
+        4,
+        128,
+        512,
+        100352,
+        tied=True,
+        experts=(64, 6, 512),
+        shared_ff=1024,
+        keys=_GRANITE
+        | _mamba2(48, 1, 128, 3072)
+        | {
+            "expert_shared_feed_forward_length": 1024,
+            "rope.scaling.finetuned": False,
+            "attention.head_count_kv": [
+                4 if i in _GRANITE_ATTENDS else 0 for i in range(40)
+            ],
+        },
+    ),
+    "falcon-h1-1.5b": Shape(
+        "falcon-h1", 24, 2048, 8, 2, 128, 4096, 65537, keys=_mamba2(48, 1, 256, 3072)
+    ),
+    "nemotron-h-8b": Shape(
+        "nemotron_h",
+        52,
+        4096,
+        32,
+        8,
+        128,
+        21504,
+        131072,
+        keys=_mamba2(128, 8, 128, 8192)
+        | _one_thing_each("M-M-M-M*-" + "M-M-M-M-M*-" * 3 + "M-M-M-M-M-", 8, 21504),
+    ),
+    "nemotron-3-nano-30b-a3b": Shape(
+        "nemotron_h_moe",
+        52,
+        2688,
+        32,
+        2,
+        128,
+        1856,
+        131072,
+        experts=(128, 6, 1856),
+        shared_ff=3712,
+        keys=_mamba2(64, 8, 128, 4096)
+        | {
+            "expert_shared_feed_forward_length": 3712,
+            "expert_shared_count": 1,
+            "expert_weights_norm": True,
+            "expert_weights_scale": 2.5,
+        }
+        | _one_thing_each(
+            "MEMEM*E" + "MEMEM*E" * 4 + "MEMEMEM*E" + "MEMEMEME", 2, 1856
+        ),
+    ),
     "smollm3-3b": Shape("smollm3", 36, 2048, 16, 4, 128, 11008, 128256, tied=True),
     "starcoder2-3b": Shape(
         "starcoder2", 30, 3072, 24, 2, 128, 12288, 49152, biases=True
@@ -340,12 +426,19 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "output.weight", (s.width, s.vocab)
     for i, recurs in enumerate(recurrent_layers(s.arch, s.keys, s.layers)):
         mixer = _mixer if recurs else _attention
-        for name, shape in (*mixer(s), *_norms(s, recurs), *_feed_forward(s, i)):
+        parts = [mixer(s), _norms(s, recurs), _feed_forward(s, i)]
+        if s.arch == "falcon-h1":  # which is both
+            parts.append(_attention(s))
+        if s.arch in NEMOTRONS:  # one of them
+            parts = [_norms(s, recurs), mixer(s)]
+            if s.keys["feed_forward_length"][i]:
+                parts[1] = _feed_forward(s, i)
+        for name, shape in chain.from_iterable(parts):
             yield f"blk.{i}.{name}", shape
 
 
 def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """A delta net, or a short convolution."""
+    """A delta net, a short convolution, or Mamba 2."""
     if s.arch == "lfm2":
         yield "shortconv.conv.weight", (s.keys["shortconv.l_cache"], s.width)
         yield "shortconv.in_proj.weight", (s.width, 3 * s.width)
@@ -353,7 +446,19 @@ def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         return
     state, heads = s.keys["ssm.state_size"], s.keys["ssm.time_step_rank"]
     inner = s.keys["ssm.inner_size"]
-    channels = inner + 2 * state * s.keys["ssm.group_count"]
+    groups = s.keys["ssm.group_count"]
+    channels = inner + 2 * state * groups
+    if s.arch in MAMBAS:
+        yield "ssm_in.weight", (s.width, inner + channels + heads)
+        yield "ssm_conv1d.weight", (s.keys["ssm.conv_kernel"], channels)
+        yield "ssm_conv1d.bias", (channels,)
+        yield "ssm_dt.bias", (heads,)
+        yield "ssm_a", (1, heads)
+        yield "ssm_d", (1, heads)
+        if s.arch != "falcon-h1":
+            yield "ssm_norm.weight", (inner // groups, groups)
+        yield "ssm_out.weight", (inner, s.width)
+        return
     yield "attn_qkv.weight", (s.width, channels)
     yield "attn_gate.weight", (s.width, inner)
     yield "ssm_conv1d.weight", (s.keys["ssm.conv_kernel"], channels)
@@ -409,7 +514,8 @@ def _latent_attention(
 
 def _norms(s: Shape, recurs: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in _NORMS.get(s.arch, ("attn_norm", "ffn_norm")):
-        yield f"{name}.weight", (s.width,)
+        kind = "" if (s.arch, name) == ("falcon-h1", "ffn_norm") else ".weight"
+        yield f"{name}{kind}", (s.width,)
         if s.arch == "starcoder2":
             yield f"{name}.bias", (s.width,)
     if s.arch in _NORMED_HEADS and not recurs:
@@ -420,7 +526,7 @@ def _norms(s: Shape, recurs: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
     if s.experts is None or layer < s.dense_lead:
-        if s.arch not in ("phi3", "starcoder2"):
+        if s.arch not in _WITHOUT_GATE:
             yield "ffn_gate.weight", (s.width, s.ff)
         yield "ffn_up.weight", (s.width, 2 * s.ff if s.arch == "phi3" else s.ff)
         yield "ffn_down.weight", (s.ff, s.width)
@@ -435,6 +541,8 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
         ("up", (s.width, ff)),
         ("down", (ff, s.width)),
     ):
+        if name == "gate" and s.arch in _WITHOUT_GATE:
+            continue
         yield f"ffn_{name}_exps.weight", (*shape, count)
         if s.arch == "gpt-oss":
             yield f"ffn_{name}_exps.bias", (shape[1], count)
@@ -448,6 +556,8 @@ def _feed_forward(s: Shape, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]
             ("up", (s.width, s.shared_ff)),
             ("down", (s.shared_ff, s.width)),
         ):
+            if name == "gate" and s.arch in _WITHOUT_GATE:
+                continue
             yield f"ffn_{name}_shexp.weight", shape
     if s.shared_ff and s.arch in ("qwen2moe", *DELTA_NETS):
         yield "ffn_gate_inp_shexp.weight", (s.width,)
@@ -497,15 +607,24 @@ def header_keys(s: Shape) -> dict[str, Any]:
     return {f"{s.arch}.{k}": v for k, v in (keys | s.keys).items()}
 
 
+#: Ends of the names of what is not of the file's type.
+_FLOAT32 = (
+    ".bias",
+    "conv1d.weight",
+    "shortconv.conv.weight",
+    "ssm_norm.weight",
+    "ssm_a",
+    "ssm_d",
+)
+
+
 def write_sized(path: Path, s: Shape) -> Path:
     """The header of such a model, with a hole where the tensors would be."""
     infos, offset = [], 0
     for name, shape in tensors(s):
         kind = (
             s.type
-            if len(shape) > 1
-            and not name.endswith((".bias", "conv1d.weight", "shortconv.conv.weight"))
-            and "gate_inp" not in name
+            if len(shape) > 1 and not name.endswith(_FLOAT32) and "gate_inp" not in name
             else F32
         )
         info = TensorInfo(name, shape, kind, offset, tensor_nbytes(name, shape, kind))

@@ -113,7 +113,7 @@ def make_model(
     values = small_config(model_type, **config)
     model = judge_class(values).from_config(values).to(getattr(torch, dtype))
     for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:
+        if name.endswith(("bias", ".D")) or "norm" in name:
             torch.nn.init.normal_(parameter, 1.0 if "norm" in name else 0.0, 0.2)
     model.save_pretrained(folder, max_shard_size=shard)
     write_tokenizer(folder)

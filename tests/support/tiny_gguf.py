@@ -150,6 +150,17 @@ DELTA_EXPERTS = {
     "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32,
 }
+NEMOTRON_H: dict[str, Any] = {
+    "num_hidden_layers": None,
+    "head_dim": HEAD,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": HEAD,
+    "ssm_state_size": HEAD,
+    "n_groups": 2,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 32,
+    "moe_shared_expert_intermediate_size": 32,
+}
 LATENT = {
     "num_key_value_heads": N_HEADS,
     "first_k_dense_replace": 1,
@@ -201,6 +212,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_kv_heads": N_KV,
         },
     ),
+    "falcon-h1": (
+        "falcon_h1",
+        {
+            "mamba_d_ssm": N_EMBD,
+            "mamba_n_heads": 4,
+            "mamba_d_state": HEAD,
+            "key_multiplier": 0.5,
+        },
+    ),
     "gemma": ("gemma", {"head_dim": HEAD, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
@@ -238,6 +258,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gptneox": ("gpt_neox", {"rotary_pct": 0.5}),
     "granite": ("granite", {}),
+    "granitehybrid": (
+        "granitemoehybrid",
+        {
+            "num_hidden_layers": 2,
+            "layer_types": ["linear_attention", "full_attention"],
+            "position_embedding_type": "rope",
+            "num_local_experts": 0,
+            "shared_intermediate_size": N_FF,
+            "mamba_n_heads": 4,
+            "mamba_d_state": HEAD,
+        },
+    ),
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
     "internlm2": ("internlm2", {}),
@@ -289,6 +321,16 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
     "nemotron": ("nemotron", {}),
+    "nemotron_h": (
+        "nemotron_h",
+        NEMOTRON_H
+        | {"layers_block_type": ["linear_attention", "full_attention", "mlp"]},
+    ),
+    "nemotron_h_moe": (
+        "nemotron_h",
+        NEMOTRON_H
+        | {"layers_block_type": ["linear_attention", "full_attention", "moe"]},
+    ),
     "olmo": ("olmo", {}),
     "olmo2": ("olmo2", {}),
     "olmoe": (

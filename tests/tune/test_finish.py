@@ -16,7 +16,7 @@ from ggext.convert import ConvertOptions, convert
 from ggext.errors import CheckpointError, GgufError, RopeError
 from ggext.gguf.open import read_gguf
 from ggext.gguf.rope import effective_table, recipe_of
-from ggext.rope.decode import query_scale
+from ggext.rope.keys import query_scale
 from ggext.rope.scaling import RopeScaling
 from ggext.tune import finish
 from ggext.tune.options import TuneOptions

@@ -7,19 +7,12 @@ the highest score.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import chain, groupby, pairwise, starmap, takewhile
+from collections.abc import Mapping, Sequence
+from itertools import chain, starmap
 from operator import add
-from typing import Literal
 
 from ggext.checkpoint.files import (
-    ADDED_SCORE,
-    BYTE,
     NORMAL,
-    UNKNOWN,
-    USER_DEFINED,
     JsonObject,
     TokenTable,
     get,
@@ -27,24 +20,17 @@ from ggext.checkpoint.files import (
 )
 from ggext.checkpoint.vocabulary import pretokenizers
 from ggext.checkpoint.vocabulary.byte_level import SYMBOLS
-from ggext.checkpoint.vocabulary.spm import byte_notes
+from ggext.checkpoint.vocabulary.sentencepiece_form import (
+    merged_form,
+    sentencepiece_form,
+)
+from ggext.checkpoint.vocabulary.token_source import (
+    Pair,
+    TokenSource,
+    merge,
+    strip_notes,
+)
 from ggext.errors import CheckpointError
-
-SPACE = "\u2581"
-Pair = tuple[str, str]
-
-
-@dataclass
-class TokenSource:
-    """A vocabulary as its main file states it, before special tokens, padding and templates."""
-
-    model: Literal["llama", "gpt2", "gemma4"]
-    table: TokenTable
-    pre: str = "default"
-    merges: list[str] | None = None
-    add_space_prefix: bool | None = None
-    roles: dict[str, int] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
 
 def read_tokenizer_json(
@@ -69,9 +55,9 @@ def read_tokenizer_json(
     merges = _read_merges(model, vocab, where)
     add_tokens(root, table, where)
     if table.escapes_spaces and by_rank:
-        return _merged_form(root, model, table, merges)
+        return merged_form(root, model, table, merges)
     if table.escapes_spaces:
-        return _sentencepiece_form(root, model, table, merges)
+        return sentencepiece_form(root, model, table, merges)
     return _byte_level(root, model, table, merges)
 
 
@@ -155,25 +141,6 @@ def add_tokens(root: JsonObject, table: TokenTable, where: str) -> None:
         table.put_added(item.get("id"), item)
 
 
-def strip_notes(root: JsonObject) -> list[str]:
-    """What llama.cpp cannot say of an added token: that it takes the spaces around it along."""
-    names = [
-        item["content"]
-        for item in root.get("added_tokens") or ()
-        if any(item.get(flag) is True for flag in ("lstrip", "rstrip", "single_word"))
-    ]
-    if not names:
-        return []
-    note = (
-        f"{len(names)} added tokens (first {quote(names[0])}) have lstrip, rstrip or single_word, "
-        "which a GGUF file cannot say: spaces next to them in a text stay tokens"
-    )
-    return [note]
-
-
-# byte-level BPE ---------------------------------------------------------------------------------
-
-
 def _byte_level(
     root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
 ) -> TokenSource:
@@ -214,7 +181,8 @@ def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
         if all(
             isinstance(child, dict) and child.get("type") == "NFC" for child in children
         ):
-            node, kind = {}, "NFC" if children else None
+            node = {}
+            kind = "NFC" if children else None
     if kind is None:
         return []
     if kind != "NFC":
@@ -278,233 +246,3 @@ def _unreachable(table: TokenTable, merges: Sequence[Pair]) -> list[str]:
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     texts = [token.text for _, token in table if token.type == NORMAL]
     return [text for text in texts if len(merge(text, ranks)) != 1]
-
-
-def merge(word: str, ranks: Mapping[Pair, int]) -> list[str]:
-    """Byte-pair encoding of one word: the pair of lowest rank first, the leftmost of equals."""
-    symbols = list(word)
-    never = len(ranks)
-    found = [ranks.get(pair, never) for pair in pairwise(symbols)]
-    while found and (lowest := min(found)) < never:
-        at = found.index(lowest)
-        symbols[at : at + 2] = [symbols[at] + symbols[at + 1]]
-        del found[at]
-        for i in (at - 1, at):
-            if 0 <= i < len(found):
-                found[i] = ranks.get((symbols[i], symbols[i + 1]), never)
-    return symbols
-
-
-# Llama 2's form: BPE over text with U+2581 for spaces, and byte tokens ---------------------------
-
-
-def _sentencepiece_form(
-    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
-) -> TokenSource:
-    where = table.where
-    if get(model, "ignore_merges", bool, where, False):
-        raise CheckpointError(
-            f"{where} has byte_fallback and ignore_merges: not in llama.cpp"
-        )
-    source = TokenSource("llama", table)
-    _mark_bytes_and_unknown(model, source)
-    source.notes += byte_notes(table)
-    _set_spaces(root, source)
-    _set_scores(source, merges)
-    source.notes += strip_notes(root)
-    return source
-
-
-def _merged_form(
-    root: JsonObject, model: JsonObject, table: TokenTable, merges: Sequence[Pair]
-) -> TokenSource:
-    """Gemma 4's: merges by rank over each line, and over each run of line breaks."""
-    where = table.where
-    if get(model, "ignore_merges", bool, where, False):
-        raise CheckpointError(
-            f"{where} has byte_fallback and ignore_merges: not in llama.cpp"
-        )
-    source = TokenSource("gemma4", table, "gemma4")
-    _mark_bytes_and_unknown(model, source)
-    source.notes += byte_notes(table)
-    _set_spaces(root, source)
-    if source.add_space_prefix:
-        raise CheckpointError(
-            f"{where} puts a space before a text, which llama.cpp's tokenizer gemma4 does not"
-        )
-    across = next(
-        (left + right for left, right in merges if _crosses_lines(left + right)), None
-    )
-    if across is not None:
-        raise CheckpointError(
-            f"{where}: the token {quote(across)} crosses the end of a line, at which llama.cpp's "
-            "tokenizer gemma4 cuts: its token ids would differ"
-        )
-    source.merges = [f"{left} {right}" for left, right in merges]
-    source.notes += strip_notes(root)
-    return source
-
-
-def _crosses_lines(text: str) -> bool:
-    return "\n" in text and text.strip("\n") != ""
-
-
-def _mark_bytes_and_unknown(model: JsonObject, source: TokenSource) -> None:
-    for byte in range(256):
-        number = source.table.find(f"<0x{byte:02X}>")
-        if number is not None:
-            source.table.tokens[number].type = BYTE
-    unknown = get(model, "unk_token", str, source.table.where)
-    number = source.table.find(unknown) if unknown else None
-    if number is not None:
-        source.table.tokens[number].type = UNKNOWN
-        source.roles["unknown"] = number
-
-
-def _set_spaces(root: JsonObject, source: TokenSource) -> None:
-    """Find out whether a space is put before the text, and check that spaces become U+2581."""
-    where = source.table.where
-    steps = _flat(get(root, "normalizer", dict, where), "normalizers", where)
-    steps += _flat(get(root, "pre_tokenizer", dict, where), "pretokenizers", where)
-    prefix = replaces = False
-    for step in steps:
-        kind = step.get("type")
-        if kind == "Prepend" and step.get("prepend") == SPACE and not replaces:
-            prefix = True
-        elif kind == "Replace" and step.get("content") == SPACE and not replaces:
-            replaces = step.get("pattern") == {"String": " "}
-        elif kind == "Split" and step.get("pattern") == {"String": " "} and replaces:
-            continue  # Gemma's: no space is left to split at
-        elif (
-            kind == "Metaspace" and step.get("replacement") == SPACE and len(steps) == 1
-        ):
-            replaces = True
-            prefix = _metaspace(step, source)
-        else:
-            replaces = False
-            break
-    if not replaces:
-        raise CheckpointError(
-            f"{where}: the steps {quote(repr([dict(step) for step in steps]), 300)} before the BPE "
-            "are not those of a Llama tokenizer (Prepend and Replace with U+2581, or Metaspace)"
-        )
-    source.add_space_prefix = prefix
-
-
-def _flat(node: JsonObject | None, children: str, where: str) -> list[JsonObject]:
-    if not node:
-        return []
-    if get(node, "type", str, where) != "Sequence":
-        return [node]
-    items = get(node, children, list, where, [])
-    if not all(isinstance(item, dict) for item in items):
-        raise CheckpointError(
-            f"{where}: a step in {children} is no object; correct the file"
-        )
-    return items
-
-
-def _metaspace(step: JsonObject, source: TokenSource) -> bool:
-    where = source.table.where
-    scheme = get(step, "prepend_scheme", str, where)
-    if scheme is None:
-        scheme = (
-            "always" if get(step, "add_prefix_space", bool, where, True) else "never"
-        )
-    if get(step, "split", bool, where, True):
-        inner = [
-            t.text for _, t in source.table if t.type == NORMAL and SPACE in t.text[1:]
-        ]
-        if inner:
-            raise CheckpointError(
-                f"{where}: Metaspace splits words but {len(inner)} tokens (first "
-                f"{quote(inner[0])}) cross a space, which llama.cpp would merge: its token ids "
-                "would differ"
-            )
-    if scheme != "never":
-        source.notes.append(
-            f"Metaspace with prepend_scheme {quote(scheme)}: llama.cpp puts a space before a text "
-            "that begins with one, and after a special token, also where the original does not"
-        )
-    return scheme != "never"
-
-
-def _set_scores(source: TokenSource, merges: Sequence[Pair]) -> None:
-    """Scores that make llama.cpp's merging by score the same as merging by rank.
-
-    A token's score is minus its place in the order of merges. The two agree when the merges of
-    a token (one for each way to cut it into two tokens) follow each other, and when no two tokens
-    can meet that form a token without a merge. Both are checked.
-    """
-    table = source.table
-    texts = list(starmap(add, merges))
-    order = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    apart = {
-        text
-        for text, places in Counter(text for text, _ in groupby(texts)).items()
-        if places > 1
-    }
-    apart -= _cut_off(source, merges, apart)
-    if apart:
-        raise CheckpointError(
-            f"{table.where}: the merges of the token {quote(min(apart))} are not next to each "
-            "other, "
-            "so no SentencePiece scores say the same; add the original tokenizer.model"
-        )
-    pairs = set(merges)
-    mergeable = {token.text for _, token in table if token.type in (NORMAL, UNKNOWN)}
-    for _, token in table:
-        if token.type == NORMAL:
-            token.score = -float(order.get(token.text, len(order)))
-    _check_cuts(
-        (token.text for _, token in table if token.type == NORMAL),
-        mergeable,
-        pairs,
-        table.where,
-    )
-
-
-def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> set[str]:
-    """Those of ``texts`` that need no scores, because llama.cpp cuts them off as user-defined
-    tokens before it merges.
-
-    Some are user-defined already. Runs of one character (Gemma's line breaks, tabs and spaces)
-    become so where their merges go before all others with this character, the longer run before the
-    shorter: merging then takes the longest run from the left, as cutting off does.
-    """
-    table = source.table
-    found = {text for text in texts if table.find(text) is None}
-    if source.add_space_prefix:
-        return found
-    for character in {text[0] for text in texts - found if len({*text}) == 1}:
-        own = dict.fromkeys(
-            pair for pair in merges if character in pair[0] or character in pair[1]
-        )
-        runs = dict.fromkeys(
-            takewhile({character}.issuperset, (left + right for left, right in own))
-        )
-        longest = max(map(len, runs), default=0)
-        if list(runs) != [character * length for length in range(longest, 1, -1)]:
-            continue
-        if any((run[1:], character) not in own for run in runs):
-            continue
-        for run in runs:
-            table.put(
-                table.find(run), run.replace(SPACE, " "), USER_DEFINED, ADDED_SCORE
-            )
-        found |= set(runs)
-    return found
-
-
-def _check_cuts(
-    texts: Iterable[str], tokens: set[str], pairs: set[Pair], where: str
-) -> None:
-    for text in texts:
-        for cut in range(1, len(text)):
-            left, right = text[:cut], text[cut:]
-            if left in tokens and right in tokens and (left, right) not in pairs:
-                raise CheckpointError(
-                    f"{where}: llama.cpp would merge {quote(left)} + {quote(right)}, for which "
-                    "there is no merge: these are no SentencePiece merges; add the original "
-                    "tokenizer.model"
-                )

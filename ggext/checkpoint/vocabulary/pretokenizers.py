@@ -6,8 +6,8 @@ expressions and the step to bytes) and looked up in ``TABLE``. Nothing is guesse
 is an error.
 
 Each row was compared with the pinned llama.cpp on thousands of strings by a tokenizer whose merges
-cross all borders (tests/checkpoint/test_tokenizer.py), and gpt-2 to qwen35 on each code point up to
-U+1FFFF in nine surroundings. There, two differences hold for every row: llama.cpp's character
+cross all borders (tests/checkpoint/test_pre_tokenizers.py), and gpt-2 to qwen35 on each code point
+up to U+1FFFF in nine surroundings. There, two differences hold for every row: llama.cpp's character
 tables are Unicode 15's, so some 4,400 letters and marks that later versions added are no letters to
 it; and it does not take U+017F (long s) for an s in "'s". Where its expression is only nearly the
 checkpoint's, the row has a note.

@@ -25,12 +25,7 @@ from ggext.checkpoint.files import (
     read_file,
     read_json,
 )
-from ggext.checkpoint.vocabulary.bpe import (
-    TokenSource,
-    add_tokens,
-    read_tokenizer_json,
-    strip_notes,
-)
+from ggext.checkpoint.vocabulary.bpe import add_tokens, read_tokenizer_json
 from ggext.checkpoint.vocabulary.duplicates import (
     disagreement,
     json_notes,
@@ -49,6 +44,7 @@ from ggext.checkpoint.vocabulary.spm import (
     is_sentencepiece,
     read_sentencepiece,
 )
+from ggext.checkpoint.vocabulary.token_source import TokenSource, strip_notes
 from ggext.errors import CheckpointError
 
 _GEMMA4_MARKS = (

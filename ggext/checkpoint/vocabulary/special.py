@@ -20,7 +20,7 @@ from ggext.checkpoint.files import (
     read_json,
     read_text,
 )
-from ggext.checkpoint.vocabulary.bpe import TokenSource
+from ggext.checkpoint.vocabulary.token_source import TokenSource
 from ggext.errors import CheckpointError
 from ggext.rope.families import text_part
 
@@ -332,10 +332,8 @@ def _config_templates(files: SmallFiles) -> dict[str, str]:
                 f"{where}: chat_template is a {type(value).__name__}, expected a text or a list of "
                 "named templates; correct the file"
             )
-        name, text = (
-            get(item, "name", str, where, ""),
-            get(item, "template", str, where),
-        )
+        name = get(item, "name", str, where, "")
+        text = get(item, "template", str, where)
         if name and text is not None:
             found[_template_name(name)] = text
     return found

@@ -1,0 +1,89 @@
+"""What the formats of packed weights share: codes out of words, groups, scales, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ggext.checkpoint.safetensors import CheckpointTensor, bfloat16_values
+from ggext.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+
+Tensors = Mapping[str, CheckpointTensor]
+FLOAT_DTYPES = ("F32", "BF16", "F16")
+
+
+def codes_of(words: Array, bits: int) -> Array:
+    """The codes of ``bits`` bits in the words of the last dimension, the lowest first: uint8."""
+    import numpy as np
+
+    stored = np.ascontiguousarray(words).view("u1")
+    if bits == 8:
+        return stored
+    shifts = np.arange(0, 8, bits, dtype="u1")
+    codes = (stored[..., None] >> shifts) & ((1 << bits) - 1)
+    return codes.reshape(*stored.shape[:-1], -1)
+
+
+def groups_of_columns(
+    scale: CheckpointTensor, index: CheckpointTensor | None, shape: tuple[int, ...]
+) -> Array:
+    """For each column the one of its scale."""
+    rows, columns = shape
+    size = scale.shape if len(scale.shape) == 2 else (scale.shape or (1,)) + (1,)
+    if (
+        scale.dtype not in FLOAT_DTYPES
+        or size[0] not in (1, rows)
+        or not 0 < size[1] <= columns
+    ):
+        raise packing_error(
+            scale, f"is {scale.dtype} {list(scale.shape)}, no scale of {list(shape)}"
+        )
+    return read_group_index(index, columns, size[1])
+
+
+def read_group_index(
+    index: CheckpointTensor | None, count: int, n_groups: int
+) -> Array:
+    """For each of ``count`` inputs its group. An index that is all -1 was never set."""
+    import numpy as np
+
+    if index is not None:
+        groups: Array = index.array().reshape(-1).astype("<i8")
+        if len(groups) != count or groups.max() >= n_groups:
+            raise packing_error(
+                index, f"is no index of {count} inputs in {n_groups} groups"
+            )
+        if groups.min() >= 0:
+            return groups
+    each = -(-count // n_groups)
+    return np.arange(count) // each
+
+
+def spread_over_rows(scale: CheckpointTensor, rows: Any) -> Array:
+    """The scales of the rows, one row of them where all rows share it."""
+    stored = scale.array().reshape(scale.shape[0] if scale.shape else 1, -1)
+    return to_float32(stored if len(stored) == 1 else stored[rows], scale.dtype)
+
+
+def floats_of(tensor: CheckpointTensor) -> Array:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise packing_error(
+            tensor, f"is {tensor.dtype}; a scale is one of {', '.join(FLOAT_DTYPES)}"
+        )
+    return to_float32(tensor.array(), tensor.dtype)
+
+
+def to_float32(values: Array, dtype: str) -> Array:
+    return bfloat16_values(values) if dtype == "BF16" else values.astype("<f4")
+
+
+def packing_error(tensor: CheckpointTensor, what: str) -> CheckpointError:
+    return CheckpointError(
+        f"{tensor.path}: tensor {tensor.name} {what}; download it again"
+    )
