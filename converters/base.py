@@ -49,6 +49,9 @@ class TensorRule:
     columns: RowOrder | None = None
     # The shape to write, where it is not that of what was read.
     written: tuple[int, ...] | None = None
+    # What each written row is multiplied by, or all of them, in float64; rounded to the type that
+    # the source has.
+    scale: float | Callable[[], np.ndarray[Any, np.dtype[np.float64]]] = 1.0
     # Added to every value.
     plus: float = 0.0
     # In place of that: takes an array's values, in float32, and gives those to write.
@@ -68,6 +71,14 @@ class TensorRule:
     instead: TensorRule | None = None
     # The end of the message about a source that is not there.
     hint: str = ""
+
+    def row_scale(self, rows: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """``scale``, of each of the ``rows`` that are written; None where nothing is multiplied."""
+        import numpy as np
+
+        if not isinstance(self.scale, float):
+            return self.scale()
+        return None if self.scale == 1.0 else np.full(rows, self.scale)
 
 
 class Family:

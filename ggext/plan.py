@@ -27,6 +27,7 @@ MEASURED = frozenset(
         "deepseek2",
         "dots1",
         "ernie4_5-moe",
+        "falcon-h1",
         "gemma",
         "gemma2",
         "gemma3",

@@ -178,9 +178,9 @@ def _scaled(
         raise RopeError(
             f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more"
         )
-    scale = np.ones(rows)
+    scale = np.ones(rows) if tensor.row_scale is None else tensor.row_scale.copy()
     for head in range(heads):
-        scale[head * geometry.head_dim :][: geometry.n_rot] = ratio
+        scale[head * geometry.head_dim :][: geometry.n_rot] *= ratio
     return replace(tensor, row_scale=scale)
 
 

@@ -144,7 +144,14 @@ def _read_weights(
         )
         notes += left_out
         return scalars, [
-            SourceTensor(t.name, t.shape[::-1], t.type, t) for t in tensors
+            SourceTensor(
+                t.name,
+                t.shape[::-1],
+                t.type,
+                t,
+                t.rule.row_scale(math.prod(t.shape[:-1])),
+            )
+            for t in tensors
         ]
     except CheckpointError as error:
         raise CheckpointError(f"{error}{read_before(folder)}") from None

@@ -206,6 +206,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
+        "falcon-h1": ArchitectureFacts(rotates="part", mamba2="any", shapes=_MAMBA2),
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,

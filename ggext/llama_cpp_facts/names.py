@@ -45,7 +45,7 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
     )
     | _of("arwkv7 rwkv6 rwkv6qwen2 rwkv7", _NO_JUDGE + "; a recurrent state")
     | _of(
-        "falcon-h1 jamba mamba mamba2 plamo2",
+        "jamba mamba mamba2 plamo2",
         _MAMBA,
     )
     | _of("deepseek32 deepseek4 dots3note glm-dsa hy_v4 minimax-m3", _SPARSE)

@@ -95,6 +95,7 @@ CAPABILITIES = {
         sliding="alone",
     ),
     "falcon": RopeCapability("neox"),
+    "falcon-h1": RopeCapability("neox"),  # it loads rope_freqs, and rotates without
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),

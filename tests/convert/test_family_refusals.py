@@ -40,6 +40,7 @@ GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 NEMOTRON_H = tiny_gguf.NEMOTRON_H | {
     "layers_block_type": ["linear_attention", "full_attention", "mlp"]
 }
+FALCON_H1 = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 16}
 GRANITE_MAMBA = {
     "layer_types": ["linear_attention", "full_attention"],
     "mamba_n_heads": 4,
@@ -161,6 +162,14 @@ DELTA_NET = (
             "mamba_hidden_act is 'gelu'",
         ),
         ("nemotron_h", NEMOTRON_H | {"use_bias": True}, "in_proj.bias"),
+        (
+            "falcon_h1",
+            FALCON_H1 | {"mamba_rms_norm": True},
+            "norms after the gate",
+        ),
+        ("falcon_h1", FALCON_H1 | {"attention_bias": True}, "bias"),
+        ("falcon_h1", FALCON_H1 | {"projectors_bias": True}, "out_proj.bias"),
+        ("falcon_h1", FALCON_H1 | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (

@@ -123,6 +123,21 @@ _NEMOTRON_H: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "moe_shared_expert_intermediate_size": 40,
 }
+_FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.5,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 0.4],
+    "ssm_multipliers": [0.9, 1.1, 0.7, 1.3, 1.2],
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -386,6 +401,19 @@ ROWS = {
         },
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "falcon_h1": Row("falcon_h1", _FALCON_H1),
+    "falcon_h1-norms": Row(
+        "falcon_h1",
+        _FALCON_H1
+        | {
+            "head_dim": 48,
+            "mamba_d_ssm": None,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
     "gemma2": Row(
         "gemma2",

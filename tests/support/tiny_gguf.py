@@ -212,6 +212,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_kv_heads": N_KV,
         },
     ),
+    "falcon-h1": (
+        "falcon_h1",
+        {
+            "mamba_d_ssm": N_EMBD,
+            "mamba_n_heads": 4,
+            "mamba_d_state": HEAD,
+            "key_multiplier": 0.5,
+        },
+    ),
     "gemma": ("gemma", {"head_dim": HEAD, "tie_word_embeddings": True}),
     "gemma2": (
         "gemma2",
