@@ -26,13 +26,13 @@ def pull(
         raise UsageError(
             f"{name!r} is no model's id on the hub; write OWNER/NAME or OWNER/NAME:FILE"
         )
-    wanted = hub.Repository(repository, revision, show_progress=show_progress)
-    names = [path for path in wanted.files() if path.lower().endswith(".gguf")]
+    remote = hub.Repository(repository, revision, show_progress=show_progress)
+    names = [path for path in remote.files() if path.lower().endswith(".gguf")]
     if not file and not names:
         folder = hub.fetch(Path(repository), revision, show_progress=show_progress)
         return StoredModel(repository, "hub", folder, size_on_disk(folder))
-    parts = _chosen(wanted.name, _models(names), file)
-    path = wanted.download(parts) / parts[0]
+    parts = _chosen(remote.name, _models(names), file)
+    path = remote.download(parts) / parts[0]
     return StoredModel(f"{repository}:{parts[0]}", "hub", path, size_on_disk(path))
 
 

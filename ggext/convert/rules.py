@@ -146,12 +146,12 @@ def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRu
 
 
 def taken_scalars(
-    wanted: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
+    names_by_key: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
 ) -> dict[str, list[float]]:
     """The values of tensors of one value each, which are taken out of ``found``. Raises
     ``CheckpointError``."""
     values: dict[str, list[float]] = {}
-    for key, names in wanted.items():
+    for key, names in names_by_key.items():
         for name in names:
             tensor = found.pop(name, None)
             if tensor is None or math.prod(tensor.shape) != 1:

@@ -239,12 +239,12 @@ class Model(Closing):
             return bool(
                 min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0
             )
-        wanted = (
+        additions = (
             (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
             (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
             (lib.llama_vocab_get_add_sep, lib.llama_vocab_sep),
         )
-        return all(token(vocab) >= 0 for adds, token in wanted if adds(vocab))
+        return all(token(vocab) >= 0 for adds, token in additions if adds(vocab))
 
     @cached_property
     def _splits_by_regex(self) -> bool:
