@@ -129,30 +129,30 @@ def inspect(path: Path) -> Inspection:
     return _with_rope(header, gguf)
 
 
-def _with_rope(found: Inspection, gguf: GgufFile) -> Inspection:
+def _with_rope(known: Inspection, gguf: GgufFile) -> Inspection:
     """What the file says of RoPE, up to the first thing that ggext cannot read."""
     keys = gguf.arch_keys()
     try:
         recipe = recipe_of(gguf)
-        found = replace(found, recipe=recipe)
+        known = replace(known, recipe=recipe)
         table = effective_table(gguf)
-        found = replace(found, rope=table)
+        known = replace(known, rope=table)
         if table.lengths is not None and table.lengths[0] > 1:
-            found = replace(found, short_rope=effective_table(gguf, 1))
+            known = replace(known, short_rope=effective_table(gguf, 1))
         geometry = recipe.geometry if recipe else geometry_of(keys, gguf.arch)
-        found = replace(
-            found, geometry=geometry, trained_context=geometry.trained_context
+        known = replace(
+            known, geometry=geometry, trained_context=geometry.trained_context
         )
-        found = replace(found, shift_safe=_is_shift_safe(gguf, table, geometry))
-        found = replace(found, context_parameters=context_parameters(keys))
-        found = replace(found, still_pairs=still_pairs_in_words(gguf))
+        known = replace(known, shift_safe=_is_shift_safe(gguf, table, geometry))
+        known = replace(known, context_parameters=context_parameters(keys))
+        known = replace(known, still_pairs=still_pairs_in_words(gguf))
         layers = layer_kinds(keys, gguf.arch)
-        found = replace(found, layers=layers)
+        known = replace(known, layers=layers)
         if "unscaled" in layers:
-            found = replace(found, sliding_rope=decode_sliding(keys, gguf.arch))
+            known = replace(known, sliding_rope=decode_sliding(keys, gguf.arch))
     except RopeError as error:
-        return replace(found, rope_unknown=str(error))
-    return replace(found, method=_method(gguf, recipe))
+        return replace(known, rope_unknown=str(error))
+    return replace(known, method=_method(gguf, recipe))
 
 
 def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> bool:

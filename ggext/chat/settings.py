@@ -85,10 +85,10 @@ def _known(name: str) -> str:
     if key in NAMES:
         return key
     alike = closest(key)
-    meant = (
+    suggestion = (
         f"did you mean {alike}?" if alike else f"the settings are {', '.join(NAMES)}"
     )
-    raise UsageError(f"there is no setting {name}; {meant}")
+    raise UsageError(f"there is no setting {name}; {suggestion}")
 
 
 def closest(name: str) -> str:

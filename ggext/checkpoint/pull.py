@@ -51,15 +51,15 @@ def _chosen(repository: str, models: list[list[str]], file: str) -> list[str]:
     part_of_name = [
         parts for parts in models if (file or USUAL).lower() in parts[0].lower()
     ]
-    found = exact or part_of_name or ([] if file else models)
-    if len(found) == 1:
-        return found[0]
-    names = [parts[0] for parts in found or models]
+    matches = exact or part_of_name or ([] if file else models)
+    if len(matches) == 1:
+        return matches[0]
+    names = [parts[0] for parts in matches or models]
     more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
     listed = ", ".join(names[:_SHOWN]) + more
     if not models:
         raise HubError(f"{repository} has no GGUF files")
-    if not found:
+    if not matches:
         raise HubError(f"{repository} has no GGUF file {file}; it has {listed}")
     raise HubError(
         f"{repository} has several GGUF files; name one, ID:FILE, of {listed}"

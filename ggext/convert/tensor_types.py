@@ -90,19 +90,19 @@ def _chosen(
             raise UsageError(
                 f"tensor_types {override}: write PATTERN=TYPE, for example 'output.weight=f16'"
             )
-        found = [
+        matches = [
             n
             for n in names
             if fnmatchcase(n, pattern)
             or fnmatchcase(n.removesuffix(".weight"), pattern)
         ]
-        if not found:
+        if not matches:
             raise UsageError(
                 f"tensor_types {override}: no tensor of two or more dimensions has such a name; "
                 "there are "
                 f"{names[0]}, {names[-1]} and {len(names) - 2} others (ggext inspect lists them)"
             )
-        chosen |= dict.fromkeys(found, _type_number(kind, override))
+        chosen |= dict.fromkeys(matches, _type_number(kind, override))
     return chosen
 
 

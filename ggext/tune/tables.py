@@ -68,19 +68,19 @@ class TableProof:
         )
 
 
-def prove(place: str, requested: RopeTable, found: RopeTable) -> TableProof:
+def prove(place: str, requested: RopeTable, actual: RopeTable) -> TableProof:
     """Raises ``RopeError`` where the tables differ by more than 1e-6 anywhere, relative."""
-    difference = compare(requested, found)
+    difference = compare(requested, actual)
     if not difference.is_exact:
         pair = difference.worst_pair
         raise RopeError(
             f"the RoPE table {place} is not the one that was asked for: pair {pair} differs by "
-            f"{difference.frequency_error:.2g} and the attention factor {found.attention_factor:g} "
-            f"by {difference.gain_error:.2g}, relative (at most {EXACT_FREQUENCY:g} and "
+            f"{difference.frequency_error:.2g} and the attention factor "
+            f"{actual.attention_factor:g} by {difference.gain_error:.2g}, relative (at most {EXACT_FREQUENCY:g} and "
             f"{EXACT_GAIN:g}): nothing that is trained with it holds for the file"
         )
     return TableProof(
-        place, len(requested.inv_freq), found.attention_factor, difference
+        place, len(requested.inv_freq), actual.attention_factor, difference
     )
 
 
