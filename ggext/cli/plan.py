@@ -106,8 +106,10 @@ def plan(
 def in_words(result: Plan, options: PlanOptions) -> str:
     context = result.context
     lines = [
-        f"{result.path}: {result.arch}, {result.layers} layers, "
-        f"made for {result.made_for:,} tokens",
+        (
+            f"{result.path}: {result.arch}, {result.layers} layers, "
+            f"made for {result.made_for:,} tokens"
+        ),
         f"context {context.tokens:,} tokens, {context.batch} at a time, kv {context.kv_type}, "
         "flash attention "
         f"{'on' if context.flash_attention else 'off'}"
@@ -177,8 +179,10 @@ def _verdict(result: Plan, options: PlanOptions) -> list[str]:
     if result.context.tokens > result.made_for:
         remedy = f"ggext convert {result.path} --target-context {result.context.tokens}"
         lines = [
-            f"{verdict} in memory, but the file is made for {result.made_for:,} tokens: "
-            "what stands",
+            (
+                f"{verdict} in memory, but the file is made for {result.made_for:,} tokens: "
+                "what stands"
+            ),
             f"past those is misread. {remedy}",
             f"makes one that reaches them; memory holds up to {result.largest:,} tokens",
         ]
