@@ -77,7 +77,8 @@ def prove(place: str, requested: RopeTable, actual: RopeTable) -> TableProof:
             f"the RoPE table {place} is not the one that was asked for: pair {pair} differs by "
             f"{difference.frequency_error:.2g} and the attention factor "
             f"{actual.attention_factor:g} by {difference.gain_error:.2g}, relative "
-            f"(at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}): nothing that is trained with it holds for the file"
+            f"(at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}): "
+            "nothing that is trained with it holds for the file"
         )
     return TableProof(
         place, len(requested.inv_freq), actual.attention_factor, difference
