@@ -74,11 +74,13 @@ class TensorRule:
 
     def row_scale(self, rows: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """``scale``, of each of the ``rows`` that are written; None where nothing is multiplied."""
-        import numpy as np
-
+        if self.scale == 1.0:
+            return None
         if not isinstance(self.scale, float):
             return self.scale()
-        return None if self.scale == 1.0 else np.full(rows, self.scale)
+        import numpy as np
+
+        return np.full(rows, self.scale)
 
 
 class Family:
