@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
             )
             settings.load_profile("patient")
     config.addinivalue_line(
-        "markers", "slow: takes a minute; left out with -m 'not slow'"
+        "markers", "slow: real processes or models; `make quick` leaves it out"
     )
     config.addinivalue_line(
         "markers",
