@@ -219,22 +219,28 @@ class Family:
     def sliding_window(self, period: int) -> dict[str, Any]:
         """The keys of a window over some layers: those that ``layer_types`` names, else all but
         each n-th, n the ``period`` or what an old configuration says in its place."""
-        kinds = self.config.values.get("layer_types")
-        if kinds is None:
+        if self.config.values.get("layer_types") is None:
             period = self.config.integer("sliding_window_pattern", default=period)
-            slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
-        elif not names_each(kinds, self.n_layers, (FULL, SLIDING)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
-                f"{self.n_layers} layers"
-            )
-        else:
-            slides = [kind == SLIDING for kind in kinds]
+        slides = self.sliding_layers(
+            [(i + 1) % period != 0 for i in range(self.n_layers)]
+        )
         window = self.config.integer("sliding_window")
         return {
             "attention.sliding_window": window,
             "attention.sliding_window_pattern": slides,
         }
+
+    def sliding_layers(self, usual: list[bool]) -> list[bool]:
+        """Which layers ``layer_types`` says attend to a window; ``usual`` where it says nothing."""
+        kinds = self.config.values.get("layer_types")
+        if kinds is None:
+            return usual
+        if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
+            raise CheckpointError(
+                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
+                f"{self.n_layers} layers"
+            )
+        return [kind == SLIDING for kind in kinds]
 
     def stored_name(self, name: str) -> str:
         """The name that the rules have for a tensor that the checkpoint calls ``name``: what

@@ -26,6 +26,8 @@ _DERIVED_SUFFIXES = (
     "attention.masked_bias",
     "attention.bias",
 )
+#: Architecture that the ``gguf`` package does not know → one whose tensors have the same names.
+_NAMED_AS = {"deepseek32": "glm-dsa"}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
@@ -212,6 +214,10 @@ def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
         )
 
 
+#: Architectures that the ``gguf`` package does not know → one whose tensors are called alike.
+_NAMED_AS = {"laguna": "step35", "muse-glimmer": "afmoe"}
+
+
 def gguf_name(arch: str, name: str) -> str:
     """What the ``gguf`` package calls a checkpoint's tensor. Raises ``CheckpointError`` if it does
     not know it."""
@@ -229,7 +235,8 @@ def gguf_name(arch: str, name: str) -> str:
 def _names_of_one_layer(arch: str) -> TensorNameMap:
     from ggext.gguf.tables import constants, tensor_mapping
 
+    known = _NAMED_AS.get(arch, arch)
     number = next(
-        number for number, name in constants.MODEL_ARCH_NAMES.items() if name == arch
+        number for number, name in constants.MODEL_ARCH_NAMES.items() if name == known
     )
     return tensor_mapping.get_tensor_name_map(number, 1)

@@ -1,7 +1,7 @@
 """RoPE table → the GGUF keys and tensors that make llama.cpp compute it.
 
 ``encode`` tries the encodings from the simplest on, reads each back as llama.cpp would
-(``decode``), and takes the first that gives the wanted table. What none can say is an error with
+(``decode``), and takes the first that gives the requested table. What none can say is an error with
 its size, so a file that is written is right, or is not written. Another encoding is one more
 function in ``ENCODERS``.
 """
@@ -117,10 +117,12 @@ def _candidates(
             keys, tensors = encoder(scaling, geometry, requested)
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
+            tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
             keys |= _of_architecture(kind, scaling, geometry, requested, arch)
             keys |= {
                 "context_length": requested.context,
-                "rope.dimension_count": geometry.n_rot,
+                "rope.dimension_count": geometry.n_rot
+                * (2 if capability.halves_rotated else 1),
             }
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
@@ -136,6 +138,13 @@ def _candidates(
                 )
             )
     return candidates
+
+
+def _padded(factors: tuple[float, ...], geometry: RopeGeometry) -> tuple[float, ...]:
+    """With a 1 for each pair that the sliding-window layers rotate beyond them: of several sizes
+    llama.cpp's tensor has the largest."""
+    missing = (geometry.sliding_n_rot or 0) // 2 - len(factors)
+    return factors + (1.0,) * missing
 
 
 def _factor_tensors(
@@ -164,11 +173,17 @@ def _of_architecture(
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
-    if geometry.sliding_base is not None and capability.sliding == "own_base":
+    if geometry.sliding_base is not None and capability.sliding.startswith("own"):
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
-    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
+    elif geometry.sliding_base is not None and capability.halves_rotated:
+        keys[SLIDING_ROTATED] = geometry.n_rot
+    if (
+        capability.reads_log_multiplier
+        and capability.scores == "scaled"
+        and scaling.method in ("linear", "yarn")
+    ):
         keys |= _log_multiplier(scaling, requested, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
@@ -180,7 +195,7 @@ def _of_architecture(
 def _log_multiplier(
     scaling: RopeScaling, requested: RopeTable, *, keeps_gain: bool
 ) -> Keys:
-    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
+    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the requested scale of
     the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
     the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
     factor = float(scaling.factor or 1.0)
@@ -334,8 +349,26 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); "
+        f"{_remedy(arch)}"
+    )
+
+
+def _remedy(arch: str) -> str:
+    capability = capability_of(arch)
+    if capability.sliding == "alone_unscaled":
+        return (
+            "its loader scales no layer that rotates, so that another base is all that can be "
+            "said: RopeScaling('ntk', factor=F)"
+        )
+    words = "choose what its keys can say: "
+    if capability.scores == "scaled" and not capability.reads_log_multiplier:
+        # a gain would be on all scores
+        return words + (
+            "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
+        )
+    return words + (
+        "RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
         "RopeScaling('yarn', factor=F) with the standard betas"
     )
 
