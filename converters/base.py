@@ -161,11 +161,11 @@ class Family:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
         meant."""
 
-    def require(self, name: str, wanted: object, why: str) -> None:
-        """``wanted``: the value, or a tuple of those that are accepted."""
+    def require(self, name: str, accepted: object, why: str) -> None:
+        """``accepted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
         if value is not None and value not in (
-            wanted if isinstance(wanted, tuple) else (wanted,)
+            accepted if isinstance(accepted, tuple) else (accepted,)
         ):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 

@@ -107,8 +107,8 @@ def query_tensors(
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
     names = (_QUERY_NORM,) if normed else _PROJECTIONS
-    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    layers = {t.name: match[1] for t in tensors if (match := wanted.fullmatch(t.name))}
+    pattern = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
+    layers = {t.name: match[1] for t in tensors if (match := pattern.fullmatch(t.name))}
     queries = [t for t in tensors if layers.get(t.name) in concerned]
     reached = {layers[t.name] for t in queries if t.name.endswith(".weight")}
     missing = min(map(int, concerned - reached), default=None)

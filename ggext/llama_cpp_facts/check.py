@@ -212,12 +212,12 @@ def _mixers(
     if facts.mamba2 != "no":
         recurrent = (("ssm_conv1d.bias",),)
     for layer, (recurring, attending) in enumerate(zip(recurs, attends, strict=True)):
-        for wanted in (recurrent if recurring else (), attention if attending else ()):
-            if wanted and not any(
+        for needed in (recurrent if recurring else (), attention if attending else ()):
+            if needed and not any(
                 all(f"blk.{layer}.{_with_kind(name)}" in tensors for name in names)
-                for names in wanted
+                for names in needed
             ):
-                yield f"layer {layer} has no {', '.join(wanted[-1])}"
+                yield f"layer {layer} has no {', '.join(needed[-1])}"
 
 
 _OF_INDEXER = tuple(
