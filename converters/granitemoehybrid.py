@@ -191,14 +191,14 @@ class GraniteMoeHybrid(GraniteMoeShared):
         )
 
     def metadata(self) -> dict[str, Any]:
-        found = super().metadata() if self.n_experts else Granite.metadata(self)
+        result = super().metadata() if self.n_experts else Granite.metadata(self)
         if not self.rotates:
             context = self.config.integer("max_position_embeddings")
-            found |= {ROTATES: False, "context_length": context}
+            result |= {ROTATES: False, "context_length": context}
         if not any(self.recurs):
-            return found
+            return result
         heads = [0 if recurs else self.n_kv_heads for recurs in self.recurs]
-        return found | self.mamba.metadata() | {"attention.head_count_kv": heads}
+        return result | self.mamba.metadata() | {"attention.head_count_kv": heads}
 
     def tensors(self) -> Iterator[TensorRule]:
         if not any(self.recurs):

@@ -244,13 +244,13 @@ class Planner:
             replace(self, choices=replace(self.choices, swa=kept)) for kept in swa
         ]
         steps = range(1, LONGEST // STEP + 1)
-        found = [
+        counts = [
             bisect_left(steps, True, key=partial(too_large, planner=planner))
             for planner in planners
         ]
         return (
             max(
-                (count for count in found if count and not too_large(count, self)),
+                (count for count in counts if count and not too_large(count, self)),
                 default=0,
             )
             * STEP

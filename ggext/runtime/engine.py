@@ -242,7 +242,7 @@ class Session(Closing):
                 for batch in self.memory.batches(wanted[reused:], reused):
                     yield done, total
                     self.cache.checkpoint(total - done, likely=not done)
-                    if not self._read(batch, last=done + len(batch) == total):
+                    if not self._read(batch, total - done - len(batch)):
                         break
                     done += len(batch)
                 else:
@@ -451,8 +451,8 @@ class Session(Closing):
             self.cache, self.memory, wanted, repeatable=repeatable
         )
 
-    def _read(self, batch: list[int], *, last: bool) -> bool:
+    def _read(self, batch: list[int], left: int) -> bool:
         if self.cache.cancelled:
             return False
         self.cache.threads.look()
-        return self.memory.make_room(len(batch)) and self.memory.read(batch, last=last)
+        return self.memory.make_room(len(batch)) and self.memory.read(batch, left)

@@ -84,7 +84,7 @@ def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
     except ValueError:  # the loader refuses it
         return
     window = window_of(arch, keys, layers)
-    if window and not any(slides):  # is_swa_any()
+    if (window or SLIDING[arch].always) and not any(slides):  # is_swa_any()
         yield f"{WINDOW} is {window!r:.40}, and no layer has a window"
 
 
