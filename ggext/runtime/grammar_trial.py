@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ggext.errors import ModelError, UsageError
@@ -21,9 +22,10 @@ _MOST = 1.0  # seconds of CPU time
 _PATIENCE = 30.0  # seconds by the clock, on a busy machine
 
 
-def survive(kind: str, text: str) -> None:
+def survive(function: str, kind: str, text: str) -> None:
     """Raises UsageError for a grammar that takes more than a second of CPU time to compile, and
-    what its compile raises. ``kind``: "grammar" or "schema". Ctrl-C ends the child.
+    what its compile raises. ``function``: makes it in the child and returns its `seconds`, as
+    ``package.module:name``; ``kind``: "grammar" or "schema". Ctrl-C ends the child.
 
     A child compiles without a trial, as it can itself be ended; so does a program that can start
     none."""
@@ -34,8 +36,7 @@ def survive(kind: str, text: str) -> None:
     except (ModelError, UsageError):
         return
     with process, process.limited(_PATIENCE):
-        arguments = ["ggext.runtime.grammar_trial:seconds", [kind, text]]
-        process.send(dict(zip(("function", "arguments"), arguments, strict=True)))
+        process.send({"function": function, "arguments": [kind, text]})
         try:
             reply: Any = process.receive()
         except BaseException:
@@ -48,17 +49,14 @@ def survive(kind: str, text: str) -> None:
             )
 
 
-def seconds(kind: str, text: str) -> float:
-    """In the child: the CPU time that the compile takes. The system ends it when that is far too
+def seconds(work: Callable[[], object]) -> float:
+    """In the child: the CPU time that the work takes. The system ends it when that is far too
     much."""
-    from ggext.runtime import constraint
-
     if sys.platform != "win32":
         import resource
 
-        used = int(time.process_time())
-        most = used + 2 + int(_MOST)
+        most = int(time.process_time()) + 2 + int(_MOST)
         resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))
     start = time.process_time()
-    constraint.check(text if kind == "grammar" else constraint.JsonGrammar(text))
+    work()
     return time.process_time() - start

@@ -40,7 +40,7 @@ def test_ctrl_c_ends_a_compile(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(child.Child, "receive", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        grammar_trial.survive("grammar", SLOW)
+        grammar_trial.survive("nowhere:nothing", "grammar", SLOW)
     assert started[0]._process.returncode == -9
 
 
