@@ -89,8 +89,8 @@ class Layout:
     """A cache that can be kept: the positions where its tokens stand, in order, those of all of its
     cells, and how many blocks are outside of it."""
 
-    places: list[int]
-    cells: list[int]
+    places: Sequence[int]
+    cells: Sequence[int]
     blocks: int = 0
 
 
