@@ -45,11 +45,9 @@ class Cache(MovableCells):
             options = replace(options, eval_callback=self.queries.callback)
         self._options = options
         self._plan = plan_context(model, options)
-        self.n_ctx, self.batches, self.notices = (
-            self._plan.n_ctx,
-            self._plan.batches,
-            self._plan.notices,
-        )
+        self.n_ctx = self._plan.n_ctx
+        self.batches = self._plan.batches
+        self.notices = self._plan.notices
         self.n_batch = self.batches.most
         self.threads = Threads(
             self._plan.threads, self._plan.most_threads, self._set_threads
@@ -102,7 +100,8 @@ class Cache(MovableCells):
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
-        handle, self.handle = self.handle, None
+        handle = self.handle
+        self.handle = None
         self.checkpoints.clear()
         if handle:
             self.lib.llama_free(handle)
@@ -233,7 +232,8 @@ class Cache(MovableCells):
         """Empties the cache."""
         self.lib.llama_memory_clear(self._memory, False)
         self.checkpoints.clear()
-        self.tokens, self.positions = [], []
+        self.tokens = []
+        self.positions = []
         self.aligned = 0
         self.epoch += 1
         self.has_logits = False
@@ -365,17 +365,23 @@ class Cache(MovableCells):
         """An empty cache in a context of another regime."""
         handle = self._open(regime)
         self.close()
-        self.handle, self.regime, self._rotation = handle, regime, None
+        self.handle = handle
+        self.regime = regime
+        self._rotation = None
         self._set_threads(self.threads.now)
-        self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
+        self._memory = self.lib.llama_get_memory(handle)
+        self.cells = Cells(handle)
         self.checkpoints.clear()
-        self.tokens, self.positions = [], []
+        self.tokens = []
+        self.positions = []
         self.aligned = 0
         self.epoch += 1
         self.has_logits = False
 
     def _rotate_into(self, regime: Regime) -> None:
-        source, tokens, positions = self.rotation(), self.tokens, self.positions
+        source = self.rotation()
+        tokens = self.tokens
+        positions = self.positions
         bounds = [
             (positions[first], positions[last - 1] + 1)
             for first, last in self._chunks(0)
@@ -385,4 +391,5 @@ class Cache(MovableCells):
         with self.whole():
             for block in blocks:
                 self.put(self.rotation().moved(block, block.positions, source))
-        self.tokens, self.positions = tokens, positions
+        self.tokens = tokens
+        self.positions = positions
