@@ -195,9 +195,9 @@ def _of_architecture(
 def _log_multiplier(
     scaling: RopeScaling, requested: RopeTable, *, keeps_gain: bool
 ) -> Keys:
-    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the scale of
-    the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
-    the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
+    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the requested scale
+    of the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain
+    is the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
     factor = float(scaling.factor or 1.0)
     if factor == 1.0:
         return {}
