@@ -178,8 +178,10 @@ def _heads(
 
 
 def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
-    heads, groups = read.number("ssm.time_step_rank"), read.number("ssm.group_count")
-    state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+    heads = read.number("ssm.time_step_rank")
+    groups = read.number("ssm.group_count")
+    state = read.number("ssm.state_size")
+    inner = read.number("ssm.inner_size")
     if inner % heads or heads % groups:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {heads}, with {groups} groups"

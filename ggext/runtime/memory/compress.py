@@ -79,7 +79,8 @@ class Compress(Memory):
         in addition to what comes back. Raises ModelError; the cache is empty then."""
         import numpy as np
 
-        cache, start = self.cache, self.sinks
+        cache = self.cache
+        start = self.sinks
         end = max(len(cache.tokens) - self._recent, start)
         there = self.selected + end - start
         stays = self._whole(there, max(cells - start - (len(cache.tokens) - end), 0))

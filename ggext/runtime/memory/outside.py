@@ -193,7 +193,8 @@ class Outside:
 
         tokens, _, size = queries.shape
         for part in self._parts:
-            kind, rows = part.form.key_types[layer], part.keys[layer]
+            kind = part.form.key_types[layer]
+            rows = part.keys[layer]
             for first in range(0, len(part), _AT_ONCE):
                 keys = floats(kind, rows[first : first + _AT_ONCE])
                 by_head = keys.reshape(len(keys), -1, size).transpose(1, 2, 0)
@@ -234,7 +235,8 @@ class Outside:
 
     def clear(self) -> None:
         """Forgets all."""
-        self._parts, self._ends = [], []
+        self._parts = []
+        self._ends = []
 
     def close(self) -> None:
         """Forgets all, and removes its files."""
@@ -263,7 +265,8 @@ def _runs(scores: NDArray[np.float32], count: int) -> tuple[Run, ...]:
 
 def _free_around(taken: NDArray[np.bool_], center: int, width: int) -> Run:
     """At most `width` cells around one that is free, as far as those next to it are free too."""
-    start, end = center, center + 1
+    start = center
+    end = center + 1
     while end - start < width:
         before = start > 0 and center - start < _AROUND and not taken[start - 1]
         after = end < len(taken) and end - center <= _AROUND and not taken[end]
@@ -298,7 +301,9 @@ def _mapped(part: KvBlock, path: Path) -> KvBlock:
     with path.open("xb") as file:
         for array in arrays:
             file.write(np.ascontiguousarray(array).data)
-    data, at, views = np.memmap(path, np.uint8, "r"), 0, []
+    data = np.memmap(path, np.uint8, "r")
+    at = 0
+    views = []
     for array in arrays:
         views.append(data[at : at + array.size].reshape(array.shape))
         at += array.size

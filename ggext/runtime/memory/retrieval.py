@@ -113,7 +113,8 @@ class Retrieval:
 
     def fetch(self) -> None:
         """Puts what is asked for at the positions that are free for it."""
-        cache, wanted = self.cache, self._wanted
+        cache = self.cache
+        wanted = self._wanted
         if wanted == self.fetched:
             return
         form = cache.take(0, 1).form
@@ -151,7 +152,8 @@ class Retrieval:
         """The positions of what came back, of a stranger's account of at most `left` cells outside.
         Raises ModelError for one that `account` did not make."""
         there = account if isinstance(account, dict) else {}
-        count, written = there.get("left"), there.get("written")
+        count = there.get("left")
+        written = there.get("written")
         if (
             isinstance(count, int)
             and 0 <= count <= left
