@@ -41,7 +41,8 @@ class Afmoe(Llama):
 
     def check(self) -> None:
         super().check()
-        number, why = self.config.integer, f"llama.cpp's architecture {self.arch}"
+        number = self.config.integer
+        why = f"llama.cpp's architecture {self.arch}"
         self.n_dense = number("num_dense_layers", minimum=0)
         self.n_experts = number("num_experts")
         self.n_shared = number("num_shared_experts")

@@ -49,6 +49,9 @@ class TensorRule:
     columns: RowOrder | None = None
     # The shape to write, where it is not that of what was read.
     written: tuple[int, ...] | None = None
+    # What each written row is multiplied by, or all of them, in float64; rounded to the type that
+    # the source has.
+    scale: float | Callable[[], np.ndarray[Any, np.dtype[np.float64]]] = 1.0
     # Added to every value.
     plus: float = 0.0
     # In place of that: takes an array's values, in float32, and gives those to write.
@@ -68,6 +71,16 @@ class TensorRule:
     instead: TensorRule | None = None
     # The end of the message about a source that is not there.
     hint: str = ""
+
+    def row_scale(self, rows: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+        """``scale``, of each of the ``rows`` that are written; None where nothing is multiplied."""
+        if self.scale == 1.0:
+            return None
+        if not isinstance(self.scale, float):
+            return self.scale()
+        import numpy as np
+
+        return np.full(rows, self.scale)
 
 
 class Family:
@@ -148,11 +161,11 @@ class Family:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
         meant."""
 
-    def require(self, name: str, wanted: object, why: str) -> None:
-        """``wanted``: the value, or a tuple of those that are accepted."""
+    def require(self, name: str, accepted: object, why: str) -> None:
+        """``accepted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
         if value is not None and value not in (
-            wanted if isinstance(wanted, tuple) else (wanted,)
+            accepted if isinstance(accepted, tuple) else (accepted,)
         ):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
@@ -163,8 +176,7 @@ class Family:
 
     def untie(self) -> None:
         """Take the output matrix for one of its own, whatever the configuration says."""
-        values = self.config.values | {"tie_word_embeddings": False}
-        self.config = replace(self.config, values=values)
+        self.config = self.config.with_values(tie_word_embeddings=False)
 
     def rope(self) -> CheckpointRope:
         """What of the scaling cannot be taken is its ``problem``. Raises ``GgextError`` for what no

@@ -36,7 +36,7 @@ class Exaone4(Llama):
         pattern = self.config.values.get("sliding_window_pattern")
         if isinstance(pattern, str):  # LLLG: where the layers without a window are
             period = pattern.find("G") + 1
-            self.config.values["sliding_window_pattern"] = period
+            self.config = self.config.with_values(sliding_window_pattern=period)
             if period != len(pattern) or not set(pattern) <= {"L", "G"}:
                 raise CheckpointError(
                     f"{self.config.source}: sliding_window_pattern {pattern!r} is not known here"

@@ -46,7 +46,7 @@ class Falcon(LlamaWithLayerNorm):
             ),
             "hidden_act": config.string("activation"),
         }
-        super().__init__(replace(config, values=config.values | named))
+        super().__init__(config.with_values(**named))
 
     def check(self) -> None:
         super().check()

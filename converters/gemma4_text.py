@@ -241,7 +241,9 @@ class Gemma4(Llama):
         yield from self.project(f"{block}.mlp", "down_proj", self.n_embd, n_ff)
 
     def _experts_of(self, block: str, layer: int) -> Iterator[TensorRule]:
-        count, n_ff, at = self.n_experts, self.n_expert_ff, f"blk.{layer}"
+        count = self.n_experts
+        n_ff = self.n_expert_ff
+        at = f"blk.{layer}"
         yield weight(f"{block}.router.proj", count, self.n_embd)
         yield TensorRule(
             (f"{block}.router.scale",), (self.n_embd,), f"{at}.ffn_gate_inp.scale"

@@ -34,7 +34,7 @@ class Glm4MoeLite(DeepseekV3):
                 f"{self.config.source}: mlp_layer_types is {kinds!r}; llama.cpp's architecture "
                 f"{self.arch} has dense layers first and sparse ones after them"
             )
-        self.config.values["first_k_dense_replace"] = n_dense
+        self.config = self.config.with_values(first_k_dense_replace=n_dense)
         super().check()
 
 

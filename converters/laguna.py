@@ -43,11 +43,10 @@ class Laguna(Llama):
 
     def check(self) -> None:
         super().check()
-        number, why = self.config.integer, f"llama.cpp's architecture {self.arch}"
-        self.n_experts, self.n_expert_ff = (
-            number("num_experts"),
-            number("moe_intermediate_size"),
-        )
+        number = self.config.integer
+        why = f"llama.cpp's architecture {self.arch}"
+        self.n_experts = number("num_experts")
+        self.n_expert_ff = number("moe_intermediate_size")
         self.n_shared_ff = number("shared_expert_intermediate_size")
         self.require("moe_router_logit_softcapping", 0, f"{why} caps no scores")
         self.require(
@@ -127,7 +126,8 @@ class Laguna(Llama):
             yield from self.mlp(f"{block}.mlp", i)
 
     def _attention_of(self, module: str, heads: int) -> Iterator[TensorRule]:
-        rows, kv_rows = heads * self.head_dim, self.n_kv_heads * self.head_dim
+        rows = heads * self.head_dim
+        kv_rows = self.n_kv_heads * self.head_dim
         yield from self.project(module, "q_proj", rows, self.n_embd)
         yield from self.project(module, "k_proj", kv_rows, self.n_embd)
         yield from self.project(module, "v_proj", kv_rows, self.n_embd)

@@ -4,7 +4,6 @@ convolution."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from ggext.converters.base import TensorRule, names_each, weight
@@ -35,7 +34,7 @@ class Lfm2(Llama):
         }
         if "tie_embedding" in config.values:
             named["tie_word_embeddings"] = given.flag("tie_embedding")
-        super().__init__(replace(config, values=config.values | named))
+        super().__init__(config.with_values(**named))
 
     def check(self) -> None:
         super().check()

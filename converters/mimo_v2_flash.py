@@ -47,7 +47,8 @@ class MimoV2Flash(Llama):
 
     def check(self) -> None:
         super().check()
-        number, why = self.config.integer, f"llama.cpp's architecture {self.arch}"
+        number = self.config.integer
+        why = f"llama.cpp's architecture {self.arch}"
         self.n_experts = number("n_routed_experts")
         self.n_expert_ff = number("moe_intermediate_size")
         self.value_dim = number("v_head_dim")
@@ -115,7 +116,8 @@ class MimoV2Flash(Llama):
             "expert_used_count": number("num_experts_per_tok"),
             "expert_feed_forward_length": self.n_expert_ff,
         }
-        groups, chosen = number("n_group"), number("topk_group")
+        groups = number("n_group")
+        chosen = number("topk_group")
         if chosen < groups:
             said |= {"expert_group_count": groups, "expert_group_used_count": chosen}
         return super().metadata() | said
@@ -138,7 +140,8 @@ class MimoV2Flash(Llama):
 
     def _attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
         kv_heads = self._kv_heads(layer)
-        rows, values = self.n_heads * self.head_dim, self.n_heads * self.value_dim
+        rows = self.n_heads * self.head_dim
+        values = self.n_heads * self.value_dim
         yield weight(f"{module}.q_proj", rows, self.n_embd)
         yield weight(f"{module}.k_proj", kv_heads * self.head_dim, self.n_embd)
         yield weight(f"{module}.v_proj", kv_heads * self.value_dim, self.n_embd)

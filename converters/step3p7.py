@@ -76,11 +76,10 @@ class Step3p7(Llama):
     def check(self) -> None:
         self.config = _as_saved_now(self.config, self.n_layers)
         super().check()
-        number, why = self.config.integer, f"llama.cpp's architecture {self.arch}"
-        self.n_experts, self.n_expert_ff = (
-            number("n_routed_experts"),
-            number("moe_intermediate_size"),
-        )
+        number = self.config.integer
+        why = f"llama.cpp's architecture {self.arch}"
+        self.n_experts = number("n_routed_experts")
+        self.n_expert_ff = number("moe_intermediate_size")
         self.n_shared_ff = number("share_expert_dim")
         self.slides = self.sliding_layers([])
         self.sparse = self._sparse_layers()
@@ -179,7 +178,8 @@ class Step3p7(Llama):
                 yield from self.mlp(f"{block}.mlp", i)
 
     def _attention_of(self, module: str, heads: int) -> Iterator[TensorRule]:
-        rows, kv_rows = heads * self.head_dim, self.n_kv_heads * self.head_dim
+        rows = heads * self.head_dim
+        kv_rows = self.n_kv_heads * self.head_dim
         yield weight(f"{module}.q_proj", rows, self.n_embd)
         yield weight(f"{module}.k_proj", kv_rows, self.n_embd)
         yield weight(f"{module}.v_proj", kv_rows, self.n_embd)
@@ -190,7 +190,9 @@ class Step3p7(Llama):
 
     def _experts_of(self, block: str, layer: int) -> Iterator[TensorRule]:
         """Stored one tensor a projection, or with the gate and the other in one."""
-        count, n_ff, at = self.n_experts, self.n_expert_ff, f"blk.{layer}"
+        count = self.n_experts
+        n_ff = self.n_expert_ff
+        at = f"blk.{layer}"
         yield weight(f"{block}.moe.gate", count, self.n_embd)
         yield TensorRule(
             (f"{block}.moe.router_bias",), (count,), f"{at}.exp_probs_b.bias"
@@ -256,7 +258,8 @@ def _kinds_of_mlp(config: Config, n_layers: int) -> list[str]:
 
 
 def _rope_of_kinds(values: dict[str, Any]) -> dict[str, Any]:
-    kinds, given = values["layer_types"], values.get("rope_parameters") or {}
+    kinds = values["layer_types"]
+    given = values.get("rope_parameters") or {}
     named = set(map(str, kinds)) if isinstance(kinds, list) else set()
     if all(isinstance(given.get(kind), dict) for kind in named):
         return {kind: given[kind] for kind in sorted(named)}

@@ -268,7 +268,8 @@ class Model(Closing):
             raise UsageError(
                 f"cancel is {cancel!r:.80}, but must be an event with is_set()"
             )
-        count, limit = len(question.tokens), self._engine.limit
+        count = len(question.tokens)
+        limit = self._engine.limit
         if limit is not None and count > limit:
             raise ContextFullError(count, 0, limit)
         answering = self._engine.ask(question)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Inspection:
     # Bytes, of all parts.
     size: int
     parameters: int
-    types: dict[str, int]
+    types: Mapping[str, int]
     recipe: Recipe | None
     # The recipe's, or what the keys say.
     method: str
@@ -70,7 +71,7 @@ class Inspection:
     # Whether the cached keys survive a context shift.
     shift_safe: bool = True
     # What ggext makes its contexts with for this file and other programs do not.
-    context_parameters: dict[str, float] = field(default_factory=dict)
+    context_parameters: Mapping[str, float] = field(default_factory=dict)
     #: Why some pairs never turn in a text, and what mends it; empty where all turn.
     still_pairs: str = ""
     # How each layer rotates; all alike where it is empty.
@@ -101,76 +102,70 @@ def inspect(path: Path) -> Inspection:
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
-    recipe, table, short, geometry, unknown = None, None, None, None, ""
-    shift_safe, parameters_of_context = True, {}
-    still = ""
-    layers: tuple[LayerKind, ...] = ()
-    sliding = None
-    without = unrotated(gguf.arch, gguf.arch_keys())
-    try:
-        if without:
-            raise RopeError(without)
-        recipe = recipe_of(gguf)
-        table = effective_table(gguf)
-        short = (
-            effective_table(gguf, 1)
-            if table.lengths is not None and table.lengths[0] > 1
-            else None
-        )
-        geometry = (
-            recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
-        )
-        unit_gain = (
-            abs(table.attention_factor / math.sqrt(query_scale(gguf.arch_keys())) - 1)
-            <= EXACT_GAIN
-        )
-        capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
-        shift_safe = capability.is_never_shifted or (
-            unit_gain and rolls(gguf.arch_keys(), gguf.arch)
-        )
-        parameters_of_context = context_parameters(gguf.arch_keys())
-        still = still_pairs_in_words(gguf)
-        layers = layer_kinds(gguf.arch_keys(), gguf.arch)
-        sliding = (
-            decode_sliding(gguf.arch_keys(), gguf.arch)
-            if "unscaled" in layers
-            else None
-        )
-    except RopeError as error:
-        unknown = str(error)
-    if without:  # keys hold no position where attention falls with distance
-        shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
-    return Inspection(
+    without = unrotated(gguf.arch, gguf.arch_keys())
+    header = Inspection(
         path=str(gguf.path),
         name=str(gguf.get("general.name", "")),
         arch=gguf.arch,
         size=sum(part.size for part in parts),
         parameters=sum(math.prod(t.shape) for t in tensors),
         types=dict(Counter(type_name(t.type) for t in tensors).most_common()),
-        recipe=recipe,
-        method=_method(gguf, recipe, unknown),
-        trained_context=geometry.trained_context if geometry else context,
+        recipe=None,
+        method="unknown",
+        trained_context=context,
         context=context,
-        rope=table,
-        short_rope=short,
-        geometry=geometry,
-        rope_unknown=unknown,
-        unrotated=without,
+        rope=None,
+        short_rope=None,
+        geometry=None,
         unopened=refusal(gguf.fields) or "",
-        shift_safe=shift_safe,
-        context_parameters=parameters_of_context,
-        still_pairs=still,
-        layers=layers,
+        shift_safe=True,
         sliding_window=window if isinstance(window, int) else 0,
-        sliding_rope=sliding,
+    )
+    if without:  # keys hold no position where attention falls with distance
+        safe = gguf.arch not in LEARNED_POSITIONS
+        return replace(header, rope_unknown=without, unrotated=without, shift_safe=safe)
+    return _with_rope(header, gguf)
+
+
+def _with_rope(known: Inspection, gguf: GgufFile) -> Inspection:
+    """What the file says of RoPE, up to the first thing that ggext cannot read."""
+    keys = gguf.arch_keys()
+    try:
+        recipe = recipe_of(gguf)
+        known = replace(known, recipe=recipe)
+        table = effective_table(gguf)
+        known = replace(known, rope=table)
+        if table.lengths is not None and table.lengths[0] > 1:
+            known = replace(known, short_rope=effective_table(gguf, 1))
+        geometry = recipe.geometry if recipe else geometry_of(keys, gguf.arch)
+        known = replace(
+            known, geometry=geometry, trained_context=geometry.trained_context
+        )
+        known = replace(known, shift_safe=_is_shift_safe(gguf, table, geometry))
+        known = replace(known, context_parameters=context_parameters(keys))
+        known = replace(known, still_pairs=still_pairs_in_words(gguf))
+        layers = layer_kinds(keys, gguf.arch)
+        known = replace(known, layers=layers)
+        if "unscaled" in layers:
+            known = replace(known, sliding_rope=decode_sliding(keys, gguf.arch))
+    except RopeError as error:
+        return replace(known, rope_unknown=str(error))
+    return replace(known, method=_method(gguf, recipe))
+
+
+def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> bool:
+    """Whether keys in the cache may be rotated again: by a gain of 1, and where llama.cpp does."""
+    keys = gguf.arch_keys()
+    capability = capability_of(gguf.arch, sectioned=geometry.sections is not None)
+    gain = table.attention_factor / math.sqrt(query_scale(keys))
+    return capability.is_never_shifted or (
+        abs(gain - 1) <= EXACT_GAIN and rolls(keys, gguf.arch)
     )
 
 
-def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
-    if unknown:
-        return "unknown"
+def _method(gguf: GgufFile, recipe: Recipe | None) -> str:
     if recipe is not None:
         return recipe.scaling.method
     if ROPE_FREQS in gguf.tensors:

@@ -180,7 +180,7 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Of whole texts, in windows of the context where they are longer."""
-        found = []
+        result = []
         for request in tqdm(
             requests, disable=disable_tqdm, desc="loglikelihood_rolling"
         ):
@@ -192,16 +192,17 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
             ):
                 context, answer = make_disjoint_window(window)
                 total += self._scored([*context, *answer], len(context))[0]
-            found.append(total)
+            result.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return found
+        return result
 
     def generate_until(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[str]:
         """Answers up to the first of the task's stops, the model's own end, or the task's number
         of tokens. Raises UsageError for a number that leaves no room for the question."""
-        prompts, options = [], []
+        prompts = []
+        options = []
         for context, given in (request.args for request in requests):
             kwargs: dict[str, Any] = dict(normalize_gen_kwargs(given, _MAX_ANSWER))
             room = self.max_length - kwargs["max_gen_toks"]
@@ -232,7 +233,8 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
 
     def _scored(self, tokens: list[int], first: int) -> tuple[float, bool]:
         """The log-likelihood of tokens[first:], and whether each is the likeliest."""
-        total, greedy = 0.0, True
+        total = 0.0
+        greedy = True
         for part in scores(self.session, tokens, first):
             total -= float(part.nll.sum())
             greedy = greedy and bool(part.greedy.all())

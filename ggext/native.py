@@ -160,7 +160,8 @@ def cos_sin(
         raise ValueError(f"dtype must be 'float32' or 'float64', not {dtype!r}")
     table = _table(Rotation(positions, inv_freq, attention_factor, offset))
     shape = (_contiguous(positions, "positions").size, table[2].size)
-    cos, sin = np.empty(shape, dtype), np.empty(shape, dtype)
+    cos = np.empty(shape, dtype)
+    sin = np.empty(shape, dtype)
     _native.cos_sin(table, _threads(threads), cos, sin)
     return cos, sin
 

@@ -27,6 +27,7 @@ MEASURED = frozenset(
         "deepseek2",
         "dots1",
         "ernie4_5-moe",
+        "falcon-h1",
         "gemma",
         "gemma2",
         "gemma3",
@@ -116,7 +117,8 @@ class Plan:
     def as_dict(self) -> dict[str, Any]:
         """The same for JSON: sizes in bytes, lengths in tokens."""
         values = asdict(self) | {"path": str(self.path), "fits": self.fits}
-        values["ram"]["total"], values["gpu"]["total"] = self.ram.total, self.gpu.total
+        values["ram"]["total"] = self.ram.total
+        values["gpu"]["total"] = self.gpu.total
         return values
 
 

@@ -116,11 +116,7 @@ def verify(
         progress("kernel: rotations to a million tokens")
         run.kernels(with_ggml=missing is None)
     if "logits" in chosen and reference is not None:
-        from ggext.proof.logits import check_logits
-
-        run.checks += check_logits(
-            gguf, reference, run.wanted, tokens, tolerance, notes, progress
-        )
+        run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -135,8 +131,6 @@ def _unrotated(
 ) -> Report:
     """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
     they are not to be compared; the last of ``notes`` says why it has none."""
-    from ggext.proof.logits import check_logits
-
     if "logits" not in chosen or reference is None:
         raise RopeError(
             f"{gguf.path}: {notes[-1]}; reference=CHECKPOINT compares the logits"
@@ -146,9 +140,7 @@ def _unrotated(
     table = RopeTable((), 1.0, context)
     wanted = Wanted(RopeScaling(), geometry, f"{reference}/config.json", stated=table)
     run = _Run(gguf, table, wanted, notes, progress)
-    run.checks += check_logits(
-        gguf, reference, wanted, tokens, tolerance, notes, progress
-    )
+    run.logits(reference, tokens, tolerance)
     return run.report()
 
 
@@ -198,8 +190,11 @@ class _Run:
         notes: list[str],
         progress: Progress,
     ) -> None:
-        self.gguf, self.effective, self.wanted = gguf, effective, wanted
-        self.notes, self.progress = notes, progress
+        self.gguf = gguf
+        self.effective = effective
+        self.wanted = wanted
+        self.notes = notes
+        self.progress = progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []
         self.scaled: list[Executed] = []
@@ -208,6 +203,18 @@ class _Run:
         self.shifts: list[ShiftRow] = []
         self.published = ""
         self.elsewhere: float | None = None
+
+    def logits(
+        self, reference: Path, tokens: int | None, tolerance: float | None
+    ) -> None:
+        """What it predicts, against transformers on the checkpoint."""
+        from ggext.proof.logits import check_logits
+
+        checks, notes = check_logits(
+            self.gguf, reference, self.wanted, tokens, tolerance, self.progress
+        )
+        self.checks += checks
+        self.notes += notes
 
     def table(self) -> None:
         """What the file says."""
@@ -246,11 +253,11 @@ class _Run:
     def _graph(self, model: Model) -> None:
         from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
-        found = observe(model, self.wanted, self.effective.context)
-        self.nodes = executed_by_node(found)
+        turns = observe(model, self.wanted, self.effective.context)
+        self.nodes = executed_by_node(turns)
         self.scaled = [node for node in self.nodes if node.wanted is self.wanted]
-        self.node_rows = node_rows(found, self.nodes)
-        self.checks += check_graph(self.gguf, found, self.nodes, model.offloads)
+        self.node_rows = node_rows(turns, self.nodes)
+        self.checks += check_graph(self.gguf, turns, self.nodes, model.offloads)
 
     def _shift(self, model: Model, required: bool) -> None:
         from ggext.proof.shift import check_shift, measure_shifts
@@ -281,7 +288,8 @@ class _Run:
             self.kernel_rows += rows
 
     def report(self) -> Report:
-        wanted, file = self.wanted.kernel_table.inv_freq, self.effective.inv_freq
+        wanted = self.wanted.kernel_table.inv_freq
+        file = self.effective.inv_freq
         executed = (
             self.scaled[0].inv_freq.tolist() if self.scaled else [None] * len(wanted)
         )

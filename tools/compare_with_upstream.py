@@ -101,7 +101,6 @@ class Difference:
 LEGACY: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
     "gpt2": {"n_ctx": 64},
-    "granitemoehybrid": {"layer_types": ["attention"] * 2},
     "mistral4": {"architectures": ["Ministral3ForCausalLM"]},
     "mpt": {
         "architectures": ["MPTForCausalLM"],
@@ -110,6 +109,8 @@ LEGACY: dict[str, dict[str, Any]] = {
 }
 
 
+#: Granite 4's layers as transformers 4 names them, which upstream's converter knows.
+_LAYERS = {"full_attention": "attention", "linear_attention": "mamba"}
 #: Layers that predict further tokens are asked for, and transformers' models have none.
 _NO_FURTHER_LAYERS = ("qwen3_5", "qwen3_next")
 
@@ -227,9 +228,10 @@ def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
         if row.model_type == "qwen3_vl_moe":
             _experts_as_published(checkpoint / "model.safetensors")
         path = checkpoint / "config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text()) | LEGACY.get(row.model_type, {}))
-        )
+        config = json.loads(path.read_text()) | LEGACY.get(row.model_type, {})
+        if row.model_type == "granitemoehybrid":
+            config["layer_types"] = [_LAYERS[kind] for kind in config["layer_types"]]
+        path.write_text(json.dumps(config))
         return compare(llama_cpp, checkpoint, "gpt-2")
 
 

@@ -22,7 +22,8 @@ class ReadAhead:
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        self._read_tokens, self._seconds = 0, 0.0
+        self._read_tokens = 0
+        self._seconds = 0.0
         self._done = self._total = 0
         self._begun = 0.0
         self._given_up = ""
@@ -60,7 +61,8 @@ class ReadAhead:
 
     def interrupted(self) -> bool:
         """Whether Ctrl-C has just ended a reading."""
-        interrupted, self._interrupted = self._interrupted, False
+        interrupted = self._interrupted
+        self._interrupted = False
         return interrupted
 
     def note(self) -> str:
@@ -73,8 +75,8 @@ class ReadAhead:
         clock = ""
         if self._done:
             each = (time.monotonic() - self._begun) / self._done
-            left = each * (self._total - self._done)
-            clock = f", {left // 60:.0f}:{left % 60:02.0f} left"
+            remaining = each * (self._total - self._done)
+            clock = f", {remaining // 60:.0f}:{remaining % 60:02.0f} left"
         whole = len(self._tokens)
         done = whole - self._total + self._done
         return f"reading the document meanwhile: {done:,} of {whole:,} tokens{clock}"
@@ -82,7 +84,8 @@ class ReadAhead:
     def taken(self) -> tuple[int, float]:
         """Tokens that were read for the turn that begins now, and the seconds that it took."""
         taken = self._read_tokens, self._seconds
-        self._read_tokens, self._seconds = 0, 0.0
+        self._read_tokens = 0
+        self._seconds = 0.0
         return taken
 
     def _read(self, beginning: str) -> None:
@@ -108,7 +111,9 @@ class ReadAhead:
             conversation.prompts.think,
         )
         if for_what != self._for_what:
-            self._tokens, self._for_what = conversation.certain(beginning), for_what
+            self._tokens = conversation.certain(beginning)
+            self._for_what = for_what
 
     def _count(self, done: int, total: int) -> None:
-        self._done, self._total = done, total
+        self._done = done
+        self._total = total

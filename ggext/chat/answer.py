@@ -56,7 +56,8 @@ class AnswerText:
             if text := self._detokenizer.rest():
                 yield from self._pieces(self._splitter.feed(text))
             yield from self._pieces(self._splitter.end())
-        held, self._held = self._held, ""
+        held = self._held
+        self._held = ""
         if not self.stopped and held:
             yield self._said(held)
 
@@ -81,7 +82,8 @@ class AnswerText:
             if found is None
             else found
         )
-        text, self._held = self._held[:certain], self._held[certain:]
+        text = self._held[:certain]
+        self._held = self._held[certain:]
         return text
 
     def _said(self, text: str) -> str:

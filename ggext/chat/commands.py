@@ -46,7 +46,8 @@ def obey(chat: Chat, line: str) -> bool:
             f"there is no command {name}{_meant(name)}; /help lists them; a text that begins with "
             "/ is sent with a space in front"
         )
-    command, argument = COMMANDS[name], argument.strip()
+    command = COMMANDS[name]
+    argument = argument.strip()
     optional = command.argument.startswith("[")
     if not optional and bool(command.argument) != bool(argument):
         raise UsageError(f"the command is {f'{name} {command.argument}'.strip()}")
@@ -83,7 +84,8 @@ def _context(chat: Chat, _: str) -> None:
 
 
 def _save(chat: Chat, name: str) -> None:
-    path, turns = _path(name), chat.conversation.turns
+    path = _path(name)
+    turns = chat.conversation.turns
     if path.exists() and not transcript.is_one(path):
         raise OutputError(f"{name} exists and is not a saved chat; choose another name")
     transcript.save(path, chat.room.model, chat.conversation.sampling, turns)
@@ -96,7 +98,8 @@ def _load(chat: Chat, name: str) -> None:
 
 
 def _export(chat: Chat, name: str) -> None:
-    path, turns = _path(name), chat.conversation.turns
+    path = _path(name)
+    turns = chat.conversation.turns
     if path.exists():
         raise OutputError(f"{name} exists; choose another name")
     transcript.export(path, turns)
@@ -106,7 +109,8 @@ def _export(chat: Chat, name: str) -> None:
 def _regen(chat: Chat, _: str) -> None:
     """A question that has no answer yet is sent as it would have been; else the last one again,
     without the documents that wait."""
-    conversation, before = chat.conversation, list(chat.conversation.turns)
+    conversation = chat.conversation
+    before = list(chat.conversation.turns)
     if chat.unanswered is not None:
         chat.turn(chat.unanswered)
         return
@@ -114,18 +118,21 @@ def _regen(chat: Chat, _: str) -> None:
     if not taken:
         raise UsageError("there is no answer to make again; ask something first")
     _vary(chat)
-    documents, chat.documents = chat.documents, []
+    documents = chat.documents
+    chat.documents = []
     count = len(conversation.turns)
     try:
         chat.turn(taken[0].content)
     finally:
-        chat.documents, chat.unanswered = documents, None
+        chat.documents = documents
+        chat.unanswered = None
         if len(conversation.turns) == count:  # no new answer: the old one stays
             conversation.turns = before
 
 
 def _vary(chat: Chat) -> None:
-    conversation, sampling = chat.conversation, chat.conversation.sampling
+    conversation = chat.conversation
+    sampling = chat.conversation.sampling
     if sampling.seed is not None:  # the same seed would give the same answer
         conversation.sampling = replace(sampling, seed=sampling.seed + 1)
     elif sampling.temperature == 0 and chat.room.when_full == "stop":
@@ -177,9 +184,9 @@ def _when_full(chat: Chat, policy: str) -> None:
         return
     if policy not in WHEN_FULL:
         alike = difflib.get_close_matches(policy, WHEN_FULL, 1)
-        meant = f"; did you mean {alike[0]}?" if alike else ""
+        suggestion = f"; did you mean {alike[0]}?" if alike else ""
         raise UsageError(
-            f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{meant}"
+            f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{suggestion}"
         )
     engines = "stop" if policy == "turns" else policy
     if engines != chat.room.when_full:

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 def context_report(chat: Chat) -> Iterator[str]:
     """Lines. Raises TemplateError."""
-    conversation, room = chat.conversation, chat.room
-    used, allocated = conversation.used, room.allocated
+    conversation = chat.conversation
+    room = chat.room
+    used = conversation.used
+    allocated = room.allocated
     yield (
         f"{used:,} of {allocated:,} tokens are used, {max(allocated - used, 0):,} are free; the "
         f"file is made for {room.made_for:,}, the model was trained on {room.trained:,}"

@@ -243,7 +243,8 @@ class Conversation:
         it; then nothing was sent and the conversation is as before.
         """
         asked = self._asked = [*self.turns, Turn("user", question)]
-        before, clock = self.left, _Clock()
+        before = self.left
+        clock = _Clock()
         finish: Finish = "cancelled"
         try:
             prefill, answer = self._read(asked, None, progress)
@@ -252,16 +253,16 @@ class Conversation:
                 finish = yield from self._generate(asked, answer, clock, progress)
         # what was said stays, also when the engine fails in the middle or the caller has enough
         finally:
-            said, self._asked, self._answer = self._answer, None, None
+            said = self._answer
+            self._asked = None
+            self._answer = None
             kept = said is not None and (bool(said.tokens) or finish != "cancelled")
             if said is not None and kept:
                 list(said.end())  # what a tag or a stop string might have started in
                 self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
         left = tuple(behind_system(asked)[before : self.left])
-        dropped, self._dropped = (
-            self.engine.ever_dropped - self._dropped,
-            self.engine.ever_dropped,
-        )
+        dropped = self.engine.ever_dropped - self._dropped
+        self._dropped = self.engine.ever_dropped
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -323,7 +324,8 @@ class Conversation:
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
-        turns, left = without(asked, self.left), 0
+        turns = without(asked, self.left)
+        left = 0
         begun = answer.tokens if answer is not None else []
         if self.options.drop_turns:
             capacity = self.engine.used + self.engine.available

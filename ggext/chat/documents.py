@@ -112,14 +112,18 @@ def document(data: bytes, name: str) -> Document:
 
 
 def _archive(data: bytes, name: str) -> Document:
-    what, command, inside = "a zip archive", "unzip {name}", ""
+    what = "a zip archive"
+    command = "unzip {name}"
+    inside = ""
     with _one_line(name, what):
         archive = zipfile.ZipFile(io.BytesIO(data))
         names = set(archive.namelist())
         size = sum(entry.file_size for entry in archive.infolist())
     for inner, called, makes_text in _ARCHIVES:
         if inner in names:
-            what, command, inside = called, makes_text, inner
+            what = called
+            command = makes_text
+            inside = inner
             break
     readers = {"word/document.xml": _from_docx, _CONTAINER: _from_epub}
     if inside not in readers:

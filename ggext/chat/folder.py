@@ -75,7 +75,8 @@ class ChatFolder(Closing):
 
     def close(self) -> None:
         """Lets other programs have it."""
-        lock, self._lock = self._lock, -1
+        lock = self._lock
+        self._lock = -1
         if lock >= 0:
             os.close(lock)
 

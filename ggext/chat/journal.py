@@ -48,7 +48,9 @@ class Journal(Closing):
             said = (
                 _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
             )
-            self.model, self.turns, self.left = said.model, said.turns, said.left
+            self.model = said.model
+            self.turns = said.turns
+            self.left = said.left
             self.damaged = said.damaged
             self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
             with _as_output_error(path):
@@ -78,7 +80,8 @@ class Journal(Closing):
             else:
                 self._write_again(turns, left)
                 note = f"{self.path} had vanished; the whole chat was written again"
-        self.turns, self.left = list(turns), left
+        self.turns = list(turns)
+        self.left = left
         return note
 
     @property
@@ -100,7 +103,8 @@ class Journal(Closing):
         self.folder.remove()
 
     def _close_file(self) -> None:
-        file, self._file = self._file, -1
+        file = self._file
+        self._file = -1
         if file >= 0:
             os.close(file)
 
@@ -143,7 +147,7 @@ def read(path: Path) -> tuple[str, list[Turn]]:
     """The model's name and the turns of a journal that no other process need close. Raises
     TranscriptError."""
     said = _read(path)
-    return said.model, said.turns
+    return said.model, list(said.turns)
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class _Said:
     """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""
 
     model: str
-    turns: list[Turn]
+    turns: Sequence[Turn]
     left: int
     damaged: int
     lost_inside: bool
@@ -209,7 +213,9 @@ def _applied(
     malformed = TranscriptError(f"{path}: a line is malformed")
     if record is None:
         raise malformed
-    keep, new, left = record.get("keep"), record.get("turns"), record.get("left", 0)
+    keep = record.get("keep")
+    new = record.get("turns")
+    left = record.get("left", 0)
     if not (
         isinstance(keep, int) and 0 <= keep <= _MAX_TURNS and isinstance(new, list)
     ):

@@ -34,6 +34,7 @@ class KeptSettings:
     think: Literal["show", "hide", "off"] | None = None
     when_full: str = "stop"
     keep: float = 1.0
+    evicted: str | None = None
     # tokens; auto: what fits into the memory; None: as a new chat chooses
     ctx: int | Literal["auto"] | None = None
     kv: str = "f16"
@@ -53,7 +54,8 @@ class KeptSettings:
 
     def changed(self, explicit: Collection[str] = ()) -> str:
         """What differs from the defaults, in words, without what is `explicit` now."""
-        defaults, now = KeptSettings().options(), self.options()
+        defaults = KeptSettings().options()
+        now = self.options()
         return ", ".join(
             f"{name.replace('_', '-')} {_said(value)}"
             for name, value in now.items()

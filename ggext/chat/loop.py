@@ -76,7 +76,8 @@ class Chat:
         """Until Ctrl-D, /quit, or Ctrl-C twice. An error in a turn is shown, and the chat goes on.
 
         ``obey`` does what a line that begins with / says; False ends the chat."""
-        going_on, interrupted = True, False
+        going_on = True
+        interrupted = False
         while going_on:
             try:
                 line = self._typed()
@@ -118,7 +119,8 @@ class Chat:
         if not document.text.strip():
             self.screen.notice(f"{document.name} is empty: there is nothing to read")
             return
-        conversation, allocated = self.conversation, self.room.allocated
+        conversation = self.conversation
+        allocated = self.room.allocated
         self.documents.append(document)
         text = with_documents(self.waiting, "")
         alone, tokens = (
@@ -165,10 +167,8 @@ class Chat:
     def turn(self, question: str) -> None:
         """Sends a question, with the documents that wait. Raises what `Conversation.ask` raises."""
         self.unanswered = question
-        whole, (ahead, seconds) = (
-            with_documents(self.waiting, question),
-            self._ahead.taken(),
-        )
+        whole = with_documents(self.waiting, question)
+        ahead, seconds = self._ahead.taken()
         try:
             outcome = ask(self.conversation, self.screen, whole, self.record)
         except ContextFullError as error:
@@ -191,7 +191,8 @@ class Chat:
             self.keeper.turn_over(outcome.prefill.seconds + seconds)
 
     def _does_not_fit(self, error: ContextFullError, turn: str) -> None:
-        needed, capacity = error.used + error.requested, error.used + error.available
+        needed = error.used + error.requested
+        capacity = error.used + error.available
         # Not what the cache holds: of this very turn a document may have been read ahead.
         used = max(needed - len(self.conversation.first_prompt(turn)), 0)
         what = (

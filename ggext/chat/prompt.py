@@ -96,7 +96,8 @@ class Prompts:
         When any must leave, more do, until twice the reserve is free: else each turn would make the
         whole context be read again. The system prompt and the last turn always stay.
         """
-        tokens, left = self.tokens(turns), 0
+        tokens = self.tokens(turns)
+        left = 0
         if len(tokens) <= room - reserve:
             return tokens, 0
         while len(tokens) > room - 2 * reserve and (leaving := exchange(turns, left)):

@@ -174,7 +174,8 @@ class Splitter:
 
     def end(self) -> list[str]:
         """What was still held back when the answer ended."""
-        rest, self._held = self._held, ""
+        rest = self._held
+        self._held = ""
         return [Thought(rest) if self._inside else rest] if rest else []
 
     def _step(self, tags: Tags, pieces: list[str]) -> bool:
@@ -194,7 +195,8 @@ class Splitter:
             )
             return False
         pieces.append(self._take(end))
-        self._held, self._over = "", True
+        self._held = ""
+        self._over = True
         return False
 
     def _think(self, tags: Tags, pieces: list[str]) -> bool:
@@ -208,7 +210,9 @@ class Splitter:
             )
             return False
         pieces.append(Thought(thought))
-        self._held, self._inside, self._opening = rest, False, True
+        self._held = rest
+        self._inside = False
+        self._opening = True
         return True
 
     def _open(self, tags: Tags) -> bool:
@@ -227,7 +231,8 @@ class Splitter:
         return True
 
     def _take(self, count: int) -> str:
-        taken, self._held = self._held[:count], self._held[count:]
+        taken = self._held[:count]
+        self._held = self._held[count:]
         return taken
 
 

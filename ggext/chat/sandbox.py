@@ -132,7 +132,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: Any) -> Any:
         """``str.format`` as jinja2's sandbox does it, its widths bounded."""
-        name, text = getattr(value, "__name__", ""), getattr(value, "__self__", None)
+        name = getattr(value, "__name__", "")
+        text = getattr(value, "__self__", None)
         if name not in ("format", "format_map") or not isinstance(text, str):
             return None
         formatter = _Formatter(self)
@@ -213,7 +214,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _weigh(self, value: Any) -> None:
         """Counts what a list or dict holds: one that holds itself twice, many times, never ends."""
-        weight, waiting = 0, [value]
+        weight = 0
+        waiting = [value]
         while waiting:
             item = waiting.pop()
             weight += len(item) if isinstance(item, str) else 1

@@ -24,7 +24,8 @@ class Status:
     ahead: int = 0
 
     def __str__(self) -> str:
-        prefill, outcome = self.outcome.prefill, self.outcome
+        prefill = self.outcome.prefill
+        outcome = self.outcome
         ahead = f" and {self.ahead:,} while you typed" if self.ahead else ""
         return (
             f"context: {self.used:,} of {self.allocated:,} tokens, trained on {self.trained:,}; "

@@ -106,7 +106,8 @@ class Keeper(Closing):
         if session is None or not session.used or _content(session) == self._saved:
             return
         store.save(self._state, session, store.session_key(session))
-        self._saved, self._unsaved = _content(session), 0.0
+        self._saved = _content(session)
+        self._unsaved = 0.0
 
     def close(self) -> None:
         """Closes the journal; one in which nothing was said or read is removed."""

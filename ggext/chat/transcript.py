@@ -114,7 +114,8 @@ def _checked(path: Path, document: Any) -> Transcript:
         raise TranscriptError(
             f"{path} has version {document.get('version')!r:.40}; this ggext reads {_VERSION}"
         )
-    model, sampling = document.get("model"), document.get("sampling")
+    model = document.get("model")
+    sampling = document.get("sampling")
     turns = document.get("turns")
     if not (
         isinstance(model, str)
@@ -168,7 +169,8 @@ def turn_of(message: object) -> Turn | None:
     """The turn that a mapping with a role and a content stands for; None: it is malformed."""
     if not isinstance(message, Mapping):
         return None
-    role, content = message.get("role"), message.get("content")
+    role = message.get("role")
+    content = message.get("content")
     reasoning = message.get("reasoning", "")
     if (
         role not in ROLES

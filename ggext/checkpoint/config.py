@@ -3,7 +3,8 @@ range are three different messages."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ _MAX_FLOAT32 = (
 class Config:
     """``values``: the parsed object. ``source``: what messages call the file."""
 
-    values: dict[str, Any]
+    values: Mapping[str, Any]
     source: str
+
+    def with_values(self, **changed: Any) -> Config:
+        """The same configuration with these values in place of its own."""
+        return replace(self, values={**self.values, **changed})
 
     def integer(
         self, *names: str, default: int | None = _MISSING, minimum: int = 1
@@ -94,11 +99,11 @@ class Config:
         return default
 
     def _wrong(
-        self, names: tuple[str, ...], value: Any, wanted: str
+        self, names: tuple[str, ...], value: Any, accepted: str
     ) -> CheckpointError:
         name = next(n for n in names if self.values.get(n) is not None)
         return CheckpointError(
-            f"{self.source}: {name} is {_short(value)}; it must be {wanted}"
+            f"{self.source}: {name} is {_short(value)}; it must be {accepted}"
         )
 
 

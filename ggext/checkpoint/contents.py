@@ -68,7 +68,8 @@ def _adapter(folder: Path) -> str:
         values = read_json(folder / ADAPTER_CONFIG) or {}
     except CheckpointError:
         values = {}
-    kind, base = values.get("peft_type"), values.get("base_model_name_or_path")
+    kind = values.get("peft_type")
+    base = values.get("base_model_name_or_path")
     kind = "LoRA" if kind in (None, "LORA") else kind
     named = (
         f"{kind} adapter"

@@ -274,7 +274,8 @@ class ScaledTensor(CheckpointTensor):
 
         rows, columns = self.shape
         rows_each, columns_each = self.extent
-        bits, table = self.weight.array(), float8_values(self.weight.dtype)
+        bits = self.weight.array()
+        table = float8_values(self.weight.dtype)
         stored = self.scale.array()
         scales = (
             bfloat16_values(stored)

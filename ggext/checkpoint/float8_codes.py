@@ -20,7 +20,8 @@ def float8_values(dtype: str) -> np.ndarray[Any, np.dtype[np.float32]]:
             (codes << 8).astype("<u2").view("<f2").astype("<f4")
         )
         return halves
-    exponent, mantissa = (codes >> 3) & 15, codes & 7
+    exponent = (codes >> 3) & 15
+    mantissa = codes & 7
     magnitude = np.where(
         exponent, (1 + mantissa / 8) * 2.0 ** (exponent - 7), mantissa / 8 * 2.0**-6
     )

@@ -28,10 +28,12 @@ class LazyRows:
     ) -> None:
         import numpy as np
 
-        self.shape, self.ndim = shape, len(shape)
+        self.shape = shape
+        self.ndim = len(shape)
         self.nbytes = math.prod(shape) * BYTES[dtype]
         self.dtype = np.dtype(_NUMPY[dtype])
-        self._name, self._make = dtype, make
+        self._name = dtype
+        self._make = make
 
     def __len__(self) -> int:
         return self.shape[0]

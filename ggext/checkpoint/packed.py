@@ -162,7 +162,8 @@ def _of_integers(
 
 def _int8(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | None:
     del stated, module
-    weight, scale = parts.get("weight"), parts.get("weight_scale")
+    weight = parts.get("weight")
+    scale = parts.get("weight_scale")
     if (
         weight is None
         or scale is None
@@ -242,7 +243,8 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
     weight, zeros, scale = found
     bits = stated.get("bits", 4)
     per_word = 32 // bits if bits in (2, 4, 8) else 0
-    outputs, n_groups = scale.shape[1], scale.shape[0]
+    outputs = scale.shape[1]
+    n_groups = scale.shape[0]
     if not per_word or zeros.shape != (n_groups, -(-outputs // per_word)):
         raise packing_error(
             weight,
@@ -261,7 +263,8 @@ def _gptq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | No
         codes = codes_of(weight.array()[:, span].swapaxes(0, 1), bits)[
             chosen - span.start
         ]
-        first, last = span.start // per_word, -(-span.stop // per_word)
+        first = span.start // per_word
+        last = -(-span.stop // per_word)
         offsets = codes_of(zeros.array()[:, first:last], bits)[
             :, chosen - first * per_word
         ]
@@ -299,7 +302,8 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
     if found is None or found[0].shape[1] * 8 != found[2].shape[1]:
         return None
     weight, zeros, scale = found
-    (inputs, words), (n_groups, outputs) = weight.shape, scale.shape
+    inputs, words = weight.shape
+    n_groups, outputs = scale.shape
     version = str(stated.get("version", "gemm")).lower()
     if zeros.shape != (n_groups, words) or inputs % n_groups or version != "gemm":
         raise packing_error(
@@ -312,7 +316,8 @@ def _awq(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         import numpy as np
 
         chosen = np.arange(outputs)[rows]
-        first, last = int(chosen.min()) // 8, int(chosen.max()) // 8 + 1
+        first = int(chosen.min()) // 8
+        last = int(chosen.max()) // 8 + 1
         place = chosen // 8 * 8 + np.array(_AWQ_ORDER)[chosen % 8] - 8 * first
         codes = codes_of(weight.array()[:, first:last], 4)[:, place].astype("<f4")
         offsets = codes_of(zeros.array()[:, first:last], 4)[:, place].astype("<f4")
@@ -337,11 +342,9 @@ def _mlx(parts: Tensors, stated: Mapping[str, Any], module: str) -> _Found | Non
         return None
     own = stated.get(module)
     said = own if isinstance(own, Mapping) else stated
-    bits, group, mode = (
-        said.get("bits", 4),
-        said.get("group_size", 64),
-        said.get("mode", "affine"),
-    )
+    bits = said.get("bits", 4)
+    group = said.get("group_size", 64)
+    mode = said.get("mode", "affine")
     if (
         bias is None
         or mode != "affine"

@@ -234,16 +234,18 @@ def _tensor(
 ) -> CheckpointTensor:
     check_name(name, path)
     try:
-        dtype, shape, (start, end) = (
-            entry["dtype"],
-            entry["shape"],
-            entry["data_offsets"],
-        )
+        dtype = entry["dtype"]
+        shape = entry["shape"]
+        start, end = entry["data_offsets"]
         whole = len(shape) <= _MAX_DIMENSIONS and all(
             type(n) is int and 0 <= n < 1 << 62 for n in [*shape, start, end]
         )
     except (TypeError, KeyError, ValueError):
-        whole, dtype, shape, start, end = False, None, [], 0, 0
+        whole = False
+        dtype = None
+        shape = []
+        start = 0
+        end = 0
     if not whole or not isinstance(dtype, str):
         raise CheckpointError(
             f"{path}: the header entry of tensor {name!r} is malformed; download it again"

@@ -7,7 +7,7 @@ single file, the index of shards; safetensors before pickles. Notes name what is
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class _Chosen:
     """The files that are read, and what messages call them all."""
 
     name: str
-    files: list[str]
+    files: Sequence[str]
     # shards that no index names
     unindexed: bool = False
 

@@ -129,7 +129,9 @@ def _converse(chat: Chat, question: Asked) -> None:
     from ggext.chat.commands import obey
     from ggext.chat.loop import without_question
 
-    conversation, screen, room = chat.conversation, chat.screen, chat.room
+    conversation = chat.conversation
+    screen = chat.screen
+    room = chat.room
     screen.notice(
         f"{room.model}: {room.allocated:,} tokens of context, trained on {room.trained:,}; "
         "/help lists the commands, Ctrl-D leaves"
@@ -146,7 +148,8 @@ def _answer(chat: Chat, question: Asked) -> None:
     from ggext.chat.loop import ask, without_question
     from ggext.chat.notices import notices, status
 
-    conversation, screen = chat.conversation, chat.screen
+    conversation = chat.conversation
+    screen = chat.screen
     conversation.turns, _ = without_question(conversation.turns)
     for document in question.documents:
         if not document.text.strip():
@@ -170,7 +173,8 @@ def _answer(chat: Chat, question: Asked) -> None:
     )
     if code:
         raise SystemExit(code)
-    grammar, said = conversation.sampling.grammar, conversation.turns[-1].content
+    grammar = conversation.sampling.grammar
+    said = conversation.turns[-1].content
     if grammar is not None and outcome.finish != "eog":
         from ggext.runtime.constraint import is_complete
 

@@ -53,7 +53,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
         from ggext.cli.eval import check_folder
 
         check_folder(options["card"])
-    by_ggext, revision = options["via_llama_cpp"] is None, options["revision"]
+    by_ggext = options["via_llama_cpp"] is None
+    revision = options["revision"]
     check = partial(
         check_family,
         replaced=asked.replaces_scaling,
@@ -92,7 +93,8 @@ def _convert(
 
     planned = plan(asked)
     if options["dry_run"]:
-        planned.completed()  # for its notes and errors
+        _, late = planned.completed()  # for its notes and errors
+        planned = replace(planned, notes=(*planned.notes, *late))
     for line in describe(planned, name):
         echo_wrapped(line)
     if options["dry_run"]:
@@ -101,10 +103,10 @@ def _convert(
             click.echo(f"note: {planned.out} exists; --force replaces it")
         click.echo("dry run: nothing was written")
         return planned
-    told = len(planned.notes)
+    printed = len(planned.notes)
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
-    for text in done.notes[told:]:
+    for text in done.notes[printed:]:
         echo_wrapped(f"note: {text}")
     if planned.rounding.numbers:
         click.echo(

@@ -73,7 +73,8 @@ def _number(value: float) -> str:
 
 def _context(plan: Plan) -> str:
     """What the model said before, and what the file will say."""
-    trained, key = plan.geometry.trained_context, f"{plan.source.arch}.context_length"
+    trained = plan.geometry.trained_context
+    key = f"{plan.source.arch}.context_length"
     before = plan.source.fields[key].value if plan.source.is_gguf else trained
     after = plan.fields[key].value
     if before == after:

@@ -172,7 +172,8 @@ def eval(  # noqa: A001 - the command's name
             if not evaluation.measured:
                 raise
             failure = error
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, html, card)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
     if failure is not None:
@@ -189,7 +190,8 @@ def write_card(path: Path, card: Path) -> None:
 
     with Evaluation([path]) as evaluation:
         _measure(evaluation)
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, None, card)
 
 
@@ -199,7 +201,8 @@ def write_page(path: Path, options: EvalOptions, html: Path) -> None:
 
     with Evaluation([path], options) as evaluation:
         _measure(evaluation)
-        report, plan = evaluation.report(), evaluation.plan
+        report = evaluation.report()
+        plan = evaluation.plan
     _write(report, plan, html, None)
 
 
@@ -254,7 +257,8 @@ def check_folder(path: Path) -> None:
 
 
 def _cost(evaluation: Evaluation) -> str:
-    plan, missing = evaluation.plan, evaluation.missing
+    plan = evaluation.plan
+    missing = evaluation.missing
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
@@ -273,8 +277,8 @@ def _show(progress: Progress) -> None:
     """One line that is painted over, where a terminal watches."""
     if not sys.stderr.isatty():
         return
-    left = duration(progress.seconds_left)
-    line = f"{progress.done + 1}/{progress.total} · {left} left · {progress.what}"
+    remaining = duration(progress.seconds_left)
+    line = f"{progress.done + 1}/{progress.total} · {remaining} left · {progress.what}"
     note(f"\r\033[K{line[:100]}", end=False)
 
 

@@ -124,7 +124,8 @@ def in_words(result: Inspection) -> str:
 
 def _other_layers(result: Inspection) -> list[str]:
     """The layers that rotate otherwise than the table says, or do not see everything."""
-    count, lines = len(result.layers), []
+    count = len(result.layers)
+    lines = []
     sliding = result.layers.count("unscaled")
     if sliding and result.sliding_rope is not None and result.geometry is not None:
         lines.append(
@@ -151,7 +152,8 @@ def extension(result: Inspection) -> str:
 def method_words(result: Inspection) -> str:
     if result.recipe is None or result.recipe.scaling.method == "none":
         return {"none": "no scaling"}.get(result.method, result.method)
-    scaling, encoding = result.recipe.scaling, result.recipe.encoding
+    scaling = result.recipe.scaling
+    encoding = result.recipe.encoding
     return f"{scaling.method} ×{scaling.factor:g} as {encoding} (asked by {result.recipe.source})"
 
 
@@ -164,7 +166,8 @@ def _regions(pairs: list[Pair]) -> list[str]:
     ):
         chosen = [p for p in pairs if p.treatment == treatment]
         if chosen:
-            first, last = chosen[0], chosen[-1]
+            first = chosen[0]
+            last = chosen[-1]
             span = (
                 f"pairs {first.index} to {last.index}, wavelengths {_tokens(first)} to "
                 f"{_tokens(last)}"

@@ -48,7 +48,8 @@ class Model(click.ParamType[Path]):
         return path
 
 
-MODEL, GGUF = Model(takes_checkpoints=True), Model(takes_checkpoints=False)
+MODEL = Model(takes_checkpoints=True)
+GGUF = Model(takes_checkpoints=False)
 
 _GIVEN = "ggext.cli.models"
 

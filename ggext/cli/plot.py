@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import MissingExtraError, OutputError, UsageError
 from ggext.gguf.writer import whole_file
-from ggext.inspect import Inspection
+from ggext.inspect import Inspection, Pair
 from ggext.proof.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from ggext.rope.scaling import RopeTable
 
 _FORMATS = {".png": "png", ".svg": "svg", ".pdf": "pdf"}
 _COLOURS = {"kept": "#2a78a0", "blended": "#d18f1f", "interpolated": "#b8472f"}
@@ -53,10 +56,29 @@ def plot_table(inspection: Inspection, path: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    unscaled = [p.wavelength / p.slowdown for p in pairs]
+    _draw_pairs(axes, pairs)
+    _draw_context(axes, inspection.trained_context, "trained", ":")
+    if inspection.context != inspection.trained_context:
+        _draw_context(axes, inspection.context, "context", "--")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(
+        yscale="log",
+        xlabel="pair of dimensions",
+        ylabel="tokens for a full turn (wavelength)",
+    )
+    if inspection.sliding_rope is not None:
+        _draw_sliding(axes, inspection, inspection.sliding_rope)
+    title = inspection.name or Path(inspection.path).name
+    axes.set_title(f"{title}: {_what(inspection)}", fontsize=10)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    _save(figure, path)
+
+
+def _draw_pairs(axes: Axes, pairs: Sequence[Pair]) -> None:
+    """Each pair as a point in its treatment's colour, over the line without scaling."""
     axes.plot(
         [p.index for p in pairs],
-        unscaled,
+        [p.wavelength / p.slowdown for p in pairs],
         color="0.6",
         linewidth=1,
         label="without scaling",
@@ -72,50 +94,30 @@ def plot_table(inspection: Inspection, path: Path) -> None:
                 markersize=4,
                 label=f"{treatment} ({len(chosen)} pairs)",
             )
-    axes.axhline(inspection.trained_context, color="0.3", linestyle=":", linewidth=1)
-    axes.text(
-        0,
-        inspection.trained_context,
-        f"trained {inspection.trained_context:,}",
-        va="bottom",
-        fontsize=8,
+
+
+def _draw_context(axes: Axes, tokens: int, name: str, linestyle: str) -> None:
+    """A level line at this many tokens, with its name."""
+    axes.axhline(tokens, color="0.3", linestyle=linestyle, linewidth=1)
+    axes.text(0, tokens, f"{name} {tokens:,}", va="bottom", fontsize=8)
+
+
+def _draw_sliding(axes: Axes, inspection: Inspection, table: RopeTable) -> None:
+    count = inspection.layers.count("unscaled")
+    axes.plot(
+        range(len(table.wavelengths)),
+        table.wavelengths,
+        "--",
+        color="#5b8c3a",
+        linewidth=1.2,
+        label=f"sliding layers ({count} of {len(inspection.layers)}), not scaled",
     )
-    if inspection.context != inspection.trained_context:
-        axes.axhline(inspection.context, color="0.3", linestyle="--", linewidth=1)
-        axes.text(
-            0,
-            inspection.context,
-            f"context {inspection.context:,}",
-            va="bottom",
-            fontsize=8,
-        )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(
-        yscale="log",
-        xlabel="pair of dimensions",
-        ylabel="tokens for a full turn (wavelength)",
-    )
-    if inspection.sliding_rope is not None:
-        lengths = inspection.sliding_rope.wavelengths
-        count = inspection.layers.count("unscaled")
-        label = f"sliding layers ({count} of {len(inspection.layers)}), not scaled"
-        axes.plot(
-            range(len(lengths)),
-            lengths,
-            "--",
-            color="#5b8c3a",
-            linewidth=1.2,
-            label=label,
-        )
-    title = inspection.name or Path(inspection.path).name
-    axes.set_title(f"{title}: {_what(inspection)}", fontsize=10)
-    axes.legend(fontsize=8, frameon=False, loc="lower right")
-    _save(figure, path)
 
 
 def _what(inspection: Inspection) -> str:
     """Method, factor and context, in a user's words."""
-    trained, context = inspection.trained_context, inspection.context
+    trained = inspection.trained_context
+    context = inspection.context
     if inspection.method == "none":
         return f"no scaling, {context:,} tokens as trained"
     gain = inspection.rope.attention_factor if inspection.rope else 1.0

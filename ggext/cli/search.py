@@ -139,7 +139,8 @@ def search(
 def as_table(result: SearchResult) -> str:
     """YaRN's numbers next to those of the best table, and the verdict."""
     factor = result.target_context / result.trained_context
-    trained, target = result.trained_context, result.target_context
+    trained = result.trained_context
+    target = result.target_context
     lines = [f"{result.file}: {trained:,} → {target:,} tokens, ×{factor:g}"]
     points = (result.yarn, result.best)
     scalings = (result.yarn_scaling, result.scaling)
@@ -172,7 +173,8 @@ def as_table(result: SearchResult) -> str:
 def _differences(verdict: Verdict) -> list[str]:
     from ggext.search.accept import MOST_SHORT_RISE
 
-    gap, units = verdict.difference, verdict.difference.units
+    gap = verdict.difference
+    units = verdict.difference.units
     interval = f"{gap.value:+.4f}, 95 % {gap.low:+.4f} to {gap.high:+.4f}"
     return [
         f"  difference {interval}, on {units} texts that the search had not seen",
@@ -200,8 +202,8 @@ def _cost(running: Search) -> str:
 
 
 def _show(progress: Progress) -> None:
-    left = duration(progress.seconds_left)
-    _paint(f"{progress.what} · {left} left · {progress.done} losses measured")
+    remaining = duration(progress.seconds_left)
+    _paint(f"{progress.what} · {remaining} left · {progress.done} losses measured")
 
 
 def _paint(line: str) -> None:

@@ -290,7 +290,8 @@ def describe(run: Tuning) -> Iterator[str]:
     """What the run will do and what that takes."""
     from ggext.checkpoint.named import shown
 
-    plan, options = run.plan, run.options
+    plan = run.plan
+    options = run.options
     scaling = plan.rope.scaling
     yield (
         f"{shown(plan.folder)}: {plan.parameters:,} numbers, trained on {plan.rope.trained:,} "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ggext.convert.fold import is_query_norm, query_tensors
-from ggext.convert.sources import ModelSource
+from ggext.convert.model_source import ModelSource
 from ggext.errors import RopeError
 from ggext.gguf.types import BF16, F16, F32, type_name
 from ggext.rope.encode import encode

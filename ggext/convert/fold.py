@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ggext.checkpoint.safetensors import bfloat16_values
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import GgufError, RopeError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import BF16, F16, F32, type_name
@@ -72,7 +72,9 @@ class Rounding:
         import numpy as np
 
         finite = np.isfinite(exact)  # a stranger's weights need not be
-        numbers, exact, stored = exact.size, exact[finite], stored[finite]
+        numbers = exact.size
+        exact = exact[finite]
+        stored = stored[finite]
         error = np.abs(stored - exact)
         relative = error[exact != 0] / np.abs(exact[exact != 0])
         with self._lock:  # several threads write
@@ -105,8 +107,8 @@ def query_tensors(
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
     names = (_QUERY_NORM,) if normed else _PROJECTIONS
-    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    layers = {t.name: match[1] for t in tensors if (match := wanted.fullmatch(t.name))}
+    pattern = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
+    layers = {t.name: match[1] for t in tensors if (match := pattern.fullmatch(t.name))}
     queries = [t for t in tensors if layers.get(t.name) in concerned]
     reached = {layers[t.name] for t in queries if t.name.endswith(".weight")}
     missing = min(map(int, concerned - reached), default=None)
@@ -143,7 +145,7 @@ def folded_weights(tensors: Sequence[SourceTensor]) -> dict[str, bytes]:
 
 
 def fold_query(
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
     arch: str,
     geometry: RopeGeometry,
     keys: Mapping[str, Any],
@@ -176,9 +178,9 @@ def _scaled(
         raise RopeError(
             f"tensor {tensor.name} has {rows} rows; {heads} heads of {geometry.head_dim} need more"
         )
-    scale = np.ones(rows)
+    scale = np.ones(rows) if tensor.row_scale is None else tensor.row_scale.copy()
     for head in range(heads):
-        scale[head * geometry.head_dim :][: geometry.n_rot] = ratio
+        scale[head * geometry.head_dim :][: geometry.n_rot] *= ratio
     return replace(tensor, row_scale=scale)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggext.convert.fold import is_query_norm
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import GgufError, RopeError, UsageError
 from ggext.gguf.edit import DataWouldMoveError, Edit, NewTensor, plan_edit
 from ggext.gguf.open import read_gguf
@@ -114,12 +114,11 @@ def check_weights_stay(
     others = [t for t in scaled if not (is_query_norm(t) and t.type == F32)]
     if not others:
         return
-    doing, remedy = "folding the gain into", "encoding='keys'"
+    doing = "folding the gain into"
+    remedy = "encoding='keys'"
     if was_folded:
-        doing, remedy = (
-            "taking the folded gain out of",
-            "ggext undo, after a bake in place",
-        )
+        doing = "taking the folded gain out of"
+        remedy = "ggext undo, after a bake in place"
     raise RopeError(
         f"{path}: {doing} {others[0].name} and {len(others) - 1} others is not done in place, "
         f"where they would be rounded again; name an output, or choose {remedy}"
@@ -132,12 +131,12 @@ def check_other_parts(gguf: GgufFile) -> None:
     if gguf.get("split.count", 1) < 2:
         return
     for part in all_parts(gguf.path)[1:]:
-        found = [
+        factors = [
             name
             for name in SCALING_TENSORS
             if part.exists() and name in read_gguf(part, any_kind=True).tensors
         ]
-        if found:
+        if factors:
             raise GgufError(
-                f"{part} holds {found[0]}; merge the parts first: llama-gguf-split --merge"
+                f"{part} holds {factors[0]}; merge the parts first: llama-gguf-split --merge"
             )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.convert.tensor_types import TypePlan
 from ggext.errors import GgufError, UsageError
 from ggext.gguf.plain_files import open_plain, read_plain
@@ -35,7 +36,7 @@ class Imatrix:
     other."""
 
     path: Path
-    entries: dict[str, Means]
+    entries: Mapping[str, Means]
     datasets: tuple[str, ...]
     chunks: int
 
@@ -154,7 +155,10 @@ def _read_dat(path: Path) -> Imatrix:
 
 
 def imatrix_for(
-    path: Path | None, types: TypePlan, tensors: list[SourceTensor], notes: list[str]
+    path: Path | None,
+    types: TypePlan,
+    tensors: Sequence[SourceTensor],
+    notes: list[str],
 ) -> Imatrix | None:
     """The matrix in ``path`` for llama.cpp's quantizer, ``None`` without one. Raises ``UsageError``
     where nothing is quantized, or the matrix is of another model."""

@@ -233,7 +233,8 @@ def _rows(
         if rule.rows is None:
             return tensor.values(start * n, stop * n).reshape(-1, *row)
         chosen = rule.rows()[start:stop]
-        first, end = int(chosen.min()), int(chosen.max()) + 1
+        first = int(chosen.min())
+        end = int(chosen.max()) + 1
         if end - first <= _LARGEST_SPAN * len(chosen):
             return tensor.values(first * n, end * n).reshape(-1, *row)[chosen - first]
     values = tensor.array()

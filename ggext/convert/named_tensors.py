@@ -111,7 +111,8 @@ def _without_common_prefix(named: Tensors, embedding: str, notes: list[str]) -> 
 def _settle_output(named: Tensors, family: Family, notes: list[str]) -> None:
     """Of a tied output matrix what transformers makes of it: where the checkpoint has another one
     than the embedding, that; where it has no embedding, both are it."""
-    head, embedding = f"{family.head}.weight", f"{family.embedding}.weight"
+    head = f"{family.head}.weight"
+    embedding = f"{family.embedding}.weight"
     if not family.is_tied or head not in named:
         return
     if embedding not in named:

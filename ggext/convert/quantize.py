@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ggext.checkpoint.safetensors import bfloat16_values
 from ggext.convert.fold import Rounding, scale_bytes, scale_values
 from ggext.convert.mapped_tensor import RowBlock
-from ggext.convert.sources import SourceTensor
+from ggext.convert.model_source import SourceTensor
 from ggext.errors import CheckpointError, GgufError
 from ggext.gguf.pieces import Piece, stored_pieces
 from ggext.gguf.types import BF16, F16, F32, Q8_0, tensor_nbytes, type_name
@@ -42,10 +42,8 @@ def to_write(tensor: SourceTensor, kind: int, rounding: Rounding) -> TensorToWri
             f"tensor {tensor.name} cannot become {type_name(kind)} here; llama.cpp's quantizer "
             "makes that"
         )
-    nbytes, n_values = (
-        tensor_nbytes(tensor.name, tensor.shape, kind),
-        math.prod(tensor.shape),
-    )
+    nbytes = tensor_nbytes(tensor.name, tensor.shape, kind)
+    n_values = math.prod(tensor.shape)
     stored = tensor.stored() if kind == tensor.type else []
     if stored:
         return TensorToWrite(
@@ -82,13 +80,15 @@ def _bytes(
 ) -> memoryview:
     import numpy as np
 
-    rows, held = block.read(), tensor.type
+    rows = block.read()
+    held = tensor.type
     if scale is not None and tensor.is_gguf and kind == held:
         rows = scale_bytes(
             rows.view("u1").reshape(len(rows), -1), kind, scale, rounding
         )
     elif scale is not None:
-        rows, held = scale_values(_float32(rows, held), scale), F32
+        rows = scale_values(_float32(rows, held), scale)
+        held = F32
     elif rows.dtype == np.float64:
         rows = _float32(rows, held)
     values = np.ascontiguousarray(rows).reshape(-1)

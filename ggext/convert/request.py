@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ggext.checkpoint.named import model_name
 from ggext.checkpoint.stores import is_ollama_blob
-from ggext.convert.sources import ModelSource
+from ggext.convert.model_source import ModelSource
 from ggext.errors import RopeError, UsageError
 from ggext.gguf.shards import model_stem
 from ggext.rope import methods
@@ -23,18 +23,29 @@ _SCALING_IN_NAME = re.compile(
 )
 
 
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model's RoPE, in full."""
+
+    # None: a GGUF file stays as it is.
+    scaling: RopeScaling | None
+    # Who makes the request, as the file will say.
+    asked_by: str = ""
+    # Sentences on what the user may not expect.
+    notes: tuple[str, ...] = ()
+
+
 def resolve_scaling(
     asked: RopeScaling | None,
     target_context: int | None,
     source: ModelSource,
-    notes: list[str],
     *,
     keeps_own: bool,
     asked_by: str = PROGRAM,
     attention_factor: float | None = None,
-) -> tuple[RopeScaling | None, str]:
-    """The request in full, and who made it. ``None``: a GGUF file stays as it is, where
-    ``keeps_own``. ``attention_factor``: of the source's own scaling, where no other is asked for.
+) -> Request:
+    """The request in full. ``keeps_own``: a GGUF file for which nothing is asked stays as it is.
+    ``attention_factor``: of the source's own scaling, where no other is asked for.
     ``asked_by``: who makes the request, where it is not the source itself.
 
     Raises ``RopeError`` and ``UsageError``."""
@@ -42,32 +53,35 @@ def resolve_scaling(
         _refuse_scaling(
             source, asked, target_context, attention_factor, keeps_own=keeps_own
         )
-        return None, ""
+        return Request(None)
     if attention_factor is not None:
         if asked is not None or target_context is not None:
             raise UsageError(
                 "attention_factor changes the model's own scaling, and another one is asked for; "
                 "give it as that one's"
             )
-        return _with_gain(source, attention_factor, notes), asked_by
+        scaling, note = _with_gain(source, attention_factor)
+        return Request(scaling, asked_by, (note,))
     if asked is None and target_context is not None:
         asked = RopeScaling("yarn")
     if asked is None and source.is_gguf:
-        return (None, "") if keeps_own else (_own_scaling(source), asked_by)
+        if keeps_own:
+            return Request(None)
+        return Request(_own_scaling(source), asked_by)
     if asked is None:
         if source.problem:
             raise RopeError(source.problem)
-        return source.scaling, CHECKPOINT
+        return Request(source.scaling, CHECKPOINT)
     if asked.original_context is None and source.scaling is None:
         raise RopeError(
             f"{source.path} has frequency factors baked in by an unknown method (Llama 3 files "
             "do); a new scaling replaces them, so say the context that they started from: "
             "original_context (8192 for Llama 3.1 and 3.2)"
         )
+    notes: list[str] = []
     if asked.method != "none":
-        asked = _with_factor(asked, target_context, source, notes)
-    _note_replaced(source, asked, notes)
-    return asked, asked_by
+        asked, notes = _with_factor(asked, target_context, source)
+    return Request(asked, asked_by, (*notes, *_replaced(source, asked)))
 
 
 def _refuse_scaling(
@@ -95,8 +109,8 @@ def _refuse_scaling(
         )
 
 
-def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScaling:
-    """The source's own scaling with another gain on cos and sin."""
+def _with_gain(source: ModelSource, gain: float) -> tuple[RopeScaling, str]:
+    """The source's own scaling with another gain on cos and sin, and a note on it."""
     if source.is_gguf or source.scaling is None:
         own = _own_scaling(source)
     elif source.problem:
@@ -108,79 +122,76 @@ def _with_gain(source: ModelSource, gain: float, notes: list[str]) -> RopeScalin
         if own.method == "none"
         else f"its {own.method} scaling by {own.factor:g}"
     )
-    notes.append(
-        f"the source keeps {words}, with the attention factor {gain:g} in place of its own"
-    )
-    return replace(own, attention_factor=gain)
+    note = f"the source keeps {words}, with the attention factor {gain:g} in place of its own"
+    return replace(own, attention_factor=gain), note
 
 
 def _with_factor(
-    asked: RopeScaling, target: int | None, source: ModelSource, notes: list[str]
-) -> RopeScaling:
-    """No scaling where the model reaches the context without one."""
+    asked: RopeScaling, target: int | None, source: ModelSource
+) -> tuple[RopeScaling, list[str]]:
+    """No scaling where the model reaches the context without one; and notes."""
     original = methods.original_context(asked, source.geometry)
     if target is not None:
         if asked.factor is not None:
             raise UsageError("a factor and target_context exclude each other; give one")
         if target <= original:
-            notes.append(
+            note = (
                 f"the model was trained on {original:,} tokens and reaches {target:,} without a "
                 "scaling"
             )
-            return RopeScaling()
-    original = _as_published(asked, source, original, notes)
+            return RopeScaling(), [note]
+    original, notes = _as_published(asked, source, original)
     if target is not None:
         asked = replace(asked, factor=target / original, context=target)
     if asked.factor == 1.0 and not asked.given().keys() - {
         "factor",
         "original_context",
     }:
-        notes.append("a factor of 1 scales nothing")
-        return RopeScaling()
+        return RopeScaling(), [*notes, "a factor of 1 scales nothing"]
     most = SHOWN_TO_WORK.get(asked.method)
     if most is not None and asked.factor is not None and asked.factor > most:
         notes.append(
             f"{asked.method} was never shown to work beyond a factor of {most:g}, and this is "
             f"{asked.factor:g}: try the result before you trust it"
         )
-    return replace(asked, original_context=original)
+    return replace(asked, original_context=original), notes
 
 
 def _as_published(
-    asked: RopeScaling, source: ModelSource, original: int, notes: list[str]
-) -> int:
+    asked: RopeScaling, source: ModelSource, original: int
+) -> tuple[int, list[str]]:
     """The context that a scaling starts from: the one that the model's authors extend, where they
-    publish another than the model says and the request names none."""
+    publish another than the model says and the request names none. A note says so."""
     row = extension_of(source.arch, source.geometry.base, original)
     if asked.original_context is not None or row is None or row.extension is None:
-        return original
+        return original, []
     trained = row.extension.original_context
     if trained is None or trained == original:
-        return original
-    notes.append(
+        return original, []
+    note = (
         f"{row.name} says {original:,} tokens, and its authors extend it from {trained:,} "
         f"({row.source}): the scaling starts from there, as with original_context={trained} "
         f"(original_context={original} starts from what the model says)"
     )
-    return trained
+    return trained, [note]
 
 
-def _note_replaced(source: ModelSource, asked: RopeScaling, notes: list[str]) -> None:
+def _replaced(source: ModelSource, asked: RopeScaling) -> list[str]:
+    """A note on the source's own scaling, where it has one."""
     own = source.scaling
     if source.problem:
-        notes.append(
+        return [
             f"the source's own scaling is replaced, not understood: {source.problem}"
-        )
-        return
+        ]
     if own is not None and own.method == "none":
-        return
+        return []
     words = (
         "frequency factors"
         if own is None
         else f"{own.method} scaling by {own.factor:g}"
     )
     done = "taken out" if asked.method == "none" else "replaced, not added to"
-    notes.append(f"the source's own {words} is {done}")
+    return [f"the source's own {words} is {done}"]
 
 
 def _own_scaling(source: ModelSource) -> RopeScaling:
@@ -203,9 +214,11 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     )
 
 
-def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
+def default_name(
+    source: ModelSource, scaling: RopeScaling | None, requested: str
+) -> str:
     """The output's name where none is given: the model's, the scaling that the file has, and the
-    type that was asked for. ``wanted``: as ``--type``."""
+    type that was asked for. ``requested``: as ``--type``."""
     name = model_stem(source.path) if source.is_gguf else model_name(source.path)
     if is_ollama_blob(source.path):  # the file is named by its checksum
         title = source.fields.get(
@@ -218,4 +231,4 @@ def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) 
         name = _SCALING_IN_NAME.sub("", name) or name
     if scaling is not None and scaling.method != "none":
         name += f"-{scaling.method}{scaling.factor:g}"
-    return f"{name}-{wanted}.gguf" if wanted != "auto" else f"{name}.gguf"
+    return f"{name}-{requested}.gguf" if requested != "auto" else f"{name}.gguf"

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ggext.arguments import check_fields
 from ggext.convert.fold import Rounding, folded_weights
 from ggext.convert.header_only import Bake, check_in_place, float32_bytes
 from ggext.convert.imatrix import Imatrix, imatrix_for
+from ggext.convert.model_source import ModelSource, SourceTensor
+from ggext.convert.options import ConvertOptions, Plan
 from ggext.convert.quantize import to_write
-from ggext.convert.request import default_name, resolve_scaling
-from ggext.convert.scaled import unscaled, with_scaling
-from ggext.convert.sources import ModelSource, SourceTensor, open_source
+from ggext.convert.request import Request, default_name, resolve_scaling
+from ggext.convert.scaled import Scaled, unscaled, with_scaling
+from ggext.convert.sources import open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 from ggext.convert.trial import Trial, check_source
 from ggext.errors import OutputError, UsageError
@@ -28,110 +29,14 @@ from ggext.gguf.writer import (
     put_in_place,
     write_gguf,
 )
-from ggext.rope.encoding import SCALING_TENSORS, Encoding, EncodingName
-from ggext.rope.recipe import PROGRAM, Searched
-from ggext.rope.scaling import RopeGeometry, RopeScaling
+from ggext.rope.encoding import SCALING_TENSORS, Encoding
+from ggext.rope.scaling import RopeScaling
 
 Progress = Callable[[int], None]
 
 
 def silent(_: object) -> None:
     """A progress that no one watches."""
-
-
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What is asked of a conversion."""
-
-    # A checkpoint's folder or a GGUF file.
-    model: Path
-    # None: a name made from the model's and the request's.
-    out: Path | None = None
-    # None bakes what the source itself says. A factor of None is made from `target_context`.
-    rope: RopeScaling | None = None
-    # Tokens.
-    target_context: int | None = None
-    # auto (the source's own), f32, f16, bf16, q8_0 or a K-quant's name.
-    type: str = "auto"
-    # PATTERN=TYPE for some tensors.
-    tensor_types: tuple[str, ...] = ()
-    # An importance matrix for llama.cpp's quantizer.
-    imatrix: Path | None = None
-    # How the scaling is written; None: the simplest form that is exact.
-    encoding: EncodingName | None = None
-    # Bytes of tensor data in each file; None: one file.
-    split: int | None = None
-    # Whether an existing output is replaced.
-    force: bool = False
-    # Whether the header of `model` is changed: a GGUF file, one of several parts, or their folder.
-    in_place: bool = False
-    # The gain on cos and sin, in place of the one of the source's own scaling.
-    attention_factor: float | None = None
-    # What a search measured of ``rope``, to be kept in the file.
-    searched: Searched | None = None
-    # Who makes this request, as the file will say.
-    asked_by: str = PROGRAM
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @property
-    def replaces_scaling(self) -> bool:
-        """Whether the model's own scaling does not matter."""
-        return self.rope is not None or self.target_context is not None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What will be written."""
-
-    out: Path
-    source: ModelSource
-    # None where a GGUF file keeps its RoPE keys as they are.
-    encoding: Encoding | None
-    scaling: RopeScaling | None
-    geometry: RopeGeometry
-    # All but what `completed` adds.
-    fields: dict[str, Field]
-    tensors: list[TensorToWrite]
-    # Bytes of tensor data, before quantizing by llama.cpp.
-    nbytes: int
-    types: TypePlan
-    imatrix: Imatrix | None
-    split: int | None
-    # Lines for the user.
-    notes: list[str] = field(default_factory=list)
-    # What folding cost a GGUF file's query weights; known after writing.
-    rounding: Rounding = field(default_factory=Rounding)
-    # What was written; known after writing.
-    files: tuple[Path, ...] = ()
-    # The same plan for a GGUF file whose tensor data stays as it is.
-    bake: Bake | None = None
-    in_place: bool = False
-    # How the data of a GGUF file got into the new one; known after writing.
-    how: str = ""
-    # Why a gain stays in the keys, where the request named no encoding; a sentence without its end.
-    why_not_folded: str = ""
-
-    @property
-    def shares_data(self) -> bool:
-        """Whether a second file may share the data of the first."""
-        return (
-            self.bake is not None
-            and self.split is None
-            and self.types.quantization is None
-        )
-
-    def completed(self) -> dict[str, Field]:
-        """``fields`` with those that a checkpoint's source makes later; may add to ``notes``."""
-        made: dict[str, Field] = {}
-        for make in self.source.later:
-            made |= make(self.notes)
-        return (
-            {"general.architecture": self.fields["general.architecture"]}
-            | made
-            | self.fields
-        )
 
 
 def convert(options: ConvertOptions, progress: Progress = silent) -> Plan:
@@ -146,26 +51,16 @@ def plan(options: ConvertOptions) -> Plan:
     if source.is_gguf:
         check_source(source.path, source.fields)
     notes = list(source.notes)
-    scaling, asked_by = resolve_scaling(
+    request = resolve_scaling(
         options.rope,
         options.target_context,
         source,
-        notes,
         keeps_own=options.encoding is None and not source.needs_mending,
         asked_by=options.asked_by,
         attention_factor=options.attention_factor,
     )
-    scaled = unscaled(source)
-    if scaling is not None:
-        scaled = with_scaling(
-            source,
-            scaling,
-            options.encoding,
-            asked_by,
-            options.searched,
-            in_place=options.in_place,
-        )
-    notes += scaled.notes
+    scaled = _scaled(options, source, request)
+    notes += (*request.notes, *scaled.notes)
     tensors = scaled.tensors
     types = plan_types(
         tensors, options.type, options.tensor_types, source.is_gguf, notes
@@ -180,13 +75,13 @@ def plan(options: ConvertOptions) -> Plan:
             _factors(name, values) for name, values in scaled.encoding.tensors.items()
         ]
     imatrix = imatrix_for(options.imatrix, types, tensors, notes)
-    fields = scaled.fields | _type_fields(options, source, types, tensors)
+    fields = dict(scaled.fields) | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
     return Plan(
-        out=_output(options, source, scaling, notes),
+        out=_output(options, source, request.scaling, notes),
         source=source,
         encoding=scaled.encoding,
-        scaling=scaling,
+        scaling=request.scaling,
         geometry=scaled.geometry,
         fields=fields | _matrix_fields(imatrix),
         tensors=written,
@@ -194,7 +89,7 @@ def plan(options: ConvertOptions) -> Plan:
         types=types,
         imatrix=imatrix,
         split=options.split,
-        notes=notes,
+        notes=tuple(notes),
         rounding=rounding,
         bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
         in_place=options.in_place,
@@ -202,11 +97,24 @@ def plan(options: ConvertOptions) -> Plan:
     )
 
 
+def _scaled(options: ConvertOptions, source: ModelSource, request: Request) -> Scaled:
+    if request.scaling is None:
+        return unscaled(source)
+    return with_scaling(
+        source,
+        request.scaling,
+        options.encoding,
+        request.asked_by,
+        options.searched,
+        in_place=options.in_place,
+    )
+
+
 def _type_fields(
     options: ConvertOptions,
     source: ModelSource,
     types: TypePlan,
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
 ) -> dict[str, Field]:
     """What a file says of the types of its tensors; a GGUF file that keeps them says it already."""
     if source.is_gguf and options.type.lower() == "auto":
@@ -280,7 +188,7 @@ def _bake(
     source: ModelSource,
     encoding: Encoding | None,
     fields: dict[str, Field],
-    tensors: list[SourceTensor],
+    tensors: Sequence[SourceTensor],
 ) -> Bake | None:
     """``None`` where tensor data is made again, but for query norms."""
     if source.gguf is None:
@@ -304,6 +212,7 @@ def _bake(
 
 
 def execute(plan: Plan, progress: Progress = silent) -> Plan:
+    """Writes what ``plan`` describes; the plan with what is known after that."""
     if plan.in_place:
         assert plan.bake is not None  # plan() refuses what would change the weights
         return replace(plan, how=plan.bake.in_place(progress), files=(plan.out,))
@@ -317,11 +226,13 @@ def execute(plan: Plan, progress: Progress = silent) -> Plan:
 
 
 def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
-    if plan.types.quantization is None:
+    quantization = plan.types.quantization
+    if quantization is None:
         if plan.split is None:
-            _write(plan, plan.out, progress, trial)
-            return replace(plan, files=(plan.out,))
-        fields = plan.completed()
+            late = _write(plan, plan.out, progress, trial)
+            return replace(plan, files=(plan.out,), notes=(*plan.notes, *late))
+        fields, late = plan.completed()
+        plan = replace(plan, notes=(*plan.notes, *late))
         if trial is not None:
             trial.begin(fields, plan.tensors)
             trial.check()
@@ -329,13 +240,15 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
     from ggext.runtime.quantizer import quantize
 
     with private_folder_beside(plan.out) as folder:
-        unquantized, quantized = folder / "unquantized.gguf", folder / plan.out.name
-        _write(plan, unquantized, progress, trial)
+        unquantized = folder / "unquantized.gguf"
+        quantized = folder / plan.out.name
+        late = _write(plan, unquantized, progress, trial)
+        plan = replace(plan, notes=(*plan.notes, *late))
         entries = None if plan.imatrix is None else plan.imatrix.entries
         quantize(
             unquantized,
             quantized,
-            plan.types.quantization,
+            quantization,
             tensor_types=plan.types.exact,
             imatrix=entries,
             source_name=str(plan.source.path),
@@ -358,27 +271,34 @@ def _execute(plan: Plan, progress: Progress, trial: Trial | None) -> Plan:
         return replace(plan, files=_write_parts(plan, made.fields, tensors, silent))
 
 
-def _write(plan: Plan, out: Path, progress: Progress, trial: Trial | None) -> None:
+def _write(
+    plan: Plan, out: Path, progress: Progress, trial: Trial | None
+) -> Sequence[str]:
+    """Writes one file; notes on what was read while its data was copied."""
+    late: list[str] = []
     if trial is None:
         unchanged = plan.source.inputs.check
         write_gguf(out, plan.fields, plan.tensors, progress, approve=unchanged)
-        return
+        return late
 
     def approve() -> None:
         plan.source.inputs.check()
         trial.check()
 
     def complete() -> Mapping[str, Field]:
-        return trial.begin(plan.completed(), plan.tensors)
+        fields, notes = plan.completed()
+        late.extend(notes)
+        return trial.begin(fields, plan.tensors)
 
     room = plan.source.later_bytes
     write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
+    return late
 
 
 def _write_parts(
     plan: Plan,
-    fields: dict[str, Field],
-    tensors: list[TensorToWrite],
+    fields: Mapping[str, Field],
+    tensors: Sequence[TensorToWrite],
     progress: Progress,
 ) -> tuple[Path, ...]:
     """With the factors in the part that holds the metadata, where a later bake finds them."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ggext.convert.choose import choose_encoding
 from ggext.convert.fold import fold_query
 from ggext.convert.header_only import check_weights_stay
-from ggext.convert.sources import ModelSource, SourceTensor
+from ggext.convert.model_source import ModelSource, SourceTensor
 from ggext.convert.unscaled_keys import BEFORE_KEY, as_before, remembered
 from ggext.gguf.types import Field
 from ggext.rope import methods
@@ -21,8 +22,8 @@ from ggext.rope.scaling import RopeGeometry, RopeScaling
 class Scaled:
     """What will be written of a source, before any tensor changes its type."""
 
-    fields: dict[str, Field]
-    tensors: list[SourceTensor]
+    fields: Mapping[str, Field]
+    tensors: Sequence[SourceTensor]
     geometry: RopeGeometry
     # None where a GGUF file keeps its RoPE keys as they are.
     encoding: Encoding | None = None
@@ -92,7 +93,8 @@ def _with_rope(
     """The source's fields with every trace of an earlier scaling gone and the new one in its place.
     Where nothing is asked for but no scaling, a file gets back what it said before its first
     one."""
-    fields, arch = source.fields, source.arch
+    fields = source.fields
+    arch = source.arch
     before = (
         as_before(fields, arch, recipe.table())
         if recipe.scaling == RopeScaling()

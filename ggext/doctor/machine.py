@@ -39,7 +39,8 @@ def findings() -> Iterator[Finding]:
 def _cores() -> str:
     """How many there are, and what allows fewer."""
     words = [f"{os.cpu_count() or 1} here"]
-    allowed, quota = cores_of_affinity(), core_quota()
+    allowed = cores_of_affinity()
+    quota = core_quota()
     if hasattr(os, "sched_getaffinity"):
         words.append(f"{allowed} physical by the affinity of this process")
     if quota is not None:

@@ -31,7 +31,8 @@ class Shape:
 
 
 def _tensors(s: Shape) -> dict[str, tuple[int, ...]]:
-    q, kv = s.heads * s.head, s.kv_heads * s.head
+    q = s.heads * s.head
+    kv = s.kv_heads * s.head
     layer = {
         "attn_norm": (s.width,),
         "attn_q": (s.width, q),
@@ -98,7 +99,8 @@ def _filling(kind: int) -> bytes:
 
 def write_shaped(path: Path, shape: Shape, kind: str) -> Path:
     """Writes the file, its matrices of a type of `TYPES`."""
-    infos, offset = [], 0
+    infos = []
+    offset = 0
     for name, size in _tensors(shape).items():
         number = F32 if len(size) == 1 else TYPES[kind]
         infos.append(

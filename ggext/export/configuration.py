@@ -13,7 +13,7 @@ from ggext.rope import methods
 from ggext.rope.families import FULL, SLIDING
 
 if TYPE_CHECKING:
-    from ggext.convert.sources import ModelSource
+    from ggext.convert.model_source import ModelSource
     from ggext.converters.base import Family
 
 #: Architecture → model_type and class of transformers.
@@ -134,9 +134,9 @@ def _rope(source: ModelSource) -> dict[str, Any]:
 
 
 def _specials(fields: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
+    result = {}
     for key, name in _SPECIAL.items():
         field = fields.get(f"tokenizer.ggml.{key}")
         if field is not None:
-            found[name] = field.value
-    return found
+            result[name] = field.value
+    return result

@@ -18,7 +18,7 @@ from ggext.gguf.writer import whole_file
 if TYPE_CHECKING:
     import numpy as np
 
-    from ggext.convert.sources import SourceTensor
+    from ggext.convert.model_source import SourceTensor
     from ggext.converters.base import Family, TensorRule
 
 #: Type → its name in safetensors, and bytes a number.
@@ -134,7 +134,8 @@ def write(
     end = 0
     for item in tensors:
         name, width = sizes[item.name]
-        start, end = end, end + width * math.prod(item.shape)
+        start = end
+        end = end + width * math.prod(item.shape)
         header[item.name] = {
             "dtype": name,
             "shape": list(item.shape),

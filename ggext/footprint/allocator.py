@@ -104,7 +104,8 @@ def _place(node: Tensor, blocks: _Blocks) -> None:
             owner = _place_of(source)
             if owner is not None and source.shape == node.shape:
                 assert owner.address is not None
-                node.address, owner.address = owner.address, None
+                node.address = owner.address
+                owner.address = None
                 blocks.give_back(node.address + node.size, owner.size - node.size)
                 return
     node.address = blocks.take(node.size)

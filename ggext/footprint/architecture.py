@@ -178,8 +178,17 @@ def architecture(header: GgufFile) -> Architecture:
         else 0,
         context=read.number("context_length"),
         keys=read.keys,
-        tensors=header.tensors,
+        tensors={**header.tensors, **_under_usual_names(header.tensors)},
     )
+
+
+def _under_usual_names(tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The norms that Falcon-H1's loader wants without a kind."""
+    return {
+        f"{name}.weight": info
+        for name, info in tensors.items()
+        if name.endswith(".ffn_norm")
+    }
 
 
 class _Numbers:

@@ -128,6 +128,10 @@ class _Builder(Recurrent, FeedForward):
         x = self._mixed(at, layer, normed, residual)
         if self.arch.name in NEMOTRONS:
             return self.same(x, residual)
+        if layer.recurs and layer.kv_heads:  # added before the last tokens are picked
+            x = self.same(x, residual)
+            x = self.op(x.shape, x, self.selected) if last else x
+            return self.same(self._feed_forward(at, self.norm(x, f"{at}ffn_norm")), x)
         if last and self._selects_in_layer:
             x, residual, normed = (
                 self.op(t.shape, t, self.selected) for t in (x, residual, normed)

@@ -83,7 +83,8 @@ def _container_rooms(proc: Path, cgroups: Path) -> Iterator[int]:
     for groups, version in _groups(proc, cgroups, "memory"):
         names = _MEMORY[version]
         for group in groups:
-            limit, usage = _number(group / names[0]), _number(group / names[1])
+            limit = _number(group / names[0])
+            usage = _number(group / names[1])
             if limit is not None and usage is not None:
                 yield limit - usage + _reclaimable(group / "memory.stat")
 
@@ -109,10 +110,8 @@ def _quota_2(group: Path) -> float | None:
 
 
 def _quota_1(group: Path) -> float | None:
-    quota, period = (
-        _number(group / "cpu.cfs_quota_us"),
-        _number(group / "cpu.cfs_period_us"),
-    )
+    quota = _number(group / "cpu.cfs_quota_us")
+    period = _number(group / "cpu.cfs_period_us")
     return quota / period if quota and period and quota > 0 and period > 0 else None
 
 

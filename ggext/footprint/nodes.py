@@ -11,7 +11,9 @@ class Nodes:
     """Makes a graph's tensors; ``n`` tokens of the text at a time."""
 
     def __init__(self, arch: Architecture, context: Context) -> None:
-        self.arch, self.context, self.n = arch, context, context.ubatch
+        self.arch = arch
+        self.context = context
+        self.n = context.ubatch
         self.graph = Graph()
 
     @staticmethod

@@ -30,13 +30,15 @@ def diff(
 ) -> list[Difference]:
     """In the order of the first file, then what only the second has. ``progress``: bytes of tensor
     data compared."""
-    one, other = read_gguf(before), read_gguf(after)
+    one = read_gguf(before)
+    other = read_gguf(after)
     return [*_keys(one, other), *_tensors(one, other, progress)]
 
 
 def _keys(one: GgufFile, other: GgufFile) -> Iterator[Difference]:
-    for key in one.fields | other.fields:
-        left, right = one.fields.get(key), other.fields.get(key)
+    for key in {**one.fields, **other.fields}:
+        left = one.fields.get(key)
+        right = other.fields.get(key)
         if left != right:
             yield Difference("key", key, _value(left, right), _value(right, left))
 
@@ -72,8 +74,9 @@ def _short(value: Any) -> str:
 def _tensors(
     one: GgufFile, other: GgufFile, progress: Callable[[int], None]
 ) -> Iterator[Difference]:
-    for name in one.tensors | other.tensors:
-        left, right = _shape(one, name), _shape(other, name)
+    for name in {**one.tensors, **other.tensors}:
+        left = _shape(one, name)
+        right = _shape(other, name)
         if left is not None and left == right:
             count = _differing_bytes(one, other, name, progress)
             if not count:
@@ -97,7 +100,8 @@ def _differing_bytes(
     )
     count = 0
     for start in range(0, len(left), _CHUNK):
-        ours, theirs = left[start : start + _CHUNK], right[start : start + _CHUNK]
+        ours = left[start : start + _CHUNK]
+        theirs = right[start : start + _CHUNK]
         count += int(np.count_nonzero(ours != theirs))
         progress(len(ours))
     return count

@@ -41,7 +41,8 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 def read_at(file: int, length: int, offset: int) -> bytes:
     """Fewer bytes than ``length`` only where the file ends."""
-    parts, at = [], offset
+    parts = []
+    at = offset
     while at < offset + length:
         part = system.read_at(file, offset + length - at, at)
         if not part:
@@ -118,7 +119,8 @@ def copy(
     """``copy_file_range`` where there is such a thing, else through memory."""
     by_kernel = hasattr(os, "copy_file_range")
     while length:
-        step, moved = min(length, _COPY_AT_ONCE), 0
+        step = min(length, _COPY_AT_ONCE)
+        moved = 0
         if by_kernel:
             try:
                 moved = os.copy_file_range(source, target, step, source_at, target_at)
@@ -133,11 +135,9 @@ def copy(
             write_at(target, data, target_at)
             moved = len(data)
         progress(moved)
-        source_at, target_at, length = (
-            source_at + moved,
-            target_at + moved,
-            length - moved,
-        )
+        source_at = source_at + moved
+        target_at = target_at + moved
+        length = length - moved
 
 
 def transfer(

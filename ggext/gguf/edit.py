@@ -46,15 +46,15 @@ class NewTensor:
 class Edit:
     """What changes in a file's header and data."""
 
-    fields: dict[str, Field]
+    fields: Mapping[str, Field]
     # In the order of the data.
-    infos: list[TensorInfo]
+    infos: Sequence[TensorInfo]
     # Bytes to write, at offsets from the data's start.
-    patches: list[Patch]
+    patches: Sequence[Patch]
     # Bytes of the data section afterwards.
     data_length: int
     # Tensors that were overwritten, not removed.
-    neutralized: list[str]
+    neutralized: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Change:
     # How many zeros come in there.
     insert_length: int
     # What is written after that, at offsets of the new file.
-    writes: list[Patch]
+    writes: Sequence[Patch]
 
 
 def plan_edit(
@@ -150,16 +150,17 @@ def in_place(
 ) -> Change:
     """The change that makes ``edit`` of the file itself. ``old_header``: its bytes up to the data
     (all of them where there is no data). ``block``: what the file system moves data by."""
-    alignment, needed = (
-        alignment_of(edit.fields),
-        packed_length(edit.fields, edit.infos),
-    )
-    start, old_length = len(old_header), max(0, gguf.size - gguf.data_offset)
+    alignment = alignment_of(edit.fields)
+    needed = packed_length(edit.fields, edit.infos)
+    start = len(old_header)
+    old_length = max(0, gguf.size - gguf.data_offset)
     insert_at = (start - 1) // block * block
     if not old_length:
-        new_start, inserted = roomy_length(needed, alignment), 0
+        new_start = roomy_length(needed, alignment)
+        inserted = 0
     elif fits(needed, start, alignment):
-        new_start, inserted = start, 0
+        new_start = start
+        inserted = 0
     else:
         step = max(block, alignment, BLOCK)
         # longer than what a removed tensor leaves, so that the file's size tells whether the data

@@ -26,7 +26,8 @@ class ExclusiveFile:
     write lease)."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.handle = path, _open_alone(path)
+        self.path = path
+        self.handle = _open_alone(path)
 
     def close(self) -> None:
         os.close(self.handle)
@@ -245,7 +246,8 @@ def _lease(handle: int) -> bool | None:
 
 def users_of(path: Path) -> list[str]:
     """The programs that have a file open or mapped, as far as /proc shows them to this user."""
-    name, users = str(path.resolve()), []
+    name = str(path.resolve())
+    users = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             lines = (

@@ -47,7 +47,8 @@ def pack_header(
 
     Raises ``GgufError`` for a length that ``fits`` says no to, and for values that do not fit their
     types."""
-    own, infos = _keys(fields), _infos(tensors)
+    own = _keys(fields)
+    infos = _infos(tensors)
     gap = length - _FIXED - len(own) - len(infos)
     if not _fits(gap, alignment_of(fields)):
         raise GgufError(

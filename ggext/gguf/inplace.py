@@ -195,7 +195,8 @@ def _digest(pieces: Iterable[bytes]) -> str:
 
 
 def _record(file: ExclusiveFile, change: Change) -> Record:
-    at, inserted = change.insert_at, change.insert_length
+    at = change.insert_at
+    inserted = change.insert_length
     ranges = [
         r
         for offset, data in change.writes
@@ -321,7 +322,8 @@ def _take_back(file: ExclusiveFile, journal: Journal, progress: Progress) -> Non
 def _roll_back(
     file: ExclusiveFile, record: Record, successor: Successor, progress: Progress
 ) -> None:
-    at, inserted = record.insert_at, record.insert_length
+    at = record.insert_at
+    inserted = record.insert_length
     if (
         not file.is_current
     ):  # interrupted at the very moment when a new file took its place
@@ -355,7 +357,8 @@ def _roll_back(
 def _close_gap(file: ExclusiveFile, record: Record, successor: Successor) -> bool:
     """Whether the power failed while a file system moved extents, from the last to the first: the
     gap is then not yet where it belongs, and what stood there still does. The gap is taken out."""
-    at, inserted = record.insert_at, record.insert_length
+    at = record.insert_at
+    inserted = record.insert_length
     there = next((data for offset, data in record.saved if offset == at), b"")
     if (
         file.read(at, len(there)) != there

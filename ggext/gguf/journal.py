@@ -18,6 +18,7 @@ import json
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Identity:
     # the file system's number of the file
     inode: int
     # samples of the bytes that the change leaves as they are: (offset before it, SHA-256)
-    samples: list[tuple[int, str]] = field(default_factory=list)
+    samples: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Record:
     # How many came in there.
     insert_length: int
     # (offset in the old file, bytes).
-    saved: list[tuple[int, bytes]]
+    saved: Sequence[tuple[int, bytes]]
     # (offset, length) in the new file.
-    written: list[tuple[int, int]]
+    written: Sequence[tuple[int, int]]
     # Of what was written there.
     digest: str
     identity: Identity
@@ -94,7 +95,8 @@ class Record:
         if not isinstance(values, dict) or values.keys() != _KEYS:
             raise ValueError("its description is not what ggext writes")
         numbers = {name: _number(values.get(name)) for name in (*_NUMBERS, "inode")}
-        saved, at = [], 8 + length
+        saved = []
+        at = 8 + length
         for offset, size in _pairs(values.get("saved")):
             saved.append((offset, payload[at : at + size]))
             at += size
@@ -105,7 +107,8 @@ class Record:
             _is_sample(sample) for sample in samples
         ):
             raise ValueError("its samples are malformed")
-        digest, part = values.get("digest"), values.get("part")
+        digest = values.get("digest")
+        part = values.get("part")
         if not isinstance(digest, str) or not isinstance(part, str) or "/" in part:
             raise ValueError("a text is missing")
         identity = Identity(

@@ -60,7 +60,8 @@ def writing(
 
     ``progress`` gets the bytes of each piece, from one thread at a time. Needs no order of offsets.
     """
-    lock, ended = threading.Lock(), threading.Event()
+    lock = threading.Lock()
+    ended = threading.Event()
     errors: list[BaseException] = []
 
     def work() -> None:
@@ -137,4 +138,5 @@ def write_at(file: int, at: int, data: memoryview) -> None:
         written = system.write_at(file, data, at)
         if not written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        data, at = data[written:], at + written
+        data = data[written:]
+        at = at + written

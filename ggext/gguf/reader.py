@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
@@ -45,8 +45,8 @@ class GgufFile:
 
     path: Path
     version: int
-    fields: dict[str, Field]
-    tensors: dict[str, TensorInfo]
+    fields: Mapping[str, Field]
+    tensors: Mapping[str, TensorInfo]
     alignment: int
     # Bytes from the file's start.
     data_offset: int
@@ -54,7 +54,7 @@ class GgufFile:
     size: int
     # For each key, the padding's too: the bytes where it stands, from the length of its name to the
     # end of its value.
-    ranges: dict[str, tuple[int, int]] = dataclass_field(default_factory=dict)
+    ranges: Mapping[str, tuple[int, int]] = dataclass_field(default_factory=dict)
     # When the file was last written to, as it was read.
     mtime_ns: int = 0
 
@@ -122,10 +122,8 @@ class _Parser(Cursor):
             raise GgufError(
                 f"{self.path} {reason} (at byte 4); ggext reads little-endian versions 2 and 3"
             )
-        n_tensors, n_fields = (
-            self.count("tensors", _SMALLEST_TENSOR),
-            self.count("keys", _SMALLEST_FIELD),
-        )
+        n_tensors = self.count("tensors", _SMALLEST_TENSOR)
+        n_fields = self.count("keys", _SMALLEST_FIELD)
         fields = dict(self.keys(n_fields))
         fields.pop(
             PADDING_KEY, None
@@ -201,7 +199,8 @@ class _Parser(Cursor):
                 raise self.fail(
                     f"tensor {name!r} has the impossible shape {list(shape)}"
                 )
-            kind, offset = self.unpack("I"), self.unpack("Q")
+            kind = self.unpack("I")
+            offset = self.unpack("Q")
             try:
                 nbytes = tensor_nbytes(name, shape, kind)
             except GgufError as error:

@@ -25,7 +25,8 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _PACKAGE not in sys.modules:
-        package, spec = ModuleType(_PACKAGE), find_spec("gguf")
+        package = ModuleType(_PACKAGE)
+        spec = find_spec("gguf")
         assert spec is not None  # a dependency
         package.__path__ = list(spec.submodule_search_locations or ())
         sys.modules[_PACKAGE] = package

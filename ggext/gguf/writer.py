@@ -92,7 +92,7 @@ class Arranged:
     # Where the data begins, in bytes.
     start: int
     # Those of the `tensors`.
-    infos: list[TensorInfo]
+    infos: Sequence[TensorInfo]
     tensors: Sequence[TensorToWrite]
     # Bytes of the whole file.
     size: int
@@ -148,7 +148,8 @@ def output_errors(path: Path) -> Iterator[None]:
 
 def layout(tensors: Sequence[TensorToWrite], alignment: int) -> list[TensorInfo]:
     """Place the tensors one after the other, each start aligned."""
-    infos, offset = [], 0
+    infos = []
+    offset = 0
     for tensor in tensors:
         infos.append(
             TensorInfo(tensor.name, tensor.shape, tensor.type, offset, tensor.nbytes)
@@ -186,8 +187,10 @@ class NewFile:
     def __init__(self, path: Path) -> None:
         """Raises OSError, also where the name is taken."""
         # the permissions are less the umask, which only the system can apply
-        self.path, self.handle = path, os.open(path, _NEW, 0o666)
-        self._status, self._open = os.fstat(self.handle), True
+        self.path = path
+        self.handle = os.open(path, _NEW, 0o666)
+        self._status = os.fstat(self.handle)
+        self._open = True
 
     def close(self) -> None:
         """Before it is renamed, which Windows does not do with open files, and where many are

@@ -146,6 +146,8 @@ class ArchitectureFacts:
     own_values: bool = False
     # whether layers that do not slide rotate half of what the file says
     halves_rotated: bool = False
+    # whether an indexer chooses the tokens that are attended to
+    indexer: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -192,6 +194,18 @@ _DEEPSEEK2 = ArchitectureFacts(
     shapes=_LATENT,
 )
 
+_INDEXED = replace(
+    _DEEPSEEK2,
+    indexer=True,
+    shapes=_LATENT
+    | {
+        "indexer.k_norm": ("index",),
+        "indexer.proj": ("embd", "index_heads"),
+        "indexer.attn_k": ("embd", "index"),
+        "indexer.attn_q_b": ("query_rank", "index_heads*index"),
+    },
+)
+
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
         "afmoe": ArchitectureFacts(
@@ -208,6 +222,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
+        "deepseek32": _INDEXED,
         "dots1": ArchitectureFacts(
             experts="some",
             expert_rows="own",
@@ -221,10 +236,12 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "exaone": _PLAIN,
         "exaone4": _PLAIN,
         "falcon": _PLAIN,
+        "falcon-h1": ArchitectureFacts(rotates="part", mamba2="any", shapes=_MAMBA2),
         "gemma": _PART,
         "gemma2": _PART,
         "gemma3": _PART,
         "gemma4": ArchitectureFacts(experts="some", expert_rows="own", by_layer=True),
+        "glm-dsa": _INDEXED,
         "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",

@@ -16,6 +16,7 @@ from ggext.llama_cpp_facts.architectures import (
     SHAPES,
     ArchitectureFacts,
 )
+from ggext.llama_cpp_facts.indexer import choosing_layers
 from ggext.llama_cpp_facts.limits import (
     F32,
     MATRIX_TYPES,
@@ -75,6 +76,8 @@ def problems(
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, attends, tensors)
+    if facts.indexer:
+        yield from _indexers(keys, whole.layers, tensors)
 
 
 def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -209,12 +212,32 @@ def _mixers(
     if facts.mamba2 != "no":
         recurrent = (("ssm_conv1d.bias",),)
     for layer, (recurring, attending) in enumerate(zip(recurs, attends, strict=True)):
-        for wanted in (recurrent if recurring else (), attention if attending else ()):
-            if wanted and not any(
+        for needed in (recurrent if recurring else (), attention if attending else ()):
+            if needed and not any(
                 all(f"blk.{layer}.{_with_kind(name)}" in tensors for name in names)
-                for names in wanted
+                for names in needed
             ):
-                yield f"layer {layer} has no {', '.join(wanted[-1])}"
+                yield f"layer {layer} has no {', '.join(needed[-1])}"
+
+
+_OF_INDEXER = tuple(
+    "k_norm.weight k_norm.bias proj.weight attn_k.weight attn_q_b.weight".split()
+)
+
+
+def _indexers(
+    keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """The loader of glm-dsa asks for none of these, and its first layer may have to choose."""
+    try:
+        chooses = choosing_layers(keys, layers)
+    except ValueError as error:
+        yield str(error)
+        return
+    for layer, flag in enumerate(chooses):
+        for name in _OF_INDEXER if flag else ():
+            if f"blk.{layer}.indexer.{name}" not in tensors:
+                yield f"layer {layer} has no indexer.{name}"
 
 
 def _with_kind(name: str) -> str:

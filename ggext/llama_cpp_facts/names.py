@@ -44,10 +44,10 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
     )
     | _of("arwkv7 rwkv6 rwkv6qwen2 rwkv7", _NO_JUDGE + "; a recurrent state")
     | _of(
-        "falcon-h1 jamba mamba mamba2 plamo2",
+        "jamba mamba mamba2 plamo2",
         _MAMBA,
     )
-    | _of("deepseek32 deepseek4 dots3note glm-dsa hy_v4 minimax-m3", _SPARSE)
+    | _of("deepseek4 dots3note hy_v4 minimax-m3", _SPARSE)
     | _of("bailingmoe3 glm5-next kimi-k3 kimi-linear minimax-01 qwen4exp", _LINEAR)
     | _of(
         "bitnet chameleon cohere2moe dbrx exaone-moe granite_swa graniteswitch hrm_text "

@@ -178,8 +178,10 @@ def _heads(
 
 
 def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
-    heads, groups = read.number("ssm.time_step_rank"), read.number("ssm.group_count")
-    state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+    heads = read.number("ssm.time_step_rank")
+    groups = read.number("ssm.group_count")
+    state = read.number("ssm.state_size")
+    inner = read.number("ssm.inner_size")
     if inner % heads or heads % groups:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {heads}, with {groups} groups"
@@ -198,8 +200,10 @@ def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, i
 
 
 def _delta_net(read: _Numbers) -> dict[str, int]:
-    state, keys = read.number("ssm.state_size"), read.number("ssm.group_count")
-    values, inner = read.number("ssm.time_step_rank"), read.number("ssm.inner_size")
+    state = read.number("ssm.state_size")
+    keys = read.number("ssm.group_count")
+    values = read.number("ssm.time_step_rank")
+    inner = read.number("ssm.inner_size")
     if values % keys or inner != state * values:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {values}, with {keys} groups and a "
@@ -218,7 +222,9 @@ def _latent(
     facts: ArchitectureFacts, read: _Numbers, heads: Mapping[str, int]
 ) -> dict[str, int]:
     """Multi-head latent attention; the cache holds one row of all heads, or each head's own."""
-    key, value, rot = heads["key"], heads["value"], heads["rot"]
+    key = heads["key"]
+    value = heads["value"]
+    rot = heads["rot"]
     rank = read.number("attention.kv_lora_rank")
     head_key = read.number("attention.key_length_mla", 0, least=0)
     head_value = read.number("attention.value_length_mla", 0, least=0)
@@ -233,19 +239,33 @@ def _latent(
                 f"and {value}, and not 1, {rank + rot} and {rank}"
             )
     else:
-        head_key, head_value = key, value
+        head_key = key
+        head_value = value
         if heads["kv"] != heads["heads"]:
             raise ValueError(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
             )
     _check_rotation(rot, head_key - 1, whole=False)
-    return {
+    chosen = _indexer(read, rot) if facts.indexer else {}
+    return chosen | {
         "rank": rank,
         "query_rank": read.number("attention.q_lora_rank", 0, least=0),
         "nope": head_key - rot,
         "head_key": head_key,
         "head_value": head_value,
     }
+
+
+def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
+    """What chooses tokens; its keys are turned by a Hadamard matrix as large as a head."""
+    size = read.number("attention.indexer.key_length", least=max(64, rot))
+    if size & (size - 1):
+        raise ValueError(
+            f"attention.indexer.key_length is {size}, and not a power of two"
+        )
+    read.number("attention.indexer.top_k")
+    read.number("attention.q_lora_rank")
+    return {"index": size, "index_heads": read.number("attention.indexer.head_count")}
 
 
 def _check_rotation(rot: int, most: int, *, whole: bool) -> None:

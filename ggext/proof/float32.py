@@ -74,8 +74,10 @@ def pairs_of(rows: NDArray[Any], n_rot: int, layout: str) -> NDArray[np.complex1
     half = n_rot // 2
     wide = rows.astype(np.float64)
     if layout == "norm":
-        first, second = wide[..., 0:n_rot:2], wide[..., 1:n_rot:2]
+        first = wide[..., 0:n_rot:2]
+        second = wide[..., 1:n_rot:2]
     else:
-        first, second = wide[..., :half], wide[..., half:n_rot]
+        first = wide[..., :half]
+        second = wide[..., half:n_rot]
     result: NDArray[np.complex128] = first + 1j * second
     return result

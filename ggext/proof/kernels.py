@@ -31,7 +31,8 @@ NATIVE = "ggext"
 _NEIGHBOURS = 16
 #: Half a unit in the last place of a cosine in f16 and in bf16: what a cache of 16 bits rounds
 #: away.
-_F16, _BF16 = 2.0**-11, 2.0**-8
+_F16 = 2.0**-11
+_BF16 = 2.0**-8
 #: Steps of a token by which a position may be off: a query's and a key's together come to half a
 #: step.
 _BLURRED = 0.25
@@ -132,7 +133,8 @@ def check_devices(
     """llama.cpp's ROPE on every device. Only positions inside the context decide."""
     from ggext.runtime.ggml_devices import devices
 
-    checks, rows = [], []
+    checks = []
+    rows = []
     for device in devices():
         measured = _measure(device, table, geometry, call)
         if measured:
@@ -206,14 +208,14 @@ def _rows(
     )
     errors = errors.reshape(*positions.shape, -1).max(axis=1)
     bounds = turn_bound(positions[:, -1], table, geometry, slack)
-    found = []
+    result = []
     for position, error, bound in zip(
         positions[:, -1].tolist(), errors, bounds, strict=True
     ):
         # inside the bound the largest error is reported, else the one that is most too large
         pair = int((error / bound if (error > bound).any() else error).argmax())
         meaning = _meaning(float(error[pair]), pair, table.inv_freq[pair])
-        found.append(
+        result.append(
             KernelRow(
                 name,
                 position,
@@ -224,7 +226,7 @@ def _rows(
                 meaning,
             )
         )
-    return found
+    return result
 
 
 def _meaning(error: float, pair: int, frequency: float) -> str:

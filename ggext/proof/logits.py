@@ -5,11 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggext.errors import GgufError, UsageError
 from ggext.gguf.reader import GgufFile
 from ggext.gguf.types import prevailing_type, type_name
 from ggext.proof.report import Check, Wanted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 #: Mean KL in nats that the weights' own rounding explains (measured on a Llama of 0.26 M
 #: parameters, see docs/verify.md); only float32 weights show the RoPE alone.
@@ -24,49 +29,23 @@ def check_logits(
     wanted: Wanted,
     tokens: int | None,
     tolerance: float | None,
-    notes: list[str],
     progress: Callable[[str], None],
-) -> list[Check]:
-    """In the trained window and beyond. ``notes`` gets a line for what was not measured."""
-    import numpy as np
-
-    from ggext.proof import reference as judge
-    from ggext.runtime.engine import Model, Session, SessionOptions
-
+) -> tuple[list[Check], list[str]]:
+    """In the trained window and beyond, and a note for what was not measured."""
     context = wanted.table.context
     if tokens is not None and tokens > context:
         raise UsageError(f"tokens={tokens} is more than the context of {context}")
     count = tokens or min(context, DEFAULT_TOKENS)
-    progress(f"llama.cpp: {count} tokens")
-    with Model.open(gguf.path) as model:
-        ids = judge.sample_tokens(model, count)
-        # 16-bit keys and values would be measured as if they were an error of the file
-        with Session(
-            model, SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)
-        ) as session:
-            logits = session.logits(ids)
-    progress(f"transformers: {count} tokens")
-    expected = judge.transformers_logits(
-        reference, wanted.scaling, wanted.geometry, ids
-    )
+    ids, logits = _logits_of_file(gguf, count, progress)
+    expected = _logits_of_checkpoint(reference, wanted, ids, progress)
     if logits.shape != expected.shape:
         raise GgufError(
             f"{gguf.path} has {logits.shape[1]} tokens in its vocabulary, {reference} "
             f"{expected.shape[1]}"
         )
-    weights = (
-        type_name(prevailing_type((t.type, t.shape) for t in gguf.tensors.values()))
-        if gguf.tensors
-        else "no"
-    )
-    limit = (
-        tolerance
-        if tolerance is not None
-        else KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
-    )
-    by_median = weights != "F32" and _chooses_experts(gguf)
     window = wanted.geometry.trained_context
     checks = []
+    notes = []
     for name, rows in (
         ("in the trained window", slice(0, window)),
         ("beyond it", slice(window, None)),
@@ -76,19 +55,67 @@ def check_logits(
                 f"logits {name}: not measured; {count} tokens do not pass {window}: raise tokens=N"
             )
             continue
-        kl, difference = judge.divergence(expected[rows], logits[rows])
-        detail = (
-            f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL "
-            f"{kl.max():.1e}"
-        )
-        if by_median:
-            detail += f", mean {kl.mean():.1e}; {int((kl > limit).sum())} tokens above the limit"
-        value = float(np.median(kl) if by_median else kl.mean())
-        statistic = "median" if by_median else "mean"
-        checks.append(
-            Check("logits", f"{statistic} KL {name}, nats", value, limit, detail)
-        )
-    return checks
+        checks.append(_check(gguf, name, expected[rows], logits[rows], tolerance))
+    return checks, notes
+
+
+def _logits_of_file(
+    gguf: GgufFile, count: int, progress: Callable[[str], None]
+) -> tuple[list[int], NDArray[np.float32]]:
+    """The token ids of a sample text, and llama.cpp's logits after each: (count, vocabulary)."""
+    from ggext.proof import reference as judge
+    from ggext.runtime.engine import Model, Session, SessionOptions
+
+    progress(f"llama.cpp: {count} tokens")
+    # 16-bit keys and values would be measured as if they were an error of the file
+    options = SessionOptions(n_ctx=count, kv_type="f32", flash_attention=False)
+    with Model.open(gguf.path) as model:
+        ids = judge.sample_tokens(model, count)
+        with Session(model, options) as session:
+            return ids, session.logits(ids)
+
+
+def _logits_of_checkpoint(
+    reference: Path, wanted: Wanted, ids: list[int], progress: Callable[[str], None]
+) -> NDArray[np.float32]:
+    """transformers' logits after each of the tokens: (tokens, vocabulary)."""
+    from ggext.proof import reference as judge
+
+    progress(f"transformers: {len(ids)} tokens")
+    return judge.transformers_logits(reference, wanted.scaling, wanted.geometry, ids)
+
+
+def _check(
+    gguf: GgufFile,
+    name: str,
+    expected: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    tolerance: float | None,
+) -> Check:
+    """The divergence of some rows, both (tokens, vocabulary), against what rounding explains."""
+    import numpy as np
+
+    from ggext.proof import reference as judge
+
+    weights = "no"
+    if gguf.tensors:
+        kind = prevailing_type((t.type, t.shape) for t in gguf.tensors.values())
+        weights = type_name(kind)
+    limit = tolerance
+    if limit is None:
+        limit = KL_TOLERANCE.get(weights, KL_TOLERANCE_OTHER)
+    kl, difference = judge.divergence(expected, logits)
+    detail = (
+        f"{len(kl)} tokens, {weights} weights, worst |Δ logit| {difference:.1e}, worst KL "
+        f"{kl.max():.1e}"
+    )
+    if weights == "F32" or not _chooses_experts(gguf):
+        return Check("logits", f"mean KL {name}, nats", float(kl.mean()), limit, detail)
+    detail += (
+        f", mean {kl.mean():.1e}; {int((kl > limit).sum())} tokens above the limit"
+    )
+    median = float(np.median(kl))
+    return Check("logits", f"median KL {name}, nats", median, limit, detail)
 
 
 def _chooses_experts(gguf: GgufFile) -> bool:

@@ -148,7 +148,8 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     """The scaling in the part of a configuration that concerns text."""
     if not geometry.n_rot:
         return
-    kept, given = _kept(config), rope_parameters(scaling, geometry)
+    kept = _kept(config)
+    given = rope_parameters(scaling, geometry)
     kinds = [kind for kind, values in kept.items() if isinstance(values, dict)]
     if kinds and geometry.sliding_base is None:
         given = dict.fromkeys(kinds, given)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ggext.llama_cpp_facts.node_names import layer_of_node
+from ggext.llama_cpp_facts.node_names import is_of_indexer, layer_of_node
 from ggext.rope import methods
 from ggext.rope.decode import LayerKind
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.scaling import Layout, RopeGeometry, RopeScaling, RopeTable
 
 #: Whose word a file without a recipe is held to.
 OWN_KEYS = "its own keys"
@@ -60,7 +61,7 @@ class NodeRow:
     worst errors over all positions and pairs (|Δ| / gain; relative for frequency and gain)."""
 
     node: str
-    parameters: dict[str, float]
+    parameters: Mapping[str, float]
     error: float
     frequency_error: float
     gain_error: float
@@ -100,15 +101,15 @@ class Report:
     file: str
     # Whose word the file was held to.
     wanted_from: str
-    scaling: dict[str, Any]
+    scaling: Mapping[str, Any]
     context: int
-    checks: list[Check]
+    checks: Sequence[Check]
     # What was not measured, and why.
-    notes: list[str] = field(default_factory=list)
-    pairs: list[PairRow] = field(default_factory=list)
-    nodes: list[NodeRow] = field(default_factory=list)
-    kernels: list[KernelRow] = field(default_factory=list)
-    shifts: list[ShiftRow] = field(default_factory=list)
+    notes: Sequence[str] = ()
+    pairs: Sequence[PairRow] = ()
+    nodes: Sequence[NodeRow] = ()
+    kernels: Sequence[KernelRow] = ()
+    shifts: Sequence[ShiftRow] = ()
     # What the model's authors publish; empty where they are not known.
     published: str = ""
     # The worst relative error of a frequency in other programs than ggext, None where they do the
@@ -167,12 +168,16 @@ class Wanted:
     query_scale: float = 1.0
     # How each layer rotates, empty where all do it alike.
     layers: tuple[LayerKind, ...] = ()
+    # The layout of an indexer's rotation, where there is one.
+    indexer: Layout | None = None
     # The table itself, where no scaling stands for it (frequency factors of an unknown method).
     stated: RopeTable | None = None
 
     def of_node(self, name: str) -> Wanted:
         """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in
         (``Qcur-5``)."""
+        if self.indexer is not None and is_of_indexer(name):
+            return replace(self, geometry=replace(self.geometry, layout=self.indexer))
         layer = layer_of_node(name)
         if layer >= len(self.layers) or self.layers[layer] == "scaled":
             return self

@@ -31,7 +31,8 @@ _YARN = {
 
 def wanted_by_keys(gguf: GgufFile) -> Wanted:
     """The table that the file's keys and tensors ask for."""
-    keys, geometry = gguf.arch_keys(), geometry_of(gguf.arch_keys(), gguf.arch)
+    keys = gguf.arch_keys()
+    geometry = geometry_of(gguf.arch_keys(), gguf.arch)
     table = effective_table(gguf)
     method, factor = stated_method(keys)
     scaling = RopeScaling(context=table.context)

@@ -46,7 +46,10 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     else:
         wanted = wanted_by_keys(gguf)
     return replace(
-        wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch)
+        wanted,
+        query_scale=query_scale(keys),
+        layers=layer_kinds(keys, gguf.arch),
+        indexer=capability_of(gguf.arch).indexer,
     )
 
 
@@ -108,7 +111,8 @@ def check_table(wanted: RopeTable, effective: RopeTable, why: str = "") -> list[
 def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     """A failed check where the context that is meant is less than the scaling reaches and nothing
     says why; else nothing."""
-    scaling, context = wanted.scaling, wanted.table.context
+    scaling = wanted.scaling
+    context = wanted.table.context
     stated = scaling.context_reason is not None or gguf.arch in _FINAL
     if scaling.method not in GROWING or stated:
         return []
@@ -129,7 +133,8 @@ def check_reach(gguf: GgufFile, wanted: Wanted) -> list[Check]:
 def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
     """The sliding-window layers' own table, and the scale of all scores, where the architecture has
     them."""
-    keys, checks = gguf.arch_keys(), []
+    keys = gguf.arch_keys()
+    checks = []
     if "unscaled" in wanted.layers:
         effective = decode_sliding(keys, gguf.arch)
         assert effective is not None  # the file has layers that slide
@@ -153,10 +158,8 @@ def check_other_layers(gguf: GgufFile, wanted: Wanted) -> list[Check]:
             ),
         ]
     if capability_of(gguf.arch).scores != "plain":
-        target, found = (
-            methods.score_scale(wanted.scaling),
-            score_scale(keys, gguf.arch),
-        )
+        target = methods.score_scale(wanted.scaling)
+        found = score_scale(keys, gguf.arch)
         detail = f"wanted {target:.7g}, file {found:.7g}"
         checks.append(
             Check(

@@ -63,13 +63,13 @@ def short_nll(
     """
     import numpy as np
 
-    found = np.full(len(tokens) - 1, np.nan)
+    result = np.full(len(tokens) - 1, np.nan)
     for start in range(0, len(tokens) - short, window):
         seen = tokens[start : start + short + window]
-        found[start + short - 1 : start + len(seen) - 1] = nll(session, seen, short)
+        result[start + short - 1 : start + len(seen) - 1] = nll(session, seen, short)
         if progress is not None:
             progress(start + len(seen))
-    return found
+    return result
 
 
 def key_tokens(
@@ -116,11 +116,13 @@ def _aligned(
     left: Iterator[NDArray[np.float32]], right: Iterator[NDArray[np.float32]]
 ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Blocks of both with as many rows; each side's is used up before the next is asked for."""
-    a, b = next(left, None), next(right, None)
+    a = next(left, None)
+    b = next(right, None)
     while a is not None and b is not None:
         count = min(len(a), len(b))
         yield a[:count], b[:count]
-        a, b = a[count:], b[count:]
+        a = a[count:]
+        b = b[count:]
         if not len(a):
             a = next(left, None)
         if not len(b):

@@ -47,7 +47,7 @@ class LengthScore:
     # The mean score; several tasks count alike.
     score: Estimate
     # Of each task by its name.
-    tasks: dict[str, Estimate]
+    tasks: Mapping[str, Estimate]
     # By depth of the needle in the text, from its start: share and questions; None: none there.
     depths: tuple[tuple[float, int] | None, ...]
     # Answers that hit their budget unfinished, and empty ones; of generated answers alone.
@@ -186,9 +186,9 @@ def _setting_report(
     )
 
 
-def _scores(found: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
+def _scores(results: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
     asked: dict[int, dict[Item, list[Outcome]]] = {}
-    for item, result in found.items():
+    for item, result in results.items():
         if isinstance(result, list):
             asked.setdefault(item.length, {})[item] = result
     return tuple(_length_score(length, asked[length]) for length in sorted(asked))
@@ -207,7 +207,7 @@ def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthSco
     score = next(iter(tasks.values()))
     if len(tasks) > 1:
         score = statistics.share([mean for (mean,) in means.values()], list(means))
-    outcomes = [outcome for found in asked.values() for outcome in found]
+    outcomes = [outcome for results in asked.values() for outcome in results]
     return LengthScore(
         length,
         score,

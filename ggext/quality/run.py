@@ -172,7 +172,8 @@ class Evaluation(Closing):
         return bench
 
     def _leave(self) -> None:
-        bench, self._bench = self._bench, None
+        bench = self._bench
+        self._bench = None
         if bench is not None:
             bench.close()
 
@@ -198,8 +199,8 @@ class _Clock:
         pace = 1.0
         if done > 0.02 * self._expected:
             pace = (time.monotonic() - self._start) / done
-        left = max(0.0, self._expected - done) * pace
-        return Progress(named(setting, item), self._count, self._total, left)
+        remaining = max(0.0, self._expected - done) * pace
+        return Progress(named(setting, item), self._count, self._total, remaining)
 
 
 def named(setting: Setting, item: Item) -> str:

@@ -62,15 +62,19 @@ def filled(build: Build, count: Count, target: int, task: str) -> Sample:
 
 def _largest(tokens: Callable[[int], int], target: int, least: int) -> int:
     """The most units that fit, by interpolation: a text of many tokens is counted few times."""
-    low, low_count = 0, least
-    high, high_count = None, 0
+    low = 0
+    low_count = least
+    high = None
+    high_count = 0
     guess = max(1, target - least)
     while high is None or high - low > 1:
         size = tokens(guess)
         if size <= target:
-            low, low_count = guess, size
+            low = guess
+            low_count = size
         else:
-            high, high_count = guess, size
+            high = guess
+            high_count = size
         if high is None:
             guess = low * 2
             continue
@@ -96,5 +100,6 @@ def _padded(build: Build, count: Count, size: int, target: int) -> Sample:
             if tokens > target:
                 break
             if tokens > best_count:
-                best, best_count = sample, tokens
+                best = sample
+                best_count = tokens
     return best

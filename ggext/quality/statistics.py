@@ -160,7 +160,8 @@ def t_quantile(df: int, level: float = _LEVEL) -> float:
     """The two-sided quantile of Student's t with `df` degrees of freedom."""
     if df < 1:
         raise ValueError(f"{df} degrees of freedom: at least 1 is needed")
-    low, high = 0.0, 1e9
+    low = 0.0
+    high = 1e9
     for _ in range(200):
         middle = (low + high) / 2
         if _t_within(middle, df) < level:

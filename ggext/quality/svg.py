@@ -58,9 +58,13 @@ class _Scale:
         self._end = end
 
     def __call__(self, value: float) -> float:
-        low, high, at = self.low, self.high, min(max(value, self.low), self.high)
+        low = self.low
+        high = self.high
+        at = min(max(value, self.low), self.high)
         if self._log:
-            low, high, at = math.log2(low), math.log2(high), math.log2(at)
+            low = math.log2(low)
+            high = math.log2(high)
+            at = math.log2(at)
         return self._start + (at - low) / (high - low) * (self._end - self._start)
 
 
@@ -72,9 +76,11 @@ def chart(
         mark[0] for mark in axes.marks
     ]
     low, high = axes.y_range or _bounds(lines)
-    x_low, x_high = min(xs), max(xs)
+    x_low = min(xs)
+    x_high = max(xs)
     if axes.x_log:
-        x_low, x_high = x_low / 1.15, x_high * 1.15
+        x_low = x_low / 1.15
+        x_high = x_high * 1.15
     x = _Scale(x_low, x_high, _LEFT, width - _RIGHT, log=axes.x_log)
     y = _Scale(low, high, height - _BOTTOM, _TOP, log=axes.y_log)
     legend = 20 * ((len(lines) + 1) // 2)
@@ -91,7 +97,8 @@ def chart(
 
 def _bounds(lines: Sequence[Line]) -> tuple[float, float]:
     values = [point[1] for line in lines for point in line.points]
-    low, high = min(values), max(values)
+    low = min(values)
+    high = max(values)
     bounds = [
         value
         for line in lines
@@ -106,7 +113,8 @@ def _bounds(lines: Sequence[Line]) -> tuple[float, float]:
 def _frame(
     axes: Axes, x: _Scale, y: _Scale, width: int, height: int, low_lines: bool
 ) -> list[str]:
-    bottom, right = height - _BOTTOM, width - _RIGHT
+    bottom = height - _BOTTOM
+    right = width - _RIGHT
     parts = [*_x_axis(axes, x, bottom, low_lines), *_y_axis(axes, y, right)]
     parts.append(
         f'<rect x="{_LEFT}" y="{_TOP}" width="{right - _LEFT}" height="{bottom - _TOP}" '
@@ -224,7 +232,10 @@ def grid(
 ) -> str:
     """A heat map of shares, the number in each cell. ``shares``: rows of columns, None: nothing
     there; ``names``: what columns and rows are."""
-    wide, high, left, top = 78, 30, 130, 40
+    wide = 78
+    high = 30
+    left = 130
+    top = 40
     width = (
         left + max(wide * len(columns), 140) + 10
     )  # the columns' name has room over one
@@ -280,7 +291,8 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    first, last = math.ceil(math.log2(low)), math.floor(math.log2(high))
+    first = math.ceil(math.log2(low))
+    last = math.floor(math.log2(high))
     step = max(1, (last - first) // 8 + 1)
     return [2.0**i for i in range(first, last + 1, step)]
 

@@ -73,7 +73,8 @@ def _one_code(key: str) -> tuple[str, str]:
 
 def _single(source: Source, rng: Random, needles: int = 1) -> Build:
     """Needles evenly spread, moved at random within their share of the text, each asked for."""
-    keys, values = words.names(rng, needles), words.codes(rng, needles)
+    keys = words.names(rng, needles)
+    values = words.codes(rng, needles)
     depths = [(i + rng.random()) / needles for i in range(needles)]
     haystack = _haystack(source, rng, list(map(_needle, keys, values)), depths)
     questions = tuple(
@@ -89,7 +90,8 @@ def _multikey(source: Source, rng: Random) -> Build:
 
 
 def _multivalue(source: Source, rng: Random) -> Build:
-    (key,), values = words.names(rng, 1), words.codes(rng, _SEVERAL)
+    (key,) = words.names(rng, 1)
+    values = words.codes(rng, _SEVERAL)
     needles = [f"One of the secret codes of the {key} is {value}." for value in values]
     haystack = _haystack(source, rng, needles, _random_depths(rng, _SEVERAL))
     question = Question(
@@ -104,7 +106,8 @@ def _multivalue(source: Source, rng: Random) -> Build:
 
 
 def _multiquery(source: Source, rng: Random) -> Build:
-    keys, values = words.names(rng, _SEVERAL), words.codes(rng, _SEVERAL)
+    keys = words.names(rng, _SEVERAL)
+    values = words.codes(rng, _SEVERAL)
     depths = _random_depths(rng, _SEVERAL)
     haystack = _haystack(source, rng, list(map(_needle, keys, values)), depths)
     listed = _listed([f"the {key}" for key in keys])

@@ -68,6 +68,8 @@ class RopeCapability:
     sections: Sections = "none"
     # The same, in files that state sections, of an architecture that can do without.
     optional_sections: Sections = "none"
+    # How an indexer that chooses tokens rotates, by the same table.
+    indexer: Layout | None = None
 
     @property
     def shifts_keys(self) -> bool:
@@ -94,6 +96,9 @@ CAPABILITIES = {
     "deepseek2": RopeCapability(
         "norm", reads_log_multiplier=True, scores="scaled", keeps_gain=True
     ),
+    "deepseek32": RopeCapability(
+        "norm", reads_log_multiplier=True, scores="scaled", indexer="neox"
+    ),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
     "ernie4_5-moe": RopeCapability("norm"),
@@ -105,12 +110,14 @@ CAPABILITIES = {
         sliding="alone",
     ),
     "falcon": RopeCapability("neox"),
+    "falcon-h1": RopeCapability("neox"),  # it loads rope_freqs, and rotates without
     "gemma": RopeCapability("neox"),
     "gemma2": RopeCapability("neox"),
     "gemma3": RopeCapability("neox", query_norm=True, sliding="own_base"),
     "gemma4": RopeCapability(
         "neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"
     ),
+    "glm-dsa": RopeCapability("norm", scores="scaled", indexer="norm"),
     "glm4": RopeCapability("norm", optional_sections="blocks"),
     "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),

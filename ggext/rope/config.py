@@ -59,8 +59,10 @@ def read_replaceable_rope(
             f"{source}: the rope parameters have separate settings for {', '.join(ropes)}; this "
             "architecture is converted with one RoPE table for all layers"
         )
-    full, sliding = ropes[FULL], ropes[SLIDING].understood()
-    of_full, of_sliding = full.geometry, sliding.geometry
+    full = ropes[FULL]
+    sliding = ropes[SLIDING].understood()
+    of_full = full.geometry
+    of_sliding = sliding.geometry
     alike = (of_full.n_rot, of_full.head_dim) == (of_sliding.n_rot, of_sliding.head_dim)
     own = rule.own_heads or rule.own_share
     if sliding.scaling.method != "none" or not (alike or own):

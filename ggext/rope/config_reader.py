@@ -247,7 +247,8 @@ class RopeReader:
         self, kind: str, parameters: Mapping[str, Any], notes: list[str]
     ) -> float:
         key = self.rule.base_keys.get(kind, "rope_theta")
-        inside, outside = parameters.get("rope_theta"), self.config.get(key)
+        inside = parameters.get("rope_theta")
+        outside = self.config.get(key)
         if inside is not None and outside is not None and inside != outside:
             notes.append(
                 f"{key} is {outside} at the top level and {inside} in the rope parameters; "
@@ -280,7 +281,8 @@ def _context(
     an original context of 32,768): then the factor tells. Where it is right and less than the
     factor reaches, the result says why.
     """
-    original, factor = values["original_context"], values["factor"]
+    original = values["original_context"]
+    factor = values["factor"]
     if not math.isfinite(factor * original):  # refused where the table is made
         return {}
     reach = int(factor * original + 1e-6)

@@ -53,6 +53,8 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
 _STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
+#: Of a query and of a key: a score that has both is still a float32.
+_LARGEST_GAIN = 1e15
 
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
@@ -150,7 +152,8 @@ def _sections(keys: Mapping[str, Any], arch: str) -> tuple[int, ...] | None:
 
 def layer_kinds(keys: Mapping[str, Any], arch: str) -> tuple[LayerKind, ...]:
     """How each layer of a file rotates, as llama.cpp reads it."""
-    capability, layers = capability_of(arch), count_of(keys, "block_count")
+    capability = capability_of(arch)
+    layers = count_of(keys, "block_count")
     if layers > MAX_LAYERS:
         raise RopeError(
             f"block_count is {layers}; llama.cpp takes at most {MAX_LAYERS} layers"
@@ -195,7 +198,8 @@ def decode(
     inv_freq = methods.theta(geometry)
     context = count_of(keys, "context_length")
     _refuse_unread(tensors, kind, arch)
-    name, lengths = ROPE_FREQS, None
+    name = ROPE_FREQS
+    lengths = None
     if kind == "longrope" or ROPE_LONG in tensors or ROPE_SHORT in tensors:
         name, lengths = _regime(
             tensors, n_ctx or context, geometry.trained_context, context
@@ -252,9 +256,10 @@ def _usable(table: RopeTable) -> RopeTable:
     """The table. Raises RopeError for one that nothing can be rotated by: llama.cpp would compute
     with it all the same, and give numbers without a meaning."""
     gain = table.attention_factor
-    if not (math.isfinite(gain) and gain > 0):
+    if not 0 < gain <= _LARGEST_GAIN:
         raise RopeError(
-            f"the attention factor of the file is {gain}; it must be a number above 0"
+            f"the attention factor of the file is {gain:g}; it must be a number above 0, and at "
+            f"most {_LARGEST_GAIN:g}"
         )
     for frequency in table.inv_freq:
         if not 0 <= frequency <= _FASTEST:
@@ -332,7 +337,8 @@ def _refuse_unread(
     capability = capability_of(arch)
     for name in tensors:
         if name == ROPE_FREQS:
-            loads, in_this_type = capability.loads_rope_freqs, kind != "longrope"
+            loads = capability.loads_rope_freqs
+            in_this_type = kind != "longrope"
         else:
             loads = capability.rope_factors != "no"
             in_this_type = kind == "longrope" or capability.rope_factors == "always"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -34,7 +35,7 @@ class Encoding:
     # The gain that llama.cpp's kernel applies, at every rotation.
     kernel_gain: float
     # Name → float32 values, (n_rot / 2,).
-    tensors: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     # The same comparison for programs that do not set ggext's context parameters; None where they
     # compute the same.
     elsewhere: Comparison | None = None

@@ -237,7 +237,8 @@ def _proportional(scaling: RopeScaling, geometry: RopeGeometry) -> RopeTable:
 def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
     """NTK-aware with a factor that grows with the text: f·n/L - (f - 1) at n > L tokens (emozilla
     2023)."""
-    original, factor = original_context(scaling, geometry), scaling.factor or 1.0
+    original = original_context(scaling, geometry)
+    factor = scaling.factor or 1.0
     grown = max(length, original)
     base = ntk_base(factor * grown / original - (factor - 1), geometry)
     lengths = (1, original) if grown == original else (grown, grown)
@@ -249,12 +250,11 @@ def _dynamic(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeT
 def _longrope(scaling: RopeScaling, geometry: RopeGeometry, length: int) -> RopeTable:
     """LongRoPE (Ding et al. 2024): searched factors for each pair, one set up to the original
     context, one beyond."""
-    original, factor = original_context(scaling, geometry), scaling.factor or 1.0
+    original = original_context(scaling, geometry)
+    factor = scaling.factor or 1.0
     short = length <= original
-    short_factors, long_factors = (
-        scaling.short_factors or (),
-        scaling.long_factors or (),
-    )
+    short_factors = scaling.short_factors or ()
+    long_factors = scaling.long_factors or ()
     for name, values in (
         ("short_factors", short_factors),
         ("long_factors", long_factors),
@@ -296,9 +296,11 @@ def yarn_correction_range(
         scaled = math.log(original / (rotations * 2 * math.pi))
         return geometry.n_rot * scaled / (2 * math.log(geometry.base))
 
-    low, high = pair_with_rotations(beta_fast), pair_with_rotations(beta_slow)
+    low = pair_with_rotations(beta_fast)
+    high = pair_with_rotations(beta_slow)
     if truncate:
-        low, high = math.floor(low), math.ceil(high)
+        low = math.floor(low)
+        high = math.ceil(high)
     return max(low, 0), min(high, geometry.n_rot - 1)
 
 

@@ -60,7 +60,8 @@ class Mailbox:
     def put(self, parcel: list[Happening]) -> bool:
         """Hands a parcel over; False: the loop that waited for it is closed, and no one reads."""
         self._parcels.put(parcel)
-        waiter, self._waiter = self._waiter, None
+        waiter = self._waiter
+        self._waiter = None
         if waiter is None:
             return True
         try:
@@ -185,7 +186,8 @@ class Answering(Closing):
         elif isinstance(happening, Prefill):
             self.prefill = happening
         elif isinstance(happening, End):
-            self.finish, self.dropped = happening.finish, happening.dropped
+            self.finish = happening.finish
+            self.dropped = happening.dropped
             if happening.error is not None:
                 raise happening.error
         return happening

@@ -25,7 +25,8 @@ class _Call:
     """A call that is made by the helper, and what became of it."""
 
     def __init__(self, function: Callable[[], object], log: llama.Log) -> None:
-        self._function, self._log = function, log
+        self._function = function
+        self._log = log
         self.done = threading.Event()
         self.result: object = None
         self.error: BaseException | None = None

@@ -70,7 +70,8 @@ class Batches:
     ) -> Iterator[list[int]]:
         """Tokens that stand after `start` others, in batches of at most `most`, the last one as it
         comes."""
-        first, end = start, start + len(tokens)
+        first = start
+        end = start + len(tokens)
         for last in self.ends(start, end, most):
             yield list(tokens[first - start : last - start])
             first = last

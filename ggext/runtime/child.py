@@ -336,7 +336,8 @@ def main(target: str) -> NoReturn:
 
 def _take_standard_streams() -> Channel:
     """The pipes to the parent, out of reach of whatever prints."""
-    incoming, outgoing = os.dup(0), os.dup(1)
+    incoming = os.dup(0)
+    outgoing = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)

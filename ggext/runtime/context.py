@@ -259,11 +259,10 @@ def _check_graph(model: Model, kv_type: str) -> None:
     the cache as well)."""
     if model.architecture != "granitemoe" or not is_quantized(kv_type):
         return
-    keys, weights = model.header.arch_keys(), len(model.all_parts.tensors)
-    layers, experts = (
-        int(keys.get("block_count", 0)),
-        int(keys.get("expert_used_count", 0)),
-    )
+    keys = model.header.arch_keys()
+    weights = len(model.all_parts.tensors)
+    layers = int(keys.get("block_count", 0))
+    experts = int(keys.get("expert_used_count", 0))
     if layers * (57 + 2 * experts + 2) + 16 + weights > max(1024, 8 * weights):
         raise ModelError(
             f"{model.path} with kv type {kv_type} makes a graph of more nodes than llama.cpp has "
@@ -296,7 +295,8 @@ def _length(
             f"the context is {half:,} tokens {made}; context='auto' takes what fits"
         ]
     if room is not None and not room.holds(asked):
-        size, largest = room.needed(asked) / 2**30, room.largest()
+        size = room.needed(asked) / 2**30
+        largest = room.largest()
         holds = room.most() if options.n_ctx is not None else largest
         short = (
             f"a context of {asked:,} tokens needs {size:.1f} GiB, the free memory holds "

@@ -32,12 +32,10 @@ MROPE = 8
 _OBJECT = 32  # bytes of struct ggml_object in front of a tensor
 _LIMIT = 1 << 31  # bytes of a tensor that are read at once
 
-_void, _int, _float, _size = (
-    ctypes.c_void_p,
-    ctypes.c_int,
-    ctypes.c_float,
-    ctypes.c_size_t,
-)
+_void = ctypes.c_void_p
+_int = ctypes.c_int
+_float = ctypes.c_float
+_size = ctypes.c_size_t
 
 
 class Tensor(ctypes.Structure):
@@ -158,7 +156,8 @@ class _Functions:
                 raise ModelError(
                     f"llama-cpp-python {llama.VERSION} has no function {name}: install it again"
                 )
-            function.restype, function.argtypes = result, arguments
+            function.restype = result
+            function.argtypes = arguments
             setattr(self, name, function)
 
 
@@ -184,7 +183,7 @@ def self_test(functions: Any) -> str:
         nodes = rope_nodes(functions, context, call, (3, 2, 8))
         functions.ggml_set_name(nodes[-1], b"the node")
         node, source = (Tensor.from_address(nodes[i]) for i in (-1, 0))
-        wanted = (
+        expected = (
             b"ROPE",
             b"f32",
             [8, 2, 3, 1],
@@ -202,7 +201,7 @@ def self_test(functions: Any) -> str:
             list(node.src[:3]),
             functions.ggml_nbytes(nodes[0]),
         )
-        if read != wanted:
+        if read != expected:
             return f"a ROPE node reads as {read}"
         if (
             call_of(node, call.factors) != call
@@ -311,7 +310,8 @@ def read_tensor(ggml: Any, address: int | None) -> NDArray[Any]:
     if not address:
         raise ModelError("llama.cpp's ROPE node lacks an input")
     tensor = Tensor.from_address(address)
-    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    shape = tuple(reversed(tensor.ne))
+    strides = tuple(reversed(tensor.nb))
     name = tensor.name.decode("utf-8", "replace")
     dtype = np.dtype(_DTYPES.get(tensor.type, "V"))
     base = Tensor.from_address(tensor.view_src) if tensor.view_src else tensor

@@ -64,7 +64,8 @@ class HeaderTrial(Closing):
 
     def close(self) -> None:
         """Ends the child. Further calls do nothing."""
-        child, self._child = self._child, None
+        child = self._child
+        self._child = None
         if child is not None:
             child.kill()
             child.close()

@@ -102,7 +102,8 @@ class _Server:
     def happened(self, number: int, parcel: list[Happening]) -> None:
         """Sends a parcel of an answer, and the text of tokens that the parent has not seen."""
         assert self._host is not None
-        model, news = self._host.model, []
+        model = self._host.model
+        news = []
         for token in parcel:
             if type(token) is int and token not in self._known:
                 self._known.add(token)
@@ -161,12 +162,12 @@ class _Server:
             self.send(number, "result", _VOCABULARY[call](host, message))
 
     def _open(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
-        told = 0.0
+        reported = 0.0
 
         def progress(fraction: float) -> bool:
-            nonlocal told
-            if fraction >= told + _STEP or fraction == 1:
-                told = fraction
+            nonlocal reported
+            if fraction >= reported + _STEP or fraction == 1:
+                reported = fraction
                 self.send(number, "loaded", fraction)
             return number not in self._cancelled
 

@@ -141,7 +141,8 @@ def _names_all_properties(schema: dict[str, Any]) -> bool:
         or {"additionalProperties", "patternProperties"} & schema.keys()
     ):
         return False
-    required, least = schema.get("required", []), schema.get("minProperties", 0)
+    required = schema.get("required", [])
+    least = schema.get("minProperties", 0)
     if not isinstance(required, list) or not all(
         isinstance(name, str) for name in required
     ):
@@ -168,7 +169,8 @@ def _dumped(schema: object) -> str:
 
 def _check_size(document: Any) -> None:
     """Depth and number of values, without recursion."""
-    count, level = 0, [document]
+    count = 0
+    level = [document]
     for _ in range(MAX_DEPTH):
         count += len(level)
         if count > MAX_VALUES:
@@ -211,7 +213,8 @@ def _optional(document: Any) -> float:
     parts = [part for part, _ in _schemas(document)]
     counts = []
     for part in parts:
-        named, required = part.get("properties"), part.get("required")
+        named = part.get("properties")
+        required = part.get("required")
         if isinstance(named, dict):
             counts.append(
                 len(named) - (len(required) if isinstance(required, list) else 0)
@@ -271,7 +274,8 @@ def _check_pattern(pattern: Any, said: str) -> None:
     """Bounds its length, and how often what stands inside repetitions is repeated."""
     if not isinstance(pattern, str) or len(pattern) > MAX_PATTERN:
         _refuse(f"{said}, not a text of up to {MAX_PATTERN:,} characters")
-    together, longest = 1, 1
+    together = 1
+    longest = 1
     for match in _REPETITION.finditer(pattern):
         times = max(int(match[2]), int(match[3] or 0), 1)
         if match[1]:  # of a group, which may be repeated inside

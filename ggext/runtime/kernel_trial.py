@@ -42,8 +42,12 @@ TYPES = {
 _CPU = 0  # enum ggml_backend_dev_type
 _BUFFER = 8  # bytes before the field `buffer` of struct ggml_tensor
 
-_void, _int, _size = ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t
-_text, _bool, _long = ctypes.c_char_p, ctypes.c_bool, ctypes.c_int64
+_void = ctypes.c_void_p
+_int = ctypes.c_int
+_size = ctypes.c_size_t
+_text = ctypes.c_char_p
+_bool = ctypes.c_bool
+_long = ctypes.c_int64
 
 
 class _InitParams(ctypes.Structure):
@@ -84,7 +88,8 @@ def load(path: str) -> Any:
     library = ctypes.CDLL(path)
     for name, (result, arguments) in _FUNCTIONS.items():
         function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
+        function.restype = result
+        function.argtypes = arguments
     return library
 
 

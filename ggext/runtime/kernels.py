@@ -14,11 +14,10 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Verdict:
     """What the matrix kernels of one library do on one processor."""
 
     # ggml's buffer types whose kernels end the process or compute something else, each with how.
-    unusable: dict[str, str] = field(default_factory=dict)
+    unusable: Mapping[str, str] = field(default_factory=dict)
     # How the plain kernels end the process; empty where they work.
     fatal: str = ""
     # Why nothing could be tried; empty where it was.
@@ -163,7 +162,7 @@ class Outcome:
     """What a child process said, and how it ended."""
 
     # Its messages (see `kernel_trial`).
-    messages: list[list[Any]]
+    messages: Sequence[Sequence[Any]]
     # The name of the signal that ended the child, or nothing.
     signal: str = ""
     # How it ended, in words, where it did not come to its end.
@@ -235,6 +234,8 @@ def _can_start_python() -> bool:
     """Not in a program that embeds Python and is its own executable: it would start again."""
     if getattr(sys, "frozen", False):
         return True  # `Child` knows
+    from multiprocessing import spawn  # takes longer than all the rest of this module
+
     name = os.path.basename(os.fsdecode(spawn.get_executable() or "")).lower()
     return name.startswith(("python", "pypy"))
 

@@ -91,7 +91,8 @@ def score(
     import numpy as np
 
     tokens = np.asarray(following, np.int64)
-    nll, greedy = np.empty(len(tokens)), np.empty(len(tokens), np.bool_)
+    nll = np.empty(len(tokens))
+    greedy = np.empty(len(tokens), np.bool_)
     for start, block in _blocks(rows[: len(tokens)]):
         part = slice(start, start + len(block))
         log_p = log_softmax(block)
@@ -119,7 +120,8 @@ def diverge(
     import numpy as np
 
     count = len(expected)
-    kl, same = np.empty(count), np.empty(count, np.bool_)
+    kl = np.empty(count)
+    same = np.empty(count, np.bool_)
     delta = np.empty(count)
     for start, block in _blocks(expected):
         part = slice(start, start + len(block))

@@ -46,7 +46,8 @@ class LiveTable:
 
     def check(self) -> None:
         """Raises what went wrong in an evaluation, an interrupt too: ctypes would only print it."""
-        error, self._error = self._error, None
+        error = self._error
+        self._error = None
         if error is not None:
             raise error
 

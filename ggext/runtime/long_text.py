@@ -29,13 +29,16 @@ Tokenize = Callable[[str], list[int]]
 def tokens_of(text: str, tokenize: Tokenize) -> list[int]:
     """The tokens of ``text``. ``tokenize`` gets at most TAKEN + AHEAD characters."""
     tokens: list[int] = []
-    numbers, at = _Numbers(text), 0
+    numbers = _Numbers(text)
+    at = 0
     while len(text) - at > TAKEN + AHEAD:
-        most, end = TAKEN, at + TAKEN + AHEAD
+        most = TAKEN
+        end = at + TAKEN + AHEAD
         if (
             numbers.end(at) > end
         ):  # some expressions look at all that follows from each digit
-            most, end = _DIGITS, at + 2 * _DIGITS
+            most = _DIGITS
+            end = at + 2 * _DIGITS
         if text[end - 1] in "0123456789":
             # A window ends whole groups before the end of a number: then they are the number's.
             end -= (end - numbers.end(end)) % _GROUP
@@ -57,7 +60,8 @@ class _Numbers:
         """The end of the digits from `at` on."""
         if not self._start <= at < self._end:
             match = _NUMBER.match(self._text, at)
-            self._start, self._end = at, at if match is None else match.end()
+            self._start = at
+            self._end = at if match is None else match.end()
         return self._end
 
 

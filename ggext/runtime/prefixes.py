@@ -9,7 +9,7 @@ again, and its logits are compared.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,10 @@ class Prefix:
     """A copy of a cache: the tokens in it and what had left it, its cells as llama.cpp writes them,
     and what goes with them."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     gone: Gone
     # What the policy tells of itself, and its blocks outside the cache.
-    account: dict[str, Any]
+    account: Mapping[str, Any]
     blocks: tuple[bytes, ...]
     regime: Regime
     aligned: int
@@ -112,7 +112,8 @@ def copied(cache: Cache, memory: Memory) -> Prefix | None:
 
     if cache.regime != cache.regime_of(len(cache.tokens)) or not memory.reread_last():
         return None
-    gone, account = memory.gone, memory.account()
+    gone = memory.gone
+    account = memory.account()
     if cache.positions != memory.layout(len(cache.tokens), gone, account).places:
         return None
     return Prefix(
@@ -205,13 +206,15 @@ class Prefixes(Closing):
         self, cache: Cache, wanted: list[int], *, repeatable: bool
     ) -> tuple[Prefix | None, int]:
         """The kept text that saves most of reading another one, and how many tokens."""
-        best, most = None, 0
+        best = None
+        most = 0
         for prefix in self._kept:
             if prefix.serves(cache, wanted):
                 stays, count = reusable(prefix.tokens, prefix.gone, wanted)
                 count = min(stays, prefix.aligned) if repeatable else count
                 if count > most:
-                    best, most = prefix, count
+                    best = prefix
+                    most = count
         return best, most
 
     def _kept_of(self, tokens: list[int], gone: Gone) -> int:

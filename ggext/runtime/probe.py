@@ -55,7 +55,8 @@ class Probe(Closing):
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
-        context, self._context = self._context, None
+        context = self._context
+        self._context = None
         if context:
             self._lib.llama_free(context)
 

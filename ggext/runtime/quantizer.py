@@ -54,7 +54,8 @@ def quantize(
         replacing(dst) as beside,
     ):
         importance = _write_importance(Path(folder, "importance.npz"), imatrix)
-        source, target = str(src.absolute()), str(beside.path.absolute())
+        source = str(src.absolute())
+        target = str(beside.path.absolute())
         arguments = (
             source,
             target,

@@ -36,7 +36,9 @@ class QueryWatcher:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Sees what is evaluated in this block; what was seen before is forgotten."""
-        self._seen, self._error, self._on = [], None, True
+        self._seen = []
+        self._error = None
+        self._on = True
         try:
             yield
         finally:
@@ -48,7 +50,8 @@ class QueryWatcher:
 
         Raises ModelError where the graph has none by that name.
         """
-        seen, self._seen = self._seen, []
+        seen = self._seen
+        self._seen = []
         if self._error is not None:
             raise self._error
         if not seen:
@@ -71,11 +74,11 @@ class QueryWatcher:
         import numpy as np
 
         node = Tensor.from_address(address)
-        wanted = (
+        relevant = (
             node.name.startswith(_QUERY) and self._ggml.ggml_op_name(node.op) == b"ROPE"
         )
-        if ask or not wanted:
-            return wanted or not ask
+        if ask or not relevant:
+            return relevant or not ask
         rows = read_tensor(self._ggml, address).astype(np.float32)
         positions = (
             read_tensor(self._ggml, node.src[1]).ravel()[: len(rows)].astype(np.int32)

@@ -49,12 +49,13 @@ def regimes(
 
 
 def _doublings(geometry: RopeGeometry, n_ctx: int) -> list[Regime]:
-    span, found = geometry.trained_context, []
+    span = geometry.trained_context
+    result = []
     while True:
         base = ntk_base(span / geometry.trained_context, geometry)
-        found.append(Regime(min(span, n_ctx), float32(base)))
+        result.append(Regime(min(span, n_ctx), float32(base)))
         if span >= n_ctx:
-            return found
+            return result
         span *= 2
 
 

@@ -31,7 +31,8 @@ def reusable(
 ) -> tuple[int, int]:
     """Tokens of a cache, from which ``gone`` has left, that stay for the text `wanted`, and how
     many of that text they stand for: as many, and those that left in between."""
-    start, count = gone.start, gone.count
+    start = gone.start
+    count = gone.count
     if gone.found_in(wanted) and wanted[:start] == cached[:start]:
         common = start + in_common(cached[start:], wanted[start + count :])
         if common > start:

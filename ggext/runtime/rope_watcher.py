@@ -53,7 +53,8 @@ class RopeWatcher:
 
     def check(self) -> None:
         """Raises what went wrong inside the callback."""
-        error, self.error = self.error, None
+        error = self.error
+        self.error = None
         if error is not None:
             raise error
 
@@ -75,7 +76,8 @@ class RopeWatcher:
             return
         if self._before is None or self._before[0] != address:
             raise ModelError("llama.cpp computed a ROPE node without asking first")
-        before, self._before = self._before[1], None
+        before = self._before[1]
+        self._before = None
         self._sink(self._node(node, before, read_tensor(self._ggml, address)))
 
     def _node(

@@ -114,7 +114,8 @@ class Chooser:
 
     def close(self) -> None:
         """Frees the samplers; further calls do nothing."""
-        chain, self._chain = self._chain, None
+        chain = self._chain
+        self._chain = None
         if chain:
             self._lib.llama_sampler_free(chain)
 

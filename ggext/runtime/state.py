@@ -147,12 +147,12 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
         ) from None
 
 
-def _block(magic: int, found: Sequence[Section]) -> KvBlock:
+def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
     import numpy as np
 
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} sections")
-    section = found[0]
+    if len(sections) != 1:
+        raise ValueError(f"{len(sections)} sections")
+    section = sections[0]
     if len(section.values) != len(section.keys):
         raise ValueError("no values")
     values = section.values
@@ -183,9 +183,12 @@ def build(block: KvBlock, sequence: int) -> bytes:
     """The bytes from which ``llama_state_seq_set_data`` restores the block. ``parse`` undoes it."""
     import numpy as np
 
-    form, cells = block.form, len(block)
+    form = block.form
+    cells = len(block)
     record = np.empty((cells, 3), "<i4")
-    record[:, 0], record[:, 1], record[:, 2] = block.positions, 1, sequence
+    record[:, 0] = block.positions
+    record[:, 1] = 1
+    record[:, 2] = sequence
     parts: list[Any] = [struct.pack("<IiII", form.magic, sequence, 1, cells), record]
     parts.append(struct.pack("<II", form.transposed, len(block.keys)))
     for kind, rows in zip(form.key_types, block.keys, strict=True):
@@ -257,8 +260,22 @@ class _Reader:
             raise self.wrong(f"{layers} layers")
         keys = tuple(self.rows(count) for _ in range(layers))
         read = self.columns if transposed else self.rows
-        values = tuple(read(count) for _ in range(layers if self.rest else 0))
+        has_values = self.rest and not self._begins_section(count)
+        values = tuple(read(count) for _ in range(layers if has_values else 0))
         return Section(cells, bool(transposed), keys, values)
+
+    def _begins_section(self, count: int) -> bool:
+        """Whether another cache of as many cells follows (an indexer's, of keys without values),
+        and no values of this one."""
+        at = self._at
+        try:
+            streams, same = self.unpack("II")
+            cells = self.array(12 * count).view("<i4").reshape(count, 3)
+            return (streams, same) == (1, count) and bool((cells[:, 1] == 1).all())
+        except ValueError:
+            return False
+        finally:
+            self._at = at
 
     def rows(self, cells: int) -> Rows:
         kind, size = self.unpack("iQ")

@@ -11,7 +11,7 @@ unknown character. So its flag is overridden, and the space is put here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,8 +31,8 @@ class UnknownCharacters:
     """What a vocabulary's header says."""
 
     # by id, and the type of each
-    tokens: list[str]
-    kinds: list[int]
+    tokens: Sequence[str]
+    kinds: Sequence[int]
     # the id that stands for what no piece has
     unknown: int
     # whether a text begins with a space of its own

@@ -123,7 +123,8 @@ class _Job:
                 tell(happening)
                 self._writing = type(happening) is int
                 now = time.perf_counter()
-                next_at, before = now + (now - before), now
+                next_at = now + (now - before)
+                before = now
                 if not self._writing or next_at >= until or not inbox.empty():
                     break
             self._send()
@@ -150,7 +151,8 @@ class _Job:
         """Hands over what has been packed."""
         if not self._packed:
             return
-        parcel, self._packed = self._packed, []
+        parcel = self._packed
+        self._packed = []
         if not self.mailbox.put(parcel):
             self.cancel()
         elif self._writing and not self.ended and self.session.threads > 1:
@@ -302,13 +304,16 @@ class Worker(Closing):
 
     def _cost(self, index: int, tokens: Sequence[int]) -> float:
         """In tokens that are read."""
-        session, lane = self.sessions[index], tuple(self._lanes[index])
+        session = self.sessions[index]
+        lane = tuple(self._lanes[index])
         texts = [job.tokens for job in lane if job.tokens is not None]
         kept = 0 if session.prefixes is None else session.prefixes.hold(tokens)
         if texts:
-            used, there = len(texts[-1]), in_common(texts[-1], tokens)
+            used = len(texts[-1])
+            there = in_common(texts[-1], tokens)
         else:
-            used, there = session.used, session.holds(tokens)
+            used = session.used
+            there = session.holds(tokens)
         lost = used - there
         if not worth(lost, used):
             lost = 0

@@ -61,7 +61,8 @@ class Region:
 
     def wipe(self) -> bool:
         """Takes everything off the screen again; whether there was anything."""
-        painted, self._painted = self._painted, False
+        painted = self._painted
+        self._painted = False
         if painted:
             self._write(f"{_CLEAR_BELOW}{_SHOW}")
         return painted

@@ -202,7 +202,10 @@ class FoldedThoughts:
         else:
             self._region.wipe()
             self._screen.say(f"{self._count('thought')}\n")
-        self._words, self._begun, self._painted, self._line = 0, 0.0, 0.0, True
+        self._words = 0
+        self._begun = 0.0
+        self._painted = 0.0
+        self._line = True
 
     def _count(self, verb: str) -> str:
         return (

@@ -59,7 +59,8 @@ class Descent:
         """The best point on the texts of the last round that measured any; the start is asked in
         every round."""
         start = self._space.start
-        survivors, best = [start], start
+        survivors = [start]
+        best = start
         for halvings, texts in enumerate(self._rounds):
             self._allowed = round(self._most * (halvings + 1) / len(self._rounds))
             with suppress(_Spent):

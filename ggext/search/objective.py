@@ -155,7 +155,8 @@ class KeyTokens:
         )
 
     def _pieces_there(self) -> int:
-        bench, least = self._bench, 1 + LEAST_HELD_OUT
+        bench = self._bench
+        least = 1 + LEAST_HELD_OUT
         count = (
             0
             if (bench.longest_text or 0) < self._length
@@ -182,14 +183,15 @@ class KeyTokens:
         return piece.name.rpartition("@")[0]
 
     def _found(self, number: int) -> NDArray[np.bool_]:
-        session, tokens = self._bench.session, self._piece(number).tokens
+        session = self._bench.session
+        tokens = self._piece(number).tokens
         short, window = short_windows(self._bench.setting)
         self._use(None)
         before = short_nll(session, tokens, short, window)
         self._use(self._yarn)
-        found = key_tokens(before, nll(session, tokens))
+        result = key_tokens(before, nll(session, tokens))
         self._live.check()
-        return found
+        return result
 
     def _use(self, scaling: RopeScaling | None) -> None:
         self._live.use(scaling)
@@ -202,14 +204,18 @@ class ShortTexts:
     ``training`` and ``held_out``: their numbers, the same where there are few of them.
     """
 
-    _EMBEDDED, _OWN, _TRAINING, _HELD_OUT = 256, 1024, 4, 8
+    _EMBEDDED = 256
+    _OWN = 1024
+    _TRAINING = 4
+    _HELD_OUT = 8
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
         most = self._OWN if bench.has_documents else self._EMBEDDED
         text = bench.longest_text
         self.length = min(bench.setting.trained, most, text or most)
-        there, most = bench.pieces(self.length), self._HELD_OUT + self._TRAINING
+        there = bench.pieces(self.length)
+        most = self._HELD_OUT + self._TRAINING
         self.held_out: Sequence[int] = range(min(self._HELD_OUT, there))
         self.training: Sequence[int] = range(self._HELD_OUT, most)
         if there < most:

@@ -67,7 +67,8 @@ def _as_asked(plan: Plan, options: SearchOptions, objective: Objective) -> Plan:
         notes=objective.notes,
     )
     for name in ("training", "held_out"):
-        asked, there = getattr(options, name), len(getattr(objective, name))
+        asked = getattr(options, name)
+        there = len(getattr(objective, name))
         if asked is not None and asked > there:
             raise UsageError(
                 f"{name} is {asked}, but the documents hold {there} texts of "

@@ -53,10 +53,8 @@ class SearchResult:
         if self.interrupted:
             return "the search was stopped before its end"
         if self.verdict is None:
-            first, others = (
-                self.evaluations[0],
-                len({one.point for one in self.evaluations}) - 1,
-            )
+            first = self.evaluations[0]
+            others = len({one.point for one in self.evaluations}) - 1
             return (
                 f"none of {others} other tables was better on the texts of the search (YaRN's "
                 f"loss there is {first.loss:.4f})"

@@ -40,16 +40,16 @@ def searchable(path: Path, options: SearchOptions) -> Searchable:
             f"{source.path} is scaled already, and a search starts from the model as it was "
             f"trained: ggext convert {path} --rope none (or ggext undo, after a bake in place)"
         )
-    target, trained = options.target_context, source.geometry.trained_context
+    target = options.target_context
+    trained = source.geometry.trained_context
     if target <= trained:
         raise UsageError(
             f"{source.path} was trained on {trained:,} tokens and reaches {target:,} without a "
             "scaling: give a longer target"
         )
-    notes: list[str] = []
-    asked, _ = resolve_scaling(
-        RopeScaling("yarn"), target, source, notes, keeps_own=False
-    )
+    request = resolve_scaling(RopeScaling("yarn"), target, source, keeps_own=False)
+    notes = list(request.notes)
+    asked = request.scaling
     if asked is None or asked.method != "yarn":
         raise UsageError(f"{source.path} reaches {target:,} tokens without a scaling")
     geometry = replace(

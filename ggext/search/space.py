@@ -22,9 +22,12 @@ Coordinate = Literal["overshoot", "last", "first", "gain"]
 COORDINATES: tuple[Coordinate, ...] = ("overshoot", "last", "first", "gain")
 
 #: The range of the gain, in YaRN's own, and of the factor, in target / original context.
-_GAINS, _OVERSHOOTS = (0.8, 1.25), (0.5, 4.0)
+_GAINS = (0.8, 1.25)
+_OVERSHOOTS = (0.5, 4.0)
 #: The first step of each: a logarithm of the gain and of the factor, a share of the pairs.
-_GAIN_STEP, _OVERSHOOT_STEP, _PAIRS_STEP = math.log(1.08), math.log(1.5), 1 / 8
+_GAIN_STEP = math.log(1.08)
+_OVERSHOOT_STEP = math.log(1.5)
+_PAIRS_STEP = 1 / 8
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,9 @@ def _written(
     import numpy as np
 
     b = factors.b if rule.rows is None else factors.b[rule.rows()]
+    of_rule = rule.row_scale(len(b))
+    if of_rule is not None:
+        scale = of_rule if scale is None else scale * of_rule
     if scale is not None:
         b = (b * scale[:, None]).astype(np.float32)
     for suffix, values in (("lora_a", factors.a), ("lora_b", b)):

@@ -73,9 +73,10 @@ class BlockLoss:
         step = max(1, _BLOCK_LOGITS // head.weight.shape[0])
         total = hidden.new_zeros((), dtype=hidden.float().dtype)
         for start in range(0, len(hidden), step):
-            block, wanted = hidden[start : start + step], labels[start : start + step]
+            block = hidden[start : start + step]
+            targets = labels[start : start + step]
             total = total + checkpoint(
-                self._of_block, head, block, wanted, use_reentrant=False
+                self._of_block, head, block, targets, use_reentrant=False
             )
         return total
 

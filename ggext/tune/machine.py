@@ -47,7 +47,8 @@ def this_machine() -> Machine:
     check_packages()
     import torch
 
-    processes, rank = _environment("WORLD_SIZE", 1), _environment("RANK", 0)
+    processes = _environment("WORLD_SIZE", 1)
+    rank = _environment("RANK", 0)
     sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
     sharded = sharded or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     shards = processes if sharded else 1

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from ggext.checkpoint.named import named_model
 from ggext.checkpoint.quantized import is_plain, packed_by
 from ggext.checkpoint.weights import read_tensors
+from ggext.convert.model_source import ModelSource
 from ggext.convert.request import resolve_scaling
-from ggext.convert.sources import ModelSource, open_source
+from ggext.convert.sources import open_source
 from ggext.errors import CheckpointError, UsageError
 from ggext.footprint.machine import free_memory
 from ggext.tune.options import TuneOptions
@@ -77,8 +78,8 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     folder = named_model(options.model)
     tensors = _trainable(folder)
     source = open_source(folder, replaced=True)
-    notes = list(source.notes)
-    rope = _rope(options, source, notes)
+    rope, said = _rope(options, source)
+    notes = [*source.notes, *said]
     kind = options.rows or ("pose" if rope.context > 2 * rope.trained else "long")
     window = min(options.window or rope.trained, rope.context)
     length = rope.context if kind == "long" else window
@@ -128,17 +129,19 @@ def _trainable(folder: Path) -> dict[str, CheckpointTensor]:
     return tensors
 
 
-def _rope(options: TuneOptions, source: ModelSource, notes: list[str]) -> WantedRope:
-    """The request in full. Raises UsageError where it contradicts the checkpoint."""
+def _rope(
+    options: TuneOptions, source: ModelSource
+) -> tuple[WantedRope, tuple[str, ...]]:
+    """The request in full, and notes on it. Raises UsageError where it contradicts the
+    checkpoint."""
     asked = options.scaling
     if asked.attention_factor is not None and asked.method not in _WITH_GAIN:
         raise UsageError(
             f"transformers knows no attention factor for {asked.method}, so it cannot be trained "
             "with one; leave it out, or choose yarn"
         )
-    scaling, _ = resolve_scaling(
-        asked, options.target_context, source, notes, keeps_own=False
-    )
+    request = resolve_scaling(asked, options.target_context, source, keeps_own=False)
+    scaling = request.scaling
     assert scaling is not None  # a checkpoint always has one
     rope = WantedRope(scaling, source.geometry)
     rope = replace(
@@ -150,7 +153,7 @@ def _rope(options: TuneOptions, source: ModelSource, notes: list[str]) -> Wanted
             "name a factor above 1, such as --yarn 4"
         )
     _check_extends(source, rope)
-    return rope
+    return rope, request.notes
 
 
 def _check_extends(source: ModelSource, rope: WantedRope) -> None:
@@ -210,7 +213,8 @@ def _memory(
     and a block of logits. With checkpoints that is a layer's input for each, and all of one layer.
     """
     keys = {key.split(".", 1)[1]: field.value for key, field in source.fields.items()}
-    layers, hidden = int(keys["block_count"]), int(keys["embedding_length"])
+    layers = int(keys["block_count"])
+    hidden = int(keys["embedding_length"])
     feed_forward = keys["feed_forward_length"]
     wide = max(feed_forward) if isinstance(feed_forward, list) else int(feed_forward)
     weights = plan.parameters * (
@@ -223,7 +227,8 @@ def _memory(
     inside = tokens * (10 * hidden + 4 * wide) * _FLOAT
     kept = tokens * hidden * layers * _FLOAT
     if not options.gradient_checkpointing:
-        kept, inside = 0, inside * layers
+        kept = 0
+        inside = inside * layers
     return (weights + states) // machine.shards + kept + inside + _LOGITS
 
 

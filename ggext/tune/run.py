@@ -132,7 +132,8 @@ class Tuning:
         from ggext.tune import model as models
         from ggext.tune.train import Watcher, train
 
-        lora, folder = self.options.lora, self.plan.folder
+        lora = self.options.lora
+        folder = self.plan.folder
         bf16 = self.machine.bf16 and lora is not None
         source = before if before is not None and lora is None else folder
         model = models.load(

@@ -80,7 +80,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> Path:
         """A small file, whole or absent."""
-        path, data = self.file(name), text.encode("utf-8")
+        path = self.file(name)
+        data = text.encode("utf-8")
         with whole_file(path, len(data)) as file:
             file.write(data)
         return path

@@ -40,6 +40,8 @@ GLM4V = {"vision_config": SEES_GLM4, "rope_parameters": sections(8, 0, 8)}
 NEMOTRON_H = tiny_gguf.NEMOTRON_H | {
     "layers_block_type": ["linear_attention", "full_attention", "mlp"]
 }
+FALCON_H1 = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 16}
+INDEXED = tiny_gguf.LATENT | tiny_gguf.INDEXED
 GRANITE_MAMBA = {
     "layer_types": ["linear_attention", "full_attention"],
     "mamba_n_heads": 4,
@@ -219,6 +221,21 @@ DELTA_NET = (
             "mamba_hidden_act is 'gelu'",
         ),
         ("nemotron_h", NEMOTRON_H | {"use_bias": True}, "in_proj.bias"),
+        (
+            "falcon_h1",
+            FALCON_H1 | {"mamba_rms_norm": True},
+            "norms after the gate",
+        ),
+        ("falcon_h1", FALCON_H1 | {"attention_bias": True}, "bias"),
+        ("falcon_h1", FALCON_H1 | {"projectors_bias": True}, "out_proj.bias"),
+        ("falcon_h1", FALCON_H1 | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("deepseek_v32", INDEXED | {"index_head_dim": 96}, "has a power of two"),
+        ("deepseek_v32", INDEXED | {"index_head_dim": 32}, "between 64 and"),
+        (
+            "glm_moe_dsa",
+            INDEXED | {"indexer_types": ["full", "other"]},
+            "indexer_types must name full or shared for each of 2 layers, full first",
+        ),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (

@@ -69,6 +69,7 @@ FOLDED = [
     ("cohere2", False),
     ("ernie4_5", False),
     ("falcon", False),
+    ("falcon-h1", False),
     ("glm4", False),
     ("gptneox", False),
     ("granite", False),

@@ -12,7 +12,8 @@ from hostile.checkpoints import GOOD
 from tiny_gguf import write_random
 
 from ggext.convert import ConvertOptions
-from ggext.convert.run import Plan, execute, plan
+from ggext.convert.options import Plan
+from ggext.convert.run import execute, plan
 from ggext.errors import GgextError, OutputError
 from ggext.rope.scaling import RopeScaling
 

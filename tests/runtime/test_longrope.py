@@ -176,7 +176,7 @@ def test_logits_equal_transformers(
 
     wanted = Wanted(LONGROPE, GEOMETRY, "")
     gguf = request.getfixturevalue(name)
-    checks = check_logits(gguf, checkpoint, wanted, tokens, None, [], lambda _: None)
+    checks, _ = check_logits(gguf, checkpoint, wanted, tokens, None, lambda _: None)
     assert checks
     assert max(c.value for c in checks) <= 1e-6, checks
 

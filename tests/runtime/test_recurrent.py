@@ -25,7 +25,7 @@ CLOSE = 1e-5  # logits of another order of the same float32 sums
 
 @pytest.fixture(
     scope="module",
-    params=["granitehybrid", "lfm2", "nemotron_h", "qwen35", "qwen3next"],
+    params=["falcon-h1", "granitehybrid", "lfm2", "nemotron_h", "qwen35", "qwen3next"],
 )
 def model(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -144,7 +144,7 @@ def test_policies_that_take_a_part_out_are_refused(model: Model, policy: str) ->
     with pytest.raises(
         ModelError, match=r"keep one state of the whole text.*recompute works"
     ):
-        opened(model, when_full=policy, sinks=4, block=16, retrieved=1)
+        opened(model, when_full=policy, sinks=4)
 
 
 def test_a_full_context_is_read_again(model: Model) -> None:

@@ -123,6 +123,33 @@ _NEMOTRON_H: dict[str, Any] = {
     "moe_intermediate_size": 48,
     "moe_shared_expert_intermediate_size": 40,
 }
+_FALCON_H1: dict[str, Any] = {
+    "mamba_d_ssm": 96,
+    "mamba_n_heads": 4,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 16,
+    "embedding_multiplier": 3.0,
+    "lm_head_multiplier": 0.5,
+    "key_multiplier": 0.7,
+    "attention_in_multiplier": 1.3,
+    "attention_out_multiplier": 0.9,
+    "ssm_in_multiplier": 1.2,
+    "ssm_out_multiplier": 0.6,
+    "mlp_multipliers": [0.8, 0.4],
+    "ssm_multipliers": [0.9, 1.1, 0.7, 1.3, 1.2],
+}
+# of so many heads none or nearly none of the scores is 0, so that hardly any are the same
+_INDEXED: dict[str, Any] = {
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 64,
+    "index_n_heads": 16,
+    "index_topk": 24,
+}
+_SHARED_CHOICE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "indexer_types": ["full", "shared", "full", "shared"],
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -410,6 +437,8 @@ ROWS = {
         },
         None,
     ),
+    "deepseek_v32": Row("deepseek_v32", _LATENT | _INDEXED),
+    "deepseek_v32-all": Row("deepseek_v32", _LATENT | _INDEXED | {"index_topk": 2048}),
     "dots1": Row(
         "dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}
     ),
@@ -468,6 +497,19 @@ ROWS = {
         },
     ),
     "falcon-many-kv": Row("falcon", {"multi_query": False, "ffn_hidden_size": 160}),
+    "falcon_h1": Row("falcon_h1", _FALCON_H1),
+    "falcon_h1-norms": Row(
+        "falcon_h1",
+        _FALCON_H1
+        | {
+            "head_dim": 48,
+            "mamba_d_ssm": None,
+            "mamba_rms_norm": True,
+            "mamba_norm_before_gate": False,
+            "mamba_conv_bias": False,
+            "tie_word_embeddings": True,
+        },
+    ),
     "gemma": Row("gemma", {"head_dim": 48, "tie_word_embeddings": True}, bound=5e-6),
     "gemma2": Row(
         "gemma2",
@@ -571,6 +613,14 @@ ROWS = {
             "vision_config": SEES_GLM4,
             "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
         },
+    ),
+    "glm_moe_dsa": Row(
+        "glm_moe_dsa",
+        _LATENT | _INDEXED | _SHARED_CHOICE,
+        RopeScaling("yarn", factor=4, attention_factor=1.0),
+    ),
+    "glm_moe_dsa-own": Row(
+        "glm_moe_dsa", _LATENT | _INDEXED | {"index_topk": 40}, None, beyond=False
     ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row(

@@ -329,6 +329,29 @@ def _what_belongs_together(
             "mamba_expand": 2 if random.random() < 0.95 else 1,
             "mamba_d_head": "auto",
         }
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):
+        fixed |= {
+            "index_head_dim": random.choice((64, 128)),
+            "index_n_heads": 16,
+            "index_topk": random.choice((20, 50, 2048)),
+        }
+    if model_type == "glm_moe_dsa":
+        kinds = random.choices(("full", "shared"), k=layers - 1)
+        fixed["indexer_types"] = ["full", *kinds]
+    if model_type == "falcon_h1":
+        fixed |= {
+            "mamba_d_ssm": random.choice((None, 64, 96)),
+            **_mamba2(random, heads="mamba_n_heads", groups="mamba_n_groups"),
+            "mamba_d_state": random.choice((8, 24)),
+            "mamba_d_head": "auto",
+            "mamba_norm_before_gate": random.random() < 0.1,
+            "mlp_multipliers": [random.uniform(0.3, 2), random.uniform(0.3, 2)],
+            "ssm_multipliers": [random.uniform(0.3, 2) for _ in range(5)],
+            "embedding_multiplier": random.uniform(0.5, 4),
+            "key_multiplier": random.uniform(0.3, 2),
+            "attention_in_multiplier": random.uniform(0.3, 2),
+        }
+        config["mamba_d_ssm"] = fixed["mamba_d_ssm"]
     if model_type == "nemotron_h":
         wide = random.choice(("mlp", "moe"))
         kinds = ["linear_attention", "full_attention", wide]

@@ -316,6 +316,9 @@ SHAPES = {
             ],
         },
     ),
+    "falcon-h1-1.5b": Shape(
+        "falcon-h1", 24, 2048, 8, 2, 128, 4096, 65537, keys=_mamba2(48, 1, 256, 3072)
+    ),
     "nemotron-h-8b": Shape(
         "nemotron_h",
         52,
@@ -424,6 +427,8 @@ def tensors(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     for i, recurs in enumerate(recurrent_layers(s.arch, s.keys, s.layers)):
         mixer = _mixer if recurs else _attention
         parts = [mixer(s), _norms(s, recurs), _feed_forward(s, i)]
+        if s.arch == "falcon-h1":  # which is both
+            parts.append(_attention(s))
         if s.arch in NEMOTRONS:  # one of them
             parts = [_norms(s, recurs), mixer(s)]
             if s.keys["feed_forward_length"][i]:
@@ -450,7 +455,8 @@ def _mixer(s: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield "ssm_dt.bias", (heads,)
         yield "ssm_a", (1, heads)
         yield "ssm_d", (1, heads)
-        yield "ssm_norm.weight", (inner // groups, groups)
+        if s.arch != "falcon-h1":
+            yield "ssm_norm.weight", (inner // groups, groups)
         yield "ssm_out.weight", (inner, s.width)
         return
     yield "attn_qkv.weight", (s.width, channels)
@@ -508,7 +514,8 @@ def _latent_attention(
 
 def _norms(s: Shape, recurs: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name in _NORMS.get(s.arch, ("attn_norm", "ffn_norm")):
-        yield f"{name}.weight", (s.width,)
+        kind = "" if (s.arch, name) == ("falcon-h1", "ffn_norm") else ".weight"
+        yield f"{name}{kind}", (s.width,)
         if s.arch == "starcoder2":
             yield f"{name}.bias", (s.width,)
     if s.arch in _NORMED_HEADS and not recurs:

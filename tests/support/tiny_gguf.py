@@ -175,6 +175,7 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
+INDEXED = {"index_head_dim": 64, "index_n_heads": 16, "index_topk": 24}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -200,6 +201,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
     ),
     "deepseek2": ("deepseek_v3", LATENT),
+    "deepseek32": ("deepseek_v32", LATENT | INDEXED),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -223,6 +225,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "ffn_hidden_size": N_FF,
             "new_decoder_architecture": True,
             "num_kv_heads": N_KV,
+        },
+    ),
+    "falcon-h1": (
+        "falcon_h1",
+        {
+            "mamba_d_ssm": N_EMBD,
+            "mamba_n_heads": 4,
+            "mamba_d_state": HEAD,
+            "key_multiplier": 0.5,
         },
     ),
     "gemma": ("gemma", {"head_dim": HEAD, "tie_word_embeddings": True}),
@@ -253,6 +264,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "glm-dsa": ("glm_moe_dsa", LATENT | INDEXED),
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": (

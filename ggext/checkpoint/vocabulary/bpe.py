@@ -181,7 +181,8 @@ def _byte_level_normalizer(node: JsonObject | None, where: str) -> list[str]:
         if all(
             isinstance(child, dict) and child.get("type") == "NFC" for child in children
         ):
-            node, kind = {}, "NFC" if children else None
+            node = {}
+            kind = "NFC" if children else None
     if kind is None:
         return []
     if kind != "NFC":

@@ -325,20 +325,18 @@ def _config_templates(files: SmallFiles) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {"default": value}
-    found = {}
+    result = {}
     for item in value if isinstance(value, list) else [None]:
         if not isinstance(item, dict):
             raise CheckpointError(
                 f"{where}: chat_template is a {type(value).__name__}, expected a text or a list of "
                 "named templates; correct the file"
             )
-        name, text = (
-            get(item, "name", str, where, ""),
-            get(item, "template", str, where),
-        )
+        name = get(item, "name", str, where, "")
+        text = get(item, "template", str, where)
         if name and text is not None:
-            found[_template_name(name)] = text
-    return found
+            result[_template_name(name)] = text
+    return result
 
 
 def _template_name(name: str) -> str:

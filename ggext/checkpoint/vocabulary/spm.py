@@ -82,7 +82,8 @@ def fields(data: bytes) -> Iterator[tuple[int, int, Value]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
-        number, wire = key >> 3, key & 7
+        number = key >> 3
+        wire = key & 7
         if wire == 0:
             value, at = _varint(data, at)
             yield number, wire, value
@@ -136,7 +137,8 @@ def _usual_pieces(data: bytes) -> tuple[list[tuple[str, int, float]], int]:
             and data[at + 2] == _TAG_TEXT
             and data[at + 1] < 0x80
         ):
-            score_at, end = at + 4 + data[at + 3], at + 2 + data[at + 1]
+            score_at = at + 4 + data[at + 3]
+            end = at + 2 + data[at + 1]
             if data[score_at] != _TAG_SCORE:
                 break
             if end == score_at + 5:
