@@ -53,6 +53,8 @@ _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
 _STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
+#: Of a query and of a key: a score that has both is still a float32.
+_LARGEST_GAIN = 1e15
 
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
@@ -254,9 +256,10 @@ def _usable(table: RopeTable) -> RopeTable:
     """The table. Raises RopeError for one that nothing can be rotated by: llama.cpp would compute
     with it all the same, and give numbers without a meaning."""
     gain = table.attention_factor
-    if not (math.isfinite(gain) and gain > 0):
+    if not 0 < gain <= _LARGEST_GAIN:
         raise RopeError(
-            f"the attention factor of the file is {gain}; it must be a number above 0"
+            f"the attention factor of the file is {gain:g}; it must be a number above 0, and at "
+            f"most {_LARGEST_GAIN:g}"
         )
     for frequency in table.inv_freq:
         if not 0 <= frequency <= _FASTEST:

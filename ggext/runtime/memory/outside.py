@@ -14,12 +14,13 @@ from __future__ import annotations
 import tempfile
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggext.errors import ModelError
+from ggext.errors import ModelError, OutputError
 from ggext.runtime import state
 from ggext.runtime.cell_types import Q8_0, floats, holds_q8_0, rows_of
 
@@ -43,17 +44,27 @@ _AROUND = 16
 _AT_ONCE = 4096
 
 
+@contextmanager
+def _spill_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror or error}; what leaves the context is kept there: free some "
+            "space, or name another folder"
+        ) from None
+
+
 class Outside:
     """Cells outside the cache, numbered as they left. ``quantized``: kept as q8_0, else in the
     cache's own type. ``spill``: a folder for them, in files that go when this is closed."""
 
     def __init__(self, *, quantized: bool, spill: Path | None) -> None:
         self._quantized = quantized
-        self._folder = (
-            None
-            if spill is None
-            else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
-        )
+        self._folder = None
+        if spill is not None:
+            with _spill_errors(spill):
+                self._folder = tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
         self._parts: list[KvBlock] = []
         self._ends: list[int] = []
 
@@ -109,8 +120,9 @@ class Outside:
     def _append(self, part: KvBlock) -> None:
         if self._folder is not None:
             path = Path(self._folder.name, str(len(self._parts)))
-            path.unlink(missing_ok=True)  # of a text before
-            part = _mapped(part, path)
+            with _spill_errors(path):
+                path.unlink(missing_ok=True)  # of a text before
+                part = _mapped(part, path)
         self._parts.append(part)
         self._ends.append(len(self) + len(part))
 

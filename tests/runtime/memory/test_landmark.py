@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import random
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from full_contexts import SMALL, options
 
 from ggext.data import demo_language as language
+from ggext.errors import OutputError
 
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
@@ -70,6 +73,28 @@ def test_landmark_s_files_go_when_it_is_closed(
         session.evaluate(text[:600])
         assert len(list(folder.rglob("*"))) > 5
     assert list(folder.iterdir()) == []
+
+
+def test_landmark_s_folder_on_a_disk_that_is_full(
+    model: Model, text: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error in one line; once there is room, the same text is read from its beginning."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    kinds = options("landmark", kv_type="f32", spill=tmp_path, **SMALL)
+    with Session(model, kinds) as session, Session(model, kinds) as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "open", fails)
+            with pytest.raises(OutputError, match="No space left on device"):
+                session.evaluate(text[:600])
+        for one in (session, other):
+            one.clear()
+            one.evaluate(text[:600])
+        np.testing.assert_array_equal(session.last_logits(), other.last_logits())
+    with pytest.raises(OutputError, match="nowhere"):
+        Session(model, options("landmark", spill=tmp_path / "nowhere", **SMALL))
 
 
 @pytest.mark.parametrize("policy", ["landmark", "compress"])
