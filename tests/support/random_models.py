@@ -520,7 +520,8 @@ def _rope(
             "rope_theta": random.choice((10000.0, parameters["rope_theta"])),
         }
         parameters = {"full_attention": parameters, "sliding_attention": sliding}
-        if "partial_rotary_factor" in own["full_attention"]:
+        shares = own["full_attention"].get("rope_type") == "default"
+        if shares and "partial_rotary_factor" in own["full_attention"]:
             for values in parameters.values():
                 values["partial_rotary_factor"] = random.choice((0.5, 0.5, 1.0))
     return {"rope_parameters": parameters} | ({} if kind == "default" else extra)
