@@ -4,6 +4,11 @@ python benchmarks/memory.py quality [--cache 512] [--texts 40]
     the embedded model: recall and perplexity
 python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 12] [--threads 1]
     a real model: needles in a book, several questions asked of the same cache
+python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 6]
+    a real model: perplexity of what follows a text that was compressed
+python benchmarks/memory.py writing MODEL.gguf [--cells 8192]
+    a real model: CPU time a written token over so many cells, over a quarter of them, and with the
+    rest outside
 python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]
     perplexity of a long text, stream and recompute
 python benchmarks/memory.py speed [--cache 4096]
@@ -28,6 +33,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import cast
 
@@ -47,11 +53,15 @@ from ggext.quality.statistics import share as share_of
 from ggext.quality.texts import filler_of, read_text
 from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
+from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.base import Gone
+from ggext.runtime.memory.landmark import Landmark
 from ggext.runtime.regimes import DynamicNtk
 from ggext.runtime.reuse import in_common
 
+#: Of Student's distribution, for the mean of so many.
+T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
 GREEDY = Sampling(temperature=0)
 TEXT_TOKENS = 1500
 
@@ -72,7 +82,7 @@ def quality(cache: int, texts: int) -> None:
         "stream": MemoryOptions("stream"),
         "recompute": MemoryOptions("recompute"),
         "compress": MemoryOptions("compress"),
-        "landmark": MemoryOptions("landmark", block=16, retrieved=cache // 64),
+        "landmark": MemoryOptions("landmark"),
     }
     samples = list(needles(texts))
     with tempfile.TemporaryDirectory() as folder:
@@ -138,10 +148,11 @@ def needle_texts(
     threads: int,
     shares: list[float],
     policies: list[str],
+    outside: list[float],
 ) -> None:
     """Each text is read once, and asked of the whole cache and of each of its ``shares``,
-    compressed from the same reading. ``policies``, such as landmark:0.25, read it again, into so
-    many cells."""
+    compressed from the same reading; of those in ``outside`` a half is for what comes back from
+    host memory. ``policies``, such as landmark:0.25, read it again, into so many cells."""
     sentences = filler_of([read_text(book)])
     right: dict[str, list[float]] = {}
     with Model.open(path, 0) as model:
@@ -152,7 +163,7 @@ def needle_texts(
                 "multikey", source, length, random.Random(1000 + number)
             )
             for name, scores in asked(
-                model, prompts, sample, length, threads, shares, policies
+                model, prompts, sample, length, threads, shares, policies, outside
             ):
                 right.setdefault(name, []).extend(scores)
             table(length, right)
@@ -166,6 +177,7 @@ def asked(
     threads: int,
     shares: list[float],
     policies: list[str],
+    outside: list[float],
 ) -> Iterator[tuple[str, list[float]]]:
     options = SessionOptions(
         n_ctx=length + 64, threads=threads, memory=MemoryOptions("compress")
@@ -184,11 +196,25 @@ def asked(
                 f"compress:{share}",
                 [one.score for one in ask(session, prompts, sample)],
             )
+    for share in outside:
+        cells = int(share * len(tokens))
+        memory = MemoryOptions(
+            "compress", evict=128, retrieved=cells // 2, evicted="q8_0"
+        )
+        options = SessionOptions(
+            n_ctx=length + 64 + cells // 2, threads=threads, memory=memory
+        )
+        with Session(model, options) as session:
+            session.restore(tokens, whole, [*range(len(tokens))], Gone())
+            session.compress((cells - cells // 2) / len(tokens))
+            yield (
+                f"compress, the rest outside:{share}",
+                [one.score for one in ask(session, prompts, sample)],
+            )
     for name in policies:
         policy, share = name.split(":")
         cells = math.ceil(float(share) * length)
-        blocks = {"block": 16, "retrieved": cells // 64} if policy == "landmark" else {}
-        memory = MemoryOptions(cast("WhenFull", policy), **blocks)
+        memory = MemoryOptions(cast("WhenFull", policy))
         options = SessionOptions(n_ctx=cells, threads=threads, memory=memory)
         with Session(model, options) as session:
             yield (
@@ -216,6 +242,92 @@ def table(length: int, right: dict[str, list[float]]) -> None:
             f"{len(answers)} | {100 * found.low:.0f} to {100 * found.high:.0f} % |",
             flush=True,
         )
+
+
+def follows(path: Path, book: Path, length: int, texts: int) -> None:
+    """256 tokens after texts of so many, each read once, over the whole cache and over shares of
+    it. One thread."""
+    losses: dict[float, list[float]] = {1.0: [], 0.5: [], 0.25: [], 0.125: []}
+    words, scored = read_text(book), 256
+    with Model.open(path, 0) as model:
+        all_tokens = model.tokenize(words)
+        step = (len(all_tokens) - length - scored) // texts
+        options = SessionOptions(
+            n_ctx=length + scored, threads=1, memory=MemoryOptions("compress")
+        )
+        with Session(model, options) as session:
+            for number in range(texts):
+                tokens = all_tokens[number * step :][: length + scored]
+                session.evaluate(tokens[:length])
+                whole = session.snapshot()
+                for share, found in losses.items():
+                    session.restore(tokens[:length], whole, [*range(length)], Gone())
+                    session.compress(share)
+                    parts = scores(session, tokens, length + 1)
+                    found.append(float(np.concatenate([p.nll for p in parts]).mean()))
+    print(
+        f"{texts} texts of {length:,} tokens\n\n| cells | perplexity | × whole | 95 % |\n"
+        "| --- | --- | --- | --- |"
+    )
+    for share, found in losses.items():
+        apart = np.subtract(found, losses[1.0])
+        middle, wide = apart.mean(), T_95[texts] * apart.std(ddof=1) / math.sqrt(texts)
+        low, high = math.exp(middle - wide), math.exp(middle + wide)
+        print(
+            f"| {int(share * length):,} | {math.exp(statistics.mean(found)):.2f} | "
+            f"{math.exp(middle):.3f} | {low:.3f} to {high:.3f} |"
+        )
+
+
+def writing(path: Path, cells: int, rounds: int) -> None:
+    """One thread, rounds in turn, 32 tokens each; the median of the rounds. What stands in the
+    cells is all the same to a clock: a few are copied to all."""
+    ways: dict[str, tuple[int, int, MemoryOptions]] = {
+        "the whole cache": (cells, 0, MemoryOptions("stream")),
+        "a quarter": (cells // 4, 0, MemoryOptions("stream")),
+        "a quarter, the rest outside": (
+            cells // 4,
+            cells - cells // 4,
+            MemoryOptions("landmark", retrieved=256),
+        ),
+    }
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    with Model.open(path, 0) as model, ExitStack() as stack:
+        sessions = {}
+        for name, (inside, outside, memory) in ways.items():
+            options = SessionOptions(n_ctx=inside + 64, threads=1, memory=memory)
+            sessions[name] = stack.enter_context(Session(model, options))
+            filled(sessions[name], inside, outside)
+        for _ in range(rounds):
+            for name, session in sessions.items():
+                start = time.process_time()
+                for token in range(100, 132):
+                    session.memory.write(token)
+                found[name].append((time.process_time() - start) / 32)
+                session.memory.cut(len(session.cache.tokens) - 32)
+    base = statistics.median(found["the whole cache"])
+    print("| cells | CPU ms a token | × whole |\n| --- | --- | --- |")
+    for name, each in found.items():
+        middle = statistics.median(each)
+        print(f"| {name} | {1000 * middle:.2f} | {middle / base:.2f} |")
+
+
+def filled(session: Session, inside: int, outside: int) -> None:
+    """So many cells in the cache, and as many more of a landmark outside of it."""
+    cache, memory = session.cache, session.memory
+    cache.append([*range(100, 132)])
+    few = cache.take(0, 32)
+    cache.clear()
+    gap = memory.reserved if outside else 0
+    places = [*range(4), *range(4 + gap, inside)]
+    for first in range(0, len(places), 32):
+        now = np.array(places[first : first + 32], np.int32)
+        cache.put(cache.rotation().moved(few.cells(slice(0, len(now))), now))
+    cache.tokens, cache.positions = [100] * len(places), places
+    if isinstance(memory, Landmark):
+        memory.gone.add(4, [100] * outside)
+        for _ in range(outside // 32):
+            memory.retrieval.keep(few)
 
 
 def book(text: Path, path: Path, cache: int, tokens: int) -> None:
@@ -387,7 +499,17 @@ def main() -> None:
     one.add_argument("--texts", type=int, default=12)
     one.add_argument("--threads", type=int, default=1)
     one.add_argument("--shares", nargs="*", type=float, default=[0.5, 0.25, 0.125])
-    one.add_argument("--policies", nargs="*", default=["compress:0.25", "stream:0.25"])
+    one.add_argument("--outside", nargs="*", type=float, default=[0.125])
+    one.add_argument("--policies", nargs="*", default=["landmark:0.5", "landmark:0.25"])
+    one = commands.add_parser("follows")
+    one.add_argument("path", type=Path)
+    one.add_argument("book", type=Path)
+    one.add_argument("--length", type=int, default=1536)
+    one.add_argument("--texts", type=int, default=6, choices=T_95)
+    one = commands.add_parser("writing")
+    one.add_argument("path", type=Path)
+    one.add_argument("--cells", type=int, default=8192)
+    one.add_argument("--rounds", type=int, default=7)
     one = commands.add_parser("book")
     one.add_argument("text", type=Path)
     one.add_argument("path", type=Path)
@@ -406,6 +528,8 @@ def main() -> None:
     {
         "quality": quality,
         "needles": needle_texts,
+        "follows": follows,
+        "writing": writing,
         "book": book,
         "speed": speed,
         "ntk": ntk,

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ggext.checkpoint.named import DEMO_MODEL
 from ggext.convert import ConvertOptions, convert
@@ -21,6 +22,9 @@ from ggext.quality.statistics import Estimate, share
 from ggext.rope.scaling import Method, RopeScaling
 from ggext.verify import verify
 
+if TYPE_CHECKING:
+    from ggext.runtime.engine import SessionOptions
+
 TRAINED = 256
 LENGTHS = (256, 512, 1024, 2048)
 METHODS: tuple[Method, ...] = ("none", "linear", "ntk", "yarn")
@@ -28,6 +32,8 @@ QUESTIONS = 50
 _QUESTIONS_A_TEXT = 5
 _LONGEST_ANSWER = 12
 _PERPLEXITY_TEXTS = 12
+#: Of the memory that the longest texts take, in which they are asked about once more.
+SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Example:
 class DemoResult:
     recalls: Sequence[Recall]
     perplexities: Sequence[Perplexity]
+    # YaRN at the longest length, the text compressed into `SHARE` of its memory.
+    compressed: Recall
     example: Example
     files: int
 
@@ -89,6 +97,7 @@ class Watcher:
 def work(questions: int) -> int:
     """The tokens that `run` reads."""
     asked = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
+    asked += LENGTHS[-1]  # compressed
     return text_count(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
 
 
@@ -133,10 +142,7 @@ def run(
                 continue
             watcher.step(f"{method} at {length:,} tokens")
             said = list(_ask(bake(folder, method, length), samples[length], watcher))
-            pairs = zip(said, samples[length], strict=True)
-            scores = [float(answer == sample.answer) for answer, sample in pairs]
-            texts = [index // _QUESTIONS_A_TEXT for index in range(len(said))]
-            row.append(Recall(method, length, share(scores, texts)))
+            row.append(Recall(method, length, _right(said, samples[length])))
             if length == 4 * TRAINED:
                 answers[method] = said
         recalls += row
@@ -147,10 +153,33 @@ def run(
         path = bake(folder, method, LENGTHS[-1])
         values = measure_perplexity(path, LENGTHS[-1], seed, watcher)
         perplexities.append(Perplexity(method, values))
-    example = _example(samples[4 * TRAINED], answers)
     return DemoResult(
-        recalls, perplexities, example, len(list(folder.glob("demo-*.gguf")))
+        recalls,
+        perplexities,
+        _compressed(folder, samples[LENGTHS[-1]], watcher),
+        _example(samples[4 * TRAINED], answers),
+        len(list(folder.glob("demo-*.gguf"))),
     )
+
+
+def _compressed(
+    folder: Path, samples: list[language.RecallSample], watcher: Watcher
+) -> Recall:
+    """YaRN's longest texts, asked about in `SHARE` of their memory."""
+    from ggext.runtime.engine import MemoryOptions, SessionOptions
+
+    length = LENGTHS[-1]
+    watcher.step(f"yarn at {length:,} tokens, compressed")
+    options = SessionOptions(memory=MemoryOptions("compress", keep=SHARE))
+    said = list(_ask(bake(folder, "yarn", length), samples, watcher, options))
+    return Recall("yarn", length, _right(said, samples))
+
+
+def _right(said: Sequence[str], samples: Sequence[language.RecallSample]) -> Estimate:
+    """The share of answers that are right to the letter."""
+    pairs = zip(said, samples, strict=True)
+    scores = [float(answer == sample.answer) for answer, sample in pairs]
+    return share(scores, [index // _QUESTIONS_A_TEXT for index in range(len(said))])
 
 
 def spot_check(folder: Path) -> Example:
@@ -190,13 +219,16 @@ def _samples(seed: int, length: int, questions: int) -> Iterator[language.Recall
 
 
 def _ask(
-    path: Path, samples: list[language.RecallSample], watcher: Watcher
+    path: Path,
+    samples: list[language.RecallSample],
+    watcher: Watcher,
+    options: SessionOptions | None = None,
 ) -> Iterator[str]:
     """The greedy answers, by the same way that ``ggext chat`` takes."""
     from ggext.chat.conversation import ChatOptions, Conversation
     from ggext.runtime.engine import Model, Sampling, Session
 
-    with Model.open(path) as model, Session(model) as session:
+    with Model.open(path) as model, Session(model, options) as session:
         conversation = Conversation(
             model,
             session,
@@ -207,7 +239,7 @@ def _ask(
             conversation.clear()
             yield "".join(conversation.ask(language.opening(sample))).strip()
             if index % _QUESTIONS_A_TEXT == 0:  # the text was read for this one
-                watcher.advance(session.n_ctx)
+                watcher.advance(model.n_ctx_train)
 
 
 def _example(

@@ -34,6 +34,7 @@ class KeptSettings:
     think: Literal["show", "hide", "off"] | None = None
     when_full: str = "stop"
     keep: float = 1.0
+    evicted: str | None = None
     # tokens; auto: what fits into the memory; None: as a new chat chooses
     ctx: int | Literal["auto"] | None = None
     kv: str = "f16"

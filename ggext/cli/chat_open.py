@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ggext.footprint.cache import Swa
     from ggext.runtime.auto import Chosen
     from ggext.runtime.engine import Session, SessionOptions
-    from ggext.runtime.memory.options import WhenFull
+    from ggext.runtime.memory.options import Evicted, WhenFull
     from ggext.runtime.model import Model
     from ggext.runtime.regimes import DynamicNtk
 
@@ -120,10 +120,7 @@ class Engine:
         """Another context of so many tokens (None: what the file is made for, or what fits) with a
         policy; what is cached goes with it where that can be. What the user should know. Raises
         GgextError, after which the context is as it was."""
-        # What `keep` meant is in the number of cells by now.
-        memory = replace(
-            self._options.memory, when_full=cast("WhenFull", policy), keep=1.0
-        )
+        memory = self._options.memory.of(cast("WhenFull", policy))
         options = replace(
             self._options, n_ctx=tokens, memory=memory, leaves_memory=False
         )
@@ -194,7 +191,11 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
         request.batch_size,
         flash_attention=_FLASH[request.flash_attn],
         kv_type=request.kv,
-        memory=MemoryOptions(cast("WhenFull", request.policy), keep=request.keep),
+        memory=MemoryOptions(
+            cast("WhenFull", request.policy),
+            keep=request.keep,
+            evicted=cast("Evicted | None", request.evicted),
+        ),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
         leaves_memory=request.ctx is None and is_empty,
@@ -289,6 +290,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         think=cast("Any", think),
         when_full="turns" if options.drop_turns else chat.room.when_full,
         keep=request.keep,
+        evicted=request.evicted,
         ctx=engine.ctx,
         kv=request.kv,
         swa=request.swa,

@@ -13,7 +13,7 @@ from ggext.cli.models import GGUF
 from ggext.cli.numbers import TOKENS, TOKENS_OR_AUTO
 from ggext.cli.process import debug
 from ggext.errors import UsageError
-from ggext.runtime.memory.options import POLICIES
+from ggext.runtime.memory.options import EVICTED, POLICIES
 
 if TYPE_CHECKING:
     from ggext.chat.template import TemplateChoice
@@ -253,6 +253,15 @@ context = group(
         help=(
             "With --when-full compress: the memory that the text may take, as a share of what "
             "all of it would; 0.25 is a quarter.  [default: 1]"
+        ),
+    ),
+    click.option(
+        "--evicted",
+        type=click.Choice(EVICTED),
+        help=(
+            "With --when-full compress or landmark: what becomes of tokens that leave the context. "
+            "kept and q8_0 put them into host memory, q8_0 in half of it, and a question brings "
+            "back those that it asks for.  [default: compress dropped, landmark q8_0]"
         ),
     ),
     click.option(

@@ -38,6 +38,7 @@ class Request:
     adapter: Path | None
     when_full: str
     keep: float
+    evicted: str | None
     dynamic_ntk: str | None
     load: Path | None
     session: str | None

@@ -116,7 +116,19 @@ def _cell(recall: Recall) -> str:
 
 def _rest(result: DemoResult) -> str:
     """What follows the table of answers."""
-    return "\n".join(["", *_perplexities(result), "", *_asked(result), ""])
+    return "\n".join(
+        ["", _compressed(result), *_perplexities(result), "", *_asked(result), ""]
+    )
+
+
+def _compressed(result: DemoResult) -> str:
+    from ggext.demo import SHARE
+
+    length = result.compressed.length
+    return (
+        f"YaRN's texts of {length:,} tokens in {SHARE:.0%} of their memory "
+        f"(--when-full compress --keep {SHARE:g}): {_cell(result.compressed)}"
+    )
 
 
 def _perplexities(result: DemoResult) -> list[str]:

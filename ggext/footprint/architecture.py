@@ -169,7 +169,7 @@ def architecture(header: GgufFile) -> Architecture:
         else 0,
         context=read.number("context_length"),
         keys=read.keys,
-        tensors=header.tensors | _under_usual_names(header.tensors),
+        tensors={**header.tensors, **_under_usual_names(header.tensors)},
     )
 
 

@@ -14,7 +14,8 @@ FROM_CONTEXT = 1 << 20
 def choosing_layers(keys: Mapping[str, Any], layers: int) -> list[bool]:
     """For each of ``layers``, whether it chooses. ``keys``: the architecture's own, without its
     prefix. Raises ValueError for a value that the graph does not run with."""
-    given, context = keys.get(TYPES), keys.get("context_length")
+    given = keys.get(TYPES)
+    context = keys.get("context_length")
     if given is None and isinstance(context, int) and context >= FROM_CONTEXT:
         return [i < 2 or (i - 2) % 4 == 0 for i in range(layers)]
     if given is None:

@@ -30,7 +30,6 @@ _NO_JUDGE = (
 )
 _MAMBA = "not yet: layers of Mamba"
 _SPARSE = "not yet: sparse attention, of which what llama.cpp computes is still to be measured"
-_TWO_TABLES = "not yet: two tables of different sizes in one file"
 _LINEAR = "not yet: linear attention"
 _LEFT = "not yet"
 
@@ -49,7 +48,6 @@ NOT_WRITTEN: Mapping[str, str] = MappingProxyType(
         _MAMBA,
     )
     | _of("deepseek4 dots3note hy_v4 minimax-m3", _SPARSE)
-    | _of("afmoe laguna mimo2 muse-glimmer step35", _TWO_TABLES)
     | _of("bailingmoe3 glm5-next kimi-k3 kimi-linear minimax-01 qwen4exp", _LINEAR)
     | _of(
         "bitnet chameleon cohere2moe dbrx exaone-moe granite_swa graniteswitch hrm_text "

@@ -20,6 +20,8 @@ from ggext.rope.scaling import Layout
 
 #: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
 _OTHER_BASES = ("swa_rope_theta", "compress_rope_theta")
+#: What stands outside the rope parameters of a plain family.
+_OUTER = ("rope_theta", "partial_rotary_factor", "swa_rope_theta")
 
 
 def read_rope(
@@ -40,7 +42,11 @@ def read_replaceable_rope(
     """As ``read_rope``, but what is wrong with the scaling alone is its ``problem``. Raises
     ``RopeError`` for what no scaling can do without."""
     ropes = _read_by_kind(config, layout, source)
-    _, rule, _ = _text_part(config)
+    text, rule, _ = _text_part(config)
+    if rule.own_share and SLIDING not in (text.get("layer_types") or [SLIDING]):
+        ropes.pop(SLIDING, None)  # of which kind there is no layer
+    if set(ropes) == {rule.scaled_kind}:
+        return ropes[rule.scaled_kind]
     if len(ropes) == 1 and (ALL in ropes or rule.unrotated):
         return next(iter(ropes.values()))
     if set(ropes) != {FULL, SLIDING} or not rule.scaled_kind:
@@ -53,7 +59,8 @@ def read_replaceable_rope(
     of_full = full.geometry
     of_sliding = sliding.geometry
     alike = (of_full.n_rot, of_full.head_dim) == (of_sliding.n_rot, of_sliding.head_dim)
-    if sliding.scaling.method != "none" or not (alike or rule.own_heads):
+    own = rule.own_heads or rule.own_share
+    if sliding.scaling.method != "none" or not (alike or own):
         raise RopeError(
             f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
@@ -95,6 +102,9 @@ def _read_by_kind(
 ) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
+    if rule.nested_only:
+        _refuse_flat(values, source)
+        values = {key: value for key, value in values.items() if key not in _OUTER}
     reader = RopeReader(values, rule, layout, source)
     notes = []
     if rule.read_as:
@@ -138,6 +148,15 @@ def _refuse_other_bases(
                 f"{source}: {key} is {values[key]!r}: some layers rotate by a base of their own, "
                 "which is not read for this family yet"
             )
+
+
+def _refuse_flat(values: Mapping[str, Any], source: str) -> None:
+    """Raises ``RopeError`` for a scaling of a family that is read by kind of layer alone."""
+    if values.get("rope_scaling"):
+        raise RopeError(
+            f"{source}: rope_scaling is {values['rope_scaling']!r:.60}; transformers reads "
+            "rope_parameters of this family, by kind of layer: write it there"
+        )
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:

@@ -5,12 +5,19 @@ llama.cpp's own context shift is not used. It turns cached keys with the operati
 so a gain other than 1 is applied again; a shift that is cancelled leaves some layers turned and
 others not; and quantized keys of heads whose size is no multiple of 64 end the process. This turns
 by the difference of the angles, in float64, rounds once, and runs no graph.
+
+Keys of q8_0 are turned by a Hadamard matrix before llama.cpp quantizes them (llama_kv_cache's
+attn_rot_k). That is undone, and done again, so that they are as exact as a step of their own
+quantization.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
@@ -19,6 +26,7 @@ from ggext.gguf.rope import effective_table
 from ggext.rope.decode import geometry_of
 from ggext.rope.keys import query_scale
 from ggext.rope.methods import theta
+from ggext.runtime.cell_types import WHOLE, floats, rows_of
 from ggext.runtime.regimes import Regime
 from ggext.runtime.state import KvBlock
 
@@ -28,13 +36,6 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.native import Dtype
-
-#: ggml's type of the keys → numpy's, and what ggext.native calls it.
-_TYPES: dict[int, tuple[str, Dtype]] = {
-    0: ("<f4", "float32"),
-    1: ("<f2", "float16"),
-    30: ("<u2", "bfloat16"),
-}
 
 
 class KeyRotation:
@@ -51,6 +52,7 @@ class KeyRotation:
             if regime.freq_base is None
             else tuple(theta(geometry, regime.freq_base))
         )
+        self._hadamard = _hadamard_size(geometry.head_dim)
         self._gain = table.attention_factor / math.sqrt(query_scale(header.arch_keys()))
 
     def moved(
@@ -70,7 +72,11 @@ class KeyRotation:
         for kind, rows in zip(block.form.key_types, block.keys, strict=True):
             heads, dtype = self._heads(kind, rows)
             turned = rotate_between(heads, before, after, self._layout, dtype=dtype)
-            keys.append(turned.view("u1").reshape(rows.shape))
+            keys.append(
+                turned.view("u1").reshape(rows.shape)
+                if kind in WHOLE
+                else self._rows(kind, turned)
+            )
         return replace(block, positions=positions, keys=tuple(keys))
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
@@ -84,7 +90,8 @@ class KeyRotation:
         for kind, ours, theirs in zip(
             after.form.key_types, moved.keys, after.keys, strict=True
         ):
-            have, wanted = _elements(kind, ours), _elements(kind, theirs)
+            have = floats(kind, ours)
+            wanted = floats(kind, theirs)
             if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
                 return math.inf
             difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
@@ -107,6 +114,28 @@ class KeyRotation:
             for kind, rows in zip(block.form.key_types, block.keys, strict=True)
         ]
 
+    def placed(
+        self,
+        layers: Sequence[NDArray[np.float32]],
+        positions: NDArray[np.int32],
+        kinds: Sequence[int],
+    ) -> tuple[NDArray[np.uint8], ...]:
+        """`upright` undone: each layer's keys before rotation, (n_cells, n_values), at positions,
+        int32 (n_cells,), as rows of bytes of ggml's types. Raises ModelError."""
+        from ggext.native import rotate
+
+        turned = (
+            rotate(
+                keys.reshape(len(keys), -1, self._head_dim),
+                positions,
+                self._inv_freq,
+                self._gain,
+                self._layout,
+            )
+            for keys in layers
+        )
+        return tuple(map(self._rows, kinds, turned))
+
     def upright_queries(
         self, rows: NDArray[np.float32], positions: NDArray[np.int32]
     ) -> NDArray[np.float32]:
@@ -118,16 +147,25 @@ class KeyRotation:
         )
 
     def _floats(self, kind: int, rows: Any) -> NDArray[np.float32]:
-        values = _elements(kind, rows)
-        return values.reshape(len(values), -1, self._head_dim)
+        values = floats(kind, rows)
+        heads = values.reshape(len(values), -1, self._head_dim)
+        return heads if kind in WHOLE else self._mixed(heads)
+
+    def _rows(self, kind: int, heads: NDArray[np.float32]) -> NDArray[np.uint8]:
+        return rows_of(kind, heads if kind in WHOLE else self._mixed(heads))
+
+    def _mixed(self, heads: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Quantized keys as they are before llama.cpp's Hadamard matrix, and the other way round:
+        it is its own inverse."""
+        if not self._hadamard:
+            return heads
+        runs = heads.reshape(-1, self._hadamard) @ _hadamard(self._hadamard)
+        return runs.reshape(heads.shape)
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
-        if kind not in _TYPES:
-            raise ModelError(
-                f"keys of ggml type {kind} are quantized and cannot be moved exactly: use the kv "
-                "type f16"
-            )
-        name, dtype = _TYPES[kind]
+        if kind not in WHOLE:
+            return self._floats(kind, rows), "float32"
+        name, dtype = WHOLE[kind]
         values = rows.view(name)
         if values.shape[1] % self._head_dim:
             raise ModelError(
@@ -136,15 +174,20 @@ class KeyRotation:
         return values.reshape(len(values), -1, self._head_dim), dtype
 
 
-def _elements(kind: int, rows: Any) -> NDArray[np.float32]:
-    """Rows of bytes as float32 (n_cells, n_values). Raises ModelError for a quantized type."""
+def _hadamard_size(head_dim: int) -> int:
+    """Of the matrix by which llama.cpp turns keys before it quantizes them; 0: it does not.
+    ``llama_kv_cache::build_input_k_rot``."""
+    if head_dim % 64 or os.environ.get("LLAMA_ATTN_ROT_DISABLE", "0") not in ("", "0"):
+        return 0
+    return head_dim & -head_dim
+
+
+@lru_cache(maxsize=4)
+def _hadamard(size: int) -> NDArray[np.float32]:
+    """The orthonormal Walsh-Hadamard matrix, symmetric, of a power of 2."""
     import numpy as np
 
-    if kind not in _TYPES:
-        raise ModelError(
-            f"cells of ggml type {kind} are quantized and cannot be read: use the kv type f16"
-        )
-    values: NDArray[Any] = rows.view(_TYPES[kind][0])
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
+    matrix = np.ones((1, 1), np.float32)
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return matrix / np.float32(math.sqrt(size))

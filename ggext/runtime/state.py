@@ -145,12 +145,12 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
         ) from None
 
 
-def _block(magic: int, found: Sequence[Section]) -> KvBlock:
+def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
     import numpy as np
 
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} sections")
-    section = found[0]
+    if len(sections) != 1:
+        raise ValueError(f"{len(sections)} sections")
+    section = sections[0]
     if len(section.values) != len(section.keys):
         raise ValueError("no values")
     values = section.values

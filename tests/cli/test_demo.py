@@ -36,6 +36,11 @@ def test_recall_at_eight_times_the_trained_context(result: DemoResult) -> None:
     assert result.recall("none", 2048) <= 0.1
 
 
+def test_the_same_text_in_a_quarter_of_its_memory(result: DemoResult) -> None:
+    assert result.compressed.length == 2048
+    assert result.compressed.share.value >= 0.9
+
+
 def test_perplexity_beyond_the_window(result: DemoResult) -> None:
     """YaRN stays level to the end; without scaling the last quarter is far worse than the first."""
     values = {p.method: p.values for p in result.perplexities}

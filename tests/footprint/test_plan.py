@@ -16,6 +16,8 @@ from ggext.footprint.cache import KV_TYPES, Context, Swa
 from ggext.footprint.planner import Choices, Memories
 from ggext.plan import MEASURED, PlanOptions, plan
 
+pytestmark = pytest.mark.usefixtures("two_cores")
+
 #: Contexts that make different tensors the largest: tokens, batch, type of the cache, flash
 #: attention, small windows.
 CONTEXTS = {

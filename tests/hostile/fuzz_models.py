@@ -206,7 +206,7 @@ def use(path: Path) -> None:
                 n_ctx=64,
                 threads=1,
                 n_batch=32,
-                memory=MemoryOptions(policy, block=8, group=4),
+                memory=MemoryOptions(policy, group=4),
             ),
         ):
             with contextlib.suppress(GgextError):

@@ -120,7 +120,7 @@ def test_an_interrupted_session_goes_on(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = SessionOptions(
-        n_ctx=64, threads=1, memory=MemoryOptions("landmark", block=8)
+        n_ctx=64, threads=1, memory=MemoryOptions("landmark", retrieved=8)
     )
     with Session(model, options) as session:
         session.evaluate(list(range(3, 20)))

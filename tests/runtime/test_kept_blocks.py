@@ -30,6 +30,7 @@ from ggext.runtime.engine import (  # noqa: E402
     in_common,
 )
 from ggext.runtime.memory.landmark import Landmark  # noqa: E402
+from ggext.runtime.memory.outside import GRAIN  # noqa: E402
 
 GREEDY = Sampling(temperature=0)
 KEY = {"the model file": "a"}
@@ -44,13 +45,17 @@ def model(demo_gguf: Path) -> Iterator[Model]:
 
 
 def options(n_ctx: int = 256, kv_type: str = "f16", **memory: Any) -> SessionOptions:
-    asked = MemoryOptions("landmark", **{"block": 16, "retrieved": 4} | memory)
+    asked = MemoryOptions("landmark", **{"retrieved": 64} | memory)
     return SessionOptions(n_ctx=n_ctx, kv_type=kv_type, memory=asked)
 
 
 def landmark(session: Session) -> Landmark:
     assert isinstance(session.memory, Landmark)
     return session.memory
+
+
+def cells_back(session: Session) -> int:
+    return sum(end - start for start, end in landmark(session).retrieval.fetched)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "f32"])
@@ -89,14 +94,14 @@ def test_a_fact_that_had_left_is_found_by_the_restored_session(
     model: Model, tmp_path: Path
 ) -> None:
     """The texts are read and kept without a question; by chance one place of 32 is right."""
-    rng, right, blocks = random.Random("needles"), 0, {"block": 16, "retrieved": 8}
+    rng, right = random.Random("needles"), 0
     for _ in range(6):
         told = language.facts(rng, language.RECALL_FACTS)
         document = language.document(rng, told, 900)
         early = min(told, key=lambda fact: document.index(fact.sentence()))
         question = language.question(early.key)
         asked = language.opening(language.RecallSample(document, question, ""))
-        with Session(model, options(512, **blocks)) as session:
+        with Session(model, options(512, retrieved=128)) as session:
             conversation = Conversation(
                 model, session, GREEDY, ChatOptions(max_tokens=12)
             )
@@ -107,7 +112,7 @@ def test_a_fact_that_had_left_is_found_by_the_restored_session(
             session.evaluate(beginnings[0][: in_common(*beginnings)])
             assert session.dropped > 300
             store.save(tmp_path / "kv.bin", session, KEY)
-        with Session(model, options(512, **blocks)) as session:
+        with Session(model, options(512, retrieved=128)) as session:
             store.restore(tmp_path / "kv.bin", session, KEY)
             conversation = Conversation(
                 model, session, GREEDY, ChatOptions(max_tokens=12)
@@ -123,7 +128,7 @@ def test_only_a_policy_of_the_same_sizes_goes_on(model: Model, tmp_path: Path) -
     with Session(model, options()) as session:
         session.evaluate(TEXT[:900])
         store.save(tmp_path / "kv.bin", session, KEY)
-    for changed in ({"block": 32}, {"retrieved": 3}, {"sinks": 5}):
+    for changed in ({"evicted": "kept"}, {"retrieved": 48}, {"sinks": 5}):
         with (
             Session(model, options(512, **changed)) as session,
             pytest.raises(
@@ -183,15 +188,20 @@ def kept(model: Model, tmp_path: Path) -> Iterator[tuple[Session, Path]]:
         {},
         [],
         {"fetched": None},
-        {"fetched": [-1]},
-        {"fetched": [10**9]},
-        {"fetched": [2, 1]},
-        {"fetched": [1, 1]},
-        {"fetched": ["0"]},
-        {"fetched": [0, 1, 2, 3, 4]},
-        {"fetched": [0]},
-        {"wanted": [99]},
+        {"fetched": [1]},
+        {"fetched": [[-1, 9]]},
+        {"fetched": [[0, 10**9]]},
+        {"fetched": [[2, 1]]},
+        {"fetched": [[1, 5], [3, 8]]},
+        {"fetched": [["0", 3]]},
+        {"fetched": [[0, 65]]},
+        {"fetched": [[0, 7]]},
+        {"wanted": [[99, 1000]]},
         {"wanted": 3},
+        {"asked": [[3]]},
+        {"asked": None},
+        {"left": 10},
+        {"left": "4"},
         {"written": -1},
         {"written": None},
     ],
@@ -210,14 +220,14 @@ def test_a_stranger_s_account_of_the_blocks_is_refused(
         store.restore(path, session, KEY)
     path.write_bytes(whole)
     store.restore(path, session, KEY)
-    assert len(landmark(session).fetched) == 4
+    assert cells_back(session) == 64
 
 
 def test_blocks_that_are_none_are_refused(kept: tuple[Session, Path]) -> None:
     session, path = kept
     whole = path.read_bytes()
     size = len(next(landmark(session).blocks_outside()))
-    count = session.dropped // 16
+    count = session.dropped // GRAIN
     start = len(whole) - size * count
     for data in (
         whole[:-1],

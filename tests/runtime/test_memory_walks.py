@@ -20,9 +20,11 @@ pytest.importorskip("llama_cpp")
 
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import POLICIES, WhenFull  # noqa: E402
+from ggext.runtime.memory.options import Evicted  # noqa: E402
 from ggext.runtime.memory.self_extend import SelfExtend  # noqa: E402
 
 LONGEST = 700
+WAYS = [*((policy, None) for policy in POLICIES), ("compress", "q8_0")]
 SINKS = 4
 
 
@@ -32,9 +34,9 @@ def model(demo_gguf: Path) -> Iterator[Model]:
         yield model
 
 
-def opened(model: Model, policy: WhenFull) -> Session:
+def opened(model: Model, policy: WhenFull, evicted: Evicted | None = None) -> Session:
     n_ctx = {"self-extend": 900, "stop": 512}.get(policy, 192)
-    memory = MemoryOptions(policy, block=16, retrieved=3, group=4)
+    memory = MemoryOptions(policy, group=4, retrieved=48, evicted=evicted)
     return Session(
         model, SessionOptions(n_ctx=n_ctx, n_batch=32, kv_type="f32", memory=memory)
     )
@@ -136,11 +138,11 @@ class Walk:
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("policy", "evicted"), WAYS)
 def test_no_token_is_ever_lost_without_an_account(
-    model: Model, policy: WhenFull, seed: int
+    model: Model, policy: WhenFull, evicted: Evicted | None, seed: int
 ) -> None:
-    with opened(model, policy) as session:
+    with opened(model, policy, evicted) as session:
         walk = Walk(session, random.Random(f"{policy} {seed}"))
         for _ in range(40):
             walk.step()
@@ -179,15 +181,21 @@ def test_what_is_read_anew_is_a_fresh_evaluation_of_what_stays(
         assert compared > 15
 
 
-@pytest.mark.parametrize("policy", ["landmark", "compress"])
+@pytest.mark.parametrize(
+    ("policy", "evicted", "smallest"),
+    [
+        ("landmark", None, 4 + 48 + 16 + 16),
+        ("compress", None, 4 + 16 + 8 + 1),
+        ("compress", "kept", 4 + 16 + 8 + 1 + 48 + 16),
+    ],
+)
 def test_the_smallest_contexts_hold_a_text_of_any_length(
-    model: Model, policy: WhenFull
+    model: Model, policy: WhenFull, evicted: Evicted | None, smallest: int
 ) -> None:
     """From the smallest context that is not refused upward: a window that is not quite full when
     tokens must leave lost its place (IndexError) in contexts just above the smallest."""
     rng = random.Random(policy)
-    memory = MemoryOptions(policy, block=16, retrieved=3, evict=16)
-    smallest = 4 + 3 * 16 + 16 + 16 if policy == "landmark" else 4 + 16 + 8 + 1
+    memory = MemoryOptions(policy, evict=16, retrieved=48, evicted=evicted)
     with pytest.raises(
         UsageError, match=f"need a context of {smallest} tokens or more"
     ):

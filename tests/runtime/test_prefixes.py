@@ -22,6 +22,7 @@ from ggext.runtime import prefixes  # noqa: E402
 from ggext.runtime.answering import Question  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions  # noqa: E402
 from ggext.runtime.memory import WhenFull  # noqa: E402
+from ggext.runtime.memory.options import Evicted  # noqa: E402
 from ggext.runtime.prefixes import Prefixes  # noqa: E402
 from ggext.runtime.worker import Worker  # noqa: E402
 
@@ -204,12 +205,22 @@ def test_what_gives_other_logits_is_read_again(
         assert (session.last_logits() == other.last_logits()).all()
 
 
-@pytest.mark.parametrize("policy", ["stream", "recompute", "landmark", "self-extend"])
+@pytest.mark.parametrize(
+    ("policy", "evicted"),
+    [
+        ("stream", None),
+        ("recompute", None),
+        ("landmark", None),
+        ("self-extend", None),
+        ("compress", None),
+        ("compress", "kept"),
+    ],
+)
 def test_a_text_that_has_left_its_window_in_part_comes_back(
-    model: Model, policy: WhenFull
+    model: Model, policy: WhenFull, evicted: Evicted | None
 ) -> None:
     """What a policy made of it is put back as it was: the same answer as without a side request."""
-    memory = MemoryOptions(policy, block=32, retrieved=2)
+    memory = MemoryOptions(policy, retrieved=64, evicted=evicted)
     options = SessionOptions(
         n_ctx=1024 if policy == "self-extend" else 384, memory=memory
     )

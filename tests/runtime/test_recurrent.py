@@ -144,7 +144,7 @@ def test_policies_that_take_a_part_out_are_refused(model: Model, policy: str) ->
     with pytest.raises(
         ModelError, match=r"keep one state of the whole text.*recompute works"
     ):
-        opened(model, when_full=policy, sinks=4, block=16, retrieved=1)
+        opened(model, when_full=policy, sinks=4)
 
 
 def test_a_full_context_is_read_again(model: Model) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError, RopeError, UsageError
 from ggext.footprint.cache import is_quantized
+from ggext.runtime.memory.outside import GRAIN
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
-    from ggext.runtime.state import KvBlock
 
 
 #: Of a key's largest value: what 16 bits and llama.cpp's float32 angles at a million tokens come
@@ -89,8 +89,8 @@ class Layout:
     """A cache that can be kept: the positions where its tokens stand, in order, those of all of its
     cells, and how many blocks are outside of it."""
 
-    places: list[int]
-    cells: list[int]
+    places: Sequence[int]
+    cells: Sequence[int]
     blocks: int = 0
 
 
@@ -118,9 +118,9 @@ class Memory(ABC):
     def make_room(self, count: int) -> bool:
         """Makes room for `count` more tokens, at most ``batch``; False: cancelled."""
 
-    def read(self, tokens: Sequence[int], *, last: bool) -> bool:  # noqa: ARG002 - for policies that look ahead
-        """Evaluates tokens for which there is room; ``last``: an answer may follow. False:
-        cancelled."""
+    def read(self, tokens: Sequence[int], left: int) -> bool:  # noqa: ARG002 - for policies that look ahead
+        """Evaluates tokens for which there is room, with so many of the text ``left`` after them.
+        False: cancelled."""
         return self.cache.append(tokens)
 
     def write(self, token: int) -> bool:
@@ -130,7 +130,8 @@ class Memory(ABC):
     def reread_last(self) -> bool:
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. False:
         cancelled."""
-        cache, tokens = self.cache, [*self.cache.tokens]
+        cache = self.cache
+        tokens = [*self.cache.tokens]
         kept = cache.cut(len(tokens) - 1)
         between = self.batches(tokens[kept:-1], kept)
         return all(cache.append(batch) for batch in between) and cache.append_one(
@@ -186,7 +187,7 @@ class Window(Memory):
         window = self.size - self.sinks
         self.evict = options.evict or max(window // 4, 1)
         if reserved:
-            self.evict = max(self.evict // options.block, 1) * options.block
+            self.evict = max(self.evict // GRAIN, 1) * GRAIN
         # A window that is hardly larger than what leaves at once would be read token by token.
         least = min(_LEAST_BATCH, self.evict) if reserved else 1
         if self.evict + least > window:
@@ -225,13 +226,6 @@ class Window(Memory):
             )  # what the policy put after the first tokens
         super().forget()
 
-    def blocks(self, start: int, end: int) -> Iterator[KvBlock]:
-        """Copies of tokens `start` to `end`, a block at a time."""
-        places, size = self.cache.positions, self.options.block
-        for first in range(start, end, size):
-            last = min(first + size, end)
-            yield self.cache.take(places[first], places[last - 1] + 1)
-
     @abstractmethod
     def slide(self, start: int, end: int) -> bool:
         """Takes tokens `start` to `end` out of the cache; False: cancelled."""
@@ -241,11 +235,10 @@ def require_movable(cache: Cache, policy: str) -> None:
     """Raises ModelError where cached keys cannot be moved exactly, or llama.cpp rotates them
     otherwise than ggext."""
     remedy = "recompute works with every file"
-    if is_quantized(cache.kv_type):
+    if is_quantized(cache.kv_type) and cache.kv_type != "q8_0":
         raise ModelError(
-            f"when_full={policy!r} moves cached keys, and quantized ones of kv type "
-            f"{cache.kv_type} cannot be moved "
-            f"exactly: take f16; {remedy}"
+            f"when_full={policy!r} moves cached keys, and those of kv type {cache.kv_type} are too "
+            f"coarse to be quantized again: take f16 or q8_0; {remedy}"
         )
     where = f"{cache.model.path}: when_full={policy!r} moves cached keys"
     if cache.model.is_recurrent:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -12,6 +12,13 @@ from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
 POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
+#: What becomes of tokens that leave: nothing, or their cells go to host memory, in the cache's own
+#: type or as q8_0, which is half of f16.
+Evicted = Literal["dropped", "kept", "q8_0"]
+EVICTED: tuple[Evicted, ...] = get_args(Evicted)
+#: One of so many cells is for what comes back, by itself. compress: SmolLM2 answered more of its
+#: questions the fewer cells stood around those that came back.
+_COMES_BACK = {"landmark": 4, "compress": 2}
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,14 @@ class MemoryOptions:
     sinks: int = 4
     # Tokens that leave at once; None: a quarter of the window.
     evict: int | None = None
-    # Landmark stores runs of this many tokens.
-    block: int = 128
-    # Blocks that landmark brings back at a time.
-    retrieved: int = 4
+    # What becomes of tokens that leave (landmark, compress), so that a question brings them back;
+    # None: landmark keeps them as q8_0, compress drops them.
+    evicted: Evicted | None = None
+    # Cells for what comes back; None: of landmark a quarter, of compress a half of the context.
+    retrieved: int | None = None
     # Positions that self-extend makes one.
     group: int = 8
-    # A folder where landmark keeps its blocks instead of in memory.
+    # A folder for what leaves, instead of memory.
     spill: Path | None = None
     # The context has this share of the cells that its tokens would take (compress): 0.25 holds a
     # text in a quarter of the memory.
@@ -39,12 +47,33 @@ class MemoryOptions:
     @property
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
-        kept = (
-            f", {self.retrieved} blocks of {self.block}"
-            if self.when_full == "landmark"
-            else ""
-        )
+        back = self.retrieved or "a part"
+        kept = f", {self.leaves_as}, {back} back" if self.brings_back else ""
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
+
+    @property
+    def leaves_as(self) -> Evicted:
+        """What becomes of tokens that leave."""
+        return self.evicted or ("q8_0" if self.when_full == "landmark" else "dropped")
+
+    @property
+    def brings_back(self) -> bool:
+        """Whether a question brings back tokens that left."""
+        return self.leaves_as != "dropped"
+
+    def come_back(self, n_ctx: int) -> int:
+        """Cells of a context that are for what comes back."""
+        if not self.brings_back:
+            return 0
+        return self.retrieved or max(n_ctx // _COMES_BACK[self.when_full], 1)
+
+    def of(self, policy: WhenFull) -> MemoryOptions:
+        """These options for a context that is there, with another policy: what `keep` meant is in
+        the number of its cells by now."""
+        evicted = self.evicted if policy in _COMES_BACK else None
+        if policy == "landmark" and evicted == "dropped":
+            evicted = None
+        return replace(self, when_full=policy, keep=1.0, evicted=evicted)
 
     def cells(self, tokens: int) -> int:
         """Cells of the context that is to hold a text of `tokens`."""
@@ -65,13 +94,29 @@ class MemoryOptions:
             raise UsageError(
                 f"when-full is {self.when_full!r}, but must be one of {', '.join(POLICIES)}"
             )
+        self._check_evicted()
         for name, least in (
             ("sinks", 1),
             ("evict", 1),
-            ("block", 1),
             ("retrieved", 1),
             ("group", 2),
         ):
             value = getattr(self, name)
             if value is not None:
                 check_count(name, value, least)
+
+    def _check_evicted(self) -> None:
+        if self.evicted is not None and self.evicted not in EVICTED:
+            raise UsageError(
+                f"evicted is {self.evicted!r}, but must be one of {', '.join(EVICTED)}"
+            )
+        if self.evicted == "dropped" and self.when_full == "landmark":
+            raise UsageError(
+                "landmark brings back what left, so evicted cannot be dropped: take kept or q8_0, "
+                "or the policy stream"
+            )
+        if self.evicted is not None and self.when_full not in _COMES_BACK:
+            raise UsageError(
+                f"evicted is {self.evicted!r}, but only landmark and compress bring back what "
+                f"left: take one of them in place of {self.when_full}"
+            )

@@ -22,6 +22,8 @@ pytest.importorskip("llama_cpp")
 if TYPE_CHECKING:
     from ggext.runtime.memory import WhenFull
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",
