@@ -7,7 +7,7 @@ from ggext.footprint.nodes import Nodes
 
 
 class FeedForward(Nodes):
-    """Builds what stands behind attention."""
+    """Builds what stands after attention."""
 
     # of all layers, where each gets an embedding of its own
     layer_inputs: Tensor | None = None
