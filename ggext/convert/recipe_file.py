@@ -78,7 +78,7 @@ def read_request(path: Path) -> Request:
 
 def _check_keys(text: str) -> None:
     """Raises ValueError for a key of many parts, which cost tomllib their square:
-    hours for a file of 200 KB."""
+    minutes for a file of 200 KB."""
     for part in re.split(r"[\n,={}\[\]]", text.replace(" ", "").replace("\t", "")):
         if part.count(".") > _MAX_PARTS:
             raise ValueError(f"a key has more than {_MAX_PARTS} parts")

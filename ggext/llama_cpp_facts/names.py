@@ -30,7 +30,10 @@ _NO_JUDGE = (
 )
 _MAMBA = "not yet: layers of Mamba"
 _SPARSE = "not yet: sparse attention, of which what llama.cpp computes is still to be measured"
-_MEASURED = "not yet; what llama.cpp computes is exact: a KL of 1e-11, in a file of its converter"
+_MEASURED = (
+    "not yet; what llama.cpp computes is exact: "
+    "a KL of 1e-11 in a file of its own converter"
+)
 _LINEAR = "not yet: linear attention"
 _LEFT = "not yet"
 

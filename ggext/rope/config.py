@@ -22,6 +22,11 @@ from ggext.rope.scaling import Layout
 _OTHER_BASES = ("swa_rope_theta", "compress_rope_theta")
 #: What stands outside the rope parameters of a plain family.
 _OUTER = ("rope_theta", "partial_rotary_factor", "swa_rope_theta")
+_OUTER_MEANING = (
+    ("rope_theta", FULL, "rope_theta"),
+    ("swa_rope_theta", SLIDING, "rope_theta"),
+    ("partial_rotary_factor", FULL, "partial_rotary_factor"),
+)
 
 
 def read_rope(
@@ -102,6 +107,7 @@ def _read_by_kind(
 ) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
+    outer = values
     if rule.nested_only:
         _refuse_flat(values, source)
         values = {key: value for key, value in values.items() if key not in _OUTER}
@@ -115,6 +121,8 @@ def _read_by_kind(
     _refuse_other_bases(values, rule, source)
     parameters, problem = chosen_parameters(values, rule, source, notes)
     kinds = by_kind(parameters, values, source)
+    if rule.nested_only:
+        _refuse_contradictions(outer, kinds, rule, source)
     if kinds:
         scaled = rule.scaled_kind
         return {
@@ -157,6 +165,25 @@ def _refuse_flat(values: Mapping[str, Any], source: str) -> None:
             f"{source}: rope_scaling is {values['rope_scaling']!r:.60}; transformers reads "
             "rope_parameters of this family, by kind of layer: write it there"
         )
+
+
+def _refuse_contradictions(
+    outer: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]],
+    rule: FamilyRule,
+    source: str,
+) -> None:
+    """Raises ``RopeError`` where keys outside the rope parameters, which the model's own code reads
+    and transformers does not, say something else."""
+    for key, kind, name in _OUTER_MEANING:
+        taken = kinds.get(kind, {}).get(name)
+        if name == "partial_rotary_factor" and taken is None:
+            taken = rule.plain_share
+        if outer.get(key) is not None and taken is not None and outer[key] != taken:
+            raise RopeError(
+                f"{source}: {key} is {outer[key]!r:.40}, which transformers does not read in this "
+                f"family: it takes {taken!r:.40}; write it to the rope_parameters of {kind}"
+            )
 
 
 def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], FamilyRule, str]:

@@ -1,4 +1,4 @@
-"""How far a load is, told on the caller's thread, and its stop."""
+"""How far a load is, reported on the thread that waits for it, and its stop."""
 
 from __future__ import annotations
 

@@ -162,11 +162,11 @@ def random_model_config(model_type: str, random: Random) -> Any:
         return AutoConfig.for_model(model_type, **random_config(model_type, random))
     row = next(row for row in ROWS.values() if row.model_type == model_type)
     text = random_config(text_type, random)
-    if "mrope_section" in row.config["rope_parameters"]:
+    if "mrope_section" in row.config.get("rope_parameters", {}):
         text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
-    if text_type != "step3p5":
+    if text_type not in ("muse_glimmer_text", "step3p5"):
         vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
@@ -389,6 +389,7 @@ def _what_belongs_together(
             * config["num_key_value_heads"],
             "sliding_window": config.get("sliding_window") or 40,
             "share_expert_dim": random.choice((32, 48)),
+            "query_pre_attn_scalar": config.get("head_dim", 128),
             "swiglu_limits": random.choices(limits, k=layers),
             "swiglu_limits_shared": random.choices(limits, k=layers),
         }
@@ -520,7 +521,8 @@ def _rope(
             "rope_theta": random.choice((10000.0, parameters["rope_theta"])),
         }
         parameters = {"full_attention": parameters, "sliding_attention": sliding}
-        if "partial_rotary_factor" in own["full_attention"]:
+        shares = own["full_attention"].get("rope_type") == "default"
+        if shares and "partial_rotary_factor" in own["full_attention"]:
             for values in parameters.values():
                 values["partial_rotary_factor"] = random.choice((0.5, 0.5, 1.0))
     return {"rope_parameters": parameters} | ({} if kind == "default" else extra)
