@@ -1,4 +1,4 @@
-"""Fourteen families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Fifteen families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -43,6 +43,7 @@ def llama_cpp() -> Path:
             "gpt2",
             "gpt_bigcode",
             "granitemoehybrid-experts",
+            "granitemoehybrid-mamba",
             "mpt",
             "qwen3_vl_moe",
         ),
