@@ -229,7 +229,7 @@ class Cache(MovableCells):
 
     @property
     def has_nan(self) -> bool:
-        """Whether the last logits are NaN: cells that are then cut would spoil later texts still."""
+        """Whether the last logits are NaN: cells that are cut then would spoil later texts."""
         import numpy as np
 
         return self.has_logits and bool(np.isnan(self.logits()).any())
