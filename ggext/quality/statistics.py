@@ -17,6 +17,8 @@ from statistics import NormalDist
 _LEVEL = 0.95
 #: The two-sided 95 % quantile of the normal distribution.
 Z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
+#: A variance of scores up to 1 that is less comes of floating point.
+_ROUNDING = 1e-20
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def share(
     by how much the variance between clusters exceeds that of independent ones, and by what few
     clusters leave unknown, (z/t)². Where all scores are 0 or all are 1 the variance says nothing
     and only the latter counts. `at_most_items`: the effective size never exceeds the scores'
-    number; right for answers that are right or wrong.
+    number; right for answers that are right or wrong. Else the variance is at least that of
+    independent scores.
     """
     if not scores:
         raise ValueError("a share needs at least one score")
@@ -72,7 +75,11 @@ def share(
         return Estimate(centre, low, high, len(scores), 1)
     effective = float(len(scores))
     variance = _clustered_variance(centre, groups)
-    if 0 < centre < 1 and variance > 0:
+    if not at_most_items:
+        # Two texts that agree by chance would make an interval without width.
+        alone = [[score] for score in scores]
+        variance = max(variance, _clustered_variance(centre, alone))
+    if 0 < centre < 1 and variance > _ROUNDING:
         by_variance = centre * (1 - centre) / variance
         effective = min(effective, by_variance) if at_most_items else by_variance
     effective *= (Z / t_quantile(len(groups) - 1)) ** 2

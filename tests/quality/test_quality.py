@@ -67,6 +67,17 @@ def test_a_difference_of_few_texts_names_no_winner() -> None:
     assert statistics.difference({}, better, cluster) is None
 
 
+def test_two_texts_that_agree_by_chance_show_nothing() -> None:
+    """Each loses and gains as many answers as the other: the texts alone have no variance."""
+    worse = {(text, i): float(i < 1) for text in "ab" for i in range(5)}
+    better = {(text, i): float(i < 2) for text in "ab" for i in range(5)}
+    found = statistics.difference(worse, better, {item: item[0] for item in worse})
+    assert found is not None
+    assert found.value == pytest.approx(0.2)
+    assert found.low < -0.5
+    assert found.high > 0.5
+
+
 def test_paired_means_are_tighter_than_the_values() -> None:
     first = {i: 10.0 * i for i in range(8)}
     second = {i: 10.0 * i + 1 + 0.01 * (i % 2) for i in range(8)}
