@@ -44,6 +44,19 @@ def _tokens(
         raise click.BadParameter(str(error)) from None
 
 
+def _counts(
+    ctx: click.Context, parameter: click.Parameter, text: str | None
+) -> int | tuple[int, ...] | None:
+    """One number, or one for each length."""
+    try:
+        counts = tuple(map(int, _list(ctx, parameter, text) or ()))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is no number") from error
+    if len(counts) > 1:
+        return counts
+    return counts[0] if counts else None
+
+
 @click.command(
     "eval", short_help="Measure how far a file really reaches, with error bars."
 )
@@ -106,9 +119,9 @@ def _tokens(
 )
 @click.option(
     "--trials",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Texts for each task and length.",
+    callback=_counts,
+    metavar="N[,N...]",
+    help="Texts for each task and length, or for each of the --lengths.",
 )
 @click.option(
     "--documents",
@@ -262,9 +275,10 @@ def _cost(evaluation: Evaluation) -> str:
     tokens = sum(item.length for _, item in missing)
     seconds = sum(plan.cost(*pair) for pair in missing)
     lengths = ", ".join(f"{length:,}" for length in plan.lengths)
-    texts = (
-        [f"{phrases.texts(plan.trials)} a length"] if evaluation.options.tasks else []
-    )
+    texts = []
+    if evaluation.options.tasks:
+        counts = plan.trials.values()
+        texts.append(f"{phrases.texts(min(counts), max(counts))} a length")
     texts += (
         [f"{phrases.texts(plan.documents)} for perplexity"] if plan.documents else []
     )

@@ -32,8 +32,9 @@ class Plan:
     baselines: tuple[Setting, ...]
     # Tokens, rising.
     lengths: tuple[int, ...]
-    # Texts for each task and length, and for each perplexity.
-    trials: int
+    # Texts for each task, by length.
+    trials: Mapping[int, int]
+    # Texts for each perplexity.
     documents: int
     # In the order in which they are measured.
     items: tuple[tuple[Setting, Item], ...]
@@ -108,7 +109,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
         tuple(chosen),
         tuple(baselines),
         lengths,
-        options.trials or 1,
+        _trials(options, lengths, 1),
         min(options.documents or 1, documents),
         (),
         tried.speeds,
@@ -251,7 +252,11 @@ def _fitted(
         return _with_items(draft, options, short_texts)
     plan = draft
     while True:
-        once = replace(plan, trials=1, documents=min(1, documents))
+        once = replace(
+            plan,
+            trials=dict.fromkeys(plan.lengths, 1),
+            documents=min(1, documents),
+        )
         plan = _with_items(once, options, short_texts)
         rounds = _rounds(plan, options)
         if rounds >= _FEW or options.lengths or len(plan.lengths) <= 2:
@@ -262,12 +267,21 @@ def _fitted(
         )
         plan = replace(plan, lengths=plan.lengths[:-1], notes=(*plan.notes, note))
     rounds = max(1, rounds)
-    trials = options.trials or min(_MOST_TRIALS, rounds)
+    trials = _trials(options, plan.lengths, min(_MOST_TRIALS, rounds))
     most = min(_MOST_DOCUMENTS, rounds)
     plan = replace(
         plan, trials=trials, documents=min(documents, options.documents or most)
     )
     return _with_items(plan, options, short_texts)
+
+
+def _trials(
+    options: EvalOptions, lengths: Sequence[int], otherwise: int
+) -> dict[int, int]:
+    """Texts for each task, by length; ``otherwise`` where nothing is asked for."""
+    if isinstance(options.trials, tuple):
+        return dict(zip(options.lengths, options.trials, strict=True))
+    return dict.fromkeys(lengths, options.trials or otherwise)
 
 
 def _rounds(plan: Plan, options: EvalOptions) -> int:
@@ -311,7 +325,7 @@ def _items(
         Item("task", task, length, i)
         for task in options.tasks
         for length in lengths
-        for i in range(plan.trials)
+        for i in range(plan.trials[length])
     ]
     if not lengths:
         return result

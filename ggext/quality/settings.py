@@ -36,8 +36,9 @@ class EvalOptions:
     lengths: tuple[int, ...] = ()
     # See `ggext.quality.tasks.TASKS`; none: perplexity alone.
     tasks: tuple[str, ...] = TASKS[:1]
-    # Texts for each task and length; None: as many as the budget allows.
-    trials: int | None = None
+    # Texts for each task and length, or for each task and each of the `lengths`; None: as many as
+    # the budget allows.
+    trials: int | tuple[int, ...] | None = None
     # Texts for each perplexity; None: as many as the budget allows.
     documents: int | None = None
     # The user's own documents, for perplexity and between the needles.
@@ -81,10 +82,16 @@ class EvalOptions:
                 raise UsageError(
                     f"a length is {length}, but must be at least {_SHORTEST} tokens"
                 )
-        for name in ("trials", "documents"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, but must be at least 1")
+        counts = self.trials if isinstance(self.trials, tuple) else (self.trials,)
+        for name, given in (("trials", counts), ("documents", (self.documents,))):
+            for value in given:
+                if value is not None and value < 1:
+                    raise UsageError(f"{name} is {value}, but must be at least 1")
+        if isinstance(self.trials, tuple) and len(counts) != len(self.lengths):
+            raise UsageError(
+                f"trials has {len(counts)} numbers for {len(self.lengths)} lengths: give one for "
+                "each, or a single one"
+            )
         if not self.budget > 0:
             raise UsageError(
                 f"the budget is {self.budget} seconds, but must be more than 0"

@@ -128,14 +128,26 @@ def test_json_is_all_that_is_printed(demo_gguf: Path) -> None:
     assert "Infinity" not in done.stdout
 
 
+def test_each_length_may_have_texts_of_its_own_number(demo_gguf: Path) -> None:
+    """Short texts are cheap."""
+    lengths = ("--lengths", "256,512", "--documents", "1", "--json")
+    done = run(demo_gguf, *lengths, "--trials", "3,1")
+    scores = json.loads(done.stdout)["settings"][0]["scores"]
+    assert [score["score"]["items"] for score in scores] == [15, 5]
+    assert "1 to 3 texts a length" in done.stderr
+    wrong = run(demo_gguf, *lengths, "--trials", "3,2,1")
+    assert wrong.exit_code == 2
+    assert "trials has 3 numbers for 2 lengths" in wrong.stderr
+
+
 def test_a_budget_picks_what_fits(demo_gguf: Path) -> None:
     def planned(seconds: float) -> Plan:
         with Evaluation([demo_gguf], EvalOptions(budget=seconds)) as evaluation:
             return evaluation.plan
 
     small, large = planned(0.5), planned(1e6)
-    assert large.trials == 100
-    assert small.trials < large.trials
+    assert set(large.trials.values()) == {100}
+    assert max(small.trials.values()) < 100
     assert large.lengths == (256, 512, 1024, 2048)
     assert small.tokens < large.tokens
 
