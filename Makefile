@@ -14,7 +14,7 @@ for_dev := $(venv)/.installed-dev-$(place)
 
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test fuzz install lint format types c-strict sanitize wheel clean
+.PHONY: help demo test quick fuzz install lint format types c-strict sanitize wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 18
@@ -24,6 +24,9 @@ demo: $(for_run) ## install what running needs, then run `ggext demo` and write 
 
 test: $(for_dev) ## install what the tests need too, then run them all on every core (ARGS="-k name" for some)
 	$(python) -m pytest --numprocesses auto --dist worksteal $(ARGS)
+
+quick: $(for_dev) ## the tests but for the slow ones, as after each change (ARGS as above)
+	$(python) -m pytest --numprocesses auto --dist worksteal -m "not slow" $(ARGS)
 
 install: $(for_run) ## install what running needs into .venv
 

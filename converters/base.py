@@ -74,11 +74,13 @@ class TensorRule:
 
     def row_scale(self, rows: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
         """``scale``, of each of the ``rows`` that are written; None where nothing is multiplied."""
-        import numpy as np
-
+        if self.scale == 1.0:
+            return None
         if not isinstance(self.scale, float):
             return self.scale()
-        return None if self.scale == 1.0 else np.full(rows, self.scale)
+        import numpy as np
+
+        return np.full(rows, self.scale)
 
 
 class Family:
@@ -159,11 +161,11 @@ class Family:
         """Raise ``CheckpointError`` for a configuration that this architecture cannot run as
         meant."""
 
-    def require(self, name: str, wanted: object, why: str) -> None:
-        """``wanted``: the value, or a tuple of those that are accepted."""
+    def require(self, name: str, accepted: object, why: str) -> None:
+        """``accepted``: the value, or a tuple of those that are accepted."""
         value = self.config.values.get(name)
         if value is not None and value not in (
-            wanted if isinstance(wanted, tuple) else (wanted,)
+            accepted if isinstance(accepted, tuple) else (accepted,)
         ):
             raise CheckpointError(f"{self.config.source}: {name} is {value!r}; {why}")
 
@@ -217,22 +219,28 @@ class Family:
     def sliding_window(self, period: int) -> dict[str, Any]:
         """The keys of a window over some layers: those that ``layer_types`` names, else all but
         each n-th, n the ``period`` or what an old configuration says in its place."""
-        kinds = self.config.values.get("layer_types")
-        if kinds is None:
+        if self.config.values.get("layer_types") is None:
             period = self.config.integer("sliding_window_pattern", default=period)
-            slides = [(i + 1) % period != 0 for i in range(self.n_layers)]
-        elif not names_each(kinds, self.n_layers, (FULL, SLIDING)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
-                f"{self.n_layers} layers"
-            )
-        else:
-            slides = [kind == SLIDING for kind in kinds]
+        slides = self.sliding_layers(
+            [(i + 1) % period != 0 for i in range(self.n_layers)]
+        )
         window = self.config.integer("sliding_window")
         return {
             "attention.sliding_window": window,
             "attention.sliding_window_pattern": slides,
         }
+
+    def sliding_layers(self, usual: list[bool]) -> list[bool]:
+        """Which layers ``layer_types`` says attend to a window; ``usual`` where it says nothing."""
+        kinds = self.config.values.get("layer_types")
+        if kinds is None:
+            return usual
+        if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
+            raise CheckpointError(
+                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
+                f"{self.n_layers} layers"
+            )
+        return [kind == SLIDING for kind in kinds]
 
     def stored_name(self, name: str) -> str:
         """The name that the rules have for a tensor that the checkpoint calls ``name``: what

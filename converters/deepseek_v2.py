@@ -42,7 +42,8 @@ class DeepseekV2(WithLatents):
         "n_routed_experts": 64,
         "moe_intermediate_size": 1407,
     }
-    scoring, gating = "softmax", SOFTMAX
+    scoring = "softmax"
+    gating = SOFTMAX
 
     def check(self) -> None:
         super().check()
@@ -53,18 +54,12 @@ class DeepseekV2(WithLatents):
         else:  # transformers' default, which the lite model is not
             self.q_rank = None if lite else 1536
         self.kv_rank = number("kv_lora_rank")
-        self.n_plain, self.n_rotated = (
-            number("qk_nope_head_dim"),
-            number("qk_rope_head_dim"),
-        )
-        self.n_value, self.n_dense = (
-            number("v_head_dim"),
-            number("first_k_dense_replace", minimum=0),
-        )
-        self.n_experts, self.n_shared = (
-            number("n_routed_experts"),
-            number("n_shared_experts"),
-        )
+        self.n_plain = number("qk_nope_head_dim")
+        self.n_rotated = number("qk_rope_head_dim")
+        self.n_value = number("v_head_dim")
+        self.n_dense = number("first_k_dense_replace", minimum=0)
+        self.n_experts = number("n_routed_experts")
+        self.n_shared = number("n_shared_experts")
         self.n_expert_ff = number("moe_intermediate_size")
         why = f"llama.cpp's architecture {self.arch}"
         self.require(

@@ -25,17 +25,16 @@ class DeepseekV3(DeepseekV2):
         "moe_intermediate_size": 2048,
         "rope_interleave": True,
     }
-    scoring, gating = "sigmoid", SIGMOID
+    scoring = "sigmoid"
+    gating = SIGMOID
 
     def check_routing(self, why: str) -> None:
         self.require(
             "topk_method", "noaux_tc", f"{why} chooses by the best two of each group"
         )
         self.require("rope_interleave", True, f"{why} rotates neighbours")
-        self.n_groups, self.n_chosen = (
-            self.config.integer("n_group"),
-            self.config.integer("topk_group"),
-        )
+        self.n_groups = self.config.integer("n_group")
+        self.n_chosen = self.config.integer("topk_group")
 
     def metadata(self) -> dict[str, Any]:
         groups = {

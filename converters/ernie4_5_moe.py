@@ -30,10 +30,8 @@ class Ernie45Moe(Ernie45):
     def check(self) -> None:
         super().check()
         number = self.config.integer
-        self.n_experts, self.n_expert_ff = (
-            number("moe_num_experts"),
-            number("moe_intermediate_size"),
-        )
+        self.n_experts = number("moe_num_experts")
+        self.n_expert_ff = number("moe_intermediate_size")
         self.n_shared_ff = (
             number("moe_num_shared_experts", minimum=0) * self.n_expert_ff
         )

@@ -21,17 +21,16 @@ class Exaone(Llama):
     embedding = "transformer.wte"
 
     def tensors(self) -> Iterator[TensorRule]:
-        q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        q_rows = self.n_heads * self.head_dim
+        kv_rows = self.n_kv_heads * self.head_dim
         yield weight(self.embedding, self.vocab_size, self.n_embd)
         yield weight("transformer.ln_f", self.n_embd)
         yield from self.output()
         for i in range(self.n_layers):
             block = f"transformer.h.{i}"
-            attention, mlp, target = (
-                f"{block}.attn.attention",
-                f"{block}.mlp",
-                f"blk.{i}.ffn",
-            )
+            attention = f"{block}.attn.attention"
+            mlp = f"{block}.mlp"
+            target = f"blk.{i}.ffn"
             yield weight(f"{block}.ln_1", self.n_embd)
             yield weight(f"{block}.ln_2", self.n_embd)
             yield weight(f"{attention}.q_proj", q_rows, self.n_embd)

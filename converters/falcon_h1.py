@@ -87,7 +87,8 @@ class FalconH1(Llama):
         return super().metadata() | self.mamba.metadata()
 
     def tensors(self) -> Iterator[TensorRule]:
-        times, embedding = self.times, (self.vocab_size, self.n_embd)
+        times = self.times
+        embedding = (self.vocab_size, self.n_embd)
         yield weight(self.embedding, *embedding, scale=times["embedding_multiplier"])
         yield from self.norm(self.final_norm)
         tied = {"target": "output.weight"} if self.is_tied else {"hint": WITHOUT_OUTPUT}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ggext.converters.base import TensorRule, names_each, text_part_name, weight
+from ggext.converters.base import TensorRule, text_part_name, weight
 from ggext.converters.llama import Llama
 
 from ggext.checkpoint.config import Config
@@ -81,21 +81,9 @@ class Gemma4(Llama):
         self._check_heads(why)
 
     def _sliding_layers(self) -> list[bool]:
-        kinds = self.config.values.get("layer_types")
-        if kinds is None:
-            kinds = [
-                FULL if (i + 1) % _PERIOD == 0 else SLIDING
-                for i in range(self.n_layers)
-            ]
-            kinds[-1] = FULL
-        if not names_each(kinds, self.n_layers, (FULL, SLIDING)):
-            raise CheckpointError(
-                f"{self.config.source}: layer_types must name {FULL} or {SLIDING} for each of "
-                f"{self.n_layers} layers"
-            )
-        return [kind == SLIDING for kind in kinds[:-1]] + [
-            False
-        ]  # as transformers has the last
+        usual = [(i + 1) % _PERIOD != 0 for i in range(self.n_layers)]
+        # as transformers has the last
+        return [*self.sliding_layers(usual)[:-1], False]
 
     def _check_shared(self, why: str) -> None:
         """llama.cpp takes what is shared from the last layer that has its own, or, where the layer
@@ -253,7 +241,9 @@ class Gemma4(Llama):
         yield from self.project(f"{block}.mlp", "down_proj", self.n_embd, n_ff)
 
     def _experts_of(self, block: str, layer: int) -> Iterator[TensorRule]:
-        count, n_ff, at = self.n_experts, self.n_expert_ff, f"blk.{layer}"
+        count = self.n_experts
+        n_ff = self.n_expert_ff
+        at = f"blk.{layer}"
         yield weight(f"{block}.router.proj", count, self.n_embd)
         yield TensorRule(
             (f"{block}.router.scale",), (self.n_embd,), f"{at}.ffn_gate_inp.scale"

@@ -33,10 +33,8 @@ class Glm4Moe(Llama):
         super().check()
         number = self.config.integer
         self.n_dense = number("first_k_dense_replace", minimum=0)
-        self.n_experts, self.n_shared = (
-            number("n_routed_experts"),
-            number("n_shared_experts"),
-        )
+        self.n_experts = number("n_routed_experts")
+        self.n_shared = number("n_shared_experts")
         self.n_expert_ff = number("moe_intermediate_size")
         self.normed = self.config.flag("use_qk_norm")
         for name in ("n_group", "topk_group"):

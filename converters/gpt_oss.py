@@ -74,12 +74,11 @@ class GptOss(Llama):
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield from with_bias(f"{module}.router", self.n_experts, self.n_embd)
-        count, block = self.n_experts, f"blk.{layer}.ffn"
+        count = self.n_experts
+        block = f"blk.{layer}.ffn"
         for name, part in (("gate", _gates), ("up", _ups)):
-            source, shape = (
-                f"{module}.experts.gate_up_proj",
-                (count, self.n_ff, self.n_embd),
-            )
+            source = f"{module}.experts.gate_up_proj"
+            shape = (count, self.n_ff, self.n_embd)
             yield self._projection(
                 source, 2 * self.n_ff, f"{block}_{name}_exps.weight", shape, part
             )
@@ -90,7 +89,8 @@ class GptOss(Llama):
                 arranged=part,
                 written=(count, self.n_ff),
             )
-        source, shape = f"{module}.experts.down_proj", (count, self.n_embd, self.n_ff)
+        source = f"{module}.experts.down_proj"
+        shape = (count, self.n_embd, self.n_ff)
         yield self._projection(
             source, self.n_embd, f"{block}_down_exps.weight", shape, lambda rows: rows
         )

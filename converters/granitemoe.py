@@ -66,10 +66,8 @@ class GraniteMoe(Granite):
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.router.layer", self.n_experts, self.n_embd)
-        target, both = (
-            f"blk.{layer}.ffn_{{}}_exps.weight",
-            (self.n_experts, 2 * self.n_ff, self.n_embd),
-        )
+        target = f"blk.{layer}.ffn_{{}}_exps.weight"
+        both = (self.n_experts, 2 * self.n_ff, self.n_embd)
         yield from gate_and_up(f"{block}.input_linear", target, *both)
         yield weight(f"{block}.output_linear", self.n_experts, self.n_embd, self.n_ff)
 

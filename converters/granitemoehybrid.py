@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from ggext.converters.base import RowNumbers
 
 #: transformers 4 and 5
-_ATTENTION, _MAMBA = ("attention", "full_attention"), ("mamba", "linear_attention")
+_ATTENTION = ("attention", "full_attention")
+_MAMBA = ("mamba", "linear_attention")
 #: What a limit of the time step is that limits nothing; transformers 5 writes the first.
 _UNLIMITED = ([0.0, {"__float__": "Infinity"}], [0.0, float("inf")])
 #: The only widening that llama.cpp's loader takes; it ends the process on another.
@@ -53,7 +54,9 @@ class Mamba2:
         Raises ``CheckpointError`` for sizes that contradict each other."""
         names = keys.split()
         heads, groups, self.state = (config.integer(name) for name in names[:3])
-        self.inner, self.heads, self.groups = inner, heads, groups
+        self.inner = inner
+        self.heads = heads
+        self.groups = groups
         self.width = config.integer(names[3], minimum=2)
         self.channels = inner + 2 * groups * self.state
         self.n_embd = config.integer("hidden_size")
@@ -82,7 +85,8 @@ class Mamba2:
     ) -> Iterator[TensorRule]:
         """``block``: of the GGUF names. ``normed``: whether there is a norm after the gate."""
         rows = self.inner + self.channels + self.heads
-        channels, width = self.channels, self.width
+        channels = self.channels
+        width = self.width
         yield weight(f"{module}.in_proj", rows, self.n_embd)
         yield weight(f"{module}.conv1d", channels, 1, width, written=(channels, width))
         bias = f"{block}.ssm_conv1d.bias"  # llama.cpp adds it without asking for it
@@ -100,7 +104,8 @@ class Mamba2:
                 computed=_zeros,
                 written=(channels,),
             )
-        each, column = (self.heads,), (self.heads, 1)
+        each = (self.heads,)
+        column = (self.heads, 1)
         yield TensorRule((f"{module}.dt_bias",), each, f"{block}.ssm_dt.bias")
         yield TensorRule(
             (f"{module}.A_log",),
@@ -156,7 +161,8 @@ class GraniteMoeHybrid(GraniteMoeShared):
         self.n_shared_ff = self.config.integer("shared_intermediate_size")
         self.rotates = self.config.values["position_embedding_type"] == "rope"
         if self.n_experts:
-            self.arch, self.biased = "granitemoe", (*QKV, "o_proj")
+            self.arch = "granitemoe"
+            self.biased = (*QKV, "o_proj")
         else:
             self.n_ff = self.n_shared_ff
         if any(self.recurs):
@@ -191,14 +197,14 @@ class GraniteMoeHybrid(GraniteMoeShared):
         )
 
     def metadata(self) -> dict[str, Any]:
-        found = super().metadata() if self.n_experts else Granite.metadata(self)
+        result = super().metadata() if self.n_experts else Granite.metadata(self)
         if not self.rotates:
             context = self.config.integer("max_position_embeddings")
-            found |= {ROTATES: False, "context_length": context}
+            result |= {ROTATES: False, "context_length": context}
         if not any(self.recurs):
-            return found
+            return result
         heads = [0 if recurs else self.n_kv_heads for recurs in self.recurs]
-        return found | self.mamba.metadata() | {"attention.head_count_kv": heads}
+        return result | self.mamba.metadata() | {"attention.head_count_kv": heads}
 
     def tensors(self) -> Iterator[TensorRule]:
         if not any(self.recurs):

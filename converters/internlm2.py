@@ -32,7 +32,8 @@ class Internlm2(Llama):
             hint=WITHOUT_OUTPUT,
         )
         for i in range(self.n_layers):
-            block, target = f"model.layers.{i}", f"blk.{i}.ffn"
+            block = f"model.layers.{i}"
+            target = f"blk.{i}.ffn"
             yield weight(f"{block}.attention_norm", self.n_embd)
             yield weight(f"{block}.ffn_norm", self.n_embd)
             yield from self._queries_keys_and_values(f"{block}.attention.wqkv", i)
@@ -47,11 +48,9 @@ class Internlm2(Llama):
 
     def _queries_keys_and_values(self, module: str, layer: int) -> Iterator[TensorRule]:
         """A group holds the queries of one key and value, then these two."""
-        n_groups, each, size = (
-            self.n_kv_heads,
-            self.n_heads // self.n_kv_heads,
-            self.head_dim,
-        )
+        n_groups = self.n_kv_heads
+        each = self.n_heads // self.n_kv_heads
+        size = self.head_dim
         width = self.n_embd
 
         def heads(rows: _Array, part: slice) -> _Array:

@@ -131,7 +131,8 @@ class Llama(Family):
         yield from self.norm(f"{block}.post_attention_layernorm")
 
     def attention(self, module: str) -> Iterator[TensorRule]:
-        q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        q_rows = self.n_heads * self.head_dim
+        kv_rows = self.n_kv_heads * self.head_dim
         q_order = k_order = None
         if not self.rotates_adjacent and capability_of(self.arch).layout == "norm":
             q_order = partial(half_split_to_adjacent, self.n_heads, self.head_dim)

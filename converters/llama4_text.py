@@ -44,11 +44,10 @@ class Llama4(Llama):
 
     def check(self) -> None:
         super().check()
-        number, source = self.config.integer, self.config.source
-        self.n_experts, self.step = (
-            number("num_local_experts"),
-            number("interleave_moe_layer_step"),
-        )
+        number = self.config.integer
+        source = self.config.source
+        self.n_experts = number("num_local_experts")
+        self.step = number("interleave_moe_layer_step")
         self.n_dense_ff = number("intermediate_size_mlp")
         why = f"llama.cpp's architecture {self.arch}"
         for name, value in (
@@ -124,7 +123,9 @@ class Llama4(Llama):
             return
         yield weight(f"{block}.router", self.n_experts, self.n_embd)
         yield from gated(f"{block}.shared_expert", self.n_embd, self.n_ff)
-        count, n_ff, target = self.n_experts, self.n_ff, f"blk.{layer}.ffn"
+        count = self.n_experts
+        n_ff = self.n_ff
+        target = f"blk.{layer}.ffn"
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             yield TensorRule(
                 (f"{block}.experts.gate_up_proj",),

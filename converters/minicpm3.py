@@ -39,10 +39,8 @@ class MiniCPM3(WithLatents):
         self.value_dim = self.config.integer(
             "v_head_dim", default=self.n_embd // self.n_heads
         )
-        self.q_rank, self.kv_rank = (
-            self.config.integer("q_lora_rank"),
-            self.config.integer("kv_lora_rank"),
-        )
+        self.q_rank = self.config.integer("q_lora_rank")
+        self.kv_rank = self.config.integer("kv_lora_rank")
 
     def check(self) -> None:
         super().check()

@@ -35,7 +35,8 @@ class Mistral4(DeepseekV3):
         "num_experts_per_tok": 4,
     }
     tied_as_part = True
-    scoring, gating = DeepseekV2.scoring, DeepseekV2.gating
+    scoring = DeepseekV2.scoring
+    gating = DeepseekV2.gating
 
     def check(self) -> None:
         super().check()
@@ -47,7 +48,8 @@ class Mistral4(DeepseekV3):
         return super().metadata() | self._temperature()
 
     def _temperature(self) -> dict[str, Any]:
-        said, source = rope_parameters(self.config.values), self.config.source
+        said = rope_parameters(self.config.values)
+        source = self.config.source
         growth = number(
             said.get("llama_4_scaling_beta"), 0.0, "llama_4_scaling_beta", source
         )

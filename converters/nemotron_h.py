@@ -29,7 +29,8 @@ _KINDS = {
     **dict.fromkeys(("-", _DENSE), _DENSE),
     **dict.fromkeys(("E", _EXPERTS), _EXPERTS),
 }
-_PATTERN, _LISTED = "hybrid_override_pattern", ("layers_block_type", "layer_types")
+_PATTERN = "hybrid_override_pattern"
+_LISTED = ("layers_block_type", "layer_types")
 #: Older names, which transformers' class prefers to its own.
 _OLDER = {
     "n_groups": "mamba_n_groups",
@@ -84,7 +85,8 @@ class NemotronH(Llama):
 
     def check(self) -> None:
         super().check()
-        number, why = self.config.integer, f"llama.cpp's architecture {self.arch}"
+        number = self.config.integer
+        why = f"llama.cpp's architecture {self.arch}"
         self.require("mamba_hidden_act", "silu", f"{why} has silu there")
         self.require("sliding_window", (), f"{why} attends to everything")
         found = set(self.kinds)
@@ -126,7 +128,8 @@ class NemotronH(Llama):
 
     def _routing(self) -> dict[str, Any]:
         number = self.config.integer
-        groups, chosen = number("n_group"), number("topk_group")
+        groups = number("n_group")
+        chosen = number("topk_group")
         routing = {
             "expert_count": self.n_experts,
             "expert_used_count": number("num_experts_per_tok"),

@@ -25,10 +25,8 @@ class ValuesInTurn(GatedDeltaNet):
         return text_part_name(name)
 
     def mixer(self, module: str, block: str) -> Iterator[TensorRule]:
-        inner, sizes = (
-            self.n_state * self.n_values,
-            (self.n_keys, self.n_values // self.n_keys),
-        )
+        inner = self.n_state * self.n_values
+        sizes = (self.n_keys, self.n_values // self.n_keys)
         heads = partial(values_in_turn, *sizes, 1, 0)
         values = partial(values_in_turn, *sizes, self.n_state, 0)
         last = partial(values_in_turn, *sizes, self.n_state, self.channels - inner)

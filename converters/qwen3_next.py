@@ -49,10 +49,8 @@ class GatedDeltaNet(Llama):
     def check(self) -> None:
         super().check()
         number = self.config.integer
-        self.n_keys, self.n_values = (
-            number("linear_num_key_heads"),
-            number("linear_num_value_heads"),
-        )
+        self.n_keys = number("linear_num_key_heads")
+        self.n_values = number("linear_num_value_heads")
         self.n_state = number("linear_key_head_dim")
         self.width = number("linear_conv_kernel_dim", minimum=2)
         self.channels: int = self.n_state * (2 * self.n_keys + self.n_values)
@@ -122,7 +120,8 @@ class GatedDeltaNet(Llama):
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         """A head of ``q_proj`` is its query, then its gate, as llama.cpp has them."""
-        q_rows, kv_rows = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        q_rows = self.n_heads * self.head_dim
+        kv_rows = self.n_kv_heads * self.head_dim
         yield from self.project(module, "q_proj", 2 * q_rows, self.n_embd)
         yield from self.project(module, "k_proj", kv_rows, self.n_embd)
         yield from self.project(module, "v_proj", kv_rows, self.n_embd)
@@ -160,7 +159,8 @@ class Qwen3Next(GatedSharedExpert, GatedDeltaNet):
     def mixer(self, module: str, block: str) -> Iterator[TensorRule]:
         """``in_proj_qkvz`` holds a query, a key, its values and their gates, key by key; the
         betas and alphas stay so."""
-        n, inner = self.n_state, self.n_state * self.n_values
+        n = self.n_state
+        inner = self.n_state * self.n_values
         sizes = (self.n_keys, n, inner // self.n_keys)
         for target, part, rows in (
             ("attn_qkv", "qkv", self.channels),

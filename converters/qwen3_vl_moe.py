@@ -24,8 +24,11 @@ class Qwen3VlMoe(QwenExperts, Qwen3Vl):
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
-        count, n_ff, n_embd = self.n_experts, self.n_expert_ff, self.n_embd
-        source, target = f"{module}.experts.gate_up_proj", f"blk.{layer}.ffn"
+        count = self.n_experts
+        n_ff = self.n_expert_ff
+        n_embd = self.n_embd
+        source = f"{module}.experts.gate_up_proj"
+        target = f"blk.{layer}.ffn"
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             forms = [
                 TensorRule(

@@ -124,9 +124,9 @@ def _not_honoured(
 ) -> list[str]:
     """A line for each parameter that the program does not read and that changes the table."""
     reading = READINGS[program]
-    wanted = methods.make_table(scaling, geometry)
+    requested = methods.make_table(scaling, geometry)
     if scaling.method != "yarn":
-        return _without_gain(scaling, wanted, geometry, program)
+        return _without_gain(scaling, requested, geometry, program)
     lines = []
     by_factor = (
         {"attention_factor", "mscale", "mscale_all_dim"}
@@ -136,7 +136,7 @@ def _not_honoured(
     for name in sorted(set(scaling.given()) - reading.yarn - by_factor):
         without: dict[str, Any] = {name: None}
         found = methods.make_table(replace(scaling, **without), geometry)
-        difference = compare(wanted, found)
+        difference = compare(requested, found)
         if not difference.is_exact:
             lines.append(
                 f"{program} does not read {_KEYS.get(name, name)}: its frequencies are off by up "
@@ -147,10 +147,10 @@ def _not_honoured(
 
 
 def _without_gain(
-    scaling: RopeScaling, wanted: RopeTable, geometry: RopeGeometry, program: Program
+    scaling: RopeScaling, requested: RopeTable, geometry: RopeGeometry, program: Program
 ) -> list[str]:
     usual = methods.make_table(replace(scaling, attention_factor=None), geometry)
-    error = compare(wanted, usual).gain_error
+    error = compare(requested, usual).gain_error
     if scaling.attention_factor is None or error == 0:
         return []
     line = f"{program} has no attention factor for {scaling.method}: it is off by {error:.2g}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,66 +102,57 @@ def inspect(path: Path) -> Inspection:
     gguf = read_gguf(metadata_part(path))
     parts = model_parts(gguf)
     tensors = [tensor for part in parts for tensor in part.tensors.values()]
-    recipe = None
-    table = None
-    short = None
-    geometry = None
-    unknown = ""
-    shift_safe = True
-    parameters_of_context = {}
-    still = ""
-    layers: tuple[LayerKind, ...] = ()
-    sliding = None
-    without = unrotated(gguf.arch, gguf.arch_keys())
-    try:
-        if without:
-            raise RopeError(without)
-        recipe = recipe_of(gguf)
-        table = effective_table(gguf)
-        short = (
-            effective_table(gguf, 1)
-            if table.lengths is not None and table.lengths[0] > 1
-            else None
-        )
-        geometry = (
-            recipe.geometry if recipe else geometry_of(gguf.arch_keys(), gguf.arch)
-        )
-        shift_safe = _is_shift_safe(gguf, table, geometry)
-        parameters_of_context = context_parameters(gguf.arch_keys())
-        still = still_pairs_in_words(gguf)
-        layers = layer_kinds(gguf.arch_keys(), gguf.arch)
-        if "unscaled" in layers:
-            sliding = decode_sliding(gguf.arch_keys(), gguf.arch)
-    except RopeError as error:
-        unknown = str(error)
-    if without:  # keys hold no position where attention falls with distance
-        shift_safe = gguf.arch not in LEARNED_POSITIONS
     context = gguf.arch_keys().get("context_length", 0)
     window = gguf.arch_keys().get(WINDOW, 0)
-    return Inspection(
+    without = unrotated(gguf.arch, gguf.arch_keys())
+    header = Inspection(
         path=str(gguf.path),
         name=str(gguf.get("general.name", "")),
         arch=gguf.arch,
         size=sum(part.size for part in parts),
         parameters=sum(math.prod(t.shape) for t in tensors),
         types=dict(Counter(type_name(t.type) for t in tensors).most_common()),
-        recipe=recipe,
-        method=_method(gguf, recipe, unknown),
-        trained_context=geometry.trained_context if geometry else context,
+        recipe=None,
+        method="unknown",
+        trained_context=context,
         context=context,
-        rope=table,
-        short_rope=short,
-        geometry=geometry,
-        rope_unknown=unknown,
-        unrotated=without,
+        rope=None,
+        short_rope=None,
+        geometry=None,
         unopened=refusal(gguf.fields) or "",
-        shift_safe=shift_safe,
-        context_parameters=parameters_of_context,
-        still_pairs=still,
-        layers=layers,
+        shift_safe=True,
         sliding_window=window if isinstance(window, int) else 0,
-        sliding_rope=sliding,
     )
+    if without:  # keys hold no position where attention falls with distance
+        safe = gguf.arch not in LEARNED_POSITIONS
+        return replace(header, rope_unknown=without, unrotated=without, shift_safe=safe)
+    return _with_rope(header, gguf)
+
+
+def _with_rope(known: Inspection, gguf: GgufFile) -> Inspection:
+    """What the file says of RoPE, up to the first thing that ggext cannot read."""
+    keys = gguf.arch_keys()
+    try:
+        recipe = recipe_of(gguf)
+        known = replace(known, recipe=recipe)
+        table = effective_table(gguf)
+        known = replace(known, rope=table)
+        if table.lengths is not None and table.lengths[0] > 1:
+            known = replace(known, short_rope=effective_table(gguf, 1))
+        geometry = recipe.geometry if recipe else geometry_of(keys, gguf.arch)
+        known = replace(
+            known, geometry=geometry, trained_context=geometry.trained_context
+        )
+        known = replace(known, shift_safe=_is_shift_safe(gguf, table, geometry))
+        known = replace(known, context_parameters=context_parameters(keys))
+        known = replace(known, still_pairs=still_pairs_in_words(gguf))
+        layers = layer_kinds(keys, gguf.arch)
+        known = replace(known, layers=layers)
+        if "unscaled" in layers:
+            known = replace(known, sliding_rope=decode_sliding(keys, gguf.arch))
+    except RopeError as error:
+        return replace(known, rope_unknown=str(error))
+    return replace(known, method=_method(gguf, recipe))
 
 
 def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> bool:
@@ -174,9 +165,7 @@ def _is_shift_safe(gguf: GgufFile, table: RopeTable, geometry: RopeGeometry) -> 
     )
 
 
-def _method(gguf: GgufFile, recipe: Recipe | None, unknown: str) -> str:
-    if unknown:
-        return "unknown"
+def _method(gguf: GgufFile, recipe: Recipe | None) -> str:
     if recipe is not None:
         return recipe.scaling.method
     if ROPE_FREQS in gguf.tensors:

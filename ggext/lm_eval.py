@@ -180,7 +180,7 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> list[float]:
         """Of whole texts, in windows of the context where they are longer."""
-        found = []
+        result = []
         for request in tqdm(
             requests, disable=disable_tqdm, desc="loglikelihood_rolling"
         ):
@@ -192,9 +192,9 @@ class GgufLM(TemplateLM):  # type: ignore[misc]  # its types are not followed
             ):
                 context, answer = make_disjoint_window(window)
                 total += self._scored([*context, *answer], len(context))[0]
-            found.append(total)
+            result.append(total)
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
-        return found
+        return result
 
     def generate_until(
         self, requests: Sequence[Any], disable_tqdm: bool = False

@@ -253,11 +253,11 @@ class _Run:
     def _graph(self, model: Model) -> None:
         from ggext.proof.graph import check_graph, executed_by_node, node_rows, observe
 
-        found = observe(model, self.wanted, self.effective.context)
-        self.nodes = executed_by_node(found)
+        turns = observe(model, self.wanted, self.effective.context)
+        self.nodes = executed_by_node(turns)
         self.scaled = [node for node in self.nodes if node.wanted is self.wanted]
-        self.node_rows = node_rows(found, self.nodes)
-        self.checks += check_graph(self.gguf, found, self.nodes, model.offloads)
+        self.node_rows = node_rows(turns, self.nodes)
+        self.checks += check_graph(self.gguf, turns, self.nodes, model.offloads)
 
     def _shift(self, model: Model, required: bool) -> None:
         from ggext.proof.shift import check_shift, measure_shifts

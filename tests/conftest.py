@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,19 @@ if TYPE_CHECKING:
 def pytest_configure(config: pytest.Config) -> None:
     # Before any fixture opens a model: a child for each new file would take minutes.
     os.environ["GGEXT_FIRST_LOAD"] = "here"
+    with suppress(ImportError):  # random cases are an extra's
+        from hypothesis import HealthCheck, settings
+
+        # A machine on which others compute draws slowly, which says nothing of a test.
+        if "CI" not in os.environ and not config.getoption("hypothesis_profile", None):
+            settings.register_profile(
+                "patient",
+                deadline=None,
+                suppress_health_check=[HealthCheck.too_slow],
+            )
+            settings.load_profile("patient")
     config.addinivalue_line(
-        "markers", "slow: takes a minute; left out with -m 'not slow'"
+        "markers", "slow: real processes or models; `make quick` leaves it out"
     )
     config.addinivalue_line(
         "markers",

@@ -41,7 +41,13 @@ REASONS = {
     r".*\.rope\.scaling\.(factor|original_context_length|attn_factor|yarn_.*)": (
         "the keys that llama.cpp reads, and none that it does not"
     ),
+    r"granitehybrid\.feed_forward_length": (
+        "of the shared expert, which is all; upstream writes the absent experts' size"
+    ),
     r".*\.feed_forward_length": "the configured size; upstream writes 4 × hidden_size",
+    r"(granitehybrid|nemotron_h.*)\.context_length": (
+        "the configured size; upstream writes 1048576"
+    ),
     r".*\.context_length": "the configured size; upstream writes 2048",
     r".*\.tensor_data_layout": "a note for readers of files; llama.cpp does not read it",
     r".*\.use_parallel_residual": "llama.cpp goes by the tensors that are there",
@@ -56,6 +62,10 @@ REASONS = {
         "upstream leaves them out of a Hugging Face checkpoint, and queries do not grow"
     ),
     r".*\.(rope\.scaling\.finetuned|ssm\..*)": "read for layers that the model has not",
+    r"granitehybrid\.expert_.*": "of a model without experts",
+    r"nemotron_h_moe\.attention\.layer_norm_rms_epsilon": (
+        "absent, llama.cpp takes the other epsilon"
+    ),
     r".*\.rope\.ggext\..*": (
         "what ggext's own contexts are made with, where llama.cpp reads no key for it"
     ),
@@ -66,6 +76,9 @@ REASONS = {
         "a vector, as llama.cpp creates it; upstream writes a matrix of one row"
     ),
     r".*\.full_attention_interval": "attention.recurrent_layers says it layer by layer",
+    r"tensor .*ssm_conv1d\.bias": (
+        "zeros where the model has none, since llama.cpp adds it without asking for it"
+    ),
     r"tensor .*ssm_a": "an exponential, rounded from float64; upstream's is off in the last bit",
     r"tokenizer\.ggml\.eos_token_id": "upstream takes Hunyuan's from eod_token_id",
     r"tokenizer\.ggml\.add_(bos|eos)_token": (
@@ -101,7 +114,6 @@ class Difference:
 LEGACY: dict[str, dict[str, Any]] = {
     "cohere2": {"rotary_pct": 1.0},
     "gpt2": {"n_ctx": 64},
-    "granitemoehybrid": {"layer_types": ["attention"] * 2},
     "mistral4": {"architectures": ["Ministral3ForCausalLM"]},
     "mpt": {
         "architectures": ["MPTForCausalLM"],
@@ -110,6 +122,8 @@ LEGACY: dict[str, dict[str, Any]] = {
 }
 
 
+#: Granite 4's layers as transformers 4 names them, which upstream's converter knows.
+_LAYERS = {"full_attention": "attention", "linear_attention": "mamba"}
 #: Layers that predict further tokens are asked for, and transformers' models have none.
 _NO_FURTHER_LAYERS = ("qwen3_5", "qwen3_next")
 
@@ -227,9 +241,12 @@ def compare_family(llama_cpp: Path, name: str) -> tuple[int, list[Difference]]:
         if row.model_type == "qwen3_vl_moe":
             _experts_as_published(checkpoint / "model.safetensors")
         path = checkpoint / "config.json"
-        path.write_text(
-            json.dumps(json.loads(path.read_text()) | LEGACY.get(row.model_type, {}))
-        )
+        config = json.loads(path.read_text()) | LEGACY.get(row.model_type, {})
+        if row.model_type == "falcon_h1":
+            config.setdefault("head_dim", 32)
+        if row.model_type == "granitemoehybrid":
+            config["layer_types"] = [_LAYERS[kind] for kind in config["layer_types"]]
+        path.write_text(json.dumps(config))
         return compare(llama_cpp, checkpoint, "gpt-2")
 
 

@@ -75,8 +75,8 @@ class ReadAhead:
         clock = ""
         if self._done:
             each = (time.monotonic() - self._begun) / self._done
-            left = each * (self._total - self._done)
-            clock = f", {left // 60:.0f}:{left % 60:02.0f} left"
+            remaining = each * (self._total - self._done)
+            clock = f", {remaining // 60:.0f}:{remaining % 60:02.0f} left"
         whole = len(self._tokens)
         done = whole - self._total + self._done
         return f"reading the document meanwhile: {done:,} of {whole:,} tokens{clock}"

@@ -184,9 +184,9 @@ def _when_full(chat: Chat, policy: str) -> None:
         return
     if policy not in WHEN_FULL:
         alike = difflib.get_close_matches(policy, WHEN_FULL, 1)
-        meant = f"; did you mean {alike[0]}?" if alike else ""
+        suggestion = f"; did you mean {alike[0]}?" if alike else ""
         raise UsageError(
-            f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{meant}"
+            f"when-full is {policy}, but must be one of {', '.join(WHEN_FULL)}{suggestion}"
         )
     engines = "stop" if policy == "turns" else policy
     if engines != chat.room.when_full:

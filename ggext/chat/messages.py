@@ -56,12 +56,12 @@ def sampling_of(sampling: Sampling | Mapping[str, Any] | None) -> Sampling:
     for name in sampling:
         if name not in known:
             alike = difflib.get_close_matches(str(name), known, 1)
-            meant = (
+            suggestion = (
                 f"did you mean {alike[0]}?"
                 if alike
                 else f"there are {', '.join(known)}"
             )
-            raise UsageError(f"sampling has no {name!r:.40}; {meant}")
+            raise UsageError(f"sampling has no {name!r:.40}; {suggestion}")
     return Sampling(**sampling)
 
 

@@ -80,15 +80,15 @@ def change(conversation: Conversation, screen: Screen, name: str, value: str) ->
 
 def _known(name: str) -> str:
     """The setting that is meant: its name, with _ for -, or what other programs call it."""
-    wanted = name.lower().lstrip("-").replace("_", "-")
-    wanted = _OTHER_NAMES.get(wanted, wanted)
-    if wanted in NAMES:
-        return wanted
-    alike = closest(wanted)
-    meant = (
+    key = name.lower().lstrip("-").replace("_", "-")
+    key = _OTHER_NAMES.get(key, key)
+    if key in NAMES:
+        return key
+    alike = closest(key)
+    suggestion = (
         f"did you mean {alike}?" if alike else f"the settings are {', '.join(NAMES)}"
     )
-    raise UsageError(f"there is no setting {name}; {meant}")
+    raise UsageError(f"there is no setting {name}; {suggestion}")
 
 
 def closest(name: str) -> str:

@@ -34,7 +34,7 @@ class KeptChat:
 
 def kept_chats() -> list[KeptChat]:
     """All that can be read, the last used one first."""
-    found = []
+    result = []
     for folder in session.chats():
         try:
             model, turns = read(folder / JOURNAL)
@@ -42,10 +42,10 @@ def kept_chats() -> list[KeptChat]:
             continue
         stamp = datetime.fromtimestamp((folder / JOURNAL).stat().st_mtime).astimezone()
         used = stamp.strftime("%Y-%m-%d %H:%M")
-        found.append(
+        result.append(
             KeptChat(folder.name, used, model, questions(turns), _begins(turns))
         )
-    return found
+    return result
 
 
 def rename_chat(old: str, new: str) -> None:

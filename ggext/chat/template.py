@@ -113,8 +113,8 @@ class ChatTemplate:
             # whether there are any fails on None; without the name, as in llama.cpp, it does not.
             reply = renderer.render(self._source, _NO_TOOLS | values, most, seconds)
             if reply.get("error") == "fails":
-                left = max(0.1, seconds - (time.monotonic() - began) / PATIENCE)
-                again = renderer.render(self._source, values, most, left)
+                remaining = max(0.1, seconds - (time.monotonic() - began) / PATIENCE)
+                again = renderer.render(self._source, values, most, remaining)
                 reply = reply if "error" in again else again
         except ChildEnded as end:
             raise _ended(end, seconds) from None

@@ -99,11 +99,11 @@ class Config:
         return default
 
     def _wrong(
-        self, names: tuple[str, ...], value: Any, wanted: str
+        self, names: tuple[str, ...], value: Any, accepted: str
     ) -> CheckpointError:
         name = next(n for n in names if self.values.get(n) is not None)
         return CheckpointError(
-            f"{self.source}: {name} is {_short(value)}; it must be {wanted}"
+            f"{self.source}: {name} is {_short(value)}; it must be {accepted}"
         )
 
 

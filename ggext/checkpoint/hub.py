@@ -85,20 +85,20 @@ def fetch(
     is a terminal. ``check``: raises for a folder whose weights are not to be fetched, the small
     files being there. Raises ``HubError``.
     """
-    wanted, folder = _small_files(path, revision, show_progress, check)
+    remote, folder = _small_files(path, revision, show_progress, check)
     for name in preferred(folder):
         names = files_of(folder, name)
         if names:
-            wanted.download(names)
+            remote.download(names)
         if names and all((folder / n).is_file() for n in names):
             return folder
-    wanted.download([_UNINDEXED])
+    remote.download([_UNINDEXED])
     if any(folder.glob(_UNINDEXED)):
         return folder
     said = what_it_is(folder) or (
         f"has neither {' nor '.join(FORMATS)}; give a repository with such weights"
     )
-    raise HubError(f"{wanted.name} {said}")
+    raise HubError(f"{remote.name} {said}")
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def headers_alone(
     """As ``fetch``, for a plan: of safetensors that the cache does not have, only the headers are
     fetched, and in the folder that is given, which is removed afterwards, their values are
     holes."""
-    wanted, folder = _small_files(path, revision, show_progress=False, check=check)
+    remote, folder = _small_files(path, revision, show_progress=False, check=check)
     with TemporaryDirectory() as temporary:
         hollow = Path(
             temporary, *folder.parts[-3:]
@@ -117,17 +117,17 @@ def headers_alone(
         for file in folder.iterdir():
             (hollow / file.name).symlink_to(file)
         there = any(
-            _hollow(wanted, hollow, files_of(folder, name))
+            _hollow(remote, hollow, files_of(folder, name))
             for name in preferred(folder)
             if not name.startswith("pytorch_model")
         )
         yield hollow if there else fetch(path, revision)
 
 
-def _hollow(wanted: Repository, folder: Path, names: list[str]) -> bool:
+def _hollow(remote: Repository, folder: Path, names: list[str]) -> bool:
     """Whether all of the safetensors files are there, or their headers could be fetched."""
     return bool(names) and all(
-        (folder / name).exists() or wanted.header(name, folder / name) for name in names
+        (folder / name).exists() or remote.header(name, folder / name) for name in names
     )
 
 
@@ -136,17 +136,17 @@ def _small_files(
 ) -> tuple[Repository, Path]:
     """What there is to be had, and its folder with all but the weights."""
     _import_hub(path.as_posix())
-    wanted = Repository(path.as_posix(), revision, show_progress=show_progress)
-    folder = wanted.download(_SMALL_FILES)
+    remote = Repository(path.as_posix(), revision, show_progress=show_progress)
+    folder = remote.download(_SMALL_FILES)
     if not (folder / "config.json").is_file():
         said = (
             what_it_is(folder)
             or "has no config.json, so it is no model that can be converted"
         )
-        raise HubError(f"{wanted.name} {said}; see {wanted.page}")
+        raise HubError(f"{remote.name} {said}; see {remote.page}")
     if check is not None:
         check(folder)
-    return wanted, folder
+    return remote, folder
 
 
 def _import_hub(model: str) -> None:

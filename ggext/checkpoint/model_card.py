@@ -83,7 +83,7 @@ def _sampling(folder: Path) -> dict[str, int | float]:
         given = read_json(folder / "generation_config.json")
     except CheckpointError:
         return {}
-    found: dict[str, int | float] = {}
+    result: dict[str, int | float] = {}
     for key, (attribute, kind) in _SAMPLING.items():
         value = (given or {}).get(key)
         if (
@@ -91,8 +91,8 @@ def _sampling(folder: Path) -> dict[str, int | float]:
             and not isinstance(value, bool)
             and 0 <= value < 1 << 31
         ):
-            found[attribute] = kind(value)
-    return found
+            result[attribute] = kind(value)
+    return result
 
 
 def _described(

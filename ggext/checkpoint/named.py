@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ggext.checkpoint import hub
-from ggext.errors import UsageError
+from ggext.checkpoint.files import quote
+from ggext.errors import CheckpointError, UsageError
 
 #: The checkpoint of the project's own chat model, installed with the package.
 DEMO_MODEL = Path(__file__).parents[1] / "data" / "demo-model"
@@ -26,6 +28,7 @@ def named_model(
 
     ``check``: raises for what is to be refused before its weights are fetched.
     """
+    _check_length(path)
     if hub.is_hub_id(path):
         return hub.fetch(path, revision, show_progress=show_progress, check=check)
     if revision is not None:
@@ -35,12 +38,24 @@ def named_model(
     return DEMO_MODEL if str(path) == "demo" and not path.exists() else path
 
 
+def _check_length(path: Path) -> None:
+    """Raises CheckpointError for what no file's name can be."""
+    try:
+        path.lstat()
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", 0) == errno.ENAMETOOLONG:
+            raise CheckpointError(
+                f"{quote(str(path))} is too long for the name of a file; check the path"
+            ) from None
+
+
 @contextmanager
 def planned_model(
     path: Path, revision: str | None = None, *, check: hub.Check
 ) -> Iterator[Path]:
     """``named_model`` for a plan alone, in the block: of a model on the hub no weights are fetched,
     and ``check`` must not raise."""
+    _check_length(path)
     if hub.is_hub_id(path):
         with hub.headers_alone(path, revision, check=check) as folder:
             yield folder

@@ -26,13 +26,13 @@ def pull(
         raise UsageError(
             f"{name!r} is no model's id on the hub; write OWNER/NAME or OWNER/NAME:FILE"
         )
-    wanted = hub.Repository(repository, revision, show_progress=show_progress)
-    names = [path for path in wanted.files() if path.lower().endswith(".gguf")]
+    remote = hub.Repository(repository, revision, show_progress=show_progress)
+    names = [path for path in remote.files() if path.lower().endswith(".gguf")]
     if not file and not names:
         folder = hub.fetch(Path(repository), revision, show_progress=show_progress)
         return StoredModel(repository, "hub", folder, size_on_disk(folder))
-    parts = _chosen(wanted.name, _models(names), file)
-    path = wanted.download(parts) / parts[0]
+    parts = _chosen(remote.name, _models(names), file)
+    path = remote.download(parts) / parts[0]
     return StoredModel(f"{repository}:{parts[0]}", "hub", path, size_on_disk(path))
 
 
@@ -51,15 +51,15 @@ def _chosen(repository: str, models: list[list[str]], file: str) -> list[str]:
     part_of_name = [
         parts for parts in models if (file or USUAL).lower() in parts[0].lower()
     ]
-    found = exact or part_of_name or ([] if file else models)
-    if len(found) == 1:
-        return found[0]
-    names = [parts[0] for parts in found or models]
+    matches = exact or part_of_name or ([] if file else models)
+    if len(matches) == 1:
+        return matches[0]
+    names = [parts[0] for parts in matches or models]
     more = f" and {len(names) - _SHOWN} others" if len(names) > _SHOWN else ""
     listed = ", ".join(names[:_SHOWN]) + more
     if not models:
         raise HubError(f"{repository} has no GGUF files")
-    if not found:
+    if not matches:
         raise HubError(f"{repository} has no GGUF file {file}; it has {listed}")
     raise HubError(
         f"{repository} has several GGUF files; name one, ID:FILE, of {listed}"

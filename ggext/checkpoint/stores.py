@@ -151,8 +151,8 @@ def _snapshot(repository: Path) -> Path | None:
         commit = Path((repository / "refs" / "main").read_text("utf-8").strip()).name
         if commit and (named := repository / "snapshots" / commit).is_dir():
             return named
-    found = [path for path in _listed(repository / "snapshots") if path.is_dir()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    snapshots = [path for path in _listed(repository / "snapshots") if path.is_dir()]
+    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _of_ollama(models: Path) -> Iterator[StoredModel]:

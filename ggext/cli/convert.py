@@ -103,10 +103,10 @@ def _convert(
             click.echo(f"note: {planned.out} exists; --force replaces it")
         click.echo("dry run: nothing was written")
         return planned
-    told = len(planned.notes)
+    printed = len(planned.notes)
     with transfer(planned.nbytes, planned.out.name) as progress:
         done = execute(planned, progress)
-    for text in done.notes[told:]:
+    for text in done.notes[printed:]:
         echo_wrapped(f"note: {text}")
     if planned.rounding.numbers:
         click.echo(

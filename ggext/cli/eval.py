@@ -277,8 +277,8 @@ def _show(progress: Progress) -> None:
     """One line that is painted over, where a terminal watches."""
     if not sys.stderr.isatty():
         return
-    left = duration(progress.seconds_left)
-    line = f"{progress.done + 1}/{progress.total} · {left} left · {progress.what}"
+    remaining = duration(progress.seconds_left)
+    line = f"{progress.done + 1}/{progress.total} · {remaining} left · {progress.what}"
     note(f"\r\033[K{line[:100]}", end=False)
 
 

@@ -96,48 +96,51 @@ def plan(
 
     options = PlanOptions(context, gpu_layers, Choices(**choices), keep)
     with waiting("adding up the memory"):
-        found = run(file, options)
+        result = run(file, options)
     click.echo(
-        json.dumps(found.as_dict(), indent=2) if as_json else in_words(found, options)
+        json.dumps(result.as_dict(), indent=2) if as_json else in_words(result, options)
     )
-    sys.exit(found.fits is False)
+    sys.exit(result.fits is False)
 
 
-def in_words(found: Plan, options: PlanOptions) -> str:
-    context = found.context
+def in_words(result: Plan, options: PlanOptions) -> str:
+    context = result.context
     lines = [
-        f"{found.path}: {found.arch}, {found.layers} layers, made for {found.made_for:,} tokens",
+        (
+            f"{result.path}: {result.arch}, {result.layers} layers, "
+            f"made for {result.made_for:,} tokens"
+        ),
         f"context {context.tokens:,} tokens, {context.batch} at a time, kv {context.kv_type}, "
         "flash attention "
         f"{'on' if context.flash_attention else 'off'}"
-        + (f", {_on_gpu(found)}" if found.gpu_layers else ""),
+        + (f", {_on_gpu(result)}" if result.gpu_layers else ""),
         "",
-        *_table(found),
+        *_table(result),
         "",
-        *_kept(found, options),
-        *_verdict(found, options),
-        *_notes(found),
+        *_kept(result, options),
+        *_verdict(result, options),
+        *_notes(result),
     ]
     return "\n".join(lines)
 
 
-def _on_gpu(found: Plan) -> str:
+def _on_gpu(result: Plan) -> str:
     return (
         "all layers on the GPU"
-        if found.gpu_layers > found.layers
-        else f"{found.gpu_layers} layers on the GPU"
+        if result.gpu_layers > result.layers
+        else f"{result.gpu_layers} layers on the GPU"
     )
 
 
-def _table(found: Plan) -> list[str]:
-    columns = [("RAM", found.ram, found.free.ram)]
-    if found.gpu_layers:
-        columns.append(("GPU", found.gpu, found.free.gpu))
+def _table(result: Plan) -> list[str]:
+    columns = [("RAM", result.ram, result.free.ram)]
+    if result.gpu_layers:
+        columns.append(("GPU", result.gpu, result.free.gpu))
     rows = [("", [name for name, _, _ in columns])]
     parts = {
         part: words
         for part, words in _PARTS.items()
-        if part != "checkpoints" or found.ram.checkpoints
+        if part != "checkpoints" or result.ram.checkpoints
     }
     rows += [
         (words, [size(getattr(share, part)) for _, share, _ in columns])
@@ -155,45 +158,48 @@ def _table(found: Plan) -> list[str]:
     ]
 
 
-def _kept(found: Plan, options: PlanOptions) -> list[str]:
+def _kept(result: Plan, options: PlanOptions) -> list[str]:
     if options.keep == 1:
         return []
-    text = int(found.context.tokens / options.keep)
+    text = int(result.context.tokens / options.keep)
     return [
         f"with --when-full compress it holds a text of {text:,} tokens, those that stand out"
     ]
 
 
-def _verdict(found: Plan, options: PlanOptions) -> list[str]:
-    verdict = "it fits" if found.fits else "it does not fit"
-    if found.largest is None:
+def _verdict(result: Plan, options: PlanOptions) -> list[str]:
+    verdict = "it fits" if result.fits else "it does not fit"
+    if result.largest is None:
         return ["whether it fits is not known: the system does not say what is free"]
-    if not found.largest:
+    if not result.largest:
         return [
             f"{verdict}, nor does any context: take a smaller model or quantization"
         ]
-    lines = [f"{verdict}; memory holds up to {found.largest:,} tokens"]
-    if found.context.tokens > found.made_for:
-        remedy = f"ggext convert {found.path} --target-context {found.context.tokens}"
+    lines = [f"{verdict}; memory holds up to {result.largest:,} tokens"]
+    if result.context.tokens > result.made_for:
+        remedy = f"ggext convert {result.path} --target-context {result.context.tokens}"
         lines = [
-            f"{verdict} in memory, but the file is made for {found.made_for:,} tokens: what stands",
+            (
+                f"{verdict} in memory, but the file is made for {result.made_for:,} tokens: "
+                "what stands"
+            ),
             f"past those is misread. {remedy}",
-            f"makes one that reaches them; memory holds up to {found.largest:,} tokens",
+            f"makes one that reaches them; memory holds up to {result.largest:,} tokens",
         ]
-    elif found.largest > found.made_for:
-        lines = [f"{lines[0]}, the file is made for {found.made_for:,}"]
+    elif result.largest > result.made_for:
+        lines = [f"{lines[0]}, the file is made for {result.made_for:,}"]
     if (
-        not found.fits
+        not result.fits
         and options.choices.kv_type == "f16"
         and options.choices.flash_attention is not False
     ):
-        smaller = _with_small_cache(found, options)
+        smaller = _with_small_cache(result, options)
         if smaller:
             lines.append(f"with --kv q8_0: {smaller:,} tokens")
     return lines
 
 
-def _with_small_cache(found: Plan, options: PlanOptions) -> int:
+def _with_small_cache(result: Plan, options: PlanOptions) -> int:
     """The largest context with a cache of half the size; 0 where its blocks do not divide the
     heads."""
     from ggext.errors import UsageError
@@ -202,9 +208,9 @@ def _with_small_cache(found: Plan, options: PlanOptions) -> int:
     try:
         return (
             run(
-                found.path,
+                result.path,
                 replace(options, choices=replace(options.choices, kv_type="q8_0")),
-                found.free,
+                result.free,
             ).largest
             or 0
         )
@@ -212,17 +218,17 @@ def _with_small_cache(found: Plan, options: PlanOptions) -> int:
         return 0
 
 
-def _notes(found: Plan) -> list[str]:
+def _notes(result: Plan) -> list[str]:
     lines = []
-    if found.windowed_layers:
-        kept = "every token" if found.context.whole_windows else "the window's tokens"
+    if result.windowed_layers:
+        kept = "every token" if result.context.whole_windows else "the window's tokens"
         lines.append(
-            f"{found.windowed_layers} layers see a sliding window; their cache keeps {kept}"
+            f"{result.windowed_layers} layers see a sliding window; their cache keeps {kept}"
         )
-    if not found.measured:
+    if not result.measured:
         lines.append(
-            f"the architecture {found.arch} was not held to llama.cpp: its figure for computing is "
-            "an estimate"
+            f"the architecture {result.arch} was not held to llama.cpp: its figure for "
+            "computing is an estimate"
         )
     return lines
 

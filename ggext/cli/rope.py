@@ -52,7 +52,7 @@ def rope(model: Path, program: Program, **options: Any) -> None:
     scaling = asked_scaling(options)
     if scaling is None:
         raise click.UsageError("name a scaling, such as --yarn 4")
-    found = emit(model, scaling, program, options["target_context"])
-    click.echo(found.text)
-    for note in found.notes:
+    emitted = emit(model, scaling, program, options["target_context"])
+    click.echo(emitted.text)
+    for note in emitted.notes:
         click.echo(f"note: {note}", err=True)

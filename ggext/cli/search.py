@@ -202,8 +202,8 @@ def _cost(running: Search) -> str:
 
 
 def _show(progress: Progress) -> None:
-    left = duration(progress.seconds_left)
-    _paint(f"{progress.what} · {left} left · {progress.done} losses measured")
+    remaining = duration(progress.seconds_left)
+    _paint(f"{progress.what} · {remaining} left · {progress.done} losses measured")
 
 
 def _paint(line: str) -> None:

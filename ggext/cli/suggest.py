@@ -54,13 +54,13 @@ _OPTIONS = {
 
 def command_for(name: str, commands: Iterable[str]) -> str:
     """The command that was meant, empty for none."""
-    meant = _COMMANDS.get(name)
-    return meant or next(iter(get_close_matches(name, list(commands), 1, 0.7)), "")
+    suggestion = _COMMANDS.get(name)
+    return suggestion or next(iter(get_close_matches(name, list(commands), 1, 0.7)), "")
 
 
 def unknown_command(name: str, commands: Iterable[str]) -> str:
-    meant = command_for(name, commands)
-    hint = f"; did you mean ggext {meant}?" if meant else ""
+    suggestion = command_for(name, commands)
+    hint = f"; did you mean ggext {suggestion}?" if suggestion else ""
     return f"no such command {name!r}{hint or ''}"
 
 
@@ -70,14 +70,14 @@ def unknown_option(error: click.NoSuchOption) -> str:
         [name for p in command.params for name in p.opts] if command is not None else []
     )
     names = [name for name in own if name.startswith("-")]
-    meant = _OPTIONS.get(error.option_name, "")
-    if meant.startswith("-") and meant not in names:
-        meant = ""
-    if not meant:
+    suggestion = _OPTIONS.get(error.option_name, "")
+    if suggestion.startswith("-") and suggestion not in names:
+        suggestion = ""
+    if not suggestion:
         longer = [name for name in names if name.startswith(error.option_name)]
         close = longer if len(error.option_name) > 3 else []
         close = close or get_close_matches(error.option_name, names, 1, 0.75)
-        meant = close[0] if close else ""
+        suggestion = close[0] if close else ""
     return f"no such option {error.option_name}" + (
-        f"; did you mean {meant}?" if meant else ""
+        f"; did you mean {suggestion}?" if suggestion else ""
     )

@@ -93,8 +93,9 @@ def query_tensors(
     ``keys``: the architecture's, without its prefix. Raises ``RopeError``, a reason without a
     remedy, where a layer's queries are made by tensors that are not known here.
     """
+    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
     n_heads = keys.get("attention.head_count")
-    if not isinstance(n_heads, int):
+    if not normed and not isinstance(n_heads, int):
         raise RopeError(
             f"attention.head_count is {n_heads!r}, and a gain can be folded only into layers that "
             "are alike"
@@ -105,10 +106,9 @@ def query_tensors(
         )
     kinds = layer_kinds(keys, arch)
     concerned = {str(i) for i, kind in enumerate(kinds) if kind == "scaled"}
-    normed = any(t.name.endswith(_QUERY_NORM) for t in tensors)
     names = (_QUERY_NORM,) if normed else _PROJECTIONS
-    wanted = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
-    layers = {t.name: match[1] for t in tensors if (match := wanted.fullmatch(t.name))}
+    pattern = re.compile(rf"blk\.(\d+)\.(?:{'|'.join(map(re.escape, names))})")
+    layers = {t.name: match[1] for t in tensors if (match := pattern.fullmatch(t.name))}
     queries = [t for t in tensors if layers.get(t.name) in concerned]
     reached = {layers[t.name] for t in queries if t.name.endswith(".weight")}
     missing = min(map(int, concerned - reached), default=None)

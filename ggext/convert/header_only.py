@@ -131,12 +131,12 @@ def check_other_parts(gguf: GgufFile) -> None:
     if gguf.get("split.count", 1) < 2:
         return
     for part in all_parts(gguf.path)[1:]:
-        found = [
+        factors = [
             name
             for name in SCALING_TENSORS
             if part.exists() and name in read_gguf(part, any_kind=True).tensors
         ]
-        if found:
+        if factors:
             raise GgufError(
-                f"{part} holds {found[0]}; merge the parts first: llama-gguf-split --merge"
+                f"{part} holds {factors[0]}; merge the parts first: llama-gguf-split --merge"
             )

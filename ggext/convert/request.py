@@ -214,9 +214,11 @@ def _own_scaling(source: ModelSource) -> RopeScaling:
     )
 
 
-def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) -> str:
+def default_name(
+    source: ModelSource, scaling: RopeScaling | None, requested: str
+) -> str:
     """The output's name where none is given: the model's, the scaling that the file has, and the
-    type that was asked for. ``wanted``: as ``--type``."""
+    type that was asked for. ``requested``: as ``--type``."""
     name = model_stem(source.path) if source.is_gguf else model_name(source.path)
     if is_ollama_blob(source.path):  # the file is named by its checksum
         title = source.fields.get(
@@ -229,4 +231,4 @@ def default_name(source: ModelSource, scaling: RopeScaling | None, wanted: str) 
         name = _SCALING_IN_NAME.sub("", name) or name
     if scaling is not None and scaling.method != "none":
         name += f"-{scaling.method}{scaling.factor:g}"
-    return f"{name}-{wanted}.gguf" if wanted != "auto" else f"{name}.gguf"
+    return f"{name}-{requested}.gguf" if requested != "auto" else f"{name}.gguf"

@@ -26,13 +26,15 @@ _DERIVED_SUFFIXES = (
     "attention.masked_bias",
     "attention.bias",
 )
+#: Architecture that the ``gguf`` package does not know → one whose tensors have the same names.
+_NAMED_AS = {"deepseek32": "glm-dsa"}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
 
 def map_tensors(
     rules: Iterable[TensorRule],
-    found: Mapping[str, CheckpointTensor],
+    available: Mapping[str, CheckpointTensor],
     arch: str,
     source: str,
 ) -> tuple[list[MappedTensor], list[str]]:
@@ -45,14 +47,14 @@ def map_tensors(
     unneeded: dict[str, list[str]] = {}
     made: list[MappedTensor] = []
     for usual in rules:
-        rule = _stored(usual, found)
+        rule = _stored(usual, available)
         used.update(_names(rule))
         if rule.unless:
             unneeded.setdefault(rule.unless, []).extend(
-                n for n in rule.sources if n in found
+                n for n in rule.sources if n in available
             )
             continue
-        tensors = _sources(rule, found, source, usual.hint)
+        tensors = _sources(rule, available, source, usual.hint)
         if tensors is not None:
             made.append(
                 MappedTensor(
@@ -62,7 +64,7 @@ def map_tensors(
     notes = [
         f"{_listed(names)} left out: {why}" for why, names in unneeded.items() if names
     ]
-    return made, notes + _mixed(made) + _left_over(found, used, source, arch)
+    return made, notes + _mixed(made) + _left_over(available, used, source, arch)
 
 
 def _names(rule: TensorRule) -> tuple[str, ...]:
@@ -71,15 +73,15 @@ def _names(rule: TensorRule) -> tuple[str, ...]:
 
 
 def _sources(
-    rule: TensorRule, found: Mapping[str, CheckpointTensor], source: str, hint: str
+    rule: TensorRule, available: Mapping[str, CheckpointTensor], source: str, hint: str
 ) -> tuple[CheckpointTensor, ...] | None:
     """The tensors of a rule, checked; None where it is optional and all are missing. ``hint``: the
     end of the message about a missing one."""
     names = _names(rule)
-    tensors = tuple(found[name] for name in names if name in found)
+    tensors = tuple(available[name] for name in names if name in available)
     if names and not tensors and rule.optional:
         return None
-    missing = next((name for name in names if name not in found), None)
+    missing = next((name for name in names if name not in available), None)
     if missing is not None:
         raise CheckpointError(
             f"{source}: the model needs the tensor {missing}, which is not there{hint}"
@@ -106,17 +108,17 @@ def _mixed(made: Iterable[MappedTensor]) -> list[str]:
 
 
 def _left_over(
-    found: Mapping[str, CheckpointTensor], used: set[str], source: str, arch: str
+    available: Mapping[str, CheckpointTensor], used: set[str], source: str, arch: str
 ) -> list[str]:
     """A note on tensors that no rule reads.
 
     Raises CheckpointError for the bias of a tensor that is read.
     """
     unknown = sorted(
-        n for n in found.keys() - used if not n.endswith(_DERIVED_SUFFIXES)
+        n for n in available.keys() - used if not n.endswith(_DERIVED_SUFFIXES)
     )
     biases = [n for n in unknown if f"{n.removesuffix('bias')}weight" in used]
-    _check_biases(biases, found, source, arch)
+    _check_biases(biases, available, source, arch)
     if not unknown:
         return []
     shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
@@ -134,26 +136,28 @@ def _listed(names: list[str]) -> str:
     )
 
 
-def _stored(rule: TensorRule, found: Mapping[str, CheckpointTensor]) -> TensorRule:
+def _stored(rule: TensorRule, available: Mapping[str, CheckpointTensor]) -> TensorRule:
     """The first of a rule's forms whose names and shape the checkpoint has, else the first whose
     names it has, else ``rule``: messages speak of that one."""
     forms = [rule]
     while forms[-1].instead is not None:
         forms.append(forms[-1].instead)
-    there = [form for form in forms if all(name in found for name in form.sources)]
-    fitting = (form for form in there if found[form.sources[0]].shape == form.shape)
+    there = [form for form in forms if all(name in available for name in form.sources)]
+    fitting = (form for form in there if available[form.sources[0]].shape == form.shape)
     return next(fitting, there[0] if there else rule)
 
 
 def taken_scalars(
-    wanted: dict[str, list[str]], found: dict[str, CheckpointTensor], source: str
+    names_by_key: dict[str, list[str]],
+    available: dict[str, CheckpointTensor],
+    source: str,
 ) -> dict[str, list[float]]:
-    """The values of tensors of one value each, which are taken out of ``found``. Raises
+    """The values of tensors of one value each, which are taken out of ``available``. Raises
     ``CheckpointError``."""
     values: dict[str, list[float]] = {}
-    for key, names in wanted.items():
+    for key, names in names_by_key.items():
         for name in names:
-            tensor = found.pop(name, None)
+            tensor = available.pop(name, None)
             if tensor is None or math.prod(tensor.shape) != 1:
                 raise CheckpointError(
                     f"{source}: the model needs the tensor {name} of one value"
@@ -166,11 +170,14 @@ def taken_scalars(
 
 
 def _check_biases(
-    names: Iterable[str], found: Mapping[str, CheckpointTensor], source: str, arch: str
+    names: Iterable[str],
+    available: Mapping[str, CheckpointTensor],
+    source: str,
+    arch: str,
 ) -> None:
     """Raises ``CheckpointError`` for a bias that llama.cpp does not add, unless it adds nothing."""
     for name in names:
-        if name.endswith(".bias") and found[name].array()[...].any():
+        if name.endswith(".bias") and available[name].array()[...].any():
             raise CheckpointError(
                 f"{source}: the model has {name}, and llama.cpp's architecture {arch} adds no bias "
                 "there"
@@ -207,6 +214,10 @@ def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
         )
 
 
+#: Architectures that the ``gguf`` package does not know → one whose tensors are called alike.
+_NAMED_AS = {"laguna": "step35", "muse-glimmer": "afmoe"}
+
+
 def gguf_name(arch: str, name: str) -> str:
     """What the ``gguf`` package calls a checkpoint's tensor. Raises ``CheckpointError`` if it does
     not know it."""
@@ -224,7 +235,8 @@ def gguf_name(arch: str, name: str) -> str:
 def _names_of_one_layer(arch: str) -> TensorNameMap:
     from ggext.gguf.tables import constants, tensor_mapping
 
+    known = _NAMED_AS.get(arch, arch)
     number = next(
-        number for number, name in constants.MODEL_ARCH_NAMES.items() if name == arch
+        number for number, name in constants.MODEL_ARCH_NAMES.items() if name == known
     )
     return tensor_mapping.get_tensor_name_map(number, 1)

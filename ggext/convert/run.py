@@ -12,8 +12,8 @@ from ggext.convert.imatrix import Imatrix, imatrix_for
 from ggext.convert.model_source import ModelSource, SourceTensor
 from ggext.convert.options import ConvertOptions, Plan
 from ggext.convert.quantize import to_write
-from ggext.convert.request import default_name, resolve_scaling
-from ggext.convert.scaled import unscaled, with_scaling
+from ggext.convert.request import Request, default_name, resolve_scaling
+from ggext.convert.scaled import Scaled, unscaled, with_scaling
 from ggext.convert.sources import open_source
 from ggext.convert.tensor_types import FILE_TYPES, TypePlan, check_made, plan_types
 from ggext.convert.trial import Trial, check_source
@@ -59,19 +59,8 @@ def plan(options: ConvertOptions) -> Plan:
         asked_by=options.asked_by,
         attention_factor=options.attention_factor,
     )
-    notes += request.notes
-    scaling = request.scaling
-    scaled = unscaled(source)
-    if scaling is not None:
-        scaled = with_scaling(
-            source,
-            scaling,
-            options.encoding,
-            request.asked_by,
-            options.searched,
-            in_place=options.in_place,
-        )
-    notes += scaled.notes
+    scaled = _scaled(options, source, request)
+    notes += (*request.notes, *scaled.notes)
     tensors = scaled.tensors
     types = plan_types(
         tensors, options.type, options.tensor_types, source.is_gguf, notes
@@ -89,10 +78,10 @@ def plan(options: ConvertOptions) -> Plan:
     fields = dict(scaled.fields) | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
     return Plan(
-        out=_output(options, source, scaling, notes),
+        out=_output(options, source, request.scaling, notes),
         source=source,
         encoding=scaled.encoding,
-        scaling=scaling,
+        scaling=request.scaling,
         geometry=scaled.geometry,
         fields=fields | _matrix_fields(imatrix),
         tensors=written,
@@ -105,6 +94,19 @@ def plan(options: ConvertOptions) -> Plan:
         bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
         in_place=options.in_place,
         why_not_folded=scaled.why_not_folded,
+    )
+
+
+def _scaled(options: ConvertOptions, source: ModelSource, request: Request) -> Scaled:
+    if request.scaling is None:
+        return unscaled(source)
+    return with_scaling(
+        source,
+        request.scaling,
+        options.encoding,
+        request.asked_by,
+        options.searched,
+        in_place=options.in_place,
     )
 
 

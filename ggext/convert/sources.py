@@ -138,10 +138,10 @@ def _read_weights(
     """Metadata that the checkpoint keeps as tensors, and the tensors under their GGUF names."""
     stored = read_tensors(folder, notes)
     try:
-        found = named_tensors(weights_of(stored, config, notes), family, notes)
-        scalars = taken_scalars(family.scalars(), found, config.source)
+        named = named_tensors(weights_of(stored, config, notes), family, notes)
+        scalars = taken_scalars(family.scalars(), named, config.source)
         tensors, left_out = map_tensors(
-            family.tensors(), found, family.arch, config.source
+            family.tensors(), named, family.arch, config.source
         )
         notes += left_out
         return scalars, [

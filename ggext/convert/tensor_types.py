@@ -47,35 +47,35 @@ class TypePlan:
 
 def plan_types(
     tensors: Sequence[SourceTensor],
-    wanted: str,
+    requested: str,
     overrides: Sequence[str],
     is_gguf: bool,
     notes: list[str],
 ) -> TypePlan:
-    """``wanted``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a
+    """``requested``: as ``--type``; ``overrides``: as ``--tensor-type``, the last that matches a
     tensor holds.
 
     Raises ``UsageError`` for types and patterns that mean nothing here.
     """
     chosen = _chosen(tensors, overrides)
-    wanted = wanted.lower()
-    by_llama_cpp = wanted not in ("auto", *NATIVE) or any(
+    requested = requested.lower()
+    by_llama_cpp = requested not in ("auto", *NATIVE) or any(
         kind not in NATIVE.values() for kind in chosen.values()
     )
     if by_llama_cpp:
-        _check_quantization(wanted)
-    if is_gguf and wanted != "auto":
-        _refuse_quantized(tensors, f"type={wanted!r}")
+        _check_quantization(requested)
+    if is_gguf and requested != "auto":
+        _refuse_quantized(tensors, f"type={requested!r}")
     if is_gguf:
         _refuse_quantized(
             [t for t in tensors if chosen.get(t.name, t.type) != t.type], "tensor_types"
         )
-    own = "auto" if by_llama_cpp else wanted
+    own = "auto" if by_llama_cpp else requested
     kinds = [_kind(t, own, chosen.get(t.name), notes) for t in tensors]
     if not by_llama_cpp:
         return TypePlan(kinds)
     packed = {t.name: t.type for t in tensors if t.type not in _FLOATS}
-    return TypePlan(kinds, wanted.upper(), packed | chosen)
+    return TypePlan(kinds, requested.upper(), packed | chosen)
 
 
 def _chosen(
@@ -90,19 +90,19 @@ def _chosen(
             raise UsageError(
                 f"tensor_types {override}: write PATTERN=TYPE, for example 'output.weight=f16'"
             )
-        found = [
+        matches = [
             n
             for n in names
             if fnmatchcase(n, pattern)
             or fnmatchcase(n.removesuffix(".weight"), pattern)
         ]
-        if not found:
+        if not matches:
             raise UsageError(
                 f"tensor_types {override}: no tensor of two or more dimensions has such a name; "
                 "there are "
                 f"{names[0]}, {names[-1]} and {len(names) - 2} others (ggext inspect lists them)"
             )
-        chosen |= dict.fromkeys(found, _type_number(kind, override))
+        chosen |= dict.fromkeys(matches, _type_number(kind, override))
     return chosen
 
 
@@ -122,19 +122,19 @@ def _type_number(name: str, override: str) -> int:
     return known[name.upper()]
 
 
-def _check_quantization(wanted: str) -> None:
+def _check_quantization(requested: str) -> None:
     from ggext.runtime.llama import quantization_names
 
     names = quantization_names()
-    if wanted.upper() not in names:
+    if requested.upper() not in names:
         known = ", ".join(
             ["auto", *NATIVE, *(n for n in names if n.lower() not in NATIVE)]
         )
-        raise UsageError(f"type={wanted!r} is unknown; known: {known}")
-    if wanted in ("f32", "f16", "bf16"):
+        raise UsageError(f"type={requested!r} is unknown; known: {known}")
+    if requested in ("f32", "f16", "bf16"):
         raise UsageError(
             "tensor_types asks for a type that llama.cpp's quantizer makes, which "
-            f"type={wanted!r} does not start; choose one of its types, for example type='q8_0'"
+            f"type={requested!r} does not start; choose one of its types, for example type='q8_0'"
         )
 
 
@@ -149,7 +149,7 @@ def _refuse_quantized(tensors: Sequence[SourceTensor], option: str) -> None:
 
 
 def _kind(
-    tensor: SourceTensor, wanted: str, chosen: int | None, notes: list[str]
+    tensor: SourceTensor, requested: str, chosen: int | None, notes: list[str]
 ) -> int:
     """The ggml type to write. Norms and biases stay float32, as llama.cpp's kernels expect."""
     if tensor.type not in _FLOATS:
@@ -160,8 +160,8 @@ def _kind(
         return tensor.type if tensor.is_gguf else F32
     return (
         tensor.type
-        if wanted == "auto"
-        else _whole_blocks(tensor, NATIVE[wanted], notes)
+        if requested == "auto"
+        else _whole_blocks(tensor, NATIVE[requested], notes)
     )
 
 

@@ -39,17 +39,17 @@ def findings(
     names: Sequence[str], progress: Callable[[str], None], *, in_child: bool
 ) -> Iterator[Finding]:
     """What the steps find."""
-    left = list(names)
-    while left and in_child:
+    remaining = list(names)
+    while remaining and in_child:
         try:
             child = Child("ggext.doctor.runs:answer")
         except GgextError:  # a host that cannot start a process: then here
             break
         with child:
-            child.send(left)
-            found, left = _follow(child, left, progress)
+            child.send(remaining)
+            found, remaining = _follow(child, remaining, progress)
         yield from found
-    for name in left:
+    for name in remaining:
         progress(name)
         yield from (STEPS | MEASUREMENTS)[name]()
 
@@ -59,7 +59,7 @@ def _follow(
 ) -> tuple[list[Finding], list[str]]:
     """What a child finds, and the steps that it did not come to before it died."""
     found: list[Finding] = []
-    left = list(names)
+    remaining = list(names)
     step = "start of a process"
     timer = threading.Timer(_PATIENCE, child.kill)
     timer.daemon = True
@@ -72,15 +72,15 @@ def _follow(
             step = message["step"]
             if step == _END:
                 break
-            left.remove(step)
+            remaining.remove(step)
             progress(step)
     finally:  # also after Ctrl-C: a timer that runs on holds the process until it rings
         timer.cancel()
     if step == _END:
         return found, []
-    if left == names:  # not one step began: the next child would do the same
-        left = []
-    return [*found, Finding("tests", step, "wrong", str(child.died()))], left
+    if remaining == names:  # not one step began: the next child would do the same
+        remaining = []
+    return [*found, Finding("tests", step, "wrong", str(child.died()))], remaining
 
 
 def answer(channel: Channel) -> None:

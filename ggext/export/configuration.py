@@ -134,9 +134,9 @@ def _rope(source: ModelSource) -> dict[str, Any]:
 
 
 def _specials(fields: Mapping[str, Any]) -> dict[str, Any]:
-    found = {}
+    result = {}
     for key, name in _SPECIAL.items():
         field = fields.get(f"tokenizer.ggml.{key}")
         if field is not None:
-            found[name] = field.value
-    return found
+            result[name] = field.value
+    return result

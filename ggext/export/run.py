@@ -119,10 +119,10 @@ def _unfolded(source: ModelSource, notes: list[str]) -> ModelSource:
 def _check_all_used(source: ModelSource, tensors: list[Inverted]) -> None:
     """Raises ``GgufError`` for a tensor that a checkpoint of the family has no place for."""
     used = {item.tensor.name for item in tensors} | set(SCALING_TENSORS)
-    left = sorted(tensor.name for tensor in source.tensors if tensor.name not in used)
-    if left:
+    unused = sorted(tensor.name for tensor in source.tensors if tensor.name not in used)
+    if unused:
         raise GgufError(
-            f"{source.path}: {left[0]} ({len(left)} such) has no place in a checkpoint of its "
+            f"{source.path}: {unused[0]} ({len(unused)} such) has no place in a checkpoint of its "
             "family: without it the model would be another"
         )
 
@@ -142,19 +142,19 @@ def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
     except (ImportError, MissingExtraError) as error:
         notes.append(f"the tokenizer is not held against llama.cpp's: {error}")
         return None
-    found = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
-    if found != expected:
+    ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+    if ids != expected:
         place = next(
             (
                 i
-                for i, pair in enumerate(zip(found, expected, strict=False))
+                for i, pair in enumerate(zip(ids, expected, strict=False))
                 if pair[0] != pair[1]
             ),
-            min(len(found), len(expected)),
+            min(len(ids), len(expected)),
         )
         raise GgufError(
             f"{path}: the tokenizer that was made of its vocabulary differs from llama.cpp's on a "
-            f"sample, at token {place}: {found[place : place + 3]} and "
+            f"sample, at token {place}: {ids[place : place + 3]} and "
             f"{expected[place : place + 3]}; nothing was written"
         )
     return len(expected)

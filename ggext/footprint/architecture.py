@@ -17,7 +17,12 @@ from ggext.llama_cpp_facts.recurrent import (
     attending_layers,
     recurrent_layers,
 )
-from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
+from ggext.llama_cpp_facts.sliding import (
+    SHARED_LAYERS,
+    WINDOW,
+    sliding_layers,
+    window_of,
+)
 
 # What a header says of a model whose memory is no plain KV cache: a state that does not grow, a
 # second cache, shared layers, an encoder; and the architectures that do not say it.
@@ -28,11 +33,9 @@ _NOT_PLAIN_KEYS = (
     "kda.",
     "hyper_connection.",
     "attention.indexer.",
-    "attention.shared_kv",
 )
 _NOT_PLAIN = {
     "gemma3n",
-    "gemma4",
     "llama4",
     "minimax-01",
     "t5",
@@ -54,6 +57,8 @@ class Layer:
     # values of a state that does not grow: of a convolution, and of a delta net or of Mamba 2
     convolved: int = 0
     state: int = 0
+    # it reads the keys and values of an earlier one
+    shares: bool = False
 
     @property
     def recurs(self) -> bool:
@@ -154,10 +159,14 @@ def architecture(header: GgufFile) -> Architecture:
     kv_heads = read.each("attention.head_count_kv", layers, heads)
     sizes = [_head_sizes(read, head, latent, swa) for swa in slides]
     states, attends = _states(read, layers, width)
+    own = layers - read.number(SHARED_LAYERS, 0, least=0)
     return Architecture(
         name=header.arch,
         layers=tuple(
-            Layer(heads[i], kv_heads[i] * attends[i], *sizes[i], slides[i], *states[i])
+            Layer(
+                *(heads[i], kv_heads[i] * attends[i], *sizes[i], slides[i], *states[i]),
+                shares=i >= own,
+            )
             for i in range(layers)
         ),
         width=width,
@@ -169,7 +178,7 @@ def architecture(header: GgufFile) -> Architecture:
         else 0,
         context=read.number("context_length"),
         keys=read.keys,
-        tensors=header.tensors | _under_usual_names(header.tensors),
+        tensors={**header.tensors, **_under_usual_names(header.tensors)},
     )
 
 

@@ -119,6 +119,9 @@ def cache_bytes(arch: Architecture, context: Context) -> list[int]:
         if not layer.kv_heads:
             sizes.append(states)
             continue
+        if layer.shares:
+            sizes.append(0)
+            continue
         # without flash attention values are stored transposed, with as many rows in each layer
         value_row = (
             layer.value_row if context.flash_attention or not layer.value else widest
@@ -140,7 +143,10 @@ def checkpoint_bytes(arch: Architecture, context: Context) -> int:
         return states
     count = CHECKPOINTS * min(arch.window, context.tokens)
     rows = (
-        (row, head) for layer in arch.layers if layer.slides for row, head in layer.rows
+        (row, head)
+        for layer in arch.layers
+        if layer.slides and not layer.shares
+        for row, head in layer.rows
     )
     return states + sum(_bytes(row, head, count, context) for row, head in rows)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.architecture import Architecture, Layer
 from ggext.footprint.cache import Context, cells, is_quantized
+from ggext.footprint.feed_forward import FeedForward
 from ggext.footprint.recurrent import Recurrent
 from ggext.llama_cpp_facts.recurrent import (
     CONVOLUTIONS,
@@ -29,7 +30,7 @@ _SCALED_QUERIES = (
 )  # before attention instead of in it
 
 # the wanted tokens are picked after the last norm
-_SELECT_NORMED = (*DELTA_NETS, *NEMOTRONS)
+_SELECT_NORMED = (*DELTA_NETS, *NEMOTRONS, "gemma4")
 
 
 def compute_bytes(arch: Architecture, context: Context) -> int:
@@ -57,7 +58,7 @@ class _Inputs(NamedTuple):
     value_rotation: Tensor | None
 
 
-class _Builder(Recurrent):
+class _Builder(Recurrent, FeedForward):
     def __init__(self, arch: Architecture, context: Context) -> None:
         super().__init__(arch, context)
         self.positions = Tensor((self.n,))
@@ -71,6 +72,7 @@ class _Builder(Recurrent):
         current = self.graph.expand(
             self.op((self.arch.width, self.n), Tensor((self.n,)))
         )
+        self.make_layer_inputs(current)
         self.graph.expand(
             Tensor((self.arch.width, self.n))
         )  # the other way in: embeddings instead of tokens
@@ -96,7 +98,7 @@ class _Builder(Recurrent):
     @property
     def _selects_last(self) -> bool:
         """Whether the wanted tokens are picked after the last layer instead of inside it."""
-        return self.arch.name == "gpt-oss"
+        return self.arch.name in ("gpt-oss", "step35")
 
     @property
     def _selects_in_layer(self) -> bool:
@@ -144,10 +146,14 @@ class _Builder(Recurrent):
             return self.same(self.same(self._feed_forward(at, normed), residual), x)
         first = self.arch.name in CONVOLUTIONS  # the residual is written over
         x = residual = self.same(residual, x) if first else self.same(x, residual)
-        x = self._feed_forward(at, self.norm(x, norm))
+        if self.arch.has(f"{at}pre_ffw_norm_2.weight"):
+            x = self._beside_experts(at, x)
+        else:
+            x = self._feed_forward(at, self.norm(x, norm))
         x = self.norm(x, f"{at}post_ffw_norm")
         first = first or self.arch.name == "phi3"
-        return self.same(residual, x) if first else self.same(x, residual)
+        x = self.same(residual, x) if first else self.same(x, residual)
+        return self.with_layer_input(at, x)
 
     def _mixed(self, at: str, layer: Layer, x: Tensor, before: Tensor) -> Tensor:
         """``before``: what was normed."""
@@ -177,8 +183,15 @@ class _Builder(Recurrent):
         )
 
     def _attention(self, at: str, layer: Layer, x: Tensor) -> Tensor:
+        normed, inputs = x, self.inputs[layer.slides]
+        if layer.shares:
+            q = self.view(
+                self.matrix(x, f"{at}attn_q"), (layer.key, layer.heads, self.n)
+            )
+            q = self.same(self.norm(q, f"{at}attn_q_norm"), self.positions)
+            x = self._scores(layer, self.graph.expand(q), inputs.mask)
+            return self.matrix(x, f"{at}attn_output")
         q, k, v, gated = self._queries_keys_values(at, layer, x)
-        inputs = self.inputs[layer.slides]
         if inputs.key_rotation is not None:
             q, k = (self.op(t.shape, t, inputs.key_rotation) for t in (q, k))
         if inputs.value_rotation is not None:
@@ -192,6 +205,8 @@ class _Builder(Recurrent):
             x = self.op(x.shape, x, inputs.value_rotation)
         if gated is not None:
             x = self.same(x, self.same(self.op(x.shape, self.view(gated, x.shape))))
+        if self.arch.has(f"{at}attn_gate.weight"):
+            x = self.same(x, self.same(self.matrix(normed, f"{at}attn_gate")))
         return self.matrix(x, f"{at}attn_output")
 
     def _store(self, rows: Tensor, places: Tensor) -> None:
@@ -217,7 +232,9 @@ class _Builder(Recurrent):
                 self.view(fused, (size, heads, self.n)) for heads, size in shapes
             )
         else:
-            parts = [self.matrix(x, f"{at}attn_{name}") for name in "qkv"]
+            own = [name for name in "qkv" if self.arch.has(f"{at}attn_{name}.weight")]
+            parts = [self.matrix(x, f"{at}attn_{name}") for name in own]
+            parts += parts[1:2] * (3 - len(parts))  # values are the keys
             if self._norms_heads_as_one:
                 parts[:2] = (
                     self.norm(t, f"{at}attn_{name}_norm")
@@ -233,6 +250,8 @@ class _Builder(Recurrent):
             q, k = self.norm(q, f"{at}attn_q_norm"), self.norm(k, f"{at}attn_k_norm")
         if not unrotated(self.arch.name, self.arch.keys):
             q, k = (self.same(t, self.positions) for t in (q, k))
+        if self.arch.name == "gemma4":  # which norms values too
+            v = self.same(v)
         return (self.same(q) if self.arch.name in _SCALED_QUERIES else q), k, v, gated
 
     @property
@@ -305,85 +324,3 @@ class _Builder(Recurrent):
             self.graph.expand(tensor)
         self._store(k, inputs.keys)
         return self.matrix(self._scores(layer, q, inputs.mask), f"{at}attn_output")
-
-    def _feed_forward(self, at: str, x: Tensor) -> Tensor:
-        if not self.arch.experts_used or not self.arch.has(f"{at}ffn_gate_inp.weight"):
-            return self._dense(at, "", x)
-        latent = f"{at}ffn_latent_down"
-        has_latent = self.arch.has(f"{latent}.weight")
-        result = self._experts(at, x, self.matrix(x, latent) if has_latent else x)
-        if has_latent:
-            result = self.matrix(result, f"{at}ffn_latent_up")
-        if not self.arch.has(f"{at}ffn_up_shexp.weight"):
-            return result
-        shared = self._dense(at, "_shexp", x)
-        if self.arch.has(f"{at}ffn_gate_inp_shexp.weight"):
-            gate = self.op((1, self.n), x)
-            shared = self.same(shared, self.same(self.same(gate), gate))
-        return self.same(result, shared)
-
-    def _dense(self, at: str, kind: str, x: Tensor) -> Tensor:
-        down = f"{at}ffn_down{kind}"
-        width = (
-            self.arch.tensors[f"{down}.weight"].shape[0]
-            if self.arch.has(f"{down}.weight")
-            else 0
-        )
-        up = self.matrix(x, f"{at}ffn_up{kind}")
-        if self.arch.has(f"{at}ffn_gate{kind}.weight"):
-            x = self.op((width, self.n), self.matrix(x, f"{at}ffn_gate{kind}"), up)
-        elif up.shape[0] == 2 * width:  # gate and up in one matrix
-            x = self.op((width, self.n), up)
-        else:
-            x = self.same(up)
-        return self.matrix(x, down)
-
-    def _experts(self, at: str, routed: Tensor, x: Tensor) -> Tensor:
-        """``routed``: what the experts are chosen by."""
-        used, n = self.arch.experts_used, self.n
-        scores = self.matrix(routed, f"{at}ffn_gate_inp")
-        late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
-        scores = scores if late else self.same(scores)
-        biased = self.same(scores) if self.arch.has(f"{at}exp_probs_b.bias") else scores
-        sorted_ = self.op(scores.shape, biased)
-        chosen = self.view(sorted_, (used, n))
-        weights = self.op((1, used, n), self.view(scores, (1, *scores.shape)), chosen)
-        if late:
-            weights = self.view(self.same(self.view(weights, (used, n))), (1, used, n))
-        elif self._weights_are_normed:
-            flat = self.view(weights, (used, n))
-            weights = self.view(
-                self.same(flat, self.same(self.op((1, n), flat))), (1, used, n)
-            )
-        self.graph.expand(weights)
-        x = self.view(x, (x.shape[0], 1, n))
-        up = self._expert_matrix(x, f"{at}ffn_up_exps", chosen)
-        if self.arch.has(f"{at}ffn_gate_exps.weight"):
-            gate = self._expert_matrix(x, f"{at}ffn_gate_exps", chosen)
-            x = self.op(gate.shape, gate, up)
-        else:
-            x = self.same(self.same(up))
-        x = self._expert_matrix(x, f"{at}ffn_down_exps", chosen)
-        x = self.graph.expand(self.same(x, weights))
-        parts = [self.graph.expand(self.view(x, (x.shape[0], n))) for _ in range(used)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = self.graph.expand(self.same(total, part))
-        return total if used > 1 else self.op(total.shape, total)
-
-    @property
-    def _weights_are_normed(self) -> bool:
-        return self.arch.name not in (
-            "qwen2moe",
-            "deepseek2",
-            "mistral4",
-            "nemotron_h_moe",
-        ) or self.arch.flag("expert_weights_norm")
-
-    def _expert_matrix(self, x: Tensor, name: str, chosen: Tensor) -> Tensor:
-        x = self.op(
-            (self.arch.rows(f"{name}.weight"), self.arch.experts_used, self.n),
-            x,
-            chosen,
-        )
-        return self.same(x, chosen) if self.arch.has(f"{name}.bias") else x

@@ -158,12 +158,19 @@ class Planner:
     def _threads(self) -> int:
         return self.choices.threads or defaults.threads(self.header.tensors)
 
+    @cached_property
+    def _compute_bytes(self) -> dict[Context, int]:
+        """Those that were computed: a choice asks for the same ones several times."""
+        return {}
+
     def shares(self, context: Context) -> tuple[Share, Share]:
         """What lies in RAM, and what on the GPU."""
         caches = cache_bytes(self.arch, context)
         first = self._first_on_gpu
         on_gpu, in_ram = self._weights()
-        compute = compute_bytes(self.arch, context)
+        compute = self._compute_bytes.get(context)
+        if compute is None:
+            compute = self._compute_bytes[context] = compute_bytes(self.arch, context)
         output = 4 * self.arch.vocabulary * context.sequences
         beside = (
             input_bytes(self.arch, context)
@@ -237,13 +244,13 @@ class Planner:
             replace(self, choices=replace(self.choices, swa=kept)) for kept in swa
         ]
         steps = range(1, LONGEST // STEP + 1)
-        found = [
+        counts = [
             bisect_left(steps, True, key=partial(too_large, planner=planner))
             for planner in planners
         ]
         return (
             max(
-                (count for count in found if count and not too_large(count, self)),
+                (count for count in counts if count and not too_large(count, self)),
                 default=0,
             )
             * STEP

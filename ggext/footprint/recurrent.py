@@ -20,8 +20,10 @@ class Recurrent(Nodes):
 
     def delta_net(self, at: str, layer: Layer, x: Tensor) -> Tensor:
         keys = self.arch.keys
-        n_state, heads = keys["ssm.state_size"], keys["ssm.time_step_rank"]
-        n_keys, inner = keys["ssm.group_count"], keys["ssm.inner_size"]
+        n_state = keys["ssm.state_size"]
+        heads = keys["ssm.time_step_rank"]
+        n_keys = keys["ssm.group_count"]
+        inner = keys["ssm.inner_size"]
         qkv, gate = self._projections(at, x, inner, n_keys * n_state)
         beta, decay = self._beta_and_decay(at, x, heads)
         channels = inner + 2 * n_keys * n_state
@@ -40,10 +42,8 @@ class Recurrent(Nodes):
         return self.matrix(self.view(x, (inner, self.n)), f"{at}ssm_out")
 
     def mamba2(self, at: str, layer: Layer, x: Tensor) -> Tensor:
-        heads, inner = (
-            self.arch.keys["ssm.time_step_rank"],
-            self.arch.keys["ssm.inner_size"],
-        )
+        heads = self.arch.keys["ssm.time_step_rank"]
+        inner = self.arch.keys["ssm.inner_size"]
         channels = self.arch.rows(f"{at}ssm_in.weight") - inner - heads
         parts = self.matrix(x, f"{at}ssm_in")
         gate, time = (self.view(parts, (size, self.n)) for size in (inner, heads))

@@ -107,13 +107,25 @@ class Cursor:
         else:
             self.at += count * struct.calcsize("<" + STRUCT_CODE[item_type])
 
+    def _strings(self, count: int) -> list[str]:
+        """Strings that have been walked over. A vocabulary has a hundred thousand: half of what it
+        costs to open a small model."""
+        data, at, length_at = self.data, self.at, struct.Struct("<Q").unpack_from
+        values = []
+        for _ in range(count):
+            (length,) = length_at(data, at)
+            start, at = at + 8, at + 8 + length
+            values.append(str(data[start:at], "utf-8", "surrogateescape"))
+        self.at = at
+        return values
+
     def array(self, key: str) -> Field:
         """An array's values, built. It has been walked over before, so nothing in it can be
         wrong."""
         item_type, count = self._array_head(key)
         values: list[Any]
         if item_type is ValueType.STRING:
-            values = [self.string(key) for _ in range(count)]
+            values = self._strings(count)
         elif item_type is ValueType.ARRAY:
             values = [self.array(key) for _ in range(count)]
         else:

@@ -101,6 +101,7 @@ DELTA_NET: Mapping[str, Shape] = {
     "ssm_norm": ("state",),
     "ssm_out": ("inner", "embd"),
 }
+_GATED_OUTPUT = {"attn_gate": ("embd", "heads*key")}
 #: Of Mamba 2.
 _MAMBA2: Mapping[str, Shape] = {
     "ssm_in": ("embd", "channels+inner+inner_heads"),
@@ -141,6 +142,12 @@ class ArchitectureFacts:
     # whether heads, keys and feed-forward parts differ from layer to layer, values may be missing,
     # and later layers may take the keys and values of earlier ones
     by_layer: bool = False
+    # whether a value may have another size than a key
+    own_values: bool = False
+    # whether layers that do not slide rotate half of what the file says
+    halves_rotated: bool = False
+    # whether an indexer chooses the tokens that are attended to
+    indexer: bool = False
     # whether layers without keys and values are convolutions
     convolutions: bool = False
     # whether some layers are a gated delta net; "fused": its first projection may be one tensor
@@ -151,6 +158,8 @@ class ArchitectureFacts:
     sections: Literal["no", "may", "must"] = "no"
     # shapes that are not as in SHAPES
     shapes: Mapping[str, Shape] = field(default_factory=dict)
+    # shapes that are as good as those
+    also: Mapping[str, Shape] = field(default_factory=dict)
 
 
 _PLAIN = ArchitectureFacts()
@@ -185,14 +194,35 @@ _DEEPSEEK2 = ArchitectureFacts(
     shapes=_LATENT,
 )
 
+_INDEXED = replace(
+    _DEEPSEEK2,
+    indexer=True,
+    shapes=_LATENT
+    | {
+        "indexer.k_norm": ("index",),
+        "indexer.proj": ("embd", "index_heads"),
+        "indexer.attn_k": ("embd", "index"),
+        "indexer.attn_q_b": ("query_rank", "index_heads*index"),
+    },
+)
+
 ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
     {
+        "afmoe": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            shared_rows="counted",
+            gating=(1, 2, 3, 4),
+            shapes=_GATED_OUTPUT,
+        ),
         "apertus": _PLAIN,
         "arcee": _PLAIN,
         "bloom": _PLAIN,
         "cohere2": _PART,
         "command-r": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "deepseek2": _DEEPSEEK2,
+        "deepseek32": _INDEXED,
         "dots1": ArchitectureFacts(
             experts="some",
             expert_rows="own",
@@ -211,6 +241,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "gemma2": _PART,
         "gemma3": _PART,
         "gemma4": ArchitectureFacts(experts="some", expert_rows="own", by_layer=True),
+        "glm-dsa": _INDEXED,
         "glm4": ArchitectureFacts(rotates="part", sections="may", shapes=_TWO_IN_ONE),
         "glm4moe": ArchitectureFacts(
             rotates="part",
@@ -230,6 +261,15 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "granitemoe": _LLAMA,
         "hunyuan-dense": _PLAIN,
         "internlm2": _PLAIN,
+        "laguna": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            gating=(1, 2, 3, 4),
+            by_layer=True,
+            shapes=_GATED_OUTPUT,
+            also={"attn_gate": ("embd", "heads")},
+        ),
         "lfm2": ArchitectureFacts(
             rotates="part", convolutions=True, shapes=_CONVOLUTIONS
         ),
@@ -245,6 +285,13 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "llama4": ArchitectureFacts(
             experts="all", expert_rows="own", shared_rows="as_expert"
         ),
+        "mimo2": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            by_layer=True,
+            own_values=True,
+        ),
         "minicpm3": ArchitectureFacts(
             rotates="part", latent="expanded", shapes=_LATENT
         ),
@@ -257,6 +304,7 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "mistral3": _LLAMA,
         "mistral4": _DEEPSEEK2,
         "mpt": _PLAIN,
+        "muse-glimmer": ArchitectureFacts(rotates="part", shapes=_GATED_OUTPUT),
         "nemotron": _PART,
         "nemotron_h": _NEMOTRON_H,
         "nemotron_h_moe": replace(
@@ -288,5 +336,19 @@ ARCHITECTURES: Mapping[str, ArchitectureFacts] = MappingProxyType(
         "stablelm": ArchitectureFacts(rotates="part", shapes=_NORMS_OF_EACH_HEAD),
         "starcoder": _PLAIN,
         "starcoder2": _PLAIN,
+        "step35": ArchitectureFacts(
+            rotates="part",
+            experts="some",
+            expert_rows="own",
+            gating=(0, 1, 2, 3, 4),
+            by_layer=True,
+            halves_rotated=True,
+            shapes={
+                "attn_gate": ("embd", "heads"),
+                "rope_freqs": ("most_half_rot",),
+                "rope_factors_long": ("most_half_rot",),
+                "rope_factors_short": ("most_half_rot",),
+            },
+        ),
     }
 )

@@ -16,6 +16,7 @@ from ggext.llama_cpp_facts.architectures import (
     SHAPES,
     ArchitectureFacts,
 )
+from ggext.llama_cpp_facts.indexer import choosing_layers
 from ggext.llama_cpp_facts.limits import (
     F32,
     MATRIX_TYPES,
@@ -75,6 +76,8 @@ def problems(
     yield from _values(facts, keys)
     yield from _tensors(facts, whole, sizes, recurs, tensors)
     yield from _mixers(facts, recurs, attends, tensors)
+    if facts.indexer:
+        yield from _indexers(keys, whole.layers, tensors)
 
 
 def _values(facts: ArchitectureFacts, keys: Mapping[str, Any]) -> Iterator[str]:
@@ -126,10 +129,11 @@ def _tensors(
 ) -> Iterator[str]:
     for name, tensor in tensors.items():
         expected = _expected(facts, whole, sizes, recurs, name)
-        if expected is not None and _squeezed(tensor.shape) != _squeezed(expected):
+        shape = _squeezed(tensor.shape)
+        if expected is not None and shape not in map(_squeezed, expected):
             yield (
                 f"tensor {name!r:.80} has the shape {list(tensor.shape)}, and the keys want "
-                f"{list(expected)}"
+                f"{' or '.join(str(list(one)) for one in expected)}"
             )
         if name.endswith((".ssm_a", ".ssm_d", ".scale")) or any(
             part in name for part in _FLOAT32_PARTS
@@ -149,8 +153,9 @@ def _expected(
     sizes: list[Sizes],
     recurs: list[bool],
     name: str,
-) -> tuple[int, ...] | None:
-    """None: the table does not know the tensor, or not the numbers that it is made of."""
+) -> list[tuple[int, ...]] | None:
+    """The shapes that are right; ``None``: the table does not know the tensor, or not the numbers
+    that it is made of."""
     stem, _, kind = name.rpartition(".")
     if kind in ("ssm_a", "ssm_d"):  # which have neither a weight nor a bias
         stem = name
@@ -167,10 +172,15 @@ def _expected(
     shape = shapes.get(stem, SHAPES.get(stem))
     if shape is None:
         return None
-    expected = of_name.of_shape(shape)
-    if kind == "bias" and len(expected) > 1:
-        expected = expected[1:]
-    return None if any(size < 0 for size in expected) else expected
+    found = []
+    for one in (shape, facts.also.get(stem)):
+        expected = of_name.of_shape(one) if one is not None else ()
+        if kind == "bias" and len(expected) > 1:
+            expected = expected[1:]
+        if any(size < 0 for size in expected):
+            return None
+        found += [expected] if expected else []
+    return found
 
 
 def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -202,12 +212,32 @@ def _mixers(
     if facts.mamba2 != "no":
         recurrent = (("ssm_conv1d.bias",),)
     for layer, (recurring, attending) in enumerate(zip(recurs, attends, strict=True)):
-        for wanted in (recurrent if recurring else (), attention if attending else ()):
-            if wanted and not any(
+        for needed in (recurrent if recurring else (), attention if attending else ()):
+            if needed and not any(
                 all(f"blk.{layer}.{_with_kind(name)}" in tensors for name in names)
-                for names in wanted
+                for names in needed
             ):
-                yield f"layer {layer} has no {', '.join(wanted[-1])}"
+                yield f"layer {layer} has no {', '.join(needed[-1])}"
+
+
+_OF_INDEXER = tuple(
+    "k_norm.weight k_norm.bias proj.weight attn_k.weight attn_q_b.weight".split()
+)
+
+
+def _indexers(
+    keys: Mapping[str, Any], layers: int, tensors: Mapping[str, Tensor]
+) -> Iterator[str]:
+    """The loader of glm-dsa asks for none of these, and its first layer may have to choose."""
+    try:
+        chooses = choosing_layers(keys, layers)
+    except ValueError as error:
+        yield str(error)
+        return
+    for layer, flag in enumerate(chooses):
+        for name in _OF_INDEXER if flag else ():
+            if f"blk.{layer}.indexer.{name}" not in tensors:
+                yield f"layer {layer} has no indexer.{name}"
 
 
 def _with_kind(name: str) -> str:

@@ -7,6 +7,11 @@ import re
 _LAYER = re.compile(r"-(\d+)(?: \(.*)?$")
 
 
+def is_of_indexer(name: str) -> bool:
+    """Whether the operation belongs to what chooses the tokens to attend to."""
+    return name.startswith("indexer_")
+
+
 def layer_of_node(name: str) -> int:
     """The layer that llama.cpp's name for an operation ends in; 0 where it has none."""
     number = _LAYER.search(name)

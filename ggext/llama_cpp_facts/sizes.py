@@ -13,11 +13,12 @@ from ggext.llama_cpp_facts.limits import (
     MAX_EXPERTS,
     MAX_LAYERS,
 )
-from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers
+from ggext.llama_cpp_facts.sliding import SHARED_LAYERS, sliding_layers, window_of
 
 MOST = 2**31 - 1
 
 
+_ROTATED = "rope.dimension_count"
 #: What an architecture's keys may list layer by layer, where its layers differ.
 _LISTED = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 
@@ -31,28 +32,33 @@ def sizes_of(
         sizes = Sizes.of(facts, keys, vocabulary)
         return sizes, [sizes] * sizes.layers
     layers = _Numbers(keys).number("block_count", most=MAX_LAYERS)
-    slides = sliding_layers(arch, keys, layers)
+    slides = [False] * layers
+    if window_of(arch, keys, layers):
+        slides = sliding_layers(arch, keys, layers)
     own = layers - _Numbers(keys).number(SHARED_LAYERS, 0, least=0)
     # what is shared is taken from the last two layers that have their own
-    if own < 2 or (own < layers and slides[own - 2 : own] != [True, False]):
+    if own < layers and (own < 2 or slides[own - 2 : own] != [True, False]):
         raise ValueError(
             f"{SHARED_LAYERS} is {keys.get(SHARED_LAYERS)!r:.40} of {layers}"
         )
-    if all(slides):
-        raise ValueError("all layers slide")
     sizes_by_keys: dict[tuple[Any, ...], Sizes] = {}
     found = []
     for layer, slide in enumerate(slides):
-        at = _at_layer(keys, layer, layers, slides=slide)
+        at = _at_layer(facts, keys, layer, layers, slides=slide)
         mark = (slide, *(at.get(key) for key in _LISTED))
         if mark not in sizes_by_keys:
             sizes_by_keys[mark] = Sizes.of(facts, at, vocabulary)
         found.append(sizes_by_keys[mark])
-    return found[slides.index(False)], found
+    return found[0 if all(slides) else slides.index(False)], found
 
 
 def _at_layer(
-    keys: Mapping[str, Any], layer: int, layers: int, *, slides: bool
+    facts: ArchitectureFacts,
+    keys: Mapping[str, Any],
+    layer: int,
+    layers: int,
+    *,
+    slides: bool,
 ) -> Mapping[str, Any]:
     """The keys as they would be where all layers were like this one."""
     at = dict(keys)
@@ -70,6 +76,12 @@ def _at_layer(
         own = at.pop(f"{key}_swa", None)
         if slides and own is not None:
             at[key] = own
+    if facts.halves_rotated:
+        read = _Numbers(keys)
+        rotated = read.number(_ROTATED, keys.get("attention.key_length"))
+        own = read.number(f"{_ROTATED}_swa", rotated)
+        at[_ROTATED] = own if slides else rotated // 2
+        at["most_rotated"] = max(own, rotated // 2)
     return at
 
 
@@ -153,10 +165,11 @@ def _heads(
         "rot": rot,
         "conv": conv,
     }
+    result["most_half_rot"] = read.number("most_rotated", rot) // 2
     result |= {"half_rot": rot // 2, "head_key": key, "head_value": value} | own
     if facts.latent != "no":
         return result | _latent(facts, read, result)
-    if key != value:
+    if key != value and not facts.own_values:
         raise ValueError(
             f"attention.key_length is {key} and attention.value_length {value}"
         )
@@ -165,8 +178,10 @@ def _heads(
 
 
 def _mamba2(facts: ArchitectureFacts, read: _Numbers, width: int) -> dict[str, int]:
-    heads, groups = read.number("ssm.time_step_rank"), read.number("ssm.group_count")
-    state, inner = read.number("ssm.state_size"), read.number("ssm.inner_size")
+    heads = read.number("ssm.time_step_rank")
+    groups = read.number("ssm.group_count")
+    state = read.number("ssm.state_size")
+    inner = read.number("ssm.inner_size")
     if inner % heads or heads % groups:
         raise ValueError(
             f"ssm.inner_size is {inner} and ssm.time_step_rank {heads}, with {groups} groups"
@@ -231,13 +246,26 @@ def _latent(
                 f"{heads['heads']} heads cannot share {heads['kv']} keys and values"
             )
     _check_rotation(rot, head_key - 1, whole=False)
-    return {
+    chosen = _indexer(read, rot) if facts.indexer else {}
+    return chosen | {
         "rank": rank,
         "query_rank": read.number("attention.q_lora_rank", 0, least=0),
         "nope": head_key - rot,
         "head_key": head_key,
         "head_value": head_value,
     }
+
+
+def _indexer(read: _Numbers, rot: int) -> dict[str, int]:
+    """What chooses tokens; its keys are turned by a Hadamard matrix as large as a head."""
+    size = read.number("attention.indexer.key_length", least=max(64, rot))
+    if size & (size - 1):
+        raise ValueError(
+            f"attention.indexer.key_length is {size}, and not a power of two"
+        )
+    read.number("attention.indexer.top_k")
+    read.number("attention.q_lora_rank")
+    return {"index": size, "index_heads": read.number("attention.indexer.head_count")}
 
 
 def _check_rotation(rot: int, most: int, *, whole: bool) -> None:

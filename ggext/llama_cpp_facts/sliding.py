@@ -24,31 +24,33 @@ class SlidingRule:
     default_window: int = 0
     # only files of so many layers have a window, whatever they say; 0: all files
     depth: int = 0
+    # some layer must slide, whether the file says a window or not: llama.cpp asserts it
+    always: bool = False
 
 
 #: The architectures some of whose layers see a window (``load_swa_pattern``).
 SLIDING = {
     "afmoe": SlidingRule(4),
-    "cohere2": SlidingRule(4),
+    "cohere2": SlidingRule(4, always=True),
     "cohere2moe": SlidingRule(4, whole_first=True),
     "exaone-moe": SlidingRule(4),
     "exaone4": SlidingRule(4, default_window=4096, depth=64),
-    "gemma2": SlidingRule(2, default_window=4096),
+    "gemma2": SlidingRule(2, default_window=4096, always=True),
     "gemma3": SlidingRule(6),
-    "gemma4": SlidingRule(0),
-    "gpt-oss": SlidingRule(2),
-    "granite_swa": SlidingRule(0),
+    "gemma4": SlidingRule(0, always=True),
+    "gpt-oss": SlidingRule(2, always=True),
+    "granite_swa": SlidingRule(0, always=True),
     "laguna": SlidingRule(4, whole_first=True),
     "llama4": SlidingRule(4, default_window=8192),
-    "maple": SlidingRule(0),
+    "maple": SlidingRule(0, always=True),
     "mellum": SlidingRule(4),
-    "mimo2": SlidingRule(0),
-    "muse-glimmer": SlidingRule(4),
+    "mimo2": SlidingRule(0, always=True),
+    "muse-glimmer": SlidingRule(4, always=True),
     "olmo2": SlidingRule(4),
     "plamo3": SlidingRule(8),
     "smallthinker": SlidingRule(4, whole_first=True),
     "spark2_5": SlidingRule(0),
-    "step35": SlidingRule(0),
+    "step35": SlidingRule(0, always=True),
 }
 
 

@@ -70,11 +70,11 @@ class Executed:
 
 def spans(context: int, trained: int) -> list[range]:
     """Positions to decode: the first, those around the trained edge, the last of the context."""
-    found = [range(min(_FIRST, context))]
+    turns = [range(min(_FIRST, context))]
     for end in (trained + _EDGE // 2, context):
-        if found[-1].stop <= end - _EDGE and end <= context:
-            found.append(range(end - _EDGE, end))
-    return found
+        if turns[-1].stop <= end - _EDGE and end <= context:
+            turns.append(range(end - _EDGE, end))
+    return turns
 
 
 def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
@@ -84,21 +84,21 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     """
     from ggext.runtime.probe import CELLS, Probe
 
-    found: list[Turn] = []
+    turns: list[Turn] = []
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
     cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
     with Probe(
-        model, cells, lambda node: found.append(_turn(node, wanted.of_node(node.name)))
+        model, cells, lambda node: turns.append(_turn(node, wanted.of_node(node.name)))
     ) as probe:
         for span in spans(context, wanted.geometry.trained_context):
             probe.clear()
             probe.decode(tokens[: len(span)], span.start)
-    if all(math.isnan(value) for turn in found for value in turn.error.flat):
+    if all(math.isnan(value) for turn in turns for value in turn.error.flat):
         raise ModelError(
             f"{model.path}: llama.cpp executed no ROPE operation, or only on zeros"
         )
-    return found
+    return turns
 
 
 def _turn(node: RopeNode, wanted: Wanted) -> Turn:
@@ -135,10 +135,10 @@ def _turn(node: RopeNode, wanted: Wanted) -> Turn:
     return Turn(node.name, wanted, node.call, node.positions, turn, error)
 
 
-def executed_by_node(found: list[Turn]) -> list[Executed]:
+def executed_by_node(turns: list[Turn]) -> list[Executed]:
     """Frequencies and gains of each node, fitted to all positions at which it was seen."""
-    names = list(dict.fromkeys(turn.node for turn in found))
-    return [_fit([turn for turn in found if turn.node == name]) for name in names]
+    names = list(dict.fromkeys(turn.node for turn in turns))
+    return [_fit([turn for turn in turns if turn.node == name]) for name in names]
 
 
 def _fit(seen: list[Turn]) -> Executed:
@@ -169,10 +169,10 @@ def _fit(seen: list[Turn]) -> Executed:
     return Executed(first.node, wanted, first.call, inv_freq, gains, reach)
 
 
-def node_rows(found: list[Turn], nodes: list[Executed]) -> list[NodeRow]:
+def node_rows(turns: list[Turn], nodes: list[Executed]) -> list[NodeRow]:
     """Node by node, in the order in which llama.cpp computes them."""
     errors: dict[str, float] = {}
-    for turn in found:
+    for turn in turns:
         errors[turn.node] = max(
             errors.get(turn.node, 0.0), float(_known(turn.error).max())
         )
@@ -220,13 +220,13 @@ def _gain_error(node: Executed) -> NDArray[np.float64]:
 
 
 def check_graph(
-    gguf: GgufFile, found: list[Turn], nodes: list[Executed], gpu: bool
+    gguf: GgufFile, turns: list[Turn], nodes: list[Executed], gpu: bool
 ) -> list[Check]:
     slack = OTHER_DEVICES if gpu else 1.0
     checks = [_check_frequency(gguf, nodes, slack), _check_gain(gguf, nodes, slack)]
-    told = not all(check.passed for check in checks)
+    reported = not all(check.passed for check in checks)
     return [
-        _check_rotation(found, len(nodes), slack, told),
+        _check_rotation(turns, len(nodes), slack, reported),
         *checks,
         *_check_layers(nodes),
     ]
@@ -273,21 +273,23 @@ def _worst(
     return which, np.unravel_index(int(place.argmax()), place.shape), failed
 
 
-def _check_rotation(found: list[Turn], nodes: int, slack: float, told: bool) -> Check:
-    errors = [_known(turn.error) for turn in found]
+def _check_rotation(
+    turns: list[Turn], nodes: int, slack: float, reported: bool
+) -> Check:
+    errors = [_known(turn.error) for turn in turns]
     bounds = [
         turn_bound(
             turn.positions, turn.wanted.kernel_table, turn.wanted.geometry, slack
         )
-        for turn in found
+        for turn in turns
     ]
     which, place, failed = _worst(errors, bounds)
-    turn = found[which]
+    turn = turns[which]
     pair = int(place[1])
-    last = max(int(seen.positions[-1]) for seen in found)
+    last = max(int(seen.positions[-1]) for seen in turns)
     why = (
         f"the operation is {turn.call}, and does not turn by the wanted table"
-        if failed and not told
+        if failed and not reported
         else ""
     )
     return Check(

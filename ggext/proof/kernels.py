@@ -208,14 +208,14 @@ def _rows(
     )
     errors = errors.reshape(*positions.shape, -1).max(axis=1)
     bounds = turn_bound(positions[:, -1], table, geometry, slack)
-    found = []
+    result = []
     for position, error, bound in zip(
         positions[:, -1].tolist(), errors, bounds, strict=True
     ):
         # inside the bound the largest error is reported, else the one that is most too large
         pair = int((error / bound if (error > bound).any() else error).argmax())
         meaning = _meaning(float(error[pair]), pair, table.inv_freq[pair])
-        found.append(
+        result.append(
             KernelRow(
                 name,
                 position,
@@ -226,7 +226,7 @@ def _rows(
                 meaning,
             )
         )
-    return found
+    return result
 
 
 def _meaning(error: float, pair: int, frequency: float) -> str:

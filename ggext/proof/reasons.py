@@ -126,28 +126,28 @@ def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
         base = methods.ntk_base(scaling.factor or 1.0, geometry)
     scale = 1 / (scaling.factor or 1.0) if scaling.method in ("linear", "yarn") else 1.0
     original = methods.original_context(scaling, geometry)
-    found = []
+    result = []
     if not _same(call.freq_base, base):
-        found.append(
+        result.append(
             f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)"
         )
     if not _same(call.freq_scale, scale):
-        found.append(
+        result.append(
             f"factor {1 / scale:g} wanted, {1 / call.freq_scale:g} executed (rope.scaling.factor)"
         )
     if scaling.method == "yarn" and call.n_ctx_orig != original:
-        found.append(
+        result.append(
             f"original context {original:,} wanted, {call.n_ctx_orig:,} executed"
         )
     if scaling.method == "llama3":
-        found.append(
+        result.append(
             "Llama 3's scaling needs the tensor rope_freqs.weight, and the operation gets none"
         )
     if scaling.method != "yarn" and call.ext_factor != 0:
-        found.append(
+        result.append(
             f"{scaling.method} is wanted, and the operation runs YaRN (rope.scaling.type)"
         )
-    return found
+    return result
 
 
 def _same(a: float, b: float) -> bool:

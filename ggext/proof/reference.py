@@ -149,7 +149,16 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     if not geometry.n_rot:
         return
     kept = _kept(config)
-    config.rope_parameters = kept | rope_parameters(scaling, geometry)
+    given = rope_parameters(scaling, geometry)
+    kinds = [kind for kind, values in kept.items() if isinstance(values, dict)]
+    if kinds and geometry.sliding_base is None:
+        given = dict.fromkeys(kinds, given)
+    for kind in kinds:  # which share rotates is said for each kind of layer
+        of_kind = kept.pop(kind)
+        if geometry.turning is not None:  # where it is said in another way
+            of_kind = {}
+        given[kind] = of_kind | given.get(kind, {})
+    config.rope_parameters = kept | given
     if (
         "llama_4_scaling_beta" in kept
     ):  # Ministral 3's queries grow by this context, whatever the method
@@ -195,8 +204,14 @@ _OF_THE_MODEL = (
 
 def _kept(config: Any) -> dict[str, Any]:
     """Which part of a head rotates, and how queries grow, is the model's, whatever the scaling."""
+
+    def of(given: dict[str, Any]) -> dict[str, Any]:
+        return {key: given[key] for key in _OF_THE_MODEL if key in given}
+
     given = config.rope_parameters or {}
-    return {key: given[key] for key in _OF_THE_MODEL if key in given}
+    return of(given) | {
+        kind: of(values) for kind, values in given.items() if isinstance(values, dict)
+    }
 
 
 def divergence(

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ggext.llama_cpp_facts.node_names import layer_of_node
+from ggext.llama_cpp_facts.node_names import is_of_indexer, layer_of_node
 from ggext.rope import methods
 from ggext.rope.decode import LayerKind
-from ggext.rope.scaling import RopeGeometry, RopeScaling, RopeTable
+from ggext.rope.scaling import Layout, RopeGeometry, RopeScaling, RopeTable
 
 #: Whose word a file without a recipe is held to.
 OWN_KEYS = "its own keys"
@@ -168,12 +168,16 @@ class Wanted:
     query_scale: float = 1.0
     # How each layer rotates, empty where all do it alike.
     layers: tuple[LayerKind, ...] = ()
+    # The layout of an indexer's rotation, where there is one.
+    indexer: Layout | None = None
     # The table itself, where no scaling stands for it (frequency factors of an unknown method).
     stated: RopeTable | None = None
 
     def of_node(self, name: str) -> Wanted:
         """What a ROPE operation must do, by the layer that llama.cpp's name for it ends in
         (``Qcur-5``)."""
+        if self.indexer is not None and is_of_indexer(name):
+            return replace(self, geometry=replace(self.geometry, layout=self.indexer))
         layer = layer_of_node(name)
         if layer >= len(self.layers) or self.layers[layer] == "scaled":
             return self

@@ -104,6 +104,10 @@ class _KeyNorms:
         before, after = (
             float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after)
         )
+        if not (0 < before < math.inf and 0 < after < math.inf):
+            raise ModelError(
+                "the cached keys are zero or no finite numbers, which says nothing of a shift"
+            )
         self._changes.setdefault(node.source, []).append(after / before)
 
     def ratios(self) -> list[float]:

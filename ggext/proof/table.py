@@ -46,7 +46,10 @@ def what_is_wanted(gguf: GgufFile, reference: Path | None) -> Wanted:
     else:
         wanted = wanted_by_keys(gguf)
     return replace(
-        wanted, query_scale=query_scale(keys), layers=layer_kinds(keys, gguf.arch)
+        wanted,
+        query_scale=query_scale(keys),
+        layers=layer_kinds(keys, gguf.arch),
+        indexer=capability_of(gguf.arch).indexer,
     )
 
 

@@ -64,33 +64,35 @@ def differences_between(
 
 
 def _answers(
-    base: Mapping[Item, Result], found: Mapping[Item, Result], length: int
+    base: Mapping[Item, Result], results: Mapping[Item, Result], length: int
 ) -> Estimate | None:
     first = _scores(base, length)
-    second = _scores(found, length)
+    second = _scores(results, length)
     clusters = {question: question[0] for question in first}
     return statistics.difference(
         dict(first), dict(second), dict[Hashable, Hashable](clusters.items())
     )
 
 
-def _scores(found: Mapping[Item, Result], length: int) -> dict[tuple[Item, int], float]:
+def _scores(
+    results: Mapping[Item, Result], length: int
+) -> dict[tuple[Item, int], float]:
     return {
         (item, i): outcome.score
-        for item, result in found.items()
+        for item, result in results.items()
         if item.length == length and isinstance(result, list)
         for i, outcome in enumerate(result)
     }
 
 
 def _perplexities(
-    first: str, second: str, base: Mapping[Item, Result], found: Mapping[Item, Result]
+    first: str, second: str, base: Mapping[Item, Result], results: Mapping[Item, Result]
 ) -> Iterator[Difference]:
     """By position, of the longest texts that both have."""
     common = [
         item
         for item, result in base.items()
-        if item.kind == "text" and item in found and isinstance(result, Losses)
+        if item.kind == "text" and item in results and isinstance(result, Losses)
     ]
     length = max((item.length for item in common), default=0)
     items = [item for item in common if item.length == length]
@@ -101,7 +103,7 @@ def _perplexities(
         right = {}
         for item in items:
             left[item] = _loss(base[item], band)
-            right[item] = _loss(found[item], band)
+            right[item] = _loss(results[item], band)
         estimate = statistics.paired(
             {item: value for item, value in left.items() if value is not None},
             {item: value for item, value in right.items() if value is not None},

@@ -89,11 +89,11 @@ class ProtocolFigure:
     error: float | None
 
 
-def band_losses(plan: Plan, found: Mapping[Item, Result]) -> tuple[BandLoss, ...]:
+def band_losses(plan: Plan, results: Mapping[Item, Result]) -> tuple[BandLoss, ...]:
     """Of the longest documents. The short texts of the price are none of them."""
     texts = {
         item: result
-        for item, result in found.items()
+        for item, result in results.items()
         if item.kind == "text"
         and isinstance(result, Losses)
         and item.length in plan.lengths
@@ -113,15 +113,15 @@ def _means(texts: Iterable[Losses], band: Band) -> list[float]:
     return [mean for mean in means if mean is not None]
 
 
-def key_tokens_of(setting: Setting, found: Mapping[Item, Result]) -> KeyTokens | None:
+def key_tokens_of(setting: Setting, results: Mapping[Item, Result]) -> KeyTokens | None:
     """Of the documents that were read a second time in short windows; None: of none."""
     import numpy as np
 
     from ggext.quality.bench import short_windows
 
     pairs = []
-    for item, result in found.items():
-        whole = found.get(Item("text", "", item.length, item.index))
+    for item, result in results.items():
+        whole = results.get(Item("text", "", item.length, item.index))
         if (
             item.kind == "short"
             and isinstance(result, Losses)
@@ -155,11 +155,13 @@ def _perplexity(losses: NDArray[np.float64]) -> float | None:
     return math.exp(float(losses.mean())) if len(losses) else None
 
 
-def protocol_figure(plan: Plan, found: Mapping[Item, Result]) -> ProtocolFigure | None:
+def protocol_figure(
+    plan: Plan, results: Mapping[Item, Result]
+) -> ProtocolFigure | None:
     """By the plan's protocol; None where it has none."""
     items = {
         item: result
-        for item, result in found.items()
+        for item, result in results.items()
         if item.kind == "protocol" and isinstance(result, Losses)
     }
     if not items or plan.protocol is None:
@@ -173,9 +175,9 @@ def protocol_figure(plan: Plan, found: Mapping[Item, Result]) -> ProtocolFigure 
     return ProtocolFigure("yarn", length, len(losses), value, None)
 
 
-def divergences(found: Mapping[Item, Result]) -> tuple[BandDivergence, ...]:
+def divergences(results: Mapping[Item, Result]) -> tuple[BandDivergence, ...]:
     """From the first setting, by position; empty for the first itself."""
-    items = {item: one for item, one in found.items() if isinstance(one, Diverged)}
+    items = {item: one for item, one in results.items() if isinstance(one, Diverged)}
     if not items:
         return ()
     length = next(iter(items)).length
@@ -214,10 +216,10 @@ def price(
     )
 
 
-def _short_losses(found: Mapping[Item, Result], length: int) -> dict[Any, float]:
+def _short_losses(results: Mapping[Item, Result], length: int) -> dict[Any, float]:
     """The mean loss of each text of a length, by its index."""
     return {
         item.index: float(result.values.astype("f8").mean())
-        for item, result in found.items()
+        for item, result in results.items()
         if item.kind == "text" and item.length == length and isinstance(result, Losses)
     }

@@ -63,13 +63,13 @@ def short_nll(
     """
     import numpy as np
 
-    found = np.full(len(tokens) - 1, np.nan)
+    result = np.full(len(tokens) - 1, np.nan)
     for start in range(0, len(tokens) - short, window):
         seen = tokens[start : start + short + window]
-        found[start + short - 1 : start + len(seen) - 1] = nll(session, seen, short)
+        result[start + short - 1 : start + len(seen) - 1] = nll(session, seen, short)
         if progress is not None:
             progress(start + len(seen))
-    return found
+    return result
 
 
 def key_tokens(

@@ -22,15 +22,15 @@ def labels(report: EvalReport) -> dict[str, str]:
     """A row's label by its setting's name: a letter where there are several, and the file's name
     where there are several files."""
     files = {setting.file for setting in report.settings}
-    found = {}
+    reached = {}
     for i, setting in enumerate(report.settings):
         label = setting.name
         if len(files) == 1 and len(report.settings) > 1:
             label = label.removeprefix(f"{setting.file}, ")
         if len(report.settings) > 1:
             label = f"{letter(i)} · {label}"
-        found[setting.name] = label
-    return found
+        reached[setting.name] = label
+    return reached
 
 
 def letters(report: EvalReport) -> dict[str, str]:
@@ -54,9 +54,11 @@ def texts(fewest: int, most: int | None = None) -> str:
 def document_texts(report: EvalReport) -> str:
     """Of how many texts the figures by position are."""
     units = [band.perplexity.units for one in report.settings for band in one.bands]
-    found = texts(min(units), max(units))
+    reached = texts(min(units), max(units))
     return (
-        f"{found}; a figure of one text has no interval" if min(units) == 1 else found
+        f"{reached}; a figure of one text has no interval"
+        if min(units) == 1
+        else reached
     )
 
 
@@ -85,21 +87,21 @@ def change(estimate: Estimate) -> str:
     return f"{value} [{100 * estimate.low:+.1f}, {100 * estimate.high:+.1f}]"
 
 
-def reach(found: Reach) -> str:
+def reach(reached: Reach) -> str:
     """An effective context, and what is known of the next longer length."""
-    if found.threshold is None:
+    if reached.threshold is None:
         return "none: no answer was right on the shortest texts"
-    words = "not shown" if found.length is None else f"{found.length:,} tokens"
-    return f"{words} ({reach_note(found)})"
+    words = "not shown" if reached.length is None else f"{reached.length:,} tokens"
+    return f"{words} ({reach_note(reached)})"
 
 
-def reach_note(found: Reach) -> str:
+def reach_note(reached: Reach) -> str:
     """Why it is not longer."""
-    if found.next_length is None:
+    if reached.next_length is None:
         return "the longest that was measured"
-    if found.decided:
-        return f"{found.next_length:,} falls below"
-    return f"{found.next_length:,} is open: too few texts"
+    if reached.decided:
+        return f"{reached.next_length:,} falls below"
+    return f"{reached.next_length:,} is open: too few texts"
 
 
 def cache(setting: SettingReport) -> str | None:

@@ -301,27 +301,27 @@ def _with_items(plan: Plan, options: EvalOptions, short_texts: int) -> Plan:
 def _items(
     plan: Plan, setting: Setting, options: EvalOptions, short_texts: int, *, own: bool
 ) -> list[Item]:
-    found: list[Item] = []
+    result: list[Item] = []
     if plan.short is not None:
-        found += [Item("text", "", plan.short, i) for i in range(short_texts)]
+        result += [Item("text", "", plan.short, i) for i in range(short_texts)]
     if not own:
-        return found
+        return result
     lengths = [length for length in plan.lengths if _reaches(setting, length)]
-    found += [
+    result += [
         Item("task", task, length, i)
         for task in options.tasks
         for length in lengths
         for i in range(plan.trials)
     ]
     if not lengths:
-        return found
+        return result
     longest = max(lengths)
     kinds = ["text"] * (plan.short != longest) + ["short"] * options.key_tokens
     # Both sides of a divergence must reach.
     if options.divergence and _reaches(plan.settings[0], longest):
         kinds.append("divergence")
     if options.protocol is not None:
-        found += [Item("protocol", "", longest, i) for i in range(plan.chunks)]
+        result += [Item("protocol", "", longest, i) for i in range(plan.chunks)]
     for kind in kinds:
-        found += [Item(kind, "", longest, i) for i in range(plan.documents)]  # type: ignore[arg-type]
-    return found
+        result += [Item(kind, "", longest, i) for i in range(plan.documents)]  # type: ignore[arg-type]
+    return result

@@ -186,9 +186,9 @@ def _setting_report(
     )
 
 
-def _scores(found: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
+def _scores(results: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
     asked: dict[int, dict[Item, list[Outcome]]] = {}
-    for item, result in found.items():
+    for item, result in results.items():
         if isinstance(result, list):
             asked.setdefault(item.length, {})[item] = result
     return tuple(_length_score(length, asked[length]) for length in sorted(asked))
@@ -207,7 +207,7 @@ def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthSco
     score = next(iter(tasks.values()))
     if len(tasks) > 1:
         score = statistics.share([mean for (mean,) in means.values()], list(means))
-    outcomes = [outcome for found in asked.values() for outcome in found]
+    outcomes = [outcome for results in asked.values() for outcome in results]
     return LengthScore(
         length,
         score,

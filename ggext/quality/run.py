@@ -199,8 +199,8 @@ class _Clock:
         pace = 1.0
         if done > 0.02 * self._expected:
             pace = (time.monotonic() - self._start) / done
-        left = max(0.0, self._expected - done) * pace
-        return Progress(named(setting, item), self._count, self._total, left)
+        remaining = max(0.0, self._expected - done) * pace
+        return Progress(named(setting, item), self._count, self._total, remaining)
 
 
 def named(setting: Setting, item: Item) -> str:

@@ -190,20 +190,22 @@ def settings(paths: Sequence[Path], options: EvalOptions) -> list[Setting]:
     """Every file in every setting. Raises UsageError, GgufError, RopeError."""
     if not paths:
         raise UsageError("there is no file to evaluate")
-    found = []
+    result = []
     for path in paths:
         header = read_gguf(metadata_part(path))
         for scaling, name, limit in _scalings(header, options):
             for kv_type in options.kv_types:
                 for policy in options.when_full:
                     reach = limit if policy == "stop" else None
-                    found.append(Setting(header, scaling, name, kv_type, policy, reach))
-    keys = [setting.key for setting in found]
+                    result.append(
+                        Setting(header, scaling, name, kv_type, policy, reach)
+                    )
+    keys = [setting.key for setting in result]
     if len(set(keys)) < len(keys):
         raise UsageError(
             "two of the files have the same name and size: they would be one row"
         )
-    return found
+    return result
 
 
 def _scalings(

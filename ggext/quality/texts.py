@@ -65,12 +65,12 @@ def documents_in(path: Path) -> tuple[Path, ...]:
     UsageError for none."""
     if not path.is_dir():
         return (path,)
-    found = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
-    if not found:
+    texts = tuple(sorted(one for one in path.rglob("*") if _is_document(one)))
+    if not texts:
         raise UsageError(
             f"{path} holds no document ({', '.join(_DOCUMENTS)}): name another folder"
         )
-    return found
+    return texts
 
 
 def _is_document(path: Path) -> bool:
@@ -118,11 +118,11 @@ def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def sentences_from(found: Sequence[str], rng: Random) -> Iterator[str]:
+def sentences_from(texts: Sequence[str], rng: Random) -> Iterator[str]:
     """The sentences in their order from a random one on, from the start again after the last."""
-    start = rng.randrange(len(found))
+    start = rng.randrange(len(texts))
     while True:
-        yield from found[start:]
+        yield from texts[start:]
         start = 0
 
 
@@ -198,10 +198,10 @@ def llama_cpp_pieces(model: Model, text: str, n_ctx: int) -> list[Piece]:
             f"the text has {len(tokens):,} tokens; llama-perplexity's protocol needs two chunks, "
             f"{2 * n_ctx:,}: give a longer text, or shorter lengths"
         )
-    found = []
+    texts = []
     for i in range(min(_MOST_PIECES, len(tokens) // n_ctx)):
         chunk = tokens[i * n_ctx : (i + 1) * n_ctx]
         if model.adds_bos:
             chunk[0] = model.bos
-        found.append(Piece(f"chunk {i + 1}", tuple(chunk), n_ctx // 2 + 1))
-    return found
+        texts.append(Piece(f"chunk {i + 1}", tuple(chunk), n_ctx // 2 + 1))
+    return texts

@@ -17,8 +17,12 @@ from ggext.rope.scaling import Layout
 
 #: What an architecture does with the sliding-window layers of a file that has a window: they rotate
 #: as the ``others``; by ``rope.freq_base_swa``, unscaled, but with the gain's key on them
-#: (``own_base``); by the file's base, unscaled (``unscaled``); or they alone rotate (``alone``).
-Sliding = Literal["others", "own_base", "unscaled", "alone"]
+#: (``own_base``), or with nothing of the scaling (``own_table``); by the file's base, unscaled
+#: (``unscaled``); or they alone rotate, as the file says (``alone``), or unscaled but with the
+#: gain's key on them (``alone_unscaled``).
+Sliding = Literal[
+    "others", "own_base", "own_table", "unscaled", "alone", "alone_unscaled"
+]
 #: Whether a loader accepts ``rope_factors_long.weight`` and ``_short``: with the scaling type
 #: longrope, or always.
 Factors = Literal["no", "longrope", "always"]
@@ -56,25 +60,33 @@ class RopeCapability:
     # With that multiplier the gain is not divided: the context multiplies by the same
     # (``llama_context`` of deepseek2).
     keeps_gain: bool = False
+    # Whether layers that do not slide rotate half of what rope.dimension_count says.
+    halves_rotated: bool = False
+    # Whether llama.cpp refuses to shift a context of it, though it is no M-RoPE.
+    refuses_shifts: bool = False
     # M-RoPE, whose pairs are those of the layout neox. llama.cpp cannot shift cached keys then.
     sections: Sections = "none"
     # The same, in files that state sections, of an architecture that can do without.
     optional_sections: Sections = "none"
+    # How an indexer that chooses tokens rotates, by the same table.
+    indexer: Layout | None = None
 
     @property
     def shifts_keys(self) -> bool:
         """Whether a context shift turns the cached keys as new ones are turned: llama.cpp turns
         those of all layers, and after a norm that stands after the rotation."""
-        return not (self.unrotated_step or self.norm_behind or self.sliding == "alone")
+        alone = self.sliding in ("alone", "alone_unscaled")
+        return not (self.unrotated_step or self.norm_behind or alone)
 
     @property
     def is_never_shifted(self) -> bool:
-        """Whether llama.cpp refuses to shift a context (``get_can_shift``: four positions a token),
-        so that no program can roll one."""
-        return self.sections != "none"
+        """Whether llama.cpp refuses to shift a context (``get_can_shift``: four positions a token,
+        or two sizes of what rotates), so that no program can roll one."""
+        return self.refuses_shifts or self.sections != "none"
 
 
 CAPABILITIES = {
+    "afmoe": RopeCapability("neox", query_norm=True, unrotated_step=4),
     "apertus": RopeCapability(
         "neox", loads_rope_freqs=True, rope_factors="longrope", query_norm=True
     ),
@@ -83,6 +95,9 @@ CAPABILITIES = {
     "command-r": RopeCapability("norm"),
     "deepseek2": RopeCapability(
         "norm", reads_log_multiplier=True, scores="scaled", keeps_gain=True
+    ),
+    "deepseek32": RopeCapability(
+        "norm", reads_log_multiplier=True, scores="scaled", indexer="neox"
     ),
     "dots1": RopeCapability("neox", query_norm=True),
     "ernie4_5": RopeCapability("norm"),
@@ -102,6 +117,7 @@ CAPABILITIES = {
     "gemma4": RopeCapability(
         "neox", loads_rope_freqs=True, query_norm=True, sliding="own_base"
     ),
+    "glm-dsa": RopeCapability("norm", scores="scaled", indexer="norm"),
     "glm4": RopeCapability("norm", optional_sections="blocks"),
     "glm4moe": RopeCapability("neox", query_norm=True, optional_sections="blocks"),
     "gpt-oss": RopeCapability("neox"),
@@ -113,12 +129,14 @@ CAPABILITIES = {
     ),
     "hunyuan-dense": RopeCapability("neox", query_norm=True, norm_behind=True),
     "internlm2": RopeCapability("norm"),
+    "laguna": RopeCapability("neox", query_norm=True, sliding="own_table"),
     "lfm2": RopeCapability("neox", query_norm=True),
     "lfm2moe": RopeCapability("neox", query_norm=True),
     "llama": RopeCapability("norm", loads_rope_freqs=True, rope_factors="longrope"),
     "llama4": RopeCapability(
         "norm", loads_rope_freqs=True, norm_behind=True, unrotated_step=4
     ),
+    "mimo2": RopeCapability("neox", sliding="own_base"),
     "minimax-m2": RopeCapability("neox", query_norm=True),
     "minicpm3": RopeCapability("neox", scores="unread", rope_factors="always"),
     "mistral3": RopeCapability(
@@ -129,6 +147,7 @@ CAPABILITIES = {
         reads_log_multiplier=True,
     ),
     "mistral4": RopeCapability("norm", reads_log_multiplier=True, scores="scaled"),
+    "muse-glimmer": RopeCapability("norm", query_norm=True, sliding="alone_unscaled"),
     "nemotron": RopeCapability("neox"),
     "olmo": RopeCapability("norm"),
     "olmo2": RopeCapability("neox", query_norm=True, sliding="unscaled"),
@@ -148,6 +167,15 @@ CAPABILITIES = {
     "seed_oss": RopeCapability("neox"),
     "smollm3": RopeCapability("norm", unrotated_step=4),
     "stablelm": RopeCapability("neox", query_norm=True),
+    "step35": RopeCapability(
+        "neox",
+        loads_rope_freqs=True,
+        rope_factors="longrope",
+        query_norm=True,
+        sliding="own_base",
+        halves_rotated=True,
+        refuses_shifts=True,
+    ),
     "starcoder2": RopeCapability("neox"),
 }
 

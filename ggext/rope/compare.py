@@ -27,23 +27,23 @@ class Comparison:
         return self.frequency_error <= EXACT_FREQUENCY and self.gain_error <= EXACT_GAIN
 
 
-def compare(wanted: RopeTable, effective: RopeTable) -> Comparison:
+def compare(requested: RopeTable, effective: RopeTable) -> Comparison:
     """Tables of different length compare as infinitely wrong."""
-    if len(wanted.inv_freq) != len(effective.inv_freq):
+    if len(requested.inv_freq) != len(effective.inv_freq):
         return Comparison(
             float("inf"),
-            min(len(wanted.inv_freq), len(effective.inv_freq)),
+            min(len(requested.inv_freq), len(effective.inv_freq)),
             float("inf"),
         )
-    errors = pair_errors(wanted, effective)
+    errors = pair_errors(requested, effective)
     worst = max(range(len(errors)), key=errors.__getitem__)
-    gain = abs(effective.attention_factor / wanted.attention_factor - 1)
+    gain = abs(effective.attention_factor / requested.attention_factor - 1)
     return Comparison(errors[worst], worst, gain)
 
 
-def pair_errors(wanted: RopeTable, effective: RopeTable) -> list[float]:
+def pair_errors(requested: RopeTable, effective: RopeTable) -> list[float]:
     """Relative error of each pair's frequency; absolute where the wanted one is 0."""
     return [
         abs(e / w - 1) if w else abs(e)
-        for w, e in zip(wanted.inv_freq, effective.inv_freq, strict=True)
+        for w, e in zip(requested.inv_freq, effective.inv_freq, strict=True)
     ]

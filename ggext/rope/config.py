@@ -20,6 +20,13 @@ from ggext.rope.scaling import Layout
 
 #: A base of some layers alone, outside the rope parameters (MiMo 2, DeepSeek 4, Gemma 3).
 _OTHER_BASES = ("swa_rope_theta", "compress_rope_theta")
+#: What stands outside the rope parameters of a plain family.
+_OUTER = ("rope_theta", "partial_rotary_factor", "swa_rope_theta")
+_OUTER_MEANING = (
+    ("rope_theta", FULL, "rope_theta"),
+    ("swa_rope_theta", SLIDING, "rope_theta"),
+    ("partial_rotary_factor", FULL, "partial_rotary_factor"),
+)
 
 
 def read_rope(
@@ -40,7 +47,11 @@ def read_replaceable_rope(
     """As ``read_rope``, but what is wrong with the scaling alone is its ``problem``. Raises
     ``RopeError`` for what no scaling can do without."""
     ropes = _read_by_kind(config, layout, source)
-    _, rule, _ = _text_part(config)
+    text, rule, _ = _text_part(config)
+    if rule.own_share and SLIDING not in (text.get("layer_types") or [SLIDING]):
+        ropes.pop(SLIDING, None)  # of which kind there is no layer
+    if set(ropes) == {rule.scaled_kind}:
+        return ropes[rule.scaled_kind]
     if len(ropes) == 1 and (ALL in ropes or rule.unrotated):
         return next(iter(ropes.values()))
     if set(ropes) != {FULL, SLIDING} or not rule.scaled_kind:
@@ -53,7 +64,8 @@ def read_replaceable_rope(
     of_full = full.geometry
     of_sliding = sliding.geometry
     alike = (of_full.n_rot, of_full.head_dim) == (of_sliding.n_rot, of_sliding.head_dim)
-    if sliding.scaling.method != "none" or not (alike or rule.own_heads):
+    own = rule.own_heads or rule.own_share
+    if sliding.scaling.method != "none" or not (alike or own):
         raise RopeError(
             f"{source}: the {SLIDING} layers rotate {sliding.geometry.n_rot} of "
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
@@ -95,6 +107,10 @@ def _read_by_kind(
 ) -> dict[str, CheckpointRope]:
     config, rule, model_type = _text_part(config)
     values = {**rule.defaults, **{k: v for k, v in config.items() if v is not None}}
+    outer = values
+    if rule.nested_only:
+        _refuse_flat(values, source)
+        values = {key: value for key, value in values.items() if key not in _OUTER}
     reader = RopeReader(values, rule, layout, source)
     notes = []
     if rule.read_as:
@@ -105,6 +121,8 @@ def _read_by_kind(
     _refuse_other_bases(values, rule, source)
     parameters, problem = chosen_parameters(values, rule, source, notes)
     kinds = by_kind(parameters, values, source)
+    if rule.nested_only:
+        _refuse_contradictions(outer, kinds, rule, source)
     if kinds:
         scaled = rule.scaled_kind
         return {
@@ -137,6 +155,34 @@ def _refuse_other_bases(
             raise RopeError(
                 f"{source}: {key} is {values[key]!r}: some layers rotate by a base of their own, "
                 "which is not read for this family yet"
+            )
+
+
+def _refuse_flat(values: Mapping[str, Any], source: str) -> None:
+    """Raises ``RopeError`` for a scaling of a family that is read by kind of layer alone."""
+    if values.get("rope_scaling"):
+        raise RopeError(
+            f"{source}: rope_scaling is {values['rope_scaling']!r:.60}; transformers reads "
+            "rope_parameters of this family, by kind of layer: write it there"
+        )
+
+
+def _refuse_contradictions(
+    outer: Mapping[str, Any],
+    kinds: Mapping[str, Mapping[str, Any]],
+    rule: FamilyRule,
+    source: str,
+) -> None:
+    """Raises ``RopeError`` where keys outside the rope parameters, which the model's own code reads
+    and transformers does not, say something else."""
+    for key, kind, name in _OUTER_MEANING:
+        taken = kinds.get(kind, {}).get(name)
+        if name == "partial_rotary_factor" and taken is None:
+            taken = rule.plain_share
+        if outer.get(key) is not None and taken is not None and outer[key] != taken:
+            raise RopeError(
+                f"{source}: {key} is {outer[key]!r:.40}, which transformers does not read in this "
+                f"family: it takes {taken!r:.40}; write it to the rope_parameters of {kind}"
             )
 
 

@@ -134,6 +134,8 @@ class RopeReader:
         if outer is None and self.config.get(self.rule.rotated_key) is not None:
             outer = integer(self.config, self.rule.rotated_key, self.source) / head_dim
         given = parameters.get("partial_rotary_factor", outer)
+        if given is None and type_of(parameters, self.source, []) == "default":
+            given = self.rule.plain_share
         partial = number(given, 1.0, self.rule.partial_key, self.source)
         if self.rule.share_of and given is not None:
             parts = (

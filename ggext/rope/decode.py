@@ -15,7 +15,7 @@ from ggext.errors import RopeError
 from ggext.llama_cpp_facts.limits import MAX_LAYERS
 from ggext.llama_cpp_facts.sliding import WINDOW, sliding_layers, window_of
 from ggext.rope import methods
-from ggext.rope.capabilities import Sliding, capability_of
+from ggext.rope.capabilities import RopeCapability, Sliding, capability_of
 from ggext.rope.compare import EXACT_GAIN
 from ggext.rope.keys import (
     ROPE_FREQS,
@@ -44,13 +44,17 @@ LayerKind = Literal["scaled", "unscaled", "unrotated"]
 _KINDS: Mapping[Sliding, tuple[LayerKind, LayerKind]] = {
     "others": ("scaled", "scaled"),
     "own_base": ("scaled", "unscaled"),
+    "own_table": ("scaled", "unscaled"),
     "unscaled": ("scaled", "unscaled"),
     "alone": ("unrotated", "scaled"),
+    "alone_unscaled": ("unrotated", "scaled"),
 }
 #: A pair divided by this or more does not turn: at 2³¹ tokens by less than float64 tells.
 _STILL = 1e29
 #: Radians a token: at 2³¹ tokens the angle is a whole number of float64 still.
 _FASTEST = 2.0**22
+#: Of a query and of a key: a score that has both is still a float32.
+_LARGEST_GAIN = 1e15
 
 
 def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
@@ -69,17 +73,12 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         raise RopeError(
             "the file says neither rope.dimension_count nor the size of a head"
         )
+    stated, n_rot = n_rot, n_rot // 2 if capability.halves_rotated else n_rot
     context = count_of(keys, "context_length")
     if not context:
         raise RopeError("the file has no context_length")
     base = float32(real_of(keys, "rope.freq_base", 10000.0))
-    sliding_base = None
-    if count_of(keys, WINDOW) and capability.sliding in ("own_base", "unscaled"):
-        sliding_base = (
-            base
-            if capability.sliding == "unscaled"
-            else float32(real_of(keys, SLIDING_BASE, 10000.0))
-        )
+    sliding_base = _sliding_base(keys, capability, base)
     return RopeGeometry(
         n_rot=n_rot,
         head_dim=head_dim if isinstance(head_dim, int) else n_rot,
@@ -89,18 +88,38 @@ def geometry_of(keys: Mapping[str, Any], arch: str) -> RopeGeometry:
         or context,
         sliding_base=sliding_base,
         sections=sections,
-        **_of_sliding(keys, n_rot, sliding_base),
+        **_of_sliding(keys, n_rot, stated, sliding_base),
     )
 
 
+def _sliding_base(
+    keys: Mapping[str, Any], capability: RopeCapability, base: float
+) -> float | None:
+    """Of the sliding-window layers, where they have a table of their own. Raises ``RopeError`` for
+    one where they rotate as the others."""
+    own = {"own_base": 10000.0, "own_table": base, "unscaled": base}
+    if not count_of(keys, WINDOW):
+        return None
+    given = float32(real_of(keys, SLIDING_BASE, own.get(capability.sliding, base)))
+    if capability.sliding in ("own_base", "own_table"):
+        return given
+    if given != base:
+        raise RopeError(
+            f"{SLIDING_BASE} is {given:g} and rope.freq_base {base:g}; two bases in one file of "
+            "this architecture are not read here"
+        )
+    return base if capability.sliding == "unscaled" else None
+
+
 def _of_sliding(
-    keys: Mapping[str, Any], n_rot: int, base: float | None
+    keys: Mapping[str, Any], n_rot: int, stated: int, base: float | None
 ) -> dict[str, int]:
     """The sizes of the sliding-window layers' heads, where they have other ones."""
-    rotated = count_of(keys, SLIDING_ROTATED) or n_rot
+    rotated = count_of(keys, SLIDING_ROTATED) or stated
     if base is None or rotated == n_rot:
         return {}
-    head = count_of(keys, "attention.key_length_swa") or rotated
+    head = count_of(keys, "attention.key_length_swa")
+    head = head or count_of(keys, "attention.key_length") or rotated
     return {"sliding_n_rot": rotated, "sliding_head_dim": head}
 
 
@@ -173,6 +192,8 @@ def decode(
     geometry = geometry_of(keys, arch)
     methods.check_geometry(geometry)
     kind = scaling_type(keys)
+    if capability_of(arch).sliding == "alone_unscaled":
+        kind = "none"
     scale = read_frequency_scale(keys, kind)
     inv_freq = methods.theta(geometry)
     context = count_of(keys, "context_length")
@@ -184,7 +205,10 @@ def decode(
             tensors, n_ctx or context, geometry.trained_context, context
         )
     if name in tensors:
-        inv_freq = _divided(inv_freq, tensors[name], name)
+        factors, stated = tensors[name], (geometry.sliding_n_rot or 0) // 2
+        if len(factors) == stated > len(inv_freq):  # as many as the other layers have
+            factors = factors[: len(inv_freq)]
+        inv_freq = _divided(inv_freq, factors, name)
     if kind == "yarn":
         fast, slow = read_betas(
             keys, arch, context_parameters(keys) if by_ggext else {}
@@ -232,9 +256,10 @@ def _usable(table: RopeTable) -> RopeTable:
     """The table. Raises RopeError for one that nothing can be rotated by: llama.cpp would compute
     with it all the same, and give numbers without a meaning."""
     gain = table.attention_factor
-    if not (math.isfinite(gain) and gain > 0):
+    if not 0 < gain <= _LARGEST_GAIN:
         raise RopeError(
-            f"the attention factor of the file is {gain}; it must be a number above 0"
+            f"the attention factor of the file is {gain:g}; it must be a number above 0, and at "
+            f"most {_LARGEST_GAIN:g}"
         )
     for frequency in table.inv_freq:
         if not 0 <= frequency <= _FASTEST:

@@ -1,7 +1,7 @@
 """RoPE table → the GGUF keys and tensors that make llama.cpp compute it.
 
 ``encode`` tries the encodings from the simplest on, reads each back as llama.cpp would
-(``decode``), and takes the first that gives the wanted table. What none can say is an error with
+(``decode``), and takes the first that gives the requested table. What none can say is an error with
 its size, so a file that is written is right, or is not written. Another encoding is one more
 function in ``ENCODERS``.
 """
@@ -62,17 +62,20 @@ def encode(
     """
     if scaling.method in _NOT_BAKED:
         raise RopeError(_NOT_BAKED[scaling.method])
-    wanted = methods.make_table(scaling, geometry)
-    if wanted.context > _MAX_CONTEXT:
+    requested = methods.make_table(scaling, geometry)
+    if requested.context > _MAX_CONTEXT:
         raise RopeError(
-            f"a factor of {scaling.factor or 1:g} makes a context of {wanted.context:.3g} tokens; "
-            "the largest is "
-            f"{_MAX_CONTEXT:,}: choose a smaller one"
+            f"a factor of {scaling.factor or 1:g} makes a context of {requested.context:.3g} "
+            f"tokens; the largest is {_MAX_CONTEXT:,}: choose a smaller one"
         )
-    if name == "folded" and wanted.attention_factor != 1.0:
-        return _folded(scaling, geometry, arch, wanted)
+    if name == "folded" and requested.attention_factor != 1.0:
+        return _folded(scaling, geometry, arch, requested)
     candidates = _candidates(
-        scaling, geometry, arch, wanted, None if name in ("folded", "runtime") else name
+        scaling,
+        geometry,
+        arch,
+        requested,
+        None if name in ("folded", "runtime") else name,
     )
     exact = next((c for c in candidates if c.exactness.is_exact), None)
     if exact is not None:
@@ -96,7 +99,7 @@ def _candidates(
     scaling: RopeScaling,
     geometry: RopeGeometry,
     arch: str,
-    wanted: RopeTable,
+    requested: RopeTable,
     name: str | None,
 ) -> list[Encoding]:
     """The simplest first."""
@@ -111,13 +114,15 @@ def _candidates(
     candidates = []
     for kind, encoder in ENCODERS.items():
         if (name is None or kind == name) and (kind != "tensor" or needed):
-            keys, tensors = encoder(scaling, geometry, wanted)
+            keys, tensors = encoder(scaling, geometry, requested)
             if kind == "tensor" and needed != tuple(tensors):
                 tensors = {tensor: next(iter(tensors.values())) for tensor in needed}
-            keys |= _of_architecture(kind, scaling, geometry, wanted, arch)
+            tensors = {n: _padded(v, geometry) for n, v in tensors.items()}
+            keys |= _of_architecture(kind, scaling, geometry, requested, arch)
             keys |= {
-                "context_length": wanted.context,
-                "rope.dimension_count": geometry.n_rot,
+                "context_length": requested.context,
+                "rope.dimension_count": geometry.n_rot
+                * (2 if capability.halves_rotated else 1),
             }
             exactness = _exactness(scaling, geometry, arch, keys, tensors)
             gain = decode(_in_file(keys, geometry), tensors, arch).attention_factor
@@ -133,6 +138,13 @@ def _candidates(
                 )
             )
     return candidates
+
+
+def _padded(factors: tuple[float, ...], geometry: RopeGeometry) -> tuple[float, ...]:
+    """With a 1 for each pair that the sliding-window layers rotate beyond them: of several sizes
+    llama.cpp's tensor has the largest."""
+    missing = (geometry.sliding_n_rot or 0) // 2 - len(factors)
+    return factors + (1.0,) * missing
 
 
 def _factor_tensors(
@@ -153,7 +165,7 @@ def _of_architecture(
     kind: EncodingName,
     scaling: RopeScaling,
     geometry: RopeGeometry,
-    wanted: RopeTable,
+    requested: RopeTable,
     arch: str,
 ) -> Keys:
     """The keys that this architecture reads in addition to the common ones."""
@@ -161,12 +173,18 @@ def _of_architecture(
     keys: Keys = {}
     if kind == "keys" and capability.reads_betas:
         keys |= beta_keys(scaling)
-    if geometry.sliding_base is not None and capability.sliding == "own_base":
+    if geometry.sliding_base is not None and capability.sliding.startswith("own"):
         keys[SLIDING_BASE] = float(geometry.sliding_base)
     if geometry.sliding_n_rot is not None:
         keys[SLIDING_ROTATED] = geometry.sliding_n_rot
-    if capability.scores == "scaled" and scaling.method in ("linear", "yarn"):
-        keys |= _log_multiplier(scaling, wanted, keeps_gain=capability.keeps_gain)
+    elif geometry.sliding_base is not None and capability.halves_rotated:
+        keys[SLIDING_ROTATED] = geometry.n_rot
+    if (
+        capability.reads_log_multiplier
+        and capability.scores == "scaled"
+        and scaling.method in ("linear", "yarn")
+    ):
+        keys |= _log_multiplier(scaling, requested, keeps_gain=capability.keeps_gain)
     if geometry.sections is not None and capability.sections != "none":
         keys[SECTIONS] = sections_to_write(
             geometry.sections, geometry.n_rot // 2, capability.sections
@@ -175,15 +193,15 @@ def _of_architecture(
 
 
 def _log_multiplier(
-    scaling: RopeScaling, wanted: RopeTable, *, keeps_gain: bool
+    scaling: RopeScaling, requested: RopeTable, *, keeps_gain: bool
 ) -> Keys:
-    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the wanted scale of
-    the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain is
-    the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
+    """``deepseek2``: the multiplier k for which (gain · (0.1 k ln f + 1))² is the requested scale
+    of the scores (``decode.score_scale``); the file has a tenth of it. With it the kernel's gain
+    is the attention factor as it is, or that divided by YaRN's gains as in other architectures."""
     factor = float(scaling.factor or 1.0)
     if factor == 1.0:
         return {}
-    gain = wanted.attention_factor
+    gain = requested.attention_factor
     if scaling.method == "linear":
         gain *= methods.yarn_gain(factor)
     multiplier = (math.sqrt(methods.score_scale(scaling)) / gain - 1) / (
@@ -191,7 +209,7 @@ def _log_multiplier(
     )
     if float32(multiplier) == 0.0:
         return {}
-    attention_factor = wanted.attention_factor
+    attention_factor = requested.attention_factor
     if scaling.method == "yarn" and not keeps_gain:
         attention_factor *= methods.yarn_gain(factor, multiplier) / methods.yarn_gain(
             factor
@@ -246,7 +264,7 @@ def _exactness(
 
 
 def _folded(
-    scaling: RopeScaling, geometry: RopeGeometry, arch: str, wanted: RopeTable
+    scaling: RopeScaling, geometry: RopeGeometry, arch: str, requested: RopeTable
 ) -> Encoding:
     """The simplest encoding of the same frequencies without a gain, and m² for the query
     weights."""
@@ -266,7 +284,7 @@ def _folded(
         raise RopeError(
             f"{error} (folding changes the gain, not the frequencies)"
         ) from None
-    keys = carrier.keys | {QUERY_SCALE: float32(wanted.attention_factor**2)}
+    keys = carrier.keys | {QUERY_SCALE: float32(requested.attention_factor**2)}
     exactness = _exactness(
         scaling,
         geometry,
@@ -331,8 +349,26 @@ def _inexact(best: Encoding, scaling: RopeScaling, arch: str, name: str | None) 
         f"llama.cpp's architecture {arch} cannot run {scaling.method} with {_describe(scaling)}"
         f"{f' as {name}' if name else ''}: the nearest "
         f"file has a frequency error of {exactness.frequency_error:.2g} and a gain error of "
-        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); choose what "
-        "its keys can say: RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
+        f"{exactness.gain_error:.2g} (at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}); "
+        f"{_remedy(arch)}"
+    )
+
+
+def _remedy(arch: str) -> str:
+    capability = capability_of(arch)
+    if capability.sliding == "alone_unscaled":
+        return (
+            "its loader scales no layer that rotates, so that another base is all that can be "
+            "said: RopeScaling('ntk', factor=F)"
+        )
+    words = "choose what its keys can say: "
+    if capability.scores == "scaled" and not capability.reads_log_multiplier:
+        # a gain would be on all scores
+        return words + (
+            "RopeScaling('ntk', factor=F), or RopeScaling('yarn', factor=F, attention_factor=1)"
+        )
+    return words + (
+        "RopeScaling('linear', factor=F), RopeScaling('ntk', factor=F), or "
         "RopeScaling('yarn', factor=F) with the standard betas"
     )
 

@@ -20,7 +20,7 @@ _Written = tuple[Keys, dict[str, tuple[float, ...]]]
 
 
 def _as_keys(
-    scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable
+    scaling: RopeScaling, geometry: RopeGeometry, requested: RopeTable
 ) -> _Written:
     """The standard keys. ``rope.scaling.factor`` divides positions in every type but none, so it is
     left out where the method works otherwise."""
@@ -38,7 +38,7 @@ def _as_keys(
         keys["rope.freq_base"] = methods.ntk_base(factor, geometry)
     if method in ("linear", "yarn"):
         keys |= {"rope.scaling.type": method, "rope.scaling.factor": factor}
-    gain = wanted.attention_factor
+    gain = requested.attention_factor
     if method == "yarn":
         gain /= methods.yarn_gain(
             factor
@@ -66,7 +66,7 @@ def beta_keys(scaling: RopeScaling) -> Keys:
 
 
 def _as_tensor(
-    scaling: RopeScaling, geometry: RopeGeometry, wanted: RopeTable
+    scaling: RopeScaling, geometry: RopeGeometry, requested: RopeTable
 ) -> _Written:
     """``rope_freqs.weight`` = θᵢ/ωᵢ, by which llama.cpp divides each pair's angle. No scaling type
     and no factor, as llama.cpp's own files of Llama 3 have it: an absent type with a factor means
@@ -77,10 +77,10 @@ def _as_tensor(
         keys["rope.scaling.original_context_length"] = methods.original_context(
             scaling, geometry
         )
-    if wanted.attention_factor != 1.0:
-        keys["rope.scaling.attn_factor"] = wanted.attention_factor
+    if requested.attention_factor != 1.0:
+        keys["rope.scaling.attn_factor"] = requested.attention_factor
     if scaling.method != "longrope":
-        return keys, {ROPE_FREQS: frequency_factors(wanted, geometry)}
+        return keys, {ROPE_FREQS: frequency_factors(requested, geometry)}
     keys["rope.scaling.type"] = "longrope"
     short = methods.make_table(scaling, geometry, 1)
     long = methods.make_table(scaling, geometry, 1 << 62)

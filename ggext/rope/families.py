@@ -14,8 +14,8 @@ FULL, SLIDING, ALL = "full_attention", "sliding_attention", "all"
 
 #: Model types of more than text, whose classes have a ``text_config``.
 _COMPOSITE = frozenset(
-    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 qwen2_vl qwen2_5_vl qwen3_vl "
-    "qwen3_vl_moe qwen3_5 qwen3_5_moe".split()
+    "gemma3 gemma4 glm4v glm4v_moe kimi_k25 llama4 mistral3 muse_glimmer qwen2_vl qwen2_5_vl "
+    "qwen3_vl qwen3_vl_moe qwen3_5 qwen3_5_moe step3p7".split()
 )
 
 
@@ -71,6 +71,8 @@ class FamilyRule:
     default_said: str = ""
     # The family whose code this one copies, where transformers does not know it.
     read_as: str = ""
+    # The share of a head that rotates where the parameters say neither it nor a scaling.
+    plain_share: float | None = None
     # Key of how many dimensions of a head rotate, in place of a share.
     rotated_key: str = ""
     # Keys that add to the size of which ``partial_rotary_factor`` is a share, where ``head_dim``
@@ -78,6 +80,10 @@ class FamilyRule:
     share_of: tuple[str, ...] = ()
     # Sliding-window layers have heads of another size, all of which rotates.
     own_heads: bool = False
+    # Sliding-window layers may rotate another share of their heads.
+    own_share: bool = False
+    # Parameters by layer kind are read, and nothing outside of them.
+    nested_only: bool = False
     # M-RoPE's sections where none are given: pairs that turn by time, height and width.
     sections: tuple[int, ...] | None = None
 
@@ -116,6 +122,14 @@ _GEMMA3 = FamilyRule(
 )
 
 FAMILY_RULES: Mapping[str, FamilyRule] = {
+    "afmoe": FamilyRule(
+        unrotated=(FULL,),
+        defaults={
+            "head_dim": 128,
+            "sliding_window": 1024,
+            "max_position_embeddings": 16384,
+        },
+    ),
     "apertus": FamilyRule(
         base_defaults={ALL: 1.2e7},
         default_said="Llama 3's scaling by 8 is taken",
@@ -199,8 +213,34 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "internlm3": FamilyRule(defaults={"head_dim": 128}),
     "lfm2": FamilyRule(base_defaults={ALL: 1e6}),
     "lfm2_moe": FamilyRule(base_defaults={ALL: 1e6}),
+    "laguna": FamilyRule(
+        defaults={"head_dim": 128, "max_position_embeddings": 131072},
+        scaled_kind=FULL,
+        own_share=True,
+        nested_only=True,
+        default_parameters={
+            FULL: {
+                "rope_type": "default",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 5e5,
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="half of each head turns where the whole text is attended to",
+    ),
     "minimax_m2": FamilyRule(
         defaults={"head_dim": 128}, base_defaults={ALL: 5e6}, rotated_key="rotary_dim"
+    ),
+    "mimo_v2_flash": FamilyRule(
+        defaults={"head_dim": 192, "max_position_embeddings": 131072},
+        scaled_kind=FULL,
+        nested_only=True,
+        plain_share=0.334,
+        default_parameters={
+            FULL: {"rope_type": "default", "rope_theta": 5e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+        default_said="a third of each head turns",
     ),
     "llama4_text": FamilyRule(defaults={"head_dim": 128}, base_defaults={ALL: 5e5}),
     "ministral3": FamilyRule(
@@ -244,6 +284,14 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     ),
     "qwen3_next": FamilyRule(defaults={"head_dim": 256, "partial_rotary_factor": 0.25}),
     "mixtral": FamilyRule(base_defaults={ALL: 1e6}),
+    "muse_glimmer_text": FamilyRule(
+        defaults={
+            "head_dim": 128,
+            "sliding_window": 2048,
+            "max_position_embeddings": 131072,
+        },
+        unrotated=(FULL,),
+    ),
     "nemotron": FamilyRule(defaults={"partial_rotary_factor": 0.5}),
     "olmo3": FamilyRule(
         scaled_kind=FULL,
@@ -256,6 +304,12 @@ FAMILY_RULES: Mapping[str, FamilyRule] = {
     "phi3": FamilyRule(read_types={"su": "longrope", "yarn": "longrope"}),
     "qwen3": FamilyRule(defaults={"head_dim": 128}),
     "seed_oss": FamilyRule(defaults={"head_dim": 128}),
+    "step3p5": FamilyRule(
+        defaults={"head_dim": 128, "max_position_embeddings": 128000},
+        scaled_kind=FULL,
+        own_share=True,
+        nested_only=True,
+    ),
     "smollm3": FamilyRule(base_defaults={ALL: 2e6}),
     "stablelm": FamilyRule(defaults={"partial_rotary_factor": 0.25}),
 }

@@ -35,10 +35,10 @@ def fingerprint(header: GgufFile) -> str:
     shapes = sorted((name, info.shape) for name, info in whole.tensors.items())
     frequencies = [f"{value:.{_DIGITS}e}" for value in table.inv_freq]
     gains = (f"{table.attention_factor:.5f}", f"{query_scale(header.arch_keys()):.5f}")
-    found = hashlib.sha256(repr((header.arch, shapes, frequencies, gains)).encode())
+    digest = hashlib.sha256(repr((header.arch, shapes, frequencies, gains)).encode())
     if _NORM in header.tensors:
-        found.update(header.float_tensor(_NORM).tobytes())
-    return found.hexdigest()
+        digest.update(header.float_tensor(_NORM).tobytes())
+    return digest.hexdigest()
 
 
 def check_adapter(path: Path, model: Model) -> None:

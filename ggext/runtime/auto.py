@@ -107,7 +107,9 @@ def _seconds_to_read(model: Model, plan: Plan) -> float:
     return work / (defaults.SPEED * plan.threads)
 
 
-def _holds_passages(model: Model, options: SessionOptions, plan: Plan, text: int) -> bool:
+def _holds_passages(
+    model: Model, options: SessionOptions, plan: Plan, text: int
+) -> bool:
     """Whether the memory holds what landmark keeps of the text next to the context; yes where
     nothing is known of it."""
     choices = Choices(

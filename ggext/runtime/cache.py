@@ -1,21 +1,19 @@
-"""A llama.cpp context and the tokens in it, kept in step: appended, cut, moved, taken out and put
-back."""
+"""A llama.cpp context and the tokens in it, kept in step: appended, cut, grown."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.footprint.cache import CHECKPOINTS
-from ggext.runtime import apart, llama, state
-from ggext.runtime.cells import MAIN, SCRATCH, Cells
-from ggext.runtime.closing import Closing
+from ggext.runtime import apart, llama
+from ggext.runtime.cells import MAIN, Cells
 from ggext.runtime.context import SessionOptions, open_context, plan_context
 from ggext.runtime.model import Model
+from ggext.runtime.movable import MovableCells
 from ggext.runtime.threads import Threads
 from ggext.runtime.window_copies import Checkpoint, Checkpoints
 
@@ -25,26 +23,21 @@ if TYPE_CHECKING:
 
     from ggext.runtime.queries import QueryWatcher
     from ggext.runtime.regimes import Regime
-    from ggext.runtime.rotation import KeyRotation
 
 _ABORTED = 2
-_MOVED_AT_ONCE = 4096  # cells that pass through host memory together
 
 
-class Cache(Closing):
+class Cache(MovableCells):
     """The tokens of one context with their positions; keys and values belong to them at every
     moment.
 
-    ``tokens`` and ``positions``: what is cached, in order; positions never fall. ``n_ctx`` in
-    tokens, ``n_batch``: what `append` takes at most, ``batches``: those that a text is read in.
-    ``epoch`` grows with each change, ``has_logits``: those after the last token are there.
-    ``unsure``: tokens whose `append` was left in the middle, until `repair`. ``regimes``: what a
-    text passes through as it grows.
+    ``n_ctx`` in tokens, ``n_batch``: what `append` takes at most, ``batches``: those that a text is
+    read in. ``unsure``: tokens whose `append` was left in the middle, until `repair`. ``regimes``:
+    what a text passes through as it grows.
     """
 
     def __init__(self, model: Model, options: SessionOptions) -> None:
         self.model = model
-        self.lib = llama.lib()
         # The callbacks must live as long as the context.
         self._flag, self._abort = llama.abort_flag()
         self._watcher: QueryWatcher | None = None
@@ -52,11 +45,9 @@ class Cache(Closing):
             options = replace(options, eval_callback=self.queries.callback)
         self._options = options
         self._plan = plan_context(model, options)
-        self.n_ctx, self.batches, self.notices = (
-            self._plan.n_ctx,
-            self._plan.batches,
-            self._plan.notices,
-        )
+        self.n_ctx = self._plan.n_ctx
+        self.batches = self._plan.batches
+        self.notices = self._plan.notices
         self.n_batch = self.batches.most
         self.threads = Threads(
             self._plan.threads, self._plan.most_threads, self._set_threads
@@ -68,8 +59,7 @@ class Cache(Closing):
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
-        self._memory = self.lib.llama_get_memory(self.handle)
-        self.cells = Cells(self.handle)
+        super().__init__(self.handle)
         window = model.n_swa if self.cells.slides and not model.is_recurrent else 0
         forgets = model.is_recurrent or (window and not self._plan.whole_windows)
         self.checkpoints = Checkpoints(
@@ -80,14 +70,7 @@ class Cache(Closing):
         )
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
-        self.tokens: list[int] = []
-        self.positions: list[int] = []
-        # Of the first tokens: they were evaluated in the batches of a text that is read at once.
-        self.aligned = 0
-        self.has_logits = False
-        self.epoch = 0
         self.unsure: Sequence[int] | None = None
-        self._rotation: KeyRotation | None = None
 
     @property
     def queries(self) -> QueryWatcher:
@@ -117,7 +100,8 @@ class Cache(Closing):
 
     def close(self) -> None:
         """Frees the context; further calls do nothing."""
-        handle, self.handle = self.handle, None
+        handle = self.handle
+        self.handle = None
         self.checkpoints.clear()
         if handle:
             self.lib.llama_free(handle)
@@ -248,7 +232,8 @@ class Cache(Closing):
         """Empties the cache."""
         self.lib.llama_memory_clear(self._memory, False)
         self.checkpoints.clear()
-        self.tokens, self.positions = [], []
+        self.tokens = []
+        self.positions = []
         self.aligned = 0
         self.epoch += 1
         self.has_logits = False
@@ -258,14 +243,15 @@ class Cache(Closing):
         return self.cells.copied()
 
     def restore(
-        self, tokens: list[int], state: NDArray[np.uint8], places: list[int]
+        self, tokens: list[int], state: NDArray[np.uint8], places: Sequence[int]
     ) -> None:
         """The cells that `snapshot` wrote for these tokens, which stand at `places`. Raises
         ModelError."""
         self.start(len(tokens))
         with self.whole():
             self.cells.replace(state)
-        self.tokens, self.positions = tokens, places
+        self.tokens = tokens
+        self.positions = list(places)
         self.epoch += 1
 
     def checkpoint(self, left: int = 0, *, likely: bool = False) -> None:
@@ -379,17 +365,23 @@ class Cache(Closing):
         """An empty cache in a context of another regime."""
         handle = self._open(regime)
         self.close()
-        self.handle, self.regime, self._rotation = handle, regime, None
+        self.handle = handle
+        self.regime = regime
+        self._rotation = None
         self._set_threads(self.threads.now)
-        self._memory, self.cells = self.lib.llama_get_memory(handle), Cells(handle)
+        self._memory = self.lib.llama_get_memory(handle)
+        self.cells = Cells(handle)
         self.checkpoints.clear()
-        self.tokens, self.positions = [], []
+        self.tokens = []
+        self.positions = []
         self.aligned = 0
         self.epoch += 1
         self.has_logits = False
 
     def _rotate_into(self, regime: Regime) -> None:
-        source, tokens, positions = self.rotation(), self.tokens, self.positions
+        source = self.rotation()
+        tokens = self.tokens
+        positions = self.positions
         bounds = [
             (positions[first], positions[last - 1] + 1)
             for first, last in self._chunks(0)
@@ -399,150 +391,5 @@ class Cache(Closing):
         with self.whole():
             for block in blocks:
                 self.put(self.rotation().moved(block, block.positions, source))
-        self.tokens, self.positions = tokens, positions
-
-    def rotation(self) -> KeyRotation:
-        """How this context rotates keys. Raises RopeError where that is not established."""
-        from ggext.runtime.rotation import KeyRotation
-
-        if self._rotation is None:
-            self._rotation = KeyRotation(self.model.header, self.regime)
-        return self._rotation
-
-    def rotation_error(self) -> float:
-        """How wrong `rotation` is in this context: of one token by itself at two positions far
-        apart.
-
-        A token that sees nothing but itself has the same keys everywhere but for their rotation, in
-        every layer; so a layer that rotates otherwise, or not at all, shows. Relative to the
-        largest key. Raises ModelError.
-        """
-        return self.rotation().error(self._alone(0), self._alone(self.regime.span - 1))
-
-    def _alone(self, position: int) -> state.KvBlock:
-        """The cells of one token that is evaluated by itself."""
-        batch = self.lib.llama_batch()
-        sequence = ctypes.pointer(ctypes.c_int32(SCRATCH))
-        batch.n_tokens = 1
-        batch.token = (ctypes.c_int32 * 1)(min(100, self.model.n_vocab - 1))
-        batch.pos, batch.n_seq_id = (
-            (ctypes.c_int32 * 1)(position),
-            (ctypes.c_int32 * 1)(1),
-        )
-        batch.seq_id = (ctypes.POINTER(ctypes.c_int32) * 1)(sequence)
-        llama.clear_log()
-        if self._decode(batch) != 0:
-            raise llama.failure(f"a token at position {position} cannot be evaluated")
-        return self.cells.take_scratch()
-
-    @contextmanager
-    def whole(self) -> Iterator[None]:
-        """A block that changes cells in several steps; whatever leaves it in the middle leaves an
-        empty cache."""
-        try:
-            yield
-        except BaseException:
-            self.clear()
-            raise
-
-    def drop(self, start: int, end: int, to: int | None = None) -> None:
-        """Tokens `start` to `end` leave; those after them move, the first of them to position `to`
-        (None: to where the first dropped one was). Raises ModelError."""
-        first = self.positions[start] if to is None else to
-        distance = first - self.positions[end]
-        self.remove(self.positions[start], self.positions[end])
-        self.aligned = self.repeatable(start)
-        del self.tokens[start:end], self.positions[start:end]
-        if distance:
-            self.move(start, [place + distance for place in self.positions[start:]])
-
-    def condense(
-        self, start: int, end: int, extra: int, chosen: NDArray[np.intp]
-    ) -> None:
-        """Tokens `start` to `end` leave as tokens. Of their cells, and of the `extra` ones in front
-        of them that belong to no token, those numbered in `chosen` (ascending) stay, at positions
-        in a row; the tokens after them follow. Whatever leaves it in the middle leaves an empty
-        cache. Raises ModelError."""
-        import numpy as np
-
-        first, cells = start, extra + len(self.tokens) - start
-        stay = np.concatenate([chosen, np.arange(extra + end - start, cells)])
-        places = np.arange(first, first + len(stay), dtype=np.int32)
-        with self.whole():
-            # Downward from the bottom, so that nothing lands among what is still to move.
-            for at in range(0, cells, _MOVED_AT_ONCE):
-                low, high = np.searchsorted(stay, (at, at + _MOVED_AT_ONCE))
-                block = self.take(first + at, first + min(at + _MOVED_AT_ONCE, cells))
-                self.remove(first + at, first + min(at + _MOVED_AT_ONCE, cells))
-                if low < high:
-                    self.put(
-                        self.rotation().moved(
-                            block.cells(stay[low:high] - at), places[low:high]
-                        )
-                    )
-        del self.tokens[start:end], self.positions[start:end]
-        self.positions[start:] = places[len(chosen) :].tolist()
-        self.aligned = self.repeatable(start)
-
-    def move(self, start: int, places: list[int]) -> None:
-        """The tokens from index `start` on stand at `places` from now, their keys turned
-        accordingly.
-
-        Places do not fall. Keys are turned through host memory, some thousand cells at a time.
-        """
-        import numpy as np
-
-        chunks = list(self._chunks(start))
-        # Upward from the top and downward from the bottom, so that nothing lands among what is
-        # still to move.
-        for first, last in (
-            reversed(chunks) if places[0] > self.positions[start] else chunks
-        ):
-            bounds = self.positions[first], self.positions[last - 1] + 1
-            block = self.take(*bounds)
-            if len(block) != last - first:
-                raise ModelError(
-                    f"llama.cpp has {len(block)} cells from position {bounds[0]}, not "
-                    f"{last - first}"
-                )
-            self.remove(*bounds)
-            self.put(
-                self.rotation().moved(
-                    block, np.array(places[first - start : last - start], np.int32)
-                )
-            )
-        self.positions[start:] = places
-        self.aligned = self.repeatable(start)
-
-    def _chunks(self, start: int) -> Iterator[tuple[int, int]]:
-        """The tokens from `start` on in runs that do not part tokens of one position."""
-        while start < len(self.tokens):
-            end = min(start + _MOVED_AT_ONCE, len(self.tokens))
-            while (
-                end < len(self.tokens)
-                and self.positions[end] == self.positions[end - 1]
-            ):
-                end += 1
-            yield start, end
-            start = end
-
-    def remove(self, first: int, last: int) -> None:
-        """Frees the cells at positions `first` to `last` (-1: to the end), whatever tokens they
-        belong to."""
-        if not self.lib.llama_memory_seq_rm(self._memory, MAIN, first, last):
-            raise ModelError(
-                f"llama.cpp cannot remove positions {first} to {last} from this model's cache"
-            )
-        self.epoch += 1
-        self.has_logits = False
-
-    def take(self, first: int, last: int) -> state.KvBlock:
-        """A copy of the cells at positions `first` to `last`."""
-        return self.cells.take(first, last)
-
-    def put(self, block: state.KvBlock) -> None:
-        """Puts cells into the cache, at the positions that they name. Raises ModelError where they
-        find no room."""
-        self.cells.put(block)
-        self.epoch += 1
-        self.has_logits = False
+        self.tokens = tokens
+        self.positions = positions

@@ -18,7 +18,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import MissingExtraError, ModelError, UsageError
-from ggext.runtime import gbnf, json_schema
+from ggext.runtime import gbnf, grammar_trial, json_schema
 from ggext.runtime.llama import lib
 
 if TYPE_CHECKING:
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 
 # What may stand between the parts of JSON: a model that likes spaces would write them without end.
 _WHITESPACE = r" |\n[ \t]{0,40}"
-# Items of the parser: llguidance's defaults are too few for a list of some thousand words.
+# Items of the parser: llguidance's defaults are too few for a list of some thousand words. A step
+# may cost the product of the two.
 _LIMITS = {
-    "max_items_in_row": 50_000,
-    "step_max_items": 500_000,
+    "max_items_in_row": 20_000,
+    "step_max_items": 100_000,
     "max_lexer_states": 50_000,
     "verbose_errors": False,
 }
+_COMPILE = "ggext.runtime.constraint:compile_seconds"
 # llama_token_attr: unknown, unused and control tokens have no text in an answer.
 _WITHOUT_TEXT = 1 | 2 | 8
 _LONGEST_PIECE = 1 << 16
@@ -69,12 +71,16 @@ def json_grammar(schema: str | Mapping[str, Any] | bool) -> JsonGrammar:
 @lru_cache(16)
 def check(grammar: Grammar) -> None:
     """Raises UsageError for a grammar that is none, or too large: what can be said of it without a
-    vocabulary."""
+    vocabulary. A large one is tried in a child first (`grammar_trial`)."""
     if isinstance(grammar, str):
         lark = gbnf.to_lark(grammar)
+        if lark.size > grammar_trial.SMALL_GRAMMAR:
+            grammar_trial.survive(_COMPILE, "grammar", grammar)
         source = _lark_source(re.sub(gbnf.SPELLED_TOKEN, "<[0]>", lark.source))
         failed = "the grammar cannot be followed"
     else:
+        if len(grammar.schema) > grammar_trial.SMALL_SCHEMA:
+            grammar_trial.survive(_COMPILE, "schema", grammar.schema)
         source = _json_source(grammar.schema)
         failed = "the JSON schema cannot be made into a grammar"
     is_wrong, messages = _llguidance().LLMatcher.validate_grammar_with_warnings(
@@ -86,6 +92,12 @@ def check(grammar: Grammar) -> None:
     matcher.compute_bitmask()
     if matcher.is_error():
         raise UsageError(f"{failed}: {_line(matcher.get_error())}")
+
+
+def compile_seconds(kind: str, text: str) -> float:
+    """`check` in a child: the CPU time that it takes. Raises UsageError."""
+    grammar = text if kind == "grammar" else JsonGrammar(text)
+    return grammar_trial.seconds(lambda: check(grammar))
 
 
 def is_complete(grammar: Grammar, text: str) -> bool:
@@ -287,5 +299,5 @@ def _bytes_tokenizer() -> Any:
 
 def _line(message: str) -> str:
     """One printable line of at most 200 characters."""
-    words = " ".join(message.split())
+    words = " ".join(message.partition("<backtrace>")[0].split())
     return "".join(c if c.isprintable() else "?" for c in words)[:200]

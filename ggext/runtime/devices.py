@@ -22,7 +22,7 @@ def gpu_memory() -> list[DeviceMemory]:
     """Every device but the CPU; none where llama.cpp was built without one. Raises
     MissingExtraError, ModelError."""
     functions = ggml.library()
-    found = []
+    result = []
     for device in ggml_devices.devices():
         if not device.is_cpu:
             free = ctypes.c_size_t()
@@ -30,10 +30,10 @@ def gpu_memory() -> list[DeviceMemory]:
             functions.ggml_backend_dev_memory(
                 device.handle, ctypes.byref(free), ctypes.byref(total)
             )
-            found.append(
+            result.append(
                 DeviceMemory(device.name, device.description, free.value, total.value)
             )
-    return found
+    return result
 
 
 def commit() -> str:
@@ -45,12 +45,12 @@ def commit() -> str:
 def features() -> dict[str, list[str]]:
     """What the library's backends were built with and use: ``{"CPU": ["AVX2", ...]}``."""
     text = llama.lib().llama_print_system_info().decode("utf-8", "replace")
-    found: dict[str, list[str]] = {}
+    result: dict[str, list[str]] = {}
     backend = ""
     for part in text.split("|"):
         name, _, value = part.partition("=")
         first, colon, rest = name.partition(":")
         backend, feature = (first.strip(), rest) if colon else (backend, name)
         if value.strip() not in ("", "0"):
-            found.setdefault(backend, []).append(feature.strip())
-    return found
+            result.setdefault(backend, []).append(feature.strip())
+    return result

@@ -6,13 +6,11 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ggext.errors import ContextFullError, ModelError, UsageError
 from ggext.runtime import kernels
 from ggext.runtime.cache import Cache
-from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.exclusive import Exclusive
 from ggext.runtime.generation import FinishReason, Generation
@@ -21,6 +19,7 @@ from ggext.runtime.memory.gone import Gone
 from ggext.runtime.model import CancelledError, Model
 from ggext.runtime.reuse import in_common, reusable
 from ggext.runtime.sampling import Sampling
+from ggext.runtime.session_account import SessionAccount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,7 +55,7 @@ class Prefill:
     cancelled: bool
 
 
-class Session(Closing):
+class Session(SessionAccount):
     """One context over a model: a token list, its KV cache, and the logits after its last token.
 
     Only one thread may use it at a time (ModelError otherwise); `cancel` may come from any thread.
@@ -92,82 +91,6 @@ class Session(Closing):
         with self._exclusive.waiting():
             self.cache.close()
             self.memory.close()
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """The tokens in the cache, in the order of the text."""
-        return tuple(self.cache.tokens)
-
-    @property
-    def used(self) -> int:
-        """Tokens in the cache."""
-        return len(self.cache.tokens)
-
-    def holds(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens need no evaluation; also while another thread uses the session,
-        for which it may be wrong then."""
-        return reusable(self.cache.tokens, self.memory.gone, tokens)[1]
-
-    @property
-    def available(self) -> int:
-        """Tokens that still fit before the context is full."""
-        return (self.memory.limit or self.n_ctx) - self.used
-
-    @property
-    def adapter(self) -> Path | None:
-        """The LoRA adapter that computes too."""
-        return self.options.adapter
-
-    @property
-    def threads(self) -> int:
-        """Threads that compute now."""
-        return self.cache.threads.now
-
-    @property
-    def computes(self) -> str:
-        """How, in words: what was chosen where the options leave it open."""
-        flash = "on" if self.cache.flash_attention else "off"
-        threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
-        return (
-            f"{self.n_batch} tokens at once at most, {threads}, flash attention {flash}"
-        )
-
-    @property
-    def dropped(self) -> int:
-        """Tokens of the text that are not in the cache any more."""
-        return self.memory.gone.count
-
-    @property
-    def ever_dropped(self) -> int:
-        """Tokens that have left the cache since the session was opened, also of other texts."""
-        return self.memory.left_before + self.memory.gone.count
-
-    @property
-    def can_be_kept(self) -> bool:
-        """Whether the tokens in the cache, what `snapshot` returns and what the memory says of
-        itself are all that there is of the text."""
-        memory = self.memory
-        return (
-            self.cache.positions
-            == memory.layout(self.used, memory.gone, memory.account()).places
-        )
-
-    @property
-    def trained(self) -> int:
-        """Tokens that the model was trained on, before any extension."""
-        return self.model.n_ctx_original
-
-    def cancel(self) -> None:
-        """Stops the running call within one node of the graph (on a GPU: within one batch).
-
-        From any thread. A prefill keeps the batches that were whole; a generation ends with
-        "cancelled". Without effect on a prefill that starts later.
-        """
-        self.cache.cancel()
-
-    def resume(self) -> None:
-        """Takes back a `cancel` that no call has seen yet."""
-        self.cache.resume()
 
     def evaluate(
         self,
@@ -353,7 +276,7 @@ class Session(Closing):
         self,
         tokens: Sequence[int],
         state: NDArray[np.uint8],
-        places: list[int],
+        places: Sequence[int],
         gone: Gone,
     ) -> None:
         """Makes the cache what `snapshot` returned for `tokens` at `places`, when ``gone`` had left

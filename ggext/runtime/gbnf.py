@@ -18,7 +18,7 @@ from ggext.runtime.chains import longest_chain
 MAX_TEXT = 1 << 20
 MAX_DEPTH = 100
 MAX_REPEATS = 2_000  # llama.cpp's bound for one repetition
-MAX_SYMBOLS = 100_000  # with repetitions written out
+MAX_SYMBOLS = 60_000  # with repetitions written out; llguidance numbers them in 16 bits
 # Rules and parentheses that lead to one another: llguidance follows by recursion.
 MAX_CHAIN = 200
 #: Where the name of a token stands in `Lark.source`: whether it is negated, which of ``spelled``.
@@ -43,6 +43,8 @@ class Lark:
     """A grammar in Lark's notation."""
 
     source: str
+    # Symbols, repetitions written out.
+    size: int
     # Numbers of tokens that it names, which the vocabulary must have.
     tokens: tuple[int, ...] = ()
     # Tokens that it names by their text: `SPELLED_TOKEN` stands for them in the source.
@@ -112,7 +114,7 @@ class _Reader:
             )
         lines = [f"{_lark_name(name)}: {rule}" for name, rule in self.rules.items()]
         source = "\n".join(["%llguidance {}", "start: r_root", *lines])
-        return Lark(source, tuple(self.tokens), tuple(self.spelled))
+        return Lark(source, self.size, tuple(self.tokens), tuple(self.spelled))
 
     def _rule(self) -> None:
         start = self.at

@@ -183,7 +183,7 @@ def self_test(functions: Any) -> str:
         nodes = rope_nodes(functions, context, call, (3, 2, 8))
         functions.ggml_set_name(nodes[-1], b"the node")
         node, source = (Tensor.from_address(nodes[i]) for i in (-1, 0))
-        wanted = (
+        expected = (
             b"ROPE",
             b"f32",
             [8, 2, 3, 1],
@@ -201,7 +201,7 @@ def self_test(functions: Any) -> str:
             list(node.src[:3]),
             functions.ggml_nbytes(nodes[0]),
         )
-        if read != wanted:
+        if read != expected:
             return f"a ROPE node reads as {read}"
         if (
             call_of(node, call.factors) != call

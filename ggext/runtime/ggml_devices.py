@@ -31,13 +31,13 @@ class Device:
 def devices() -> list[Device]:
     """Every device of the installed ggml, the CPU among them."""
     ggml = library()
-    found = []
+    result = []
     for index in range(ggml.ggml_backend_dev_count()):
         handle = ggml.ggml_backend_dev_get(index)
         name = ggml.ggml_backend_dev_name(handle)
         description = ggml.ggml_backend_dev_description(handle)
         kind = ggml.ggml_backend_dev_type(handle)
-        found.append(
+        result.append(
             Device(
                 name.decode(),
                 description.decode("utf-8", "replace"),
@@ -45,7 +45,7 @@ def devices() -> list[Device]:
                 handle,
             )
         )
-    return found
+    return result
 
 
 def rope_on(

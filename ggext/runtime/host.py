@@ -14,7 +14,8 @@ from ggext.runtime.auto import Chosen
 from ggext.runtime.closing import Closing
 from ggext.runtime.context import SessionOptions
 from ggext.runtime.engine import Session
-from ggext.runtime.model import LoadProgress, Model
+from ggext.runtime.loading import LoadProgress
+from ggext.runtime.model import Model
 from ggext.runtime.prefixes import Prefixes, PrefixOptions
 from ggext.runtime.worker import Work, Worker
 

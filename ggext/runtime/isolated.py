@@ -27,7 +27,8 @@ from ggext.runtime.channel import error_as_json, error_of
 from ggext.runtime.child import Child
 from ggext.runtime.closing import Closing
 from ggext.runtime.host import Opening
-from ggext.runtime.model import CancelledError, LoadProgress
+from ggext.runtime.loading import LoadProgress
+from ggext.runtime.model import CancelledError
 from ggext.runtime.worker import CLOSED, OTHER_PROCESS
 
 _SERVE = "ggext.runtime.isolated_child:serve"

@@ -162,12 +162,12 @@ class _Server:
             self.send(number, "result", _VOCABULARY[call](host, message))
 
     def _open(self, number: int, message: dict[str, Any]) -> dict[str, Any]:
-        told = 0.0
+        reported = 0.0
 
         def progress(fraction: float) -> bool:
-            nonlocal told
-            if fraction >= told + _STEP or fraction == 1:
-                told = fraction
+            nonlocal reported
+            if fraction >= reported + _STEP or fraction == 1:
+                reported = fraction
                 self.send(number, "loaded", fraction)
             return number not in self._cancelled
 

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
-from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +234,8 @@ def _can_start_python() -> bool:
     """Not in a program that embeds Python and is its own executable: it would start again."""
     if getattr(sys, "frozen", False):
         return True  # `Child` knows
+    from multiprocessing import spawn  # takes longer than all the rest of this module
+
     name = os.path.basename(os.fsdecode(spawn.get_executable() or "")).lower()
     return name.startswith(("python", "pypy"))
 

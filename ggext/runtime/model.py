@@ -16,13 +16,13 @@ from ggext.gguf.shards import metadata_part, whole_header
 from ggext.llama_cpp_facts.splitters import BY_HAND
 from ggext.runtime import apart, first_load, kernels, llama, long_text
 from ggext.runtime.closing import Closing
+from ggext.runtime.loading import Loading, LoadProgress
 from ggext.runtime.scaled import Overrides, with_overrides
 from ggext.runtime.unknown_characters import SPACE_PREFIX, UnknownCharacters
 
 if TYPE_CHECKING:
     from ggext.gguf.reader import GgufFile
 
-LoadProgress = Callable[[float], bool]
 
 _PIECES = 1 << 15  # tokens whose bytes are remembered
 
@@ -111,7 +111,7 @@ class Model(Closing):
                 module, {**(overrides or {}), **by_hand}
             )
         began = core_use()
-        loading = _Loading(progress)
+        loading = Loading(progress)
         callback = module.llama_progress_callback(loading)
         params.progress_callback = callback
         with llama.listening() as log:
@@ -239,12 +239,12 @@ class Model(Closing):
             return bool(
                 min(lib.llama_vocab_bos(vocab), lib.llama_vocab_sep(vocab)) >= 0
             )
-        wanted = (
+        additions = (
             (lib.llama_vocab_get_add_bos, lib.llama_vocab_bos),
             (lib.llama_vocab_get_add_eos, lib.llama_vocab_eos),
             (lib.llama_vocab_get_add_sep, lib.llama_vocab_sep),
         )
-        return all(token(vocab) >= 0 for adds, token in wanted if adds(vocab))
+        return all(token(vocab) >= 0 for adds, token in additions if adds(vocab))
 
     @cached_property
     def _splits_by_regex(self) -> bool:
@@ -376,29 +376,3 @@ def _tried(
     if not first_load.survive(header, gpu_layers, kept, half):
         raise CancelledError(f"loading {header.path} was cancelled")
     return None if progress is None else partial(half, start=0.5)
-
-
-class _Loading:
-    """llama.cpp's progress callback, in the thread that loads, and what it says passed to the
-    thread that waits."""
-
-    def __init__(self, progress: LoadProgress | None) -> None:
-        self._progress = progress
-        self._fraction = 0.0
-        self._told = -1.0
-        self.stopped = False
-
-    def __call__(self, fraction: float, _user_data: object) -> bool:
-        self._fraction = fraction
-        return not self.stopped
-
-    def tell(self) -> None:
-        """Calls ``progress`` where there is something new; it may stop the load."""
-        fraction = self._fraction
-        if self._progress is not None and not self.stopped and fraction != self._told:
-            self._told = fraction
-            self.stopped = not self._progress(fraction)
-
-    def stop(self) -> None:
-        """Ends the load with the next tensor."""
-        self.stopped = True

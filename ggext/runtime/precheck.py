@@ -84,7 +84,7 @@ def _windows(arch: str, keys: dict[str, Any]) -> Iterator[str]:
     except ValueError:  # the loader refuses it
         return
     window = window_of(arch, keys, layers)
-    if window and not any(slides):  # is_swa_any()
+    if (window or SLIDING[arch].always) and not any(slides):  # is_swa_any()
         yield f"{WINDOW} is {window!r:.40}, and no layer has a window"
 
 
@@ -117,12 +117,12 @@ def _tensors(header: GgufFile) -> Iterator[str]:
 def _vocabulary(header: GgufFile) -> Iterator[str]:
     tokens = header.get("tokenizer.ggml.tokens")
     model = header.get("tokenizer.ggml.model")
-    if not isinstance(tokens, list) or not all(
-        isinstance(token, str) for token in tokens
-    ):
+    if not isinstance(tokens, list) or not set(map(type, tokens)) <= {str}:
         return
-    # llama.cpp reads them as C strings
-    named = {token.split("\0")[0] or f"[EMPTY_{i}]" for i, token in enumerate(tokens)}
+    named = set(tokens)
+    if "" in named or "\0" in "".join(tokens):  # llama.cpp reads them as C strings
+        cut = (token.split("\0")[0] for token in tokens)
+        named = {token or f"[EMPTY_{i}]" for i, token in enumerate(cut)}
     if len(named) != len(tokens):  # id_to_token.size() == token_to_id.size()
         yield f"{len(tokens) - len(named)} tokens occur twice in the vocabulary"
     if model == "gpt2" and header.get("tokenizer.ggml.pre") == "whitespace":
@@ -130,7 +130,8 @@ def _vocabulary(header: GgufFile) -> Iterator[str]:
         yield "its pre-tokenizer is whitespace"
     kinds = header.get("tokenizer.ggml.token_type")
     kinds = kinds if isinstance(kinds, list) else []
-    if any(k == _BYTE and 0 < len(t) < 3 for t, k in zip(tokens, kinds, strict=False)):
+    spelled = (t for t, k in zip(tokens, kinds, strict=False) if k == _BYTE)
+    if any(0 < len(token) < 3 for token in spelled):
         yield "a byte token is not spelled <0xNN>"  # substr(3, 2) throws
     if model == "bert" and _BYTE in kinds:  # token_to_byte: fatal error
         yield "the tokenizer bert has byte tokens"

@@ -9,7 +9,7 @@ again, and its logits are compared.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +71,10 @@ class Prefix:
     """A copy of a cache: the tokens in it and what had left it, its cells as llama.cpp writes them,
     and what goes with them."""
 
-    tokens: list[int]
+    tokens: Sequence[int]
     gone: Gone
     # What the policy tells of itself, and its blocks outside the cache.
-    account: dict[str, Any]
+    account: Mapping[str, Any]
     blocks: tuple[bytes, ...]
     regime: Regime
     aligned: int

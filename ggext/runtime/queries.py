@@ -74,11 +74,11 @@ class QueryWatcher:
         import numpy as np
 
         node = Tensor.from_address(address)
-        wanted = (
+        relevant = (
             node.name.startswith(_QUERY) and self._ggml.ggml_op_name(node.op) == b"ROPE"
         )
-        if ask or not wanted:
-            return wanted or not ask
+        if ask or not relevant:
+            return relevant or not ask
         rows = read_tensor(self._ggml, address).astype(np.float32)
         positions = (
             read_tensor(self._ggml, node.src[1]).ravel()[: len(rows)].astype(np.int32)

@@ -80,8 +80,8 @@ def refusal(fields: Mapping[str, Field]) -> str | None:
     arch = (
         fields["general.architecture"].value if "general.architecture" in fields else ""
     )
-    wanted = {f"{arch}.{key}": kind for key, kind in _ARCH_KEYS.items()} | _KEYS
-    for key, kind in wanted.items():
+    expected = {f"{arch}.{key}": kind for key, kind in _ARCH_KEYS.items()} | _KEYS
+    for key, kind in expected.items():
         field = fields.get(key)
         if field is None or field.type is kind or _is_by_layer(field, kind):
             continue

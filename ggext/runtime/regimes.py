@@ -50,12 +50,12 @@ def regimes(
 
 def _doublings(geometry: RopeGeometry, n_ctx: int) -> list[Regime]:
     span = geometry.trained_context
-    found = []
+    result = []
     while True:
         base = ntk_base(span / geometry.trained_context, geometry)
-        found.append(Regime(min(span, n_ctx), float32(base)))
+        result.append(Regime(min(span, n_ctx), float32(base)))
         if span >= n_ctx:
-            return found
+            return result
         span *= 2
 
 

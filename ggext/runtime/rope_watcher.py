@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
 from ggext.runtime import llama
-from ggext.runtime.ggml import RopeCall, Tensor, call_of, library, read_tensor
+from ggext.runtime.ggml import RopeCall, Tensor, call_of, library, read_tensor, rope_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +92,8 @@ class RopeWatcher:
             if node.src[2]
             else None
         )
+        if factors is not None:  # there may be more, for layers that rotate more
+            factors = factors[: max(0, rope_of(node).n_dims) // 2]
         name, origin = (t.name.decode("utf-8", "replace") for t in (node, source))
         call = call_of(node, factors)
         first = node.op_params[_OFFSET]

@@ -89,7 +89,8 @@ class KeyRotation:
         for kind, ours, theirs in zip(
             after.form.key_types, moved.keys, after.keys, strict=True
         ):
-            have, wanted = floats(kind, ours), floats(kind, theirs)
+            have = floats(kind, ours)
+            wanted = floats(kind, theirs)
             if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
                 return math.inf
             difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)

@@ -3,11 +3,12 @@ here.
 
 The format is llama.cpp's own and undocumented (``llama_kv_cache::state_write``): u32 magic, i32
 sequence; then a section for each cache, of which a model with sliding windows has two: u32 streams;
-u32 cells; per cell i32 position, u32 number of sequences, their i32 ids; u32 whether values are
-transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys; then the
-values (none with latent attention), either in the same way, or transposed: i32 type, u32 element
-bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against the
-bytes that are there.
+u32 cells; per cell i32 position, u32 number of sequences, with M-RoPE three more i32
+(``llama_kv_cell_ext``: an image's column and row, the token), the sequences' i32 ids; u32 whether
+values are transposed, u32 layers; per layer i32 type, u64 row bytes, then the cells' rows of keys;
+then the values (none with latent attention), either in the same way, or transposed: i32 type, u32
+element bytes, u32 width, then width × cells elements. Little-endian. Every count is checked against
+the bytes that are there.
 """
 
 from __future__ import annotations
@@ -119,12 +120,13 @@ class Section:
     values: tuple[Rows, ...]
 
 
-def sections(data: Any) -> tuple[int, list[Section]]:
-    """llama.cpp's magic, and the sections of a state; arrays are views of ``data``.
+def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
+    """llama.cpp's magic, and the sections of a state; arrays are views of ``data``. ``extended``:
+    of a model with M-RoPE, whose cells have more than a position.
 
     Raises ValueError for anything but whole sections of one stream.
     """
-    reader = _Reader(memoryview(data))
+    reader = _Reader(memoryview(data), 3 if extended else 0)
     magic, _sequence = reader.unpack("Ii")
     found = [reader.section()]
     while reader.rest:
@@ -145,12 +147,12 @@ def parse(data: bytes | bytearray | memoryview) -> KvBlock:
         ) from None
 
 
-def _block(magic: int, found: Sequence[Section]) -> KvBlock:
+def _block(magic: int, sections: Sequence[Section]) -> KvBlock:
     import numpy as np
 
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} sections")
-    section = found[0]
+    if len(sections) != 1:
+        raise ValueError(f"{len(sections)} sections")
+    section = sections[0]
     if len(section.values) != len(section.keys):
         raise ValueError("no values")
     values = section.values
@@ -211,8 +213,9 @@ def build(block: KvBlock, sequence: int) -> bytes:
 class _Reader:
     """Reads a state from front to back and never beyond its end. All raise ValueError."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, more: int = 0) -> None:
         self._data = data
+        self._more = more  # numbers of each cell in addition to the usual three
         self._at = 0
 
     @property
@@ -243,7 +246,9 @@ class _Reader:
         streams, count = self.unpack("II")
         if streams != 1:
             raise self.wrong(f"{streams} streams")
-        cells = self.array(12 * count).view("<i4").reshape(count, 3)
+        record = 3 + self._more
+        whole = self.array(4 * record * count).view("<i4").reshape(count, record)
+        cells = whole[:, [0, 1, record - 1]]
         if not count:
             return Section(cells, False, (), ())
         if not (cells[:, 1] == 1).all():
@@ -255,8 +260,22 @@ class _Reader:
             raise self.wrong(f"{layers} layers")
         keys = tuple(self.rows(count) for _ in range(layers))
         read = self.columns if transposed else self.rows
-        values = tuple(read(count) for _ in range(layers if self.rest else 0))
+        has_values = self.rest and not self._begins_section(count)
+        values = tuple(read(count) for _ in range(layers if has_values else 0))
         return Section(cells, bool(transposed), keys, values)
+
+    def _begins_section(self, count: int) -> bool:
+        """Whether another cache of as many cells follows (an indexer's, of keys without values),
+        and no values of this one."""
+        at = self._at
+        try:
+            streams, same = self.unpack("II")
+            cells = self.array(12 * count).view("<i4").reshape(count, 3)
+            return (streams, same) == (1, count) and bool((cells[:, 1] == 1).all())
+        except ValueError:
+            return False
+        finally:
+            self._at = at
 
     def rows(self, cells: int) -> Rows:
         kind, size = self.unpack("iQ")

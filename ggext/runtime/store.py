@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.runtime.engine import Session
+    from ggext.runtime.model import Model
     from ggext.runtime.regimes import Regime
 
 _MAGIC = b"ggext\0K\2"
@@ -54,6 +55,8 @@ _FLASH = "the use of flash attention"
 _DIGEST = re.compile("(?:[0-9a-f]{128})?")
 _SAMPLES, _SAMPLE = 64, 4096
 _PART = 1 << 20  # bytes of one read
+#: LLAMA_ROPE_TYPE_MROPE and _IMROPE
+_MROPE_TYPES = (8, 40)
 
 
 class StateError(GgextError):
@@ -118,7 +121,7 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
     logits, cells = session.last_logits().astype("<f4"), session.snapshot()
     gone, account = session.memory.gone, session.memory.account()
     layout = session.memory.layout(len(tokens), gone, account)
-    check_state(cells, layout.cells)
+    check_state(cells, layout.cells, extended=has_mrope(session.model))
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
     aligned = {
@@ -192,7 +195,7 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
     try:
         layout = session.memory.layout(n_tokens, gone, account)
         blocks = _parts(file, state_at + n_state, layout.blocks)
-        check_state(cells, layout.cells)
+        check_state(cells, layout.cells, extended=has_mrope(session.model))
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
@@ -272,16 +275,23 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
     )
 
 
-def check_state(data: NDArray[np.uint8], places: Sequence[int]) -> None:
+def has_mrope(model: Model) -> bool:
+    """Whether it rotates by sections, so that a token has four positions (M-RoPE)."""
+    return llama.lib().llama_model_rope_type(model.open_handle()) in _MROPE_TYPES
+
+
+def check_state(
+    data: NDArray[np.uint8], places: Sequence[int], *, extended: bool = False
+) -> None:
     """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError
-    for what is not the cache of these positions, each once.
+    for what is not the cache of these positions, each once. ``extended``: as in `state.sections`.
 
     llama.cpp compares types and sizes with its own, and throws what we get as an error."""
     import numpy as np
 
     wanted = np.array(places, np.int32)
     try:
-        _, found = state.sections(data)
+        _, found = state.sections(data, extended=extended)
     except ValueError as error:
         raise StateError(f"the saved state has {error}") from None
     if len(found[0].cells) != len(wanted):

@@ -49,10 +49,10 @@ class JsonScreen:
             self._start = now
         if done in (0, total) or now - self._counted > _BETWEEN_COUNTS:
             self._counted = now
-            left = (
+            remaining = (
                 round((now - self._start) / done * (total - done), 1) if done else None
             )
-            _write("prefill", done=done, total=total, seconds_left=left)
+            _write("prefill", done=done, total=total, seconds_left=remaining)
 
     def waiting(self, text: str) -> AbstractContextManager[None]:  # noqa: ARG002 - no one watches
         """Nothing."""

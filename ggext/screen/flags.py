@@ -50,13 +50,13 @@ def in_flags(message: str) -> str:
     return _NAME.sub(lambda name: _ALONE[name[1]], _VALUE.sub(_flag, message))
 
 
-def _scaling(found: re.Match[str]) -> str:
-    if found[1] == "none":
+def _scaling(match: re.Match[str]) -> str:
+    if match[1] == "none":
         return "--rope none"
-    return f"--{found[1]} {found[2]}" if found[2] else f"--{found[1]}"
+    return f"--{match[1]} {match[2]}" if match[2] else f"--{match[1]}"
 
 
-def _flag(found: re.Match[str]) -> str:
-    name = found[1]
-    value = found[2].strip("'")
+def _flag(match: re.Match[str]) -> str:
+    name = match[1]
+    value = match[2].strip("'")
     return _ASSIGNED[name] if value in ("True", "…") else f"{_ASSIGNED[name]} {value}"

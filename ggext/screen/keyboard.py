@@ -75,11 +75,11 @@ def new_completer() -> Completer:
                 )
             elif text.startswith(tuple(words)):
                 taker = next(name for name in words if text.startswith(name))
-                begun = text.removeprefix(taker)
+                partial = text.removeprefix(taker)
                 yield from (
-                    Completion(word, -len(begun))
+                    Completion(word, -len(partial))
                     for word in words[taker]
-                    if word.startswith(begun)
+                    if word.startswith(partial)
                 )
             elif text.startswith("/"):
                 for name, entry in COMMANDS.items():

@@ -41,22 +41,22 @@ class PrefillBar:
         """`done` of `total` tokens are evaluated; 0 starts the clock."""
         if done == 0:
             self._start = time.perf_counter()
-        left = (
+        remaining = (
             (time.perf_counter() - self._start) / done * (total - done)
             if done
             else None
         )
-        self._shown = self._shown or self._is_long(left, total)
+        self._shown = self._shown or self._is_long(remaining, total)
         if self._shown:
-            self._region.show(_bar(done, total, left))
+            self._region.show(_bar(done, total, remaining))
 
     def stop(self) -> bool:
         """Takes the bar off the screen; whether there was one."""
         self._shown = False
         return self._region.wipe()
 
-    def _is_long(self, left: float | None, total: int) -> bool:
-        long = total >= _LONG_PROMPT if left is None else left > _LONG_WAIT
+    def _is_long(self, remaining: float | None, total: int) -> bool:
+        long = total >= _LONG_PROMPT if remaining is None else remaining > _LONG_WAIT
         return long and self._console.is_terminal
 
 
@@ -234,10 +234,10 @@ def _clock(seconds: float | None) -> str:
     return f"{minutes}:{rest:02} left"
 
 
-def _bar(done: int, total: int, left: float | None) -> Text:
+def _bar(done: int, total: int, remaining: float | None) -> Text:
     from rich.text import Text
 
     filled = round(_BAR * done / total) if total else _BAR
     bar = Text("reading ", no_wrap=True, overflow="crop")
     bar.append("━" * filled, "green").append("━" * (_BAR - filled), "dim")
-    return bar.append(f" {done}/{total} tokens {_clock(left)}")
+    return bar.append(f" {done}/{total} tokens {_clock(remaining)}")

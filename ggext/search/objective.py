@@ -189,9 +189,9 @@ class KeyTokens:
         self._use(None)
         before = short_nll(session, tokens, short, window)
         self._use(self._yarn)
-        found = key_tokens(before, nll(session, tokens))
+        result = key_tokens(before, nll(session, tokens))
         self._live.check()
-        return found
+        return result
 
     def _use(self, scaling: RopeScaling | None) -> None:
         self._live.use(scaling)

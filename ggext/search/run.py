@@ -251,19 +251,19 @@ class Search(Closing):
         """The losses of a point on the first so many texts that have one."""
         objective = self._objective
         numbers = objective.training if kind == "train" else objective.held_out
-        found: dict[Hashable, float] = {}
+        result: dict[Hashable, float] = {}
         for number in numbers[: 4 * count]:  # texts without key tokens are seldom many
             # YaRN's table is asked on every text, and which have a loss is the same for all.
             if self._loss(kind, number, self.space.start) is None:
                 continue
             loss = self._loss(kind, number, point)
             assert loss is not None
-            found[number] = loss
-            if len(found) == count:
+            result[number] = loss
+            if len(result) == count:
                 break
-        if not found:
+        if not result:
             raise UsageError(self._objective.nothing_to_ask())
-        return found
+        return result
 
     def _loss(self, kind: Kind, number: int, point: Point) -> float | None:
         """Of one text by one table, measured once."""
@@ -293,8 +293,8 @@ class Search(Closing):
         pace = self.plan.seconds / self.plan.losses
         if self._done:
             pace = (time.monotonic() - self._began) / self._done
-        left = max(1, self.plan.losses - self.known - self._done)
-        self._progress(Progress(what, self._done, left * pace))
+        remaining = max(1, self.plan.losses - self.known - self._done)
+        self._progress(Progress(what, self._done, remaining * pace))
 
     def _header(self, documents: tuple[Path, ...]) -> dict[str, Any]:
         return {

@@ -40,10 +40,12 @@ def check_checkpoint(
     source = open_source(folder)
     own = source.scaling
     assert own is not None  # a checkpoint always has one
-    wanted = resolve_scaling(scaling, target_context, source, keeps_own=False).scaling
-    assert wanted is not None
-    trained = methods.original_context(wanted, source.geometry)
-    rope = WantedRope(wanted, replace(source.geometry, trained_context=trained))
+    requested = resolve_scaling(
+        scaling, target_context, source, keeps_own=False
+    ).scaling
+    assert requested is not None
+    trained = methods.original_context(requested, source.geometry)
+    rope = WantedRope(requested, replace(source.geometry, trained_context=trained))
     said = methods.make_table(own, source.geometry)
     yield str(prove("in config.json", rope.table, said))
     model = load(folder)

@@ -47,15 +47,15 @@ def read_documents(paths: Sequence[Path]) -> list[Document]:
     """Files of text, and folders with ``.txt``, ``.md`` and ``.jsonl`` files, at any depth. A line
     of a ``.jsonl`` file is a document: an object with ``text``, or with ``messages``, each of them
     an object with ``role`` and ``content``. Raises UsageError."""
-    found = [
+    result = [
         document for path in paths for file in _files(path) for document in _read(file)
     ]
-    if not found:
+    if not result:
         named = ", ".join(map(str, paths))
         raise UsageError(
             f"there is no text in {named}: name {', '.join(_SUFFIXES)} files"
         )
-    return found
+    return result
 
 
 def _files(path: Path) -> list[Path]:

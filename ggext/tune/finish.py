@@ -174,12 +174,12 @@ def evaluate(
 
 def _once_an_item(progress: Progress) -> OnProgress:
     """A line when an item begins, and none for its tokens."""
-    told = -1
+    reported = -1
 
     def show(now: Measured) -> None:
-        nonlocal told
-        if now.done != told:
-            told = now.done
+        nonlocal reported
+        if now.done != reported:
+            reported = now.done
             progress(f"{now.done + 1} of {now.total}: {now.what}")
 
     return show

@@ -74,9 +74,9 @@ class BlockLoss:
         total = hidden.new_zeros((), dtype=hidden.float().dtype)
         for start in range(0, len(hidden), step):
             block = hidden[start : start + step]
-            wanted = labels[start : start + step]
+            targets = labels[start : start + step]
             total = total + checkpoint(
-                self._of_block, head, block, wanted, use_reentrant=False
+                self._of_block, head, block, targets, use_reentrant=False
             )
         return total
 

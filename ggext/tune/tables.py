@@ -68,26 +68,31 @@ class TableProof:
         )
 
 
-def prove(place: str, wanted: RopeTable, found: RopeTable) -> TableProof:
+def prove(place: str, requested: RopeTable, actual: RopeTable) -> TableProof:
     """Raises ``RopeError`` where the tables differ by more than 1e-6 anywhere, relative."""
-    difference = compare(wanted, found)
+    difference = compare(requested, actual)
     if not difference.is_exact:
         pair = difference.worst_pair
         raise RopeError(
             f"the RoPE table {place} is not the one that was asked for: pair {pair} differs by "
-            f"{difference.frequency_error:.2g} and the attention factor {found.attention_factor:g} "
-            f"by {difference.gain_error:.2g}, relative (at most {EXACT_FREQUENCY:g} and "
-            f"{EXACT_GAIN:g}): nothing that is trained with it holds for the file"
+            f"{difference.frequency_error:.2g} and the attention factor "
+            f"{actual.attention_factor:g} by {difference.gain_error:.2g}, relative "
+            f"(at most {EXACT_FREQUENCY:g} and {EXACT_GAIN:g}): "
+            "nothing that is trained with it holds for the file"
         )
-    return TableProof(place, len(wanted.inv_freq), found.attention_factor, difference)
+    return TableProof(
+        place, len(requested.inv_freq), actual.attention_factor, difference
+    )
 
 
-def prove_model(place: str, model: Any, wanted: WantedRope) -> TableProof:
+def prove_model(place: str, model: Any, requested: WantedRope) -> TableProof:
     """Every table of a loaded model of transformers. Raises ``RopeError`` as ``prove`` does."""
     proofs = []
-    for kind, table in tables_in(model, wanted.context):
+    for kind, table in tables_in(model, requested.context):
         expected = (
-            wanted.sliding if kind == SLIDING and wanted.sliding else wanted.table
+            requested.sliding
+            if kind == SLIDING and requested.sliding
+            else requested.table
         )
         proofs.append(prove(place, expected, table))
     if not proofs:
@@ -118,7 +123,7 @@ def tables_in(model: Any, context: int) -> Iterator[tuple[str, RopeTable]]:
                 )
 
 
-def set_context(config: Any, wanted: WantedRope) -> None:
+def set_context(config: Any, requested: WantedRope) -> None:
     """The scaling in a configuration of transformers, in full, before a model is made from it.
 
     The base and the original context stand next to the method: without the first transformers
@@ -127,8 +132,8 @@ def set_context(config: Any, wanted: WantedRope) -> None:
     from ggext.proof.reference import set_rope
 
     text = config.get_text_config()
-    set_rope(text, wanted.scaling, wanted.geometry)
-    text.max_position_embeddings = wanted.context
+    set_rope(text, requested.scaling, requested.geometry)
+    text.max_position_embeddings = requested.context
     _check_complete(text.rope_parameters)
 
 

@@ -88,10 +88,10 @@ class Verdict:
             (f"perplexity at {self.short:,} tokens, against it", self.short_perplexity),
             ("what the scaling costs there untuned", self.price),
         )
-        found = [
+        differences = [
             f"  {what}: {change(value)}" for what, value in rows if value is not None
         ]
-        return [self.words, *found]
+        return [self.words, *differences]
 
 
 def _below(estimate: Estimate | None) -> bool:

@@ -24,6 +24,8 @@ from ggext.gguf.open import read_gguf
 pytest.importorskip("huggingface_hub")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 DEMO = ROOT / "ggext/data/demo-model"
 Run = subprocess.CompletedProcess[str]
 Ggext = Callable[..., Run]

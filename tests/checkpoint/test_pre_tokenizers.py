@@ -36,6 +36,8 @@ from ggext.errors import CheckpointError
 from ggext.gguf.open import read_gguf
 from ggext.runtime.llama import lib
 
+pytestmark = pytest.mark.slow
+
 # byte-level BPE ---------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny_gguf
-from family_rows import EXPERTS, SEES_GLM4, sections
+from family_rows import EXPERTS, SEES_GLM4, SEES_MUSE, SEES_STEP3P7, sections
 from ggext.converters import REFUSED, family_of
 from tiny import make_model, small_config
 
@@ -41,6 +41,7 @@ NEMOTRON_H = tiny_gguf.NEMOTRON_H | {
     "layers_block_type": ["linear_attention", "full_attention", "mlp"]
 }
 FALCON_H1 = {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_state": 16}
+INDEXED = tiny_gguf.LATENT | tiny_gguf.INDEXED
 GRANITE_MAMBA = {
     "layer_types": ["linear_attention", "full_attention"],
     "mamba_n_heads": 4,
@@ -55,6 +56,13 @@ DELTA_NET = (
 @pytest.mark.parametrize(
     ("model_type", "config", "message"),
     [
+        (
+            "afmoe",
+            {"layer_types": ["full_attention"] * 2},
+            "in all but every 4th layer",
+        ),
+        ("afmoe", {"route_norm": False}, "route_norm is False; .* afmoe has True"),
+        ("afmoe", {"topk_group": 2}, "chooses among all experts"),
         (
             "deepseek_v2",
             LATENT | {"rms_norm_eps": 1e-3},
@@ -81,6 +89,21 @@ DELTA_NET = (
             "n_group is 2; .* chooses among all experts",
         ),
         (
+            "laguna",
+            {"moe_router_logit_softcapping": 5.0},
+            "moe_router_logit_softcapping is 5.0; .* caps no scores",
+        ),
+        (
+            "laguna",
+            {"mlp_layer_types": ["sparse", "dense"]},
+            "must name dense and then sparse",
+        ),
+        (
+            "laguna",
+            {"num_attention_heads_per_layer": [4, 3]},
+            "must have a multiple of",
+        ),
+        (
             "llama4_text",
             {"num_local_experts": 4, "num_hidden_layers": 3},
             "has 4 or more",
@@ -93,6 +116,42 @@ DELTA_NET = (
                 "attention_chunk_size": 64,
             },
             "has 8192",
+        ),
+        ("mimo_v2_flash", {"norm_topk_prob": False}, "divides weights by their sum"),
+        ("mimo_v2_flash", {"routed_scaling_factor": 2.0}, "scales no experts"),
+        (
+            "mimo_v2_flash",
+            {"hybrid_layer_pattern": [1, 1]},
+            r"hybrid_layer_pattern is \[1, 1\]; .* takes \[0, 1\]",
+        ),
+        (
+            "mimo_v2_flash",
+            {"layer_types": ["full_attention"] * 2},
+            "names no layer with a window",
+        ),
+        (
+            "step3p7",
+            {"vision_config": SEES_STEP3P7},
+            "names no layer with a window",
+        ),
+        (
+            "step3p7",
+            {
+                "vision_config": SEES_STEP3P7,
+                "layer_types": ["full_attention", "sliding_attention"],
+                "query_pre_attn_scalar": 4,
+            },
+            "query_pre_attn_scalar is 4; .* has head_dim, 128",
+        ),
+        (
+            "muse_glimmer",
+            {"vision_config": SEES_MUSE, "post_norm_eps": 1e-5},
+            "post_norm_eps is 1e-05; .* takes 1e-08",
+        ),
+        (
+            "muse_glimmer",
+            {"vision_config": SEES_MUSE, "layer_rope_theta": [1e4, 1e4]},
+            "has other layers rotate than those with a window",
         ),
         (
             "mistral4",
@@ -170,6 +229,13 @@ DELTA_NET = (
         ("falcon_h1", FALCON_H1 | {"attention_bias": True}, "bias"),
         ("falcon_h1", FALCON_H1 | {"projectors_bias": True}, "out_proj.bias"),
         ("falcon_h1", FALCON_H1 | {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("deepseek_v32", INDEXED | {"index_head_dim": 96}, "has a power of two"),
+        ("deepseek_v32", INDEXED | {"index_head_dim": 32}, "between 64 and"),
+        (
+            "glm_moe_dsa",
+            INDEXED | {"indexer_types": ["full", "other"]},
+            "indexer_types must name full or shared for each of 2 layers, full first",
+        ),
         ("glm4v", GLM4V, r"mrope_section is \(8, 0, 8\)"),
         ("minicpm3", LATENT | {"mlp_bias": True}, "minicpm3 adds no bias there"),
         (

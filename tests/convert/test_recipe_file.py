@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggext.cli import main
+from ggext.convert import ConvertOptions, convert
 from ggext.convert.recipe_file import Request, read_request, to_toml, write_request
-from ggext.errors import OutputError, RopeError
+from ggext.errors import CheckpointError, OutputError, RopeError
 from ggext.rope.scaling import RopeScaling
 
 REQUESTS = {
@@ -313,3 +314,31 @@ def test_all_parameters_have_an_option(model: Path, tmp_path: Path) -> None:
         "low_freq_factor": 2.0,
         "high_freq_factor": 5.0,
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a = " + "[" * 100_000,
+        "factor = " + "9" * 5_000,  # more digits than Python reads
+        ".".join(["a"] * 100_000) + " = 1",  # tomllib takes the square of their number
+        " . ".join(["a"] * 100_000) + " = 1",
+        "[" + ".".join(["a"] * 100_000) + "]",
+        "\0\1",
+    ],
+    ids=["nested", "digits", "dotted", "dotted, spaces", "a table", "binary"],
+)
+def test_a_stranger_s_recipe_ends_in_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(
+        RopeError, match="is not a TOML file that can be read"
+    ) as refused:
+        read_request(path)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["a/" + "b" * 5_000, "b" * 5_000])
+def test_a_name_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match="too long for the name of a file"):
+        convert(ConvertOptions(Path(name), tmp_path / "out.gguf"))

@@ -7,7 +7,7 @@ import pytest
 from ggext.footprint import defaults
 
 
-@pytest.fixture(autouse=True)
-def _two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer cores make smaller batches."""
     monkeypatch.setattr(defaults, "physical_cores", lambda: 2)

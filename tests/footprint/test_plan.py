@@ -8,13 +8,18 @@ from typing import Any, get_args
 
 import pytest
 import tiny_gguf
+from family_rows import ROWS
 from planned import FREE, GIB, path_weights
 from sized_gguf import SHAPES, Allocated, logged_sizes, opened, write_sized
+from tiny import make_model
 
+from ggext.convert import ConvertOptions, convert
 from ggext.footprint.allocator import Graph, Tensor
 from ggext.footprint.cache import KV_TYPES, Context, Swa
 from ggext.footprint.planner import Choices, Memories
 from ggext.plan import MEASURED, PlanOptions, plan
+
+pytestmark = pytest.mark.usefixtures("two_cores")
 
 #: Contexts that make different tensors the largest: tokens, batch, type of the cache, flash
 #: attention, small windows.
@@ -71,7 +76,10 @@ def test_every_architecture_that_is_called_measured_is() -> None:
 
 
 TINY = ["granitemoe", "llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe"]
-WINDOWED = ["cohere2", "gemma2", "gemma3", "gpt-oss", "olmo2"]
+WINDOWED = [
+    *("afmoe", "cohere2", "gemma2", "gemma3", "gemma4", "gpt-oss", "laguna", "mimo2"),
+    *("muse-glimmer", "olmo2", "step35"),
+]
 
 
 @pytest.mark.parametrize("arch", TINY)
@@ -130,6 +138,22 @@ def test_the_plan_is_what_a_session_with_sliding_windows_allocates(
     )  # two caches, each logged to a hundredth of a MiB
     assert within(0.05, found.ram.compute, wanted.compute)
     assert within(0.05, found.ram.total - found.ram.checkpoints, wanted.total)
+
+
+@pytest.mark.parametrize("row", ["gemma4_text", "gemma4_text-26b-a4b"])
+def test_gemma_4_with_shared_keys_and_with_experts(row: str, tmp_path: Path) -> None:
+    pytest.importorskip("llama_cpp")
+    pytest.importorskip("transformers")
+    said = ROWS[row]
+    config = said.config | {"sliding_window": 256}
+    checkpoint = make_model(tmp_path / "model", said.model_type, **config)
+    path = tmp_path / "out.gguf"
+    convert(ConvertOptions(checkpoint, path))
+    found = plan(path, PlanOptions(4000, 0, Choices(swa="full")), FREE).ram
+    wanted = session_sizes(path, {"n_ctx": 4000, "swa": "full"})
+    assert abs(found.cache - wanted.cache) < 0.02 * 2**20
+    assert within(0.05, found.compute, wanted.compute)
+    assert within(0.05, found.total - found.checkpoints, wanted.total)
 
 
 @pytest.mark.parametrize("gib", [8, 9, 10, 11, 12, 16, 24])

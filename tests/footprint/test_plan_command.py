@@ -17,6 +17,8 @@ from ggext.cli import main
 from ggext.footprint import defaults, machine
 from ggext.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("two_cores")
+
 
 def run(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(main, ["plan", *arguments])

@@ -21,6 +21,8 @@ from ggext.gguf.types import Field
 from ggext.gguf.writer import TensorToWrite
 from ggext.plan import PlanOptions, plan
 
+pytestmark = pytest.mark.usefixtures("two_cores")
+
 
 @pytest.mark.parametrize(
     ("change", "message"),

@@ -22,6 +22,8 @@ from ggext.verify import verify
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 def test_logits_equal_transformers(row: Row, tmp_path: Path) -> None:

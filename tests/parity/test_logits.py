@@ -15,6 +15,8 @@ from ggext.verify import Report, verify
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 CASES = {
     "none": RopeScaling("none"),
     "linear-2": RopeScaling("linear", factor=2),

@@ -27,6 +27,8 @@ from ggext.quality.texts import little_piece  # noqa: E402
 from ggext.runtime.engine import Model, Session, SessionOptions  # noqa: E402
 from ggext.runtime.scaled import unscaled_geometry  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 STORIES = SHARED / "models" / "stories260K"
 METHODS = [
     RopeScaling("none", context=4096),

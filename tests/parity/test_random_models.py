@@ -24,6 +24,8 @@ from ggext.proof.reference import divergence, judge_class
 pytest.importorskip("llama_cpp")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
+
 EACH = 2 * int(os.environ.get("GGEXT_LONGER", "1"))
 TRIED = 15  # for each that is compared
 BOUND = 2e-6  # mean KL in nats; a model of large scores loses as much to float32

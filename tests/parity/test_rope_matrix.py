@@ -13,6 +13,8 @@ pytest.importorskip("transformers")
 from rope_matrix import CONFIGS, PAGE, REQUESTS, encoded, form, published_table, shapes
 from tiny import small_config
 
+pytestmark = pytest.mark.slow
+
 STALE = "docs/rope-parity.md is stale: run python tools/rope_matrix.py"
 #: nats; ggml's GELU is a table of float16
 BOUND = {"gemma2": 2e-6, "gemma3_text": 1e-5}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import code_figures
@@ -16,6 +17,14 @@ CODE = code_figures.figures_of(
     path
     for folder in ("ggext", "converters")
     for path in code_figures.modules(ROOT / folder)
+)
+#: Data of the tests, and programs that look for faults with them.
+LONG_TABLES = (
+    "tests/hostile/",
+    "tests/support/family_rows.py",
+    "tests/support/random_models.py",
+    "tests/support/sized_gguf.py",
+    "tests/support/tiny_gguf.py",
 )
 EVERYTHING = [
     path
@@ -63,6 +72,72 @@ def test_the_formatter_is_skipped_for_tables_of_data_only() -> None:
 
 def test_code_is_no_denser_than_it_was() -> None:
     assert CODE.tokens_a_line <= 7.5
+
+
+def test_a_module_has_one_subject() -> None:
+    """What is longer than 400 lines has two. Tables of test data may be long."""
+    long = {
+        str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines())
+        for path in EVERYTHING
+        if path.relative_to(ROOT).parts[0] in ("ggext", "converters", "tests")
+    }
+    wrong = [f"{path}: {lines}" for path, lines in long.items() if lines > 400]
+    assert not [line for line in wrong if not line.startswith(LONG_TABLES)]
+
+
+def test_a_function_fits_on_a_screen() -> None:
+    assert max(CODE.function_lines) <= 60
+
+
+def test_values_are_assigned_one_by_one() -> None:
+    """But for constants that belong together."""
+    assert CODE.tuple_assignments * 1000 / CODE.lines <= 3
+
+
+def conditional_arguments(tree: ast.AST) -> Iterator[ast.IfExp]:
+    """Conditional expressions that stand in the argument list of a call."""
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            for argument in (*call.args, *(word.value for word in call.keywords)):
+                value = (
+                    argument.value if isinstance(argument, ast.Starred) else argument
+                )
+                if isinstance(value, ast.IfExp):
+                    yield value
+
+
+def test_arguments_are_seldom_chosen_inside_the_call() -> None:
+    chosen = sum(
+        1
+        for folder in ("ggext", "converters")
+        for path in code_figures.modules(ROOT / folder)
+        for _ in conditional_arguments(ast.parse(path.read_text("utf-8")))
+    )
+    assert chosen * 1000 / CODE.lines <= 2.2
+
+
+def frozen_fields(path: Path) -> Iterator[tuple[str, str]]:
+    """Class and field, and annotation, of what a frozen dataclass holds."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ClassDef) and any(
+            "frozen=True" in ast.unparse(decorator) for decorator in node.decorator_list
+        ):
+            for field in node.body:
+                if isinstance(field, ast.AnnAssign):
+                    name = f"{path.stem}.{node.name}.{ast.unparse(field.target)}"
+                    yield name, ast.unparse(field.annotation)
+
+
+def test_what_is_frozen_holds_nothing_that_can_be_changed() -> None:
+    """Mapping, Sequence and tuple: then mypy refuses a change."""
+    wrong = [
+        f"{name}: {annotation}"
+        for folder in ("ggext", "converters")
+        for path in code_figures.modules(ROOT / folder)
+        for name, annotation in frozen_fields(path)
+        if re.search(r"\b(?:list|dict|set)\b", annotation)
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_comments_say_why() -> None:

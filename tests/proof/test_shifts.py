@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,13 @@ def test_logits_that_are_no_numbers_are_not_right(tmp_path: Path) -> None:
     report = verify(path, levels=["shift"])
     assert any("logits are no finite numbers" in note for note in report.notes)
     assert report.shift_safe is None
+
+
+def test_keys_that_are_zero_say_nothing(tmp_path: Path) -> None:
+    draft = draft_of("llama", *base_of("llama"))
+    for name, tensor in draft.tensors.items():
+        if "attn_k." in name:
+            draft.tensors[name] = replace(tensor, data=bytes(4))
+    write(tmp_path / "case.gguf", draft)
+    report = verify(tmp_path / "case.gguf", levels=["shift"])
+    assert any("keys are zero or no finite" in note for note in report.notes)

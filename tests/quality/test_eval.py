@@ -19,6 +19,8 @@ from ggext.quality.run import Evaluation, Progress, evaluate  # noqa: E402
 from ggext.quality.settings import EvalOptions  # noqa: E402
 from ggext.rope.scaling import RopeScaling  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMALL = EvalOptions(lengths=(256, 1024), trials=2, documents=2, tries=("none",))
 
 

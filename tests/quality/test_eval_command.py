@@ -28,6 +28,8 @@ from ggext.quality.plan import Plan  # noqa: E402
 from ggext.quality.run import Evaluation, evaluate  # noqa: E402
 from ggext.quality.settings import EvalOptions  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str | Path) -> Any:
     return CliRunner().invoke(main, ["eval", *map(str, arguments)])

@@ -241,6 +241,26 @@ def test_betas_for_our_own_contexts() -> None:
         encode(RopeScaling("llama3", factor=8), GEOMETRY, "qwen2", "runtime")
 
 
+def test_lagunas_betas_are_exact_in_our_contexts_and_the_nearest_elsewhere() -> None:
+    """Laguna XS.2 as published."""
+    scaling = RopeScaling(
+        "yarn",
+        factor=64,
+        original_context=4096,
+        beta_fast=64,
+        beta_slow=1,
+        attention_factor=1.0,
+    )
+    geometry = RopeGeometry(
+        *(64, 128, 5e5, "neox", 4096), sliding_base=1e4, sliding_n_rot=128
+    )
+    encoding = encode(scaling, geometry, "laguna")
+    assert encoding.name == "runtime"
+    assert encoding.exactness.is_exact
+    assert encoding.elsewhere is not None
+    assert encoding.elsewhere.frequency_error == pytest.approx(0.22, abs=0.02)
+
+
 def test_a_range_that_is_not_rounded_gets_the_nearest_bounds() -> None:
     scaling = RopeScaling("yarn", factor=32, truncate=False)
     geometry = RopeGeometry(64, 64, 150000.0, "neox", 4096)  # gpt-oss

@@ -348,8 +348,15 @@ def test_a_second_base_is_not_passed_over() -> None:
         "hidden_size": 128,
         "num_attention_heads": 4,
         "max_position_embeddings": 64,
+        "head_dim": 48,
         "rope_theta": 5e6,
         "swa_rope_theta": 1e4,
     }
+    ropes = read_ropes(config, "neox")
+    bases = {kind: rope.geometry.base for kind, rope in ropes.items()}
+    assert bases == {"full_attention": 5e6, "sliding_attention": 1e4}
+    for key in ("rope_theta", "swa_rope_theta"):
+        with pytest.raises(RopeError, match=f"{key} is 20000.0, .* does not read"):
+            read_ropes({**config, key: 2e4}, "neox")
     with pytest.raises(RopeError, match="swa_rope_theta"):
-        read_ropes(config, "neox")
+        read_ropes({**config, "model_type": "qwen3"}, "neox")

@@ -29,6 +29,8 @@ from ggext.search import Search, SearchOptions, search
 from ggext.search.objective import Needles, ShortTexts
 from ggext.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def prefers_a_wider_ramp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from ggext.errors import GgextError, OutputError, UsageError
 from ggext.quality import texts
 from ggext.search import Search, SearchOptions, search
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def book(tmp_path_factory: pytest.TempPathFactory) -> Path:

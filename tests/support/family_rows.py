@@ -138,6 +138,18 @@ _FALCON_H1: dict[str, Any] = {
     "mlp_multipliers": [0.8, 0.4],
     "ssm_multipliers": [0.9, 1.1, 0.7, 1.3, 1.2],
 }
+# of so many heads none or nearly none of the scores is 0, so that hardly any are the same
+_INDEXED: dict[str, Any] = {
+    "n_group": 1,
+    "topk_group": 1,
+    "index_head_dim": 64,
+    "index_n_heads": 16,
+    "index_topk": 24,
+}
+_SHARED_CHOICE: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "indexer_types": ["full", "shared", "full", "shared"],
+}
 _GROWING = _OWN_YARN | {
     "rope_theta": 1e6,
     "mscale": 1.0,
@@ -163,6 +175,85 @@ _NARROW = {
     "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
+}
+_AFMOE: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "head_dim": 48,
+    "sliding_window": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "num_shared_experts": 2,
+    "moe_intermediate_size": 48,
+    "route_scale": 2.5,
+}
+_LAGUNA: dict[str, Any] = {
+    "num_hidden_layers": 5,
+    "num_attention_heads_per_layer": [4, 6, 6, 2, 4],
+    "layer_types": [*["full_attention"], *["sliding_attention"] * 3, "full_attention"],
+    "head_dim": 48,
+    "sliding_window": 32,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 64,
+    "moe_routed_scaling_factor": 2.5,
+}
+_MIMO2: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layer_types": ["full_attention", *["sliding_attention"] * 2, "full_attention"],
+    "num_attention_heads": 4,
+    "num_key_value_heads": 1,
+    "head_dim": 48,
+    "v_head_dim": 32,
+    "sliding_window": 33,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
+SEES_STEP3P7 = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "mlp_ratio": 1.0,
+    "image_size": 56,
+    "max_position_embeddings": 16,
+}
+SEES_MUSE = {
+    "hidden_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+    "intermediate_size": 32,
+    "pos_emb_height": 4,
+    "pos_emb_width": 4,
+    "max_position_embeddings": 16,
+}
+_STEP3P5: dict[str, Any] = {
+    "vision_config": SEES_STEP3P7,
+    "num_hidden_layers": 5,
+    "layer_types": ["full_attention", *["sliding_attention"] * 3, "full_attention"],
+    "num_sliding_attention_heads": 6,
+    "head_dim": 48,
+    "sliding_window": 32,
+    "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 3,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "share_expert_dim": 64,
+    "moe_router_scaling_factor": 2.5,
+    "swiglu_limits": [None, None, 0.0, 0.3, 0.5],
+    "swiglu_limits_shared": [0.4, 0.0, 0.0, 0.3, None],
+    "rope_parameters": {
+        "full_attention": {
+            "rope_type": "default",
+            "rope_theta": 5e6,
+            "partial_rotary_factor": 0.5,
+        },
+        "sliding_attention": {
+            "rope_type": "default",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 1.0,
+        },
+    },
 }
 _GEMMA4: dict[str, Any] = {
     "num_hidden_layers": 6,
@@ -259,6 +350,9 @@ def _seeing(vision: dict[str, Any], *pairs: int, **config: Any) -> dict[str, Any
 
 
 ROWS = {
+    "afmoe": Row("afmoe", _AFMOE | {"mup_enabled": True}),
+    "afmoe-without-mup": Row("afmoe", _AFMOE | {"num_dense_layers": 2}),
+    "afmoe-tied": Row("afmoe", _AFMOE | {"tie_word_embeddings": True}),
     "apertus": Row(
         "apertus",
         _own("llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0),
@@ -343,6 +437,8 @@ ROWS = {
         },
         None,
     ),
+    "deepseek_v32": Row("deepseek_v32", _LATENT | _INDEXED),
+    "deepseek_v32-all": Row("deepseek_v32", _LATENT | _INDEXED | {"index_topk": 2048}),
     "dots1": Row(
         "dots1", _GLM4_MOE | {"num_key_value_heads": 4, "norm_topk_prob": True}
     ),
@@ -518,6 +614,14 @@ ROWS = {
             "rope_parameters": sections(2, 3, 3) | {"partial_rotary_factor": 0.5},
         },
     ),
+    "glm_moe_dsa": Row(
+        "glm_moe_dsa",
+        _LATENT | _INDEXED | _SHARED_CHOICE,
+        RopeScaling("yarn", factor=4, attention_factor=1.0),
+    ),
+    "glm_moe_dsa-own": Row(
+        "glm_moe_dsa", _LATENT | _INDEXED | {"index_topk": 40}, None, beyond=False
+    ),
     "gpt_neox": Row("gpt_neox"),
     "gpt_neox-serial": Row(
         "gpt_neox", {"use_parallel_residual": False, "hidden_act": "gelu_fast"}
@@ -639,6 +743,41 @@ ROWS = {
     "internlm3": Row(
         "internlm3", {"head_dim": 48, "attention_bias": True, "mlp_bias": True}
     ),
+    "laguna": Row("laguna", _LAGUNA),
+    "laguna-without-windows": Row(
+        "laguna",
+        _LAGUNA
+        | {
+            "layer_types": None,
+            "num_attention_heads_per_layer": None,
+            "gating": "per-element",
+            "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 2,
+        },
+    ),
+    "laguna-own": Row(  # of 64 tokens, what 64 turns are of the published 4,096
+        "laguna",
+        _LAGUNA
+        | {
+            "head_dim": 128,
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "full_attention": _OWN_YARN
+                | {
+                    "rope_theta": 5e5,
+                    "partial_rotary_factor": 0.5,
+                    "beta_fast": 1.0,
+                    "beta_slow": 0.1,
+                    "attention_factor": 1.0,
+                },
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                },
+            },
+        },
+        None,
+    ),
     "lfm2": Row(
         "lfm2", {"num_hidden_layers": 4, "layer_types": ["conv", "full_attention"] * 2}
     ),
@@ -677,6 +816,17 @@ ROWS = {
             "rope_parameters": _OWN_LLAMA3 | {"high_freq_factor": 1.0},
         },
         None,
+    ),
+    "mimo_v2_flash": Row("mimo_v2_flash", _MIMO2),
+    "mimo_v2_flash-groups": Row(
+        "mimo_v2_flash",
+        _MIMO2
+        | {
+            "n_group": 4,
+            "topk_group": 2,
+            "attention_value_scale": None,
+            "mlp_layer_types": ["sparse", "dense", "sparse", "sparse"],
+        },
     ),
     "minimax_m2": Row(
         "minimax_m2", {"head_dim": 48, "num_local_experts": 6, "num_experts_per_tok": 2}
@@ -739,6 +889,16 @@ ROWS = {
         },
         None,
         beyond=False,
+    ),
+    "muse_glimmer": Row(
+        "muse_glimmer",
+        {
+            "vision_config": SEES_MUSE,
+            "num_hidden_layers": 5,
+            "head_dim": 48,
+            "sliding_window": 32,
+        },
+        RopeScaling("ntk", factor=4),
     ),
     "nemotron": Row("nemotron"),
     "nemotron-biases": Row("nemotron", {"attention_bias": True, "mlp_bias": True}),
@@ -900,9 +1060,26 @@ ROWS = {
     "stablelm-12b": Row(
         "stablelm", {"qk_layernorm": True, "use_parallel_residual": True}
     ),
+    "step3p7": Row("step3p7", _STEP3P5),
+    "step3p7-own": Row(
+        "step3p7",
+        _STEP3P5
+        | {
+            "max_position_embeddings": 256,
+            "rope_parameters": {
+                "full_attention": _OWN_LLAMA3 | {"partial_rotary_factor": 0.5},
+                "sliding_attention": {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    "partial_rotary_factor": 1.0,
+                },
+            },
+        },
+        None,
+    ),
     "starcoder2": Row("starcoder2", {"tie_word_embeddings": True}),
 }
 
 #: Another name of a family, or a part of a model, that transformers' own class cannot make a text
 #: model of.
-WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3"}
+WITHOUT_A_ROW = {"gemma3", "gemma4", "kimi_k2", "llama4", "mistral3", "step3p5"}

@@ -99,6 +99,9 @@ _DRAWN: dict[str, tuple[Any, ...]] = {
     "scoring_func": ("softmax", "sigmoid"),
     "topk_method": ("greedy", "greedy", "group_limited_greedy"),
     "original_max_position_embeddings": (64,),
+    "num_dense_layers": (0, 1, 2),
+    "attention_value_scale": (None, 0.7, 1.5),
+    "moe_router_logit_softcapping": (0.0,),
     "attention_multiplier": (0.0625, 0.125, 0.25),
     "residual_multiplier": (0.2, 1.0),
     "swiglu_alpha": (1.0,),
@@ -159,11 +162,12 @@ def random_model_config(model_type: str, random: Random) -> Any:
         return AutoConfig.for_model(model_type, **random_config(model_type, random))
     row = next(row for row in ROWS.values() if row.model_type == model_type)
     text = random_config(text_type, random)
-    if "mrope_section" in row.config["rope_parameters"]:
+    if "mrope_section" in row.config.get("rope_parameters", {}):
         text["rope_parameters"] = _in_sections(text, 1.0, random)
     vision = dict(row.config["vision_config"])
     size_key = "out_hidden_size" if "out_hidden_size" in vision else "hidden_size"
-    vision[size_key] = text["hidden_size"]
+    if text_type not in ("muse_glimmer_text", "step3p5"):
+        vision[size_key] = text["hidden_size"]
     if text_type in ("qwen2_vl_text", "qwen2_5_vl_text"):  # llama.cpp computes with 0
         text["rms_norm_eps"] = random.choice((0.0, 1e-6, 1e-6, 1e-5))
     tied = text.pop("tie_word_embeddings", random.random() < 0.3)
@@ -325,6 +329,15 @@ def _what_belongs_together(
             "mamba_expand": 2 if random.random() < 0.95 else 1,
             "mamba_d_head": "auto",
         }
+    if model_type in ("deepseek_v32", "glm_moe_dsa"):
+        fixed |= {
+            "index_head_dim": random.choice((64, 128)),
+            "index_n_heads": 16,
+            "index_topk": random.choice((20, 50, 2048)),
+        }
+    if model_type == "glm_moe_dsa":
+        kinds = random.choices(("full", "shared"), k=layers - 1)
+        fixed["indexer_types"] = ["full", *kinds]
     if model_type == "falcon_h1":
         fixed |= {
             "mamba_d_ssm": random.choice((None, 64, 96)),
@@ -357,6 +370,49 @@ def _what_belongs_together(
         config.pop("num_hidden_layers")
     if model_type == "hunyuan_v1_dense":
         fixed["head_dim"] = config.get("head_dim", 24)
+    if model_type == "mimo_v2_flash":
+        kinds = ("sliding_attention", "full_attention")
+        fixed |= {
+            "head_dim": random.choice((12, 24, 48)),
+            "num_attention_heads": random.choice((2, 4))
+            * config["num_key_value_heads"],
+            "layer_types": [kinds[0], *random.choices(kinds, k=layers - 1)],
+            "sliding_window": config.get("sliding_window") or 33,
+        }
+    if model_type == "step3p5":
+        kinds = ("sliding_attention", "full_attention")
+        limits = (None, 0.0, 0.4)
+        fixed |= {
+            "layer_types": [kinds[0], *random.choices(kinds, k=layers - 1)],
+            "mlp_layer_types": random.choices(("dense", "sparse"), k=layers),
+            "num_sliding_attention_heads": random.choice((1, 2, 3))
+            * config["num_key_value_heads"],
+            "sliding_window": config.get("sliding_window") or 40,
+            "share_expert_dim": random.choice((32, 48)),
+            "query_pre_attn_scalar": config.get("head_dim", 128),
+            "swiglu_limits": random.choices(limits, k=layers),
+            "swiglu_limits_shared": random.choices(limits, k=layers),
+        }
+        if "rope_parameters" not in config:
+            config["rope_parameters"] = {
+                kind: {
+                    "rope_type": "default",
+                    "rope_theta": random.choice((1e4, 1e6)),
+                    "partial_rotary_factor": random.choice((0.5, 1.0)),
+                }
+                for kind in kinds
+            }
+    if model_type == "laguna":
+        kinds = ("sliding_attention", "full_attention")
+        fixed |= {
+            "layer_types": [random.choice(kinds) for _ in range(layers)],
+            "num_attention_heads_per_layer": [
+                random.choice((1, 2, 3)) * config["num_key_value_heads"]
+                for _ in range(layers)
+            ],
+            "gating": random.choice((True, "per-head", "per-element")),
+            "sliding_window": config.get("sliding_window") or 40,
+        }
     if "linear_key_head_dim" in config:
         fixed |= {
             "linear_value_head_dim": config["linear_key_head_dim"]
@@ -465,6 +521,10 @@ def _rope(
             "rope_theta": random.choice((10000.0, parameters["rope_theta"])),
         }
         parameters = {"full_attention": parameters, "sliding_attention": sliding}
+        shares = own["full_attention"].get("rope_type") == "default"
+        if shares and "partial_rotary_factor" in own["full_attention"]:
+            for values in parameters.values():
+                values["partial_rotary_factor"] = random.choice((0.5, 0.5, 1.0))
     return {"rope_parameters": parameters} | ({} if kind == "default" else extra)
 
 

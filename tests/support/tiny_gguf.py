@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from family_rows import SEES_QWEN2, SEES_QWEN3, sections
+from family_rows import SEES_MUSE, SEES_QWEN2, SEES_QWEN3, SEES_STEP3P7, sections
 
 from ggext.gguf.open import read_gguf
 from ggext.gguf.reader import GgufFile
@@ -175,9 +175,23 @@ LATENT = {
     "n_group": 1,
     "topk_group": 1,
 }
+INDEXED = {"index_head_dim": 64, "index_n_heads": 16, "index_topk": 24}
 #: Architecture → a family that is converted to it, and what its configuration needs to be as small
 #: as the others.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe": (
+        "afmoe",
+        {
+            "num_hidden_layers": 4,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "num_shared_experts": 1,
+            "moe_intermediate_size": 32,
+            "mup_enabled": True,
+        },
+    ),
     "apertus": ("apertus", {}),
     "arcee": ("arcee", {}),
     "bloom": ("bloom", {"n_head": N_HEADS, "n_layer": N_LAYERS, "seq_length": 64}),
@@ -187,6 +201,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_hidden_layers": 4, "sliding_window": 64, "tie_word_embeddings": True},
     ),
     "deepseek2": ("deepseek_v3", LATENT),
+    "deepseek32": ("deepseek_v32", LATENT | INDEXED),
     "dots1": ("dots1", GLM4_MOE | {"num_key_value_heads": N_HEADS}),
     "ernie4_5-moe": (
         "ernie4_5_moe",
@@ -249,6 +264,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "glm-dsa": ("glm_moe_dsa", LATENT | INDEXED),
     "glm4": ("glm4", {"head_dim": HEAD}),
     "glm4moe": ("glm4_moe", GLM4_MOE | {"use_qk_norm": True, "head_dim": HEAD}),
     "gpt-oss": (
@@ -273,6 +289,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "hunyuan-dense": ("hunyuan_v1_dense", {"head_dim": HEAD}),
     "internlm2": ("internlm2", {}),
+    "laguna": (
+        "laguna",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "num_attention_heads_per_layer": [2, 4, 2, 4],
+            "head_dim": HEAD,
+            "sliding_window": 64,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32,
+        },
+    ),
     "lfm2": (
         "lfm2",
         {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
@@ -290,6 +320,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4": (
         "llama4_text",
         {"num_hidden_layers": 4, "num_local_experts": 4, "head_dim": HEAD},
+    ),
+    "mimo2": (
+        "mimo_v2_flash",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "num_key_value_heads": 2,
+            "head_dim": HEAD,
+            "v_head_dim": HEAD,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1e4} | WHOLE
+                for kind in ("full_attention", "sliding_attention")
+            },
+            "sliding_window": 64,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+        },
     ),
     "minicpm3": (
         "minicpm3",
@@ -320,6 +368,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mpt": ("mpt", {"n_heads": N_HEADS, "n_layers": N_LAYERS, "max_seq_len": 64}),
+    "muse-glimmer": (
+        "muse_glimmer",
+        {
+            "vision_config": SEES_MUSE,
+            "num_hidden_layers": 4,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+        },
+    ),
     "nemotron": ("nemotron", {}),
     "nemotron_h": (
         "nemotron_h",
@@ -383,6 +440,26 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"num_hidden_layers": 4}),
     "stablelm": ("stablelm", {"qk_layernorm": True, "partial_rotary_factor": 0.5}),
     "starcoder": ("gpt_bigcode", {}),
+    "step35": (
+        "step3p7",
+        {
+            "vision_config": SEES_STEP3P7,
+            "num_hidden_layers": 4,
+            "layer_types": ["full_attention", "sliding_attention"] * 2,
+            "head_dim": HEAD,
+            "sliding_window": 64,
+            "mlp_layer_types": ["dense"] + ["sparse"] * 3,
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "share_expert_dim": 32,
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": 1e4}
+                | {"partial_rotary_factor": share}
+                for kind, share in (("full_attention", 0.5), ("sliding_attention", 1.0))
+            },
+        },
+    ),
     "starcoder2": ("starcoder2", {"use_bias": True}),
 }
 _FOLDER = TemporaryDirectory()

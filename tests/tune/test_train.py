@@ -18,6 +18,8 @@ from ggext.errors import ModelError, OutputError, UsageError
 from ggext.tune.options import TuneOptions
 from ggext.tune.run import Tuning
 
+pytestmark = pytest.mark.slow
+
 Make = Callable[..., TuneOptions]
 
 

@@ -83,6 +83,7 @@ KIMI_ALTERNATIVES = (
 KIMI = "|".join(KIMI_ALTERNATIVES)
 PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"  # the step Punctuation, Contiguous
 NUMBER = r"\p{N}+"
+LINES = r"[^\n]+|[\n]+"
 # the step that turns text into byte symbols; the last one where a row does not say otherwise
 BYTES = "bytes"
 _HAN_DEEPSEEK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
@@ -182,6 +183,7 @@ TABLE = (
     PreTokenizer("dbrx", (LLAMA3,)),
     PreTokenizer("qwen2", (QWEN2,)),
     PreTokenizer("qwen35", (QWEN35,)),
+    PreTokenizer("laguna", (LINES, QWEN2)),
     PreTokenizer("seed-coder", (SEED_CODER,), notes=(_STACK_NOTE,)),
     PreTokenizer(
         "tekken",

@@ -206,10 +206,10 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
     shorter: merging then takes the longest run from the left, as cutting off does.
     """
     table = source.table
-    found = {text for text in texts if table.find(text) is None}
+    result = {text for text in texts if table.find(text) is None}
     if source.add_space_prefix:
-        return found
-    for character in {text[0] for text in texts - found if len({*text}) == 1}:
+        return result
+    for character in {text[0] for text in texts - result if len({*text}) == 1}:
         own = dict.fromkeys(
             pair for pair in merges if character in pair[0] or character in pair[1]
         )
@@ -225,8 +225,8 @@ def _cut_off(source: TokenSource, merges: Sequence[Pair], texts: set[str]) -> se
             table.put(
                 table.find(run), run.replace(SPACE, " "), USER_DEFINED, ADDED_SCORE
             )
-        found |= set(runs)
-    return found
+        result |= set(runs)
+    return result
 
 
 def _check_cuts(

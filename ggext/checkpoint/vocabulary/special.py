@@ -325,7 +325,7 @@ def _config_templates(files: SmallFiles) -> dict[str, str]:
         return {}
     if isinstance(value, str):
         return {"default": value}
-    found = {}
+    result = {}
     for item in value if isinstance(value, list) else [None]:
         if not isinstance(item, dict):
             raise CheckpointError(
@@ -335,8 +335,8 @@ def _config_templates(files: SmallFiles) -> dict[str, str]:
         name = get(item, "name", str, where, "")
         text = get(item, "template", str, where)
         if name and text is not None:
-            found[_template_name(name)] = text
-    return found
+            result[_template_name(name)] = text
+    return result
 
 
 def _template_name(name: str) -> str:

@@ -31,8 +31,8 @@ class Layout:
     """A cache that can be kept: the positions where its tokens stand, in order, those of all of its
     cells, and how many blocks are outside of it."""
 
-    places: list[int]
-    cells: list[int]
+    places: Sequence[int]
+    cells: Sequence[int]
     blocks: int = 0
 
 
@@ -72,7 +72,8 @@ class Memory(ABC):
     def reread_last(self) -> bool:
         """Evaluates the last token again, by itself: in a batch it is rounded otherwise. False:
         cancelled."""
-        cache, tokens = self.cache, [*self.cache.tokens]
+        cache = self.cache
+        tokens = [*self.cache.tokens]
         kept = self.cut_cache(len(tokens) - 1)
         between = self.batches(tokens[kept:-1], kept)
         return all(cache.append(batch) for batch in between) and cache.append_one(

@@ -75,7 +75,8 @@ class Compress(Memory):
         Raises ModelError; the cache is empty then."""
         import numpy as np
 
-        cache, start = self.cache, self.sinks
+        cache = self.cache
+        start = self.sinks
         end = max(len(cache.tokens) - self._recent, start)
         stays = max(cells - start - (len(cache.tokens) - end), 0)
         if self.selected + end - start <= stays:

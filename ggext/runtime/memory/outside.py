@@ -14,10 +14,11 @@ from __future__ import annotations
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ggext.errors import ModelError
+from ggext.errors import ModelError, OutputError
 from ggext.runtime.cell_types import F16, Q8_0, floats, holds_q8_0, row_bytes, rows_of
 
 if TYPE_CHECKING:
@@ -37,16 +38,26 @@ _AROUND = 16
 _AT_ONCE = 4096
 
 
+@contextmanager
+def _spill_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path}: {error.strerror or error}; what leaves the context is kept there: free some "
+            "space, or name another folder"
+        ) from None
+
+
 class Outside:
     """Tokens outside the cache, in the order of the text. ``spill``: a folder for their keys, in
     files that go when this is closed."""
 
     def __init__(self, spill: Path | None = None) -> None:
-        self._folder = (
-            None
-            if spill is None
-            else tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
-        )
+        self._folder = None
+        if spill is not None:
+            with _spill_errors(spill):
+                self._folder = tempfile.TemporaryDirectory(prefix="ggext-", dir=spill)
         self._tokens = array("i")
         #: Of tokens that left together, the keys of each layer that is looked through.
         self._parts: list[list[Keys]] = []
@@ -69,8 +80,9 @@ class Outside:
     def _append(self, tokens: Iterable[int], part: list[Keys]) -> None:
         if self._folder is not None:
             path = Path(self._folder.name, str(len(self._parts)))
-            path.unlink(missing_ok=True)  # of a text before
-            part = _mapped(part, path)
+            with _spill_errors(path):
+                path.unlink(missing_ok=True)  # of a text before
+                part = _mapped(part, path)
         self._parts.append(part)
         self._tokens.extend(tokens)
 
@@ -142,7 +154,8 @@ class Outside:
             raise ModelError(
                 f"the text that left the context has {len(data)} bytes for {count} tokens"
             )
-        tokens, at = array("i"), 4 * count
+        tokens = array("i")
+        at = 4 * count
         tokens.frombytes(data[:at])
         part: list[Keys] = []
         for kind, width in zip(kinds, widths, strict=True):
@@ -153,7 +166,8 @@ class Outside:
 
     def clear(self) -> None:
         """Forgets all."""
-        self._parts, self._tokens = [], array("i")
+        self._parts = []
+        self._tokens = array("i")
 
     def close(self) -> None:
         """Forgets all, and removes its files."""
@@ -192,7 +206,8 @@ def _runs(scores: NDArray[np.float32], count: int) -> tuple[Run, ...]:
 
 def _free_around(taken: NDArray[np.bool_], center: int, width: int) -> Run:
     """At most `width` tokens around one that is free, as far as those next to it are free too."""
-    start, end = center, center + 1
+    start = center
+    end = center + 1
     while end - start < width:
         before = start > 0 and center - start < _AROUND and not taken[start - 1]
         after = end < len(taken) and end - center <= _AROUND and not taken[end]
@@ -221,7 +236,8 @@ def _mapped(part: list[Keys], path: Path) -> list[Keys]:
     with path.open("xb") as file:
         for _, rows in part:
             file.write(np.ascontiguousarray(rows).data)
-    data, at = np.memmap(path, np.uint8, "r"), 0
+    data = np.memmap(path, np.uint8, "r")
+    at = 0
     mapped: list[Keys] = []
     for kind, rows in part:
         mapped.append((kind, data[at : at + rows.size].reshape(rows.shape)))

@@ -41,7 +41,8 @@ class SelfExtend(Memory):
 
     def _group(self, count: int) -> bool:
         """Groups as many of the oldest single tokens as it takes; False where none is left."""
-        cache, group = self.cache, self.options.group
+        cache = self.cache
+        group = self.options.group
         far = len(cache.tokens) - self._near + count - self._grouped
         over = cache.next_position + count - self.positions
         span = min(

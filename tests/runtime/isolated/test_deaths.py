@@ -20,6 +20,8 @@ from ggext import EngineDiedError, GgextError, Model
 from ggext.demo import sample_text
 from ggext.runtime import child
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT"])
 def test_a_death_is_an_error_that_names_it_and_the_next_call_answers(

@@ -40,6 +40,8 @@ from ggext.demo import sample_text
 from ggext.errors import GgufError, UsageError
 from ggext.runtime.model import CancelledError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",

@@ -24,6 +24,8 @@ from processes import gone
 
 from ggext import EngineDiedError, GgextError, Model
 
+pytestmark = pytest.mark.slow
+
 
 def test_asyncio_threads_and_tasks_share_it(model: Model) -> None:
     async def ask() -> str:

@@ -16,6 +16,8 @@ from ggext.errors import ModelError
 np = pytest.importorskip("numpy")
 pytest.importorskip("llama_cpp")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "account", [None, {}, [], {"selected": -1}, {"selected": 500}, {"selected": "x"}]

@@ -22,6 +22,8 @@ pytest.importorskip("llama_cpp")
 if TYPE_CHECKING:
     from ggext.runtime.memory import WhenFull
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "options",
@@ -131,7 +133,7 @@ def test_a_text_from_which_nothing_left_goes_on_under_any_policy(
     assert store.restore(path, session, KEY) == 500
     assert session.evaluate(TEXT[:900]).reused == 500
     assert session.used + session.dropped == 900
-    landmark = open_session(**streaming("landmark", n_ctx=700))
+    landmark = open_session(**streaming("landmark", n_ctx=700, retrieved=512))
     plain.evaluate(TEXT[:560])
     store.save(path, plain, KEY)
     with pytest.raises(
