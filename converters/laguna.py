@@ -98,7 +98,6 @@ class Laguna(Llama):
             "expert_count": self.n_experts,
             "expert_used_count": self.config.integer("num_experts_per_tok"),
             "expert_feed_forward_length": self.n_expert_ff,
-            "expert_shared_count": 1,
             "expert_shared_feed_forward_length": self.n_shared_ff,
             "expert_weights_scale": self.config.number("moe_routed_scaling_factor"),
             "expert_weights_norm": True,

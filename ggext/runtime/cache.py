@@ -219,18 +219,24 @@ class Cache(MovableCells):
         self.unsure = None
 
     def _batch(self, tokens: Sequence[int], every_logit: bool) -> Any:
-        self._ids = (ctypes.c_int32 * len(tokens))(
-            *tokens
-        )  # the batch points into these
+        # The batch points into these.
+        self._ids = (ctypes.c_int32 * len(tokens))(*tokens)
         batch = self.lib.llama_batch_get_one(self._ids, len(tokens))
         if every_logit:
             self._outputs = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
             batch.logits = self._outputs
         return batch
 
-    def clear(self) -> None:
-        """Empties the cache."""
-        self.lib.llama_memory_clear(self._memory, False)
+    @property
+    def has_nan(self) -> bool:
+        """Whether the last logits are NaN: cells that are cut then would spoil later texts."""
+        import numpy as np
+
+        return self.has_logits and bool(np.isnan(self.logits()).any())
+
+    def clear(self, *, wipe: bool = False) -> None:
+        """Empties the cache. ``wipe``: whatever it holds, its bytes too, as after `has_nan`."""
+        self.lib.llama_memory_clear(self._memory, wipe or self.has_nan)
         self.checkpoints.clear()
         self.tokens = []
         self.positions = []
@@ -286,9 +292,8 @@ class Cache(MovableCells):
         place = (
             self.positions[count] if count < len(self.positions) else self.next_position
         )
-        if count == 0 or not self.lib.llama_memory_seq_rm(
-            self._memory, MAIN, place, -1
-        ):
+        emptied = count == 0 or self.has_nan
+        if emptied or not self.lib.llama_memory_seq_rm(self._memory, MAIN, place, -1):
             self.clear()
             return 0
         self.checkpoints.cut(count)

@@ -114,6 +114,11 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         raise StateError(
             f"tokens have left the context, and of what {policy} makes of it only the text is kept"
         )
+    if session.model.is_recurrent:
+        raise StateError(
+            "layers of this model keep a state in place of their tokens, which cannot be saved: of "
+            "a chat only the text is kept"
+        )
     tokens = np.array(session.tokens, "<i4")
     # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range
     # otherwise.
@@ -205,6 +210,7 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
     finally:
         if not session.cache.has_logits:  # nothing is left of what was not found good
             session.clear()
+            session.cache.clear(wipe=True)
     return n_tokens
 
 

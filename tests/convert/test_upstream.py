@@ -1,4 +1,4 @@
-"""Twelve families next to llama.cpp's own converter: the same tensors bit for bit, every other
+"""Fifteen families next to llama.cpp's own converter: the same tensors bit for bit, every other
 difference with its reason.
 
 ``GGEXT_LLAMA_CPP``: a checkout of llama.cpp. Its converter takes some seconds to start, for each
@@ -28,12 +28,22 @@ def llama_cpp() -> Path:
 @pytest.mark.parametrize(
     "name",
     [
-        *("apertus", "deepseek_v3", "falcon-40b", "granite", "llama", "qwen3_moe"),
+        *(
+            "afmoe",
+            "laguna",
+            "apertus",
+            "deepseek_v3",
+            "falcon-40b",
+            "granite",
+            "llama",
+            "qwen3_moe",
+        ),
         *(
             "bloom",
             "gpt2",
             "gpt_bigcode",
             "granitemoehybrid-experts",
+            "granitemoehybrid-mamba",
             "mpt",
             "qwen3_vl_moe",
         ),
