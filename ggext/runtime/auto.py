@@ -28,7 +28,7 @@ _PATIENCE = 60.0
 #: Of the free memory, for the context and what has left it.
 _SHARE = 2
 #: Landmark keeps one of so many bytes of the cells that leave.
-_KEPT = 16
+_KEPT = 14
 
 
 @dataclass(frozen=True)

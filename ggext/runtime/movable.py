@@ -107,16 +107,13 @@ class MovableCells(Closing):
             self.clear()
             raise
 
-    def drop(self, start: int, end: int, to: int | None = None) -> None:
-        """Tokens `start` to `end` leave; those after them move, the first of them to position `to`
-        (None: to where the first dropped one was). Raises ModelError."""
-        first = self.positions[start] if to is None else to
-        distance = first - self.positions[end]
+    def drop(self, start: int, end: int) -> None:
+        """Tokens `start` to `end` leave; those after them close up. Raises ModelError."""
+        distance = self.positions[start] - self.positions[end]
         self.remove(self.positions[start], self.positions[end])
         self.aligned = self.repeatable(start)
         del self.tokens[start:end], self.positions[start:end]
-        if distance:
-            self.move(start, [place + distance for place in self.positions[start:]])
+        self.move(start, [place + distance for place in self.positions[start:]])
 
     def condense(
         self, start: int, end: int, extra: int, chosen: NDArray[np.intp]

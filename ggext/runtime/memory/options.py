@@ -12,7 +12,7 @@ from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
 POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
-#: What becomes of tokens that leave: nothing, or their text and a sixteenth of their cells are
+#: What becomes of tokens that leave: nothing, or their text and a fifteenth of their cells are
 #: kept, for a question to bring passages back.
 Evicted = Literal["dropped", "kept"]
 EVICTED: tuple[Evicted, ...] = get_args(Evicted)

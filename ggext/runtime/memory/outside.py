@@ -2,7 +2,7 @@
 a question asks for.
 
 Of each token its number is kept and its keys before rotation, of every second of the latter half of
-the layers and as q8_0: a sixteenth of what its cells took. The queries of a question are held
+the layers and as q8_0: a fifteenth of what its cells took. The queries of a question are held
 against all of them. Measured on SmolLM2-135M with needles in a real book
 (benchmarks/results/memory.md): the 64 tokens that any query of any head attends to most hold the
 needle each time; with 8 keys that stand for a block of 128, as InfLLM has, 256 hold it in 41 of
