@@ -7,8 +7,7 @@ python benchmarks/memory.py needles MODEL.gguf TEXT [--length 2048] [--texts 12]
 python benchmarks/memory.py follows MODEL.gguf TEXT [--length 1536] [--texts 6]
     a real model: perplexity of what follows a text that was compressed
 python benchmarks/memory.py writing MODEL.gguf [--cells 8192]
-    a real model: CPU time a written token over so many cells, over a quarter of them, and with the
-    rest outside
+    a real model: CPU time a written token over so many cells, and over a quarter of them
 python benchmarks/memory.py book TEXT MODEL.gguf [--cache 256]
     perplexity of a long text, stream and recompute
 python benchmarks/memory.py speed [--cache 4096]
@@ -55,8 +54,7 @@ from ggext.rope.scaling import RopeScaling
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session, SessionOptions
 from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
-from ggext.runtime.memory.base import Gone
-from ggext.runtime.memory.landmark import Landmark
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
 from ggext.runtime.reuse import in_common
 
@@ -151,8 +149,8 @@ def needle_texts(
     outside: list[float],
 ) -> None:
     """Each text is read once, and asked of the whole cache and of each of its ``shares``,
-    compressed from the same reading; of those in ``outside`` a half is for what comes back from
-    host memory. ``policies``, such as landmark:0.25, read it again, into so many cells."""
+    compressed from the same reading; of those in ``outside`` a half is for passages.
+    ``policies``, such as landmark:0.25, read it again, into so many cells."""
     sentences = filler_of([read_text(book)])
     right: dict[str, list[float]] = {}
     with Model.open(path, 0) as model:
@@ -199,7 +197,7 @@ def asked(
     for share in outside:
         cells = int(share * len(tokens))
         memory = MemoryOptions(
-            "compress", evict=128, retrieved=cells // 2, evicted="q8_0"
+            "compress", evict=128, retrieved=cells // 2, evicted="kept"
         )
         options = SessionOptions(
             n_ctx=length + 64 + cells // 2, threads=threads, memory=memory
@@ -208,7 +206,7 @@ def asked(
             session.restore(tokens, whole, [*range(len(tokens))], Gone())
             session.compress((cells - cells // 2) / len(tokens))
             yield (
-                f"compress, the rest outside:{share}",
+                f"compress, half for passages:{share}",
                 [one.score for one in ask(session, prompts, sample)],
             )
     for name in policies:
@@ -282,22 +280,16 @@ def follows(path: Path, book: Path, length: int, texts: int) -> None:
 def writing(path: Path, cells: int, rounds: int) -> None:
     """One thread, rounds in turn, 32 tokens each; the median of the rounds. What stands in the
     cells is all the same to a clock: a few are copied to all."""
-    ways: dict[str, tuple[int, int, MemoryOptions]] = {
-        "the whole cache": (cells, 0, MemoryOptions("stream")),
-        "a quarter": (cells // 4, 0, MemoryOptions("stream")),
-        "a quarter, the rest outside": (
-            cells // 4,
-            cells - cells // 4,
-            MemoryOptions("landmark", retrieved=256),
-        ),
-    }
+    ways = {"the whole cache": cells, "a quarter": cells // 4}
     found: dict[str, list[float]] = {name: [] for name in ways}
     with Model.open(path, 0) as model, ExitStack() as stack:
         sessions = {}
-        for name, (inside, outside, memory) in ways.items():
-            options = SessionOptions(n_ctx=inside + 64, threads=1, memory=memory)
+        for name, inside in ways.items():
+            options = SessionOptions(
+                n_ctx=inside + 64, threads=1, memory=MemoryOptions("stream")
+            )
             sessions[name] = stack.enter_context(Session(model, options))
-            filled(sessions[name], inside, outside)
+            filled(sessions[name], inside)
         for _ in range(rounds):
             for name, session in sessions.items():
                 start = time.process_time()
@@ -312,22 +304,16 @@ def writing(path: Path, cells: int, rounds: int) -> None:
         print(f"| {name} | {1000 * middle:.2f} | {middle / base:.2f} |")
 
 
-def filled(session: Session, inside: int, outside: int) -> None:
-    """So many cells in the cache, and as many more of a landmark outside of it."""
-    cache, memory = session.cache, session.memory
+def filled(session: Session, count: int) -> None:
+    """So many cells in the cache."""
+    cache = session.cache
     cache.append([*range(100, 132)])
     few = cache.take(0, 32)
     cache.clear()
-    gap = memory.reserved if outside else 0
-    places = [*range(4), *range(4 + gap, inside)]
-    for first in range(0, len(places), 32):
-        now = np.array(places[first : first + 32], np.int32)
+    for first in range(0, count, 32):
+        now = np.arange(first, min(first + 32, count), dtype=np.int32)
         cache.put(cache.rotation().moved(few.cells(slice(0, len(now))), now))
-    cache.tokens, cache.positions = [100] * len(places), places
-    if isinstance(memory, Landmark):
-        memory.gone.add(4, [100] * outside)
-        for _ in range(outside // 32):
-            memory.retrieval.keep(few)
+    cache.tokens, cache.positions = [100] * count, [*range(count)]
 
 
 def book(text: Path, path: Path, cache: int, tokens: int) -> None:

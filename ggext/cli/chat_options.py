@@ -260,8 +260,8 @@ context = group(
         type=click.Choice(EVICTED),
         help=(
             "With --when-full compress or landmark: what becomes of tokens that leave the context. "
-            "kept and q8_0 put them into host memory, q8_0 in half of it, and a question brings "
-            "back those that it asks for.  [default: compress dropped, landmark q8_0]"
+            "kept: a question brings back the passages that it asks for.  [default: compress "
+            "dropped, landmark kept]"
         ),
     ),
     click.option(

@@ -25,8 +25,10 @@ Policy = WhenFull | Literal["turns"]
 _FOR_QUESTIONS = 4
 #: Seconds that reading half of a context again may take now and then.
 _PATIENCE = 60.0
-#: Of the free memory, for blocks that have left the context.
+#: Of the free memory, for the context and what has left it.
 _SHARE = 2
+#: Landmark keeps one of so many bytes of the cells that leave.
+_KEPT = 14
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _for_a_text(
     model: Model, options: SessionOptions, plan: Plan, text: int
 ) -> Iterator[Chosen]:
     longer = f"for the text of some {text:,} tokens is longer than the context of {plan.n_ctx:,}"
-    if _holds_blocks(model, options, plan, text):
+    if _holds_passages(model, options, plan, text):
         yield Chosen("landmark", f"{longer}, and the memory holds what leaves it")
     yield Chosen("compress", f"{longer}, and the memory does not hold what leaves it")
     yield Chosen(
@@ -105,8 +107,10 @@ def _seconds_to_read(model: Model, plan: Plan) -> float:
     return work / (defaults.SPEED * plan.threads)
 
 
-def _holds_blocks(model: Model, options: SessionOptions, plan: Plan, text: int) -> bool:
-    """Whether the memory holds the keys and values of the text next to the context; yes where
+def _holds_passages(
+    model: Model, options: SessionOptions, plan: Plan, text: int
+) -> bool:
+    """Whether the memory holds what landmark keeps of the text next to the context; yes where
     nothing is known of it."""
     choices = Choices(
         options.kv_type, plan.batches.most, options.flash_attention, options.swa
@@ -114,4 +118,5 @@ def _holds_blocks(model: Model, options: SessionOptions, plan: Plan, text: int) 
     room = capacity.room(model, choices)
     if room is None or room.free is None or options.memory.spill is not None:
         return True
-    return room.cache(plan.n_ctx + text) <= room.free // _SHARE
+    kept = room.cache(plan.n_ctx) + room.cache(text) // _KEPT
+    return kept <= room.free // _SHARE

@@ -68,3 +68,10 @@ def rows_of(kind: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def holds_q8_0(width: int) -> bool:
     """Whether a row of so many values divides into the blocks of q8_0."""
     return width % _BLOCK == 0
+
+
+def row_bytes(kind: int, width: int) -> int:
+    """Bytes of a row of so many values."""
+    if kind == Q8_0:
+        return width // _BLOCK * _BLOCK_BYTES
+    return width * (4 if kind == F32 else 2)

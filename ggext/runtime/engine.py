@@ -15,7 +15,7 @@ from ggext.runtime.context import SessionOptions
 from ggext.runtime.exclusive import Exclusive
 from ggext.runtime.generation import FinishReason, Generation
 from ggext.runtime.memory import MemoryOptions, new_memory
-from ggext.runtime.memory.base import Gone
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.model import CancelledError, Model
 from ggext.runtime.reuse import in_common, reusable
 from ggext.runtime.sampling import Sampling

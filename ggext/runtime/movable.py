@@ -107,57 +107,42 @@ class MovableCells(Closing):
             self.clear()
             raise
 
-    def drop(self, start: int, end: int, to: int | None = None) -> None:
-        """Tokens `start` to `end` leave; those after them move, the first of them to position `to`
-        (None: to where the first dropped one was). Raises ModelError."""
-        first = self.positions[start] if to is None else to
-        distance = first - self.positions[end]
+    def drop(self, start: int, end: int) -> None:
+        """Tokens `start` to `end` leave; those after them close up. Raises ModelError."""
+        distance = self.positions[start] - self.positions[end]
         self.remove(self.positions[start], self.positions[end])
         self.aligned = self.repeatable(start)
         del self.tokens[start:end], self.positions[start:end]
-        if distance:
-            self.move(start, [place + distance for place in self.positions[start:]])
+        self.move(start, [place + distance for place in self.positions[start:]])
 
     def condense(
-        self, start: int, end: int, extra: int, chosen: NDArray[np.intp], gap: int = 0
+        self, start: int, end: int, extra: int, chosen: NDArray[np.intp]
     ) -> None:
         """Tokens `start` to `end` leave as tokens. Of their cells, and of the `extra` ones in front
         of them that belong to no token, those numbered in `chosen` (ascending) stay, at positions
-        in a row; the tokens after them follow, with `gap` positions free in between. Whatever
-        leaves it in the middle leaves an empty cache. Raises ModelError."""
+        in a row; the tokens after them follow. Whatever leaves it in the middle leaves an empty
+        cache. Raises ModelError."""
         import numpy as np
 
-        there = self.cell_positions(start, extra)
-        stay = np.concatenate([chosen, np.arange(extra + end - start, len(there))])
-        places = np.arange(start, start + len(stay), dtype=np.int32)
-        places[len(chosen) :] += gap
-        # Downward from the bottom nothing lands among what is still to move; upward it would.
-        rises = bool(len(stay) and places[-1] > there[-1])
-        later: list[state.KvBlock] = []
+        first = start
+        cells = extra + len(self.tokens) - start
+        stay = np.concatenate([chosen, np.arange(extra + end - start, cells)])
+        places = np.arange(first, first + len(stay), dtype=np.int32)
         with self.whole():
-            for at in range(0, len(there), _MOVED_AT_ONCE):
-                end_at = min(at + _MOVED_AT_ONCE, len(there))
-                low, high = np.searchsorted(stay, (at, end_at))
-                bounds = there[at], there[end_at - 1] + 1
-                block = self.take(*bounds)
-                self.remove(*bounds)
+            # Downward from the bottom, so that nothing lands among what is still to move.
+            for at in range(0, cells, _MOVED_AT_ONCE):
+                low, high = np.searchsorted(stay, (at, at + _MOVED_AT_ONCE))
+                block = self.take(first + at, first + min(at + _MOVED_AT_ONCE, cells))
+                self.remove(first + at, first + min(at + _MOVED_AT_ONCE, cells))
                 if low < high:
-                    moved = self.rotation().moved(
-                        block.cells(stay[low:high] - at), places[low:high]
+                    self.put(
+                        self.rotation().moved(
+                            block.cells(stay[low:high] - at), places[low:high]
+                        )
                     )
-                    later.append(moved)
-                while later and not rises:
-                    self.put(later.pop())
-            for moved in later:
-                self.put(moved)
         del self.tokens[start:end], self.positions[start:end]
         self.positions[start:] = places[len(chosen) :].tolist()
         self.aligned = self.repeatable(start)
-
-    def cell_positions(self, start: int, extra: int) -> list[int]:
-        """Where the cells stand of `extra` former tokens after the first `start` tokens, and of the
-        tokens after those."""
-        return [*range(start, start + extra), *self.positions[start:]]
 
     def move(self, start: int, places: list[int]) -> None:
         """The tokens from index `start` on stand at `places` from now, their keys turned

@@ -18,7 +18,7 @@ from ggext.arguments import check_fields
 from ggext.errors import ModelError, UsageError
 from ggext.footprint.machine import free_memory
 from ggext.runtime.closing import Closing
-from ggext.runtime.memory.base import Gone
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.reuse import TOLERANCE, apart, in_common, reusable
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from ggext.runtime.memory.base import Gone
+    from ggext.runtime.memory.gone import Gone
 
 #: Of the range of the logits; on the machine that saved them they are equal, bit for bit.
 TOLERANCE = 1e-3

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -113,28 +112,6 @@ class KeyRotation:
             )
             for kind, rows in zip(block.form.key_types, block.keys, strict=True)
         ]
-
-    def placed(
-        self,
-        layers: Sequence[NDArray[np.float32]],
-        positions: NDArray[np.int32],
-        kinds: Sequence[int],
-    ) -> tuple[NDArray[np.uint8], ...]:
-        """`upright` undone: each layer's keys before rotation, (n_cells, n_values), at positions,
-        int32 (n_cells,), as rows of bytes of ggml's types. Raises ModelError."""
-        from ggext.native import rotate
-
-        turned = (
-            rotate(
-                keys.reshape(len(keys), -1, self._head_dim),
-                positions,
-                self._inv_freq,
-                self._gain,
-                self._layout,
-            )
-            for keys in layers
-        )
-        return tuple(map(self._rows, kinds, turned))
 
     def upright_queries(
         self, rows: NDArray[np.float32], positions: NDArray[np.int32]

@@ -34,7 +34,7 @@ from ggext.gguf.system import read_at
 from ggext.gguf.writer import check_room, output_errors
 from ggext.runtime import llama, state
 from ggext.runtime.closing import Closing
-from ggext.runtime.memory.base import Gone
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.reuse import TOLERANCE, apart
 
 if TYPE_CHECKING:

@@ -66,10 +66,10 @@ def test_a_text_that_fits_needs_nothing_and_a_longer_one_is_looked_up(
 def test_where_the_memory_does_not_hold_a_text_what_stands_out_of_it_stays(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert chosen(model, 100_000_000) == "compress"
+    assert chosen(model, 100_000_000_000) == "compress"
     monkeypatch.setattr(capacity, "free_memory", lambda: None)  # no one knows
     assert machine.free_memory is not capacity.free_memory
-    assert chosen(model, 100_000_000) == "landmark"
+    assert chosen(model, 100_000_000_000) == "landmark"
 
 
 def test_what_cannot_be_moved_is_read_again(

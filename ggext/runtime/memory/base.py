@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError, RopeError, UsageError
 from ggext.footprint.cache import is_quantized
-from ggext.runtime.memory.outside import GRAIN
+from ggext.runtime.memory.gone import Gone
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
@@ -26,62 +24,6 @@ _ROTATION_TOLERANCE = 0.06
 
 #: Tokens read at once, at least, by a policy that reserves positions.
 _LEAST_BATCH = 16
-
-
-class Gone:
-    """Tokens that left the cache, after its first ``start``: their ``count`` and a digest of
-    their values, so that a text can be recognized without keeping it.
-
-    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on:
-    ``digest`` of the whole blocks, and the ``rest`` after them.
-    """
-
-    BLOCK = 256
-
-    def __init__(
-        self,
-        start: int = 0,
-        count: int = 0,
-        digest: bytes = b"",
-        rest: Sequence[int] = (),
-    ) -> None:
-        self.start = start
-        self.count = count
-        self.digest = digest
-        self.rest = array("i", rest)
-
-    def copy(self) -> Gone:
-        """The same, which `add` does not change."""
-        return Gone(self.start, self.count, self.digest, self.rest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Gone) and self._values == other._values
-
-    __hash__ = None  # type: ignore[assignment] # it changes
-
-    @property
-    def _values(self) -> tuple[int, int, bytes, array[int]]:
-        return self.start, self.count, self.digest, self.rest
-
-    def add(self, start: int, tokens: Sequence[int]) -> None:
-        """These tokens left, after the first `start`."""
-        self.start = start
-        self.count += len(tokens)
-        self.rest.extend(tokens)
-        whole = len(self.rest) - len(self.rest) % self.BLOCK
-        for first in range(0, whole, self.BLOCK):
-            block = self.rest[first : first + self.BLOCK]
-            self.digest = hashlib.blake2b(self.digest + block.tobytes()).digest()
-        del self.rest[:whole]
-
-    def found_in(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` has them where they were, and goes on after them."""
-        end = self.start + self.count
-        if not self.count or len(wanted) <= end:
-            return False
-        there = Gone()
-        there.add(self.start, wanted[self.start : end])
-        return there == self
 
 
 @dataclass(frozen=True)
@@ -132,7 +74,7 @@ class Memory(ABC):
         cancelled."""
         cache = self.cache
         tokens = [*self.cache.tokens]
-        kept = cache.cut(len(tokens) - 1)
+        kept = self.cut_cache(len(tokens) - 1)
         between = self.batches(tokens[kept:-1], kept)
         return all(cache.append(batch) for batch in between) and cache.append_one(
             tokens[-1]
@@ -141,10 +83,14 @@ class Memory(ABC):
     def cut(self, count: int) -> int:
         """Cuts the cache to its first `count` tokens, or fewer, and forgets what then is of no
         use."""
-        kept = self.cache.cut(count)
+        kept = self.cut_cache(count)
         if self.gone.count and kept <= self.gone.start:
             self.forget()
         return kept
+
+    def cut_cache(self, count: int) -> int:
+        """Cuts the cache to its first `count` tokens, or fewer."""
+        return self.cache.cut(count)
 
     def forget(self) -> None:
         """Nothing is after the first tokens any more."""
@@ -176,8 +122,7 @@ class Memory(ABC):
 
 class Window(Memory):
     """A policy that keeps the first ``sinks`` tokens and the most recent ones; older ones leave
-    ``evict`` at a time. ``reserved``: positions between the two that the policy fills itself, once
-    tokens have left."""
+    ``evict`` at a time. ``reserved``: cells that the policy fills itself, once tokens have left."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, reserved: int = 0) -> None:
         super().__init__(cache, options)
@@ -186,8 +131,6 @@ class Window(Memory):
         self.room = self.size = cache.n_ctx - reserved
         window = self.size - self.sinks
         self.evict = options.evict or max(window // 4, 1)
-        if reserved:
-            self.evict = max(self.evict // GRAIN, 1) * GRAIN
         # A window that is hardly larger than what leaves at once would be read token by token.
         least = min(_LEAST_BATCH, self.evict) if reserved else 1
         if self.evict + least > window:

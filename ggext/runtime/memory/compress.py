@@ -7,9 +7,8 @@ standardized in each head, averaged over heads and layers, and then over neighbo
 is a run of tokens. (Published methods choose for each head, which this cache cannot.)
 
 The tokens that stay close up after the first ones. They are counted as tokens that have left, for
-the text in the cache is no longer whole; the most recent tokens are never touched. What does not
-stay may go to host memory, from where a question brings it back (`retrieval`), to positions between
-what stayed and the most recent tokens.
+the text in the cache is no longer whole; the most recent tokens are never touched. What leaves may
+be kept as text outside of it, of which a question brings passages back (`retrieval`).
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError, UsageError
-from ggext.runtime.memory.base import Gone, Layout, Memory, require_movable
-from ggext.runtime.memory.outside import GRAIN
+from ggext.runtime.memory.base import Layout, Memory, require_movable
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.memory.retrieval import Retrieval
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Compress(Memory):
         #: Cells between the first tokens and the window: of tokens that left the text.
         self.selected = 0
         self.retrieval: Retrieval | None = None
-        #: Cells between those and the window, for what comes back.
+        #: Cells for passages that a question brings back.
         self.reserved = options.come_back(cache.n_ctx)
         if options.brings_back:
             self.retrieval = Retrieval(cache, options, self.reserved)
@@ -58,92 +57,62 @@ class Compress(Memory):
         self.evict = options.evict or max(self.size // 4, 1)
         self._recent = max(min(self.evict // 2, _RECENT), 1)
         needed = self.sinks + self._recent + self.evict + 1 + self.reserved
-        if self.retrieval is not None:
-            needed += GRAIN
         if needed > cache.n_ctx:
             raise UsageError(
                 f"{options.when_full}: {self.sinks} sinks, {self._recent} recent tokens, "
-                f"{self.reserved} that come back and {self.evict} that leave at once need a "
-                f"context of {needed} tokens or more, not {cache.n_ctx}"
+                f"{self.reserved} reserved and {self.evict} that leave at once need a context of "
+                f"{needed} tokens or more, not {cache.n_ctx}"
             )
         self.batch = min(cache.n_batch, self.evict)
 
     def make_room(self, count: int) -> bool:
-        size = self.size if self.gone.count else self.cache.n_ctx
-        if len(self.cache.tokens) + self.selected + count > size:
+        if len(self.cache.tokens) + self.selected + count > self.size:
             self.reduce(self.size - self.evict)
         return True
 
     def reduce(self, cells: int) -> None:
-        """Leaves this many cells of the cache, or what the first and the most recent tokens take,
-        in addition to what comes back. Raises ModelError; the cache is empty then."""
+        """Leaves this many cells of the cache, or what the first and the most recent tokens take.
+        Raises ModelError; the cache is empty then."""
         import numpy as np
 
         cache = self.cache
         start = self.sinks
         end = max(len(cache.tokens) - self._recent, start)
-        there = self.selected + end - start
-        stays = self._whole(there, max(cells - start - (len(cache.tokens) - end), 0))
-        if there <= stays:
+        stays = max(cells - start - (len(cache.tokens) - end), 0)
+        if self.selected + end - start <= stays:
             return
-        if self.retrieval is not None:
-            self.retrieval.put_away()
-        scores = self._scores()[:there]
-        chosen = np.sort(np.argsort(-scores, kind="stable")[:stays])
-        self.gone.add(start, cache.tokens[start:end])
         try:
+            if self.retrieval is not None:
+                self.retrieval.leave()
+            scores = self._scores()[: self.selected + end - start]
+            chosen = np.sort(np.argsort(-scores, kind="stable")[:stays])
+            self.gone.add(start, cache.tokens[start:end])
             with cache.whole():
                 if self.retrieval is not None:
-                    leaves = np.setdiff1d(np.arange(there), chosen)
-                    self._keep(self.retrieval, leaves)
-                cache.condense(start, end, self.selected, chosen, self.reserved)
-            self._selects(len(chosen))
+                    self.retrieval.keep(start, end)
+                cache.condense(start, end, self.selected, chosen)
+            self.selected = len(chosen)
         finally:
             if len(cache.tokens) < start:  # it was left in the middle: nothing is there
                 self.forget()
-
-    def _whole(self, there: int, stays: int) -> int:
-        """As many or fewer of the cells ``there``, where those that leave are kept: in whole
-        grains."""
-        if self.retrieval is None or there <= stays:
-            return stays
-        leaves = there - stays
-        leaves += -leaves % GRAIN
-        return there - (leaves if leaves <= there else leaves - GRAIN)
-
-    def _keep(self, retrieval: Retrieval, leaves: NDArray[np.intp]) -> None:
-        """The cells of these numbers are about to leave."""
-        import numpy as np
-
-        places = np.array(self.cache.cell_positions(self.sinks, self.selected))
-        for at in range(0, len(places), _AT_ONCE):
-            low, high = np.searchsorted(leaves, (at, at + _AT_ONCE))
-            if low < high:
-                chunk = places[at : at + _AT_ONCE]
-                block = self.cache.take(int(chunk[0]), int(chunk[-1]) + 1)
-                retrieval.keep(block.cells(leaves[low:high] - at))
-
-    def _selects(self, count: int) -> None:
-        self.selected = count
-        if self.retrieval is not None:
-            self.retrieval.at = self.sinks + count
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
         if self.retrieval is None:
             return super().read(tokens, left)
         return self.retrieval.read(tokens, left)
 
-    def write(self, token: int) -> bool:
-        if self.retrieval is None:
-            return super().write(token)
-        return self.retrieval.write(token)
+    def cut_cache(self, count: int) -> int:
+        kept = super().cut_cache(count)
+        if self.retrieval is not None:
+            self.retrieval.cut(kept)
+        return kept
 
     def forget(self) -> None:
         if self.gone.count:
             self.cache.remove(len(self.cache.tokens), -1)
         if self.retrieval is not None:
             self.retrieval.forget()
-        self._selects(0)
+        self.selected = 0
         super().forget()
 
     def close(self) -> None:
@@ -162,36 +131,23 @@ class Compress(Memory):
         if not gone.count:
             return super().layout(count, gone, account)
         selected = account.get("selected") if isinstance(account, dict) else None
-        most = self.size - count
-        if not (isinstance(selected, int) and 0 <= selected <= most):
+        if not (
+            isinstance(selected, int) and 0 <= selected <= self.cache.n_ctx - count
+        ):
             raise ModelError(
                 "what it tells of the tokens that left the context is damaged"
             )
-        came_back: list[int] = []
-        blocks = 0
-        if self.retrieval is not None:
-            # Where that is in this cache now is of the text that is in it.
-            shift = self.sinks + selected - self.retrieval.at
-            came_back = [
-                place + shift for place in self.retrieval.checked(account, gone.count)
-            ]
-            blocks, rest = divmod(account["left"], GRAIN)
-            if rest or account["left"] != gone.count - selected:
-                raise ModelError(
-                    "what it tells of the cells that left the context is damaged"
-                )
-        after = range(
-            self.sinks + selected + self.reserved, selected + self.reserved + count
-        )
-        kept = [*range(self.sinks + selected)]
-        return Layout(
-            [*kept[: self.sinks], *after], [*kept, *came_back, *after], blocks
-        )
+        between = range(self.sinks, self.sinks + selected)
+        places = [*range(self.sinks), *range(between.stop, selected + count)]
+        if self.retrieval is None:
+            return Layout(places, sorted([*places, *between]))
+        places, cells = self.retrieval.places(account, places)
+        return Layout(places, sorted([*cells, *between]), 1)
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
-        self._selects(account["selected"] if self.gone.count else 0)
+        self.selected = account["selected"] if self.gone.count else 0
         if self.retrieval is not None:
-            self.retrieval.resume(account, blocks)
+            self.retrieval.resume(account, blocks, self.gone)
 
     def _scores(self) -> NDArray[np.float64]:
         """How much each cell after the first tokens stands out, (n_cells,)."""
@@ -222,10 +178,9 @@ class Compress(Memory):
             yield rotation.upright(block)
 
     def _blocks(self) -> Iterator[KvBlock]:
-        places = self.cache.cell_positions(self.sinks, self.selected)
-        for first in range(0, len(places), _AT_ONCE):
-            chunk = places[first : first + _AT_ONCE]
-            yield self.cache.take(chunk[0], chunk[-1] + 1)
+        end = self.cache.next_position
+        for first in range(self.sinks, end, _AT_ONCE):
+            yield self.cache.take(first, min(first + _AT_ONCE, end))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

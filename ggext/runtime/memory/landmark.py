@@ -1,26 +1,25 @@
-"""landmark: the first tokens, a window of the most recent, and what a question brings back of those
-that left (`ggext.runtime.memory.retrieval`)."""
+"""landmark: the first tokens, a window of the most recent, and the passages that a question brings
+back of the text that left (`ggext.runtime.memory.retrieval`; after InfLLM, Xiao et al. 2024)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import ModelError
-from ggext.runtime.memory.base import Gone, Layout, Window, require_movable
-from ggext.runtime.memory.outside import GRAIN
+from ggext.runtime.memory.base import Layout, Window, require_movable
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.memory.retrieval import Retrieval
 
 if TYPE_CHECKING:
     from ggext.runtime.cache import Cache
     from ggext.runtime.memory.options import MemoryOptions
 
-_AT_ONCE = 1024  # cells that leave together through host memory
+#: Tokens of an answer that there is room for when it begins.
+_ANSWER = 256
 
 
 class Landmark(Window):
-    """Sinks, cells that came back, and a window. Raises ModelError for a cache whose keys cannot be
-    moved."""
+    """Sinks, a window, and passages. Raises ModelError for a cache whose keys cannot be moved."""
 
     def __init__(self, cache: Cache, options: MemoryOptions) -> None:
         super().__init__(cache, options, options.come_back(cache.n_ctx))
@@ -28,24 +27,29 @@ class Landmark(Window):
         self.retrieval = Retrieval(cache, options, self.reserved)
 
     def slide(self, start: int, end: int) -> bool:
-        places = self.cache.positions
-        for first in range(start, end, _AT_ONCE):
-            last = min(first + _AT_ONCE, end) - 1
-            self.retrieval.keep(self.cache.take(places[first], places[last] + 1))
-        self.cache.drop(start, end, to=self.sinks + self.reserved)
+        self.retrieval.leave()
+        self.retrieval.keep(start, end)
+        self.cache.drop(start, end)
         return True
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
+        if not left and self.gone.count:
+            # Passages leave when the window slides: better before the answer than in it.
+            most = self.size - self.sinks - self.evict - len(tokens)
+            self.make_room(len(tokens) + max(min(most, _ANSWER), 0))
         return self.retrieval.read(tokens, left)
 
-    def write(self, token: int) -> bool:
-        return self.retrieval.write(token)
+    def cut_cache(self, count: int) -> int:
+        kept = super().cut_cache(count)
+        self.retrieval.cut(kept)
+        return kept
 
     def forget(self) -> None:
         super().forget()
         self.retrieval.forget()
 
     def close(self) -> None:
+        super().close()
         self.retrieval.close()
 
     def account(self) -> dict[str, Any]:
@@ -57,16 +61,7 @@ class Landmark(Window):
     def layout(self, count: int, gone: Gone, account: Any) -> Layout:
         if not gone.count:
             return super().layout(count, gone, account)
-        came_back = self.retrieval.checked(account, gone.count)
-        if account["left"] != gone.count or gone.count % GRAIN:
-            raise ModelError(
-                "what it tells of the cells that left the context is damaged"
-            )
-        after = range(self.sinks + self.reserved, self.reserved + count)
-        first = [*range(self.sinks)]
-        return Layout(
-            [*first, *after], [*first, *came_back, *after], gone.count // GRAIN
-        )
+        return Layout(*self.retrieval.places(account, range(count)), 1)
 
     def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
-        self.retrieval.resume(account, blocks)
+        self.retrieval.resume(account, blocks, self.gone)

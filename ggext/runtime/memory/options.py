@@ -12,9 +12,9 @@ from ggext.errors import UsageError
 
 WhenFull = Literal["stop", "stream", "recompute", "self-extend", "landmark", "compress"]
 POLICIES: tuple[WhenFull, ...] = get_args(WhenFull)
-#: What becomes of tokens that leave: nothing, or their cells go to host memory, in the cache's own
-#: type or as q8_0, which is half of f16.
-Evicted = Literal["dropped", "kept", "q8_0"]
+#: What becomes of tokens that leave: nothing, or their text and a fifteenth of their cells are
+#: kept, for a question to bring passages back.
+Evicted = Literal["dropped", "kept"]
 EVICTED: tuple[Evicted, ...] = get_args(Evicted)
 #: One of so many cells is for what comes back, by itself. compress: SmolLM2 answered more of its
 #: questions the fewer cells stood around those that came back.
@@ -31,14 +31,14 @@ class MemoryOptions:
     sinks: int = 4
     # Tokens that leave at once; None: a quarter of the window.
     evict: int | None = None
-    # What becomes of tokens that leave (landmark, compress), so that a question brings them back;
-    # None: landmark keeps them as q8_0, compress drops them.
+    # What becomes of tokens that leave (landmark, compress); None: landmark keeps them, for a
+    # question to bring passages back, compress drops them.
     evicted: Evicted | None = None
     # Cells for what comes back; None: of landmark a quarter, of compress a half of the context.
     retrieved: int | None = None
     # Positions that self-extend makes one.
     group: int = 8
-    # A folder for what leaves, instead of memory.
+    # A folder for the keys of what is kept, instead of memory.
     spill: Path | None = None
     # The context has this share of the cells that its tokens would take (compress): 0.25 holds a
     # text in a quarter of the memory.
@@ -48,13 +48,13 @@ class MemoryOptions:
     def window(self) -> str:
         """What two sessions must have in common for one to go on with the window of the other."""
         back = self.retrieved or "a part"
-        kept = f", {self.leaves_as}, {back} back" if self.brings_back else ""
+        kept = f", {back} back" if self.brings_back else ""
         return f"{self.when_full}, {self.sinks} sinks, {self.evict or 'a quarter'} at once{kept}"
 
     @property
     def leaves_as(self) -> Evicted:
         """What becomes of tokens that leave."""
-        return self.evicted or ("q8_0" if self.when_full == "landmark" else "dropped")
+        return self.evicted or ("kept" if self.when_full == "landmark" else "dropped")
 
     @property
     def brings_back(self) -> bool:
@@ -112,8 +112,8 @@ class MemoryOptions:
             )
         if self.evicted == "dropped" and self.when_full == "landmark":
             raise UsageError(
-                "landmark brings back what left, so evicted cannot be dropped: take kept or q8_0, "
-                "or the policy stream"
+                "landmark brings back what left, so evicted cannot be dropped: take kept, or "
+                "the policy stream"
             )
         if self.evicted is not None and self.when_full not in _COMES_BACK:
             raise UsageError(

@@ -1,105 +1,79 @@
 """What left a cache comes back when it is asked for: a question at the end of a text finds the
-cells that it attends to, and is read again with them (after InfLLM, Xiao et al. 2024; no training).
+passages that it attends to; they are read once more in front of it, and it after them.
 
-llama.cpp shares cells across layers, so one choice serves all of them. The cells stand at positions
-that the policy keeps free for them. While an answer is written its own tokens may ask for others: a
-quarter of the room is for those.
+Their old keys and values would save that reading, which is as long as the room for them. They were
+tried: read in a window, they answer half as many questions (benchmarks/results/memory.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import ModelError
+from ggext.runtime.memory.gone import Gone
 from ggext.runtime.memory.options import MemoryOptions
-from ggext.runtime.memory.outside import Outside, Run, united
+from ggext.runtime.memory.outside import Outside
 
 if TYPE_CHECKING:
+    from numpy import float32
+    from numpy.typing import NDArray
+
     from ggext.runtime.cache import Cache
-    from ggext.runtime.memory.outside import Layers
-    from ggext.runtime.state import KvBlock
 
 _QUESTION = 32  # tokens at the end of a text that ask
-_EVERY = 16  # tokens of an answer between two looks
-_OF_ANSWERS = 4  # one of so many cells is for what an answer asks for
+_LEAST = (
+    2  # tokens of a question, so that one of them always stands after what came back
+)
+_AT_ONCE = 1024  # cells that pass through host memory together
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Cells that are in the cache in front of a question, and no part of its text."""
+
+    # Tokens of the cache in front of them.
+    index: int
+    # How many cells.
+    count: int
 
 
 class Retrieval:
-    """The cells outside of one cache, and those of them that came back. ``room``: cells that come
-    back at most; ``at``: the position from which on so many are free, which the policy moves."""
+    """The text outside of one cache, and the passages of it that came back. ``room``: cells of
+    those at most."""
 
     def __init__(self, cache: Cache, options: MemoryOptions, room: int) -> None:
         self.cache = cache
         self.room = room
-        self.sinks = self.at = options.sinks
-        self.outside = Outside(
-            quantized=options.leaves_as == "q8_0", spill=options.spill
-        )
-        #: In the cache, and to be there before the next token; in the order in which they left.
-        self.fetched: tuple[Run, ...] = ()
-        self._wanted: tuple[Run, ...] = ()
-        #: What the question asked for, the most attended first.
-        self._asked: tuple[Run, ...] = ()
-        #: Of the question as far as it was read, each batch's in every layer.
-        self._queries: list[Layers] = []
-        self._written = 0
+        self.sinks = options.sinks
+        self.outside = Outside(options.spill)
+        self.passages: Passages | None = None
+        #: Of the question as far as it was read: each batch's queries, of each layer.
+        self._queries: list[Sequence[NDArray[float32]]] = []
 
-    def keep(self, block: KvBlock) -> None:
-        """Cells that are about to leave."""
-        self.outside.add(block, self.cache.rotation())
+    def keep(self, start: int, end: int) -> None:
+        """Tokens `start` to `end` of the cache are about to leave."""
+        cache, places = self.cache, self.cache.positions
+        for first in range(start, end, _AT_ONCE):
+            last = min(first + _AT_ONCE, end)
+            block = cache.take(places[first], places[last - 1] + 1)
+            keys = cache.rotation().upright(block)
+            self.outside.add(cache.tokens[first:last], keys)
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
         """Evaluates tokens, with so many of the text ``left`` after them; its last ones a second
-        time, where what they ask for is not there. False: cancelled."""
+        time, after the passages that they ask for. False: cancelled."""
+        self.leave()
         if not self.outside or left >= _QUESTION:
             return self.cache.append(tokens)
         try:
             if not self._watched(tokens):
                 return False
-            if not left:
-                return self._answered()
+            return left > 0 or self._answered()
         finally:
             if not left:
                 self._queries = []
-        return True
-
-    def _answered(self) -> bool:
-        """Brings back what the question asks for, and reads it again. False: cancelled."""
-        import numpy as np
-
-        cache = self.cache
-        queries = [
-            np.concatenate(rows)[-_QUESTION:]
-            for rows in zip(*self._queries, strict=True)
-        ]
-        self._asked = self.outside.find(queries, self.room)
-        self._wanted = united([self._asked], self.room)
-        if self._wanted == self.fetched:
-            return True
-        # One token stays after the free positions, so that the next ones follow it.
-        asking = min(len(queries[0]), len(cache.tokens) - self.sinks - 1)
-        if asking < 1:
-            return True
-        start = len(cache.tokens) - asking
-        question = cache.tokens[start:]
-        cache.cut(start)
-        self.fetch()
-        return all(
-            map(cache.append, cache.batches.split(question, start, cache.n_batch))
-        )
-
-    def write(self, token: int) -> bool:
-        """Evaluates a token of an answer. False: cancelled."""
-        self.fetch()
-        self._written += 1
-        if not self.outside or self._written % _EVERY:
-            return self.cache.append_one(token)
-        if not self._watched([token]):
-            return False
-        found = self.outside.find(self._queries.pop(), self.room // _OF_ANSWERS)
-        self._wanted = united([found, self._asked], self.room)
-        return True
 
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and sees their queries. False: cancelled."""
@@ -111,94 +85,119 @@ class Retrieval:
         self._queries.append(watcher.take(self.cache.rotation()))
         return True
 
-    def fetch(self) -> None:
-        """Puts what is asked for at the positions that are free for it."""
-        cache = self.cache
-        wanted = self._wanted
-        if wanted == self.fetched:
-            return
-        form = cache.take(0, 1).form
-        with cache.whole():
-            self.put_away()
-            cache.put(self.outside.placed(wanted, self.at, form, cache.rotation()))
-        self.fetched = wanted
+    def _answered(self) -> bool:
+        """Reads the passages that the question asks for, and the question again. False:
+        cancelled."""
+        import numpy as np
 
-    def put_away(self) -> None:
-        """Frees the positions of what came back."""
-        if self.fetched:
-            self.cache.remove(self.at, self.at + self.room)
-        self.fetched = ()
+        cache = self.cache
+        queries = [
+            np.concatenate(rows)[-_QUESTION:]
+            for rows in zip(*self._queries, strict=True)
+        ]
+        asking = min(len(queries[0]), len(cache.tokens) - self.sinks - 1)
+        if asking < _LEAST:
+            return True
+        start = len(cache.tokens) - asking
+        passages = self.outside.tokens(self.outside.find(queries, self.room))
+        question = cache.tokens[start:]
+        cache.cut(start)
+        try:
+            return self._append(passages) and self._append(question)
+        finally:
+            self._own(start, len(passages))
+
+    def _append(self, tokens: Sequence[int]) -> bool:
+        cache = self.cache
+        batches = cache.batches.split(tokens, len(cache.tokens), cache.n_batch)
+        return all(map(cache.append, batches))
+
+    def _own(self, index: int, count: int) -> None:
+        """The passages are no part of the text; where nothing of the question came to stand after
+        them, they leave."""
+        cache = self.cache
+        if cache.unsure is not None:
+            cache.repair()
+        if len(cache.tokens) > index + count:
+            del cache.tokens[index : index + count]
+            del cache.positions[index : index + count]
+            self.passages = Passages(index, count)
+        elif len(cache.tokens) > index:
+            cache.cut(index)
+
+    def leave(self) -> None:
+        """The passages leave, and the text closes up."""
+        there, cache = self.passages, self.cache
+        if there is None:
+            return
+        self.passages = None
+        places = cache.positions[there.index :]
+        with cache.whole():
+            cache.remove(places[0] - there.count, places[0])
+            cache.move(there.index, [place - there.count for place in places])
+
+    def cut(self, kept: int) -> None:
+        """Only the first tokens are left in the cache: passages after them leave."""
+        there = self.passages
+        if there is None or kept > there.index:
+            return
+        self.passages = None
+        if kept == there.index:
+            self.cache.remove(self.cache.next_position, -1)
 
     def forget(self) -> None:
         """Nothing has left any more."""
-        self.fetched = self._wanted = self._asked = ()
+        self.passages = None
         self._queries = []
         self.outside.clear()
 
     def account(self) -> dict[str, Any]:
-        """For JSON: what `resume` needs to know in addition to the cells; nothing where none has
-        left."""
-        if not self.outside:
-            return {}
-        return {
-            "left": len(self.outside),
-            "fetched": [*map(list, self.fetched)],
-            "wanted": [*map(list, self._wanted)],
-            "asked": [*map(list, self._asked)],
-            "written": self._written,
-        }
+        """For JSON: what `resume` needs to know in addition to the text outside."""
+        there = self.passages
+        return {} if there is None else {"passages": [there.index, there.count]}
 
-    def checked(self, account: Any, left: int) -> list[int]:
-        """The positions of what came back, of a stranger's account of at most `left` cells outside.
-        Raises ModelError for one that `account` did not make."""
-        there = account if isinstance(account, dict) else {}
-        count = there.get("left")
-        written = there.get("written")
-        if (
-            isinstance(count, int)
-            and 0 <= count <= left
-            and isinstance(written, int)
-            and written >= 0
-            and all(
-                self._are_runs(there.get(name), count)
-                for name in ("fetched", "wanted", "asked")
-            )
-        ):
-            cells = sum(end - start for start, end in there["fetched"])
-            return [*range(self.at, self.at + cells)]
-        raise ModelError("what it tells of the cells that left the context is damaged")
+    def checked(self, account: Any, count: int) -> Passages | None:
+        """Passages among `count` tokens, of a stranger's account. Raises ModelError for one that
+        `account` did not make."""
+        stated = account.get("passages") if isinstance(account, dict) else None
+        if stated is None:
+            return None
+        match stated:
+            case [int(index), int(cells)] if (
+                self.sinks < index < count and 0 < cells <= self.room
+            ):
+                return Passages(index, cells)
+        raise ModelError("what it tells of the passages that came back is damaged")
 
-    def _are_runs(self, runs: Any, count: int) -> bool:
-        """Whether these are runs of at most `room` of `count` cells, each cell once."""
-        if not isinstance(runs, list) or not all(
-            isinstance(run, list)
-            and len(run) == 2
-            and all(isinstance(bound, int) for bound in run)
-            for run in runs
-        ):
-            return False
-        ordered = [bound for run in sorted(runs) for bound in run]
-        return (
-            ordered == sorted(ordered)
-            and all(start < end for start, end in runs)
-            and (not ordered or (ordered[0] >= 0 and ordered[-1] <= count))
-            and sum(end - start for start, end in runs) <= self.room
-        )
+    def places(
+        self, account: Any, places: Sequence[int]
+    ) -> tuple[list[int], list[int]]:
+        """Where tokens stand that would stand at `places` without the passages of a stranger's
+        account, and all cells of both. Raises ModelError."""
+        there = self.checked(account, len(places))
+        if there is None:
+            return [*places], [*places]
+        after = [place + there.count for place in places[there.index :]]
+        passages = range(places[there.index], after[0])
+        before = places[: there.index]
+        return [*before, *after], [*before, *passages, *after]
 
-    def resume(self, account: Any, blocks: Iterable[memoryview]) -> None:
-        """Continues from what `account` and the cells outside were, over the cache of that time.
-        Raises ModelError."""
-        self.outside.restore(blocks, self.cache.take(0, 1), self.cache.rotation())
-        if self.outside:
-            self.fetched, self._wanted, self._asked = (
-                tuple((start, end) for start, end in account[name])
-                for name in ("fetched", "wanted", "asked")
-            )
-            self._written = account["written"]
+    def resume(self, account: Any, blocks: Iterable[memoryview], gone: Gone) -> None:
+        """Continues from what `account` and `saved` returned, when ``gone`` had left. Raises
+        ModelError."""
+        example = self.cache.rotation().upright(self.cache.take(0, 1))
+        for data in blocks:
+            self.outside.restore(data, gone.count, example)
+        there = Gone()
+        there.add(gone.start, self.outside.tokens([(0, gone.count)]))
+        if there != gone:
+            raise ModelError("the text outside is not the one that left the context")
+        self.passages = self.checked(account, len(self.cache.tokens))
 
     def saved(self) -> Iterator[bytes]:
-        """The cells outside, for `resume`."""
-        return self.outside.saved()
+        """The text outside, for `resume`."""
+        if self.outside:
+            yield self.outside.saved()
 
     def close(self) -> None:
         """Frees what is outside."""

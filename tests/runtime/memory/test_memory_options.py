@@ -29,6 +29,15 @@ from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions  
         ({"sinks": 0}, "sinks is 0"),
         ({"evict": 0}, "evict is 0"),
         ({"retrieved": 0}, "retrieved is 0"),
+        ({"evicted": "lost"}, "evicted is 'lost'"),
+        (
+            {"when_full": "landmark", "evicted": "dropped"},
+            "landmark brings back what left",
+        ),
+        (
+            {"when_full": "stream", "evicted": "kept"},
+            "take one of them in place of stream",
+        ),
         ({"group": 1}, "group is 1"),
     ],
 )
@@ -40,7 +49,7 @@ def test_sizes_out_of_range_are_refused(memory: dict[str, Any], problem: str) ->
 def test_a_context_too_small_for_its_policy_is_refused(model: Model) -> None:
     with pytest.raises(
         UsageError,
-        match=r"landmark: 4 sinks, 512 reserved.* need a context of 548 tokens or more",
+        match=r"landmark: 4 sinks, 512 reserved.* need a context of 518 tokens or more",
     ):
         Session(model, options("landmark", 256, retrieved=512))
 

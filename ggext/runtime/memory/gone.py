@@ -1,0 +1,63 @@
+"""The tokens of a text that left its cache, as a digest."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+
+
+class Gone:
+    """Tokens that left the cache, after its first ``start``: their ``count`` and a digest of
+    their values, so that a text can be recognized without keeping it.
+
+    The digest is a chain over blocks of 256 tokens, so that it can be kept in a file and go on:
+    ``digest`` of the whole blocks, and the ``rest`` after them.
+    """
+
+    BLOCK = 256
+
+    def __init__(
+        self,
+        start: int = 0,
+        count: int = 0,
+        digest: bytes = b"",
+        rest: Sequence[int] = (),
+    ) -> None:
+        self.start = start
+        self.count = count
+        self.digest = digest
+        self.rest = array("i", rest)
+
+    def copy(self) -> Gone:
+        """The same, which `add` does not change."""
+        return Gone(self.start, self.count, self.digest, self.rest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gone) and self._values == other._values
+
+    __hash__ = None  # type: ignore[assignment] # it changes
+
+    @property
+    def _values(self) -> tuple[int, int, bytes, array[int]]:
+        return self.start, self.count, self.digest, self.rest
+
+    def add(self, start: int, tokens: Sequence[int]) -> None:
+        """These tokens left, after the first `start`."""
+        self.start = start
+        self.count += len(tokens)
+        self.rest.extend(tokens)
+        whole = len(self.rest) - len(self.rest) % self.BLOCK
+        for first in range(0, whole, self.BLOCK):
+            block = self.rest[first : first + self.BLOCK]
+            self.digest = hashlib.blake2b(self.digest + block.tobytes()).digest()
+        del self.rest[:whole]
+
+    def found_in(self, wanted: Sequence[int]) -> bool:
+        """Whether `wanted` has them where they were, and goes on after them."""
+        end = self.start + self.count
+        if not self.count or len(wanted) <= end:
+            return False
+        there = Gone()
+        there.add(self.start, wanted[self.start : end])
+        return there == self
