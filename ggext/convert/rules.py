@@ -27,7 +27,7 @@ _DERIVED_SUFFIXES = (
     "attention.bias",
 )
 #: Architecture that the ``gguf`` package does not know → one whose tensors have the same names.
-_NAMED_AS = {"deepseek32": "glm-dsa"}
+_NAMED_AS = {"deepseek32": "glm-dsa", "laguna": "step35", "muse-glimmer": "afmoe"}
 _LAYER_NUMBER = re.compile(r"\.(\d+)\.")
 _EXPERT_NUMBER = re.compile(r"\.experts\.\d+\.")
 
@@ -212,10 +212,6 @@ def _check(tensor: CheckpointTensor, rule: TensorRule, source: str) -> None:
             f"{tensor.path}: tensor {tensor.name} has dtype {tensor.dtype}; known: "
             f"{', '.join(GGML_TYPE)}"
         )
-
-
-#: Architectures that the ``gguf`` package does not know → one whose tensors are called alike.
-_NAMED_AS = {"laguna": "step35", "muse-glimmer": "afmoe"}
 
 
 def gguf_name(arch: str, name: str) -> str:

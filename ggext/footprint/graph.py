@@ -232,8 +232,9 @@ class _Builder(Recurrent, FeedForward):
                 self.view(fused, (size, heads, self.n)) for heads, size in shapes
             )
         else:
-            own = [name for name in "qkv" if self.arch.has(f"{at}attn_{name}.weight")]
-            parts = [self.matrix(x, f"{at}attn_{name}") for name in own]
+            has_k, has_v = (self.arch.has(f"{at}attn_{name}.weight") for name in "kv")
+            names = "qk" if has_k and not has_v else "qkv"
+            parts = [self.matrix(x, f"{at}attn_{name}") for name in names]
             parts += parts[1:2] * (3 - len(parts))  # values are the keys
             if self._norms_heads_as_one:
                 parts[:2] = (

@@ -134,7 +134,9 @@ class RopeReader:
         if outer is None and self.config.get(self.rule.rotated_key) is not None:
             outer = integer(self.config, self.rule.rotated_key, self.source) / head_dim
         given = parameters.get("partial_rotary_factor", outer)
-        if given is None and type_of(parameters, self.source, []) == "default":
+        # Whatever it is: a scaling that is replaced need not be understood.
+        name = parameters.get("rope_type") or parameters.get("type")
+        if given is None and name in (None, "default"):
             given = self.rule.plain_share
         partial = number(given, 1.0, self.rule.partial_key, self.source)
         if self.rule.share_of and given is not None:
@@ -150,7 +152,6 @@ class RopeReader:
                 f"{self.source}: partial_rotary_factor is {partial:g}; it must be above 0 and at "
                 "most 1"
             )
-        name = parameters.get("rope_type") or parameters.get("type")
         proportional = (
             isinstance(name, str) and METHOD_OF_TYPE.get(name) == "proportional"
         )

@@ -32,7 +32,7 @@ def model(
 
 
 def opened(model: Model, when_full: str = "stop") -> Session:
-    memory = MemoryOptions(when_full=when_full, sinks=4, block=16, retrieved=1)  # type: ignore[arg-type]
+    memory = MemoryOptions(when_full=when_full, sinks=4, retrieved=1)  # type: ignore[arg-type]
     options = SessionOptions(256, 1, 32, "f32", flash_attention=False, memory=memory)
     return Session(model, options)
 
