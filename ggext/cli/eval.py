@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,8 +188,9 @@ def eval(  # noqa: A001 - the command's name
             failure = error
         report = evaluation.report()
         plan = evaluation.plan
-    _write(report, plan, html, card)
+    # First what cannot fail for want of a disk: it may have taken hours.
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
+    _write(report, plan, html, card)
     if failure is not None:
         raise failure
     if report.interrupted:
@@ -260,12 +262,18 @@ def _options(
 
 
 def check_folder(path: Path) -> None:
-    """Raises OutputError where a file's folder is missing, before anything is measured."""
+    """Raises OutputError where a file's folder is missing or cannot be written, before anything is
+    measured."""
     from ggext.errors import OutputError
 
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise OutputError(
             f"{path}: the folder {path.parent} does not exist; make it first"
+        )
+    if not os.access(folder, os.W_OK):
+        raise OutputError(
+            f"{path}: the folder {folder} cannot be written; choose another"
         )
 
 

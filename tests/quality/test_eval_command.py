@@ -128,6 +128,28 @@ def test_json_is_all_that_is_printed(demo_gguf: Path) -> None:
     assert "Infinity" not in done.stdout
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_the_start(
+    demo_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, _: path != tmp_path)
+    done = run(demo_gguf, "--html", str(tmp_path / "report.html"))
+    assert done.exit_code == 1
+    assert f"the folder {tmp_path} cannot be written" in done.stderr
+    assert not done.stdout
+
+
+def test_a_report_that_cannot_be_written_is_printed_all_the_same(
+    demo_gguf: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    page.mkdir()
+    small = ("--lengths", "256", "--trials", "1", "--documents", "1")
+    done = run(demo_gguf, *small, "--html", str(page))
+    assert done.exit_code == 1
+    assert "effective context" in done.stdout
+    assert "report.html" in done.stderr
+
+
 def test_each_length_may_have_texts_of_its_own_number(demo_gguf: Path) -> None:
     """Short texts are cheap."""
     lengths = ("--lengths", "256,512", "--documents", "1", "--json")
