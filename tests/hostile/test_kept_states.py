@@ -32,11 +32,6 @@ CHANGES = 50
 #: What is tested: architecture, memory, tokens that are read.
 KINDS: dict[str, tuple[str, dict[str, Any], int]] = {
     "landmark": ("llama", {"when_full": "landmark", "retrieved": 32}, 400),
-    "landmark in q8_0": (
-        "llama",
-        {"when_full": "landmark", "retrieved": 32, "evicted": "q8_0"},
-        400,
-    ),
     "compress": ("llama", {"when_full": "compress", "keep": 0.5}, 400),
     "compress with the rest outside": (
         "llama",
