@@ -29,7 +29,8 @@ class Row:
 
     @property
     def rotates(self) -> bool:
-        return self.model_type not in ("bloom", "gpt2", "gpt_bigcode", "mpt")
+        unrotated = ("bloom", "gpt2", "gpt_bigcode", "mpt", "nemotron_h")
+        return self.model_type not in unrotated
 
     @property
     def family(self) -> str:
