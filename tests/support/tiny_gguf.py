@@ -295,6 +295,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 4,
             "layer_types": ["full_attention", "sliding_attention"] * 2,
             "num_attention_heads_per_layer": [2, 4, 2, 4],
+            "num_key_value_heads": 2,
             "head_dim": HEAD,
             "sliding_window": 64,
             "num_experts": 4,
