@@ -36,6 +36,7 @@ from ggext.rope.keys import (
     ROPE_FREQS,
     ROPE_LONG,
     ROPE_SHORT,
+    count_of,
     query_scale,
     stated_method,
 )
@@ -232,7 +233,7 @@ def _of_gguf(
     """A file's scaling (``None``: frequency factors of an unknown method), its geometry, and why
     the scaling cannot be read. ``names``: of the model's tensors."""
     if unrotated(gguf.arch, gguf.arch_keys()):
-        context = int(gguf.arch_keys().get("context_length", 1))
+        context = count_of(gguf.arch_keys(), "context_length") or 1
         return RopeScaling(), RopeGeometry(0, 1, 1.0, "norm", context), ""
     problem = ""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ggext.errors import GgufError
 from ggext.footprint.allocator import Tensor
 from ggext.footprint.nodes import Nodes
 
@@ -79,6 +80,10 @@ class FeedForward(Nodes):
     def _experts(self, at: str, routed: Tensor, x: Tensor) -> Tensor:
         """``routed``: what the experts are chosen by."""
         used, n = self.arch.experts_used, self.n
+        if not used:
+            raise GgufError(
+                f"{at}: there are experts, but no expert_count; the file is damaged"
+            )
         scores = self.matrix(routed, f"{at}ffn_gate_inp")
         late = self.arch.name == "gpt-oss"  # the softmax comes after the choice
         scores = scores if late else self.same(scores)

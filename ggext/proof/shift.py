@@ -101,9 +101,10 @@ class _KeyNorms:
             raise ModelError(
                 "llama.cpp keeps the tokens of a fresh cache elsewhere than ggext expects"
             )
-        before, after = (
-            float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after)
-        )
+        with np.errstate(over="ignore"):  # then they are infinite, and refused
+            before, after = (
+                float(np.linalg.norm(rows[cells])) for rows in (node.before, node.after)
+            )
         if not (0 < before < math.inf and 0 < after < math.inf):
             raise ModelError(
                 "the cached keys are zero or no finite numbers, which says nothing of a shift"
