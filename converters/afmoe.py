@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ggext.converters.base import TensorRule, experts, weight
+from ggext.converters.base import TensorRule, correction, experts, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 from ggext.errors import CheckpointError
@@ -108,8 +108,7 @@ class Afmoe(Llama):
             yield from super().mlp(module, layer)
             return
         yield weight(f"{module}.router.gate", self.n_experts, self.n_embd)
-        source = (f"{module}.expert_bias",)
-        yield TensorRule(source, (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+        yield correction(f"{module}.expert_bias", self.n_experts, layer)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
         yield from gated(
             f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff

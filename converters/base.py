@@ -309,6 +309,11 @@ def stacked(template: str, count: int, *shape: int, **transforms: Any) -> Tensor
     )
 
 
+def correction(source: str, count: int, layer: int) -> TensorRule:
+    """What is added to the scores of ``count`` experts where they are chosen, and only there."""
+    return TensorRule((source,), (count,), f"blk.{layer}.exp_probs_b.bias")
+
+
 def experts(
     module: str,
     count: int,

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ggext.converters.base import TensorRule
+from ggext.converters.base import TensorRule, correction
 from ggext.converters.deepseek_v2 import DeepseekV2
 from ggext.converters.llama import SIGMOID
 
@@ -47,9 +47,7 @@ class DeepseekV3(DeepseekV2):
         yield from super().mlp(module, layer)
         if layer >= self.n_dense:
             source = f"{module}.gate.e_score_correction_bias"
-            yield TensorRule(
-                (source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias"
-            )
+            yield correction(source, self.n_experts, layer)
 
 
 FAMILY = DeepseekV3

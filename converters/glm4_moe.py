@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ggext.converters.base import TensorRule, experts, weight
+from ggext.converters.base import TensorRule, correction, experts, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 
@@ -68,7 +68,7 @@ class Glm4Moe(Llama):
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
         source = f"{module}.gate.e_score_correction_bias"
-        yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+        yield correction(source, self.n_experts, layer)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
         yield from gated(
             f"{module}.shared_experts", self.n_embd, self.n_shared * self.n_expert_ff

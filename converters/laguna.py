@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ggext.converters.base import TensorRule, experts, names_each, weight
+from ggext.converters.base import TensorRule, correction, experts, names_each, weight
 from ggext.converters.llama import QKV, SIGMOID, Llama, gated
 
 from ggext.errors import CheckpointError
@@ -114,17 +114,8 @@ class Laguna(Llama):
         name = name.replace(".mlp.shared_expert.", ".mlp.shared_experts.")
         return name.replace(".experts.e_score_c", ".gate.e_score_c")
 
-    def tensors(self) -> Iterator[TensorRule]:
-        yield weight(self.embedding, self.vocab_size, self.n_embd)
-        yield from self.norm(self.final_norm)
-        yield from self.output()
-        for i in range(self.n_layers):
-            block = f"model.layers.{i}"
-            yield from self.norms(block)
-            yield from self._attention_of(f"{block}.self_attn", self.heads[i])
-            yield from self.mlp(f"{block}.mlp", i)
-
-    def _attention_of(self, module: str, heads: int) -> Iterator[TensorRule]:
+    def attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
+        heads = self.heads[layer]
         rows = heads * self.head_dim
         kv_rows = self.n_kv_heads * self.head_dim
         yield from self.project(module, "q_proj", rows, self.n_embd)
@@ -141,8 +132,8 @@ class Laguna(Llama):
             yield from super().mlp(module, layer)
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
-        source = (f"{module}.gate.e_score_correction_bias",)
-        yield TensorRule(source, (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+        source = f"{module}.gate.e_score_correction_bias"
+        yield correction(source, self.n_experts, layer)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
         yield from gated(f"{module}.shared_experts", self.n_embd, self.n_shared_ff)
 

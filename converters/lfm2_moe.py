@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ggext.converters.base import TensorRule, experts, weight
+from ggext.converters.base import TensorRule, correction, experts, weight
 from ggext.converters.lfm2 import Lfm2
 from ggext.converters.llama import SIGMOID
 
@@ -64,8 +64,7 @@ class Lfm2Moe(Lfm2):
             yield from super().feed_forward(module, layer)
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
-        target = f"blk.{layer}.exp_probs_b.bias"
-        yield TensorRule((f"{module}.expert_bias",), (self.n_experts,), target)
+        yield correction(f"{module}.expert_bias", self.n_experts, layer)
         yield from experts(
             module,
             self.n_experts,

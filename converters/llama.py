@@ -112,7 +112,7 @@ class Llama(Family):
         for i in range(self.n_layers):
             block = f"model.layers.{i}"
             yield from self.norms(block)
-            yield from self.attention(f"{block}.self_attn")
+            yield from self.attention_of(f"{block}.self_attn", i)
             yield from self.mlp(f"{block}.mlp", i)
 
     def output(self) -> Iterator[TensorRule]:
@@ -129,6 +129,11 @@ class Llama(Family):
     def norms(self, block: str) -> Iterator[TensorRule]:
         yield from self.norm(f"{block}.input_layernorm")
         yield from self.norm(f"{block}.post_attention_layernorm")
+
+    def attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
+        """`attention` of one layer, for families in which it differs from layer to layer."""
+        del layer  # they are alike here
+        yield from self.attention(module)
 
     def attention(self, module: str) -> Iterator[TensorRule]:
         q_rows = self.n_heads * self.head_dim

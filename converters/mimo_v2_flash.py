@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ggext.converters.base import TensorRule, experts, names_each, weight
+from ggext.converters.base import TensorRule, correction, experts, names_each, weight
 from ggext.converters.llama import Llama
 
 from ggext.errors import CheckpointError
@@ -128,17 +128,7 @@ class MimoV2Flash(Llama):
     def stored_name(self, name: str) -> str:
         return name.replace(".attention_sink_bias", ".sinks")
 
-    def tensors(self) -> Iterator[TensorRule]:
-        yield weight(self.embedding, self.vocab_size, self.n_embd)
-        yield from self.norm(self.final_norm)
-        yield from self.output()
-        for i in range(self.n_layers):
-            block = f"model.layers.{i}"
-            yield from self.norms(block)
-            yield from self._attention_of(f"{block}.self_attn", i)
-            yield from self.mlp(f"{block}.mlp", i)
-
-    def _attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
+    def attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
         kv_heads = self._kv_heads(layer)
         rows = self.n_heads * self.head_dim
         values = self.n_heads * self.value_dim
@@ -155,8 +145,8 @@ class MimoV2Flash(Llama):
             yield from super().mlp(module, layer)
             return
         yield weight(f"{module}.gate", self.n_experts, self.n_embd)
-        source = (f"{module}.gate.e_score_correction_bias",)
-        yield TensorRule(source, (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+        source = f"{module}.gate.e_score_correction_bias"
+        yield correction(source, self.n_experts, layer)
         yield from experts(module, self.n_experts, self.n_embd, self.n_expert_ff)
 
 

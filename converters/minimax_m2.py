@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ggext.converters.base import TensorRule, experts, weight
+from ggext.converters.base import TensorRule, correction, experts, weight
 from ggext.converters.llama import SIGMOID, Llama
 
 
@@ -43,7 +43,7 @@ class MiniMaxM2(Llama):
         block = module.replace(".mlp", ".block_sparse_moe")
         yield weight(f"{block}.gate", self.n_experts, self.n_embd)
         source = f"{block}.e_score_correction_bias"
-        yield TensorRule((source,), (self.n_experts,), f"blk.{layer}.exp_probs_b.bias")
+        yield correction(source, self.n_experts, layer)
         yield from experts(
             block, self.n_experts, self.n_embd, self.n_ff, names="w1 w3 w2"
         )

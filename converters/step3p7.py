@@ -12,6 +12,7 @@ from typing import Any
 
 from ggext.converters.base import (
     TensorRule,
+    correction,
     names_each,
     rows_of_each,
     text_part_name,
@@ -164,20 +165,8 @@ class Step3p7(Llama):
     def norm(self, module: str) -> Iterator[TensorRule]:
         yield weight(module, self.n_embd, plus=1.0)
 
-    def tensors(self) -> Iterator[TensorRule]:
-        yield weight(self.embedding, self.vocab_size, self.n_embd)
-        yield from self.norm(self.final_norm)
-        yield from self.output()
-        for i in range(self.n_layers):
-            block = f"model.layers.{i}"
-            yield from self.norms(block)
-            yield from self._attention_of(f"{block}.self_attn", self.heads[i])
-            if self.sparse[i]:
-                yield from self._experts_of(block, i)
-            else:
-                yield from self.mlp(f"{block}.mlp", i)
-
-    def _attention_of(self, module: str, heads: int) -> Iterator[TensorRule]:
+    def attention_of(self, module: str, layer: int) -> Iterator[TensorRule]:
+        heads = self.heads[layer]
         rows = heads * self.head_dim
         kv_rows = self.n_kv_heads * self.head_dim
         yield weight(f"{module}.q_proj", rows, self.n_embd)
@@ -188,15 +177,19 @@ class Step3p7(Llama):
         yield weight(f"{module}.k_norm", self.head_dim, plus=1.0)
         yield weight(f"{module}.g_proj", heads, self.n_embd)
 
+    def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
+        if self.sparse[layer]:
+            yield from self._experts_of(module.removesuffix(".mlp"), layer)
+        else:
+            yield from super().mlp(module, layer)
+
     def _experts_of(self, block: str, layer: int) -> Iterator[TensorRule]:
         """Stored one tensor a projection, or with the gate and the other in one."""
         count = self.n_experts
         n_ff = self.n_expert_ff
         at = f"blk.{layer}"
         yield weight(f"{block}.moe.gate", count, self.n_embd)
-        yield TensorRule(
-            (f"{block}.moe.router_bias",), (count,), f"{at}.exp_probs_b.bias"
-        )
+        yield correction(f"{block}.moe.router_bias", count, layer)
         fused = (f"{block}.moe.experts.gate_up_proj",)
         for name, part in (("gate", slice(0, n_ff)), ("up", slice(n_ff, None))):
             half = TensorRule(

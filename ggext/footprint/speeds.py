@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
@@ -15,6 +14,7 @@ from ggext.folders import cache_folder
 from ggext.footprint.architecture import Architecture
 from ggext.footprint.defaults import physical_cores
 from ggext.footprint.machine import processor
+from ggext.gguf.plain_files import private_file
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_COMMIT
 
 _FORM = 1  # of the file; another one is not read
@@ -41,12 +41,11 @@ def keep(until: Mapping[int, int]) -> None:
     """Keeps, for each size of heads, the longest context to read with flash attention. Raises
     OutputError."""
     path = _file()
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     document = {"form": _FORM, "flash_until": {str(k): v for k, v in until.items()}}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(document), encoding="ascii")
-        beside.replace(path)
+        with private_file(path) as file:
+            file.write(json.dumps(document).encode("ascii"))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     _kept.cache_clear()

@@ -24,6 +24,7 @@ from typing import Any
 from ggext.errors import GgextError, ModelError
 from ggext.folders import cache_folder
 from ggext.footprint.machine import processor
+from ggext.gguf.plain_files import private_file
 from ggext.llama_cpp_facts.pin import LLAMA_CPP_PYTHON
 from ggext.runtime.child import Child
 
@@ -274,8 +275,7 @@ def _read(path: Path) -> Verdict | None:
 
 def _write(path: Path, verdict: Verdict) -> None:
     """Where it cannot be kept, the next process tries again."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(asdict(verdict)), encoding="utf-8")
-        os.replace(beside, path)
+        with private_file(path) as file:
+            file.write(json.dumps(asdict(verdict)).encode("utf-8"))
