@@ -108,10 +108,10 @@ def _convert(
         done = execute(planned, progress)
     for text in done.notes[printed:]:
         echo_wrapped(f"note: {text}")
-    if planned.rounding.numbers:
+    if done.rounding.numbers:
         click.echo(
-            f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
-            f"{planned.rounding.worst:.1e}, relative"
+            f"folding: rounding of the query weights rms {done.rounding.rms:.1e}, worst "
+            f"{done.rounding.worst:.1e}, relative"
         )
     for path in done.files:
         click.echo(

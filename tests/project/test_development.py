@@ -140,6 +140,54 @@ def test_what_is_frozen_holds_nothing_that_can_be_changed() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def lists_of_the_caller(tree: ast.AST) -> Iterator[str]:
+    """Function and text of what it puts notes or messages into: a parameter, or one's attribute."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = function.args
+            every = [
+                *arguments.posonlyargs,
+                *arguments.args,
+                *arguments.kwonlyargs,
+            ]
+            names = {parameter.arg for parameter in every} - {"self", "cls"}
+            for target in extended(function):
+                text = ast.unparse(target)
+                if text.split(".")[0] in names and text.endswith("notes"):
+                    yield f"{function.name}: {text}"
+
+
+def extended(tree: ast.AST) -> Iterator[ast.expr]:
+    """What ``append``, ``extend``, ``insert`` and ``+=`` make longer."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.AugAssign):
+            yield node.target
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("append", "extend", "insert")
+        ):
+            yield node.func.value
+
+
+@pytest.mark.parametrize(
+    "body", ["notes.append('a')", "notes += ['a']", "source.notes.extend(['a'])"]
+)
+def test_a_threaded_note_is_seen(body: str) -> None:
+    tree = ast.parse(f"def read(notes: list[str], source: Source) -> None:\n    {body}")
+    assert len(list(lists_of_the_caller(tree))) == 1
+
+
+def test_notes_are_returned() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} {place}"
+        for folder in ("ggext", "converters")
+        for path in code_figures.modules(ROOT / folder)
+        for place in lists_of_the_caller(ast.parse(path.read_text("utf-8")))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_comments_say_why() -> None:
     assert CODE.comments >= 0.02
 
