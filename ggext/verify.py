@@ -153,7 +153,7 @@ def _chosen(
         raise UsageError(
             f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}"
         )
-    chosen = set(LEVELS if levels is None else levels)
+    chosen = set(LEVELS) if levels is None else set(levels)
     notes = []
     if require_shift_safe:
         chosen.add("shift")

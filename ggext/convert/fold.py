@@ -278,10 +278,12 @@ def _scale_floats(
     if kind == BF16:
         values = bfloat16_values(np.ascontiguousarray(rows).view("<u2"))
     else:
-        values = np.ascontiguousarray(rows).view("<f4" if kind == F32 else "<f2")
+        dtype = "<f4" if kind == F32 else "<f2"
+        values = np.ascontiguousarray(rows).view(dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # a stranger's weights
         exact = values.astype(np.float64) * scale[:, None]
-        stored = kept = exact.astype("<f4" if kind == BF16 else values.dtype)
+        float_dtype = np.dtype("<f4") if kind == BF16 else values.dtype
+        stored = kept = exact.astype(float_dtype)
     if kind == BF16:
         from gguf.constants import GGMLQuantizationType
         from gguf.quants import quantize

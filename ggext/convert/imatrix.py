@@ -151,7 +151,8 @@ def _read_dat(path: Path) -> Imatrix:
     dataset = (
         taken(number(), len(data)).decode("utf-8", "replace") if at < len(data) else ""
     )
-    return Imatrix(path, entries, (dataset,) if dataset else (), max(0, chunks))
+    datasets = (dataset,) if dataset else ()
+    return Imatrix(path, entries, datasets, max(0, chunks))
 
 
 def imatrix_for(

@@ -67,8 +67,10 @@ def plan(options: ConvertOptions) -> Plan:
     notes += (*request.notes, *scaled.notes, *types.notes, *of_matrix)
     fields = dict(scaled.fields) | _type_fields(options, source, types, tensors)
     keeps_types = types.kinds == [t.type for t in tensors]
+    out = _output(options, source, request.scaling, notes[-1:])
+    bake = _bake(source, scaled.encoding, fields, tensors) if keeps_types else None
     return Plan(
-        out=_output(options, source, request.scaling, notes[-1:]),
+        out=out,
         source=source,
         encoding=scaled.encoding,
         scaling=request.scaling,
@@ -81,7 +83,7 @@ def plan(options: ConvertOptions) -> Plan:
         imatrix=imatrix,
         split=options.split,
         notes=tuple(notes),
-        bake=_bake(source, scaled.encoding, fields, tensors) if keeps_types else None,
+        bake=bake,
         in_place=options.in_place,
         why_not_folded=scaled.why_not_folded,
     )
@@ -148,9 +150,8 @@ def _open(options: ConvertOptions) -> ModelSource:
             gain_replaced=options.attention_factor is not None,
         )
     checkpoint = (options.model / "config.json").is_file()
-    source = open_source(
-        options.model if checkpoint else metadata_part(options.model), one_part=True
-    )
+    path = options.model if checkpoint else metadata_part(options.model)
+    source = open_source(path, one_part=True)
     others = {
         "OUT": options.out,
         "type=…": options.type.lower() != "auto",

@@ -203,6 +203,7 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
     ]
     scaling, geometry, problem = _of_gguf(gguf, {tensor.name for tensor in tensors})
     whole = len(parts) == 1
+    one_file = gguf if whole else None
     return ModelSource(
         path,
         gguf.arch,
@@ -212,7 +213,7 @@ def _from_gguf(path: Path, one_part: bool) -> ModelSource:
         scaling,
         is_gguf=True,
         query_scale=query_scale(gguf.arch_keys()),
-        gguf=gguf if whole else None,
+        gguf=one_file,
         problem=problem,
     )
 

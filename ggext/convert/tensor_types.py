@@ -79,8 +79,10 @@ def plan_types(
         whole = (
             kind != Q8_0 or tensor.type == Q8_0 or tensor.shape[0] % _Q8_0_BLOCK == 0
         )
-        kinds.append(kind if whole else F16)
-        if not whole:
+        if whole:
+            kinds.append(kind)
+        else:
+            kinds.append(F16)
             notes.append(
                 f"{tensor.name} has rows of {tensor.shape[0]} values, not whole blocks of "
                 f"{_Q8_0_BLOCK}: written as f16"

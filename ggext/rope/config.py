@@ -71,14 +71,19 @@ def read_replaceable_rope(
             f"{sliding.geometry.head_dim} dimensions with {sliding.scaling.method} scaling; "
             "llama.cpp rotates them as many as in the others, without scaling"
         )
+    turning = (
+        of_full.n_rot // 2
+        if rule.own_heads and of_full.turning is None
+        else of_full.turning
+    )
+    sliding_head_dim = None if alike else of_sliding.head_dim
+    sliding_n_rot = None if alike else of_sliding.n_rot
     geometry = replace(
         of_full,
         sliding_base=of_sliding.base,
-        sliding_n_rot=None if alike else of_sliding.n_rot,
-        sliding_head_dim=None if alike else of_sliding.head_dim,
-        turning=of_full.n_rot // 2
-        if rule.own_heads and of_full.turning is None
-        else of_full.turning,
+        sliding_n_rot=sliding_n_rot,
+        sliding_head_dim=sliding_head_dim,
+        turning=turning,
     )
     return replace(full, geometry=geometry)
 

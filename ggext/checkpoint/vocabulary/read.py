@@ -145,15 +145,15 @@ def read_vocabulary(
     rows = source.table.padded(vocab_size)
     if source.model == "llama":
         source.notes += _merged_control_notes(rows)
+    merges = None if source.merges is None else tuple(source.merges)
+    scores = tuple(token.score for token in rows) if source.model == "llama" else None
     return Vocabulary(
         model=source.model,
         pre=source.pre,
         tokens=tuple(token.text for token in rows),
-        scores=tuple(token.score for token in rows)
-        if source.model == "llama"
-        else None,
+        scores=scores,
         token_types=tuple(token.type for token in rows),
-        merges=None if source.merges is None else tuple(source.merges),
+        merges=merges,
         special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
