@@ -64,9 +64,8 @@ class Cache(MovableCells):
         window = model.n_swa if self.cells.slides and not recurrent else 0
         forgets = recurrent or (window and not self._plan.whole_windows)
         copies = CHECKPOINTS if forgets else 0
-        chunked = model.architecture == "llama4"
         self.checkpoints = Checkpoints(
-            window, copies, chunked=chunked, recurrent=recurrent
+            window, copies, chunked=model.architecture == "llama4", recurrent=recurrent
         )
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
