@@ -254,13 +254,18 @@ class Conversation:
                 finish = yield from self._generate(asked, answer, clock, progress)
         # what was said stays, also when the engine fails in the middle or the caller has enough
         finally:
-            said = self._answer
+            written = self._answer
             self._asked = None
             self._answer = None
-            kept = said is not None and (bool(said.tokens) or finish != "cancelled")
-            if said is not None and kept:
-                list(said.end())  # what a tag or a stop string might have started in
-                self.turns = [*asked, Turn("assistant", said.text, said.reasoning)]
+            kept = written is not None and (
+                bool(written.tokens) or finish != "cancelled"
+            )
+            if written is not None and kept:
+                list(written.end())  # what a tag or a stop string might have started in
+                self.turns = [
+                    *asked,
+                    Turn("assistant", written.text, written.reasoning),
+                ]
         left = tuple(behind_system(asked)[before : self.left])
         dropped = self.engine.ever_dropped - self._dropped
         self._dropped = self.engine.ever_dropped
@@ -327,15 +332,17 @@ class Conversation:
         leave."""
         turns = without(asked, self.left)
         left = 0
-        begun = answer.tokens if answer is not None else []
+        answer_tokens = answer.tokens if answer is not None else []
         if self.options.drop_turns:
             capacity = self.engine.used + self.engine.available
             kept_free = reserve(capacity, self.options.max_tokens)
-            tokens, left = self.prompts.fitted(turns, capacity - len(begun), kept_free)
+            tokens, left = self.prompts.fitted(
+                turns, capacity - len(answer_tokens), kept_free
+            )
         else:
             tokens = self.prompts.tokens(turns)
         prefill = self.engine.evaluate(
-            [*tokens, *begun], progress, repeatable=self.is_repeatable
+            [*tokens, *answer_tokens], progress, repeatable=self.is_repeatable
         )
         if not prefill.cancelled:
             self.left += left

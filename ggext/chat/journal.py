@@ -45,16 +45,18 @@ class Journal(Closing):
         with _as_output_error(path):
             self.folder = ChatFolder(path.parent)
         try:
-            said = (
-                _read(path) if os.path.lexists(path) else _Said(model, [], 0, 0, False)
+            record = (
+                _read(path)
+                if os.path.lexists(path)
+                else _Record(model, [], 0, 0, False)
             )
-            self.model = said.model
-            self.turns = said.turns
-            self.left = said.left
-            self.damaged = said.damaged
+            self.model = record.model
+            self.turns = record.turns
+            self.left = record.left
+            self.damaged = record.damaged
             self._head = {"format": _FORMAT, "version": _VERSION, "model": model}
             with _as_output_error(path):
-                if said.lost_inside:
+                if record.lost_inside:
                     _keep_aside(path)
                 # Rewritten when opened: without the halves of answers, and with a whole last line.
                 self._rewrite(self.turns, self.left)
@@ -146,12 +148,12 @@ class Journal(Closing):
 def read(path: Path) -> tuple[str, list[Turn]]:
     """The model's name and the turns of a journal that no other process need close. Raises
     TranscriptError."""
-    said = _read(path)
-    return said.model, list(said.turns)
+    record = _read(path)
+    return record.model, list(record.turns)
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Record:
     """What a journal says. ``lost_inside``: of the damaged lines some are not the last."""
 
     model: str
@@ -177,7 +179,7 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(record).encode("ascii") + b"\n"
 
 
-def _read(path: Path) -> _Said:
+def _read(path: Path) -> _Record:
     try:
         *lines, rest = read_plain(path, _MAX_BYTES, follow=False).split(b"\n")
     except OSError as error:
@@ -203,7 +205,7 @@ def _read(path: Path) -> _Said:
     gone = sum(turn is None for turn in turns[: left + 1])
     whole = [turn for turn in turns if turn is not None]
     left = min(max(left - gone, 0), len(whole))
-    return _Said(head["model"], whole, left, lost + bool(rest), lost > 0)
+    return _Record(head["model"], whole, left, lost + bool(rest), lost > 0)
 
 
 def _applied(

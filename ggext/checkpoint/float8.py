@@ -145,8 +145,8 @@ def _quantization(
 
 def _with_text(config: Config) -> Config:
     """With what ``text_config`` says where the configuration itself is silent."""
-    said = {key: value for key, value in config.values.items() if value is not None}
-    return replace(config, values={**(text_part(config.values) or {}), **said})
+    stated = {key: value for key, value in config.values.items() if value is not None}
+    return replace(config, values={**(text_part(config.values) or {}), **stated})
 
 
 def _block(value: object, where: str) -> tuple[int, int] | None:

@@ -172,11 +172,11 @@ def _answer(chat: Chat, question: Asked) -> None:
     if code:
         raise SystemExit(code)
     grammar = conversation.sampling.grammar
-    said = conversation.turns[-1].content
+    answer = conversation.turns[-1].content
     if grammar is not None and outcome.finish != "eog":
         from ggext.runtime.constraint import is_complete
 
-        if not is_complete(grammar, said):
+        if not is_complete(grammar, answer):
             why = {"length": "--max-tokens", "stop": "--stop"}[outcome.finish]
             raise ModelError(
                 f"the answer is not whole: {why} cut it before its grammar ended"

@@ -245,12 +245,12 @@ def open_chat(
 
     def reopen(tokens: int | None, policy: str) -> tuple[Room, list[str]]:
         try:
-            said = engine.reopen(tokens, policy)
+            notices = engine.reopen(tokens, policy)
         finally:
             conversation.change_engine(engine.session)
             if chat.keeper is not None and chat.keeper.session is not None:
                 chat.keeper.session = engine.session
-        return engine.room(), said
+        return engine.room(), notices
 
     chat.reopen = reopen
     chat.settings = lambda: _settings(request, chat, engine)
@@ -342,7 +342,7 @@ def _resume(
 
     if request.session is None:
         return
-    restored, said = keeper.restore()
+    restored, summary = keeper.restore()
     if keeper.turns:
         by_turns = request.when_full in (
             "stop",
@@ -354,7 +354,7 @@ def _resume(
             conversation.is_cached()
         if request.options.system is not None:
             conversation.set_system(request.options.system)
-    screen.notice(f"session {keeper.name}: {questions(keeper.turns)}; {said}")
+    screen.notice(f"session {keeper.name}: {questions(keeper.turns)}; {summary}")
     if request.as_it_was:
         screen.notice(f"with what it had: {request.as_it_was}")
     for notice in left_earlier(conversation):

@@ -91,10 +91,10 @@ class KeyRotation:
             after.form.key_types, moved.keys, after.keys, strict=True
         ):
             have = floats(kind, ours)
-            wanted = floats(kind, theirs)
-            if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
+            expected = floats(kind, theirs)
+            if not (np.isfinite(have).all() and np.isfinite(expected).all()):
                 return math.inf
-            difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
+            difference = np.abs(have - expected).max() / (np.abs(expected).max() or 1.0)
             worst = max(worst, float(difference))
         return worst
 

@@ -295,19 +295,19 @@ def check_state(
     llama.cpp compares types and sizes with its own, and throws what we get as an error."""
     import numpy as np
 
-    wanted = np.array(places, np.int32)
+    expected = np.array(places, np.int32)
     try:
         _, found = state.sections(data, extended=extended)
     except ValueError as error:
         raise StateError(f"the saved state has {error}") from None
-    if len(found[0].cells) != len(wanted):
+    if len(found[0].cells) != len(expected):
         raise StateError(
-            f"the saved state has {len(found[0].cells)} cells for {len(wanted)} positions"
+            f"the saved state has {len(found[0].cells)} cells for {len(expected)} positions"
         )
     for section in found:
         positions = section.cells[:, 0]
         once = len(np.unique(positions)) == len(positions)
-        if not (once and np.isin(positions, wanted).all()):
+        if not (once and np.isin(positions, expected).all()):
             raise StateError("the saved state has cells that no text of its length has")
 
 

@@ -185,12 +185,12 @@ def _answer(session: Session, question: Question) -> Generator[Happening, None, 
         yield End("cancelled", dropped=session.ever_dropped - before)
         return
     generation = session.generate(question.sampling, question.max_tokens)
-    said: list[int] = []
+    generated: list[int] = []
     while (token := next(generation, None)) is not None:
-        said.append(token)
+        generated.append(token)
         yield token
         if not generation.is_current:  # the session answered another question meanwhile
-            again = yield from session.steps([*question.tokens, *said])
+            again = yield from session.steps([*question.tokens, *generated])
             if again.cancelled:
                 yield End("cancelled", dropped=session.ever_dropped - before)
                 return
