@@ -13,7 +13,7 @@ from ggext.chat.prompt import Prompts, behind_system, exchange, without
 from ggext.chat.template import TemplateChoice
 from ggext.chat.transcript import Turn
 from ggext.errors import UsageError
-from ggext.runtime.engine import FinishReason, Prefill, Sampling, in_common
+from ggext.runtime.engine import FinishReason, Prefill, Sampling, common_prefix_length
 
 if TYPE_CHECKING:
     from ggext.runtime.host import TextVocabulary
@@ -115,7 +115,8 @@ class Conversation:
 
     Every turn is rendered from all turns before it; the engine evaluates only what changed. Without
     a chat template in the file the turns are one text, which the model continues. ``turns`` keeps
-    all of them; the ``left`` oldest after the system prompt are not in the context any more.
+    all of them; the ``dropped_turns`` oldest after the system prompt are not in the context any
+    more.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Conversation:
         self.sampling = sampling
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
-        self.left = 0
+        self.dropped_turns = 0
         self._dropped = engine.ever_dropped  # that an outcome has reported
         self.set_system(self.options.system)
         self._asked: list[Turn] | None = None
@@ -164,11 +165,11 @@ class Conversation:
         """Starts over; the system prompt stays. The engine's cache is reused where it agrees."""
         self.restart(self.turns[: self.system is not None])
 
-    def restart(self, turns: Sequence[Turn], left: int = 0) -> None:
-        """Continues from other turns, of which the ``left`` oldest after the system prompt have
-        left the context."""
+    def restart(self, turns: Sequence[Turn], dropped_turns: int = 0) -> None:
+        """Continues from other turns, of which the ``dropped_turns`` oldest after the system prompt
+        have left the context."""
         self.turns = list(turns)
-        self.left = left
+        self.dropped_turns = dropped_turns
 
     @property
     def used(self) -> int:
@@ -176,7 +177,7 @@ class Conversation:
 
         The cache may hold more: of what was taken back, or of a document that is being read.
         """
-        turns = without(self.turns, self.left)
+        turns = without(self.turns, self.dropped_turns)
         if not behind_system(turns):
             return 0
         return (
@@ -190,7 +191,7 @@ class Conversation:
         self.engine = engine
         self._dropped = engine.ever_dropped
         if not self.options.drop_turns:
-            self.left = 0
+            self.dropped_turns = 0
 
     def is_cached(self) -> None:
         """The engine's cache was filled for the turns that there are. What had left the context
@@ -205,7 +206,7 @@ class Conversation:
         whole = len(self.prompts.tokens(self.turns)) <= capacity - 2 * reserve(
             capacity, self.options.max_tokens
         )
-        self.left = 0 if whole else self.left
+        self.dropped_turns = 0 if whole else self.dropped_turns
         return whole
 
     def undo(self) -> list[Turn]:
@@ -217,7 +218,7 @@ class Conversation:
         )
         taken = self.turns[last:]
         del self.turns[last:]
-        self.left = min(self.left, len(behind_system(self.turns)))
+        self.dropped_turns = min(self.dropped_turns, len(behind_system(self.turns)))
         return taken
 
     @property
@@ -244,7 +245,7 @@ class Conversation:
         it; then nothing was sent and the conversation is as before.
         """
         asked = self._asked = [*self.turns, Turn("user", question)]
-        before = self.left
+        before = self.dropped_turns
         clock = _Clock()
         finish: Finish = "cancelled"
         try:
@@ -266,7 +267,7 @@ class Conversation:
                     *asked,
                     Turn("assistant", written.text, written.reasoning),
                 ]
-        left = tuple(behind_system(asked)[before : self.left])
+        left = tuple(behind_system(asked)[before : self.dropped_turns])
         dropped = self.engine.ever_dropped - self._dropped
         self._dropped = self.engine.ever_dropped
         self._cached = list(self.turns)
@@ -290,7 +291,7 @@ class Conversation:
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
         return self.prompts.tokens(
-            [*without(self.turns, self.left), Turn("user", question)]
+            [*without(self.turns, self.dropped_turns), Turn("user", question)]
         )
 
     def certain(self, beginning: str) -> list[int]:
@@ -303,7 +304,7 @@ class Conversation:
         )
         if len(prompt) > capacity - kept_free:
             return []
-        return prompt[: in_common(prompt, self.next_prompt(f"{beginning}1"))]
+        return prompt[: common_prefix_length(prompt, self.next_prompt(f"{beginning}1"))]
 
     def _generate(
         self,
@@ -315,7 +316,7 @@ class Conversation:
         finish = yield from self._continue(answer, clock)
         # A grammar would begin again in the middle of the answer.
         may_drop = self.options.drop_turns and self.sampling.grammar is None
-        while finish == "context" and may_drop and exchange(asked, self.left):
+        while finish == "context" and may_drop and exchange(asked, self.dropped_turns):
             again, _ = self._read(asked, answer, progress)
             finish = (
                 (yield from self._continue(answer, clock))
@@ -330,13 +331,13 @@ class Conversation:
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
-        turns = without(asked, self.left)
-        left = 0
+        turns = without(asked, self.dropped_turns)
+        newly_dropped = 0
         answer_tokens = answer.tokens if answer is not None else []
         if self.options.drop_turns:
             capacity = self.engine.used + self.engine.available
             kept_free = reserve(capacity, self.options.max_tokens)
-            tokens, left = self.prompts.fitted(
+            tokens, newly_dropped = self.prompts.fitted(
                 turns, capacity - len(answer_tokens), kept_free
             )
         else:
@@ -345,7 +346,7 @@ class Conversation:
             [*tokens, *answer_tokens], progress, repeatable=self.is_repeatable
         )
         if not prefill.cancelled:
-            self.left += left
+            self.dropped_turns += newly_dropped
         if answer is None:
             inside = self.prompts.opens_reasoning(tokens)
             answer = AnswerText(

@@ -348,7 +348,7 @@ def _resume(
             "stop",
             "turns",
         )  # the others are given every turn
-        dropped_turns = keeper.left if by_turns else 0
+        dropped_turns = keeper.dropped_turns if by_turns else 0
         conversation.restart(keeper.turns, dropped_turns)
         if restored:
             conversation.is_cached()

@@ -22,7 +22,7 @@ from ggext.errors import ModelError
 from ggext.runtime import forks
 from ggext.runtime.answering import Answering, End, Happening, Mailbox, Question
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import Session, in_common
+from ggext.runtime.engine import Session, common_prefix_length
 from ggext.runtime.prefixes import worth
 
 _AHEAD = (
@@ -310,7 +310,7 @@ class Worker(Closing):
         kept = 0 if session.prefixes is None else session.prefixes.hold(tokens)
         if texts:
             used = len(texts[-1])
-            there = in_common(texts[-1], tokens)
+            there = common_prefix_length(texts[-1], tokens)
         else:
             used = session.used
             there = session.holds(tokens)
