@@ -96,9 +96,9 @@ class Watcher:
 
 def work(questions: int) -> int:
     """The tokens that `run` reads."""
-    asked = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
-    asked += LENGTHS[-1]  # compressed
-    return text_count(questions) * asked + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
+    tokens_a_text = len(METHODS) * sum(LENGTHS[1:]) + LENGTHS[0]
+    tokens_a_text += LENGTHS[-1]  # compressed
+    return text_count(questions) * tokens_a_text + 2 * _PERPLEXITY_TEXTS * LENGTHS[-1]
 
 
 def text_count(questions: int) -> int:

@@ -141,7 +141,7 @@ class Conversation:
         self.dropped_turns = 0
         self._dropped = engine.ever_dropped  # that an outcome has reported
         self.set_system(self.options.system)
-        self._asked: list[Turn] | None = None
+        self._prompt_turns: list[Turn] | None = None
         self._answer: AnswerText | None = None
         self._cached: list[
             Turn
@@ -230,12 +230,12 @@ class Conversation:
     @property
     def so_far(self) -> list[Turn]:
         """The turns, with what of the running turn there is."""
-        if self._asked is None:
+        if self._prompt_turns is None:
             return self.turns
         answer = self._answer
         if answer is None or not (answer.text or answer.reasoning):
-            return self._asked
-        return [*self._asked, Turn("assistant", answer.text, answer.reasoning)]
+            return self._prompt_turns
+        return [*self._prompt_turns, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
         """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then
@@ -244,19 +244,21 @@ class Conversation:
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
         """
-        asked = self._asked = [*self.turns, Turn("user", question)]
+        prompt_turns = self._prompt_turns = [*self.turns, Turn("user", question)]
         before = self.dropped_turns
         clock = _Clock()
         finish: Finish = "cancelled"
         try:
-            prefill, answer = self._read(asked, None, progress)
+            prefill, answer = self._read(prompt_turns, None, progress)
             self._answer = answer
             if not prefill.cancelled:
-                finish = yield from self._generate(asked, answer, clock, progress)
+                finish = yield from self._generate(
+                    prompt_turns, answer, clock, progress
+                )
         # what was said stays, also when the engine fails in the middle or the caller has enough
         finally:
             written = self._answer
-            self._asked = None
+            self._prompt_turns = None
             self._answer = None
             kept = written is not None and (
                 bool(written.tokens) or finish != "cancelled"
@@ -264,10 +266,10 @@ class Conversation:
             if written is not None and kept:
                 list(written.end())  # what a tag or a stop string might have started in
                 self.turns = [
-                    *asked,
+                    *prompt_turns,
                     Turn("assistant", written.text, written.reasoning),
                 ]
-        left = tuple(behind_system(asked)[before : self.dropped_turns])
+        left = tuple(behind_system(prompt_turns)[before : self.dropped_turns])
         dropped = self.engine.ever_dropped - self._dropped
         self._dropped = self.engine.ever_dropped
         self._cached = list(self.turns)
@@ -308,7 +310,7 @@ class Conversation:
 
     def _generate(
         self,
-        asked: list[Turn],
+        prompt_turns: list[Turn],
         answer: AnswerText,
         clock: _Clock,
         progress: Progress | None,
@@ -316,8 +318,12 @@ class Conversation:
         finish = yield from self._continue(answer, clock)
         # A grammar would begin again in the middle of the answer.
         may_drop = self.options.drop_turns and self.sampling.grammar is None
-        while finish == "context" and may_drop and exchange(asked, self.dropped_turns):
-            again, _ = self._read(asked, answer, progress)
+        while (
+            finish == "context"
+            and may_drop
+            and exchange(prompt_turns, self.dropped_turns)
+        ):
+            again, _ = self._read(prompt_turns, answer, progress)
             finish = (
                 (yield from self._continue(answer, clock))
                 if not again.cancelled
@@ -327,11 +333,14 @@ class Conversation:
         return "stop" if answer.stopped else finish
 
     def _read(
-        self, asked: list[Turn], answer: AnswerText | None, progress: Progress | None
+        self,
+        prompt_turns: list[Turn],
+        answer: AnswerText | None,
+        progress: Progress | None,
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
-        turns = without(asked, self.dropped_turns)
+        turns = without(prompt_turns, self.dropped_turns)
         newly_dropped = 0
         answer_tokens = answer.tokens if answer is not None else []
         if self.options.drop_turns:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ggext.chat.loop import Chat
     from ggext.chat.screens import Screen
     from ggext.chat.session import Keeper
-    from ggext.cli.chat_input import Asked
+    from ggext.cli.chat_input import ChatInput
     from ggext.footprint.cache import Swa
     from ggext.runtime.auto import Chosen
     from ggext.runtime.engine import Session, SessionOptions
@@ -208,7 +208,12 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
 
 
 def open_chat(
-    request: Request, screen: Screen, stack: ExitStack, asked: Asked, *, debug: bool
+    request: Request,
+    screen: Screen,
+    stack: ExitStack,
+    chat_input: ChatInput,
+    *,
+    debug: bool,
 ) -> Chat:
     """The chat that a request asks for, with what there was of it. Raises GgextError."""
     from ggext.chat.conversation import Conversation
@@ -217,8 +222,10 @@ def open_chat(
     is_long = (
         request.documents or request.session is not None or request.load is not None
     )
-    text = sum(len(one.text) for one in asked.documents) // _CHARACTERS
-    engine = Engine(request, screen, is_empty=asked.is_chat and not is_long, text=text)
+    text = sum(len(one.text) for one in chat_input.documents) // _CHARACTERS
+    engine = Engine(
+        request, screen, is_empty=chat_input.is_chat and not is_long, text=text
+    )
     stack.callback(engine.close)
     request = engine.request
     conversation = Conversation(
@@ -236,7 +243,7 @@ def open_chat(
         _load(request, conversation, screen)
     screen.markdown = request.markdown and conversation.prompts.template is not None
     keeper = _keeper(
-        request, screen, conversation, engine.session, is_chat=asked.is_chat
+        request, screen, conversation, engine.session, is_chat=chat_input.is_chat
     )
     chat = Chat(conversation, screen, engine.room(), keeper, debug=debug)
     if keeper is not None:

@@ -15,8 +15,8 @@ from ggext.cli.process import note
 from ggext.cli.progress import announced
 
 
-def _explain(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if not asked:
+def _explain(ctx: click.Context, _: click.Parameter, is_set: bool) -> None:
+    if not is_set:
         return
     from importlib.resources import files
 

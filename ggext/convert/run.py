@@ -162,13 +162,13 @@ def _open(options: ConvertOptions) -> ModelSource:
     check_in_place(
         source.gguf, source.path, [name for name, given in others.items() if given]
     )
-    asked = (
+    changes = (
         options.rope
         or options.target_context
         or options.encoding
         or options.attention_factor
     )
-    if not asked and not source.needs_mending:
+    if not changes and not source.needs_mending:
         raise UsageError(
             f"nothing is asked of {source.path}; name a scaling, for example "
             "rope=RopeScaling('yarn', factor=4)"

@@ -175,10 +175,10 @@ def _requested(tensor: SourceTensor, requested: str, chosen: int | None) -> int:
     return tensor.type if requested == "auto" else NATIVE[requested]
 
 
-def check_made(made: Mapping[str, int], asked: Mapping[str, int]) -> None:
+def check_made(made: Mapping[str, int], exact: Mapping[str, int]) -> None:
     """Raise ``UsageError`` where llama.cpp's quantizer gave a tensor (name → type) another type
     than it was asked."""
-    for name, kind in asked.items():
+    for name, kind in exact.items():
         if made.get(name, kind) != kind:
             raise UsageError(
                 f"tensor_types: llama.cpp made {name} {type_name(made[name])}, not "

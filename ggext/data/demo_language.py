@@ -202,9 +202,9 @@ def recall_sample(
     with its end marker. The fact asked for stands anywhere in the document.
     """
     known_facts = facts(rng, n_facts)
-    asked = rng.choice(known_facts)
+    chosen = rng.choice(known_facts)
     text = document(rng, known_facts, length - CHAT_TOKENS)
-    return RecallSample(text, question(asked.key), answer(asked.key, asked.place))
+    return RecallSample(text, question(chosen.key), answer(chosen.key, chosen.place))
 
 
 def opening(sample: RecallSample) -> str:

@@ -136,8 +136,10 @@ class Report:
                 for check in self.checks
                 if check.required and not check.passed
             ]
-            asked = "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
-            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(asked)}"
+            source = (
+                "its keys mean" if self.wanted_from == OWN_KEYS else "was asked for"
+            )
+            return f"{tokens}: WRONG, {_WRONG[levels[0]].format(source)}"
         exact = "exact in llama.cpp"
         if not any(check.level == "graph" for check in self.checks):
             exact = "exact by what the file says; llama.cpp was not run"

@@ -139,12 +139,12 @@ class Bench(Closing):
     @cached_property
     def _make(self) -> Callable[[str, int, Random], Sample]:
         path = self.options.questions
-        asked = () if path is None else texts.read_questions(path)
+        own_questions = () if path is None else texts.read_questions(path)
         if not self.options.texts:
-            return sample_maker(self.prompts, asked=asked)
+            return sample_maker(self.prompts, own_questions=own_questions)
         found = texts.filler_of([text for _, text in self.documents])
         return sample_maker(
-            self.prompts, lambda rng: texts.sentences_from(found, rng), asked
+            self.prompts, lambda rng: texts.sentences_from(found, rng), own_questions
         )
 
     def piece(self, item: Item) -> Piece:

@@ -206,7 +206,7 @@ class Worker(Closing):
     def __init__(self, sessions: Sequence[Session]) -> None:
         self.sessions = tuple(sessions)
         self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._asked = [0] * len(sessions)
+        self._turn_of = [0] * len(sessions)
         self._numbers = itertools.count(1)
         self._lanes: tuple[deque[_Job], ...] = tuple(deque() for _ in sessions)
         self._closing = threading.Event()
@@ -297,9 +297,9 @@ class Worker(Closing):
             return self.sessions[0]
         index = min(
             range(len(self.sessions)),
-            key=lambda i: (self._cost(i, tokens), self._asked[i]),
+            key=lambda i: (self._cost(i, tokens), self._turn_of[i]),
         )
-        self._asked[index] = next(self._numbers)
+        self._turn_of[index] = next(self._numbers)
         return self.sessions[index]
 
     def _cost(self, index: int, tokens: Sequence[int]) -> float:

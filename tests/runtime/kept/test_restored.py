@@ -214,11 +214,11 @@ def converse(
 ) -> list[str]:
     """What `ggext chat` shows for typed questions."""
     from ggext.cli import main
-    from ggext.cli.chat_input import Asked
+    from ggext.cli.chat_input import ChatInput
     from ggext.screen import terminal
 
     screen = Script(*questions)
-    typed = Asked(None, (), is_chat=True)
+    typed = ChatInput(None, (), is_chat=True)
     monkeypatch.setattr("ggext.cli.chat.asked", lambda *_, **__: typed)
     monkeypatch.setattr(terminal, "open_screen", lambda _: screen)
     main.main(["chat", *arguments], standalone_mode=False)
