@@ -141,7 +141,7 @@ class Conversation:
         self.dropped_turns = 0
         self._dropped = engine.ever_dropped  # that an outcome has reported
         self.set_system(self.options.system)
-        self._prompt_turns: list[Turn] | None = None
+        self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
         self._cached: list[
             Turn
@@ -230,12 +230,12 @@ class Conversation:
     @property
     def so_far(self) -> list[Turn]:
         """The turns, with what of the running turn there is."""
-        if self._prompt_turns is None:
+        if self._prompt is None:
             return self.turns
         answer = self._answer
         if answer is None or not (answer.text or answer.reasoning):
-            return self._prompt_turns
-        return [*self._prompt_turns, Turn("assistant", answer.text, answer.reasoning)]
+            return self._prompt
+        return [*self._prompt, Turn("assistant", answer.text, answer.reasoning)]
 
     def ask(self, question: str, progress: Progress | None = None) -> Iterator[str]:
         """Sends a user turn and yields the answer's text as it comes, reasoning as Thought; then
@@ -244,32 +244,25 @@ class Conversation:
         Raises ContextFullError when the turn does not fit, TemplateError when the template refuses
         it; then nothing was sent and the conversation is as before.
         """
-        prompt_turns = self._prompt_turns = [*self.turns, Turn("user", question)]
+        prompt = self._prompt = [*self.turns, Turn("user", question)]
         before = self.dropped_turns
         clock = _Clock()
         finish: Finish = "cancelled"
         try:
-            prefill, answer = self._read(prompt_turns, None, progress)
+            prefill, answer = self._read(prompt, None, progress)
             self._answer = answer
             if not prefill.cancelled:
-                finish = yield from self._generate(
-                    prompt_turns, answer, clock, progress
-                )
+                finish = yield from self._generate(prompt, answer, clock, progress)
         # what was said stays, also when the engine fails in the middle or the caller has enough
         finally:
-            written = self._answer
-            self._prompt_turns = None
+            last = self._answer
+            self._prompt = None
             self._answer = None
-            kept = written is not None and (
-                bool(written.tokens) or finish != "cancelled"
-            )
-            if written is not None and kept:
-                list(written.end())  # what a tag or a stop string might have started in
-                self.turns = [
-                    *prompt_turns,
-                    Turn("assistant", written.text, written.reasoning),
-                ]
-        left = tuple(behind_system(prompt_turns)[before : self.dropped_turns])
+            kept = last is not None and (bool(last.tokens) or finish != "cancelled")
+            if last is not None and kept:
+                list(last.end())  # what a tag or a stop string might have started in
+                self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
+        left = tuple(behind_system(prompt)[before : self.dropped_turns])
         dropped = self.engine.ever_dropped - self._dropped
         self._dropped = self.engine.ever_dropped
         self._cached = list(self.turns)
@@ -310,7 +303,7 @@ class Conversation:
 
     def _generate(
         self,
-        prompt_turns: list[Turn],
+        prompt: list[Turn],
         answer: AnswerText,
         clock: _Clock,
         progress: Progress | None,
@@ -318,12 +311,8 @@ class Conversation:
         finish = yield from self._continue(answer, clock)
         # A grammar would begin again in the middle of the answer.
         may_drop = self.options.drop_turns and self.sampling.grammar is None
-        while (
-            finish == "context"
-            and may_drop
-            and exchange(prompt_turns, self.dropped_turns)
-        ):
-            again, _ = self._read(prompt_turns, answer, progress)
+        while finish == "context" and may_drop and exchange(prompt, self.dropped_turns):
+            again, _ = self._read(prompt, answer, progress)
             finish = (
                 (yield from self._continue(answer, clock))
                 if not again.cancelled
@@ -334,13 +323,13 @@ class Conversation:
 
     def _read(
         self,
-        prompt_turns: list[Turn],
+        prompt: list[Turn],
         answer: AnswerText | None,
         progress: Progress | None,
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""
-        turns = without(prompt_turns, self.dropped_turns)
+        turns = without(prompt, self.dropped_turns)
         newly_dropped = 0
         answer_tokens = answer.tokens if answer is not None else []
         if self.options.drop_turns:
