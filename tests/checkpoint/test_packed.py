@@ -4,6 +4,7 @@ packed here value by value."""
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,11 @@ Packed = tuple[dict[str, Array], Array]
 
 
 def _words(codes: Array, bits: int) -> Array:
-    """Codes of the last dimension in words of 32 bits, the first in the lowest bits."""
-    per_word = 32 // bits
-    words = np.zeros((*codes.shape[:-1], codes.shape[-1] // per_word), "<u4")
-    for i in range(codes.shape[-1]):
-        words[..., i // per_word] |= codes[..., i].astype("<u4") << np.uint32(
-            i % per_word * bits
-        )
-    return words
+    """Codes of the last dimension as one stream of bits in words of 32, the lowest first."""
+    stream = codes.astype("u1")[..., None] >> np.arange(bits, dtype="u1") & 1
+    flat = stream.reshape(*codes.shape[:-1], -1)
+    assert flat.shape[-1] % 32 == 0
+    return np.packbits(flat, axis=-1, bitorder="little").view("<u4")
 
 
 def _scales(*shape: int) -> Array:
@@ -70,9 +68,13 @@ def _asymmetric(rows: int, columns: int, bits: int, group: int) -> Packed:
     return tensors, (codes - zeros[:, index]) * scales.astype("f4")[:, index]
 
 
-def _int8(rows: int, columns: int) -> Packed:
+def _int8(rows: int, columns: int, *, around_zero: bool = True) -> Packed:
     codes, scales = _RANDOM.integers(-128, 128, (rows, columns)), _scales(rows, 1)
     tensors = {"weight": codes.astype("i1"), "weight_scale": scales}
+    if not around_zero:
+        zeros = _RANDOM.integers(-128, 128, (rows, 1))
+        tensors["weight_zero_point"] = zeros.astype("i1")
+        codes = codes - zeros
     return tensors, codes * scales.astype("f4")
 
 
@@ -108,12 +110,86 @@ def _awq(rows: int, columns: int, group: int) -> Packed:
     return tensors, ((codes - by_input[0]) * by_input[1]).T
 
 
+def _room(inputs: int, group: int) -> int:
+    """Words of the zero points of an output, as AutoAWQ makes room for them."""
+    several = {32: 4, 64: 2}.get(group, 1)
+    words = -(-(inputs // group) // 8)
+    return -(-words // several) * several
+
+
+def _awq_by_output(
+    rows: int, columns: int, group: int
+) -> tuple[Array, Array, Array, Array]:
+    """Codes, zero points and scales of gemv and gemv_fast with what room they have, and values."""
+    codes = _RANDOM.integers(0, 16, (rows, columns))
+    zeros = np.zeros((rows, 8 * _room(columns, group)), "i8")
+    scales = np.zeros(zeros.shape, "<f2")
+    n_groups = columns // group
+    zeros[:, :n_groups] = _RANDOM.integers(0, 16, (rows, n_groups))
+    scales[:, :n_groups] = _scales(rows, n_groups)
+    return codes, zeros, scales, np.repeat(np.arange(n_groups), group)
+
+
+def _awq_gemv(rows: int, columns: int, group: int) -> Packed:
+    codes, zeros, scales, index = _awq_by_output(rows, columns, group)
+    tensors = {
+        "qweight": _words(codes, 4).view("<i4"),
+        "qzeros": _words(zeros, 4).view("<i4"),
+        "scales": scales,
+    }
+    return tensors, (codes - zeros[:, index]) * scales.astype("f4")[:, index]
+
+
+def _awq_gemv_fast(rows: int, columns: int, group: int, end: str = "qzeros") -> Packed:
+    codes, zeros, scales, index = _awq_by_output(rows, columns, group)
+    added = -(scales * zeros.astype("f4")).astype("<f2")
+    words = np.zeros((rows // 4, columns), "<u2")
+    # Of each 32 columns: even and odd ones of four pairs that are 8 apart, then the next pair.
+    order = [
+        8 * eight + 2 * pair + odd
+        for pair in range(4)
+        for odd in (0, 1)
+        for eight in range(4)
+    ]
+    for four in range(rows // 4):
+        for block in range(0, columns, 64):
+            placed = [
+                codes[4 * four + row, block + half + column]
+                for row in range(4)
+                for half in (0, 32)
+                for column in order
+            ]
+            for i, code in enumerate(placed):
+                words[four, block + i // 4] |= code << (i % 4 * 4)
+    tensors = {
+        "qweight": words.view("<i2"),
+        end: added.T.copy(),
+        "scales": scales.T.copy(),
+    }
+    values = codes * scales.astype("f4")[:, index] + added.astype("f4")[:, index]
+    return tensors, values
+
+
 def _mlx(rows: int, columns: int, bits: int, group: int) -> Packed:
     codes = _RANDOM.integers(0, 1 << bits, (rows, columns))
     scales, biases = _scales(rows, columns // group), -_scales(rows, columns // group)
     tensors = {"weight": _words(codes, bits), "scales": scales, "biases": biases}
     repeated = [np.repeat(values.astype("f4"), group, 1) for values in (scales, biases)]
     return tensors, codes.astype("f4") * repeated[0] + repeated[1]
+
+
+def _mlx_floats(rows: int, columns: int, mode: str) -> Packed:
+    block = 16 if mode == "nvfp4" else 32
+    bits = 8 if mode == "mxfp8" else 4
+    table = float8_values("F8_E4M3") if bits == 8 else np.concatenate([_E2M1, -_E2M1])
+    codes = _RANDOM.integers(0, 1 << bits, (rows, columns))
+    codes[codes & 127 == 127] -= 1  # no NaN
+    stored = _RANDOM.integers(100, 127, (rows, columns // block)).astype("u1")
+    scales = 2.0 ** (stored.astype("f8") - 127)
+    if mode == "nvfp4":
+        scales = float8_values("F8_E4M3")[stored]
+    values = (table[codes] * np.repeat(scales, block, 1)).astype("f4")
+    return {"weight": _words(codes, bits), "scales": stored}, values
 
 
 _E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], "f4")
@@ -141,21 +217,86 @@ def _fp4(rows: int, columns: int, block: int, form: str) -> Packed:
     return tensors, values * np.repeat(scales, block, 1)
 
 
+def _mx(rows: int, columns: int, bits: int) -> Packed:
+    """MXFP6 (E2M3) and MXFP8 (E4M3) of compressed-tensors."""
+    codes = _RANDOM.integers(0, 1 << bits, (rows, columns))
+    codes[codes & 127 == 127] -= 1
+    stored = _RANDOM.integers(118, 128, (rows, columns // 32)).astype("u1")
+    if bits == 8:
+        tensors = {"weight": codes.astype("u1"), "weight_scale": stored}
+        values = float8_values("F8_E4M3")[codes]
+    else:
+        packed = _words(codes, 6).view("u1")
+        tensors = {"weight_packed": packed, "weight_scale": stored}
+        exponent, mantissa = codes >> 3 & 3, codes & 7
+        normal = (1 + mantissa / 8) * 2.0 ** (exponent - 1)
+        magnitude = np.where(exponent, normal, mantissa / 8)
+        values = magnitude * np.where(codes & 32, -1, 1)
+    scales = np.repeat(2.0 ** (stored.astype("f8") - 127), 32, 1)
+    return tensors, (values * scales).astype("f4")
+
+
 _CT = {"quant_method": "compressed-tensors"}
+_AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32}
+_AUTO_ROUND = {
+    "quant_method": "auto-round",
+    "packing_format": "auto_round:auto_gptq",
+    "bits": 4,
+}
 FORMS: dict[str, tuple[Callable[[int, int], Packed], dict[str, Any]]] = {
     "int4": (lambda r, c: _symmetric(r, c, 4, 32), _CT),
     "int4-channel": (lambda r, c: _symmetric(r, c, 4, c), _CT),
     "int8-packed": (lambda r, c: _symmetric(r, c, 8, 32), _CT),
     "int4-asymmetric": (lambda r, c: _asymmetric(r, c, 4, 32), _CT),
+    "int2": (lambda r, c: _symmetric(r, c, 2, 32), _CT),
+    "int3": (lambda r, c: _symmetric(r, c, 3, 32), _CT),
+    "int5-asymmetric": (lambda r, c: _asymmetric(r, c, 5, 32), _CT),
     "int8": (_int8, _CT),
+    "int8-asymmetric": (lambda r, c: _int8(r, c, around_zero=False), _CT),
     "gptq": (lambda r, c: _gptq(r, c, 4, 32, 1), {"quant_method": "gptq", "bits": 4}),
     "gptq-8": (lambda r, c: _gptq(r, c, 8, 32, 1), {"quant_method": "gptq", "bits": 8}),
     "gptq-2": (lambda r, c: _gptq(r, c, 2, 32, 1), {"quant_method": "gptq", "bits": 2}),
+    "gptq-3": (lambda r, c: _gptq(r, c, 3, 32, 1), {"quant_method": "gptq", "bits": 3}),
+    # A module of other bits than the rest, as GPTQModel and AutoRound make them.
+    "gptq-6-in-4": (lambda r, c: _gptq(r, c, 6, 32, 1), {"bits": 4}),
+    "auto-round": (lambda r, c: _gptq(r, c, 4, 32, 1), _AUTO_ROUND),
+    "auto-round-3-asymmetric": (
+        lambda r, c: _gptq(r, c, 3, 32, 0),
+        {**_AUTO_ROUND, "packing_format": "auto_round", "sym": False},
+    ),
+    "auto-round-awq": (
+        lambda r, c: _awq(r, c, 32),
+        {**_AUTO_ROUND, "packing_format": "auto_round:auto_awq"},
+    ),
     "gptq-v2": (
         lambda r, c: _gptq(r, c, 4, 32, 0),
         {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2"},
     ),
     "awq": (lambda r, c: _awq(r, c, 32), {"quant_method": "awq", "version": "gemm"}),
+    "awq-gemv": (lambda r, c: _awq_gemv(r, c, 32), _AWQ | {"version": "gemv"}),
+    "awq-gemv-channel": (
+        lambda r, c: _awq_gemv(r, c, c),
+        _AWQ | {"version": "gemv", "group_size": -1},
+    ),
+    "awq-gemv-fast": (
+        lambda r, c: _awq_gemv_fast(r, c, 32),
+        _AWQ | {"version": "gemv_fast"},
+    ),
+    "llm-awq": (lambda r, c: _awq_gemv_fast(r, c, 32, "scaled_zeros"), _AWQ),
+    **{
+        f"mlx-{bits}": (
+            lambda r, c, bits=bits: _mlx(r, c, bits, 32),
+            {"bits": bits, "group_size": 32},
+        )
+        for bits in (1, 2, 3, 5, 6)
+    },
+    **{
+        f"mlx-{mode}": (
+            lambda r, c, mode=mode: _mlx_floats(r, c, mode),
+            {"mode": mode, "bits": 8 if mode == "mxfp8" else 4},
+        )
+        for mode in ("mxfp4", "mxfp8", "nvfp4")
+    },
     "mlx": (lambda r, c: _mlx(r, c, 4, 32), {"bits": 4, "group_size": 32}),
     "mlx-8": (lambda r, c: _mlx(r, c, 8, 32), {"bits": 8, "group_size": 32}),
     "nvfp4": (lambda r, c: _fp4(r, c, 16, "compressed"), _CT),
@@ -163,14 +304,14 @@ FORMS: dict[str, tuple[Callable[[int, int], Packed], dict[str, Any]]] = {
         lambda r, c: _fp4(r, c, 16, "modelopt"),
         {"quant_method": "modelopt"},
     ),
+    "mxfp6": (lambda r, c: _mx(r, c, 6), _CT),
+    "mxfp8": (lambda r, c: _mx(r, c, 8), _CT),
     "mxfp4": (lambda r, c: _fp4(r, c, 32, "mxfp4"), _CT),
 }
 
 
 def _packed(plain: Path, folder: Path, form: str) -> tuple[Path, dict[str, Array]]:
     """The checkpoint with packed projections, and the floats that these are."""
-    import shutil
-
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -184,7 +325,9 @@ def _packed(plain: Path, folder: Path, form: str) -> tuple[Path, dict[str, Array
         parts, floats[name] = make(*weight.shape)
         for end, values in parts.items():
             tensor = torch.from_numpy(np.ascontiguousarray(values))
-            if end == "weight_scale" and "nvfp4" in form:
+            if (end == "weight_scale" and form.startswith("nvfp4")) or (
+                end == "weight" and form == "mxfp8"
+            ):
                 tensor = tensor.view(torch.float8_e4m3fn)
             tensors[name.replace("weight", end)] = tensor
     save_file(tensors, folder / "model.safetensors")
@@ -199,7 +342,10 @@ def _packed(plain: Path, folder: Path, form: str) -> tuple[Path, dict[str, Array
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_llama(tmp_path_factory.mktemp("packed") / "plain")
+    # All sizes are multiples of 64, as gemv_fast must have them.
+    return make_llama(
+        tmp_path_factory.mktemp("packed") / "plain", intermediate_size=192
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -217,7 +363,9 @@ def test_the_floats_are_the_formats(form: str, plain: Path, tmp_path: Path) -> N
         np.testing.assert_array_equal(values[8:24], values[:][8:24])
 
 
-@pytest.mark.parametrize("form", ["int4", "gptq", "awq", "mlx", "nvfp4"])
+@pytest.mark.parametrize(
+    "form", ["int4", "gptq-3", "awq", "awq-gemv-fast", "mlx", "mlx-5", "nvfp4"]
+)
 def test_the_file_is_that_of_the_floats(form: str, plain: Path, tmp_path: Path) -> None:
     """Through the families' rules, with rows in another order."""
     import torch
@@ -229,7 +377,7 @@ def test_the_file_is_that_of_the_floats(form: str, plain: Path, tmp_path: Path) 
     weights |= {
         name: torch.from_numpy(values.astype("f4")) for name, values in floats.items()
     }
-    other = make_llama(tmp_path / "other")
+    other = Path(shutil.copytree(plain, tmp_path / "other"))
     save_file(
         {name: w.contiguous() for name, w in weights.items()},
         other / "model.safetensors",
@@ -309,6 +457,56 @@ def test_experts_that_mlx_stacked(tmp_path: Path) -> None:
         np.testing.assert_allclose(written, expected.ravel(), rtol=2e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("mlx")])
+def test_against_mlx_itself(form: str, plain: Path, tmp_path: Path) -> None:
+    mlx = pytest.importorskip("mlx.core")
+    folder, _ = _packed(plain, tmp_path / "packed", form)
+    stored = mlx.load(str(folder / "model.safetensors"))
+    stated = json.loads((folder / "config.json").read_text())["quantization_config"]
+    config = Config(json.loads((folder / "config.json").read_text()), "config.json")
+    found = weights_of(read_tensors(folder), config)
+    name = "model.layers.0.self_attn.q_proj"
+    biases = stored.get(f"{name}.biases")
+    theirs = mlx.dequantize(
+        stored[f"{name}.weight"],
+        stored[f"{name}.scales"].astype(mlx.float32)
+        if biases is not None
+        else stored[f"{name}.scales"],
+        None if biases is None else biases.astype(mlx.float32),
+        **stated,
+    )
+    np.testing.assert_allclose(
+        found[f"{name}.weight"].array()[:], np.array(theirs.astype(mlx.float32))
+    )
+
+
+@pytest.mark.parametrize(
+    ("ends", "dtype", "words"),
+    [
+        (("B", "s"), "int32", "GPTQ and laid out for Marlin"),
+        (("B", "s_channel", "s_group"), "int32", "QQQ"),
+        (("qweight", "scales", "zeros"), "int8", "laid out for BitBLAS"),
+        (("qweight", "scales"), "int32", "AWQ and laid out for Marlin"),
+    ],
+)
+def test_layouts_for_one_kernel_are_refused_by_name(
+    ends: tuple[str, ...], dtype: str, words: str, plain: Path, tmp_path: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(plain, tmp_path / "packed"))
+    tensors = load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        del tensors[name]
+        for end in ends:
+            kind = getattr(torch, dtype) if end == ends[0] else torch.float16
+            tensors[name.replace("weight", end)] = torch.zeros((8, 8), dtype=kind)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=f"{words}.*take the unquantized model"):
+        convert(ConvertOptions(folder, tmp_path / "out.gguf"))
+
+
 def test_against_compressed_tensors_own_code(plain: Path, tmp_path: Path) -> None:
     """Its packing and ours agree on every code."""
     helpers = pytest.importorskip(
@@ -338,7 +536,12 @@ def test_against_compressed_tensors_own_code(plain: Path, tmp_path: Path) -> Non
         ("int4", "weight_packed", (7, 16), "does not pack to"),
         ("int4", "weight_scale", (3, 5), "no scale of"),
         ("gptq", "g_idx", (3,), "is no index of"),
-        ("gptq", "qzeros", (3, 3), "GPTQ of 4 bits"),
+        ("gptq", "qzeros", (3, 3), "no codes of 2 to 8 bits"),
+        ("gptq-3", "qweight", (13, 192), "no codes of 2 to 8 bits"),
+        ("awq-gemv", "scales", (192, 8), "do not fit groups of 32"),
+        ("awq-gemv-fast", "qweight", (47, 128), "do not fit groups of 32"),
+        ("mlx-mxfp4", "scales", (3, 3), "has blocks of 32"),
+        ("int8-asymmetric", "weight_zero_point", (3, 1), "zero points of int8"),
         ("awq", "qzeros", (3, 3), "is not the form gemm"),
         ("mlx", "biases", (3, 3), "has groups of 32"),
         ("nvfp4", "weight_scale", (3, 3), "has blocks of 16"),
