@@ -142,7 +142,8 @@ def leading_sections(
 ) -> tuple[list[Section], int]:
     """The first `count` sections of a state, after which others follow, and the byte after them.
     Raises ValueError as `sections`."""
-    reader = _Reader(memoryview(data), 3 if extended else 0)
+    extra = 3 if extended else 0
+    reader = _Reader(memoryview(data), extra)
     reader.unpack("Ii")
     found = [reader.section() for _ in range(count)]
     return found, len(data) - reader.rest
