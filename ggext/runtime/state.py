@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 _MAX_ROW = 1 << 24
+#: Bytes of the magic and the sequence.
+HEAD_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,18 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
     while reader.rest:
         found.append(reader.section())
     return magic, found
+
+
+def leading_sections(
+    data: Any, count: int, *, extended: bool = False
+) -> tuple[list[Section], int]:
+    """The first `count` sections of a state, after which others follow, and the byte after them.
+    Raises ValueError as `sections`."""
+    extra = 3 if extended else 0
+    reader = _Reader(memoryview(data), extra)
+    reader.unpack("Ii")
+    found = [reader.section() for _ in range(count)]
+    return found, len(data) - reader.rest
 
 
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
