@@ -59,7 +59,7 @@ class Cache(MovableCells):
         self.regimes = self._plan.regimes[-1:] if settled else self._plan.regimes
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
-        super().__init__(self.handle)
+        super().__init__(self.handle, self._cells())
         window = model.n_swa if self.cells.slides and not model.is_recurrent else 0
         forgets = model.is_recurrent or (window and not self._plan.whole_windows)
         self.checkpoints = Checkpoints(
@@ -89,6 +89,10 @@ class Cache(MovableCells):
             regime,
             (self._abort, ctypes.addressof(self._flag)),
         )
+
+    def _cells(self) -> Cells:
+        window = self.model.n_swa if self._options.edits_cache else 0
+        return Cells(self.handle, window)
 
     def _set_threads(self, count: int) -> None:
         self.lib.llama_set_n_threads(self.handle, count, count)
@@ -375,7 +379,7 @@ class Cache(MovableCells):
         self._rotation = None
         self._set_threads(self.threads.now)
         self._memory = self.lib.llama_get_memory(handle)
-        self.cells = Cells(handle)
+        self.cells = self._cells()
         self.checkpoints.clear()
         self.tokens = []
         self.positions = []

@@ -68,6 +68,11 @@ class SessionOptions:
             or self.dynamic_ntk == "rotate"
         )
 
+    @property
+    def windows(self) -> Swa:
+        """What layers with a sliding window keep: every token where cells are moved."""
+        return "full" if self.swa == "auto" and self.edits_cache else self.swa
+
     def __post_init__(self) -> None:
         check_fields(self)
         for name in ("n_ctx", "threads", "n_batch"):
@@ -146,7 +151,7 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
             options.kv_type,
             options.n_batch,
             options.flash_attention,
-            options.swa,
+            options.windows,
             threads,
         ),
     )
@@ -158,7 +163,18 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
-    whole = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    whole = whole_windows(options.windows, model.n_swa, n_ctx, n_batch)
+    if not whole and options.edits_cache:
+        raise ModelError(
+            f"{model.path}: when_full={options.memory.when_full!r} moves cached keys, and a small "
+            "cache of layers with a sliding window has those of the last tokens alone: take swa "
+            "full or auto; recompute works with both"
+        )
+    if whole and not whole_windows(options.swa, model.n_swa, n_ctx, n_batch):
+        notices.append(
+            "layers with a sliding window keep every token of the context, for "
+            f"{options.memory.when_full} moves their cells"
+        )
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
