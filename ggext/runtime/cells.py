@@ -76,21 +76,26 @@ class Cells:
         return data
 
     def replace(self, data: NDArray[np.uint8], *, sliding: bool = False) -> None:
-        """Makes the cells those that `copied` returned. Raises ModelError; which are there then is
-        not known."""
+        """Makes the cells those that `copied` returned, here or in a context that moves no cells.
+        Raises ModelError; which are there then is not known."""
         flags = _SLIDING if sliding else 0
         llama.clear_log()
         if self._lib.llama_state_seq_set_data_ext(
             self._handle, _pointer(data), len(data), MAIN, flags
         ) != len(data):
             raise llama.failure("the cells of a cache cannot be put back")
+        if self._window and self.first_position > 0:
+            raise ModelError(
+                "of layers with a sliding window the copy has the last tokens alone, and a policy "
+                "that moves cells needs all: the text must be read again"
+            )
 
     def take(self, first: int, last: int) -> state.KvBlock:
         """A copy of the cells at positions `first` to `last`."""
         if self._window:
             last = min(last, self._end)
         step = self._window or max(last - first, 1)
-        # Windows may begin anew at each multiple of their size (Llama 4).
+        # Windows may begin again at each multiple of their size (Llama 4).
         bounds = [first, *range(first + step - first % step, last, step), last]
         return state.joined([self._piece(*pair) for pair in pairwise(bounds)])
 

@@ -163,32 +163,25 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     )
     n_batch = min(n_batch, n_ctx)
     flash = _flash_attention(model, options, room, n_ctx)
-    whole = whole_windows(options.windows, model.n_swa, n_ctx, n_batch)
-    if not whole and options.edits_cache:
-        raise ModelError(
-            f"{model.path}: when_full={options.memory.when_full!r} moves cached keys, and a small "
-            "cache of layers with a sliding window has those of the last tokens alone: take swa "
-            "full or auto; recompute works with both"
-        )
-    if whole and not whole_windows(options.swa, model.n_swa, n_ctx, n_batch):
-        notices.append(
-            "layers with a sliding window keep every token of the context, for "
-            f"{options.memory.when_full} moves their cells"
-        )
+    whole, more = _whole_windows(model, options, n_ctx, n_batch)
     batches = _batches(
         options, threads, room, Context(n_ctx, n_batch, options.kv_type, flash, whole)
     )
     # With flash attention the last bits of a number depend on how many threads make it.
     measured = options.threads is None and not flash
+    measured_threads = threads if measured else 0
+    threads_used = (
+        defaults.threads_now(threads, model.loading_began) if measured else threads
+    )
     return Plan(
         n_ctx,
         batches,
-        defaults.threads_now(threads, model.loading_began) if measured else threads,
-        threads if measured else 0,
+        threads_used,
+        measured_threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),
-        tuple(notices),
+        (*notices, *more),
     )
 
 
@@ -244,6 +237,28 @@ def open_context(
             module.llama_free(handle)
             raise
     return handle
+
+
+def _whole_windows(
+    model: Model, options: SessionOptions, n_ctx: int, n_batch: int
+) -> tuple[bool, list[str]]:
+    """Whether sliding windows keep every token, and what the user should know of it. Raises
+    ModelError where they would not and must."""
+    policy = options.memory.when_full
+    by_memory = whole_windows(options.swa, model.n_swa, n_ctx, n_batch)
+    if by_memory or not options.edits_cache:
+        return by_memory, []
+    if options.windows != "full":
+        raise ModelError(
+            f"{model.path}: when_full={policy!r} moves cached keys, and a small cache of layers "
+            "with a sliding window has those of the last tokens alone: take swa full or auto; "
+            "recompute works with both"
+        )
+    notice = (
+        "layers with a sliding window keep every token of the context, for "
+        f"{policy} moves their cells"
+    )
+    return True, [notice]
 
 
 def _batches(

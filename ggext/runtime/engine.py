@@ -262,15 +262,23 @@ class Session(SessionAccount):
             return self.cache.logits().copy()
 
     def snapshot(self) -> NDArray[np.uint8]:
-        """The cache as llama.cpp writes it, for `restore` over the same file and options. Raises
-        ModelError, also where it ``can_be_kept`` no more."""
+        """The cache as llama.cpp writes it, for `restore` over the same file and options. The last
+        token is evaluated again before, by itself: in a batch it is rounded otherwise, with flash
+        attention by 1 % of the logits' range. Raises ModelError, also where it ``can_be_kept`` no
+        more."""
         with self._exclusive:
+            self.resume()
+            self._checked(self.cache.tokens)
             if not self.can_be_kept:
                 raise ModelError(
                     "a cache in which a policy has moved tokens apart cannot be taken for its "
                     "tokens"
                 )
-            return self.cache.snapshot()
+            cells = self.memory.copied()
+            if cells is None:
+                self.resume()
+                raise CancelledError("copying the cache was cancelled")
+            return cells
 
     def restore(
         self,
@@ -285,16 +293,15 @@ class Session(SessionAccount):
         with self._exclusive:
             wanted = self._checked(tokens)
             self.memory.cut(0)
-            self.cache.restore(wanted, state, places)
+            self.memory.put_back(wanted, state, places)
             self.memory.gone = gone
 
     def reread_last(self) -> None:
-        """Evaluates the last token again, by itself: in a batch it is rounded otherwise. Raises
-        ModelError."""
+        """Evaluates the last token by itself, as `snapshot` does, unless its logits are there.
+        Raises ModelError."""
         with self._exclusive:
             self.resume()
-            self._checked(self.cache.tokens)
-            if not self.memory.reread_last():
+            if not self.cache.has_logits and not self.memory.reread_last():
                 self.resume()
                 raise CancelledError("reading the last token again was cancelled")
 
@@ -363,7 +370,8 @@ class Session(SessionAccount):
         stays = (
             cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
         )
-        kept = self.memory.cut(count if stays else 0)
+        cut_at = count if stays else 0
+        kept = self.memory.cut(cut_at)
         if kept == 0:
             cache.start(wanted)
         return kept

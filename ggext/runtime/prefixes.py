@@ -110,7 +110,10 @@ def copied(cache: Cache, memory: Memory) -> Prefix | None:
     ModelError."""
     import numpy as np
 
-    if cache.regime != cache.regime_of(len(cache.tokens)) or not memory.reread_last():
+    if cache.regime != cache.regime_of(len(cache.tokens)):
+        return None
+    cells = memory.copied()
+    if cells is None:
         return None
     gone = memory.gone
     account = memory.account()
@@ -124,8 +127,17 @@ def copied(cache: Cache, memory: Memory) -> Prefix | None:
         regime=cache.regime,
         aligned=cache.aligned,
         logits=np.array(cache.logits(), np.float32),
-        cells=cache.snapshot(),
-        windows=cache.checkpoints.kept,
+        cells=cells,
+        windows=_windows(cache),
+    )
+
+
+def _windows(cache: Cache) -> tuple[Checkpoint, ...]:
+    """The copies that are not in the cells too: these have the state before the last token."""
+    last = len(cache.tokens) - 1
+    recurrent = cache.checkpoints.recurrent
+    return tuple(
+        kept for kept in cache.checkpoints.kept if not recurrent or kept.count < last
     )
 
 
@@ -138,11 +150,12 @@ def put_back(prefix: Prefix, cache: Cache, memory: Memory) -> None:
         memory.cut(0)
         gone = prefix.gone.copy()
         layout = memory.layout(len(prefix.tokens), gone, prefix.account)
-        cache.restore([*prefix.tokens], np.asarray(prefix.cells), layout.places)
-        cache.checkpoints.kept = prefix.windows
+        memory.put_back([*prefix.tokens], np.asarray(prefix.cells), layout.places)
+        cache.checkpoints.kept = (*prefix.windows, *cache.checkpoints.kept)
         memory.gone = gone
         memory.resume(prefix.account, map(memoryview, prefix.blocks))
-        if memory.reread_last() and apart(cache.logits(), prefix.logits) <= TOLERANCE:
+        there = cache.has_logits or memory.reread_last()
+        if there and apart(cache.logits(), prefix.logits) <= TOLERANCE:
             cache.aligned = prefix.aligned
             return
     except ModelError:

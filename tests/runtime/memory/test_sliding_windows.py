@@ -15,6 +15,7 @@ from sliding_models import ARCHITECTURES, WINDOW, moving, some, windowed
 from tiny_gguf import write_random
 
 from ggext.errors import ModelError
+from ggext.footprint.cache import Swa
 from ggext.footprint.planner import Choices, Memories
 from ggext.plan import PlanOptions, plan
 
@@ -220,6 +221,22 @@ def test_a_kept_cache_goes_on_as_it_was(
                 one.evaluate(TEXT[:length])
             assert other.dropped == session.dropped
             assert alike(other.last_logits(), session.last_logits())
+
+
+@pytest.mark.parametrize("swa", ["full", "small"])
+def test_a_kept_cache_of_a_policy_that_moves_nothing_is_read_again(
+    gemma3: Model, tmp_path: Path, swa: Swa
+) -> None:
+    """Whatever its windows held, llama.cpp wrote what the last token sees."""
+    made = replace(moving("stop", 1024), swa=swa)
+    path = tmp_path / "kv.bin"
+    with Session(gemma3, made) as session:
+        session.evaluate(TEXT[:200])
+        store.save(path, session, KEY)
+    with Session(gemma3, moving("stream", 1024)) as session:
+        with pytest.raises(store.StateError, match="the text must be read again"):
+            store.restore(path, session, KEY)
+        assert session.evaluate(TEXT).evaluated == len(TEXT)
 
 
 @pytest.mark.parametrize(("policy", "evicted"), MOVING)
