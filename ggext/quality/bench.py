@@ -142,9 +142,9 @@ class Bench(Closing):
         own_questions = () if path is None else texts.read_questions(path)
         if not self.options.texts:
             return sample_maker(self.prompts, own_questions=own_questions)
-        found = texts.filler_of([text for _, text in self.documents])
+        filler = texts.filler_of([text for _, text in self.documents])
         return sample_maker(
-            self.prompts, lambda rng: texts.sentences_from(found, rng), own_questions
+            self.prompts, lambda rng: texts.sentences_from(filler, rng), own_questions
         )
 
     def piece(self, item: Item) -> Piece:
@@ -202,12 +202,12 @@ class Bench(Closing):
     def diverge(self, item: Item, first: Session, progress: Progress) -> Diverged:
         """How this setting differs from another's session on a piece."""
         piece = self.piece(item)
-        found = compare(first, self.session, piece.tokens, progress)
+        divergence = compare(first, self.session, piece.tokens, progress)
         return Diverged(
             piece.name,
-            _narrow(found.kl),
-            _narrow(found.same_top),
-            _narrow(found.delta_p),
+            _narrow(divergence.kl),
+            _narrow(divergence.same_top),
+            _narrow(divergence.delta_p),
         )
 
     def speed(self, probe: int = _PROBE) -> Speed:
