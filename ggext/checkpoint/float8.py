@@ -76,10 +76,10 @@ def weights_of(
         tensors = packed
         if is_plain(tensors.values()):
             return tensors
-    found = _quantization(tensors, stated, config.source)
-    if found is None:
+    quantization = _quantization(tensors, stated, config.source)
+    if quantization is None:
         return tensors
-    suffix, block = found
+    suffix, block = quantization
     dtype = "BF16" if dtype == "bfloat16" else "F32"
     weights: dict[str, CheckpointTensor] = {}
     for name, tensor in tensors.items():

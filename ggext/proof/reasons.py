@@ -49,11 +49,11 @@ def gain_reason(
 
 def _unread(gguf: GgufFile, *names: str) -> str:
     keys = gguf.arch_keys()
-    found = [f"{name} {keys[name]:g}" for name in names if _is_unread(gguf, name)]
-    if not found:
+    unread = [f"{name} {keys[name]:g}" for name in names if _is_unread(gguf, name)]
+    if not unread:
         return ""
     return (
-        f"the file's {' and '.join(found)} {'are' if found[1:] else 'is'} not read by "
+        f"the file's {' and '.join(unread)} {'are' if unread[1:] else 'is'} not read by "
         f"llama.cpp's {gguf.arch}"
     )
 
