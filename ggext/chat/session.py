@@ -21,6 +21,7 @@ from ggext.errors import GgextError, OutputError, UsageError
 from ggext.folders import state_folder
 from ggext.gguf.plain_files import create_plain
 from ggext.runtime import store
+from ggext.runtime.checked_state import StateError
 from ggext.runtime.closing import Closing
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Keeper(Closing):
             count = store.restore(
                 self._state, self.session, store.session_key(self.session)
             )
-        except store.StateError as error:
+        except StateError as error:
             return False, self._replay(str(error))
         self._saved = _content(self.session)
         return (
