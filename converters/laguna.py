@@ -125,7 +125,8 @@ class Laguna(Llama):
         yield weight(f"{module}.q_norm", self.head_dim)
         yield weight(f"{module}.k_norm", self.head_dim)
         by_head = self.config.values.get("gating") in (True, "per-head")
-        yield weight(f"{module}.g_proj", heads if by_head else rows, self.n_embd)
+        gates = heads if by_head else rows
+        yield weight(f"{module}.g_proj", gates, self.n_embd)
 
     def mlp(self, module: str, layer: int) -> Iterator[TensorRule]:
         if layer < self.n_dense:

@@ -9,7 +9,7 @@ that llama.cpp executes), ``shift`` (whether the cache may roll) and, with a ref
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,7 +125,7 @@ def _unrotated(
     reference: Path | None,
     tokens: int | None,
     tolerance: float | None,
-    notes: list[str],
+    notes: Sequence[str],
     progress: Progress,
     chosen: set[str],
 ) -> Report:
@@ -153,7 +153,7 @@ def _chosen(
         raise UsageError(
             f"unknown level {', '.join(sorted(unknown))}: choose of {', '.join(LEVELS)}"
         )
-    chosen = set(LEVELS if levels is None else levels)
+    chosen = set(LEVELS) if levels is None else set(levels)
     notes = []
     if require_shift_safe:
         chosen.add("shift")
@@ -187,13 +187,13 @@ class _Run:
         gguf: GgufFile,
         effective: RopeTable,
         wanted: Wanted,
-        notes: list[str],
+        notes: Sequence[str],
         progress: Progress,
     ) -> None:
         self.gguf = gguf
         self.effective = effective
         self.wanted = wanted
-        self.notes = notes
+        self.notes = [*notes]
         self.progress = progress
         self.checks: list[Check] = []
         self.nodes: list[Executed] = []

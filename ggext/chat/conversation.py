@@ -127,9 +127,10 @@ class Conversation:
     ) -> None:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
+        thinks = False if sampling.grammar is not None else self.options.think
         self.prompts = Prompts(
             vocabulary,
-            False if sampling.grammar is not None else self.options.think,
+            thinks,
             self.options.template,
         )
         self.engine = engine
@@ -349,9 +350,8 @@ class Conversation:
         self, answer: AnswerText, clock: _Clock
     ) -> Generator[str, None, Finish]:
         most = self.options.max_tokens
-        generation = self.engine.generate(
-            self.sampling, None if most is None else most - len(answer.tokens)
-        )
+        most_left = None if most is None else most - len(answer.tokens)
+        generation = self.engine.generate(self.sampling, most_left)
         try:
             yield from answer.extend(clock.timed(generation))
         finally:

@@ -82,8 +82,10 @@ def read_group_index(
 
 def spread_over_rows(scale: CheckpointTensor, rows: Any) -> Array:
     """The scales of the rows, one row of them where all rows share it."""
-    stored = scale.array().reshape(scale.shape[0] if scale.shape else 1, -1)
-    return to_float32(stored if len(stored) == 1 else stored[rows], scale.dtype)
+    n_rows = scale.shape[0] if scale.shape else 1
+    stored = scale.array().reshape(n_rows, -1)
+    chosen_rows = stored if len(stored) == 1 else stored[rows]
+    return to_float32(chosen_rows, scale.dtype)
 
 
 def floats_of(tensor: CheckpointTensor) -> Array:

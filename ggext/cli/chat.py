@@ -117,11 +117,9 @@ def _grammar(schema: str | None, grammar: Path | None) -> Grammar | None:
     if schema is not None:
         from ggext.runtime.sampling import json_grammar
 
-        return json_grammar(
-            schema
-            if schema.lstrip().startswith("{")
-            else read_document(Path(schema)).text
-        )
+        if not schema.lstrip().startswith("{"):
+            schema = read_document(Path(schema)).text
+        return json_grammar(schema)
     return None if grammar is None else read_document(grammar).text
 
 

@@ -103,14 +103,17 @@ class Engine:
             self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
         )
         memory = capacity.room(model, choices)
+        free = None if memory is None else memory.free
+        cache = None if memory is None else memory.cache
+        needed = None if memory is None else memory.needed
         return Room(
             self.request.file,
             session.n_ctx,
             model.n_ctx_train,
             model.n_ctx_original,
-            None if memory is None else memory.needed,
-            None if memory is None else memory.cache,
-            None if memory is None else memory.free,
+            needed,
+            cache,
+            free,
             self._options.memory.when_full,
             getattr(session.memory, "reserved", 0),
             session.computes,
@@ -185,8 +188,9 @@ class Engine:
 def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
     from ggext.runtime.engine import MemoryOptions, SessionOptions
 
+    n_ctx = None if request.ctx == "auto" else request.ctx
     return SessionOptions(
-        None if request.ctx == "auto" else request.ctx,
+        n_ctx,
         request.threads,
         request.batch_size,
         flash_attention=_FLASH[request.flash_attn],
@@ -283,12 +287,13 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         think = "hide"
     adapter = None if request.adapter is None else os.path.abspath(request.adapter)
     sampled: dict[str, Any] = {name: getattr(sampling, name) for name in SAMPLED}
+    when_full = "turns" if options.drop_turns else chat.room.when_full
     return KeptSettings(
         model=os.path.abspath(request.file),
         max_tokens=options.max_tokens,
         stop=options.stop,
         think=cast("Any", think),
-        when_full="turns" if options.drop_turns else chat.room.when_full,
+        when_full=when_full,
         keep=request.keep,
         evicted=request.evicted,
         ctx=engine.ctx,
@@ -343,7 +348,8 @@ def _resume(
             "stop",
             "turns",
         )  # the others are given every turn
-        conversation.restart(keeper.turns, keeper.left if by_turns else 0)
+        dropped_turns = keeper.left if by_turns else 0
+        conversation.restart(keeper.turns, dropped_turns)
         if restored:
             conversation.is_cached()
         if request.options.system is not None:

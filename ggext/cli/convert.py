@@ -65,9 +65,8 @@ def convert(model: Path, out: Path | None, **options: Any) -> None:
             planned_model(model, revision, check=check)
         )
     else:
-        named = named_model(
-            model, revision, show_progress=True, check=check if by_ggext else None
-        )
+        checked = check if by_ggext else None
+        named = named_model(model, revision, show_progress=True, check=checked)
     asked = replace(asked, model=named)
     if by_ggext:
         _convert(asked, options)
@@ -108,10 +107,10 @@ def _convert(
         done = execute(planned, progress)
     for text in done.notes[printed:]:
         echo_wrapped(f"note: {text}")
-    if planned.rounding.numbers:
+    if done.rounding.numbers:
         click.echo(
-            f"folding: rounding of the query weights rms {planned.rounding.rms:.1e}, worst "
-            f"{planned.rounding.worst:.1e}, relative"
+            f"folding: rounding of the query weights rms {done.rounding.rms:.1e}, worst "
+            f"{done.rounding.worst:.1e}, relative"
         )
     for path in done.files:
         click.echo(
@@ -164,7 +163,8 @@ def _verify(out: Path) -> None:
         "tolerance; "
         f"ggext verify {out} shows them"
     )
-    sys.exit(0 if report.passed else 1)
+    status = 0 if report.passed else 1
+    sys.exit(status)
 
 
 def _options(model: Path, out: Path | None, options: dict[str, Any]) -> ConvertOptions:
@@ -210,12 +210,13 @@ def _with_recipe(asked: ConvertOptions, path: Path) -> ConvertOptions:
     rope = request.rope
     if asked.attention_factor is not None:
         rope = replace(rope, attention_factor=asked.attention_factor)
+    written_type = request.type if asked.type == "auto" else asked.type
     return replace(
         asked,
         rope=rope,
         target_context=request.target_context,
         encoding=asked.encoding or request.encoding,
-        type=request.type if asked.type == "auto" else asked.type,
+        type=written_type,
         tensor_types=request.tensor_types + asked.tensor_types,
         attention_factor=None,
     )

@@ -64,7 +64,8 @@ def run(command: Callable[[], Any]) -> NoReturn:
     except OSError as error:
         code = said(_of_output(error), 1)
     _leave_streams()
-    sys.exit(code if isinstance(code, int) else 0)
+    status = code if isinstance(code, int) else 0
+    sys.exit(status)
 
 
 def failed(error: BaseException) -> NoReturn:

@@ -107,7 +107,8 @@ def search(
     """
     from ggext.search import Search, SearchOptions
 
-    options = SearchOptions(encoding=None if encoding == "auto" else encoding, **given)
+    encoding = None if encoding == "auto" else encoding
+    options = SearchOptions(encoding=encoding, **given)
     if card is not None:
         check_folder(card)
     _paint("measuring how fast this file is read")

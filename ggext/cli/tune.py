@@ -234,6 +234,7 @@ def _options(
     if options["full"] and options["lora"]:
         raise click.UsageError("--full and --lora exclude each other; give one")
     name = f"{model_name(named_model(checkpoint))}-tuned"
+    lora = None if options["full"] else options["lora"] or LORA_RANK
     return TuneOptions(
         model=checkpoint,
         texts=options["texts"],
@@ -241,7 +242,7 @@ def _options(
         scaling=scaling,
         target_context=options["target_context"],
         stages=options["stages"],
-        lora=None if options["full"] else options["lora"] or LORA_RANK,
+        lora=lora,
         type=options["type_"],
         **{
             name: options[name]

@@ -116,5 +116,7 @@ def verify(
     if as_json:
         click.echo(json.dumps(report.as_dict(), indent=2))
     else:
-        click.echo(in_detail(report) if details else in_short(report))
-    sys.exit(0 if report.passed else 1)
+        text = in_detail(report) if details else in_short(report)
+        click.echo(text)
+    status = 0 if report.passed else 1
+    sys.exit(status)

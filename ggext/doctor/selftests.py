@@ -32,7 +32,9 @@ def _finding(name: str, attempt: Callable[[], tuple[bool, str]]) -> Finding:
         return Finding("tests", name, "wrong", str(error))
     except MemoryError:
         return Finding("tests", name, "wrong", "the memory ran out")
-    return Finding("tests", name, "ok" if passed else "wrong", value)
+    if not passed:
+        return Finding("tests", name, "wrong", value)
+    return Finding("tests", name, "ok", value)
 
 
 def _try_rotation() -> tuple[bool, str]:

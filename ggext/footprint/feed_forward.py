@@ -50,7 +50,8 @@ class FeedForward(Nodes):
             return self._dense(at, "", x)
         latent = f"{at}ffn_latent_down"
         has_latent = self.arch.has(f"{latent}.weight")
-        result = self._experts(at, x, self.matrix(x, latent) if has_latent else x)
+        routed = self.matrix(x, latent) if has_latent else x
+        result = self._experts(at, x, routed)
         if has_latent:
             result = self.matrix(result, f"{at}ffn_latent_up")
         if not self.arch.has(f"{at}ffn_up_shexp.weight"):

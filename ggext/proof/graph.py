@@ -87,7 +87,8 @@ def observe(model: Model, wanted: Wanted, context: int) -> list[Turn]:
     turns: list[Turn] = []
     tokens = sample_tokens(model, _FIRST)
     # LongRoPE's table goes by the cells that a context has
-    cells = max(CELLS, wanted.table.lengths[0] if wanted.table.lengths else 0)
+    shortest = wanted.table.lengths[0] if wanted.table.lengths else 0
+    cells = max(CELLS, shortest)
     with Probe(
         model, cells, lambda node: turns.append(_turn(node, wanted.of_node(node.name)))
     ) as probe:

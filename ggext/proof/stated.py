@@ -41,6 +41,7 @@ def wanted_by_keys(gguf: GgufFile) -> Wanted:
     if method == "yarn":
         meant = {name: _meant(keys, key) for name, key in _YARN.items()}
         gain = meant["attention_factor"]
+        attention_factor = table.attention_factor if gain is None else gain
         scaling = RopeScaling(
             "yarn",
             factor=factor,
@@ -48,7 +49,7 @@ def wanted_by_keys(gguf: GgufFile) -> Wanted:
             context=table.context,
             beta_fast=meant["beta_fast"],
             beta_slow=meant["beta_slow"],
-            attention_factor=table.attention_factor if gain is None else gain,
+            attention_factor=attention_factor,
         )
         if any(value is not None for value in meant.values()) and not factor_tensors(
             gguf

@@ -82,8 +82,9 @@ class Bench(Closing):
 
     def session_options(self, n_ctx: int) -> SessionOptions:
         setting = self.setting
+        n_ctx = n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context)
         return SessionOptions(
-            n_ctx=n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context),
+            n_ctx=n_ctx,
             threads=self.options.threads,
             kv_type=setting.kv_type,
             memory=MemoryOptions(when_full=setting.when_full),

@@ -164,25 +164,32 @@ def _setting_report(
     results: Mapping[str, Mapping[Item, Result]],
 ) -> SettingReport:
     scores = _scores(found)
+    short = None if setting.is_unscaled else plan.short
+    effective = (
+        effective_context({one.length: one.score for one in scores}) if scores else ()
+    )
+    scaling_name = (
+        setting.scaling_name
+        if setting.scaling is not None
+        else own_name(setting.header)
+    )
     return SettingReport(
         setting.name,
         setting.path.name,
-        setting.scaling_name
-        if setting.scaling is not None
-        else own_name(setting.header),
+        scaling_name,
         setting.kv_type,
         plan.rotated[setting.key],
         setting.when_full,
         setting.trained,
         setting.context,
         scores,
-        effective_context({one.length: one.score for one in scores}) if scores else (),
+        effective,
         band_losses(plan, found),
         key_tokens_of(setting, found),
         protocol_figure(plan, found),
         divergences(found),
         price(plan, setting, results),
-        None if setting.is_unscaled else plan.short,
+        short,
     )
 
 

@@ -246,9 +246,8 @@ def _haystack(
             if count >= size:
                 break
             whole = length <= size - count
-            kept.append(
-                sentence if whole else " ".join(sentence.split()[: size - count])
-            )
+            part = sentence if whole else " ".join(sentence.split()[: size - count])
+            kept.append(part)
             count += length
         return _INTRODUCTION + "\n\n" + _spread(kept, needles, depths) + padding
 

@@ -164,11 +164,15 @@ def plan_context(model: Model, options: SessionOptions) -> Plan:
     )
     # With flash attention the last bits of a number depend on how many threads make it.
     measured = options.threads is None and not flash
+    measured_threads = threads if measured else 0
+    threads_used = (
+        defaults.threads_now(threads, model.loading_began) if measured else threads
+    )
     return Plan(
         n_ctx,
         batches,
-        defaults.threads_now(threads, model.loading_began) if measured else threads,
-        threads if measured else 0,
+        threads_used,
+        measured_threads,
         flash,
         whole,
         regimes(model, n_ctx, options.dynamic_ntk),

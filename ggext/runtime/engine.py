@@ -370,7 +370,8 @@ class Session(SessionAccount):
         stays = (
             cache.regime_of(wanted).span <= cache.regime.span or cache.grows_by_rotation
         )
-        kept = self.memory.cut(count if stays else 0)
+        cut_at = count if stays else 0
+        kept = self.memory.cut(cut_at)
         if kept == 0:
             cache.start(wanted)
         return kept

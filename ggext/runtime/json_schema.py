@@ -99,7 +99,8 @@ def read(schema: str | Mapping[str, Any] | bool) -> str:
         )
     if _depth(document) > MAX_CHAIN:
         _refuse(f"more than {MAX_CHAIN} schemas stand inside one another, by $ref too")
-    return json.dumps({} if document is True else document)
+    document = {} if document is True else document
+    return json.dumps(document)
 
 
 def prepared(schema: str) -> str:

@@ -37,7 +37,8 @@ def reusable(
         common = start + in_common(cached[start:], wanted[start + count :])
         if common > start:
             return common, common + count
-    common = in_common(cached[:start] if count else cached, wanted)
+    prefix = cached[:start] if count else cached
+    common = in_common(prefix, wanted)
     return common, common
 
 

@@ -71,11 +71,12 @@ class KeyRotation:
         for kind, rows in zip(block.form.key_types, block.keys, strict=True):
             heads, dtype = self._heads(kind, rows)
             turned = rotate_between(heads, before, after, self._layout, dtype=dtype)
-            keys.append(
+            row_bytes = (
                 turned.view("u1").reshape(rows.shape)
                 if kind in WHOLE
                 else self._rows(kind, turned)
             )
+            keys.append(row_bytes)
         return replace(block, positions=positions, keys=tuple(keys))
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
@@ -129,7 +130,8 @@ class KeyRotation:
         return heads if kind in WHOLE else self._mixed(heads)
 
     def _rows(self, kind: int, heads: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return rows_of(kind, heads if kind in WHOLE else self._mixed(heads))
+        kv_heads = heads if kind in WHOLE else self._mixed(heads)
+        return rows_of(kind, kv_heads)
 
     def _mixed(self, heads: NDArray[np.float32]) -> NDArray[np.float32]:
         """Quantized keys as they are before llama.cpp's Hadamard matrix, and the other way round:

@@ -128,7 +128,8 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
 
     Raises ValueError for anything but whole sections of one stream.
     """
-    reader = _Reader(memoryview(data), 3 if extended else 0)
+    shift = 3 if extended else 0
+    reader = _Reader(memoryview(data), shift)
     magic, _sequence = reader.unpack("Ii")
     found = [reader.section()]
     while reader.rest:
@@ -274,7 +275,8 @@ class _Reader:
         keys = tuple(self.rows(count) for _ in range(layers))
         read = self.columns if transposed else self.rows
         has_values = self.rest and not self._begins_section(count)
-        values = tuple(read(count) for _ in range(layers if has_values else 0))
+        value_layers = layers if has_values else 0
+        values = tuple(read(count) for _ in range(value_layers))
         return Section(cells, bool(transposed), keys, values)
 
     def _begins_section(self, count: int) -> bool:

@@ -198,7 +198,8 @@ class FoldedThoughts:
         if not self._begun:
             return
         if self._screen.show_thoughts:
-            self._screen.say("" if self._line else "\n")
+            end = "" if self._line else "\n"
+            self._screen.say(end)
         else:
             self._region.wipe()
             self._screen.say(f"{self._count('thought')}\n")

@@ -94,9 +94,8 @@ def train(
     trainer = _trainer(model, rows, arguments, watcher)
     try:
         with quiet():
-            trainer.train(
-                resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-            )
+            resume_from_checkpoint = None if checkpoint is None else str(checkpoint)
+            trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     finally:
         loss.restore()
     if trainer.state.global_step >= steps:
