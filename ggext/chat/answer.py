@@ -59,7 +59,7 @@ class AnswerText:
         held = self._held
         self._held = ""
         if not self.stopped and held:
-            yield self._said(held)
+            yield self._append(held)
 
     def _pieces(self, pieces: Iterable[str]) -> Iterator[str]:
         for piece in pieces:
@@ -67,7 +67,7 @@ class AnswerText:
                 self.reasoning += piece
                 yield piece
             elif not self.stopped and (text := self._unstopped(piece)):
-                yield self._said(text)
+                yield self._append(text)
 
     def _unstopped(self, piece: str) -> str:
         """The text in front of a stop string, or of what may become one."""
@@ -86,6 +86,6 @@ class AnswerText:
         self._held = self._held[certain:]
         return text
 
-    def _said(self, text: str) -> str:
+    def _append(self, text: str) -> str:
         self.text += text
         return text

@@ -43,7 +43,7 @@ def notices(outcome: Outcome) -> list[str]:
 def left_earlier(conversation: Conversation) -> list[str]:
     """What of a chat that goes on had left the context, which may be larger than it was. Raises
     TemplateError."""
-    gone = behind_system(conversation.turns)[: conversation.left]
+    gone = behind_system(conversation.turns)[: conversation.dropped_turns]
     if not gone:
         return []
     seen_again = conversation.bring_back()

@@ -197,7 +197,8 @@ def eval(  # noqa: A001 - the command's name
         report = evaluation.report()
         plan = evaluation.plan
     # First what cannot fail for want of a disk: it may have taken hours.
-    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else as_table(report))
+    text = json.dumps(report.as_dict(), indent=2) if as_json else as_table(report)
+    click.echo(text)
     _write(report, plan, html, card)
     if failure is not None:
         raise failure

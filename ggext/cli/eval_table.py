@@ -97,7 +97,8 @@ def _depths(report: EvalReport) -> list[str]:
             cells = []
             for one in scores:
                 found = one.depths[band]
-                cells.append("–" if found is None else f"{100 * found[0]:.0f}")
+                cell = "–" if found is None else f"{100 * found[0]:.0f}"
+                cells.append(cell)
             rows.append((f"to {100 * (band + 1) // count} %", *cells))
         lines += columns(rows)
     return lines

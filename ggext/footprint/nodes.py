@@ -33,7 +33,8 @@ class Nodes:
         if not self.arch.has(f"{name}.weight"):
             return x
         root_mean_square = "attention.layer_norm_rms_epsilon" in self.arch.keys
-        x = self.same(self.same(x) if root_mean_square else self.op(x.shape, x))
+        centred = self.same(x) if root_mean_square else self.op(x.shape, x)
+        x = self.same(centred)
         return self.same(x) if self.arch.has(f"{name}.bias") else x
 
     def matrix(self, x: Tensor, name: str) -> Tensor:

@@ -67,7 +67,8 @@ def write_gguf(
 
     Raises ``OutputError`` when the disk is too small or writing fails; ``path`` is then untouched.
     """
-    arranged = arrange(fields, tensors, room=room + SLACK if complete else 0)
+    reserved = room + SLACK if complete else 0
+    arranged = arrange(fields, tensors, room=reserved)
     try:
         with replacing(path, arranged.size) as beside, output_errors(path):
             write_arranged(beside.handle, arranged, progress, complete)
@@ -122,7 +123,8 @@ def write_arranged(
 
     _native.reserve(system.native_file(file), arranged.size)
     with writing(file, _placed(arranged), progress):
-        header = _header(arranged, complete() if complete else arranged.fields)
+        all_fields = complete() if complete else arranged.fields
+        header = _header(arranged, all_fields)
     write_at(file, 0, memoryview(header))
     os.ftruncate(file, arranged.size)
 

@@ -82,8 +82,9 @@ class Bench(Closing):
 
     def session_options(self, n_ctx: int) -> SessionOptions:
         setting = self.setting
+        n_ctx = n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context)
         return SessionOptions(
-            n_ctx=n_ctx if setting.when_full == "stop" else min(n_ctx, setting.context),
+            n_ctx=n_ctx,
             threads=self.options.threads,
             kv_type=setting.kv_type,
             memory=MemoryOptions(when_full=setting.when_full),
@@ -138,12 +139,12 @@ class Bench(Closing):
     @cached_property
     def _make(self) -> Callable[[str, int, Random], Sample]:
         path = self.options.questions
-        asked = () if path is None else texts.read_questions(path)
+        own_questions = () if path is None else texts.read_questions(path)
         filler = words.sentences
         if self.options.texts:
             found = texts.filler_of([text for _, text in self.documents])
             filler = partial(texts.sentences_from, found)
-        return sample_maker(self.prompts, filler, asked, self.options.needles)
+        return sample_maker(self.prompts, filler, own_questions, self.options.needles)
 
     def piece(self, item: Item) -> Piece:
         """The tokens of a document's item; the same for every setting of a vocabulary."""

@@ -164,50 +164,61 @@ def _setting_report(
     results: Mapping[str, Mapping[Item, Result]],
 ) -> SettingReport:
     scores = _scores(found)
+    short = None if setting.is_unscaled else plan.short
+    effective = (
+        effective_context({one.length: one.score for one in scores}) if scores else ()
+    )
+    scaling_name = (
+        setting.scaling_name
+        if setting.scaling is not None
+        else own_name(setting.header)
+    )
     return SettingReport(
         setting.name,
         setting.path.name,
-        setting.scaling_name
-        if setting.scaling is not None
-        else own_name(setting.header),
+        scaling_name,
         setting.kv_type,
         plan.rotated[setting.key],
         setting.when_full,
         setting.trained,
         setting.context,
         scores,
-        effective_context({one.length: one.score for one in scores}) if scores else (),
+        effective,
         band_losses(plan, found),
         key_tokens_of(setting, found),
         protocol_figure(plan, found),
         divergences(found),
         price(plan, setting, results),
-        None if setting.is_unscaled else plan.short,
+        short,
     )
 
 
 def _scores(results: Mapping[Item, Result]) -> tuple[LengthScore, ...]:
-    asked: dict[int, dict[Item, list[Outcome]]] = {}
+    by_length: dict[int, dict[Item, list[Outcome]]] = {}
     for item, result in results.items():
         if isinstance(result, list):
-            asked.setdefault(item.length, {})[item] = result
-    return tuple(_length_score(length, asked[length]) for length in sorted(asked))
+            by_length.setdefault(item.length, {})[item] = result
+    return tuple(
+        _length_score(length, by_length[length]) for length in sorted(by_length)
+    )
 
 
-def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthScore:
+def _length_score(length: int, results: Mapping[Item, list[Outcome]]) -> LengthScore:
     tasks = {}
-    for task in dict.fromkeys(item.task for item in asked):
-        one = {item: outcomes for item, outcomes in asked.items() if item.task == task}
+    for task in dict.fromkeys(item.task for item in results):
+        one = {
+            item: outcomes for item, outcomes in results.items() if item.task == task
+        }
         tasks[task] = _share(one)
     # Of several tasks each text is one item, so that tasks of many questions weigh no more.
     means = {
         item: [sum(one.score for one in outcomes) / len(outcomes)]
-        for item, outcomes in asked.items()
+        for item, outcomes in results.items()
     }
     score = next(iter(tasks.values()))
     if len(tasks) > 1:
         score = statistics.share([mean for (mean,) in means.values()], list(means))
-    outcomes = [outcome for results in asked.values() for outcome in results]
+    outcomes = [outcome for each in results.values() for outcome in each]
     return LengthScore(
         length,
         score,
@@ -218,8 +229,10 @@ def _length_score(length: int, asked: Mapping[Item, list[Outcome]]) -> LengthSco
     )
 
 
-def _share(asked: Mapping[Item, list[Outcome]]) -> Estimate:
-    pairs = [(one.score, item) for item, outcomes in asked.items() for one in outcomes]
+def _share(results: Mapping[Item, list[Outcome]]) -> Estimate:
+    pairs = [
+        (one.score, item) for item, outcomes in results.items() for one in outcomes
+    ]
     return statistics.share([score for score, _ in pairs], [item for _, item in pairs])
 
 

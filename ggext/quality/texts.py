@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
 from ggext.gguf.plain_files import NotPlainError, read_bounded
-from ggext.quality.tasks import Asked
+from ggext.quality.tasks import UserQuestion
 
 if TYPE_CHECKING:
     from ggext.runtime.model import Model
@@ -75,7 +75,7 @@ def documents_in(
     return texts
 
 
-def read_questions(path: Path) -> tuple[Asked, ...]:
+def read_questions(path: Path) -> tuple[UserQuestion, ...]:
     """The user's own questions: JSON lines with ``question``, ``answers`` (a list, one of which is
     enough) and ``passage``. Raises UsageError naming the line."""
     found = []
@@ -94,7 +94,7 @@ def read_questions(path: Path) -> tuple[Asked, ...]:
                 f"{path}, line {number}, is not a question: it must be JSON such as "
                 '{"question": "...", "answers": ["..."], "passage": "..."}'
             ) from None
-        found.append(Asked(texts[0], tuple(texts[2:]), texts[1]))
+        found.append(UserQuestion(texts[0], tuple(texts[2:]), texts[1]))
     return tuple(found)
 
 

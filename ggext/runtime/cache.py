@@ -60,13 +60,12 @@ class Cache(MovableCells):
         self.regime = self.regimes[0]
         self.handle = self._open(self.regime)
         super().__init__(self.handle)
-        window = model.n_swa if self.cells.slides and not model.is_recurrent else 0
-        forgets = model.is_recurrent or (window and not self._plan.whole_windows)
+        recurrent = model.is_recurrent
+        window = model.n_swa if self.cells.slides and not recurrent else 0
+        forgets = recurrent or (window and not self._plan.whole_windows)
+        copies = CHECKPOINTS if forgets else 0
         self.checkpoints = Checkpoints(
-            window,
-            CHECKPOINTS if forgets else 0,
-            chunked=model.architecture == "llama4",
-            recurrent=model.is_recurrent,
+            window, copies, chunked=model.architecture == "llama4", recurrent=recurrent
         )
         self._one = (ctypes.c_int32 * 1)()
         self._batch_of_one = self.lib.llama_batch_get_one(self._one, 1)
@@ -162,7 +161,8 @@ class Cache(MovableCells):
         status = self._decode(self._batch_of_one)
         if status != 0:
             return self._failed(status, 1)
-        self.positions.append(self.positions[-1] + 1 if self.positions else 0)
+        position = self.positions[-1] + 1 if self.positions else 0
+        self.positions.append(position)
         self.tokens.append(token)
         self.unsure = None
         self.epoch += 1

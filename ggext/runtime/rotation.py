@@ -71,11 +71,12 @@ class KeyRotation:
         for kind, rows in zip(block.form.key_types, block.keys, strict=True):
             heads, dtype = self._heads(kind, rows)
             turned = rotate_between(heads, before, after, self._layout, dtype=dtype)
-            keys.append(
+            row_bytes = (
                 turned.view("u1").reshape(rows.shape)
                 if kind in WHOLE
                 else self._rows(kind, turned)
             )
+            keys.append(row_bytes)
         return replace(block, positions=positions, keys=tuple(keys))
 
     def error(self, before: KvBlock, after: KvBlock) -> float:
@@ -90,10 +91,10 @@ class KeyRotation:
             after.form.key_types, moved.keys, after.keys, strict=True
         ):
             have = floats(kind, ours)
-            wanted = floats(kind, theirs)
-            if not (np.isfinite(have).all() and np.isfinite(wanted).all()):
+            expected = floats(kind, theirs)
+            if not (np.isfinite(have).all() and np.isfinite(expected).all()):
                 return math.inf
-            difference = np.abs(have - wanted).max() / (np.abs(wanted).max() or 1.0)
+            difference = np.abs(have - expected).max() / (np.abs(expected).max() or 1.0)
             worst = max(worst, float(difference))
         return worst
 
@@ -129,7 +130,8 @@ class KeyRotation:
         return heads if kind in WHOLE else self._mixed(heads)
 
     def _rows(self, kind: int, heads: NDArray[np.float32]) -> NDArray[np.uint8]:
-        return rows_of(kind, heads if kind in WHOLE else self._mixed(heads))
+        kv_heads = heads if kind in WHOLE else self._mixed(heads)
+        return rows_of(kind, kv_heads)
 
     def _mixed(self, heads: NDArray[np.float32]) -> NDArray[np.float32]:
         """Quantized keys as they are before llama.cpp's Hadamard matrix, and the other way round:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Bytes = NDArray[np.uint8]
 
 _MAX_ROW = 1 << 24
+#: Bytes of the magic and the sequence.
+HEAD_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -126,12 +128,25 @@ def sections(data: Any, *, extended: bool = False) -> tuple[int, list[Section]]:
 
     Raises ValueError for anything but whole sections of one stream.
     """
-    reader = _Reader(memoryview(data), 3 if extended else 0)
+    shift = 3 if extended else 0
+    reader = _Reader(memoryview(data), shift)
     magic, _sequence = reader.unpack("Ii")
     found = [reader.section()]
     while reader.rest:
         found.append(reader.section())
     return magic, found
+
+
+def leading_sections(
+    data: Any, count: int, *, extended: bool = False
+) -> tuple[list[Section], int]:
+    """The first `count` sections of a state, after which others follow, and the byte after them.
+    Raises ValueError as `sections`."""
+    extra = 3 if extended else 0
+    reader = _Reader(memoryview(data), extra)
+    reader.unpack("Ii")
+    found = [reader.section() for _ in range(count)]
+    return found, len(data) - reader.rest
 
 
 def parse(data: bytes | bytearray | memoryview) -> KvBlock:
@@ -261,7 +276,8 @@ class _Reader:
         keys = tuple(self.rows(count) for _ in range(layers))
         read = self.columns if transposed else self.rows
         has_values = self.rest and not self._begins_section(count)
-        values = tuple(read(count) for _ in range(layers if has_values else 0))
+        value_layers = layers if has_values else 0
+        values = tuple(read(count) for _ in range(value_layers))
         return Section(cells, bool(transposed), keys, values)
 
     def _begins_section(self, count: int) -> bool:

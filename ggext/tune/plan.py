@@ -82,8 +82,8 @@ def planned(options: TuneOptions, machine: Machine) -> TunePlan:
     folder = named_model(options.model)
     tensors = _trainable(folder)
     source = open_source(folder, replaced=True)
-    rope, said = _rope(options, source)
-    notes = [*source.notes, *said]
+    rope, of_rope = _rope(options, source)
+    notes = [*source.notes, *of_rope]
     kind = options.rows or ("pose" if rope.context > 2 * rope.trained else "long")
     window = min(options.window or rope.trained, rope.context)
     length = rope.context if kind == "long" else window
