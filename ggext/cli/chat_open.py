@@ -99,9 +99,7 @@ class Engine:
 
         model = self.model
         session = self.session
-        choices = Choices(
-            self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
-        )
+        choices = Choices(self.request.kv, session.n_batch, swa=self._options.windows)
         memory = capacity.room(model, choices)
         free = None if memory is None else memory.free
         cache = None if memory is None else memory.cache

@@ -162,7 +162,7 @@ _output = group(
         "--trials",
         type=click.IntRange(1),
         metavar="N",
-        help="Texts for each of its figures.",
+        help="Texts of the target length that questions are asked on.",
     ),
     click.option(
         "--train-only",
@@ -262,6 +262,7 @@ def _check(checkpoint: Path, scaling: RopeScaling, target_context: int | None) -
 
 
 def _run(tune_options: TuneOptions, *, train_only: bool) -> None:
+    from ggext.tune.machine import peak_memory
     from ggext.tune.run import Tuning
 
     run = Tuning(tune_options)
@@ -271,6 +272,9 @@ def _run(tune_options: TuneOptions, *, train_only: bool) -> None:
     run.begin()
     with _stopping(run):
         run.train(lambda proof: echo(str(proof)), _shown(run, echo))
+    peak = peak_memory(run.machine)
+    if peak is not None:
+        echo(f"memory: at most {peak / 2**30:.1f} GiB were used")
     if run.interrupted:
         if run.machine.is_first:
             note(f"ggext: stopped; --resume continues the run in {tune_options.out}")

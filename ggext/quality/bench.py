@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from ggext.errors import UsageError
-from ggext.quality import texts
+from ggext.quality import texts, words
 from ggext.quality.items import Diverged, Item, Losses, Result
 from ggext.quality.needles import ask, sample_maker, speaks_little
 from ggext.quality.perplexity import SHORT, WINDOW, compare, nll, short_nll
@@ -140,12 +140,11 @@ class Bench(Closing):
     def _make(self) -> Callable[[str, int, Random], Sample]:
         path = self.options.questions
         own_questions = () if path is None else texts.read_questions(path)
-        if not self.options.texts:
-            return sample_maker(self.prompts, own_questions=own_questions)
-        filler = texts.filler_of([text for _, text in self.documents])
-        return sample_maker(
-            self.prompts, lambda rng: texts.sentences_from(filler, rng), own_questions
-        )
+        filler = words.sentences
+        if self.options.texts:
+            sentences = texts.filler_of([text for _, text in self.documents])
+            filler = partial(texts.sentences_from, sentences)
+        return sample_maker(self.prompts, filler, own_questions, self.options.needles)
 
     def piece(self, item: Item) -> Piece:
         """The tokens of a document's item; the same for every setting of a vocabulary."""

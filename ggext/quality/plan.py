@@ -96,7 +96,7 @@ def planned(paths: Sequence[object], options: EvalOptions) -> Plan:
     """
     chosen = settings(_paths(paths), options)
     lengths = lengths_for(chosen, options)
-    baselines, notes = _baselines(chosen)
+    baselines, notes = _baselines(chosen, options)
     tried = _Tried(options, lengths)
     for setting in [*chosen, *baselines]:
         tried.add(setting)
@@ -190,13 +190,15 @@ def _reaches(setting: Setting, length: int) -> bool:
     return setting.limit is None or length <= setting.limit
 
 
-def _baselines(chosen: Sequence[Setting]) -> tuple[list[Setting], list[str]]:
+def _baselines(
+    chosen: Sequence[Setting], options: EvalOptions
+) -> tuple[list[Setting], list[str]]:
     """For each file and KV type that is scaled, the same unscaled where it is not chosen."""
     baselines: dict[str, Setting] = {}
     notes = []
     known = {setting.key for setting in chosen}
     for setting in chosen:
-        if setting.is_unscaled:
+        if setting.is_unscaled or not options.price:
             continue
         unscaled = setting.unscaled()
         try:

@@ -224,10 +224,6 @@ def require_movable(cache: Cache, policy: str) -> None:
             f"{where}, and the recurrent layers of {cache.model.architecture} keep one state of "
             f"the whole text, of which no part can be taken out; {remedy}"
         )
-    if cache.checkpoints.window:
-        raise ModelError(
-            f"{where}, and layers with a sliding window keep theirs apart; {remedy}"
-        )
     try:
         error = cache.rotation_error()
     except RopeError as reason:

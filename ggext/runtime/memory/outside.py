@@ -1,9 +1,9 @@
 """The text that left a cache, and the look-up in it: the one place where it is computed which of it
 a question asks for.
 
-Of each token its number is kept and its keys before rotation, of every second of the latter half of
-the layers and as q8_0: a fifteenth of what its cells took. The queries of a question are held
-against all of them. Measured on SmolLM2-135M with needles in a real book
+Of each token its number is kept and its keys before rotation, of some layers
+(`CachedLayers.looked_through`) and as q8_0: a fifteenth of what its cells took. The queries of a
+question are held against all of them. Measured on SmolLM2-135M with needles in a real book
 (benchmarks/results/memory.md): the 64 tokens that any query of any head attends to most hold the
 needle each time; with 8 keys that stand for a block of 128, as InfLLM has, 256 hold it in 41 of
 100.
@@ -72,9 +72,9 @@ class Outside:
         return keys + 4 * len(self._tokens)
 
     def add(self, tokens: Sequence[int], layers: Layers) -> None:
-        """Tokens, and each layer's keys of them before rotation, (n_tokens, n_heads, head_dim).
-        Raises ModelError for keys that are no numbers."""
-        kept = [(_kind(layers[i]), layers[i]) for i in _looked_through(layers)]
+        """Tokens, and their keys before rotation, (n_tokens, n_heads, head_dim), of each layer that
+        is looked through. Raises ModelError for keys that are no numbers."""
+        kept = [(_kind(keys), keys) for keys in layers]
         self._append(tokens, [(kind, rows_of(kind, keys)) for kind, keys in kept])
 
     def _append(self, tokens: Iterable[int], part: list[Keys]) -> None:
@@ -92,7 +92,8 @@ class Outside:
 
     def find(self, queries: Layers, count: int) -> tuple[Run, ...]:
         """Runs of at most `count` tokens in all, around those that the queries attend to most.
-        ``queries``: of each layer, before rotation, (n_tokens, n_heads, head_dim)."""
+        ``queries``: of each layer that is looked through, before rotation,
+        (n_tokens, n_heads, head_dim)."""
         return _united(_runs(self._attention(queries), count))
 
     def _attention(self, queries: Layers) -> NDArray[np.float32]:
@@ -101,14 +102,14 @@ class Outside:
         import numpy as np
 
         most = np.full(len(self), -np.inf, np.float32)
-        for kept, layer in enumerate(_looked_through(queries)):
+        for kept, asked in enumerate(queries):
             total = np.float32(-np.inf)
-            for scores in self._scores(kept, queries[layer]):
+            for scores in self._scores(kept, asked):
                 peak = scores.max(axis=2, keepdims=True)
                 sums = np.log(np.exp(scores - peak).sum(axis=2, keepdims=True)) + peak
                 total = np.logaddexp(total, sums)
             at = 0
-            for scores in self._scores(kept, queries[layer]):
+            for scores in self._scores(kept, asked):
                 part = most[at : at + scores.shape[2]]
                 np.maximum(part, (scores - total).max(axis=(0, 1)), out=part)
                 at += scores.shape[2]
@@ -141,14 +142,14 @@ class Outside:
         return b"".join([self._tokens.tobytes(), *keys])
 
     def restore(self, data: memoryview, count: int, example: Layers) -> None:
-        """Fills it with the `count` tokens that `saved` returned. ``example``: each layer's keys of
-        a token of the cache. Raises ModelError for anything else."""
+        """Fills it with the `count` tokens that `saved` returned. ``example``: keys of a token of
+        the cache, of each layer that is looked through. Raises ModelError for anything else."""
         import numpy as np
 
-        kinds = [_kind(example[layer]) for layer in _looked_through(example)]
+        kinds = [_kind(keys) for keys in example]
         widths = [
-            row_bytes(kind, example[layer][0].size)
-            for kind, layer in zip(kinds, _looked_through(example), strict=True)
+            row_bytes(kind, keys[0].size)
+            for kind, keys in zip(kinds, example, strict=True)
         ]
         if len(data) != count * (4 + sum(widths)):
             raise ModelError(
@@ -174,11 +175,6 @@ class Outside:
         self.clear()
         if self._folder is not None:
             self._folder.cleanup()
-
-
-def _looked_through(layers: Layers) -> range:
-    """The layers whose keys are looked through."""
-    return range(len(layers) // 2, len(layers), 2)
 
 
 def _kind(keys: NDArray[np.float32]) -> int:

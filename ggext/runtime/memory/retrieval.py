@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggext.runtime.cache import Cache
+    from ggext.runtime.state import KvBlock
 
 _QUESTION = 32  # tokens at the end of a text that ask
 _LEAST = (
@@ -49,7 +50,8 @@ class Retrieval:
         self.sinks = options.sinks
         self.outside = Outside(options.spill)
         self.passages: Passages | None = None
-        #: Of the question as far as it was read: each batch's queries, of each layer.
+        #: Of the question as far as it was read: each batch's queries, of each layer that is
+        #: looked through.
         self._queries: list[Sequence[NDArray[float32]]] = []
 
     def keep(self, start: int, end: int) -> None:
@@ -58,8 +60,12 @@ class Retrieval:
         for first in range(start, end, _AT_ONCE):
             last = min(first + _AT_ONCE, end)
             block = cache.take(places[first], places[last - 1] + 1)
-            keys = cache.rotation().upright(block)
-            self.outside.add(cache.tokens[first:last], keys)
+            self.outside.add(cache.tokens[first:last], self._keys(block))
+
+    def _keys(self, block: KvBlock) -> list[NDArray[float32]]:
+        """Keys before rotation, of each layer that is looked through."""
+        rotation = self.cache.rotation()
+        return rotation.upright(block, rotation.layers.looked_through)
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
         """Evaluates tokens, with so many of the text ``left`` after them; its last ones a second
@@ -78,7 +84,7 @@ class Retrieval:
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and sees their queries. False: cancelled."""
         watcher = self.cache.queries
-        with watcher.watching():
+        with watcher.watching(self.cache.rotation().layers):
             if not self.cache.append(tokens):
                 self._queries = []
                 return False
@@ -185,7 +191,7 @@ class Retrieval:
     def resume(self, account: Any, blocks: Iterable[memoryview], gone: Gone) -> None:
         """Continues from what `account` and `saved` returned, when ``gone`` had left. Raises
         ModelError."""
-        example = self.cache.rotation().upright(self.cache.take(0, 1))
+        example = self._keys(self.cache.take(0, 1))
         for data in blocks:
             self.outside.restore(data, gone.count, example)
         there = Gone()
