@@ -9,6 +9,7 @@ from ggext.gguf.reader import GgufFile
 from ggext.gguf.rope import still_pairs_in_words
 from ggext.proof.report import Wanted
 from ggext.rope import methods
+from ggext.rope.capabilities import capability_of
 from ggext.runtime.ggml import RopeCall
 
 #: Who reads these keys in the pinned llama.cpp; for other architectures they change nothing.
@@ -85,7 +86,7 @@ def frequency_reason(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> str:
     differences = (
         [*_yarn_differences(gguf, wanted, call)] if scaling.method == "yarn" else []
     )
-    differences += _plain_differences(wanted, call)
+    differences += _plain_differences(gguf.arch, wanted, call)
     return "; ".join(differences) or f"the operation runs as {call}"
 
 
@@ -118,7 +119,7 @@ def _yarn_differences(gguf: GgufFile, wanted: Wanted, call: RopeCall) -> list[st
     ]
 
 
-def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
+def _plain_differences(arch: str, wanted: Wanted, call: RopeCall) -> list[str]:
     geometry = wanted.geometry
     scaling = wanted.scaling
     base = geometry.base
@@ -129,7 +130,8 @@ def _plain_differences(wanted: Wanted, call: RopeCall) -> list[str]:
     result = []
     if not _same(call.freq_base, base):
         result.append(
-            f"base {base:.9g} wanted, {call.freq_base:.9g} executed (rope.freq_base)"
+            f"base {base:.9g} wanted, {call.freq_base:.9g} executed "
+            f"({capability_of(arch).base_key})"
         )
     if not _same(call.freq_scale, scale):
         result.append(
