@@ -26,6 +26,7 @@ from ggext.rope.decode import geometry_of
 from ggext.rope.keys import query_scale
 from ggext.rope.methods import theta
 from ggext.runtime.cell_types import WHOLE, floats, rows_of
+from ggext.runtime.products import product
 from ggext.runtime.regimes import Regime
 from ggext.runtime.state import KvBlock
 
@@ -136,8 +137,8 @@ class KeyRotation:
         it is its own inverse."""
         if not self._hadamard:
             return heads
-        runs = heads.reshape(-1, self._hadamard) @ _hadamard(self._hadamard)
-        return runs.reshape(heads.shape)
+        runs = heads.reshape(-1, self._hadamard)
+        return product(runs, _hadamard(self._hadamard)).reshape(heads.shape)
 
     def _heads(self, kind: int, rows: Any) -> tuple[Any, Dtype]:
         if kind not in WHOLE:

@@ -120,6 +120,10 @@ class Compress(Memory):
         if self.retrieval is not None:
             self.retrieval.close()
 
+    @property
+    def forgotten(self) -> int:
+        return self.retrieval.outside.ever_forgotten if self.retrieval else 0
+
     def account(self) -> dict[str, Any]:
         selected = {"selected": self.selected} if self.gone.count else {}
         return selected | (self.retrieval.account() if self.retrieval else {})

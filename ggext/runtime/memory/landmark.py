@@ -33,7 +33,8 @@ class Landmark(Window):
         return True
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
-        if not left and self.gone.count:
+        self.retrieval.leave()
+        if not left and self.gone.count and not self.retrieval.begun:
             # Passages leave when the window slides: better before the answer than in it.
             most = self.size - self.sinks - self.evict - len(tokens)
             self.make_room(len(tokens) + max(min(most, _ANSWER), 0))
@@ -51,6 +52,10 @@ class Landmark(Window):
     def close(self) -> None:
         super().close()
         self.retrieval.close()
+
+    @property
+    def forgotten(self) -> int:
+        return self.retrieval.outside.ever_forgotten
 
     def account(self) -> dict[str, Any]:
         return self.retrieval.account()
