@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from ggext.runtime.cache import Cache
 
+#: Tokens of an answer that there is room for when it begins, where there can be.
+ANSWER = 256
 _QUESTION = 32  # tokens at the end of a text that ask
 _LEAST = (
     2  # tokens of a question, so that one of them always stands after what came back

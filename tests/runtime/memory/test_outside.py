@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import threading
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,8 @@ pytest.importorskip("llama_cpp")
 
 from ggext.runtime import store  # noqa: E402
 from ggext.runtime.engine import MemoryOptions, Model, Sampling, Session  # noqa: E402
+from ggext.runtime.memory import WhenFull  # noqa: E402
+from ggext.runtime.memory.compress import Compress  # noqa: E402
 from ggext.runtime.memory.gone import Gone  # noqa: E402
 from ggext.runtime.memory.landmark import Landmark  # noqa: E402
 from ggext.runtime.memory.outside import Outside  # noqa: E402
@@ -31,7 +35,8 @@ _BLOCK = "ggext.runtime.memory.outside._BLOCK"
 
 
 def retrieval_of(session: Session) -> Retrieval:
-    assert isinstance(session.memory, Landmark)
+    assert isinstance(session.memory, Landmark | Compress)
+    assert session.memory.retrieval is not None
     return session.memory.retrieval
 
 
@@ -150,10 +155,10 @@ def test_a_file_that_cannot_be_written_or_read_is_an_error_in_one_line(
         with pytest.raises(OutputError, match="are missing in its file"):
             list(outside_of(session)._rows or ())
     with Session(model, made) as session:
-        closed = outside_of(session)._file
-        assert closed is not None
-        with open(os.devnull, "rb") as unwritable:
-            closed._file = unwritable
+        file = outside_of(session)._file
+        assert file is not None
+        with open(os.devnull, "rb") as unwritable, file._file:
+            file._file = unwritable
             with pytest.raises(OutputError, match="free some space"):
                 session.evaluate(text[:600])
 
@@ -203,6 +208,23 @@ def test_a_question_that_is_asked_again_sees_its_passages(
         assert retrieval_of(session).passages == there
         assert session.dropped == dropped
         np.testing.assert_allclose(session.last_logits(), wanted, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("policy", ["landmark", "compress"])
+def test_passages_stay_for_the_answer(
+    model: Model, text: list[int], policy: WhenFull
+) -> None:
+    """However full the context is when the question ends. compress lost them in the middle of one
+    answer of five, and what it said then was wrong."""
+    made = options(policy, evicted="kept", **SMALL)
+    with Session(model, made) as session:
+        rng = random.Random(1)
+        for length in accumulate([500] + [rng.randrange(22, 60) for _ in range(20)]):
+            session.evaluate(text[:length])
+            for token in text[length : length + 20]:
+                session.memory.make_room(1)
+                session.memory.write(token)
+            assert retrieval_of(session).passages is not None
 
 
 def test_a_look_up_can_be_stopped(
