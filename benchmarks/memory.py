@@ -65,7 +65,7 @@ from ggext.runtime.likelihood import scores
 from ggext.runtime.memory import WhenFull
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.regimes import DynamicNtk
-from ggext.runtime.reuse import in_common
+from ggext.runtime.reuse import common_prefix_length
 
 #: Of Student's distribution, for the mean of so many.
 T_95 = {4: 3.182, 5: 2.776, 6: 2.571, 8: 2.365, 10: 2.262}
@@ -194,7 +194,7 @@ def asked(
         first, second = (
             prompts.prompt(sample.body, question) for question in sample.questions[:2]
         )
-        session.evaluate(first[: in_common(first, second)])
+        session.evaluate(first[: common_prefix_length(first, second)])
         tokens, whole = session.tokens, session.snapshot()
         for share in shares:
             session.restore(tokens, whole, [*range(len(tokens))], Gone())

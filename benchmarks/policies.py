@@ -34,7 +34,7 @@ from ggext.runtime import capacity
 from ggext.runtime.engine import MemoryOptions, Model, Session, SessionOptions
 from ggext.runtime.likelihood import scores
 from ggext.runtime.prefixes import copied, put_back
-from ggext.runtime.reuse import in_common
+from ggext.runtime.reuse import common_prefix_length
 
 #: Tokens that are scored after a text, and tokens that are written one by one.
 FOLLOWING = 128
@@ -160,7 +160,7 @@ def from_book(model: Model, book: Path, length: int, number: int) -> Text:
         (prompts.prompt(sample.body, question), prompts.answer(question))
         for question in sample.questions
     ]
-    body = asked[0][0][: in_common(asked[0][0], asked[1][0])]
+    body = asked[0][0][: common_prefix_length(asked[0][0], asked[1][0])]
     end = next(i for i in count(started[-1]) if sentences[i] not in sample.body)
     after = " ".join(sentences[end : end + 40])
     following = model.tokenize(f" {after}", add_special=False)[:FOLLOWING]

@@ -191,9 +191,8 @@ class Model(Closing):
         """
         options = ChatOptions(max_tokens=max_tokens, stop=stops_of(stop), think=think)
         sampling = sampling_of(sampling)
-        prompts = self._prompts.thinking(
-            False if sampling.grammar is not None else think
-        )
+        thinks = False if sampling.grammar is not None else think
+        prompts = self._prompts.thinking(thinks)
         turns = turns_of(messages)
         answerable(turns)
         left: tuple[Turn, ...] = ()

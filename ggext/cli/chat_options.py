@@ -104,7 +104,8 @@ def template_choice(file: Path | None, options: tuple[str, ...]) -> TemplateChoi
             values[name] = json.loads(value)
         except (ValueError, RecursionError):
             values[name] = value
-    return TemplateChoice(None if file is None else read_document(file).text, values)
+    text = None if file is None else read_document(file).text
+    return TemplateChoice(text, values)
 
 
 kept = group(

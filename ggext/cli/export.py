@@ -27,7 +27,8 @@ def export(file: Path, out: Path, dtype: str) -> None:
     from ggext.export import ExportOptions
     from ggext.export import export as run
 
-    with transfer(file.stat().st_size if file.is_file() else 0, out.name) as progress:
+    size = file.stat().st_size if file.is_file() else 0
+    with transfer(size, out.name) as progress:
         done = run(ExportOptions(file, out, dtype), progress)
     for note in done.notes:
         click.echo(f"note: {note}")

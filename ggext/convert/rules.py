@@ -144,7 +144,8 @@ def _stored(rule: TensorRule, available: Mapping[str, CheckpointTensor]) -> Tens
         forms.append(forms[-1].instead)
     there = [form for form in forms if all(name in available for name in form.sources)]
     fitting = (form for form in there if available[form.sources[0]].shape == form.shape)
-    return next(fitting, there[0] if there else rule)
+    usual = there[0] if there else rule
+    return next(fitting, usual)
 
 
 def taken_scalars(

@@ -57,10 +57,10 @@ def export(
         raise GgufError(f"{options.model} is a checkpoint already; name a GGUF file")
     if options.out.exists():
         raise OutputError(f"{options.out} exists; name another folder")
-    notes = list(source.notes)
-    dtype = _dtype(options, source, notes)
+    dtype = _dtype(options, source)
+    notes = [*source.notes, *_lost(source), *_folded(source)]
     values = config_values(source, dtype)
-    source = _unfolded(source, notes)
+    source = _unfolded(source)
     tensors = list(inverted(family(values, source), source.tensors, source.path))
     _check_all_used(source, tensors)
     texts = {key: field.value for key, field in source.fields.items()}
@@ -72,21 +72,38 @@ def export(
         _write_json(folder / "config.json", values)
         _write_json(folder / "tokenizer.json", tokenizer, indent=None)
         _write_json(folder / "tokenizer_config.json", vocabulary.config())
-        compared = _compare_tokens(folder, source.path, notes)
+        compared, not_compared = _compare_tokens(folder, source.path)
         write(folder / _WEIGHTS, tensors, dtype, progress)
         shutil.move(folder, options.out)
     count = sum(math.prod(item.shape) for item in tensors)
-    return Exported(options.out, dtype, count, compared, notes)
+    return Exported(options.out, dtype, count, compared, (*notes, *not_compared))
 
 
-def _dtype(options: ExportOptions, source: ModelSource, notes: list[str]) -> str:
+def _lost(source: ModelSource) -> list[str]:
+    """A note on what a quantized file no longer has."""
     quantized = sorted({t.type for t in source.tensors} - {F32, F16, BF16})
-    if quantized:
-        names = ", ".join(map(type_name, quantized))
-        notes.append(
-            f"the file is quantized ({names}): the checkpoint has what its blocks stand for, and "
-            "what they lost stays lost"
-        )
+    if not quantized:
+        return []
+    names = ", ".join(map(type_name, quantized))
+    note = (
+        f"the file is quantized ({names}): the checkpoint has what its blocks stand for, and what "
+        "they lost stays lost"
+    )
+    return [note]
+
+
+def _folded(source: ModelSource) -> list[str]:
+    """A note on a gain that ``_unfolded`` takes out."""
+    if source.query_scale == 1.0:
+        return []
+    note = (
+        f"the gain folded into the query weights is taken out again (÷ {source.query_scale:.6g}); "
+        "config.json has it as the scaling's"
+    )
+    return [note]
+
+
+def _dtype(options: ExportOptions, source: ModelSource) -> str:
     if options.dtype == "auto":
         return prevailing_dtype(source.tensors)
     if options.dtype not in DTYPES:
@@ -96,14 +113,10 @@ def _dtype(options: ExportOptions, source: ModelSource, notes: list[str]) -> str
     return options.dtype
 
 
-def _unfolded(source: ModelSource, notes: list[str]) -> ModelSource:
+def _unfolded(source: ModelSource) -> ModelSource:
     """Without the gain that is folded into the query weights, which config.json says instead."""
     if source.query_scale == 1.0:
         return source
-    notes.append(
-        f"the gain folded into the query weights is taken out again (÷ {source.query_scale:.6g}); "
-        "config.json has it as the scaling's"
-    )
     prefix = source.arch + "."
     keys = {
         key.removeprefix(prefix): field.value
@@ -127,9 +140,10 @@ def _check_all_used(source: ModelSource, tensors: list[Inverted]) -> None:
         )
 
 
-def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
-    """Holds the tokenizer against llama.cpp's own on the embedded document. Raises ``GgufError``
-    where they differ."""
+def _compare_tokens(folder: Path, path: Path) -> tuple[int | None, list[str]]:
+    """Holds the tokenizer against llama.cpp's own on the embedded document: how many tokens were
+    compared, ``None`` and a note where it cannot be done. Raises ``GgufError`` where they differ.
+    """
     text = (files("ggext") / "data" / "document.txt").read_text("utf-8")
     text += "\n  1234 don't — ÄÖß 漢字 🙂\n\n\tx = f(y);"
     try:
@@ -140,8 +154,7 @@ def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
         with Model.open(path, 0) as model:
             expected = model.tokenize(text)
     except (ImportError, MissingExtraError) as error:
-        notes.append(f"the tokenizer is not held against llama.cpp's: {error}")
-        return None
+        return None, [f"the tokenizer is not held against llama.cpp's: {error}"]
     ids = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
     if ids != expected:
         place = next(
@@ -157,7 +170,7 @@ def _compare_tokens(folder: Path, path: Path, notes: list[str]) -> int | None:
             f"sample, at token {place}: {ids[place : place + 3]} and "
             f"{expected[place : place + 3]}; nothing was written"
         )
-    return len(expected)
+    return len(expected), []
 
 
 def _write_json(path: Path, values: object, indent: int | None = 2) -> None:

@@ -97,10 +97,11 @@ def transformers_logits(
         quantization = getattr(config, "quantization_config", None)
         if quantization is not None:
             config.quantization_config = {**quantization, "dequantize": True}
+        dtype = "auto" if quantization else torch.float32
         model, loaded = judge_class(config).from_pretrained(
             folder,
             config=config,
-            dtype="auto" if quantization else torch.float32,
+            dtype=dtype,
             attn_implementation="eager",
             local_files_only=True,
             output_loading_info=True,

@@ -25,11 +25,14 @@ def card(report: EvalReport, command: str) -> str:
     if scored:
         rows = []
         for setting in scored:
-            found = {one.length: one.score for one in setting.scores}
+            by_length = {one.length: one.score for one in setting.scores}
             rows.append(
                 [
                     labels[setting.name],
-                    *(phrases.share(found[n]) if n in found else "–" for n in lengths),
+                    *(
+                        phrases.share(by_length[n]) if n in by_length else "–"
+                        for n in lengths
+                    ),
                 ]
             )
         units = max(one.score.units for setting in scored for one in setting.scores)

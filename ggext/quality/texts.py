@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ggext.data import demo_language as language
 from ggext.errors import UsageError
 from ggext.gguf.plain_files import NotPlainError, read_bounded
-from ggext.quality.tasks import Asked
+from ggext.quality.tasks import UserQuestion
 
 if TYPE_CHECKING:
     from ggext.runtime.model import Model
@@ -77,10 +77,10 @@ def _is_document(path: Path) -> bool:
     return path.suffix.lower() in _DOCUMENTS and path.is_file()
 
 
-def read_questions(path: Path) -> tuple[Asked, ...]:
+def read_questions(path: Path) -> tuple[UserQuestion, ...]:
     """The user's own questions: JSON lines with ``question``, ``answers`` (a list, one of which is
     enough) and ``passage``. Raises UsageError naming the line."""
-    found = []
+    questions = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -96,8 +96,8 @@ def read_questions(path: Path) -> tuple[Asked, ...]:
                 f"{path}, line {number}, is not a question: it must be JSON such as "
                 '{"question": "...", "answers": ["..."], "passage": "..."}'
             ) from None
-        found.append(Asked(texts[0], tuple(texts[2:]), texts[1]))
-    return tuple(found)
+        questions.append(UserQuestion(texts[0], tuple(texts[2:]), texts[1]))
+    return tuple(questions)
 
 
 def embedded_text() -> str:
@@ -107,15 +107,15 @@ def embedded_text() -> str:
 
 def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
     """The sentences of the texts, for `sentences_from`."""
-    found: list[str] = []
+    sentences: list[str] = []
     for text in texts:
         for match in _SENTENCE.finditer(text):
             split = match[0].split()
             starts = range(0, len(split), _LONGEST_SENTENCE)
-            found += [
+            sentences += [
                 " ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts
             ]
-    return tuple(found)
+    return tuple(sentences)
 
 
 def sentences_from(texts: Sequence[str], rng: Random) -> Iterator[str]:
@@ -134,8 +134,8 @@ def pieces(
     `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
     the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length, marks) for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length, marks) for name, text in texts]
+    if not any(passages):
         longest = max(
             len(model.tokenize(text, parse_special=marks)) for _, text in texts
         )
@@ -143,8 +143,8 @@ def pieces(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
         )
-    most = max(map(len, found))
-    return [part[i] for i in range(most) for part in found if i < len(part)][
+    most = max(map(len, passages))
+    return [part[i] for i in range(most) for part in passages if i < len(part)][
         :_MOST_PIECES
     ]
 
@@ -153,12 +153,12 @@ def beginnings(
     model: Model, texts: Sequence[tuple[str, str]], length: int
 ) -> list[Piece]:
     """The first `length` tokens of each text that has so many. Raises UsageError for none."""
-    found = [_of_one(model, name, text, length)[:1] for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length)[:1] for name, text in texts]
+    if not any(passages):
         raise UsageError(
             f"no text has {length:,} tokens: give longer texts, or shorter lengths"
         )
-    return [piece for part in found for piece in part]
+    return [piece for part in passages for piece in part]
 
 
 def _of_one(

@@ -26,13 +26,15 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ggext.errors import GgextError, ModelError, RopeError
+from ggext.errors import ModelError, RopeError
 from ggext.gguf.plain_files import open_plain, private_file
 from ggext.gguf.rope import effective_table
 from ggext.gguf.system import read_at
 from ggext.gguf.writer import check_room, output_errors
-from ggext.runtime import llama, state
+from ggext.runtime import llama
+from ggext.runtime.checked_state import StateError, check_state, kind_of
 from ggext.runtime.closing import Closing
+from ggext.runtime.memory.base import Layout
 from ggext.runtime.memory.gone import Gone
 from ggext.runtime.reuse import TOLERANCE, apart
 
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
     from ggext.gguf.reader import GgufFile
     from ggext.runtime.engine import Session
-    from ggext.runtime.model import Model
     from ggext.runtime.regimes import Regime
 
 _MAGIC = b"ggext\0K\2"
@@ -53,12 +54,6 @@ _TABLE = "the RoPE table"
 _FLASH = "the use of flash attention"
 _SAMPLES, _SAMPLE = 64, 4096
 _PART = 1 << 20  # bytes of one read
-#: LLAMA_ROPE_TYPE_MROPE and _IMROPE
-_MROPE_TYPES = (8, 40)
-
-
-class StateError(GgextError):
-    """A saved state cannot be used: it is damaged, of another model, or of another runtime."""
 
 
 def fingerprint(header: GgufFile) -> str:
@@ -112,19 +107,12 @@ def save(path: Path, session: Session, key: Mapping[str, str]) -> int:
         raise StateError(
             f"tokens have left the context, and of what {policy} makes of it only the text is kept"
         )
-    if session.model.is_recurrent:
-        raise StateError(
-            "layers of this model keep a state in place of their tokens, which cannot be saved: of "
-            "a chat only the text is kept"
-        )
     tokens = np.array(session.tokens, "<i4")
-    # As `restore` will evaluate it; measured with flash attention: by 1 % of the logits' range
-    # otherwise.
-    session.reread_last()
-    logits, cells = session.last_logits().astype("<f4"), session.snapshot()
+    cells = session.snapshot()
+    logits = session.last_logits().astype("<f4")
     gone, account = session.memory.gone, session.memory.account()
     layout = session.memory.layout(len(tokens), gone, account)
-    check_state(cells, layout.cells, extended=has_mrope(session.model))
+    check_state(cells, _stored(layout, session), kind_of(session.model))
     counts = {"tokens": len(tokens), "logits": len(logits), "state": len(cells)}
     table = table_digest(session.model.header, session.cache.regime)
     aligned = {
@@ -198,7 +186,7 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
     try:
         layout = session.memory.layout(n_tokens, gone, account)
         blocks = _parts(file, state_at + n_state, layout.blocks)
-        check_state(cells, layout.cells, extended=has_mrope(session.model))
+        check_state(cells, _stored(layout, session), kind_of(session.model))
         session.restore(tokens, cells, layout.places, gone)
         session.memory.resume(account, blocks)
         _check_logits(session, logits)
@@ -210,6 +198,11 @@ def _restored(file: _StateFile, session: Session, key: Mapping[str, str]) -> int
             session.clear()
             session.cache.clear(wipe=True)
     return n_tokens
+
+
+def _stored(layout: Layout, session: Session) -> Sequence[int]:
+    """The positions of the cells that are in a file."""
+    return layout.cells[:-1] if session.model.is_recurrent else layout.cells
 
 
 def _aligned(saved: Any, session: Session, n_tokens: int) -> int:
@@ -261,36 +254,6 @@ def _gone_from_json(path: Path, saved: Any, session: Session, n_tokens: int) -> 
     raise StateError(
         f"{path} is damaged: what had left the context is not described by it"
     )
-
-
-def has_mrope(model: Model) -> bool:
-    """Whether it rotates by sections, so that a token has four positions (M-RoPE)."""
-    return llama.lib().llama_model_rope_type(model.open_handle()) in _MROPE_TYPES
-
-
-def check_state(
-    data: NDArray[np.uint8], places: Sequence[int], *, extended: bool = False
-) -> None:
-    """Walks through the bytes of ``llama_state_seq_get_data`` as llama.cpp will. Raises StateError
-    for what is not the cache of these positions, each once. ``extended``: as in `state.sections`.
-
-    llama.cpp compares types and sizes with its own, and throws what we get as an error."""
-    import numpy as np
-
-    wanted = np.array(places, np.int32)
-    try:
-        _, found = state.sections(data, extended=extended)
-    except ValueError as error:
-        raise StateError(f"the saved state has {error}") from None
-    if len(found[0].cells) != len(wanted):
-        raise StateError(
-            f"the saved state has {len(found[0].cells)} cells for {len(wanted)} positions"
-        )
-    for section in found:
-        positions = section.cells[:, 0]
-        once = len(np.unique(positions)) == len(positions)
-        if not (once and np.isin(positions, wanted).all()):
-            raise StateError("the saved state has cells that no text of its length has")
 
 
 class _StateFile(Closing):

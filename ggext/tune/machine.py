@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 
 from ggext.errors import MissingExtraError
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate")
+_M_MMAP_THRESHOLD, _MMAP_FROM = -3, 1 << 20  # of mallopt(3); bytes
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,32 @@ def this_machine() -> Machine:
         bf16=torch.cuda.is_bf16_supported(),
         gpu=True,
     )
+
+
+def return_freed_memory() -> None:
+    """Lets glibc give large tensors back to the system once they are freed.
+
+    Left alone it raises its threshold to 32 MiB as they come and go, and what lies below that is
+    kept in pieces that no later tensor fits: half as much again as a step needs.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+        if mallopt is not None:
+            mallopt(_M_MMAP_THRESHOLD, _MMAP_FROM)
+
+
+def peak_memory(machine: Machine) -> int | None:
+    """The most bytes that this process had, on its device; None: the system does not say."""
+    import torch
+
+    if machine.gpu:
+        return int(torch.cuda.max_memory_reserved())
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return getrusage(RUSAGE_SELF).ru_maxrss * unit
 
 
 def leave_group() -> None:

@@ -37,10 +37,11 @@ def load(
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         if rope is not None:
             set_context(config, rope)
+        dtype = torch.bfloat16 if bf16 else torch.float32
         model, loaded = judge_class(config).from_pretrained(
             folder,
             config=config,
-            dtype=torch.bfloat16 if bf16 else torch.float32,
+            dtype=dtype,
             attn_implementation=attention,
             local_files_only=True,
             output_loading_info=True,

@@ -58,7 +58,8 @@ class TuneOptions:
     adapter: bool = False
     # Continues from the last checkpoint in `out`.
     resume: bool = False
-    # Seconds that the evaluation may take, and texts for each of its figures (None: what fits).
+    # Seconds that the evaluation may take, and texts of the target length for the answers, with
+    # twice as many short ones (None: what fits).
     evaluation_seconds: float = 600.0
     trials: int | None = None
     # The settings of `accelerate launch`, by which this process was started; None: one process.

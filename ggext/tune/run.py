@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 from ggext.errors import ModelError, UsageError
 from ggext.tune.documents import Encoded, Encoder, read_documents, split
 from ggext.tune.finish import Finished, bake, evaluate, file_type, merge, small_file
-from ggext.tune.machine import Machine, leave_group, this_machine
+from ggext.tune.machine import (
+    Machine,
+    leave_group,
+    return_freed_memory,
+    this_machine,
+)
 from ggext.tune.plan import Stage, TunePlan, planned
 from ggext.tune.rows import Rows
 from ggext.tune.state import RunFolder, digest
@@ -106,6 +111,7 @@ class Tuning:
         """All stages; the losses of every step. ``interrupted`` says whether it was stopped."""
         from ggext.tune.train import final_weights
 
+        return_freed_memory()
         losses: list[float] = []
         before: Path | None = None
         for number, stage in enumerate(self.plan.stages, 1):

@@ -14,7 +14,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ggext.errors import ModelError, OutputError, first_line
-from ggext.tune.loss import BlockLoss
+from ggext.tune.loss import BlockLoss, weight_of
 from ggext.tune.model import quiet
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Step:
 
     number: int
     steps: int
-    # Mean loss of a predicted token, in nats.
+    # Mean loss of a learned token, in nats, with the weights of `token_weights`.
     loss: float
     # Norm of the gradient before it was clipped.
     gradient: float
@@ -94,9 +94,8 @@ def train(
     trainer = _trainer(model, rows, arguments, watcher)
     try:
         with quiet():
-            trainer.train(
-                resume_from_checkpoint=None if checkpoint is None else str(checkpoint)
-            )
+            resume_from_checkpoint = None if checkpoint is None else str(checkpoint)
+            trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     finally:
         loss.restore()
     if trainer.state.global_step >= steps:
@@ -116,7 +115,9 @@ def _trainer(
             callbacks=[_Watch(watcher)],
         )
     trainer.remove_callback(PrinterCallback)
-    trainer.model_accepts_loss_kwargs = True  # so that it counts the predicted tokens
+    trainer.model_accepts_loss_kwargs = (
+        True  # so that it asks for the weights of a step
+    )
     trainer.loss_is_scaled_for_ga = True
     return trainer
 
@@ -184,11 +185,19 @@ class _Trainer(Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Summed over the batch and divided by the predicted tokens of the whole step, in all
-        processes, whose gradients are averaged."""
+        """Summed over the batch and divided by the weights of the whole step, in all processes,
+        whose gradients are averaged."""
         del return_outputs
         loss = model(**inputs)["loss"] / num_items_in_batch
         return loss * self.accelerator.num_processes
+
+    def _get_num_items_in_batch(self, batch_samples: Any, device: Any) -> Any:
+        """The weights of a step's tokens, where transformers counts those that are learned."""
+        weight = sum(
+            weight_of(batch["shift_labels"], batch["attention_mask"])
+            for batch in batch_samples
+        )
+        return self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """Called before the weights change: what is no number must not reach them."""

@@ -78,7 +78,7 @@ def test_whole_oldest_turns_leave_and_the_user_is_told() -> None:
         + "«|bot|»"
     )
     assert conversation.turns[2].content == "Hi!"
-    assert conversation.left == 2
+    assert conversation.dropped_turns == 2
 
 
 def test_turns_leave_in_the_middle_of_an_answer_and_it_goes_on() -> None:
@@ -96,7 +96,7 @@ def test_what_cannot_fit_without_any_other_turn_is_still_an_error() -> None:
     screen = Script("Hello", "x" * 80)
     conversation = chat(QueuedEngine("Hi!", n_ctx=60), screen, drop_turns=True)
     assert any("than the context of 60 holds" in line for line in screen.lines)
-    assert (len(conversation.turns), conversation.left) == (2, 0)
+    assert (len(conversation.turns), conversation.dropped_turns) == (2, 0)
 
 
 def test_what_left_is_told_of_each_turn_also_after_a_new_start() -> None:

@@ -186,10 +186,11 @@ class Compress(Memory):
         return _smoothed(-alike.mean(axis=(0, 2)), _NEIGHBOURS)
 
     def _upright(self) -> Iterator[list[NDArray[np.float32]]]:
-        """Each layer's keys before rotation, (n_cells, n_heads, head_dim), some cells at a time."""
+        """Keys before rotation, (n_cells, n_heads, head_dim), of each layer that sees everything,
+        some cells at a time."""
         rotation = self.cache.rotation()
         for block in self._blocks():
-            yield rotation.upright(block)
+            yield rotation.upright(block, rotation.layers.whole)
 
     def _blocks(self) -> Iterator[KvBlock]:
         end = self.cache.next_position

@@ -87,11 +87,11 @@ class Gone:
             return cls(start, count, bytes.fromhex(digest), rest)
         raise ValueError("it does not describe what left a context")
 
-    def found_in(self, wanted: Sequence[int]) -> bool:
-        """Whether `wanted` has them where they were, and goes on after them."""
+    def found_in(self, prompt: Sequence[int]) -> bool:
+        """Whether `prompt` has them where they were, and goes on after them."""
         end = self.start + self.count
-        if not self.count or len(wanted) <= end:
+        if not self.count or len(prompt) <= end:
             return False
         there = Gone()
-        there.add(self.start, wanted[self.start : end])
+        there.add(self.start, prompt[self.start : end])
         return there == self

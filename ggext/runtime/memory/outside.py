@@ -1,9 +1,9 @@
 """The text that left a cache, and the look-up in it: the one place where it is computed which of it
 a question asks for.
 
-Of each token its number is kept and its keys before rotation, of every second of the latter half of
-the layers and as q8_0: a fifteenth of what its cells took. The queries of a question are held
-against all of them. Measured on SmolLM2-135M with needles in a real book
+Of each token its number is kept and its keys before rotation, of some layers
+(`CachedLayers.looked_through`) and as q8_0: a fifteenth of what its cells took. The queries of a
+question are held against all of them. Measured on SmolLM2-135M with needles in a real book
 (benchmarks/results/memory.md): the 64 tokens that any query of any head attends to most hold the
 needle each time; with 8 keys that stand for a block of 128, as InfLLM has, 256 hold it in 41 of
 100.
@@ -74,22 +74,21 @@ class Outside:
         return (self._rows.nbytes if self._rows else 0) + _TOKEN * len(self._tokens)
 
     def add(self, tokens: Sequence[int], layers: Layers) -> None:
-        """Tokens, and each layer's keys of them before rotation, (n_tokens, n_heads, head_dim).
-        Raises ModelError for keys that are no numbers, OutputError."""
+        """Tokens, and their keys before rotation, (n_tokens, n_heads, head_dim), of each layer that
+        is looked through. Raises ModelError for keys that are no numbers, OutputError."""
         import numpy as np
 
-        kept = [layers[layer] for layer in _looked_through(layers)]
-        keys = [rows_of(_kind(each), each) for each in kept]
-        self._append(tokens, np.concatenate(keys, axis=1), self._made_for(kept))
+        keys = [rows_of(_kind(each), each) for each in layers]
+        self._append(tokens, np.concatenate(keys, axis=1), self._made_for(layers))
 
-    def _made_for(self, kept: Layers) -> Rows:
+    def _made_for(self, layers: Layers) -> Rows:
         """Where rows of such keys go."""
         if self._rows is None:
-            widths = [row_bytes(_kind(keys), keys[0].size) for keys in kept]
+            widths = [row_bytes(_kind(keys), keys[0].size) for keys in layers]
             ends = [*accumulate(widths, initial=0)]
             self._kinds = [
                 (_kind(keys), slice(start, end))
-                for keys, (start, end) in zip(kept, pairwise(ends), strict=True)
+                for keys, (start, end) in zip(layers, pairwise(ends), strict=True)
             ]
             size = _BLOCK
             blocks = None
@@ -115,8 +114,8 @@ class Outside:
         self, queries: Layers, count: int, stop: Callable[[], bool] = lambda: False
     ) -> tuple[Run, ...] | None:
         """Runs of at most `count` tokens in all, around those that the queries attend to most; None
-        where `stop`, asked again and again, said so. ``queries``: of each layer, before rotation,
-        (n_tokens, n_heads, head_dim)."""
+        where `stop`, asked again and again, said so. ``queries``: of each layer that is looked
+        through, before rotation, (n_tokens, n_heads, head_dim)."""
         attention = self._attention(queries, stop)
         return None if stop() else _united(_runs(attention, count))
 
@@ -150,10 +149,7 @@ class Outside:
         -inf after the last token."""
         import numpy as np
 
-        for (kind, columns), layer in zip(
-            self._kinds, _looked_through(queries), strict=True
-        ):
-            asking = queries[layer]
+        for (kind, columns), asking in zip(self._kinds, queries, strict=True):
             tokens, _, size = asking.shape
             keys = floats(kind, rows[:, columns]).reshape(len(rows), -1, size)
             heads = keys.shape[1]
@@ -177,12 +173,12 @@ class Outside:
         self, data: memoryview, count: int, example: Layers, forgotten: Gone
     ) -> None:
         """Fills it with the `count` tokens that `saved` returned, when others were ``forgotten``.
-        ``example``: each layer's keys of a token of the cache. Raises ModelError for anything else,
-        OutputError."""
+        ``example``: keys of a token of the cache, of each layer that is looked through. Raises
+        ModelError for anything else, OutputError."""
         import numpy as np
 
         self.clear()
-        to = self._made_for([example[layer] for layer in _looked_through(example)])
+        to = self._made_for(example)
         widths = [columns.stop - columns.start for _, columns in self._kinds]
         if len(data) != count * (_TOKEN + sum(widths)):
             raise ModelError(
@@ -222,11 +218,6 @@ def _share_of_free(spill: Path | None) -> int | None:
         with spill_errors(spill):
             free = shutil.disk_usage(spill).free
     return None if free is None else free // _SHARE
-
-
-def _looked_through(layers: Layers) -> range:
-    """The layers whose keys are looked through."""
-    return range(len(layers) // 2, len(layers), 2)
 
 
 def _kind(keys: NDArray[np.float32]) -> int:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ggext.runtime.cache import Cache
+    from ggext.runtime.state import KvBlock
 
 #: Tokens of an answer that there is room for when it begins, where there can be.
 ANSWER = 256
@@ -55,7 +56,8 @@ class Retrieval:
         self.outside = Outside(options.spill, options.evicted_memory)
         self.passages: Passages | None = None
         self.begun = 0
-        #: Of the question as far as it was read: each batch's queries, of each layer.
+        #: Of the question as far as it was read: each batch's queries, of each layer that is
+        #: looked through.
         self._queries: list[Sequence[NDArray[float32]]] = []
 
     def keep(self, start: int, end: int) -> None:
@@ -64,8 +66,12 @@ class Retrieval:
         for first in range(start, end, _AT_ONCE):
             last = min(first + _AT_ONCE, end)
             block = cache.take(places[first], places[last - 1] + 1)
-            keys = cache.rotation().upright(block)
-            self.outside.add(cache.tokens[first:last], keys)
+            self.outside.add(cache.tokens[first:last], self._keys(block))
+
+    def _keys(self, block: KvBlock) -> list[NDArray[float32]]:
+        """Keys before rotation, of each layer that is looked through."""
+        rotation = self.cache.rotation()
+        return rotation.upright(block, rotation.layers.looked_through)
 
     def read(self, tokens: Sequence[int], left: int) -> bool:
         """Evaluates tokens, with so many of the text ``left`` after them; its last ones a second
@@ -74,12 +80,14 @@ class Retrieval:
         cache = self.cache
         # The window may have slid since.
         begun = min(self.begun, len(cache.tokens) - self.sinks - 1)
-        start = len(cache.tokens) - max(begun, 0)
         self.begun = 0
-        wanted = [*cache.tokens[start:], *tokens]
+        if begun <= 0:
+            return self._read(tokens, left)
+        start = len(cache.tokens) - begun
+        whole = [*cache.tokens[start:], *tokens]
         cache.cut(start)
-        after = left + len(wanted)
-        for batch in cache.batches.split(wanted, start, cache.n_batch):
+        after = left + len(whole)
+        for batch in cache.batches.split(whole, start, cache.n_batch):
             after -= len(batch)
             if not self._read(batch, after):
                 return False
@@ -99,7 +107,7 @@ class Retrieval:
     def _watched(self, tokens: Sequence[int]) -> bool:
         """Evaluates tokens and sees their queries. False: cancelled."""
         watcher = self.cache.queries
-        with watcher.watching():
+        with watcher.watching(self.cache.rotation().layers):
             if not self.cache.append(tokens):
                 self._queries = []
                 return False
@@ -221,7 +229,7 @@ class Retrieval:
         """Continues from what `account` and `saved` returned, when ``gone`` had left. Raises
         ModelError."""
         forgotten = _forgotten(account, gone)
-        example = self.cache.rotation().upright(self.cache.take(0, 1))
+        example = self._keys(self.cache.take(0, 1))
         for data in blocks:
             count = gone.count - forgotten.count
             self.outside.restore(data, count, example, forgotten)

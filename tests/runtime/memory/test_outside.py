@@ -267,7 +267,10 @@ def test_products_are_computed_by_the_thread_that_asks(
     with Session(model, options("landmark", **SMALL)) as session:
         session.evaluate(text[:900])
         outside = outside_of(session)
-        example = session.cache.rotation().upright(session.cache.take(0, 1))
+        rotation = session.cache.rotation()
+        example = rotation.upright(
+            session.cache.take(0, 1), rotation.layers.looked_through
+        )
         queries = [np.repeat(keys, 64, 0).repeat(2, 1) for keys in example]
         keys = [np.repeat(keys, 20_000, 0) for keys in example]
         outside.add([0] * 20_000, keys)
