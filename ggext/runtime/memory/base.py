@@ -136,6 +136,11 @@ class Memory(ABC):
         """Frees what is kept outside the cache."""
         self.gone = Gone()
 
+    @property
+    def forgotten(self) -> int:
+        """Tokens that had left and cannot be brought back any more, also of texts before."""
+        return 0
+
     def account(self) -> dict[str, Any]:
         """For JSON: what `resume` needs to know in addition to the tokens, the cells and the
         blocks."""
