@@ -98,15 +98,17 @@ def verify(
     gguf = read_gguf(metadata_part(path))
     still = unrotated(gguf.arch, gguf.arch_keys())
     if still:
-        notes.append(f"{still}: there is no table to verify")
-        return _unrotated(gguf, reference, tokens, tolerance, notes, progress, chosen)
-    run = _Run(
-        gguf,
-        effective_table(gguf, by_ggext=True),
-        expected_of(gguf, reference),
-        notes,
-        progress,
-    )
+        nothing = f"{still}: there is no table to verify"
+        if "logits" not in chosen or reference is None:
+            raise RopeError(
+                f"{gguf.path}: {nothing}; reference=CHECKPOINT compares the logits"
+            )
+        run = _without_rope(gguf, reference, [*notes, nothing], progress)
+        run.logits(reference, tokens, tolerance)
+        return run.report()
+    effective = effective_table(gguf, by_ggext=True)
+    expected = expected_of(gguf, reference)
+    run = _Run(gguf, effective, expected, notes, progress)
     if "table" in chosen:
         progress("table: what the file says")
         run.table()
@@ -120,30 +122,16 @@ def verify(
     return run.report()
 
 
-def _unrotated(
-    gguf: GgufFile,
-    reference: Path | None,
-    tokens: int | None,
-    tolerance: float | None,
-    notes: Sequence[str],
-    progress: Progress,
-    chosen: set[str],
-) -> Report:
-    """Of a model without RoPE the logits are all that can be wrong. Raises ``RopeError`` where
-    they are not to be compared; the last of ``notes`` says why it has none."""
-    if "logits" not in chosen or reference is None:
-        raise RopeError(
-            f"{gguf.path}: {notes[-1]}; reference=CHECKPOINT compares the logits"
-        )
+def _without_rope(
+    gguf: GgufFile, reference: Path, notes: Sequence[str], progress: Progress
+) -> _Run:
+    """Of a model without RoPE the logits are all that can be wrong."""
     context = int(gguf.arch_keys().get("context_length", 1))
     geometry = RopeGeometry(0, 1, 1.0, "norm", context)
     table = RopeTable((), 1.0, context)
-    expected = Expected(
-        RopeScaling(), geometry, f"{reference}/config.json", stated=table
-    )
-    run = _Run(gguf, table, expected, notes, progress)
-    run.logits(reference, tokens, tolerance)
-    return run.report()
+    source = f"{reference}/config.json"
+    expected = Expected(RopeScaling(), geometry, source, stated=table)
+    return _Run(gguf, table, expected, notes, progress)
 
 
 def _chosen(

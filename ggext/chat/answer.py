@@ -75,12 +75,12 @@ class AnswerText:
             return piece
         self._held += piece
         places = [self._held.find(stop) for stop in self._stop]
-        found = min((place for place in places if place >= 0), default=None)
-        self.stopped = found is not None
+        earliest = min((place for place in places if place >= 0), default=None)
+        self.stopped = earliest is not None
         certain = (
             len(self._held) - held_back(self._held, self._stop)
-            if found is None
-            else found
+            if earliest is None
+            else earliest
         )
         text = self._held[:certain]
         self._held = self._held[certain:]

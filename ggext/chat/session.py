@@ -182,10 +182,10 @@ def _last_use(folder: Path) -> float:
 def last_chat() -> str:
     """The name of the chat in which something was said last. Raises UsageError where there is
     none."""
-    found = chats()
-    if not found:
+    saved = chats()
+    if not saved:
         raise UsageError("there is no chat to go on with; ggext chat FILE begins one")
-    return found[0].name
+    return saved[0].name
 
 
 def kept_chat(name: str) -> KeptSettings | None:

@@ -99,9 +99,7 @@ class Engine:
 
         model = self.model
         session = self.session
-        choices = Choices(
-            self.request.kv, session.n_batch, swa=cast("Swa", self.request.swa)
-        )
+        choices = Choices(self.request.kv, session.n_batch, swa=self._options.windows)
         memory = capacity.room(model, choices)
         free = None if memory is None else memory.free
         cache = None if memory is None else memory.cache
@@ -199,6 +197,7 @@ def _session_options(request: Request, *, is_empty: bool) -> SessionOptions:
             cast("WhenFull", request.policy),
             keep=request.keep,
             evicted=cast("Evicted | None", request.evicted),
+            evicted_memory=request.evicted_memory,
         ),
         dynamic_ntk=cast("DynamicNtk | None", request.dynamic_ntk),
         swa=cast("Swa", request.swa),
@@ -303,6 +302,7 @@ def _settings(request: Request, chat: Chat, engine: Engine) -> KeptSettings:
         when_full=when_full,
         keep=request.keep,
         evicted=request.evicted,
+        evicted_memory=request.evicted_memory,
         ctx=engine.ctx,
         kv=request.kv,
         swa=request.swa,

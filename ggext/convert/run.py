@@ -23,6 +23,7 @@ from ggext.gguf.shards import all_parts, metadata_part
 from ggext.gguf.split import check_parts, write_parts
 from ggext.gguf.types import F32, Field, prevailing_type
 from ggext.gguf.writer import (
+    LateFields,
     TensorToWrite,
     check_output,
     private_folder_beside,
@@ -304,8 +305,8 @@ def _write(
         late.extend(notes)
         return trial.begin(fields, plan.tensors)
 
-    room = plan.source.later_bytes
-    write_gguf(out, plan.fields, plan.tensors, progress, complete, room, approve)
+    later = LateFields(complete, plan.source.later_bytes)
+    write_gguf(out, plan.fields, plan.tensors, progress, later, approve)
     return late
 
 

@@ -91,28 +91,28 @@ def inverted(
 ) -> Iterator[Inverted]:
     """Every tensor of the family's rules. Raises ``GgufError`` for one that is missing, or is made
     in a way that cannot be taken back."""
-    found = {tensor.name: tensor for tensor in tensors}
+    by_name = {tensor.name: tensor for tensor in tensors}
     for rule in family.tensors():
         name = rule.target or gguf_name(family.arch, rule.sources[0])
         if rule.unless:
             continue
-        if name not in found:
+        if name not in by_name:
             if rule.optional:
                 continue
             raise GgufError(f"{path}: the tensor {name} is missing")
         simple = len(rule.sources) == 1 and not (
             rule.transposed or rule.view or rule.arranged
         )
-        if not simple or rule.written is not None or rule.scales is not None:
+        if not simple or rule.written is not None or rule.scales or rule.below:
             raise GgufError(
                 f"{path}: {name} is made of several tensors, and is not taken apart"
             )
-        if math.prod(found[name].shape) != math.prod(rule.shape):
+        if math.prod(by_name[name].shape) != math.prod(rule.shape):
             raise GgufError(
-                f"{path}: {name} has the shape {found[name].shape}, and its keys say "
+                f"{path}: {name} has the shape {by_name[name].shape}, and its keys say "
                 f"{rule.shape[::-1]}"
             )
-        yield Inverted(rule.sources[0], rule.shape, found[name], rule)
+        yield Inverted(rule.sources[0], rule.shape, by_name[name], rule)
 
 
 def prevailing_dtype(tensors: Sequence[SourceTensor]) -> str:

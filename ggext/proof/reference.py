@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ggext.errors import CheckpointError, MissingExtraError, ModelError, first_line
 from ggext.rope import methods
 from ggext.rope.config_keys import PARAMETER_OF_KEY
+from ggext.rope.families import FULL, KIND_NAMES, SLIDING
 from ggext.rope.scaling import RopeGeometry, RopeScaling
 from ggext.runtime.likelihood import diverge
 
@@ -33,15 +34,19 @@ def sample_tokens(model: Model, count: int) -> list[int]:
     return (ids * (count // len(ids) + 1))[:count]
 
 
-def rope_parameters(scaling: RopeScaling, geometry: RopeGeometry) -> dict[str, Any]:
+def rope_parameters(
+    scaling: RopeScaling, geometry: RopeGeometry, named: str = ""
+) -> dict[str, Any]:
     """``rope_parameters`` as transformers spells the request, by layer kind where the sliding ones
-    have their own."""
+    have their own. ``named``: the ``model_type`` or llama.cpp's architecture, by which the kinds
+    have their names."""
     if geometry.sliding_base is None:
         return _of_one_kind(scaling, geometry)
+    names = KIND_NAMES.get(named, {})
     sliding = {"rope_type": "default", "rope_theta": geometry.sliding_base}
     return {
-        "full_attention": _of_one_kind(scaling, geometry),
-        "sliding_attention": sliding,
+        names.get(FULL, FULL): _of_one_kind(scaling, geometry),
+        names.get(SLIDING, SLIDING): sliding,
     }
 
 
@@ -152,7 +157,7 @@ def set_rope(config: Any, scaling: RopeScaling, geometry: RopeGeometry) -> None:
     if not geometry.n_rot:
         return
     kept = _kept(config)
-    given = rope_parameters(scaling, geometry)
+    given = rope_parameters(scaling, geometry, config.model_type)
     kinds = [kind for kind, values in kept.items() if isinstance(values, dict)]
     if kinds and geometry.sliding_base is None:
         given = dict.fromkeys(kinds, given)

@@ -163,13 +163,13 @@ def check_other_layers(gguf: GgufFile, expected: Expected) -> list[Check]:
         ]
     if capability_of(gguf.arch).scores != "plain":
         target = methods.score_scale(expected.scaling)
-        found = score_scale(keys, gguf.arch)
-        detail = f"wanted {target:.7g}, file {found:.7g}"
+        scale = score_scale(keys, gguf.arch)
+        detail = f"wanted {target:.7g}, file {scale:.7g}"
         checks.append(
             Check(
                 "table",
                 "scale of the scores, relative error",
-                abs(found / target - 1),
+                abs(scale / target - 1),
                 2 * EXACT_GAIN,
                 detail,
             )

@@ -142,8 +142,8 @@ class Bench(Closing):
         own_questions = () if path is None else texts.read_questions(path)
         filler = words.sentences
         if self.options.texts:
-            found = texts.filler_of([text for _, text in self.documents])
-            filler = partial(texts.sentences_from, found)
+            sentences = texts.filler_of([text for _, text in self.documents])
+            filler = partial(texts.sentences_from, sentences)
         return sample_maker(self.prompts, filler, own_questions, self.options.needles)
 
     def piece(self, item: Item) -> Piece:
@@ -201,12 +201,12 @@ class Bench(Closing):
     def diverge(self, item: Item, first: Session, progress: Progress) -> Diverged:
         """How this setting differs from another's session on a piece."""
         piece = self.piece(item)
-        found = compare(first, self.session, piece.tokens, progress)
+        divergence = compare(first, self.session, piece.tokens, progress)
         return Diverged(
             piece.name,
-            _narrow(found.kl),
-            _narrow(found.same_top),
-            _narrow(found.delta_p),
+            _narrow(divergence.kl),
+            _narrow(divergence.same_top),
+            _narrow(divergence.delta_p),
         )
 
     def speed(self, probe: int = _PROBE) -> Speed:

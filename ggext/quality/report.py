@@ -126,8 +126,8 @@ def report_of(
     by_setting = results_by_setting(results)
     reports = []
     for setting in plan.settings:
-        found = _planned_results(plan, setting, by_setting)
-        reports.append(_setting_report(plan, setting, found, by_setting))
+        planned = _planned_results(plan, setting, by_setting)
+        reports.append(_setting_report(plan, setting, planned, by_setting))
     return EvalReport(
         tuple(reports),
         tuple(differences_of(plan, by_setting)),
@@ -142,28 +142,28 @@ def report_of(
 
 def results_by_setting(results: Results) -> dict[str, dict[Item, Result]]:
     """What was measured, by the settings' keys."""
-    found: dict[str, dict[Item, Result]] = {}
+    by_setting: dict[str, dict[Item, Result]] = {}
     for (key, item), result in results.items():
-        found.setdefault(key, {})[item] = result
-    return found
+        by_setting.setdefault(key, {})[item] = result
+    return by_setting
 
 
 def _planned_results(
     plan: Plan, setting: Setting, results: Mapping[str, dict[Item, Result]]
 ) -> dict[Item, Result]:
     """In the plan's order, which does not depend on what a partial run had first."""
-    found = results.get(setting.key, {})
+    measured = results.get(setting.key, {})
     planned = (item for one, item in plan.items if one.key == setting.key)
-    return {item: found[item] for item in planned if item in found}
+    return {item: measured[item] for item in planned if item in measured}
 
 
 def _setting_report(
     plan: Plan,
     setting: Setting,
-    found: Mapping[Item, Result],
+    measured: Mapping[Item, Result],
     results: Mapping[str, Mapping[Item, Result]],
 ) -> SettingReport:
-    scores = _scores(found)
+    scores = _scores(measured)
     short = None if setting.is_unscaled else plan.short
     effective = (
         effective_context({one.length: one.score for one in scores}) if scores else ()
@@ -184,10 +184,10 @@ def _setting_report(
         setting.context,
         scores,
         effective,
-        band_losses(plan, found),
-        key_tokens_of(setting, found),
-        protocol_figure(plan, found),
-        divergences(found),
+        band_losses(plan, measured),
+        key_tokens_of(setting, measured),
+        protocol_figure(plan, measured),
+        divergences(measured),
         price(plan, setting, results),
         short,
     )

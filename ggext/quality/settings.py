@@ -284,12 +284,14 @@ def lengths_for(chosen: Sequence[Setting], options: EvalOptions) -> tuple[int, .
         return lengths
     longest = max(_reach(setting) for setting in chosen)
     trained = min(setting.trained for setting in chosen)
-    found = [longest]
-    while (found[-1] > trained or len(found) < 3) and found[-1] // 2 >= _SHORTEST:
-        found.append(found[-1] // 2)
-    if len(found) > _MOST_LENGTHS:
-        found = [*found[: _MOST_LENGTHS - 1], found[-1]]
-    return tuple(sorted(found))
+    halvings = [longest]
+    while (halvings[-1] > trained or len(halvings) < 3) and halvings[
+        -1
+    ] // 2 >= _SHORTEST:
+        halvings.append(halvings[-1] // 2)
+    if len(halvings) > _MOST_LENGTHS:
+        halvings = [*halvings[: _MOST_LENGTHS - 1], halvings[-1]]
+    return tuple(sorted(halvings))
 
 
 def _factor(length: int, setting: Setting) -> float:

@@ -78,7 +78,7 @@ def documents_in(
 def read_questions(path: Path) -> tuple[UserQuestion, ...]:
     """The user's own questions: JSON lines with ``question``, ``answers`` (a list, one of which is
     enough) and ``passage``. Raises UsageError naming the line."""
-    found = []
+    questions = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -94,8 +94,8 @@ def read_questions(path: Path) -> tuple[UserQuestion, ...]:
                 f"{path}, line {number}, is not a question: it must be JSON such as "
                 '{"question": "...", "answers": ["..."], "passage": "..."}'
             ) from None
-        found.append(UserQuestion(texts[0], tuple(texts[2:]), texts[1]))
-    return tuple(found)
+        questions.append(UserQuestion(texts[0], tuple(texts[2:]), texts[1]))
+    return tuple(questions)
 
 
 def embedded_text() -> str:
@@ -105,15 +105,15 @@ def embedded_text() -> str:
 
 def filler_of(texts: Sequence[str]) -> tuple[str, ...]:
     """The sentences of the texts, for `sentences_from`."""
-    found: list[str] = []
+    sentences: list[str] = []
     for text in texts:
         for match in _SENTENCE.finditer(text):
             split = match[0].split()
             starts = range(0, len(split), _LONGEST_SENTENCE)
-            found += [
+            sentences += [
                 " ".join(split[start : start + _LONGEST_SENTENCE]) for start in starts
             ]
-    return tuple(found)
+    return tuple(sentences)
 
 
 def sentences_from(texts: Sequence[str], rng: Random) -> Iterator[str]:
@@ -132,8 +132,8 @@ def pieces(
     `texts`: name and text. `marks`: see `EvalOptions`. However many are taken, they are spread over
     the texts. Raises UsageError where no text is long enough.
     """
-    found = [_of_one(model, name, text, length, marks) for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length, marks) for name, text in texts]
+    if not any(passages):
         longest = max(
             len(model.tokenize(text, parse_special=marks)) for _, text in texts
         )
@@ -141,8 +141,8 @@ def pieces(
             f"the longest text has {longest:,} tokens, too few for a length of {length:,}: give a "
             "longer text, or shorter lengths"
         )
-    most = max(map(len, found))
-    return [part[i] for i in range(most) for part in found if i < len(part)][
+    most = max(map(len, passages))
+    return [part[i] for i in range(most) for part in passages if i < len(part)][
         :_MOST_PIECES
     ]
 
@@ -151,12 +151,12 @@ def beginnings(
     model: Model, texts: Sequence[tuple[str, str]], length: int
 ) -> list[Piece]:
     """The first `length` tokens of each text that has so many. Raises UsageError for none."""
-    found = [_of_one(model, name, text, length)[:1] for name, text in texts]
-    if not any(found):
+    passages = [_of_one(model, name, text, length)[:1] for name, text in texts]
+    if not any(passages):
         raise UsageError(
             f"no text has {length:,} tokens: give longer texts, or shorter lengths"
         )
-    return [piece for part in found for piece in part]
+    return [piece for part in passages for piece in part]
 
 
 def _of_one(
