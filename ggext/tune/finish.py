@@ -141,12 +141,12 @@ def evaluate(
     """Three files on the same items: untuned with the same scaling, tuned, pretrained."""
     kind = file_type(options, plan.folder)
     short = min(plan.rope.trained, _SHORT)
-    trials = options.trials
+    trials = options.trials and (2 * options.trials, options.trials)
     asked = EvalOptions(
         lengths=(short, plan.rope.context),
         texts=texts,
         marks=True,
-        trials=None if trials is None else (2 * trials, trials),
+        trials=trials,
         needles=min(_NEEDLES, short // _NEEDLE_TOKENS),
         price=False,  # which the pretrained file shows, as one of the three
         seed=options.seed,

@@ -37,8 +37,6 @@ class Step:
     steps: int
     # Mean loss of a learned token, in nats, with the weights of `token_weights`.
     loss: float
-    # Norm of the gradient before it was clipped.
-    gradient: float
 
 
 OnStep = Callable[[Step], bool]
@@ -234,6 +232,6 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         """After every step, before its checkpoint."""
         if "loss" not in logs:
             return  # the summary at the end
-        step = Step(state.global_step, args.max_steps, logs["loss"], logs["grad_norm"])
+        step = Step(state.global_step, args.max_steps, logs["loss"])
         if self._on_step(step):
             control.should_save = control.should_training_stop = True
