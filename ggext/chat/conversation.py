@@ -42,6 +42,8 @@ class Engine(Protocol):
     def trained(self) -> int: ...
     @property
     def ever_dropped(self) -> int: ...
+    @property
+    def forgotten(self) -> int: ...
     def evaluate(
         self,
         tokens: Sequence[int],
@@ -79,6 +81,8 @@ class Outcome:
     dropped: int = 0
     # whether all that was kept of the answer is reasoning
     only_reasoned: bool = False
+    # Tokens that had left it, and that no question can bring back any more.
+    forgotten: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ class Conversation:
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.dropped_turns = 0
-        self._dropped = engine.ever_dropped  # that an outcome has reported
+        self._said(engine)
         self.set_system(self.options.system)
         self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -189,7 +193,7 @@ class Conversation:
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
-        self._dropped = engine.ever_dropped
+        self._said(engine)
         if not self.options.drop_turns:
             self.dropped_turns = 0
 
@@ -197,7 +201,12 @@ class Conversation:
         """The engine's cache was filled for the turns that there are. What had left the context
         by then is no news of the next turn."""
         self._cached = list(self.turns)
-        self._dropped = self.engine.ever_dropped
+        self._said(self.engine)
+
+    def _said(self, engine: Engine) -> None:
+        """What left the context until now is reported."""
+        self._dropped = engine.ever_dropped
+        self._forgotten = engine.forgotten
 
     def bring_back(self) -> bool:
         """Whether the turns that left fit into this context with room for an answer; then they are
@@ -264,7 +273,8 @@ class Conversation:
                 self.turns = [*prompt, Turn("assistant", last.text, last.reasoning)]
         left = tuple(behind_system(prompt)[before : self.dropped_turns])
         dropped = self.engine.ever_dropped - self._dropped
-        self._dropped = self.engine.ever_dropped
+        forgotten = self.engine.forgotten - self._forgotten
+        self._said(self.engine)
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -276,6 +286,7 @@ class Conversation:
             left,
             dropped,
             only_reasoned,
+            forgotten,
         )
 
     def first_prompt(self, question: str) -> list[int]:

@@ -35,6 +35,8 @@ class KeptSettings:
     when_full: str = "stop"
     keep: float = 1.0
     evicted: str | None = None
+    # bytes
+    evicted_memory: int | None = None
     # tokens; auto: what fits into the memory; None: as a new chat chooses
     ctx: int | Literal["auto"] | None = None
     kv: str = "f16"

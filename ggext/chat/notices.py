@@ -34,6 +34,11 @@ def notices(outcome: Outcome) -> list[str]:
         lines.append(
             f"the context was full: {outcome.dropped:,} of the oldest tokens left it"
         )
+    if outcome.forgotten:
+        lines.append(
+            f"{outcome.forgotten:,} tokens that had left the context cannot be brought back any "
+            "more: --evicted-memory is the memory for them"
+        )
     if outcome.only_reasoned:
         lines.append(_ONLY_REASONED)
     ending = _FINISHES.get(outcome.finish) if outcome.kept else _WITHDRAWN

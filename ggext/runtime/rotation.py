@@ -29,6 +29,7 @@ from ggext.rope.methods import theta
 from ggext.rope.scaling import RopeGeometry
 from ggext.runtime.cell_types import WHOLE, floats, rows_of
 from ggext.runtime.layers import CachedLayers
+from ggext.runtime.products import product
 from ggext.runtime.regimes import Regime
 from ggext.runtime.state import KvBlock
 
@@ -201,8 +202,8 @@ def _mixed(turn: _Turn, heads: NDArray[np.float32]) -> NDArray[np.float32]:
     its own inverse."""
     if not turn.hadamard:
         return heads
-    runs = heads.reshape(-1, turn.hadamard) @ _hadamard(turn.hadamard)
-    return runs.reshape(heads.shape)
+    runs = heads.reshape(-1, turn.hadamard)
+    return product(runs, _hadamard(turn.hadamard)).reshape(heads.shape)
 
 
 def _heads(turn: _Turn, kind: int, rows: Any) -> tuple[Any, Dtype]:

@@ -22,7 +22,7 @@ from ggext.errors import ModelError
 from ggext.runtime import forks
 from ggext.runtime.answering import Answering, End, Happening, Mailbox, Question
 from ggext.runtime.closing import Closing
-from ggext.runtime.engine import Session, common_prefix_length
+from ggext.runtime.engine import FinishReason, Session, common_prefix_length
 from ggext.runtime.prefixes import worth
 
 _AHEAD = (
@@ -176,13 +176,13 @@ class _Job:
 
 
 def _answer(session: Session, question: Question) -> Generator[Happening, None, None]:
-    before = session.ever_dropped
+    ended = _ends(session)
     # The same seed gives the same answer, whatever is cached.
     repeatable = question.sampling.seed is not None
     prefill = yield from session.steps(question.tokens, repeatable=repeatable)
     yield prefill
     if prefill.cancelled:
-        yield End("cancelled", dropped=session.ever_dropped - before)
+        yield ended("cancelled")
         return
     generation = session.generate(question.sampling, question.max_tokens)
     generated: list[int] = []
@@ -192,11 +192,21 @@ def _answer(session: Session, question: Question) -> Generator[Happening, None, 
         if not generation.is_current:  # the session answered another question meanwhile
             again = yield from session.steps([*question.tokens, *generated])
             if again.cancelled:
-                yield End("cancelled", dropped=session.ever_dropped - before)
+                yield ended("cancelled")
                 return
             generation.go_on()
     assert generation.finish is not None
-    yield End(generation.finish, dropped=session.ever_dropped - before)
+    yield ended(generation.finish)
+
+
+def _ends(session: Session) -> Callable[[FinishReason], End]:
+    """Makes the end of an answer that begins now, with what left the context until then."""
+    dropped, forgotten = session.ever_dropped, session.forgotten
+    return lambda finish: End(
+        finish,
+        dropped=session.ever_dropped - dropped,
+        forgotten=session.forgotten - forgotten,
+    )
 
 
 class Worker(Closing):
