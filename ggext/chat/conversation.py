@@ -133,17 +133,13 @@ class Conversation:
         self.options = options or ChatOptions()
         # A grammar describes the answer alone: the model is to begin with it.
         thinks = False if sampling.grammar is not None else self.options.think
-        self.prompts = Prompts(
-            vocabulary,
-            thinks,
-            self.options.template,
-        )
+        self.prompts = Prompts(vocabulary, thinks, self.options.template)
         self.engine = engine
         self.sampling = sampling
         self.outcome: Outcome | None = None
         self.turns: list[Turn] = []
         self.dropped_turns = 0
-        self._said(engine)
+        self._count_dropped(engine)
         self.set_system(self.options.system)
         self._prompt: list[Turn] | None = None
         self._answer: AnswerText | None = None
@@ -193,7 +189,7 @@ class Conversation:
     def change_engine(self, engine: Engine) -> None:
         """Continues with another engine, which may hold the same tokens."""
         self.engine = engine
-        self._said(engine)
+        self._count_dropped(engine)
         if not self.options.drop_turns:
             self.dropped_turns = 0
 
@@ -201,9 +197,9 @@ class Conversation:
         """The engine's cache was filled for the turns that there are. What had left the context
         by then is no news of the next turn."""
         self._cached = list(self.turns)
-        self._said(self.engine)
+        self._count_dropped(self.engine)
 
-    def _said(self, engine: Engine) -> None:
+    def _count_dropped(self, engine: Engine) -> None:
         """What left the context until now is reported."""
         self._dropped = engine.ever_dropped
         self._forgotten = engine.forgotten
@@ -274,7 +270,7 @@ class Conversation:
         left = tuple(behind_system(prompt)[before : self.dropped_turns])
         dropped = self.engine.ever_dropped - self._dropped
         forgotten = self.engine.forgotten - self._forgotten
-        self._said(self.engine)
+        self._count_dropped(self.engine)
         self._cached = list(self.turns)
         only_reasoned = kept and bool(answer.reasoning) and not answer.text.strip()
         self.outcome = Outcome(
@@ -296,9 +292,8 @@ class Conversation:
 
     def next_prompt(self, question: str) -> list[int]:
         """The prompt that the question would make as things are. Raises TemplateError."""
-        return self.prompts.tokens(
-            [*without(self.turns, self.dropped_turns), Turn("user", question)]
-        )
+        turns = without(self.turns, self.dropped_turns)
+        return self.prompts.tokens([*turns, Turn("user", question)])
 
     def certain(self, beginning: str) -> list[int]:
         """The tokens of the next prompt as far as the beginning of its turn decides them; none
@@ -324,19 +319,14 @@ class Conversation:
         may_drop = self.options.drop_turns and self.sampling.grammar is None
         while finish == "context" and may_drop and exchange(prompt, self.dropped_turns):
             again, _ = self._read(prompt, answer, progress)
-            finish = (
-                (yield from self._continue(answer, clock))
-                if not again.cancelled
-                else "cancelled"
-            )
+            finish = "cancelled"
+            if not again.cancelled:
+                finish = yield from self._continue(answer, clock)
         yield from answer.end()
         return "stop" if answer.stopped else finish
 
     def _read(
-        self,
-        prompt: list[Turn],
-        answer: AnswerText | None,
-        progress: Progress | None,
+        self, prompt: list[Turn], answer: AnswerText | None, progress: Progress | None
     ) -> tuple[Prefill, AnswerText]:
         """Evaluates the prompt, and what there is of the answer; without the turns that must
         leave."""

@@ -141,12 +141,13 @@ def evaluate(
     """Three files on the same items: untuned with the same scaling, tuned, pretrained."""
     kind = file_type(options, plan.folder)
     short = min(plan.rope.trained, _SHORT)
-    trials = options.trials and (2 * options.trials, options.trials)
+    trials = options.trials
+    per_length = None if trials is None else (2 * trials, trials)
     asked = EvalOptions(
         lengths=(short, plan.rope.context),
         texts=texts,
         marks=True,
-        trials=trials,
+        trials=per_length,
         needles=min(_NEEDLES, short // _NEEDLE_TOKENS),
         price=False,  # which the pretrained file shows, as one of the three
         seed=options.seed,
